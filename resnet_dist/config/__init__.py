@@ -1,0 +1,3 @@
+"""Recipes, profiles and search spaces: YAML read into frozen, strict models. Imports neither torch nor ray."""
+
+from __future__ import annotations
