@@ -1,11 +1,7 @@
-"""The two ways a command ends badly: the user can mend it, or something broke."""
+"""The two ways a command ends badly; the same two classes as data preparation's, so that they mean one thing."""
 
 from __future__ import annotations
 
+from data_prep.errors import Fault, UserError
 
-class UserError(Exception):
-    """A mistake the user can mend. One readable line: what is wrong, where, and how to mend it. Exit code 2."""
-
-
-class Fault(Exception):
-    """Something broke that is not the user's doing. One readable line with the cause and where to look. Exit code 1."""
+__all__ = ["Fault", "UserError"]

@@ -1,12 +1,14 @@
-"""The profile: how much hardware there is, where things lie, and how patient to be. Nothing here may change a result."""
+"""The profile: how much hardware there is, where things lie, how patient to be. Nothing here may change a result."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from resnet_dist.config.base import Section
+from resnet_dist.errors import UserError
 
 
 class CheckpointConfig(Section):
@@ -22,6 +24,8 @@ class FailureConfig(Section):
     """Restarts of the worker group before the run ends with the cause."""
     collective_timeout_s: PositiveFloat = 300.0
     """Longest wait in one collective (all-reduce, barrier) before a hung worker ends the attempt."""
+    stop_grace_s: PositiveFloat = 60.0
+    """Longest wait for the last checkpoint after Ctrl-C or SIGTERM."""
     wait_for_resources_s: PositiveFloat = 120.0
     """Longest wait for the cluster to give the workers their CPUs and GPUs."""
 
@@ -32,7 +36,7 @@ class Profile(Section):
     """Also the number of loader threads of a worker."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     data_root: str
-    """Folder of the data sets, seen under the same path on every node. Relative paths start where the command starts."""
+    """Folder of the data sets, under the same path on every node. A relative path starts where the command starts."""
     storage: str
     """Folder of the runs (checkpoints), shared by all nodes."""
     tracking_uri: str
@@ -47,3 +51,18 @@ class Profile(Section):
     """Steps between two points of the training curves and two stop checks."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     failure: FailureConfig = FailureConfig()
+
+
+def absolute_paths(profile: Profile, base: Path) -> Profile:
+    """The profile with `data_root` and `storage` made absolute: workers start in folders of their own.
+
+    Raises UserError for an object-storage URL: runs need a folder that all nodes share.
+    """
+    if "://" in profile.storage:
+        raise UserError(f"storage {profile.storage}: must be a folder that all nodes share, not a URL; set storage")
+    return profile.model_copy(
+        update={
+            key: str((base / Path(value).expanduser()).absolute())
+            for key, value in (("data_root", profile.data_root), ("storage", profile.storage))
+        }
+    )

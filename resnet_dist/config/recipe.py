@@ -26,7 +26,8 @@ class ModelConfig(Section):
     zero_init_residual: bool = False
     """Start the last batch norm of every block at gamma = 0 (Goyal et al. 2017, section 5.1)."""
     shortcut: Literal["A", "B", "C"] | None = None
-    """He et al. 2015, section 3.3: A zero-padding, B projection where dimensions grow, C all projections; null: the net's own default."""
+    """A zero-padding, B projection where dimensions grow, C all projections (He et al. 2015, section 3.3); null: the
+    net's own default."""
 
 
 class RandomResizedCrop(Section):
@@ -52,7 +53,10 @@ class RandomResizedCrop(Section):
 
 
 class PadCrop(Section):
-    """Pad every side with zeros, then crop `size` x `size` at random (He et al. 2015, section 4.2). All images must be `size` x `size`."""
+    """Pad every side with zeros, then crop `size` x `size` at random (He et al. 2015, section 4.2).
+
+    All images must be `size` x `size`.
+    """
 
     kind: Literal["pad_crop"]
     size: PositiveInt
@@ -99,7 +103,7 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt
     """Images per optimizer step, over all workers."""
     micro_batch_size: PositiveInt
-    """Images per forward pass: the unit of batch-norm statistics and of data order. Workers share the micro-batches of a step."""
+    """Images per forward pass: the unit of batch-norm statistics and of data order; workers share a step's."""
     total_epochs: PositiveInt
     max_steps: PositiveInt | None = None
     """End the run after this many steps; the schedule still runs over `total_epochs`."""
@@ -120,7 +124,8 @@ class TrainConfig(Section):
     def _whole_micro_batches(self) -> TrainConfig:
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+                f"global_batch_size ({self.global_batch_size}) must be a multiple "
+                f"of micro_batch_size ({self.micro_batch_size})"
             )
         return self
 
@@ -173,7 +178,7 @@ ScheduleConfig = Annotated[StepSchedule | CosineSchedule | LinearSchedule, Field
 
 class EvalConfig(Section):
     batch_size: PositiveInt
-    """Images per forward pass. The batches are fixed by this number, so the loss does not depend on the worker count."""
+    """Images per forward pass. It fixes the batches, so the loss does not depend on the worker count."""
     every_epochs: PositiveInt = 1
     """Evaluate after every this many epochs, and always after the last step."""
 

@@ -1,0 +1,42 @@
+# `make help` lists what there is. Everything runs in .venv, which `make setup` makes.
+.DEFAULT_GOAL := help
+.PHONY: help setup lock demo ui test test-slow lint bench clean
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+export DO_NOT_TRACK = true
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned dependencies, this project.
+
+.venv/.ready: cluster/setup.sh requirements.lock pyproject.toml
+	@bash cluster/setup.sh
+
+lock:  ## Renew requirements.lock from pyproject.toml.
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+demo: setup  ## The main job on real handwritten digits: convert, train on two workers, log to MLflow.
+	$(BIN)/data-prep convert --source digits --output data/digits/train.beton
+	$(BIN)/data-prep convert --source digits --output data/digits/val.beton
+	$(BIN)/resnet-dist train resnet_dist/recipes/digits_resnet20.yaml --on cluster/profiles/laptop.yaml --name demo
+	@echo "see it in the MLflow UI: make ui    train afresh: rm -r runs/demo, or another --name"
+
+ui: setup  ## Open the MLflow UI of the laptop profile on http://127.0.0.1:5000.
+	$(BIN)/mlflow server --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+
+test: setup  ## All tests that a change must pass, in under 15 minutes on two cores.
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## The long tests too.
+	$(BIN)/python -m pytest
+
+lint: setup  ## Style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove data, runs and caches; .venv stays.
+	rm -rf data runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

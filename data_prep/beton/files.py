@@ -1,0 +1,40 @@
+"""Durable files: nothing appears under its final name before its bytes are on the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`: one `pwrite` may write less than it was given."""
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Renames a file that is already fsynced, and makes the rename itself durable."""
+    temporary.replace(final)
+    fsync_folder(final.parent)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

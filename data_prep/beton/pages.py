@@ -1,0 +1,102 @@
+"""Where every sample's bytes go: packing into pages as a pure function of the sizes, in sample order.
+
+The layout depends on nothing but the rows, so it is the same whatever number of workers encoded them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.beton import layout
+
+STORED_ROW = np.dtype(
+    [("mode", "<u1"), ("untouched", "<u1"), ("width", "<u2"), ("height", "<u2"), ("label", "<i8"), ("size", "<u8")]
+)
+"""What encoding says of one sample: its metadata and the number of bytes to store.
+
+`untouched` is 1 where those bytes are the source's own.
+"""
+
+
+@dataclass(frozen=True)
+class BetonLayout:
+    """Every byte of a beton but the images themselves, and where those go."""
+
+    page_bytes: int
+    metadata: NDArray[np.void]
+    """`layout.SAMPLE_METADATA`, one row per sample."""
+    allocations: NDArray[np.void]
+    """`layout.ALLOCATION`, one row per sample, ascending in `ptr`."""
+    page_starts: NDArray[np.int64]
+    """Index of the first sample of each page, and one past the last sample at the end: `num_pages + 1` values."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.metadata)
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.page_starts) - 1
+
+    @property
+    def pages_start(self) -> int:
+        return layout.pages_start(self.num_samples, self.page_bytes)
+
+    @property
+    def allocation_table_ptr(self) -> int:
+        return self.pages_start + self.num_pages * self.page_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.allocation_table_ptr + self.allocations.nbytes
+
+    def front_matter(self) -> bytes:
+        """Header, field descriptors, metadata. Zeros follow up to the first page."""
+        head = layout.header(self.num_samples, self.page_bytes, self.allocation_table_ptr)
+        return head + layout.field_descriptors() + self.metadata.tobytes()
+
+    def used_bytes(self, page: int) -> int:
+        """Bytes of images on a page; zeros follow."""
+        first, end = self.page_starts[page], self.page_starts[page + 1]
+        return int(self.allocations["size"][first:end].sum())
+
+
+def pack(sizes: NDArray[np.uint64], page_bytes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fills pages greedily in order; a sample never crosses into the next page.
+
+    `sizes`: bytes per sample, each in 1..page_bytes. Returns the offset of each sample from the first page, and the
+    index of the first sample of each page with `len(sizes)` at the end. ValueError when a size does not fit.
+    """
+    if len(sizes) and (int(sizes.min()) < 1 or int(sizes.max()) > page_bytes):
+        raise ValueError(f"every sample must have 1..{page_bytes} bytes")
+    ends = np.cumsum(sizes.astype(np.int64))
+    begins = ends - sizes.astype(np.int64)
+    offsets = np.empty(len(sizes), dtype=np.int64)
+    starts = [0]
+    while starts[-1] < len(sizes):
+        first = starts[-1]
+        end = int(np.searchsorted(ends, begins[first] + page_bytes, side="right"))
+        offsets[first:end] = begins[first:end] - begins[first] + (len(starts) - 1) * page_bytes
+        starts.append(end)
+    return offsets, np.array(starts, dtype=np.int64)
+
+
+def lay_out(rows: NDArray[np.void], page_bytes: int) -> BetonLayout:
+    """The layout of a beton from its `STORED_ROW`s, in sample order. ValueError when a sample does not fit a page."""
+    offsets, page_starts = pack(rows["size"], page_bytes)
+    pointers = offsets + layout.pages_start(len(rows), page_bytes)
+
+    metadata = np.zeros(len(rows), dtype=layout.SAMPLE_METADATA)
+    for name in ("mode", "width", "height"):
+        metadata["image"][name] = rows[name]
+    metadata["image"]["data_ptr"] = pointers
+    metadata["label"] = rows["label"]
+
+    allocations = np.zeros(len(rows), dtype=layout.ALLOCATION)
+    allocations["sample_id"] = np.arange(len(rows))
+    allocations["ptr"] = pointers
+    allocations["size"] = rows["size"]
+    return BetonLayout(page_bytes, metadata, allocations, page_starts)

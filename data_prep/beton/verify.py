@@ -1,0 +1,137 @@
+"""Is a beton what its manifest says? Size, digests, structure, counts, and whether its images decode.
+
+A wrong chunk is told with the samples whose bytes it holds.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.beton import layout
+from data_prep.beton.digest import CHUNK_BYTES, digest_file
+from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest
+from data_prep.beton.reader import BetonReader
+from data_prep.errors import UserError
+
+MAX_NAMED = 5
+"""Samples or chunks named in one problem; the others are counted."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    manifest: Manifest
+    problems: tuple[str, ...]
+    """One readable line each; empty when all is well."""
+    num_decoded: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], None] = lambda *_: None) -> VerifyReport:
+    """Checks `beton` against its manifest. UserError when one of the two does not exist or is unreadable.
+
+    `decode`: how many images, spread evenly, to decode with Pillow; None for all. `on_decoded(done, total)` is called
+    after each.
+    """
+    if not beton.is_file():
+        raise UserError(f"{beton}: does not exist; make it with `data-prep convert --output {beton}`")
+    manifest = read_manifest(beton)
+    try:
+        reader = BetonReader(beton)
+    except UserError as error:
+        return VerifyReport(manifest, (*_check_bytes(beton, manifest, None), str(error)), 0)
+    problems = _check_bytes(beton, manifest, reader) + _check_counts(reader, manifest)
+    chosen = _spread(len(reader), decode)
+    bad = []
+    for done, index in enumerate(chosen.tolist(), 1):
+        reason = _decode(reader, index)
+        if reason is not None:
+            bad.append(f"{index} ({reason})")
+        on_decoded(done, len(chosen))
+    if bad:
+        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {_shorten(bad)}")
+    return VerifyReport(manifest, tuple(problems), len(chosen))
+
+
+def _check_bytes(beton: Path, manifest: Manifest, reader: BetonReader | None) -> list[str]:
+    actual_bytes = beton.stat().st_size
+    if actual_bytes != manifest.beton_bytes:
+        return [f"the file has {actual_bytes} bytes, the manifest says {manifest.beton_bytes}: copied in part?"]
+    if manifest.chunk_bytes != CHUNK_BYTES:
+        return [f"the manifest has chunks of {manifest.chunk_bytes} bytes, expected {CHUNK_BYTES}"]
+    found = digest_file(beton)
+    if found.whole == manifest.digest and found.chunks == manifest.chunks:
+        return []
+    wrong = [i for i, (a, b) in enumerate(zip(found.chunks, manifest.chunks, strict=False)) if a != b]
+    if not wrong:
+        return [f"the file's digest is {found.whole}, the manifest says {manifest.digest}: not this manifest's beton"]
+    problems = []
+    for chunk in wrong[:MAX_NAMED]:
+        start, end = chunk * CHUNK_BYTES, min((chunk + 1) * CHUNK_BYTES, actual_bytes)
+        problems.append(f"bytes {start}..{end - 1} changed since they were written; {_touched(reader, start, end)}")
+    if len(wrong) > MAX_NAMED:
+        problems.append(f"{len(wrong) - MAX_NAMED} more chunks of {CHUNK_BYTES} bytes changed")
+    return problems
+
+
+def _touched(reader: BetonReader | None, start: int, end: int) -> str:
+    if reader is None:
+        return "the samples there are not known"
+    (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
+    if not len(samples):
+        return "no image lies there, but the tables do, or nothing"
+    return f"the images of {len(samples)} samples lie there: {_shorten([str(i) for i in samples.tolist()])}"
+
+
+def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
+    labels_fit = len(reader) and int(reader.labels.min()) >= 0 and int(reader.labels.max()) < manifest.num_classes
+    found = {
+        "page_bytes": reader.page_bytes,
+        "num_samples": len(reader),
+        "class_counts": count_classes(reader.labels, manifest.num_classes) if labels_fit else "labels outside them",
+        "mode_counts": count_modes(reader.modes),
+        "max_height": int(reader.heights.max(initial=0)),
+        "max_width": int(reader.widths.max(initial=0)),
+        "min_height": int(reader.heights.min(initial=layout.MAX_SIDE_PX)),
+        "min_width": int(reader.widths.min(initial=layout.MAX_SIDE_PX)),
+    }
+    return [
+        f"{name}: the beton has {value}, the manifest says {getattr(manifest, name)}"
+        for name, value in found.items()
+        if value != getattr(manifest, name)
+    ]
+
+
+def _spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
+    """`count` indices from first to last, evenly; all when there are not more."""
+    if count is None or count >= num_samples:
+        return np.arange(num_samples)
+    return np.unique(np.linspace(0, num_samples - 1, num=count).astype(np.int64))
+
+
+def _decode(reader: BetonReader, index: int) -> str | None:
+    """Why this image is not the one its metadata describes, or None."""
+    from PIL import Image
+
+    if reader.mode(index) == layout.MODE_RAW:
+        return None  # its size was checked by the reader; any bytes are pixels
+    try:
+        image = Image.open(io.BytesIO(reader.image_bytes(index)), formats=["JPEG"])
+        image.load()
+    except Exception as error:  # noqa: BLE001  # damaged files raise half a dozen kinds; each is a finding, not a fault
+        return str(error)
+    expected = (reader.width(index), reader.height(index))
+    return None if image.size == expected else f"is {image.size} px, the metadata says {expected}"
+
+
+def _shorten(items: list[str]) -> str:
+    more = len(items) - MAX_NAMED
+    return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

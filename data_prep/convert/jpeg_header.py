@@ -1,0 +1,92 @@
+"""Reads a JPEG's markers, to tell which files the stock ffcv decoder reads correctly. No pixel is decoded.
+
+ffcv ignores its decoder's return code and then trains on an earlier image's pixels, so only what is known to decode is
+passed on untouched. Markers: ITU-T T.81, table B.1.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+RST0, RST7, TEM = 0xD0, 0xD7, 0x01
+SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
+"""Sampling factors of the first of three components that libturbojpeg knows by name (chroma 1x1)."""
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    height: int
+    width: int
+    frame: int
+    """The start-of-frame marker: 0xC0 baseline, 0xC1 extended, 0xC2 progressive, ..."""
+    precision: int
+    """Bits per value."""
+    sampling: tuple[tuple[int, int], ...]
+    """(horizontal, vertical) factors of each component."""
+    has_end: bool = False
+    """An end-of-image marker follows the scan. Without one the file was cut short."""
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader | None:
+    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    frame: JpegHeader | None = None
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in (SOI, EOI, TEM) or RST0 <= marker <= RST7:
+            return None
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        segment = data[at + 4 : at + 2 + length]
+        if length < 2 or len(segment) != length - 2:
+            return None
+        if marker in START_OF_FRAME:
+            if frame is not None:
+                return None
+            frame = _read_frame(marker, segment)
+            if frame is None:
+                return None
+        if marker == SOS:
+            # Within a scan 0xFF is always stuffed, so an 0xFFD9 behind it is an end of image.
+            return frame and replace(frame, has_end=data.rfind(b"\xff\xd9", at + 2 + length) >= 0)
+        at += 2 + length
+    return None
+
+
+def is_read_by_ffcv(header: JpegHeader) -> bool:
+    """Whether the stock decoder (libjpeg-turbo through ffcv 1.0.2) gives this file's pixels as RGB."""
+    return (
+        header.frame in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE)
+        and header.precision == 8
+        and header.height > 0
+        and header.width > 0
+        and header.has_end
+        and _is_known_sampling(header.sampling)
+    )
+
+
+def _is_known_sampling(sampling: tuple[tuple[int, int], ...]) -> bool:
+    if len(sampling) == 1:
+        return True
+    return len(sampling) == 3 and sampling[0] in LUMA_SAMPLING and sampling[1] == sampling[2] == (1, 1)
+
+
+def _read_frame(marker: int, segment: bytes) -> JpegHeader | None:
+    if len(segment) < 6:
+        return None
+    precision, height, width, num_components = struct.unpack_from(">BHHB", segment)
+    if len(segment) != 6 + 3 * num_components:
+        return None
+    factors = segment[7::3]
+    return JpegHeader(height, width, marker, precision, tuple((f >> 4, f & 15) for f in factors))

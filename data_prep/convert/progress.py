@@ -1,0 +1,125 @@
+"""What a person sees while a conversion runs: a live bar on a terminal, a plain line every few seconds in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+PLAIN_INTERVAL_S = 5.0
+
+
+class Progress(Protocol):
+    def note(self, text: str) -> None:
+        """One line of its own."""
+        ...
+
+    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
+        """So much is done since the start, of `total` samples."""
+        ...
+
+    def assembled(self, pages: int, total: int) -> None: ...
+
+
+class NoProgress:
+    def note(self, text: str) -> None: ...
+
+    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None: ...
+
+    def assembled(self, pages: int, total: int) -> None: ...
+
+
+@contextmanager
+def progress_on(stream: TextIO) -> Iterator[Progress]:
+    """The kind of progress that suits `stream`."""
+    if not stream.isatty():
+        yield PlainProgress(stream)
+        return
+    with _LiveProgress() as live:
+        yield live
+
+
+class _Rate:
+    """Samples and bytes per second since the first unit was finished: the start of Ray would spoil them."""
+
+    def __init__(self) -> None:
+        self._samples_before: int | None = None
+        self._start: tuple[float, int, int] | None = None
+
+    def describe(self, samples: int, total: int, stored_bytes: int, bad: int) -> str:
+        now = time.monotonic()
+        if self._samples_before is None:
+            self._samples_before = samples
+        if self._start is None and samples > self._samples_before:
+            self._start = (now, samples, stored_bytes)
+        start_s, start_samples, start_bytes = self._start or (now, samples, stored_bytes)
+        elapsed_s = max(now - start_s, 1e-9)
+        parts = [f"{samples:,}/{total:,} images"]
+        done = samples - start_samples
+        if done:
+            rate = done / elapsed_s
+            parts.append(f"{rate:,.0f} images/s")
+            parts.append(f"{(stored_bytes - start_bytes) / elapsed_s / 1e6:,.1f} MB/s")
+            parts.append(f"{(total - samples) / rate:,.0f} s left")
+        if bad:
+            parts.append(f"{bad:,} bad")
+        return ", ".join(parts)
+
+
+class PlainProgress:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._rate = _Rate()
+        self._last_s = 0.0
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
+        text = self._rate.describe(samples, total, stored_bytes, bad)
+        if self._is_time() or samples == total:
+            self.note(f"encode: {text}")
+
+    def assembled(self, pages: int, total: int) -> None:
+        if self._is_time() or pages == total:
+            self.note(f"assemble: {pages:,}/{total:,} pages")
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_s < PLAIN_INTERVAL_S:
+            return False
+        self._last_s = now
+        return True
+
+
+class _LiveProgress:
+    """One rich bar per phase, on stderr."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self._bars = Progress(*columns, console=Console(stderr=True))
+        self._encode = self._bars.add_task("encode", text="", visible=False)
+        self._assemble = self._bars.add_task("assemble", text="", visible=False)
+        self._rate = _Rate()
+
+    def __enter__(self) -> _LiveProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
+        text = self._rate.describe(samples, total, stored_bytes, bad)
+        self._bars.update(self._encode, completed=samples, total=total, text=text, visible=True)
+
+    def assembled(self, pages: int, total: int) -> None:
+        text = f"{pages:,}/{total:,} pages"
+        self._bars.update(self._assemble, completed=pages, total=total, text=text, visible=True)

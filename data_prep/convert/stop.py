@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM as a flag that the conversion looks at between pieces of work, so that it always ends in order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal asked for the end. The exit code is 128 + its number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+class StopFlag:
+    """Set by a signal. A second signal raises KeyboardInterrupt at once, for the impatient."""
+
+    def __init__(self) -> None:
+        self._signal_number: int | None = None
+
+    def check(self) -> None:
+        """Raises Stopped once a signal has come."""
+        if self._signal_number is not None:
+            raise Stopped(self._signal_number)
+
+    def install(self) -> None:
+        """Takes over SIGINT and SIGTERM. `ray.init` replaces the handlers: call this again behind it."""
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, signal_number: int, frame: FrameType | None) -> None:
+        if self._signal_number is not None:
+            raise KeyboardInterrupt
+        self._signal_number = signal_number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """A flag that is set by signals within the block; the handlers from before come back behind it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    flag = StopFlag()
+    flag.install()
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,76 @@
+"""What a source must offer. `sources/__init__.py` names them; README.md says how to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import xxhash
+
+from data_prep.sources.splits import SplitRequest
+
+
+@dataclass(frozen=True)
+class Sample:
+    data: bytes
+    """The image file: JPEG, PNG, ... as it lies in the source."""
+    label: int
+    key: str
+    """Where a person finds it: a path in the tree, a file and row."""
+
+
+@dataclass(frozen=True)
+class SourceDescription:
+    """Goes into the manifest and into the plan's hash."""
+
+    name: str
+    location: str
+    """Absolute path, or the parameters of a made-up source."""
+    split: str
+    """The split as the source calls it; `all` when it has none."""
+    identity: str
+    """Digest of what the source says it holds (names, sizes, labels): equal for a copy elsewhere."""
+    state: str
+    """Digest that also changes when a file is replaced by one of the same name and size."""
+    num_left_out: int = 0
+    """Files that lie in the source but are no images by their name."""
+
+
+class Source(Protocol):
+    """Images and labels by index, always in the same order.
+
+    Pickled once and opened again in every worker: open files are reopened lazily, long listings are numpy arrays (which
+    workers of one node share), see `listing.PackedStrings`.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Indexed by label."""
+        ...
+
+    def describe(self) -> SourceDescription: ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """The sample's `Sample.key`, without reading it."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """OSError or ValueError, with a reason, when this sample cannot be read."""
+        ...
+
+
+class SourceClass(Protocol):
+    def open(self, location: str | None, split: SplitRequest) -> Source: ...
+
+
+def digest_of(parts: Iterable[bytes | str | int]) -> str:
+    """xxh3_128 of the parts with their lengths, so that neighbours cannot flow into one another."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", errors="surrogateescape")
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return f"xxh3_128:{state.hexdigest()}"

@@ -1,0 +1,151 @@
+"""The `resnet-dist` command: words to calls, and ends to exit codes. Heavy libraries are imported where they are used.
+
+Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 anything else, 130/143 stopped after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.config.loading import load_profile, load_recipe
+from resnet_dist.config.profile import Profile, absolute_paths
+from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.errors import Fault, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distributed training of ResNets whose results depend on the recipe alone.",
+)
+tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
+app.add_typer(tracking_app, name="tracking")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+ProfileFile = Annotated[Path, typer.Option("--on", metavar="PROFILE", help="A profile's YAML file.")]
+Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+ProfileSets = Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a key of the profile.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
+
+
+def _load(recipe: Path, on: Path, sets: list[str], profile_sets: list[str]) -> tuple[Recipe, Profile]:
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
+    profile = profile.model_copy(update={"tracking_uri": absolute_tracking_uri(profile.tracking_uri, Path.cwd())})
+    return load_recipe(recipe, sets), profile
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    on: ProfileFile,
+    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    profile_set: ProfileSets = [],  # noqa: B006
+    name: Annotated[
+        str | None,
+        typer.Option(help="The run's name; the same name goes on with the same run.  [default: RECIPE-HASH]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what would run, start nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe on a profile's hardware, or go on where it stands.
+
+    Example: resnet-dist train resnet_dist/recipes/digits_resnet20.yaml --on cluster/profiles/laptop.yaml
+    """
+    loaded, profile = _load(recipe, on, set_, profile_set)
+    run_name = name or f"{recipe.stem}-{recipe_hash(loaded)[:8]}"
+    if dry_run:
+        from resnet_dist.launch.dry_run import describe_run
+
+        typer.echo(describe_run(loaded, profile, run_name))
+        return
+    from resnet_dist.launch.train import Stopped, train
+
+    result = train(loaded, profile, run_name)
+    if isinstance(result, Stopped):
+        typer.echo(
+            f"stopped after step {result.step}; the same command goes on from there ({result.run_dir})", err=True
+        )
+        raise typer.Exit(result.exit_code)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), sort_keys=True))
+        return
+    typer.echo(f"top-1 {result.metrics['val/top1']:.2f} % on the validation set after {result.step} steps")
+    typer.echo(f"run        {result.name}: MLflow run {result.run_id} at {result.tracking_uri}")
+    typer.echo(f"model      {result.model_uri}")
+    typer.echo(f"checkpoint {result.checkpoint}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT_OR_MODEL_URI", help="A checkpoint's folder, a run's folder, or an MLflow model URI."
+        ),
+    ],
+    data: Annotated[Path, typer.Option(metavar="FILE.beton", help="The beton to evaluate on.")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a checkpoint or a logged model exactly: every sample once.
+
+    Example: resnet-dist evaluate runs/demo/epoch=012-step=00000132 --data data/digits/val.beton
+    """
+    from resnet_dist.launch.evaluate import evaluate_on
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    metrics = evaluate_on(model, data, absolute_tracking_uri(uri, Path.cwd()) if uri else None, threads)
+    if as_json:
+        typer.echo(json.dumps(metrics, sort_keys=True))
+        return
+    typer.echo(f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}")
+
+
+@tracking_app.command()
+def sync(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder under the profile's storage.")],
+    tracking_uri: Annotated[str, typer.Option(help="The MLflow server, or sqlite file, that the run belongs to.")],
+) -> None:
+    """Send what a run could not send while its MLflow server was away.
+
+    Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
+    """
+    from resnet_dist.tracking.sync import sync as sync_run
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    typer.echo(str(sync_run(run_dir, absolute_tracking_uri(tracking_uri, Path.cwd()))))
+
+
+def main() -> None:
+    """Runs the command line and exits; see the module's docstring for the exit codes."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        _fail(error.exit_code, error.format_message() or "see --help")
+    except (typer.Abort, KeyboardInterrupt):
+        _fail(130, "interrupted")
+    except UserError as error:
+        _fail(2, str(error))
+    except Fault as error:
+        _fail(1, str(error))
+
+
+def _fail(code: int, message: str) -> None:
+    print(f"resnet-dist: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

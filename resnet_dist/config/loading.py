@@ -1,0 +1,165 @@
+"""YAML files and `--set a.b=c` overrides into models, with every mistake of a file reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import UserError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe; `overrides` are `a.b=c` strings (a leading `recipe.` is allowed). Raises UserError."""
+    return _load(Recipe, path, [o.removeprefix("recipe.") for o in overrides])
+
+
+def load_profile(path: Path, overrides: Sequence[str] = ()) -> Profile:
+    """Reads a profile; `overrides` are `a.b=c` strings (a leading `profile.` is allowed). Raises UserError."""
+    return _load(Profile, path, [o.removeprefix("profile.") for o in overrides])
+
+
+def recipe_from_yaml(text: str) -> Recipe:
+    """A resolved recipe as `to_yaml` wrote it."""
+    return Recipe.model_validate(yaml.safe_load(text))
+
+
+def to_yaml(model: BaseModel) -> str:
+    """The resolved model, every default filled in, as YAML that loads to an equal model."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def flatten(model: BaseModel) -> dict[str, str]:
+    """`{"optim.lr": "0.1", ...}`: the leaves of a model under dotted paths, for a table of parameters."""
+
+    def walk(prefix: str, value: Any) -> dict[str, str]:
+        if isinstance(value, dict):
+            return {k: v for key, item in value.items() for k, v in walk(f"{prefix}{key}.", item).items()}
+        return {prefix[:-1]: str(value)}
+
+    return walk("", model.model_dump(mode="json"))
+
+
+def _load(schema: type[S], path: Path, overrides: Sequence[str]) -> S:
+    tree = _read_mapping(path)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        mistakes = [_describe(schema, detail) for detail in error.errors()]
+        raise UserError(f"{path}: {_enumerate(mistakes)}") from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """safe_load, but a key written twice is an error: PyYAML silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file (expected YAML in UTF-8)") from None
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: expected key.path=value, for example optim.lr=0.05")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    node = tree
+    for depth, key in enumerate(keys[:-1]):
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+    node[keys[-1]] = value
+
+
+def _enumerate(mistakes: Sequence[str]) -> str:
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return f"{len(mistakes)} mistakes: " + "; ".join(f"({i}) {m}" for i, m in enumerate(mistakes, 1))
+
+
+def _describe(schema: type[BaseModel], detail: ErrorDetails) -> str:
+    section, path = _locate(schema, detail["loc"])
+    where = ".".join(path) or "the file"
+    if detail["type"] == "extra_forbidden":
+        valid = sorted(section.model_fields) if section else []
+        near = difflib.get_close_matches(path[-1], valid, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{where}: unknown key; {hint}valid keys here: {', '.join(valid)}"
+    if detail["type"] == "missing":
+        return f"{where}: is missing"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if detail["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {detail['input']!r}"
+
+
+def _locate(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The section that holds the last element of `loc`, and `loc` without the tags of discriminated unions."""
+    section: type[BaseModel] | None = schema
+    holder = section
+    path: list[str] = []
+    options: tuple[type[BaseModel], ...] = ()
+    for element in loc:
+        if options and len(options) > 1:
+            section = next((o for o in options if _kind(o) == element), None)
+            options = ()
+            continue
+        path.append(str(element))
+        holder = section
+        field = section.model_fields.get(str(element)) if section else None
+        options = _models_of(field.annotation) if field else ()
+        section = options[0] if len(options) == 1 else None
+    return holder, path
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
+
+
+def _models_of(annotation: Any) -> tuple[type[BaseModel], ...]:
+    if get_origin(annotation) is Annotated:
+        return _models_of(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(model for arg in get_args(annotation) for model in _models_of(arg))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    return ()

@@ -1,0 +1,110 @@
+"""Which part of the stored image a sample shows, and whether mirrored: geometry as a pure function of keyed draws.
+
+Whole batches in numpy: 0.1-0.2 ms for 64 images, against 64 x 2 ms of decoding. Only +, -, *, /, sqrt and rint, which
+IEEE 754 rounds exactly, so every CPU draws the same crop; numpy's and libm's exp and log differ in the last bit between
+instruction sets, and a last bit can move a crop by a pixel.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
+
+Transform = RandomResizedCrop | PadCrop | CenterCrop
+Sides = NDArray[np.int64]
+Draws = NDArray[np.float64]
+Boxes = NDArray[np.int64]
+"""[N, 4]: top, left, height, width in px of the stored image. Only a pad-crop's box may stick out of the image."""
+
+_TRIES = 10
+# The numbers of a sample's draws. They are part of the meaning of a recipe: never renumber, only append.
+_FLIP, _TOP, _LEFT = 0, 1, 2
+_AREA = slice(3, 3 + _TRIES)
+_ASPECT = slice(_AREA.stop, _AREA.stop + _TRIES)
+
+
+def num_draws(transform: Transform) -> int:
+    """How many uniform draws a sample needs."""
+    match transform:
+        case RandomResizedCrop():
+            return _ASPECT.stop
+        case PadCrop():
+            return _LEFT + 1
+        case CenterCrop():
+            return 0
+
+
+def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> tuple[Boxes, NDArray[np.bool_]]:
+    """Boxes [N, 4] and whether to mirror [N], from image sides in px [N] and draws [N, num_draws(transform)]."""
+    match transform:
+        case RandomResizedCrop():
+            boxes = random_resized_crop(heights, widths, transform.scale, transform.ratio, draws)
+        case PadCrop():
+            boxes = pad_crop(transform.size, transform.pad, draws)
+        case CenterCrop():
+            return center_crop(heights, widths, transform.size, transform.resize), np.zeros(len(heights), np.bool_)
+    return boxes, np.less(draws[:, _FLIP], 0.5 if transform.flip else 0.0)
+
+
+def random_resized_crop(
+    heights: Sides, widths: Sides, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> Boxes:
+    """torchvision's `RandomResizedCrop.get_params` on our draws: ten tries, then the largest allowed central crop."""
+    height, width = heights[:, None], widths[:, None]
+    log_ratio = [float(Decimal(r).ln()) for r in ratio]  # decimal's is the same on every machine, libm's is not
+    area = (height * width) * _between(scale[0], scale[1], draws[:, _AREA])
+    aspect = _exp(_between(log_ratio[0], log_ratio[1], draws[:, _ASPECT]))
+    crop_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    crop_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (crop_widths > 0) & (crop_widths <= width) & (crop_heights > 0) & (crop_heights <= height)
+    sample, first = np.arange(len(heights)), np.argmax(fits, axis=1)
+    h, w = crop_heights[sample, first], crop_widths[sample, first]
+    drawn = np.stack([_below(heights - h + 1, draws[:, _TOP]), _below(widths - w + 1, draws[:, _LEFT]), h, w], axis=1)
+    return np.where(fits.any(axis=1, keepdims=True), drawn, _largest_central_crop(heights, widths, ratio))
+
+
+def pad_crop(size: int, pad: int, draws: Draws) -> Boxes:
+    """A `size` x `size` box of a `size` x `size` image, up to `pad` px outside on any side."""
+    tops, lefts = (_below(np.int64(2 * pad + 1), draws[:, column]) - pad for column in (_TOP, _LEFT))
+    return np.stack([tops, lefts, np.full_like(tops, size), np.full_like(lefts, size)], axis=1)
+
+
+def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Boxes:
+    """The part of the image that "shorter side to `resize`, then the central `size` x `size`" shows.
+
+    A centred square of side `size / resize` x the shorter side, to the nearest pixel (a half rounds up), at least one.
+    """
+    side = np.maximum((2 * np.minimum(heights, widths) * size + resize) // (2 * resize), 1)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+
+
+def _largest_central_crop(heights: Sides, widths: Sides, ratio: tuple[float, float]) -> Boxes:
+    image_ratio = widths / heights
+    h = np.where(image_ratio < ratio[0], np.rint(widths / ratio[0]).astype(np.int64), heights)
+    w = np.where(image_ratio > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
+    h, w = np.maximum(h, 1), np.maximum(w, 1)  # torchvision would give 0 px on a 1 px image and fail
+    return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
+
+
+def _between(low: float, high: float, draws: Draws) -> Draws:
+    return low + (high - low) * draws
+
+
+def _below(limits: Sides | np.int64, draws: Draws) -> Sides:
+    """Uniform integers in [0, limit); a draw is below 1 by at least 2**-53, so for limits under 2**53 the top holds."""
+    return (limits * draws).astype(np.int64)
+
+
+def _exp(x: Draws) -> Draws:
+    """e**x by a Taylor polynomial of x / 32 and five squarings: relative error below 1e-13 for |x| <= 3."""
+    reduced = x / 32.0
+    result = np.ones_like(reduced)
+    for k in range(10, 0, -1):
+        result = 1.0 + result * reduced / k
+    for _ in range(5):
+        result = result * result
+    return result

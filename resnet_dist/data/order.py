@@ -1,0 +1,77 @@
+"""Which samples make up which step, and which worker runs them: pure functions of the recipe and the rank.
+
+A step's global batch is cut into micro-batches before anyone asks how many workers there are, so every worker count
+trains on the same micro-batches. Resuming is slicing: `start_step` cuts off what has been done.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.data.keyed_random import Stream, sample_keys
+from resnet_dist.errors import UserError
+
+
+def micro_batch_share(num_micro_batches: int, rank: int, world_size: int) -> range:
+    """The micro-batches of a step that `rank` runs: contiguous, sizes differ by at most one, rank 0 has number 0.
+
+    ValueError when there are more workers than micro-batches: a worker without one would have no gradient.
+    """
+    if world_size > num_micro_batches:
+        raise ValueError(f"{world_size} workers share {num_micro_batches} micro-batches: at most one worker each")
+    return _share(num_micro_batches, rank, world_size)
+
+
+def epoch_permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """All sample ids in the order of the epoch: sorted by hash, ties by id. int64 [num_samples]."""
+    keys = sample_keys(Stream.ORDER, seed, epoch, np.arange(num_samples))
+    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+def train_order(
+    num_samples: int,
+    *,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    start_step: int = 0,
+) -> NDArray[np.int64]:
+    """Sample ids of this rank from `start_step` (within the epoch) on: int64 [steps left, local micro-batches, size].
+
+    The epoch's incomplete last global batch is dropped. UserError when the data set does not fill one global batch.
+    """
+    if global_batch_size % micro_batch_size:
+        raise ValueError(f"global batch {global_batch_size} is not a multiple of micro-batch {micro_batch_size}")
+    num_micro_batches = global_batch_size // micro_batch_size
+    num_steps = num_samples // global_batch_size
+    if num_steps == 0:
+        raise UserError(
+            f"the training data has {num_samples} samples, fewer than one global batch of {global_batch_size}: "
+            "lower train.global_batch_size"
+        )
+    if not 0 <= start_step <= num_steps:
+        raise ValueError(f"start_step {start_step} lies outside the epoch's {num_steps} steps")
+    share = micro_batch_share(num_micro_batches, rank, world_size)
+    permutation = epoch_permutation(num_samples, seed, epoch)[: num_steps * global_batch_size]
+    steps = permutation.reshape(num_steps, num_micro_batches, micro_batch_size)
+    return np.ascontiguousarray(steps[start_step:, share.start : share.stop])
+
+
+def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> range:
+    """Numbers k of the fixed evaluation batches [k * size, min((k + 1) * size, num_samples)) that `rank` evaluates.
+
+    Contiguous, shares differ by at most one batch; with fewer batches than workers some ranks get none.
+    """
+    return _share(-(-num_samples // batch_size), rank, world_size)
+
+
+def _share(count: int, rank: int, world_size: int) -> range:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} lies outside a world of {world_size}")
+    each, extra = divmod(count, world_size)
+    start = rank * each + min(rank, extra)
+    return range(start, start + each + (rank < extra))

@@ -1,0 +1,3 @@
+"""Everything that knows Ray: connecting to a cluster, checking it, driving a run on it."""
+
+from __future__ import annotations

@@ -1,0 +1,115 @@
+"""Connecting to Ray: the cluster the profile names, the one of the job this runs in, or a local one of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from resnet_dist.config.profile import Profile
+from resnet_dist.errors import UserError
+
+NAMESPACE = "resnet-dist"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster offers."""
+
+    address: str
+    cpus: float
+    gpus: float
+
+
+def cluster_address(profile: Profile, environment: Mapping[str, str]) -> str | None:
+    """The address to connect to, in order of precedence; None means a local Ray that this process starts and ends.
+
+    1. `ray_address` of the profile. 2. RAY_ADDRESS, which Ray sets for the driver of a submitted job.
+    """
+    return profile.ray_address or environment.get("RAY_ADDRESS")
+
+
+def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
+    """Environment variables that Ray Train reads in the driver."""
+    settings = {
+        # A checkpoint report waits for the controller's next look: 2 s by default, dear for short epochs.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(profile.failure.collective_timeout_s),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(profile.failure.wait_for_resources_s),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if local:
+        # Nobody drains the only node; saves a process that takes 3 s to start.
+        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        settings["RAY_TRAIN_METRICS_ENABLED"] = "0"
+    return settings
+
+
+@contextmanager
+def ray_session(profile: Profile) -> Iterator[None]:
+    """Connects, and disconnects at the end; a local Ray is ended with it. Raises UserError if there is no cluster."""
+    address = cluster_address(profile, os.environ)
+    for key, value in ray_settings(profile, local=address is None).items():
+        os.environ.setdefault(key, value)
+    try:
+        if address is None:
+            _start_local(profile)
+        else:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, TimeoutError) as error:
+        raise UserError(
+            f"no Ray cluster at {address}: {error}; start one, or mend ray_address or RAY_ADDRESS"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(profile: Profile) -> None:
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray listens on all interfaces and turns token authentication on by itself. A token of this process alone
+        # keeps others out, and leaves no file behind that would change how later Rays of this user start.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        num_cpus=profile.local_cpus,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the connected cluster."""
+    return [
+        Node(node["NodeManagerAddress"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def workers_that_fit(nodes: list[Node], cpus_per_worker: int, gpus_per_worker: int) -> int:
+    """How many workers the nodes can hold, each whole on one node."""
+    return sum(
+        int(min(node.cpus // cpus_per_worker, node.gpus // gpus_per_worker if gpus_per_worker else float("inf")))
+        for node in nodes
+    )
+
+
+def require_capacity(nodes: list[Node], profile: Profile) -> None:
+    """UserError, with what was found, if the cluster cannot hold the profile's workers."""
+    fit = workers_that_fit(nodes, profile.cpus_per_worker, profile.gpus_per_worker)
+    if fit < profile.workers:
+        found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
+        raise UserError(
+            f"the profile asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and "
+            f"{profile.gpus_per_worker} GPUs, the cluster holds {fit} ({found}); set workers to {max(fit, 1)} or less, "
+            "or add nodes"
+        )

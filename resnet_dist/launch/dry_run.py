@@ -1,0 +1,40 @@
+"""`--dry-run`: the resolved recipe and profile, and what would run where. Starts nothing and touches no GPU."""
+
+from __future__ import annotations
+
+import os
+
+from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.data.order import micro_batch_share
+from resnet_dist.launch.cluster import cluster_address
+from resnet_dist.launch.preflight import Prepared, prepare
+
+
+def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
+    """Everything `train` would do with these arguments, as text. Raises UserError as `train` would."""
+    prepared = prepare(recipe, profile, name)
+    return f"# recipe\n{to_yaml(recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{_run(recipe, profile, name, prepared)}"
+
+
+def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str:
+    train, plan = recipe.train, prepared.plan
+    shares = [len(micro_batch_share(train.num_micro_batches, r, profile.workers)) for r in range(profile.workers)]
+    rows = {
+        "name": name,
+        "folder": prepared.run_dir,
+        "recipe hash": prepared.identity.recipe_hash,
+        "cluster": cluster_address(profile, os.environ)
+        or f"a local Ray with {profile.local_cpus or os.cpu_count()} CPUs",
+        "workers": f"{profile.workers} x ({profile.cpus_per_worker} CPUs, {profile.gpus_per_worker} GPUs)",
+        "micro-batches": f"{train.num_micro_batches} of {train.micro_batch_size} images a step, per worker {shares}",
+        "train samples": f"{prepared.train.num_samples:,} in {prepared.train_beton}",
+        "val samples": f"{prepared.val.num_samples:,} in {prepared.val_beton}",
+        "data digest": prepared.identity.data_digest,
+        "steps per epoch": f"{plan.steps_per_epoch:,}",
+        "steps in all": f"{plan.last_step:,} (schedule over {plan.total_steps:,})",
+        "MLflow": f"experiment {profile.experiment} at {profile.tracking_uri}",
+    }
+    width = max(map(len, rows))
+    return "".join(f"{key:<{width}}  {value}\n" for key, value in rows.items())

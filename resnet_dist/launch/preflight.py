@@ -1,0 +1,101 @@
+"""What can be known to be wrong before any worker starts. A user's mistake costs no GPU time."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.beton.manifest import Manifest, load_manifest
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import PadCrop, Recipe, recipe_hash
+from resnet_dist.errors import UserError
+from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
+from resnet_dist.training.plan import RunPlan, plan_run
+
+RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: where its data lie, what it is, how long it is."""
+
+    train_beton: Path
+    val_beton: Path
+    train: Manifest
+    val: Manifest
+    identity: Identity
+    plan: RunPlan
+    run_dir: Path
+    warnings: tuple[str, ...]
+
+
+def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
+    """Checks everything that needs no cluster; touches no GPU and starts nothing. Raises UserError."""
+    if not RUN_NAME.match(name):
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
+    require_micro_batch_each(recipe, profile)
+    folder = Path(profile.data_root) / recipe.data.dataset
+    train_beton, val_beton = folder / "train.beton", folder / "val.beton"
+    try:
+        train, val = load_manifest(train_beton), load_manifest(val_beton)
+    except UserError as error:
+        raise UserError(f"{error} (dataset {recipe.data.dataset} of data_root {profile.data_root})") from None
+    for beton, manifest in ((train_beton, train), (val_beton, val)):
+        require_fitting_data(recipe, manifest, beton)
+    if train.class_names != val.class_names:
+        raise UserError(f"{folder}: train and val betons have different classes; convert both from the same source")
+    require_writable(Path(profile.storage))
+    identity = Identity(recipe_hash(recipe), f"train={short(train.digest)} val={short(val.digest)}")
+    run_dir = Path(profile.storage) / name
+    warnings: tuple[str, ...] = ()
+    if found := newest_whole(run_dir):
+        require_same(found[1].identity, identity, run_dir)
+        warnings = tuple(found[2])
+    plan = plan_run(recipe, profile, train.num_samples)
+    return Prepared(train_beton, val_beton, train, val, identity, plan, run_dir, warnings)
+
+
+def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
+    train = recipe.train
+    if profile.workers > train.num_micro_batches:
+        raise UserError(
+            f"the profile asks for {profile.workers} workers, a step of this recipe has {train.num_micro_batches} "
+            f"micro-batches ({train.global_batch_size} / {train.micro_batch_size}) and every worker needs one; "
+            f"set workers to {train.num_micro_batches} or less"
+        )
+
+
+def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path) -> None:
+    num_classes = len(manifest.class_names)
+    if num_classes != recipe.model.num_classes:
+        raise UserError(
+            f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
+            f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
+        )
+    sides = {manifest.min_height, manifest.max_height, manifest.min_width, manifest.max_width}
+    if isinstance(recipe.data.train, PadCrop) and sides != {recipe.data.train.size}:
+        raise UserError(
+            f"{beton}: images are {min(sides)} to {max(sides)} px, pad_crop needs all of them "
+            f"{recipe.data.train.size} x {recipe.data.train.size}; set data.train to random_resized_crop"
+        )
+
+
+def require_writable(storage: Path) -> None:
+    """Creates the folder if need be, and writes and removes a file in it."""
+    probe = storage / f".write-test-{uuid.uuid4().hex}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        with probe.open("w") as file:
+            file.write("resnet-dist")
+            os.fsync(file.fileno())
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"storage {storage} is not writable: {error.strerror}; mend it, or set storage") from None
+
+
+def short(digest: str) -> str:
+    """The first 16 hex digits of `kind:hex`."""
+    return digest.partition(":")[2][:16]

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM as a wish that the driver can look at, instead of an exception at a random place."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class StopSignal:
+    """`number` is the first signal received, None so far. A second one interrupts at once."""
+
+    number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's convention: 128 + signal number (130 for Ctrl-C, 143 for SIGTERM)."""
+        return 128 + (self.number or 0)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignal]:
+    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs a SIGTERM handler of its own."""
+    stop = StopSignal()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.number is not None:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,269 @@
+"""The driver of a run: checks, connects, opens the MLflow run, lets Ray Train work, hands over the model.
+
+`train` is the one driver function; a trial of a sweep is the same call with two more overrides. It can be killed at any
+moment and called again with the same arguments: what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from resnet_dist.config.loading import flatten, to_yaml
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import alive_nodes, ray_session, require_capacity
+from resnet_dist.launch.control import Status, start_control
+from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.ray_context import WorkerSetup, worker_main
+from resnet_dist.launch.result import RunResult, read_result, write_result
+from resnet_dist.launch.screen import Screen
+from resnet_dist.launch.signals import StopSignal, stop_signals
+from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run
+from resnet_dist.tracking.models import log_classifier
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.checkpoint import load_state, newest_first, newest_whole
+from resnet_dist.training.job import Job, WorkerResult
+
+_SHOW_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The user stopped the run; a checkpoint of `step` lies in storage, the same command goes on from there."""
+
+    exit_code: int
+    step: int
+    run_dir: Path
+
+
+def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
+    """Trains `recipe` on `profile`'s hardware under `name`, or goes on where that name stands.
+
+    Paths in `profile` are absolute. Raises UserError before any worker starts, Fault when there is no result.
+    """
+    prepared = prepare(recipe, profile, name)
+    if (done := read_result(prepared.run_dir)) is not None:
+        return done
+    screen = Screen(prepared.plan)
+    for warning in prepared.warnings:
+        screen.say(f"warning: {warning}; the checkpoint before it is used")
+    with ray_session(profile):
+        require_capacity(alive_nodes(), profile)
+        with stop_signals() as stop:
+            handle = _open_run(recipe, profile, name, prepared)
+            status: EndStatus = "FAILED"
+            try:
+                result = _train_on_ray(recipe, profile, prepared, handle, screen, stop)
+                if result.outcome == "stopped":
+                    status = "KILLED"
+                    return Stopped(stop.exit_code, result.step, prepared.run_dir)
+                if result.outcome == "diverged":
+                    raise Fault(
+                        f"the training loss is not a number any more after step {result.step} of {prepared.run_dir}; "
+                        "lower optim.lr or lengthen schedule.warmup, and give another --name"
+                    )
+                finished = _hand_over(recipe, profile, name, prepared, handle, result)
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                end_run(handle, status)
+    write_result(prepared.run_dir, finished)
+    return finished
+
+
+def _open_run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> RunHandle:
+    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    (prepared.run_dir / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    tags = {
+        "recipe_hash": prepared.identity.recipe_hash,
+        "data_digest": prepared.identity.data_digest,
+        "workers": str(profile.workers),
+    }
+    return open_run(profile.tracking_uri, profile.experiment, name, prepared.run_dir, tags, flatten(recipe))
+
+
+def _train_on_ray(
+    recipe: Recipe, profile: Profile, prepared: Prepared, handle: RunHandle, screen: Screen, stop: StopSignal
+) -> WorkerResult:
+    """Runs the workers to the end or to a stop, showing where they stand."""
+    _clear_bookkeeping(prepared.run_dir, profile.checkpoint.keep)
+    control = start_control()
+    job = Job(
+        recipe=recipe,
+        plan=prepared.plan,
+        identity=prepared.identity,
+        train_beton=prepared.train_beton,
+        val_beton=prepared.val_beton,
+        loader_threads=profile.cpus_per_worker,
+    )
+    setup = WorkerSetup(job, prepared.run_dir, handle.run_id, profile.tracking_uri, control)
+    fit = _Fit(_trainer(profile, prepared.run_dir, setup))
+    asked_at: float | None = None
+    with screen.live():
+        while fit.is_running(_SHOW_EVERY_S):
+            if stop.number is not None and asked_at is None:
+                asked_at = time.monotonic()
+                screen.say("stopping: the workers save a checkpoint first (once more to stop at once)")
+                control.request_stop.remote()
+            if asked_at is not None and time.monotonic() - asked_at > profile.failure.stop_grace_s:
+                raise Fault(
+                    f"the workers did not stop within {profile.failure.stop_grace_s:g} s (failure.stop_grace_s)"
+                )
+            screen.show(_status(control))
+        screen.show(_status(control))
+    return fit.result(prepared.run_dir)
+
+
+def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTrainer:
+    failure = profile.failure
+    use_gpu = profile.gpus_per_worker > 0
+    resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = profile.gpus_per_worker
+    return TorchTrainer(
+        worker_main,
+        train_loop_config={"setup": setup},
+        # Counts and the stop flag travel between CPUs without waiting for the GPU's queue.
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(failure.collective_timeout_s)
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=profile.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
+            failure_config=ray.train.FailureConfig(max_failures=failure.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
+        ),
+    )
+
+
+class _Fit:
+    """`trainer.fit()` in a thread of its own, so that the main thread can look at signals and show progress."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._result: ray.train.Result | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train-fit", daemon=True)
+        self._thread.start()
+
+    def _run(self, trainer: TorchTrainer) -> None:
+        try:
+            self._result = trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            self._error = error
+
+    def is_running(self, wait_s: float) -> bool:
+        self._thread.join(wait_s)
+        return self._thread.is_alive()
+
+    def result(self, run_dir: Path) -> WorkerResult:
+        """Rank 0's result. Raises UserError or Fault with the cause; the whole story goes to `failure.log`."""
+        if self._error is not None:
+            log = run_dir / "failure.log"
+            log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
+            raise Fault(f"training failed: {_cause(self._error)}; the log is {log}") from None
+        returned = self._result.return_value if self._result else None
+        if isinstance(returned, str):
+            raise UserError(returned)
+        if not isinstance(returned, WorkerResult):
+            raise Fault(f"training ended without a result: rank 0 returned {returned!r}")
+        return returned
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what went wrong first: the lowest rank's own exception, not the wrapping around it."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = min(error.worker_failures.items())
+        return f"rank {rank}: {_last_line(failure)}"
+    if isinstance(error, TrainingFailedError | RayError):
+        return _last_line(error)
+    return repr(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _status(control: ray.actor.ActorHandle) -> Status:
+    try:
+        status: Status = ray.get(control.status.remote(), timeout=5.0)
+        return status
+    except RayError:
+        return Status()
+
+
+def _clear_bookkeeping(run_dir: Path, keep: int) -> None:
+    """Removes what a former driver left: Ray's snapshot, damaged checkpoints, whole ones beyond the newest `keep`.
+
+    Where to resume is decided by the whole checkpoints themselves (`checkpoint.newest_whole`). Ray's snapshot of them
+    is not written atomically and refuses a run whose folders changed, so no driver starts from another's.
+    """
+    (run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    if (found := newest_whole(run_dir)) is None:
+        return
+    newest_to_oldest = newest_first(run_dir.iterdir())
+    whole = newest_to_oldest.index(found[0])
+    for directory in newest_to_oldest[:whole] + newest_to_oldest[whole + keep :]:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _hand_over(
+    recipe: Recipe, profile: Profile, name: str, prepared: Prepared, handle: RunHandle, result: WorkerResult
+) -> RunResult:
+    """Logs the trained model to MLflow and says where everything is."""
+    found = newest_whole(prepared.run_dir)
+    if found is None or found[1].step != result.step:
+        raise Fault(f"{prepared.run_dir}: the checkpoint of step {result.step} is missing or damaged")
+    model = build_classifier(recipe)
+    model.net.load_state_dict(load_state(found[0], torch.device("cpu"))["net"])
+    size = recipe.data.eval.size
+    model_uri = log_classifier(
+        handle,
+        model.eval(),
+        name="model",
+        input_example=np.zeros((2, size, size, 3), dtype=np.uint8),
+        class_names=prepared.val.class_names,
+        metadata=model_card(recipe, prepared, result.metrics),
+        step=result.step,
+    )
+    return RunResult(
+        name=name,
+        run_dir=str(prepared.run_dir),
+        run_id=handle.run_id,
+        tracking_uri=profile.tracking_uri,
+        model_uri=model_uri,
+        checkpoint=str(found[0]),
+        step=result.step,
+        metrics=dict(result.metrics),
+    )
+
+
+def model_card(recipe: Recipe, prepared: Prepared, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What travels with a logged model: how it was made, and what to feed it."""
+    return {
+        "recipe": to_yaml(recipe),
+        "recipe_hash": prepared.identity.recipe_hash,
+        "data_digest": prepared.identity.data_digest,
+        **{key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("val/")},
+    }

@@ -1,0 +1,9 @@
+"""The nets of He et al. 2015 by name, the image classifier around one, and the switch of its batch-norm statistics."""
+
+from __future__ import annotations
+
+from resnet_dist.models.classifier import ImageClassifier
+from resnet_dist.models.registry import MODEL_NAMES, build_model
+from resnet_dist.models.statistics import BatchNormStatistics
+
+__all__ = ["MODEL_NAMES", "BatchNormStatistics", "ImageClassifier", "build_model"]

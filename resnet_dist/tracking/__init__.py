@@ -1,0 +1,3 @@
+"""Every number of a run, once, whatever happens to the tracking server. The only package that imports mlflow."""
+
+from __future__ import annotations

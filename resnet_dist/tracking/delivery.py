@@ -1,0 +1,125 @@
+"""Brings a spool's events to the server, in order, each once: one batch at a time, no thread, no waiting."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from resnet_dist.errors import UserError
+from resnet_dist.tracking.batches import Batch, halves, next_batch, too_large
+from resnet_dist.tracking.events import Event
+from resnet_dist.tracking.segments import SpoolReader
+from resnet_dist.tracking.small_files import read_json, write_json
+from resnet_dist.tracking.transport import Refused, Transport
+
+_log = logging.getLogger(__name__)
+CURSOR_NAME = "cursor.json"
+REJECTED_NAME = "rejected.jsonl"
+
+
+class Superseded(Exception):
+    """Another process has opened the spool and sends it now."""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """What the server has acknowledged, beside the segments."""
+
+    seq: int
+    server_steps: dict[str, int]
+    """Newest step of each key that the server had before this spool's first batch; of a new run: none."""
+
+
+class Delivery:
+    """`send_next` until it returns 0. A batch that fails is sent again as it was: MLflow's key of a point is
+    (run, key, timestamp, step, value) and the timestamp stands in the spool, so the second sending changes nothing.
+    """
+
+    def __init__(self, folder: Path, transport: Transport, may_send: Callable[[], bool] = lambda: True) -> None:
+        self._folder = folder
+        self._transport = transport
+        self._may_send = may_send
+        self._reader = SpoolReader(folder)
+        self._events: deque[Event] = deque()
+        self._cursor = _read_cursor(folder / CURSOR_NAME)
+        self.num_points = 0
+        self.num_rejected = 0
+
+    @property
+    def acknowledged_seq(self) -> int:
+        return self._cursor.seq if self._cursor else 0
+
+    def num_unread_bytes(self) -> int:
+        return self._reader.num_unread_bytes()
+
+    def send_next(self, newest_limit_bytes: int | None = None) -> int:
+        """Sends the next batch; how many events are acknowledged by it, 0 if none is left.
+
+        `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable, Superseded; then nothing is acknowledged.
+        """
+        if self._cursor is None:
+            # Asked before the first batch only: later the server's newest steps would be this spool's own.
+            self._acknowledge(Cursor(0, self._transport.newest_steps()))
+        cursor = self._cursor
+        assert cursor is not None
+        while len(self._events) < 100 and (events := self._reader.read(newest_limit_bytes)):
+            self._events.extend(event for event in events if event.seq > cursor.seq)
+        if not self._events:
+            return 0
+        batch, num_events = next_batch(list(islice(self._events, 1000)), cursor.server_steps)
+        if not self._may_send():  # after reading: what was read stood in the spool before another could open it
+            raise Superseded(str(self._folder))
+        rejected: list[tuple[Batch, str]] = []
+        self._send(batch, rejected)
+        self._keep_rejected(rejected)
+        last = [self._events.popleft() for _ in range(num_events)][-1]
+        self._acknowledge(Cursor(last.seq, cursor.server_steps))
+        self.num_points += len(batch.points)
+        return num_events
+
+    def _send(self, batch: Batch, rejected: list[tuple[Batch, str]]) -> None:
+        """Sends the batch; cuts out what the server refuses, so that one bad name does not hold up the rest."""
+        if not batch:
+            return
+        parts = halves(batch)
+        if not (parts and too_large(batch)):
+            try:
+                self._transport.send(batch)
+                return
+            except Refused as error:
+                if parts is None:
+                    rejected.append((batch, str(error)))
+                    return
+        assert parts is not None
+        for part in parts:
+            self._send(part, rejected)
+
+    def _keep_rejected(self, rejected: list[tuple[Batch, str]]) -> None:
+        for batch, reason in rejected:
+            what = [f"metric {p.key} at step {p.step} = {p.value}" for p in batch.points]
+            what += [f"tag {key}" for key, _ in batch.tags] + ([f"text {batch.text.path}"] if batch.text else [])
+            _log.warning("MLflow refused %s: %s", what[0], reason)
+            with (self._folder / REJECTED_NAME).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"what": what[0], "reason": reason}) + "\n")
+        self.num_rejected += len(rejected)
+
+    def _acknowledge(self, cursor: Cursor) -> None:
+        # Not synced to disk: a cursor that is lost or old only means that points are sent twice.
+        tree = {"seq": cursor.seq, "server_steps": cursor.server_steps}
+        write_json(self._folder / CURSOR_NAME, tree, durable=False)
+        self._cursor = cursor
+
+
+def _read_cursor(path: Path) -> Cursor | None:
+    """None if there is no readable cursor. Then everything is sent again, which changes nothing at the server."""
+    try:
+        tree = read_json(path)
+        return Cursor(int(tree["seq"]), dict(tree["server_steps"])) if tree else None
+    except (UserError, KeyError, TypeError, ValueError):
+        _log.warning("%s: damaged; starting over with what the server has", path)
+        return None

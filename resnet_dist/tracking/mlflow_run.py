@@ -1,0 +1,253 @@
+"""The one MLflow run of a training job, from its first start to its end: created, found again, closed by the driver."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.small_files import read_json, write_json
+from resnet_dist.tracking.uris import redact_uri, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_log = logging.getLogger(__name__)
+RUN_KEY_TAG = "resnet_dist.run_key"
+_PARAMS_PER_CALL = 100
+_SCHEMA_LIMIT_S = 120.0
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    run_id: str
+    experiment_id: str
+    run_dir: Path
+    tracking_uri: str = field(repr=False)
+    """May hold a password."""
+
+
+def run_file(run_dir: Path) -> Path:
+    """`mlflow_run.json`: the run's key and ids, and how it ended as long as the server has not heard of it."""
+    return run_dir / "mlflow_run.json"
+
+
+def open_run(
+    tracking_uri: str,
+    experiment: str,
+    run_name: str,
+    run_dir: Path,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    *,
+    answer_limit_s: float = 10.0,
+) -> RunHandle:
+    """Begins the MLflow run of this folder, or continues it; its status is RUNNING afterwards.
+
+    `tracking_uri` as `absolute_tracking_uri` returns it. Tags are set anew at every start; a parameter only if the run
+    does not have it yet (MLflow never changes one). A random key is on disk before the run is created and in a tag of
+    it from its first moment, so a driver killed in between finds its run and does not make a second one.
+
+    Raises Fault if the server does not answer within `answer_limit_s` or MLflow fails, UserError if the folder belongs
+    to a run that this server does not have.
+    """
+    prepare_store(tracking_uri, answer_limit_s=answer_limit_s)
+    with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
+        client = connect(tracking_uri)
+        record = read_json(run_file(run_dir))
+        if record is None:
+            record = {"run_key": uuid.uuid4().hex, "experiment_id": _experiment_id(client, experiment, tracking_uri)}
+            write_json(run_file(run_dir), record)
+        run = _known_run(client, record, run_dir, tracking_uri) or _create_run(client, record, run_name, tags)
+        write_json(
+            run_file(run_dir),
+            {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id},
+        )
+        client.update_run(run.info.run_id, status="RUNNING")
+        _log_missing(client, run, tags, params)
+        return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri)
+
+
+def end_run(handle: RunHandle, status: EndStatus, *, answer_limit_s: float = 10.0) -> bool:
+    """Gives the run its end status. If the server is away, the status waits in `mlflow_run.json` for `sync`.
+
+    True if the server has it. Never raises because of the server: the training is over and its result stands.
+    """
+    record = read_json(run_file(handle.run_dir)) or {"run_id": handle.run_id, "experiment_id": handle.experiment_id}
+    record["end"] = {"status": status, "time_ms": time.time_ns() // 1_000_000}
+    write_json(run_file(handle.run_dir), record)
+    try:
+        return send_end_status(handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s)
+    except Fault as fault:
+        _log.warning("the status %s of the run waits in %s: %s", status, run_file(handle.run_dir), fault)
+        return False
+
+
+def send_end_status(run_dir: Path, tracking_uri: str, *, answer_limit_s: float = 10.0) -> bool:
+    """Sends the end status that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
+    record = read_json(run_file(run_dir)) or {}
+    end = record.get("end")
+    if not end:
+        return False
+    require_answer(tracking_uri, limit_s=answer_limit_s)
+    with mlflow_faults(tracking_uri, "ending the run"):
+        connect(tracking_uri).set_terminated(record["run_id"], end["status"], end["time_ms"])
+    del record["end"]
+    write_json(run_file(run_dir), record)
+    return True
+
+
+def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
+    """Makes sure there is something to talk to: a server that answers, or a sqlite file with MLflow's tables in it.
+
+    Raises Fault. Processes that meet a fresh sqlite file together all try to create its tables and all but one fail
+    (mlflow 3.17), so the driver does it first, under a lock.
+    """
+    require_answer(tracking_uri, limit_s=answer_limit_s)
+    database = sqlite_file(tracking_uri)
+    if database is None:
+        return
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.open("a+b") as file:  # mlflow would try for 100 s to open what cannot be opened
+            file.seek(0)
+            header = file.read(16)
+        if header not in (b"", b"SQLite format 3\0"):
+            raise UserError(f"tracking_uri: {database} is not a sqlite database; name another file")
+        with _locked(database.with_name(f".{database.name}.lock")), mlflow_faults(tracking_uri, "creating its tables"):
+            connect(tracking_uri).search_experiments(max_results=1)
+    except OSError as error:
+        raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+@contextmanager
+def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
+    """Turns what mlflow raises into a Fault of one line without secrets."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = (redact_uri(str(error)).splitlines() or [""])[0][:300]
+        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {reason}") from error
+
+
+def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, tracking_uri: str) -> Run | None:
+    """The run that the record names by its id, else by its key; None if it was never created."""
+    from mlflow.exceptions import MlflowException
+
+    if "run_id" not in record:
+        return _oldest_with_key(client, record)
+    try:
+        run = client.get_run(record["run_id"])
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"{run_file(run_dir)}: {redact_uri(tracking_uri)} has no run {record['run_id']}; set tracking_uri to the "
+            "MLflow that has it, or remove this file to go on in a new MLflow run"
+        ) from None
+    if run.info.lifecycle_stage != "active":
+        raise UserError(
+            f"{run_file(run_dir)}: the MLflow run {record['run_id']} was deleted; bring it back with "
+            f"`mlflow runs restore --run-id {record['run_id']}`, or remove this file to go on in a new MLflow run"
+        )
+    return run
+
+
+def _create_run(client: MlflowClient, record: Mapping[str, Any], run_name: str, tags: Mapping[str, str]) -> Run:
+    first_tags = {**_redacted(tags), RUN_KEY_TAG: record["run_key"]}
+    client.create_run(record["experiment_id"], tags=first_tags, run_name=run_name)
+    run = _oldest_with_key(client, record)
+    if run is None:
+        raise Fault(f"MLflow: the run {run_name} was created but cannot be found by its tag {RUN_KEY_TAG}")
+    return run
+
+
+def _oldest_with_key(client: MlflowClient, record: Mapping[str, Any]) -> Run | None:
+    """The run with the record's key. More of them, from a request repeated after a lost answer, are deleted."""
+    runs = client.search_runs(
+        [record["experiment_id"]], filter_string=f"tags.`{RUN_KEY_TAG}` = '{record['run_key']}'", max_results=10
+    )
+    oldest_first = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    for run in oldest_first[1:]:
+        client.delete_run(run.info.run_id)
+    return oldest_first[0] if oldest_first else None
+
+
+def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        database = sqlite_file(tracking_uri)
+        # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
+        location = database and (database.parent / "mlartifacts" / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another driver was faster
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"experiment: {name} was deleted in MLflow; choose another name, or bring it back with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id if experiment else '...'}`"
+        )
+    return experiment.experiment_id
+
+
+def _log_missing(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    new = [Param(key, value) for key, value in _redacted(params).items() if key not in run.data.params]
+    for chunk in _chunks(new, _PARAMS_PER_CALL):
+        client.log_batch(run.info.run_id, params=chunk, synchronous=True)
+    for pairs in _chunks([RunTag(key, value) for key, value in _redacted(tags).items()], _PARAMS_PER_CALL):
+        client.log_batch(run.info.run_id, tags=pairs, synchronous=True)
+
+
+def _redacted(values: Mapping[str, str]) -> dict[str, str]:
+    return {key: redact_uri(str(value)) for key, value in values.items()}
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes of one machine; the kernel frees it if the holder dies. Raises Fault."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        deadline_s = time.monotonic() + _SCHEMA_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise Fault(f"{path}: another process has held this lock for {_SCHEMA_LIMIT_S:.0f} s") from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,57 @@
+"""The tracker of rank 0: a spool in the run's folder and the sender that empties it into MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from resnet_dist.errors import Fault
+from resnet_dist.tracking.delivery import Delivery
+from resnet_dist.tracking.segments import spool_folder
+from resnet_dist.tracking.sender import Sender
+from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.transport import MlflowTransport, Transport
+from resnet_dist.tracking.uris import redact_uri
+
+
+class SpoolTracker:
+    """Implements `Tracker`. `metrics`, `tags` and `text` cost some ten microseconds: no disk, no network, no fault.
+
+    Thread-safe. Replayed steps are left out as `resnet_dist.tracking.events.unseen` says.
+    """
+
+    def __init__(
+        self, run_dir: Path, run_id: str, tracking_uri: str, *, close_limit_s: float = 10.0, max_backoff_s: float = 30.0
+    ) -> None:
+        """`run_dir`: the run's folder in storage, the same path for every attempt; `run_id`: from `open_run`.
+
+        `close_limit_s`: the longest that `close` waits for the server. Raises Fault if storage cannot be written.
+        """
+        folder = spool_folder(run_dir, run_id)
+        try:
+            self._spool = Spool(folder)
+        except OSError as error:
+            raise Fault(f"{folder}: the metrics of this run cannot be kept there: {error}") from error
+        self._close_limit_s = close_limit_s
+        transport: Transport = MlflowTransport(tracking_uri, run_id)
+        delivery = Delivery(folder, transport, may_send=self._spool.is_newest)
+        self._sender = Sender(self._spool, delivery, max_backoff_s=max_backoff_s)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self._spool.append_metrics({key: float(value) for key, value in values.items()}, int(step))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        if values:
+            self._spool.append_tags({key: redact_uri(str(value)) for key, value in values.items()})
+
+    def text(self, artifact_path: str, content: str) -> None:
+        self._spool.append_text(artifact_path, redact_uri(content))
+
+    def flush(self, timeout_s: float) -> bool:
+        return self._spool.persist(timeout_s) and self._sender.drain(timeout_s)
+
+    def close(self) -> None:
+        """Waits at most some seconds for storage and `close_limit_s` for the server; safe to call twice."""
+        if self._spool.close(timeout_s=10.0):
+            self._sender.drain(self._close_limit_s)
+        self._sender.close(timeout_s=1.0)

@@ -1,0 +1,173 @@
+"""Trained classifiers in MLflow: logged once; loaded by plain `mlflow.pytorch.load_model`, without our code."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.errors import UserError
+from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.uris import redact_uri, sqlite_file
+
+if TYPE_CHECKING:
+    import torch
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+_log = logging.getLogger(__name__)
+_STEP_TAG = "resnet_dist.step"
+
+
+def log_classifier(
+    handle: RunHandle,
+    module: torch.nn.Module,
+    *,
+    name: str,
+    input_example: NDArray[np.uint8],
+    class_names: Sequence[str],
+    metadata: Mapping[str, Any],
+    step: int,
+) -> str:
+    """Logs the module as a model of the run; returns its URI, `models:/m-...`. A second call with the same run, name
+    and step returns the first one's URI, also if the first process was killed half-way.
+
+    `module`: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
+    `input_example`: uint8 [2, H, W, 3]; fixes H and W, while N stays free (with N = 1 torch.export would fix it too).
+    `metadata`: JSON values; comes back from `load_classifier` with `class_names` and `step` added.
+
+    Raises Fault if the server does not answer or MLflow fails. The module is exported (torch.export, `pt2`) before the
+    model gets a row at the server, and a row whose upload failed is deleted: `mlflow.pytorch.log_model` would leave
+    one marked FAILED, and logs to the process-wide active run instead of this one.
+    """
+    if input_example.dtype != np.uint8 or input_example.ndim != 4 or len(input_example) < 2:
+        raise ValueError(f"input_example: expected uint8 [2, H, W, 3], got {input_example.dtype} {input_example.shape}")
+    require_answer(handle.tracking_uri)
+    with mlflow_faults(handle.tracking_uri, f"logging the model {name}"):
+        client = connect(handle.tracking_uri)
+        model = _finished_model(client, handle, name, step)
+        if model is None:
+            facts = {**metadata, "class_names": list(class_names), "step": step}
+            with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
+                local = Path(folder) / "model"
+                _export(module, local, input_example, facts)
+                model = _upload(client, handle, local, name, step)
+        _link(client, handle, model.model_id, step)
+        return f"models:/{model.model_id}"
+
+
+def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The module (uint8 [N, H, W, 3] on the CPU -> logits) and the metadata that `log_classifier` was given.
+
+    `uri`: `models:/m-...`, `models:/NAME@alias`, `runs:/RUN/NAME` or a folder; `tracking_uri` None: mlflow's own
+    setting (MLFLOW_TRACKING_URI). The module is a graph: it is in evaluation mode for ever, `.eval()` and `.train()`
+    raise, and it stays on the CPU. Raises UserError if there is no such model, Fault if the server does not answer.
+    """
+    import mlflow.artifacts
+    import mlflow.pytorch
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+
+    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+    database = sqlite_file(tracking_uri)
+    remote = "://" in uri or uri.startswith(("models:/", "runs:/"))
+    if remote and database and not database.exists():
+        raise UserError(
+            f"{uri}: there is no MLflow database {database}; set MLFLOW_TRACKING_URI to the one that has it"
+        )
+    if not remote and not (Path(uri) / "MLmodel").is_file():
+        raise UserError(f"{uri}: not a model: a URI like models:/m-... or a folder with a file MLmodel is expected")
+    if remote:
+        require_answer(tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
+        try:
+            local = uri if not remote else mlflow.artifacts.download_artifacts(uri, None, None, folder, tracking_uri)
+            facts = Model.load(local).metadata or {}
+            return mlflow.pytorch.load_model(local), facts
+        except (MlflowException, OSError) as error:
+            reason = (redact_uri(str(error)).splitlines() or [""])[0][:300]
+            raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {reason}") from error
+
+
+def _export(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uint8], facts: dict[str, Any]) -> None:
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    module = copy.deepcopy(module).cpu().eval()
+    with torch.no_grad():
+        logits = module(torch.from_numpy(input_example)).numpy()
+    signature = ModelSignature(
+        # Unnamed: with a name, pyfunc wraps an array into a dict, which mlflow's PyTorch flavour then refuses.
+        inputs=Schema([TensorSpec(input_example.dtype, (-1, *input_example.shape[1:]))]),
+        outputs=Schema([TensorSpec(logits.dtype, (-1, *logits.shape[1:]))]),
+    )
+    mlflow.pytorch.save_model(
+        module,
+        str(folder),
+        signature=signature,
+        input_example=input_example,
+        metadata=facts,
+        serialization_format="pt2",
+        # Stated, because mlflow would find them out by loading the model in another process (8 s).
+        pip_requirements=[
+            f"{package}=={version(package).partition('+')[0]}" for package in ("mlflow", "torch", "numpy")
+        ],
+    )
+
+
+def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, step: int) -> LoggedModel:
+    from mlflow.models import Model
+
+    model = client.create_logged_model(
+        handle.experiment_id,
+        name=name,
+        source_run_id=handle.run_id,
+        tags={_STEP_TAG: str(step)},
+        params=client.get_run(handle.run_id).data.params,
+        model_type="classifier",
+    )
+    try:
+        description = Model.load(str(folder))
+        description.model_id = description.model_uuid = model.model_id
+        description.run_id = handle.run_id
+        description.artifact_path = model.artifact_location
+        description.save(str(folder / "MLmodel"))
+        client.log_model_artifacts(model.model_id, str(folder))
+        return client.finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        try:
+            client.delete_logged_model(model.model_id)
+        except Exception:  # noqa: BLE001 - the first error is the one to raise
+            _log.warning("the half-logged model %s is deleted at the next attempt", model.model_id, exc_info=True)
+        raise
+
+
+def _finished_model(client: MlflowClient, handle: RunHandle, name: str, step: int) -> LoggedModel | None:
+    """The model of this run, name and step, if it is complete; half ones, left by a killed process, are deleted."""
+    condition = f"source_run_id = '{handle.run_id}' AND name = '{name}'"
+    found = client.search_logged_models([handle.experiment_id], filter_string=condition)
+    mine = [model for model in found if model.tags.get(_STEP_TAG) == str(step)]
+    finished = [model for model in mine if model.status == "READY"]
+    for model in mine:
+        if model not in finished:
+            client.delete_logged_model(model.model_id)
+    return finished[0] if finished else None
+
+
+def _link(client: MlflowClient, handle: RunHandle, model_id: str, step: int) -> None:
+    """Shows the model on the run's page. Done last and checked first: the process may have been killed before it."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(handle.run_id).outputs
+    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step=step)])

@@ -1,0 +1,110 @@
+"""A spool on disk, as its readers see it: a folder of segments `0001.jsonl`, `0002.jsonl`, ...
+
+There is one segment for each process that ever wrote the spool, and the newest one's writer owns it. Nobody writes into
+another's file, so a worker that was given up for dead but still runs on a cut-off node can spoil nothing: the first
+line of a segment fixes how many bytes of the older ones count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.tracking.events import Event, Opened, decode
+
+
+def spool_folder(run_dir: Path, run_id: str) -> Path:
+    """Where the spool of an MLflow run lies: with the checkpoints, so it outlives the node that wrote it."""
+    return run_dir / "tracking" / run_id
+
+
+@dataclass(frozen=True)
+class Segment:
+    path: Path
+    num_bytes: int | None
+    """How many bytes count; None for the newest segment: as many whole lines as there are."""
+
+
+def segments(folder: Path) -> list[Segment]:
+    """The segments that count, oldest first. Empty if there is no spool."""
+    paths = segment_paths(folder)
+    for last in reversed(range(len(paths))):
+        opened = _opening(paths[last])
+        if opened is not None:  # None: its writer was killed before the first line stood
+            old = [Segment(path, opened.kept_bytes.get(path.stem, 0)) for path in paths[:last]]
+            return [*old, Segment(paths[last], None)]
+    return []
+
+
+def parse(data: bytes) -> tuple[list[Opened | Event], int]:
+    """The records of the whole, readable lines at the start of `data`, and how many bytes they take."""
+    records: list[Opened | Event] = []
+    num_bytes = 0
+    while (end := data.find(b"\n", num_bytes)) >= 0:
+        try:
+            records.append(decode(data[num_bytes:end]))
+        except ValueError:
+            break
+        num_bytes = end + 1
+    return records, num_bytes
+
+
+class SpoolReader:
+    """Reads the events of a spool in order, and goes on where it stopped when there are more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._segments = segments(folder)
+        self._index = 0
+        self._offset = 0
+
+    def read(self, newest_limit_bytes: int | None = None, chunk_bytes: int = 1 << 18) -> list[Event]:
+        """The next events, about `chunk_bytes` of them; empty when there are no more now.
+
+        `newest_limit_bytes`: nothing after this many bytes of the newest segment is read yet.
+        """
+        while self._index < len(self._segments):
+            segment = self._segments[self._index]
+            newest = self._index == len(self._segments) - 1
+            limit = newest_limit_bytes if newest else segment.num_bytes
+            records = self._read_lines(segment.path, limit, chunk_bytes)
+            events = [record for record in records if not isinstance(record, Opened)]
+            if events:
+                return events
+            if not records:
+                if newest:
+                    return []
+                self._index, self._offset = self._index + 1, 0
+        return []
+
+    def num_unread_bytes(self) -> int:
+        """Bytes after the last line read in the segment being read: a torn line, or one not written by a spool."""
+        if self._index >= len(self._segments):
+            return 0
+        return self._segments[self._index].path.stat().st_size - self._offset
+
+    def _read_lines(self, path: Path, limit: int | None, chunk_bytes: int) -> list[Opened | Event]:
+        available = (path.stat().st_size if limit is None else limit) - self._offset
+        while available > 0:
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                records, num_bytes = parse(file.read(min(chunk_bytes, available)))
+            if num_bytes or chunk_bytes >= available:
+                self._offset += num_bytes
+                return records
+            chunk_bytes *= 2  # a line longer than the chunk: a text artifact
+        return []
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """Every segment's file, oldest first."""
+    return sorted((path for path in folder.glob("[0-9]*.jsonl")), key=lambda path: int(path.stem))
+
+
+def _opening(path: Path) -> Opened | None:
+    with contextlib.suppress(ValueError), path.open("rb") as file:
+        line = file.readline()
+        record = decode(line)
+        if line.endswith(b"\n") and isinstance(record, Opened):
+            return record
+    return None

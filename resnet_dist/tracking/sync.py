@@ -1,0 +1,77 @@
+"""Sends what a spool still holds: after an outage that outlived the run, from any machine that sees the storage."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.delivery import Delivery
+from resnet_dist.tracking.mlflow_run import run_file, send_end_status
+from resnet_dist.tracking.sender import backoff_s
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.transport import MlflowTransport, Unavailable
+from resnet_dist.tracking.uris import redact_uri
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    num_events: int
+    """Events that were waiting and have now arrived."""
+    num_points: int
+    """Points of curves among them."""
+    num_rejected: int
+    """Things that MLflow refused for ever, listed in `rejected.jsonl` beside the spool."""
+    num_unreadable_bytes: int
+    """Torn or damaged end of the spool, which cannot be sent."""
+    end_status_sent: bool
+    """Whether the run's end (FINISHED, FAILED, KILLED) was waiting too and has arrived."""
+
+
+def sync(run_dir: Path, tracking_uri: str, *, limit_s: float = 3600.0) -> SyncReport:
+    """Brings everything of the run's folder to the server, each point once; harmless while the run is still going on.
+
+    Raises UserError if nothing was tracked in `run_dir`, Fault if the server does not answer, or not for long enough.
+    """
+    folders = sorted(path for path in (run_dir / "tracking").glob("*") if path.is_dir())
+    if not folders and not run_file(run_dir).exists():
+        raise UserError(f"{run_dir}: no tracked run here (no {run_file(run_dir).name}, no tracking/ folder)")
+    require_answer(tracking_uri)
+    deadline_s = time.monotonic() + limit_s
+    counts = [_send_all(folder, tracking_uri, deadline_s) for folder in folders]
+    return SyncReport(
+        num_events=sum(num_events for num_events, _ in counts),
+        num_points=sum(delivery.num_points for _, delivery in counts),
+        num_rejected=sum(delivery.num_rejected for _, delivery in counts),
+        num_unreadable_bytes=sum(delivery.num_unread_bytes() for _, delivery in counts),
+        end_status_sent=send_end_status(run_dir, tracking_uri),
+    )
+
+
+def _send_all(folder: Path, tracking_uri: str, deadline_s: float) -> tuple[int, Delivery]:
+    delivery = Delivery(folder, MlflowTransport(tracking_uri, run_id=folder.name))
+    num_events = num_failures = 0
+    while True:
+        if time.monotonic() > deadline_s:
+            raise Fault(f"{folder}: not everything could be sent in the time given; run the same command again")
+        try:
+            num_sent = delivery.send_next()
+        except Unavailable as error:
+            num_failures += 1
+            if num_failures == _ATTEMPTS:
+                raise Fault(
+                    f"MLflow at {redact_uri(tracking_uri)} did not take the run {folder.name}: {error}; "
+                    "what is left stays in storage: run the same command again"
+                ) from error
+            time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))
+            continue
+        num_failures = 0
+        num_events += num_sent
+        if not num_sent:
+            return num_events, delivery

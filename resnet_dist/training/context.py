@@ -1,0 +1,63 @@
+"""What the loop knows of the world it runs in: who am I, where do I compute, how do I report, where do I resume."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+
+class RunContext(Protocol):
+    """One worker's view of its run. `launch.ray_context` gives it Ray's; `LocalContext` needs no cluster."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
+        """Commits the checkpoint directory (rank 0 passes one, the others None) under `name`. All workers call it."""
+
+    def restore(self) -> Path | None:
+        """A local directory with the newest committed checkpoint, or None for a fresh start."""
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked this run to stop. May differ between workers for a moment; never blocks."""
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows where the run stands. Never blocks, never raises."""
+
+
+@dataclass
+class LocalContext:
+    """One process, no cluster: unit tests and profiling. Checkpoints are moved into `storage`."""
+
+    storage: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+    reports: list[dict[str, float]] = field(default_factory=list)
+    stop_at_step: int | None = None
+    _step: int = 0
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
+        self.reports.append(dict(metrics))
+        if checkpoint is not None:
+            shutil.move(checkpoint, self.storage / name)
+
+    def restore(self) -> Path | None:
+        return max(self.storage.glob("epoch=*"), default=None)
+
+    def stop_requested(self) -> bool:
+        return self.stop_at_step is not None and self._step >= self.stop_at_step
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._step = step

@@ -1,0 +1,99 @@
+"""Exact evaluation: every sample once, integer counts, and a loss that does not depend on the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from resnet_dist.data.loader import Batch
+from resnet_dist.data.order import eval_batches
+from resnet_dist.errors import Fault
+from resnet_dist.training.collectives import sum_over_workers
+from resnet_dist.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    num_samples: int
+    num_top1: int
+    num_top5: int
+    loss_sum: float
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy, percent."""
+        return 100.0 * self.num_top1 / self.num_samples
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracies and errors in percent, cross-entropy in nats per sample."""
+        top5 = 100.0 * self.num_top5 / self.num_samples
+        return {
+            "val/loss": self.loss_sum / self.num_samples,
+            "val/top1": self.top1,
+            "val/top5": top5,
+            "val/top1_error": 100.0 - self.top1,
+            "val/top5_error": 100.0 - top5,
+        }
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Callable[[NDArray[np.int64]], Iterable[Batch]],
+    *,
+    num_samples: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    precision: Precision,
+) -> Evaluation:
+    """Evaluates `model` on samples 0 .. num_samples - 1; all workers call it and get the same result.
+
+    `batches` gives the samples of some ids in batches of `batch_size`.
+
+    The fixed batches [k * batch_size, (k + 1) * batch_size) are dealt to the workers whole. Each worker fills its rows
+    of a (num_batches, 4) table of (samples, top-1, top-5, loss sum); the rows are summed in batch order, so the loss
+    is the same to the last bit whatever the number of workers.
+
+    Raises:
+        Fault: the number of samples seen is not `num_samples`.
+    """
+    mine = eval_batches(num_samples, batch_size, rank, world_size)
+    table = torch.zeros((-(-num_samples // batch_size), 4), dtype=torch.float64)
+    ids = np.arange(mine.start * batch_size, min(mine.stop * batch_size, num_samples), dtype=np.int64)
+    with _in_eval_mode(model):
+        for row, batch in zip(mine, batches(ids), strict=True):
+            with precision.autocast(device):
+                logits = model(batch.images)
+            table[row] = _row(logits, batch.labels).cpu()
+    total = sum_over_workers(table).sum(dim=0)
+    if int(total[0]) != num_samples:
+        raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
+    return Evaluation(int(total[0]), int(total[1]), int(total[2]), float(total[3]))
+
+
+def _row(logits: Tensor, labels: Tensor) -> Tensor:
+    """(samples, top-1 correct, top-5 correct, summed loss) of one batch, float64."""
+    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    loss = cross_entropy(logits, labels, reduction="none").double().sum()
+    counts = torch.stack([torch.ones_like(labels).sum(), ranked[:, 0].sum(), ranked.any(dim=1).sum()])
+    return torch.cat([counts.double(), loss[None]])
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,195 @@
+"""The training loop. Read this file first.
+
+One optimizer step is defined on the global batch, cut into micro-batches. The workers share a step's micro-batches;
+each runs its own one after the other and their gradients become one gradient (`reduce.py`). Everything random is a
+function of (seed, epoch, sample id), everything scheduled a function of the step: so the loop can be left and entered
+again at any step, on any number of workers, and goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.data.loader import Batch
+from resnet_dist.data.order import micro_batch_share, train_order
+from resnet_dist.models.statistics import BatchNormStatistics
+from resnet_dist.tracking.base import Tracker
+from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.training.collectives import share_buffers
+from resnet_dist.training.context import RunContext
+from resnet_dist.training.evaluate import evaluate
+from resnet_dist.training.job import Outcome
+from resnet_dist.training.metrics import Window
+from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.precision import Precision
+from resnet_dist.training.reduce import FastReduction
+from resnet_dist.training.schedule import lr_at
+from resnet_dist.training.state import TrainState
+
+
+class Loader(Protocol):
+    """`data.BetonLoader`, as the loop sees it."""
+
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of a fixed size, in the order of `sample_ids`; augmentation drawn for `epoch`."""
+
+
+class Samples(NamedTuple):
+    loader: Loader
+    num_samples: int
+
+
+@dataclass
+class Run:
+    """Everything one worker needs, put together by `worker.py`."""
+
+    recipe: Recipe
+    plan: RunPlan
+    identity: Identity
+    ctx: RunContext
+    tracker: Tracker
+    state: TrainState
+    model: nn.Module
+    reduction: FastReduction
+    statistics: BatchNormStatistics
+    precision: Precision
+    train: Samples
+    val: Samples
+    window: Window
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The newest value of every metric."""
+    saved_step: int = 0
+
+
+def fit(run: Run) -> Outcome:
+    """Trains from `run.state.step` to the end of the plan, or until stopped. Ends with a checkpoint of where it stands.
+
+    What is due at a step is done at the top, before training on: so a run resumed at any step does what is missing, and
+    the last step is no special case.
+    """
+    outcome: Outcome | None = None
+    while True:
+        step = run.state.step
+        if outcome is None and run.plan.evaluation_due(step) and run.state.evaluated_step < step:
+            run_evaluation(run)
+        if outcome != "diverged" and run.saved_step < step and (outcome or run.plan.checkpoint_due(step)):
+            save(run)
+        if step >= run.plan.last_step:
+            return outcome or "finished"
+        if outcome:
+            return outcome
+        outcome = train_epoch(run)
+
+
+def train_epoch(run: Run) -> Outcome | None:
+    """Trains to the end of the epoch that the run stands in; None when it got there, otherwise why it did not."""
+    plan = run.plan
+    run.model.train()
+    run.window.restart_clock()
+    for local in run.window.timed(epoch_steps(run)):
+        lr = train_step(run, local)
+        step = run.state.step
+        if plan.window_ends(step):
+            window = run.window.close(lr, run.ctx.stop_requested())
+            run.tracker.metrics(window.metrics, step)
+            run.ctx.progress(step, window.metrics)
+            run.metrics.update(window.metrics)
+            if not window.finite:
+                return "diverged"
+            if window.stop and step < plan.last_step:
+                return "stopped"
+        if step == plan.epoch_ends_at(step - 1):
+            return None
+        if plan.checkpoint_due(step):
+            save(run)
+            run.window.restart_clock()
+    return None
+
+
+def train_step(run: Run, local: dict[int, Batch]) -> float:
+    """One optimizer step; `local` are this worker's micro-batches under their numbers. Returns the learning rate."""
+    optim, smoothing = run.recipe.optim, run.recipe.train.label_smoothing
+    lr = lr_at(
+        run.state.step,
+        run.recipe.schedule,
+        base_lr=optim.lr,
+        steps_per_epoch=run.plan.steps_per_epoch,
+        total_steps=run.plan.total_steps,
+    )
+    for group in run.state.optimizer.param_groups:
+        group["lr"] = lr
+    for micro_batch, batch in local.items():
+        with run.statistics.updating(micro_batch == 0), run.reduction.accumulating(micro_batch == max(local)):
+            with run.precision.autocast(run.ctx.device):
+                logits = run.reduction.forward(batch.images)
+                loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+            run.reduction.backward(loss)
+        run.window.add(micro_batch, loss, logits, batch.labels)
+    run.state.optimizer.step()
+    run.state.optimizer.zero_grad()
+    run.state.step += 1
+    run.window.end_step()
+    return lr
+
+
+def epoch_steps(run: Run) -> Iterator[dict[int, Batch]]:
+    """This worker's micro-batches, step by step, from where the run stands in its epoch; nothing before is decoded."""
+    train, rank, world_size = run.recipe.train, run.ctx.rank, run.ctx.world_size
+    epoch, start_step = divmod(run.state.step, run.plan.steps_per_epoch)
+    order = train_order(
+        run.train.num_samples,
+        seed=run.recipe.seed,
+        epoch=epoch,
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+    )
+    micro_batches = micro_batch_share(train.num_micro_batches, rank, world_size)
+    with closing(run.train.loader.epoch(epoch, order.reshape(-1))) as batches:
+        # zip asks the range first, so it never takes a batch of the next step.
+        while local := dict(zip(micro_batches, batches, strict=False)):
+            yield local
+
+
+def run_evaluation(run: Run) -> None:
+    share_buffers(run.state.net)
+    result = evaluate(
+        run.model,
+        partial(run.val.loader.epoch, 0),
+        num_samples=run.val.num_samples,
+        batch_size=run.recipe.eval.batch_size,
+        rank=run.ctx.rank,
+        world_size=run.ctx.world_size,
+        device=run.ctx.device,
+        precision=run.precision,
+    )
+    run.state.evaluated_step = run.state.step
+    run.tracker.metrics(result.metrics(), run.state.step)
+    run.metrics.update(result.metrics())
+    run.ctx.progress(run.state.step, run.metrics)
+
+
+def save(run: Run) -> None:
+    """Commits a checkpoint of the current step; rank 0 writes it, all workers report."""
+    epoch, step = run.plan.epoch_of(run.state.step), run.state.step
+    directory = None
+    if run.ctx.rank == 0:
+        directory = Path(tempfile.mkdtemp(prefix="resnet-dist-checkpoint-"))
+        card = Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), dict(run.metrics), files={})
+        save_checkpoint(directory, run.state.state_dict(), card)
+    run.ctx.report(run.metrics, directory, checkpoint_name(epoch, step))
+    run.saved_step = step

@@ -1,0 +1,56 @@
+"""One worker of a run: plain data in, loaders opened, resumed where the run stands, trained, outcome out."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+
+from data_prep.beton.manifest import load_manifest
+from resnet_dist.config.recipe import CenterCrop, TrainTransform
+from resnet_dist.data.loader import BetonLoader
+from resnet_dist.tracking.base import Tracker
+from resnet_dist.training.assemble import assemble, restore
+from resnet_dist.training.context import RunContext
+from resnet_dist.training.job import Job, WorkerResult
+from resnet_dist.training.loop import Samples, fit
+
+
+def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
+    """Runs one worker to the end of the plan or to a stop. The result is the same on all workers.
+
+    Raises:
+        UserError: the checkpoint to resume from is of another recipe or of other data.
+        Fault: bad data, a damaged checkpoint, a loader that died.
+    """
+    torch.set_num_threads(job.recipe.train.cpu_threads)
+    with ExitStack() as stack:
+        run = assemble(job, ctx, tracker, *_open_data(job, ctx.device, stack))
+        restore(run)
+        outcome = fit(run)
+        return WorkerResult(outcome, run.state.step, run.metrics)
+
+
+def _open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
+    """The train and the val beton behind their loaders; `stack` closes them."""
+    recipe = job.recipe
+
+    def open_beton(beton: Path, transform: TrainTransform | CenterCrop, batch_size: int) -> Samples:
+        manifest = load_manifest(beton)
+        loader = BetonLoader(
+            beton,
+            manifest,
+            transform,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            num_threads=job.loader_threads,
+            device=device,
+        )
+        stack.enter_context(closing(loader))
+        return Samples(loader, manifest.num_samples)
+
+    return (
+        open_beton(job.train_beton, recipe.data.train, recipe.train.micro_batch_size),
+        open_beton(job.val_beton, recipe.data.eval, recipe.eval.batch_size),
+    )

@@ -1,0 +1,132 @@
+"""A small data set and a Ray cluster that somebody else started: what the integration tests share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+QUIET = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+
+
+@dataclass(frozen=True)
+class Cli:
+    """Runs the project's commands as a user would, with paths of one test."""
+
+    folder: Path
+    data_root: Path
+    environment: Mapping[str, str]
+
+    def train_command(self, *extra: str, name: str = "run") -> list[str]:
+        settings = {
+            "data_root": self.data_root,
+            "storage": self.folder / "runs",
+            "tracking_uri": f"sqlite:///{self.folder}/mlflow.db",
+        }
+        sets = [part for key, value in settings.items() for part in ("--profile-set", f"{key}={value}")]
+        recipe, profile = "resnet_dist/recipes/digits_resnet20.yaml", "cluster/profiles/laptop.yaml"
+        return [str(BIN / "resnet-dist"), "train", recipe, "--on", profile, "--name", name, *sets, *extra]
+
+    def start(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(command, **environment)
+        try:
+            out, err = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the digits' train and val betons, made by the command."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "digits").mkdir()
+    for split in ("train", "val"):
+        command = [str(BIN / "data-prep"), "convert", "--source", "digits"]
+        subprocess.run(
+            [*command, "--output", str(root / "digits" / f"{split}.beton")],
+            env={**os.environ, **QUIET},
+            check=True,
+            timeout=120,
+        )
+    return root
+
+
+@dataclass(frozen=True)
+class Head:
+    address: str
+    dashboard: str
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A `ray start --head` of its own, with the dashboard that jobs need and more logical CPUs than the machine has."""
+    port, dashboard = free_port(), free_port()
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=8", "--disable-usage-stats"]
+    command += [f"--port={port}", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
+    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env={**os.environ, **QUIET}, stdout=output, stderr=output, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_until_answers(url + "/api/version", process, log)
+        yield Head(f"127.0.0.1:{port}", url)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path, limit_s: float = 120.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=2.0)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(f"{url} did not answer within {limit_s} s: {log.read_text()}")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture
+def cli(tmp_path: Path, digits: Path) -> Cli:
+    return Cli(tmp_path, digits, QUIET)

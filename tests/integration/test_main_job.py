@@ -1,0 +1,172 @@
+"""The main job on real processes: the commands of the README, watched from outside."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.beton.reader import BetonReader
+
+STEPS_PER_EPOCH = 11  # 1,437 training digits in global batches of 128
+SHORT = ("--set", "model.name=resnet8", "--set", "train.total_epochs=2", "--profile-set", "checkpoint.every_epochs=1")
+
+
+def points(folder: Path, key: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every point of a metric, by MLflow run."""
+    code = (
+        "import json, sys; from mlflow import MlflowClient; c = MlflowClient(sys.argv[1]);"
+        "runs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
+        "print(json.dumps({f'{r.info.run_id} {r.info.status}':"
+        " [(m.step, m.value) for m in c.get_metric_history(r.info.run_id, sys.argv[2])] for r in runs}))"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:///{folder}/mlflow.db", key]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return {run: [(int(s), float(v)) for s, v in rows] for run, rows in json.loads(out).items()}
+
+
+def wait_for(what: Path, pattern: str, process: subprocess.Popen[str], limit_s: float = 180.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not list(what.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {pattern} in {what}"
+        time.sleep(0.2)
+
+
+def last_json(out: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return result
+
+
+def test_train_then_evaluate_checkpoint_and_model(cli: Any, head: Any) -> None:
+    done = cli.run(cli.train_command(*SHORT, "--json"), RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stderr
+    result = last_json(done.stdout)
+    assert result["step"] == 2 * STEPS_PER_EPOCH
+
+    beton = cli.data_root / "digits" / "val.beton"
+    evaluations = []
+    for model in (result["checkpoint"], result["model_uri"], str(cli.folder / "runs" / "run")):
+        command = [sys.executable, "-m", "resnet_dist", "evaluate", model, "--data", str(beton), "--json"]
+        out = cli.run([*command, "--tracking-uri", f"sqlite:///{cli.folder}/mlflow.db"])
+        assert out.returncode == 0, out.stderr
+        evaluations.append(last_json(out.stdout))
+    for evaluation in evaluations:
+        assert evaluation["val/top1"] == result["metrics"]["val/top1"]
+        assert evaluation["val/loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-5)
+
+    (run, loss), *others = points(cli.folder, "train/loss").items()
+    assert others == []
+    assert run.endswith("FINISHED")
+    assert [step for step, _ in loss] == [10, 11, 20, 22]
+    ((_, top1),) = points(cli.folder, "val/top1").items()
+    assert [step for step, _ in top1] == [11, 22]
+    assert top1[-1][1] == result["metrics"]["val/top1"]
+
+    plain_load(result["model_uri"], cli.folder, beton, result["metrics"]["val/top1"])
+
+    again = cli.run(cli.train_command(*SHORT, "--json"), RAY_ADDRESS=head.address)
+    assert last_json(again.stdout) == result  # a finished run is not trained again
+    other = cli.run(cli.train_command(*SHORT, "--set", "optim.lr=0.01"), RAY_ADDRESS=head.address)
+    assert other.returncode == 2
+    assert "was made with recipe" in other.stderr
+
+
+def plain_load(model_uri: str, folder: Path, beton: Path, top1: float) -> None:
+    """What a user does with nothing but mlflow, torch and Pillow gives the accuracy that training reported."""
+    code = (
+        "import io, sys, mlflow, numpy as np, torch; from PIL import Image;"
+        "mlflow.set_tracking_uri(sys.argv[1]); model = mlflow.pytorch.load_model(sys.argv[2]);"
+        "data = np.load(sys.argv[3]); right = 0;\n"
+        "for i in range(0, len(data['labels']), 100):\n"
+        "    logits = model(torch.from_numpy(data['images'][i:i + 100]))\n"
+        "    right += int((logits.argmax(1).numpy() == data['labels'][i:i + 100]).sum())\n"
+        "print(100 * right / len(data['labels']))"
+    )
+    arrays = folder / "val.npz"
+    decode_with_pillow(beton, arrays)
+    command = [sys.executable, "-c", code, f"sqlite:///{folder}/mlflow.db", model_uri, str(arrays)]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert out.returncode == 0, out.stderr
+    # Pillow's decoder differs from libffcv's by a grey level or so: at most one of 360 digits may fall otherwise.
+    assert float(out.stdout) == pytest.approx(top1, abs=100 / 360 + 1e-9)
+
+
+def decode_with_pillow(beton: Path, arrays: Path) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    reader = BetonReader(beton)
+    images = [
+        np.asarray(Image.open(io.BytesIO(bytes(reader.image_bytes(i)))).convert("RGB")) for i in range(len(reader))
+    ]
+    np.savez(arrays, images=np.stack(images), labels=np.array([reader.label(i) for i in range(len(reader))]))
+
+
+def test_one_and_two_workers_give_the_same_losses(cli: Any, head: Any) -> None:
+    losses = []
+    for workers in (1, 2):
+        sets = ("--set", "train.precision=fp64", "--set", "train.max_steps=6")
+        command = cli.train_command(*SHORT, *sets, name=f"w{workers}")
+        command += ["--profile-set", f"workers={workers}", "--profile-set", "log_every_steps=1"]
+        done = cli.run(command, RAY_ADDRESS=head.address)
+        assert done.returncode == 0, done.stderr
+    for rows in points(cli.folder, "train/loss").values():
+        losses.append([value for _, value in rows])
+    assert [len(values) for values in losses] == [6, 6]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(cli: Any, head: Any) -> None:
+    command = cli.train_command(*SHORT, "--set", "train.total_epochs=6", "--profile-set", "log_every_steps=1")
+    process = cli.start(command, RAY_ADDRESS=head.address)
+    wait_for(cli.folder / "runs" / "run", "epoch=*", process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert "stopped after step" in err
+    assert "Traceback" not in err
+    ((run, rows),) = points(cli.folder, "train/loss").items()
+    assert run.endswith("KILLED")
+    assert 0 < len(rows) < 6 * STEPS_PER_EPOCH
+
+    done = cli.run([*command, "--json"], RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stderr
+    assert last_json(done.stdout)["step"] == 6 * STEPS_PER_EPOCH
+    ((run, rows),) = points(cli.folder, "train/loss").items()
+    assert run.endswith("FINISHED")
+    assert [step for step, _ in rows] == list(range(1, 6 * STEPS_PER_EPOCH + 1))
+
+
+def test_a_killed_driver_goes_on_where_it_stood(cli: Any) -> None:
+    """With a Ray of its own, as `make demo` has: SIGKILL takes the driver and all of its Ray."""
+    command = cli.train_command(*SHORT, "--set", "train.total_epochs=4", "--profile-set", "log_every_steps=1")
+    process = cli.start(command)
+    wait_for(cli.folder / "runs" / "run", "epoch=*", process)
+    process.kill()
+    process.communicate(timeout=60)
+
+    done = cli.run([*command, "--json"])
+    assert done.returncode == 0, done.stderr
+    assert last_json(done.stdout)["step"] == 4 * STEPS_PER_EPOCH
+    ((run, rows),) = points(cli.folder, "train/loss").items()
+    assert run.endswith("FINISHED")
+    assert [step for step, _ in rows] == list(range(1, 4 * STEPS_PER_EPOCH + 1))
+
+
+def test_ray_job_submit(cli: Any, head: Any) -> None:
+    train = [sys.executable, "-m", "resnet_dist", *cli.train_command(*SHORT, "--json")[1:]]
+    submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head.dashboard]
+    done = cli.run([*submit, "--working-dir", ".", "--", *train])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f'"step": {2 * STEPS_PER_EPOCH}' in done.stdout
+    ((run, _),) = points(cli.folder, "train/loss").items()
+    assert run.endswith("FINISHED")

@@ -1,0 +1,73 @@
+"""A user's mistake: one readable line on stderr, exit code 2, nothing started, nothing left behind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def told(cli: Any, *extra: str, **environment: str) -> str:
+    done = cli.run(cli.train_command(*extra), **environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return str(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--set", "optim.lrr=0.1"], ["optim.lrr", "unknown key", "did you mean lr?"]),
+        (["--set", "train.total_epochs=many"], ["train.total_epochs", "'many'"]),
+        (["--set", "train.micro_batch_size=48"], ["global_batch_size (128)", "multiple of micro_batch_size (48)"]),
+        (["--set", "data.dataset=nowhere"], ["nowhere/train.beton", "does not exist", "data-prep convert"]),
+        (["--set", "model.num_classes=7"], ["holds 10 classes", "model.num_classes = 7"]),
+        (["--set", "model.name=resnet21"], ["resnet21", "resnet20"]),
+        (["--set", "data.train.size=28"], ["32 to 32 px", "28 x 28"]),
+        (["--set", "schedule.warmup.epochs=99"], ["schedule.warmup.epochs"]),
+        (["--set", "train.global_batch_size=4096"], ["4096", "1437 samples"]),
+        (["--profile-set", "workers=3"], ["3 workers", "2 micro-batches"]),
+        (["--profile-set", "workers=two"], ["workers", "'two'"]),
+        (["--profile-set", "storage=/proc/runs"], ["storage /proc/runs is not writable"]),
+        (["--profile-set", "tracking_uri=./mlruns"], ["tracking_uri", "sqlite:///"]),
+        (["--name", "a/b"], ["--name a/b"]),
+        (["--no-such-flag"], ["no-such-flag"]),
+    ],
+)
+def test_told_before_anything_starts(cli: Any, extra: list[str], expected: list[str]) -> None:
+    err = told(cli, *extra)
+    for part in expected:
+        assert part in err
+    assert not (cli.folder / "runs" / "run").exists()
+
+
+def test_too_few_cpus_says_what_was_found(cli: Any, head: Any) -> None:
+    err = told(cli, "--profile-set", "cpus_per_worker=6", RAY_ADDRESS=head.address)
+    assert "2 workers of 6 CPUs and 0 GPUs, the cluster holds 1" in err
+    assert "8 CPUs" in err
+    assert "2 workers of 1 CPUs and 1 GPUs, the cluster holds 0" in told(
+        cli, "--profile-set", "gpus_per_worker=1", RAY_ADDRESS=head.address
+    )
+
+
+def test_no_cluster_at_the_address(cli: Any) -> None:
+    assert "no Ray cluster at 127.0.0.1:1" in told(cli, RAY_ADDRESS="127.0.0.1:1")
+
+
+def test_a_beton_cut_short_is_noticed(cli: Any, tmp_path: Path) -> None:
+    shutil.copytree(cli.data_root, tmp_path / "data")
+    beton = tmp_path / "data" / "digits" / "train.beton"
+    with beton.open("r+b") as file:
+        file.truncate(beton.stat().st_size - 1000)
+    assert "its manifest says" in told(cli, "--profile-set", f"data_root={tmp_path / 'data'}")
+
+
+def test_dry_run_starts_nothing(cli: Any) -> None:
+    done = cli.run(cli.train_command("--dry-run"))
+    assert done.returncode == 0, done.stderr
+    for part in ("global_batch_size: 128", "1,437 in", "360 in", "steps per epoch  11", "per worker [1, 1]"):
+        assert part in done.stdout
+    assert not (cli.folder / "runs" / "run").exists()

@@ -1,0 +1,174 @@
+"""Recipes and profiles: what is read, what is refused, and what a person is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.config.loading import flatten, load_profile, load_recipe, recipe_from_yaml, to_yaml
+from resnet_dist.config.profile import absolute_paths
+from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.errors import UserError
+
+RECIPE = """
+seed: 3
+model: {name: resnet20, num_classes: 10}
+data:
+  dataset: digits
+  train: {kind: pad_crop, size: 32, pad: 2, flip: false}
+  eval: {kind: center_crop, size: 32, resize: 32}
+  mean: [0, 0, 0]
+  std: [1, 1, 1]
+train: {global_batch_size: 128, micro_batch_size: 64, total_epochs: 2}
+optim: {name: sgd, lr: 1e-1, weight_decay: 1e-4}
+schedule: {kind: cosine}
+eval: {batch_size: 250}
+"""
+PROFILE = "{workers: 2, cpus_per_worker: 1, data_root: data, storage: runs, tracking_uri: 'sqlite:///m.db'}"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def mistake(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_exponents_are_numbers(recipe_file: Path) -> None:
+    assert yaml.safe_load("1e-3") == "1e-3"  # the trap the schema closes
+    assert load_recipe(recipe_file).optim.lr == 0.1
+    assert load_recipe(recipe_file, ["optim.lr=5e-2"]).optim.lr == 0.05
+
+
+def test_overrides_are_typed_by_the_schema(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["recipe.train.total_epochs=7", "data.mean=[1, 2, 3]", "train.max_steps=null"])
+    assert (recipe.train.total_epochs, recipe.data.mean, recipe.train.max_steps) == (7, (1.0, 2.0, 3.0), None)
+
+
+def test_a_whole_section_can_be_replaced(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["schedule={kind: step, milestone_fractions: [0.5]}"])
+    assert recipe.schedule.kind == "step"
+
+
+def test_an_unknown_key_is_named_with_the_valid_ones(recipe_file: Path) -> None:
+    text = mistake(recipe_file, "optim.lrr=1")
+    assert "optim.lrr: unknown key; did you mean lr? valid keys here: lr, momentum, name, nesterov, weight_decay" in text
+    assert str(recipe_file) in text
+
+
+def test_an_unknown_key_in_a_kind_of_section(recipe_file: Path) -> None:
+    assert "data.train.padd: unknown key; did you mean pad? valid keys here: flip, kind, pad, size" in mistake(
+        recipe_file, "data.train.padd=1"
+    )
+
+
+def test_a_wrong_type_is_named_with_its_value(recipe_file: Path) -> None:
+    assert "train.total_epochs: should be a valid integer" in mistake(recipe_file, "train.total_epochs=soon")
+    assert "'soon'" in mistake(recipe_file, "train.total_epochs=soon")
+
+
+def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
+    text = mistake(recipe_file, "optim.lrr=1", "train.micro_batch_size=60", "seed=-1", "schedule.kind=cosin")
+    assert text.count("(") >= 4
+    for part in ("4 mistakes", "optim.lrr", "multiple of micro_batch_size (60)", "seed", "schedule"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optim.lr", "expected key.path=value"),
+        ("optim.lr.x=1", "optim.lr is a value, not a section"),
+        ("optim.lr=[", "not valid YAML"),
+        ("optim.lr=.nan", "finite"),
+        ("data.eval.size=40", "must not be larger than resize (32)"),
+        ("data.dataset=../secrets", "data.dataset"),
+    ],
+)
+def test_bad_overrides(recipe_file: Path, override: str, told: str) -> None:
+    assert told in mistake(recipe_file, override)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("seed: 1\nseed: 2\n", "'seed' stands twice"),
+        ("- a\n", "expected a mapping"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    assert told in mistake(path)
+
+
+def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
+    assert "cannot be read" in mistake(tmp_path / "none.yaml")
+
+
+def test_resolved_yaml_loads_to_an_equal_recipe_and_hash(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    again = recipe_from_yaml(to_yaml(recipe))
+    assert again == recipe
+    assert recipe_hash(again) == recipe_hash(recipe)
+
+
+def test_the_hash_sees_every_leaf_and_no_default_spelt_out(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    spelt_out = load_recipe(recipe_file, ["optim.momentum=0.9"])
+    changed = [load_recipe(recipe_file, [o]) for o in ("seed=4", "optim.momentum=0.8", "data.train.flip=true")]
+    assert recipe_hash(spelt_out) == recipe_hash(recipe)
+    assert len({recipe_hash(r) for r in (recipe, *changed)}) == 4
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_micro_batches_are_whole(num_micro_batches: int, micro_batch_size: int) -> None:
+    tree = yaml.safe_load(RECIPE)
+    tree["train"] |= {"global_batch_size": num_micro_batches * micro_batch_size, "micro_batch_size": micro_batch_size}
+    assert Recipe.model_validate(tree).train.num_micro_batches == num_micro_batches
+
+
+def test_flatten_gives_dotted_leaves(recipe_file: Path) -> None:
+    flat = flatten(load_recipe(recipe_file))
+    assert flat["optim.lr"] == "0.1"
+    assert flat["schedule.warmup.epochs"] == "0.0"
+    assert all(not isinstance(v, dict) for v in flat.values())
+
+
+def test_profile_paths_become_absolute(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE)
+    profile = absolute_paths(load_profile(path, ["profile.workers=3"]), Path("/base"))
+    assert (profile.workers, profile.data_root, profile.storage) == (3, "/base/data", "/base/runs")
+
+
+def test_object_storage_is_refused_with_the_mend(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE)
+    with pytest.raises(UserError, match="must be a folder that all nodes share"):
+        absolute_paths(load_profile(path, ["storage=s3://bucket/runs"]), Path("/base"))
+
+
+def test_every_recipe_and_profile_of_the_project_loads() -> None:
+    root = Path(__file__).parents[3]
+    recipes = sorted((root / "resnet_dist" / "recipes").rglob("*.yaml"))
+    profiles = sorted((root / "cluster" / "profiles").rglob("*.yaml"))
+    assert len(recipes) >= 3
+    assert len(profiles) >= 1
+    for path in recipes:
+        load_recipe(path)
+    for path in profiles:
+        load_profile(path)

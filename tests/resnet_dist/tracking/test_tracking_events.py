@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.tracking.events import Metrics, Opened, Tags, Text, decode, encode, unseen
+
+names = st.text(max_size=20)
+numbers = st.integers(0, 2**60)
+records = st.one_of(
+    st.builds(Metrics, numbers, numbers, numbers, st.dictionaries(names, st.floats(), max_size=4)),
+    st.builds(Tags, numbers, numbers, st.dictionaries(names, names, max_size=4)),
+    st.builds(Text, numbers, numbers, names, st.text(max_size=200)),
+    st.builds(Opened, numbers, names, numbers, st.dictionaries(names, numbers, max_size=3)),
+)
+
+
+def bits(value: float) -> object:
+    return "nan" if math.isnan(value) else value.hex()
+
+
+@given(records)
+def test_a_record_survives_its_line_to_the_bit(record):
+    line = encode(record)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert line.isascii()
+    back = decode(line)
+    if isinstance(record, Metrics):
+        assert (back.seq, back.time_ms, back.step) == (record.seq, record.time_ms, record.step)
+        assert {k: bits(v) for k, v in back.values.items()} == {k: bits(v) for k, v in record.values.items()}
+    else:
+        assert back == record
+
+
+@given(records, st.data())
+def test_a_torn_line_is_never_taken_for_a_record(record, data):
+    line = encode(record)[:-1]
+    with pytest.raises(ValueError):
+        decode(line[: data.draw(st.integers(0, len(line) - 1))])
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b"[1]", b"3", b"null", b'{"kind":"metrics"}', b'{"kind":"x"}', b"\0" * 64]
+)
+def test_a_foreign_line_is_an_error(line):
+    with pytest.raises(ValueError, match="spool|JSON|Expecting"):
+        decode(line)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=40))
+def test_of_every_key_only_growing_steps_are_seen(calls):
+    newest: dict[str, int] = {}
+    logged: list[tuple[str, int]] = []
+    for key, step in calls:
+        new = unseen({key: 1.0}, step, newest)
+        newest.update(dict.fromkeys(new, step))
+        logged += [(key, step)] if new else []
+    for key in "ab":
+        steps = [step for k, step in logged if k == key]
+        assert steps == sorted(set(steps))
+        assert max(steps, default=None) == max((step for k, step in calls if k == key), default=None)

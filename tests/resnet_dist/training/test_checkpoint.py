@@ -1,0 +1,106 @@
+"""Checkpoints: whole or detected, of this run or refused, and never more trusted than plain tensors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.training.checkpoint import (
+    STATE,
+    Card,
+    Identity,
+    checkpoint_name,
+    load_state,
+    newest_first,
+    newest_whole,
+    read_card,
+    require_same,
+    save_checkpoint,
+    step_of,
+)
+
+IDENTITY = Identity("a" * 16, "train=1 val=2")
+
+
+def save(run_dir: Path, step: int) -> Path:
+    directory = run_dir / checkpoint_name(step // 10, step)
+    directory.mkdir(parents=True)
+    card = Card(step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5}, files={})
+    save_checkpoint(directory, {"net": {"w": torch.arange(3.0)}, "step": step}, card)
+    return directory
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    directory = save(tmp_path, 25)
+    card = read_card(directory)
+    assert (card.epoch, card.step, card.identity, card.metrics) == (2, 25, IDENTITY, {"val/top1": 97.5})
+    state = load_state(directory, torch.device("cpu"))
+    assert state["step"] == 25
+    assert torch.equal(state["net"]["w"], torch.arange(3.0))
+
+
+def test_names() -> None:
+    assert checkpoint_name(7, 12345) == "epoch=007-step=00012345"
+    assert step_of("epoch=007-step=00012345") == 12345
+    assert step_of("epoch=1234-step=123456789") == 123456789
+    assert [step_of(n) for n in ("epoch=7", "recipe.yaml", "epoch=007-step=00012345.tmp")] == [None] * 3
+
+
+def test_newest_is_by_step_not_by_name(tmp_path: Path) -> None:
+    names = ["epoch=999-step=00000999", "epoch=1000-step=00001000", "mlflow_run.json"]
+    assert [p.name for p in newest_first(tmp_path / n for n in names)] == [names[1], names[0]]
+
+
+def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, 10), save(tmp_path, 20)
+    state = bytearray((bad / STATE).read_bytes())
+    state[len(state) // 2] ^= 1
+    (bad / STATE).write_bytes(state)
+    found = newest_whole(tmp_path)
+    assert found is not None
+    assert found[0] == good
+    assert len(found[2]) == 1
+    assert "step=00000020" in found[2][0]
+    assert "damaged" in found[2][0]
+
+
+@pytest.mark.parametrize("missing", ["checkpoint.json", STATE])
+def test_a_half_copied_checkpoint_is_not_whole(tmp_path: Path, missing: str) -> None:
+    directory = save(tmp_path, 10)
+    (directory / missing).unlink()
+    with pytest.raises(Fault, match=r"incomplete|damaged"):
+        read_card(directory)
+    assert newest_whole(tmp_path) is None
+
+
+def test_a_torn_card_is_not_whole(tmp_path: Path) -> None:
+    card = save(tmp_path, 10) / "checkpoint.json"
+    card.write_text(card.read_text()[:40])
+    assert newest_whole(tmp_path) is None
+
+
+def test_no_run_yet(tmp_path: Path) -> None:
+    assert newest_whole(tmp_path / "none") is None
+
+
+def test_another_recipe_or_other_data_are_refused_with_both_shown(tmp_path: Path) -> None:
+    require_same(IDENTITY, Identity("a" * 16, "train=1 val=2"), tmp_path)
+    with pytest.raises(UserError, match=r"aaaa.*bbbb"):
+        require_same(IDENTITY, Identity("b" * 16, "train=1 val=2"), tmp_path)
+    with pytest.raises(UserError, match=r"train=1 val=2.*train=9 val=2"):
+        require_same(IDENTITY, Identity("a" * 16, "train=9 val=2"), tmp_path)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("a checkpoint ran code",))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    torch.save({"net": _Evil()}, tmp_path / STATE)
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path, torch.device("cpu"))

@@ -1,0 +1,49 @@
+"""What is due at a step: pure functions, so that a resumed run does exactly what an undisturbed one does."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.training.plan import RunPlan
+
+plans = st.builds(
+    RunPlan,
+    steps_per_epoch=st.integers(1, 12),
+    total_steps=st.just(60),
+    last_step=st.integers(1, 60),
+    eval_every_epochs=st.integers(1, 4),
+    save_every_epochs=st.integers(1, 4),
+    save_every_steps=st.none() | st.integers(1, 9),
+    log_every_steps=st.integers(1, 9),
+)
+PLAN = RunPlan(5, 20, 18, eval_every_epochs=2, save_every_epochs=1, save_every_steps=3, log_every_steps=4)
+
+
+def test_what_is_due_where() -> None:
+    steps = range(PLAN.last_step + 1)
+    assert [s for s in steps if PLAN.evaluation_due(s)] == [10, 18]
+    assert [s for s in steps if PLAN.checkpoint_due(s)] == [3, 5, 6, 9, 10, 12, 15, 18]
+    assert [s for s in steps if s and PLAN.window_ends(s)] == [4, 5, 8, 10, 12, 15, 16, 18]
+    assert [PLAN.epoch_ends_at(s) for s in (0, 4, 5, 16)] == [5, 5, 10, 18]
+
+
+@given(plans)
+def test_a_run_always_ends_evaluated_and_saved(plan: RunPlan) -> None:
+    assert plan.evaluation_due(plan.last_step)
+    assert plan.checkpoint_due(plan.last_step)
+    assert plan.window_ends(plan.last_step)
+
+
+@given(plans)
+def test_nothing_is_due_before_the_first_step(plan: RunPlan) -> None:
+    assert not plan.evaluation_due(0)
+    assert not plan.checkpoint_due(0)
+
+
+@given(plans)
+def test_every_window_closes_within_its_epoch(plan: RunPlan) -> None:
+    for step in range(plan.last_step):
+        end = plan.epoch_ends_at(step)
+        assert step < end <= plan.last_step
+        assert plan.window_ends(end)

@@ -1,0 +1,133 @@
+"""The walls of the house: who may import what. Read with the ast, so also imports inside functions count."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("data_prep", "resnet_dist")
+
+# A third-party library, and the packages or modules that alone may import it.
+FENCES = {
+    "ray": ("data_prep.convert", "resnet_dist.launch"),
+    "mlflow": ("resnet_dist.tracking",),
+    "ffcv": ("resnet_dist.data",),
+    "numba": ("resnet_dist.data",),
+    "yaml": ("resnet_dist.config",),
+    "pydantic": ("resnet_dist.config",),
+    "pyarrow": ("data_prep.sources",),
+    "sklearn": ("data_prep.sources",),
+    "typer": ("data_prep.cli", "resnet_dist.cli"),
+    "torchvision": (),
+    "torch": (
+        "resnet_dist.data",
+        "resnet_dist.models",
+        "resnet_dist.training",
+        "resnet_dist.tracking.models",
+        "resnet_dist.launch",
+    ),
+}
+
+# A part of the house, and the parts whose modules it may import besides its own.
+WALLS = {
+    "data_prep.errors": (),
+    "data_prep.beton": ("data_prep.errors",),
+    "data_prep.sources": ("data_prep.errors",),
+    "data_prep.convert": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
+    "resnet_dist.errors": ("data_prep.errors",),
+    "resnet_dist.config": ("resnet_dist.errors",),
+    "resnet_dist.models": ("resnet_dist.errors",),
+    "resnet_dist.data": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton"),
+    "resnet_dist.tracking": ("resnet_dist.errors",),
+    "resnet_dist.training": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.models",
+        "resnet_dist.data",
+        "resnet_dist.tracking.base",
+        "data_prep.beton",
+    ),
+    "resnet_dist.launch": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.data",
+        "resnet_dist.models",
+        "resnet_dist.training",
+        "resnet_dist.tracking",
+        "data_prep.beton",
+    ),
+}
+
+
+def modules() -> dict[str, Path]:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def within(module: str, parts: tuple[str, ...]) -> bool:
+    return any(module == part or module.startswith(part + ".") for part in parts)
+
+
+def test_the_packages_were_found() -> None:
+    assert len(modules()) > 40
+
+
+@pytest.mark.parametrize("library", sorted(FENCES))
+def test_a_library_is_imported_only_behind_its_fence(library: str) -> None:
+    trespassers = [
+        name
+        for name, path in modules().items()
+        if any(within(i, (library,)) for i in imports(path)) and not within(name, FENCES[library])
+    ]
+    assert trespassers == []
+
+
+@pytest.mark.parametrize("part", sorted(WALLS))
+def test_a_part_imports_only_what_stands_to_its_left(part: str) -> None:
+    wrong = [
+        f"{name} imports {i}"
+        for name, path in modules().items()
+        if within(name, (part,))
+        for i in imports(path)
+        if within(i, PACKAGES) and not within(i, (part, *WALLS[part]))
+    ]
+    assert wrong == []
+
+
+def test_every_module_stands_in_a_part_or_is_an_entry_point() -> None:
+    entry_points = ("data_prep.cli", "resnet_dist.cli", "data_prep.__main__", "resnet_dist.__main__")
+    homeless = [n for n in modules() if not within(n, (*WALLS, *entry_points)) and n not in PACKAGES]
+    assert homeless == []
+
+
+@pytest.mark.parametrize(
+    "module", ["resnet_dist.config.loading", "resnet_dist.cli", "data_prep.beton.reader", "data_prep.cli"]
+)
+def test_light_modules_pull_in_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow', 'ffcv', 'numba'}} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_deployment_and_spaces_hold_no_python() -> None:
+    assert [p for folder in ("cluster", "tune_spaces") for p in (ROOT / folder).rglob("*.py")] == []
+
+
+def test_there_is_no_drawer() -> None:
+    assert [n for n in modules() if n.rpartition(".")[2] in {"utils", "helpers", "common", "misc"}] == []
