@@ -128,8 +128,11 @@ def verify(
     Example: data-prep verify data/imagenet/train.beton --decode all
     """
     from data_prep.beton.verify import verify as run_verification
+    from data_prep.convert.progress import progress_on
 
-    report = run_verification(beton, _decode_count(decode))
+    count = _decode_count(decode)
+    with progress_on(sys.stderr) as progress:
+        report = run_verification(beton, count, on_decoded=progress.decoded)
     manifest = report.manifest
     for problem in report.problems:
         print(f"data-prep: {beton}: {problem}", file=sys.stderr)

@@ -20,6 +20,7 @@ from data_prep.beton.pages import BetonLayout, lay_out
 from data_prep.beton.writer import write_beton
 from data_prep.convert.part import open_part, part_path
 from data_prep.convert.plan import Plan
+from data_prep.errors import Fault
 
 
 def assemble(
@@ -29,7 +30,25 @@ def assemble(
     output: Path,
     after_page: Callable[[int, int], None],
 ) -> Manifest:
-    """Writes `output` and, last, its manifest. `after_page(pages written, pages in all)` may raise to stop."""
+    """Writes `output` and, last, its manifest. `after_page(pages written, pages in all)` may raise to stop.
+
+    Fault when a part is damaged, or the disk is full.
+    """
+    try:
+        return _assemble(plan, class_names, folder, output, after_page)
+    except OSError as error:
+        raise Fault(
+            f"{output}: cannot be written: {error.strerror}; mend that, then run the same command again"
+        ) from None
+
+
+def _assemble(
+    plan: Plan,
+    class_names: tuple[str, ...],
+    folder: Path,
+    output: Path,
+    after_page: Callable[[int, int], None],
+) -> Manifest:
     rows = []
     for unit in plan.units:
         with open_part(part_path(folder, unit), plan.digest, unit) as part:

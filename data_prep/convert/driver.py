@@ -139,8 +139,8 @@ def _result(ref: ray.ObjectRef, unit: WorkUnit) -> UnitReport | str:
         return ray.get(ref)
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, OSError):
-            raise Fault(f"samples {unit.start}..{unit.stop - 1} cannot be encoded: {cause}") from None
+        if isinstance(cause, Fault):
+            raise Fault(str(cause)) from None
         raise Fault(
             f"samples {unit.start}..{unit.stop - 1} cannot be encoded: {type(cause).__name__}: {cause}"
         ) from error

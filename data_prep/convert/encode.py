@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+ENCODING_VERSION = "1"
+"""Raised whenever a change of this file changes stored bytes. Stands in every manifest."""
+
+
 class BadSample(Exception):
     """This sample cannot be stored; the message is the reason."""
 

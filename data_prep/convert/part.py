@@ -123,7 +123,7 @@ class PartReader:
         self._file.close()
 
     def payload(self) -> Iterator[bytes]:
-        """The images' bytes in pieces. Fault at the end when they or the rows do not match the digest."""
+        """The images' bytes in pieces. Fault at the end, and the part is removed, when the digest does not match."""
         digest = xxhash.xxh3_128()
         left = self.payload_bytes
         self._file.seek(0)
@@ -136,7 +136,10 @@ class PartReader:
             yield piece
         digest.update(self.rows.tobytes())
         if digest.hexdigest() != self._digest:
-            raise Fault(f"{self._path}: its bytes changed after they were written; run the same command again")
+            self._path.unlink(missing_ok=True)
+            raise Fault(
+                f"{self._path}: its bytes changed after they were written; run the same command again to redo it"
+            )
 
 
 @contextmanager
@@ -148,14 +151,12 @@ def open_part(path: Path, plan_digest: str, unit: WorkUnit) -> Iterator[PartRead
         reader.close()
 
 
-def is_whole(path: Path, plan_digest: str, unit: WorkUnit) -> bool:
-    """Whether an earlier run left this unit finished and undamaged; reads all of it."""
+def is_finished(path: Path, plan_digest: str, unit: WorkUnit) -> bool:
+    """Whether an earlier run finished this unit, by size and trailer; its bytes are checked when they are used."""
     if not path.exists():
         return False
     try:
-        with open_part(path, plan_digest, unit) as part:
-            for _ in part.payload():
-                pass
+        with open_part(path, plan_digest, unit):
+            return True
     except Fault:
         return False
-    return True

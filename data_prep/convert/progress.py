@@ -21,6 +21,10 @@ class Progress(Protocol):
 
     def assembled(self, pages: int, total: int) -> None: ...
 
+    def decoded(self, samples: int, total: int) -> None:
+        """Of the images that verify decodes."""
+        ...
+
 
 class NoProgress:
     def note(self, text: str) -> None: ...
@@ -28,6 +32,8 @@ class NoProgress:
     def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None: ...
 
     def assembled(self, pages: int, total: int) -> None: ...
+
+    def decoded(self, samples: int, total: int) -> None: ...
 
 
 @contextmanager
@@ -71,7 +77,7 @@ class PlainProgress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._rate = _Rate()
-        self._last_s = 0.0
+        self._last_s = time.monotonic()
 
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -84,6 +90,10 @@ class PlainProgress:
     def assembled(self, pages: int, total: int) -> None:
         if self._is_time() or pages == total:
             self.note(f"assemble: {pages:,}/{total:,} pages")
+
+    def decoded(self, samples: int, total: int) -> None:
+        if self._is_time():
+            self.note(f"decode: {samples:,}/{total:,} images")
 
     def _is_time(self) -> bool:
         now = time.monotonic()
@@ -104,6 +114,7 @@ class _LiveProgress:
         self._bars = Progress(*columns, console=Console(stderr=True))
         self._encode = self._bars.add_task("encode", text="", visible=False)
         self._assemble = self._bars.add_task("assemble", text="", visible=False)
+        self._decode = self._bars.add_task("decode", text="", visible=False)
         self._rate = _Rate()
 
     def __enter__(self) -> _LiveProgress:
@@ -123,3 +134,7 @@ class _LiveProgress:
     def assembled(self, pages: int, total: int) -> None:
         text = f"{pages:,}/{total:,} pages"
         self._bars.update(self._assemble, completed=pages, total=total, text=text, visible=True)
+
+    def decoded(self, samples: int, total: int) -> None:
+        text = f"{samples:,}/{total:,} images"
+        self._bars.update(self._decode, completed=samples, total=total, text=text, visible=True)

@@ -12,11 +12,12 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.beton.manifest import Manifest, load_manifest, manifest_path
 from data_prep.convert.assemble import assemble
 from data_prep.convert.config import ConvertSettings
+from data_prep.convert.encode import ENCODING_VERSION
 from data_prep.convert.plan import Plan, WorkUnit, make_plan
 from data_prep.convert.progress import Progress
 from data_prep.convert.stop import StopFlag
 from data_prep.convert.unit import BadSampleReport, UnitReport, encode_unit
-from data_prep.convert.work_folder import WorkFolder, work_folder, work_path
+from data_prep.convert.work_folder import WorkFolder, remove_work, work_folder, work_path
 from data_prep.errors import UserError
 from data_prep.sources.base import Source
 
@@ -54,6 +55,7 @@ def convert(
     plan = make_plan(len(source), source.describe(), settings, _versions())
     finished = _finished_before(output, plan)
     if finished is not None:
+        remove_work(output)  # a run killed between the manifest and its end left it
         return Outcome(finished, already_done=True, num_units_taken_over=0)
     with work_folder(output, plan) as work:
         taken_over = _encode_all(source, plan, work, output, encode_units, progress, stop)
@@ -63,7 +65,7 @@ def convert(
             progress.assembled(pages, total)
 
         manifest = assemble(plan, source.class_names, work.path, output, after_page)
-        work.remove()
+        remove_work(output)
     return Outcome(manifest, already_done=False, num_units_taken_over=taken_over)
 
 
@@ -148,7 +150,7 @@ def _versions() -> dict[str, str]:
     from PIL import features
 
     return {
-        "data_prep": importlib.metadata.version("resnet-dist"),
+        "encoding": ENCODING_VERSION,
         "pillow": importlib.metadata.version("pillow"),
         "libjpeg_turbo": features.version_feature("libjpeg_turbo") or "unknown",
     }

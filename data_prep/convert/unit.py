@@ -9,6 +9,7 @@ from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode
 from data_prep.convert.part import PartWriter, part_path
 from data_prep.convert.plan import WorkUnit
+from data_prep.errors import Fault
 from data_prep.sources.base import Source
 
 
@@ -30,7 +31,18 @@ class UnitReport:
 def encode_unit(
     source: Source, unit: WorkUnit, settings: ConvertSettings, plan_digest: str, folder: Path
 ) -> UnitReport:
-    """OSError when the part cannot be written; what is wrong with a sample stands in the report instead."""
+    """Fault when the part cannot be written; what is wrong with a sample stands in the report instead."""
+    try:
+        return _encode_unit(source, unit, settings, plan_digest, folder)
+    except OSError as error:  # a source's own are reports by now
+        raise Fault(
+            f"{folder}: cannot be written: {error.strerror}; mend that, then run the same command again"
+        ) from None
+
+
+def _encode_unit(
+    source: Source, unit: WorkUnit, settings: ConvertSettings, plan_digest: str, folder: Path
+) -> UnitReport:
     bad: list[BadSampleReport] = []
     stored_bytes = 0
     with PartWriter(part_path(folder, unit), plan_digest, unit) as part:

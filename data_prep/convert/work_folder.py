@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.convert.part import is_whole, part_path
+from data_prep.convert.part import is_finished, part_path
 from data_prep.convert.plan import Plan, WorkUnit
 from data_prep.errors import UserError
 
@@ -23,7 +23,7 @@ class WorkFolder:
         self._plan = plan
 
     def finished_units(self) -> list[WorkUnit]:
-        """The units that an earlier run of this same plan left whole; everything else in the folder is removed."""
+        """The units that an earlier run of this same plan finished; everything else in the folder is removed."""
         plan_file = self.path / PLAN_FILE
         if not plan_file.exists() or plan_file.read_text() != self._plan.digest:
             for stale in self.path.glob("unit-*"):
@@ -31,15 +31,16 @@ class WorkFolder:
             plan_file.write_text(self._plan.digest)
         for scrap in self.path.glob("*.tmp"):
             scrap.unlink(missing_ok=True)
-        return [u for u in self._plan.units if is_whole(part_path(self.path, u), self._plan.digest, u)]
-
-    def remove(self) -> None:
-        """At the end, when the beton and its manifest stand."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        return [u for u in self._plan.units if is_finished(part_path(self.path, u), self._plan.digest, u)]
 
 
 def work_path(output: Path) -> Path:
     return output.with_name(output.name + ".work")
+
+
+def remove_work(output: Path) -> None:
+    """At the end, when the beton and its manifest stand."""
+    shutil.rmtree(work_path(output), ignore_errors=True)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class KeyedCropDecoder(Operation):
     def _decode_batch(
         self, sample_ids: NDArray[np.int64], images: NDArray[np.uint8], metadata: Any, storage_state: tuple[Any, ...]
     ) -> NDArray[np.uint8]:
-        file, epoch = np.asarray(storage_state[0]), storage_state[-1]
+        file, epoch = storage_state
         stored = self._stored_images(sample_ids)
         keys = sample_keys(Stream.AUGMENTATION, self._seed, epoch, sample_ids)
         boxes, flips = crop(self._transform, stored.heights, stored.widths, uniform(keys, self._num_draws))

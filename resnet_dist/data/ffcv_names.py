@@ -10,7 +10,9 @@ import torch
 _intra_op_threads = torch.get_num_threads()
 from ffcv.libffcv import ctypes_imdecode, ctypes_resize, lib  # noqa: E402
 from ffcv.loader import Loader  # noqa: E402
+from ffcv.loader import loader as loader_module  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.memory_managers.base import MemoryContext, MemoryManager  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.operation import Operation  # noqa: E402
@@ -25,6 +27,8 @@ __all__ = [
     "Compiler",
     "EpochIterator",
     "Loader",
+    "MemoryContext",
+    "MemoryManager",
     "Operation",
     "PipelineSpec",
     "State",
@@ -32,4 +36,5 @@ __all__ = [
     "ctypes_imdecode",
     "ctypes_resize",
     "lib",
+    "loader_module",
 ]

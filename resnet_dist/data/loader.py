@@ -75,8 +75,8 @@ class BetonLoader:
         return self._batches(epoch, sample_ids.astype(np.int64))
 
     def close(self) -> None:
-        """Ends the decoding threads. An epoch still being iterated fails at its next batch."""
-        self._pool.shutdown(cancel_futures=True)
+        """Ends the decoding threads, without waiting. An epoch still being iterated fails at its next batch."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Iterator[Batch]:
         thread = self._loader.start(epoch, sample_ids, self._wait_limit_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.errors import UserError
 
 NAMESPACE = "resnet-dist"
+_CONNECT_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,29 @@ def ray_session(profile: Profile) -> Iterator[None]:
     address = cluster_address(profile, os.environ)
     for key, value in ray_settings(profile, local=address is None).items():
         os.environ.setdefault(key, value)
-    try:
-        if address is None:
-            _start_local(profile)
-        else:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError) as error:
-        raise UserError(
-            f"no Ray cluster at {address}: {error}; start one, or mend ray_address or RAY_ADDRESS"
-        ) from None
+    if address is None:
+        _start_local(profile)
+    else:
+        _connect(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    mend = "start one, or mend ray_address or RAY_ADDRESS"
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        # Ray itself tries for minutes, and prints C++ warnings meanwhile.
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
+        except OSError as error:
+            raise UserError(f"no Ray cluster at {address}: {error.strerror or error}; {mend}") from None
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, TimeoutError) as error:
+        raise UserError(f"no Ray cluster at {address}: {error}; {mend}") from None
 
 
 def _start_local(profile: Profile) -> None:

@@ -8,11 +8,15 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from data_prep.beton.manifest import Manifest, load_manifest
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import PadCrop, Recipe, recipe_hash
 from resnet_dist.errors import UserError
+from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
+from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.plan import RunPlan, plan_run
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -37,6 +41,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     if not RUN_NAME.match(name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
     require_micro_batch_each(recipe, profile)
+    require_buildable(recipe)
     folder = Path(profile.data_root) / recipe.data.dataset
     train_beton, val_beton = folder / "train.beton", folder / "val.beton"
     try:
@@ -66,6 +71,12 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
             f"micro-batches ({train.global_batch_size} / {train.micro_batch_size}) and every worker needs one; "
             f"set workers to {train.num_micro_batches} or less"
         )
+
+
+def require_buildable(recipe: Recipe) -> None:
+    """Builds model and optimizer without memory for weights, so that what they refuse is told here."""
+    with torch.device("meta"):
+        build_optimizer(build_classifier(recipe), recipe.optim)
 
 
 def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path) -> None:

@@ -41,8 +41,8 @@ LAYOUTS: dict[str, Layout] = {
     "resnet152": Layout(ImageNetResNet, Bottleneck, (3, 8, 36, 3), "B"),
     "plain18": Layout(ImageNetResNet, BasicBlock, (2, 2, 2, 2), None),
     "plain34": Layout(ImageNetResNet, BasicBlock, (3, 4, 6, 3), None),
-    **{f"resnet{depth}": _cifar(depth, "A") for depth in (20, 32, 44, 56, 110, 1202)},
-    **{f"plain{depth}": _cifar(depth, None) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _cifar(depth, "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
+    **{f"plain{depth}": _cifar(depth, None) for depth in (8, 20, 32, 44, 56, 110)},
 }
 MODEL_NAMES: tuple[str, ...] = tuple(LAYOUTS)
 

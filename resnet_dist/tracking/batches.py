@@ -32,18 +32,16 @@ class Batch:
         return bool(self.points or self.tags or self.text)
 
 
-def next_batch(events: Sequence[Event], server_steps: Mapping[str, int]) -> tuple[Batch, int]:
-    """The batch that starts `events`, and how many events it covers (at least one, if there are any).
+def next_points(events: Sequence[Event], server_steps: Mapping[str, int]) -> tuple[Batch, int]:
+    """The points and tags that start `events`, and how many events that covers (at least one, if there are any).
 
-    Points that `server_steps` knows already (`unseen`) are left out. A single event that is larger than a call makes
-    a batch larger than a call: `halves` cuts it.
+    Texts are passed over; points that `server_steps` knows already (`unseen`) are left out. A single event that is
+    larger than a call makes a batch larger than a call: `halves` cuts it.
     """
     points: list[Point] = []
     tags: dict[str, str] = {}
     num_events = 0
     for event in events:
-        if isinstance(event, Text):
-            return (Batch(tuple(points), tuple(tags.items())), num_events) if num_events else (Batch(text=event), 1)
         num_points = len(points) + (len(event.values) if isinstance(event, Metrics) else 0)
         num_tags = len(tags) + (len(event.values) if isinstance(event, Tags) else 0)
         if num_events and (num_points > MAX_POINTS or num_tags > MAX_TAGS):
@@ -51,10 +49,18 @@ def next_batch(events: Sequence[Event], server_steps: Mapping[str, int]) -> tupl
         if isinstance(event, Metrics):
             values = unseen(event.values, event.step, server_steps)
             points += [Point(key, value, event.time_ms, event.step) for key, value in values.items()]
-        else:
+        elif isinstance(event, Tags):
             tags |= event.values
         num_events += 1
     return Batch(tuple(points), tuple(tags.items())), num_events
+
+
+def next_text(events: Sequence[Event]) -> tuple[Batch, int]:
+    """The first text of `events`, and how many events that covers; points and tags are passed over."""
+    for num_before, event in enumerate(events):
+        if isinstance(event, Text):
+            return Batch(text=event), num_before + 1
+    return Batch(), len(events)
 
 
 def too_large(batch: Batch) -> bool:

@@ -9,17 +9,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.batches import Batch, halves, next_batch, too_large
+from resnet_dist.tracking.batches import Batch, halves, next_points, next_text, too_large
 from resnet_dist.tracking.events import Event
 from resnet_dist.tracking.segments import SpoolReader
 from resnet_dist.tracking.small_files import read_json, write_json
 from resnet_dist.tracking.transport import Refused, Transport
 
 _log = logging.getLogger(__name__)
-CURSOR_NAME = "cursor.json"
 REJECTED_NAME = "rejected.jsonl"
+
+
+Lane = Literal["points", "texts"]
+LANES: tuple[Lane, ...] = ("points", "texts")
+"""Points and tags; texts."""
+
+
+def cursor_file(folder: Path, lane: Lane) -> Path:
+    return folder / f"{lane}.cursor.json"
 
 
 class Superseded(Exception):
@@ -28,7 +37,7 @@ class Superseded(Exception):
 
 @dataclass(frozen=True)
 class Cursor:
-    """What the server has acknowledged, beside the segments."""
+    """What the server has acknowledged of a lane; kept beside the segments."""
 
     seq: int
     server_steps: dict[str, int]
@@ -38,16 +47,23 @@ class Cursor:
 class Delivery:
     """`send_next` until it returns 0. A batch that fails is sent again as it was: MLflow's key of a point is
     (run, key, timestamp, step, value) and the timestamp stands in the spool, so the second sending changes nothing.
+
+    A spool has two lanes, each with its own order and cursor: the artifact store, where texts go, is often another
+    machine with its own credentials, and if it is out of order the points must not wait for it.
     """
 
-    def __init__(self, folder: Path, transport: Transport, may_send: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, folder: Path, lane: Lane, transport: Transport, may_send: Callable[[], bool] = lambda: True
+    ) -> None:
         self._folder = folder
+        self._lane = lane
         self._transport = transport
         self._may_send = may_send
         self._reader = SpoolReader(folder)
         self._events: deque[Event] = deque()
-        self._cursor = _read_cursor(folder / CURSOR_NAME)
+        self._cursor = _read_cursor(cursor_file(folder, lane))
         self.num_points = 0
+        self.num_texts = 0
         self.num_rejected = 0
 
     @property
@@ -58,20 +74,21 @@ class Delivery:
         return self._reader.num_unread_bytes()
 
     def send_next(self, newest_limit_bytes: int | None = None) -> int:
-        """Sends the next batch; how many events are acknowledged by it, 0 if none is left.
+        """Sends the next batch; how many events of the spool are done with, 0 if none is left.
 
         `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable, Superseded; then nothing is acknowledged.
         """
         if self._cursor is None:
             # Asked before the first batch only: later the server's newest steps would be this spool's own.
-            self._acknowledge(Cursor(0, self._transport.newest_steps()))
+            self._acknowledge(Cursor(0, self._transport.newest_steps() if self._lane == "points" else {}))
         cursor = self._cursor
         assert cursor is not None
         while len(self._events) < 100 and (events := self._reader.read(newest_limit_bytes)):
             self._events.extend(event for event in events if event.seq > cursor.seq)
         if not self._events:
             return 0
-        batch, num_events = next_batch(list(islice(self._events, 1000)), cursor.server_steps)
+        waiting = list(islice(self._events, 1000))
+        batch, num_events = next_text(waiting) if self._lane == "texts" else next_points(waiting, cursor.server_steps)
         if not self._may_send():  # after reading: what was read stood in the spool before another could open it
             raise Superseded(str(self._folder))
         rejected: list[tuple[Batch, str]] = []
@@ -79,6 +96,7 @@ class Delivery:
         self._keep_rejected(rejected)
         last = [self._events.popleft() for _ in range(num_events)][-1]
         self._acknowledge(Cursor(last.seq, cursor.server_steps))
+        self.num_texts += batch.text is not None
         self.num_points += len(batch.points)
         return num_events
 
@@ -111,7 +129,7 @@ class Delivery:
     def _acknowledge(self, cursor: Cursor) -> None:
         # Not synced to disk: a cursor that is lost or old only means that points are sent twice.
         tree = {"seq": cursor.seq, "server_steps": cursor.server_steps}
-        write_json(self._folder / CURSOR_NAME, tree, durable=False)
+        write_json(cursor_file(self._folder, self._lane), tree, durable=False)
         self._cursor = cursor
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from resnet_dist.errors import Fault
-from resnet_dist.tracking.delivery import Delivery
+from resnet_dist.tracking.delivery import LANES, Delivery
 from resnet_dist.tracking.segments import spool_folder
 from resnet_dist.tracking.sender import Sender
 from resnet_dist.tracking.spool import Spool
@@ -34,8 +34,8 @@ class SpoolTracker:
             raise Fault(f"{folder}: the metrics of this run cannot be kept there: {error}") from error
         self._close_limit_s = close_limit_s
         transport: Transport = MlflowTransport(tracking_uri, run_id)
-        delivery = Delivery(folder, transport, may_send=self._spool.is_newest)
-        self._sender = Sender(self._spool, delivery, max_backoff_s=max_backoff_s)
+        deliveries = [Delivery(folder, lane, transport, may_send=self._spool.is_newest) for lane in LANES]
+        self._sender = Sender(self._spool, deliveries, max_backoff_s=max_backoff_s)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._spool.append_metrics({key: float(value) for key, value in values.items()}, int(step))
@@ -45,6 +45,10 @@ class SpoolTracker:
             self._spool.append_tags({key: redact_uri(str(value)) for key, value in values.items()})
 
     def text(self, artifact_path: str, content: str) -> None:
+        """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
+        parts = PurePosixPath(artifact_path).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in artifact_path:
+            raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {artifact_path!r}")
         self._spool.append_text(artifact_path, redact_uri(content))
 
     def flush(self, timeout_s: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -65,14 +66,15 @@ def log_classifier(
 
 
 def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module (uint8 [N, H, W, 3] on the CPU -> logits) and the metadata that `log_classifier` was given.
+    """The module (uint8 [N, H, W, 3] -> logits, on the CPU) and the metadata that `log_classifier` was given.
 
     `uri`: `models:/m-...`, `models:/NAME@alias`, `runs:/RUN/NAME` or a folder; `tracking_uri` None: mlflow's own
-    setting (MLFLOW_TRACKING_URI). The module is a graph: it is in evaluation mode for ever, `.eval()` and `.train()`
-    raise, and it stays on the CPU. Raises UserError if there is no such model, Fault if the server does not answer.
+    setting (MLFLOW_TRACKING_URI). The module is a graph in evaluation mode for ever: `.eval()` changes nothing,
+    `.train()` raises; `.to(device)` moves it. Raises UserError if there is no such model, Fault if the server does not
+    answer.
     """
-    import mlflow.artifacts
     import mlflow.pytorch
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
@@ -89,12 +91,59 @@ def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch
         require_answer(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
         try:
-            local = uri if not remote else mlflow.artifacts.download_artifacts(uri, None, None, folder, tracking_uri)
+            location = _location(connect(tracking_uri), uri) if remote else uri
+            local = download_artifacts(location, dst_path=folder, tracking_uri=tracking_uri)
             facts = Model.load(local).metadata or {}
-            return mlflow.pytorch.load_model(local), facts
+            return _for_evaluation(mlflow.pytorch.load_model(local)), facts
         except (MlflowException, OSError) as error:
             reason = (redact_uri(str(error)).splitlines() or [""])[0][:300]
             raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {reason}") from error
+
+
+def _for_evaluation(graph: torch.nn.Module) -> torch.nn.Module:
+    """The graph with an `eval()` that can be called: torch's own raises, as it cannot switch a graph's mode."""
+    import torch
+
+    class LoadedClassifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph = graph
+            self.training = False
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.graph(images)
+
+        def train(self, mode: bool = True) -> LoadedClassifier:
+            if mode:
+                raise RuntimeError("a logged model cannot be trained; resume from a checkpoint of its run")
+            return self
+
+    return LoadedClassifier()
+
+
+def _location(client: MlflowClient, uri: str) -> str:
+    """Where the artifacts of a model URI lie. mlflow's own resolution would ask the process-wide tracking URI."""
+    from mlflow.exceptions import MlflowException
+
+    scheme, _, path = uri.partition(":/")
+    head, _, tail = path.lstrip("/").partition("/")
+    if scheme == "runs":
+        run = client.get_run(head)
+        condition = f"source_run_id = '{head}' AND name = '{tail}'"
+        found = client.search_logged_models([run.info.experiment_id], filter_string=condition)
+        finished = [model for model in found if model.status == "READY"]
+        if not finished:
+            raise MlflowException(f"the run has no finished model named {tail}")
+        return max(finished, key=lambda model: int(model.tags.get(_STEP_TAG, -1))).artifact_location
+    if scheme != "models":
+        return uri
+    if "@" in head:
+        head, _, alias = head.partition("@")
+        tail = client.get_model_version_by_alias(head, alias).version
+    if tail:
+        source = client.get_model_version_download_uri(head, tail)
+        return _location(client, source) if source.startswith("models:/m-") else source
+    return client.get_logged_model(head).artifact_location
 
 
 def _export(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uint8], facts: dict[str, Any]) -> None:
@@ -111,18 +160,20 @@ def _export(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uin
         inputs=Schema([TensorSpec(input_example.dtype, (-1, *input_example.shape[1:]))]),
         outputs=Schema([TensorSpec(logits.dtype, (-1, *logits.shape[1:]))]),
     )
-    mlflow.pytorch.save_model(
-        module,
-        str(folder),
-        signature=signature,
-        input_example=input_example,
-        metadata=facts,
-        serialization_format="pt2",
-        # Stated, because mlflow would find them out by loading the model in another process (8 s).
-        pip_requirements=[
-            f"{package}=={version(package).partition('+')[0]}" for package in ("mlflow", "torch", "numpy")
-        ],
-    )
+    # Stated, because mlflow would find them out by loading the model in another process (8 s).
+    requirements = [f"{package}=={version(package).partition('+')[0]}" for package in ("mlflow", "torch", "numpy")]
+    with warnings.catch_warnings():
+        # torch says so of every weight in NHWC layout; the values come back whole all the same.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        mlflow.pytorch.save_model(
+            module,
+            str(folder),
+            signature=signature,
+            input_example=input_example,
+            metadata=facts,
+            serialization_format="pt2",
+            pip_requirements=requirements,
+        )
 
 
 def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, step: int) -> LoggedModel:

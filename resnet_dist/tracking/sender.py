@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections.abc import Sequence
 
 from resnet_dist.tracking.delivery import Delivery, Superseded
 from resnet_dist.tracking.spool import Spool
@@ -24,12 +25,12 @@ def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
 
 
 class Sender:
-    def __init__(self, spool: Spool, delivery: Delivery, *, max_backoff_s: float = 30.0) -> None:
+    def __init__(self, spool: Spool, deliveries: Sequence[Delivery], *, max_backoff_s: float = 30.0) -> None:
         self._spool = spool
-        self._delivery = delivery
+        self._deliveries = deliveries
         self._max_backoff_s = max_backoff_s
         self._changed = threading.Condition()
-        self._acknowledged_seq = delivery.acknowledged_seq
+        self._acknowledged_seq = 0
         self._num_waiting = 0
         self._stopping = False
         self._ended = False
@@ -75,19 +76,22 @@ class Sender:
     def _send_until_stopped(self) -> None:
         num_failures = 0
         while self._wait_for_work(num_failures):
-            try:
-                while self._delivery.send_next(self._spool.durable[1]) and not self._stopping:
-                    self._note_progress()
+            errors = [error for delivery in self._deliveries if (error := self._send_waiting(delivery))]
+            if errors and not num_failures:
+                _log.warning("MLflow cannot be reached (%s); training goes on, the spool keeps everything", errors[0])
+            if num_failures and not errors:
+                _log.warning("MLflow answers again; what waited in the spool has arrived")
+            num_failures = num_failures + 1 if errors else 0
+
+    def _send_waiting(self, delivery: Delivery) -> Exception | None:
+        """Sends what waits in one lane; what stopped it, if anything did."""
+        try:
+            while not self._stopping and delivery.send_next(self._spool.durable[1]):
                 self._note_progress()
-                if num_failures:
-                    _log.warning("MLflow answers again; what waited in the spool has arrived")
-                num_failures = 0
-            except (Unavailable, OSError) as error:
-                num_failures += 1
-                if num_failures == 1:
-                    _log.warning(
-                        "MLflow does not take this run's metrics (%s); training goes on, the spool keeps them", error
-                    )
+            self._note_progress()
+        except (Unavailable, OSError) as error:
+            return error
+        return None
 
     def _wait_for_work(self, num_failures: int) -> bool:
         """Returns when there may be something to send; False when the thread shall end."""
@@ -104,9 +108,9 @@ class Sender:
             return not self._stopping
 
     def _num_unsent(self) -> int:
-        return self._spool.durable[0] - self._delivery.acknowledged_seq
+        return self._spool.durable[0] - min(delivery.acknowledged_seq for delivery in self._deliveries)
 
     def _note_progress(self) -> None:
         with self._changed:
-            self._acknowledged_seq = self._delivery.acknowledged_seq
+            self._acknowledged_seq = min(delivery.acknowledged_seq for delivery in self._deliveries)
             self._changed.notify_all()

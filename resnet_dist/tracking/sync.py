@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.tracking.delivery import Delivery
+from resnet_dist.tracking.delivery import LANES, Delivery, Lane
 from resnet_dist.tracking.mlflow_run import run_file, send_end_status
 from resnet_dist.tracking.sender import backoff_s
 from resnet_dist.tracking.server import require_answer
@@ -22,10 +22,10 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class SyncReport:
-    num_events: int
-    """Events that were waiting and have now arrived."""
     num_points: int
-    """Points of curves among them."""
+    """Points of curves that were waiting and have now arrived."""
+    num_texts: int
+    """Text artifacts that were waiting and have now arrived."""
     num_rejected: int
     """Things that MLflow refused for ever, listed in `rejected.jsonl` beside the spool."""
     num_unreadable_bytes: int
@@ -44,24 +44,26 @@ def sync(run_dir: Path, tracking_uri: str, *, limit_s: float = 3600.0) -> SyncRe
         raise UserError(f"{run_dir}: no tracked run here (no {run_file(run_dir).name}, no tracking/ folder)")
     require_answer(tracking_uri)
     deadline_s = time.monotonic() + limit_s
-    counts = [_send_all(folder, tracking_uri, deadline_s) for folder in folders]
+    deliveries = [_send_all(folder, lane, tracking_uri, deadline_s) for folder in folders for lane in LANES]
     return SyncReport(
-        num_events=sum(num_events for num_events, _ in counts),
-        num_points=sum(delivery.num_points for _, delivery in counts),
-        num_rejected=sum(delivery.num_rejected for _, delivery in counts),
-        num_unreadable_bytes=sum(delivery.num_unread_bytes() for _, delivery in counts),
+        num_points=sum(delivery.num_points for delivery in deliveries),
+        num_texts=sum(delivery.num_texts for delivery in deliveries),
+        num_rejected=sum(delivery.num_rejected for delivery in deliveries),
+        num_unreadable_bytes=sum(delivery.num_unread_bytes() for delivery in deliveries[:: len(LANES)]),
         end_status_sent=send_end_status(run_dir, tracking_uri),
     )
 
 
-def _send_all(folder: Path, tracking_uri: str, deadline_s: float) -> tuple[int, Delivery]:
-    delivery = Delivery(folder, MlflowTransport(tracking_uri, run_id=folder.name))
-    num_events = num_failures = 0
+def _send_all(folder: Path, lane: Lane, tracking_uri: str, deadline_s: float) -> Delivery:
+    delivery = Delivery(folder, lane, MlflowTransport(tracking_uri, run_id=folder.name))
+    num_failures = 0
     while True:
         if time.monotonic() > deadline_s:
             raise Fault(f"{folder}: not everything could be sent in the time given; run the same command again")
         try:
-            num_sent = delivery.send_next()
+            if not delivery.send_next():
+                return delivery
+            num_failures = 0
         except Unavailable as error:
             num_failures += 1
             if num_failures == _ATTEMPTS:
@@ -70,8 +72,3 @@ def _send_all(folder: Path, tracking_uri: str, deadline_s: float) -> tuple[int, 
                     "what is left stays in storage: run the same command again"
                 ) from error
             time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))
-            continue
-        num_failures = 0
-        num_events += num_sent
-        if not num_sent:
-            return num_events, delivery

@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.beton.reader import BetonReader
 
-STEPS_PER_EPOCH = 11  # 1,437 training digits in global batches of 128
+STEPS_PER_EPOCH = 11  # 1,442 training digits in global batches of 128
 SHORT = ("--set", "model.name=resnet8", "--set", "train.total_epochs=2", "--profile-set", "checkpoint.every_epochs=1")
 
 
@@ -94,8 +94,8 @@ def plain_load(model_uri: str, folder: Path, beton: Path, top1: float) -> None:
     command = [sys.executable, "-c", code, f"sqlite:///{folder}/mlflow.db", model_uri, str(arrays)]
     out = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert out.returncode == 0, out.stderr
-    # Pillow's decoder differs from libffcv's by a grey level or so: at most one of 360 digits may fall otherwise.
-    assert float(out.stdout) == pytest.approx(top1, abs=100 / 360 + 1e-9)
+    # Pillow's decoder differs from libffcv's by a grey level or so: at most one of 355 digits may fall otherwise.
+    assert float(out.stdout) == pytest.approx(top1, abs=100 / 355 + 1e-9)
 
 
 def decode_with_pillow(beton: Path, arrays: Path) -> None:

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from resnet_dist.cli import main
+
+ROOT = Path(__file__).parents[2]
+
 
 def told(cli: Any, *extra: str, **environment: str) -> str:
+    """The one line of a real process."""
     done = cli.run(cli.train_command(*extra), **environment)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
@@ -28,7 +33,7 @@ def told(cli: Any, *extra: str, **environment: str) -> str:
         (["--set", "model.name=resnet21"], ["resnet21", "resnet20"]),
         (["--set", "data.train.size=28"], ["32 to 32 px", "28 x 28"]),
         (["--set", "schedule.warmup.epochs=99"], ["schedule.warmup.epochs"]),
-        (["--set", "train.global_batch_size=4096"], ["4096", "1437 samples"]),
+        (["--set", "train.global_batch_size=4096"], ["4096", "1442 samples"]),
         (["--profile-set", "workers=3"], ["3 workers", "2 micro-batches"]),
         (["--profile-set", "workers=two"], ["workers", "'two'"]),
         (["--profile-set", "storage=/proc/runs"], ["storage /proc/runs is not writable"]),
@@ -37,11 +42,26 @@ def told(cli: Any, *extra: str, **environment: str) -> str:
         (["--no-such-flag"], ["no-such-flag"]),
     ],
 )
-def test_told_before_anything_starts(cli: Any, extra: list[str], expected: list[str]) -> None:
-    err = told(cli, *extra)
+def test_told_before_anything_starts(
+    cli: Any,
+    extra: list[str],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", cli.train_command(*extra))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, len(err.splitlines())) == (2, "", 1)
     for part in expected:
         assert part in err
     assert not (cli.folder / "runs" / "run").exists()
+
+
+def test_a_real_process_says_one_line(cli: Any) -> None:
+    assert "optim.lrr: unknown key" in told(cli, "--set", "optim.lrr=0.1")
 
 
 def test_too_few_cpus_says_what_was_found(cli: Any, head: Any) -> None:
@@ -68,6 +88,6 @@ def test_a_beton_cut_short_is_noticed(cli: Any, tmp_path: Path) -> None:
 def test_dry_run_starts_nothing(cli: Any) -> None:
     done = cli.run(cli.train_command("--dry-run"))
     assert done.returncode == 0, done.stderr
-    for part in ("global_batch_size: 128", "1,437 in", "360 in", "steps per epoch  11", "per worker [1, 1]"):
+    for part in ("global_batch_size: 128", "1,442 in", "355 in", "steps per epoch  11", "per worker [1, 1]"):
         assert part in done.stdout
     assert not (cli.folder / "runs" / "run").exists()

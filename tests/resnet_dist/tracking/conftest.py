@@ -24,12 +24,15 @@ Row = tuple[str, int, int, float, bool]  # key, step, time_ms, value, is_nan
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tracking_environment() -> Iterator[None]:
+def tracking_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """As a worker's; and whatever falls back to MLflow's process-wide store leaves a trace, which is an error."""
+    stray = tmp_path_factory.mktemp("stray") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (client_environment() | {"DO_NOT_TRACK": "true"}).items():
             patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{stray}")
         yield
+    assert not stray.exists(), "something used the process-wide tracking URI"
 
 
 @pytest.fixture(scope="session")

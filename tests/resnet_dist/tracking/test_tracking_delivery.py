@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.tracking.batches import MAX_POINTS, MAX_TAGS, Batch, halves, next_batch, too_large
-from resnet_dist.tracking.delivery import CURSOR_NAME, REJECTED_NAME, Delivery, Superseded
+from resnet_dist.tracking.batches import MAX_POINTS, MAX_TAGS, Batch, halves, next_points, next_text, too_large
+from resnet_dist.tracking.delivery import LANES, REJECTED_NAME, Delivery, Superseded, cursor_file
 from resnet_dist.tracking.events import Metrics, Tags, Text
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.transport import Refused, Unavailable
@@ -77,11 +77,18 @@ events_lists = st.lists(
 def test_batches_hold_everything_in_order_within_the_limits(events):
     points, texts, start = [], 0, 0
     while start < len(events):
-        batch, num_events = next_batch(events[start:], {})
+        batch, num_events = next_points(events[start:], {})
         assert num_events >= 1
-        assert batch.text is None or not (batch.points or batch.tags)
+        assert batch.text is None
         assert not too_large(batch)
         points += [(point.key, point.value) for point in batch.points]
+        start += num_events
+    start = 0
+    while start < len(events):
+        batch, num_events = next_text(events[start:])
+        assert num_events >= 1
+        assert not batch.points
+        assert not batch.tags
         texts += batch.text is not None
         start += num_events
     assert points == [pair for event in events if isinstance(event, Metrics) for pair in event.values.items()]
@@ -89,7 +96,7 @@ def test_batches_hold_everything_in_order_within_the_limits(events):
 
 
 def test_the_later_tag_stands():
-    batch, num_events = next_batch([Tags(1, 5, {"a": "1", "b": "1"}), Tags(2, 5, {"a": "2"})], {})
+    batch, num_events = next_points([Tags(1, 5, {"a": "1", "b": "1"}), Tags(2, 5, {"a": "2"})], {})
     assert num_events == 2
     assert dict(batch.tags) == {"a": "2", "b": "1"}
 
@@ -100,13 +107,13 @@ def test_an_event_larger_than_a_call_is_cut(tmp_path):
     spool.append_tags({f"t{i}": "v" for i in range(2 * MAX_TAGS + 1)})
     spool.close(30)
     server = MemoryServer()
-    deliver_all(Delivery(tmp_path, server))
+    deliver_all(Delivery(tmp_path, "points", server))
     assert [key for key, _ in server.arrivals] == [f"m{i}" for i in range(3 * MAX_POINTS)]
     assert len(server.tags) == 2 * MAX_TAGS + 1
 
 
 def test_halving_ends_at_single_things():
-    batch, _ = next_batch([Metrics(1, 5, 1, {"a": 1.0, "b": 2.0, "c": 3.0}), Tags(2, 5, {"t": "1"})], {})
+    batch, _ = next_points([Metrics(1, 5, 1, {"a": 1.0, "b": 2.0, "c": 3.0}), Tags(2, 5, {"t": "1"})], {})
     single, stack = [], [batch]
     while stack:
         part = stack.pop(0)
@@ -135,14 +142,15 @@ def test_every_point_arrives_once_and_in_order_whatever_fails(tmp_path_factory, 
         step += 6
         spool.append_text("recipe.yaml", f"attempt at {step}")
         spool.close(30)
-        delivery = Delivery(folder, server)
-        if num_attempts is None:
-            deliver_all(delivery)
-        for _ in range(num_attempts or 0):
-            try:
-                delivery.send_next()
-            except Unavailable:
-                continue
+        for lane in LANES:
+            delivery = Delivery(folder, lane, server)
+            if num_attempts is None:
+                deliver_all(delivery)
+            for _ in range(num_attempts or 0):
+                try:
+                    delivery.send_next()
+                except Unavailable:
+                    continue
     wanted = [(key, n) for n in range(step + 1) for key in ("loss", "lr")]
     assert server.arrivals == wanted
     assert len(server.points) == len(wanted)
@@ -154,9 +162,9 @@ def test_an_answer_lost_before_the_cursor_was_written_adds_no_point(tmp_path):
     spool.append_metrics({"loss": 1.0}, 1)
     spool.close(30)
     server = MemoryServer()
-    deliver_all(Delivery(tmp_path, server))
-    (tmp_path / CURSOR_NAME).write_text('{"seq": 0, "server_steps": {}}')
-    again = Delivery(tmp_path, server)
+    deliver_all(Delivery(tmp_path, "points", server))
+    cursor_file(tmp_path, "points").write_text('{"seq": 0, "server_steps": {}}')
+    again = Delivery(tmp_path, "points", server)
     assert again.send_next() == 1
     assert len(server.points) == 1
 
@@ -168,9 +176,9 @@ def test_a_damaged_cursor_costs_nothing(tmp_path, damage):
         spool.append_metrics({"loss": 1.0}, step)
     spool.close(30)
     server = MemoryServer()
-    deliver_all(Delivery(tmp_path, server))
-    (tmp_path / CURSOR_NAME).write_text(damage)
-    deliver_all(Delivery(tmp_path, server))
+    deliver_all(Delivery(tmp_path, "points", server))
+    cursor_file(tmp_path, "points").write_text(damage)
+    deliver_all(Delivery(tmp_path, "points", server))
     assert server.arrivals == [("loss", step) for step in range(10)]
 
 
@@ -180,14 +188,14 @@ def test_a_new_spool_of_an_old_run_leaves_out_what_the_server_has(tmp_path):
     for step in range(1, 11):
         old.append_metrics({"loss": float(step)}, step)
     old.close(30)
-    deliver_all(Delivery(tmp_path / "node-1", server))
+    deliver_all(Delivery(tmp_path / "node-1", "points", server))
     new = Spool(tmp_path / "node-2")  # another disk: resumes at step 7, knows nothing
     for step in range(8, 15):
         new.append_metrics({"loss": -1.0, "val/loss": 2.0}, step)
     new.close(30)
-    first = Delivery(tmp_path / "node-2", server)
+    first = Delivery(tmp_path / "node-2", "points", server)
     first.send_next()
-    deliver_all(Delivery(tmp_path / "node-2", server))
+    deliver_all(Delivery(tmp_path / "node-2", "points", server))
     losses = {step: value for key, _, step, value in server.points if key == "loss"}
     assert losses == {step: float(step) if step <= 10 else -1.0 for step in range(1, 15)}
     assert sorted(step for key, _, step, _ in server.points if key == "val/loss") == list(range(8, 15))
@@ -200,11 +208,11 @@ def test_the_server_is_asked_for_its_steps_only_before_the_first_batch(tmp_path)
     spool.append_metrics({"a": 1.0}, 5)
     assert spool.persist(30)
     server = MemoryServer()
-    deliver_all(Delivery(tmp_path, server))
+    deliver_all(Delivery(tmp_path, "points", server))
     server.newest_steps = lambda: pytest.fail("asked again")
     spool.append_metrics({"a": 1.0}, 6)
     spool.close(30)
-    deliver_all(Delivery(tmp_path, server))
+    deliver_all(Delivery(tmp_path, "points", server))
     assert server.arrivals == [("a", 5), ("a", 6)]
 
 
@@ -217,7 +225,7 @@ def test_what_the_server_refuses_does_not_hold_up_the_rest(tmp_path):
     spool.append_metrics({"loss": 1.0}, 20)
     spool.close(30)
     server = MemoryServer()
-    delivery = Delivery(tmp_path, server)
+    delivery = Delivery(tmp_path, "points", server)
     deliver_all(delivery)
     assert [step for key, step in server.arrivals if key == "loss"] == list(range(21))
     assert server.tags == {"good": "y"}
@@ -228,12 +236,30 @@ def test_what_the_server_refuses_does_not_hold_up_the_rest(tmp_path):
     assert "bad tag" in rejected[1]
 
 
+def test_texts_that_cannot_be_stored_do_not_hold_up_the_points(tmp_path):
+    spool = Spool(tmp_path)
+    spool.append_text("recipe.yaml", "seed: 1")
+    spool.append_metrics({"loss": 1.0}, 1)
+    spool.close(30)
+    server = MemoryServer(["lost on the way"] * 3)
+    texts, points = Delivery(tmp_path, "texts", server), Delivery(tmp_path, "points", MemoryServer())
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            texts.send_next()
+    assert texts.acknowledged_seq == 0
+    deliver_all(points)
+    assert points.acknowledged_seq == 2
+    deliver_all(texts)
+    assert texts.acknowledged_seq == 2
+    assert server.texts == {"recipe.yaml": "seed: 1"}
+
+
 def test_a_superseded_writer_sends_nothing_more(tmp_path):
     server = MemoryServer()
     old = Spool(tmp_path)
     old.append_metrics({"loss": 1.0}, 1)
     assert old.persist(30)
-    delivery = Delivery(tmp_path, server, may_send=old.is_newest)
+    delivery = Delivery(tmp_path, "points", server, may_send=old.is_newest)
     assert delivery.send_next() == 1
     new = Spool(tmp_path)
     old.append_metrics({"loss": -1.0}, 2)

@@ -47,7 +47,7 @@ def test_a_torn_line_is_never_taken_for_a_record(record, data):
     "line", [b"", b"{}", b"[1]", b"3", b"null", b'{"kind":"metrics"}', b'{"kind":"x"}', b"\0" * 64]
 )
 def test_a_foreign_line_is_an_error(line):
-    with pytest.raises(ValueError, match="spool|JSON|Expecting"):
+    with pytest.raises(ValueError, match=r"spool|JSON|Expecting"):
         decode(line)
 
 

@@ -182,11 +182,11 @@ def test_full_storage_loses_nothing_and_leaves_whole_lines(tmp_path, monkeypatch
     monkeypatch.setattr("resnet_dist.tracking.spool._RETRY_WRITE_S", 0.01)
     spool = Spool(tmp_path)
     real_write = os.write
-    outcomes = iter([ENOSPC := object(), 7, ENOSPC, ENOSPC, 1, ENOSPC, 100])
+    outcomes = iter([full := object(), 7, full, full, 1, full, 100])
 
     def write(fd, data):
         outcome = next(outcomes, None) if fd == spool._file else None
-        if outcome is ENOSPC:
+        if outcome is full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real_write(fd, data[:outcome])
 

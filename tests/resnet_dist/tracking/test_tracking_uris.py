@@ -32,7 +32,7 @@ def test_absolute(uri, expected):
     "uri", ["mlruns", "./mlruns", "/tmp/mlruns", "file:///tmp/mlruns", "file:mlruns", "databricks", ""]
 )
 def test_a_folder_is_refused_with_the_mend(uri):
-    with pytest.raises(UserError, match="sqlite:///folder/mlflow.db"):
+    with pytest.raises(UserError, match=r"sqlite:///folder/mlflow\.db"):
         absolute_tracking_uri(uri, BASE)
 
 

@@ -1,0 +1,69 @@
+"""Lines for a log, a bar for a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from data_prep.convert import progress as module
+from data_prep.convert.progress import PlainProgress, progress_on
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
+    stream = io.StringIO()
+    with progress_on(stream) as progress:
+        assert isinstance(progress, PlainProgress)
+        progress.encoded(100, 1000, 0, 0)  # taken over from an earlier run
+        for second in range(1, 10):
+            clock.now_s = 100 + second
+            progress.encoded(100 + 100 * second, 1000, second * 2_000_000, second // 5)
+        progress.note("a note")
+        clock.now_s = 111
+        progress.assembled(1, 3)
+        clock.now_s = 115
+        progress.assembled(2, 3)
+        progress.assembled(3, 3)
+        progress.decoded(5, 9)
+        clock.now_s = 121
+        progress.decoded(6, 9)
+    assert stream.getvalue().splitlines() == [
+        # The first unit starts the clock: 400 images in 4 s since.
+        "encode: 600/1,000 images, 100 images/s, 2.0 MB/s, 4 s left, 1 bad",
+        "encode: 1,000/1,000 images, 100 images/s, 2.0 MB/s, 0 s left, 1 bad",
+        "a note",
+        "assemble: 1/3 pages",
+        "assemble: 3/3 pages",
+        "decode: 6/9 images",
+    ]
+
+
+def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with progress_on(Terminal()) as progress:
+        progress.note("a [note]")
+        progress.encoded(5, 10, 100, 0)
+        progress.assembled(1, 2)
+        progress.decoded(3, 4)
+    shown = capsys.readouterr().err
+    assert "a [note]" in shown
+    for text in ("5/10 images", "1/2 pages", "3/4 images"):
+        assert text in shown

@@ -1,0 +1,237 @@
+"""Conversions through Ray: the same bytes for any number of workers, through lost workers, stops and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+
+from data_prep.beton.manifest import manifest_path
+from data_prep.convert.config import ConvertSettings
+from data_prep.convert.driver import MAX_LOSSES, encode_with_ray
+from data_prep.convert.plan import UNIT_SAMPLES
+from data_prep.convert.progress import NoProgress
+from data_prep.convert.run import Outcome, convert
+from data_prep.convert.stop import StopFlag, Stopped
+from data_prep.convert.work_folder import work_path
+from data_prep.errors import Fault, UserError
+from data_prep.sources.base import Sample, Source
+from data_prep.sources.synthetic import Synthetic
+
+NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
+SOURCE = Synthetic(num_samples=NUM_SAMPLES, min_side=16, max_side=24, file_format="png")
+MANY = Synthetic(num_samples=10 * UNIT_SAMPLES, min_side=64, max_side=96)
+"""Encoded anew: seconds of work, of which a kill finds some done and some not."""
+COMMAND = [
+    *(sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--json"),
+    *("--input", MANY.describe().location, "--encode", "jpeg", "--workers", "2"),
+]
+WAIT_LIMIT_S = 120.0
+
+
+class Notes(NoProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[str]:
+    """One local Ray of four logical CPUs for this file; yields its address."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+    if before is None:
+        del os.environ["RAY_AUTH_MODE"]
+    else:
+        os.environ["RAY_AUTH_MODE"] = before
+
+
+def run(
+    source: Source, output: Path, workers: int, progress: Notes | None = None, stop: StopFlag | None = None
+) -> Outcome:
+    progress, stop = progress or Notes(), stop or StopFlag()
+    return convert(
+        source,
+        ConvertSettings(),
+        output,
+        encode_units=encode_with_ray(workers, None, progress, stop),
+        progress=progress,
+        stop=stop,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, convert_here) -> tuple[bytes, bytes]:
+    """Beton and manifest of `SOURCE`, made without Ray."""
+    output = tmp_path_factory.mktemp("expected") / "a.beton"
+    convert_here(SOURCE, None, output)
+    return output.read_bytes(), manifest_path(output).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected_many(tmp_path_factory: pytest.TempPathFactory, convert_here) -> str:
+    """Digest of `MANY`, made without Ray."""
+    output = tmp_path_factory.mktemp("expected") / "many.beton"
+    return convert_here(MANY, None, output, encode="jpeg").manifest.digest
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_makes_the_same_files(
+    workers: int, tmp_path: Path, expected: tuple[bytes, bytes]
+) -> None:
+    output = tmp_path / "a.beton"
+    run(SOURCE, output, workers)
+    assert (output.read_bytes(), manifest_path(output).read_bytes()) == expected
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json"]
+
+
+def test_more_workers_than_cpus_are_cut_down_with_a_note(tmp_path: Path) -> None:
+    progress = Notes()
+    run(SOURCE, tmp_path / "a.beton", 9, progress)
+    assert progress.lines == ["the Ray cluster has 4 CPUs: as many workers, not 9"]
+
+
+def deadly(marker: Path, deaths: int) -> Source:
+    """`SOURCE`, but reading sample 700 kills the worker, so many times. A local class travels to workers by value."""
+
+    @dataclass(frozen=True)
+    class Deadly(Synthetic):
+        def __getitem__(self, index: int) -> Sample:
+            if index == 700:
+                before = marker.read_text() if marker.exists() else ""
+                if len(before) < deaths:
+                    marker.write_text(before + "x")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    return Deadly(num_samples=NUM_SAMPLES, min_side=16, max_side=24, file_format="png")
+
+
+def test_lost_workers_cost_their_unit_and_nothing_else(tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
+    progress = Notes()
+    output = tmp_path / "a.beton"
+    run(deadly(tmp_path / "deaths", MAX_LOSSES), output, 2, progress)
+    assert output.read_bytes() == expected[0]
+    assert len(progress.lines) == MAX_LOSSES
+    assert all(line.startswith("samples 512..1023 were lost and are encoded again: ") for line in progress.lines)
+
+
+def test_a_unit_that_always_kills_its_worker_ends_the_conversion(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match=r"samples 512\.\.1023 were lost 4 times, last: "):
+        run(deadly(tmp_path / "deaths", 99), tmp_path / "a.beton", 2)
+    assert not (tmp_path / "a.beton").exists()
+
+
+def test_an_error_in_a_task_is_named(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Broken(Synthetic):
+        def __getitem__(self, index: int) -> Sample:
+            raise KeyError("no such thing")
+
+    with pytest.raises(Fault, match=r"samples 0\.\.4 cannot be encoded: KeyError: 'no such thing'"):
+        run(Broken(num_samples=5), tmp_path / "a.beton", 1)
+
+
+def test_bad_samples_of_all_units_are_gathered(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Holes(Synthetic):
+        def __getitem__(self, index: int) -> Sample:
+            return Sample(b"", 0, self.key(index)) if index % 1000 == 3 else super().__getitem__(index)
+
+    with pytest.raises(UserError, match="3 of 2,055 images cannot be stored"):
+        run(Holes(num_samples=NUM_SAMPLES, min_side=8, max_side=8), tmp_path / "a.beton", 2)
+    listed = (tmp_path / "a.bad-samples.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed[1:]] == ["3", "1003", "2003"]
+
+
+def test_a_stop_ends_the_tasks_and_the_next_run_goes_on(tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
+    class StopOnFirstReport(Notes):
+        def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
+            if samples:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(Stopped):
+            run(SOURCE, tmp_path / "a.beton", 1, StopOnFirstReport())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    outcome = run(SOURCE, tmp_path / "a.beton", 1)
+    assert outcome.num_units_taken_over == 1
+    assert (tmp_path / "a.beton").read_bytes() == expected[0]
+
+
+def start(output: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "--output", str(output)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_a_part(process: subprocess.Popen[str], output: Path) -> None:
+    limit = time.monotonic() + WAIT_LIMIT_S
+    while not list(work_path(output).glob("*.part")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no part was written"
+        time.sleep(0.02)
+
+
+def test_a_job_on_a_running_cluster_stops_on_sigterm_and_goes_on(
+    cluster: str, tmp_path: Path, expected_many: str
+) -> None:
+    """As `ray job submit` runs it: RAY_ADDRESS names the cluster."""
+    output = tmp_path / "all.beton"
+    process = start(output, RAY_ADDRESS=cluster)
+    wait_for_a_part(process, output)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=WAIT_LIMIT_S)
+    assert process.returncode == 143, stderr
+    assert json.loads(stdout.splitlines()[-1])["ok"] is False
+    assert stderr.splitlines()[-1] == "data-prep: stopped by SIGTERM; the same command goes on from where it was"
+    assert "Traceback" not in stderr
+    assert not output.exists()
+
+    process = start(output, RAY_ADDRESS=cluster)
+    stdout, stderr = process.communicate(timeout=WAIT_LIMIT_S)
+    assert process.returncode == 0, stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert last["num_units_taken_over"] >= 1
+    assert (last["ok"], last["path"], last["digest"]) == (True, str(output), expected_many)
+    assert f"connecting to Ray at {cluster}" in stderr
+
+
+def test_a_killed_driver_costs_only_the_units_in_flight(tmp_path: Path, expected_many: str) -> None:
+    """SIGKILL to a driver with a Ray of its own; the rerun takes over what was finished and makes the same bytes."""
+    output = tmp_path / "all.beton"
+    process = start(output)
+    wait_for_a_part(process, output)
+    process.kill()
+    process.communicate(timeout=WAIT_LIMIT_S)
+    assert process.returncode == -signal.SIGKILL
+    assert not output.exists()
+
+    process = start(output)
+    stdout, stderr = process.communicate(timeout=WAIT_LIMIT_S)
+    assert process.returncode == 0, stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert last["digest"] == expected_many
+    assert last["num_units_taken_over"] >= 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.beton", "all.manifest.json"]

@@ -1,0 +1,97 @@
+"""The marker parser against files that Pillow makes, and against files that are broken on purpose."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.convert.jpeg_header import JpegHeader, is_read_by_ffcv, read_jpeg_header
+
+FRAME = struct.pack(">2BHBHHB", 0xFF, 0xC0, 17, 8, 5, 7, 3) + bytes([1, 0x22, 0, 2, 0x11, 0, 3, 0x11, 0])
+SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+MINIMAL = b"\xff\xd8" + FRAME + SCAN + b"\x12\x34" + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("options", "frame", "sampling"),
+    [
+        ({"subsampling": "4:4:4"}, 0xC0, ((1, 1), (1, 1), (1, 1))),
+        ({"subsampling": "4:2:2"}, 0xC0, ((2, 1), (1, 1), (1, 1))),
+        ({"subsampling": "4:2:0"}, 0xC0, ((2, 2), (1, 1), (1, 1))),
+        ({"progressive": True, "subsampling": "4:4:4"}, 0xC2, ((1, 1), (1, 1), (1, 1))),
+    ],
+)
+def test_headers_of_pillows_files(picture, image_file, options, frame, sampling) -> None:
+    header = read_jpeg_header(image_file(picture(33, 47), **options))
+    assert header == JpegHeader(33, 47, frame, 8, sampling, has_end=True)
+    assert is_read_by_ffcv(header)
+
+
+def test_gray_and_cmyk(picture, image_file) -> None:
+    gray = read_jpeg_header(image_file(picture().convert("L")))
+    cmyk = read_jpeg_header(image_file(picture().convert("CMYK")))
+    assert gray is not None
+    assert cmyk is not None
+    assert (len(gray.sampling), is_read_by_ffcv(gray)) == (1, True)
+    assert (len(cmyk.sampling), is_read_by_ffcv(cmyk)) == (4, False)
+
+
+def test_an_end_in_a_thumbnail_is_not_the_end(picture, image_file) -> None:
+    """A file cut short whose Exif block holds a whole little JPEG."""
+    data = image_file(picture())
+    exif = b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data
+    whole = data[:2] + exif + data[2:]
+    assert read_jpeg_header(whole).has_end
+    assert not read_jpeg_header(whole[:-2]).has_end
+    assert not is_read_by_ffcv(read_jpeg_header(whole[:-2]))
+
+
+@pytest.mark.parametrize(
+    ("data", "readable"),
+    [
+        (MINIMAL, True),
+        (MINIMAL.replace(b"\xff\xc0\x00", b"\xff\xff\xff\xc0\x00"), True),  # fill bytes
+        (MINIMAL + b"junk", True),
+        (MINIMAL.replace(b"\xff\xc0", b"\xff\xc1"), True),
+        (MINIMAL.replace(b"\xff\xc0", b"\xff\xc3"), False),  # lossless
+        (MINIMAL.replace(b"\xff\xc0", b"\xff\xc9"), False),  # arithmetic coding
+        (MINIMAL.replace(b"\x00\x11\x08", b"\x00\x11\x0c"), False),  # 12 bits
+        (MINIMAL.replace(b"\x00\x05\x00\x07", b"\x00\x00\x00\x07"), False),  # height told later (DNL)
+        (MINIMAL.replace(b"\x01\x22\x00", b"\x01\x31\x00"), False),  # 4:1:0-like sampling
+        (MINIMAL.replace(b"\x02\x11\x00", b"\x02\x21\x00"), False),
+    ],
+)
+def test_what_ffcv_reads(data: bytes, readable: bool) -> None:
+    header = read_jpeg_header(data)
+    assert header is not None
+    assert is_read_by_ffcv(header) == readable
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n" + bytes(50),
+        MINIMAL[:10],
+        b"\xff\xd8" + FRAME,  # no scan
+        b"\xff\xd8" + SCAN + b"\xff\xd9",  # no frame
+        b"\xff\xd8" + FRAME + FRAME + SCAN,
+        b"\xff\xd8\xff\xd9" + FRAME + SCAN,
+        b"\xff\xd8\xff\xe0\x00\x01" + FRAME + SCAN,  # a length that cannot be
+        b"\xff\xd8" + FRAME + b"\x00" + SCAN,
+        MINIMAL.replace(b"\x00\x11\x08", b"\x00\x12\x08"),
+    ],
+)
+def test_what_is_no_jpeg_has_no_header(data: bytes) -> None:
+    assert read_jpeg_header(data) is None
+
+
+@given(st.binary(max_size=200), st.integers(0, len(MINIMAL)))
+def test_any_bytes_are_parsed_without_error(noise: bytes, at: int) -> None:
+    read_jpeg_header(noise)
+    read_jpeg_header(b"\xff\xd8\xff" + noise)
+    read_jpeg_header(MINIMAL[:at] + noise + MINIMAL[at:])

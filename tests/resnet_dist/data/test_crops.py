@@ -1,0 +1,150 @@
+"""Crop geometry: torchvision's algorithm on our draws, inside the image, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.transforms as torchvision_transforms
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.data.crops import center_crop, crop, num_draws, random_resized_crop
+from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+SIDE = st.integers(1, 3000)
+
+
+def sides(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+def draws_of(num_samples: int, num: int = 23) -> np.ndarray:
+    return uniform(sample_keys(Stream.AUGMENTATION, 21, 3, np.arange(num_samples)), num)
+
+
+class ReplayedTorch:
+    """What torchvision's `get_params` uses of torch, in double precision and with our draws in place of its own."""
+
+    def __init__(self, draws: np.ndarray) -> None:
+        self._tries = iter([u for pair in zip(draws[3:13], draws[13:23], strict=True) for u in pair])
+        self._corners = iter(draws[1:3])
+
+    def tensor(self, values: tuple[float, ...]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    log, exp = staticmethod(torch.log), staticmethod(torch.exp)
+
+    def empty(self, _: int) -> SimpleNamespace:
+        u = next(self._tries)
+        return SimpleNamespace(uniform_=lambda a, b: torch.as_tensor(a + (b - a) * u, dtype=torch.float64))
+
+    def randint(self, low: int, high: int, size: tuple[int]) -> SimpleNamespace:
+        corner = low + int((high - low) * next(self._corners))
+        return SimpleNamespace(item=lambda: corner)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (32, 32), (60, 900), (900, 60), (17, 23)])
+def test_random_resized_crop_is_torchvisions(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = draws_of(300)
+    ours = random_resized_crop(np.full(300, height), np.full(300, width), SCALE, RATIO, draws)
+    theirs = []
+    image = torch.empty(3, height, width)
+    for row in draws:
+        monkeypatch.setattr(torchvision_transforms, "torch", ReplayedTorch(row))
+        theirs.append(torchvision_transforms.RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)))
+    assert ours.tolist() == [list(box) for box in theirs]
+
+
+def test_an_image_too_long_for_any_try_is_cropped_in_the_middle() -> None:
+    boxes = random_resized_crop(sides(10, 400), sides(400, 10), (0.9, 1.0), RATIO, draws_of(2))
+    assert boxes.tolist() == [[0, 193, 10, 13], [193, 0, 13, 10]]
+
+
+@given(SIDE, SIDE, st.floats(0.01, 1.0), st.floats(0.3, 1.0), st.integers(0, 2**32 - 1))
+def test_a_crop_lies_within_the_image(height: int, width: int, least_area: float, flattest: float, seed: int) -> None:
+    draws = uniform(sample_keys(Stream.AUGMENTATION, seed, 0, range(8)), 23)
+    boxes = random_resized_crop(
+        np.full(8, height), np.full(8, width), (least_area, 1.0), (flattest, 1 / flattest), draws
+    )
+    top, left, h, w = boxes.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (h >= 1).all()
+    assert (w >= 1).all()
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+
+
+def test_crops_cover_area_and_shape_as_asked() -> None:
+    boxes = random_resized_crop(np.full(4000, 400), np.full(4000, 400), (0.25, 0.5), (0.8, 1.25), draws_of(4000))
+    area, aspect = boxes[:, 2] * boxes[:, 3] / 400**2, boxes[:, 3] / boxes[:, 2]
+    assert area.min() == pytest.approx(0.25, abs=0.01)
+    assert area.max() == pytest.approx(0.5, abs=0.01)
+    assert area.mean() == pytest.approx(0.375, abs=0.005)
+    assert aspect.min() == pytest.approx(0.8, abs=0.02)
+    assert aspect.max() == pytest.approx(1.25, abs=0.02)
+    assert np.log(aspect).mean() == pytest.approx(0, abs=0.01)
+
+
+def test_the_geometry_never_changes() -> None:
+    """Boxes and flips of all random transforms for 2000 samples: part of a recipe's meaning, on every machine."""
+    heights, widths = np.arange(2000) % 613 + 1, np.arange(2000) % 457 + 1
+    digests = {}
+    for transform in (
+        RandomResizedCrop(kind="random_resized_crop", size=224),
+        PadCrop(kind="pad_crop", size=32),
+    ):
+        boxes, flips = crop(transform, heights, widths, draws_of(2000, num_draws(transform)))
+        digests[transform.kind] = hashlib.sha256(boxes.astype("<i8").tobytes() + flips.tobytes()).hexdigest()[:16]
+    assert digests == {"random_resized_crop": "b2ade97cb7f744cf", "pad_crop": "c61ecd2e70b10013"}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (256, 256, [16, 16, 224, 224]),
+        (512, 768, [32, 160, 448, 448]),
+        (375, 500, [23, 86, 328, 328]),  # 375 * 224 / 256 = 328.1
+        (333, 250, [57, 15, 219, 219]),  # 250 * 224 / 256 = 218.75
+        (1, 9, [0, 4, 1, 1]),
+    ],
+)
+def test_center_crop_is_the_share_of_the_shorter_side(height: int, width: int, box: list[int]) -> None:
+    assert center_crop(sides(height), sides(width), 224, 256).tolist() == [box]
+
+
+@given(SIDE.filter(lambda s: s >= 16), SIDE.filter(lambda s: s >= 16))
+def test_center_crop_shows_what_resize_then_crop_shows(height: int, width: int) -> None:
+    """Resize(256), CenterCrop(224), traced back to the stored image: the same rectangle to within rounding."""
+    pixel = min(height, width) / 256  # of the resized image, in px of the stored one
+    top, left, h, w = center_crop(sides(height), sides(width), 224, 256)[0]
+    for start, length, side in ((top, h, height), (left, w, width)):
+        true_start = (math.floor(side / pixel) - 224) / 2 * pixel
+        assert abs(start - true_start) <= 1 + pixel
+        assert abs(length - 224 * pixel) <= 0.5
+
+
+def test_pad_crop_reaches_every_offset_and_flips_half() -> None:
+    transform = PadCrop(kind="pad_crop", size=32, pad=4)
+    boxes, flips = crop(transform, np.full(20_000, 32), np.full(20_000, 32), draws_of(20_000, num_draws(transform)))
+    offsets, counts = np.unique(boxes[:, :2], axis=0, return_counts=True)
+    assert offsets.tolist() == [[top, left] for top in range(-4, 5) for left in range(-4, 5)]
+    assert counts.min() > 180  # 247 expected
+    assert (boxes[:, 2:] == 32).all()
+    assert flips.mean() == pytest.approx(0.5, abs=0.015)
+
+
+def test_flip_can_be_left_out() -> None:
+    transform = PadCrop(kind="pad_crop", size=32, flip=False)
+    assert not crop(transform, np.full(50, 32), np.full(50, 32), draws_of(50, 3))[1].any()
+    center = CenterCrop(kind="center_crop", size=32, resize=32)
+    boxes, flips = crop(center, np.full(50, 32), np.full(50, 32), draws_of(50, 0))
+    assert not flips.any()
+    assert (boxes == [0, 0, 32, 32]).all()

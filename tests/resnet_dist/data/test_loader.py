@@ -1,0 +1,326 @@
+"""One sample, one epoch, one result; and no fault that hangs, leaks or passes in silence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from data_prep.beton.manifest import load_manifest
+from data_prep.beton.reader import BetonReader
+from resnet_dist.config.recipe import PadCrop
+from resnet_dist.data import decoders, pixel_kernel
+from resnet_dist.data.ffcv_adapter import EpochThread
+from resnet_dist.data.loader import Batch, BetonLoader
+from resnet_dist.data.order import train_order
+from resnet_dist.errors import Fault, UserError
+
+OpenLoader = Callable[..., BetonLoader]
+WriteBeton = Callable[[Path, list[Any]], Path]
+Pixels = NDArray[np.uint8]
+
+PAD = PadCrop(kind="pad_crop", size=32)
+ALL = np.arange(40)
+
+
+def pixels_by_id(batches: list[Batch]) -> dict[int, bytes]:
+    return {int(i): image.numpy().tobytes() for b in batches for i, image in zip(b.sample_ids, b.images, strict=True)}
+
+
+def order_of(epoch: int, rank: int = 0, world_size: int = 1, start_step: int = 0) -> NDArray[np.int64]:
+    """Two steps of 16 in four micro-batches of 4; eight samples are left over."""
+    return train_order(
+        40,
+        seed=7,
+        epoch=epoch,
+        global_batch_size=16,
+        micro_batch_size=4,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+    ).reshape(-1)
+
+
+def digest(batches: list[Batch]) -> str:
+    return hashlib.sha256(b"".join(b.images.numpy().tobytes() for b in batches)).hexdigest()
+
+
+def decoding_threads() -> int:
+    return sum(isinstance(t, EpochThread) or t.name.startswith("beton-decode") for t in threading.enumerate())
+
+
+def consume_badly(loader: BetonLoader) -> None:
+    for _ in loader.epoch(0, ALL):
+        raise RuntimeError("the consumer")
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+# What a batch is
+
+
+def test_batches_come_in_the_order_given(photo_beton: Path, open_loader: OpenLoader) -> None:
+    ids = np.array([3, 39, 0, 7, 7, 12, 1], dtype=np.int64)
+    batches = list(open_loader(photo_beton, batch_size=3).epoch(0, ids))
+    assert [b.sample_ids.tolist() for b in batches] == [[3, 39, 0], [7, 7, 12], [1]]
+    assert [b.labels.tolist() for b in batches] == [[3, 9, 0], [7, 7, 2], [1]]
+    assert [tuple(b.images.shape) for b in batches] == [(3, 48, 48, 3), (3, 48, 48, 3), (1, 48, 48, 3)]
+    assert all((b.images.dtype, b.labels.dtype) == (torch.uint8, torch.int64) for b in batches)
+
+
+def test_an_empty_order_has_no_batches(photo_beton: Path, open_loader: OpenLoader) -> None:
+    assert list(open_loader(photo_beton).epoch(0, np.empty(0, np.int64))) == []
+
+
+def test_a_batch_is_not_written_to_later(photo_beton: Path, open_loader: OpenLoader) -> None:
+    """ffcv decodes into a ring of five buffers; here are ten batches, all kept."""
+    loader = open_loader(photo_beton, batch_size=4)
+    kept, seen = [], []
+    for batch in loader.epoch(0, ALL):
+        kept.append(batch)
+        seen.append(batch.images.clone())
+    assert len(kept) == 10
+    assert all(torch.equal(batch.images, images) for batch, images in zip(kept, seen, strict=True))
+
+
+def test_ids_outside_the_beton_are_refused(photo_beton: Path, open_loader: OpenLoader) -> None:
+    loader = open_loader(photo_beton)
+    for ids in ([0, 40], [-1]):
+        with pytest.raises(ValueError, match="of 40 samples"):
+            loader.epoch(0, np.array(ids))
+    with pytest.raises(ValueError, match="1-D integer"):
+        loader.epoch(0, np.zeros((2, 2), np.int64))
+
+
+# What pixels depend on, and on what they do not
+
+
+@pytest.mark.parametrize(("batch_size", "num_threads"), [(8, 2), (3, 1), (40, 2), (7, 3)])
+def test_neither_threads_nor_batches_show(
+    batch_size: int, num_threads: int, photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = pixels_by_id(list(open_loader(photo_beton).epoch(1, ALL)))
+    monkeypatch.setattr(decoders, "_MIN_CHUNK_BYTES", 1)  # so that these few images fill several chunks
+    other = open_loader(photo_beton, batch_size=batch_size, num_threads=num_threads)
+    assert pixels_by_id(list(other.epoch(1, ALL))) == reference
+
+
+def test_nor_the_number_of_workers(photo_beton: Path, open_loader: OpenLoader) -> None:
+    """Rank by rank, each with a loader of its own: three workers make the micro-batches that one makes."""
+    alone = pixels_by_id(list(open_loader(photo_beton, batch_size=4).epoch(2, order_of(2))))
+    shared: dict[int, bytes] = {}
+    for rank in range(3):
+        mine = pixels_by_id(list(open_loader(photo_beton, batch_size=4).epoch(2, order_of(2, rank, 3))))
+        assert not shared.keys() & mine.keys()
+        shared |= mine
+    assert len(alone) == 32
+    assert shared == alone
+
+
+def test_nor_a_restart(photo_beton: Path, open_loader: OpenLoader) -> None:
+    """A fresh loader that starts in step 1 of epoch 2 goes on as the one that came there; the next epoch is whole."""
+    first = open_loader(photo_beton, batch_size=4)
+    list(first.epoch(1, order_of(1)))
+    whole = list(first.epoch(2, order_of(2)))
+    resumed = open_loader(photo_beton, batch_size=4)
+    rest = list(resumed.epoch(2, order_of(2, start_step=1)))
+    assert [b.sample_ids.tolist() for b in rest] == [b.sample_ids.tolist() for b in whole[4:]]
+    assert digest(rest) == digest(whole[4:])
+    following = list(resumed.epoch(3, order_of(3)))
+    assert len(following) == 8
+    assert digest(following) == digest(list(first.epoch(3, order_of(3))))
+
+
+def test_epochs_and_seeds_do(photo_beton: Path, open_loader: OpenLoader) -> None:
+    loader, other_seed = open_loader(photo_beton), open_loader(photo_beton, seed=8)
+    views = [pixels_by_id(list(loader.epoch(epoch, ALL))) for epoch in (0, 1)]
+    views.append(pixels_by_id(list(other_seed.epoch(0, ALL))))
+    assert all(len({view[i] for view in views}) == 3 for i in range(40))
+
+
+def test_epochs_iterated_at_once_do_not_mix(photo_beton: Path, open_loader: OpenLoader) -> None:
+    loader = open_loader(photo_beton)
+    apart = [list(loader.epoch(epoch, ALL)) for epoch in (0, 1)]
+    pairs = list(zip(loader.epoch(0, ALL), loader.epoch(1, ALL), strict=True))
+    assert [digest([pair[k] for pair in pairs]) for k in (0, 1)] == [digest(apart[0]), digest(apart[1])]
+
+
+def test_another_process_makes_the_same_pixels_from_the_kernel_on_disk(
+    photo_beton: Path, open_loader: OpenLoader, tmp_path: Path
+) -> None:
+    """And importing ffcv there, and opening a loader, leaves torch's thread count alone."""
+    code = f"""if True:
+        import hashlib, json, torch
+        torch.set_num_threads(3)
+        from pathlib import Path
+        import numpy as np
+        from data_prep.beton.manifest import load_manifest
+        from resnet_dist.config.recipe import RandomResizedCrop
+        from resnet_dist.data import pixel_kernel
+        from resnet_dist.data.loader import BetonLoader
+        beton = Path({str(photo_beton)!r})
+        loader = BetonLoader(beton, load_manifest(beton), RandomResizedCrop(kind="random_resized_crop", size=48),
+                             batch_size=5, seed=7, num_threads=2, device=torch.device("cpu"))
+        images = b"".join(b.images.numpy().tobytes() for b in loader.epoch(4, np.arange(40)))
+        stats = pixel_kernel.decode_crop_resize.stats
+        print(json.dumps([hashlib.sha256(images).hexdigest(), torch.get_num_threads(),
+                          sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]))
+    """
+    here = digest(list(open_loader(photo_beton).epoch(4, ALL)))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == [here, 3, 1, 0]
+
+
+def test_one_compilation_serves_every_transform(photo_beton: Path, tile_beton: Path, open_loader: OpenLoader) -> None:
+    list(open_loader(photo_beton, num_threads=2).epoch(0, ALL))
+    list(open_loader(tile_beton, PAD).epoch(1, np.arange(24)))
+    assert len(pixel_kernel.decode_crop_resize.signatures) == 1
+
+
+def test_without_a_writable_cache_folder_the_kernel_is_compiled_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert pixel_kernel._compiled(double)(21) == 42
+
+
+# Faults
+
+
+def damaged(path: Path, beton: Path, sample_id: int, damage: Callable[[bytes], bytes]) -> Path:
+    """A copy of `beton` whose manifest still fits, with the bytes of one image changed."""
+    reader = BetonReader(beton)
+    file = bytearray(beton.read_bytes())
+    start, size = int(reader.pointers[sample_id]), int(reader.sizes[sample_id])
+    file[start : start + size] = damage(bytes(file[start : start + size]))
+    assert len(file) == beton.stat().st_size
+    path.write_bytes(file)
+    path.with_suffix(".manifest.json").write_bytes(beton.with_suffix(".manifest.json").read_bytes())
+    return path
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+def no_image(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def another_size(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + bytes([0, 16]) + data[at + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut, r"its JPEG is broken: \w+"),
+        (no_image, r"its JPEG is broken: Not a JPEG file"),
+        (another_size, r"the JPEG's size is not the one the beton says"),
+    ],
+)
+def test_a_broken_jpeg_is_named(
+    damage: Callable[[bytes], bytes], reason: str, photo_beton: Path, tmp_path: Path, open_loader: OpenLoader
+) -> None:
+    """Stock ffcv goes on with the pixels that an earlier image left in the buffer."""
+    beton = damaged(tmp_path / "bad.beton", photo_beton, 18, damage)
+    loader = open_loader(beton, num_threads=2)
+    batches = []
+    with pytest.raises(Fault, match=rf"sample 18 of {beton} cannot be decoded: {reason}.*data-prep verify"):
+        batches.extend(loader.epoch(0, ALL))
+    assert [b.sample_ids.tolist() for b in batches] == [list(range(8)), list(range(8, 16))]
+    without = np.delete(ALL, 18)
+    good = open_loader(photo_beton).epoch(0, without)
+    assert pixels_by_id(list(loader.epoch(0, without))) == pixels_by_id(list(good))
+
+
+def test_an_error_in_an_operation_reaches_the_consumer(
+    photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("in the operation")
+
+    monkeypatch.setattr(decoders, "crop", fail)
+    with pytest.raises(ZeroDivisionError, match="in the operation"):
+        next(open_loader(photo_beton).epoch(0, ALL))
+
+
+def test_a_thread_that_dies_in_silence_is_noticed(
+    photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpochThread, "run", lambda self: None)
+    with pytest.raises(Fault, match=r"died without a word"):
+        next(open_loader(photo_beton, wait_limit_s=3600).epoch(0, ALL))
+
+
+def test_no_wait_is_for_ever(photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(pixel_kernel, "decode_crop_resize", lambda *_: released.wait(1))
+    with pytest.raises(Fault, match=r"no batch within 0.1 s"):
+        next(open_loader(photo_beton, wait_limit_s=0.1).epoch(0, ALL))
+    released.set()
+
+
+def test_a_shortened_file_is_refused_before_it_is_mapped(
+    photo_beton: Path, tmp_path: Path, open_loader: OpenLoader
+) -> None:
+    beton = damaged(tmp_path / "short.beton", photo_beton, 0, lambda data: data)
+    manifest = load_manifest(beton)
+    os.truncate(beton, beton.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"short.beton: has \d+ bytes, its manifest says \d+"):
+        BetonLoader(beton, manifest, PAD, batch_size=4, seed=0, num_threads=1, device=torch.device("cpu"))
+
+
+# Threads
+
+
+def test_leaving_an_epoch_early_ends_its_thread(photo_beton: Path, open_loader: OpenLoader) -> None:
+    before = decoding_threads()
+    loader = open_loader(photo_beton, batch_size=2, num_threads=2)
+    for _ in loader.epoch(0, ALL):
+        break
+    with pytest.raises(RuntimeError, match="the consumer"):
+        consume_badly(loader)
+    batches = loader.epoch(0, ALL)
+    next(batches)
+    batches.close()
+    loader.epoch(0, ALL)  # never iterated
+    assert not any(isinstance(t, EpochThread) for t in threading.enumerate())
+    loader.close()
+    assert wait_until(lambda: decoding_threads() == before)
+
+
+def test_twenty_epochs_leave_nothing_behind(photo_beton: Path, open_loader: OpenLoader) -> None:
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    loader = open_loader(photo_beton, num_threads=2)
+    list(loader.epoch(0, ALL))
+    after_one = held()
+    for epoch in range(1, 20):
+        assert len(list(loader.epoch(epoch, ALL))) == 5
+    assert wait_until(lambda: held() <= after_one)
+    assert held()[1] <= after_one[1]

@@ -1,0 +1,123 @@
+"""The order is one order, whatever the number of workers, and it never changes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.data.order import epoch_permutation, eval_batches, micro_batch_share, train_order
+from resnet_dist.errors import UserError
+
+WORLD_SIZES = range(1, 65)
+
+
+def steps_of(rank: int, world_size: int, start_step: int = 0, *, num_samples: int = 1003) -> np.ndarray:
+    """Global batches of 256 in 64 micro-batches of 4, three steps per epoch and a tail of 235 samples."""
+    return train_order(
+        num_samples,
+        seed=11,
+        epoch=2,
+        global_batch_size=256,
+        micro_batch_size=4,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+    )
+
+
+def test_the_permutation_never_changes() -> None:
+    """A change here changes every run ever made with a recipe: the values are part of the recipe's meaning."""
+    assert epoch_permutation(10, seed=42, epoch=3).tolist() == [5, 1, 4, 8, 6, 2, 0, 3, 7, 9]
+    big = epoch_permutation(100_000, seed=2**32 - 1, epoch=89)
+    assert big.dtype == np.int64
+    digest = hashlib.sha256(big.astype("<i8").tobytes()).hexdigest()
+    assert digest == "b1251ccbd65b4dcfa92015881e67891f7c20222406e13f0930225ae02386c5e9"
+
+
+@given(st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 1000))
+def test_every_sample_stands_once_in_the_permutation(num_samples: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_permutation(num_samples, seed, epoch)) == list(range(num_samples))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    """Also (seed, epoch) and (seed + 1, epoch - 1), which ffcv's own shuffle takes for the same."""
+    orders = {epoch_permutation(50, seed, epoch).tobytes() for seed in range(20) for epoch in range(20)}
+    assert len(orders) == 400
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 3])
+def test_every_world_size_trains_on_the_same_micro_batches(start_step: int) -> None:
+    alone = steps_of(0, 1)
+    assert alone.shape == (3, 64, 4)
+    for world_size in WORLD_SIZES:
+        shares = [steps_of(rank, world_size, start_step) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(shares, axis=1), alone[start_step:])
+        assert all(share.dtype == np.int64 and share.flags.c_contiguous for share in shares)
+
+
+@given(st.data())
+def test_any_sizes_share_one_order(data: st.DataObject) -> None:
+    micro = data.draw(st.integers(1, 5), "micro_batch_size")
+    num_micro = data.draw(st.integers(1, 12), "num_micro_batches")
+    num_samples = data.draw(st.integers(micro * num_micro, 6 * micro * num_micro), "num_samples")
+    world = data.draw(st.integers(1, num_micro), "world_size")
+    num_steps = num_samples // (micro * num_micro)
+    start = data.draw(st.integers(0, num_steps), "start_step")
+    shares = [
+        train_order(
+            num_samples,
+            seed=3,
+            epoch=1,
+            global_batch_size=micro * num_micro,
+            micro_batch_size=micro,
+            rank=rank,
+            world_size=world,
+            start_step=start,
+        )
+        for rank in range(world)
+    ]
+    together = np.concatenate(shares, axis=1)
+    assert together.shape == (num_steps - start, num_micro, micro)
+    used = epoch_permutation(num_samples, 3, 1)[start * micro * num_micro : num_steps * micro * num_micro]
+    assert together.reshape(-1).tolist() == used.tolist()
+    assert len(set(used.tolist())) == used.size
+
+
+def test_shares_are_contiguous_and_even() -> None:
+    for world_size in WORLD_SIZES:
+        shares = [micro_batch_share(64, rank, world_size) for rank in range(world_size)]
+        assert [number for share in shares for number in share] == list(range(64))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert shares[0].start == 0
+    assert micro_batch_share(7, 1, 3) == range(3, 5)
+
+
+def test_evaluation_sees_every_sample_once() -> None:
+    for num_samples in (0, 1, 31, 32, 33, 1000):
+        for world_size in WORLD_SIZES:
+            numbers = [k for rank in range(world_size) for k in eval_batches(num_samples, 32, rank, world_size)]
+            seen = [i for k in numbers for i in range(k * 32, min((k + 1) * 32, num_samples))]
+            assert seen == list(range(num_samples))
+    assert [list(eval_batches(65, 32, rank, 5)) for rank in range(5)] == [[0], [1], [2], [], []]
+
+
+def test_too_little_data_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"255 samples, fewer than one global batch of 256.*global_batch_size"):
+        steps_of(0, 1, num_samples=255)
+
+
+def test_impossible_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="65 workers share 64"):
+        steps_of(0, 65)
+    with pytest.raises(ValueError, match="rank 2"):
+        steps_of(2, 2)
+    with pytest.raises(ValueError, match="start_step 4"):
+        steps_of(0, 1, 4)
+    with pytest.raises(ValueError, match="not a multiple"):
+        train_order(100, seed=0, epoch=0, global_batch_size=10, micro_batch_size=4, rank=0, world_size=1)
+    with pytest.raises(ValueError, match="rank -1"):
+        eval_batches(10, 5, -1, 2)

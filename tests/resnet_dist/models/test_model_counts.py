@@ -1,0 +1,115 @@
+"""Parameters to the digit and multiply-adds within 0.1 %, for every net and every shortcut option.
+
+The published figures: torchvision's weights metadata for the ImageNet nets; He et al. 2015, tables 1 and 6, print them
+rounded (0.27M, 0.46M, 0.66M, 0.85M, 1.7M, 19.4M; 1.8, 3.6 billion).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnet_dist.models import MODEL_NAMES, build_model
+from resnet_dist.models.blocks import BasicBlock, Bottleneck
+
+IMAGENET = {
+    # name: option A = plain net, option B, option C, GMACs at 224 px of the default option
+    "resnet18": (11_515_688, 11_689_512, 12_043_816, 1.814),
+    "resnet34": (21_623_848, 21_797_672, 22_716_840, 3.664),
+    "resnet50": (22_780_456, 25_557_032, 40_128_552, 4.089),
+    "resnet101": (41_772_584, 44_549_160, 76_981_288, 7.801),
+    "resnet152": (57_416_232, 60_192_808, 107_335_720, 11.514),
+}
+CIFAR = {
+    # name: option A = plain net, option B, option C, MMACs at 32 px of the default option
+    "resnet20": (269_722, 272_474, 283_962, 40.551),
+    "resnet32": (464_154, 466_906, 489_594, 68.863),
+    "resnet44": (658_586, 661_338, 695_226, 97.174),
+    "resnet56": (853_018, 855_770, 900_858, 125.486),
+    "resnet110": (1_727_962, 1_730_714, 1_826_202, 252.888),
+    "resnet1202": (19_421_274, 19_424_026, 20_538_714, 2829.239),
+}
+
+
+def build_on_meta(name: str, shortcut: str | None = None) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(name, 1000 if name in IMAGENET or name in ("plain18", "plain34") else 10, shortcut=shortcut)
+
+
+def count_parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count_macs(net: nn.Module, side: int) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def test_every_net_is_counted_here() -> None:
+    plain = {"plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"}
+    assert set(MODEL_NAMES) == IMAGENET.keys() | CIFAR.keys() | plain
+
+
+@pytest.mark.parametrize("name", [*IMAGENET, *CIFAR])
+def test_parameters_of_the_shortcut_options(name: str) -> None:
+    a, b, c, _ = (IMAGENET | CIFAR)[name]
+    counted = {option: count_parameters(build_on_meta(name, option)) for option in ("A", "B", "C")}
+    assert counted == {"A": a, "B": b, "C": c}
+
+
+@pytest.mark.parametrize("name", [*IMAGENET, *CIFAR])
+def test_default_option_and_macs(name: str) -> None:
+    net = build_on_meta(name)
+    if name in IMAGENET:
+        _, b, _, gmacs = IMAGENET[name]
+        assert count_parameters(net) == b
+        assert count_macs(net, 224) / 1e9 == pytest.approx(gmacs, rel=1e-3)
+    else:
+        a, _, _, mmacs = CIFAR[name]
+        assert count_parameters(net) == a
+        assert count_macs(net, 32) / 1e6 == pytest.approx(mmacs, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in MODEL_NAMES if name.startswith("plain")])
+def test_a_plain_net_is_its_residual_twin_without_shortcuts(name: str) -> None:
+    plain, residual = build_on_meta(name), build_on_meta(name.replace("plain", "resnet"), "A")
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in residual.state_dict().items()}
+    side = 224 if name in ("plain18", "plain34") else 32
+    assert count_macs(plain, side) == count_macs(residual, side)
+
+
+@pytest.mark.parametrize(("side", "gmacs"), [(128, 3.76), (160, 5.88), (192, 8.46), (256, 15.04), (320, 23.50)])
+def test_macs_of_resnet152_grow_with_the_image(side: int, gmacs: float) -> None:
+    assert round(count_macs(build_on_meta("resnet152"), side) / 1e9, 2) == gmacs
+
+
+def test_macs_of_resnet20_by_hand() -> None:
+    stem = 3 * 16 * 9 * 32**2
+    first_stage = 6 * 16 * 16 * 9 * 32**2
+    # Half the side, twice the width: every stage costs the same but for its first, narrower convolution.
+    later_stage = 16 * 32 * 9 * 16**2 + 5 * 32 * 32 * 9 * 16**2
+    assert count_macs(build_on_meta("resnet20"), 32) == stem + first_stage + 2 * later_stage + 64 * 10
+
+
+def test_bottleneck_arithmetic() -> None:
+    """A bottleneck from 256 channels has fewer weights than a basic block of 64, and a batch norm has 2 per map."""
+
+    def conv_weights(block: nn.Module) -> int:
+        return sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Conv2d))
+
+    assert conv_weights(BasicBlock(64, 64, 1, shortcut="B")) == 2 * 3 * 3 * 64 * 64 == 73_728
+    assert conv_weights(Bottleneck(256, 64, 1, shortcut="B")) == 256 * 64 + 9 * 64 * 64 + 64 * 256 == 69_632
+    norms = [m for m in BasicBlock(128, 128, 1, shortcut="B").modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [count_parameters(norm) for norm in norms] == [256, 256]
+
+
+def test_parts_of_resnet152() -> None:
+    net = build_on_meta("resnet152")
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(list(net.parameters())) == 467
+    assert sum(count_parameters(norm) for norm in norms) == 151_424
+    assert sum(buffer.numel() for buffer in net.buffers()) == 151_579
+    assert sum(parameter.numel() for parameter in net.fc.parameters()) == 2_049_000

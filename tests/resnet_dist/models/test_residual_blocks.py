@@ -1,0 +1,98 @@
+"""What a block computes: shortcut options, the start as the identity, He initialisation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_dist.errors import UserError
+from resnet_dist.models import MODEL_NAMES, build_model
+from resnet_dist.models.blocks import BasicBlock, Bottleneck
+from resnet_dist.models.shortcuts import ZeroPadShortcut, build_shortcut
+
+
+def test_option_a_takes_every_second_pixel_and_pads_with_zeros() -> None:
+    x = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).reshape(2, 3, 4, 4)
+    out = ZeroPadShortcut(3, 5, stride=2)(x)
+    assert out.shape == (2, 5, 2, 2)
+    assert torch.equal(out[:, :3], x[:, :, [0, 2]][:, :, :, [0, 2]])
+    assert not out[:, 3:].any()
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert ZeroPadShortcut(3, 5, stride=2)(channels_last).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("option", "when_same", "when_growing"),
+    [
+        ("A", nn.Identity, ZeroPadShortcut),
+        ("B", nn.Identity, nn.Sequential),
+        ("C", nn.Sequential, nn.Sequential),
+        (None, type(None), type(None)),
+    ],
+)
+def test_where_an_option_projects(option: str | None, when_same: type, when_growing: type) -> None:
+    assert type(build_shortcut(option, 16, 16, 1)) is when_same
+    assert type(build_shortcut(option, 16, 32, 2)) is when_growing
+    assert type(build_shortcut(option, 64, 256, 1)) is when_growing
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_a_block_adds_its_shortcut_before_the_last_relu(block: type[BasicBlock] | type[Bottleneck]) -> None:
+    torch.manual_seed(0)
+    residual, plain = block(16, 8, 2, shortcut="B"), block(16, 8, 2, shortcut=None)
+    assert isinstance(residual.downsample, nn.Module)
+    plain.load_state_dict(residual.state_dict(), strict=False)
+    before_relu: list[torch.Tensor] = []
+    plain.last_norm.register_forward_hook(lambda _module, _inputs, out: before_relu.append(out.clone()))
+    x = torch.randn(4, 16, 6, 6)
+    assert torch.equal(plain(x), before_relu[0].relu())
+    torch.testing.assert_close(residual(x), (before_relu[0] + residual.downsample(x)).relu())
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet20", 32), ("resnet50", 64)])
+def test_zero_init_residual_starts_every_block_as_its_shortcut(name: str, side: int) -> None:
+    net = build_model(name, 10, zero_init_residual=True)
+    blocks = [m for m in net.modules() if isinstance(m, BasicBlock | Bottleneck)]
+    inputs_and_outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in blocks:
+        block.register_forward_hook(lambda _block, inputs, out: inputs_and_outputs.append((inputs[0].clone(), out)))
+    net.eval()(torch.randn(2, 3, side, side))
+    assert len(inputs_and_outputs) == len(blocks)
+    for block, (x, out) in zip(blocks, inputs_and_outputs, strict=True):
+        assert block.downsample is not None
+        assert torch.equal(out, block.downsample(x).relu())
+
+
+def test_he_initialisation() -> None:
+    torch.manual_seed(0)
+    net = build_model("plain56", 10)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * 9
+            # The sample's own spread: at least 432 draws, so the std is within 15 % at more than 4 sigma.
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.15)
+        if isinstance(module, nn.BatchNorm2d):
+            assert torch.all(module.weight == 1)
+            assert not module.bias.any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "plain18", "resnet50", "resnet20", "plain20"])
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    net = build_model(name, 10)
+    net(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_unknown_names_and_options_are_the_users_mistakes() -> None:
+    with pytest.raises(UserError, match=r"no net 'resnet51'.*resnet18.*plain110") as raised:
+        build_model("resnet51", 10)
+    assert all(name in str(raised.value) for name in MODEL_NAMES)
+    with pytest.raises(UserError, match=r"model\.shortcut: 'resnet20' has no option 'D'; take one of A, B, C"):
+        build_model("resnet20", 10, shortcut="D")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^model\.shortcut: 'plain20' is a plain net .*resnet20"):
+        build_model("plain20", 10, shortcut="A")
+    with pytest.raises(UserError, match=r"^model\.zero_init_residual: 'plain34' is a plain net"):
+        build_model("plain34", 10, zero_init_residual=True)

@@ -1,0 +1,158 @@
+"""Schedules: the field's numbers at key points, torch's schedulers as oracle, and what holds for all of them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim import lr_scheduler
+
+from resnet_dist.config.recipe import CosineSchedule, LinearSchedule, ScheduleConfig, StepSchedule, Warmup
+from resnet_dist.errors import UserError
+from resnet_dist.training.schedule import lr_at, steps_per_epoch, total_steps
+
+
+def curve(schedule: ScheduleConfig, base_lr: float, per_epoch: int, epochs: int) -> list[float]:
+    total = total_steps(per_epoch, epochs)
+    return [
+        lr_at(step, schedule, base_lr=base_lr, steps_per_epoch=per_epoch, total_steps=total) for step in range(total)
+    ]
+
+
+def torch_curve(make: type[lr_scheduler.LRScheduler], base_lr: float, num_steps: int, **options: object) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base_lr)
+    scheduler = make(optimizer, **options)
+    rates = []
+    for _ in range(num_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def step_schedule(*milestone_fractions: float, warmup: Warmup | None = None) -> StepSchedule:
+    return StepSchedule(kind="step", milestone_fractions=milestone_fractions, warmup=warmup or Warmup())
+
+
+def test_steps_per_epoch() -> None:
+    assert steps_per_epoch(1_281_167, 256) == 5_004
+    assert steps_per_epoch(50_000, 128) == 390
+    assert steps_per_epoch(128, 128) == 1
+    assert total_steps(5_004, 90) == 450_360
+    with pytest.raises(UserError, match=r"global_batch_size \(129\).*128 samples"):
+        steps_per_epoch(128, 129)
+
+
+def test_goyal_large_batch() -> None:
+    """Batch 8,192: 3.2, five epochs up from 0.1, a tenth at epochs 30, 60 and 80 of 90."""
+    schedule = step_schedule(30 / 90, 60 / 90, 80 / 90, warmup=Warmup(epochs=5, start_factor=1 / 32))
+    rates = curve(schedule, 3.2, per_epoch=156, epochs=90)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[390] == pytest.approx((0.1 + 3.2) / 2)
+    assert rates[780] == rates[30 * 156 - 1] == 3.2
+    assert [rates[epoch * 156] for epoch in (30, 60, 80)] == pytest.approx([0.32, 0.032, 0.0032])
+    assert [rates[epoch * 156 - 1] for epoch in (60, 80, 90)] == pytest.approx([0.32, 0.032, 0.0032])
+    assert np.diff(rates[:781]) == pytest.approx((3.2 - 0.1) / 780)
+
+
+def test_ffcv_triangle() -> None:
+    """ffcv-imagenet's rn50_88: linear from 0 to 1.7 over two epochs, then linear to 0."""
+    rates = curve(LinearSchedule(kind="linear", warmup=Warmup(epochs=2)), 1.7, per_epoch=312, epochs=88)
+    steps = np.arange(88 * 312)
+    np.testing.assert_allclose(rates, 1.7 * np.interp(steps / 312, [0, 2, 88], [0, 1, 0]), atol=1e-12)
+
+
+def test_torchvision_v2() -> None:
+    """lr 0.5, 600 epochs, five epochs up from 0.01 of it, cosine to 0 (there by epoch, here by step)."""
+    schedule = CosineSchedule(kind="cosine", warmup=Warmup(epochs=5, start_factor=0.01))
+    rates = curve(schedule, 0.5, per_epoch=10, epochs=600)
+    warmup = torch_curve(lr_scheduler.LinearLR, 0.5, 50, start_factor=0.01, total_iters=50)
+    cosine = torch_curve(lr_scheduler.CosineAnnealingLR, 0.5, 5950, T_max=5950)
+    np.testing.assert_allclose(rates, warmup + cosine, rtol=1e-9, atol=1e-12)
+
+
+def test_cosine_to_a_floor_is_torchs() -> None:
+    rates = curve(CosineSchedule(kind="cosine", final_factor=0.1), 0.2, per_epoch=7, epochs=9)
+    expected = torch_curve(lr_scheduler.CosineAnnealingLR, 0.2, 63, T_max=63, eta_min=0.02)
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+def test_steps_are_torchs() -> None:
+    rates = curve(
+        step_schedule(0.5, 0.75), 0.1, per_epoch=13, epochs=3
+    )  # 39 steps: round(19.5) = 20, round(29.25) = 29
+    expected = torch_curve(lr_scheduler.MultiStepLR, 0.1, 39, milestones=[20, 29])
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+def test_warmup_of_a_part_of_an_epoch() -> None:
+    rates = curve(step_schedule(0.5, warmup=Warmup(epochs=0.4, start_factor=0.5)), 1.0, per_epoch=10, epochs=2)
+    assert rates == pytest.approx([0.5, 0.625, 0.75, 0.875] + [1.0] * 6 + [0.1] * 10)
+
+
+def test_a_warmup_as_long_as_the_run_is_the_users_mistake() -> None:
+    schedule = CosineSchedule(kind="cosine", warmup=Warmup(epochs=5))
+    with pytest.raises(UserError, match=r"schedule\.warmup\.epochs \(5\).*train\.total_epochs \(5\)"):
+        lr_at(0, schedule, base_lr=0.1, steps_per_epoch=10, total_steps=50)
+    assert lr_at(0, schedule, base_lr=0.1, steps_per_epoch=10, total_steps=51) == 0.0
+
+
+@pytest.mark.parametrize("step", [-1, 50])
+def test_a_step_outside_the_run_is_an_error(step: int) -> None:
+    with pytest.raises(ValueError, match=r"0 \.\. 49"):
+        lr_at(step, CosineSchedule(kind="cosine"), base_lr=0.1, steps_per_epoch=10, total_steps=50)
+
+
+warmups = st.builds(Warmup, epochs=st.floats(0, 3), start_factor=st.floats(0, 1))
+smooth_schedules = st.one_of(
+    st.builds(CosineSchedule, kind=st.just("cosine"), final_factor=st.floats(0, 1), warmup=warmups),
+    st.builds(LinearSchedule, kind=st.just("linear"), final_factor=st.floats(0, 1), warmup=warmups),
+)
+step_schedules = st.builds(
+    StepSchedule,
+    kind=st.just("step"),
+    milestone_fractions=st.lists(st.floats(0.01, 0.99), unique=True, max_size=4).map(lambda f: tuple(sorted(f))),
+    gamma=st.floats(0.01, 0.99),
+    warmup=warmups,
+)
+
+
+@given(smooth_schedules, st.floats(1e-3, 10), st.integers(1, 12), st.integers(4, 15))
+def test_smooth_schedules_have_no_jump(schedule: ScheduleConfig, lr: float, per_epoch: int, epochs: int) -> None:
+    rates = curve(schedule, lr, per_epoch, epochs)
+    assert isinstance(schedule, CosineSchedule | LinearSchedule)
+    warmup_steps, slack = round(schedule.warmup.epochs * per_epoch), 1e-9 * lr
+    steepest = math.pi / 2 if schedule.kind == "cosine" else 1.0
+    largest_fall = lr * steepest * (1 - schedule.final_factor) / (len(rates) - warmup_steps)
+    largest_rise = lr * (1 - schedule.warmup.start_factor) / warmup_steps if warmup_steps else 0.0
+    changes = np.diff(rates)
+    assert all(0 <= rate <= lr + slack for rate in rates)
+    assert np.all(changes[:warmup_steps] >= -slack)
+    assert np.all(changes[:warmup_steps] <= largest_rise + slack)
+    assert np.all(changes[warmup_steps:] <= slack)
+    assert np.all(changes[warmup_steps:] >= -largest_fall - slack)
+    assert rates[warmup_steps] == pytest.approx(lr)
+    assert 0 <= rates[-1] - lr * schedule.final_factor + slack <= largest_fall + 2 * slack
+
+
+@given(step_schedules, st.floats(1e-3, 10), st.integers(1, 12), st.integers(4, 15))
+def test_step_schedules_take_the_listed_rates_only(
+    schedule: StepSchedule, lr: float, per_epoch: int, epochs: int
+) -> None:
+    rates = curve(schedule, lr, per_epoch, epochs)
+    warmup_steps, total = round(schedule.warmup.epochs * per_epoch), len(rates)
+    assert all(0 <= rate <= lr for rate in rates)
+    drops = [round(fraction * total) for fraction in schedule.milestone_fractions]
+    for step in range(warmup_steps, total):
+        assert rates[step] == pytest.approx(lr * schedule.gamma ** len([d for d in drops if d <= step]))
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, resnet_dist.training.schedule; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
