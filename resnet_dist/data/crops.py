@@ -8,11 +8,14 @@ instruction sets, and a last bit can move a crop by a pixel.
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.beton.manifest import Manifest
 from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.errors import UserError
 
 Transform = RandomResizedCrop | PadCrop | CenterCrop
 Sides = NDArray[np.int64]
@@ -108,3 +111,13 @@ def _exp(x: Draws) -> Draws:
     for _ in range(5):
         result = result * result
     return result
+
+
+def require_sides(beton: Path, manifest: Manifest, transform: Transform) -> None:
+    """UserError if the images of `beton` do not have the sides that `transform` needs."""
+    sides = {manifest.min_height, manifest.max_height, manifest.min_width, manifest.max_width}
+    if isinstance(transform, PadCrop) and sides != {transform.size}:
+        raise UserError(
+            f"{beton}: pad_crop needs images of {transform.size} x {transform.size} px, these have sides of "
+            f"{min(sides)} to {max(sides)} px; set data.train.size, or use random_resized_crop"
+        )

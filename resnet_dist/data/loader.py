@@ -6,9 +6,8 @@ only: not on threads, batch size, worker count or where an epoch was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +16,11 @@ from numpy.typing import NDArray
 
 from data_prep.beton.manifest import Manifest
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe import PadCrop
-from resnet_dist.data.crops import Transform
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.crops import Transform, require_sides
 from resnet_dist.data.decoders import KeyedCropDecoder
 from resnet_dist.data.ffcv_adapter import EpochThread, ImageLoader
 from resnet_dist.errors import UserError
-
-
-@dataclass
-class Batch:
-    images: torch.Tensor
-    """uint8 [N, size, size, 3], RGB, on the loader's device."""
-    labels: torch.Tensor
-    """int64 [N], on the loader's device."""
-    sample_ids: NDArray[np.int64]
-    """[N]: indices in the beton."""
 
 
 class BetonLoader:
@@ -54,7 +43,7 @@ class BetonLoader:
         wait_limit_s: float = 300.0,
     ) -> None:
         reader = _open(beton, manifest)
-        _check_sides(beton, manifest, transform)
+        require_sides(beton, manifest, transform)
         self._labels = reader.labels
         self._device = device
         self._wait_limit_s = wait_limit_s
@@ -62,7 +51,7 @@ class BetonLoader:
         decoder = KeyedCropDecoder(reader, transform, seed, self._pool, num_threads)
         self._loader = ImageLoader(beton, decoder, batch_size)
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Iterator[Batch]:
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
 
         Raises Fault for a sample that does not decode or a batch that does not come; whatever ends the iteration, also
@@ -78,7 +67,7 @@ class BetonLoader:
         """Ends the decoding threads, without waiting. An epoch still being iterated fails at its next batch."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Iterator[Batch]:
+    def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         thread = self._loader.start(epoch, sample_ids, self._wait_limit_s)
         try:
             while (item := thread.next_batch()) is not None:
@@ -112,12 +101,3 @@ def _open(beton: Path, manifest: Manifest) -> BetonReader:
     if len(reader) != manifest.num_samples:
         raise UserError(f"{beton}: has {len(reader)} samples, its manifest says {manifest.num_samples}")
     return reader
-
-
-def _check_sides(beton: Path, manifest: Manifest, transform: Transform) -> None:
-    sides = {manifest.min_height, manifest.max_height, manifest.min_width, manifest.max_width}
-    if isinstance(transform, PadCrop) and sides != {transform.size}:
-        raise UserError(
-            f"{beton}: pad_crop needs images of {transform.size} x {transform.size} px, these have sides of "
-            f"{min(sides)} to {max(sides)} px; set data.train.size, or use random_resized_crop"
-        )

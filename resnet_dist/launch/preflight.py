@@ -12,7 +12,8 @@ import torch
 
 from data_prep.beton.manifest import Manifest, load_manifest
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import PadCrop, Recipe, recipe_hash
+from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.data.crops import require_sides
 from resnet_dist.errors import UserError
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
@@ -86,12 +87,7 @@ def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path) -> Non
             f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
             f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
         )
-    sides = {manifest.min_height, manifest.max_height, manifest.min_width, manifest.max_width}
-    if isinstance(recipe.data.train, PadCrop) and sides != {recipe.data.train.size}:
-        raise UserError(
-            f"{beton}: images are {min(sides)} to {max(sides)} px, pad_crop needs all of them "
-            f"{recipe.data.train.size} x {recipe.data.train.size}; set data.train to random_resized_crop"
-        )
+    require_sides(beton, manifest, recipe.data.train)
 
 
 def require_writable(storage: Path) -> None:

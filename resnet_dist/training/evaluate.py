@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.data.loader import Batch
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import eval_batches
 from resnet_dist.errors import Fault
 from resnet_dist.training.collectives import sum_over_workers

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.data.loader import Batch
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share, train_order
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker

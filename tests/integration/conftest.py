@@ -70,7 +70,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     (root / "digits").mkdir()
     for split in ("train", "val"):
-        command = [str(BIN / "data-prep"), "convert", "--source", "digits"]
+        command = [str(BIN / "data-prep"), "convert", "--source", "digits", "--workers", "0"]
         subprocess.run(
             [*command, "--output", str(root / "digits" / f"{split}.beton")],
             env={**os.environ, **QUIET},

@@ -31,7 +31,7 @@ def told(cli: Any, *extra: str, **environment: str) -> str:
         (["--set", "data.dataset=nowhere"], ["nowhere/train.beton", "does not exist", "data-prep convert"]),
         (["--set", "model.num_classes=7"], ["holds 10 classes", "model.num_classes = 7"]),
         (["--set", "model.name=resnet21"], ["resnet21", "resnet20"]),
-        (["--set", "data.train.size=28"], ["32 to 32 px", "28 x 28"]),
+        (["--set", "data.train.size=28"], ["pad_crop needs images of 28 x 28 px"]),
         (["--set", "schedule.warmup.epochs=99"], ["schedule.warmup.epochs"]),
         (["--set", "train.global_batch_size=4096"], ["4096", "1442 samples"]),
         (["--profile-set", "workers=3"], ["3 workers", "2 micro-batches"]),

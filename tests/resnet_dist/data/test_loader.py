@@ -22,8 +22,9 @@ from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe import PadCrop
 from resnet_dist.data import decoders, pixel_kernel
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.ffcv_adapter import EpochThread
-from resnet_dist.data.loader import Batch, BetonLoader
+from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import Fault, UserError
 

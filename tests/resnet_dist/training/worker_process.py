@@ -16,7 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.data.loader import Batch
+from resnet_dist.data.batch import Batch
 from resnet_dist.training.assemble import assemble, restore
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
