@@ -21,7 +21,6 @@ from resnet_dist.tracking.transport import Refused, Transport
 _log = logging.getLogger(__name__)
 REJECTED_NAME = "rejected.jsonl"
 
-
 Lane = Literal["points", "texts"]
 LANES: tuple[Lane, ...] = ("points", "texts")
 """Points and tags; texts."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.reasons import root_reason
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.small_files import read_json, write_json
 from resnet_dist.tracking.uris import redact_uri, sqlite_file
@@ -146,8 +147,7 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = (redact_uri(str(error)).splitlines() or [""])[0][:300]
-        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {reason}") from error
+        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
 
 
 def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, tracking_uri: str) -> Run | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
+from resnet_dist.tracking.reasons import first_line
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.uris import redact_uri, sqlite_file
 
@@ -96,8 +97,7 @@ def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch
             facts = Model.load(local).metadata or {}
             return _for_evaluation(mlflow.pytorch.load_model(local)), facts
         except (MlflowException, OSError) as error:
-            reason = (redact_uri(str(error)).splitlines() or [""])[0][:300]
-            raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {reason}") from error
+            raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {first_line(error)}") from error
 
 
 def _for_evaluation(graph: torch.nn.Module) -> torch.nn.Module:

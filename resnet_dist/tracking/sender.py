@@ -30,7 +30,7 @@ class Sender:
         self._deliveries = deliveries
         self._max_backoff_s = max_backoff_s
         self._changed = threading.Condition()
-        self._acknowledged_seq = 0
+        self._acknowledged_seq = min(delivery.acknowledged_seq for delivery in deliveries)
         self._num_waiting = 0
         self._stopping = False
         self._ended = False

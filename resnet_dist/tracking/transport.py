@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from resnet_dist.tracking.batches import Batch
-from resnet_dist.tracking.uris import redact_uri, sqlite_file
+from resnet_dist.tracking.reasons import first_line, root_reason
+from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +42,7 @@ class MlflowTransport:
             proto = self._connected().get_run(self._run_id).data.to_proto()
             return {metric.key: metric.step for metric in proto.metrics}
         except Exception as error:
-            raise Unavailable(_reason(error)) from error
+            raise Unavailable(root_reason(error)) from error
 
     def send(self, batch: Batch) -> None:
         from mlflow.entities import Metric, RunTag
@@ -60,19 +61,19 @@ class MlflowTransport:
                 )
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE" and self._run_is_active():
-                raise Refused(_reason(error)) from error
-            raise Unavailable(_reason(error)) from error
+                raise Refused(first_line(error)) from error
+            raise Unavailable(root_reason(error)) from error
         except Exception as error:
             if getattr(getattr(error, "response", None), "status_code", None) == 400:  # the artifact service
-                raise Refused(_reason(error)) from error
-            raise Unavailable(_reason(error)) from error
+                raise Refused(first_line(error)) from error
+            raise Unavailable(root_reason(error)) from error
 
     def _run_is_active(self) -> bool:
         """A deleted run answers with the code of invalid content; it can be restored, and then takes everything."""
         try:
             return self._connected().get_run(self._run_id).info.lifecycle_stage == "active"
         except Exception as error:
-            raise Unavailable(_reason(error)) from error
+            raise Unavailable(root_reason(error)) from error
 
     def _connected(self) -> MlflowClient:
         if self._client is None:
@@ -96,8 +97,3 @@ def client_environment() -> dict[str, str]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
         "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
     }
-
-
-def _reason(error: Exception) -> str:
-    lines = [line for line in redact_uri(str(error)).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -84,6 +86,30 @@ def test_an_outage_is_waited_out(spool, line, tmp_path):
     sender.close(30)
 
 
+def test_nothing_is_sent_before_storage_has_it(spool, line, tmp_path, monkeypatch):
+    """Else a power cut could leave points at the server that the spool does not know, and log their steps again."""
+    line.hangs.set()
+    sender = Sender(spool, lanes(tmp_path, line, spool))
+    spool.append_metrics({"loss": 0.0}, 1)
+    assert spool.persist(60)
+    assert line.asked.acquire(timeout=60)
+    storage_answers = threading.Event()
+    real_fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (storage_answers.wait(60), real_fsync(fd)))
+    spool.append_metrics({"loss": 0.0}, 2)
+    while b'"step":2' not in spool.path.read_bytes():
+        time.sleep(0.01)
+    line.hangs.clear()
+    line.hangs_until.set()
+    assert not line.asked.acquire(timeout=0.3)
+    assert line.steps == [1]
+    storage_answers.set()
+    assert spool.persist(60)
+    assert sender.drain(60)
+    assert line.steps == [1, 2]
+    sender.close(30)
+
+
 def test_a_hanging_server_holds_up_nobody(spool, line, tmp_path):
     line.hangs.set()
     sender = Sender(spool, lanes(tmp_path, line, spool))
@@ -138,4 +164,20 @@ def test_a_backlog_of_an_earlier_attempt_is_sent_first(line, tmp_path):
     assert sender.drain(60)
     assert line.steps == [1, 2, 3, 4]
     new.close(30)
+    sender.close(30)
+
+
+def test_a_run_that_had_arrived_needs_no_server_to_be_reopened(line, tmp_path):
+    first = Spool(tmp_path)
+    sender = Sender(first, lanes(tmp_path, line, first))
+    first.append_metrics({"loss": 0.0}, 1)
+    assert first.persist(60)
+    assert sender.drain(60)
+    first.close(30)
+    sender.close(30)
+    line.up.clear()
+    second = Spool(tmp_path)
+    sender = Sender(second, lanes(tmp_path, line, second))
+    assert sender.drain(0.0)
+    second.close(30)
     sender.close(30)
