@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -135,7 +137,7 @@ def sync(
 def main() -> None:
     """Runs the command line and exits; see the module's docstring for the exit codes."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name="resnet-dist"))
     except typer.TyperException as error:
         _fail(error.exit_code, error.format_message() or "see --help")
     except (typer.Abort, KeyboardInterrupt):
@@ -144,6 +146,10 @@ def main() -> None:
         _fail(2, str(error))
     except Fault as error:
         _fail(1, str(error))
+    except Exception as error:  # noqa: BLE001 - the last line of defence: the cause in one line, the rest in a file
+        with tempfile.NamedTemporaryFile("w", prefix="resnet-dist-", suffix=".log", delete=False) as log:
+            traceback.print_exception(error, file=log)
+        _fail(1, f"unexpected {type(error).__name__}: {error}; the whole story is in {log.name}")
 
 
 def _fail(code: int, message: str) -> None:

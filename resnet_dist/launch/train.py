@@ -36,6 +36,7 @@ from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run
 from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.transport import client_environment
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import load_state, newest_first, newest_whole
 from resnet_dist.training.job import Job, WorkerResult
@@ -153,8 +154,14 @@ def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTraine
             storage_path=str(run_dir.parent),
             failure_config=ray.train.FailureConfig(max_failures=failure.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
+            worker_runtime_env=worker_environment(profile.tracking_uri),
         ),
     )
+
+
+def worker_environment(tracking_uri: str) -> dict[str, dict[str, str]] | None:
+    """Short MLflow requests for workers that talk to a server; with a database file, none: no process starts anew."""
+    return {"env_vars": client_environment()} if tracking_uri.startswith("http") else None
 
 
 class _Fit:

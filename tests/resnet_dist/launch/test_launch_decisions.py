@@ -1,0 +1,88 @@
+"""What the launcher decides: pure functions, no Ray started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.config.profile import Profile
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import Node, cluster_address, require_capacity, workers_that_fit
+from resnet_dist.launch.control import RunControl, Status
+from resnet_dist.launch.result import RunResult, read_result, write_result
+from resnet_dist.launch.screen import describe
+from resnet_dist.launch.signals import stop_signals
+from resnet_dist.launch.train import worker_environment
+from resnet_dist.training.plan import RunPlan
+
+PROFILE = Profile(workers=4, cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db")
+
+
+def test_a_worker_stays_whole_on_one_node() -> None:
+    nodes = [Node("a", 8, 2), Node("b", 4, 0), Node("c", 2, 8)]
+    assert workers_that_fit(nodes, 3, 0) == 3
+    assert workers_that_fit(nodes, 1, 1) == 4
+    assert workers_that_fit([], 1, 0) == 0
+
+
+def test_capacity_names_what_was_found() -> None:
+    require_capacity([Node("a", 12, 0)], PROFILE)
+    with pytest.raises(UserError, match=r"4 workers of 3 CPUs and 0 GPUs, the cluster holds 2 \(a: 8 CPUs 0 GPUs\)"):
+        require_capacity([Node("a", 8, 0)], PROFILE)
+    with pytest.raises(UserError, match=r"no nodes"):
+        require_capacity([], PROFILE)
+
+
+def test_the_profile_comes_before_the_environment() -> None:
+    assert cluster_address(PROFILE, {}) is None
+    assert cluster_address(PROFILE, {"RAY_ADDRESS": "job:1"}) == "job:1"
+    assert cluster_address(PROFILE.model_copy(update={"ray_address": "mine:1"}), {"RAY_ADDRESS": "job:1"}) == "mine:1"
+
+
+def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
+    control = RunControl()
+    control.began(2)
+    control.progressed(10, {"train/loss": 1.0})
+    control.progressed(20, {"val/top1": 90.0})
+    control.began(1)
+    assert control.status() == Status(2, 1, 20, {"train/loss": 1.0, "val/top1": 90.0})
+    assert not control.stop_requested()
+    control.request_stop()
+    assert control.stop_requested()
+
+
+def test_the_line_of_progress() -> None:
+    plan = RunPlan(11, 22, 22, 1, 1, None, 10)
+    status = Status(1, 2, 12, {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4})
+    assert describe(status, plan) == "epoch 2/2, loss 0.5000, val top-1 98.12 %, 640 images/s"
+    assert describe(Status(), plan) == "epoch 1/2"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_a_wish_the_second_an_order(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    with stop_signals() as stop:
+        assert stop.number is None
+        os.kill(os.getpid(), number)
+        assert (stop.number, stop.exit_code) == (number, code)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    result = RunResult("n", "d", "r", "t", "m", "c", 22, {"val/top1": 99.0})
+    write_result(tmp_path, result)
+    assert read_result(tmp_path) == result
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(Fault, match="delete it and run the same command again"):
+        read_result(tmp_path)
+
+
+def test_only_workers_of_a_server_get_an_environment_of_their_own() -> None:
+    assert worker_environment("sqlite:////m.db") is None
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in (worker_environment("http://m:5000") or {})["env_vars"]
