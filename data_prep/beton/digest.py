@@ -1,58 +1,47 @@
-"""Digests of a file: xxh3_128 of the whole (what `xxhsum -H2` prints) and of every 8 MiB chunk."""
+"""Digests of a file: xxh3_128 of every 8 MiB chunk, and one digest over these, so that many can work on one file.
+
+The digest of the whole is `xxh3_128_tree:<hex>`: xxh3_128 of the chunks' digests (16 bytes each, big-endian as printed),
+one after another. It needs no pass over the file once its chunks are known, in whatever order they were written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-ALGORITHM = "xxh3_128"
+ALGORITHM = "xxh3_128_tree"
 CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class FileDigest:
     whole: str
-    """`xxh3_128:<hex>`."""
+    """`xxh3_128_tree:<hex>`."""
     chunks: tuple[str, ...]
-    """Hex digests of consecutive chunks of `CHUNK_BYTES`; the last may be shorter."""
+    """Hex xxh3_128 of consecutive chunks of `CHUNK_BYTES`; the last may be shorter."""
 
 
-class Digester:
-    """Digests of bytes that arrive in order, in pieces of any size."""
+def chunk_digest(data: bytes | bytearray | memoryview) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
 
-    def __init__(self) -> None:
-        self._whole = xxhash.xxh3_128()
-        self._chunk = xxhash.xxh3_128()
-        self._chunk_filled = 0
-        self._chunks: list[str] = []
 
-    def update(self, data: bytes | bytearray | memoryview) -> None:
-        self._whole.update(data)
-        view = memoryview(data)
-        while len(view):
-            piece = view[: CHUNK_BYTES - self._chunk_filled]
-            self._chunk.update(piece)
-            self._chunk_filled += len(piece)
-            view = view[len(piece) :]
-            if self._chunk_filled == CHUNK_BYTES:
-                self._end_chunk()
+def sample_digest(data: bytes | bytearray | memoryview) -> int:
+    """xxh3_64 of one image's bytes: whether they are the same when they are read a second time."""
+    return xxhash.xxh3_64_intdigest(data)
 
-    def finish(self) -> FileDigest:
-        if self._chunk_filled:
-            self._end_chunk()
-        return FileDigest(f"{ALGORITHM}:{self._whole.hexdigest()}", tuple(self._chunks))
 
-    def _end_chunk(self) -> None:
-        self._chunks.append(self._chunk.hexdigest())
-        self._chunk.reset()
-        self._chunk_filled = 0
+def combine(chunks: Sequence[str]) -> FileDigest:
+    """The digest of a file from those of its chunks, in order."""
+    tree = xxhash.xxh3_128(b"".join(bytes.fromhex(chunk) for chunk in chunks))
+    return FileDigest(f"{ALGORITHM}:{tree.hexdigest()}", tuple(chunks))
 
 
 def digest_file(path: Path) -> FileDigest:
-    digester = Digester()
-    with path.open("rb", buffering=0) as file:
+    chunks = []
+    with path.open("rb") as file:
         while data := file.read(CHUNK_BYTES):
-            digester.update(data)
-    return digester.finish()
+            chunks.append(chunk_digest(data))
+    return combine(chunks)

@@ -19,14 +19,14 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.beton.layout import MODE_NAMES
 from data_prep.errors import UserError
 
-MANIFEST_SCHEMA_VERSION = 1
+MANIFEST_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Manifest:
     schema_version: int
     digest: str
-    """`xxh3_128:<hex>` of the whole beton."""
+    """`xxh3_128_tree:<hex>` of the whole beton: xxh3_128 of the digests in `chunks`, see `beton/digest.py`."""
     beton_bytes: int
     page_bytes: int
     num_samples: int
@@ -50,7 +50,7 @@ class Manifest:
     versions: Mapping[str, str]
     """Of the libraries that decide re-encoded bytes."""
     quarantined: tuple[Mapping[str, Any], ...]
-    """Samples left out on the user's word: `key` and `reason`. Empty: nothing was left out."""
+    """Samples left out on the user's word: `index` in the source, `key`, `reason`. Empty: nothing was left out."""
     chunk_bytes: int
     chunks: tuple[str, ...]
     """Hex xxh3_128 of consecutive chunks of `chunk_bytes`."""

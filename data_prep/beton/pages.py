@@ -6,6 +6,7 @@ The layout depends on nothing but the rows, so it is the same whatever number of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,15 +54,16 @@ class BetonLayout:
     def total_bytes(self) -> int:
         return self.allocation_table_ptr + self.allocations.nbytes
 
+    @cached_property
     def front_matter(self) -> bytes:
         """Header, field descriptors, metadata. Zeros follow up to the first page."""
         head = layout.header(self.num_samples, self.page_bytes, self.allocation_table_ptr)
         return head + layout.field_descriptors() + self.metadata.tobytes()
 
-    def used_bytes(self, page: int) -> int:
-        """Bytes of images on a page; zeros follow."""
-        first, end = self.page_starts[page], self.page_starts[page + 1]
-        return int(self.allocations["size"][first:end].sum())
+    @cached_property
+    def table(self) -> bytes:
+        """The allocation table: the end of the file."""
+        return self.allocations.tobytes()
 
 
 def pack(sizes: NDArray[np.uint64], page_bytes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,17 +1,23 @@
-"""What the user decides about the stored images. All of it stands in the manifest."""
+"""What the user decides: about the stored images (it stands in the manifest), and about bad samples."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from data_prep.beton import layout
 from data_prep.errors import UserError
 
-Encoding = Literal["original", "jpeg", "raw"]
+Encoding = Literal["original", "jpeg", "raw", "mixed"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
+Exif = Literal["ignore", "apply"]
+Check = Literal["decode", "headers"]
+OnError = Literal["fail", "quarantine"]
 
 DEFAULT_QUALITY = 95
+DEFAULT_RAW_SHARE = 0.5
+DEFAULT_MAX_BAD = "0.1%"
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class ConvertSettings:
 
     encode: Encoding = "original"
     """`original`: the source's own bytes where the stock ffcv decoder reads them correctly and the longer side is
-    within `max_side`, else as `jpeg`. `jpeg`: every image decoded and encoded anew. `raw`: RGB pixels."""
+    within `max_side`, else as `jpeg`. `jpeg`: every image decoded and encoded anew. `raw`: RGB pixels. `mixed`: a share
+    of the samples as `raw`, the others as `original`."""
     max_side: int | None = None
     """Longer side of the stored images, px; larger ones are shrunk. None: as they are."""
     quality: int = DEFAULT_QUALITY
@@ -29,18 +36,60 @@ class ConvertSettings:
     """Chroma subsampling of images encoded anew."""
     page_bytes: int = layout.DEFAULT_PAGE_BYTES
     """Page of the beton; the largest stored image must fit in one."""
+    raw_share: float = 0.0
+    """With `mixed`: the share stored as pixels, 0..1."""
+    seed: int = 0
+    """With `mixed`: which samples those are, by their index in the source."""
+    exif: Exif = "ignore"
+    """An EXIF orientation: `ignore`, as torchvision's ImageFolder and all published figures do, or `apply`."""
+    check: Check = "decode"
+    """What a JPEG must pass: `decode`, libjpeg-turbo reads it to its end without a warning; `headers`, its markers."""
 
     def __post_init__(self) -> None:
-        if self.encode not in get_args(Encoding):
-            raise UserError(f"--encode {self.encode}: expected one of {', '.join(get_args(Encoding))}")
-        if self.subsampling not in get_args(Subsampling):
-            raise UserError(f"--subsampling {self.subsampling}: expected one of {', '.join(get_args(Subsampling))}")
+        _require_one_of("--encode", self.encode, get_args(Encoding))
+        _require_one_of("--subsampling", self.subsampling, get_args(Subsampling))
+        _require_one_of("--exif", self.exif, get_args(Exif))
+        _require_one_of("--check", self.check, get_args(Check))
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality {self.quality}: expected 1..100")
         if self.max_side is not None and not 1 <= self.max_side <= layout.MAX_SIDE_PX:
             raise UserError(f"--max-side {self.max_side}: expected 1..{layout.MAX_SIDE_PX} px")
         if not layout.is_page_size(self.page_bytes):
             raise UserError(f"--page-mib {self.page_bytes / 2**20:g}: expected a power of two, 2..2048")
+        if not 0 <= self.raw_share <= 1:
+            raise UserError(f"--raw-share {self.raw_share:g}: expected 0..1")
+        if self.seed < 0 or self.seed >= 1 << 64:
+            raise UserError(f"--seed {self.seed}: expected 0..2**64-1")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class BadPolicy:
+    """What to do about samples that cannot be stored. All are read and reported in either case."""
+
+    on_error: OnError = "fail"
+    """`fail`: write no beton. `quarantine`: leave them out, up to `max_bad`, and list them."""
+    max_bad: str = DEFAULT_MAX_BAD
+    """With `quarantine`: a number, or a share of the samples as in `0.1%`."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("--on-error", self.on_error, get_args(OnError))
+        self.limit(1)
+
+    def limit(self, num_samples: int) -> int:
+        """How many samples may be left out."""
+        text = self.max_bad.strip()
+        try:
+            limit = Fraction(text[:-1]) / 100 * num_samples if text.endswith("%") else Fraction(int(text))
+        except (ValueError, ZeroDivisionError):
+            limit = Fraction(-1)
+        if limit < 0 or (text.endswith("%") and limit > num_samples):
+            raise UserError(f"--max-bad {self.max_bad}: expected a number, or a share such as {DEFAULT_MAX_BAD}")
+        return int(limit) if self.on_error == "quarantine" else 0
+
+
+def _require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{option} {value}: expected one of {', '.join(known)}")

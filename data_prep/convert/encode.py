@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from data_prep.beton import layout
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.jpeg_header import is_read_by_ffcv, read_jpeg_header
+from data_prep.convert.jpeg_header import is_jpeg, is_read_by_ffcv, read_jpeg_header
+from data_prep.convert.turbojpeg import Damaged, reads_cleanly
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-ENCODING_VERSION = "1"
+ENCODING_VERSION = "2"
 """Raised whenever a change of this file changes stored bytes. Stands in every manifest."""
+
+MAX_DECODED_PIXELS = 48_000_000
+"""Four bytes each in Pillow, twice where the colours are converted: what 512 MiB for a worker allow."""
+
+ORIENTATION_TAG = 0x0112
 
 
 class BadSample(Exception):
@@ -36,19 +44,39 @@ class Encoded:
     """`data` is the source's own."""
 
 
-def encode(data: bytes, settings: ConvertSettings) -> Encoded:
-    """Stores an image file as `settings` say. BadSample, with the reason, when it cannot be."""
+def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
+    """Stores an image file as `settings` say. `index`: of the sample in its source, which decides with `mixed`.
+
+    BadSample, with the reason, when it cannot be stored.
+    """
     if not data:
         raise BadSample("is empty")
-    encoded = _keep(data, settings) if settings.encode == "original" else None
+    as_raw = settings.encode == "raw" or (settings.encode == "mixed" and is_raw(index, settings))
+    may_keep = settings.encode in ("original", "mixed") and not as_raw
+    is_clean = _check(data, settings)
+    encoded = _keep(data, settings) if may_keep and is_clean else None
     if encoded is None:
-        encoded = _encode_anew(decode_rgb(data), settings)
+        image = decode_rgb(data, settings)
+        encoded = _as_pixels(image, settings) if as_raw else _as_jpeg(image, settings)
     if len(encoded.data) > settings.page_bytes:
-        raise BadSample(
-            f"has {len(encoded.data)} bytes to store, more than a page of {settings.page_bytes}; "
-            "use --max-side or a larger --page-mib"
-        )
+        raise _too_large(len(encoded.data), settings)
     return encoded
+
+
+def is_raw(index: int, settings: ConvertSettings) -> bool:
+    """Whether `mixed` stores the sample as pixels: a draw keyed by seed and index, so the same on every run."""
+    draw = xxhash.xxh3_64_intdigest(struct.pack("<QQ", settings.seed, index))
+    return draw < settings.raw_share * 2.0**64
+
+
+def _check(data: bytes, settings: ConvertSettings) -> bool:
+    """Whether a JPEG's own bytes may be stored, as far as its data go. BadSample when they are damaged."""
+    if settings.check == "headers" or not is_jpeg(data):
+        return True
+    try:
+        return reads_cleanly(data)
+    except Damaged as error:
+        raise BadSample(f"is damaged: {error}") from None
 
 
 def _keep(data: bytes, settings: ConvertSettings) -> Encoded | None:
@@ -58,58 +86,95 @@ def _keep(data: bytes, settings: ConvertSettings) -> Encoded | None:
         return None
     if settings.max_side is not None and max(header.height, header.width) > settings.max_side:
         return None
+    if len(data) > settings.page_bytes or (settings.exif == "apply" and _is_turned(data)):
+        return None
     return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True)
 
 
-def _encode_anew(image: Image.Image, settings: ConvertSettings) -> Encoded:
-    image = shrink(image, settings.max_side)
-    if max(image.size) > layout.MAX_SIDE_PX:
-        raise BadSample(
-            f"is {image.width} x {image.height} px, the format ends at {layout.MAX_SIDE_PX}; use --max-side"
-        )
-    if settings.encode == "raw":
-        return Encoded(image.tobytes(), layout.MODE_RAW, image.height, image.width, untouched=False)
+def _is_turned(data: bytes) -> bool:
+    from PIL import Image
+
+    if b"Exif\0" not in data[:1024] and b"Exif\0" not in data:
+        return False
+    try:
+        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION_TAG, 1) != 1
+    except Exception:  # noqa: BLE001  # a damaged tag raises half a dozen kinds; then there is no orientation to apply
+        return False
+
+
+def _as_pixels(image: Image.Image, settings: ConvertSettings) -> Encoded:
+    size = image.width * image.height * 3
+    if size > settings.page_bytes:
+        raise _too_large(size, settings)
+    return Encoded(image.tobytes(), layout.MODE_RAW, image.height, image.width, untouched=False)
+
+
+def _as_jpeg(image: Image.Image, settings: ConvertSettings) -> Encoded:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=settings.quality, subsampling=settings.subsampling)
     return Encoded(file.getvalue(), layout.MODE_JPEG, image.height, image.width, untouched=False)
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """Any image file Pillow reads, as 8-bit RGB. BadSample when it is cut short, damaged or no image.
+def _too_large(size: int, settings: ConvertSettings) -> BadSample:
+    return BadSample(
+        f"has {size} bytes to store, more than a page of {settings.page_bytes}; use --max-side or a larger --page-mib"
+    )
 
-    As torchvision's ImageFolder does: alpha is dropped, an EXIF orientation is ignored.
+
+def decode_rgb(data: bytes, settings: ConvertSettings) -> Image.Image:
+    """Any image file Pillow reads, as 8-bit RGB, shrunk to `max_side`. BadSample when it cannot be.
+
+    As torchvision's ImageFolder does: alpha is dropped, and, unless `exif` is `apply`, an EXIF orientation is ignored.
+    A JPEG to be shrunk to half or less is decoded at 1/2, 1/4 or 1/8: its DCT is an antialiasing filter of its own.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF, and Pillow's own limit on size, which is above ours
+            image: Image.Image = Image.open(io.BytesIO(data))
+            size = _shrunk_size(image.size, settings.max_side)
+            image.draft("", size)
+            _require_decodable(image.size)
+            image.load()
+            if settings.exif == "apply" and image.getexif().get(ORIENTATION_TAG, 1) != 1:
+                before = image.size
+                image = ImageOps.exif_transpose(image)
+                size = size[::-1] if image.size == before[::-1] else size
     except UnidentifiedImageError:
         raise BadSample("is not an image that Pillow knows") from None
-    # What Pillow's decoders raise on damaged files is not one family: see its own fuzzers' list.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
-        raise BadSample(f"cannot be decoded: {error}") from None
     except (MemoryError, Image.DecompressionBombError) as error:
         raise BadSample(f"is too large to decode: {error}") from None
-    return _to_rgb(image)
+    # What Pillow's decoders raise on damaged files is not one family: see its own fuzzers' list.
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error) as error:
+        raise BadSample(f"cannot be decoded: {error}") from None
+    image = _to_rgb(image)
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """The longer side to `max_side` px when it is longer, the other in proportion. BadSample beyond the format's end."""
+    longer = max(size)
+    if max_side is not None and longer > max_side:
+        width, height = (max(1, round(side * max_side / longer)) for side in size)
+        return width, height
+    if longer > layout.MAX_SIDE_PX:
+        raise BadSample(f"is {size[0]} x {size[1]} px, the format ends at {layout.MAX_SIDE_PX}; use --max-side")
+    return size
+
+
+def _require_decodable(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_DECODED_PIXELS:
+        raise BadSample(f"is too large to decode: {size[0]} x {size[1]} px, more than {MAX_DECODED_PIXELS:,} in all")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
+    if image.mode == "RGB":
+        return image
     if image.mode in ("I", "F"):
         raise BadSample(f"has pixels of 32 bits (Pillow mode {image.mode}), expected 8 or 16")
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
-
-
-def shrink(image: Image.Image, max_side: int | None) -> Image.Image:
-    """The longer side to `max_side` px when it is longer, with an antialiasing filter; the other in proportion."""
-    from PIL import Image
-
-    longer = max(image.size)
-    if max_side is None or longer <= max_side:
-        return image
-    width, height = (max(1, round(side * max_side / longer)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -32,9 +32,13 @@ class JpegHeader:
     """An end-of-image marker follows the scan. Without one the file was cut short."""
 
 
+def is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
 def read_jpeg_header(data: bytes) -> JpegHeader | None:
     """None when `data` is not a JPEG, or its markers cannot be followed to the first scan."""
-    if data[:3] != b"\xff\xd8\xff":
+    if not is_jpeg(data):
         return None
     frame: JpegHeader | None = None
     at = 2

@@ -109,8 +109,9 @@ class TrainConfig(Section):
     """End the run after this many steps; the schedule still runs over `total_epochs`."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """bf16: autocast with fp32 weights. fp64: everything in double, to prove equalities."""
-    reduction: Literal["fast"] = "fast"
-    """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
+    summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     channels_last: bool = True
     cpu_threads: PositiveInt = 1

@@ -18,7 +18,7 @@ from resnet_dist.training.loop import Run, Samples
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.precision import Precision
-from resnet_dist.training.reduce import FastReduction
+from resnet_dist.training.reduce import build_reduction
 from resnet_dist.training.state import TrainState
 
 
@@ -34,7 +34,13 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         tracker=tracker,
         state=TrainState(model.net, build_optimizer(model, recipe.optim)),
         model=model,
-        reduction=FastReduction(model, ctx.world_size, recipe.train.num_micro_batches),
+        reduction=build_reduction(
+            recipe.train.reduction,
+            model,
+            rank=ctx.rank,
+            world_size=ctx.world_size,
+            num_micro_batches=recipe.train.num_micro_batches,
+        ),
         statistics=BatchNormStatistics(model),
         precision=precision,
         train=train,

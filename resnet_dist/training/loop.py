@@ -34,7 +34,7 @@ from resnet_dist.training.job import Outcome
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.precision import Precision
-from resnet_dist.training.reduce import FastReduction
+from resnet_dist.training.reduce import Reduction
 from resnet_dist.training.schedule import lr_at
 from resnet_dist.training.state import TrainState
 
@@ -62,7 +62,7 @@ class Run:
     tracker: Tracker
     state: TrainState
     model: nn.Module
-    reduction: FastReduction
+    reduction: Reduction
     statistics: BatchNormStatistics
     precision: Precision
     train: Samples
@@ -135,8 +135,9 @@ def train_step(run: Run, local: dict[int, Batch]) -> float:
             with run.precision.autocast(run.ctx.device):
                 logits = run.reduction.forward(batch.images)
                 loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-            run.reduction.backward(loss)
+            run.reduction.backward(loss, micro_batch)
         run.window.add(micro_batch, loss, logits, batch.labels)
+    run.reduction.finish()
     run.state.optimizer.step()
     run.state.optimizer.zero_grad()
     run.state.step += 1

@@ -19,14 +19,17 @@ Train = Callable[..., Results]
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Trains with a number of workers, each a process; remembers what it has run."""
-    known: dict[tuple[int, str], Results] = {}
+    known: dict[tuple[int, str, str], Results] = {}
 
-    def run(world_size: int, precision: str, *, folder: Path | None = None, max_steps: int = 12) -> Results:
-        if folder is None and (world_size, precision) in known:
-            return known[world_size, precision]
-        place = folder or tmp_path_factory.mktemp(f"{world_size}-{precision}")
+    def run(
+        world_size: int, precision: str, reduction: str = "fast", *, folder: Path | None = None, max_steps: int = 12
+    ) -> Results:
+        key = (world_size, precision, reduction)
+        if folder is None and key in known:
+            return known[key]
+        place = folder or tmp_path_factory.mktemp("run")
         (place / "store").unlink(missing_ok=True)
-        arguments = [str(world_size), precision, str(max_steps)]
+        arguments = [str(world_size), precision, reduction, str(max_steps)]
         workers = [
             subprocess.Popen([sys.executable, str(SCRIPT), str(place), str(rank), *arguments])
             for rank in range(world_size)
@@ -34,7 +37,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
         assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
         results = [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(world_size)]
         if folder is None:
-            known[world_size, precision] = results
+            known[key] = results
         return results
 
     return run
@@ -95,3 +98,26 @@ def test_a_stop_at_any_step_changes_nothing(train: Train, tmp_path: Path, first:
 
 def test_two_runs_are_equal_to_the_last_bit(train: Train, tmp_path: Path) -> None:
     assert train(2, "fp32", folder=tmp_path)[0]["losses"] == train(2, "fp32")[0]["losses"]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_exact_reduction_gives_the_same_bits_for_any_number_of_workers(train: Train, world_size: int) -> None:
+    """Six micro-batches: four workers have uneven shares."""
+    alone, together = train(1, "fp32", "exact")[0], train(world_size, "fp32", "exact")
+    assert together[0]["losses"] == alone["losses"]
+    assert together[0]["evaluations"] == alone["evaluations"]
+    assert together[0]["weights"] == alone["weights"]
+
+
+def test_the_exact_reduction_gives_the_same_bits_across_stops_and_resizes(train: Train, tmp_path: Path) -> None:
+    undisturbed = train(1, "fp32", "exact")[0]
+    losses: list[float] = []
+    for world_size, max_steps in ((1, 2), (3, 7), (2, 12)):
+        result = train(world_size, "fp32", "exact", folder=tmp_path, max_steps=max_steps)[0]
+        losses += result["losses"]
+    assert losses == undisturbed["losses"]
+    assert result["weights"] == undisturbed["weights"]
+
+
+def test_fast_and_exact_agree_in_float64(train: Train) -> None:
+    assert train(1, "fp64", "exact")[0]["losses"] == pytest.approx(train(1, "fp64")[0]["losses"], abs=1e-9)

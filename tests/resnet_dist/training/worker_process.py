@@ -1,10 +1,11 @@
 """One worker of a small run as a process of its own: gloo over a file, data in memory. Started by test_invariance.py.
 
-Usage: worker_process.py FOLDER RANK WORLD_SIZE PRECISION MAX_STEPS; writes FOLDER/rank<R>.json.
+Usage: worker_process.py FOLDER RANK WORLD_SIZE PRECISION REDUCTION MAX_STEPS; writes FOLDER/rank<R>.json.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Generator
@@ -54,7 +55,7 @@ class Points:
         self.rows.append((step, dict(values)))
 
 
-def recipe(precision: str) -> Recipe:
+def recipe(precision: str, reduction: str) -> Recipe:
     tree = {
         "seed": 5,
         "model": {"name": "resnet20", "num_classes": 4},
@@ -65,7 +66,8 @@ def recipe(precision: str) -> Recipe:
             "mean": [100, 100, 100],
             "std": [60, 60, 60],
         },
-        "train": {"global_batch_size": 24, "micro_batch_size": 4, "total_epochs": 3, "precision": precision},
+        "train": {"global_batch_size": 24, "micro_batch_size": 4, "total_epochs": 3, "precision": precision}
+        | {"reduction": reduction},
         "optim": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4},
         "schedule": {"kind": "cosine", "warmup": {"epochs": 1}},
         "eval": {"batch_size": 10},
@@ -73,13 +75,13 @@ def recipe(precision: str) -> Recipe:
     return Recipe.model_validate(tree)
 
 
-def main(folder: Path, rank: int, world_size: int, precision: str, max_steps: int) -> None:
+def main(folder: Path, rank: int, world_size: int, precision: str, reduction: str, max_steps: int) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     plan = RunPlan(4, 12, max_steps, 1, 1, None, log_every_steps=1)
     ctx = LocalContext(folder, rank=rank, world_size=world_size)
-    points, config = Points(), recipe(precision)
+    points, config = Points(), recipe(precision, reduction)
     train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
@@ -87,11 +89,19 @@ def main(folder: Path, rank: int, world_size: int, precision: str, max_steps: in
     outcome = fit(run)
     losses = [row["train/loss"] for _, row in points.rows if "train/loss" in row]
     evaluations = [row for _, row in points.rows if "val/loss" in row]
-    result = {"outcome": outcome, "losses": losses, "evaluations": evaluations, "train": train.given, "val": val.given}
+    weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in run.state.net.state_dict().values())).hexdigest()
+    result = {
+        "weights": weights,
+        "outcome": outcome,
+        "losses": losses,
+        "evaluations": evaluations,
+        "train": train.given,
+        "val": val.given,
+    }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
     if world_size > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], int(sys.argv[6]))

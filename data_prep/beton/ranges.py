@@ -1,0 +1,155 @@
+"""A beton cut into ranges of 64 MiB that anyone may write, in any order, any number of times: the same bytes each time.
+
+The layout is known before the first byte is written, so a range needs nothing of its neighbours. Ranges are whole
+chunks of the manifest, so their digests are taken on the way and combined at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.beton.digest import CHUNK_BYTES, FileDigest, chunk_digest, combine
+from data_prep.beton.files import publish, write_at
+from data_prep.beton.pages import BetonLayout
+
+RANGE_BYTES = 8 * CHUNK_BYTES
+"""About 600 of ImageNet's files."""
+
+Payload = Callable[[int], bytes | memoryview]
+"""The stored bytes of a sample, by its id."""
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Everything that is needed to write the bytes start..stop-1, but the images."""
+
+    number: int
+    start: int
+    stop: int
+    literal: tuple[tuple[int, bytes], ...]
+    """Offset in the file and bytes of the tables' parts that lie here."""
+    first_sample: int
+    """Id of the first sample with bytes here."""
+    pointers: NDArray[np.int64]
+    """Offset in the file of each sample with bytes here; the first and the last may reach beyond the range."""
+    sizes: NDArray[np.int64]
+
+    def __str__(self) -> str:
+        return f"bytes {self.start:,}..{self.stop - 1:,}"
+
+    @property
+    def samples(self) -> slice:
+        return slice(self.first_sample, self.first_sample + len(self.pointers))
+
+
+def num_ranges(beton: BetonLayout) -> int:
+    return -(-beton.total_bytes // RANGE_BYTES)
+
+
+def cut(beton: BetonLayout, number: int) -> FileRange:
+    start, stop = number * RANGE_BYTES, min((number + 1) * RANGE_BYTES, beton.total_bytes)
+    pointers = beton.allocations["ptr"].view(np.int64)
+    sizes = beton.allocations["size"].view(np.int64)
+    end = int(np.searchsorted(pointers, stop, side="left"))
+    first = max(0, int(np.searchsorted(pointers, start, side="right")) - 1)
+    while first < end and pointers[first] + sizes[first] <= start:
+        first += 1
+    literal = []
+    for offset, data in ((0, beton.front_matter), (beton.allocation_table_ptr, beton.table)):
+        begin, finish = max(start, offset), min(stop, offset + len(data))
+        if begin < finish:
+            literal.append((begin, data[begin - offset : finish - offset]))
+    return FileRange(number, start, stop, tuple(literal), first, pointers[first:end].copy(), sizes[first:end].copy())
+
+
+def write_range(descriptor: int, part: FileRange, payload: Payload) -> tuple[str, ...]:
+    """Writes a range at its place and returns the digests of its chunks. Holds one chunk and one image in memory.
+
+    ValueError when `payload` gives another number of bytes than the layout says.
+    """
+    digests = []
+    for start, chunk in _chunks(part, payload):
+        digests.append(chunk_digest(chunk))
+        write_at(descriptor, chunk, start)
+    return tuple(digests)
+
+
+def read_digests(descriptor: int, part: FileRange) -> tuple[str, ...]:
+    """Digests of the chunks that stand in the file now."""
+    starts = range(part.start, part.stop, CHUNK_BYTES)
+    return tuple(chunk_digest(os.pread(descriptor, min(CHUNK_BYTES, part.stop - at), at)) for at in starts)
+
+
+def _chunks(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
+    """Offset and bytes of each chunk; the buffer is used again."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    zeros = bytes(CHUNK_BYTES)
+    sample, held = 0, memoryview(b"")
+    for start in range(part.start, part.stop, CHUNK_BYTES):
+        stop = min(start + CHUNK_BYTES, part.stop)
+        buffer[:] = zeros
+        for offset, data in part.literal:
+            _copy(buffer, start, stop, offset, memoryview(data))
+        while sample < len(part.pointers) and part.pointers[sample] < stop:
+            pointer, size = int(part.pointers[sample]), int(part.sizes[sample])
+            if not len(held):
+                held = memoryview(payload(part.first_sample + sample))
+            if len(held) != size:
+                raise ValueError(f"sample {part.first_sample + sample} has {len(held)} bytes, the layout says {size}")
+            _copy(buffer, start, stop, pointer, held)
+            if pointer + size > stop:
+                break  # goes on in the next chunk
+            sample, held = sample + 1, memoryview(b"")
+        yield start, buffer[: stop - start]
+
+
+def _copy(buffer: memoryview, start: int, stop: int, offset: int, data: memoryview) -> None:
+    """The bytes of `data`, which lies at `offset` in the file, that fall into start..stop-1."""
+    begin, end = max(start, offset), min(stop, offset + len(data))
+    if begin < end:
+        buffer[begin - start : end - start] = data[begin - offset : end - offset]
+
+
+def write_beton(
+    final: Path,
+    beton: BetonLayout,
+    payload: Payload,
+    *,
+    temporary: Path,
+    after_range: Callable[[int, int], None] = lambda *_: None,
+) -> FileDigest:
+    """Writes a whole beton in this process: `temporary`, on the file system of `final`, renamed once it is fsynced.
+
+    `after_range(bytes written, bytes in all)` may raise to stop. The temporary file is removed on every error.
+    """
+    chunks: list[str] = []
+    try:
+        create_sized(temporary, beton.total_bytes)
+        descriptor = os.open(temporary, os.O_RDWR)
+        try:
+            for number in range(num_ranges(beton)):
+                part = cut(beton, number)
+                chunks += write_range(descriptor, part, payload)
+                after_range(part.stop, beton.total_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        publish(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return combine(chunks)
+
+
+def create_sized(path: Path, total_bytes: int) -> None:
+    """A file of that many bytes, all zero and not yet taking space; one that is there already keeps its bytes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.ftruncate(descriptor, total_bytes)
+    finally:
+        os.close(descriptor)

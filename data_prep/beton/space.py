@@ -1,0 +1,20 @@
+"""Is there room for a file, before hours are spent on it? A full disk is still an error of its own when it comes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_prep.errors import Fault
+
+
+def require_space(path: Path, total_bytes: int) -> None:
+    """Fault when the file system of `path` has less free than `path` still lacks of `total_bytes`."""
+    there = path.stat().st_blocks * 512 if path.exists() else 0
+    status = os.statvfs(path.parent)
+    free = status.f_bavail * status.f_frsize
+    if total_bytes - there > free:
+        raise Fault(
+            f"{path.parent}: has {free / 1e9:,.2f} GB free, {(total_bytes - there) / 1e9:,.2f} GB are needed; make room "
+            "there, then run the same command again"
+        )

@@ -1,0 +1,208 @@
+"""Places behind a URL, through fsspec: `s3://`, `gs://`, `hf://`, `http://`, `memory://`, ... whatever is installed.
+
+Every failure becomes an OSError without credentials in its message; passing ones are tried again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Literal
+
+import xxhash
+
+from data_prep.errors import UserError
+from data_prep.sources.places import (
+    FileStatus,
+    ListedFile,
+    Place,
+    Reader,
+    changed,
+    check_sample_size,
+    without_credentials,
+)
+
+ATTEMPTS = 3
+FIRST_PAUSE_S = 0.5
+READ_AHEAD_BYTES = 8 << 20
+"""One request's worth when a large file is read in order: 8 MiB take as long as the latency of an object store."""
+MAX_GAP_BYTES = 64 << 10
+"""Between two pieces that count as read in order: a tar's header, padding and label files lie there."""
+TAGS = ("etag", "ETag", "md5Hash", "md5", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
+"""Entries of fsspec's `info` that change with the file; which ones there are is the storage's choice."""
+
+
+def remote_place(url: str) -> RemotePlace:
+    place = RemotePlace(url, _file_system(url)[1])
+    place.file_system.invalidate_cache()
+    return place
+
+
+def remote_glob(pattern: str) -> list[Place]:
+    with _failures(pattern):
+        file_system, path = _file_system(pattern)
+        file_system.invalidate_cache()
+        return [RemotePlace(pattern, found) for found in sorted(file_system.glob(path))]
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec.core
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{without_credentials(url)}: cannot be opened: {without_credentials(str(error))}") from None
+
+
+class RemotePlace:
+    def __init__(self, url: str, path: str) -> None:
+        self._url = url
+        """Names the file system, with what credentials the user put there; never shown."""
+        self._path = path.rstrip("/")
+        """Within the file system (for HTTP the whole URL)."""
+
+    @property
+    def file_system(self) -> Any:
+        return _file_system(self._url)[0]  # fsspec keeps one per process and URL
+
+    @property
+    def name(self) -> str:
+        return without_credentials(self._path).rpartition("/")[2]
+
+    @property
+    def shown(self) -> str:
+        return without_credentials(self.file_system.unstrip_protocol(self._path))
+
+    def child(self, path: str) -> RemotePlace:
+        return RemotePlace(self._url, f"{self._path}/{path}")
+
+    def parent(self) -> RemotePlace:
+        return RemotePlace(self._url, self._path.rpartition("/")[0])
+
+    def kind(self) -> Literal["file", "folder"] | None:
+        try:
+            info = self._info()
+        except FileNotFoundError:
+            return None
+        # Over HTTP a folder is a page of links.
+        return "folder" if info["type"] == "directory" or info.get("mimetype") == "text/html" else "file"
+
+    def subfolders(self) -> list[str]:
+        return sorted(name for name, info in self._entries() if info["type"] == "directory")
+
+    def files(self, *, deep: bool = True) -> list[ListedFile]:
+        return list(self._walk("", deep))
+
+    def status(self) -> FileStatus:
+        return _status(self._info())
+
+    def read(self, expected: FileStatus | None = None) -> bytes:
+        if expected is not None:
+            check_sample_size(expected.num_bytes)
+        data = self._fetch(None, None)
+        if expected is not None and expected.num_bytes not in (-1, len(data)):
+            raise changed(self.shown)
+        return data
+
+    def reader(self, expected: FileStatus) -> Reader:
+        if self.status() != expected:
+            raise changed(self.shown)
+        return _ReadAhead(self, expected.num_bytes)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        data = self._fetch(start, stop)
+        if len(data) != stop - start:
+            raise OSError(f"{self.shown}: {len(data)} bytes came where {stop - start} were asked for; if the server "
+                          "cannot send parts of files, copy the data first")
+        return data
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        with _failures(self._path), self.file_system.open(self._path, "rb") as file:
+            yield file
+
+    def _fetch(self, start: int | None, stop: int | None) -> bytes:
+        for attempt in range(ATTEMPTS):
+            try:
+                with _failures(self._path):
+                    return self.file_system.cat_file(self._path, start=start, end=stop)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            time.sleep(FIRST_PAUSE_S * 4**attempt)
+        raise AssertionError("unreachable")
+
+    def _info(self) -> Mapping[str, Any]:
+        with _failures(self._path):
+            return self.file_system.info(self._path)
+
+    def _entries(self) -> list[tuple[str, Mapping[str, Any]]]:
+        with _failures(self._path):
+            # A trailing slash: some HTTP servers list folders only under it, others redirect.
+            listed = self.file_system.ls(f"{self._path}/" if self._path.startswith("http") else self._path, detail=True)
+        entries = [(info["name"].rstrip("/"), info) for info in listed]
+        inside = [(name.rpartition("/")[2], info) for name, info in entries if name != self._path and "?" not in name]
+        return [(name, info) for name, info in inside if name and not name.startswith(".")]
+
+    def _walk(self, prefix: str, deep: bool) -> Iterator[ListedFile]:
+        for name, info in self._entries():
+            if info["type"] != "directory":
+                yield ListedFile(f"{prefix}{name}", *_status(info))
+            elif deep:
+                yield from self.child(name)._walk(f"{prefix}{name}/", deep)
+
+
+class _ReadAhead:
+    """Pieces of one remote file: in order by large requests, else by requests of just the piece."""
+
+    def __init__(self, place: RemotePlace, num_bytes: int) -> None:
+        self._place = place
+        self._num_bytes = num_bytes
+        self._start = 0
+        self._data = b""
+        self._last_stop = 0
+
+    def read_at(self, start: int, length: int) -> bytes:
+        stop = start + length
+        if stop > self._num_bytes:
+            raise OSError(f"{self._place.shown}: ends {stop - self._num_bytes} bytes early")
+        if not (self._start <= start and stop <= self._start + len(self._data)):
+            in_order = 0 <= start - self._last_stop <= MAX_GAP_BYTES
+            far = min(max(stop, start + READ_AHEAD_BYTES), self._num_bytes) if in_order else stop
+            self._start, self._data = start, self._place.read_range(start, far)
+        self._last_stop = stop
+        return self._data[start - self._start : stop - self._start]
+
+    def close(self) -> None:
+        self._data = b""
+
+
+def _status(info: Mapping[str, Any]) -> FileStatus:
+    size = info.get("size")
+    tag = "|".join(f"{name}={info[name]}" for name in TAGS if info.get(name) is not None)
+    return FileStatus(-1 if size is None else int(size), xxhash.xxh3_64_intdigest(tag) >> 1 if tag else 0)
+
+
+@contextmanager
+def _failures(path: str) -> Iterator[None]:
+    """What the many file systems raise, as an OSError with one clean line."""
+    try:
+        yield
+    except (UserError, NotImplementedError):
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{without_credentials(path)}: does not exist") from None
+    except PermissionError as error:
+        raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
+    except Exception as error:  # noqa: BLE001  # botocore, aiohttp, ...: no common base
+        if getattr(error, "status", None) in (401, 403):
+            raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
+        raise OSError(f"{without_credentials(path)}: {_clean(error)}") from None
+
+
+def _clean(error: Exception) -> str:
+    text = " ".join(without_credentials(str(error)).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,106 @@
+#include "jpeg_region.h"
+
+#include <setjmp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+/* Fancy upsampling looks at the neighbours of a px: the px at the edge of what is decoded may differ from a full
+ * decode's, so two more on every side are decoded and dropped. */
+enum { MARGIN = 2 };
+
+/* A few bytes can order any number of passes over an image of any size. Encoders make about ten. */
+enum { MAX_SCANS = 500 };
+static const long MAX_COEFFICIENT_BYTES = 1L << 30;
+
+typedef struct {
+    struct jpeg_error_mgr manager; /* first: libjpeg hands out its address */
+    jmp_buf escape;
+    char *message;
+} Errors;
+
+static void give_up(j_common_ptr common)
+{
+    Errors *errors = (Errors *)common->err;
+    common->err->format_message(common, errors->message);
+    longjmp(errors->escape, 1);
+}
+
+/* Warnings, of level -1, are about damaged data; what is above is chatter. */
+static void take_message(j_common_ptr common, int level)
+{
+    if (level < 0)
+        give_up(common);
+}
+
+static void print_nothing(j_common_ptr common)
+{
+    (void)common;
+}
+
+static void limit_scans(j_common_ptr common)
+{
+    Errors *errors = (Errors *)common->err;
+    if (((j_decompress_ptr)common)->input_scan_number > MAX_SCANS) {
+        snprintf(errors->message, MESSAGE_BYTES, "more than %d scans", MAX_SCANS);
+        longjmp(errors->escape, 1);
+    }
+}
+
+/* May leave by longjmp at any call of libjpeg; owns nothing. */
+static int decode(j_decompress_ptr jpeg, int height, int width, Region region, uint8_t *row, TakeRow take_row,
+                  void *taker)
+{
+    jpeg_read_header(jpeg, TRUE);
+    if ((int)jpeg->image_height != height || (int)jpeg->image_width != width)
+        return JPEG_SIZE_DIFFERS;
+    if (jpeg->jpeg_color_space != JCS_GRAYSCALE && jpeg->jpeg_color_space != JCS_YCbCr &&
+        jpeg->jpeg_color_space != JCS_RGB)
+        return COLOURS_UNKNOWN;
+    if (region.height == 0 || region.width == 0)
+        return OK;
+    jpeg->out_color_space = JCS_RGB;
+    jpeg->dct_method = JDCT_ISLOW;
+    jpeg->do_fancy_upsampling = TRUE;
+    jpeg_start_decompress(jpeg);
+
+    int right = region.left + region.width + MARGIN, left = region.left > MARGIN ? region.left - MARGIN : 0;
+    JDIMENSION first_column = left, num_columns = (right < width ? right : width) - left;
+    if (num_columns < (JDIMENSION)width)
+        jpeg_crop_scanline(jpeg, &first_column, &num_columns); /* moves first_column left, to a block's edge */
+    JDIMENSION skipped = region.top > MARGIN ? region.top - MARGIN : 0;
+    if (skipped > 0 && jpeg_skip_scanlines(jpeg, skipped) != skipped)
+        return JPEG_BROKEN;
+    for (int y = skipped; y < region.top + region.height; y++) {
+        if (jpeg_read_scanlines(jpeg, &row, 1) != 1)
+            return JPEG_BROKEN;
+        if (y >= region.top)
+            take_row(taker, row + 3 * (size_t)(region.left - first_column));
+    }
+    return OK;
+}
+
+int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region region, uint8_t *row,
+                TakeRow take_row, void *taker, char message[MESSAGE_BYTES])
+{
+    struct jpeg_decompress_struct jpeg;
+    struct jpeg_progress_mgr progress = {.progress_monitor = limit_scans};
+    Errors errors = {.message = message};
+    volatile int status = JPEG_BROKEN;
+    memset(&jpeg, 0, sizeof jpeg); /* so that jpeg_destroy is safe if jpeg_create fails */
+    jpeg.err = jpeg_std_error(&errors.manager);
+    errors.manager.error_exit = give_up;
+    errors.manager.emit_message = take_message;
+    errors.manager.output_message = print_nothing;
+    if (setjmp(errors.escape) == 0) {
+        /* One decompressor per image: it would keep an earlier image's tables for one that has none. */
+        jpeg_create_decompress(&jpeg);
+        jpeg.mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
+        jpeg.progress = &progress;
+        jpeg_mem_src(&jpeg, data, bytes);
+        status = decode(&jpeg, height, width, region, row, take_row, taker);
+    }
+    jpeg_destroy_decompress(&jpeg); /* not jpeg_finish: rows are left */
+    return status;
+}

@@ -1,0 +1,159 @@
+/* The native decode kernel: stored images, views and flips in, pixels and one status per image out.
+ *
+ * Plain C, called without Python's lock; it knows nothing of Python, and a call shares nothing with another one. Every
+ * read is checked against the mapped file, every write against its buffer: what the beton says is not trusted.
+ */
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jpeg_region.h"
+#include "resize.h"
+
+enum { MODE_JPEG, MODE_RAW }; /* as ffcv's RGBImageField numbers them */
+enum { MAX_SIDE = 65535 };
+
+/* What an image shows: `box` is cut out and resized; of that, the size x size window at (window_top, window_left). */
+typedef struct {
+    int64_t box_top, box_left, box_height, box_width;
+    int64_t resized_height, resized_width;
+    int64_t window_top, window_left; /* may lie outside, among zeros, where nothing is resized */
+} View;
+
+typedef struct {
+    const uint8_t *data;
+    int64_t bytes, height, width;
+    int mode;
+} Stored;
+
+/* Takes the rows of a region one by one, resized or as they are. */
+typedef struct {
+    uint8_t *output;
+    int size;
+    bool resizes;
+    Resizer resizer;
+    int next_row, first_column, num_columns; /* copying: where in the output the px go */
+    bool mirrored;
+} Picture;
+
+static void take_row(void *taker, const uint8_t *row)
+{
+    Picture *picture = taker;
+    if (picture->resizes) {
+        resizer_push(&picture->resizer, row, picture->output);
+        return;
+    }
+    uint8_t *output = picture->output + (size_t)picture->next_row++ * picture->size * 3;
+    if (!picture->mirrored) {
+        memcpy(output + 3 * picture->first_column, row, 3 * (size_t)picture->num_columns);
+        return;
+    }
+    uint8_t *last = output + 3 * (picture->size - 1 - picture->first_column);
+    for (int i = 0; i < picture->num_columns; i++)
+        memcpy(last - 3 * i, row + 3 * i, 3);
+}
+
+static bool fits(const Stored *image, const View *view, int size)
+{
+    bool box = view->box_top >= 0 && view->box_left >= 0 && view->box_height > 0 && view->box_width > 0 &&
+               view->box_top <= image->height - view->box_height && view->box_left <= image->width - view->box_width;
+    if (!box || view->resized_height < 1 || view->resized_width < 1 || view->resized_height > MAX_SIDE ||
+        view->resized_width > MAX_SIDE)
+        return false;
+    if (view->resized_height == view->box_height && view->resized_width == view->box_width)
+        return llabs(view->window_top) <= MAX_SIDE && llabs(view->window_left) <= MAX_SIDE;
+    return view->window_top >= 0 && view->window_left >= 0 && view->window_top <= view->resized_height - size &&
+           view->window_left <= view->resized_width - size;
+}
+
+/* What of [0, length) the window of `size` px at `window` shows: *start and the number of px. */
+static int overlap(int64_t window, int size, int64_t length, int *start)
+{
+    int64_t low = window > 0 ? window : 0, high = window + size < length ? window + size : length;
+    *start = (int)low;
+    return high > low ? (int)(high - low) : 0;
+}
+
+/* Readies the picture; `region` becomes what it needs of the stored image. */
+static int plan(Picture *picture, const Stored *image, const View *view, Region *region)
+{
+    if (!fits(image, view, picture->size))
+        return VIEW_UNFIT;
+    picture->resizes = view->resized_height != view->box_height || view->resized_width != view->box_width;
+    if (picture->resizes) {
+        Resizer *resizer = &picture->resizer;
+        if (resizer_plan(resizer, view->box_height, view->box_width, view->resized_height, view->resized_width,
+                         view->window_top, view->window_left, picture->size, picture->mirrored))
+            return NO_MEMORY;
+        *region = (Region){view->box_top + resizer->rows.start, view->box_left + resizer->columns.start,
+                           resizer->rows.length, resizer->columns.length};
+        return OK;
+    }
+    region->height = overlap(view->window_top, picture->size, view->box_height, &region->top);
+    region->width = overlap(view->window_left, picture->size, view->box_width, &region->left);
+    picture->next_row = region->top - (int)view->window_top;
+    picture->first_column = region->left - (int)view->window_left;
+    picture->num_columns = region->width;
+    if (region->height < picture->size || region->width < picture->size)
+        memset(picture->output, 0, (size_t)picture->size * picture->size * 3);
+    region->top += view->box_top;
+    region->left += view->box_left;
+    return OK;
+}
+
+static int show_raw(const Stored *image, Region region, uint8_t *row, Picture *picture)
+{
+    if (image->bytes != image->height * image->width * 3)
+        return RAW_SIZE_DIFFERS;
+    for (int y = region.top; y < region.top + region.height; y++) {
+        memcpy(row, image->data + 3 * (y * image->width + region.left), 3 * (size_t)region.width);
+        take_row(picture, row);
+    }
+    return OK;
+}
+
+static int show(const Stored *image, const View *view, Picture *picture, char *message)
+{
+    Region region;
+    int status = plan(picture, image, view, &region);
+    if (status != OK)
+        return status;
+    uint8_t *row = malloc(3 * (size_t)image->width + ROW_PADDING_BYTES);
+    if (row == NULL)
+        return NO_MEMORY;
+    if (image->mode == MODE_RAW)
+        status = show_raw(image, region, row, picture);
+    else if (image->mode == MODE_JPEG)
+        status = jpeg_region(image->data, image->bytes, image->height, image->width, region, row, take_row, picture,
+                             message);
+    else
+        status = MODE_UNKNOWN;
+    free(row);
+    return status;
+}
+
+/* Writes `images` [num_images][size][size][3] and `statuses` [num_images]; where a status is JPEG_BROKEN, also
+ * `messages` [num_images][MESSAGE_BYTES]. The px of an image whose status is not OK are undefined. */
+void resnet_dist_decode_crop_resize(const uint8_t *file, int64_t file_bytes, int64_t num_images,
+                                    const int64_t *offsets, const int64_t *sizes, const uint8_t *modes,
+                                    const int64_t *heights, const int64_t *widths, const View *views,
+                                    const uint8_t *flips, int64_t size, uint8_t *images, int64_t *statuses,
+                                    char (*messages)[MESSAGE_BYTES])
+{
+    for (int64_t k = 0; k < num_images; k++) {
+        Stored image = {NULL, sizes[k], heights[k], widths[k], modes[k]};
+        Picture picture = {.output = images + k * size * size * 3, .size = (int)size, .mirrored = flips[k] != 0};
+        bool inside = offsets[k] >= 0 && sizes[k] > 0 && sizes[k] <= file_bytes && offsets[k] <= file_bytes - sizes[k];
+        if (!inside) {
+            statuses[k] = OUTSIDE_FILE;
+            continue;
+        }
+        image.data = file + offsets[k];
+        if (image.height < 1 || image.width < 1 || image.height > MAX_SIDE || image.width > MAX_SIDE ||
+            size < 1 || size > MAX_SIDE)
+            statuses[k] = VIEW_UNFIT;
+        else
+            statuses[k] = show(&image, &views[k], &picture, messages[k]);
+        resizer_free(&picture.resizer);
+    }
+}
