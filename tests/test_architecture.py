@@ -29,8 +29,11 @@ FENCES = {
         "resnet_dist.models",
         "resnet_dist.training",
         "resnet_dist.tracking.models",
+        "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
     ),
+    "matplotlib": ("resnet_dist.tracking.plots",),
+    "psutil": ("resnet_dist.tracking.system_metrics",),
 }
 
 # A part of the house, and the parts whose modules it may import besides its own.

@@ -1,14 +1,17 @@
-"""One encoded work unit on disk: images' bytes | one `STORED_ROW` per sample | trailer with the digest of both.
+"""What reading one work unit found, on disk: encoded images' bytes | one `PART_ROW` per sample | bad ones | trailer.
 
-A part appears under its final name only when it is whole. It is not fsynced: after a power cut its digest tells.
+Images that are stored as they lie in a source on a file system are not in the part: they are read again when their place
+in the beton is known, and recognised by their digest. A part appears under its final name only when it is whole. It is
+not fsynced: after a power cut its digests tell.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,9 +20,28 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_prep.beton.pages import STORED_ROW
+from data_prep.beton.digest import sample_digest
+from data_prep.convert.encode import Encoded
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault
+
+PART_ROW = np.dtype(
+    [
+        ("mode", "<u1"),
+        ("untouched", "<u1"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("label", "<i8"),
+        ("size", "<u8"),
+        ("check", "<u8"),
+        ("spill", "<i8"),
+    ]
+)
+"""`beton.pages.STORED_ROW`, the `sample_digest` of the stored bytes, and their offset in the part, or `IN_SOURCE`.
+
+`size` is 0 for a sample that cannot be stored.
+"""
+IN_SOURCE = -1
 
 TRAILER = np.dtype(
     [
@@ -27,20 +49,27 @@ TRAILER = np.dtype(
         ("plan", "S32"),
         ("unit", "<u8"),
         ("num_rows", "<u8"),
-        ("payload_bytes", "<u8"),
+        ("spilled_bytes", "<u8"),
+        ("bad_bytes", "<u8"),
         ("digest", "S32"),
     ]
 )
-MAGIC = b"dp-part1"
-READ_BYTES = 4 << 20
+MAGIC = b"dp-part2"
 
 
-def part_path(folder: Path, unit: WorkUnit) -> Path:
-    return folder / f"unit-{unit.number:06d}.part"
+@dataclass(frozen=True)
+class BadSampleReport:
+    index: int
+    key: str
+    reason: str
+
+
+def part_path(folder: Path, unit_number: int) -> Path:
+    return folder / f"unit-{unit_number:06d}.part"
 
 
 class PartWriter:
-    """Appends encoded samples; `finish` writes rows and trailer and renames. Holds one sample in memory."""
+    """Appends samples in order; `finish` writes rows and trailer and renames. Holds one sample in memory."""
 
     def __init__(self, path: Path, plan_digest: str, unit: WorkUnit) -> None:
         self._path = path
@@ -48,9 +77,9 @@ class PartWriter:
         self._temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
         self._plan_digest = plan_digest
         self._unit = unit
-        self._rows = np.zeros(len(unit), dtype=STORED_ROW)
+        self._rows = np.zeros(len(unit), dtype=PART_ROW)
         self._count = 0
-        self._digest = xxhash.xxh3_128()
+        self._bad: list[BadSampleReport] = []
         self._file = self._temporary.open("wb")
 
     def __enter__(self) -> Self:
@@ -62,101 +91,72 @@ class PartWriter:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def append(self, data: bytes, *, mode: int, untouched: bool, height: int, width: int, label: int) -> None:
-        self._rows[self._count] = (mode, untouched, width, height, label, len(data))
+    def append(self, encoded: Encoded, label: int, *, spill: bool) -> None:
+        """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
+        self._rows[self._count] = (
+            encoded.mode,
+            encoded.untouched,
+            encoded.width,
+            encoded.height,
+            label,
+            len(encoded.data),
+            sample_digest(encoded.data),
+            self._file.tell() if spill else IN_SOURCE,
+        )
         self._count += 1
-        self._digest.update(data)
-        self._file.write(data)
+        if spill:
+            self._file.write(encoded.data)
+
+    def append_bad(self, bad: BadSampleReport) -> None:
+        self._bad.append(bad)
+        self._count += 1
 
     def finish(self) -> None:
-        payload_bytes = self._file.tell()
+        spilled_bytes = self._file.tell()
         rows = self._rows[: self._count].tobytes()
-        self._digest.update(rows)
+        bad = json.dumps([asdict(b) for b in self._bad]).encode()
         trailer = np.zeros(1, dtype=TRAILER)
         trailer[0] = (
             MAGIC,
             self._plan_digest.encode(),
             self._unit.number,
             self._count,
-            payload_bytes,
-            self._digest.hexdigest().encode(),
+            spilled_bytes,
+            len(bad),
+            _digest(rows, bad),
         )
-        self._file.write(rows)
-        self._file.write(trailer.tobytes())
+        for piece in (rows, bad, trailer.tobytes()):
+            self._file.write(piece)
         self._file.close()
         self._temporary.replace(self._path)
 
 
-class PartReader:
-    """Rows at once, images' bytes as a stream; Fault when a part is not what its trailer says."""
-
-    def __init__(self, path: Path, plan_digest: str, unit: WorkUnit) -> None:
-        self._path = path
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise Fault(f"{path}: cannot be read: {error.strerror}") from None
-        try:
-            self.payload_bytes, self._digest = self._read_trailer(plan_digest, unit)
-            self._file.seek(self.payload_bytes)
-            self.rows: NDArray[np.void] = np.frombuffer(
-                self._file.read(len(unit) * STORED_ROW.itemsize), dtype=STORED_ROW
-            )
-            self._file.seek(0)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _read_trailer(self, plan_digest: str, unit: WorkUnit) -> tuple[int, str]:
-        size = self._path.stat().st_size
-        self._file.seek(max(0, size - TRAILER.itemsize))
-        data = self._file.read(TRAILER.itemsize)
-        trailer = np.frombuffer(data.ljust(TRAILER.itemsize, b"\0"), dtype=TRAILER)[0]
-        expected = (MAGIC, plan_digest.encode(), unit.number, len(unit))
-        payload_bytes = size - TRAILER.itemsize - len(unit) * STORED_ROW.itemsize
-        found = (trailer["magic"], trailer["plan"], trailer["unit"], trailer["num_rows"])
-        if found != expected or trailer["payload_bytes"] != payload_bytes:
-            raise Fault(f"{self._path}: is damaged or of another conversion")
-        return payload_bytes, trailer["digest"].decode()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def payload(self) -> Iterator[bytes]:
-        """The images' bytes in pieces. Fault at the end, and the part is removed, when the digest does not match."""
-        digest = xxhash.xxh3_128()
-        left = self.payload_bytes
-        self._file.seek(0)
-        while left:
-            piece = self._file.read(min(READ_BYTES, left))
-            if not piece:
-                break
-            left -= len(piece)
-            digest.update(piece)
-            yield piece
-        digest.update(self.rows.tobytes())
-        if digest.hexdigest() != self._digest:
-            self._path.unlink(missing_ok=True)
-            raise Fault(
-                f"{self._path}: its bytes changed after they were written; run the same command again to redo it"
-            )
+@dataclass(frozen=True)
+class Part:
+    unit: WorkUnit
+    rows: NDArray[np.void]
+    bad: Sequence[BadSampleReport]
 
 
-@contextmanager
-def open_part(path: Path, plan_digest: str, unit: WorkUnit) -> Iterator[PartReader]:
-    reader = PartReader(path, plan_digest, unit)
+def read_part(path: Path, plan_digest: str, unit: WorkUnit) -> Part:
+    """Rows and bad samples. Fault when the part is not what its trailer says; spilled bytes are checked when used."""
     try:
-        yield reader
-    finally:
-        reader.close()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TRAILER.itemsize))
+            trailer = np.frombuffer(file.read(TRAILER.itemsize).ljust(TRAILER.itemsize, b"\0"), dtype=TRAILER)[0]
+            file.seek(min(int(trailer["spilled_bytes"]), size))
+            rest = file.read(size - file.tell() - TRAILER.itemsize) if size > TRAILER.itemsize else b""
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read: {error.strerror}") from None
+    rows_bytes = len(unit) * PART_ROW.itemsize
+    rows, bad = rest[:rows_bytes], rest[rows_bytes:]
+    expected = (MAGIC, plan_digest.encode(), unit.number, len(unit), len(bad), _digest(rows, bad))
+    found = tuple(trailer[name] for name in ("magic", "plan", "unit", "num_rows", "bad_bytes", "digest"))
+    if found != expected or len(rows) != rows_bytes:
+        raise Fault(f"{path}: is damaged or of another conversion")
+    return Part(unit, np.frombuffer(rows, dtype=PART_ROW), [BadSampleReport(**entry) for entry in json.loads(bad)])
 
 
-def is_finished(path: Path, plan_digest: str, unit: WorkUnit) -> bool:
-    """Whether an earlier run finished this unit, by size and trailer; its bytes are checked when they are used."""
-    if not path.exists():
-        return False
-    try:
-        with open_part(path, plan_digest, unit):
-            return True
-    except Fault:
-        return False
+def _digest(rows: bytes, bad: bytes) -> bytes:
+    return xxhash.xxh3_128_hexdigest(rows + bad).encode()

@@ -26,6 +26,9 @@ class WorkUnit:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def __str__(self) -> str:
+        return f"samples {self.start}..{self.stop - 1}"
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -1,70 +1,65 @@
-"""Encodes one work unit into its part file. Runs in a Ray worker or in the driver; done twice, the part is the same."""
+"""Reads one work unit into its part file. Runs in a Ray worker or in the driver; done twice, the part is the same."""
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode
-from data_prep.convert.part import PartWriter, part_path
+from data_prep.convert.part import BadSampleReport, PartWriter, part_path
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault
 from data_prep.sources.base import Source
 
 
 @dataclass(frozen=True)
-class BadSampleReport:
-    index: int
-    key: str
-    reason: str
+class EncodeJob:
+    """What all units of a conversion share. Sent to each worker once."""
+
+    source: Source
+    settings: ConvertSettings
+    plan_digest: str
+    folder: Path
+    reads_again: bool
+    """The source can be read a second time at little cost: its own bytes are left there until their place is known."""
 
 
 @dataclass(frozen=True)
 class UnitReport:
     unit: WorkUnit
-    stored_bytes: int
-    bad: tuple[BadSampleReport, ...]
-    """Not empty: the unit left no part, so that it is read again once the user has mended the source."""
+    source_bytes: int
+    num_bad: int
+    node: str
+    """Host name of the worker's machine."""
 
 
-def encode_unit(
-    source: Source, unit: WorkUnit, settings: ConvertSettings, plan_digest: str, folder: Path
-) -> UnitReport:
-    """Fault when the part cannot be written; what is wrong with a sample stands in the report instead."""
+def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
+    """Fault when the part cannot be written; what is wrong with a sample stands in the part instead."""
     try:
-        return _encode_unit(source, unit, settings, plan_digest, folder)
+        return _encode_unit(job, unit)
     except OSError as error:  # a source's own are reports by now
         raise Fault(
-            f"{folder}: cannot be written: {error.strerror}; mend that, then run the same command again"
+            f"{job.folder}: cannot be written: {error.strerror}; mend that, then run the same command again"
         ) from None
 
 
-def _encode_unit(
-    source: Source, unit: WorkUnit, settings: ConvertSettings, plan_digest: str, folder: Path
-) -> UnitReport:
-    bad: list[BadSampleReport] = []
-    stored_bytes = 0
-    with PartWriter(part_path(folder, unit), plan_digest, unit) as part:
+def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
+    source_bytes = num_bad = 0
+    with PartWriter(part_path(job.folder, unit.number), job.plan_digest, unit) as part:
         for index in range(unit.start, unit.stop):
             try:
-                data, label = _read(source, index)
-                encoded = encode(data, settings)
+                data, label = _read(job.source, index)
+                source_bytes += len(data)
+                encoded = encode(data, job.settings, index)
             except BadSample as error:
-                bad.append(BadSampleReport(index, source.key(index), str(error)))
+                part.append_bad(BadSampleReport(index, job.source.key(index), str(error)))
+                num_bad += 1
                 continue
-            part.append(
-                encoded.data,
-                mode=encoded.mode,
-                untouched=encoded.untouched,
-                height=encoded.height,
-                width=encoded.width,
-                label=label,
-            )
-            stored_bytes += len(encoded.data)
-        if not bad:
-            part.finish()
-    return UnitReport(unit, stored_bytes, tuple(bad))
+            part.append(encoded, label, spill=not (encoded.untouched and job.reads_again))
+        part.finish()
+    return UnitReport(unit, source_bytes, num_bad, socket.gethostname())
 
 
 def _read(source: Source, index: int) -> tuple[bytes, int]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.convert.part import is_finished, part_path
+from data_prep.convert.part import Part, part_path, read_part
 from data_prep.convert.plan import Plan, WorkUnit
-from data_prep.errors import UserError
+from data_prep.errors import Fault, UserError
 
 PLAN_FILE = "plan"
 
@@ -22,16 +22,33 @@ class WorkFolder:
         self.path = path
         self._plan = plan
 
-    def finished_units(self) -> list[WorkUnit]:
-        """The units that an earlier run of this same plan finished; everything else in the folder is removed."""
+    def finished_parts(self) -> list[Part]:
+        """The units that an earlier run of this same plan finished; what another plan left in the folder is removed."""
         plan_file = self.path / PLAN_FILE
         if not plan_file.exists() or plan_file.read_text() != self._plan.digest:
-            for stale in self.path.glob("unit-*"):
+            for stale in [*self.path.glob("unit-*"), *self.path.glob("range-*"), *self.path.glob("*.unfinished")]:
                 stale.unlink(missing_ok=True)
             plan_file.write_text(self._plan.digest)
         for scrap in self.path.glob("*.tmp"):
             scrap.unlink(missing_ok=True)
-        return [u for u in self._plan.units if is_finished(part_path(self.path, u), self._plan.digest, u)]
+        names = {entry.name for entry in self.path.iterdir()}
+        found = (self.part(u) for u in self._plan.units if part_path(self.path, u.number).name in names)
+        return [part for part in found if part is not None]
+
+    def part(self, unit: WorkUnit) -> Part | None:
+        """None when it is not there, or not whole."""
+        try:
+            return read_part(part_path(self.path, unit.number), self._plan.digest, unit)
+        except Fault:
+            return None
+
+    def target(self, layout_digest: str) -> Path:
+        """The unfinished beton. Others, which an earlier run began from other parts, are removed."""
+        target = self.path / f"beton-{layout_digest[:16]}.unfinished"
+        for stale in self.path.glob("*.unfinished"):
+            if stale != target:
+                stale.unlink(missing_ok=True)
+        return target
 
 
 def work_path(output: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.base import NullTracker, Tracker
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.training.checkpoint import newest_whole
+from resnet_dist.training.checkpoint import commit, newest_whole
+from resnet_dist.training.context import WriteCheckpoint
 from resnet_dist.training.job import Job, WorkerResult
 
 _STOP_POLL_S = 1.0
@@ -50,11 +50,22 @@ class RayContext:
         self._done = threading.Event()
         threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
-        committed = Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
-        ray.train.report({k: float(v) for k, v in metrics.items()}, checkpoint=committed, checkpoint_dir_name=name)
-        if checkpoint is not None:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
+        """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
+
+        def upload(_: Checkpoint, name_in_storage: str) -> Checkpoint:
+            assert write is not None
+            commit(self._run_dir / name_in_storage, write)
+            return Checkpoint.from_directory(str(self._run_dir / name_in_storage))
+
+        ray.train.report(
+            {key: float(value) for key, value in metrics.items()},
+            checkpoint=Checkpoint.from_directory(str(self._run_dir)) if write else None,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload if write else None,
+            delete_local_checkpoint_after_upload=False,
+        )
 
     def restore(self) -> Path | None:
         found = newest_whole(self._run_dir)

@@ -38,7 +38,7 @@ from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_
 from resnet_dist.tracking.models import log_classifier
 from resnet_dist.tracking.transport import client_environment
 from resnet_dist.training.assemble import build_classifier
-from resnet_dist.training.checkpoint import load_state, newest_first, newest_whole
+from resnet_dist.training.checkpoint import TEMPORARY, load_state, newest_first, newest_whole
 from resnet_dist.training.job import Job, WorkerResult
 
 _SHOW_EVERY_S = 0.5
@@ -227,6 +227,8 @@ def _clear_bookkeeping(run_dir: Path, keep: int) -> None:
     is not written atomically and refuses a run whose folders changed, so no driver starts from another's.
     """
     (run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    for unfinished in run_dir.glob(f".*{TEMPORARY}"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     if (found := newest_whole(run_dir)) is None:
         return
     newest_to_oldest = newest_first(run_dir.iterdir())

@@ -1,9 +1,18 @@
-"""Trained classifiers in MLflow: logged once; loaded by plain `mlflow.pytorch.load_model`, without our code."""
+"""Trained classifiers in MLflow: logged once; loaded and served by plain mlflow, without our code.
+
+A logged model has two flavours: `mlflow.pytorch.load_model` gives the net (uint8 images -> logits),
+`mlflow.pyfunc.load_model` and `mlflow models serve` take pictures as they come and answer with class names
+(`served_classifier.py`, a copy of which lies in the model).
+"""
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
+import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STEP_TAG = "resnet_dist.step"
+_SERVING_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow")
 
 
 def log_classifier(
@@ -35,6 +45,7 @@ def log_classifier(
     *,
     name: str,
     input_example: NDArray[np.uint8],
+    resize: int,
     class_names: Sequence[str],
     metadata: Mapping[str, Any],
     step: int,
@@ -43,7 +54,8 @@ def log_classifier(
     and step returns the first one's URI, also if the first process was killed half-way.
 
     `module`: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
-    `input_example`: uint8 [2, H, W, 3]; fixes H and W, while N stays free (with N = 1 torch.export would fix it too).
+    `input_example`: uint8 [2, S, S, 3]; fixes S, while N stays free (with N = 1 torch.export would fix it too).
+    `resize`: a served picture's shorter side becomes `resize` px before its centre of S x S px is taken.
     `metadata`: JSON values; comes back from `load_classifier` with `class_names` and `step` added.
 
     Raises Fault if the server does not answer or MLflow fails. The module is exported (torch.export, `pt2`) before the
@@ -51,7 +63,7 @@ def log_classifier(
     one marked FAILED, and logs to the process-wide active run instead of this one.
     """
     if input_example.dtype != np.uint8 or input_example.ndim != 4 or len(input_example) < 2:
-        raise ValueError(f"input_example: expected uint8 [2, H, W, 3], got {input_example.dtype} {input_example.shape}")
+        raise ValueError(f"input_example: expected uint8 [2, S, S, 3], got {input_example.dtype} {input_example.shape}")
     require_answer(handle.tracking_uri)
     with mlflow_faults(handle.tracking_uri, f"logging the model {name}"):
         client = connect(handle.tracking_uri)
@@ -61,6 +73,7 @@ def log_classifier(
             with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
                 local = Path(folder) / "model"
                 _export(module, local, input_example, facts)
+                _make_servable(local, input_example[0], class_names, resize)
                 model = _upload(client, handle, local, name, step)
         _link(client, handle, model.model_id, step)
         return f"models:/{model.model_id}"
@@ -161,7 +174,7 @@ def _export(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uin
         outputs=Schema([TensorSpec(logits.dtype, (-1, *logits.shape[1:]))]),
     )
     # Stated, because mlflow would find them out by loading the model in another process (8 s).
-    requirements = [f"{package}=={version(package).partition('+')[0]}" for package in ("mlflow", "torch", "numpy")]
+    requirements = [f"{package}=={version(package).partition('+')[0]}" for package in _SERVING_PACKAGES]
     with warnings.catch_warnings():
         # torch says so of every weight in NHWC layout; the values come back whole all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found in the group")
@@ -174,6 +187,44 @@ def _export(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uin
             serialization_format="pt2",
             pip_requirements=requirements,
         )
+
+
+def _make_servable(folder: Path, example: NDArray[np.uint8], class_names: Sequence[str], resize: int) -> None:
+    """Puts `served_classifier.py` into the exported model, as what its pyfunc flavour loads."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.models.utils import _save_example  # mlflow has no public way to give a saved model another example
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, Map
+    from PIL import Image
+
+    from resnet_dist.tracking import served_classifier
+
+    code = folder / "code"
+    code.mkdir()
+    shutil.copy(served_classifier.__file__, code)
+    protocol = {"class_names": list(class_names), "size": example.shape[0], "resize": resize}
+    (folder / served_classifier.PROTOCOL).write_text(json.dumps(protocol), encoding="utf-8")
+    model = Model.load(str(folder))
+    pyfunc = model.flavors["python_function"]
+    del pyfunc["data"], pyfunc["pickle_module_name"], pyfunc["config"]  # the pytorch flavour's; ours: the whole folder
+    pyfunc |= {"loader_module": "served_classifier", "code": "code"}
+    model.signature = ModelSignature(
+        # Any: bytes, base64 or an array; mlflow has no type that is one of these.
+        inputs=Schema([ColSpec(AnyType(), served_classifier.COLUMN)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+    png = io.BytesIO()
+    Image.fromarray(example).save(png, format="PNG")
+    for old in folder.glob("*input_example.json"):
+        old.unlink()
+    _save_example(model, {served_classifier.COLUMN: [base64.b64encode(png.getvalue()).decode()]}, str(folder))
+    model.save(str(folder / "MLmodel"))
 
 
 def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, step: int) -> LoggedModel:

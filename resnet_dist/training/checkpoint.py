@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from resnet_dist.errors import Fault, UserError
 
 CARD = "checkpoint.json"
 STATE = "state.pt"
+TEMPORARY = ".tmp"
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"^epoch=(\d{3,})-step=(\d{8,})$")
 
@@ -57,9 +60,33 @@ def step_of(name: str) -> int | None:
     return int(match.group(2)) if match else None
 
 
-def save_checkpoint(directory: Path, state: Mapping[str, Any], card: Card) -> None:
-    """Writes state and card into the existing, empty `directory`; the card is fsynced last."""
-    torch.save(dict(state), directory / STATE)
+def commit(final: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a folder with a temporary name beside `final`, makes it durable, and gives it its name.
+
+    A checkpoint that already has this name (the run was set back, and trained to the same step again) is replaced.
+    """
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) -> None:
+    """Writes state and card into the existing, empty `directory`, both fsynced, the card last."""
+    with (directory / STATE).open("wb") as state_file:
+        torch.save(dict(state), state_file)
+        state_file.flush()
+        os.fsync(state_file.fileno())
     files = {STATE: _digest(directory / STATE)}
     text = json.dumps({**asdict(card), "files": files}, indent=2, sort_keys=True)
     with (directory / CARD).open("w", encoding="utf-8") as file:

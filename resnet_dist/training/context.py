@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from resnet_dist.training.checkpoint import commit
+
+WriteCheckpoint = Callable[[Path], None]
+"""Writes a checkpoint's files into an empty folder. Called once, maybe in another thread."""
 
 
 class RunContext(Protocol):
@@ -23,8 +27,12 @@ class RunContext(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
-        """Commits the checkpoint directory (rank 0 passes one, the others None) under `name`. All workers call it."""
+    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
+        """Commits a checkpoint under `name`: rank 0 says how to write it, the others None. All workers call it.
+
+        May return before the checkpoint is committed; checkpoints are committed in the order of their reports, whole
+        or not at all.
+        """
 
     def restore(self) -> Path | None:
         """A local directory with the newest committed checkpoint, or None for a fresh start."""
@@ -38,7 +46,7 @@ class RunContext(Protocol):
 
 @dataclass
 class LocalContext:
-    """One process, no cluster: unit tests and profiling. Checkpoints are moved into `storage`."""
+    """One process, no cluster: unit tests and profiling. Checkpoints lie in `storage`."""
 
     storage: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -48,10 +56,10 @@ class LocalContext:
     stop_at_step: int | None = None
     _step: int = 0
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
+    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
         self.reports.append(dict(metrics))
-        if checkpoint is not None:
-            shutil.move(checkpoint, self.storage / name)
+        if write is not None:
+            commit(self.storage / name, write)
 
     def restore(self) -> Path | None:
         return max(self.storage.glob("epoch=*"), default=None)

@@ -8,12 +8,10 @@ again at any step, on any number of workers, and goes on as if nothing had happe
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -185,12 +183,11 @@ def run_evaluation(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Commits a checkpoint of the current step; rank 0 writes it, all workers report."""
+    """Commits a checkpoint of the current step: a copy of the state, which is written while training goes on."""
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
-    directory = None
+    write = None
     if run.ctx.rank == 0:
-        directory = Path(tempfile.mkdtemp(prefix="resnet-dist-checkpoint-"))
         card = Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), dict(run.metrics), files={})
-        save_checkpoint(directory, run.state.state_dict(), card)
-    run.ctx.report(run.metrics, directory, checkpoint_name(epoch, step))
+        write = partial(save_checkpoint, state=run.state.snapshot(), card=card)
+    run.ctx.report(run.metrics, write, checkpoint_name(epoch, step))
     run.saved_step = step

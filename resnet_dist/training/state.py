@@ -28,8 +28,20 @@ class TrainState:
             "evaluated_step": self.evaluated_step,
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of the state dict in CPU memory, which training does not write to: another thread may save it."""
+        return {key: _copied(value) for key, value in self.state_dict().items()}
+
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
         self.evaluated_step = saved["evaluated_step"]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

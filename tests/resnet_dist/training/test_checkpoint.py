@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from resnet_dist.training.checkpoint import (
     Card,
     Identity,
     checkpoint_name,
+    commit,
     load_state,
     newest_first,
     newest_whole,
@@ -22,6 +24,7 @@ from resnet_dist.training.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from resnet_dist.training.state import TrainState
 
 IDENTITY = Identity("a" * 16, "train=1 val=2")
 
@@ -30,7 +33,7 @@ def save(run_dir: Path, step: int) -> Path:
     directory = run_dir / checkpoint_name(step // 10, step)
     directory.mkdir(parents=True)
     card = Card(step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5}, files={})
-    save_checkpoint(directory, {"net": {"w": torch.arange(3.0)}, "step": step}, card)
+    save_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, card=card)
     return directory
 
 
@@ -104,3 +107,41 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"net": _Evil()}, tmp_path / STATE)
     with pytest.raises(pickle.UnpicklingError):
         load_state(tmp_path, torch.device("cpu"))
+
+
+def test_a_commit_is_whole_or_not_there(tmp_path: Path) -> None:
+    final = tmp_path / checkpoint_name(1, 10)
+
+    def fail(directory: Path) -> None:
+        (directory / STATE).write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        commit(final, fail)
+    assert list(tmp_path.iterdir()) == []
+    commit(final, lambda directory: (directory / STATE).write_bytes(b"first") and None)
+    commit(final, lambda directory: (directory / STATE).write_bytes(b"second") and None)
+    assert (final / STATE).read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_a_snapshot_is_not_changed_by_training_on() -> None:
+    net = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    state = TrainState(net, optimizer)
+    train_once(state)
+    snapshot = state.snapshot()
+    before = copy.deepcopy(snapshot)
+    train_once(state)
+    torch.testing.assert_close(snapshot, before, rtol=0, atol=0)
+    assert not torch.equal(snapshot["net"]["weight"], net.weight)
+    again = TrainState(torch.nn.Linear(2, 1), torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
+    again.load_state_dict(snapshot)
+    assert again.step == 1
+
+
+def train_once(state: TrainState) -> None:
+    state.optimizer.zero_grad()
+    state.net(torch.ones(1, 2)).sum().backward()
+    state.optimizer.step()
+    state.step += 1
