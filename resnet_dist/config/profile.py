@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
 from resnet_dist.errors import UserError
@@ -15,6 +16,8 @@ class CheckpointConfig(Section):
     every_epochs: PositiveInt = 1
     every_steps: PositiveInt | None = None
     """Also after every this many steps within an epoch; null: only by epochs."""
+    every_minutes: PositiveFloat | None = None
+    """Also when the last one is this old, at the next point of the training curves."""
     keep: PositiveInt = 3
     """How many of the newest checkpoints stay in storage."""
 
@@ -24,16 +27,55 @@ class FailureConfig(Section):
     """Restarts of the worker group before the run ends with the cause."""
     collective_timeout_s: PositiveFloat = 300.0
     """Longest wait in one collective (all-reduce, barrier) before a hung worker ends the attempt."""
+    progress_timeout_s: PositiveFloat = 600.0
+    """Longest time without a batch before a worker ends itself, leaving its stacks in the run's `stacks/`. Must cover
+    start-up and the longest step."""
     stop_grace_s: PositiveFloat = 60.0
     """Longest wait for the last checkpoint after Ctrl-C or SIGTERM."""
     wait_for_resources_s: PositiveFloat = 120.0
     """Longest wait for the cluster to give the workers their CPUs and GPUs."""
 
 
+class Workers(Section):
+    """How many workers: from `min`, without which nothing starts, to `max`, as the cluster has room.
+
+    A number alone means both: `2`. A range may be written `1..8`.
+    """
+
+    min: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number_or_range(cls, value: Any) -> Any:
+        if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\.\.(\d+)", value.strip())):
+            return {"min": match.group(1), "max": match.group(2)}
+        if isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit()):
+            return {"min": value, "max": value}
+        if not isinstance(value, dict):
+            raise ValueError(f"should be a number of workers or a range like 1..8, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Workers:
+        if self.min > self.max:
+            raise ValueError(f"must ascend, got {self}")
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        return self.min < self.max
+
+    def __str__(self) -> str:
+        return f"{self.min}..{self.max}" if self.elastic else str(self.min)
+
+
 class Profile(Section):
-    workers: PositiveInt
+    workers: Workers
     cpus_per_worker: PositiveInt
     """Also the number of loader threads of a worker."""
+    resize_every_s: PositiveFloat = 300.0
+    """With a range of workers: how often to look for room for more. A resize goes back to the last checkpoint."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     data_root: str
     """Folder of the data sets, under the same path on every node. A relative path starts where the command starts."""

@@ -99,6 +99,17 @@ class DataConfig(Section):
         return self
 
 
+class DivergenceConfig(Section):
+    """What to do with a step whose loss is no number, or too large."""
+
+    action: Literal["stop", "skip"] = "stop"
+    """stop: end the run. skip: go back to the last checkpoint and leave that step's global batch out."""
+    max_loss: PositiveFloat | None = None
+    """A step's mean loss above this counts as diverged; null: only one that is no number does."""
+    max_skips: PositiveInt = 10
+    """Give up after this many skipped steps."""
+
+
 class TrainConfig(Section):
     global_batch_size: PositiveInt
     """Images per optimizer step, over all workers."""
@@ -112,6 +123,7 @@ class TrainConfig(Section):
     reduction: Literal["fast", "exact"] = "fast"
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
+    divergence: DivergenceConfig = DivergenceConfig()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     channels_last: bool = True
     cpu_threads: PositiveInt = 1

@@ -118,7 +118,7 @@ def workers_that_fit(nodes: list[Node], cpus_per_worker: int, gpus_per_worker: i
 def require_capacity(nodes: list[Node], profile: Profile) -> None:
     """UserError, with what was found, if the cluster cannot hold the profile's workers."""
     fit = workers_that_fit(nodes, profile.cpus_per_worker, profile.gpus_per_worker)
-    if fit < profile.workers:
+    if fit < profile.workers.min:
         found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
         raise UserError(
             f"the profile asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and "

@@ -20,7 +20,8 @@ def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
 
 def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str:
     train, plan = recipe.train, prepared.plan
-    shares = [len(micro_batch_share(train.num_micro_batches, r, profile.workers)) for r in range(profile.workers)]
+    most = profile.workers.max
+    shares = [len(micro_batch_share(train.num_micro_batches, rank, most)) for rank in range(most)]
     rows = {
         "name": name,
         "folder": prepared.run_dir,
@@ -28,7 +29,8 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
         "cluster": cluster_address(profile, os.environ)
         or f"a local Ray with {profile.local_cpus or os.cpu_count()} CPUs",
         "workers": f"{profile.workers} x ({profile.cpus_per_worker} CPUs, {profile.gpus_per_worker} GPUs)",
-        "micro-batches": f"{train.num_micro_batches} of {train.micro_batch_size} images a step, per worker {shares}",
+        "micro-batches": f"{train.num_micro_batches} of {train.micro_batch_size} images a step",
+        "share of a worker": f"{shares} micro-batches of each step",
         "train samples": f"{prepared.train.num_samples:,} in {prepared.train_beton}",
         "val samples": f"{prepared.val.num_samples:,} in {prepared.val_beton}",
         "data digest": prepared.identity.data_digest,

@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
 
 def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
     train = recipe.train
-    if profile.workers > train.num_micro_batches:
+    if profile.workers.max > train.num_micro_batches:
         raise UserError(
             f"the profile asks for {profile.workers} workers, a step of this recipe has {train.num_micro_batches} "
             f"micro-batches ({train.global_batch_size} / {train.micro_batch_size}) and every worker needs one; "

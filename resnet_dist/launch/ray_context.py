@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,18 @@ import torch
 from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from resnet_dist.errors import UserError
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.base import NullTracker, Tracker
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.training.checkpoint import commit, newest_whole
 from resnet_dist.training.context import WriteCheckpoint
 from resnet_dist.training.job import Job, WorkerResult
+from resnet_dist.training.watchdog import Watchdog
 
 _STOP_POLL_S = 1.0
+_UNKNOWN_DEADLINE_S = 120.0
+"""Of a node that leaves without saying when; Ray Train assumes the same."""
 
 
 @dataclass(frozen=True)
@@ -34,57 +39,103 @@ class WorkerSetup:
     tracking_uri: str
     control: Any
     """Handle of the `RunControl` actor."""
+    progress_timeout_s: float
+    save_every_s: float | None
+    """Checkpoints by the clock, besides those of the plan."""
+    heeds_preemption: bool
+    """Whether nodes may announce that they leave."""
 
 
 class RayContext:
     """Rank, device, checkpoints through `ray.train.report`, stop and progress through the control actor."""
 
-    def __init__(self, run_dir: Path, control: Any) -> None:
+    def __init__(self, setup: WorkerSetup, monitor: NodeMonitor | None) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-        self._run_dir = run_dir
-        self._control = control
+        self.storage = setup.run_dir
+        self._setup = setup
+        self._monitor = monitor
         self._stop = threading.Event()
         self._done = threading.Event()
+        self._saved_at_s = time.monotonic()
+        self._upload: threading.Event | None = None
+        self._leaving_at_s: float | None = None
+        stacks = setup.run_dir / "stacks" / f"rank{self.rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        self._watchdog = Watchdog(setup.progress_timeout_s, stacks)
         threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
 
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
         """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
+        done = threading.Event()
 
         def upload(_: Checkpoint, name_in_storage: str) -> Checkpoint:
             assert write is not None
-            commit(self._run_dir / name_in_storage, write)
-            return Checkpoint.from_directory(str(self._run_dir / name_in_storage))
+            try:
+                commit(self.storage / name_in_storage, write)
+            finally:
+                done.set()
+            return Checkpoint.from_directory(str(self.storage / name_in_storage))
 
         ray.train.report(
             {key: float(value) for key, value in metrics.items()},
-            checkpoint=Checkpoint.from_directory(str(self._run_dir)) if write else None,
+            checkpoint=Checkpoint.from_directory(str(self.storage)) if write else None,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload if write else None,
             delete_local_checkpoint_after_upload=False,
         )
+        self._saved_at_s = time.monotonic()
+        self._upload = done if write else None
+        if self._leaving_at_s is not None:
+            self._wait_for_the_end(self._leaving_at_s)
 
     def restore(self) -> Path | None:
-        found = newest_whole(self._run_dir)
+        if self._upload is not None:
+            self._upload.wait(self._setup.progress_timeout_s)
+        found = newest_whole(self.storage)
         return found[0] if found else None
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
 
+    def save_requested(self) -> bool:
+        """By the clock, and when a node says that it leaves: that checkpoint is the last before the restart."""
+        if self._setup.heeds_preemption and self._leaving_at_s is None:
+            info = ray.train.get_preemption_info()
+            if info is not None:
+                self._leaving_at_s = (
+                    (info.deadline_ms / 1000) if info.deadline_ms else time.time() + _UNKNOWN_DEADLINE_S
+                )
+        every_s = self._setup.save_every_s
+        by_clock = every_s is not None and time.monotonic() - self._saved_at_s >= every_s
+        return by_clock or self._leaving_at_s is not None
+
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
-            self._control.progressed.remote(step, dict(metrics))
+            self._setup.control.progressed.remote(step, dict(metrics))
+        if self._monitor is not None:
+            self._monitor.observe(step)
+
+    def beat(self) -> None:
+        self._watchdog.beat()
 
     def close(self) -> None:
         self._done.set()
+        self._watchdog.close()
+
+    def _wait_for_the_end(self, leaving_at_s: float) -> None:
+        """Steps done after the last checkpoint would be lost: waits until Ray ends this worker group."""
+        while time.time() < leaving_at_s + _UNKNOWN_DEADLINE_S:
+            self.beat()
+            time.sleep(0.5)
+        raise Fault("a node said that it leaves, but the workers were not restarted; the run starts them again")
 
     def _poll_stop(self) -> None:
         while not self._done.wait(_STOP_POLL_S):
             try:
-                if ray.get(self._control.stop_requested.remote(), timeout=5.0):
+                if ray.get(self._setup.control.stop_requested.remote(), timeout=5.0):
                     self._stop.set()
                     return
             except RayError:
@@ -96,16 +147,30 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     from resnet_dist.training.worker import run_worker  # brings ffcv and numba, which the driver can do without
 
     setup = config["setup"]
-    context = RayContext(setup.run_dir, setup.control)
+    place = ray.train.get_context()
+    spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
+    monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
+    context = RayContext(setup, monitor)
     tracker: Tracker = NullTracker()
-    if context.rank == 0:
+    if spool is not None and context.rank == 0:
         setup.control.began.remote(context.world_size)
-        tracker = SpoolTracker(setup.run_dir, setup.run_id, setup.tracking_uri)
+        tracker = spool
+        tracker.tags({"workers": str(context.world_size)})
     try:
         return run_worker(setup.job, context, tracker)
     except UserError as error:
         return str(error)
     finally:
         context.close()
-        tracker.flush(timeout_s=30.0)
-        tracker.close()
+        if spool is not None:
+            spool.flush(timeout_s=30.0)
+            spool.close()
+
+
+def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:
+    """Rank 0's, for everything of the run; on every other node one worker's, for what the machine does."""
+    if rank == 0:
+        return SpoolTracker(setup.run_dir, setup.run_id, setup.tracking_uri)
+    if local_rank == 0 and node_rank > 0:
+        return SpoolTracker(setup.run_dir, setup.run_id, setup.tracking_uri, writer=f"node-{node_rank}")
+    return None

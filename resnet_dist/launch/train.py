@@ -7,38 +7,35 @@ moment and called again with the same arguments: what is done is not done again.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import ray
 import ray.train
-import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from resnet_dist.config.loading import flatten, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import alive_nodes, ray_session, require_capacity
+from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session, require_capacity
 from resnet_dist.launch.control import Status, start_control
-from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.hand_over import hand_over
+from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup, worker_main
+from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run
-from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tracking.transport import client_environment
-from resnet_dist.training.assemble import build_classifier
-from resnet_dist.training.checkpoint import TEMPORARY, load_state, newest_first, newest_whole
+from resnet_dist.training.checkpoint import TEMPORARY, newest_first, newest_whole
 from resnet_dist.training.job import Job, WorkerResult
 
 _SHOW_EVERY_S = 0.5
@@ -65,12 +62,13 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
     for warning in prepared.warnings:
         screen.say(f"warning: {warning}; the checkpoint before it is used")
     with ray_session(profile):
-        require_capacity(alive_nodes(), profile)
+        nodes = alive_nodes()
+        require_capacity(nodes, profile)
         with stop_signals() as stop:
-            handle = _open_run(recipe, profile, name, prepared)
+            record = begin_record(recipe, profile, name, prepared, nodes, screen.say)
             status: EndStatus = "FAILED"
             try:
-                result = _train_on_ray(recipe, profile, prepared, handle, screen, stop)
+                result = _train_and_record(recipe, profile, record, screen, stop)
                 if result.outcome == "stopped":
                     status = "KILLED"
                     return Stopped(stop.exit_code, result.step, prepared.run_dir)
@@ -79,32 +77,32 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
                         f"the training loss is not a number any more after step {result.step} of {prepared.run_dir}; "
                         "lower optim.lr or lengthen schedule.warmup, and give another --name"
                     )
-                finished = _hand_over(recipe, profile, name, prepared, handle, result)
+                finished = hand_over(recipe, profile, name, record, result)
                 status = "FINISHED"
             except KeyboardInterrupt:
                 status = "KILLED"
                 raise
             finally:
-                end_run(handle, status)
+                end_run(record.handle, status)
     write_result(prepared.run_dir, finished)
     return finished
 
 
-def _open_run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> RunHandle:
-    prepared.run_dir.mkdir(parents=True, exist_ok=True)
-    (prepared.run_dir / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    tags = {
-        "recipe_hash": prepared.identity.recipe_hash,
-        "data_digest": prepared.identity.data_digest,
-        "workers": str(profile.workers),
-    }
-    return open_run(profile.tracking_uri, profile.experiment, name, prepared.run_dir, tags, flatten(recipe))
-
-
-def _train_on_ray(
-    recipe: Recipe, profile: Profile, prepared: Prepared, handle: RunHandle, screen: Screen, stop: StopSignal
+def _train_and_record(
+    recipe: Recipe, profile: Profile, record: Record, screen: Screen, stop: StopSignal
 ) -> WorkerResult:
+    try:
+        result = _train_on_ray(recipe, profile, record, screen, stop)
+    except (UserError, Fault) as error:
+        record.end(f"failed: {error}")
+        raise
+    record.end(f"{result.outcome} after step {result.step}")
+    return result
+
+
+def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Screen, stop: StopSignal) -> WorkerResult:
     """Runs the workers to the end or to a stop, showing where they stand."""
+    prepared, handle = record.prepared, record.handle
     _clear_bookkeeping(prepared.run_dir, profile.checkpoint.keep)
     control = start_control()
     job = Job(
@@ -115,9 +113,23 @@ def _train_on_ray(
         val_beton=prepared.val_beton,
         loader_threads=profile.cpus_per_worker,
     )
-    setup = WorkerSetup(job, prepared.run_dir, handle.run_id, profile.tracking_uri, control)
+    setup = WorkerSetup(
+        job,
+        prepared.run_dir,
+        handle.run_id,
+        profile.tracking_uri,
+        control,
+        progress_timeout_s=profile.failure.progress_timeout_s,
+        save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
+        heeds_preemption=cluster_address(profile, os.environ) is not None,
+    )
     fit = _Fit(_trainer(profile, prepared.run_dir, setup))
     asked_at: float | None = None
+
+    def watch(status: Status) -> None:
+        screen.show(status)
+        record.events.observe(status)
+
     with screen.live():
         while fit.is_running(_SHOW_EVERY_S):
             if stop.number is not None and asked_at is None:
@@ -128,13 +140,13 @@ def _train_on_ray(
                 raise Fault(
                     f"the workers did not stop within {profile.failure.stop_grace_s:g} s (failure.stop_grace_s)"
                 )
-            screen.show(_status(control))
-        screen.show(_status(control))
+            watch(_status(control))
+        watch(_status(control))
     return fit.result(prepared.run_dir)
 
 
 def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTrainer:
-    failure = profile.failure
+    failure, workers = profile.failure, profile.workers
     use_gpu = profile.gpus_per_worker > 0
     resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
     if use_gpu:
@@ -147,7 +159,10 @@ def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTraine
             backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(failure.collective_timeout_s)
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=profile.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=(workers.min, workers.max) if workers.elastic else workers.min,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=profile.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=run_dir.name,
@@ -235,44 +250,3 @@ def _clear_bookkeeping(run_dir: Path, keep: int) -> None:
     whole = newest_to_oldest.index(found[0])
     for directory in newest_to_oldest[:whole] + newest_to_oldest[whole + keep :]:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _hand_over(
-    recipe: Recipe, profile: Profile, name: str, prepared: Prepared, handle: RunHandle, result: WorkerResult
-) -> RunResult:
-    """Logs the trained model to MLflow and says where everything is."""
-    found = newest_whole(prepared.run_dir)
-    if found is None or found[1].step != result.step:
-        raise Fault(f"{prepared.run_dir}: the checkpoint of step {result.step} is missing or damaged")
-    model = build_classifier(recipe)
-    model.net.load_state_dict(load_state(found[0], torch.device("cpu"))["net"])
-    size = recipe.data.eval.size
-    model_uri = log_classifier(
-        handle,
-        model.eval(),
-        name="model",
-        input_example=np.zeros((2, size, size, 3), dtype=np.uint8),
-        class_names=prepared.val.class_names,
-        metadata=model_card(recipe, prepared, result.metrics),
-        step=result.step,
-    )
-    return RunResult(
-        name=name,
-        run_dir=str(prepared.run_dir),
-        run_id=handle.run_id,
-        tracking_uri=profile.tracking_uri,
-        model_uri=model_uri,
-        checkpoint=str(found[0]),
-        step=result.step,
-        metrics=dict(result.metrics),
-    )
-
-
-def model_card(recipe: Recipe, prepared: Prepared, metrics: Mapping[str, float]) -> dict[str, str]:
-    """What travels with a logged model: how it was made, and what to feed it."""
-    return {
-        "recipe": to_yaml(recipe),
-        "recipe_hash": prepared.identity.recipe_hash,
-        "data_digest": prepared.identity.data_digest,
-        **{key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("val/")},
-    }

@@ -1,17 +1,16 @@
-"""From plain data to a run that can train: model, optimizer and bookkeeping put together, then put where it stood."""
+"""From plain data to a run that can train: model, optimizer and bookkeeping put together."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.errors import Fault
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker
-from resnet_dist.training.checkpoint import load_state, read_card, require_same
-from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import Run, Samples
@@ -45,7 +44,12 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         precision=precision,
         train=train,
         val=val,
-        window=Window(recipe.train.num_micro_batches, recipe.train.micro_batch_size, ctx.world_size),
+        window=Window(
+            recipe.train.num_micro_batches,
+            recipe.train.micro_batch_size,
+            ctx.world_size,
+            max_loss=recipe.train.divergence.max_loss or math.inf,
+        ),
     )
 
 
@@ -59,19 +63,3 @@ def build_classifier(recipe: Recipe) -> ImageClassifier:
         shortcut=recipe.model.shortcut,
     )
     return ImageClassifier(net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last)
-
-
-def restore(run: Run) -> None:
-    """Puts the run where its newest checkpoint stands. Raises Fault if the workers would resume at different steps."""
-    directory = run.ctx.restore()
-    if directory is not None:
-        card = read_card(directory)
-        require_same(card.identity, run.identity, directory)
-        run.state.load_state_dict(load_state(directory, run.ctx.device))
-        run.metrics.update(card.metrics)
-        run.saved_step = run.state.step
-    step = run.state.step
-    if int(sum_over_workers(torch.tensor([step]))) != step * run.ctx.world_size:
-        raise Fault(
-            f"worker {run.ctx.rank} found step {step} in storage, others another: is storage shared by all nodes?"
-        )

@@ -27,6 +27,10 @@ class RunContext(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def storage(self) -> Path:
+        """The run's folder, where all workers see it: checkpoints lie in it."""
+
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
         """Commits a checkpoint under `name`: rank 0 says how to write it, the others None. All workers call it.
 
@@ -40,8 +44,14 @@ class RunContext(Protocol):
     def stop_requested(self) -> bool:
         """Whether the user asked this run to stop. May differ between workers for a moment; never blocks."""
 
+    def save_requested(self) -> bool:
+        """Whether a checkpoint is wanted now, besides those of the plan. All workers call it together."""
+
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows where the run stands. Never blocks, never raises."""
+
+    def beat(self) -> None:
+        """Says that this worker is alive and getting on; called for every batch."""
 
 
 @dataclass
@@ -67,5 +77,11 @@ class LocalContext:
     def stop_requested(self) -> bool:
         return self.stop_at_step is not None and self._step >= self.stop_at_step
 
+    def save_requested(self) -> bool:
+        return False
+
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step = step
+
+    def beat(self) -> None:
+        """Nobody watches a single process."""

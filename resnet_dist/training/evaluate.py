@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Evaluation:
     num_top1: int
     num_top5: int
     loss_sum: float
+    confusion: NDArray[np.int64] | None = None
+    """[num_classes, num_classes]: samples by true class and answer; None if it was not asked for."""
 
     @property
     def top1(self) -> float:
@@ -54,10 +57,12 @@ def evaluate(
     world_size: int,
     device: torch.device,
     precision: Precision,
+    confusion_classes: int | None = None,
 ) -> Evaluation:
     """Evaluates `model` on samples 0 .. num_samples - 1; all workers call it and get the same result.
 
-    `batches` gives the samples of some ids in batches of `batch_size`.
+    `batches` gives the samples of some ids in batches of `batch_size`. With `confusion_classes`, the number of
+    classes, the confusion matrix is counted too.
 
     The fixed batches [k * batch_size, (k + 1) * batch_size) are dealt to the workers whole. Each worker fills its rows
     of a (num_batches, 4) table of (samples, top-1, top-5, loss sum); the rows are summed in batch order, so the loss
@@ -68,16 +73,34 @@ def evaluate(
     """
     mine = eval_batches(num_samples, batch_size, rank, world_size)
     table = torch.zeros((-(-num_samples // batch_size), 4), dtype=torch.float64)
+    pairs: list[Tensor] = []  # per batch: true class * number of classes + answer
     ids = np.arange(mine.start * batch_size, min(mine.stop * batch_size, num_samples), dtype=np.int64)
     with _in_eval_mode(model):
         for row, batch in zip(mine, batches(ids), strict=True):
             with precision.autocast(device):
                 logits = model(batch.images)
             table[row] = _row(logits, batch.labels).cpu()
+            if confusion_classes:
+                pairs.append((batch.labels * confusion_classes + logits.argmax(dim=1)).cpu())
     total = sum_over_workers(table).sum(dim=0)
     if int(total[0]) != num_samples:
         raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
-    return Evaluation(int(total[0]), int(total[1]), int(total[2]), float(total[3]))
+    confusion = _confusion(pairs, confusion_classes) if confusion_classes else None
+    return Evaluation(int(total[0]), int(total[1]), int(total[2]), float(total[3]), confusion)
+
+
+def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:
+    mine = torch.cat(pairs) if pairs else torch.zeros(0, dtype=torch.int64)
+    counts = sum_over_workers(torch.bincount(mine, minlength=num_classes**2))
+    matrix: NDArray[np.int64] = counts.reshape(num_classes, num_classes).numpy()
+    return matrix
+
+
+def sparse_json(confusion: NDArray[np.int64]) -> str:
+    """{"num_classes": C, "counts": [[true class, answer, samples], ...]}, only where there are samples."""
+    true, answered = np.nonzero(confusion)
+    counts = np.stack([true, answered, confusion[true, answered]], axis=1).tolist()
+    return json.dumps({"num_classes": len(confusion), "counts": counts})
 
 
 def _row(logits: Tensor, labels: Tensor) -> Tensor:

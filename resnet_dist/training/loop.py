@@ -16,23 +16,26 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share, train_order
 from resnet_dist.models.statistics import BatchNormStatistics
-from resnet_dist.tracking.base import Tracker
+from resnet_dist.tracking.base import CONFUSION, Tracker
+from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
 from resnet_dist.training.collectives import share_buffers
 from resnet_dist.training.context import RunContext
-from resnet_dist.training.evaluate import evaluate
+from resnet_dist.training.evaluate import evaluate, sparse_json
 from resnet_dist.training.job import Outcome
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.reduce import Reduction
+from resnet_dist.training.resume import restore
 from resnet_dist.training.schedule import lr_at
 from resnet_dist.training.state import TrainState
 
@@ -68,7 +71,11 @@ class Run:
     window: Window
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
-    saved_step: int = 0
+    saved_step: int = -1
+    save_wanted: bool = False
+    """Whether a checkpoint is wanted besides those of the plan."""
+    skipped: set[int] = field(default_factory=set)
+    """Steps whose global batch is left out, because training diverged on it."""
 
 
 def fit(run: Run) -> Outcome:
@@ -82,7 +89,8 @@ def fit(run: Run) -> Outcome:
         step = run.state.step
         if outcome is None and run.plan.evaluation_due(step) and run.state.evaluated_step < step:
             run_evaluation(run)
-        if outcome != "diverged" and run.saved_step < step and (outcome or run.plan.checkpoint_due(step)):
+        due = bool(outcome) or run.save_wanted or run.plan.checkpoint_due(step)
+        if due and outcome != "diverged" and run.saved_step < step:
             save(run)
         if step >= run.plan.last_step:
             return outcome or "finished"
@@ -97,37 +105,38 @@ def train_epoch(run: Run) -> Outcome | None:
     run.model.train()
     run.window.restart_clock()
     for local in run.window.timed(epoch_steps(run)):
-        lr = train_step(run, local)
+        train_step(run, local)
         step = run.state.step
         if plan.window_ends(step):
-            window = run.window.close(lr, run.ctx.stop_requested())
+            window = run.window.close(
+                learning_rate(run, step - 1), stop=run.ctx.stop_requested(), save=run.ctx.save_requested()
+            )
+            if window.diverged_step is not None and skip(run, window.diverged_step):
+                return None
             run.tracker.metrics(window.metrics, step)
             run.ctx.progress(step, window.metrics)
             run.metrics.update(window.metrics)
-            if not window.finite:
+            run.save_wanted |= window.save
+            if window.diverged_step is not None:
                 return "diverged"
             if window.stop and step < plan.last_step:
                 return "stopped"
         if step == plan.epoch_ends_at(step - 1):
             return None
-        if plan.checkpoint_due(step):
+        if plan.checkpoint_due(step) or run.save_wanted:
             save(run)
             run.window.restart_clock()
     return None
 
 
-def train_step(run: Run, local: dict[int, Batch]) -> float:
-    """One optimizer step; `local` are this worker's micro-batches under their numbers. Returns the learning rate."""
-    optim, smoothing = run.recipe.optim, run.recipe.train.label_smoothing
-    lr = lr_at(
-        run.state.step,
-        run.recipe.schedule,
-        base_lr=optim.lr,
-        steps_per_epoch=run.plan.steps_per_epoch,
-        total_steps=run.plan.total_steps,
-    )
+def train_step(run: Run, local: dict[int, Batch]) -> None:
+    """One optimizer step; `local` are this worker's micro-batches under their numbers."""
+    if run.state.step in run.skipped:
+        run.state.step += 1
+        return
+    smoothing = run.recipe.train.label_smoothing
     for group in run.state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = learning_rate(run, run.state.step)
     for micro_batch, batch in local.items():
         with run.statistics.updating(micro_batch == 0), run.reduction.accumulating(micro_batch == max(local)):
             with run.precision.autocast(run.ctx.device):
@@ -136,11 +145,38 @@ def train_step(run: Run, local: dict[int, Batch]) -> float:
             run.reduction.backward(loss, micro_batch)
         run.window.add(micro_batch, loss, logits, batch.labels)
     run.reduction.finish()
+    if run.plan.window_ends(run.state.step + 1):
+        run.window.grad_norm = grad_norm(run.state.net)
     run.state.optimizer.step()
     run.state.optimizer.zero_grad()
+    run.window.end_step(run.state.step)
     run.state.step += 1
-    run.window.end_step()
-    return lr
+
+
+def learning_rate(run: Run, step: int) -> float:
+    """What step number `step` uses."""
+    return lr_at(
+        step,
+        run.recipe.schedule,
+        base_lr=run.recipe.optim.lr,
+        steps_per_epoch=run.plan.steps_per_epoch,
+        total_steps=run.plan.total_steps,
+    )
+
+
+def skip(run: Run, step: int) -> bool:
+    """Goes back to the last checkpoint and leaves step number `step` out from now on, if the recipe has it so."""
+    policy = run.recipe.train.divergence
+    if policy.action == "stop" or len(run.skipped) >= policy.max_skips:
+        return False
+    run.skipped.add(step)
+    restore(run)
+    return True
+
+
+def grad_norm(net: nn.Module) -> Tensor:
+    """Length of the whole gradient, a scalar on the net's device; nothing waits for it here."""
+    return get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 
 def epoch_steps(run: Run) -> Iterator[dict[int, Batch]]:
@@ -158,27 +194,40 @@ def epoch_steps(run: Run) -> Iterator[dict[int, Batch]]:
         start_step=start_step,
     )
     micro_batches = micro_batch_share(train.num_micro_batches, rank, world_size)
-    with closing(run.train.loader.epoch(epoch, order.reshape(-1))) as batches:
+    with closing(batches_of(run, run.train, epoch, order.reshape(-1))) as batches:
         # zip asks the range first, so it never takes a batch of the next step.
         while local := dict(zip(micro_batches, batches, strict=False)):
             yield local
+
+
+def batches_of(run: Run, samples: Samples, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+    """The samples' batches, with a sign of life for each."""
+    with closing(samples.loader.epoch(epoch, ids)) as batches:
+        for batch in batches:
+            run.ctx.beat()
+            yield batch
 
 
 def run_evaluation(run: Run) -> None:
     share_buffers(run.state.net)
     result = evaluate(
         run.model,
-        partial(run.val.loader.epoch, 0),
+        partial(batches_of, run, run.val, 0),
         num_samples=run.val.num_samples,
         batch_size=run.recipe.eval.batch_size,
         rank=run.ctx.rank,
         world_size=run.ctx.world_size,
         device=run.ctx.device,
         precision=run.precision,
+        confusion_classes=run.recipe.model.num_classes if run.state.step == run.plan.last_step else None,
     )
     run.state.evaluated_step = run.state.step
     run.tracker.metrics(result.metrics(), run.state.step)
+    if result.confusion is not None:
+        run.tracker.text(CONFUSION, sparse_json(result.confusion))
     run.metrics.update(result.metrics())
+    if run.ctx.rank == 0:
+        keep_if_best(run.ctx.storage, run.state.net, card_of(run))
     run.ctx.progress(run.state.step, run.metrics)
 
 
@@ -187,7 +236,12 @@ def save(run: Run) -> None:
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
     write = None
     if run.ctx.rank == 0:
-        card = Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), dict(run.metrics), files={})
-        write = partial(save_checkpoint, state=run.state.snapshot(), card=card)
+        write = partial(save_checkpoint, state=run.state.snapshot(), card=card_of(run))
     run.ctx.report(run.metrics, write, checkpoint_name(epoch, step))
-    run.saved_step = step
+    run.saved_step, run.save_wanted = step, False
+
+
+def card_of(run: Run) -> Card:
+    """What is known of the run at the step where it stands."""
+    epoch, step = run.plan.epoch_of(run.state.step), run.state.step
+    return Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), dict(run.metrics), files={})

@@ -18,11 +18,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WindowResult:
+    """The same on all workers."""
+
     metrics: dict[str, float]
+    """Empty if every step of the window was skipped."""
     stop: bool
-    """Whether any worker was asked to stop. The same on all workers."""
-    finite: bool
-    """Whether every loss of the window is a finite number. The same on all workers."""
+    """Whether any worker was asked to stop."""
+    save: bool
+    """Whether any worker was asked for a checkpoint."""
+    diverged_step: int | None
+    """The first step of the window whose mean loss is no number or above the limit."""
 
 
 @dataclass
@@ -32,20 +37,25 @@ class Window:
     num_micro_batches: int
     micro_batch_size: int
     world_size: int
+    max_loss: float = math.inf
     slots: list[tuple[int, int]] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
-    num_steps: int = 0
+    steps: list[int] = field(default_factory=list)
+    """The numbers of the window's steps."""
     data_wait_s: float = 0.0
+    grad_norm: Tensor | None = None
+    """Length of the gradient of the window's last step, if it was measured; equal on all workers."""
     _started: float = field(default_factory=time.perf_counter)
 
     def add(self, micro_batch: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Notes one micro-batch of the current step: its mean loss and its number of wrong top-1 answers."""
         wrong = (logits.detach().argmax(dim=1) != labels).sum()
-        self.slots.append((self.num_steps, micro_batch))
+        self.slots.append((len(self.steps), micro_batch))
         self.rows.append(torch.stack([loss.detach().double(), wrong.double()]))
 
-    def end_step(self) -> None:
-        self.num_steps += 1
+    def end_step(self, step: int) -> None:
+        """Step number `step`, counted from 0, is done."""
+        self.steps.append(step)
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """`batches`, with the time spent waiting for each added to `data_wait_s`."""
@@ -60,32 +70,44 @@ class Window:
                 self.data_wait_s += time.perf_counter() - began
             yield batch
 
-    def close(self, lr: float, stop_requested: bool) -> WindowResult:
+    def close(self, lr: float, *, stop: bool, save: bool) -> WindowResult:
         """One collective: sums all workers' tables, and starts the next window. All workers call it together.
 
         Each (step, micro-batch) row is filled by exactly one worker, so the sums are exact and the metrics do not
-        depend on the number of workers.
+        depend on the number of workers. The last two rows are for what workers wish, and for their waiting.
         """
-        table = torch.zeros((self.num_steps * self.num_micro_batches + 1, 2), dtype=torch.float64)
-        index = [step * self.num_micro_batches + micro for step, micro in self.slots]
-        table[index] = torch.stack(self.rows).cpu()
         elapsed_s = time.perf_counter() - self._started
-        table[-1] = torch.tensor([float(stop_requested), self.data_wait_s / elapsed_s])
+        table = torch.zeros((len(self.steps) * self.num_micro_batches + 2, 2), dtype=torch.float64)
+        if self.rows:
+            index = [step * self.num_micro_batches + micro for step, micro in self.slots]
+            table[index] = torch.stack(self.rows).cpu()
+        table[-2:] = torch.tensor([[stop, save], [self.data_wait_s / elapsed_s, 0.0]])
         total = sum_over_workers(table)
-        mean_loss, num_wrong = float(total[:-1, 0].mean()), float(total[:-1, 1].sum())
-        num_images = self.num_steps * self.num_micro_batches * self.micro_batch_size
-        self.slots, self.rows, self.num_steps, self.data_wait_s = [], [], 0, 0.0
+        result = WindowResult(
+            metrics=self._metrics(total[:-2], lr, elapsed_s, float(total[-1, 0])) if self.steps else {},
+            stop=bool(total[-2, 0] > 0),
+            save=bool(total[-2, 1] > 0),
+            diverged_step=self._first_diverged(total[:-2, 0]),
+        )
+        self.slots, self.rows, self.steps, self.data_wait_s, self.grad_norm = [], [], [], 0.0, None
         self._started = time.perf_counter()
-        return WindowResult(
-            metrics={
-                "train/loss": mean_loss,
-                "train/top1_error": 100.0 * num_wrong / num_images,
-                "train/lr": lr,
-                "speed/images_per_s": num_images / elapsed_s,
-                "speed/data_wait_share": float(total[-1, 1]) / self.world_size,
-            },
-            stop=bool(total[-1, 0] > 0),
-            finite=math.isfinite(mean_loss),
+        return result
+
+    def _metrics(self, rows: Tensor, lr: float, elapsed_s: float, wait_share_sum: float) -> dict[str, float]:
+        num_images = len(rows) * self.micro_batch_size
+        return {
+            "train/loss": float(rows[:, 0].mean()),
+            "train/top1_error": 100.0 * float(rows[:, 1].sum()) / num_images,
+            "train/lr": lr,
+            **({} if self.grad_norm is None else {"train/grad_norm": float(self.grad_norm)}),
+            "speed/images_per_s": num_images / elapsed_s,
+            "speed/data_wait_share": wait_share_sum / self.world_size,
+        }
+
+    def _first_diverged(self, losses: Tensor) -> int | None:
+        means = losses.reshape(len(self.steps), self.num_micro_batches).mean(dim=1).tolist()
+        return next(
+            (s for s, m in zip(self.steps, means, strict=True) if not m <= self.max_loss or m == math.inf), None
         )
 
     def restart_clock(self) -> None:

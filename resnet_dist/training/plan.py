@@ -22,6 +22,8 @@ class RunPlan:
     save_every_epochs: int
     save_every_steps: int | None
     log_every_steps: int
+    save_first: bool = False
+    """Whether the first weights are saved too, so that there is always something to go back to."""
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
@@ -38,11 +40,16 @@ class RunPlan:
 
     def checkpoint_due(self, step: int) -> bool:
         by_steps = self.save_every_steps is not None and step > 0 and step % self.save_every_steps == 0
-        return step == self.last_step or by_steps or self._every_epochs(step, self.save_every_epochs)
+        first = self.save_first and step == 0
+        return first or step == self.last_step or by_steps or self._every_epochs(step, self.save_every_epochs)
 
     def window_ends(self, step: int) -> bool:
-        """Whether a point of the training curves is drawn after `step`; workers agree on stopping there."""
-        return step % self.log_every_steps == 0 or self.at_epoch_end(step) or step == self.last_step
+        """Whether a point of the training curves is drawn after `step`; workers agree on stopping there.
+
+        Always before a checkpoint: weights whose losses were not looked at are not saved.
+        """
+        by_steps = step % self.log_every_steps == 0
+        return by_steps or self.at_epoch_end(step) or step == self.last_step or self.checkpoint_due(step)
 
     def _every_epochs(self, step: int, every: int) -> bool:
         return self.at_epoch_end(step) and self.epoch_of(step) % every == 0
@@ -61,4 +68,5 @@ def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPla
         save_every_epochs=profile.checkpoint.every_epochs,
         save_every_steps=profile.checkpoint.every_steps,
         log_every_steps=profile.log_every_steps,
+        save_first=recipe.train.divergence.action == "skip",
     )

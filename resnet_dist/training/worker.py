@@ -11,10 +11,11 @@ from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe import CenterCrop, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.tracking.base import Tracker
-from resnet_dist.training.assemble import assemble, restore
+from resnet_dist.training.assemble import assemble
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.loop import Samples, fit
+from resnet_dist.training.resume import restore
 
 
 def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,29 +86,56 @@ class Head:
     address: str
     dashboard: str
 
+    @contextmanager
+    def another_node(self) -> Iterator[None]:
+        """One more node with one CPU, as long as this lasts."""
+        with ray_process([f"--address={self.address}", "--num-cpus=1"]):
+            yield
 
-@pytest.fixture(scope="session")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A `ray start --head` of its own, with the dashboard that jobs need and more logical CPUs than the machine has."""
-    port, dashboard = free_port(), free_port()
-    log = tmp_path_factory.mktemp("ray") / "head.log"
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=8", "--disable-usage-stats"]
-    command += [f"--port={port}", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
-    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+
+@contextmanager
+def ray_process(options: list[str], log: Path = Path(os.devnull)) -> Iterator[subprocess.Popen[bytes]]:
+    """`ray start --block` with these options, ended with its whole process group."""
+    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **QUIET}, stdout=output, stderr=output, start_new_session=True
         )
-    url = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_until_answers(url + "/api/version", process, log)
-        yield Head(f"127.0.0.1:{port}", url)
+        yield process
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def ray_head(num_cpus: int, log: Path) -> Iterator[Head]:
+    """A `ray start --head` of its own, with the dashboard that jobs need, on ports of its own."""
+    port, dashboard = free_port(), free_port()
+    options = ["--head", f"--num-cpus={num_cpus}", f"--port={port}", "--include-dashboard=true"]
+    options += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    options += [f"--ray-client-server-port={free_port()}"]
+    url = f"http://127.0.0.1:{dashboard}"
+    with ray_process(options, log) as process:
+        wait_until_answers(url + "/api/version", process, log)
+        yield Head(f"127.0.0.1:{port}", url)
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A cluster that somebody else started, with more logical CPUs than the machine has."""
+    with ray_head(8, tmp_path_factory.mktemp("ray") / "head.log") as started:
+        yield started
+
+
+@pytest.fixture
+def small_head(tmp_path: Path) -> Iterator[Head]:
+    """A cluster with room for one worker, that a node may join."""
+    with ray_head(1, tmp_path / "head.log") as started:
+        yield started
 
 
 def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path, limit_s: float = 120.0) -> None:

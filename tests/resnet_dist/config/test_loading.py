@@ -152,7 +152,23 @@ def test_profile_paths_become_absolute(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(PROFILE)
     profile = absolute_paths(load_profile(path, ["profile.workers=3"]), Path("/base"))
-    assert (profile.workers, profile.data_root, profile.storage) == (3, "/base/data", "/base/runs")
+    assert (str(profile.workers), profile.data_root, profile.storage) == ("3", "/base/data", "/base/runs")
+
+
+@pytest.mark.parametrize(("written", "expected"), [("3", (3, 3)), ("1..8", (1, 8)), ("{min: 2, max: 4}", (2, 4))])
+def test_workers_are_a_number_or_a_range(tmp_path: Path, written: str, expected: tuple[int, int]) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE)
+    workers = load_profile(path, [f"workers={written}"]).workers
+    assert (workers.min, workers.max, workers.elastic) == (*expected, expected[0] != expected[1])
+
+
+@pytest.mark.parametrize(("written", "told"), [("two", "like 1..8"), ("8..1", "must ascend"), ("0", "greater than 0")])
+def test_wrong_workers(tmp_path: Path, written: str, told: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE)
+    with pytest.raises(UserError, match=told):
+        load_profile(path, [f"workers={written}"])
 
 
 def test_object_storage_is_refused_with_the_mend(tmp_path: Path) -> None:

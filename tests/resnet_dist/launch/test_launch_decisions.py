@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.config.profile import Profile
+from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node, cluster_address, require_capacity, workers_that_fit
 from resnet_dist.launch.control import RunControl, Status
@@ -18,7 +18,7 @@ from resnet_dist.launch.signals import stop_signals
 from resnet_dist.launch.train import worker_environment
 from resnet_dist.training.plan import RunPlan
 
-PROFILE = Profile(workers=4, cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db")
+PROFILE = Profile(workers=Workers(min=4, max=4), cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db")
 
 
 def test_a_worker_stays_whole_on_one_node() -> None:

@@ -5,119 +5,118 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).with_name("worker_process.py")
-GLOBAL_BATCH, MICRO_BATCH, NUM_VAL = 24, 4, 37
-Results = list[dict[str, list]]
-Train = Callable[..., Results]
+GLOBAL_BATCH, MICRO_BATCH, NUM_VAL, LAST_STEP = 24, 4, 37, 12
+
+# Groups of workers one after the other, and what each trains: (name, precision, reduction, until which step). A name that
+# comes again is the next leg of that run. One group trains several runs, because processes take seconds to start.
+GROUPS: list[tuple[int, list[tuple[str, str, str, int]]]] = [
+    (1, [("alone-64", "fp64", "fast", 12), ("alone-32", "fp32", "fast", 12)]
+        + [("alone-exact", "fp32", "exact", 12), ("alone-64-exact", "fp64", "exact", 12)]
+        + [("one-then-one", "fp64", "fast", 5), ("one-then-three", "fp64", "fast", 5), ("resized", "fp32", "exact", 2)]),
+    (2, [("two-64", "fp64", "fast", 12), ("two-32", "fp32", "fast", 12), ("two-32-again", "fp32", "fast", 12)]
+        + [("two-exact", "fp32", "exact", 12), ("two-then-one", "fp64", "fast", 5)]),
+    (3, [("three-64", "fp64", "fast", 12), ("three-exact", "fp32", "exact", 12)]
+        + [("one-then-three", "fp64", "fast", 12), ("resized", "fp32", "exact", 7)]),
+    (2, [("resized", "fp32", "exact", 12)]),
+    (1, [("one-then-one", "fp64", "fast", 12), ("two-then-one", "fp64", "fast", 12)]),
+    (4, [("four-exact", "fp32", "exact", 12)]),
+]  # fmt: skip
+Legs = dict[str, list[list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Trains with a number of workers, each a process; remembers what it has run."""
-    known: dict[tuple[int, str, str], Results] = {}
-
-    def run(
-        world_size: int, precision: str, reduction: str = "fast", *, folder: Path | None = None, max_steps: int = 12
-    ) -> Results:
-        key = (world_size, precision, reduction)
-        if folder is None and key in known:
-            return known[key]
-        place = folder or tmp_path_factory.mktemp("run")
-        (place / "store").unlink(missing_ok=True)
-        arguments = [str(world_size), precision, reduction, str(max_steps)]
+def legs(tmp_path_factory: pytest.TempPathFactory) -> Legs:
+    """For every run its legs in order, for every leg what each rank saw."""
+    folder = tmp_path_factory.mktemp("runs")
+    found: Legs = {}
+    for world_size, runs in GROUPS:
+        (folder / "store").unlink(missing_ok=True)
         workers = [
-            subprocess.Popen([sys.executable, str(SCRIPT), str(place), str(rank), *arguments])
+            subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(rank), str(world_size), json.dumps(runs)])
             for rank in range(world_size)
         ]
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
-        results = [json.loads((place / f"rank{rank}.json").read_text()) for rank in range(world_size)]
-        if folder is None:
-            known[key] = results
-        return results
-
-    return run
+        assert [worker.wait(timeout=200) for worker in workers] == [0] * world_size
+        for name, _, _, last_step in runs:
+            files = [folder / name / f"rank{rank}-of{world_size}-to{last_step}.json" for rank in range(world_size)]
+            found.setdefault(name, []).append([json.loads(file.read_text()) for file in files])
+    return found
 
 
-def micro_batches(results: Results) -> list[list[int]]:
+def losses(legs: Legs, name: str) -> list[float]:
+    return [loss for leg in legs[name] for loss in leg[0]["losses"]]
+
+
+def micro_batches(leg: list[dict[str, Any]]) -> list[list[int]]:
     """All micro-batches of a run in their global order: step by step, rank by rank."""
-    shares = [len(r["train"]) // 12 for r in results]
+    shares = [len(rank["train"]) // LAST_STEP for rank in leg]
     return [
         batch
-        for step in range(12)
-        for share, result in zip(shares, results, strict=True)
-        for batch in result["train"][step * share : (step + 1) * share]
+        for step in range(LAST_STEP)
+        for share, rank in zip(shares, leg, strict=True)
+        for batch in rank["train"][step * share : (step + 1) * share]
     ]
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_losses_agree_to_1e9_in_float64(train: Train, world_size: int) -> None:
-    alone, together = train(1, "fp64")[0], train(world_size, "fp64")[0]
-    assert len(alone["losses"]) == 12
-    assert together["losses"] == pytest.approx(alone["losses"], abs=1e-9)
-    assert len(alone["evaluations"]) == 3
-    for ours, theirs in zip(together["evaluations"], alone["evaluations"], strict=True):
+@pytest.mark.parametrize("name", ["two-64", "three-64"])
+def test_losses_agree_to_1e9_in_float64(legs: Legs, name: str) -> None:
+    (alone,), (together,) = legs["alone-64"], legs[name]
+    assert len(alone[0]["losses"]) == LAST_STEP
+    assert together[0]["losses"] == pytest.approx(alone[0]["losses"], abs=1e-9)
+    assert len(alone[0]["evaluations"]) == 3
+    for ours, theirs in zip(together[0]["evaluations"], alone[0]["evaluations"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-9)
 
 
-def test_first_losses_agree_to_1e4_in_float32(train: Train) -> None:
-    alone, together = train(1, "fp32")[0], train(2, "fp32")[0]
-    assert together["losses"][:4] == pytest.approx(alone["losses"][:4], abs=1e-4)
+def test_first_losses_agree_to_1e4_in_float32(legs: Legs) -> None:
+    assert losses(legs, "two-32")[:4] == pytest.approx(losses(legs, "alone-32")[:4], abs=1e-4)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_same_samples_in_the_same_micro_batches(train: Train, world_size: int) -> None:
-    expected = micro_batches(train(1, "fp64"))
-    assert len(expected) == 12 * GLOBAL_BATCH // MICRO_BATCH
-    assert micro_batches(train(world_size, "fp64")) == expected
+@pytest.mark.parametrize("name", ["two-64", "three-64"])
+def test_the_same_samples_in_the_same_micro_batches(legs: Legs, name: str) -> None:
+    expected = micro_batches(legs["alone-64"][0])
+    assert len(expected) == LAST_STEP * GLOBAL_BATCH // MICRO_BATCH
+    assert micro_batches(legs[name][0]) == expected
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_validation_sample_is_seen_once(train: Train, world_size: int) -> None:
-    seen = [
-        i for result in train(world_size, "fp64") for batch in result["val"][: len(result["val"]) // 3] for i in batch
-    ]
-    assert sorted(seen) == list(range(NUM_VAL))
+@pytest.mark.parametrize("name", ["alone-64", "two-64", "three-64"])
+def test_every_validation_sample_is_seen_once(legs: Legs, name: str) -> None:
+    first_evaluation = [batch for rank in legs[name][0] for batch in rank["val"][: len(rank["val"]) // 3]]
+    assert sorted(sample_id for batch in first_evaluation for sample_id in batch) == list(range(NUM_VAL))
 
 
-@pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 1), (1, 3)])
-def test_a_stop_at_any_step_changes_nothing(train: Train, tmp_path: Path, first: int, then: int) -> None:
-    """Stopped at step 5, the second of its epoch, and gone on with another number of workers."""
-    undisturbed = train(1, "fp64")[0]["losses"]
-    before = train(first, "fp64", folder=tmp_path, max_steps=5)[0]["losses"]
-    after = train(then, "fp64", folder=tmp_path)[0]["losses"]
-    assert (len(before), len(after)) == (5, 7)
-    assert before + after == pytest.approx(undisturbed, abs=1e-9)
-    if (first, then) == (1, 1):
-        assert before + after == undisturbed
+@pytest.mark.parametrize("name", ["one-then-one", "two-then-one", "one-then-three"])
+def test_a_stop_changes_nothing(legs: Legs, name: str) -> None:
+    """Stopped at step 5, the second of its epoch, and gone on, also with another number of workers."""
+    assert [len(leg[0]["losses"]) for leg in legs[name]] == [5, 7]
+    assert losses(legs, name) == pytest.approx(losses(legs, "alone-64"), abs=1e-9)
+    if name == "one-then-one":
+        assert losses(legs, name) == losses(legs, "alone-64")
 
 
-def test_two_runs_are_equal_to_the_last_bit(train: Train, tmp_path: Path) -> None:
-    assert train(2, "fp32", folder=tmp_path)[0]["losses"] == train(2, "fp32")[0]["losses"]
+def test_two_runs_are_equal_to_the_last_bit(legs: Legs) -> None:
+    assert losses(legs, "two-32-again") == losses(legs, "two-32")
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_the_exact_reduction_gives_the_same_bits_for_any_number_of_workers(train: Train, world_size: int) -> None:
+@pytest.mark.parametrize("name", ["two-exact", "three-exact", "four-exact"])
+def test_the_exact_reduction_gives_the_same_bits_for_any_number_of_workers(legs: Legs, name: str) -> None:
     """Six micro-batches: four workers have uneven shares."""
-    alone, together = train(1, "fp32", "exact")[0], train(world_size, "fp32", "exact")
-    assert together[0]["losses"] == alone["losses"]
-    assert together[0]["evaluations"] == alone["evaluations"]
-    assert together[0]["weights"] == alone["weights"]
+    alone, together = legs["alone-exact"][0][0], legs[name][0][0]
+    assert together["losses"] == alone["losses"]
+    assert together["evaluations"] == alone["evaluations"]
+    assert together["weights"] == alone["weights"]
 
 
-def test_the_exact_reduction_gives_the_same_bits_across_stops_and_resizes(train: Train, tmp_path: Path) -> None:
-    undisturbed = train(1, "fp32", "exact")[0]
-    losses: list[float] = []
-    for world_size, max_steps in ((1, 2), (3, 7), (2, 12)):
-        result = train(world_size, "fp32", "exact", folder=tmp_path, max_steps=max_steps)[0]
-        losses += result["losses"]
-    assert losses == undisturbed["losses"]
-    assert result["weights"] == undisturbed["weights"]
+def test_the_exact_reduction_gives_the_same_bits_across_stops_and_resizes(legs: Legs) -> None:
+    """One worker to step 2, three to step 7, two to the end."""
+    assert losses(legs, "resized") == losses(legs, "alone-exact")
+    assert legs["resized"][-1][0]["weights"] == legs["alone-exact"][0][0]["weights"]
 
 
-def test_fast_and_exact_agree_in_float64(train: Train) -> None:
-    assert train(1, "fp64", "exact")[0]["losses"] == pytest.approx(train(1, "fp64")[0]["losses"], abs=1e-9)
+def test_fast_and_exact_agree_in_float64(legs: Legs) -> None:
+    assert losses(legs, "alone-64-exact") == pytest.approx(losses(legs, "alone-64"), abs=1e-9)

@@ -27,32 +27,32 @@ def filled(*losses: float) -> Window:
         for micro_batch in (0, 1):
             logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
             window.add(micro_batch, torch.tensor(losses[step + micro_batch]), logits, torch.tensor([0, 1]))
-        window.end_step()
+        window.end_step(step // 2)
     return window
 
 
 def test_means_over_the_steps_of_the_window() -> None:
-    result = filled(1.0, 2.0, 3.0, 6.0).close(0.25, stop_requested=False)
+    result = filled(1.0, 2.0, 3.0, 6.0).close(0.25, stop=False, save=False)
     assert result.metrics["train/loss"] == 3.0
     assert result.metrics["train/top1_error"] == 50.0
     assert result.metrics["train/lr"] == 0.25
     assert result.metrics["speed/images_per_s"] > 0
-    assert (result.stop, result.finite) == (False, True)
+    assert (result.stop, result.save, result.diverged_step) == (False, False, None)
 
 
 def test_a_window_starts_empty_after_it_closed() -> None:
     window = filled(1.0, 2.0)
-    window.close(0.1, stop_requested=False)
+    window.close(0.1, stop=False, save=True)
     window.add(0, torch.tensor(5.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
     window.add(1, torch.tensor(7.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    window.end_step()
-    assert window.close(0.1, stop_requested=False).metrics["train/loss"] == 6.0
+    window.end_step(0)
+    assert window.close(0.1, stop=False, save=True).metrics["train/loss"] == 6.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_and_a_wish_to_stop_are_seen(bad: float) -> None:
-    result = filled(1.0, bad).close(0.1, stop_requested=True)
-    assert (result.finite, result.stop) == (False, True)
+    result = filled(1.0, bad).close(0.1, stop=True, save=False)
+    assert (result.diverged_step, result.stop) == (0, True)
 
 
 def test_waiting_for_data_is_measured_and_every_batch_passes() -> None:

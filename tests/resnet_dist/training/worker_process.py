@@ -1,6 +1,6 @@
-"""One worker of a small run as a process of its own: gloo over a file, data in memory. Started by test_invariance.py.
+"""One worker of some small runs as a process of its own: gloo over a file, data in memory. See test_invariance.py.
 
-Usage: worker_process.py FOLDER RANK WORLD_SIZE PRECISION REDUCTION MAX_STEPS; writes FOLDER/rank<R>.json.
+Usage: worker_process.py FOLDER RANK WORLD_SIZE '[[NAME, PRECISION, REDUCTION, MAX_STEPS], ...]'
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
-from resnet_dist.training.assemble import assemble, restore
+from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import Samples, fit
 from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.resume import restore
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
 
@@ -54,6 +56,9 @@ class Points:
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.rows.append((step, dict(values)))
 
+    def text(self, artifact_path: str, content: str) -> None:
+        """Artifacts are tested elsewhere."""
+
 
 def recipe(precision: str, reduction: str) -> Recipe:
     tree = {
@@ -75,10 +80,8 @@ def recipe(precision: str, reduction: str) -> Recipe:
     return Recipe.model_validate(tree)
 
 
-def main(folder: Path, rank: int, world_size: int, precision: str, reduction: str, max_steps: int) -> None:
-    torch.set_num_threads(1)
-    if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+def train(folder: Path, rank: int, world_size: int, precision: str, reduction: str, max_steps: int) -> dict[str, Any]:
+    """One run, or one more leg of it: resumes what lies in `folder`."""
     plan = RunPlan(4, 12, max_steps, 1, 1, None, log_every_steps=1)
     ctx = LocalContext(folder, rank=rank, world_size=world_size)
     points, config = Points(), recipe(precision, reduction)
@@ -87,21 +90,29 @@ def main(folder: Path, rank: int, world_size: int, precision: str, reduction: st
     run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     restore(run)
     outcome = fit(run)
-    losses = [row["train/loss"] for _, row in points.rows if "train/loss" in row]
-    evaluations = [row for _, row in points.rows if "val/loss" in row]
-    weights = hashlib.sha256(b"".join(v.numpy().tobytes() for v in run.state.net.state_dict().values())).hexdigest()
-    result = {
-        "weights": weights,
+    weights = b"".join(v.numpy().tobytes() for v in run.state.net.state_dict().values())
+    return {
         "outcome": outcome,
-        "losses": losses,
-        "evaluations": evaluations,
+        "losses": [row["train/loss"] for _, row in points.rows if "train/loss" in row],
+        "evaluations": [row for _, row in points.rows if "val/loss" in row],
+        "weights": hashlib.sha256(weights).hexdigest(),
         "train": train.given,
         "val": val.given,
     }
-    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+
+
+def main(folder: Path, rank: int, world_size: int, runs: list[tuple[str, str, str, int]]) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    for name, precision, reduction, max_steps in runs:
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        result = train(place, rank, world_size, precision, reduction, max_steps)
+        (place / f"rank{rank}-of{world_size}-to{max_steps}.json").write_text(json.dumps(result))
     if world_size > 1:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], int(sys.argv[6]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

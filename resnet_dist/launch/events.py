@@ -1,0 +1,41 @@
+"""What happened to a run besides training: starts, restarts, resizes, ends. One line each, in `events.log`."""
+
+from __future__ import annotations
+
+import re
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from resnet_dist.launch.control import Status
+
+_WORKERS = re.compile(r"^\S+ workers up: (\d+)")
+
+
+class EventLog:
+    """Appends to the run's `events.log`, which outlives the driver."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "events.log"
+        self._attempt = 0
+
+    def note(self, event: str) -> None:
+        """One line, the time (UTC) before it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {' '.join(event.split())}\n")
+
+    def observe(self, status: Status) -> None:
+        """Call it often; it notes every worker group that began."""
+        if status.attempt > self._attempt:
+            self.note(f"workers up: {status.world_size}, last seen at step {status.step}")
+            self._attempt = status.attempt
+
+    def read(self) -> str:
+        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+
+
+def count_events(log: str) -> dict[str, str]:
+    """Tags of the run: how often its workers were started again, and how often in another number."""
+    sizes = [int(match.group(1)) for line in log.splitlines() if (match := _WORKERS.match(line))]
+    resizes = sum(before != after for before, after in pairwise(sizes))
+    return {"restarts": str(max(len(sizes) - 1, 0)), "resizes": str(resizes)}

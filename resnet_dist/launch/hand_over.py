@@ -1,0 +1,94 @@
+"""After training: the last and the best weights become models in MLflow, and the better one a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import Fault
+from resnet_dist.launch.preflight import Prepared
+from resnet_dist.launch.record import Record
+from resnet_dist.launch.result import RunResult
+from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.registry import Registration, Score, register
+from resnet_dist.tracking.uris import redact_uri
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.best import read_best
+from resnet_dist.training.checkpoint import load_state, newest_whole
+from resnet_dist.training.job import WorkerResult
+
+
+def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, result: WorkerResult) -> RunResult:
+    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them,
+    and says where everything is. Raises Fault; a second call does what is missing.
+    """
+    prepared = record.prepared
+    found = newest_whole(prepared.run_dir)
+    if found is None or found[1].step != result.step:
+        raise Fault(f"{prepared.run_dir}: the checkpoint of step {result.step} is missing or damaged")
+    last_uri = _log(recipe, record, "model", found[0], result.step, result.metrics)
+    best_uri, metrics = last_uri, result.metrics
+    best = read_best(prepared.run_dir, prepared.identity)
+    if best is not None and best[1].metrics["val/top1"] > metrics["val/top1"]:
+        weights, card = best
+        best_uri, metrics = _log(recipe, record, "model-best", weights, card.step, card.metrics), card.metrics
+    registered = _register(recipe, record, best_uri, metrics)
+    record.say(
+        f"registered {registered.name} version {registered.version} as candidate"
+        + (" and champion" if registered.is_champion else "; the champion stays")
+    )
+    return RunResult(
+        name=name,
+        run_dir=str(prepared.run_dir),
+        run_id=record.handle.run_id,
+        tracking_uri=redact_uri(profile.tracking_uri),
+        model_uri=last_uri,
+        checkpoint=str(found[0]),
+        step=result.step,
+        metrics=dict(result.metrics),
+    )
+
+
+def model_card(recipe: Recipe, prepared: Prepared, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What travels with a logged model: how it was made, and what to feed it."""
+    return {
+        "recipe": to_yaml(recipe),
+        "recipe_hash": prepared.identity.recipe_hash,
+        "data_digest": prepared.identity.data_digest,
+        **{key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("val/")},
+    }
+
+
+def _log(
+    recipe: Recipe, record: Record, model_name: str, weights: Path, step: int, metrics: Mapping[str, float]
+) -> str:
+    model = build_classifier(recipe)
+    model.net.load_state_dict(load_state(weights, torch.device("cpu"))["net"])
+    crop = recipe.data.eval
+    return log_classifier(
+        record.handle,
+        model.eval(),
+        name=model_name,
+        input_example=np.zeros((2, crop.size, crop.size, 3), dtype=np.uint8),
+        resize=crop.resize,
+        class_names=record.prepared.val.class_names,
+        metadata=model_card(recipe, record.prepared, metrics),
+        step=step,
+    )
+
+
+def _register(recipe: Recipe, record: Record, model_uri: str, metrics: Mapping[str, float]) -> Registration:
+    prepared = record.prepared
+    return register(
+        record.handle,
+        f"{recipe.data.dataset}-{recipe.model.name}",
+        model_uri,
+        Score(prepared.val.digest, metrics["val/top1"]),
+        {"recipe_hash": prepared.identity.recipe_hash, "data_digest": prepared.identity.data_digest},
+    )

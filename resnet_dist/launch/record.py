@@ -1,0 +1,113 @@
+"""What the driver tells MLflow of a run besides its numbers: at the start what it is, at the end what came of it.
+
+None of this can fail a run: if the server does not take it, a line says so and the training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import resnet_dist
+from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.code_version import library_versions, read_code_version
+from resnet_dist.launch.describe import data_inputs, description, run_params, run_tags
+from resnet_dist.launch.events import EventLog, count_events
+from resnet_dist.launch.preflight import Prepared
+from resnet_dist.tracking.details import log_details, log_folder, set_tags
+from resnet_dist.tracking.history import read_history
+from resnet_dist.tracking.mlflow_run import RunHandle, open_run
+from resnet_dist.tracking.plots import draw_plots
+from resnet_dist.tracking.sync import sync
+from resnet_dist.tracking.uris import redact_uri
+from resnet_dist.training.best import read_best
+from resnet_dist.training.checkpoint import newest_first, read_card
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One driver's view of its MLflow run."""
+
+    handle: RunHandle
+    prepared: Prepared
+    events: EventLog
+    say: Say
+
+    def end(self, outcome: str) -> None:
+        """After the workers ended, however they did: sends what they could not, then plots, checkpoints and events."""
+        with self._told("what the workers left unsent waits in storage"):
+            sync(self.handle.run_dir, self.handle.tracking_uri, limit_s=600.0)
+        self.events.note(outcome)
+        log = self.events.read()
+        with self._told("plots, checkpoints and events are not in MLflow"):
+            checkpoints = json.dumps(list_checkpoints(self.prepared), indent=1)
+            log_details(self.handle, texts={"events.log": log, "checkpoints.json": checkpoints})
+            set_tags(self.handle, count_events(log))
+            with tempfile.TemporaryDirectory(prefix="resnet-dist-plots-") as folder:
+                history = read_history(self.handle.run_dir, self.handle.run_id)
+                if draw_plots(history, self.prepared.val.class_names, Path(folder)):
+                    log_folder(self.handle, Path(folder), "plots")
+
+    @contextmanager
+    def _told(self, consequence: str) -> Iterator[None]:
+        try:
+            yield
+        except (Fault, UserError, OSError) as error:
+            self.say(f"warning: {consequence}: {redact_uri(str(error))}")
+
+
+def begin_record(
+    recipe: Recipe, profile: Profile, name: str, prepared: Prepared, nodes: Sequence[Node], say: Say
+) -> Record:
+    """Opens the MLflow run of `prepared.run_dir`, or continues it, and describes it there.
+
+    Raises Fault if MLflow does not answer: nothing has been started yet.
+    """
+    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    texts = {"recipe.yaml": to_yaml(recipe), "profile.yaml": redact_uri(to_yaml(profile))}
+    for file, text in texts.items():
+        (prepared.run_dir / file).write_text(text, encoding="utf-8")
+    code = read_code_version(Path(resnet_dist.__file__).parents[1])
+    tags = run_tags(profile, prepared.identity, nodes, code)
+    handle = open_run(
+        profile.tracking_uri, profile.experiment, name, prepared.run_dir, tags, run_params(recipe, profile)
+    )
+    record = Record(handle, prepared, EventLog(prepared.run_dir), say)
+    record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")
+    facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
+    log_details(
+        handle,
+        description=description(recipe, name, prepared),
+        texts={
+            **{f"config/{file}": text for file, text in texts.items()},
+            "code/environment.json": json.dumps(facts, indent=1),
+            **({"code/changes.diff": code.diff} if code and code.dirty else {}),
+        },
+        inputs=data_inputs(recipe, prepared),
+    )
+    return record
+
+
+def list_checkpoints(prepared: Prepared) -> list[dict[str, object]]:
+    """The checkpoints in storage, newest first, and the best weights: where they lie, their step and metrics."""
+    found: list[dict[str, object]] = []
+    best = read_best(prepared.run_dir, prepared.identity)
+    paths = newest_first(prepared.run_dir.iterdir())
+    for path in [*paths, *([best[0]] if best else [])]:
+        try:
+            card = read_card(path)
+        except Fault:
+            continue
+        name = str(path.relative_to(prepared.run_dir))
+        found.append({"name": name, "step": card.step, "metrics": dict(card.metrics), "path": str(path)})
+    return found

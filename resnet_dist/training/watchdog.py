@@ -1,0 +1,48 @@
+"""Ends a worker that makes no progress, and leaves behind what it was doing.
+
+A worker that hangs in Python or in the loader keeps its peers waiting in a collective, and Ray sees a healthy process.
+So each worker watches itself; its end makes Ray start the workers again from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+from pathlib import Path
+
+EXIT_CODE = 70
+
+
+class Watchdog:
+    """Ends the process if `beat` is not called for `limit_s`; the stacks of all threads go to `dump` first."""
+
+    def __init__(self, limit_s: float, dump: Path) -> None:
+        self._limit_s = limit_s
+        self._dump = dump
+        self._last_beat_s = time.monotonic()
+        self._done = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        self._last_beat_s = time.monotonic()
+
+    def close(self) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self._limit_s / 4)):
+            silent_s = time.monotonic() - self._last_beat_s
+            if silent_s > self._limit_s:
+                self._end(silent_s)
+
+    def _end(self, silent_s: float) -> None:
+        try:
+            self._dump.parent.mkdir(parents=True, exist_ok=True)
+            with self._dump.open("w", encoding="utf-8") as file:
+                file.write(f"no progress for {silent_s:.0f} s (limit {self._limit_s:g} s); the worker ended here:\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file=file, all_threads=True)
+        finally:
+            os._exit(EXIT_CODE)  # a thread that hangs in C cannot be asked to end

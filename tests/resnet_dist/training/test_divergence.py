@@ -1,0 +1,96 @@
+"""A step whose loss is no number: the run ends, or goes back and leaves that global batch out, by recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from resnet_dist.config.recipe import DivergenceConfig, Recipe
+from resnet_dist.data.batch import Batch
+from resnet_dist.training.assemble import assemble
+from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.context import LocalContext
+from resnet_dist.training.job import Job
+from resnet_dist.training.loop import Run, Samples, fit
+from resnet_dist.training.plan import RunPlan
+
+SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
+assert SPEC is not None
+assert SPEC.loader is not None
+small: Any = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(small)
+BAD_STEP = 6  # the third step of the second epoch
+
+
+class Poisoned(small.Memory):
+    """Gives images that are no numbers in one micro-batch of BAD_STEP."""
+
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        per_step = small.recipe("fp32", "fast").train.num_micro_batches
+        first = 4 * per_step - len(sample_ids) // self.batch_size
+        for number, batch in enumerate(super().epoch(epoch, sample_ids)):
+            step = epoch * 4 + (first + number) // per_step
+            if step == BAD_STEP and (first + number) % per_step == 1:
+                batch.images = torch.full(batch.images.shape, math.nan)
+            yield batch
+
+
+def train(folder: Path, divergence: dict[str, Any], loader: Any) -> tuple[str, Run, Any]:
+    folder.mkdir()
+    recipe: Recipe = small.recipe("fp32", "fast")
+    config = recipe.train.model_copy(update={"divergence": DivergenceConfig.model_validate(divergence)})
+    recipe = recipe.model_copy(update={"train": config})
+    plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=2, save_first=True)
+    job = Job(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1)
+    val, points = small.Memory(small.NUM_VAL, 10, seed=2), small.Points()
+    run = assemble(job, LocalContext(folder), points, Samples(loader, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
+    return fit(run), run, points
+
+
+def losses(points: Any) -> dict[int, float]:
+    return {step: row["train/loss"] for step, row in points.rows if "train/loss" in row}
+
+
+def test_stop_ends_the_run_and_saves_nothing_of_it(tmp_path: Path) -> None:
+    outcome, run, points = train(tmp_path / "run", {}, Poisoned(small.NUM_TRAIN, 4, seed=1))
+    assert outcome == "diverged"
+    assert run.saved_step == 4
+    assert math.isnan(losses(points)[8])
+
+
+def test_skip_leaves_the_batch_out_and_goes_on(tmp_path: Path) -> None:
+    outcome, run, points = train(tmp_path / "run", {"action": "skip"}, Poisoned(small.NUM_TRAIN, 4, seed=1))
+    assert (outcome, run.state.step, run.skipped) == ("finished", 12, {BAD_STEP})
+    assert all(math.isfinite(loss) for loss in losses(points).values())
+    assert all(torch.isfinite(v).all() for v in run.state.net.state_dict().values())
+    _, _, clean_points = train(tmp_path / "clean", {}, small.Memory(small.NUM_TRAIN, 4, seed=1))
+    same, different = {2, 4, 6}, {8, 10, 12}
+    assert {s: v for s, v in losses(points).items() if s in same} == {s: losses(clean_points)[s] for s in same}
+    assert all(losses(points)[s] != losses(clean_points)[s] for s in different)
+
+
+def test_a_loss_above_the_limit_counts_too(tmp_path: Path) -> None:
+    outcome, run, _ = train(tmp_path / "run", {"max_loss": 1e-3}, small.Memory(small.NUM_TRAIN, 4, seed=1))
+    assert (outcome, run.state.step) == ("diverged", 2)
+
+
+def test_skipping_has_a_limit(tmp_path: Path) -> None:
+    policy = {"action": "skip", "max_loss": 1e-3, "max_skips": 3}
+    outcome, run, _ = train(tmp_path / "run", policy, small.Memory(small.NUM_TRAIN, 4, seed=1))
+    assert (outcome, run.skipped) == ("diverged", {0, 1, 2})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Generator[None, None, None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
