@@ -13,20 +13,18 @@ import pytest
 SCRIPT = Path(__file__).with_name("worker_process.py")
 GLOBAL_BATCH, MICRO_BATCH, NUM_VAL, LAST_STEP = 24, 4, 37, 12
 
-# Groups of workers one after the other, and what each trains: (name, precision, reduction, until which step). A name that
+# Groups of workers one after the other, and what each trains: name, precision, reduction, until which step. A name that
 # comes again is the next leg of that run. One group trains several runs, because processes take seconds to start.
-GROUPS: list[tuple[int, list[tuple[str, str, str, int]]]] = [
-    (1, [("alone-64", "fp64", "fast", 12), ("alone-32", "fp32", "fast", 12)]
-        + [("alone-exact", "fp32", "exact", 12), ("alone-64-exact", "fp64", "exact", 12)]
-        + [("one-then-one", "fp64", "fast", 5), ("one-then-three", "fp64", "fast", 5), ("resized", "fp32", "exact", 2)]),
-    (2, [("two-64", "fp64", "fast", 12), ("two-32", "fp32", "fast", 12), ("two-32-again", "fp32", "fast", 12)]
-        + [("two-exact", "fp32", "exact", 12), ("two-then-one", "fp64", "fast", 5)]),
-    (3, [("three-64", "fp64", "fast", 12), ("three-exact", "fp32", "exact", 12)]
-        + [("one-then-three", "fp64", "fast", 12), ("resized", "fp32", "exact", 7)]),
-    (2, [("resized", "fp32", "exact", 12)]),
-    (1, [("one-then-one", "fp64", "fast", 12), ("two-then-one", "fp64", "fast", 12)]),
-    (4, [("four-exact", "fp32", "exact", 12)]),
-]  # fmt: skip
+GROUPS = """
+1: alone-64 fp64 fast 12, alone-32 fp32 fast 12, alone-exact fp32 exact 12, alone-64-exact fp64 exact 12
+1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2
+2: two-64 fp64 fast 12, two-32 fp32 fast 12, two-32-again fp32 fast 12, two-exact fp32 exact 12
+2: two-then-one fp64 fast 5
+3: three-64 fp64 fast 12, three-exact fp32 exact 12, one-then-three fp64 fast 12, resized fp32 exact 7
+2: resized fp32 exact 12
+1: one-then-one fp64 fast 12, two-then-one fp64 fast 12
+4: four-exact fp32 exact 12
+"""
 Legs = dict[str, list[list[dict[str, Any]]]]
 
 
@@ -35,7 +33,13 @@ def legs(tmp_path_factory: pytest.TempPathFactory) -> Legs:
     """For every run its legs in order, for every leg what each rank saw."""
     folder = tmp_path_factory.mktemp("runs")
     found: Legs = {}
-    for world_size, runs in GROUPS:
+    for line in GROUPS.split("\n")[1:-1]:
+        number, _, listed = line.partition(": ")
+        world_size = int(number)
+        runs = [
+            (name, precision, reduction, int(step))
+            for name, precision, reduction, step in map(str.split, listed.split(", "))
+        ]
         (folder / "store").unlink(missing_ok=True)
         workers = [
             subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(rank), str(world_size), json.dumps(runs)])

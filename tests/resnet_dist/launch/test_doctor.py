@@ -1,0 +1,57 @@
+"""A run's folder after bad days: what the doctor finds, what it removes, what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_dist.errors import UserError
+from resnet_dist.launch.doctor import examine, repair, verdict
+from resnet_dist.launch.result import RunResult, write_result
+from resnet_dist.training.checkpoint import STATE, TEMPORARY, Card, Identity, checkpoint_name, save_checkpoint
+
+
+def checkpoint(run_dir: Path, step: int) -> Path:
+    directory = run_dir / checkpoint_name(step // 10, step)
+    directory.mkdir(parents=True)
+    card = Card(step // 10, step, Identity("a" * 16, "d"), {}, {"val/top1": 97.25}, files={})
+    save_checkpoint(directory, state={"net": {"w": torch.zeros(3)}}, card=card)
+    return directory
+
+
+def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
+    old, whole, broken = (checkpoint(tmp_path, step) for step in (10, 20, 30))
+    (broken / STATE).write_bytes(b"rot")
+    unfinished = tmp_path / f".epoch=004-step=00000040.abc{TEMPORARY}"
+    unfinished.mkdir()
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text('{"half')
+    (tmp_path / "mlflow_run.json").write_text('{"run_id": "r"}')
+    findings = examine(tmp_path)
+    assert [(f.path.name, f.state) for f in findings] == [
+        (broken.name, "damaged"),
+        (whole.name, "ok"),
+        (old.name, "ok"),
+        (unfinished.name, "leftover"),
+        ("checkpoint_manager_snapshot.json", "leftover"),
+        ("mlflow_run.json", "ok"),
+    ]
+    assert "top-1 97.25 %" in findings[1].what
+    assert verdict(findings) == f"the run goes on from {whole.name}"
+    assert len(repair(findings)) == 3
+    assert {p.name for p in tmp_path.iterdir()} == {old.name, whole.name, "mlflow_run.json"}
+    assert all(f.state == "ok" for f in examine(tmp_path))
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    (tmp_path / "mlflow_run.json").write_text("{}")
+    assert verdict(examine(tmp_path)) == "the run would begin at its first step"
+    write_result(tmp_path, RunResult("n", "d", "r", "t", "m", "c", 22, {}))
+    assert verdict(examine(tmp_path)) == "the run is complete"
+
+
+@pytest.mark.parametrize("folder", ["none", ""])
+def test_no_run_is_a_mistake(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(UserError, match="give the folder of a run"):
+        examine(tmp_path / folder)
