@@ -25,7 +25,7 @@ def main(data_root: Path, run_dir: Path, overrides: list[str]) -> None:
     uri, storage = "sqlite:////unused.db", str(run_dir.parent)
     profile = Profile(workers=workers, cpus_per_worker=1, data_root=str(data_root), storage=storage, tracking_uri=uri)
     prepared = prepare(recipe, profile, run_dir.name)
-    run_dir.mkdir()
+    run_dir.mkdir(parents=True)
     job = Job(recipe, prepared.plan, prepared.identity, prepared.train_beton, prepared.val_beton, loader_threads=1)
     result = run_worker(job, LocalContext(run_dir), NullTracker())
     assert result.outcome == "finished"
