@@ -1,7 +1,7 @@
 """Digests of a file: xxh3_128 of every 8 MiB chunk, and one digest over these, so that many can work on one file.
 
-The digest of the whole is `xxh3_128_tree:<hex>`: xxh3_128 of the chunks' digests (16 bytes each, big-endian as printed),
-one after another. It needs no pass over the file once its chunks are known, in whatever order they were written.
+The digest of the whole is `xxh3_128_tree:<hex>`: xxh3_128 of the chunks' digests (16 bytes each, as printed), one
+after another. It needs no pass over the file once its chunks are known, in whatever order they were written.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.beton.digest import CHUNK_BYTES, FileDigest
 from data_prep.beton.files import write_text_atomically
 from data_prep.beton.layout import MODE_NAMES
+from data_prep.beton.pages import BetonLayout
 from data_prep.errors import UserError
 
 MANIFEST_SCHEMA_VERSION = 2
@@ -118,6 +120,42 @@ def load_manifest(beton: Path) -> Manifest:
 
 def write_manifest(beton: Path, manifest: Manifest) -> None:
     write_text_atomically(manifest_path(beton), manifest.to_json())
+
+
+def describe_beton(
+    beton: BetonLayout,
+    digest: FileDigest,
+    *,
+    class_names: tuple[str, ...],
+    num_untouched: int,
+    settings: Mapping[str, Any],
+    source: Mapping[str, Any],
+    versions: Mapping[str, str],
+    quarantined: tuple[Mapping[str, Any], ...] = (),
+) -> Manifest:
+    """The manifest of a beton with that layout and those bytes."""
+    image = beton.metadata["image"]
+    return Manifest(
+        schema_version=MANIFEST_SCHEMA_VERSION,
+        digest=digest.whole,
+        beton_bytes=beton.total_bytes,
+        page_bytes=beton.page_bytes,
+        num_samples=beton.num_samples,
+        class_names=class_names,
+        class_counts=count_classes(beton.metadata["label"], len(class_names)),
+        max_height=int(image["height"].max()),
+        max_width=int(image["width"].max()),
+        min_height=int(image["height"].min()),
+        min_width=int(image["width"].min()),
+        mode_counts=count_modes(image["mode"]),
+        num_untouched=num_untouched,
+        settings=settings,
+        source=source,
+        versions=versions,
+        quarantined=quarantined,
+        chunk_bytes=CHUNK_BYTES,
+        chunks=digest.chunks,
+    )
 
 
 def count_modes(modes: NDArray[np.uint8]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A beton cut into ranges of 64 MiB that anyone may write, in any order, any number of times: the same bytes each time.
+"""A beton cut into ranges of 32 MiB that anyone may write, in any order, any number of times: the same bytes each time.
 
 The layout is known before the first byte is written, so a range needs nothing of its neighbours. Ranges are whole
 chunks of the manifest, so their digests are taken on the way and combined at the end.
@@ -7,7 +7,7 @@ chunks of the manifest, so their digests are taken on the way and combined at th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from data_prep.beton.digest import CHUNK_BYTES, FileDigest, chunk_digest, combin
 from data_prep.beton.files import publish, write_at
 from data_prep.beton.pages import BetonLayout
 
-RANGE_BYTES = 8 * CHUNK_BYTES
-"""About 600 of ImageNet's files."""
+RANGE_BYTES = 4 * CHUNK_BYTES
+"""About 300 of ImageNet's files."""
+
+ZEROS = memoryview(bytes(CHUNK_BYTES))
 
 Payload = Callable[[int], bytes | memoryview]
 """The stored bytes of a sample, by its id."""
@@ -74,9 +76,9 @@ def write_range(descriptor: int, part: FileRange, payload: Payload) -> tuple[str
     ValueError when `payload` gives another number of bytes than the layout says.
     """
     digests = []
-    for start, chunk in _chunks(part, payload):
+    for number, chunk in enumerate(_chunks(_stream(part, payload))):
         digests.append(chunk_digest(chunk))
-        write_at(descriptor, chunk, start)
+        write_at(descriptor, chunk, part.start + number * CHUNK_BYTES)
     return tuple(digests)
 
 
@@ -86,34 +88,53 @@ def read_digests(descriptor: int, part: FileRange) -> tuple[str, ...]:
     return tuple(chunk_digest(os.pread(descriptor, min(CHUNK_BYTES, part.stop - at), at)) for at in starts)
 
 
-def _chunks(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
-    """Offset and bytes of each chunk; the buffer is used again."""
+def _chunks(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The same bytes in chunks of `CHUNK_BYTES`, in a buffer that is used again; the last may be shorter.
+
+    Copying into one buffer takes a seventh less CPU than `pwritev` of the pieces: their memory is used again at once.
+    """
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    zeros = bytes(CHUNK_BYTES)
-    sample, held = 0, memoryview(b"")
-    for start in range(part.start, part.stop, CHUNK_BYTES):
-        stop = min(start + CHUNK_BYTES, part.stop)
-        buffer[:] = zeros
-        for offset, data in part.literal:
-            _copy(buffer, start, stop, offset, memoryview(data))
-        while sample < len(part.pointers) and part.pointers[sample] < stop:
-            pointer, size = int(part.pointers[sample]), int(part.sizes[sample])
-            if not len(held):
-                held = memoryview(payload(part.first_sample + sample))
-            if len(held) != size:
-                raise ValueError(f"sample {part.first_sample + sample} has {len(held)} bytes, the layout says {size}")
-            _copy(buffer, start, stop, pointer, held)
-            if pointer + size > stop:
-                break  # goes on in the next chunk
-            sample, held = sample + 1, memoryview(b"")
-        yield start, buffer[: stop - start]
+    size = 0
+    for piece in pieces:
+        at = 0
+        while at < len(piece):
+            count = min(len(piece) - at, CHUNK_BYTES - size)
+            buffer[size : size + count] = piece[at : at + count]
+            size, at = size + count, at + count
+            if size == CHUNK_BYTES:
+                yield buffer
+                size = 0
+    if size:
+        yield buffer[:size]
 
 
-def _copy(buffer: memoryview, start: int, stop: int, offset: int, data: memoryview) -> None:
-    """The bytes of `data`, which lies at `offset` in the file, that fall into start..stop-1."""
-    begin, end = max(start, offset), min(stop, offset + len(data))
-    if begin < end:
-        buffer[begin - start : end - start] = data[begin - offset : end - offset]
+def _stream(part: FileRange, payload: Payload) -> Iterator[memoryview]:
+    """The range's bytes in order, gaps as zeros."""
+    at = part.start
+    for offset, data in _segments(part, payload):
+        yield from _zeros(offset - at)
+        inside = data[max(0, part.start - offset) : part.stop - offset]
+        yield inside
+        at = max(at, offset) + len(inside)
+    yield from _zeros(part.stop - at)
+
+
+def _segments(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
+    """Offset in the file and bytes of all that lies in the range, ascending; images may reach beyond it."""
+    first_image = int(part.pointers[0]) if len(part.pointers) else part.stop
+    yield from ((offset, memoryview(data)) for offset, data in part.literal if offset < first_image)
+    for place, (pointer, size) in enumerate(zip(part.pointers.tolist(), part.sizes.tolist(), strict=True)):
+        data = memoryview(payload(part.first_sample + place))
+        if len(data) != size:
+            raise ValueError(f"sample {part.first_sample + place} has {len(data)} bytes, the layout says {size}")
+        yield pointer, data
+    yield from ((offset, memoryview(data)) for offset, data in part.literal if offset >= first_image)
+
+
+def _zeros(count: int) -> Iterator[memoryview]:
+    while count > 0:
+        yield ZEROS[:count]
+        count -= CHUNK_BYTES
 
 
 def write_beton(

@@ -15,6 +15,6 @@ def require_space(path: Path, total_bytes: int) -> None:
     free = status.f_bavail * status.f_frsize
     if total_bytes - there > free:
         raise Fault(
-            f"{path.parent}: has {free / 1e9:,.2f} GB free, {(total_bytes - there) / 1e9:,.2f} GB are needed; make room "
-            "there, then run the same command again"
+            f"{path.parent}: has {free / 1e9:,.2f} GB free, {(total_bytes - there) / 1e9:,.2f} GB are needed; make "
+            "room there, then run the same command again"
         )

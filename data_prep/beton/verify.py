@@ -49,7 +49,7 @@ def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], Non
     except UserError as error:
         return VerifyReport(manifest, (*_check_bytes(beton, manifest, None), str(error)), 0)
     problems = _check_bytes(beton, manifest, reader) + _check_counts(reader, manifest)
-    chosen = _spread(len(reader), decode)
+    chosen = spread(len(reader), decode)
     bad = []
     for done, index in enumerate(chosen.tolist(), 1):
         reason = _decode(reader, index)
@@ -57,7 +57,7 @@ def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], Non
             bad.append(f"{index} ({reason})")
         on_decoded(done, len(chosen))
     if bad:
-        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {_shorten(bad)}")
+        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {shorten(bad)}")
     return VerifyReport(manifest, tuple(problems), len(chosen))
 
 
@@ -88,7 +88,7 @@ def _touched(reader: BetonReader | None, start: int, end: int) -> str:
     (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
     if not len(samples):
         return "no image lies there, but the tables do, or nothing"
-    return f"the images of {len(samples)} samples lie there: {_shorten([str(i) for i in samples.tolist()])}"
+    return f"the images of {len(samples)} samples lie there: {shorten([str(i) for i in samples.tolist()])}"
 
 
 def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
@@ -110,7 +110,7 @@ def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
     ]
 
 
-def _spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
+def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
     """`count` indices from first to last, evenly; all when there are not more."""
     if count is None or count >= num_samples:
         return np.arange(num_samples)
@@ -132,6 +132,6 @@ def _decode(reader: BetonReader, index: int) -> str | None:
     return None if image.size == expected else f"is {image.size} px, the metadata says {expected}"
 
 
-def _shorten(items: list[str]) -> str:
+def shorten(items: list[str]) -> str:
     more = len(items) - MAX_NAMED
     return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

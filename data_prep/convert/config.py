@@ -43,7 +43,8 @@ class ConvertSettings:
     exif: Exif = "ignore"
     """An EXIF orientation: `ignore`, as torchvision's ImageFolder and all published figures do, or `apply`."""
     check: Check = "decode"
-    """What a JPEG must pass: `decode`, libjpeg-turbo reads it to its end without a warning; `headers`, its markers."""
+    """What a JPEG must pass whose own bytes are stored: `decode`, libjpeg-turbo reads it to its end without a warning;
+    `headers`, its markers. One that is encoded anew is decoded without a warning in either case."""
 
     def __post_init__(self) -> None:
         _require_one_of("--encode", self.encode, get_args(Encoding))

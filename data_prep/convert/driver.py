@@ -1,6 +1,6 @@
-"""Encodes units as Ray tasks: back-pressure, bounded waits, lost tasks again, and an end in order.
+"""Runs tasks on Ray: back-pressure, bounded waits, lost tasks again, and an end in order.
 
-On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray that lives as long as the conversion.
+On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray that lives as long as the pool.
 """
 
 from __future__ import annotations
@@ -10,73 +10,82 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from data_prep.convert.part import part_path
-from data_prep.convert.plan import Plan, WorkUnit
+from data_prep.convert.pool import Item, Job, Report
 from data_prep.convert.progress import Progress
-from data_prep.convert.run import EncodeUnits
 from data_prep.convert.stop import StopFlag, Stopped
-from data_prep.convert.tasks import encode_unit_task
-from data_prep.convert.unit import UnitReport
 from data_prep.errors import Fault, UserError
-from data_prep.sources.base import Source
 
 MAX_LOSSES = 3
-"""Times one unit may be lost (worker or node died) before the conversion ends."""
+"""Times one task may be lost (worker or node died) before the conversion ends."""
 STALL_LIMIT_S = 900.0
-"""Longest time without a finished unit."""
+"""Longest time without a finished task."""
 POLL_S = 0.5
 
 
-def encode_with_ray(workers: int | None, ray_address: str | None, progress: Progress, stop: StopFlag) -> EncodeUnits:
-    """`workers`: tasks at a time; None: one per CPU. `ray_address`: a running cluster; None: start a local Ray."""
+@ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
+def _call(task: Callable[[Any, Any], Any], job: Any, item: Any) -> Any:
+    return task(job, item)
 
-    def encode_units(
-        source: Source, plan: Plan, units: Sequence[WorkUnit], folder: Path
-    ) -> Generator[UnitReport, None, None]:
-        if not units:
+
+class RayPool:
+    """`workers`: tasks at a time; None: one per CPU. `address`: a running cluster; None: start a local Ray.
+
+    Connects when there is work to do; the end of the `with` block ends the connection, unless it was there before.
+    """
+
+    def __init__(self, workers: int | None, address: str | None, progress: Progress, stop: StopFlag) -> None:
+        self._workers = workers
+        self._address = address
+        self._progress = progress
+        self._stop = stop
+        self._max_tasks = 0
+        self._is_ours = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            ray.shutdown()
+        self._max_tasks = 0
+
+    def run(
+        self, task: Callable[[Job, Item], Report], job: Job, items: Sequence[Item]
+    ) -> Generator[Report, None, None]:
+        """See `pool.Pool`. Fault when a task fails, is lost too often, or nothing is finished for too long."""
+        if not items:
             return
-        with _ray_session(workers, ray_address, progress, stop) as max_tasks:
-            source_ref = ray.put(source)
+        if not self._max_tasks:
+            self._max_tasks = self._open()
+        job_ref = ray.put(job)
+        yield from _run_tasks(
+            items, lambda item: _call.remote(task, job_ref, item), self._max_tasks, self._progress, self._stop
+        )
 
-            def submit(unit: WorkUnit) -> ray.ObjectRef:
-                return encode_unit_task.remote(source_ref, unit, plan.settings, plan.digest, folder)
-
-            for report in _run_tasks(units, submit, max_tasks, progress, stop):
-                _check_visible(report, folder)
-                yield report
-
-    return encode_units
-
-
-@contextmanager
-def _ray_session(workers: int | None, address: str | None, progress: Progress, stop: StopFlag) -> Iterator[int]:
-    """Yields the number of tasks to run at a time. Uses, and leaves alone, a Ray this process is connected to."""
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        progress.note(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-        try:
-            _connect(workers, address)
-        except SystemExit:  # what ray.init's own handler makes of a SIGTERM
-            raise Stopped(signal.SIGTERM) from None
-    try:
-        stop.install()  # ray.init put its own handlers in place
-        stop.check()
+    def _open(self) -> int:
+        """Connects, and returns the number of tasks to run at a time."""
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            where = f"connecting to Ray at {self._address}" if self._address else "starting Ray on this machine"
+            self._progress.note(where)
+            try:
+                _connect(self._workers, self._address)
+            except SystemExit:  # what ray.init's own handler makes of a SIGTERM
+                raise Stopped(signal.SIGTERM) from None
+        self._stop.install()  # ray.init put its own handlers in place
+        self._stop.check()
         num_cpus = int(ray.cluster_resources().get("CPU", 0))
         if num_cpus < 1:
             raise UserError("the Ray cluster has no CPUs to encode with; add a node that has some")
-        if workers is not None and workers > num_cpus:
-            progress.note(f"the Ray cluster has {num_cpus} CPUs: as many workers, not {workers}")
-        yield min(workers or num_cpus, num_cpus)
-    finally:
-        if is_ours:
-            ray.shutdown()
+        if self._workers is not None and self._workers > num_cpus:
+            self._progress.note(f"the Ray cluster has {num_cpus} CPUs: as many workers, not {self._workers}")
+        return min(self._workers or num_cpus, num_cpus)
 
 
 def _connect(workers: int | None, address: str | None) -> None:
@@ -97,68 +106,66 @@ def _connect(workers: int | None, address: str | None) -> None:
 
 
 def _run_tasks(
-    units: Sequence[WorkUnit],
-    submit: Callable[[WorkUnit], ray.ObjectRef],
+    items: Sequence[Item],
+    submit: Callable[[Item], ray.ObjectRef],
     max_tasks: int,
     progress: Progress,
     stop: StopFlag,
-) -> Generator[UnitReport, None, None]:
-    waiting = list(reversed(units))
-    running: dict[ray.ObjectRef, WorkUnit] = {}
-    losses: Counter[int] = Counter()
+) -> Generator[Any, None, None]:
+    next_item = 0
+    again: list[Item] = []
+    running: dict[ray.ObjectRef, Item] = {}
+    losses: Counter[str] = Counter()
     last_finished_s = time.monotonic()
     try:
-        while waiting or running:
+        while again or running or next_item < len(items):
             stop.check()
-            while waiting and len(running) < max_tasks:
-                unit = waiting.pop()
-                running[submit(unit)] = unit
+            while len(running) < max_tasks and (again or next_item < len(items)):
+                if again:
+                    item = again.pop()
+                else:
+                    item, next_item = items[next_item], next_item + 1
+                running[submit(item)] = item
             ready, _ = ray.wait(list(running), timeout=POLL_S)
             if not ready:
                 _check_stall(time.monotonic() - last_finished_s, len(running))
                 continue
             last_finished_s = time.monotonic()
-            unit = running.pop(ready[0])
-            report = _result(ready[0], unit)
-            if isinstance(report, UnitReport):
+            item = running.pop(ready[0])
+            report = _result(ready[0], item)
+            if not isinstance(report, _Lost):
                 yield report
                 continue
-            losses[unit.number] += 1
-            if losses[unit.number] > MAX_LOSSES:
-                raise Fault(f"samples {unit.start}..{unit.stop - 1} were lost {MAX_LOSSES + 1} times, last: {report}")
-            progress.note(f"samples {unit.start}..{unit.stop - 1} were lost and are encoded again: {report}")
-            waiting.append(unit)
+            losses[str(item)] += 1
+            if losses[str(item)] > MAX_LOSSES:
+                raise Fault(f"{item} were lost {MAX_LOSSES + 1} times, last: {report}")
+            progress.note(f"{item} were lost and are done again: {report}")
+            again.append(item)
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
 
 
-def _result(ref: ray.ObjectRef, unit: WorkUnit) -> UnitReport | str:
-    """The report, or why the task was lost with its worker or node. Fault when the task itself failed."""
+class _Lost(str):
+    """Why a task was lost with its worker or node."""
+
+
+def _result(ref: ray.ObjectRef, item: object) -> Any:
+    """The task's report, or `_Lost`. Fault or UserError when the task itself failed."""
     try:
         return ray.get(ref)
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, Fault):
-            raise Fault(str(cause)) from None
-        raise Fault(
-            f"samples {unit.start}..{unit.stop - 1} cannot be encoded: {type(cause).__name__}: {cause}"
-        ) from error
+        if isinstance(cause, Fault | UserError):
+            raise type(cause)(str(cause)) from None
+        raise Fault(f"{item} cannot be converted: {type(cause).__name__}: {cause}") from error
     except RayError as error:
-        return str(error).strip().split("\n", 1)[0]
+        return _Lost(str(error).strip().split("\n", 1)[0])
 
 
 def _check_stall(stalled_s: float, num_running: int) -> None:
     if stalled_s > STALL_LIMIT_S:
         free, total = (int(get().get("CPU", 0)) for get in (ray.available_resources, ray.cluster_resources))
         raise Fault(
-            f"no unit of {num_running} was finished in {stalled_s:.0f} s; of the cluster's {total} CPUs {free} are free"
-        )
-
-
-def _check_visible(report: UnitReport, folder: Path) -> None:
-    if not report.bad and not part_path(folder, report.unit).exists():
-        raise UserError(
-            f"{folder}: a worker wrote there, but this machine does not see it; choose an --output on storage that all "
-            "nodes of the cluster share"
+            f"no task of {num_running} was finished in {stalled_s:.0f} s; of the cluster's {total} CPUs {free} are free"
         )

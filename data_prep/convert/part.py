@@ -1,8 +1,8 @@
 """What reading one work unit found, on disk: encoded images' bytes | one `PART_ROW` per sample | bad ones | trailer.
 
-Images that are stored as they lie in a source on a file system are not in the part: they are read again when their place
-in the beton is known, and recognised by their digest. A part appears under its final name only when it is whole. It is
-not fsynced: after a power cut its digests tell.
+Images that are stored as they lie in a source on a file system are not in the part: they are read again when their
+place in the beton is known, and recognised by their digest. A part appears under its final name only when it is whole.
+It is not fsynced: after a power cut its digests tell.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def read_part(path: Path, plan_digest: str, unit: WorkUnit) -> Part:
             file.seek(max(0, size - TRAILER.itemsize))
             trailer = np.frombuffer(file.read(TRAILER.itemsize).ljust(TRAILER.itemsize, b"\0"), dtype=TRAILER)[0]
             file.seek(min(int(trailer["spilled_bytes"]), size))
-            rest = file.read(size - file.tell() - TRAILER.itemsize) if size > TRAILER.itemsize else b""
+            rest = file.read(max(0, size - TRAILER.itemsize - file.tell()))
     except OSError as error:
         raise Fault(f"{path}: cannot be read: {error.strerror}") from None
     rows_bytes = len(unit) * PART_ROW.itemsize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -15,11 +15,13 @@ class Progress(Protocol):
         """One line of its own."""
         ...
 
-    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
-        """So much is done since the start, of `total` samples."""
+    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
+        """So many samples are read and encoded, of `total`; `by_node`: by which machines, in this run."""
         ...
 
-    def assembled(self, pages: int, total: int) -> None: ...
+    def written(self, num_bytes: int, total: int) -> None:
+        """Of the beton."""
+        ...
 
     def decoded(self, samples: int, total: int) -> None:
         """Of the images that verify decodes."""
@@ -29,9 +31,9 @@ class Progress(Protocol):
 class NoProgress:
     def note(self, text: str) -> None: ...
 
-    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None: ...
+    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None: ...
 
-    def assembled(self, pages: int, total: int) -> None: ...
+    def written(self, num_bytes: int, total: int) -> None: ...
 
     def decoded(self, samples: int, total: int) -> None: ...
 
@@ -51,25 +53,28 @@ class _Rate:
 
     def __init__(self) -> None:
         self._samples_before: int | None = None
-        self._start: tuple[float, int, int] | None = None
+        self._start: tuple[float, int, int, Mapping[str, int]] | None = None
 
-    def describe(self, samples: int, total: int, stored_bytes: int, bad: int) -> str:
+    def describe(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> str:
         now = time.monotonic()
         if self._samples_before is None:
             self._samples_before = samples
         if self._start is None and samples > self._samples_before:
-            self._start = (now, samples, stored_bytes)
-        start_s, start_samples, start_bytes = self._start or (now, samples, stored_bytes)
+            self._start = (now, samples, source_bytes, dict(by_node))
+        start_s, start_samples, start_bytes, start_nodes = self._start or (now, samples, source_bytes, by_node)
         elapsed_s = max(now - start_s, 1e-9)
         parts = [f"{samples:,}/{total:,} images"]
         done = samples - start_samples
         if done:
             rate = done / elapsed_s
             parts.append(f"{rate:,.0f} images/s")
-            parts.append(f"{(stored_bytes - start_bytes) / elapsed_s / 1e6:,.1f} MB/s")
+            parts.append(f"{(source_bytes - start_bytes) / elapsed_s / 1e6:,.1f} MB/s")
             parts.append(f"{(total - samples) / rate:,.0f} s left")
         if bad:
             parts.append(f"{bad:,} bad")
+        if done and len(by_node) > 1:
+            rates = {node: (count - start_nodes.get(node, 0)) / elapsed_s for node, count in sorted(by_node.items())}
+            parts.append("; ".join(f"{node} {rate:,.0f}/s" for node, rate in rates.items()))
         return ", ".join(parts)
 
 
@@ -82,14 +87,14 @@ class PlainProgress:
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
-        text = self._rate.describe(samples, total, stored_bytes, bad)
+    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
+        text = self._rate.describe(samples, total, source_bytes, bad, by_node)
         if self._is_time() or samples == total:
             self.note(f"encode: {text}")
 
-    def assembled(self, pages: int, total: int) -> None:
-        if self._is_time() or pages == total:
-            self.note(f"assemble: {pages:,}/{total:,} pages")
+    def written(self, num_bytes: int, total: int) -> None:
+        if self._is_time() or num_bytes == total:
+            self.note(f"write: {num_bytes / 1e6:,.0f}/{total / 1e6:,.0f} MB")
 
     def decoded(self, samples: int, total: int) -> None:
         if self._is_time():
@@ -113,7 +118,7 @@ class _LiveProgress:
         columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.fields[text]}"))
         self._bars = Progress(*columns, console=Console(stderr=True))
         self._encode = self._bars.add_task("encode", text="", visible=False)
-        self._assemble = self._bars.add_task("assemble", text="", visible=False)
+        self._write = self._bars.add_task("write", text="", visible=False)
         self._decode = self._bars.add_task("decode", text="", visible=False)
         self._rate = _Rate()
 
@@ -127,13 +132,13 @@ class _LiveProgress:
     def note(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False)
 
-    def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
-        text = self._rate.describe(samples, total, stored_bytes, bad)
+    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
+        text = self._rate.describe(samples, total, source_bytes, bad, by_node)
         self._bars.update(self._encode, completed=samples, total=total, text=text, visible=True)
 
-    def assembled(self, pages: int, total: int) -> None:
-        text = f"{pages:,}/{total:,} pages"
-        self._bars.update(self._assemble, completed=pages, total=total, text=text, visible=True)
+    def written(self, num_bytes: int, total: int) -> None:
+        text = f"{num_bytes / 1e6:,.0f}/{total / 1e6:,.0f} MB"
+        self._bars.update(self._write, completed=num_bytes, total=total, text=text, visible=True)
 
     def decoded(self, samples: int, total: int) -> None:
         text = f"{samples:,}/{total:,} images"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, encode
+from data_prep.convert.encode import BadSample, encode, encoder_versions
 from data_prep.convert.part import BadSampleReport, PartWriter, part_path
 from data_prep.convert.plan import WorkUnit
-from data_prep.errors import Fault
+from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source
 
 
@@ -24,6 +25,8 @@ class EncodeJob:
     folder: Path
     reads_again: bool
     """The source can be read a second time at little cost: its own bytes are left there until their place is known."""
+    versions: Mapping[str, str]
+    """`encoder_versions()` of the driver."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,14 @@ class UnitReport:
 
 
 def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
-    """Fault when the part cannot be written; what is wrong with a sample stands in the part instead."""
+    """Fault when the part cannot be written; what is wrong with a sample stands in the part instead.
+
+    UserError when this machine's libraries are not the driver's, for then its bytes might not be the same.
+    """
+    here = encoder_versions()
+    if here != job.versions:
+        what = ", ".join(f"{name} {here[name]}, not {v}" for name, v in job.versions.items() if here[name] != v)
+        raise UserError(f"{socket.gethostname()}: has other libraries than the driver ({what}); install the same ones")
     try:
         return _encode_unit(job, unit)
     except OSError as error:  # a source's own are reports by now

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from importlib import import_module
+from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.sources.base import Source, SourceClass
 from data_prep.sources.splits import SplitRequest
 
+
+class SourceKind(NamedTuple):
+    where: str
+    """Module and class."""
+    takes: tuple[str, ...] = ()
+    """Names of `SourceOptions` that it understands."""
+
+
 SOURCES = {
-    "digits": "data_prep.sources.digits:Digits",
-    "hf-parquet": "data_prep.sources.hf_parquet:HfParquet",
-    "image-folder": "data_prep.sources.image_folder:ImageFolder",
-    "synthetic": "data_prep.sources.synthetic:Synthetic",
+    "cifar10": SourceKind("data_prep.sources.cifar:Cifar10"),
+    "cifar100": SourceKind("data_prep.sources.cifar:Cifar100"),
+    "digits": SourceKind("data_prep.sources.digits:Digits"),
+    "hf-parquet": SourceKind("data_prep.sources.hf_parquet:HfParquet"),
+    "ilsvrc": SourceKind("data_prep.sources.ilsvrc:Ilsvrc", ("devkit",)),
+    "image-folder": SourceKind("data_prep.sources.image_folder:ImageFolder", ("labels", "class_order")),
+    "kaggle": SourceKind("data_prep.sources.kaggle:Kaggle"),
+    "synthetic": SourceKind("data_prep.sources.synthetic:Synthetic"),
+    "webdataset": SourceKind("data_prep.sources.webdataset:WebDataset", ("labels",)),
 }
-"""`--source` name -> module and class."""
+"""`--source` name -> where it is."""
 
 
-def open_source(name: str, location: str | None, split: SplitRequest) -> Source:
-    """Opens a source for reading. `location` is `--input`. UserError when it cannot be found or understood."""
+@dataclass(frozen=True)
+class SourceOptions:
+    """What only some sources understand; None: not given."""
+
+    labels: str | None = None
+    """image-folder: a file with the class of every image. webdataset: a file with the class names in label order."""
+    devkit: str | None = None
+    """ilsvrc: ILSVRC2012_devkit_t12.tar.gz, where it does not lie beside the images."""
+    class_order: str | None = None
+    """image-folder: `text` or `number`, see `class_order.order_classes`."""
+
+
+def open_source(
+    name: str,
+    location: str | None,
+    split: SplitRequest,
+    options: SourceOptions = SourceOptions(),  # frozen
+) -> Source:
+    """Opens a source for reading. `location` is `--input`: a local path or a URL that fsspec reads.
+
+    UserError when it cannot be found or understood.
+    """
     if name not in SOURCES:
         raise UserError(f"--source {name}: unknown; known sources: {', '.join(sorted(SOURCES))}")
-    if location is not None and "://" in location:
-        raise UserError(f"--input {location}: only local paths can be read; copy or mount the data first")
-    module, _, attribute = SOURCES[name].partition(":")
+    kind = SOURCES[name]
+    given = {option: value for option, value in asdict(options).items() if value is not None}
+    for option in given:
+        if option not in kind.takes:
+            takers = ", ".join(other for other, its in SOURCES.items() if option in its.takes)
+            raise UserError(f"--{option.replace('_', '-')}: --source {name} takes none; it belongs to {takers}")
+    module, _, attribute = kind.where.partition(":")
     source_class: SourceClass = getattr(import_module(module), attribute)
-    return source_class.open(location, split)
+    return source_class.open(location, split, **given)

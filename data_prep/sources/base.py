@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from data_prep.sources.splits import SplitRequest
 
@@ -26,7 +28,7 @@ class SourceDescription:
 
     name: str
     location: str
-    """Absolute path, or the parameters of a made-up source."""
+    """Absolute path or URL (without credentials), or the parameters of a made-up source."""
     split: str
     """The split as the source calls it; `all` when it has none."""
     identity: str
@@ -35,6 +37,10 @@ class SourceDescription:
     """Digest that also changes when a file is replaced by one of the same name and size."""
     num_left_out: int = 0
     """Files that lie in the source but are no images by their name."""
+    label_map: dict[str, int] = field(default_factory=dict)
+    """wnid -> label, where the source says wnids."""
+    label_checks: list[str] = field(default_factory=list)
+    """Known facts of ImageNet that the labels were checked against; empty when it is not ImageNet's 1,000 classes."""
 
 
 class Source(Protocol):
@@ -49,6 +55,16 @@ class Source(Protocol):
         """Indexed by label."""
         ...
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of all samples, known without reading them."""
+        ...
+
+    @property
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Bytes of each sample, -1 where unknown; None when that takes reading them."""
+        ...
+
     def describe(self) -> SourceDescription: ...
 
     def __len__(self) -> int: ...
@@ -58,12 +74,15 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Sample:
-        """OSError or ValueError, with a reason, when this sample cannot be read."""
+        """OSError or ValueError, with a reason, when this sample cannot be read. Fault when the source was changed
+        since it was opened: then no sample can be trusted."""
         ...
 
 
 class SourceClass(Protocol):
-    def open(self, location: str | None, split: SplitRequest) -> Source: ...
+    def open(self, location: str | None, split: SplitRequest, **options: str) -> Source:
+        """`options`: those of `SourceOptions` that the source takes and the user gave."""
+        ...
 
 
 def digest_of(parts: Iterable[bytes | str | int]) -> str:

@@ -26,9 +26,10 @@ class Digits:
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], ids: NDArray[np.int64], split: str
     ) -> None:
         self._images = images
-        self._labels = labels
+        self.labels = labels
         self._ids = ids
         self._split = split
+        self.sizes: NDArray[np.int64] | None = None
         self.class_names = tuple(str(digit) for digit in range(10))
 
     @classmethod
@@ -45,11 +46,11 @@ class Digits:
         return cls(images[ids], labels[ids], ids, name)
 
     def describe(self) -> SourceDescription:
-        identity = digest_of([RECIPE, self._split, self._images.tobytes(), self._labels.tobytes()])
+        identity = digest_of([RECIPE, self._split, self._images.tobytes(), self.labels.tobytes()])
         return SourceDescription("digits", "scikit-learn", self._split, identity, state=identity)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def key(self, index: int) -> str:
         return f"digit-{self._ids[index]:04d}"
@@ -61,7 +62,7 @@ class Digits:
         large = small.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).convert("RGB")
         file = io.BytesIO()
         large.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
-        return Sample(file.getvalue(), int(self._labels[index]), self.key(index))
+        return Sample(file.getvalue(), int(self.labels[index]), self.key(index))
 
 
 def split_ids(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:

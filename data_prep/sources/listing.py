@@ -6,15 +6,21 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.sources.base import digest_of
 
 
 class PackedStrings(Sequence[str]):
     """An immutable list of file names (any bytes the file system allows)."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        packed = os.fsencode("".join(names))
+        lengths = list(map(len, names))
+        if sum(lengths) != len(packed):  # not only ASCII: a character is not a byte
+            lengths = [len(os.fsencode(name)) for name in names]
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+        self._bytes = np.frombuffer(packed, dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -24,3 +30,11 @@ class PackedStrings(Sequence[str]):
             raise IndexError(f"{index} of {len(self)}")
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
+
+
+def listing_identity(
+    class_names: Sequence[str], names: Sequence[str], sizes: NDArray[np.int64], labels: NDArray[np.int64]
+) -> str:
+    """Digest of what a listing says: the same for the same files in a folder and in an archive."""
+    packed = os.fsencode("\0".join(names))
+    return digest_of([len(class_names), *class_names, packed, sizes.tobytes(), labels.tobytes()])

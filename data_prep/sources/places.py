@@ -74,8 +74,9 @@ class Place(Protocol):
         """Names, sorted as text, without hidden ones."""
         ...
 
-    def files(self, *, deep: bool = True) -> list[ListedFile]:
-        """Files below this folder, in no order; hidden ones and hidden folders are passed over."""
+    def files(self, prefix: str = "", *, deep: bool = True) -> list[ListedFile]:
+        """Files below this folder, in no order; hidden ones and hidden folders are passed over. `prefix` is put before
+        each name."""
         ...
 
     def status(self) -> FileStatus: ...
@@ -191,8 +192,8 @@ class LocalPlace:
         with os.scandir(self.path) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
-    def files(self, *, deep: bool = True) -> list[ListedFile]:
-        return list(_local_files(self.path, "", deep))
+    def files(self, prefix: str = "", *, deep: bool = True) -> list[ListedFile]:
+        return list(_local_files(self.path, prefix, deep))
 
     def status(self) -> FileStatus:
         status = Path(self.path).stat()
@@ -207,7 +208,7 @@ class LocalPlace:
         return _Descriptor(self.path, expected)
 
     def open(self) -> BinaryIO:
-        return io.open(self.path, "rb")  # noqa: UP020, PTH123  # `open` is this method
+        return io.open(self.path, "rb")  # noqa: UP020  # `open` is this method
 
 
 class _Descriptor:

@@ -23,13 +23,27 @@ from data_prep.sources.places import (
     without_credentials,
 )
 
+DENIED = (401, 403)
+"""HTTP statuses."""
 ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
+PROBE_BYTES = 4096
 READ_AHEAD_BYTES = 8 << 20
 """One request's worth when a large file is read in order: 8 MiB take as long as the latency of an object store."""
 MAX_GAP_BYTES = 64 << 10
 """Between two pieces that count as read in order: a tar's header, padding and label files lie there."""
-TAGS = ("etag", "ETag", "md5Hash", "md5", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
+TAGS = (
+    "etag",
+    "ETag",
+    "md5Hash",
+    "md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "updated",
+    "created",
+)
 """Entries of fsspec's `info` that change with the file; which ones there are is the storage's choice."""
 
 
@@ -72,7 +86,8 @@ class RemotePlace:
 
     @property
     def shown(self) -> str:
-        return without_credentials(self.file_system.unstrip_protocol(self._path))
+        url = self.file_system.unstrip_protocol(self._path).replace("memory:///", "memory://")
+        return without_credentials(url)
 
     def child(self, path: str) -> RemotePlace:
         return RemotePlace(self._url, f"{self._path}/{path}")
@@ -91,8 +106,8 @@ class RemotePlace:
     def subfolders(self) -> list[str]:
         return sorted(name for name, info in self._entries() if info["type"] == "directory")
 
-    def files(self, *, deep: bool = True) -> list[ListedFile]:
-        return list(self._walk("", deep))
+    def files(self, prefix: str = "", *, deep: bool = True) -> list[ListedFile]:
+        return list(self._walk(prefix, deep))
 
     def status(self) -> FileStatus:
         return _status(self._info())
@@ -100,7 +115,12 @@ class RemotePlace:
     def read(self, expected: FileStatus | None = None) -> bytes:
         if expected is not None:
             check_sample_size(expected.num_bytes)
-        data = self._fetch(None, None)
+        try:
+            data = self._fetch(None, None)
+        except FileNotFoundError:
+            if expected is None:
+                raise
+            raise changed(self.shown) from None
         if expected is not None and expected.num_bytes not in (-1, len(data)):
             raise changed(self.shown)
         return data
@@ -108,13 +128,21 @@ class RemotePlace:
     def reader(self, expected: FileStatus) -> Reader:
         if self.status() != expected:
             raise changed(self.shown)
+        if self._path.startswith("http"):
+            self._check_sends_parts(expected.num_bytes)
         return _ReadAhead(self, expected.num_bytes)
+
+    def _check_sends_parts(self, num_bytes: int) -> None:
+        """OSError when the server would send the whole file for each part: fsspec's `open` notices, `cat_file` not."""
+        if num_bytes > PROBE_BYTES:
+            with _failures(self._path), self.file_system.open(self._path, "rb", block_size=PROBE_BYTES) as file:
+                file.seek(PROBE_BYTES // 2)
+                file.read(1)
 
     def read_range(self, start: int, stop: int) -> bytes:
         data = self._fetch(start, stop)
         if len(data) != stop - start:
-            raise OSError(f"{self.shown}: {len(data)} bytes came where {stop - start} were asked for; if the server "
-                          "cannot send parts of files, copy the data first")
+            raise OSError(f"{self.shown}: {len(data)} bytes came where {stop - start} were asked for")
         return data
 
     @contextmanager
@@ -183,7 +211,7 @@ class _ReadAhead:
 def _status(info: Mapping[str, Any]) -> FileStatus:
     size = info.get("size")
     tag = "|".join(f"{name}={info[name]}" for name in TAGS if info.get(name) is not None)
-    return FileStatus(-1 if size is None else int(size), xxhash.xxh3_64_intdigest(tag) >> 1 if tag else 0)
+    return FileStatus(-1 if size is None else int(size), xxhash.xxh3_64_intdigest(tag.encode()) >> 1 if tag else 0)
 
 
 @contextmanager
@@ -191,16 +219,19 @@ def _failures(path: str) -> Iterator[None]:
     """What the many file systems raise, as an OSError with one clean line."""
     try:
         yield
-    except (UserError, NotImplementedError):
+    except UserError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if getattr(error.__cause__, "status", None) in DENIED:  # fsspec's HTTP says of every failure: not found
+            raise PermissionError(f"{without_credentials(path)}: access denied") from None
         raise FileNotFoundError(f"{without_credentials(path)}: does not exist") from None
     except PermissionError as error:
         raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
     except Exception as error:  # noqa: BLE001  # botocore, aiohttp, ...: no common base
-        if getattr(error, "status", None) in (401, 403):
+        if getattr(error, "status", None) in DENIED:
             raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
-        raise OSError(f"{without_credentials(path)}: {_clean(error)}") from None
+        hint = "; copy the data to a disk first" if "range requests" in str(error) else ""
+        raise OSError(f"{without_credentials(path)}: {_clean(error)}{hint}") from None
 
 
 def _clean(error: Exception) -> str:

@@ -68,6 +68,14 @@ class Synthetic:
     def class_names(self) -> tuple[str, ...]:
         return tuple(f"class-{label}" for label in range(self.num_classes))
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return np.arange(self.num_samples, dtype=np.int64) % self.num_classes
+
+    @property
+    def sizes(self) -> None:
+        return None
+
     def describe(self) -> SourceDescription:
         location = (
             f"n={self.num_samples},size={self.min_side}..{self.max_side},classes={self.num_classes},"

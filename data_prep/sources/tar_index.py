@@ -44,8 +44,9 @@ class Member(NamedTuple):
     num_bytes: int
 
 
-def walk_tar(read_at: ReadAt, start: int, stop: int, where: str) -> Iterator[Member]:
-    """The files of the archive in the bytes start..stop-1, in its order.
+def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Iterator[Member]:
+    """The files of the archive in the bytes start..stop-1, in its order; `stop` None: of a stream whose length is not
+    known, where `read_at` gives fewer bytes at the end, and members' ends are for the caller to check.
 
     UserError, naming `where` and the member, when the archive is damaged, cut short or holds something refused.
     """
@@ -55,13 +56,15 @@ def walk_tar(read_at: ReadAt, start: int, stop: int, where: str) -> Iterator[Mem
     long_size: int | None = None
     before = "its start"
     while True:
-        if at + BLOCK_BYTES > stop:
+        header = b"" if stop is not None and at + BLOCK_BYTES > stop else window.read(at, BLOCK_BYTES)
+        if len(header) < BLOCK_BYTES:
             raise UserError(f"{where}: is cut short: it has no end mark behind {before}; copy or download it again")
-        header = window.read(at, BLOCK_BYTES)
         if header.count(0) == BLOCK_BYTES:
-            if stop - at > MAX_TAIL_BYTES:
-                raise UserError(f"{where}: {stop - at:,} bytes lie behind its end mark, after {before}; was another "
-                                "archive appended? name archives one by one")
+            if stop is not None and stop - at > MAX_TAIL_BYTES:
+                raise UserError(
+                    f"{where}: {stop - at:,} bytes lie behind its end mark, after {before}; was another "
+                    "archive appended? name archives one by one"
+                )
             return
         _check_sum(header, f"{where}: the header behind {before}")
         kind = header[156:157]
@@ -71,7 +74,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int, where: str) -> Iterator[Mem
             size = long_size
         data_at = at + BLOCK_BYTES
         at = data_at + -(-size // BLOCK_BYTES) * BLOCK_BYTES
-        if data_at + size > stop:
+        if stop is not None and data_at + size > stop:
             raise UserError(
                 f"{where}: is cut short: {name} ends {data_at + size - stop:,} bytes behind the end; "
                 "copy or download it again"
@@ -99,7 +102,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int, where: str) -> Iterator[Mem
 class _Window:
     """Small reads close to one another by one larger one."""
 
-    def __init__(self, read_at: ReadAt, stop: int) -> None:
+    def __init__(self, read_at: ReadAt, stop: int | None) -> None:
         self._read_at = read_at
         self._stop = stop
         self._start = 0
@@ -108,7 +111,8 @@ class _Window:
     def read(self, start: int, length: int) -> bytes:
         at = start - self._start
         if at < 0 or at + length > len(self._data):
-            self._data = self._read_at(start, min(max(length, WINDOW_BYTES), self._stop - start))
+            wanted = max(length, WINDOW_BYTES)
+            self._data = self._read_at(start, wanted if self._stop is None else min(wanted, self._stop - start))
             self._start, at = start, 0
         return self._data[at : at + length]
 

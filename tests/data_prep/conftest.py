@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import io
+import os
+import struct
+import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.convert.config import ConvertSettings
+from data_prep.convert.config import BadPolicy, ConvertSettings
+from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
-from data_prep.convert.run import Outcome, convert, encode_in_this_process
+from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
@@ -20,6 +27,7 @@ from data_prep.sources.splits import requested_split
 
 Picture = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
+TurboFile = Callable[[np.ndarray, str], bytes]
 ConvertHere = Callable[..., Outcome]
 
 
@@ -47,6 +55,54 @@ def image_file() -> Encode:
     return encode
 
 
+@pytest.fixture(scope="session")
+def turbo_file() -> TurboFile:
+    """Kinds of JPEG that Pillow does not write: `turbo_file(pixels, "arithmetic")`, `turbo_file(pixels, "ycck")`.
+
+    `pixels`: uint8 [height, width, 3], or of 4 channels for `ycck`, inverted as Adobe stores them.
+    """
+
+    def encode(pixels: np.ndarray, kind: str) -> bytes:
+        library = ctypes.CDLL(ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0")
+        library.tjInitCompress.restype = ctypes.c_void_p
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        library.tjCompress2.argtypes = [pointer, ctypes.c_char_p, *[number] * 4, pointer, pointer, *[number] * 3]
+        library.tjFree.argtypes = library.tjDestroy.argtypes = [pointer]
+        handle = library.tjInitCompress()
+        data, size = pointer(), ctypes.c_ulong()
+        height, width = pixels.shape[:2]
+        pixel_format = 11 if kind == "ycck" else 0
+        if kind == "arithmetic":
+            os.environ["TJ_ARITHMETIC"] = "1"  # the library looks there
+        try:
+            arguments = (pixels.tobytes(), width, 0, height, pixel_format, ctypes.byref(data), ctypes.byref(size))
+            assert library.tjCompress2(handle, *arguments, 0, 95, 0) == 0
+        finally:
+            os.environ.pop("TJ_ARITHMETIC", None)
+        file = ctypes.string_at(data.value, size.value)
+        library.tjFree(data)
+        library.tjDestroy(handle)
+        return file
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def png_of_16_bits() -> Callable[[np.ndarray], bytes]:
+    """A PNG of 16-bit colour, which Pillow reads but does not write. `pixels`: uint16 [height, width, 3]."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def encode(pixels: np.ndarray) -> bytes:
+        height, width, _ = pixels.shape
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+    return encode
+
+
 @pytest.fixture
 def image_tree(tmp_path: Path, picture: Picture, image_file: Encode) -> Path:
     """A folder per class, two JPEGs each: `cat`, `dog`, `emu`."""
@@ -61,18 +117,40 @@ def image_tree(tmp_path: Path, picture: Picture, image_file: Encode) -> Path:
 
 @pytest.fixture(scope="session")
 def convert_here() -> ConvertHere:
-    """A whole conversion in this process: `convert_here("synthetic", "n=5", output, encode="raw")`."""
+    """A whole conversion in this process: `convert_here("synthetic", "n=5", output, encode="raw")`.
 
-    def run(source: str | Source, location: str | None, output: Path, **settings: object) -> Outcome:
+    With `max_bad` bad samples are quarantined.
+    """
+
+    def run(
+        source: str | Source, location: str | None, output: Path, max_bad: str | None = None, **settings: object
+    ) -> Outcome:
         opened = open_source(source, location, requested_split(None, output)) if isinstance(source, str) else source
         stop = StopFlag()
         return convert(
             opened,
             ConvertSettings(**settings),  # type: ignore[arg-type]
             output,
-            encode_units=encode_in_this_process(stop),
+            pool=ThisProcess(stop),
             progress=NoProgress(),
             stop=stop,
+            bad_policy=BadPolicy() if max_bad is None else BadPolicy("quarantine", max_bad),
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> Callable[[dict[str, bytes]], bytes]:
+    """A tar of plain files, as GNU tar and Python write it: `tar_of({"a/b.jpg": data})`."""
+
+    def make(files: dict[str, bytes]) -> bytes:
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode="w") as tar:
+            for name, data in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return target.getvalue()
+
+    return make

@@ -47,7 +47,7 @@ def test_writing_replaces_and_leaves_no_scrap(beton: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version is 2, this version of data_prep reads 1"),
+        ({"schema_version": 1}, "schema_version is 1, this version of data_prep reads 2"),
         ({"num_samples": "5"}, "num_samples should be a number"),
         ({"num_samples": True}, "num_samples should be a number"),
         ({"beton_bytes": -1}, "beton_bytes should be a number of at least 0"),

@@ -29,26 +29,27 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
     stream = io.StringIO()
     with progress_on(stream) as progress:
         assert isinstance(progress, PlainProgress)
-        progress.encoded(100, 1000, 0, 0)  # taken over from an earlier run
+        progress.encoded(100, 1000, 0, 0, {})  # taken over from an earlier run
         for second in range(1, 10):
             clock.now_s = 100 + second
-            progress.encoded(100 + 100 * second, 1000, second * 2_000_000, second // 5)
+            by_node = {"one": 75 * second, "two": 25 * second} if second > 5 else {"one": 100 * second}
+            progress.encoded(100 + 100 * second, 1000, second * 2_000_000, second // 5, by_node)
         progress.note("a note")
         clock.now_s = 111
-        progress.assembled(1, 3)
+        progress.written(1_000_000, 3_000_000)
         clock.now_s = 115
-        progress.assembled(2, 3)
-        progress.assembled(3, 3)
+        progress.written(2_000_000, 3_000_000)
+        progress.written(3_000_000, 3_000_000)
         progress.decoded(5, 9)
         clock.now_s = 121
         progress.decoded(6, 9)
     assert stream.getvalue().splitlines() == [
         # The first unit starts the clock: 400 images in 4 s since.
         "encode: 600/1,000 images, 100 images/s, 2.0 MB/s, 4 s left, 1 bad",
-        "encode: 1,000/1,000 images, 100 images/s, 2.0 MB/s, 0 s left, 1 bad",
+        "encode: 1,000/1,000 images, 100 images/s, 2.0 MB/s, 0 s left, 1 bad, one 72/s; two 28/s",
         "a note",
-        "assemble: 1/3 pages",
-        "assemble: 3/3 pages",
+        "write: 1/3 MB",
+        "write: 3/3 MB",
         "decode: 6/9 images",
     ]
 
@@ -60,10 +61,10 @@ def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str]) -> None:
 
     with progress_on(Terminal()) as progress:
         progress.note("a [note]")
-        progress.encoded(5, 10, 100, 0)
-        progress.assembled(1, 2)
+        progress.encoded(5, 10, 100, 0, {})
+        progress.written(1_000_000, 2_000_000)
         progress.decoded(3, 4)
     shown = capsys.readouterr().err
     assert "a [note]" in shown
-    for text in ("5/10 images", "1/2 pages", "3/4 images"):
+    for text in ("5/10 images", "1/2 MB", "3/4 images"):
         assert text in shown

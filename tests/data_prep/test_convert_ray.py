@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,14 @@ import ray
 
 from data_prep.beton.manifest import manifest_path
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.driver import MAX_LOSSES, encode_with_ray
+from data_prep.convert.driver import MAX_LOSSES, RayPool
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.convert.work_folder import work_path
 from data_prep.errors import Fault, UserError
-from data_prep.sources.base import Sample, Source
+from data_prep.sources.base import Sample, Source, SourceDescription
 from data_prep.sources.synthetic import Synthetic
 
 NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
@@ -64,14 +64,8 @@ def run(
     source: Source, output: Path, workers: int, progress: Notes | None = None, stop: StopFlag | None = None
 ) -> Outcome:
     progress, stop = progress or Notes(), stop or StopFlag()
-    return convert(
-        source,
-        ConvertSettings(),
-        output,
-        encode_units=encode_with_ray(workers, None, progress, stop),
-        progress=progress,
-        stop=stop,
-    )
+    with RayPool(workers, None, progress, stop) as pool:
+        return convert(source, ConvertSettings(), output, pool=pool, progress=progress, stop=stop)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +121,45 @@ def test_lost_workers_cost_their_unit_and_nothing_else(tmp_path: Path, expected:
     run(deadly(tmp_path / "deaths", MAX_LOSSES), output, 2, progress)
     assert output.read_bytes() == expected[0]
     assert len(progress.lines) == MAX_LOSSES
-    assert all(line.startswith("samples 512..1023 were lost and are encoded again: ") for line in progress.lines)
+    assert all(line.startswith("samples 512..1023 were lost and are done again: ") for line in progress.lines)
+
+
+def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: Path, convert_here) -> None:
+    marker = tmp_path / "reads"
+
+    @dataclass(frozen=True)
+    class DeadlyAtSecondReading(Synthetic):
+        """Its own bytes are placed straight from the source, as those of files are; that kills two workers."""
+
+        def describe(self) -> SourceDescription:
+            return replace(super().describe(), location="/files")
+
+        def __getitem__(self, index: int) -> Sample:
+            if index == 700:
+                before = marker.read_text() if marker.exists() else ""
+                marker.write_text(before + "x")
+                if len(before) in (1, 2):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    source = DeadlyAtSecondReading(num_samples=NUM_SAMPLES, min_side=16, max_side=24)
+    progress = Notes()
+    manifest = run(source, tmp_path / "a.beton", 2, progress).manifest
+    assert manifest.num_untouched == NUM_SAMPLES
+    assert len(progress.lines) == 2
+    assert all(line.startswith("bytes 0..") and "were lost and are done again: " in line for line in progress.lines)
+    assert marker.read_text() == "xxxx"
+    convert_here(Synthetic(num_samples=NUM_SAMPLES, min_side=16, max_side=24), None, tmp_path / "b.beton")
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+
+
+def test_a_worker_with_other_libraries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_prep.convert import run as module
+
+    versions = module.encoder_versions() | {"pillow": "1.0"}
+    monkeypatch.setattr(module, "encoder_versions", lambda: versions)
+    with pytest.raises(UserError, match=r"has other libraries than the driver \(pillow .*, not 1\.0\)"):
+        run(Synthetic(num_samples=5), tmp_path / "a.beton", 1)
 
 
 def test_a_unit_that_always_kills_its_worker_ends_the_conversion(tmp_path: Path) -> None:
@@ -142,7 +174,7 @@ def test_an_error_in_a_task_is_named(tmp_path: Path) -> None:
         def __getitem__(self, index: int) -> Sample:
             raise KeyError("no such thing")
 
-    with pytest.raises(Fault, match=r"samples 0\.\.4 cannot be encoded: KeyError: 'no such thing'"):
+    with pytest.raises(Fault, match=r"samples 0\.\.4 cannot be converted: KeyError: 'no such thing'"):
         run(Broken(num_samples=5), tmp_path / "a.beton", 1)
 
 
@@ -160,7 +192,7 @@ def test_bad_samples_of_all_units_are_gathered(tmp_path: Path) -> None:
 
 def test_a_stop_ends_the_tasks_and_the_next_run_goes_on(tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
     class StopOnFirstReport(Notes):
-        def encoded(self, samples: int, total: int, stored_bytes: int, bad: int) -> None:
+        def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
             if samples:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -224,8 +256,7 @@ def test_a_killed_driver_costs_only_the_units_in_flight(tmp_path: Path, expected
     process = start(output)
     wait_for_a_part(process, output)
     process.kill()
-    process.communicate(timeout=WAIT_LIMIT_S)
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait(WAIT_LIMIT_S) == -signal.SIGKILL  # its workers may go on for a while, and hold its pipes
     assert not output.exists()
 
     process = start(output)

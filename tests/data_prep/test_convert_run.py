@@ -5,25 +5,35 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.part import PartWriter, is_finished, open_part, part_path
+from data_prep.convert.config import BadPolicy, ConvertSettings
+from data_prep.convert.encode import Encoded
+from data_prep.convert.part import IN_SOURCE, BadSampleReport, PartWriter, part_path, read_part
+from data_prep.convert.place import place_range
 from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit, make_plan
+from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
-from data_prep.convert.run import bad_samples_path, convert, encode_in_this_process
+from data_prep.convert.run import bad_samples_path, convert, quarantine_path
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.convert.work_folder import work_folder, work_path
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import SourceDescription
+from data_prep.sources.image_folder import ImageFolder
+from data_prep.sources.splits import SplitRequest
 from data_prep.sources.synthetic import Synthetic
 
 THREE_UNITS = Synthetic(num_samples=2 * UNIT_SAMPLES + 100, min_side=8, max_side=12, file_format="png")
@@ -46,7 +56,7 @@ def test_a_golden_beton(tmp_path: Path, convert_here) -> None:
         hashlib.sha256(output.read_bytes()).hexdigest()
         == "313e9355d7f4f30331c154139e056af086fd3d470f9b07a6a078cf54ae66da33"
     )
-    assert outcome.manifest.digest == "xxh3_128:7856575c3986efff5e2c7cd279f32524"
+    assert outcome.manifest.digest == "xxh3_128_tree:aed40399786daa80d1c32bef9c09c5af"
 
 
 def test_a_beton_is_its_images_in_order(tmp_path: Path, convert_here) -> None:
@@ -91,37 +101,45 @@ def test_units_cover_every_sample_once_and_the_digest_knows_everything() -> None
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_part_is_noticed(tmp_path: Path) -> None:
-    unit, digest = WorkUnit(3, 10, 12), "d" * 32
-    path = part_path(tmp_path, unit)
+def write_part(folder: Path, unit: WorkUnit, digest: str, finish: bool = True) -> Path:
+    path = part_path(folder, unit.number)
     with PartWriter(path, digest, unit) as part:
-        for data in (b"first", b"second"):
-            part.append(data, mode=0, untouched=True, height=4, width=5, label=1)
+        part.append(Encoded(b"first", MODE_JPEG, 4, 5, untouched=False), 1, spill=True)
+        part.append_bad(BadSampleReport(11, "key", "reason"))
+        part.append(Encoded(b"second", MODE_JPEG, 6, 7, untouched=True), 2, spill=False)
         assert not path.exists()
-        part.finish()
+        if finish:
+            part.finish()
+    return path
+
+
+def test_a_damaged_part_is_noticed(tmp_path: Path) -> None:
+    unit, digest = WorkUnit(3, 10, 13), "d" * 32
+    path = write_part(tmp_path, unit, digest)
     assert names_in(tmp_path) == ["unit-000003.part"]
-    with open_part(path, digest, unit) as read:
-        assert b"".join(read.payload()) == b"firstsecond"
-        assert read.rows["size"].tolist() == [5, 6]
+    part = read_part(path, digest, unit)
+    assert part.rows["size"].tolist() == [5, 0, 6]
+    assert part.rows["spill"].tolist() == [0, 0, IN_SOURCE]
+    assert part.rows["width"].tolist() == [5, 0, 7]
+    assert part.bad == [BadSampleReport(11, "key", "reason")]
     whole = path.read_bytes()
-    assert is_finished(path, digest, unit)
-    assert not is_finished(path, "e" * 32, unit)
-    assert not is_finished(path, digest, WorkUnit(4, 10, 12))
-    for damaged in (whole[:-1], whole[1:], b""):
-        path.write_bytes(damaged)
-        assert not is_finished(path, digest, unit)
-    for damaged in (b"F" + whole[1:], whole[:12] + b"\xff" + whole[13:]):  # in the images, in the rows
-        path.write_bytes(damaged)
-        with open_part(path, digest, unit) as read, pytest.raises(Fault, match="its bytes changed"):
-            list(read.payload())
-        assert not path.exists()
+    assert whole.startswith(b"first")
+    assert b"second" not in whole
+    for other_digest, other_unit in (("e" * 32, unit), (digest, WorkUnit(4, 10, 13))):
+        with pytest.raises(Fault, match="is damaged or of another conversion"):
+            read_part(path, other_digest, other_unit)
+    for at in range(5, len(whole)):  # the spilled image itself is compared with its row when it is used
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(Fault, match="is damaged or of another conversion"):
+            read_part(path, digest, unit)
+    for cut_short in (whole[:-1], whole[1:], whole[:20], b""):
+        path.write_bytes(cut_short)
+        with pytest.raises(Fault, match="is damaged or of another conversion"):
+            read_part(path, digest, unit)
 
 
 def test_an_unfinished_part_leaves_nothing(tmp_path: Path) -> None:
-    unit = WorkUnit(0, 0, 2)
-    with PartWriter(part_path(tmp_path, unit), "d" * 32, unit) as part:
-        part.append(b"first", mode=0, untouched=True, height=4, width=5, label=1)
-        assert len(names_in(tmp_path)) == 1
+    write_part(tmp_path, WorkUnit(0, 0, 3), "d" * 32, finish=False)
     assert names_in(tmp_path) == []
 
 
@@ -147,7 +165,7 @@ def convert_until(looks: int, output: Path):
         THREE_UNITS,
         ConvertSettings(),
         output,
-        encode_units=encode_in_this_process(stop),
+        pool=ThisProcess(stop),
         progress=NoProgress(),
         stop=stop,
     )
@@ -168,19 +186,25 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(tmp_path: Path, convert_
         assert names_in(output.parent) == ["a.beton", "a.manifest.json"]
 
 
-def test_a_stop_while_assembling_leaves_no_beton(tmp_path: Path, convert_here) -> None:
+def test_a_stop_while_writing_leaves_no_beton_and_goes_on(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Stopped):
-        convert_until(6, output)
+        convert_until(7, output)
     assert names_in(tmp_path) == ["a.beton.work"]
+    (target,) = work_path(output).glob("*.unfinished")
+    assert len(list(work_path(output).glob("range-*"))) == 1
+    with target.open("r+b") as file:  # as after a power cut: the note is there, the bytes are not
+        file.truncate(1000)
     assert convert_here(THREE_UNITS, None, output).num_units_taken_over == 3
+    convert_here(THREE_UNITS, None, tmp_path / "b.beton")
+    assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
 def test_parts_of_another_plan_or_damaged_ones_are_not_taken_over(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Stopped):
         convert_until(4, output)
-    part = part_path(work_path(output), WorkUnit(0, 0, UNIT_SAMPLES))
+    part = part_path(work_path(output), 0)
     part.write_bytes(part.read_bytes()[:-1])
     (work_path(output) / "unit-000002.part.host-1.tmp").write_bytes(b"scrap")
     kept = shutil.copytree(work_path(output), tmp_path / "b.beton.work")
@@ -242,7 +266,7 @@ def test_bad_samples_are_all_listed_and_nothing_is_written(image_tree: Path, tmp
     with pytest.raises(UserError) as error:
         convert_here("image-folder", str(image_tree), output)
 
-    assert "3 of 6 images cannot be stored (first: cat/1.JPEG cannot be decoded" in str(error.value)
+    assert "3 of 6 images cannot be stored (first: cat/1.JPEG is damaged: Premature end" in str(error.value)
     assert str(bad_samples_path(output)) in str(error.value)
     listed = [line.split("\t") for line in bad_samples_path(output).read_text().splitlines()]
     assert [row[:2] for row in listed] == [
@@ -261,14 +285,60 @@ def test_bad_samples_are_all_listed_and_nothing_is_written(image_tree: Path, tmp
     assert not bad_samples_path(output).exists()
 
 
-def test_a_file_lost_after_listing_is_a_bad_sample(image_tree: Path, tmp_path: Path, convert_here) -> None:
-    from data_prep.sources.image_folder import ImageFolder
-    from data_prep.sources.splits import SplitRequest
+def test_quarantine_leaves_bad_samples_out_and_lists_them(image_tree: Path, tmp_path: Path, convert_here) -> None:
+    good = (image_tree / "cat" / "0.JPEG").read_bytes()
+    (image_tree / "cat" / "1.JPEG").write_bytes(good[: len(good) // 2])
+    (image_tree / "emu" / "0.JPEG").write_bytes(b"")
+    output = tmp_path / "a.beton"
 
-    source = ImageFolder.open(str(image_tree), SplitRequest(None, explicit=False))
+    for max_bad, allowed in (("0.1%", 0), ("1", 1), ("33%", 1)):
+        with pytest.raises(UserError, match=f"2 of 6 images cannot be stored, --max-bad {max_bad} allows {allowed}"):
+            convert_here("image-folder", str(image_tree), output, max_bad=max_bad)
+        assert not output.exists()
+        assert len(bad_samples_path(output).read_text().splitlines()) == 3
+
+    manifest = convert_here("image-folder", str(image_tree), output, max_bad="34%").manifest
+    assert not bad_samples_path(output).exists()
+    assert [(q["index"], q["key"]) for q in manifest.quarantined] == [(1, "cat/1.JPEG"), (4, "emu/0.JPEG")]
+    assert manifest.quarantined[1]["reason"] == "is empty"
+    listed = [line.split("\t")[:2] for line in quarantine_path(output).read_text().splitlines()]
+    assert listed == [["index", "key"], ["1", "cat/1.JPEG"], ["4", "emu/0.JPEG"]]
+    assert manifest.class_counts == (1, 2, 1)
+    reader = BetonReader(output)
+    kept = ["cat/0", "dog/0", "dog/1", "emu/1"]
+    assert [bytes(reader.image_bytes(i)) for i in range(4)] == [
+        (image_tree / f"{name}.JPEG").read_bytes() for name in kept
+    ]
+    assert reader.labels.tolist() == [0, 1, 1, 2]
+
+    assert convert_here("image-folder", str(image_tree), output, max_bad="2").already_done
+    with pytest.raises(UserError, match="exists and leaves out 2 bad samples, more than asked for now"):
+        convert_here("image-folder", str(image_tree), output)
+
+
+def test_nothing_but_bad_samples_is_no_beton(image_tree: Path, tmp_path: Path, convert_here) -> None:
+    for file in image_tree.rglob("*.JPEG"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="none of its images can be stored"):
+        convert_here("image-folder", str(image_tree), tmp_path / "a.beton", max_bad="100%")
+    assert not (tmp_path / "a.beton").exists()
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "101%", "x", "%", "", "-1%"])
+def test_max_bad_is_a_number_or_a_share(value: str) -> None:
+    with pytest.raises(UserError, match=r"expected a number, or a share such as 0\.1%"):
+        BadPolicy("quarantine", value)
+    assert BadPolicy("quarantine", "0.1%").limit(1_281_167) == 1281
+    assert BadPolicy("quarantine", "7").limit(3) == 7
+    assert BadPolicy("fail", "7").limit(3) == 0
+
+
+def test_a_file_lost_after_listing_ends_the_conversion(image_tree: Path, tmp_path: Path, convert_here) -> None:
+    source = open_tree(image_tree)
     (image_tree / "dog" / "1.JPEG").unlink()
-    with pytest.raises(UserError, match=r"1 of 6 .*dog/1\.JPEG cannot be read: No such file or directory"):
+    with pytest.raises(Fault, match=r"dog/1\.JPEG: changed while"):
         convert_here(source, None, tmp_path / "a.beton")
+    assert not (tmp_path / "a.beton").exists()
 
 
 def test_a_label_outside_the_classes_is_a_bad_sample(tmp_path: Path, convert_here) -> None:
@@ -292,29 +362,152 @@ def test_the_outputs_name_and_place_are_checked(tmp_path: Path, convert_here) ->
         convert_here("synthetic", "n=5", tmp_path / "file" / "a.beton")
 
 
+class Tampering(ThisProcess):
+    """Does something between the reading of the units and the writing of the ranges."""
+
+    def __init__(self, tamper) -> None:
+        super().__init__(StopFlag())
+        self.tamper = tamper
+
+    def run(self, task, job, items):
+        if task is place_range:
+            self.tamper(job)
+        yield from super().run(task, job, items)
+
+
+def convert_tampered(source, output: Path, tamper, reopen=None):
+    return convert(
+        source,
+        ConvertSettings(),
+        output,
+        pool=Tampering(tamper),
+        progress=NoProgress(),
+        stop=StopFlag(),
+        reopen=reopen,
+    )
+
+
 def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
 
-    def encode_then_damage(source, plan, units, folder):
-        yield from encode_in_this_process(StopFlag())(source, plan, units, folder)
-        with part_path(folder, plan.units[1]).open("r+b") as file:
+    def damage(job) -> None:
+        with part_path(job.folder, 1).open("r+b") as file:
             file.write(b"X")
 
-    with pytest.raises(Fault, match=r"unit-000001\.part: its bytes changed after they were written"):
-        convert(
-            THREE_UNITS,
-            ConvertSettings(),
-            output,
-            encode_units=encode_then_damage,
-            progress=NoProgress(),
-            stop=StopFlag(),
-        )
+    with pytest.raises(Fault, match=r"synthetic-0000512: changed while the data set was being converted"):
+        convert_tampered(THREE_UNITS, output, damage)
     assert names_in(tmp_path) == ["a.beton.work"]
-    assert names_in(work_path(output)) == ["lock", "plan", "unit-000000.part", "unit-000002.part"]
+    assert {"unit-000000.part", "unit-000002.part"} <= set(names_in(work_path(output)))
+    assert "unit-000001.part" not in names_in(work_path(output))
     outcome = convert_here(THREE_UNITS, None, output)
     assert outcome.num_units_taken_over == 2
     convert_here(THREE_UNITS, None, tmp_path / "b.beton")
     assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
+
+
+def open_tree(image_tree: Path) -> ImageFolder:
+    return ImageFolder.open(str(image_tree), SplitRequest(None, explicit=False))
+
+
+@pytest.mark.parametrize("change", ["other bytes of the same size", "gone"])
+def test_a_source_file_that_changes_before_it_is_placed_ends_the_conversion(
+    change: str, image_tree: Path, tmp_path: Path, convert_here
+) -> None:
+    output = tmp_path / "a.beton"
+    file = image_tree / "dog" / "1.JPEG"
+    good = file.read_bytes()
+
+    def tamper(_: object) -> None:
+        status = file.stat()
+        if change == "gone":
+            file.unlink()
+        else:  # with the same times: only the digest tells
+            file.write_bytes(good[:-20] + bytes([good[-20] ^ 1]) + good[-19:])
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    with pytest.raises(Fault, match=r"dog/1\.JPEG: changed while .*; run the same command again"):
+        convert_tampered(open_tree(image_tree), output, tamper)
+    assert names_in(tmp_path) == ["a.beton.work", "tree"]
+    file.write_bytes(good)
+    assert convert_here("image-folder", str(image_tree), output).manifest.num_samples == 6
+
+
+def test_a_source_that_grows_meanwhile_ends_the_conversion(image_tree: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.beton"
+
+    def add_a_file(_: object) -> None:
+        shutil.copy(image_tree / "dog" / "1.JPEG", image_tree / "emu" / "2.JPEG")
+
+    with pytest.raises(Fault, match=r"tree: changed while it was being converted; no beton was written"):
+        convert_tampered(open_tree(image_tree), output, add_a_file, reopen=lambda: open_tree(image_tree))
+    assert names_in(tmp_path) == ["a.beton.work", "tree"]
+
+
+def test_an_output_folder_that_vanishes_ends_the_conversion(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "a.beton"
+    with pytest.raises(Fault, match=r"cannot be written: No such file or directory; mend that"):
+        convert_tampered(THREE_UNITS, output, lambda job: shutil.rmtree(job.folder))
+    assert not output.exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from data_prep.convert.config import ConvertSettings
+from data_prep.convert.pool import ThisProcess
+from data_prep.convert.progress import NoProgress
+from data_prep.convert.run import convert
+from data_prep.convert.stop import StopFlag
+from data_prep.sources.synthetic import Synthetic
+
+source = Synthetic(num_samples=6000, min_side=32, max_side=64)
+settings = ConvertSettings(encode="mixed", raw_share=0.5, page_bytes=2 << 20)
+print("ready", flush=True)
+convert(source, settings, Path(sys.argv[1]), pool=ThisProcess(StopFlag()), progress=NoProgress(), stop=StopFlag())
+"""
+
+
+def test_kills_at_random_moments_do_not_change_a_byte(tmp_path: Path) -> None:
+    """SIGKILL again and again, each time a little later, until a run comes through."""
+    expected, output = tmp_path / "expected.beton", tmp_path / "a.beton"
+
+    def start(path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    began_s = time.monotonic()
+    assert start(expected).wait(timeout=120) == 0
+    whole_s = time.monotonic() - began_s
+    delays = random.Random(0)
+    num_killed = 0
+    for attempt in range(50):
+        process = start(output)
+        try:
+            process.wait(timeout=delays.uniform(0, whole_s * (0.3 + 0.1 * attempt)))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            num_killed += 1
+            if manifest_path(output).exists():
+                assert load_manifest(output) == load_manifest(expected)
+    assert process.returncode == 0
+    assert num_killed >= 1
+    for end in (".beton", ".manifest.json"):
+        assert output.with_suffix(end).read_bytes() == expected.with_suffix(end).read_bytes()
+    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "expected.beton", "expected.manifest.json"]
+
+
+def test_a_jpeg_of_a_file_system_is_not_copied_into_the_parts(image_tree: Path, tmp_path: Path) -> None:
+    part_bytes = []
+    convert_tampered(
+        open_tree(image_tree),
+        tmp_path / "a.beton",
+        lambda job: part_bytes.append(part_path(job.folder, 0).stat().st_size),
+    )
+    assert part_bytes[0] < 1000
 
 
 def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:

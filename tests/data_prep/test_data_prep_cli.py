@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from data_prep.convert.work_folder import work_path
 
 WAIT_LIMIT_S = 120.0
+COMMANDS = ("convert", "verify", "merge", "subset", "stage")
 
 
 def data_prep(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -32,7 +35,7 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
     made = json.loads(first.stdout.splitlines()[-1])
     expected = {"ok": True, "path": str(output), "num_samples": 12, "num_classes": 10, "already_done": False}
     assert expected.items() <= made.items()
-    assert made["digest"].startswith("xxh3_128:")
+    assert made["digest"].startswith("xxh3_128_tree:")
 
     checked = data_prep("verify", output, "--decode", "all", "--json")
     assert checked.returncode == 0, checked.stderr
@@ -45,6 +48,16 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
         "num_decoded": 12,
         "problems": [],
     }
+
+    against = ["--source", "synthetic", "--split", "val", "--input"]
+    compared = data_prep("verify", output, *against, "n=12,size=16")
+    assert compared.returncode == 0, compared.stderr
+    assert compared.stdout.startswith(
+        f"{output}: whole; 12 images, 12 of them decoded; as many are what synthetic gives"
+    )
+    differs = data_prep("verify", output, *against, "n=12,size=16,seed=1")
+    assert differs.returncode == 1
+    assert "12 of 12 samples are not what the source gives: 0 (synthetic-0000000: other bytes)" in differs.stderr
 
     again = convert(output, "--input", "n=12,size=16", "--json")
     assert again.returncode == 0
@@ -75,7 +88,7 @@ def test_verify_of_a_damaged_beton_ends_with_1(tmp_path: Path) -> None:
         (["convert", "--source", "digits"], "--output"),
         (["convert", "--source", "digits", "--output", "a.beton", "--workers", "-1"], "--workers"),
         (["convert", "--source", "digits", "--output", "a.beton", "--workers", "two"], "--workers"),
-        (["convert", "--source", "digit", "--output", "a.beton"], "--source digit: unknown; known sources: digits"),
+        (["convert", "--source", "digit", "--output", "a.beton"], "--source digit: unknown; known sources: "),
         (
             ["convert", "--source", "synthetic", "--workers", "0", "--output", "a.bin"],
             "expected a name that ends in .beton",
@@ -87,6 +100,13 @@ def test_verify_of_a_damaged_beton_ends_with_1(tmp_path: Path) -> None:
         (["convert", "--source", "image-folder", "--output", "a.beton", "--input", "/nowhere"], "is not a folder"),
         (["convert", "--source", "image-folder", "--output", "/proc/a.beton"], "needs --input"),
         (["convert", "--source", "digits", "--workers", "0", "--output", "/proc/a.beton"], "cannot be written"),
+        (["convert", "--source", "digits", "--output", "a.beton", "--raw-share", "0.5"], "for --encode mixed"),
+        (["convert", "--source", "digits", "--output", "a.beton", "--max-bad", "5"], "--on-error quarantine"),
+        (["convert", "--source", "digits", "--output", "a.beton", "--on-error", "skip"], "--on-error skip: expected"),
+        (["subset", "none.beton", "--output", "a.beton", "--first", "5"], "none.beton: does not exist"),
+        (["subset", "none.beton", "--output", "a.beton"], "say what to keep"),
+        (["merge", "none.beton", "no.beton", "--output", "a.beton"], "none.beton: does not exist"),
+        (["stage", "none.beton", "--to", "cache"], "none.manifest.json: does not exist"),
         (["verify", "none.beton"], "none.beton: does not exist"),
         (["verify", "none.beton", "--decode", "some"], "--decode some: expected all or a number"),
         (["turn"], "turn"),
@@ -135,7 +155,7 @@ def test_a_signal_ends_in_order(number: signal.Signals, code: int, tmp_path: Pat
     assert not output.exists()
 
 
-@pytest.mark.parametrize("command", [["--help"], ["convert", "--help"], ["verify", "--help"]])
+@pytest.mark.parametrize("command", [["--help"], *([c, "--help"] for c in COMMANDS)])
 def test_help_shows_an_example_and_needs_no_heavy_library(command: list[str]) -> None:
     script = (
         "import sys; sys.argv = ['data-prep', *sys.argv[1:]]\n"
@@ -152,28 +172,102 @@ def test_help_shows_an_example_and_needs_no_heavy_library(command: list[str]) ->
     assert command == ["--help"] or f"Example: data-prep {command[0]} " in result.stdout
 
 
-def test_a_full_disk_is_named_and_leaves_no_beton(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the full disk: the write fails half way."""
-    script = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "from data_prep.cli import main\n"
-        "main()\n"
-    )
-    arguments = ["convert", "--source", "synthetic", "--input", "n=200,size=64", "--encode", "raw", "--workers", "0"]
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+from data_prep.cli import main
+main()
+"""
+"""A limit on the size of files stands in for the full disk: the write fails half way."""
+
+
+@pytest.mark.parametrize("moment", ["while encoding", "while writing"])
+def test_a_write_that_fails_is_named_and_leaves_no_beton(moment: str, tmp_path: Path, image_tree: Path) -> None:
+    out = tmp_path / "out"
+    if moment == "while encoding":
+        arguments = ["--source", "synthetic", "--input", "n=200,size=64", "--encode", "raw"]
+    else:  # the parts of files whose own bytes are stored are small
+        arguments = ["--source", "image-folder", "--input", str(image_tree)]
+    command = ["convert", *arguments, "--workers", "0", "--output", str(out / "a.beton")]
     result = subprocess.run(
-        [sys.executable, "-c", script, *arguments, "--output", str(tmp_path / "a.beton")],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_LIMIT_S,
-        check=False,
+        [sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, timeout=WAIT_LIMIT_S, check=False
     )
     assert result.returncode == 1
-    last = (
-        f"data-prep: {tmp_path}/a.beton.work: cannot be written: File too large; mend that, then run the same command"
-    )
-    assert result.stderr.splitlines()[-1].startswith(last)
+    what = "a.beton.work" if moment == "while encoding" else "a.beton"
+    expected = f"data-prep: {out}/{what}: cannot be written: File too large; mend that, then run the same command"
+    assert result.stderr.splitlines()[-1].startswith(expected)
     assert "Traceback" not in result.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["a.beton.work"]
-    assert not list(work_path(tmp_path / "a.beton").glob("*.part"))
+    assert [p.name for p in out.iterdir()] == ["a.beton.work"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB; only root can make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user may not mount a tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(("num_samples", "message"), [(150, "GB free"), (400, "No space left on device")])
+def test_a_full_disk_is_named_and_the_next_run_goes_on(num_samples: int, message: str, small_disk: Path) -> None:
+    """Raw images of 108 kB: 150 fit once, as parts, but not again as a beton; 400 do not fit at all."""
+    output = small_disk / "a.beton"
+    arguments = ["--input", f"n={num_samples},size=190", "--encode", "raw"]
+    result = convert(output, *arguments)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert message in last
+    assert "run the same command again" in last
+    assert "Traceback" not in result.stderr
+    assert [p.name for p in small_disk.iterdir()] == ["a.beton.work"]
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    assert convert(output, *arguments).returncode == 0
+    assert data_prep("verify", output, "--decode", "all").returncode == 0
+
+
+def test_quarantine_and_mixed_from_the_command_line(tmp_path: Path, image_tree: Path) -> None:
+    (image_tree / "dog" / "1.JPEG").write_bytes(b"no image")
+    command = ["convert", "--source", "image-folder", "--input", image_tree, "--workers", "0", "--json"]
+    output = tmp_path / "out" / "a.beton"
+    refused = data_prep(*command, "--output", output)
+    assert refused.returncode == 2
+    assert "leave them out with --on-error quarantine --max-bad N" in refused.stderr
+    options = ["--on-error", "quarantine", "--max-bad", "20%", "--encode", "mixed", "--raw-share", "1", "--seed", "7"]
+    made = data_prep(*command, "--output", output, *options)
+    assert made.returncode == 0, made.stderr
+    last = json.loads(made.stdout.splitlines()[-1])
+    assert (last["num_samples"], last["num_quarantined"], last["num_untouched"]) == (5, 1, 0)
+    assert sorted(p.name for p in output.parent.iterdir()) == ["a.beton", "a.manifest.json", "a.quarantine.tsv"]
+
+
+def test_subset_merge_and_stage_from_the_command_line(tmp_path: Path) -> None:
+    whole = tmp_path / "a.beton"
+    digest = json.loads(convert(whole, "--input", "n=12,size=16,classes=3", "--json").stdout.splitlines()[-1])["digest"]
+    (tmp_path / "classes").write_text("class-0\nclass-2\n")
+    for name, options in {
+        "first": ["--first", "6"],
+        "every": ["--every", "5"],
+        "classes": ["--classes", f"@{tmp_path}/classes"],
+    }.items():
+        made = data_prep("subset", whole, "--output", tmp_path / f"{name}.beton", *options, "--json")
+        assert made.returncode == 0, made.stderr
+        report = json.loads(made.stdout.splitlines()[-1])
+        expected = {"first": (6, 3), "every": (3, 3), "classes": (8, 2)}[name]
+        assert (report["num_samples"], report["num_classes"]) == expected
+    (tmp_path / "rest").write_text("\n".join(str(i) for i in range(6, 12)))
+    data_prep("subset", whole, "--output", tmp_path / "rest.beton", "--indices", tmp_path / "rest")
+    merged = data_prep(
+        "merge", tmp_path / "first.beton", tmp_path / "rest.beton", "--output", tmp_path / "b.beton", "--json"
+    )
+    assert json.loads(merged.stdout.splitlines()[-1])["digest"] == digest
+
+    staged = data_prep("stage", whole, "--to", tmp_path / "cache", "--json")
+    assert staged.returncode == 0, staged.stderr
+    path = Path(json.loads(staged.stdout.splitlines()[-1])["path"])
+    assert path.read_bytes() == whole.read_bytes()
+    assert staged.stdout.splitlines()[0] == str(path)

@@ -6,12 +6,25 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep.beton import layout
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, decode_rgb, encode
+from data_prep.convert.turbojpeg import Damaged, Unreadable, check
 from data_prep.errors import UserError
+
+
+def reads_cleanly(data: bytes) -> bool:
+    try:
+        check(data)
+    except (Damaged, Unreadable):
+        return False
+    return True
+
+
+def decode_rgb_plain(data: bytes) -> Image.Image:
+    return Image.fromarray(decode_rgb(data, ConvertSettings()))
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -59,37 +72,169 @@ def test_other_pixel_formats_become_rgb(picture, image_file) -> None:
     gray = np.asarray(colour.convert("L"))
     expected_gray = np.stack([gray] * 3, axis=-1)
     sixteen = Image.fromarray((gray.astype(np.uint16) << 8) + 77)
-    assert np.array_equal(np.asarray(decode_rgb(image_file(colour.convert("L"), "PNG"))), expected_gray)
-    assert np.array_equal(np.asarray(decode_rgb(image_file(sixteen, "PNG"))), expected_gray)
-    assert np.array_equal(np.asarray(decode_rgb(image_file(colour.convert("RGBA"), "PNG"))), np.asarray(colour))
+    assert np.array_equal(np.asarray(decode_rgb_plain(image_file(colour.convert("L"), "PNG"))), expected_gray)
+    assert np.array_equal(np.asarray(decode_rgb_plain(image_file(sixteen, "PNG"))), expected_gray)
+    assert np.array_equal(np.asarray(decode_rgb_plain(image_file(colour.convert("RGBA"), "PNG"))), np.asarray(colour))
     palette = colour.quantize(16)
-    assert np.array_equal(np.asarray(decode_rgb(image_file(palette, "PNG"))), np.asarray(palette.convert("RGB")))
-    cmyk = decode_rgb(image_file(colour.convert("CMYK"), quality=100, subsampling="4:4:4"))
+    assert np.array_equal(np.asarray(decode_rgb_plain(image_file(palette, "PNG"))), np.asarray(palette.convert("RGB")))
+    cmyk = decode_rgb_plain(image_file(colour.convert("CMYK"), quality=100, subsampling="4:4:4"))
     assert np.abs(np.asarray(cmyk).astype(int) - np.asarray(colour)).mean() < 3
 
 
-def test_an_exif_orientation_is_ignored(picture, image_file) -> None:
+def difference(image: Image.Image, other: Image.Image) -> float:
+    """Mean grey levels."""
+    assert image.size == other.size
+    return float(np.abs(np.asarray(image).astype(int) - np.asarray(other.convert("RGB"))).mean())
+
+
+def test_kinds_of_jpeg_that_the_stock_decoder_misreads_end_as_the_right_pixels(picture, image_file, turbo_file) -> None:
+    """Compared with the picture they were made of, not with a decoder that might share the mistake."""
+    colour = picture()
+    inverted = 255 - np.asarray(colour.convert("CMYK"))
+    for data in (
+        turbo_file(inverted, "ycck"),
+        image_file(colour.convert("CMYK"), quality=100, subsampling="4:4:4"),
+        turbo_file(np.asarray(colour), "arithmetic"),
+    ):
+        encoded = encode(data, ConvertSettings())
+        assert not encoded.untouched
+        assert difference(Image.open(io.BytesIO(encoded.data)), colour) < 3
+
+
+def test_sixteen_bits_of_colour_become_eight(picture, png_of_16_bits) -> None:
+    values = np.asarray(picture()).astype(np.uint16)
+    assert np.array_equal(np.asarray(decode_rgb_plain(png_of_16_bits((values << 8) + 99))), values)
+
+
+def test_junk_behind_the_end_is_kept_and_harmless(picture, image_file) -> None:
+    data = image_file(picture(), quality=90) + b"junk" * 100
+    assert encode(data, ConvertSettings()).data == data
+
+
+def turned(image_file, picture, orientation: int) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    data = image_file(picture(30, 40), exif=exif)
+    exif[0x0112] = orientation
+    return image_file(picture(30, 40), quality=95, exif=exif)
+
+
+def test_an_exif_orientation_is_ignored(picture, image_file) -> None:
+    data = turned(image_file, picture, 6)
     for mode in ("original", "jpeg", "raw"):
         encoded = encode(data, ConvertSettings(encode=mode))
         assert (encoded.height, encoded.width) == (30, 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_applied_when_asked_for(orientation: int, picture, image_file) -> None:
+    data = turned(image_file, picture, orientation)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    raw = encode(data, ConvertSettings(encode="raw", exif="apply"))
+    assert raw.data == upright.tobytes()
+    assert (raw.width, raw.height) == upright.size
+    stored = encode(data, ConvertSettings(exif="apply"))
+    assert stored.untouched == (orientation == 1)
+    image = Image.open(io.BytesIO(stored.data))
+    assert image.getexif().get(0x0112, 1) == 1
+    assert difference(image, upright) < 3
+    small = encode(data, ConvertSettings(encode="raw", exif="apply", max_side=20))
+    size = (15, 20) if orientation >= 5 else (20, 15)
+    assert (small.width, small.height) == size
+    pixels_of_small = Image.frombytes("RGB", size, small.data)
+    assert difference(pixels_of_small, upright.resize(size, Image.Resampling.HAMMING)) < 3
+
+
 def test_bad_files_are_refused_with_a_reason(picture, image_file) -> None:
     jpeg, png = image_file(picture()), image_file(picture(), "PNG")
-    for data, reason in [
-        (b"", "is empty"),
-        (b"hello", "is not an image that Pillow knows"),
-        (jpeg[: len(jpeg) // 2], "cannot be decoded"),
-        (jpeg[:100], "(cannot be decoded|is not an image)"),
-        (png[: len(png) // 2], "cannot be decoded"),
-        (image_file(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "has pixels of 32 bits"),
-    ]:
-        for mode in ("original", "jpeg", "raw"):
-            with pytest.raises(BadSample, match=reason):
-                encode(data, ConvertSettings(encode=mode))
+    for strictness in ("decode", "headers"):
+        for data, reason in [
+            (b"", "is empty"),
+            (b"hello", "is not an image that Pillow knows"),
+            (b"\xff\xd8\xff", "(is damaged|cannot be decoded|is not an image)"),
+            (
+                jpeg[: len(jpeg) // 2],
+                "(is damaged: Premature end of JPEG file|cannot be decoded: image file is truncated)",
+            ),
+            (jpeg[:100], "(is damaged|cannot be decoded|is not an image)"),
+            (png[: len(png) // 2], "cannot be decoded"),
+            (png[:60] + bytes([png[60] ^ 255]) + png[61:], "cannot be decoded"),
+            (image_file(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "has pixels of 32 bits"),
+        ]:
+            for mode in ("original", "jpeg", "raw"):
+                with pytest.raises(BadSample, match=reason):
+                    encode(data, ConvertSettings(encode=mode, check=strictness))
+
+
+def rot(data: bytes, share: float) -> bytes:
+    """Wrong bytes within the image's data, as a dying disk leaves them."""
+    at = data.index(b"\xff\xda") + 20
+    at += int((len(data) - at) * share)
+    wrong = np.random.default_rng(5).bytes(512)
+    return data[:at] + wrong + data[at + len(wrong) :]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_bit_rot_that_the_decoder_notices_makes_a_bad_sample(options: dict[str, object], picture, image_file) -> None:
+    data = image_file(picture(300, 400, seed=3), quality=95, **options)
+    rotten = [rot(data, share) for share in (0.2, 0.5, 0.8)]
+    noticed = 0
+    for damaged in rotten:
+        for settings in (ConvertSettings(), ConvertSettings(encode="jpeg"), ConvertSettings(max_side=100)):
+            try:
+                encode(damaged, settings)
+            except BadSample as error:
+                assert str(error).startswith(("is damaged: Corrupt JPEG data", "is damaged: Premature end"))  # noqa: PT017
+                noticed += 1
+    assert noticed == 9
+    assert encode(rotten[1], ConvertSettings(check="headers")).untouched
+
+
+def test_every_flipped_bit_is_noticed_or_leaves_the_image_readable(picture, image_file) -> None:
+    """`untouched` promises that libjpeg-turbo reads the bytes without a word; every tenth byte is tried."""
+    data = image_file(picture(), quality=90)
+    kept = 0
+    for at in range(2, len(data), 10):
+        flipped = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+        try:
+            encoded = encode(flipped, ConvertSettings())
+        except BadSample:
+            continue
+        assert not encoded.untouched or reads_cleanly(encoded.data)
+        kept += encoded.untouched
+    assert kept < len(data) / 10  # some are
+
+
+def test_an_odd_marker_is_no_damage(picture, image_file) -> None:
+    """libjpeg-turbo warns of an unknown JFIF version, so training would refuse the bytes: they are encoded anew."""
+    data = image_file(picture(), quality=90)
+    odd = data.replace(b"JFIF\0\x01", b"JFIF\0\x07", 1)
+    assert odd != data
+    encoded = encode(odd, ConvertSettings())
+    assert not encoded.untouched
+    assert reads_cleanly(encoded.data)
+    assert difference(Image.open(io.BytesIO(encoded.data)), picture()) < 4
+
+
+def test_mixed_is_a_share_of_raw_that_depends_on_seed_and_index_alone(picture, image_file) -> None:
+    data = image_file(picture(8, 8), quality=90)
+    settings = ConvertSettings(encode="mixed", raw_share=0.3)
+    modes = [encode(data, settings, index).mode for index in range(1000)]
+    assert 250 < modes.count(layout.MODE_RAW) < 350
+    assert modes == [encode(data, settings, index).mode for index in range(1000)]
+    assert [i for i in range(40) if modes[i] == layout.MODE_RAW] == [1, 6, 12, 14, 19, 20, 22, 29, 31, 34]
+    other_seed = ConvertSettings(encode="mixed", raw_share=0.3, seed=1)
+    assert modes != [encode(data, other_seed, index).mode for index in range(1000)]
+    for share, mode in ((0.0, layout.MODE_JPEG), (1.0, layout.MODE_RAW)):
+        assert {encode(data, ConvertSettings(encode="mixed", raw_share=share), i).mode for i in range(50)} == {mode}
+    jpegs = [encode(data, settings, i) for i in range(50) if modes[i] == layout.MODE_JPEG]
+    assert all(encoded.untouched for encoded in jpegs)
+
+
+def test_what_would_not_fit_in_memory_is_refused(image_file) -> None:
+    huge = image_file(Image.new("1", (8000, 8000)), "PNG")
+    with pytest.raises(BadSample, match="is too large to decode: 8000 x 8000 px, more than 36,000,000"):
+        encode(huge, ConvertSettings(max_side=100))
+    jpeg = image_file(Image.new("L", (8000, 8000)), "JPEG")  # decoded at 1/8
+    assert encode(jpeg, ConvertSettings(max_side=100)).width == 100
 
 
 def test_an_image_larger_than_a_page_is_refused(image_file) -> None:
@@ -111,7 +256,11 @@ def test_an_image_wider_than_the_format_is_refused(image_file) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encode": "mixed"}, "--encode mixed: expected one of original, jpeg, raw"),
+        ({"encode": "png"}, "--encode png: expected one of original, jpeg, raw, mixed"),
+        ({"raw_share": 1.5}, r"--raw-share 1.5: expected 0\.\.1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"exif": "maybe"}, "--exif maybe: expected one of ignore, apply"),
+        ({"check": "none"}, "--check none: expected one of decode, headers"),
         ({"quality": 0}, r"--quality 0: expected 1\.\.100"),
         ({"max_side": 0}, "--max-side 0"),
         ({"max_side": 65536}, "--max-side 65536"),

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.sources import open_source
+from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.hf_parquet import group_by_split
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.listing import PackedStrings
+from data_prep.sources.places import LocalPlace
 from data_prep.sources.splits import SplitRequest, choose_split, requested_split
 
 ANY = SplitRequest(None, explicit=False)
@@ -38,11 +39,14 @@ def implied(split: str) -> SplitRequest:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_source_and_a_url_are_refused() -> None:
-    with pytest.raises(UserError, match="--source tars: unknown; known sources: digits, hf-parquet, image-folder"):
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(UserError, match="--source tars: unknown; known sources: cifar10, cifar100, digits, hf-parquet"):
         open_source("tars", None, ANY)
-    with pytest.raises(UserError, match="only local paths"):
-        open_source("image-folder", "s3://bucket/tree", ANY)
+
+
+def test_an_option_of_another_source_is_refused() -> None:
+    with pytest.raises(UserError, match="--class-order: --source digits takes none; it belongs to image-folder"):
+        open_source("digits", None, ANY, SourceOptions(class_order="text"))
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -196,6 +200,17 @@ def test_image_folder_with_splits(image_tree: Path, tmp_path: Path) -> None:
         open_source("image-folder", str(image_tree), named("val"))
 
 
+def test_splits_with_other_classes_are_noted(tmp_path: Path) -> None:
+    for folder in ("train/ant", "train/bee", "train/cow", "val/ant", "val/cow"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.jpg").write_bytes(b"1")
+    note = "{} has other classes, so other labels: bee is not in both"
+    assert open_source("image-folder", str(tmp_path), named("val")).describe().label_checks == [note.format("train")]
+    assert open_source("image-folder", str(tmp_path), named("train")).describe().label_checks == [note.format("val")]
+    (tmp_path / "train/bee").rename(tmp_path / "bee")
+    assert open_source("image-folder", str(tmp_path), named("train")).describe().label_checks == []
+
+
 def test_a_class_called_train_is_no_split(image_tree: Path) -> None:
     (image_tree / "cat").rename(image_tree / "train")
     assert open_source("image-folder", str(image_tree), implied("train")).class_names == ("dog", "emu", "train")
@@ -288,6 +303,15 @@ def test_hf_parquet_reads_rows_in_order_and_at_random(hub: Path) -> None:
     assert (val.describe().split, len(val), val[0].data) == ("test", 5, b"image 50")
 
 
+def test_large_row_groups_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.sources.hf_parquet.LARGE_GROUP_BYTES", 100)
+    monkeypatch.setattr("data_prep.sources.row_group.LARGE_BATCH_ROWS", 3)
+    write_parquet(tmp_path / "0.parquet", [b"image %d" % i for i in range(30)], [0] * 30, row_group_size=20)
+    source = open_source("hf-parquet", str(tmp_path), ANY)
+    for i in [*range(30), 29, 19, 5, 4, 18, 0]:
+        assert source[i].data == b"image %d" % i
+
+
 def test_hf_parquet_takes_a_file_or_a_glob(hub: Path) -> None:
     data = hub / "data"
     assert len(open_source("hf-parquet", str(data / "train-00001-of-00002.parquet"), ANY)) == 3
@@ -307,7 +331,7 @@ def test_hf_parquet_notices_a_missing_download(hub: Path) -> None:
 
 def test_group_by_split_reads_names_and_folders() -> None:
     files = ["a/train-00000-of-00002.parquet", "b/validation/0000.parquet", "c/test.parquet", "d/0001.parquet"]
-    assert list(group_by_split([Path(f) for f in files])) == ["train", "validation", "test", "all"]
+    assert list(group_by_split([LocalPlace(f) for f in files])) == ["train", "validation", "test", "all"]
 
 
 def test_cifars_column_names_work_too(tmp_path: Path) -> None:

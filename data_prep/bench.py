@@ -1,0 +1,236 @@
+"""`python -m data_prep.bench`: conversion against stock ffcv's DatasetWriter and `cp -r`, paired in one run.
+
+All read the same tree and use the same number of processes; the order is shuffled anew in every round; each is timed
+until its bytes are on the disk (ours fsyncs, `sync -f` follows the others), ours with the listing. Imports, the start
+of Ray and of ffcv's process are left out on both sides. Only ratios mean anything elsewhere; on a machine with other
+work to do, only those of CPU times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.convert.config import ConvertSettings
+from data_prep.convert.pool import Pool, ThisProcess
+from data_prep.convert.progress import NoProgress
+from data_prep.convert.run import convert
+from data_prep.convert.stop import StopFlag
+from data_prep.sources import open_source
+from data_prep.sources.splits import SplitRequest
+
+NUM_CLASSES = 10
+MAX_SIDE_PX = 500
+QUALITY = 90
+IMAGENET_SAMPLES = 1_281_167
+
+STOCK = """
+import multiprocessing, resource, subprocess, sys, time
+from pathlib import Path
+from PIL import Image
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
+
+tree, output, workers, max_side = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]) or None
+files = [(f, label) for label, d in enumerate(sorted(Path(tree).iterdir())) for f in sorted(d.iterdir())]
+
+class Tree:
+    def __len__(self):
+        return len(files)
+    def __getitem__(self, index):
+        return Image.open(files[index][0]).convert("RGB"), files[index][1]
+
+image = RGBImageField(write_mode="jpg", max_resolution=max_side, jpeg_quality=%d)
+def cpu():
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+start, cpu_start = time.perf_counter(), cpu()
+DatasetWriter(output, {"image": image, "label": IntField()}, num_workers=workers).from_indexed_dataset(Tree())
+for worker in multiprocessing.active_children():
+    worker.join()
+subprocess.run(["sync", "-f", output], check=True)
+print(time.perf_counter() - start, cpu() - cpu_start)
+"""
+
+
+def make_tree(images: Path, tree: Path, num_files: int) -> int:
+    """Copies of the images in `NUM_CLASSES` folders. Returns their bytes."""
+    files = sorted(path for path in images.rglob("*") if path.is_file())
+    total_bytes = 0
+    for number in range(num_files):
+        folder = tree / f"class-{number % NUM_CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        data = files[number % len(files)].read_bytes()
+        (folder / f"{number:06d}.JPEG").write_bytes(data)
+        total_bytes += len(data)
+    return total_bytes
+
+
+class Taken(NamedTuple):
+    wall_s: float
+    cpu_s: float
+    """Of all its processes. NaN for ours on Ray, whose workers are not this process's children."""
+
+
+def time_ours(tree: Path, output: Path, pool: Pool, settings: ConvertSettings) -> Taken:
+    start_s, cpu_start_s = time.perf_counter(), time.process_time()
+    source = open_source("image-folder", str(tree), SplitRequest(None, explicit=False))
+    convert(source, settings, output, pool=pool, progress=NoProgress(), stop=StopFlag())
+    cpu_s = time.process_time() - cpu_start_s
+    return Taken(time.perf_counter() - start_s, cpu_s if isinstance(pool, ThisProcess) else float("nan"))
+
+
+def time_stock(tree: Path, output: Path, workers: int, max_side: int) -> Taken:
+    command = [sys.executable, "-c", STOCK % QUALITY, str(tree), str(output), str(workers), str(max_side)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+    wall_s, cpu_s = told.split()[-2:]
+    return Taken(float(wall_s), float(cpu_s))
+
+
+def time_copy(tree: Path, output: Path) -> Taken:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start_s = time.perf_counter()
+    subprocess.run(["cp", "-r", str(tree), str(output)], check=True)
+    subprocess.run(["sync", "-f", str(output)], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Taken(time.perf_counter() - start_s, sum(after[:2]) - sum(before[:2]))
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def time_planning() -> dict[str, float]:
+    """Seconds for the plan, the layout and the cutting into ranges of as many samples as ImageNet has."""
+    from data_prep.beton.pages import STORED_ROW, lay_out
+    from data_prep.beton.ranges import cut, num_ranges
+    from data_prep.convert.plan import make_plan
+    from data_prep.sources.base import SourceDescription
+
+    start_s = time.perf_counter()
+    make_plan(IMAGENET_SAMPLES, SourceDescription("s", "/s", "train", "i", "s"), ConvertSettings(), {})
+    planned_s = time.perf_counter()
+    rows = np.zeros(IMAGENET_SAMPLES, dtype=STORED_ROW)
+    rows["size"] = np.random.default_rng(0).integers(20_000, 200_000, IMAGENET_SAMPLES)
+    beton = lay_out(rows, 8 << 20)
+    laid_out_s = time.perf_counter()
+    for number in range(num_ranges(beton)):
+        cut(beton, number)
+    return {
+        "plan": planned_s - start_s,
+        "layout": laid_out_s - planned_s,
+        "cut into ranges": time.perf_counter() - laid_out_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description=__doc__)
+    parser.add_argument("images", type=Path, help="a folder of JPEGs; they are copied until there are --files")
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder on the disk to be measured")
+    parser.add_argument("--files", type=int, default=3000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before each (needs root)")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True)
+    try:
+        run(arguments)
+    finally:
+        shutil.rmtree(arguments.work)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import ray
+
+    from data_prep.convert.driver import RayPool
+
+    tree, workers = arguments.work / "tree", arguments.workers
+    total_bytes = make_tree(arguments.images, tree, arguments.files)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", num_cpus=max(workers, 1), include_dashboard=False, log_to_driver=False)
+    pools: dict[int, Pool] = {n: RayPool(n, None, NoProgress(), StopFlag()) for n in {1, workers}}
+    pools[0] = ThisProcess(StopFlag())
+
+    def ours(settings: Mapping[str, object], num_workers: int = workers) -> Callable[[Path], Taken]:
+        values = {"quality": QUALITY, "subsampling": "4:2:0", **settings}
+        chosen = ConvertSettings(**values)  # type: ignore[arg-type]
+        return lambda output: time_ours(tree, output.with_suffix(".beton"), pools[num_workers], chosen)
+
+    contestants: dict[str, Callable[[Path], Taken]] = {
+        "cp -r": lambda output: time_copy(tree, output),
+        "stock jpg": lambda output: time_stock(tree, output, workers, 0),
+        f"stock jpg, {MAX_SIDE_PX} px": lambda output: time_stock(tree, output, workers, MAX_SIDE_PX),
+    }
+    variants: dict[str, dict[str, object]] = {
+        "original, --check headers": {"check": "headers"},
+        "original": {},
+        f"original, {MAX_SIDE_PX} px, --check headers": {"max_side": MAX_SIDE_PX, "check": "headers"},
+        f"original, {MAX_SIDE_PX} px": {"max_side": MAX_SIDE_PX},
+        f"jpeg, {MAX_SIDE_PX} px": {"encode": "jpeg", "max_side": MAX_SIDE_PX},
+    }
+    for name, settings in variants.items():
+        contestants[name] = ours(settings)
+        contestants[f"{name}, no Ray, 1 process"] = ours(settings, 0)
+    contestants[f"jpeg, {MAX_SIDE_PX} px, 1 worker"] = ours(variants[f"jpeg, {MAX_SIDE_PX} px"], 1)
+    ours({})(arguments.work / "warm-up")
+    taken: dict[str, list[Taken]] = defaultdict(list)
+    order = random.Random(0)
+    for number in range(arguments.rounds):
+        names = list(contestants)
+        order.shuffle(names)
+        for name in names:
+            output = arguments.work / "out" / "result"
+            output.parent.mkdir()
+            if arguments.cold:
+                drop_caches()
+            taken[name].append(contestants[name](output))
+            shutil.rmtree(output.parent)
+            print(f"round {number + 1}: {name}: {taken[name][-1].wall_s:.2f} s", file=sys.stderr, flush=True)
+    ray.shutdown()
+    state = "cold" if arguments.cold else "warm"
+    print(
+        f"{arguments.files:,} files, {total_bytes / 1e6:,.0f} MB, {workers} processes, {state}, "
+        f"{arguments.rounds} rounds; load of the machine at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+    )
+    medians = {
+        name: Taken(*(statistics.median(values) for values in zip(*runs, strict=True))) for name, runs in taken.items()
+    }
+    print(as_table({name: medians[name] for name in contestants}, arguments.files))
+    print("\n".join(f"1,281,167 samples, {name}: {value:.2f} s" for name, value in time_planning().items()))
+
+
+def as_table(medians: dict[str, Taken], num_files: int) -> str:
+    """Speeds are relative: to the stock writer of the same `MAX_SIDE_PX`, and to `cp -r`."""
+    lines = [
+        "| | s | images/s | CPU ms/image | speed to stock | CPU to stock | speed to cp -r |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (wall_s, cpu_s) in medians.items():
+        peer = medians[f"stock jpg, {MAX_SIDE_PX} px" if f"{MAX_SIDE_PX} px" in name else "stock jpg"]
+        cells = [
+            f"{wall_s:.2f}",
+            f"{num_files / wall_s:,.0f}",
+            f"{cpu_s / num_files * 1e3:.2f}",
+            f"{peer.wall_s / wall_s:.1f}x",
+            f"{peer.cpu_s / cpu_s:.1f}x",
+            f"{medians['cp -r'].wall_s / wall_s:.2f}x",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells).replace("nanx", "").replace("nan", "") + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

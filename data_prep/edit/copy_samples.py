@@ -1,0 +1,114 @@
+"""A new beton from samples of others: their rows give the layout, their bytes are copied, compared by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.beton.files import temporary_beside
+from data_prep.beton.manifest import Manifest, describe_beton, load_manifest, manifest_path, write_manifest
+from data_prep.beton.pages import STORED_ROW, lay_out
+from data_prep.beton.ranges import write_beton
+from data_prep.beton.reader import BetonReader
+from data_prep.beton.space import require_space
+from data_prep.errors import Fault, UserError
+
+
+@dataclass(frozen=True)
+class Input:
+    reader: BetonReader
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Samples of the new beton, in order."""
+
+    inputs: NDArray[np.int64]
+    """Number of the input that each comes from."""
+    samples: NDArray[np.int64]
+    """Its id there."""
+    labels: NDArray[np.int64]
+    """Its label in the new beton."""
+    class_names: tuple[str, ...]
+
+
+def open_input(beton: Path) -> Input:
+    """UserError when the beton or its manifest is missing or not whole by its size."""
+    manifest = load_manifest(beton)
+    return Input(BetonReader(beton), manifest)
+
+
+def copy_samples(
+    inputs: Sequence[Input],
+    chosen: Chosen,
+    output: Path,
+    *,
+    source: Mapping[str, Any],
+    on_written: Callable[[int, int], None] = lambda *_: None,
+) -> Manifest:
+    """Writes `output` and its manifest. `source`: what the manifest says of where the samples come from.
+
+    UserError when the output exists or nothing is chosen, Fault when the disk is full.
+    `on_written(bytes, in all)` may raise to stop.
+    """
+    if output.suffix != ".beton":
+        raise UserError(f"--output {output}: expected a name that ends in .beton")
+    for path in (output, manifest_path(output)):
+        if path.exists():
+            raise UserError(f"{path}: exists; remove it or choose another --output")
+    if not len(chosen.samples):
+        raise UserError("no sample was chosen; a beton needs at least one")
+    page_bytes = max(item.manifest.page_bytes for item in inputs)
+    beton = lay_out(_rows(inputs, chosen), page_bytes)
+
+    def payload(sample: int) -> memoryview:
+        return inputs[int(chosen.inputs[sample])].reader.image_bytes(int(chosen.samples[sample]))
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(output)
+        require_space(temporary, beton.total_bytes)
+        digest = write_beton(output, beton, payload, temporary=temporary, after_range=on_written)
+        settings = [item.manifest.settings for item in inputs]
+        manifest = describe_beton(
+            beton,
+            digest,
+            class_names=chosen.class_names,
+            num_untouched=beton.num_samples,
+            settings=settings[0] if all(s == settings[0] for s in settings) else {"inputs": settings},
+            source={**source, "inputs": [_name_of(item) for item in inputs]},
+            versions=inputs[0].manifest.versions,
+        )
+        write_manifest(output, manifest)
+    except OSError as error:
+        raise Fault(f"{output}: cannot be written: {error.strerror}; mend that, then run the same command") from None
+    return manifest
+
+
+def _rows(inputs: Sequence[Input], chosen: Chosen) -> NDArray[np.void]:
+    rows = np.zeros(len(chosen.samples), dtype=STORED_ROW)
+    rows["untouched"] = 1
+    rows["label"] = chosen.labels
+    for number, item in enumerate(inputs):
+        here = chosen.inputs == number
+        samples = chosen.samples[here]
+        for name in ("mode", "width", "height", "size"):
+            rows[name][here] = getattr(item.reader, f"{name}s")[samples]
+    return rows
+
+
+def _name_of(item: Input) -> dict[str, Any]:
+    manifest = item.manifest
+    return {
+        "file": item.reader.path.name,
+        "digest": manifest.digest,
+        "num_samples": manifest.num_samples,
+        "source": manifest.source,
+        "quarantined": list(manifest.quarantined),
+    }

@@ -1,0 +1,215 @@
+"""Counts over a whole source, and statistics of the headers of some of its images, spread evenly."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.convert.jpeg_header import is_read_by_ffcv, read_jpeg_header
+from data_prep.errors import UserError
+from data_prep.sources.base import Source
+from data_prep.sources.class_order import sorted_by_number
+from data_prep.sources.places import MAX_SAMPLE_BYTES
+
+NUM_FIRST = 5
+NUM_NAMED = 3
+"""Samples that a finding names."""
+EXIF_ORIENTATION = 0x0112
+SUFFIXES = {
+    "JPEG": ("jpg", "jpeg"),
+    "MPO": ("jpg", "jpeg", "mpo"),
+    "PNG": ("png",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "WEBP": ("webp",),
+}
+"""Pillow's format -> the endings it should have."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    min: int
+    median: float
+    max: int
+    mean: float
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one image file says of itself; of a file that is no image only the number of bytes, and the reason."""
+
+    key: str
+    label: int
+    num_bytes: int
+    file_format: str = ""
+    mode: str = ""
+    """Pillow's: RGB, L (gray), P (palette), CMYK, ..."""
+    height: int = 0
+    width: int = 0
+    is_passed_through: bool = False
+    """A JPEG that `--encode original` stores as it is, if `--max-side` allows."""
+    is_rotated: bool = False
+    """By an EXIF tag, which is ignored unless asked for."""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    source: Mapping[str, Any]
+    """Its `SourceDescription`."""
+    num_samples: int
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    num_headers: int
+    """Images whose headers were read; everything below but the findings counts only these, unless it says otherwise."""
+    file_bytes: Spread | None
+    file_bytes_of_all: bool
+    """`file_bytes` is of all samples, not only of those whose headers were read."""
+    heights: Spread | None
+    widths: Spread | None
+    formats: Mapping[str, int]
+    modes: Mapping[str, int]
+    num_passed_through: int
+    num_rotated: int
+    first: tuple[Header, ...]
+    findings: tuple[str, ...]
+    """What looks odd, one line each."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(source: Source, num_headers: int, on_header: Callable[[int, int], None]) -> Survey:
+    """`on_header(done, total)` follows the reading. UserError when the source is empty."""
+    if len(source) == 0:
+        raise UserError(f"{source.describe().location}: holds no samples")
+    indices = _spread_evenly(len(source), num_headers)
+    headers: list[Header] = []
+    for index in indices:
+        headers.append(read_header(source, index))
+        on_header(len(headers), len(indices))
+    images = [header for header in headers if not header.problem]
+    sizes = source.sizes
+    all_known = sizes is not None and bool((sizes >= 0).all())
+    of_headers = np.array([h.num_bytes for h in headers if h.num_bytes >= 0], dtype=np.int64)
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    return Survey(
+        source=asdict(source.describe()),
+        num_samples=len(source),
+        class_names=source.class_names,
+        class_counts=tuple(counts.tolist()),
+        num_headers=len(headers),
+        file_bytes=_spread(sizes if sizes is not None and all_known else of_headers),
+        file_bytes_of_all=all_known,
+        heights=_spread(np.array([h.height for h in images], dtype=np.int64)),
+        widths=_spread(np.array([h.width for h in images], dtype=np.int64)),
+        formats=_count(h.file_format for h in images),
+        modes=_count(h.mode for h in images),
+        num_passed_through=sum(h.is_passed_through for h in images),
+        num_rotated=sum(h.is_rotated for h in images),
+        first=tuple(read_header(source, index) for index in range(min(NUM_FIRST, len(source)))),
+        findings=tuple(find_oddities(source, headers)),
+    )
+
+
+def read_header(source: Source, index: int) -> Header:
+    """Reads one file; only its header is decoded."""
+    try:
+        sample = source[index]
+    except (OSError, ValueError) as error:
+        return Header(source.key(index), int(source.labels[index]), -1, problem=f"cannot be read: {error}")
+    return _parse(sample.data, sample.label, sample.key)
+
+
+def _parse(data: bytes, label: int, key: str) -> Header:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        return Header(key, label, 0, problem="is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a suspiciously large image: its size is shown
+            image = Image.open(io.BytesIO(data))
+            rotated = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
+    except UnidentifiedImageError:
+        return Header(key, label, len(data), problem="is not an image that Pillow knows")
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
+        return Header(key, label, len(data), problem=f"has a damaged header: {error}")
+    except Image.DecompressionBombError as error:
+        return Header(key, label, len(data), problem=f"is too large: {error}")
+    jpeg = read_jpeg_header(data)
+    passed = jpeg is not None and is_read_by_ffcv(jpeg)
+    return Header(
+        key, label, len(data), image.format or "", image.mode, image.height, image.width, passed, is_rotated=rotated
+    )
+
+
+def find_oddities(source: Source, headers: list[Header]) -> list[str]:
+    """What a person should look at before converting; most important first."""
+    found: list[str] = []
+    bad = [header for header in headers if header.problem]
+    if bad:
+        found.append(
+            f"{len(bad):,} of {len(headers):,} files read are no good: " + _named(f"{h.key} {h.problem}" for h in bad)
+        )
+    sizes = source.sizes
+    if sizes is not None:
+        for what, odd in (("empty", sizes == 0), (f"larger than {MAX_SAMPLE_BYTES:,} bytes", sizes > MAX_SAMPLE_BYTES)):
+            (indices,) = np.nonzero(odd)
+            if len(indices):
+                found.append(f"{len(indices):,} files are {what}: " + _named(source.key(int(i)) for i in indices))
+    doubles = [key for key, count in Counter(source.key(i) for i in range(len(source))).items() if count > 1]
+    if doubles:
+        found.append(f"{len(doubles):,} names occur more than once: " + _named(doubles))
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    (empty,) = np.nonzero(counts == 0)
+    if len(empty):
+        found.append(f"{len(empty):,} classes have no samples: " + _named(source.class_names[int(i)] for i in empty))
+    misnamed = [h for h in headers if not h.problem and _is_misnamed(h)]
+    if misnamed:
+        found.append(
+            f"{len(misnamed):,} files are not of the kind they are named: "
+            + _named(f"{h.key} is {h.file_format}" for h in misnamed)
+        )
+    if len(source.class_names) > 1 and sorted_by_number(source.class_names) and not source.describe().label_map:
+        found.append(
+            "classes are named by numbers, so nothing proves their order: compare some images with their labels"
+        )
+    left_out = source.describe().num_left_out
+    if left_out:
+        found.append(f"{left_out:,} files are no images by their name and are left out")
+    return found
+
+
+def _is_misnamed(header: Header) -> bool:
+    ending = header.key.rpartition(".")[2].lower()
+    known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+    return ending in known and ending not in SUFFIXES.get(header.file_format, (ending,))
+
+
+def _named(names: Any) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - NUM_NAMED:,} more" if len(listed) > NUM_NAMED else ""
+    return "; ".join(listed[:NUM_NAMED]) + more
+
+
+def _spread_evenly(num_samples: int, count: int) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, num_samples - 1, min(count, num_samples))})
+
+
+def _spread(values: NDArray[np.int64]) -> Spread | None:
+    if not len(values):
+        return None
+    return Spread(int(values.min()), float(np.median(values)), int(values.max()), round(float(values.mean()), 1))
+
+
+def _count(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())

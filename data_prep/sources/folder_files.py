@@ -1,0 +1,92 @@
+"""Samples that are files below one folder, each recorded with its size and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.sources.ahead import FetchAhead
+from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.imagenet import are_wnids, check_labels, label_map
+from data_prep.sources.listing import PackedStrings, listing_identity
+from data_prep.sources.places import FileStatus, ListedFile, LocalPlace, Place
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    root: Place
+    class_names: tuple[str, ...]
+    names: PackedStrings
+    """Of the files, under the root."""
+    labels: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+    description: SourceDescription
+
+    def describe(self) -> SourceDescription:
+        return self.description
+
+    def noting(self, notes: list[str]) -> Self:
+        """The same, with notes on its labels."""
+        checks = [*self.description.label_checks, *notes]
+        return replace(self, description=replace(self.description, label_checks=checks))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> Sample:
+        data = self._read(index) if isinstance(self.root, LocalPlace) else self._ahead[index]
+        return Sample(data, int(self.labels[index]), self.names[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ahead"}
+
+    @cached_property
+    def _ahead(self) -> FetchAhead:
+        return FetchAhead(self._read, len(self))
+
+    def _read(self, index: int) -> bytes:
+        recorded = FileStatus(int(self.sizes[index]), int(self.stamps[index]))
+        return self.root.child(self.names[index]).read(recorded)
+
+
+def describe_files(
+    name: str,
+    root: Place,
+    split: str,
+    class_names: tuple[str, ...],
+    files: Sequence[ListedFile],
+    labels: NDArray[np.int64],
+    num_left_out: int,
+) -> tuple[PackedStrings, NDArray[np.int64], NDArray[np.int64], SourceDescription]:
+    """The files' names, sizes and stamps as arrays, and what the manifest says of them."""
+    names = [file.name for file in files]
+    sizes = np.array([file.num_bytes for file in files], dtype=np.int64)
+    stamps = np.array([file.stamp for file in files], dtype=np.int64)
+    identity = listing_identity(class_names, names, sizes, labels)
+    wnids = label_map(class_names) if are_wnids(class_names) else {}
+    description = SourceDescription(
+        name,
+        root.shown,
+        split,
+        identity,
+        digest_of([identity, stamps.tobytes()]),
+        num_left_out,
+        label_map=wnids,
+        label_checks=check_labels(wnids, labels, names, root.shown),
+    )
+    return PackedStrings(names), sizes, stamps, description

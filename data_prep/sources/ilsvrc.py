@@ -1,0 +1,190 @@
+"""The official ILSVRC2012 archives, read in place: nothing is unpacked to disk.
+
+`--input` is the folder that holds `ILSVRC2012_img_train.tar` (a tar of one `<wnid>.tar` per class),
+`ILSVRC2012_img_val.tar` (flat) and `ILSVRC2012_devkit_t12.tar.gz`, or one of the two image archives. Samples are in the
+order of the same images in folders per class: by wnid, then by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.devkit import Devkit, read_devkit
+from data_prep.sources.folder_files import is_image_name
+from data_prep.sources.imagenet import VAL_NAME, check_labels, label_map
+from data_prep.sources.listing import PackedStrings, listing_identity
+from data_prep.sources.parallel import list_each
+from data_prep.sources.places import Place, place_of
+from data_prep.sources.ranges import FileRanges, RecordedFile, record
+from data_prep.sources.splits import SplitRequest, choose_split
+from data_prep.sources.tar_index import Member, walk_tar
+
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+CLASS_TAR = re.compile(r"(n\d{8})\.tar")
+
+
+class Listed(NamedTuple):
+    """One image; sorts into the order of samples."""
+
+    label: int
+    name: str
+    """`<wnid>/<file>`, as it would lie in folders per class."""
+    offset: int
+    num_bytes: int
+
+
+class Ilsvrc:
+    def __init__(
+        self,
+        archive: RecordedFile,
+        split: str,
+        class_names: tuple[str, ...],
+        images: list[Listed],
+        num_left_out: int,
+        notes: list[str],
+    ) -> None:
+        names = [image.name for image in images]
+        self.class_names = class_names
+        self.labels = np.array([image.label for image in images], dtype=np.int64)
+        self.sizes: NDArray[np.int64] = np.array([image.num_bytes for image in images], dtype=np.int64)
+        offsets = np.array([image.offset for image in images], dtype=np.int64)
+        self._ranges = FileRanges([archive], np.zeros(len(images), dtype=np.int32), offsets, self.sizes)
+        self._names = PackedStrings(names)
+        self._nested = split == "train"
+        shown = archive.place.shown
+        label_of = label_map(class_names)
+        identity = listing_identity(class_names, names, self.sizes, self.labels)
+        self._description = SourceDescription(
+            "ilsvrc",
+            shown,
+            split,
+            identity,
+            digest_of([identity, *archive.status]),
+            num_left_out,
+            label_map=label_of,
+            label_checks=[*check_labels(label_of, self.labels, names, shown), *notes],
+        )
+
+    @classmethod
+    def open(cls, location: str | None, split: SplitRequest, *, devkit: str | None = None) -> Self:
+        if location is None:
+            raise UserError(f"--source ilsvrc needs --input: the folder that holds {', '.join(ARCHIVES.values())}")
+        given = place_of(location)
+        try:
+            archive, name = _find_archive(given, split)
+            beside = given.child(DEVKIT) if archive is not given else archive.parent().child(DEVKIT)
+            kit = place_of(devkit) if devkit else beside if beside.kind() == "file" else None
+            known = read_devkit(kit) if kit else None
+            if name == "train":
+                return cls._open_train(record(archive), known)
+            if known is None:
+                raise UserError(
+                    f"{archive.shown}: its labels stand in {DEVKIT}; put it beside, or name it with --devkit"
+                )
+            return cls._open_val(record(archive), known)
+        except OSError as error:
+            raise UserError(f"{error.filename or given.shown}: cannot be read: {error.strerror or error}") from None
+
+    @classmethod
+    def _open_train(cls, archive: RecordedFile, devkit: Devkit | None) -> Self:
+        shown = archive.place.shown
+        members = list(_walk(archive, shown))
+        tars = {
+            match[1]: member for member in members if (match := CLASS_TAR.fullmatch(member.name.rpartition("/")[2]))
+        }
+        if not tars:
+            raise UserError(f"{shown}: holds no class archives; expected <wnid>.tar")
+        class_names = devkit.wnids if devkit else tuple(sorted(tars))
+        unknown = set(tars) - set(class_names)
+        if unknown:
+            raise UserError(
+                f"{shown}: {min(unknown)}.tar is of no class of the devkit; is it the devkit of this archive?"
+            )
+        label_of = label_map(class_names)
+
+        def list_class(wnid: str) -> list[Member]:
+            return list(_walk(archive, f"{shown}: {wnid}.tar", tars[wnid]))
+
+        images: list[Listed] = []
+        num_left_out = len(members) - len(tars)
+        for wnid, listed in zip(sorted(tars), list_each(list_class, sorted(tars)), strict=True):
+            found = [m for m in listed if is_image_name(m.name)]
+            images += sorted(Listed(label_of[wnid], f"{wnid}/{m.name}", m.offset, m.num_bytes) for m in found)
+            num_left_out += len(listed) - len(found)
+        without = sorted(set(class_names) - {image.name[:9] for image in images})
+        notes = [f"{len(without):,} classes have no images, first {without[0]}"] if without else []
+        return cls(archive, "train", class_names, images, num_left_out, notes)
+
+    @classmethod
+    def _open_val(cls, archive: RecordedFile, devkit: Devkit) -> Self:
+        shown = archive.place.shown
+        images: list[Listed] = []
+        num_left_out = 0
+        for member in _walk(archive, shown):
+            name = member.name.rpartition("/")[2]
+            match = VAL_NAME.match(name)
+            if match is None or not is_image_name(name):
+                num_left_out += 1
+                continue
+            number = int(match[1])
+            if not 1 <= number <= len(devkit.val_ids):
+                raise UserError(f"{shown}: {member.name}: the devkit knows the images 1..{len(devkit.val_ids):,}")
+            label = devkit.label_of_id[devkit.val_ids[number - 1]]
+            images.append(Listed(label, f"{devkit.wnids[label]}/{name}", member.offset, member.num_bytes))
+        notes = []
+        if len(images) != len(devkit.val_ids):
+            notes.append(f"holds {len(images):,} of the {len(devkit.val_ids):,} images that the devkit knows")
+        return cls(archive, "val", devkit.wnids, sorted(images), num_left_out, notes)
+
+    def describe(self) -> SourceDescription:
+        return self._description
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        """`<archive>/[<wnid>.tar/]<file>`."""
+        wnid, _, name = self._names[index].partition("/")
+        archive = self._ranges.file_of(index).name
+        return f"{archive}/{wnid}.tar/{name}" if self._nested else f"{archive}/{name}"
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self._ranges.read(index), int(self.labels[index]), self.key(index))
+
+
+def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:
+    """The archive of the split that was asked for, and its name."""
+    if given.kind() == "folder":
+        found = {name: given.child(archive) for name, archive in ARCHIVES.items()}
+        available = {name: place for name, place in found.items() if place.kind() == "file"}
+        if not available:
+            raise UserError(f"--input {given.shown}: holds none of {', '.join(ARCHIVES.values())}")
+        name = choose_split(sorted(available), split, given.shown)
+        return available[name], name
+    if given.kind() is None:
+        raise UserError(f"--input {given.shown}: does not exist; expected the folder of the archives, or one of them")
+    first = next(_walk(record(given), given.shown), None)
+    name = (first.name if first else "").rpartition("/")[2]
+    if CLASS_TAR.fullmatch(name):
+        return given, choose_split(["train"], split, given.shown)
+    if VAL_NAME.match(name):
+        return given, choose_split(["val"], split, given.shown)
+    hint = "; the test images' labels were never published" if "_test_" in name else ""
+    raise UserError(f"{given.shown}: begins with {name or 'nothing'}: neither the train nor the val archive{hint}")
+
+
+def _walk(archive: RecordedFile, where: str, within: Member | None = None) -> Iterator[Member]:
+    """The files of the archive, or of a tar that is a member of it."""
+    start = within.offset if within else 0
+    stop = start + within.num_bytes if within else archive.status.num_bytes
+    with closing(archive.place.reader(archive.status)) as reader:
+        yield from walk_tar(reader.read_at, start, stop, where)

@@ -1,0 +1,121 @@
+"""ImageNet as Kaggle's imagenet-object-localization-challenge unpacks it.
+
+`--input` is the folder with `ILSVRC/Data/CLS-LOC/{train,val,test}`, `LOC_synset_mapping.txt` (the classes: wnid and
+words, one a line) and `LOC_val_solution.csv` (the classes of the flat `val` folder).
+"""
+
+from __future__ import annotations
+
+import csv
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
+from data_prep.sources.image_folder import list_classes
+from data_prep.sources.imagenet import WNID
+from data_prep.sources.label_file import read_text
+from data_prep.sources.places import ListedFile, Place, place_of
+from data_prep.sources.splits import SplitRequest, choose_split
+
+IMAGES = "ILSVRC/Data/CLS-LOC"
+SYNSETS = "LOC_synset_mapping.txt"
+VAL_SOLUTION = "LOC_val_solution.csv"
+
+
+class Kaggle(FolderFiles):
+    @classmethod
+    def open(cls, location: str | None, split: SplitRequest) -> Self:
+        if location is None:
+            raise UserError(f"--source kaggle needs --input: the folder that holds {SYNSETS} and {IMAGES}")
+        given = place_of(location)
+        try:
+            return cls._open(given, split)
+        except OSError as error:
+            raise UserError(f"{error.filename or given.shown}: cannot be listed: {error.strerror or error}") from None
+
+    @classmethod
+    def _open(cls, given: Place, split: SplitRequest) -> Self:
+        images = given.child(IMAGES)
+        if images.kind() != "folder":
+            raise UserError(f"--input {given.shown}: holds no {IMAGES}; expected the unpacked Kaggle download")
+        available = [name for name in images.subfolders() if name in ("train", "val", "test")]
+        if not available:
+            raise UserError(f"{images.shown}: holds neither train nor val")
+        name = choose_split(available, split, given.shown)
+        if name == "test":
+            raise UserError(
+                f"{given.shown}: the labels of the test images were never published; choose another --split"
+            )
+        class_names = _read_synsets(given.child(SYNSETS))
+        root = images.child(name)
+        if name == "train":
+            files, labels, num_left_out = _list_train(root, class_names)
+        else:
+            files, labels, num_left_out = _list_val(root, class_names, given.child(VAL_SOLUTION))
+        names, sizes, stamps, description = describe_files(
+            "kaggle", root, name, class_names, files, labels, num_left_out
+        )
+        return cls(root, class_names, names, labels, sizes, stamps, description)
+
+
+def _list_train(root: Place, class_names: tuple[str, ...]) -> tuple[list[ListedFile], NDArray[np.int64], int]:
+    folders = set(root.subfolders())
+    if folders != set(class_names):
+        odd = min(folders ^ set(class_names))
+        where = "is in no line of" if odd in folders else "has no folder but stands in"
+        raise UserError(f"{root.shown}: {odd} {where} {SYNSETS}; the download is not whole, or was changed")
+    files, counts, num_left_out = list_classes(root, class_names)
+    return files, np.repeat(np.arange(len(class_names), dtype=np.int64), counts), num_left_out
+
+
+def _list_val(
+    root: Place, class_names: tuple[str, ...], solution: Place
+) -> tuple[list[ListedFile], NDArray[np.int64], int]:
+    """By class and then by name, as the validation set lies in folders per class elsewhere."""
+    label_of = {wnid: label for label, wnid in enumerate(class_names)}
+    listed = root.files(deep=False)
+    wnids = _read_solution(solution)
+    labelled: list[tuple[int, ListedFile]] = []
+    for file in listed:
+        if is_image_name(file.name):
+            wnid = wnids.pop(file.name.rpartition(".")[0], None)
+            if wnid is None:
+                raise UserError(f"{root.child(file.name).shown}: {solution.shown} has no line for it")
+            if wnid not in label_of:
+                raise UserError(f"{solution.shown}: {file.name} has the class {wnid}, which {SYNSETS} does not name")
+            labelled.append((label_of[wnid], file))
+    if wnids:
+        raise UserError(
+            f"{root.shown}: {len(wnids):,} images that {solution.name} names are missing, first {min(wnids)}; "
+            "the download is not whole"
+        )
+    labelled.sort()
+    labels = np.array([label for label, _ in labelled], dtype=np.int64)
+    return [file for _, file in labelled], labels, len(listed) - len(labelled)
+
+
+def _read_synsets(place: Place) -> tuple[str, ...]:
+    """The wnids in label order: ascending, in the published file and here."""
+    wnids = [line.split()[0] for line in read_text(place).splitlines() if line.strip()]
+    bad = next((wnid for wnid in wnids if not WNID.fullmatch(wnid)), None)
+    if bad is not None or not wnids:
+        raise UserError(f"{place.shown}: expected lines of a wnid and words, found {bad or 'none'}")
+    if wnids != sorted(set(wnids)):
+        raise UserError(f"{place.shown}: the wnids should ascend, each once: label 0 is the first of them")
+    return tuple(wnids)
+
+
+def _read_solution(place: Place) -> dict[str, str]:
+    """Image name without suffix -> wnid, of lines `<ImageId>,<wnid> <box> [<wnid> <box> ...]`."""
+    rows = list(csv.reader(read_text(place).splitlines()))
+    wnids: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        words = row[1].split() if len(row) > 1 else []
+        if not words or not WNID.fullmatch(words[0]):
+            raise UserError(f"{place.shown}: line {number} should be <image>,<wnid> <box>")
+        if wnids.setdefault(row[0], words[0]) != words[0]:
+            raise UserError(f"{place.shown}: {row[0]} has two classes, {wnids[row[0]]} and {words[0]}")
+    return wnids

@@ -1,0 +1,116 @@
+"""merge and subset: the samples asked for, their own bytes, labels that still mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.beton.manifest import load_manifest
+from data_prep.beton.reader import BetonReader
+from data_prep.beton.verify import verify
+from data_prep.edit.merge import merge
+from data_prep.edit.subset import Selection, read_indices, subset
+from data_prep.errors import UserError
+
+NUM_SAMPLES, NUM_CLASSES = 23, 4
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, convert_here) -> Path:
+    beton = tmp_path_factory.mktemp("edit") / "a.beton"
+    location = f"n={NUM_SAMPLES},size=20..40,classes={NUM_CLASSES}"
+    convert_here("synthetic", location, beton, encode="mixed", raw_share=0.4)
+    assert 0 < load_manifest(beton).mode_counts["raw"] < NUM_SAMPLES
+    return beton
+
+
+def samples(beton: Path) -> list[tuple[int, int, int, int, bytes]]:
+    r = BetonReader(beton)
+    return [(r.label(i), r.mode(i), r.height(i), r.width(i), bytes(r.image_bytes(i))) for i in range(len(r))]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(every=5), [0, 5, 10, 15, 20]),
+        (Selection(first=3), [0, 1, 2]),
+        (Selection(first=100), list(range(NUM_SAMPLES))),
+        (Selection(indices=(7, 2, 2, 22)), [7, 2, 2, 22]),
+    ],
+)
+def test_a_subset_is_the_samples_asked_for(
+    selection: Selection, expected: list[int], whole: Path, tmp_path: Path
+) -> None:
+    subset(whole, selection, tmp_path / "b.beton")
+    all_samples = samples(whole)
+    assert samples(tmp_path / "b.beton") == [all_samples[i] for i in expected]
+    assert verify(tmp_path / "b.beton", decode=None).ok
+
+
+def test_a_subset_of_classes_numbers_its_labels_anew(whole: Path, tmp_path: Path) -> None:
+    manifest = subset(whole, Selection(classes=("class-3", "class-1"), every=2), tmp_path / "b.beton")
+    assert manifest.class_names == ("class-1", "class-3")
+    kept = [i for i in range(NUM_SAMPLES) if i % NUM_CLASSES in (1, 3)][::2]
+    all_samples = samples(whole)
+    assert samples(tmp_path / "b.beton") == [((i % NUM_CLASSES) // 2, *all_samples[i][1:]) for i in kept]
+    assert verify(tmp_path / "b.beton", decode=None).ok
+    assert manifest.source["selection"] == {"classes": ("class-3", "class-1"), "every": 2}
+    assert manifest.source["inputs"][0]["digest"] == load_manifest(whole).digest
+
+
+def test_parts_merge_to_the_samples_of_the_whole(whole: Path, tmp_path: Path) -> None:
+    """The merged file is the one a conversion of all of it makes, byte for byte."""
+    halves = [tuple(range(11)), tuple(range(11, NUM_SAMPLES))]
+    for name, indices in zip("bc", halves, strict=True):
+        subset(whole, Selection(indices=indices), tmp_path / f"{name}.beton")
+    manifest = merge([tmp_path / "b.beton", tmp_path / "c.beton"], tmp_path / "d.beton")
+    assert (tmp_path / "d.beton").read_bytes() == whole.read_bytes()
+    assert manifest.digest == load_manifest(whole).digest
+    assert manifest.class_counts == load_manifest(whole).class_counts
+    assert verify(tmp_path / "d.beton", decode=None).ok
+
+
+def test_betons_of_other_classes_do_not_merge(whole: Path, tmp_path: Path, convert_here) -> None:
+    subset(whole, Selection(classes=("class-1",)), tmp_path / "b.beton")
+    convert_here("synthetic", "n=3,size=16,classes=5", tmp_path / "c.beton")
+    with pytest.raises(UserError, match="class 0 is class-0 in the first, class-1 in the other"):
+        merge([whole, tmp_path / "b.beton"], tmp_path / "d.beton")
+    with pytest.raises(UserError, match=r"different classes \(4 and 5 of them"):
+        merge([whole, tmp_path / "c.beton"], tmp_path / "d.beton")
+    assert not (tmp_path / "d.beton").exists()
+
+
+def test_mistakes_are_the_users(whole: Path, tmp_path: Path) -> None:
+    for values, message in [
+        ({}, "say what to keep"),
+        ({"every": 2, "first": 3}, "--every and --first"),
+        ({"every": 0}, "--every 0: expected at least 1"),
+        ({"indices": (1,), "classes": ("class-1",)}, "--indices and --classes"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Selection(**values)
+    output = tmp_path / "b.beton"
+    for selection, message in [
+        (Selection(classes=("cat",)), "has no class cat; it has class-0, class-1"),
+        (Selection(indices=(NUM_SAMPLES,)), r"has the samples 0\.\.22, asked for 23"),
+        (Selection(indices=()), "no sample was chosen"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            subset(whole, selection, output)
+    with pytest.raises(UserError, match="at least two"):
+        merge([whole], output)
+    assert list(tmp_path.iterdir()) == []
+    output.write_text("")
+    with pytest.raises(UserError, match="exists; remove it or choose another"):
+        subset(whole, Selection(first=1), output)
+
+
+def test_a_list_of_indices(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("3\n\n 1 \n")
+    assert read_indices(tmp_path / "list") == (3, 1)
+    (tmp_path / "list").write_text("3\n-1\n")
+    with pytest.raises(UserError, match="list line 2: expected the number of a sample, found -1"):
+        read_indices(tmp_path / "list")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_indices(tmp_path / "none")
