@@ -1,13 +1,13 @@
 # `make help` lists what there is. Everything runs in .venv, which `make setup` makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo ui test test-slow lint bench clean
+.PHONY: help setup lock demo ui test test-browser test-slow lint bench clean
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned dependencies, this project.
 
@@ -29,6 +29,9 @@ ui: setup  ## Open the MLflow UI of the laptop profile on http://127.0.0.1:5000.
 
 test: setup  ## All tests that a change must pass, in under 15 minutes on two cores.
 	$(BIN)/python -m pytest -m "not slow"
+
+test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-get install chromium).
+	$(BIN)/python -m pytest tests/browser
 
 test-slow: setup  ## The long tests too.
 	$(BIN)/python -m pytest

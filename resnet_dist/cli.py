@@ -119,6 +119,46 @@ def evaluate(
     typer.echo(f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}")
 
 
+@app.command()
+def runs(
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.  [default: all]")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Two runs, by name or id, side by side.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that MLflow has, newest first, or compare two.
+
+    Example: resnet-dist runs --tracking-uri sqlite:///runs/mlflow.db --compare demo demo2
+    """
+    from rich.console import Console
+
+    from resnet_dist.launch.run_table import print_differences, print_runs
+    from resnet_dist.tracking.listing import differences, find_run, list_runs
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise UserError("--tracking-uri: give the MLflow to list, for example sqlite:///runs/mlflow.db")
+    rows = list_runs(absolute_tracking_uri(uri, Path.cwd()), experiment)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if compare is not None:
+        first, second = (find_run(rows, name) for name in compare)
+        found = differences(first, second)
+        if as_json:
+            typer.echo(json.dumps([asdict(pair) for pair in found]))
+            return
+        print_differences(first, second, found, console)
+        return
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    print_runs(rows, console)
+
+
 @tracking_app.command()
 def sync(
     run_dir: Annotated[Path, typer.Argument(help="The run's folder under the profile's storage.")],
@@ -132,6 +172,27 @@ def sync(
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     typer.echo(str(sync_run(run_dir, absolute_tracking_uri(tracking_uri, Path.cwd()))))
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder under the profile's storage.")],
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged or left over; nothing needs it.")
+    ] = False,
+) -> None:
+    """Look through a run's storage: what is whole, what is not, and where the run would go on.
+
+    Example: resnet-dist doctor runs/demo
+    """
+    from resnet_dist.launch.doctor import examine, repair, verdict
+
+    findings = examine(run_dir)
+    for finding in findings:
+        typer.echo(f"{finding.state:<9} {finding.path.name:<32} {finding.what}")
+    for finding in repair(findings) if mend else []:
+        typer.echo(f"removed   {finding.path.name}")
+    typer.echo(verdict(findings))
 
 
 def main() -> None:

@@ -14,16 +14,17 @@ PACKAGES = ("data_prep", "resnet_dist")
 
 # A third-party library, and the packages or modules that alone may import it.
 FENCES = {
-    "ray": ("data_prep.convert", "resnet_dist.launch"),
+    "ray": ("data_prep.convert", "data_prep.bench", "resnet_dist.launch"),
     "mlflow": ("resnet_dist.tracking",),
-    "ffcv": ("resnet_dist.data",),
+    "ffcv": ("resnet_dist.data", "data_prep.bench", "resnet_dist.bench"),  # in benches: the peer to beat
     "numba": ("resnet_dist.data",),
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
     "pyarrow": ("data_prep.sources",),
     "sklearn": ("data_prep.sources",),
+    "scipy": ("data_prep.sources",),
     "typer": ("data_prep.cli", "resnet_dist.cli"),
-    "torchvision": (),
+    "torchvision": ("resnet_dist.bench",),  # a peer too
     "torch": (
         "resnet_dist.data",
         "resnet_dist.models",
@@ -31,6 +32,7 @@ FENCES = {
         "resnet_dist.tracking.models",
         "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
+        "resnet_dist.bench",
     ),
     "matplotlib": ("resnet_dist.tracking.plots",),
     "psutil": ("resnet_dist.tracking.system_metrics",),
@@ -41,7 +43,10 @@ WALLS = {
     "data_prep.errors": (),
     "data_prep.beton": ("data_prep.errors",),
     "data_prep.sources": ("data_prep.errors",),
+    "data_prep.edit": ("data_prep.errors", "data_prep.beton"),
     "data_prep.convert": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
+    "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
+    "data_prep.inspect": ("data_prep.errors", "data_prep.sources", "data_prep.convert.jpeg_header"),
     "resnet_dist.errors": ("data_prep.errors",),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
@@ -64,6 +69,7 @@ WALLS = {
         "resnet_dist.tracking",
         "data_prep.beton",
     ),
+    "resnet_dist.bench": ("resnet_dist.errors", "resnet_dist.config", "resnet_dist.data", "data_prep.beton"),
 }
 
 

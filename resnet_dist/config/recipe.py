@@ -91,6 +91,9 @@ class DataConfig(Section):
     """Per channel (R, G, B), in grey levels 0..255."""
     std: Channels
     """Per channel (R, G, B), in grey levels 0..255."""
+    decoder: Literal["native", "ffcv"] = "native"
+    """What turns stored images into pixels. native: Pillow's pixels, bit for bit. ffcv: stock ffcv's, which differ by a
+    grey level or two."""
 
     @model_validator(mode="after")
     def _positive_std(self) -> DataConfig:

@@ -22,6 +22,10 @@ Sides = NDArray[np.int64]
 Draws = NDArray[np.float64]
 Boxes = NDArray[np.int64]
 """[N, 4]: top, left, height, width in px of the stored image. Only a pad-crop's box may stick out of the image."""
+Views = NDArray[np.int64]
+"""[N, 8]: what is shown of an image. A box of it (top, left, height, width) is cut out and resized (height, width); of
+that, the window of the net's size at (top, left) is shown. All in whole px: resizing and then cropping comes out as it
+does in torchvision. Where nothing is resized the window may stick out, and shows zeros there."""
 
 _TRIES = 10
 # The numbers of a sample's draws. They are part of the meaning of a recipe: never renumber, only append.
@@ -41,16 +45,19 @@ def num_draws(transform: Transform) -> int:
             return 0
 
 
-def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> tuple[Boxes, NDArray[np.bool_]]:
-    """Boxes [N, 4] and whether to mirror [N], from image sides in px [N] and draws [N, num_draws(transform)]."""
+def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> tuple[Views, NDArray[np.bool_]]:
+    """Views [N, 8] and whether to mirror [N], from image sides in px [N] and draws [N, num_draws(transform)]."""
     match transform:
         case RandomResizedCrop():
             boxes = random_resized_crop(heights, widths, transform.scale, transform.ratio, draws)
+            views = np.concatenate([boxes, np.full_like(boxes[:, :2], transform.size), np.zeros_like(boxes[:, :2])], 1)
         case PadCrop():
-            boxes = pad_crop(transform.size, transform.pad, draws)
+            windows = pad_crop(transform.size, transform.pad, draws)[:, :2]
+            whole = np.array([0, 0, *[transform.size] * 4], np.int64)
+            views = np.concatenate([np.broadcast_to(whole, (len(windows), 6)), windows], 1)
         case CenterCrop():
             return center_crop(heights, widths, transform.size, transform.resize), np.zeros(len(heights), np.bool_)
-    return boxes, np.less(draws[:, _FLIP], 0.5 if transform.flip else 0.0)
+    return views, np.less(draws[:, _FLIP], 0.5 if transform.flip else 0.0)
 
 
 def random_resized_crop(
@@ -76,13 +83,16 @@ def pad_crop(size: int, pad: int, draws: Draws) -> Boxes:
     return np.stack([tops, lefts, np.full_like(tops, size), np.full_like(lefts, size)], axis=1)
 
 
-def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Boxes:
-    """The part of the image that "shorter side to `resize`, then the central `size` x `size`" shows.
+def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Views:
+    """Shorter side to `resize`, then the central `size` x `size`: torchvision's `Resize` and `CenterCrop`.
 
-    A centred square of side `size / resize` x the shorter side, to the nearest pixel (a half rounds up), at least one.
+    The longer side's new length is cut to whole px, and a window half a px off the middle goes to the even side.
     """
-    side = np.maximum((2 * np.minimum(heights, widths) * size + resize) // (2 * resize), 1)
-    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+    shorter = np.minimum(heights, widths)
+    resized = np.stack([resize * heights // shorter, resize * widths // shorter], axis=1)
+    windows = np.rint((resized - size) / 2).astype(np.int64)
+    zeros = np.zeros_like(windows)
+    return np.concatenate([zeros, np.stack([heights, widths], axis=1), resized, windows], axis=1)
 
 
 def _largest_central_crop(heights: Sides, widths: Sides, ratio: tuple[float, float]) -> Boxes:

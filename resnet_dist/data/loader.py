@@ -1,7 +1,7 @@
 """Batches of a beton in a given order: `BetonLoader` is all that training sees of ffcv, decoding and threads.
 
-One loader serves all epochs of a process. What a batch holds depends on (beton, transform, seed, epoch, sample ids)
-only: not on threads, batch size, worker count or where an epoch was resumed.
+One loader serves all epochs of a process. What a batch holds depends on (beton, transform, decoder, seed, epoch, sample
+ids) only: not on threads, batch size, worker count or where an epoch was resumed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.crops import Transform, require_sides
 from resnet_dist.data.decoders import KeyedCropDecoder
 from resnet_dist.data.ffcv_adapter import EpochThread, ImageLoader
+from resnet_dist.data.kernels import Decoder
 from resnet_dist.errors import UserError
 
 
@@ -27,7 +28,7 @@ class BetonLoader:
     """Decodes samples of one beton under one transform, `batch_size` at a time, on `num_threads` threads.
 
     A batch's tensors are the consumer's own: nothing writes to them later. `wait_limit_s` is the longest wait for one
-    batch. UserError when beton and manifest or transform do not belong together.
+    batch. UserError when beton and manifest or transform do not belong together, or `decoder` was not built.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class BetonLoader:
         manifest: Manifest,
         transform: Transform,
         *,
+        decoder: Decoder,
         batch_size: int,
         seed: int,
         num_threads: int,
@@ -48,8 +50,8 @@ class BetonLoader:
         self._device = device
         self._wait_limit_s = wait_limit_s
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="beton-decode")
-        decoder = KeyedCropDecoder(reader, transform, seed, self._pool, num_threads)
-        self._loader = ImageLoader(beton, decoder, batch_size)
+        operation = KeyedCropDecoder(reader, transform, decoder, seed, self._pool, num_threads)
+        self._loader = ImageLoader(beton, operation, batch_size)
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
@@ -79,9 +81,10 @@ class BetonLoader:
 
     def _own_copy(self, thread: EpochThread, slot: int, images: NDArray[np.uint8]) -> torch.Tensor:
         """Out of ffcv's ring of buffers, which is written to again some batches later."""
-        ring = torch.from_numpy(images)
         if self._device.type != "cuda":
-            return ring.to(self._device, copy=True)
+            # numpy's copy: torch's starts OpenMP threads, which spin for a while when they are done.
+            return torch.from_numpy(images.copy()).to(self._device)
+        ring = torch.from_numpy(images)
         # Untested: no GPU at hand. ffcv pins the ring where CUDA is there; the thread waits for the event before it
         # writes to the slot again.
         copy = ring.to(self._device, non_blocking=True)

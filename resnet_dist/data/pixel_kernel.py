@@ -1,8 +1,7 @@
-"""The hot loop: stored bytes and crop boxes in, pixels and one status per image out. numba around libffcv in C.
+"""Stored bytes and crop boxes in, pixels and one status per image out: numba around libffcv, for `FfcvKernel`.
 
-The kernel knows nothing of seeds, threads or files, so another one (a native C kernel) can take its place behind the
-same arguments. It runs without the GIL. Its machine code is kept on disk: seconds of compilation once per machine,
-milliseconds in every later process. All that it inlines stands in this file: numba's disk cache watches no other.
+Its machine code is kept on disk: seconds of compilation once per machine, milliseconds in every later process. All that
+it inlines stands in this file: numba's disk cache watches no other.
 
 libffcv decodes with libjpeg-turbo's fast integer DCT and resizes with OpenCV's INTER_AREA: on photographs 1 to 1.5
 grey levels from Pillow on average. What libjpeg-turbo warns about (a premature end, junk between markers) counts as
@@ -26,25 +25,6 @@ OK, JPEG_BROKEN, JPEG_SIZE_DIFFERS, RAW_SIZE_DIFFERS, MODE_UNKNOWN = range(5)
 _MODE_JPEG, _MODE_RAW = 0, 1  # as ffcv's RGBImageField numbers them
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class StoredImages(NamedTuple):
-    """N images as they lie in the file: five arrays [N]."""
-
-    offsets: NDArray[np.int64]
-    """Of the first byte, from the start of the file."""
-    sizes: NDArray[np.int64]
-    """Bytes."""
-    modes: NDArray[np.uint8]
-    heights: NDArray[np.int64]
-    """px"""
-    widths: NDArray[np.int64]
-    """px"""
-
-    def part(self, part: slice) -> StoredImages:
-        return StoredImages(
-            self.offsets[part], self.sizes[part], self.modes[part], self.heights[part], self.widths[part]
-        )
 
 
 class LibraryAddresses(NamedTuple):

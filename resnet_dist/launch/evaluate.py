@@ -36,6 +36,7 @@ def evaluate_on(model: str, beton: Path, tracking_uri: str | None, num_threads: 
         beton,
         manifest,
         recipe.data.eval,
+        decoder=recipe.data.decoder,
         batch_size=recipe.eval.batch_size,
         seed=recipe.seed,
         num_threads=num_threads,

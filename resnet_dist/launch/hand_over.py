@@ -12,10 +12,12 @@ from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault
+from resnet_dist.launch.describe import data_inputs
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.record import Record
 from resnet_dist.launch.result import RunResult
-from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.history import read_history
+from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.uris import redact_uri
 from resnet_dist.training.assemble import build_classifier
@@ -70,17 +72,22 @@ def _log(
 ) -> str:
     model = build_classifier(recipe)
     model.net.load_state_dict(load_state(weights, torch.device("cpu"))["net"])
-    crop = recipe.data.eval
-    return log_classifier(
+    crop, prepared = recipe.data.eval, record.prepared
+    uri = log_classifier(
         record.handle,
         model.eval(),
         name=model_name,
         input_example=np.zeros((2, crop.size, crop.size, 3), dtype=np.uint8),
         resize=crop.resize,
-        class_names=record.prepared.val.class_names,
-        metadata=model_card(recipe, record.prepared, metrics),
+        class_names=prepared.val.class_names,
+        metadata=model_card(recipe, prepared, metrics),
         step=step,
     )
+    validation = data_inputs(recipe, prepared)[1]
+    history = read_history(prepared.run_dir, record.handle.run_id)
+    values = {key: value for key, value in metrics.items() if key.startswith("val/")}
+    log_model_metrics(record.handle, uri, values, step, history, validation)
+    return uri
 
 
 def _register(recipe: Recipe, record: Record, model_uri: str, metrics: Mapping[str, float]) -> Registration:

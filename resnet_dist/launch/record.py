@@ -6,13 +6,13 @@ None of this can fail a run: if the server does not take it, a line says so and 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import resnet_dist
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
@@ -27,6 +27,7 @@ from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.sync import sync
+from resnet_dist.tracking.transport import driver_environment
 from resnet_dist.tracking.uris import redact_uri
 from resnet_dist.training.best import read_best
 from resnet_dist.training.checkpoint import newest_first, read_card
@@ -45,11 +46,11 @@ class Record:
 
     def end(self, outcome: str) -> None:
         """After the workers ended, however they did: sends what they could not, then plots, checkpoints and events."""
-        with self._told("what the workers left unsent waits in storage"):
+        with self.told("what the workers left unsent waits in storage"):
             sync(self.handle.run_dir, self.handle.tracking_uri, limit_s=600.0)
         self.events.note(outcome)
         log = self.events.read()
-        with self._told("plots, checkpoints and events are not in MLflow"):
+        with self.told("plots, checkpoints and events are not in MLflow"):
             checkpoints = json.dumps(list_checkpoints(self.prepared), indent=1)
             log_details(self.handle, texts={"events.log": log, "checkpoints.json": checkpoints})
             set_tags(self.handle, count_events(log))
@@ -59,7 +60,8 @@ class Record:
                     log_folder(self.handle, Path(folder), "plots")
 
     @contextmanager
-    def _told(self, consequence: str) -> Iterator[None]:
+    def told(self, consequence: str) -> Iterator[None]:
+        """Turns what MLflow or storage refuse into a line for the user."""
         try:
             yield
         except (Fault, UserError, OSError) as error:
@@ -73,11 +75,13 @@ def begin_record(
 
     Raises Fault if MLflow does not answer: nothing has been started yet.
     """
+    for key, value in driver_environment().items():
+        os.environ.setdefault(key, value)
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     texts = {"recipe.yaml": to_yaml(recipe), "profile.yaml": redact_uri(to_yaml(profile))}
     for file, text in texts.items():
         (prepared.run_dir / file).write_text(text, encoding="utf-8")
-    code = read_code_version(Path(resnet_dist.__file__).parents[1])
+    code = read_code_version(Path(__file__).parents[2])
     tags = run_tags(profile, prepared.identity, nodes, code)
     handle = open_run(
         profile.tracking_uri, profile.experiment, name, prepared.run_dir, tags, run_params(recipe, profile)
@@ -85,16 +89,17 @@ def begin_record(
     record = Record(handle, prepared, EventLog(prepared.run_dir), say)
     record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")
     facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
-    log_details(
-        handle,
-        description=description(recipe, name, prepared),
-        texts={
-            **{f"config/{file}": text for file, text in texts.items()},
-            "code/environment.json": json.dumps(facts, indent=1),
-            **({"code/changes.diff": code.diff} if code and code.dirty else {}),
-        },
-        inputs=data_inputs(recipe, prepared),
-    )
+    with record.told("the run is not described in MLflow"):
+        log_details(
+            handle,
+            description=description(recipe, name, prepared),
+            texts={
+                **{f"config/{file}": text for file, text in texts.items()},
+                "code/environment.json": json.dumps(facts, indent=1),
+                **({"code/changes.diff": code.diff} if code and code.dirty else {}),
+            },
+            inputs=data_inputs(recipe, prepared),
+        )
     return record
 
 

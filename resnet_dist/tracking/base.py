@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+CONFUSION = "evaluation/confusion.json"
+"""The text that holds the last evaluation's confusion matrix: {"num_classes": C, "counts": [[true class, answer,
+samples], ...]}, only where there are samples."""
+
 
 class Tracker(Protocol):
     """Rank 0 holds a `SpoolTracker`, every other rank a `NullTracker`."""

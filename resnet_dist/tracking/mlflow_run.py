@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import logging
 import os
 import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 RUN_KEY_TAG = "resnet_dist.run_key"
 _PARAMS_PER_CALL = 100
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for agents
 _SCHEMA_LIMIT_S = 120.0
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -103,7 +105,8 @@ def send_end_status(run_dir: Path, tracking_uri: str, *, answer_limit_s: float =
     if not end:
         return False
     require_answer(tracking_uri, limit_s=answer_limit_s)
-    with mlflow_faults(tracking_uri, "ending the run"):
+    # mlflow prints links to stdout here, which belongs to the command's own result.
+    with mlflow_faults(tracking_uri, "ending the run"), redirect_stdout(io.StringIO()):
         connect(tracking_uri).set_terminated(record["run_id"], end["status"], end["time_ms"])
     del record["end"]
     write_json(run_file(run_dir), record)
@@ -127,10 +130,23 @@ def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
             header = file.read(16)
         if header not in (b"", b"SQLite format 3\0"):
             raise UserError(f"tracking_uri: {database} is not a sqlite database; name another file")
-        with _locked(database.with_name(f".{database.name}.lock")), mlflow_faults(tracking_uri, "creating its tables"):
+        lock = database.with_name(f".{database.name}.lock")
+        with _locked(lock), _quiet_schema(), mlflow_faults(tracking_uri, "creating its tables"):
             connect(tracking_uri).search_experiments(max_results=1)
     except OSError as error:
         raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
+
+
+@contextmanager
+def _quiet_schema() -> Iterator[None]:
+    """Keeps what mlflow says of every table it creates off the user's screen; warnings stay."""
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def connect(tracking_uri: str) -> MlflowClient:
@@ -202,7 +218,7 @@ def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
         # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
         location = database and (database.parent / "mlartifacts" / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -21,13 +21,21 @@ class SpoolTracker:
     """
 
     def __init__(
-        self, run_dir: Path, run_id: str, tracking_uri: str, *, close_limit_s: float = 10.0, max_backoff_s: float = 30.0
+        self,
+        run_dir: Path,
+        run_id: str,
+        tracking_uri: str,
+        *,
+        writer: str = "",
+        close_limit_s: float = 10.0,
+        max_backoff_s: float = 30.0,
     ) -> None:
-        """`run_dir`: the run's folder in storage, the same path for every attempt; `run_id`: from `open_run`.
+        """`run_dir`: the run's folder in storage, the same path for every attempt; `run_id`: from `open_run`; `writer`:
+        as in `spool_folder`, for whoever logs besides rank 0.
 
         `close_limit_s`: the longest that `close` waits for the server. Raises Fault if storage cannot be written.
         """
-        folder = spool_folder(run_dir, run_id)
+        folder = spool_folder(run_dir, run_id, writer)
         try:
             self._spool = Spool(folder)
         except OSError as error:

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.errors import UserError
+from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.history import History
 from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
 from resnet_dist.tracking.reasons import first_line
 from resnet_dist.tracking.server import require_answer
@@ -77,6 +79,34 @@ def log_classifier(
                 model = _upload(client, handle, local, name, step)
         _link(client, handle, model.model_id, step)
         return f"models:/{model.model_id}"
+
+
+def log_model_metrics(
+    handle: RunHandle, model_uri: str, values: Mapping[str, float], step: int, history: History, data: DataInput
+) -> None:
+    """Shows `values`, which the run logged at `step` and were measured on `data`, on the model's page. Raises Fault.
+
+    The run gets no second point: a point's time is part of MLflow's key, and it is the one in the spool.
+    """
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(
+            key,
+            value,
+            history.times_ms[key, step],
+            step,
+            model_id=model_uri.removeprefix("models:/"),
+            dataset_name=data.name,
+            dataset_digest=data.short_digest,
+            run_id=handle.run_id,
+        )
+        for key, value in values.items()
+        if (key, step) in history.times_ms
+    ]
+    require_answer(handle.tracking_uri)
+    with mlflow_faults(handle.tracking_uri, "logging the model's metrics"):
+        connect(handle.tracking_uri).log_batch(handle.run_id, metrics=metrics, synchronous=True)
 
 
 def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -14,9 +14,17 @@ from pathlib import Path
 from resnet_dist.tracking.events import Event, Opened, decode
 
 
-def spool_folder(run_dir: Path, run_id: str) -> Path:
-    """Where the spool of an MLflow run lies: with the checkpoints, so it outlives the node that wrote it."""
-    return run_dir / "tracking" / run_id
+def spool_folder(run_dir: Path, run_id: str, writer: str = "") -> Path:
+    """Where the spool of an MLflow run lies: with the checkpoints, so it outlives the node that wrote it.
+
+    `writer`: empty for rank 0; a name like `node-1` for the spool of another node's system metrics.
+    """
+    return run_dir / ("tracking" + (f"-{writer}" if writer else "")) / run_id
+
+
+def spool_folders(run_dir: Path) -> list[Path]:
+    """Every spool in a run's folder, rank 0's first."""
+    return sorted(path for path in run_dir.glob("tracking*/*") if path.is_dir())
 
 
 @dataclass(frozen=True)

@@ -64,26 +64,23 @@ class ServedClassifier:
         try:
             picture = _picture(value)
         except (ValueError, TypeError, OSError, binascii.Error) as error:
-            raise MlflowException(
+            raise MlflowException.invalid_parameter_value(
                 f"row {row}: not a picture ({error}); give the bytes of a JPEG or PNG file, the same in base64, or "
-                "RGB grey levels [H, W, 3] from 0 to 255",
-                error_code=3,  # BAD_REQUEST
+                "RGB grey levels [H, W, 3] from 0 to 255"
             ) from None
         return center_crop(picture, self._size, self._resize)
 
 
 def center_crop(picture: Image.Image, size: int, resize: int) -> np.ndarray[Any, Any]:
-    """uint8 [size, size, 3]: a centred square of side `size / resize` x the shorter side, resized.
+    """uint8 [size, size, 3]: the shorter side resized to `resize`, then the central square; as training evaluates.
 
-    The box is that of training's evaluation to the pixel; Pillow's averages differ from OpenCV's by a grey level or so.
+    A window half a pixel off the middle goes to the even side, as in training.
     """
-    width, height = picture.size
-    side = max((2 * min(width, height) * size + resize) // (2 * resize), 1)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    if side != size:  # OpenCV's INTER_AREA: the mean over the area when it shrinks, linear when it grows
-        square = square.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR)
-    return np.array(square)
+    shorter = min(picture.size)
+    width, height = (resize * side // shorter for side in picture.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized.crop((left, top, left + size, top + size)))
 
 
 def _rows(model_input: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.delivery import LANES, Delivery, Lane
 from resnet_dist.tracking.mlflow_run import run_file, send_end_status
+from resnet_dist.tracking.segments import spool_folders
 from resnet_dist.tracking.sender import backoff_s
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.transport import MlflowTransport, Unavailable
@@ -39,7 +40,7 @@ def sync(run_dir: Path, tracking_uri: str, *, limit_s: float = 3600.0) -> SyncRe
 
     Raises UserError if nothing was tracked in `run_dir`, Fault if the server does not answer, or not for long enough.
     """
-    folders = sorted(path for path in (run_dir / "tracking").glob("*") if path.is_dir())
+    folders = spool_folders(run_dir)
     if not folders and not run_file(run_dir).exists():
         raise UserError(f"{run_dir}: no tracked run here (no {run_file(run_dir).name}, no tracking/ folder)")
     require_answer(tracking_uri)

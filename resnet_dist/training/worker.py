@@ -43,6 +43,7 @@ def _open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Sample
             beton,
             manifest,
             transform,
+            decoder=recipe.data.decoder,
             batch_size=batch_size,
             seed=recipe.seed,
             num_threads=job.loader_threads,

@@ -39,8 +39,8 @@ def wait_for(what: Path, pattern: str, process: subprocess.Popen[str], limit_s: 
         time.sleep(0.2)
 
 
-def last_json(out: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+def last_json(out: str) -> Any:
+    result: Any = json.loads(out.strip().splitlines()[-1])
     return result
 
 
@@ -70,12 +70,38 @@ def test_train_then_evaluate_checkpoint_and_model(cli: Any, head: Any) -> None:
     assert top1[-1][1] == result["metrics"]["val/top1"]
 
     plain_load(result["model_uri"], cli.folder, beton, result["metrics"]["val/top1"])
+    recorded(cli, result)
 
     again = cli.run(cli.train_command(*SHORT, "--json"), RAY_ADDRESS=head.address)
     assert last_json(again.stdout) == result  # a finished run is not trained again
     other = cli.run(cli.train_command(*SHORT, "--set", "optim.lr=0.01"), RAY_ADDRESS=head.address)
     assert other.returncode == 2
     assert "was made with recipe" in other.stderr
+
+
+def recorded(cli: Any, result: dict[str, Any]) -> None:
+    """What the driver logs besides the numbers, as `resnet-dist runs` and the artifacts show it."""
+    (artifacts,) = (cli.folder / "mlartifacts" / "resnet-dist").glob(f"{result['run_id']}/artifacts")
+    files = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
+    plots = {f"plots/{name}.png" for name in ("learning_curves", "learning_rate", "throughput", "confusion")}
+    texts = {"config/recipe.yaml", "config/profile.yaml", "code/environment.json", "events.log", "checkpoints.json"}
+    assert files >= plots | texts | {"evaluation/confusion.json"}
+    checkpoints = json.loads((artifacts / "checkpoints.json").read_text())
+    assert {entry["path"] for entry in checkpoints} >= {result["checkpoint"]}
+    assert sum(entry["name"].startswith("best/") for entry in checkpoints) == 1
+    confusion = json.loads((artifacts / "evaluation/confusion.json").read_text())
+    right = sum(number for true, answer, number in confusion["counts"] if true == answer)
+    assert 100 * right / sum(number for _, _, number in confusion["counts"]) == result["metrics"]["val/top1"]
+
+    listed = cli.run(
+        [sys.executable, "-m", "resnet_dist", "runs", "--tracking-uri", f"sqlite:///{cli.folder}/mlflow.db", "--json"]
+    )
+    (row,) = last_json(listed.stdout)
+    assert (row["name"], row["status"], row["run_id"]) == ("run", "FINISHED", result["run_id"])
+    assert row["metrics"]["train/grad_norm"] > 0
+    assert (row["tags"]["workers"], row["tags"]["restarts"]) == ("2", "0")
+    assert row["params"]["profile.storage"] == str(cli.folder / "runs")
+    assert f"--name {result['name']}" in row["tags"]["mlflow.note.content"]
 
 
 def plain_load(model_uri: str, folder: Path, beton: Path, top1: float) -> None:

@@ -61,7 +61,8 @@ static bool fits(const Stored *image, const View *view, int size)
         view->resized_width > MAX_SIDE)
         return false;
     if (view->resized_height == view->box_height && view->resized_width == view->box_width)
-        return llabs(view->window_top) <= MAX_SIDE && llabs(view->window_left) <= MAX_SIDE;
+        return view->window_top >= -MAX_SIDE && view->window_top <= MAX_SIDE && view->window_left >= -MAX_SIDE &&
+               view->window_left <= MAX_SIDE;
     return view->window_top >= 0 && view->window_left >= 0 && view->window_top <= view->resized_height - size &&
            view->window_left <= view->resized_width - size;
 }
@@ -82,10 +83,11 @@ static int plan(Picture *picture, const Stored *image, const View *view, Region 
     picture->resizes = view->resized_height != view->box_height || view->resized_width != view->box_width;
     if (picture->resizes) {
         Resizer *resizer = &picture->resizer;
-        if (resizer_plan(resizer, view->box_height, view->box_width, view->resized_height, view->resized_width,
-                         view->window_top, view->window_left, picture->size, picture->mirrored))
+        if (resizer_plan(resizer, (int)view->box_height, (int)view->box_width, (int)view->resized_height,
+                         (int)view->resized_width, (int)view->window_top, (int)view->window_left, picture->size,
+                         picture->mirrored))
             return NO_MEMORY;
-        *region = (Region){view->box_top + resizer->rows.start, view->box_left + resizer->columns.start,
+        *region = (Region){(int)view->box_top + resizer->rows.start, (int)view->box_left + resizer->columns.start,
                            resizer->rows.length, resizer->columns.length};
         return OK;
     }
@@ -96,8 +98,8 @@ static int plan(Picture *picture, const Stored *image, const View *view, Region 
     picture->num_columns = region->width;
     if (region->height < picture->size || region->width < picture->size)
         memset(picture->output, 0, (size_t)picture->size * picture->size * 3);
-    region->top += view->box_top;
-    region->left += view->box_left;
+    region->top += (int)view->box_top;
+    region->left += (int)view->box_left;
     return OK;
 }
 
@@ -112,7 +114,7 @@ static int show_raw(const Stored *image, Region region, uint8_t *row, Picture *p
     return OK;
 }
 
-static int show(const Stored *image, const View *view, Picture *picture, char *message)
+static int show(const Stored *image, const View *view, Picture *picture, Huffman *huffman, char *message)
 {
     Region region;
     int status = plan(picture, image, view, &region);
@@ -124,36 +126,43 @@ static int show(const Stored *image, const View *view, Picture *picture, char *m
     if (image->mode == MODE_RAW)
         status = show_raw(image, region, row, picture);
     else if (image->mode == MODE_JPEG)
-        status = jpeg_region(image->data, image->bytes, image->height, image->width, region, row, take_row, picture,
-                             message);
+        status = jpeg_region(image->data, (size_t)image->bytes, (int)image->height, (int)image->width, region,
+                             huffman, row, take_row, picture, message);
     else
         status = MODE_UNKNOWN;
     free(row);
     return status;
 }
 
-/* Writes `images` [num_images][size][size][3] and `statuses` [num_images]; where a status is JPEG_BROKEN, also
- * `messages` [num_images][MESSAGE_BYTES]. The px of an image whose status is not OK are undefined. */
+static int decode_one(const uint8_t *file, int64_t file_bytes, int64_t offset, Stored image, const View *view,
+                      Picture *picture, Huffman *huffman, char *message)
+{
+    if (offset < 0 || image.bytes < 1 || image.bytes > file_bytes || offset > file_bytes - image.bytes)
+        return OUTSIDE_FILE;
+    if (image.height < 1 || image.width < 1 || image.height > MAX_SIDE || image.width > MAX_SIDE)
+        return VIEW_UNFIT;
+    image.data = file + offset;
+    int status = show(&image, view, picture, huffman, message);
+    resizer_free(&picture->resizer);
+    return status;
+}
+
+/* The arguments are those of `NativeKernel` in native_kernel.py. Writes `images` [num_images][size][size][3] and
+ * `statuses` [num_images]; `message` is libjpeg's about the last image that is JPEG_BROKEN. The px of an image whose
+ * status is not OK are undefined. `size`: 1 to 65535. */
 void resnet_dist_decode_crop_resize(const uint8_t *file, int64_t file_bytes, int64_t num_images,
                                     const int64_t *offsets, const int64_t *sizes, const uint8_t *modes,
                                     const int64_t *heights, const int64_t *widths, const View *views,
                                     const uint8_t *flips, int64_t size, uint8_t *images, int64_t *statuses,
-                                    char (*messages)[MESSAGE_BYTES])
+                                    char message[MESSAGE_BYTES])
 {
+    Huffman *huffman = calloc(1, sizeof *huffman);
     for (int64_t k = 0; k < num_images; k++) {
         Stored image = {NULL, sizes[k], heights[k], widths[k], modes[k]};
         Picture picture = {.output = images + k * size * size * 3, .size = (int)size, .mirrored = flips[k] != 0};
-        bool inside = offsets[k] >= 0 && sizes[k] > 0 && sizes[k] <= file_bytes && offsets[k] <= file_bytes - sizes[k];
-        if (!inside) {
-            statuses[k] = OUTSIDE_FILE;
-            continue;
-        }
-        image.data = file + offsets[k];
-        if (image.height < 1 || image.width < 1 || image.height > MAX_SIDE || image.width > MAX_SIDE ||
-            size < 1 || size > MAX_SIDE)
-            statuses[k] = VIEW_UNFIT;
-        else
-            statuses[k] = show(&image, &views[k], &picture, messages[k]);
-        resizer_free(&picture.resizer);
+        statuses[k] = huffman == NULL ? NO_MEMORY
+                                      : decode_one(file, file_bytes, offsets[k], image, &views[k], &picture, huffman,
+                                                   message);
     }
+    free(huffman);
 }

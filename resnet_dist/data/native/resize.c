@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PRECISION_BITS = 32 - 8 - 2, HALF = 1 << (PRECISION_BITS - 1), LANES = 4 };
+#include "cpu.h"
+#include "lanes.h"
 
-typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
-typedef uint8_t LaneBytes __attribute__((vector_size(LANES)));
+enum { PRECISION_BITS = 32 - 8 - 2, HALF = 1 << (PRECISION_BITS - 1) };
 
 static double triangle(double x)
 {
@@ -81,27 +81,20 @@ static int axis_plan(Axis *axis, int in, int out, int window, int size, int mirr
 
 /* One row along the columns. Four lanes for three channels: the fourth computes the next px' red for nothing and is
  * overwritten by it. `taps` is a constant where this is inlined: loops of a length that the CPU must guess cost more. */
-static inline __attribute__((always_inline)) void filter_columns(const Axis *axis, int taps, const uint8_t *row,
-                                                                 uint8_t *output)
+static INLINE void filter_columns(const Axis *axis, int taps, const uint8_t *row, uint8_t *output)
 {
     const Lanes *weights = (const Lanes *)axis->weights;
     for (int i = 0; i < axis->size; i++, weights += taps, output += 3) {
         const uint8_t *source = row + 3 * axis->first[i];
         Lanes sum = {HALF, HALF, HALF, HALF};
-        for (int k = 0; k < taps; k++) {
-            LaneBytes pixel;
-            memcpy(&pixel, source + 3 * k, LANES);
-            sum += __builtin_convertvector(pixel, Lanes) * weights[k];
-        }
-        /* Above 255 only by the rounding of some 10,000 weights; Pillow clips it. */
-        Lanes shifted = sum >> PRECISION_BITS, over = shifted > 255;
-        LaneBytes bytes = __builtin_convertvector((shifted & ~over) | (over & 255), LaneBytes);
-        memcpy(output, &bytes, LANES);
+        for (int k = 0; k < taps; k++)
+            sum += load_pixel(source + 3 * k) * weights[k];
+        store_pixel(sum >> PRECISION_BITS, output); /* clipped: the rounding of some 10,000 weights may pass 255 */
     }
 }
 
-static inline __attribute__((always_inline)) void blend(int taps, const uint8_t *const *rows, const int32_t *weights,
-                                                        int bytes, uint8_t *restrict output)
+static INLINE void blend(int taps, const uint8_t *const *rows, const int32_t *weights, int bytes,
+                         uint8_t *restrict output)
 {
     for (int i = 0; i < bytes; i++) {
         int32_t sum = HALF;
@@ -111,7 +104,7 @@ static inline __attribute__((always_inline)) void blend(int taps, const uint8_t 
     }
 }
 
-static void push_filtered(const Resizer *resizer, const uint8_t *row, uint8_t *output)
+FOR_EACH_CPU static void push_filtered(const Resizer *resizer, const uint8_t *row, uint8_t *output)
 {
     const Axis *columns = &resizer->columns;
     switch (columns->taps) {
@@ -153,7 +146,7 @@ static void blend_many(Resizer *resizer, int first, const int32_t *weights, int 
 
 enum { MOST_UNROLLED = 6 };
 
-static void write_row(Resizer *resizer, int first, const int32_t *weights, uint8_t *output)
+FOR_EACH_CPU static void write_row(Resizer *resizer, int first, const int32_t *weights, uint8_t *output)
 {
     int taps = resizer->rows.taps, bytes = 3 * resizer->columns.size;
     const uint8_t *rows[MOST_UNROLLED];

@@ -14,9 +14,10 @@ from PIL import Image
 
 from data_prep.beton import layout, manifest, pages
 from data_prep.beton.digest import CHUNK_BYTES
-from data_prep.beton.writer import write_beton
+from data_prep.beton.ranges import write_beton
 from resnet_dist.config.recipe import RandomResizedCrop
 from resnet_dist.data.crops import Transform
+from resnet_dist.data.kernels import Decoder
 from resnet_dist.data.loader import BetonLoader
 
 Pixels = NDArray[np.uint8]
@@ -52,8 +53,7 @@ def write(path: Path, images: Sequence[Stored]) -> Path:
         row["label"] = k % 10
         row["size"] = len(bytes(image))
     plan = pages.lay_out(rows, layout.MIN_PAGE_BYTES)
-    payload = io.BytesIO(b"".join(bytes(image) for image in images))
-    digest = write_beton(path, plan, payload, temporary=path.with_suffix(".tmp"))
+    digest = write_beton(path, plan, lambda k: bytes(images[k]), temporary=path.with_suffix(".tmp"))
     labels, heights, widths = (rows[name].astype(np.int64) for name in ("label", "height", "width"))
     manifest.write_manifest(
         path,
@@ -129,6 +129,7 @@ def open_loader() -> Iterator[OpenLoader]:
         beton: Path,
         transform: Transform = default,
         *,
+        decoder: Decoder = "native",
         batch_size: int = 8,
         num_threads: int = 1,
         seed: int = 7,
@@ -138,6 +139,7 @@ def open_loader() -> Iterator[OpenLoader]:
             beton,
             manifest.load_manifest(beton),
             transform,
+            decoder=decoder,
             batch_size=batch_size,
             seed=seed,
             num_threads=num_threads,

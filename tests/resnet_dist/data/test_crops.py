@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +11,12 @@ import torch
 import torchvision.transforms.transforms as torchvision_transforms
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import functional
+from torchvision.transforms.functional import _compute_resized_output_size
 
 from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data.crops import center_crop, crop, num_draws, random_resized_crop
+from resnet_dist.data.ffcv_kernel import whole_pixel_boxes
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -101,9 +103,28 @@ def test_the_geometry_never_changes() -> None:
         RandomResizedCrop(kind="random_resized_crop", size=224),
         PadCrop(kind="pad_crop", size=32),
     ):
-        boxes, flips = crop(transform, heights, widths, draws_of(2000, num_draws(transform)))
+        views, flips = crop(transform, heights, widths, draws_of(2000, num_draws(transform)))
+        boxes = whole_pixel_boxes(views, transform.size)
         digests[transform.kind] = hashlib.sha256(boxes.astype("<i8").tobytes() + flips.tobytes()).hexdigest()[:16]
     assert digests == {"random_resized_crop": "b2ade97cb7f744cf", "pad_crop": "c61ecd2e70b10013"}
+
+
+@pytest.mark.parametrize("sizes", [(224, 256), (176, 232), (32, 32), (7, 9)])
+@given(SIDE, SIDE)
+def test_center_crop_is_torchvisions_resize_and_crop(sizes: tuple[int, int], height: int, width: int) -> None:
+    """Its sizes and window, from its own functions; the box is the whole image."""
+    size, resize = sizes
+    resized_height, resized_width = _compute_resized_output_size((height, width), [resize])
+    window = []
+
+    def note(_: torch.Tensor, top: int, left: int, *__: int) -> None:
+        window.extend([top, left])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "crop", note)
+        functional.center_crop(torch.empty(1, 1, 1).expand(3, resized_height, resized_width), [size, size])
+    view = center_crop(sides(height), sides(width), size, resize)
+    assert view.tolist() == [[0, 0, height, width, resized_height, resized_width, *window]]
 
 
 @pytest.mark.parametrize(
@@ -111,29 +132,30 @@ def test_the_geometry_never_changes() -> None:
     [
         (256, 256, [16, 16, 224, 224]),
         (512, 768, [32, 160, 448, 448]),
-        (375, 500, [23, 86, 328, 328]),  # 375 * 224 / 256 = 328.1
-        (333, 250, [57, 15, 219, 219]),  # 250 * 224 / 256 = 218.75
+        (375, 500, [23, 85, 328, 328]),  # 375 * 224 / 256 = 328.1
+        (333, 250, [57, 16, 219, 219]),  # 250 * 224 / 256 = 218.75
         (1, 9, [0, 4, 1, 1]),
     ],
 )
-def test_center_crop_is_the_share_of_the_shorter_side(height: int, width: int, box: list[int]) -> None:
-    assert center_crop(sides(height), sides(width), 224, 256).tolist() == [box]
+def test_a_window_of_a_resized_image_becomes_whole_pixels(height: int, width: int, box: list[int]) -> None:
+    """For libffcv: to half a pixel the share of the image that the window shows, and inside the image."""
+    views = center_crop(sides(height), sides(width), 224, 256)
+    assert whole_pixel_boxes(views, 224).tolist() == [box]
 
 
-@given(SIDE.filter(lambda s: s >= 16), SIDE.filter(lambda s: s >= 16))
-def test_center_crop_shows_what_resize_then_crop_shows(height: int, width: int) -> None:
-    """Resize(256), CenterCrop(224), traced back to the stored image: the same rectangle to within rounding."""
-    pixel = min(height, width) / 256  # of the resized image, in px of the stored one
-    top, left, h, w = center_crop(sides(height), sides(width), 224, 256)[0]
-    for start, length, side in ((top, h, height), (left, w, width)):
-        true_start = (math.floor(side / pixel) - 224) / 2 * pixel
-        assert abs(start - true_start) <= 1 + pixel
-        assert abs(length - 224 * pixel) <= 0.5
+@given(SIDE, SIDE)
+def test_the_whole_pixels_lie_within_the_image(height: int, width: int) -> None:
+    top, left, h, w = whole_pixel_boxes(center_crop(sides(height), sides(width), 224, 256), 224)[0]
+    assert 0 <= top <= height - h
+    assert 0 <= left <= width - w
+    assert h >= 1
+    assert w >= 1
 
 
 def test_pad_crop_reaches_every_offset_and_flips_half() -> None:
     transform = PadCrop(kind="pad_crop", size=32, pad=4)
-    boxes, flips = crop(transform, np.full(20_000, 32), np.full(20_000, 32), draws_of(20_000, num_draws(transform)))
+    views, flips = crop(transform, np.full(20_000, 32), np.full(20_000, 32), draws_of(20_000, num_draws(transform)))
+    boxes = whole_pixel_boxes(views, 32)
     offsets, counts = np.unique(boxes[:, :2], axis=0, return_counts=True)
     assert offsets.tolist() == [[top, left] for top in range(-4, 5) for left in range(-4, 5)]
     assert counts.min() > 180  # 247 expected
@@ -145,6 +167,6 @@ def test_flip_can_be_left_out() -> None:
     transform = PadCrop(kind="pad_crop", size=32, flip=False)
     assert not crop(transform, np.full(50, 32), np.full(50, 32), draws_of(50, 3))[1].any()
     center = CenterCrop(kind="center_crop", size=32, resize=32)
-    boxes, flips = crop(center, np.full(50, 32), np.full(50, 32), draws_of(50, 0))
+    views, flips = crop(center, np.full(50, 32), np.full(50, 32), draws_of(50, 0))
     assert not flips.any()
-    assert (boxes == [0, 0, 32, 32]).all()
+    assert (views == [0, 0, 32, 32, 32, 32, 0, 0]).all()

@@ -25,6 +25,7 @@ from resnet_dist.data import decoders, pixel_kernel
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.ffcv_adapter import EpochThread
 from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.native_kernel import NativeKernel
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import Fault, UserError
 
@@ -163,10 +164,11 @@ def test_epochs_iterated_at_once_do_not_mix(photo_beton: Path, open_loader: Open
     assert [digest([pair[k] for pair in pairs]) for k in (0, 1)] == [digest(apart[0]), digest(apart[1])]
 
 
-def test_another_process_makes_the_same_pixels_from_the_kernel_on_disk(
-    photo_beton: Path, open_loader: OpenLoader, tmp_path: Path
+@pytest.mark.parametrize("decoder", ["native", "ffcv"])
+def test_another_process_makes_the_same_pixels(
+    decoder: str, photo_beton: Path, open_loader: OpenLoader, tmp_path: Path
 ) -> None:
-    """And importing ffcv there, and opening a loader, leaves torch's thread count alone."""
+    """From the kernel on disk; importing ffcv there, and opening a loader, leaves torch's thread count alone."""
     code = f"""if True:
         import hashlib, json, torch
         torch.set_num_threads(3)
@@ -178,21 +180,21 @@ def test_another_process_makes_the_same_pixels_from_the_kernel_on_disk(
         from resnet_dist.data.loader import BetonLoader
         beton = Path({str(photo_beton)!r})
         loader = BetonLoader(beton, load_manifest(beton), RandomResizedCrop(kind="random_resized_crop", size=48),
-                             batch_size=5, seed=7, num_threads=2, device=torch.device("cpu"))
+                             decoder={decoder!r}, batch_size=5, seed=7, num_threads=2, device=torch.device("cpu"))
         images = b"".join(b.images.numpy().tobytes() for b in loader.epoch(4, np.arange(40)))
         stats = pixel_kernel.decode_crop_resize.stats
         print(json.dumps([hashlib.sha256(images).hexdigest(), torch.get_num_threads(),
                           sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]))
     """
-    here = digest(list(open_loader(photo_beton).epoch(4, ALL)))
+    here = digest(list(open_loader(photo_beton, decoder=decoder).epoch(4, ALL)))
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == [here, 3, 1, 0]
+    assert json.loads(process.stdout) == [here, 3, int(decoder == "ffcv"), 0]
 
 
 def test_one_compilation_serves_every_transform(photo_beton: Path, tile_beton: Path, open_loader: OpenLoader) -> None:
-    list(open_loader(photo_beton, num_threads=2).epoch(0, ALL))
-    list(open_loader(tile_beton, PAD).epoch(1, np.arange(24)))
+    list(open_loader(photo_beton, decoder="ffcv", num_threads=2).epoch(0, ALL))
+    list(open_loader(tile_beton, PAD, decoder="ffcv").epoch(1, np.arange(24)))
     assert len(pixel_kernel.decode_crop_resize.signatures) == 1
 
 
@@ -235,6 +237,7 @@ def another_size(data: bytes) -> bytes:
     return data[:at] + bytes([0, 16]) + data[at + 2 :]
 
 
+@pytest.mark.parametrize("decoder", ["native", "ffcv"])
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -244,17 +247,22 @@ def another_size(data: bytes) -> bytes:
     ],
 )
 def test_a_broken_jpeg_is_named(
-    damage: Callable[[bytes], bytes], reason: str, photo_beton: Path, tmp_path: Path, open_loader: OpenLoader
+    damage: Callable[[bytes], bytes],
+    reason: str,
+    decoder: str,
+    photo_beton: Path,
+    tmp_path: Path,
+    open_loader: OpenLoader,
 ) -> None:
     """Stock ffcv goes on with the pixels that an earlier image left in the buffer."""
     beton = damaged(tmp_path / "bad.beton", photo_beton, 18, damage)
-    loader = open_loader(beton, num_threads=2)
+    loader = open_loader(beton, decoder=decoder, num_threads=2)
     batches = []
     with pytest.raises(Fault, match=rf"sample 18 of {beton} cannot be decoded: {reason}.*data-prep verify"):
         batches.extend(loader.epoch(0, ALL))
     assert [b.sample_ids.tolist() for b in batches] == [list(range(8)), list(range(8, 16))]
     without = np.delete(ALL, 18)
-    good = open_loader(photo_beton).epoch(0, without)
+    good = open_loader(photo_beton, decoder=decoder).epoch(0, without)
     assert pixels_by_id(list(loader.epoch(0, without))) == pixels_by_id(list(good))
 
 
@@ -279,7 +287,7 @@ def test_a_thread_that_dies_in_silence_is_noticed(
 
 def test_no_wait_is_for_ever(photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
-    monkeypatch.setattr(pixel_kernel, "decode_crop_resize", lambda *_: released.wait(1))
+    monkeypatch.setattr(NativeKernel, "decode", lambda *_: released.wait(1))
     with pytest.raises(Fault, match=r"no batch within 0.1 s"):
         next(open_loader(photo_beton, wait_limit_s=0.1).epoch(0, ALL))
     released.set()
@@ -292,7 +300,9 @@ def test_a_shortened_file_is_refused_before_it_is_mapped(
     manifest = load_manifest(beton)
     os.truncate(beton, beton.stat().st_size // 2)
     with pytest.raises(UserError, match=r"short.beton: has \d+ bytes, its manifest says \d+"):
-        BetonLoader(beton, manifest, PAD, batch_size=4, seed=0, num_threads=1, device=torch.device("cpu"))
+        BetonLoader(
+            beton, manifest, PAD, decoder="native", batch_size=4, seed=0, num_threads=1, device=torch.device("cpu")
+        )
 
 
 # Threads

@@ -18,7 +18,9 @@ from resnet_dist.launch.signals import stop_signals
 from resnet_dist.launch.train import worker_environment
 from resnet_dist.training.plan import RunPlan
 
-PROFILE = Profile(workers=Workers(min=4, max=4), cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db")
+PROFILE = Profile(
+    workers=Workers(min=4, max=4), cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db"
+)
 
 
 def test_a_worker_stays_whole_on_one_node() -> None:

@@ -1,0 +1,3 @@
+"""Measurements behind the figures in the docs. `results/` keeps what came out, with the command."""
+
+from __future__ import annotations

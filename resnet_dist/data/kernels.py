@@ -1,0 +1,71 @@
+"""What the hot loop is given and gives, and the two that do it: the native kernel, and the one around libffcv.
+
+A kernel knows nothing of seeds, threads or epochs. It runs without the GIL, on any number of threads at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.data.crops import Views
+
+Decoder = Literal["native", "ffcv"]
+
+OK = 0
+"""The status of an image that was decoded; the others are each kernel's own."""
+
+
+class StoredImages(NamedTuple):
+    """N images as they lie in the file: five arrays [N]."""
+
+    offsets: NDArray[np.int64]
+    """Of the first byte, from the start of the file."""
+    sizes: NDArray[np.int64]
+    """Bytes."""
+    modes: NDArray[np.uint8]
+    heights: NDArray[np.int64]
+    """px"""
+    widths: NDArray[np.int64]
+    """px"""
+
+    def part(self, part: slice) -> StoredImages:
+        return StoredImages(
+            self.offsets[part], self.sizes[part], self.modes[part], self.heights[part], self.widths[part]
+        )
+
+
+class Kernel(Protocol):
+    def decode(
+        self,
+        file: NDArray[np.uint8],
+        stored: StoredImages,
+        views: Views,
+        flips: NDArray[np.bool_],
+        images: NDArray[np.uint8],
+        statuses: NDArray[np.int64],
+    ) -> None:
+        """Writes what `views` shows of N images, mirrored where `flips` says so.
+
+        file: uint8 [bytes of the beton]; images: uint8 [N, size, size, 3], RGB; statuses: [N]. Pixels of an image whose
+        status is not OK are undefined.
+        """
+
+    def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
+        """Why the one image given, shown as `size` x `size` px, ended with `status`."""
+
+
+def open_kernel(decoder: Decoder, max_image_bytes: int) -> Kernel:
+    """`max_image_bytes`: of the largest image, decoded. UserError if the native kernel was not built."""
+    kernel: Any  # imported here: numba and ffcv take seconds, and the native kernel may be missing
+    if decoder == "native":
+        from resnet_dist.data.native_kernel import NativeKernel
+
+        kernel = NativeKernel()
+    else:
+        from resnet_dist.data.ffcv_kernel import FfcvKernel
+
+        kernel = FfcvKernel(max_image_bytes)
+    return kernel

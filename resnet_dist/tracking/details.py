@@ -1,0 +1,85 @@
+"""What makes a run readable: description, data sets, configuration and code as small files, plots. The driver logs it.
+
+Everything here may be logged twice: a later driver of the same run replaces files and tags, and adds no second input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.uris import redact_uri
+
+_NOTE_TAG = "mlflow.note.content"
+_MAX_DIGEST_CHARS = 36
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """A data set that the run read."""
+
+    name: str
+    digest: str
+    """MLflow keeps the first 36 characters."""
+    context: str
+    """`training` or `validation`."""
+    location: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers worth seeing: samples, classes, bytes."""
+
+    @property
+    def short_digest(self) -> str:
+        return self.digest[:_MAX_DIGEST_CHARS]
+
+
+def log_details(
+    handle: RunHandle, *, description: str = "", texts: Mapping[str, str], inputs: Sequence[DataInput] = ()
+) -> None:
+    """Logs a Markdown description (kept as it is if the run has one: somebody may have edited it), texts by artifact
+    path, and data sets. Passwords in URIs are cut out. Raises Fault.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    require_answer(handle.tracking_uri)
+    with mlflow_faults(handle.tracking_uri, "describing the run"):
+        client = connect(handle.tracking_uri)
+        if description and _NOTE_TAG not in client.get_run(handle.run_id).data.tags:
+            client.set_tag(handle.run_id, _NOTE_TAG, redact_uri(description))
+        datasets = [
+            DatasetInput(
+                Dataset(
+                    name=data.name,
+                    digest=data.short_digest,
+                    source_type="local",
+                    source=json.dumps({"uri": data.location}),
+                    profile=json.dumps(dict(data.facts)),
+                ),
+                [InputTag("mlflow.data.context", data.context)],
+            )
+            for data in inputs
+        ]
+        if datasets:
+            client.log_inputs(handle.run_id, datasets)
+        for path, content in texts.items():
+            client.log_text(handle.run_id, redact_uri(content), path)
+
+
+def set_tags(handle: RunHandle, tags: Mapping[str, str]) -> None:
+    """Raises Fault."""
+    require_answer(handle.tracking_uri)
+    with mlflow_faults(handle.tracking_uri, "tagging the run"):
+        client = connect(handle.tracking_uri)
+        for key, value in tags.items():
+            client.set_tag(handle.run_id, key, redact_uri(value))
+
+
+def log_folder(handle: RunHandle, folder: Path, artifact_path: str) -> None:
+    """Uploads a folder's files as artifacts under `artifact_path`. Raises Fault."""
+    require_answer(handle.tracking_uri)
+    with mlflow_faults(handle.tracking_uri, f"uploading {artifact_path}"):
+        connect(handle.tracking_uri).log_artifacts(handle.run_id, str(folder), artifact_path)

@@ -1,0 +1,101 @@
+"""The runs of an experiment as rows, and two of them side by side: what `resnet-dist runs` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resnet_dist.errors import UserError
+from resnet_dist.tracking.mlflow_run import connect, mlflow_faults
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.uris import sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_MAX_RUNS = 1000
+_COMPARED_TAGS = ("data_digest", "hardware", "workers", "restarts", "resizes", "mlflow.source.git.commit", "git.dirty")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    name: str
+    run_id: str
+    experiment: str
+    status: str
+    start_ms: int
+    """Unix time."""
+    seconds: float | None
+    """From start to end; None while it runs."""
+    metrics: Mapping[str, float]
+    """Last value of each."""
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    key: str
+    first: str | None
+    second: str | None
+
+
+def list_runs(tracking_uri: str, experiment: str | None = None, *, max_runs: int = _MAX_RUNS) -> list[RunRow]:
+    """Newest first. `tracking_uri` as `absolute_tracking_uri` returns it; without `experiment`, of all of them.
+
+    Raises UserError if there is no such database or experiment, Fault if the server does not answer.
+    """
+    database = sqlite_file(tracking_uri)
+    if database and not database.exists():
+        raise UserError(f"--tracking-uri: there is no MLflow database {database}")
+    require_answer(tracking_uri)
+    with mlflow_faults(tracking_uri, "listing the runs"):
+        client = connect(tracking_uri)
+        names = {found.experiment_id: found.name for found in client.search_experiments()}
+        wanted = [key for key, name in names.items() if experiment in (None, name)]
+        if not wanted:
+            raise UserError(f"--experiment {experiment}: not here; there are {', '.join(sorted(names.values()))}")
+        order = ["attributes.start_time DESC"]
+        return [
+            _row(run, names) for run in client.search_runs(wanted, order_by=order, max_results=min(max_runs, _MAX_RUNS))
+        ]
+
+
+def find_run(rows: Sequence[RunRow], name: str) -> RunRow:
+    """The run with this name or (a beginning of) this id. Raises UserError if there is none or more than one."""
+    found = [row for row in rows if row.name == name] or [row for row in rows if row.run_id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(f"--compare {name}: no run of this name or id; `resnet-dist runs` lists them")
+    raise UserError(f"--compare {name}: {len(found)} runs; give an id: {', '.join(row.run_id for row in found)}")
+
+
+def differences(first: RunRow, second: RunRow) -> list[Difference]:
+    """Parameters and tags that differ, then every metric of either. Pure."""
+    tags = [{key: row.tags[key] for key in _COMPARED_TAGS if key in row.tags} for row in (first, second)]
+    found = _differing(first.params, second.params) + _differing(*tags)
+    metrics = [{key: f"{value:.6g}" for key, value in row.metrics.items()} for row in (first, second)]
+    keys = sorted({key for part in metrics for key in part if not key.startswith("system/")})
+    return found + [Difference(key, metrics[0].get(key), metrics[1].get(key)) for key in keys]
+
+
+def _differing(first: Mapping[str, str], second: Mapping[str, str]) -> list[Difference]:
+    pairs = [Difference(key, first.get(key), second.get(key)) for key in sorted({*first, *second})]
+    return [pair for pair in pairs if pair.first != pair.second]
+
+
+def _row(run: Run, experiments: Mapping[str, str]) -> RunRow:
+    info: Any = run.info
+    return RunRow(
+        name=info.run_name,
+        run_id=info.run_id,
+        experiment=experiments[info.experiment_id],
+        status=info.status,
+        start_ms=info.start_time,
+        seconds=(info.end_time - info.start_time) / 1000 if info.end_time else None,
+        metrics=dict(run.data.metrics),
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+    )

@@ -1,0 +1,152 @@
+"""MLflow's pages in a real browser: what a run logs is there for a person to see. Skipped where no Chromium is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_dist.tracking.base import CONFUSION
+from resnet_dist.tracking.details import DataInput, log_details, log_folder
+from resnet_dist.tracking.history import read_history
+from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
+from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.models import log_classifier, log_model_metrics
+from resnet_dist.tracking.plots import draw_plots
+from resnet_dist.tracking.registry import Score, register
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+VAL = DataInput("digits/val", "cd" * 16, "validation", "/data/val.beton")
+
+
+class Tiny(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((1, 2))
+
+
+@dataclass(frozen=True)
+class Site:
+    uri: str
+    handle: RunHandle
+    model_id: str
+
+    @property
+    def experiment(self) -> str:
+        return f"{self.uri}/#/experiments/{self.handle.experiment_id}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server with one finished run, logged as the driver and rank 0 log it."""
+    folder = tmp_path_factory.mktemp("site")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline_s = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline_s
+                time.sleep(0.2)
+        yield logged_site(f"http://127.0.0.1:{port}", folder)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def logged_site(uri: str, folder: Path) -> Site:
+    run_dir = folder / "run"
+    handle = open_run(uri, "browsed", "my-run", run_dir, {"workers": "2"}, {"optim.lr": "0.125"})
+    tracker = SpoolTracker(run_dir, handle.run_id, uri)
+    for step in range(1, 21):
+        tracker.metrics({"train/loss": 2.0 / step, "train/top1_error": 100.0 - 4 * step, "train/lr": 0.1}, step)
+    tracker.metrics({"val/top1": 81.25, "val/top1_error": 18.75, "system/node-0/cpu_utilization_percentage": 37.5}, 20)
+    tracker.text(CONFUSION, json.dumps({"num_classes": 2, "counts": [[0, 0, 3], [1, 1, 4]]}))
+    assert tracker.flush(60)
+    tracker.close()
+    history = read_history(run_dir, handle.run_id)
+    draw_plots(history, ("cat", "dog"), folder / "plots")
+    log_folder(handle, folder / "plots", "plots")
+    log_details(handle, description="A **described** run.", texts={"events.log": "zebra\n"}, inputs=[VAL])
+    example = np.zeros((2, 8, 8, 3), np.uint8)
+    model = log_classifier(
+        handle, Tiny(), name="model", input_example=example, resize=8, class_names="abc", metadata={}, step=20
+    )
+    log_model_metrics(handle, model, {"val/top1": 81.25}, 20, history, VAL)
+    register(handle, "digits-tiny", model, Score("cd", 81.25), {})
+    assert end_run(handle, "FINISHED")
+    return Site(uri, handle, model.removeprefix("models:/"))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Callable[..., str]:
+    """The page's DOM once all that `wanted` names is in it; a page that loads slowly is asked again."""
+
+    def load(url: str, *wanted: str) -> str:
+        for attempt in range(3):
+            command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            command += ["--window-size=1920,2160", f"--virtual-time-budget={15000 * (attempt + 1)}"]
+            command += [f"--user-data-dir={tmp_path}/{attempt}", "--dump-dom", url]
+            dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+            missing = [text for text in wanted if text not in dom]
+            if not missing:
+                return dom
+        raise AssertionError(f"{url}: not on the page: {missing}")
+
+    return load
+
+
+def test_the_list_of_runs(site: Site, page: Callable[..., str]) -> None:
+    page(f"{site.experiment}/runs", "my-run", "digits/val", "digits-tiny")
+
+
+def test_a_runs_overview(site: Site, page: Callable[..., str]) -> None:
+    wanted = ("val/top1", "81.25", "train/loss", "optim.lr", "0.125", "<strong>described</strong>", "digits-tiny")
+    page(f"{site.experiment}/runs/{site.handle.run_id}", *wanted)
+
+
+def test_a_runs_curves_are_drawn(site: Site, page: Callable[..., str]) -> None:
+    dom = page(f"{site.experiment}/runs/{site.handle.run_id}/model-metrics", "top1_error", "js-line")
+    assert dom.count('class="js-line"') >= 3  # one drawn curve for each metric with more than one point
+
+
+def test_a_runs_artifacts(site: Site, page: Callable[..., str]) -> None:
+    artifacts = f"{site.experiment}/runs/{site.handle.run_id}/artifacts"
+    page(f"{artifacts}/events.log", "events.log", "plots", "zebra")
+    page(f"{artifacts}/plots/learning_curves.png", "plots/learning_curves.png", "<img")
+
+
+def test_the_models_page(site: Site, page: Callable[..., str]) -> None:
+    page(f"{site.experiment}/models/{site.model_id}", "digits-tiny", "val/top1", "81.25", "my-run", "digits/val")

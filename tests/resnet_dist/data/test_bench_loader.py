@@ -1,0 +1,52 @@
+"""The comparison of loaders: peers run in turns, and the table says what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.bench import loader as bench
+from resnet_dist.bench.loader_peers import Task
+from resnet_dist.errors import UserError
+
+
+def test_two_rounds_of_a_peer(
+    tmp_path: Path,
+    photographs: list[Any],
+    write_images: Callable[..., Path],
+    to_jpeg: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "SETTINGS", ((True, 48),))
+    beton = write_images(tmp_path / "train.beton", [to_jpeg(p) for p in photographs[:12]])
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(bench, "table", lambda task, results: seen.update(results) or "the table")
+    assert bench.bench_loader(beton, num_threads=1, rounds=2, peers=["native"]) == "the table"
+    assert list(seen) == ["native"]
+    for result in seen.values():
+        assert len(result.images_per_cpu_s) == len(result.images_per_s) == 2
+        assert min(*result.images_per_cpu_s, *result.images_per_s, result.start_s, result.memory_bytes) > 0
+
+
+def test_the_table_compares_within_rounds() -> None:
+    task = Task("native", "a.beton", "files", False, 224, 2)
+    results = {
+        "native": bench.Result(1.5, 400_000_000, (200.0, 400.0, 90.0), (300.0, 600.0, 150.0)),
+        "stock FFCV": bench.Result(9.0, 800_000_000, (100.0, 100.0, 90.0), (100.0, 101.0, 102.0)),
+    }
+    lines = bench.table(task, results).splitlines()
+    assert lines[0] == "### training: random resized crop, flip, 224 px, 2 threads"
+    assert lines[-2:] == [
+        "| native | 200 | 2.00 | 1.00 | 300 | 1.5 | 400 |",
+        "| stock FFCV | 100 | 1.00 | 2.00 | 101 | 9.0 | 800 |",
+    ]
+
+
+def test_raw_pixels_and_unknown_peers_are_refused(photo_beton: Path) -> None:
+    with pytest.raises(UserError, match="holds raw pixels too"):
+        bench.bench_loader(photo_beton, num_threads=1, rounds=1, peers=["native"])
+    with pytest.raises(UserError, match=r"there is no peer tf\.data; there are native"):
+        bench.bench_loader(photo_beton, num_threads=1, rounds=1, peers=["tf.data"])

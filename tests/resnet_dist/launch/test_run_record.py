@@ -1,0 +1,174 @@
+"""What a run says of itself: code version, events, parameters and tags. Pure, but for git in a folder of the test."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resnet_dist.config.loading import flatten, load_recipe
+from resnet_dist.config.profile import Profile
+from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.code_version import CodeVersion, library_versions, read_code_version, shortened
+from resnet_dist.launch.control import Status
+from resnet_dist.launch.describe import hardware_summary, run_params, run_tags
+from resnet_dist.launch.events import EventLog, count_events
+from resnet_dist.training.checkpoint import Identity
+
+ROOT = Path(__file__).parents[3]
+RECIPE = load_recipe(ROOT / "resnet_dist" / "recipes" / "digits_resnet20.yaml")
+
+
+def profile(**changes: object) -> Profile:
+    base = {"workers": 2, "cpus_per_worker": 1, "data_root": "/d", "storage": "/s", "tracking_uri": "sqlite:////m.db"}
+    return Profile.model_validate(base | changes)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_the_code_version_is_gits(tmp_path: Path) -> None:
+    assert read_code_version(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.txt").write_text("one\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert read_code_version(tmp_path) == CodeVersion(commit, dirty=False, diff="")
+    (tmp_path / "a.txt").write_text("two\n")
+    (tmp_path / "b.txt").write_text("new\n")
+    changed = read_code_version(tmp_path)
+    assert changed is not None
+    assert (changed.commit, changed.dirty) == (commit, True)
+    assert "untracked: b.txt" in changed.diff
+    assert "-one\n+two" in changed.diff
+
+
+def test_a_long_diff_is_cut_and_says_so() -> None:
+    assert shortened("abc", 3) == "abc"
+    assert shortened("äbc", 3) == "äb\n... cut here: 1 more bytes\n"
+
+
+def test_versions_name_what_makes_the_numbers() -> None:
+    assert {"python", "torch", "ray", "numpy", "mlflow", "ffcv"} <= set(library_versions())
+
+
+def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> None:
+    for attempts in ([(1, 2, 0), (1, 2, 10), (2, 2, 20)], [(0, 0, 0), (1, 3, 0)]):
+        log = EventLog(tmp_path)
+        log.note("driver began:\n1 node")
+        for attempt, world_size, step in attempts:
+            log.observe(Status(attempt, world_size, step))
+    lines = EventLog(tmp_path).read().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "driver began: 1 node",
+        "workers up: 2, last seen at step 0",
+        "workers up: 2, last seen at step 20",
+        "driver began: 1 node",
+        "workers up: 3, last seen at step 0",
+    ]
+    assert count_events(EventLog(tmp_path).read()) == {"restarts": "2", "resizes": "1"}
+    assert count_events("") == {"restarts": "0", "resizes": "0"}
+
+
+@pytest.mark.parametrize("changes", [{"workers": 1}, {"cpus_per_worker": 4}, {"gpus_per_worker": 1}])
+def test_what_hardware_may_change_is_no_parameter(changes: dict[str, int]) -> None:
+    """MLflow never changes a parameter, and a run may go on with other hardware."""
+    assert run_params(RECIPE, profile(**changes)) == run_params(RECIPE, profile())
+    identity = Identity("r", "d")
+    assert run_tags(profile(**changes), identity, [], None) != run_tags(profile(), identity, [], None)
+
+
+def test_parameters_and_tags_hold_recipe_and_profile() -> None:
+    params, tags = run_params(RECIPE, profile()), run_tags(profile(), Identity("r", "d"), [Node("a", 2, 0)], None)
+    assert flatten(RECIPE).items() <= params.items()
+    assert params["profile.storage"] == "/s"
+    wanted = {f"profile.{key}" for key in flatten(profile())}
+    assert wanted == {key for key in {**params, **tags} if key.startswith("profile.")}
+    assert tags["recipe_hash"] == "r"
+    assert "mlflow.source.git.commit" not in tags
+    assert run_tags(profile(), Identity("r", "d"), [], CodeVersion("c" * 40, True, ""))["git.dirty"] == "true"
+
+
+def test_hardware_in_words() -> None:
+    assert hardware_summary([Node("a", 2, 0)]) == "1 node, 2 CPUs, 0 GPUs"
+    assert hardware_summary([Node("a", 64, 8), Node("b", 64, 8)]) == "2 nodes, 128 CPUs, 16 GPUs"
+
+
+def documents(name: str) -> list[dict]:
+    return list(yaml.safe_load_all((ROOT / "cluster" / "mlflow" / name).read_text()))
+
+
+def test_the_compose_file_keeps_secrets_in_the_environment() -> None:
+    (compose,) = documents("compose.yaml")
+    server, database = compose["services"]["mlflow"], compose["services"]["postgres"]
+    assert any(argument.startswith("--allowed-hosts=") for argument in server["command"])
+    assert "--app-name=basic-auth" in server["command"]
+    assert server["ports"] == ["${BIND:-127.0.0.1}:${PORT:-5000}:5000"]
+    for variable in ("PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"):
+        assert server["environment"][variable].startswith("${MLFLOW_")
+        assert ":?" in server["environment"][variable]
+    assert database["environment"]["POSTGRES_PASSWORD"].startswith("${MLFLOW_DB_PASSWORD:?")
+    assert "@postgres" in server["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert ":mlflow@" not in server["environment"]["MLFLOW_BACKEND_STORE_URI"]
+
+
+def test_the_kubernetes_manifests_fit_together() -> None:
+    found = documents("kubernetes.yaml")
+    kinds = sorted((d["kind"], d["metadata"]["name"]) for d in found)
+    for kind in ("Deployment", "Service", "NetworkPolicy"):
+        assert {(kind, "mlflow"), (kind, "postgres")} <= set(kinds)
+    assert all(d["metadata"]["namespace"] == "mlflow" and d["apiVersion"] for d in found)
+    claims = {d["metadata"]["name"] for d in found if d["kind"] == "PersistentVolumeClaim"}
+    for deployment in (d for d in found if d["kind"] == "Deployment"):
+        pod, labels = deployment["spec"]["template"]["spec"], deployment["spec"]["template"]["metadata"]["labels"]
+        assert deployment["spec"]["selector"]["matchLabels"] == labels
+        (container,) = pod["containers"]
+        assert container["resources"]["limits"]["memory"]
+        assert container["readinessProbe"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert {
+            v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
+        } <= claims
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        for variable in container["env"]:
+            secret = any(word in variable["name"] for word in ("PASSWORD", "SECRET"))
+            assert ("valueFrom" in variable) is secret, variable["name"]
+    (server,) = (d for d in found if (d["kind"], d["metadata"]["name"]) == ("Deployment", "mlflow"))
+    arguments = server["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert any(a.startswith("--allowed-hosts=") and "mlflow.mlflow.svc.cluster.local:5000" in a for a in arguments)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"AUTH": "maybe"}, "set none or basic"),
+        ({"AUTH": "basic"}, "needs MLFLOW_AUTH_ADMIN_PASSWORD"),
+        ({"AUTH": "basic", "MLFLOW_AUTH_ADMIN_PASSWORD": "short"}, "12 characters"),
+        ({"PG_USER": "x; drop"}, "a-z, 0-9 and _ only"),
+        ({"PG_HOST": "db", "VENV": "present"}, "PG_HOST needs MLFLOW_DB_PASSWORD"),
+    ],
+)
+def test_the_server_script_says_what_is_missing(tmp_path: Path, environment: dict[str, str], reason: str) -> None:
+    for program in ("mlflow", "python"):
+        path = tmp_path / "present" / "bin" / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "cluster" / "mlflow" / "server.sh")],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert reason in done.stderr
