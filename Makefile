@@ -11,7 +11,7 @@ help:  ## Show this list.
 
 setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned dependencies, this project.
 
-.venv/.ready: cluster/setup.sh requirements.lock pyproject.toml
+.venv/.ready: cluster/setup.sh requirements.lock pyproject.toml setup.py $(wildcard resnet_dist/data/native/*.[ch])
 	@bash cluster/setup.sh
 
 lock:  ## Renew requirements.lock from pyproject.toml.
@@ -40,6 +40,10 @@ lint: setup  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+BETON ?= data/digits/train.beton
+bench: setup  ## Our loader beside its peers: make bench BETON=data/imagenet/val.beton
+	$(BIN)/resnet-dist bench loader $(BETON)
 
 clean:  ## Remove data, runs and caches; .venv stays.
 	rm -rf data runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

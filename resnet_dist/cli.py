@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
 app.add_typer(tracking_app, name="tracking")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure parts of the system beside their peers, paired in one run.")
+app.add_typer(bench_app, name="bench")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
 ProfileFile = Annotated[Path, typer.Option("--on", metavar="PROFILE", help="A profile's YAML file.")]
@@ -172,6 +174,21 @@ def sync(
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     typer.echo(str(sync_run(run_dir, absolute_tracking_uri(tracking_uri, Path.cwd()))))
+
+
+@bench_app.command("loader")
+def bench_loader(
+    beton: Annotated[Path, typer.Argument(metavar="FILE.beton", help="JPEGs of the size that interests you.")],
+    threads: Annotated[int, typer.Option(min=1, help="Loader threads of every peer.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Passes of every peer, in turns.")] = 5,
+) -> None:
+    """Our loader against stock FFCV, torchvision and, where it is installed, DALI, as a Markdown table.
+
+    Example: resnet-dist bench loader data/imagenet/val.beton --threads 2
+    """
+    from resnet_dist.bench.loader import bench_loader as measure
+
+    typer.echo(measure(beton, num_threads=threads, rounds=rounds))
 
 
 @app.command()
