@@ -14,6 +14,7 @@ from data_prep.beton.manifest import Manifest, load_manifest
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.crops import require_sides
+from resnet_dist.data.kernels import open_kernel
 from resnet_dist.errors import UserError
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
@@ -75,7 +76,9 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
 
 
 def require_buildable(recipe: Recipe) -> None:
-    """Builds model and optimizer without memory for weights, so that what they refuse is told here."""
+    """Builds model and optimizer without memory for weights, and opens the decoder: what they refuse is told here."""
+    if recipe.data.decoder == "native":
+        open_kernel(recipe.data.decoder, max_image_bytes=0)
     with torch.device("meta"):
         build_optimizer(build_classifier(recipe), recipe.optim)
 
