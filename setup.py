@@ -17,7 +17,7 @@ FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *(["-msse4.1"] if platform.ma
 setup(
     ext_modules=[
         Extension(
-            "resnet_dist.data.native.kernel",
+            "_resnet_dist_decode",
             sources=[str(path) for path in sorted(NATIVE.glob("*.c"))],
             depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
             libraries=["jpeg", "m"],

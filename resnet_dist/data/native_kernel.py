@@ -7,8 +7,9 @@ arithmetic: the pixels are Pillow's, bit for bit, on every CPU.
 from __future__ import annotations
 
 import ctypes
+import sys
 from enum import IntEnum
-from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from resnet_dist.data.crops import Views
 from resnet_dist.data.kernels import StoredImages
 from resnet_dist.errors import UserError
 
-_FOLDER = Path(__file__).parent / "native"
+# A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
+# must still find the kernel that was installed with the environment.
+_MODULE = "_resnet_dist_decode"
 _MESSAGE_BYTES = 200  # as in jpeg_region.h
 _MAX_SIDE = 65535  # as in kernel.c
 
@@ -115,11 +118,11 @@ def _pointer(array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> ctypes.
 
 
 def _library() -> Path:
-    for suffix in EXTENSION_SUFFIXES:
-        if (path := _FOLDER / f"kernel{suffix}").is_file():
-            return path
+    spec = find_spec(_MODULE)
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin)
     raise UserError(
-        f"data.decoder is native, but the native kernel was not built in {_FOLDER}: install libjpeg-turbo's header "
-        "(apt-get install libjpeg-dev) and this package again (make setup), or set data.decoder: ffcv, whose pixels "
-        "differ by a grey level or two"
+        f"data.decoder is native, but the native kernel ({_MODULE}) was not built for {sys.executable}: install "
+        "libjpeg-turbo's header (apt-get install libjpeg-dev) and this package again (make setup), or set "
+        "data.decoder: ffcv, whose pixels differ by a grey level or two"
     )

@@ -287,8 +287,8 @@ def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
             kernel.decode(*bad)
 
 
-def test_without_the_extension_the_native_decoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_kernel, "_FOLDER", tmp_path)
+def test_without_the_extension_the_native_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_kernel, "_MODULE", "no_such_kernel")
     assert DataConfig.model_fields["decoder"].default == "native"
     with pytest.raises(UserError, match=r"was not built.*libjpeg-dev.*make setup.*data\.decoder: ffcv"):
         open_kernel("native", 1)
