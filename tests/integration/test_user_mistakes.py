@@ -88,6 +88,6 @@ def test_a_beton_cut_short_is_noticed(cli: Any, tmp_path: Path) -> None:
 def test_dry_run_starts_nothing(cli: Any) -> None:
     done = cli.run(cli.train_command("--dry-run"))
     assert done.returncode == 0, done.stderr
-    for part in ("global_batch_size: 128", "1,442 in", "355 in", "steps per epoch  11", "[1, 1] micro-batches"):
+    for part in ("global_batch_size: 128", "1,442 in", "355 in", "steps per epoch    11", "[1, 1] micro-batches"):
         assert part in done.stdout
     assert not (cli.folder / "runs" / "run").exists()

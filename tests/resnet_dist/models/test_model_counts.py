@@ -24,6 +24,7 @@ IMAGENET = {
 }
 CIFAR = {
     # name: option A = plain net, option B, option C, MMACs at 32 px of the default option
+    "resnet8": (75_290, 78_042, 78_330, 12.239),  # the line through resnet20 and resnet32
     "resnet20": (269_722, 272_474, 283_962, 40.551),
     "resnet32": (464_154, 466_906, 489_594, 68.863),
     "resnet44": (658_586, 661_338, 695_226, 97.174),
@@ -49,7 +50,7 @@ def count_macs(net: nn.Module, side: int) -> int:
 
 
 def test_every_net_is_counted_here() -> None:
-    plain = {"plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"}
+    plain = {"plain8", "plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"}
     assert set(MODEL_NAMES) == IMAGENET.keys() | CIFAR.keys() | plain
 
 
