@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from resnet_dist.errors import Fault
+from resnet_dist.tracking.small_files import write_json
 
 _FILE = "result.json"
 
@@ -37,10 +37,4 @@ def read_result(run_dir: Path) -> RunResult | None:
 
 
 def write_result(run_dir: Path, result: RunResult) -> None:
-    path = run_dir / _FILE
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(result), indent=2, sort_keys=True))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_json(run_dir / _FILE, asdict(result))

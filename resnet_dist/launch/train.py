@@ -26,6 +26,7 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session, require_capacity
 from resnet_dist.launch.control import Status, start_control
+from resnet_dist.launch.doctor import RAY_SNAPSHOT
 from resnet_dist.launch.hand_over import hand_over
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup, worker_main
@@ -241,7 +242,7 @@ def _clear_bookkeeping(run_dir: Path, keep: int) -> None:
     Where to resume is decided by the whole checkpoints themselves (`checkpoint.newest_whole`). Ray's snapshot of them
     is not written atomically and refuses a run whose folders changed, so no driver starts from another's.
     """
-    (run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    (run_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
     for unfinished in run_dir.glob(f".*{TEMPORARY}"):
         shutil.rmtree(unfinished, ignore_errors=True)
     if (found := newest_whole(run_dir)) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -22,17 +21,3 @@ def share_buffers(module: nn.Module) -> None:
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def max_difference(module: nn.Module) -> float:
-    """Largest absolute difference of any parameter between this worker and rank 0 (0.0 when replicas agree)."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return 0.0
-    largest = 0.0
-    for parameter in module.parameters():
-        theirs = parameter.detach().clone()
-        dist.broadcast(theirs, src=0)
-        largest = max(largest, float((theirs - parameter.detach()).abs().max()))
-    worst = torch.tensor([largest], dtype=torch.float64)
-    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    return float(worst)
