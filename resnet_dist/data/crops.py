@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.manifest import Manifest
-from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.errors import UserError
 
 Transform = RandomResizedCrop | PadCrop | CenterCrop

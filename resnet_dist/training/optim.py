@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnet_dist.config.recipe import OptimConfig
+from resnet_dist.config.recipe_optim import OptimConfig
 from resnet_dist.errors import UserError
 
 DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from resnet_dist.config.recipe import ScheduleConfig
+from resnet_dist.config.recipe_optim import ScheduleConfig
 from resnet_dist.errors import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data_prep.beton.manifest import load_manifest
-from resnet_dist.config.recipe import CenterCrop, TrainTransform
+from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble

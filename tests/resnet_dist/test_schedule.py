@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from resnet_dist.config.recipe import CosineSchedule, LinearSchedule, ScheduleConfig, StepSchedule, Warmup
+from resnet_dist.config.recipe_optim import CosineSchedule, LinearSchedule, ScheduleConfig, StepSchedule, Warmup
 from resnet_dist.errors import UserError
 from resnet_dist.training.schedule import lr_at, steps_per_epoch, total_steps
 

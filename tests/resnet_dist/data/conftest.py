@@ -15,7 +15,7 @@ from PIL import Image
 from data_prep.beton import layout, manifest, pages
 from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.ranges import write_beton
-from resnet_dist.config.recipe import RandomResizedCrop
+from resnet_dist.config.recipe_data import RandomResizedCrop
 from resnet_dist.data.crops import Transform
 from resnet_dist.data.kernels import Decoder
 from resnet_dist.data.loader import BetonLoader

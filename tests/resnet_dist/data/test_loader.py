@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe import PadCrop
+from resnet_dist.config.recipe_data import PadCrop
 from resnet_dist.data import decoders, pixel_kernel
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.ffcv_adapter import EpochThread
@@ -175,7 +175,7 @@ def test_another_process_makes_the_same_pixels(
         from pathlib import Path
         import numpy as np
         from data_prep.beton.manifest import load_manifest
-        from resnet_dist.config.recipe import RandomResizedCrop
+        from resnet_dist.config.recipe_data import RandomResizedCrop
         from resnet_dist.data import pixel_kernel
         from resnet_dist.data.loader import BetonLoader
         beton = Path({str(photo_beton)!r})

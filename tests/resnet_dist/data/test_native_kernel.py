@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet_dist.config.recipe import DataConfig
+from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.data import native_kernel
 from resnet_dist.data.kernels import StoredImages, open_kernel
 from resnet_dist.data.native_kernel import NativeKernel, Status

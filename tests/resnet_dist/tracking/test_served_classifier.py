@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_dist.config.recipe import CenterCrop
+from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.data.crops import crop
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier

@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from resnet_dist.config.recipe import DivergenceConfig, Recipe
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe_train import DivergenceConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity

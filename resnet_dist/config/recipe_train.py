@@ -1,0 +1,53 @@
+"""A recipe's train section: what one optimizer step is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from resnet_dist.config.base import Section
+
+
+class DivergenceConfig(Section):
+    """What to do with a step whose loss is no number, or too large."""
+
+    action: Literal["stop", "skip"] = "stop"
+    """stop: end the run. skip: go back to the last checkpoint and leave that step's global batch out."""
+    max_loss: PositiveFloat | None = None
+    """A step's mean loss above this counts as diverged; null: only one that is no number does."""
+    max_skips: PositiveInt = 10
+    """Give up after this many skipped steps."""
+
+
+class TrainConfig(Section):
+    global_batch_size: PositiveInt
+    """Images per optimizer step, over all workers."""
+    micro_batch_size: PositiveInt
+    """Images per forward pass: the unit of batch-norm statistics and of data order; workers share a step's."""
+    total_epochs: PositiveInt
+    max_steps: PositiveInt | None = None
+    """End the run after this many steps; the schedule still runs over `total_epochs`."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16: autocast with fp32 weights. fp64: everything in double, to prove equalities."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
+    summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    channels_last: bool = True
+    cpu_threads: PositiveInt = 1
+    """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        return self.global_batch_size // self.micro_batch_size
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainConfig:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple "
+                f"of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
