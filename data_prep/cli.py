@@ -1,7 +1,4 @@
-"""The `data-prep` command: words to calls, and ends to exit codes. Heavy libraries are imported where they are used.
-
-Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 anything else, 130/143 stopped by SIGINT/SIGTERM.
-"""
+"""The `data-prep` command: words to calls. Heavy libraries are imported where they are used."""
 
 from __future__ import annotations
 
@@ -9,11 +6,10 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -27,8 +23,9 @@ from data_prep.convert.config import (
 )
 from data_prep.convert.pool import Pool
 from data_prep.convert.progress import Progress
-from data_prep.convert.stop import StopFlag, Stopped
-from data_prep.errors import Fault, UserError
+from data_prep.convert.stop import StopFlag
+from data_prep.errors import UserError
+from data_prep.exit_codes import run_and_exit
 
 app = typer.Typer(
     add_completion=False,
@@ -424,32 +421,8 @@ def _decode_count(option: str) -> int | None:
 
 
 def main() -> None:
-    """Runs the command line and exits; see the module's docstring for the exit codes."""
-    try:
-        sys.exit(app(standalone_mode=False, prog_name="data-prep"))
-    except typer.TyperException as error:
-        _fail(error.exit_code, error.format_message() or "see --help")
-    except Stopped as error:
-        _fail(128 + error.signal_number, f"stopped by {error}; the same command goes on from where it was")
-    except (typer.Abort, KeyboardInterrupt):
-        _fail(130, "interrupted")
-    except UserError as error:
-        _fail(2, str(error))
-    except Fault as error:
-        _fail(1, str(error))
-    except OSError as error:  # a full disk, a lost permission, ...
-        _fail(1, str(error))
-    except Exception as error:  # noqa: BLE001  # the last frame: whatever it was, it is named and --json gets its line
-        traceback.print_exc()
-        _fail(1, f"{type(error).__name__}: {error}")
-
-
-def _fail(code: int, message: str) -> NoReturn:
-    line = " ".join(message.split())
-    print(f"data-prep: {line}", file=sys.stderr)
-    if "--json" in sys.argv[1:]:
-        _print_json(ok=False, exit_code=code, error=line)
-    sys.exit(code)
+    """Runs the command line and exits."""
+    run_and_exit(app, "data-prep")
 
 
 def _print_json(**values: Any) -> None:

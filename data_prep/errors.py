@@ -1,6 +1,8 @@
-"""The two ways a command ends badly: the user can mend it, or something broke."""
+"""The ways a command ends early: the user can mend it, something broke, or a signal came."""
 
 from __future__ import annotations
+
+import signal
 
 
 class UserError(Exception):
@@ -9,3 +11,11 @@ class UserError(Exception):
 
 class Fault(Exception):
     """Something broke that is not the user's doing. One readable line with the cause and where to look. Exit code 1."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end, and the work ended in order. The exit code is 128 + its number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number

@@ -18,8 +18,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from data_prep.convert.pool import Item, Job, Report
 from data_prep.convert.progress import Progress
-from data_prep.convert.stop import StopFlag, Stopped
-from data_prep.errors import Fault, UserError
+from data_prep.convert.stop import StopFlag
+from data_prep.errors import Fault, Stopped, UserError
 
 MAX_LOSSES = 3
 """Times one task may be lost (worker or node died) before the conversion ends."""

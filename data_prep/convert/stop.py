@@ -7,13 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-
-class Stopped(Exception):
-    """A signal asked for the end. The exit code is 128 + its number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
+from data_prep.errors import Stopped
 
 
 class StopFlag:

@@ -1,0 +1,34 @@
+"""The `resnet-dist` command: words to calls. Heavy libraries are imported where they are used.
+
+One module per group of commands; exit codes are those of `data_prep.exit_codes`.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from data_prep.exit_codes import run_and_exit
+from resnet_dist.cli.bench import bench_app
+from resnet_dist.cli.doctor import doctor
+from resnet_dist.cli.evaluate import evaluate
+from resnet_dist.cli.runs import runs, tracking_app
+from resnet_dist.cli.train import train
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distributed training of ResNets whose results depend on the recipe alone.",
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(runs)
+app.command()(doctor)
+app.add_typer(tracking_app, name="tracking")
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    run_and_exit(app, "resnet-dist")

@@ -1,0 +1,26 @@
+"""What several commands share: their options, and the files that these name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.config.loading import load_profile, load_recipe
+from resnet_dist.config.profile import Profile, absolute_paths
+from resnet_dist.config.recipe import Recipe
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+ProfileFile = Annotated[Path, typer.Option("--on", metavar="PROFILE", help="A profile's YAML file.")]
+Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+ProfileSets = Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Override a key of the profile.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
+
+
+def load(recipe: Path, on: Path, sets: list[str], profile_sets: list[str]) -> tuple[Recipe, Profile]:
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
+    profile = profile.model_copy(update={"tracking_uri": absolute_tracking_uri(profile.tracking_uri, Path.cwd())})
+    return load_recipe(recipe, sets), profile

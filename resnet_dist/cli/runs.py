@@ -1,0 +1,71 @@
+"""`resnet-dist runs` and `resnet-dist tracking ...`: the MLflow side of runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.cli.options import AsJson
+from resnet_dist.errors import UserError
+
+tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
+
+
+def runs(
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.  [default: all]")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Two runs, by name or id, side by side.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that MLflow has, newest first, or compare two.
+
+    Example: resnet-dist runs --tracking-uri sqlite:///runs/mlflow.db --compare demo demo2
+    """
+    from rich.console import Console
+
+    from resnet_dist.launch.run_table import print_differences, print_runs
+    from resnet_dist.tracking.listing import differences, find_run, list_runs
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise UserError("--tracking-uri: give the MLflow to list, for example sqlite:///runs/mlflow.db")
+    rows = list_runs(absolute_tracking_uri(uri, Path.cwd()), experiment)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if compare is not None:
+        first, second = (find_run(rows, name) for name in compare)
+        found = differences(first, second)
+        if as_json:
+            typer.echo(json.dumps([asdict(pair) for pair in found]))
+            return
+        print_differences(first, second, found, console)
+        return
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    print_runs(rows, console)
+
+
+@tracking_app.command()
+def sync(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder under the profile's storage.")],
+    tracking_uri: Annotated[str, typer.Option(help="The MLflow server, or sqlite file, that the run belongs to.")],
+) -> None:
+    """Send what a run could not send while its MLflow server was away.
+
+    Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
+    """
+    from resnet_dist.tracking.sync import sync as sync_run
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    typer.echo(str(sync_run(run_dir, absolute_tracking_uri(tracking_uri, Path.cwd()))))

@@ -1,0 +1,54 @@
+"""`resnet-dist train`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from resnet_dist.cli.options import AsJson, ProfileFile, ProfileSets, RecipeFile, Sets, load
+from resnet_dist.config.recipe import recipe_hash
+
+
+def train(
+    recipe: RecipeFile,
+    on: ProfileFile,
+    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    profile_set: ProfileSets = [],  # noqa: B006
+    name: Annotated[
+        str | None,
+        typer.Option(help="The run's name; the same name goes on with the same run.  [default: RECIPE-HASH]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print what would run, start nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe on a profile's hardware, or go on where it stands.
+
+    Example: resnet-dist train resnet_dist/recipes/digits_resnet20.yaml --on cluster/profiles/laptop.yaml
+    """
+    loaded, profile = load(recipe, on, set_, profile_set)
+    run_name = name or f"{recipe.stem}-{recipe_hash(loaded)[:8]}"
+    if dry_run:
+        from resnet_dist.launch.dry_run import describe_run
+
+        typer.echo(describe_run(loaded, profile, run_name))
+        return
+    from resnet_dist.launch.train import Stopped, train
+
+    result = train(loaded, profile, run_name)
+    if isinstance(result, Stopped):
+        typer.echo(
+            f"stopped after step {result.step}; the same command goes on from there ({result.run_dir})", err=True
+        )
+        raise typer.Exit(result.exit_code)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), sort_keys=True))
+        return
+    typer.echo(f"top-1 {result.metrics['val/top1']:.2f} % on the validation set after {result.step} steps")
+    typer.echo(f"run        {result.name}: MLflow run {result.run_id} at {result.tracking_uri}")
+    typer.echo(f"model      {result.model_uri}")
+    typer.echo(f"checkpoint {result.checkpoint}")
