@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
+from resnet_dist.tracking.mlflow_run import RunHandle
 from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.store import connect, mlflow_faults
 from resnet_dist.tracking.uris import redact_uri
 
 _NOTE_TAG = "mlflow.note.content"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.mlflow_run import connect, mlflow_faults
 from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.store import connect, mlflow_faults
 from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:

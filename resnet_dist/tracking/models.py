@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.details import DataInput
 from resnet_dist.tracking.history import History
-from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
+from resnet_dist.tracking.mlflow_run import RunHandle
 from resnet_dist.tracking.reasons import first_line
 from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.store import connect, mlflow_faults
 from resnet_dist.tracking.uris import redact_uri, sqlite_file
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resnet_dist.tracking.mlflow_run import RunHandle, connect, mlflow_faults
+from resnet_dist.tracking.mlflow_run import RunHandle
 from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.store import connect, mlflow_faults
 from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:

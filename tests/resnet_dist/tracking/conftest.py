@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from resnet_dist.tracking.mlflow_run import prepare_store
+from resnet_dist.tracking.store import prepare_store
 from resnet_dist.tracking.transport import client_environment
 
 Row = tuple[str, int, int, float, bool]  # key, step, time_ms, value, is_nan

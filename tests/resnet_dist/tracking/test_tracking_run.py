@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking import mlflow_run
-from resnet_dist.tracking.mlflow_run import end_run, open_run, prepare_store, run_file, send_end_status
+from resnet_dist.tracking.mlflow_run import end_run, open_run, run_file, send_end_status
+from resnet_dist.tracking.store import prepare_store
 
 
 def begin(uri: str, run_dir: Path, **changes):
