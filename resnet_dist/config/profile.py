@@ -85,6 +85,10 @@ class Profile(Section):
     """MLflow: `sqlite:///file.db` or `http://host:port`."""
     experiment: str = "resnet-dist"
     """MLflow experiment."""
+    register_models: bool = True
+    """Whether a finished run's model becomes a version in MLflow's registry. Without: logged only, as a sweep's trials
+    are.
+    """
     ray_address: str | None = None
     """null: the cluster in RAY_ADDRESS (set inside a Ray job), else a local Ray that this command starts and ends."""
     local_cpus: PositiveInt | None = None

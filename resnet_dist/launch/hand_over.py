@@ -27,8 +27,8 @@ from resnet_dist.training.job import WorkerResult
 
 
 def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, result: WorkerResult) -> RunResult:
-    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them,
-    and says where everything is. Raises Fault; a second call does what is missing.
+    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them
+    if the profile says so, and says where everything is. Raises Fault; a second call does what is missing.
     """
     prepared = record.prepared
     found = newest_whole(prepared.run_dir)
@@ -40,11 +40,12 @@ def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, resul
     if best is not None and best[1].metrics["val/top1"] > metrics["val/top1"]:
         weights, card = best
         best_uri, metrics = _log(recipe, record, "model-best", weights, card.step, card.metrics), card.metrics
-    registered = _register(recipe, record, best_uri, metrics)
-    record.say(
-        f"registered {registered.name} version {registered.version} as candidate"
-        + (" and champion" if registered.is_champion else "; the champion stays")
-    )
+    if profile.register_models:
+        registered = _register(recipe, record, best_uri, metrics)
+        record.say(
+            f"registered {registered.name} version {registered.version} as candidate"
+            + (" and champion" if registered.is_champion else "; the champion stays")
+        )
     return RunResult(
         name=name,
         run_dir=str(prepared.run_dir),

@@ -69,9 +69,16 @@ class Record:
 
 
 def begin_record(
-    recipe: Recipe, profile: Profile, name: str, prepared: Prepared, nodes: Sequence[Node], say: Say
+    recipe: Recipe,
+    profile: Profile,
+    name: str,
+    prepared: Prepared,
+    nodes: Sequence[Node],
+    say: Say,
+    parent_run_id: str | None = None,
 ) -> Record:
-    """Opens the MLflow run of `prepared.run_dir`, or continues it, and describes it there.
+    """Opens the MLflow run of `prepared.run_dir`, or continues it, and describes it there; below `parent_run_id`, if
+    it is a sweep's trial.
 
     Raises Fault if MLflow does not answer: nothing has been started yet.
     """
@@ -84,7 +91,13 @@ def begin_record(
     code = read_code_version(Path(__file__).parents[2])
     tags = run_tags(profile, prepared.identity, nodes, code)
     handle = open_run(
-        profile.tracking_uri, profile.experiment, name, prepared.run_dir, tags, run_params(recipe, profile)
+        profile.tracking_uri,
+        profile.experiment,
+        name,
+        prepared.run_dir,
+        tags,
+        run_params(recipe, profile),
+        parent_run_id=parent_run_id,
     )
     record = Record(handle, prepared, EventLog(prepared.run_dir), say)
     record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")

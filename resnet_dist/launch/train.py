@@ -51,9 +51,10 @@ class Stopped:
     run_dir: Path
 
 
-def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
+def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | None = None) -> RunResult | Stopped:
     """Trains `recipe` on `profile`'s hardware under `name`, or goes on where that name stands.
 
+    `parent_run_id`: the MLflow run of the sweep whose trial this is (`tracking.sweep_run.open_sweep`).
     Paths in `profile` are absolute. Raises UserError before any worker starts, Fault when there is no result.
     """
     prepared = prepare(recipe, profile, name)
@@ -66,12 +67,13 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
         nodes = alive_nodes()
         require_capacity(nodes, profile)
         with stop_signals() as stop:
-            record = begin_record(recipe, profile, name, prepared, nodes, screen.say)
+            record = begin_record(recipe, profile, name, prepared, nodes, screen.say, parent_run_id)
             status: EndStatus = "FAILED"
+            reason = "an unexpected error"
             try:
                 result = _train_and_record(recipe, profile, record, screen, stop)
                 if result.outcome == "stopped":
-                    status = "KILLED"
+                    status, reason = "KILLED", f"stopped after step {result.step}"
                     return Stopped(stop.exit_code, result.step, prepared.run_dir)
                 if result.outcome == "diverged":
                     raise Fault(
@@ -79,12 +81,15 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
                         "lower optim.lr or lengthen schedule.warmup, and give another --name"
                     )
                 finished = hand_over(recipe, profile, name, record, result)
-                status = "FINISHED"
+                status, reason = "FINISHED", "finished"
             except KeyboardInterrupt:
-                status = "KILLED"
+                status, reason = "KILLED", "interrupted"
+                raise
+            except (UserError, Fault) as error:
+                reason = f"failed: {error}"
                 raise
             finally:
-                end_run(record.handle, status)
+                end_run(record.handle, status, reason)
     write_result(prepared.run_dir, finished)
     return finished
 

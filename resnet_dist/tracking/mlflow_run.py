@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 RUN_KEY_TAG = "resnet_dist.run_key"
+PARENT_TAG = "mlflow.parentRunId"
+RESUMED_TAG = "resumed"
+"""How often a driver went on with the run."""
+ENDED_TAG = "ended"
+"""Why a run ended, in words. MLflow's status has four words, and none for a trial that was not worth finishing."""
 _PARAMS_PER_CALL = 100
+_MAX_REASON_CHARS = 500
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for agents
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -40,8 +46,21 @@ class RunHandle:
 
 
 def run_file(run_dir: Path) -> Path:
-    """`mlflow_run.json`: the run's key and ids, and how it ended as long as the server has not heard of it."""
+    """`mlflow_run.json`: the run's key and ids; once it has ended also how, and whether the server has heard of it."""
     return run_dir / "mlflow_run.json"
+
+
+def recorded_run(run_dir: Path, tracking_uri: str) -> RunHandle | None:
+    """The run that this folder belongs to, without asking the server; None before `open_run` has created it."""
+    record = read_json(run_file(run_dir)) or {}
+    if "run_id" not in record:
+        return None
+    return RunHandle(record["run_id"], record["experiment_id"], run_dir, tracking_uri)
+
+
+def has_ended(run_dir: Path) -> bool:
+    """Whether the folder's run was given an end status since it was last opened."""
+    return "end" in (read_json(run_file(run_dir)) or {})
 
 
 def open_run(
@@ -52,9 +71,12 @@ def open_run(
     tags: Mapping[str, str],
     params: Mapping[str, str],
     *,
+    parent_run_id: str | None = None,
     answer_limit_s: float = 10.0,
 ) -> RunHandle:
     """Begins the MLflow run of this folder, or continues it; its status is RUNNING afterwards.
+
+    `parent_run_id`: the sweep's run, under which MLflow shows this one.
 
     `tracking_uri` as `absolute_tracking_uri` returns it. Tags are set anew at every start; a parameter only if the run
     does not have it yet (MLflow never changes one). A random key is on disk before the run is created and in a tag of
@@ -63,6 +85,7 @@ def open_run(
     Raises Fault if the server does not answer within `answer_limit_s` or MLflow fails, UserError if the folder belongs
     to a run that this server does not have.
     """
+    tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
     prepare_store(tracking_uri, answer_limit_s=answer_limit_s)
     with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
         client = connect(tracking_uri)
@@ -75,18 +98,24 @@ def open_run(
             run_file(run_dir),
             {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id},
         )
+        if "run_id" in record:
+            tags[RESUMED_TAG] = str(int(run.data.tags.get(RESUMED_TAG, 0)) + 1)
         client.update_run(run.info.run_id, status="RUNNING")
+        if ENDED_TAG in run.data.tags:
+            client.delete_tag(run.info.run_id, ENDED_TAG)
         _log_missing(client, run, tags, params)
         return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri)
 
 
-def end_run(handle: RunHandle, status: EndStatus, *, answer_limit_s: float = 10.0) -> bool:
-    """Gives the run its end status. If the server is away, the status waits in `mlflow_run.json` for `sync`.
+def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_limit_s: float = 10.0) -> bool:
+    """Gives the run its end status, and `reason` as its tag `ended`. If the server is away, both wait in
+    `mlflow_run.json` for `sync`.
 
     True if the server has it. Never raises because of the server: the training is over and its result stands.
     """
     record = read_json(run_file(handle.run_dir)) or {"run_id": handle.run_id, "experiment_id": handle.experiment_id}
-    record["end"] = {"status": status, "time_ms": time.time_ns() // 1_000_000}
+    reason = redact_uri(reason)[:_MAX_REASON_CHARS]
+    record["end"] = {"status": status, "time_ms": time.time_ns() // 1_000_000, "reason": reason, "sent": False}
     write_json(run_file(handle.run_dir), record)
     try:
         return send_end_status(handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s)
@@ -96,17 +125,19 @@ def end_run(handle: RunHandle, status: EndStatus, *, answer_limit_s: float = 10.
 
 
 def send_end_status(run_dir: Path, tracking_uri: str, *, answer_limit_s: float = 10.0) -> bool:
-    """Sends the end status that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
+    """Sends the end that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
     record = read_json(run_file(run_dir)) or {}
     end = record.get("end")
-    if not end:
+    if not end or end["sent"]:
         return False
     require_answer(tracking_uri, limit_s=answer_limit_s)
     # mlflow prints links to stdout here, which belongs to the command's own result.
     with mlflow_faults(tracking_uri, "ending the run"), redirect_stdout(io.StringIO()):
-        connect(tracking_uri).set_terminated(record["run_id"], end["status"], end["time_ms"])
-    del record["end"]
-    write_json(run_file(run_dir), record)
+        client = connect(tracking_uri)
+        if end["reason"]:
+            client.set_tag(record["run_id"], ENDED_TAG, end["reason"])
+        client.set_terminated(record["run_id"], end["status"], end["time_ms"])
+    write_json(run_file(run_dir), {**record, "end": {**end, "sent": True}})
     return True
 
 
@@ -134,7 +165,7 @@ def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, t
 
 
 def _create_run(client: MlflowClient, record: Mapping[str, Any], run_name: str, tags: Mapping[str, str]) -> Run:
-    first_tags = {**_redacted(tags), RUN_KEY_TAG: record["run_key"]}
+    first_tags = {**_redacted(tags), RUN_KEY_TAG: record["run_key"], RESUMED_TAG: "0"}
     client.create_run(record["experiment_id"], tags=first_tags, run_name=run_name)
     run = _oldest_with_key(client, record)
     if run is None:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking import mlflow_run
-from resnet_dist.tracking.mlflow_run import end_run, open_run, run_file, send_end_status
+from resnet_dist.tracking.mlflow_run import end_run, has_ended, open_run, run_file, send_end_status
 from resnet_dist.tracking.store import prepare_store
 
 
@@ -33,6 +33,7 @@ def test_one_run_for_the_life_of_a_job(sqlite_uri, tmp_path):
     run = client.get_run(first.run_id)
     assert (run.info.status, run.info.run_name) == ("RUNNING", "r50")
     assert (run.data.params, run.data.tags["git"]) == ({"optim.lr": "0.1"}, "abc")
+    assert run.data.tags["resumed"] == "0"
     assert end_run(first, "FAILED")
     assert client.get_run(first.run_id).info.status == "FAILED"
 
@@ -41,7 +42,7 @@ def test_one_run_for_the_life_of_a_job(sqlite_uri, tmp_path):
     run = client.get_run(first.run_id)
     assert run.info.status == "RUNNING"
     assert run.data.params == {"optim.lr": "0.1", "seed": "3"}  # MLflow never changes a parameter: the first stands
-    assert run.data.tags["git"] == "def"
+    assert (run.data.tags["git"], run.data.tags["resumed"]) == ("def", "1")
     assert end_run(second, "FINISHED")
     run = client.get_run(first.run_id)
     assert run.info.status == "FINISHED"
@@ -194,20 +195,26 @@ def test_an_end_that_cannot_be_told_is_kept(sqlite_uri, tmp_path):
         away = mlflow_run.RunHandle(
             handle.run_id, handle.experiment_id, handle.run_dir, f"http://127.0.0.1:{deaf.getsockname()[1]}"
         )
-        assert not end_run(away, "KILLED", answer_limit_s=0.6)
+        assert not end_run(away, "KILLED", "no longer at http://me:hunter2@host", answer_limit_s=0.6)
     waiting = json.loads(run_file(tmp_path / "run").read_text())["end"]
-    assert waiting["status"] == "KILLED"
+    assert (waiting["status"], waiting["sent"]) == ("KILLED", False)
+    assert has_ended(tmp_path / "run")
     assert send_end_status(tmp_path / "run", sqlite_uri)
-    info = MlflowClient(sqlite_uri).get_run(handle.run_id).info
-    assert (info.status, info.end_time) == ("KILLED", waiting["time_ms"])
+    run = MlflowClient(sqlite_uri).get_run(handle.run_id)
+    assert (run.info.status, run.info.end_time) == ("KILLED", waiting["time_ms"])
+    assert run.data.tags["ended"] == "no longer at http://***@host"
     assert not send_end_status(tmp_path / "run", sqlite_uri)
-    assert "end" not in json.loads(run_file(tmp_path / "run").read_text())
+    begin(sqlite_uri, tmp_path / "run")
+    assert "ended" not in MlflowClient(sqlite_uri).get_run(handle.run_id).data.tags
+    assert not has_ended(tmp_path / "run")
 
 
 def test_a_run_that_goes_on_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
     handle = begin(sqlite_uri, tmp_path / "run")
     record = json.loads(run_file(tmp_path / "run").read_text())
-    run_file(tmp_path / "run").write_text(json.dumps(record | {"end": {"status": "FAILED", "time_ms": 1}}))
+    run_file(tmp_path / "run").write_text(
+        json.dumps(record | {"end": {"status": "FAILED", "time_ms": 1, "reason": "", "sent": False}})
+    )
     begin(sqlite_uri, tmp_path / "run")
     assert not send_end_status(tmp_path / "run", sqlite_uri)
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.status == "RUNNING"

@@ -1,0 +1,94 @@
+"""The store behind a tracking URI: a server that answers, or a sqlite file with MLflow's tables in it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.reasons import root_reason
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.uris import redact_uri, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SCHEMA_LIMIT_S = 120.0
+
+
+def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
+    """Makes sure there is something to talk to: a server that answers, or a sqlite file with MLflow's tables in it.
+
+    Raises Fault. Processes that meet a fresh sqlite file together all try to create its tables and all but one fail
+    (mlflow 3.17), so the driver does it first, under a lock.
+    """
+    require_answer(tracking_uri, limit_s=answer_limit_s)
+    database = sqlite_file(tracking_uri)
+    if database is None:
+        return
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.open("a+b") as file:  # mlflow would try for 100 s to open what cannot be opened
+            file.seek(0)
+            header = file.read(16)
+        if header not in (b"", b"SQLite format 3\0"):
+            raise UserError(f"tracking_uri: {database} is not a sqlite database; name another file")
+        lock = database.with_name(f".{database.name}.lock")
+        with _locked(lock), _quiet_schema(), mlflow_faults(tracking_uri, "creating its tables"):
+            connect(tracking_uri).search_experiments(max_results=1)
+    except OSError as error:
+        raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
+
+
+@contextmanager
+def _quiet_schema() -> Iterator[None]:
+    """Keeps what mlflow says of every table it creates off the user's screen; warnings stay."""
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+@contextmanager
+def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
+    """Turns what mlflow raises into a Fault of one line without secrets."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes of one machine; the kernel frees it if the holder dies. Raises Fault."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        deadline_s = time.monotonic() + _SCHEMA_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise Fault(f"{path}: another process has held this lock for {_SCHEMA_LIMIT_S:.0f} s") from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
