@@ -42,9 +42,9 @@ def stage(
     its manifest is missing; Fault when the source is damaged, the disk is full, or another process has not finished
     the copy in `wait_limit_s`.
     """
-    name, manifest = _read_source_manifest(str(source))
-    place = folder.expanduser().absolute() / manifest.digest.partition(":")[2][:16]
-    staged = place / name
+    manifest = read_source_manifest(source)
+    staged = staged_path(source, manifest, folder)
+    place = staged.parent
     if _is_staged(staged, manifest):
         return staged
     try:
@@ -59,10 +59,16 @@ def stage(
     return staged
 
 
-def _read_source_manifest(source: str) -> tuple[str, Manifest]:
+def staged_path(source: str | Path, manifest: Manifest, folder: Path) -> Path:
+    """Where `stage` puts the copy, known before it is made and the same on every node."""
+    return folder.expanduser().absolute() / manifest.digest.partition(":")[2][:16] / str(source).rpartition("/")[2]
+
+
+def read_source_manifest(source: str | Path) -> Manifest:
+    """The manifest beside `source`, a path or a URL. UserError when it is missing or cannot be read."""
+    source = str(source)
     if "://" not in source:
-        path = Path(source).expanduser()
-        return path.name, read_manifest(path)
+        return read_manifest(Path(source).expanduser())
     name = source.rpartition("/")[2]
     url = source.removesuffix(".beton") + ".manifest.json"
     try:
@@ -72,7 +78,7 @@ def _read_source_manifest(source: str) -> tuple[str, Manifest]:
         raise UserError(f"{url}: does not exist, so {name} is unfinished or was not made by data-prep") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{url}: cannot be read: {error}") from None
-    return name, Manifest.from_json(text, url)
+    return Manifest.from_json(text, url)
 
 
 def _is_staged(staged: Path, manifest: Manifest) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
+from resnet_dist.config.environment import Environment
 from resnet_dist.errors import UserError
 
 
@@ -77,8 +78,18 @@ class Profile(Section):
     resize_every_s: PositiveFloat = 300.0
     """With a range of workers: how often to look for room for more. A resize goes back to the last checkpoint."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that a worker's node must have, `ray.io/accelerator-type: H100` for example; none: any node."""
+    env: Environment = Field(default_factory=dict)
+    """Environment variables of the workers and of a submitted job: NCCL_SOCKET_IFNAME, OMP_NUM_THREADS, ..."""
     data_root: str
-    """Folder of the data sets, under the same path on every node. A relative path starts where the command starts."""
+    """Folder of the data sets, under the same path on every node: <data_root>/<dataset>/train.beton. A relative path
+    starts where the command starts. With `cache`, also a URL: `s3://bucket/data`."""
+    cache: str | None = None
+    """Folder on every node's own disk: before the first step each node copies the betons there, once, every chunk
+    proven by the manifest. null: workers read `data_root` itself."""
+    cache_timeout_s: PositiveFloat = 7200.0
+    """Longest time for that copy, on the slowest node."""
     storage: str
     """Folder of the runs (checkpoints), shared by all nodes."""
     tracking_uri: str
@@ -89,6 +100,8 @@ class Profile(Section):
     """Whether a finished run's model becomes a version in MLflow's registry. Without: logged only, as a sweep's trials
     are.
     """
+    jobs_address: str | None = None
+    """Where `resnet-dist submit` sends jobs; null: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     ray_address: str | None = None
     """null: the cluster in RAY_ADDRESS (set inside a Ray job), else a local Ray that this command starts and ends."""
     local_cpus: PositiveInt | None = None
@@ -100,15 +113,21 @@ class Profile(Section):
 
 
 def absolute_paths(profile: Profile, base: Path) -> Profile:
-    """The profile with `data_root` and `storage` made absolute: workers start in folders of their own.
+    """The profile with `data_root`, `cache` and `storage` made absolute: workers start in folders of their own.
 
-    Raises UserError for an object-storage URL: runs need a folder that all nodes share.
+    Raises UserError for an object-storage URL: runs need a folder that all nodes share, data a `cache`.
     """
+    if "://" in profile.data_root and profile.cache is None:
+        raise UserError(
+            f"data_root {profile.data_root}: is a URL, and workers read files; set cache to a folder on the nodes' own "
+            "disks, for example /tmp/resnet-dist"
+        )
     if "://" in profile.storage:
         raise UserError(f"storage {profile.storage}: must be a folder that all nodes share, not a URL; set storage")
     return profile.model_copy(
         update={
             key: str((base / Path(value).expanduser()).absolute())
-            for key, value in (("data_root", profile.data_root), ("storage", profile.storage))
+            for key, value in (("data_root", profile.data_root), ("cache", profile.cache), ("storage", profile.storage))
+            if value is not None and "://" not in value
         }
     )

@@ -123,7 +123,7 @@ def _exp(x: Draws) -> Draws:
     return result
 
 
-def require_sides(beton: Path, manifest: Manifest, transform: Transform) -> None:
+def require_sides(beton: Path | str, manifest: Manifest, transform: Transform) -> None:
     """UserError if the images of `beton` do not have the sides that `transform` needs."""
     sides = {manifest.min_height, manifest.max_height, manifest.min_width, manifest.max_width}
     if isinstance(transform, PadCrop) and sides != {transform.size}:

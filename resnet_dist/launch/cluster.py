@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
@@ -25,6 +25,7 @@ class Node:
     address: str
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def cluster_address(profile: Profile, environment: Mapping[str, str]) -> str | None:
@@ -101,7 +102,12 @@ def _start_local(profile: Profile) -> None:
 def alive_nodes() -> list[Node]:
     """The nodes of the connected cluster."""
     return [
-        Node(node["NodeManagerAddress"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        Node(
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            node.get("Labels", {}),
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -117,9 +123,13 @@ def workers_that_fit(nodes: list[Node], cpus_per_worker: int, gpus_per_worker: i
 
 def require_capacity(nodes: list[Node], profile: Profile) -> None:
     """UserError, with what was found, if the cluster cannot hold the profile's workers."""
-    fit = workers_that_fit(nodes, profile.cpus_per_worker, profile.gpus_per_worker)
+    wanted = profile.node_labels.items()
+    fitting = [node for node in nodes if wanted <= node.labels.items()]
+    fit = workers_that_fit(fitting, profile.cpus_per_worker, profile.gpus_per_worker)
     if fit < profile.workers.min:
-        found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
+        found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in fitting) or "no nodes"
+        if wanted:
+            found += f" with {', '.join(f'{key}={value}' for key, value in wanted)}, of {len(nodes)} in all"
         raise UserError(
             f"the profile asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and "
             f"{profile.gpus_per_worker} GPUs, the cluster holds {fit} ({found}); set workers to {max(fit, 1)} or less, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from resnet_dist.config.loading import flatten
 from resnet_dist.config.profile import Profile
@@ -47,19 +48,19 @@ def hardware_summary(nodes: Sequence[Node]) -> str:
 def data_inputs(recipe: Recipe, prepared: Prepared) -> list[DataInput]:
     return [
         DataInput(
-            name=f"{recipe.data.dataset}/{beton.stem}",
+            name=f"{recipe.data.dataset}/{PurePosixPath(source).stem}",
             digest=manifest.digest.partition(":")[2],
             context=context,
-            location=str(beton),
+            location=source,
             facts={
                 "num_samples": manifest.num_samples,
                 "num_classes": len(manifest.class_names),
                 "bytes": manifest.beton_bytes,
             },
         )
-        for beton, manifest, context in (
-            (prepared.train_beton, prepared.train, "training"),
-            (prepared.val_beton, prepared.val, "validation"),
+        for source, manifest, context in (
+            (prepared.train_source, prepared.train, "training"),
+            (prepared.val_source, prepared.val, "validation"),
         )
     ]
 

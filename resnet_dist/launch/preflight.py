@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data_prep.beton.manifest import Manifest, load_manifest
+from data_prep.beton.stage import read_source_manifest, staged_path
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.crops import require_sides
@@ -28,7 +29,11 @@ RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 class Prepared:
     """A run that can start: where its data lie, what it is, how long it is."""
 
+    train_source: str
+    """A path or a URL."""
+    val_source: str
     train_beton: Path
+    """Where workers read it: the source itself, or its place in the cache of their node."""
     val_beton: Path
     train: Manifest
     val: Manifest
@@ -44,14 +49,14 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
     require_micro_batch_each(recipe, profile)
     require_buildable(recipe)
-    folder = Path(profile.data_root) / recipe.data.dataset
-    train_beton, val_beton = folder / "train.beton", folder / "val.beton"
+    folder = f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}"
+    train_source, val_source = f"{folder}/train.beton", f"{folder}/val.beton"
     try:
-        train, val = load_manifest(train_beton), load_manifest(val_beton)
+        train, val = manifest_of(train_source), manifest_of(val_source)
     except UserError as error:
         raise UserError(f"{error} (dataset {recipe.data.dataset} of data_root {profile.data_root})") from None
-    for beton, manifest in ((train_beton, train), (val_beton, val)):
-        require_fitting_data(recipe, manifest, beton)
+    for source, manifest in ((train_source, train), (val_source, val)):
+        require_fitting_data(recipe, manifest, source)
     if train.class_names != val.class_names:
         raise UserError(f"{folder}: train and val betons have different classes; convert both from the same source")
     require_writable(Path(profile.storage))
@@ -62,7 +67,27 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         require_same(found[1].identity, identity, run_dir)
         warnings = tuple(found[2])
     plan = plan_run(recipe, profile, train.num_samples)
-    return Prepared(train_beton, val_beton, train, val, identity, plan, run_dir, warnings)
+    return Prepared(
+        train_source,
+        val_source,
+        read_place(train_source, train, profile),
+        read_place(val_source, val, profile),
+        train,
+        val,
+        identity,
+        plan,
+        run_dir,
+        warnings,
+    )
+
+
+def manifest_of(source: str) -> Manifest:
+    """Of a beton on disk, whose size is looked at too, or behind a URL. Raises UserError."""
+    return read_source_manifest(source) if "://" in source else load_manifest(Path(source))
+
+
+def read_place(source: str, manifest: Manifest, profile: Profile) -> Path:
+    return staged_path(source, manifest, Path(profile.cache)) if profile.cache else Path(source)
 
 
 def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
@@ -83,7 +108,7 @@ def require_buildable(recipe: Recipe) -> None:
         build_optimizer(build_classifier(recipe), recipe.optim)
 
 
-def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path) -> None:
+def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:
     num_classes = len(manifest.class_names)
     if num_classes != recipe.model.num_classes:
         raise UserError(

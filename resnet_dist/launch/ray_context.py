@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.node_cache import NodeCache, fill
 from resnet_dist.tracking.base import NullTracker, Tracker
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.system_metrics import NodeMonitor
@@ -44,6 +45,8 @@ class WorkerSetup:
     """Checkpoints by the clock, besides those of the plan."""
     heeds_preemption: bool
     """Whether nodes may announce that they leave."""
+    cache: NodeCache | None = None
+    """What each node copies to its own disk before the first step."""
 
 
 class RayContext:
@@ -148,6 +151,11 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
 
     setup = config["setup"]
     place = ray.train.get_context()
+    if setup.cache is not None:
+        try:
+            fill(setup.cache)  # before the watchdog starts: a copy has its own, longer limit
+        except UserError as error:
+            return str(error)
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
     monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
     context = RayContext(setup, monitor)

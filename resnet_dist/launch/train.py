@@ -28,6 +28,7 @@ from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
 from resnet_dist.launch.hand_over import hand_over
+from resnet_dist.launch.node_cache import node_cache
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup, worker_main
 from resnet_dist.launch.record import Record, begin_record
@@ -128,7 +129,11 @@ def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Scre
         progress_timeout_s=profile.failure.progress_timeout_s,
         save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
         heeds_preemption=cluster_address(profile, os.environ) is not None,
+        cache=node_cache(profile, (prepared.train_source, prepared.val_source)),
     )
+    if setup.cache is not None:
+        gigabytes = (prepared.train.beton_bytes + prepared.val.beton_bytes) / 1e9
+        screen.say(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
     fit = _Fit(_trainer(profile, prepared.run_dir, setup))
     asked_at: float | None = None
 
@@ -168,6 +173,7 @@ def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTraine
             num_workers=(workers.min, workers.max) if workers.elastic else workers.min,
             use_gpu=use_gpu,
             resources_per_worker=resources,
+            label_selector=profile.node_labels or None,
             elastic_resize_monitor_interval_s=profile.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
@@ -175,14 +181,19 @@ def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTraine
             storage_path=str(run_dir.parent),
             failure_config=ray.train.FailureConfig(max_failures=failure.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
-            worker_runtime_env=worker_environment(profile.tracking_uri),
+            worker_runtime_env=worker_environment(profile),
         ),
     )
 
 
-def worker_environment(tracking_uri: str) -> dict[str, dict[str, str]] | None:
-    """Short MLflow requests for workers that talk to a server; with a database file, none: no process starts anew."""
-    return {"env_vars": client_environment()} if tracking_uri.startswith("http") else None
+def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
+    """The profile's variables, and short MLflow requests for workers that talk to a server.
+
+    None where there are neither: Ray then gives workers that are already up.
+    """
+    client = client_environment() if profile.tracking_uri.startswith("http") else {}
+    merged = {**client, **profile.env}
+    return {"env_vars": merged} if merged else None
 
 
 class _Fit:

@@ -155,6 +155,36 @@ def test_profile_paths_become_absolute(tmp_path: Path) -> None:
     assert (str(profile.workers), profile.data_root, profile.storage) == ("3", "/base/data", "/base/runs")
 
 
+def test_data_behind_a_url_needs_a_cache(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE.replace("data_root: data", "data_root: 's3://b/data'"))
+    with pytest.raises(UserError, match=r"data_root s3://b/data: is a URL, and workers read files; set cache"):
+        absolute_paths(load_profile(path), Path("/base"))
+    profile = absolute_paths(load_profile(path, ["cache=nvme"]), Path("/base"))
+    assert (profile.data_root, profile.cache) == ("s3://b/data", "/base/nvme")
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ("{AWS_SECRET_ACCESS_KEY: abc}", r"AWS_SECRET_ACCESS_KEY is a secret"),
+        ("{NVIDIA_TF32_OVERRIDE: 0}", r"NVIDIA_TF32_OVERRIDE changes the arithmetic"),
+        ("{NCCL_IB_DISABLE: yes}", r"NCCL_IB_DISABLE"),
+    ],
+)
+def test_no_secret_and_no_arithmetic_in_a_profiles_env(tmp_path: Path, env: str, told: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE.replace("{workers", f"{{env: {env}, workers"))
+    with pytest.raises(UserError, match=told):
+        load_profile(path)
+
+
+def test_numbers_in_a_profiles_env_become_text(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(PROFILE.replace("{workers", "{env: {OMP_NUM_THREADS: 1}, workers"))
+    assert load_profile(path).env == {"OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.parametrize(("written", "expected"), [("3", (3, 3)), ("1..8", (1, 8)), ("{min: 2, max: 4}", (2, 4))])
 def test_workers_are_a_number_or_a_range(tmp_path: Path, written: str, expected: tuple[int, int]) -> None:
     path = tmp_path / "p.yaml"

@@ -38,6 +38,13 @@ def test_capacity_names_what_was_found() -> None:
         require_capacity([], PROFILE)
 
 
+def test_only_nodes_with_the_labels_count() -> None:
+    picky = PROFILE.model_copy(update={"node_labels": {"market": "spot"}})
+    require_capacity([Node("a", 12, 0, {"market": "spot", "zone": "b"})], picky)
+    with pytest.raises(UserError, match=r"the cluster holds 0 \(no nodes with market=spot, of 1 in all\)"):
+        require_capacity([Node("a", 12, 0)], picky)
+
+
 def test_the_profile_comes_before_the_environment() -> None:
     assert cluster_address(PROFILE, {}) is None
     assert cluster_address(PROFILE, {"RAY_ADDRESS": "job:1"}) == "job:1"
@@ -85,6 +92,10 @@ def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Pa
         read_result(tmp_path)
 
 
-def test_only_workers_of_a_server_get_an_environment_of_their_own() -> None:
-    assert worker_environment("sqlite:////m.db") is None
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in (worker_environment("http://m:5000") or {})["env_vars"]
+def test_a_worker_gets_an_environment_of_its_own_only_where_it_needs_one() -> None:
+    assert worker_environment(PROFILE) is None
+    server = PROFILE.model_copy(update={"tracking_uri": "http://m:5000"})
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in (worker_environment(server) or {})["env_vars"]
+    assert worker_environment(PROFILE.model_copy(update={"env": {"NCCL_DEBUG": "WARN"}})) == {
+        "env_vars": {"NCCL_DEBUG": "WARN"}
+    }
