@@ -24,7 +24,8 @@ FENCES = {
     "sklearn": ("data_prep.sources",),
     "scipy": ("data_prep.sources",),
     "typer": ("data_prep.cli", "data_prep.exit_codes", "resnet_dist.cli"),
-    "torchvision": ("resnet_dist.bench",),  # a peer too
+    "torchvision": ("resnet_dist.bench", "resnet_dist.models.baselines"),  # in benches: a peer too
+    "timm": ("resnet_dist.training.optim",),
     "torch": (
         "resnet_dist.data",
         "resnet_dist.models",

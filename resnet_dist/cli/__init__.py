@@ -12,6 +12,7 @@ from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.doctor import doctor
 from resnet_dist.cli.evaluate import evaluate
 from resnet_dist.cli.runs import runs, tracking_app
+from resnet_dist.cli.show import show
 from resnet_dist.cli.train import train
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(evaluate)
+app.command()(show)
 app.command()(runs)
 app.command()(doctor)
 app.add_typer(tracking_app, name="tracking")

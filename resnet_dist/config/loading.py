@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe_model import ModelConfig
 from resnet_dist.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
@@ -27,6 +28,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_profile(path: Path, overrides: Sequence[str] = ()) -> Profile:
     """Reads a profile; `overrides` are `a.b=c` strings (a leading `profile.` is allowed). Raises UserError."""
     return _load(Profile, path, [o.removeprefix("profile.") for o in overrides])
+
+
+def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
+    """A recipe's model section without a recipe; `overrides` are `model.key=value`. Raises UserError."""
+    tree: dict[str, Any] = {"model": {"name": name, "num_classes": 1}}
+    for override in overrides:
+        _apply(tree, override.removeprefix("recipe."))
+    if others := sorted(tree.keys() - {"model"}):
+        raise UserError(f"--set {others[0]}...: without a recipe only model.* can be set")
+    return _validated(ModelConfig, f"--set (of net {name})", tree["model"])
 
 
 def recipe_from_yaml(text: str) -> Recipe:
@@ -54,11 +65,15 @@ def _load(schema: type[S], path: Path, overrides: Sequence[str]) -> S:
     tree = _read_mapping(path)
     for override in overrides:
         _apply(tree, override)
+    return _validated(schema, path, tree)
+
+
+def _validated(schema: type[S], where: Path | str, tree: Any) -> S:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
         mistakes = [_describe(schema, detail) for detail in error.errors()]
-        raise UserError(f"{path}: {_enumerate(mistakes)}") from None
+        raise UserError(f"{where}: {_enumerate(mistakes)}") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

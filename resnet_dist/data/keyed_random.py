@@ -19,6 +19,8 @@ class Stream(IntEnum):
 
     ORDER = 0
     AUGMENTATION = 1
+    LAYER_NOISE = 8
+    """Drop-path and dropout; the epoch of its keys is the step, the sample id the micro-batch."""
 
 
 def splitmix64(seeds: NDArray[np.uint64], counters: ArrayLike) -> NDArray[np.uint64]:

@@ -8,26 +8,33 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from resnet_dist.models.blocks import BlockFactory, Stage
+from resnet_dist.models.keyed_noise import KeyedDropout
+from resnet_dist.models.options import NetOptions
+from resnet_dist.models.stages import BlockFactory, Stage, end_of_stages
+from resnet_dist.models.stems import WIDTH, first_convolution, first_pooling
 
 
 class ImageNetResNet(nn.Module):
     """[N, 3, H, W] -> logits [N, num_classes]; made for 224 px, takes any size from 32 px on."""
 
-    def __init__(self, make_block: BlockFactory, num_blocks: tuple[int, ...], num_classes: int) -> None:
+    def __init__(
+        self, make_block: BlockFactory, num_blocks: tuple[int, ...], num_classes: int, options: NetOptions
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = first_convolution(options)
+        self.bn1 = nn.BatchNorm2d(WIDTH)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = Stage(make_block, 64, 64, num_blocks[0], stride=1)
+        self.maxpool = first_pooling(options)
+        self.layer1 = Stage(make_block, WIDTH, 64, num_blocks[0], stride=1)
         self.layer2 = Stage(make_block, self.layer1.out_channels, 128, num_blocks[1], stride=2)
         self.layer3 = Stage(make_block, self.layer2.out_channels, 256, num_blocks[2], stride=2)
         self.layer4 = Stage(make_block, self.layer3.out_channels, 512, num_blocks[3], stride=2)
+        self.end = end_of_stages(self.layer1, self.layer4)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
         self.fc = nn.Linear(self.layer4.out_channels, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
+        x = self.end(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))

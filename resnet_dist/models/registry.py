@@ -7,14 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 from torch import nn
 
 from resnet_dist.errors import UserError
-from resnet_dist.models.blocks import BasicBlock, Bottleneck, initialise
+from resnet_dist.models.baselines import BASELINES, build_baseline
+from resnet_dist.models.blocks import BasicBlock, Bottleneck
 from resnet_dist.models.cifar import CifarResNet
 from resnet_dist.models.imagenet import ImageNetResNet
+from resnet_dist.models.options import ActivationOrder, NetOptions
+from resnet_dist.models.preactivation import PreactivationBasicBlock, PreactivationBottleneck
 from resnet_dist.models.shortcuts import SHORTCUTS, Shortcut
+from resnet_dist.models.stages import BlockFactory, initialise, spread_drop_path
+
+BlockKind = Literal["basic", "bottleneck"]
+BLOCKS: dict[tuple[BlockKind, ActivationOrder], Any] = {
+    ("basic", "original"): BasicBlock,
+    ("bottleneck", "original"): Bottleneck,
+    ("basic", "pre"): PreactivationBasicBlock,
+    ("bottleneck", "pre"): PreactivationBottleneck,
+}
 
 
 @dataclass(frozen=True)
@@ -22,57 +35,95 @@ class Layout:
     """One net of the paper. `shortcut` is its default option; None makes it a plain net."""
 
     family: type[ImageNetResNet] | type[CifarResNet]
-    block: type[BasicBlock] | type[Bottleneck]
+    block: BlockKind
     num_blocks: tuple[int, ...]
     shortcut: Shortcut | None
 
 
-def _cifar(depth: int, shortcut: Shortcut | None) -> Layout:
-    n, remainder = divmod(depth - 2, 6)
-    assert remainder == 0, f"a CIFAR net has 6n + 2 layers, not {depth}"
-    return Layout(CifarResNet, BasicBlock, (n, n, n), shortcut)
+def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
+    layers_per_n = 6 if block == "basic" else 9
+    n, remainder = divmod(depth - 2, layers_per_n)
+    assert remainder == 0, f"a CIFAR net of {block} blocks has {layers_per_n}n + 2 layers, not {depth}"
+    return Layout(CifarResNet, block, (n, n, n), shortcut)
 
 
 LAYOUTS: dict[str, Layout] = {
-    "resnet18": Layout(ImageNetResNet, BasicBlock, (2, 2, 2, 2), "B"),
-    "resnet34": Layout(ImageNetResNet, BasicBlock, (3, 4, 6, 3), "B"),
-    "resnet50": Layout(ImageNetResNet, Bottleneck, (3, 4, 6, 3), "B"),
-    "resnet101": Layout(ImageNetResNet, Bottleneck, (3, 4, 23, 3), "B"),
-    "resnet152": Layout(ImageNetResNet, Bottleneck, (3, 8, 36, 3), "B"),
-    "plain18": Layout(ImageNetResNet, BasicBlock, (2, 2, 2, 2), None),
-    "plain34": Layout(ImageNetResNet, BasicBlock, (3, 4, 6, 3), None),
-    **{f"resnet{depth}": _cifar(depth, "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
-    **{f"plain{depth}": _cifar(depth, None) for depth in (8, 20, 32, 44, 56, 110)},
+    "resnet18": Layout(ImageNetResNet, "basic", (2, 2, 2, 2), "B"),
+    "resnet34": Layout(ImageNetResNet, "basic", (3, 4, 6, 3), "B"),
+    "resnet50": Layout(ImageNetResNet, "bottleneck", (3, 4, 6, 3), "B"),
+    "resnet101": Layout(ImageNetResNet, "bottleneck", (3, 4, 23, 3), "B"),
+    "resnet152": Layout(ImageNetResNet, "bottleneck", (3, 8, 36, 3), "B"),
+    "resnet200": Layout(ImageNetResNet, "bottleneck", (3, 24, 36, 3), "B"),
+    "plain18": Layout(ImageNetResNet, "basic", (2, 2, 2, 2), None),
+    "plain34": Layout(ImageNetResNet, "basic", (3, 4, 6, 3), None),
+    **{f"resnet{depth}": _cifar(depth, "basic", "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
+    **{f"resnet{depth}": _cifar(depth, "bottleneck", "B") for depth in (164, 1001)},
+    **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110)},
 }
-MODEL_NAMES: tuple[str, ...] = tuple(LAYOUTS)
+MODEL_NAMES: tuple[str, ...] = (*LAYOUTS, *BASELINES)
+
+_NEEDS_SHORTCUTS = (
+    "shortcut",
+    "zero_init_residual",
+    "pooled_projection",
+    "drop_path",
+    "gate",
+    "gate_bias",
+    "shortcut_scale",
+    "residual_scale",
+    "shortcut_dropout",
+)
 
 
-def build_model(
-    name: str, num_classes: int, *, zero_init_residual: bool = False, shortcut: Shortcut | None = None
-) -> nn.Module:
+def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     """The net called `name`, float32 [N, 3, H, W] -> logits [N, num_classes], freshly initialised.
 
-    Draws from torch's global generator (of the CPU, unless called under another default device): seed it first.
-    `shortcut=None` means the net's own default: B for the ImageNet nets, A for the CIFAR nets. Raises UserError on an
-    unknown name and on an option that the net does not have.
+    `options` are the fields of `NetOptions`; `shortcut=None` means the net's own default: B for the ImageNet nets and
+    the bottleneck nets, A for the other CIFAR nets. Draws from torch's global generator (of the CPU, unless called
+    under another default device): seed it first. Raises UserError on an unknown name and on an option that the net
+    does not have.
     """
+    chosen = NetOptions(**options)
+    if name in BASELINES:
+        _refuse(name, "is torchvision's and takes no options", tuple(chosen.chosen()))
+        return build_baseline(name, num_classes)
     layout = LAYOUTS.get(name)
     if layout is None:
         raise UserError(f"model.name: there is no net '{name}'; take one of {', '.join(MODEL_NAMES)}")
-    _check_options(name, layout, zero_init_residual=zero_init_residual, shortcut=shortcut)
-    make_block = partial(layout.block, shortcut=shortcut or layout.shortcut)
-    net = layout.family(make_block, layout.num_blocks, num_classes)
-    initialise(net, zero_init_residual=zero_init_residual)
+    _check_options(name, layout, chosen)
+    resolved = chosen.with_shortcut(chosen.shortcut or layout.shortcut)
+    make_block: BlockFactory = partial(BLOCKS[layout.block, resolved.activation_order], options=resolved)
+    net = layout.family(make_block, layout.num_blocks, num_classes, resolved)
+    initialise(net, zero_init_residual=resolved.zero_init_residual, gate_bias=resolved.gate_bias)
+    spread_drop_path(net)
     return net
 
 
-def _check_options(name: str, layout: Layout, *, zero_init_residual: bool, shortcut: str | None) -> None:
-    given = {"model.shortcut": shortcut is not None, "model.zero_init_residual": zero_init_residual}
-    if layout.shortcut is None and any(given.values()):
-        options = " and ".join(key for key, is_given in given.items() if is_given)
+def _check_options(name: str, layout: Layout, options: NetOptions) -> None:
+    chosen = options.chosen()
+    if layout.shortcut is None:
+        given = tuple(key for key in chosen if key in _NEEDS_SHORTCUTS)
         residual = ", ".join(other for other, its_layout in LAYOUTS.items() if its_layout.shortcut is not None)
+        _refuse(name, "is a plain net without shortcuts", given, f", or take one of {residual}")
+    if options.shortcut is not None and options.shortcut not in SHORTCUTS:
         raise UserError(
-            f"{options}: '{name}' is a plain net without shortcuts; leave it out, or take one of {residual}"
+            f"model.shortcut: '{name}' has no option '{options.shortcut}'; take one of {', '.join(SHORTCUTS)}"
         )
-    if shortcut is not None and shortcut not in SHORTCUTS:
-        raise UserError(f"model.shortcut: '{name}' has no option '{shortcut}'; take one of {', '.join(SHORTCUTS)}")
+    if layout.family is CifarResNet:
+        _refuse(name, "is a CIFAR net with a 3x3 stem of its own", _among(chosen, "stem"))
+    if layout.block == "basic":
+        _refuse(name, "has no bottlenecks", _among(chosen, "bottleneck_stride"))
+    if options.activation_order == "pre":
+        _refuse(name, "as a pre-activation net ends no block with a norm", _among(chosen, "zero_init_residual"))
+    if options.gate is None:
+        _refuse(name, "has no gate (model.gate)", _among(chosen, "gate_bias"))
+
+
+def _among(chosen: dict[str, Any], *keys: str) -> tuple[str, ...]:
+    return tuple(key for key in keys if key in chosen)
+
+
+def _refuse(name: str, why: str, keys: tuple[str, ...], otherwise: str = "") -> None:
+    if keys:
+        listed = " and ".join(f"model.{key}" for key in keys)
+        raise UserError(f"{listed}: '{name}' {why}; leave it out{otherwise}")

@@ -9,6 +9,7 @@ import torch
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
+from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.context import RunContext
@@ -41,6 +42,7 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
             num_micro_batches=recipe.train.num_micro_batches,
         ),
         statistics=BatchNormStatistics(model),
+        noise=StepNoise(model),
         precision=precision,
         train=train,
         val=val,
@@ -56,10 +58,5 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
 def build_classifier(recipe: Recipe) -> ImageClassifier:
     """The recipe's network with its first weights, a function of `recipe.seed` alone."""
     torch.manual_seed(recipe.seed)
-    net = build_model(
-        recipe.model.name,
-        recipe.model.num_classes,
-        zero_init_residual=recipe.model.zero_init_residual,
-        shortcut=recipe.model.shortcut,
-    )
+    net = build_model(**recipe.model.build_options())
     return ImageClassifier(net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last)

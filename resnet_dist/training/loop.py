@@ -23,6 +23,7 @@ from torch.nn.utils import get_total_norm
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share, train_order
+from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import CONFUSION, Tracker
 from resnet_dist.training.best import keep_if_best
@@ -32,6 +33,7 @@ from resnet_dist.training.context import RunContext
 from resnet_dist.training.evaluate import evaluate, sparse_json
 from resnet_dist.training.job import Outcome
 from resnet_dist.training.metrics import Window
+from resnet_dist.training.noise import layer_keys
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.reduce import Reduction
@@ -65,6 +67,7 @@ class Run:
     model: nn.Module
     reduction: Reduction
     statistics: BatchNormStatistics
+    noise: StepNoise
     precision: Precision
     train: Samples
     val: Samples
@@ -138,6 +141,7 @@ def train_step(run: Run, local: dict[int, Batch]) -> None:
     for group in run.state.optimizer.param_groups:
         group["lr"] = learning_rate(run, run.state.step)
     for micro_batch, batch in local.items():
+        run.noise.set_keys(layer_keys(run.recipe.seed, run.state.step, micro_batch, len(run.noise)))
         with run.statistics.updating(micro_batch == 0), run.reduction.accumulating(micro_batch == max(local)):
             with run.precision.autocast(run.ctx.device):
                 logits = run.reduction.forward(batch.images)

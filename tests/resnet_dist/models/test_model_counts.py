@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_dist.models import MODEL_NAMES, build_model
+from resnet_dist.models import MODEL_NAMES, build_model, summarise
 from resnet_dist.models.blocks import BasicBlock, Bottleneck
+from resnet_dist.models.options import NetOptions
 
 IMAGENET = {
     # name: option A = plain net, option B, option C, GMACs at 224 px of the default option
@@ -21,6 +22,7 @@ IMAGENET = {
     "resnet50": (22_780_456, 25_557_032, 40_128_552, 4.089),
     "resnet101": (41_772_584, 44_549_160, 76_981_288, 7.801),
     "resnet152": (57_416_232, 60_192_808, 107_335_720, 11.514),
+    "resnet200": (61_897_256, 64_673_832, 116_027_432, 15.007),  # B: timm's count
 }
 CIFAR = {
     # name: option A = plain net, option B, option C, MMACs at 32 px of the default option
@@ -32,11 +34,24 @@ CIFAR = {
     "resnet110": (1_727_962, 1_730_714, 1_826_202, 252.888),
     "resnet1202": (19_421_274, 19_424_026, 20_538_714, 2829.239),
 }
+OPTION_B = NetOptions(shortcut="B")
+BOTTLENECK_CIFAR = {
+    # name: original and pre-activation, both of option B. He et al. 2016, table 4: 1.7M and 10.2M
+    "resnet164": (1_704_154, 1_703_258),
+    "resnet1001": (10_328_602, 10_327_706),
+}
+BASELINES = {
+    # torchvision's metadata; the paper's 15.3 and 19.6 billion multiply-adds
+    "vgg16": (138_357_544, 15.470),
+    "vgg19": (143_667_240, 19.632),
+    "googlenet": (6_624_904, 1.498),
+}
 
 
 def build_on_meta(name: str, shortcut: str | None = None) -> nn.Module:
     with torch.device("meta"):
-        return build_model(name, 1000 if name in IMAGENET or name in ("plain18", "plain34") else 10, shortcut=shortcut)
+        of_imagenet = name in IMAGENET | BASELINES or name in ("plain18", "plain34")
+        return build_model(name, 1000 if of_imagenet else 10, shortcut=shortcut)
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -51,7 +66,7 @@ def count_macs(net: nn.Module, side: int) -> int:
 
 def test_every_net_is_counted_here() -> None:
     plain = {"plain8", "plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"}
-    assert set(MODEL_NAMES) == IMAGENET.keys() | CIFAR.keys() | plain
+    assert set(MODEL_NAMES) == IMAGENET.keys() | CIFAR.keys() | BOTTLENECK_CIFAR.keys() | BASELINES.keys() | plain
 
 
 @pytest.mark.parametrize("name", [*IMAGENET, *CIFAR])
@@ -101,9 +116,9 @@ def test_bottleneck_arithmetic() -> None:
     def conv_weights(block: nn.Module) -> int:
         return sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Conv2d))
 
-    assert conv_weights(BasicBlock(64, 64, 1, shortcut="B")) == 2 * 3 * 3 * 64 * 64 == 73_728
-    assert conv_weights(Bottleneck(256, 64, 1, shortcut="B")) == 256 * 64 + 9 * 64 * 64 + 64 * 256 == 69_632
-    norms = [m for m in BasicBlock(128, 128, 1, shortcut="B").modules() if isinstance(m, nn.BatchNorm2d)]
+    assert conv_weights(BasicBlock(64, 64, 1, options=OPTION_B)) == 2 * 3 * 3 * 64 * 64 == 73_728
+    assert conv_weights(Bottleneck(256, 64, 1, options=OPTION_B)) == 256 * 64 + 9 * 64 * 64 + 64 * 256 == 69_632
+    norms = [m for m in BasicBlock(128, 128, 1, options=OPTION_B).modules() if isinstance(m, nn.BatchNorm2d)]
     assert [count_parameters(norm) for norm in norms] == [256, 256]
 
 
@@ -114,3 +129,36 @@ def test_parts_of_resnet152() -> None:
     assert sum(count_parameters(norm) for norm in norms) == 151_424
     assert sum(buffer.numel() for buffer in net.buffers()) == 151_579
     assert sum(parameter.numel() for parameter in net.fc.parameters()) == 2_049_000
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("resnet50", 3.858), ("resnet101", 7.570), ("resnet152", 11.282)])
+def test_macs_of_the_papers_stride_on_the_1x1(name: str, gmacs: float) -> None:
+    """Table 1's 3.8, 7.6 and 11.3 billion; the parameters stay."""
+    with torch.device("meta"):
+        net = build_model(name, 1000, bottleneck_stride="1x1")
+    assert count_parameters(net) == IMAGENET[name][1]
+    assert count_macs(net, 224) / 1e9 == pytest.approx(gmacs, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", BOTTLENECK_CIFAR)
+def test_parameters_of_the_bottleneck_cifar_nets(name: str) -> None:
+    with torch.device("meta"):
+        counted = [count_parameters(build_model(name, 10, activation_order=order)) for order in ("original", "pre")]
+    assert tuple(counted) == BOTTLENECK_CIFAR[name]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines(name: str) -> None:
+    parameters, gmacs = BASELINES[name]
+    net = build_on_meta(name)
+    assert count_parameters(net) == parameters
+    assert count_macs(net, 224) / 1e9 == pytest.approx(gmacs, rel=1e-3)
+
+
+def test_summary_adds_up_to_the_whole() -> None:
+    for name, side in (("resnet152", 224), ("resnet20", 32), ("googlenet", 224)):
+        summary, net = summarise(name), build_on_meta(name)
+        assert (summary.parameters, summary.macs) == (count_parameters(net), count_macs(net, side))
+    stages = {part.name: (part.output, part.contents) for part in summarise("resnet152").parts}
+    assert stages["conv1"] == ("64 x 112 x 112", "7x7, 64, stride 2")
+    assert stages["layer3"] == ("1024 x 14 x 14", "36 x Bottleneck [1x1 256, 3x3 256, 1x1 1024]")

@@ -32,12 +32,7 @@ def test_recipe(path: Path) -> None:
     assert all(f"\n# {word}" in head for word in ("Hardware", "Time", "Expected"))
 
     with torch.device("meta"):
-        net = build_model(
-            recipe.model.name,
-            recipe.model.num_classes,
-            zero_init_residual=recipe.model.zero_init_residual,
-            shortcut=recipe.model.shortcut,
-        )
+        net = build_model(**recipe.model.build_options())
     assert net(torch.empty(2, 3, recipe.data.eval.size, recipe.data.eval.size, device="meta")).shape == (
         2,
         recipe.model.num_classes,

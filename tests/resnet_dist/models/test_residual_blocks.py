@@ -11,6 +11,7 @@ from torch import nn
 from resnet_dist.errors import UserError
 from resnet_dist.models import MODEL_NAMES, build_model
 from resnet_dist.models.blocks import BasicBlock, Bottleneck
+from resnet_dist.models.options import NetOptions
 from resnet_dist.models.shortcuts import ZeroPadShortcut, build_shortcut
 
 
@@ -42,7 +43,7 @@ def test_where_an_option_projects(option: str | None, when_same: type, when_grow
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_a_block_adds_its_shortcut_before_the_last_relu(block: type[BasicBlock] | type[Bottleneck]) -> None:
     torch.manual_seed(0)
-    residual, plain = block(16, 8, 2, shortcut="B"), block(16, 8, 2, shortcut=None)
+    residual, plain = (block(16, 8, 2, options=NetOptions(shortcut=option)) for option in ("B", None))
     assert isinstance(residual.downsample, nn.Module)
     plain.load_state_dict(residual.state_dict(), strict=False)
     before_relu: list[torch.Tensor] = []
@@ -91,7 +92,7 @@ def test_unknown_names_and_options_are_the_users_mistakes() -> None:
         build_model("resnet51", 10)
     assert all(name in str(raised.value) for name in MODEL_NAMES)
     with pytest.raises(UserError, match=r"model\.shortcut: 'resnet20' has no option 'D'; take one of A, B, C"):
-        build_model("resnet20", 10, shortcut="D")  # type: ignore[arg-type]
+        build_model("resnet20", 10, shortcut="D")
     with pytest.raises(UserError, match=r"^model\.shortcut: 'plain20' is a plain net .*resnet20"):
         build_model("plain20", 10, shortcut="A")
     with pytest.raises(UserError, match=r"^model\.zero_init_residual: 'plain34' is a plain net"):

@@ -1,0 +1,95 @@
+"""Dropout and drop-path without a random generator: every mask is a pure function of one key per layer.
+
+The key stands for (seed, step, micro-batch, layer); `StepNoise` writes it before the forward pass. So masks do not
+depend on the number of workers, on restarts, on the device, or on whether a forward pass is done twice (activation
+checkpointing). Integer arithmetic only: the same bits on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
+
+
+def keyed_uniform(key: Tensor, num_draws: int) -> Tensor:
+    """Draws 0 .. num_draws-1 of a 0-d int64 key: float64 [num_draws] in [0, 1), on the key's device.
+
+    The outputs of splitmix64 seeded with the key, as `data.keyed_random.uniform` gives them. torch's int64 wraps as
+    uint64 does; only its shift to the right is another.
+    """
+    z = key + (torch.arange(num_draws, device=key.device) + 1) * _GOLDEN_GAMMA
+    z = (z ^ _shift(z, 30)) * _FIRST_FACTOR
+    z = (z ^ _shift(z, 27)) * _SECOND_FACTOR
+    return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """z >> bits as if z were unsigned."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class KeyedModule(nn.Module):
+    """A layer that draws. `key` is a buffer, so that a compiled or exported graph sees it change."""
+
+    key: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+    def mask(self, x: Tensor, num_draws: int) -> Tensor:
+        """0 with probability `rate`, else 1 / (1 - rate): [num_draws], of x's type."""
+        return ((keyed_uniform(self.key, num_draws) >= self.rate) / (1.0 - self.rate)).to(x.dtype)
+
+
+class DropPath(KeyedModule):
+    """Leaves out the whole residual function for some samples of a micro-batch (Huang et al. 2016), in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        return x * self.mask(x, len(x)).view(-1, 1, 1, 1)
+
+
+class KeyedDropout(KeyedModule):
+    """Leaves out single values (Srivastava et al. 2014), in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        return x * self.mask(x, x.numel()).view(x.shape)
+
+
+class StepNoise:
+    """The keyed layers of a model, found once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, KeyedModule)]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def set_keys(self, keys: Sequence[int]) -> None:
+        """Gives layer i the key keys[i], signed 64-bit numbers."""
+        for layer, key in zip(self._layers, keys, strict=True):
+            layer.key.fill_(key)
+
+
+def replace_dropout(net: nn.Module) -> nn.Module:
+    """Swaps torch's Dropout layers, which draw from a global generator, for keyed ones, in place."""
+    for name, child in net.named_children():
+        if isinstance(child, nn.Dropout):
+            setattr(net, name, KeyedDropout(child.p))
+        else:
+            replace_dropout(child)
+    return net
