@@ -70,7 +70,8 @@ def test_preactivation_units_are_an_identity_plus_what_they_learn(name: str) -> 
     """With all last convolutions at 0, what the stem made reaches the end unchanged, but where dimensions grow."""
     net = build_model(name, 10, activation_order="pre").eval()
     seen: dict[str, torch.Tensor] = {}
-    net.relu.register_forward_hook(lambda _m, _i, out: seen.__setitem__("stem", out.clone()))
+    stem = net.maxpool if name == "resnet50" else net.relu
+    stem.register_forward_hook(lambda _m, _i, out: seen.__setitem__("stem", out.clone()))
     net.layer1.register_forward_hook(lambda _m, _i, out: seen.__setitem__("stage", out.clone()))
     for block in (m for m in net.modules() if isinstance(m, ResidualBlock)):
         nn.init.zeros_(block.conv2.weight if isinstance(block, PreactivationBasicBlock) else block.conv3.weight)
