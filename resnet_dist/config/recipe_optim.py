@@ -10,13 +10,18 @@ from resnet_dist.config.base import Section
 
 
 class OptimConfig(Section):
-    name: Literal["sgd"]
+    name: Literal["sgd", "lamb"]
+    """sgd: torch's. lamb: timm's (You et al. 2019), with which the "ResNet strikes back" recipes were trained."""
     lr: PositiveFloat
     """Peak learning rate, for the whole global batch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only."""
     nesterov: bool = False
+    """sgd only."""
     weight_decay: NonNegativeFloat
-    """Coupled L2 term; applied to the weights of convolutions and linear layers only."""
+    """Coupled: `weight_decay * w` is added to the gradient (sgd), or to the update before it is scaled (lamb)."""
+    decay: Literal["weights", "all"] = "weights"
+    """weights: only those of convolutions and linear layers decay. all: biases and batch norms too (torchvision V1)."""
 
 
 class Warmup(Section):

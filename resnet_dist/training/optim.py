@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,8 +13,10 @@ from resnet_dist.errors import UserError
 DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: the weights of convolutions and linear layers, decayed; biases and batch norms, not.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay: Literal["weights", "all"] = "weights"
+) -> list[dict[str, Any]]:
+    """Two groups: the weights of convolutions and linear layers, decayed; biases and batch norms, not or (`all`) too.
 
     Chosen by the type of the module, because names mislead (`downsample.1` is a norm). Parameters stand in the order of
     `model.modules()`, so optimizer states are interchangeable between processes.
@@ -25,15 +27,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         for name, parameter in module.named_parameters(recurse=False):
             is_weight = name == "weight" and isinstance(module, DECAYED_MODULES)
             (decayed if is_weight else undecayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": undecayed, "weight_decay": weight_decay if decay == "all" else 0.0},
+    ]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD as torch defines it: v = momentum * v + g, w = w - lr * v, with weight decay added to g (coupled L2).
+    """SGD as torch defines it: v = momentum * v + g, w = w - lr * v, with weight decay added to g (coupled L2); or
+    timm's LAMB with its defaults, which divide a gradient longer than 1 by its length.
 
     The learning rate is `config.lr` until the loop writes `lr_at(step)` into the groups.
     """
+    if config.name == "lamb" and config.nesterov:
+        raise UserError("optim.nesterov is SGD's; set it to false, or optim.name to sgd")
     if config.nesterov and config.momentum == 0:
         raise UserError("optim.nesterov needs optim.momentum above 0; raise the momentum or set nesterov to false")
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.decay)
+    if config.name == "lamb":
+        from timm.optim.lamb import Lamb  # here, because timm takes seconds to import
+
+        return Lamb(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)

@@ -77,3 +77,26 @@ def test_nesterov_needs_momentum() -> None:
         build_optimizer(nn.Linear(2, 2), config)
     plain = OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
     assert build_optimizer(nn.Linear(2, 2), plain).defaults["momentum"] == 0.0
+
+
+def test_decay_all_reaches_biases_and_norms() -> None:
+    groups = parameter_groups(build_model("resnet20", 10), 1e-4, "all")
+    assert [group["weight_decay"] for group in groups] == [1e-4, 1e-4]
+
+
+def test_a_first_step_of_lamb_by_hand() -> None:
+    """Bias correction makes the first Adam update the gradient's sign; the trust ratio gives it the weight's length."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2, bias=False).double()
+    weight, decay, lr = layer.weight.detach().clone(), 0.02, 0.1
+    optimizer = build_optimizer(layer, OptimConfig(name="lamb", lr=lr, weight_decay=decay))
+    layer.weight.grad = 0.1 * torch.randn_like(weight)  # shorter than 1: not clipped
+    update = layer.weight.grad / (layer.weight.grad.abs() + 1e-6) + decay * weight
+    optimizer.step()
+    expected = weight - lr * weight.norm() / update.norm() * update
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_lamb_does_not_know_nesterov() -> None:
+    with pytest.raises(UserError, match=r"optim\.nesterov is SGD's"):
+        build_optimizer(nn.Linear(2, 2), OptimConfig(name="lamb", lr=0.1, nesterov=True, weight_decay=0.0))
