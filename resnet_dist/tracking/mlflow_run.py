@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.experiment_view import view_tags
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.small_files import read_json, write_json
 from resnet_dist.tracking.store import connect, mlflow_faults, prepare_store
@@ -193,16 +194,19 @@ def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
         # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
         location = database and (database.parent / "mlartifacts" / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
                 raise
-            experiment = client.get_experiment_by_name(name)  # another driver was faster
+        experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise UserError(
             f"experiment: {name} was deleted in MLflow; choose another name, or bring it back with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id if experiment else '...'}`"
         )
+    for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
+        if key not in experiment.tags:  # what a person wrote there stays
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return experiment.experiment_id
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _DIGEST_TAG, _TOP1_TAG, _MODEL_TAG = "evaluated_on", "val_top1", "model_id"
+_RIVALRY_MS = 600_000
+"""Versions registered within this time of each other may have met while their runs ended."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,38 @@ def register(handle: RunHandle, name: str, model_uri: str, score: Score, tags: M
             client, handle, name, model_uri, {**tags, **_tags(model_uri, score)}
         )
         client.set_registered_model_alias(name, CANDIDATE, version.version)
-        champion = _champion(client, name)
-        if champion is None or (
-            champion.version != version.version and becomes_champion(score, _score_of(champion, score))
-        ):
-            client.set_registered_model_alias(name, CHAMPION, version.version)
-            champion = version
+        champion = _promote(client, name, version, score)
         return Registration(name, str(version.version), champion.version == version.version)
+
+
+def _promote(client: MlflowClient, name: str, version: ModelVersion, score: Score) -> ModelVersion:
+    """Moves `champion` if `version` deserves it, or a rival of it does; returns the champion.
+
+    MLflow has no compare-and-set: of two runs that end together, both may find the old champion, and the one that is
+    slower to set the alias would take it from the better one. So a version is created with its score first, every
+    setting is followed by another look at all rivals, and whoever sees a better one puts that in its place: the last
+    to set the alias has seen every version that was created before, and the last version's own run looks after that.
+    """
+    while True:
+        champion = _champion(client, name)
+        rivals = _rivals(client, name, version, score)
+        best = max(rivals, key=lambda rival: (_score_of(rival, score).top1, -int(rival.version)))
+        if champion is not None and (
+            champion.version == best.version or not becomes_champion(_score_of(best, score), _score_of(champion, score))
+        ):
+            return champion
+        client.set_registered_model_alias(name, CHAMPION, best.version)
+
+
+def _rivals(client: MlflowClient, name: str, version: ModelVersion, score: Score) -> list[ModelVersion]:
+    """`version` and those of the same data registered about then. Not all: a person may have preferred another one."""
+    found = client.search_model_versions(f"name = '{name}' AND tags.{_DIGEST_TAG} = '{score.data_digest}'")
+    return [version] + [
+        other
+        for other in found
+        if other.version != version.version
+        and abs(other.creation_timestamp - version.creation_timestamp) <= _RIVALRY_MS
+    ]
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:

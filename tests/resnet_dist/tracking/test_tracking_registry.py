@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from resnet_dist.tracking import registry
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier
 from resnet_dist.tracking.registry import Score, becomes_champion, register
@@ -84,6 +85,38 @@ def test_a_champion_set_by_hand_stays(sqlite_uri, tmp_path):
     client.set_registered_model_alias("digits-net", "champion", "1")
     assert not register(handle, "digits-net", log(handle), Score("a", 99.0), {}).is_champion
     assert aliases(sqlite_uri) == {"candidate": "2", "champion": "1"}
+
+
+@pytest.mark.parametrize("interrupted", [50.0, 60.0])
+def test_of_two_runs_that_end_together_the_better_is_champion(sqlite_uri, tmp_path, monkeypatch, interrupted):
+    """The second run registers itself between the first one's look at the champion and its setting of the alias."""
+    both = []
+    for number, top1 in enumerate([interrupted, 110.0 - interrupted]):
+        handle = open_run(sqlite_uri, "exp", f"r{number}", tmp_path / str(number), {}, {})
+        both.append((handle, "digits-net", log(handle), Score("a", top1), {}))
+    real_set, second = MlflowClient.set_registered_model_alias, []
+
+    def slow_set(self, name, alias, version):
+        if alias == "champion" and not second:
+            second.append(None)
+            second[0] = register(*both[1])
+        real_set(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", slow_set)
+    first = register(*both[0])
+    champion = MlflowClient(sqlite_uri).get_model_version_by_alias("digits-net", "champion")
+    assert champion.tags["val_top1"] == "60.0"
+    assert first.is_champion is (interrupted == 60.0)
+
+
+def test_a_champion_that_a_person_preferred_stays_against_older_ones(sqlite_uri, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_RIVALRY_MS", -1)  # the older ones are older than that
+    for number, top1 in enumerate([70.0, 40.0, 30.0]):
+        handle = open_run(sqlite_uri, "exp", f"r{number}", tmp_path / str(number), {}, {})
+        register(handle, "digits-net", log(handle), Score("a", top1), {})
+        if number == 1:
+            MlflowClient(sqlite_uri).set_registered_model_alias("digits-net", "champion", "2")
+    assert aliases(sqlite_uri)["champion"] == "2"
 
 
 def test_through_a_real_server(server, tmp_path):
