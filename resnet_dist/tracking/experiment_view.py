@@ -47,7 +47,6 @@ _CHARTS = {
         ("Images per second, all workers", ("speed/images_per_s",)),
         ("Share of time spent waiting for images", ("speed/data_wait_share",)),
         ("Gradient norm", ("train/grad_norm",)),
-        ("Model FLOPs utilisation (%)", ("speed/mfu_percent",)),
     ),
 }
 _FOLDED = ("train", "val", "speed", "Model metrics", "System metrics")
