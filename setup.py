@@ -20,7 +20,7 @@ setup(
             "_resnet_dist_decode",
             sources=[str(path) for path in sorted(NATIVE.glob("*.c"))],
             depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
-            libraries=["jpeg", "m"],
+            libraries=["jpeg", "m", "dl"],
             extra_compile_args=FLAGS,
             optional=True,
         )

@@ -7,22 +7,33 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
+from resnet_dist.config.recipe_augment import Augmentation
 
 Channels = tuple[float, float, float]
+OnBadSample = Literal["error", "skip"]
+MAX_SIZE = 16384
+"""Largest side of what the net sees, px."""
 
 
-class RandomResizedCrop(Section):
+class TrainCrop(Section):
+    """What the training crops have in common."""
+
+    size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    """Side of the square the net sees, px."""
+    flip: bool = True
+    """Mirror half of the images."""
+    augment: tuple[Augmentation, ...] = ()
+    """Applied after crop and flip, in this order."""
+
+
+class RandomResizedCrop(TrainCrop):
     """A crop of random area and aspect ratio, resized to `size` (Szegedy et al. 2014)."""
 
     kind: Literal["random_resized_crop"]
-    size: PositiveInt
-    """Side of the square the net sees, px."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
     """Range of the crop's share of the image's area."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
     """Range of the crop's width / height; drawn log-uniformly."""
-    flip: bool = True
-    """Mirror half of the images."""
 
     @model_validator(mode="after")
     def _ranges(self) -> RandomResizedCrop:
@@ -33,17 +44,31 @@ class RandomResizedCrop(Section):
         return self
 
 
-class PadCrop(Section):
+class ScaleCrop(TrainCrop):
+    """Shorter side to a random length, then a random `size` x `size` of that (Simonyan, Zisserman 2014; He et al. 2015,
+    section 3.4)."""
+
+    kind: Literal["scale_crop"]
+    shorter_side: tuple[PositiveInt, PositiveInt] = (256, 480)
+    """Range of the shorter side, px, both ends included."""
+
+    @model_validator(mode="after")
+    def _range(self) -> ScaleCrop:
+        low, high = self.shorter_side
+        if not self.size <= low <= high <= MAX_SIZE:
+            raise ValueError(f"shorter_side must ascend from size ({self.size}) or above, got {[low, high]}")
+        return self
+
+
+class PadCrop(TrainCrop):
     """Pad every side with zeros, then crop `size` x `size` at random (He et al. 2015, section 4.2).
 
     All images must be `size` x `size`.
     """
 
     kind: Literal["pad_crop"]
-    size: PositiveInt
     pad: NonNegativeInt = 4
     """Zeros on every side, px."""
-    flip: bool = True
 
 
 class CenterCrop(Section):
@@ -60,7 +85,24 @@ class CenterCrop(Section):
         return self
 
 
-TrainTransform = Annotated[RandomResizedCrop | PadCrop, Field(discriminator="kind")]
+TrainTransform = Annotated[RandomResizedCrop | ScaleCrop | PadCrop, Field(discriminator="kind")]
+
+
+class Mixing(Section):
+    """Images of a micro-batch mixed in pairs, and their targets alike; with both kinds each has half of the chances."""
+
+    mixup_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Mixup (Zhang et al. 2017): an image's share is drawn from Beta(alpha, alpha)."""
+    cutmix_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
+    """CutMix (Yun et al. 2019): the share that a rectangle of the other image leaves, drawn from Beta(alpha, alpha)."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of a micro-batch being mixed at all."""
+
+    @model_validator(mode="after")
+    def _any(self) -> Mixing:
+        if self.mixup_alpha is None and self.cutmix_alpha is None:
+            raise ValueError("set mixup_alpha, cutmix_alpha or both")
+        return self
 
 
 class DataConfig(Section):
@@ -75,6 +117,17 @@ class DataConfig(Section):
     decoder: Literal["native", "ffcv"] = "native"
     """What turns stored images into pixels. native: Pillow's pixels, bit for bit. ffcv: stock ffcv's, which differ by a
     grey level or two."""
+    mixing: Mixing | None = None
+    """Mixup and CutMix, within every micro-batch."""
+    shuffle: Literal["full", "page"] = "full"
+    """full: any sample at any place of the epoch. page: the samples of a beton's page near each other, for betons that
+    are larger than memory."""
+    shuffle_window_pages: PositiveInt = 1024
+    """page: how many pages are mixed at any time; they should fit into memory. Two neighbours come from one page once
+    in this many."""
+    on_bad_sample: OnBadSample = "error"
+    """What a training image that cannot be decoded does. error: ends the run and is named. skip: another takes its
+    place, chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is an error."""
 
     @model_validator(mode="after")
     def _positive_std(self) -> DataConfig:

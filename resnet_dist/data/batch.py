@@ -16,4 +16,6 @@ class Batch:
     labels: torch.Tensor
     """int64 [N], on the loader's device."""
     sample_ids: NDArray[np.int64]
-    """[N]: indices in the beton."""
+    """[N]: indices in the beton, of the samples that are shown."""
+    num_replaced: int = 0
+    """How many of them stand for samples that cannot be decoded."""

@@ -1,23 +1,22 @@
 """Which part of the stored image a sample shows, and whether mirrored: geometry as a pure function of keyed draws.
 
-Whole batches in numpy: 0.1-0.2 ms for 64 images, against 64 x 2 ms of decoding. Only +, -, *, /, sqrt and rint, which
-IEEE 754 rounds exactly, so every CPU draws the same crop; numpy's and libm's exp and log differ in the last bit between
-instruction sets, and a last bit can move a crop by a pixel.
+Whole batches in numpy: 0.1-0.2 ms for 64 images, against 64 x 2 ms of decoding. Every CPU draws the same crop:
+`exact_math` says how.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.manifest import Manifest
-from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_dist.data.exact_math import below, between, log_uniform
 from resnet_dist.errors import UserError
 
-Transform = RandomResizedCrop | PadCrop | CenterCrop
+Transform = RandomResizedCrop | ScaleCrop | PadCrop | CenterCrop
 Sides = NDArray[np.int64]
 Draws = NDArray[np.float64]
 Boxes = NDArray[np.int64]
@@ -30,6 +29,7 @@ does in torchvision. Where nothing is resized the window may stick out, and show
 _TRIES = 10
 # The numbers of a sample's draws. They are part of the meaning of a recipe: never renumber, only append.
 _FLIP, _TOP, _LEFT = 0, 1, 2
+_SHORTER_SIDE = 3
 _AREA = slice(3, 3 + _TRIES)
 _ASPECT = slice(_AREA.stop, _AREA.stop + _TRIES)
 
@@ -39,6 +39,8 @@ def num_draws(transform: Transform) -> int:
     match transform:
         case RandomResizedCrop():
             return _ASPECT.stop
+        case ScaleCrop():
+            return _SHORTER_SIDE + 1
         case PadCrop():
             return _LEFT + 1
         case CenterCrop():
@@ -51,6 +53,8 @@ def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> t
         case RandomResizedCrop():
             boxes = random_resized_crop(heights, widths, transform.scale, transform.ratio, draws)
             views = np.concatenate([boxes, np.full_like(boxes[:, :2], transform.size), np.zeros_like(boxes[:, :2])], 1)
+        case ScaleCrop():
+            views = scale_crop(heights, widths, transform.size, transform.shorter_side, draws)
         case PadCrop():
             windows = pad_crop(transform.size, transform.pad, draws)[:, :2]
             whole = np.array([0, 0, *[transform.size] * 4], np.int64)
@@ -65,22 +69,29 @@ def random_resized_crop(
 ) -> Boxes:
     """torchvision's `RandomResizedCrop.get_params` on our draws: ten tries, then the largest allowed central crop."""
     height, width = heights[:, None], widths[:, None]
-    log_ratio = [float(Decimal(r).ln()) for r in ratio]  # decimal's is the same on every machine, libm's is not
-    area = (height * width) * _between(scale[0], scale[1], draws[:, _AREA])
-    aspect = _exp(_between(log_ratio[0], log_ratio[1], draws[:, _ASPECT]))
+    area = (height * width) * between(*scale, draws[:, _AREA])
+    aspect = log_uniform(*ratio, draws[:, _ASPECT])
     crop_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     crop_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (crop_widths > 0) & (crop_widths <= width) & (crop_heights > 0) & (crop_heights <= height)
     sample, first = np.arange(len(heights)), np.argmax(fits, axis=1)
     h, w = crop_heights[sample, first], crop_widths[sample, first]
-    drawn = np.stack([_below(heights - h + 1, draws[:, _TOP]), _below(widths - w + 1, draws[:, _LEFT]), h, w], axis=1)
+    drawn = np.stack([below(heights - h + 1, draws[:, _TOP]), below(widths - w + 1, draws[:, _LEFT]), h, w], axis=1)
     return np.where(fits.any(axis=1, keepdims=True), drawn, _largest_central_crop(heights, widths, ratio))
 
 
 def pad_crop(size: int, pad: int, draws: Draws) -> Boxes:
     """A `size` x `size` box of a `size` x `size` image, up to `pad` px outside on any side."""
-    tops, lefts = (_below(np.int64(2 * pad + 1), draws[:, column]) - pad for column in (_TOP, _LEFT))
+    tops, lefts = (below(np.int64(2 * pad + 1), draws[:, column]) - pad for column in (_TOP, _LEFT))
     return np.stack([tops, lefts, np.full_like(tops, size), np.full_like(lefts, size)], axis=1)
+
+
+def scale_crop(heights: Sides, widths: Sides, size: int, shorter_side: tuple[int, int], draws: Draws) -> Views:
+    """Shorter side to a length drawn from `shorter_side`, both ends included; then a random `size` x `size` of that."""
+    low, high = shorter_side
+    resized = _resized_sides(heights, widths, low + below(np.int64(high - low + 1), draws[:, _SHORTER_SIDE]))
+    windows = [below(resized[:, side] - size + 1, draws[:, column]) for side, column in ((0, _TOP), (1, _LEFT))]
+    return _whole_images(heights, widths, resized, np.stack(windows, axis=1))
 
 
 def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Views:
@@ -88,11 +99,18 @@ def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Views:
 
     The longer side's new length is cut to whole px, and a window half a px off the middle goes to the even side.
     """
+    resized = _resized_sides(heights, widths, np.int64(resize))
+    return _whole_images(heights, widths, resized, np.rint((resized - size) / 2).astype(np.int64))
+
+
+def _resized_sides(heights: Sides, widths: Sides, shorter_side: Sides | np.int64) -> Sides:
+    """[N, 2]: heights and widths when the shorter side is `shorter_side`; torchvision's `Resize`."""
     shorter = np.minimum(heights, widths)
-    resized = np.stack([resize * heights // shorter, resize * widths // shorter], axis=1)
-    windows = np.rint((resized - size) / 2).astype(np.int64)
-    zeros = np.zeros_like(windows)
-    return np.concatenate([zeros, np.stack([heights, widths], axis=1), resized, windows], axis=1)
+    return np.stack([shorter_side * heights // shorter, shorter_side * widths // shorter], axis=1)
+
+
+def _whole_images(heights: Sides, widths: Sides, resized: Sides, windows: Sides) -> Views:
+    return np.concatenate([np.zeros_like(windows), np.stack([heights, widths], axis=1), resized, windows], axis=1)
 
 
 def _largest_central_crop(heights: Sides, widths: Sides, ratio: tuple[float, float]) -> Boxes:
@@ -101,26 +119,6 @@ def _largest_central_crop(heights: Sides, widths: Sides, ratio: tuple[float, flo
     w = np.where(image_ratio > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
     h, w = np.maximum(h, 1), np.maximum(w, 1)  # torchvision would give 0 px on a 1 px image and fail
     return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
-
-
-def _between(low: float, high: float, draws: Draws) -> Draws:
-    return low + (high - low) * draws
-
-
-def _below(limits: Sides | np.int64, draws: Draws) -> Sides:
-    """Uniform integers in [0, limit); a draw is below 1 by at least 2**-53, so for limits under 2**53 the top holds."""
-    return (limits * draws).astype(np.int64)
-
-
-def _exp(x: Draws) -> Draws:
-    """e**x by a Taylor polynomial of x / 32 and five squarings: relative error below 1e-13 for |x| <= 3."""
-    reduced = x / 32.0
-    result = np.ones_like(reduced)
-    for k in range(10, 0, -1):
-        result = 1.0 + result * reduced / k
-    for _ in range(5):
-        result = result * result
-    return result
 
 
 def require_sides(beton: Path | str, manifest: Manifest, transform: Transform) -> None:

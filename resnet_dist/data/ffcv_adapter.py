@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Full
 from threading import current_thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,6 +98,14 @@ class ImageLoader(Loader):
         return EpochThread(self, self.next_traversal_order(), epoch, wait_limit_s)
 
 
+class Decoded(NamedTuple):
+    slot: int
+    """Of the ring of buffers."""
+    sample_ids: NDArray[np.int64]
+    num_replaced: int
+    images: NDArray[np.uint8]
+
+
 class EpochThread(EpochIterator):
     """Decodes the batches of one epoch ahead of the consumer; `next_batch` hands them out in order."""
 
@@ -120,15 +128,16 @@ class EpochThread(EpochIterator):
                 slot = number % (self.loader.batches_ahead + 2)
                 if slot in self.copied:
                     self.copied.pop(slot).synchronize()
-                (images,) = self.run_pipeline(number, sample_ids, slot, None)
-                if not self._offer((slot, sample_ids, images)):
+                shown = sample_ids.copy()  # the decoder writes to it where it replaces a sample
+                (images,) = self.run_pipeline(number, shown, slot, None)
+                if not self._offer(Decoded(slot, shown, int((shown != sample_ids).sum()), images)):
                     return
             self._offer(None)
         except BaseException as error:  # noqa: BLE001 the consumer raises it
             self._offer(error)
 
-    def next_batch(self) -> tuple[int, NDArray[np.int64], NDArray[np.uint8]] | None:
-        """(slot, sample ids, images), None at the end; images hold until the next call. Raises what `run` raised."""
+    def next_batch(self) -> Decoded | None:
+        """None at the end; the images hold until the next call. Raises what `run` raised."""
         deadline = time.monotonic() + self._wait_limit_s
         while True:
             alive = self.is_alive()  # before the look into the queue: a thread may put its last word and end
@@ -144,7 +153,8 @@ class EpochThread(EpochIterator):
                 continue
             if isinstance(item, BaseException):
                 raise item
-            return item
+            decoded: Decoded | None = item
+            return decoded
 
     def close(self) -> None:
         """Ends the thread after the batch it is decoding, and waits for it (5 s at most)."""

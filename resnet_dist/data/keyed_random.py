@@ -19,6 +19,15 @@ class Stream(IntEnum):
 
     ORDER = 0
     AUGMENTATION = 1
+    """Crop and flip."""
+    PIXELS = 2
+    """The operations of `data.train.augment`."""
+    MIXING = 3
+    """Mixup and CutMix: (seed, step, micro-batch)."""
+    PAGES = 4
+    """The order of a beton's pages."""
+    REPLACEMENT = 5
+    """Samples in the place of bad ones."""
     LAYER_NOISE = 8
     """Drop-path and dropout; the epoch of its keys is the step, the sample id the micro-batch."""
 

@@ -7,22 +7,20 @@ arithmetic: the pixels are Pillow's, bit for bit, on every CPU.
 from __future__ import annotations
 
 import ctypes
-import sys
+import io
+import logging
 from enum import IntEnum
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from resnet_dist.data.crops import Views
 from resnet_dist.data.kernels import StoredImages
-from resnet_dist.errors import UserError
+from resnet_dist.data.native_library import open_library, pointer
 
-# A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
-# must still find the kernel that was installed with the environment.
-_MODULE = "_resnet_dist_decode"
+_log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 200  # as in jpeg_region.h
 _MAX_SIDE = 65535  # as in kernel.c
 
@@ -53,11 +51,18 @@ _REASONS = {
 
 
 class NativeKernel:
-    """`resnet_dist.data.kernels.Kernel`. UserError when the extension was not built."""
+    """`resnet_dist.data.kernels.Kernel`. UserError when the extension was not built.
 
-    def __init__(self) -> None:
-        self._function = ctypes.CDLL(str(_library())).resnet_dist_decode_crop_resize
+    own_huffman: whether the kernel's entropy decoder is used, twice as fast as libjpeg's; None: if it proves itself.
+    """
+
+    def __init__(self, own_huffman: bool | None = None) -> None:
+        library = open_library(
+            "data.decoder is native", ", or set data.decoder: ffcv, whose pixels differ by a grey level or two"
+        )
+        self._function = library.resnet_dist_decode_crop_resize
         self._function.restype = None
+        self._own_huffman = own_huffman_is_sound() if own_huffman is None else own_huffman
 
     def decode(
         self,
@@ -92,37 +97,60 @@ class NativeKernel:
             raise ValueError(f"images of {size} x {size} px")
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         self._function(
-            _pointer(file, np.uint8, (len(file),)),
+            pointer(file, np.uint8, (len(file),)),
             ctypes.c_int64(len(file)),
             ctypes.c_int64(num),
-            _pointer(stored.offsets, np.int64, (num,)),
-            _pointer(stored.sizes, np.int64, (num,)),
-            _pointer(stored.modes, np.uint8, (num,)),
-            _pointer(stored.heights, np.int64, (num,)),
-            _pointer(stored.widths, np.int64, (num,)),
-            _pointer(views, np.int64, (num, 8)),
-            _pointer(flips, np.bool_, (num,)),
+            pointer(stored.offsets, np.int64, (num,)),
+            pointer(stored.sizes, np.int64, (num,)),
+            pointer(stored.modes, np.uint8, (num,)),
+            pointer(stored.heights, np.int64, (num,)),
+            pointer(stored.widths, np.int64, (num,)),
+            pointer(views, np.int64, (num, 8)),
+            pointer(flips, np.bool_, (num,)),
             ctypes.c_int64(size),
-            _pointer(images, np.uint8, (num, size, size, 3)),
-            _pointer(statuses, np.int64, (num,)),
+            ctypes.c_int64(self._own_huffman),
+            pointer(images, np.uint8, (num, size, size, 3)),
+            pointer(statuses, np.int64, (num,)),
             message,
         )
         return message.value.decode("ascii", errors="replace")
 
 
-def _pointer(array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> ctypes.c_void_p:
-    """Of an array whose memory is as the kernel takes it to be; ValueError for any other."""
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(f"expected a contiguous {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
-    return ctypes.c_void_p(array.ctypes.data)
+@cache
+def own_huffman_is_sound() -> bool:
+    """Whether the kernel's own entropy decoder can take libjpeg's place in this process; a warning if not.
 
-
-def _library() -> Path:
-    spec = find_spec(_MODULE)
-    if spec is not None and spec.origin is not None:
-        return Path(spec.origin)
-    raise UserError(
-        f"data.decoder is native, but the native kernel ({_MODULE}) was not built for {sys.executable}: install "
-        "libjpeg-turbo's header (apt-get install libjpeg-dev) and this package again (make setup), or set "
-        "data.decoder: ffcv, whose pixels differ by a grey level or two"
+    It writes to a private structure of libjpeg-turbo, which another version may have changed. So once per process
+    (15 ms): the structure is looked at, and three images are decoded both ways. The pixels are the same either way.
+    """
+    images = [_sample_jpeg(subsampling) for subsampling in (0, 1, 2)]
+    fits = open_library("data.decoder is native").resnet_dist_huffman_fits
+    if fits(images[0], ctypes.c_int64(len(images[0]))) and all(_decodes_alike(image) for image in images):
+        return True
+    _log.warning(
+        "this libjpeg is not one that the native kernel's fast entropy decoder knows: libjpeg's own is used; the "
+        "pixels are the same, loading is slower. Build against libjpeg-turbo 2 or 3 (make setup) to have it back"
     )
+    return False
+
+
+def _sample_jpeg(subsampling: int) -> bytes:
+    y, x = np.mgrid[:61, :83]
+    pixels = np.stack([x * y % 256, x * 3 % 256, (x ^ y) * 2 % 256], axis=2).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling=subsampling)
+    return buffer.getvalue()
+
+
+def _decodes_alike(image: bytes) -> bool:
+    file = np.frombuffer(image, np.uint8)
+    one = np.ones(1, np.int64)
+    stored = StoredImages(0 * one, len(file) * one, np.zeros(1, np.uint8), 61 * one, 83 * one)
+    views = np.array([[3, 9, 50, 64, 32, 32, 0, 0]])
+    shown = []
+    for own_huffman in (True, False):
+        pixels, statuses = np.zeros((1, 32, 32, 3), np.uint8), np.empty(1, np.int64)
+        NativeKernel(own_huffman).decode(file, stored, views, np.zeros(1, np.bool_), pixels, statuses)
+        shown.append((pixels, statuses))
+    (ours, our_status), (theirs, their_status) = shown
+    return bool(our_status[0] == their_status[0] == Status.OK and np.array_equal(ours, theirs))

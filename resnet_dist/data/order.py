@@ -6,10 +6,12 @@ trains on the same micro-batches. Resuming is slicing: `start_step` cuts off wha
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.keyed_random import Stream, sample_keys
+from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 from resnet_dist.errors import UserError
 
 
@@ -29,6 +31,39 @@ def epoch_permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
+class PageShuffle(NamedTuple):
+    """A shuffle for betons that are larger than memory: at any time it needs a few pages of the file only."""
+
+    page_of_sample: NDArray[np.int64]
+    """[num_samples]"""
+    window_pages: int
+    """Pages whose samples are mixed at any time; a page is left once this many others have been begun."""
+
+
+def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.int64]:
+    """All sample ids in the order of the epoch, those of a page within `window_pages` pages. int64 [num_samples].
+
+    The pages are laid out in a random circle, and each sample goes from its page's place a random way of up to the
+    window's length; the order is that of where they end up. So there are no edges: every stretch of the order mixes
+    `window_pages` pages evenly (those where the circle closes are read twice for it). Two neighbours come from one page
+    once in `window_pages`; with as many pages as there are, this is a full shuffle.
+    """
+    pages, place_in_pages = np.unique(shuffle.page_of_sample, return_inverse=True)
+    num_pages, window = len(pages), min(shuffle.window_pages, len(pages))
+    place = np.empty(num_pages, np.uint64)
+    place[np.argsort(sample_keys(Stream.PAGES, seed, epoch, pages), kind="stable")] = np.arange(num_pages)
+    # In units of 2**-32 pages: whole numbers, equal on every machine.
+    ways = (sample_keys(Stream.ORDER, seed, epoch, np.arange(len(place_in_pages))) >> np.uint64(32)) * np.uint64(window)
+    ends = ((place[place_in_pages] << np.uint64(32)) + ways) % np.uint64(max(num_pages, 1) << 32)
+    return np.argsort(ends, kind="stable").astype(np.int64, copy=False)
+
+
+def replacement_ids(num_samples: int, seed: int, epoch: int, sample_id: int) -> NDArray[np.int64]:
+    """Who is shown in the place of a sample that cannot be decoded: the first of these ten that can. int64 [10]."""
+    draws = uniform(sample_keys(Stream.REPLACEMENT, seed, epoch, [sample_id]), 10)[0]
+    return (draws * num_samples).astype(np.int64)
+
+
 def train_order(
     num_samples: int,
     *,
@@ -39,10 +74,12 @@ def train_order(
     rank: int,
     world_size: int,
     start_step: int = 0,
+    pages: PageShuffle | None = None,
 ) -> NDArray[np.int64]:
     """Sample ids of this rank from `start_step` (within the epoch) on: int64 [steps left, local micro-batches, size].
 
-    The epoch's incomplete last global batch is dropped. UserError when the data set does not fill one global batch.
+    All samples are shuffled, or with `pages` those within a window of pages. The epoch's incomplete last global batch
+    is dropped. UserError when the data set does not fill one global batch.
     """
     if global_batch_size % micro_batch_size:
         raise ValueError(f"global batch {global_batch_size} is not a multiple of micro-batch {micro_batch_size}")
@@ -56,8 +93,8 @@ def train_order(
     if not 0 <= start_step <= num_steps:
         raise ValueError(f"start_step {start_step} lies outside the epoch's {num_steps} steps")
     share = micro_batch_share(num_micro_batches, rank, world_size)
-    permutation = epoch_permutation(num_samples, seed, epoch)[: num_steps * global_batch_size]
-    steps = permutation.reshape(num_steps, num_micro_batches, micro_batch_size)
+    permutation = page_permutation(pages, seed, epoch) if pages else epoch_permutation(num_samples, seed, epoch)
+    steps = permutation[: num_steps * global_batch_size].reshape(num_steps, num_micro_batches, micro_batch_size)
     return np.ascontiguousarray(steps[start_step:, share.start : share.stop])
 
 

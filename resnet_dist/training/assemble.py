@@ -16,6 +16,7 @@ from resnet_dist.training.context import RunContext
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import Run, Samples
 from resnet_dist.training.metrics import Window
+from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.reduce import build_reduction
@@ -44,6 +45,9 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         statistics=BatchNormStatistics(model),
         noise=StepNoise(model),
         precision=precision,
+        mixer=Mixer(
+            recipe.data.mixing, seed=recipe.seed, num_classes=recipe.model.num_classes, dtype=precision.weights
+        ),
         train=train,
         val=val,
         window=Window(
@@ -51,6 +55,7 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
             recipe.train.micro_batch_size,
             ctx.world_size,
             max_loss=recipe.train.divergence.max_loss or math.inf,
+            counts_replaced=recipe.data.on_bad_sample == "skip",
         ),
     )
 

@@ -22,7 +22,7 @@ from torch.nn.utils import get_total_norm
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.order import micro_batch_share, train_order
+from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import CONFUSION, Tracker
@@ -33,6 +33,7 @@ from resnet_dist.training.context import RunContext
 from resnet_dist.training.evaluate import evaluate, sparse_json
 from resnet_dist.training.job import Outcome
 from resnet_dist.training.metrics import Window
+from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.noise import layer_keys
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.precision import Precision
@@ -52,6 +53,8 @@ class Loader(Protocol):
 class Samples(NamedTuple):
     loader: Loader
     num_samples: int
+    pages: PageShuffle | None = None
+    """If samples are not shuffled through the whole of the data, how."""
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Run:
     statistics: BatchNormStatistics
     noise: StepNoise
     precision: Precision
+    mixer: Mixer
     train: Samples
     val: Samples
     window: Window
@@ -143,11 +147,12 @@ def train_step(run: Run, local: dict[int, Batch]) -> None:
     for micro_batch, batch in local.items():
         run.noise.set_keys(layer_keys(run.recipe.seed, run.state.step, micro_batch, len(run.noise)))
         with run.statistics.updating(micro_batch == 0), run.reduction.accumulating(micro_batch == max(local)):
+            images, targets = run.mixer(batch.images, batch.labels, run.state.step, micro_batch)
             with run.precision.autocast(run.ctx.device):
-                logits = run.reduction.forward(batch.images)
-                loss = cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+                logits = run.reduction.forward(images)
+                loss = cross_entropy(logits, targets, label_smoothing=smoothing)
             run.reduction.backward(loss, micro_batch)
-        run.window.add(micro_batch, loss, logits, batch.labels)
+        run.window.add(micro_batch, loss, logits, targets, batch.num_replaced)
     run.reduction.finish()
     if run.plan.window_ends(run.state.step + 1):
         run.window.grad_norm = grad_norm(run.state.net)
@@ -196,6 +201,7 @@ def epoch_steps(run: Run) -> Iterator[dict[int, Batch]]:
         rank=rank,
         world_size=world_size,
         start_step=start_step,
+        pages=run.train.pages,
     )
     micro_batches = micro_batch_share(train.num_micro_batches, rank, world_size)
     with closing(batches_of(run, run.train, epoch, order.reshape(-1))) as batches:

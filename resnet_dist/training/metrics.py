@@ -38,20 +38,26 @@ class Window:
     micro_batch_size: int
     world_size: int
     max_loss: float = math.inf
+    counts_replaced: bool = False
+    """Whether the number of samples that stand for bad ones is reported."""
     slots: list[tuple[int, int]] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """The numbers of the window's steps."""
     data_wait_s: float = 0.0
+    num_replaced: int = 0
+    """Of this worker's samples."""
     grad_norm: Tensor | None = None
     """Length of the gradient of the window's last step, if it was measured; equal on all workers."""
     _started: float = field(default_factory=time.perf_counter)
 
-    def add(self, micro_batch: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Notes one micro-batch of the current step: its mean loss and its number of wrong top-1 answers."""
-        wrong = (logits.detach().argmax(dim=1) != labels).sum()
+    def add(self, micro_batch: int, loss: Tensor, logits: Tensor, targets: Tensor, num_replaced: int = 0) -> None:
+        """Notes one micro-batch of the current step: its mean loss, its number of wrong top-1 answers (not the class
+        with the largest share of the target [N, C]), and how many samples stand for bad ones."""
+        wrong = (logits.detach().argmax(dim=1) != targets.argmax(dim=1)).sum()
         self.slots.append((len(self.steps), micro_batch))
         self.rows.append(torch.stack([loss.detach().double(), wrong.double()]))
+        self.num_replaced += num_replaced
 
     def end_step(self, step: int) -> None:
         """Step number `step`, counted from 0, is done."""
@@ -81,19 +87,21 @@ class Window:
         if self.rows:
             index = [step * self.num_micro_batches + micro for step, micro in self.slots]
             table[index] = torch.stack(self.rows).cpu()
-        table[-2:] = torch.tensor([[stop, save], [self.data_wait_s / elapsed_s, 0.0]])
+        table[-2:] = torch.tensor([[stop, save], [self.data_wait_s / elapsed_s, self.num_replaced]])
         total = sum_over_workers(table)
         result = WindowResult(
-            metrics=self._metrics(total[:-2], lr, elapsed_s, float(total[-1, 0])) if self.steps else {},
+            metrics=self._metrics(total[:-2], lr, elapsed_s, total[-1]) if self.steps else {},
             stop=bool(total[-2, 0] > 0),
             save=bool(total[-2, 1] > 0),
             diverged_step=self._first_diverged(total[:-2, 0]),
         )
         self.slots, self.rows, self.steps, self.data_wait_s, self.grad_norm = [], [], [], 0.0, None
+        self.num_replaced = 0
         self._started = time.perf_counter()
         return result
 
-    def _metrics(self, rows: Tensor, lr: float, elapsed_s: float, wait_share_sum: float) -> dict[str, float]:
+    def _metrics(self, rows: Tensor, lr: float, elapsed_s: float, sums: Tensor) -> dict[str, float]:
+        """`sums`: over all workers, of the share of time spent waiting, and of samples replaced."""
         num_images = len(rows) * self.micro_batch_size
         return {
             "train/loss": float(rows[:, 0].mean()),
@@ -101,7 +109,8 @@ class Window:
             "train/lr": lr,
             **({} if self.grad_norm is None else {"train/grad_norm": float(self.grad_norm)}),
             "speed/images_per_s": num_images / elapsed_s,
-            "speed/data_wait_share": wait_share_sum / self.world_size,
+            "speed/data_wait_share": float(sums[0]) / self.world_size,
+            **({"data/replaced_samples": float(sums[1])} if self.counts_replaced else {}),
         }
 
     def _first_diverged(self, losses: Tensor) -> int | None:

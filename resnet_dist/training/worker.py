@@ -10,6 +10,7 @@ import torch
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
 from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.order import PageShuffle
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.context import RunContext
@@ -36,9 +37,11 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
 def _open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
     """The train and the val beton behind their loaders; `stack` closes them."""
     recipe = job.recipe
+    pages = recipe.data.shuffle == "page"
 
     def open_beton(beton: Path, transform: TrainTransform | CenterCrop, batch_size: int) -> Samples:
         manifest = load_manifest(beton)
+        trains = not isinstance(transform, CenterCrop)
         loader = BetonLoader(
             beton,
             manifest,
@@ -48,9 +51,12 @@ def _open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Sample
             seed=recipe.seed,
             num_threads=job.loader_threads,
             device=device,
+            on_bad_sample=recipe.data.on_bad_sample if trains else "error",
+            reads_ahead=pages and trains,
         )
         stack.enter_context(closing(loader))
-        return Samples(loader, manifest.num_samples)
+        shuffle = PageShuffle(loader.page_of_sample, recipe.data.shuffle_window_pages) if pages and trains else None
+        return Samples(loader, manifest.num_samples, shuffle)
 
     return (
         open_beton(job.train_beton, recipe.data.train, recipe.train.micro_batch_size),

@@ -1,12 +1,20 @@
+#define _GNU_SOURCE /* dladdr */
 #include "huffman.h"
 
+#include <dlfcn.h>
 #include <string.h>
 
 #include <jerror.h>
 
 #include "cpu.h"
 
-/* libjpeg's, from jpegint.h, which not every distribution installs; the same in all its versions. */
+/* libjpeg-turbo's, from jpegint.h, which not every distribution installs. The same from version 1.2 to 3.1; a version
+ * that nobody has looked at is left alone. */
+#if defined(LIBJPEG_TURBO_VERSION_NUMBER) && LIBJPEG_TURBO_VERSION_NUMBER < 4000000
+enum { VERSION_IS_KNOWN = 1 };
+#else
+enum { VERSION_IS_KNOWN = 0 };
+#endif
 struct jpeg_entropy_decoder {
     void (*start_pass)(j_decompress_ptr jpeg);
     boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
@@ -291,6 +299,21 @@ static void take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg)
     }
     huffman->end = clean;
     memset(clean, 0, MCU_BYTES);
+}
+
+static int same_library(void (*one)(void), void (*other)(void))
+{
+    Dl_info a, b;
+    return dladdr((void *)one, &a) && dladdr((void *)other, &b) && a.dli_fbase == b.dli_fbase;
+}
+
+int huffman_fits(j_decompress_ptr jpeg)
+{
+    const struct jpeg_entropy_decoder *entropy = jpeg->entropy;
+    void (*library)(void) = (void (*)(void))jpeg_std_error;
+    return VERSION_IS_KNOWN && entropy != NULL && same_library((void (*)(void))entropy->start_pass, library) &&
+           same_library((void (*)(void))entropy->decode_mcu, library) &&
+           (entropy->insufficient_data == FALSE || entropy->insufficient_data == TRUE);
 }
 
 void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, JDIMENSION first_column, JDIMENSION num_columns)

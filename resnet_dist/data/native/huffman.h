@@ -54,8 +54,12 @@ typedef struct {
     CodeTable dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
 } Huffman;
 
-/* A Huffman of zeros is a valid start. Takes over if the JPEG is of the common kind: after jpeg_start_decompress and jpeg_crop_scanline, before the first
- * row. Columns in px. `huffman` must live as long as `jpeg`, whose client_data it becomes; the next image may use it. */
+/* Whether the private structure that is written to looks, in the libjpeg of this process, as it is known here. After
+ * jpeg_start_decompress. Reads a few pointers within one allocation of libjpeg's, and nothing behind them. */
+int huffman_fits(j_decompress_ptr jpeg);
+
+/* Takes over if the JPEG is of the common kind: after jpeg_start_decompress and jpeg_crop_scanline, before the first
+ * row. Only where huffman_fits. A Huffman of zeros is a valid start. Columns in px. `huffman` must live as long as `jpeg`, whose client_data it becomes; the next image may use it. */
 void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, JDIMENSION first_column, JDIMENSION num_columns);
 
 #endif

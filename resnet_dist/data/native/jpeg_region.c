@@ -71,7 +71,8 @@ static int decode(j_decompress_ptr jpeg, int height, int width, Region region, H
     JDIMENSION first_column = left, num_columns = (right < width ? right : width) - left;
     if (num_columns < (JDIMENSION)width)
         jpeg_crop_scanline(jpeg, &first_column, &num_columns); /* moves first_column left, to a block's edge */
-    huffman_take_over(huffman, jpeg, first_column, num_columns);
+    if (huffman != NULL)
+        huffman_take_over(huffman, jpeg, first_column, num_columns);
     JDIMENSION skipped = region.top > MARGIN ? region.top - MARGIN : 0;
     if (skipped > 0 && jpeg_skip_scanlines(jpeg, skipped) != skipped)
         return JPEG_BROKEN;
@@ -106,4 +107,26 @@ int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region
     }
     jpeg_destroy_decompress(&jpeg); /* not jpeg_finish: rows are left */
     return status;
+}
+
+/* Whether huffman.c knows the inside of this process' libjpeg, found by means of any baseline JPEG. */
+int resnet_dist_huffman_fits(const uint8_t *data, int64_t bytes)
+{
+    char message[MESSAGE_BYTES];
+    struct jpeg_decompress_struct jpeg;
+    Errors errors = {.message = message};
+    volatile int fits = 0;
+    memset(&jpeg, 0, sizeof jpeg);
+    jpeg.err = jpeg_std_error(&errors.manager);
+    errors.manager.error_exit = give_up;
+    errors.manager.output_message = print_nothing;
+    if (setjmp(errors.escape) == 0) {
+        jpeg_create_decompress(&jpeg);
+        jpeg_mem_src(&jpeg, data, (unsigned long)bytes);
+        jpeg_read_header(&jpeg, TRUE);
+        jpeg_start_decompress(&jpeg);
+        fits = huffman_fits(&jpeg);
+    }
+    jpeg_destroy_decompress(&jpeg);
+    return fits;
 }

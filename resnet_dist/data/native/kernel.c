@@ -147,22 +147,28 @@ static int decode_one(const uint8_t *file, int64_t file_bytes, int64_t offset, S
     return status;
 }
 
+/* Tells whether library and Python sources belong together: as in native_library.py. */
+int resnet_dist_interface(void)
+{
+    return 2;
+}
+
 /* The arguments are those of `NativeKernel` in native_kernel.py. Writes `images` [num_images][size][size][3] and
  * `statuses` [num_images]; `message` is libjpeg's about the last image that is JPEG_BROKEN. The px of an image whose
- * status is not OK are undefined. `size`: 1 to 65535. */
+ * status is not OK are undefined. `size`: 1 to 65535. `own_huffman`: whether huffman.c may take over. */
 void resnet_dist_decode_crop_resize(const uint8_t *file, int64_t file_bytes, int64_t num_images,
                                     const int64_t *offsets, const int64_t *sizes, const uint8_t *modes,
                                     const int64_t *heights, const int64_t *widths, const View *views,
-                                    const uint8_t *flips, int64_t size, uint8_t *images, int64_t *statuses,
-                                    char message[MESSAGE_BYTES])
+                                    const uint8_t *flips, int64_t size, int64_t own_huffman, uint8_t *images,
+                                    int64_t *statuses, char message[MESSAGE_BYTES])
 {
-    Huffman *huffman = calloc(1, sizeof *huffman);
+    Huffman *huffman = own_huffman ? calloc(1, sizeof *huffman) : NULL;
     for (int64_t k = 0; k < num_images; k++) {
         Stored image = {NULL, sizes[k], heights[k], widths[k], modes[k]};
         Picture picture = {.output = images + k * size * size * 3, .size = (int)size, .mirrored = flips[k] != 0};
-        statuses[k] = huffman == NULL ? NO_MEMORY
-                                      : decode_one(file, file_bytes, offsets[k], image, &views[k], &picture, huffman,
-                                                   message);
+        statuses[k] = own_huffman && huffman == NULL
+                          ? NO_MEMORY
+                          : decode_one(file, file_bytes, offsets[k], image, &views[k], &picture, huffman, message);
     }
     free(huffman);
 }

@@ -13,8 +13,10 @@
 void resnet_dist_decode_crop_resize(const uint8_t *file, int64_t file_bytes, int64_t num_images,
                                     const int64_t *offsets, const int64_t *sizes, const uint8_t *modes,
                                     const int64_t *heights, const int64_t *widths, const int64_t *view,
-                                    const uint8_t *flips, int64_t size, uint8_t *images, int64_t *statuses,
-                                    char message[200]);
+                                    const uint8_t *flips, int64_t size, int64_t own_huffman, uint8_t *images,
+                                    int64_t *statuses, char message[200]);
+int resnet_dist_augment(int64_t num_images, int64_t num_operations, const void *operations, int64_t size,
+                        uint8_t *images);
 
 static uint64_t state;
 
@@ -59,6 +61,26 @@ static void damage(uint8_t *data, int64_t *bytes)
     }
 }
 
+/* Three operations of any kind, with numbers that make sense or none. */
+static void augment(int64_t size, uint8_t *images)
+{
+    struct {
+        int64_t kind;
+        double values[8];
+    } operations[3];
+    for (int k = 0; k < 3; k++) {
+        operations[k].kind = between(-1, 14);
+        for (int j = 0; j < 8; j++) {
+            int64_t bits = (int64_t)((uint64_t)below(INT64_MAX) << 1);
+            operations[k].values[j] = (double)between(-300, 300) / (below(2) ? 1 : 100);
+            if (below(10) == 0)
+                memcpy(&operations[k].values[j], &bits, 8); /* huge, tiny, infinite, no number */
+        }
+    }
+    if (resnet_dist_augment(1, 3, operations, size, images))
+        exit(4);
+}
+
 static int64_t decode(const uint8_t *data, int64_t bytes, int64_t mode, int64_t height, int64_t width, int damaged)
 {
     int64_t size = between(1, 40), view[8], offset = 0, status = -1;
@@ -71,7 +93,9 @@ static int64_t decode(const uint8_t *data, int64_t bytes, int64_t mode, int64_t 
     if (damaged && below(50) == 0)
         height = between(-1, 70000);
     resnet_dist_decode_crop_resize(file, bytes, 1, &offset, &bytes, &small_mode, &height, &width, view, &flip, size,
-                                   images, &status, message);
+                                   below(8) > 0, images, &status, message);
+    if (status == 0)
+        augment(size, images);
     uint64_t sum = 0; /* every px of a good image was written: MemorySanitizer and valgrind look at this */
     for (int64_t k = 0; status == 0 && k < 3 * size * size; k++)
         sum += images[k];

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data_prep.beton.manifest import load_manifest
+from data_prep.beton.digest import digest_file
+from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe_data import PadCrop
 from resnet_dist.data import decoders, pixel_kernel
@@ -220,7 +222,8 @@ def damaged(path: Path, beton: Path, sample_id: int, damage: Callable[[bytes], b
     file[start : start + size] = damage(bytes(file[start : start + size]))
     assert len(file) == beton.stat().st_size
     path.write_bytes(file)
-    path.with_suffix(".manifest.json").write_bytes(beton.with_suffix(".manifest.json").read_bytes())
+    digest = digest_file(path)  # as if it had been converted so: what is not as converted is refused when it is opened
+    write_manifest(path, replace(load_manifest(beton), digest=digest.whole, chunks=digest.chunks))
     return path
 
 

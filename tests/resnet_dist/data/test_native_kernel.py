@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnet_dist.config.recipe_data import DataConfig
-from resnet_dist.data import native_kernel
+from resnet_dist.data import native_kernel, native_library
 from resnet_dist.data.kernels import StoredImages, open_kernel
 from resnet_dist.data.native_kernel import NativeKernel, Status
 from resnet_dist.errors import UserError
@@ -25,6 +25,7 @@ Pixels = NDArray[np.uint8]
 ToJpeg = Callable[..., bytes]
 
 NATIVE = Path(native_kernel.__file__).parent / "native"
+LIBRARIES = ("-ljpeg", "-lm", "-ldl")
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 3, "4:4:0": 4, "4:1:1": 5}
 """As libturbojpeg numbers them; Pillow does not write the last two."""
 
@@ -288,7 +289,7 @@ def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
 
 
 def test_without_the_extension_the_native_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_kernel, "_MODULE", "no_such_kernel")
+    monkeypatch.setattr(native_library, "MODULE", "no_such_kernel")
     assert DataConfig.model_fields["decoder"].default == "native"
     with pytest.raises(UserError, match=r"was not built.*libjpeg-dev.*make setup.*data\.decoder: ffcv"):
         open_kernel("native", 1)
@@ -306,7 +307,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     driver = str(Path(__file__).with_name("sanitized.c"))
     flags = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-sanitize-recover=all"]
     build = subprocess.run(
-        [compiler, *flags, "-fsanitize=address,undefined", "-o", str(program), driver, *sources, "-ljpeg", "-lm"],
+        [compiler, *flags, "-fsanitize=address,undefined", "-o", str(program), driver, *sources, *LIBRARIES],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     if build.returncode != 0 and "asan" in build.stderr:
