@@ -39,7 +39,7 @@ def splitmix64(seeds: NDArray[np.uint64], counters: ArrayLike) -> NDArray[np.uin
     output is a bijection on 64 bits. `seeds` needs at least one dimension: numpy's uint64 arrays wrap around in
     silence, its scalars warn.
     """
-    z = seeds + (np.asarray(counters, dtype=np.uint64) + np.uint64(1)) * _GOLDEN_GAMMA
+    z = seeds + (np.atleast_1d(np.asarray(counters, dtype=np.uint64)) + np.uint64(1)) * _GOLDEN_GAMMA
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

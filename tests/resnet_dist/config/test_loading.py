@@ -68,7 +68,7 @@ def test_an_unknown_key_is_named_with_the_valid_ones(recipe_file: Path) -> None:
 
 
 def test_an_unknown_key_in_a_kind_of_section(recipe_file: Path) -> None:
-    assert "data.train.padd: unknown key; did you mean pad? valid keys here: flip, kind, pad, size" in mistake(
+    assert "data.train.padd: unknown key; did you mean pad? valid keys here: augment, flip, kind, pad, size" in mistake(
         recipe_file, "data.train.padd=1"
     )
 

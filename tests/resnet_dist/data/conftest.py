@@ -15,7 +15,7 @@ from PIL import Image
 from data_prep.beton import layout, manifest, pages
 from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.ranges import write_beton
-from resnet_dist.config.recipe_data import RandomResizedCrop
+from resnet_dist.config.recipe_data import OnBadSample, RandomResizedCrop
 from resnet_dist.data.crops import Transform
 from resnet_dist.data.kernels import Decoder
 from resnet_dist.data.loader import BetonLoader
@@ -133,6 +133,7 @@ def open_loader() -> Iterator[OpenLoader]:
         batch_size: int = 8,
         num_threads: int = 1,
         seed: int = 7,
+        on_bad_sample: OnBadSample = "error",
         wait_limit_s: float = 60.0,
     ) -> BetonLoader:
         loader = BetonLoader(
@@ -144,6 +145,7 @@ def open_loader() -> Iterator[OpenLoader]:
             seed=seed,
             num_threads=num_threads,
             device=torch.device("cpu"),
+            on_bad_sample=on_bad_sample,
             wait_limit_s=wait_limit_s,
         )
         opened.append(loader)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, functional
 from torchvision.transforms import autoaugment as theirs
-from torchvision.transforms import functional
 from torchvision.transforms import transforms as their_transforms
 
 from resnet_dist.config.recipe_augment import (
@@ -145,7 +144,7 @@ def test_draws_never_change() -> None:
     drawn = draw_operations(EVERYTHING, 224, keys_of(500))
     assert drawn.shape == (500, 4 + 1 + 2 + 1 + 1)
     digest = hashlib.sha256(drawn["kind"].tobytes() + np.round(drawn["values"], 9).tobytes()).hexdigest()
-    assert digest == "GOLDEN"
+    assert digest == "9d202c85117069a95f597ee7e021cf8f074601b6b29800bfb402b20c98d9a2f6"
 
 
 def test_an_entry_at_the_end_changes_none_before_it() -> None:
@@ -225,13 +224,13 @@ def test_policies_draw_every_operation_as_often() -> None:
     drawn = draw_operations((EVERYTHING[2], EVERYTHING[3]), 224, keys_of(14_000))
     for column in range(3):
         _, counts = np.unique(drawn["kind"][:, column], return_counts=True)
-        assert len(counts) == 11  # five geometric ones share a kind
+        assert len(counts) == 10  # five geometric ones share a kind
         assert sorted(counts)[-1] == pytest.approx(5000, rel=0.05)
         assert all(count == pytest.approx(1000, rel=0.15) for count in sorted(counts)[:-1])
     strengths = drawn["values"][drawn["kind"][:, 2] == OperationKind.BRIGHTNESS, 2, 0]
     assert len(np.unique(strengths)) == 61
-    assert 0.01 == pytest.approx(strengths.min())
-    assert 1.99 == pytest.approx(strengths.max())
+    assert pytest.approx(strengths.min()) == 0.01
+    assert pytest.approx(strengths.max()) == 1.99
 
 
 def test_lighting_is_the_published_noise() -> None:
@@ -256,7 +255,9 @@ def test_neither_threads_nor_batches_nor_the_process_order_show(
 
     def pixels(loader: Any, epoch: int, order: NDArray[np.int64]) -> dict[int, bytes]:
         batches = list(loader.epoch(epoch, order))
-        return {int(i): image.numpy().tobytes() for b in batches for i, image in zip(b.sample_ids, b.images, strict=True)}
+        return {
+            int(i): image.numpy().tobytes() for b in batches for i, image in zip(b.sample_ids, b.images, strict=True)
+        }
 
     reference = pixels(open_loader(photo_beton, transform), 5, ids)
     other = open_loader(photo_beton, transform, batch_size=7, num_threads=3)

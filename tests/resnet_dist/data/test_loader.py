@@ -28,7 +28,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.ffcv_adapter import EpochThread
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.native_kernel import NativeKernel
-from resnet_dist.data.order import train_order
+from resnet_dist.data.order import replacement_ids, train_order
 from resnet_dist.errors import Fault, UserError
 
 OpenLoader = Callable[..., BetonLoader]
@@ -338,3 +338,34 @@ def test_twenty_epochs_leave_nothing_behind(photo_beton: Path, open_loader: Open
         assert len(list(loader.epoch(epoch, ALL))) == 5
     assert wait_until(lambda: held() <= after_one)
     assert held()[1] <= after_one[1]
+
+
+# Bad samples that are skipped, and files that are not the manifest's
+
+
+def test_a_skipped_sample_is_replaced_by_the_same_one_everywhere(
+    photo_beton: Path, tmp_path: Path, open_loader: OpenLoader, caplog: pytest.LogCaptureFixture
+) -> None:
+    beton = damaged(tmp_path / "bad.beton", photo_beton, 18, cut)
+    other = next(int(i) for i in replacement_ids(40, 7, 3, 18) if i != 18)
+    seen = []
+    for batch_size, num_threads in ((8, 1), (3, 2)):
+        loader = open_loader(beton, batch_size=batch_size, num_threads=num_threads, on_bad_sample="skip")
+        batches = list(loader.epoch(3, ALL))
+        assert sum(b.num_replaced for b in batches) == 1
+        ids = np.concatenate([b.sample_ids for b in batches])
+        assert ids.tolist() == [*range(18), other, *range(19, 40)]
+        assert torch.cat([b.labels for b in batches])[18] == other % 10
+        seen.append(digest(batches))
+    assert seen[0] == seen[1]
+    assert f"sample 18 of {beton} cannot be decoded" in caplog.text
+    assert f"sample {other} takes its place in epoch 3" in caplog.text
+
+
+def test_another_file_of_the_same_size_is_refused(photo_beton: Path, tmp_path: Path, open_loader: OpenLoader) -> None:
+    beton = damaged(tmp_path / "other.beton", photo_beton, 18, lambda data: data)
+    file = bytearray(beton.read_bytes())
+    file[-1] ^= 1
+    beton.write_bytes(file)
+    with pytest.raises(UserError, match=r"other.beton: bytes from 0 on do not have the digest that its manifest tells"):
+        open_loader(beton)

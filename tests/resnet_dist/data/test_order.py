@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.data.order import epoch_permutation, eval_batches, micro_batch_share, train_order
+from resnet_dist.data.order import (
+    PageShuffle,
+    epoch_permutation,
+    eval_batches,
+    micro_batch_share,
+    page_permutation,
+    replacement_ids,
+    train_order,
+)
 from resnet_dist.errors import UserError
 
 WORLD_SIZES = range(1, 65)
@@ -121,3 +129,43 @@ def test_impossible_arguments_are_refused() -> None:
         train_order(100, seed=0, epoch=0, global_batch_size=10, micro_batch_size=4, rank=0, world_size=1)
     with pytest.raises(ValueError, match="rank -1"):
         eval_batches(10, 5, -1, 2)
+
+
+# Pages
+
+
+def test_the_page_shuffle_never_changes() -> None:
+    order = page_permutation(PageShuffle(np.arange(24) // 4, 2), seed=42, epoch=3)
+    expected = [2, 0, 3, 15, 17, 12, 14, 18, 13, 19, 5, 4, 6, 16, 23, 7, 22, 20, 11, 8, 21, 1, 10, 9]
+    assert order.tolist() == expected
+    assert replacement_ids(1000, 5, 2, 18).tolist() == [978, 457, 196, 869, 384, 439, 626, 928, 132, 171]
+
+
+@given(st.lists(st.integers(0, 9), max_size=80), st.integers(1, 12), st.integers(0, 99))
+def test_every_sample_stands_once_in_the_page_shuffle(pages: list[int], window: int, epoch: int) -> None:
+    order = page_permutation(PageShuffle(np.array(pages, np.int64), window), seed=5, epoch=epoch)
+    assert sorted(order) == list(range(len(pages)))
+
+
+@pytest.mark.parametrize("start_step", [0, 2])
+def test_every_world_size_trains_on_the_same_micro_batches_of_pages(start_step: int) -> None:
+    pages = PageShuffle(np.arange(1003) // 17, 6)
+    sizes = {"seed": 11, "epoch": 2, "global_batch_size": 256, "micro_batch_size": 4, "pages": pages}
+    alone = train_order(1003, rank=0, world_size=1, **sizes)
+    for world in WORLD_SIZES:
+        shares = [train_order(1003, rank=r, world_size=world, start_step=start_step, **sizes) for r in range(world)]
+        assert np.array_equal(np.concatenate(shares, axis=1), alone[start_step:])
+
+
+def test_the_page_shuffle_keeps_to_its_window_and_mixes_it_evenly() -> None:
+    """500 pages of 70, window 50: any 70 samples in a row lie in about 51 pages, two neighbours in one once in 50."""
+    page_of = np.arange(35_000) // 70
+    order = page_permutation(PageShuffle(page_of, 50), seed=1, epoch=0)
+    shown = page_of[order]
+    for start in range(0, len(order) - 70, 70):
+        assert len(np.unique(shown[start : start + 70])) <= 51
+        assert len(np.unique(shown[start : start + 70])) > 25
+    same = float((shown[1:] == shown[:-1]).mean())
+    assert same == pytest.approx(1 / 50, rel=0.15)
+    whole = page_permutation(PageShuffle(page_of, 10_000), seed=1, epoch=0)
+    assert float((page_of[whole][1:] == page_of[whole][:-1]).mean()) == pytest.approx(1 / 500, rel=0.35)

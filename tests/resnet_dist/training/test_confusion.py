@@ -64,7 +64,7 @@ def test_the_gradients_length_is_over_all_parameters_and_goes_into_one_window() 
     window = Window(num_micro_batches=1, micro_batch_size=1, world_size=1)
     seen = []
     for step, norm in enumerate((grad_norm(net), None)):
-        window.add(0, torch.tensor(1.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        window.add(0, torch.tensor(1.0), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
         window.end_step(step)
         window.grad_norm = norm
         seen.append(window.close(0.1, stop=False, save=False).metrics.get("train/grad_norm"))

@@ -26,7 +26,7 @@ def filled(*losses: float) -> Window:
     for step in range(0, len(losses), 2):
         for micro_batch in (0, 1):
             logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
-            window.add(micro_batch, torch.tensor(losses[step + micro_batch]), logits, torch.tensor([0, 1]))
+            window.add(micro_batch, torch.tensor(losses[step + micro_batch]), logits, torch.eye(2))
         window.end_step(step // 2)
     return window
 
@@ -43,8 +43,8 @@ def test_means_over_the_steps_of_the_window() -> None:
 def test_a_window_starts_empty_after_it_closed() -> None:
     window = filled(1.0, 2.0)
     window.close(0.1, stop=False, save=True)
-    window.add(0, torch.tensor(5.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    window.add(1, torch.tensor(7.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    window.add(0, torch.tensor(5.0), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    window.add(1, torch.tensor(7.0), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     window.end_step(0)
     assert window.close(0.1, stop=False, save=True).metrics["train/loss"] == 6.0
 
