@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.beton.digest import digest_file
+from data_prep.beton.layout import METADATA_START
 from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe_data import PadCrop
@@ -365,7 +366,7 @@ def test_a_skipped_sample_is_replaced_by_the_same_one_everywhere(
 def test_another_file_of_the_same_size_is_refused(photo_beton: Path, tmp_path: Path, open_loader: OpenLoader) -> None:
     beton = damaged(tmp_path / "other.beton", photo_beton, 18, lambda data: data)
     file = bytearray(beton.read_bytes())
-    file[-1] ^= 1
+    file[METADATA_START + 16] ^= 1  # of sample 0, the label
     beton.write_bytes(file)
     with pytest.raises(UserError, match=r"other.beton: bytes from 0 on do not have the digest that its manifest tells"):
         open_loader(beton)
