@@ -81,8 +81,6 @@ class Run:
     saved_step: int = -1
     save_wanted: bool = False
     """Whether a checkpoint is wanted besides those of the plan."""
-    skipped: set[int] = field(default_factory=set)
-    """Steps whose global batch is left out, because training diverged on it."""
 
 
 def fit(run: Run) -> Outcome:
@@ -138,7 +136,7 @@ def train_epoch(run: Run) -> Outcome | None:
 
 def train_step(run: Run, local: dict[int, Batch]) -> None:
     """One optimizer step; `local` are this worker's micro-batches under their numbers."""
-    if run.state.step in run.skipped:
+    if run.state.step in run.state.skipped:
         run.state.step += 1
         return
     smoothing = run.recipe.train.label_smoothing
@@ -176,10 +174,11 @@ def learning_rate(run: Run, step: int) -> float:
 def skip(run: Run, step: int) -> bool:
     """Goes back to the last checkpoint and leaves step number `step` out from now on, if the recipe has it so."""
     policy = run.recipe.train.divergence
-    if policy.action == "stop" or len(run.skipped) >= policy.max_skips:
+    if policy.action == "stop" or len(run.state.skipped) >= policy.max_skips:
         return False
-    run.skipped.add(step)
+    skipped = run.state.skipped | {step}
     restore(run)
+    run.state.skipped = skipped
     return True
 
 

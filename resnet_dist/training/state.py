@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ class TrainState:
     """Optimizer steps done."""
     evaluated_step: int = 0
     """The step after which the last evaluation was done; a resumed run does a missing one before it trains on."""
+    skipped: set[int] = field(default_factory=set)
+    """Steps whose global batch is left out, because training diverged on it; a resumed run leaves them out too."""
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -26,6 +28,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "evaluated_step": self.evaluated_step,
+            "skipped": sorted(self.skipped),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -37,6 +40,7 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
         self.evaluated_step = saved["evaluated_step"]
+        self.skipped = set(saved.get("skipped", ()))  # older checkpoints have none
 
 
 def _copied(value: Any) -> Any:

@@ -22,6 +22,7 @@ from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import Run, Samples, fit
 from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.resume import restore
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None
@@ -69,7 +70,7 @@ def test_stop_ends_the_run_and_saves_nothing_of_it(tmp_path: Path) -> None:
 
 def test_skip_leaves_the_batch_out_and_goes_on(tmp_path: Path) -> None:
     outcome, run, points = train(tmp_path / "run", {"action": "skip"}, Poisoned(small.NUM_TRAIN, 4, seed=1))
-    assert (outcome, run.state.step, run.skipped) == ("finished", 12, {BAD_STEP})
+    assert (outcome, run.state.step, run.state.skipped) == ("finished", 12, {BAD_STEP})
     assert all(math.isfinite(loss) for loss in losses(points).values())
     assert all(torch.isfinite(v).all() for v in run.state.net.state_dict().values())
     _, _, clean_points = train(tmp_path / "clean", {}, small.Memory(small.NUM_TRAIN, 4, seed=1))
@@ -86,7 +87,15 @@ def test_a_loss_above_the_limit_counts_too(tmp_path: Path) -> None:
 def test_skipping_has_a_limit(tmp_path: Path) -> None:
     policy = {"action": "skip", "max_loss": 1e-3, "max_skips": 3}
     outcome, run, _ = train(tmp_path / "run", policy, small.Memory(small.NUM_TRAIN, 4, seed=1))
-    assert (outcome, run.skipped) == ("diverged", {0, 1, 2})
+    assert (outcome, run.state.skipped) == ("diverged", {0, 1, 2})
+
+
+def test_a_resumed_run_remembers_what_was_skipped(tmp_path: Path) -> None:
+    """Or a kill would give back the skips that were used up, and change where the run ends."""
+    _, run, _ = train(tmp_path / "run", {"action": "skip"}, Poisoned(small.NUM_TRAIN, 4, seed=1))
+    run.state.skipped = set()
+    restore(run)
+    assert (run.state.step, run.state.skipped) == (12, {BAD_STEP})
 
 
 @pytest.fixture(autouse=True)
