@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def doctor(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder under the profile's storage.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run under the profile's storage: a folder or s3://.")],
     mend: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged or left over; nothing needs it.")
     ] = False,
@@ -19,10 +18,12 @@ def doctor(
     Example: resnet-dist doctor runs/demo
     """
     from resnet_dist.launch.doctor import examine, repair, verdict
+    from resnet_dist.storage.location import open_storage
 
-    findings = examine(run_dir)
+    storage = open_storage(run)
+    findings = examine(storage)
     for finding in findings:
-        typer.echo(f"{finding.state:<9} {finding.path.name:<32} {finding.what}")
-    for finding in repair(findings) if mend else []:
-        typer.echo(f"removed   {finding.path.name}")
+        typer.echo(f"{finding.state:<9} {finding.name:<32} {finding.what}")
+    for finding in repair(storage, findings) if mend else []:
+        typer.echo(f"removed   {finding.name}")
     typer.echo(verdict(findings))

@@ -58,14 +58,15 @@ def runs(
 
 @tracking_app.command()
 def sync(
-    run_dir: Annotated[Path, typer.Argument(help="The run's folder under the profile's storage.")],
+    run: Annotated[str, typer.Argument(help="The run under the profile's storage: a folder or s3://.")],
     tracking_uri: Annotated[str, typer.Option(help="The MLflow server, or sqlite file, that the run belongs to.")],
 ) -> None:
     """Send what a run could not send while its MLflow server was away.
 
     Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
     """
+    from resnet_dist.storage.location import open_storage
     from resnet_dist.tracking.sync import sync as sync_run
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
-    typer.echo(str(sync_run(run_dir, absolute_tracking_uri(tracking_uri, Path.cwd()))))
+    typer.echo(str(sync_run(open_storage(run), absolute_tracking_uri(tracking_uri, Path.cwd()))))

@@ -91,7 +91,7 @@ class Profile(Section):
     cache_timeout_s: PositiveFloat = 7200.0
     """Longest time for that copy, on the slowest node."""
     storage: str
-    """Folder of the runs (checkpoints), shared by all nodes."""
+    """Where runs lie (checkpoints, record, spool): a folder shared by all nodes, or `s3://bucket/prefix`."""
     tracking_uri: str
     """MLflow: `sqlite:///file.db` or `http://host:port`."""
     experiment: str = "resnet-dist"
@@ -115,15 +115,13 @@ class Profile(Section):
 def absolute_paths(profile: Profile, base: Path) -> Profile:
     """The profile with `data_root`, `cache` and `storage` made absolute: workers start in folders of their own.
 
-    Raises UserError for an object-storage URL: runs need a folder that all nodes share, data a `cache`.
+    URLs stay. Raises UserError for data behind a URL without a `cache`.
     """
     if "://" in profile.data_root and profile.cache is None:
         raise UserError(
             f"data_root {profile.data_root}: is a URL, and workers read files; set cache to a folder on the nodes' own "
             "disks, for example /tmp/resnet-dist"
         )
-    if "://" in profile.storage:
-        raise UserError(f"storage {profile.storage}: must be a folder that all nodes share, not a URL; set storage")
     return profile.model_copy(
         update={
             key: str((base / Path(value).expanduser()).absolute())

@@ -67,7 +67,7 @@ def data_inputs(recipe: Recipe, prepared: Prepared) -> list[DataInput]:
 
 def description(recipe: Recipe, name: str, prepared: Prepared) -> str:
     """Markdown: what is trained on what, and the commands that go on with it and check it."""
-    train, folder = recipe.train, prepared.run_dir
+    train, folder = recipe.train, prepared.storage.location
     rows = {
         "model": f"{recipe.model.name}, {recipe.model.num_classes} classes",
         "data": f"{recipe.data.dataset}: {prepared.train.num_samples:,} train, {prepared.val.num_samples:,} validation",

@@ -1,17 +1,17 @@
-"""`resnet-dist doctor RUN`: what lies in a run's folder, whether it is whole, and what a new start would do with it."""
+"""`resnet-dist doctor RUN`: what lies in a run's storage, whether it is whole, what a new start would do."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.result import read_result
-from resnet_dist.training.checkpoint import TEMPORARY, newest_first, read_card
+from resnet_dist.storage.base import TEMPORARY, RunStorage
+from resnet_dist.training.best import GROUP
+from resnet_dist.training.checkpoint import Damaged, newest_first, opened
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 State = Literal["ok", "damaged", "leftover"]
@@ -19,71 +19,75 @@ State = Literal["ok", "damaged", "leftover"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing in the folder. `damaged` and `leftover` are what `repair` removes: nothing needs them."""
+    """One thing of the run. `damaged` and `leftover` are what `repair` removes: nothing needs them."""
 
-    path: Path
+    name: str
     state: State
     what: str
 
 
-def examine(run_dir: Path) -> list[Finding]:
-    """Everything of the run, newest checkpoint first; every checkpoint is read whole. UserError if there is no run."""
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: there is no such run; give the folder of a run under the profile's storage")
-    findings = [*_checkpoints(run_dir), *_leftovers(run_dir), *_bookkeeping(run_dir)]
+def examine(storage: RunStorage) -> list[Finding]:
+    """Everything of the run, newest checkpoint first; every checkpoint is read whole.
+
+    Raises UserError if there is no run, Fault if storage cannot be reached.
+    """
+    names = storage.names()
+    if not names:
+        raise UserError(f"{storage.location}: no such run; give the folder of a run under the profile's storage")
+    findings = [*_checkpoints(storage), *_leftovers(names), *_bookkeeping(storage, names)]
     if not findings:
-        raise UserError(f"{run_dir}: holds nothing of a run; give the folder of a run under the profile's storage")
+        raise UserError(
+            f"{storage.location}: holds nothing of a run; give the folder of a run under the profile's storage"
+        )
     return findings
 
 
-def repair(findings: list[Finding]) -> list[Finding]:
+def repair(storage: RunStorage, findings: list[Finding]) -> list[Finding]:
     """Removes what is damaged or left over, and returns it. Whole checkpoints are never touched."""
     removed = [finding for finding in findings if finding.state != "ok"]
     for finding in removed:
-        if finding.path.is_dir():
-            shutil.rmtree(finding.path)
-        else:
-            finding.path.unlink(missing_ok=True)
+        storage.remove(finding.name)
     return removed
 
 
 def verdict(findings: list[Finding]) -> str:
     """One line: what the same command would do next."""
-    if any(f.path.name == "result.json" and f.state == "ok" for f in findings):
+    if any(f.name == "result.json" and f.state == "ok" for f in findings):
         return "the run is complete"
-    whole = next((f for f in findings if f.state == "ok" and f.path.name.startswith("epoch=")), None)
-    return f"the run goes on from {whole.path.name}" if whole else "the run would begin at its first step"
+    whole = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
+    return f"the run goes on from {whole.name}" if whole else "the run would begin at its first step"
 
 
-def _checkpoints(run_dir: Path) -> Iterator[Finding]:
-    for directory in newest_first(run_dir.iterdir()):
+def _checkpoints(storage: RunStorage) -> Iterator[Finding]:
+    best = [f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP))]
+    for name in [*newest_first(storage.names()), *best]:
         try:
-            card = read_card(directory)
-        except Fault as fault:
-            yield Finding(directory, "damaged", str(fault))
-            continue
-        top1 = card.metrics.get("val/top1")
-        shown = "" if top1 is None else f", top-1 {top1:.2f} %"
-        yield Finding(directory, "ok", f"checkpoint, recipe {card.identity.recipe_hash}{shown}")
+            with opened(storage, name) as found:
+                top1 = found.card.metrics.get("val/top1")
+                shown = "" if top1 is None else f", top-1 {top1:.2f} %"
+                kind = "best weights" if name in best else "checkpoint"
+                yield Finding(name, "ok", f"{kind}, recipe {found.card.identity.recipe_hash}{shown}")
+        except Damaged as damaged:
+            yield Finding(name, "damaged", str(damaged))
 
 
-def _leftovers(run_dir: Path) -> Iterator[Finding]:
-    for path in sorted(run_dir.glob(f".*{TEMPORARY}")):
-        yield Finding(path, "leftover", "a checkpoint that was not finished")
+def _leftovers(names: list[str]) -> Iterator[Finding]:
+    for name in names:
+        if name.startswith(".") and name.endswith(TEMPORARY):
+            yield Finding(name, "leftover", "a checkpoint that was not finished")
 
 
-def _bookkeeping(run_dir: Path) -> Iterator[Finding]:
-    snapshot = run_dir / RAY_SNAPSHOT
-    if snapshot.exists():
-        yield Finding(snapshot, "leftover", "Ray Train's list of checkpoints; a new start does not use it")
+def _bookkeeping(storage: RunStorage, names: list[str]) -> Iterator[Finding]:
+    if RAY_SNAPSHOT in names:
+        yield Finding(RAY_SNAPSHOT, "leftover", "Ray Train's list of checkpoints; a new start does not use it")
     for name, what in (("mlflow_run.json", "which MLflow run this is"), ("result.json", "the result of the whole run")):
-        path = run_dir / name
-        if path.exists():
+        content = storage.read(name)
+        if content is not None:
             try:
-                json.loads(path.read_text(encoding="utf-8"))
+                json.loads(content)
                 if name == "result.json":
-                    read_result(run_dir)
+                    read_result(storage)
             except (ValueError, Fault) as error:
-                yield Finding(path, "damaged", f"{what}: {error}")
+                yield Finding(name, "damaged", f"{what}: {error}")
             else:
-                yield Finding(path, "ok", what)
+                yield Finding(name, "ok", what)

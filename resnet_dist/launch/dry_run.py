@@ -24,7 +24,7 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
     shares = [len(micro_batch_share(train.num_micro_batches, rank, most)) for rank in range(most)]
     rows = {
         "name": name,
-        "folder": prepared.run_dir,
+        "storage": prepared.storage.location,
         "recipe hash": prepared.identity.recipe_hash,
         "cluster": cluster_address(profile, os.environ)
         or f"a local Ray with {profile.local_cpus or os.cpu_count()} CPUs",

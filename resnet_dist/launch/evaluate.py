@@ -14,22 +14,25 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import require_fitting_data
+from resnet_dist.storage.location import open_storage, split
 from resnet_dist.tracking.models import load_classifier
 from resnet_dist.training.assemble import build_classifier
-from resnet_dist.training.checkpoint import load_state, newest_whole, read_card, step_of
+from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.precision import Precision
 
 
 def evaluate_on(model: str, beton: Path, tracking_uri: str | None, num_threads: int) -> dict[str, float]:
-    """Evaluates a checkpoint folder, a run folder (its newest whole checkpoint) or an MLflow model URI on `beton`.
+    """Evaluates a checkpoint, a run (its newest whole checkpoint) or an MLflow model URI on `beton`.
+
+    Checkpoint and run as paths, or under `s3://`.
 
     Raises UserError if there is no such model, or the beton is missing or of other classes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(num_threads)
     manifest = load_manifest(beton)
-    recipe, module = _from_mlflow(model, tracking_uri) if ":/" in model else _from_checkpoint(Path(model))
+    recipe, module = _from_mlflow(model, tracking_uri) if _is_model(model) else _from_checkpoint(model)
     require_fitting_data(recipe, manifest, beton)
     module.to(device)
     loader = BetonLoader(
@@ -58,20 +61,26 @@ def evaluate_on(model: str, beton: Path, tracking_uri: str | None, num_threads: 
     return result.metrics()
 
 
-def _from_checkpoint(path: Path) -> tuple[Recipe, nn.Module]:
-    directory = path
-    if step_of(path.resolve().name) is None:
-        found = newest_whole(path)
+def _is_model(model: str) -> bool:
+    return ":/" in model and not model.startswith("s3://")
+
+
+def _from_checkpoint(location: str) -> tuple[Recipe, nn.Module]:
+    run, name = split(location)
+    if step_of(name) is None:
+        checkpoint = newest_whole(open_storage(location))
+    elif open_storage(location).names():
+        checkpoint = opened(open_storage(run), name)
+    else:
+        raise UserError(f"{location}: there is no such checkpoint")
+    with checkpoint as found:
         if found is None:
             raise UserError(
-                f"{path}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
+                f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
             )
-        directory = found[0]
-    elif not path.is_dir():
-        raise UserError(f"{path}: there is no such checkpoint")
-    recipe = Recipe.model_validate(read_card(directory).recipe)
-    module = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
-    module.net.load_state_dict(load_state(directory, torch.device("cpu"))["net"])
+        recipe = Recipe.model_validate(found.card.recipe)
+        module = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
+        module.net.load_state_dict(load_state(found.directory, torch.device("cpu"))["net"])
     return recipe, module
 
 

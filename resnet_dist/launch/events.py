@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from itertools import pairwise
-from pathlib import Path
 
 from resnet_dist.launch.control import Status
+from resnet_dist.storage.base import RunStorage
 
 _WORKERS = re.compile(r"^\S+ workers up: (\d+)")
 
@@ -15,14 +15,16 @@ _WORKERS = re.compile(r"^\S+ workers up: (\d+)")
 class EventLog:
     """Appends to the run's `events.log`, which outlives the driver."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "events.log"
+    def __init__(self, storage: RunStorage) -> None:
+        self._storage = storage
+        self.path = storage.folder / "events.log"
         self._attempt = 0
 
     def note(self, event: str) -> None:
         """One line, the time (UTC) before it."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {' '.join(event.split())}\n")
+        self._storage.publish(self.path)
 
     def observe(self, status: Status) -> None:
         """Call it often; it notes every worker group that began."""

@@ -21,7 +21,7 @@ from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.uris import redact_uri
 from resnet_dist.training.assemble import build_classifier
-from resnet_dist.training.best import read_best
+from resnet_dist.training.best import open_best
 from resnet_dist.training.checkpoint import load_state, newest_whole
 from resnet_dist.training.job import WorkerResult
 
@@ -31,15 +31,17 @@ def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, resul
     if the profile says so, and says where everything is. Raises Fault; a second call does what is missing.
     """
     prepared = record.prepared
-    found = newest_whole(prepared.run_dir)
-    if found is None or found[1].step != result.step:
-        raise Fault(f"{prepared.run_dir}: the checkpoint of step {result.step} is missing or damaged")
-    last_uri = _log(recipe, record, "model", found[0], result.step, result.metrics)
+    storage = prepared.storage
+    with newest_whole(storage) as found:
+        if found is None or found.card.step != result.step:
+            raise Fault(f"{storage.location}: the checkpoint of step {result.step} is missing or damaged")
+        checkpoint = f"{storage.location}/{found.name}"
+        last_uri = _log(recipe, record, "model", found.directory, result.step, result.metrics)
     best_uri, metrics = last_uri, result.metrics
-    best = read_best(prepared.run_dir, prepared.identity)
-    if best is not None and best[1].metrics["val/top1"] > metrics["val/top1"]:
-        weights, card = best
-        best_uri, metrics = _log(recipe, record, "model-best", weights, card.step, card.metrics), card.metrics
+    with open_best(storage, prepared.identity) as best:
+        if best is not None and best.card.metrics["val/top1"] > metrics["val/top1"]:
+            metrics = best.card.metrics
+            best_uri = _log(recipe, record, "model-best", best.directory, best.card.step, metrics)
     if profile.register_models:
         registered = _register(recipe, record, best_uri, metrics)
         record.say(
@@ -48,11 +50,11 @@ def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, resul
         )
     return RunResult(
         name=name,
-        run_dir=str(prepared.run_dir),
+        run_dir=storage.location,
         run_id=record.handle.run_id,
         tracking_uri=redact_uri(profile.tracking_uri),
         model_uri=last_uri,
-        checkpoint=str(found[0]),
+        checkpoint=checkpoint,
         step=result.step,
         metrics=dict(result.metrics),
     )

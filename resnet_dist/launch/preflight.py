@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,8 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.kernels import open_kernel
 from resnet_dist.errors import UserError
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.location import beside, open_storage
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
 from resnet_dist.training.optim import build_optimizer
@@ -39,8 +39,13 @@ class Prepared:
     val: Manifest
     identity: Identity
     plan: RunPlan
-    run_dir: Path
+    storage: RunStorage
     warnings: tuple[str, ...]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's small files on this machine."""
+        return self.storage.folder
 
 
 def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
@@ -59,13 +64,14 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         require_fitting_data(recipe, manifest, source)
     if train.class_names != val.class_names:
         raise UserError(f"{folder}: train and val betons have different classes; convert both from the same source")
-    require_writable(Path(profile.storage))
+    storage = open_storage(beside(profile.storage, name))
+    storage.require_writable()
     identity = Identity(recipe_hash(recipe), f"train={short(train.digest)} val={short(val.digest)}")
-    run_dir = Path(profile.storage) / name
     warnings: tuple[str, ...] = ()
-    if found := newest_whole(run_dir):
-        require_same(found[1].identity, identity, run_dir)
-        warnings = tuple(found[2])
+    with newest_whole(storage) as found:
+        if found is not None:
+            require_same(found.card.identity, identity, storage.location)
+            warnings = found.warnings
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
         train_source,
@@ -76,7 +82,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         val,
         identity,
         plan,
-        run_dir,
+        storage,
         warnings,
     )
 
@@ -116,19 +122,6 @@ def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) 
             f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
         )
     require_sides(beton, manifest, recipe.data.train)
-
-
-def require_writable(storage: Path) -> None:
-    """Creates the folder if need be, and writes and removes a file in it."""
-    probe = storage / f".write-test-{uuid.uuid4().hex}"
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        with probe.open("w") as file:
-            file.write("resnet-dist")
-            os.fsync(file.fileno())
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"storage {storage} is not writable: {error.strerror}; mend it, or set storage") from None
 
 
 def short(digest: str) -> str:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,10 +16,11 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.node_cache import NodeCache, fill
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.base import NullTracker, Tracker
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.system_metrics import NodeMonitor
-from resnet_dist.training.checkpoint import commit, newest_whole
+from resnet_dist.training.checkpoint import CARD
 from resnet_dist.training.context import WriteCheckpoint
 from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
@@ -35,7 +35,7 @@ class WorkerSetup:
     """What the driver sends to every worker."""
 
     job: Job
-    run_dir: Path
+    storage: RunStorage
     run_id: str
     tracking_uri: str
     control: Any
@@ -57,7 +57,7 @@ class RayContext:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-        self.storage = setup.run_dir
+        self.storage = setup.storage
         self._setup = setup
         self._monitor = monitor
         self._stop = threading.Event()
@@ -65,8 +65,8 @@ class RayContext:
         self._saved_at_s = time.monotonic()
         self._upload: threading.Event | None = None
         self._leaving_at_s: float | None = None
-        stacks = setup.run_dir / "stacks" / f"rank{self.rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        self._watchdog = Watchdog(setup.progress_timeout_s, stacks)
+        stacks = self.storage.folder / "stacks" / f"rank{self.rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        self._watchdog = Watchdog(setup.progress_timeout_s, stacks, self.storage.publish)
         threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
 
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
@@ -76,14 +76,17 @@ class RayContext:
         def upload(_: Checkpoint, name_in_storage: str) -> Checkpoint:
             assert write is not None
             try:
-                commit(self.storage / name_in_storage, write)
+                self.storage.commit(name_in_storage, write, last=CARD)
             finally:
                 done.set()
-            return Checkpoint.from_directory(str(self.storage / name_in_storage))
+            ray_storage = ray.train.get_context().get_storage()
+            return Checkpoint(
+                ray_storage.build_checkpoint_path_from_name(name_in_storage), ray_storage.storage_filesystem
+            )
 
         ray.train.report(
             {key: float(value) for key, value in metrics.items()},
-            checkpoint=Checkpoint.from_directory(str(self.storage)) if write else None,
+            checkpoint=Checkpoint.from_directory(str(self.storage.folder)) if write else None,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload if write else None,
@@ -94,11 +97,9 @@ class RayContext:
         if self._leaving_at_s is not None:
             self._wait_for_the_end(self._leaving_at_s)
 
-    def restore(self) -> Path | None:
+    def settle(self) -> None:
         if self._upload is not None:
             self._upload.wait(self._setup.progress_timeout_s)
-        found = newest_whole(self.storage)
-        return found[0] if found else None
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
@@ -178,7 +179,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
 def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:
     """Rank 0's, for everything of the run; on every other node one worker's, for what the machine does."""
     if rank == 0:
-        return SpoolTracker(setup.run_dir, setup.run_id, setup.tracking_uri)
+        return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri)
     if local_rank == 0 and node_rank > 0:
-        return SpoolTracker(setup.run_dir, setup.run_id, setup.tracking_uri, writer=f"node-{node_rank}")
+        return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri, writer=f"node-{node_rank}")
     return None

@@ -29,8 +29,8 @@ from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.transport import driver_environment
 from resnet_dist.tracking.uris import redact_uri
-from resnet_dist.training.best import read_best
-from resnet_dist.training.checkpoint import newest_first, read_card
+from resnet_dist.training.best import GROUP
+from resnet_dist.training.checkpoint import glance, newest_first
 
 Say = Callable[[str], None]
 
@@ -47,7 +47,7 @@ class Record:
     def end(self, outcome: str) -> None:
         """After the workers ended, however they did: sends what they could not, then plots, checkpoints and events."""
         with self.told("what the workers left unsent waits in storage"):
-            sync(self.handle.run_dir, self.handle.tracking_uri, limit_s=600.0)
+            sync(self.prepared.storage, self.handle.tracking_uri, limit_s=600.0)
         self.events.note(outcome)
         log = self.events.read()
         with self.told("plots, checkpoints and events are not in MLflow"):
@@ -84,22 +84,26 @@ def begin_record(
     """
     for key, value in driver_environment().items():
         os.environ.setdefault(key, value)
-    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    storage = prepared.storage
+    storage.pull()
     texts = {"recipe.yaml": to_yaml(recipe), "profile.yaml": redact_uri(to_yaml(profile))}
     for file, text in texts.items():
-        (prepared.run_dir / file).write_text(text, encoding="utf-8")
+        path = storage.folder / file
+        path.write_text(text, encoding="utf-8")
+        storage.publish(path)
     code = read_code_version(Path(__file__).parents[2])
     tags = run_tags(profile, prepared.identity, nodes, code)
     handle = open_run(
         profile.tracking_uri,
         profile.experiment,
         name,
-        prepared.run_dir,
+        storage.folder,
         tags,
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
+        publish=storage.publish,
     )
-    record = Record(handle, prepared, EventLog(prepared.run_dir), say)
+    record = Record(handle, prepared, EventLog(storage), say)
     record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")
     facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
     with record.told("the run is not described in MLflow"):
@@ -117,15 +121,15 @@ def begin_record(
 
 
 def list_checkpoints(prepared: Prepared) -> list[dict[str, object]]:
-    """The checkpoints in storage, newest first, and the best weights: where they lie, their step and metrics."""
+    """The checkpoints in storage, newest first, and the best weights: where they lie, their step and metrics.
+
+    Only the cards are read: a damaged one is found by whoever opens it.
+    """
+    storage = prepared.storage
     found: list[dict[str, object]] = []
-    best = read_best(prepared.run_dir, prepared.identity)
-    paths = newest_first(prepared.run_dir.iterdir())
-    for path in [*paths, *([best[0]] if best else [])]:
-        try:
-            card = read_card(path)
-        except Fault:
-            continue
-        name = str(path.relative_to(prepared.run_dir))
-        found.append({"name": name, "step": card.step, "metrics": dict(card.metrics), "path": str(path)})
+    for name in [*newest_first(storage.names()), *(f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP)))]:
+        card = glance(storage, name)
+        if card is not None:
+            path = f"{storage.location}/{name}"
+            found.append({"name": name, "step": card.step, "metrics": dict(card.metrics), "path": path})
     return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from resnet_dist.errors import Fault
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.small_files import write_json
 
 _FILE = "result.json"
@@ -26,15 +26,16 @@ class RunResult:
     metrics: Mapping[str, float]
 
 
-def read_result(run_dir: Path) -> RunResult | None:
-    path = run_dir / _FILE
-    if not path.is_file():
+def read_result(storage: RunStorage) -> RunResult | None:
+    content = storage.read(_FILE)
+    if content is None:
         return None
     try:
-        return RunResult(**json.loads(path.read_text(encoding="utf-8")))
+        return RunResult(**json.loads(content))
     except (ValueError, TypeError) as error:
-        raise Fault(f"{path}: is damaged ({error}); delete it and run the same command again") from None
+        raise Fault(f"{storage.location}/{_FILE}: is damaged ({error}); delete it and run again") from None
 
 
-def write_result(run_dir: Path, result: RunResult) -> None:
-    write_json(run_dir / _FILE, asdict(result))
+def write_result(storage: RunStorage, result: RunResult) -> None:
+    write_json(storage.folder / _FILE, asdict(result))
+    storage.publish(storage.folder / _FILE)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import threading
 import time
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 import ray.train
@@ -31,13 +29,15 @@ from resnet_dist.launch.hand_over import hand_over
 from resnet_dist.launch.node_cache import node_cache
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup, worker_main
+from resnet_dist.launch.ray_storage import ray_storage
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
+from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tracking.transport import client_environment
-from resnet_dist.training.checkpoint import TEMPORARY, newest_first, newest_whole
+from resnet_dist.training.checkpoint import newest_first, newest_whole
 from resnet_dist.training.job import Job, WorkerResult
 
 _SHOW_EVERY_S = 0.5
@@ -49,7 +49,8 @@ class Stopped:
 
     exit_code: int
     step: int
-    run_dir: Path
+    run_dir: str
+    """Path or URL."""
 
 
 def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | None = None) -> RunResult | Stopped:
@@ -59,7 +60,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     Paths in `profile` are absolute. Raises UserError before any worker starts, Fault when there is no result.
     """
     prepared = prepare(recipe, profile, name)
-    if (done := read_result(prepared.run_dir)) is not None:
+    if (done := read_result(prepared.storage)) is not None:
         return done
     screen = Screen(prepared.plan)
     for warning in prepared.warnings:
@@ -75,10 +76,11 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
                 result = _train_and_record(recipe, profile, record, screen, stop)
                 if result.outcome == "stopped":
                     status, reason = "KILLED", f"stopped after step {result.step}"
-                    return Stopped(stop.exit_code, result.step, prepared.run_dir)
+                    return Stopped(stop.exit_code, result.step, prepared.storage.location)
                 if result.outcome == "diverged":
                     raise Fault(
-                        f"the training loss is not a number any more after step {result.step} of {prepared.run_dir}; "
+                        f"the training loss is not a number any more after step {result.step} of "
+                        f"{prepared.storage.location}; "
                         "lower optim.lr or lengthen schedule.warmup, and give another --name"
                     )
                 finished = hand_over(recipe, profile, name, record, result)
@@ -91,7 +93,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
                 raise
             finally:
                 end_run(record.handle, status, reason)
-    write_result(prepared.run_dir, finished)
+    write_result(prepared.storage, finished)
     return finished
 
 
@@ -110,7 +112,7 @@ def _train_and_record(
 def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Screen, stop: StopSignal) -> WorkerResult:
     """Runs the workers to the end or to a stop, showing where they stand."""
     prepared, handle = record.prepared, record.handle
-    _clear_bookkeeping(prepared.run_dir, profile.checkpoint.keep)
+    _clear_bookkeeping(prepared.storage, profile.checkpoint.keep)
     control = start_control()
     job = Job(
         recipe=recipe,
@@ -122,7 +124,7 @@ def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Scre
     )
     setup = WorkerSetup(
         job,
-        prepared.run_dir,
+        prepared.storage,
         handle.run_id,
         profile.tracking_uri,
         control,
@@ -134,7 +136,7 @@ def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Scre
     if setup.cache is not None:
         gigabytes = (prepared.train.beton_bytes + prepared.val.beton_bytes) / 1e9
         screen.say(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
-    fit = _Fit(_trainer(profile, prepared.run_dir, setup))
+    fit = _Fit(_trainer(profile, prepared.storage, setup))
     asked_at: float | None = None
 
     def watch(status: Status) -> None:
@@ -153,11 +155,12 @@ def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Scre
                 )
             watch(_status(control))
         watch(_status(control))
-    return fit.result(prepared.run_dir)
+    return fit.result(prepared.storage)
 
 
-def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTrainer:
+def _trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
     failure, workers = profile.failure, profile.workers
+    folder, name, file_system = ray_storage(storage.location)
     use_gpu = profile.gpus_per_worker > 0
     resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
     if use_gpu:
@@ -177,8 +180,9 @@ def _trainer(profile: Profile, run_dir: Path, setup: WorkerSetup) -> TorchTraine
             elastic_resize_monitor_interval_s=profile.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
-            name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            name=name,
+            storage_path=folder,
+            storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=failure.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
             worker_runtime_env=worker_environment(profile),
@@ -215,12 +219,13 @@ class _Fit:
         self._thread.join(wait_s)
         return self._thread.is_alive()
 
-    def result(self, run_dir: Path) -> WorkerResult:
+    def result(self, storage: RunStorage) -> WorkerResult:
         """Rank 0's result. Raises UserError or Fault with the cause; the whole story goes to `failure.log`."""
         if self._error is not None:
-            log = run_dir / "failure.log"
+            log = storage.folder / "failure.log"
             log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
-            raise Fault(f"training failed: {_cause(self._error)}; the log is {log}") from None
+            storage.publish(log)
+            raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
         returned = self._result.return_value if self._result else None
         if isinstance(returned, str):
             raise UserError(returned)
@@ -252,18 +257,21 @@ def _status(control: ray.actor.ActorHandle) -> Status:
         return Status()
 
 
-def _clear_bookkeeping(run_dir: Path, keep: int) -> None:
+def _clear_bookkeeping(storage: RunStorage, keep: int) -> None:
     """Removes what a former driver left: Ray's snapshot, damaged checkpoints, whole ones beyond the newest `keep`.
 
     Where to resume is decided by the whole checkpoints themselves (`checkpoint.newest_whole`). Ray's snapshot of them
     is not written atomically and refuses a run whose folders changed, so no driver starts from another's.
     """
-    (run_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
-    for unfinished in run_dir.glob(f".*{TEMPORARY}"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    if (found := newest_whole(run_dir)) is None:
-        return
-    newest_to_oldest = newest_first(run_dir.iterdir())
-    whole = newest_to_oldest.index(found[0])
-    for directory in newest_to_oldest[:whole] + newest_to_oldest[whole + keep :]:
-        shutil.rmtree(directory, ignore_errors=True)
+    storage.remove(RAY_SNAPSHOT)
+    names = storage.names()
+    for name in names:
+        if name.startswith(".") and name.endswith(TEMPORARY):
+            storage.remove(name)
+    with newest_whole(storage) as found:
+        if found is None:
+            return
+    newest_to_oldest = newest_first(names)
+    whole = newest_to_oldest.index(found.name)
+    for name in newest_to_oldest[:whole] + newest_to_oldest[whole + keep :]:
+        storage.remove(name)

@@ -30,6 +30,12 @@ def cursor_file(folder: Path, lane: Lane) -> Path:
     return folder / f"{lane}.cursor.json"
 
 
+def lane_files(folder: Path) -> list[Path]:
+    """The small files beside the segments, as far as they are there."""
+    files = [*(cursor_file(folder, lane) for lane in LANES), folder / REJECTED_NAME]
+    return [path for path in files if path.exists()]
+
+
 class Superseded(Exception):
     """Another process has opened the spool and sends it now."""
 

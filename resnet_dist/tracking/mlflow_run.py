@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,10 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLfl
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
+def in_place(path: Path) -> None:
+    """`publish` of a run whose folder is its storage."""
+
+
 @dataclass(frozen=True)
 class RunHandle:
     run_id: str
@@ -44,6 +48,8 @@ class RunHandle:
     run_dir: Path
     tracking_uri: str = field(repr=False)
     """May hold a password."""
+    publish: Callable[[Path], None] = field(default=in_place, repr=False)
+    """Brings a file of `run_dir` into storage."""
 
 
 def run_file(run_dir: Path) -> Path:
@@ -74,6 +80,7 @@ def open_run(
     *,
     parent_run_id: str | None = None,
     answer_limit_s: float = 10.0,
+    publish: Callable[[Path], None] = in_place,
 ) -> RunHandle:
     """Begins the MLflow run of this folder, or continues it; its status is RUNNING afterwards.
 
@@ -93,19 +100,17 @@ def open_run(
         record = read_json(run_file(run_dir))
         if record is None:
             record = {"run_key": uuid.uuid4().hex, "experiment_id": _experiment_id(client, experiment, tracking_uri)}
-            write_json(run_file(run_dir), record)
+            _write_record(run_dir, record, publish)
         run = _known_run(client, record, run_dir, tracking_uri) or _create_run(client, record, run_name, tags)
-        write_json(
-            run_file(run_dir),
-            {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id},
-        )
+        known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
+        _write_record(run_dir, known, publish)
         if "run_id" in record:
             tags[RESUMED_TAG] = str(int(run.data.tags.get(RESUMED_TAG, 0)) + 1)
         client.update_run(run.info.run_id, status="RUNNING")
         if ENDED_TAG in run.data.tags:
             client.delete_tag(run.info.run_id, ENDED_TAG)
         _log_missing(client, run, tags, params)
-        return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri)
+        return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri, publish)
 
 
 def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_limit_s: float = 10.0) -> bool:
@@ -117,15 +122,19 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
     record = read_json(run_file(handle.run_dir)) or {"run_id": handle.run_id, "experiment_id": handle.experiment_id}
     reason = redact_uri(reason)[:_MAX_REASON_CHARS]
     record["end"] = {"status": status, "time_ms": time.time_ns() // 1_000_000, "reason": reason, "sent": False}
-    write_json(run_file(handle.run_dir), record)
+    _write_record(handle.run_dir, record, handle.publish)
     try:
-        return send_end_status(handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s)
+        return send_end_status(
+            handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s, publish=handle.publish
+        )
     except Fault as fault:
         _log.warning("the status %s of the run waits in %s: %s", status, run_file(handle.run_dir), fault)
         return False
 
 
-def send_end_status(run_dir: Path, tracking_uri: str, *, answer_limit_s: float = 10.0) -> bool:
+def send_end_status(
+    run_dir: Path, tracking_uri: str, *, answer_limit_s: float = 10.0, publish: Callable[[Path], None] = in_place
+) -> bool:
     """Sends the end that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
     record = read_json(run_file(run_dir)) or {}
     end = record.get("end")
@@ -138,8 +147,13 @@ def send_end_status(run_dir: Path, tracking_uri: str, *, answer_limit_s: float =
         if end["reason"]:
             client.set_tag(record["run_id"], ENDED_TAG, end["reason"])
         client.set_terminated(record["run_id"], end["status"], end["time_ms"])
-    write_json(run_file(run_dir), {**record, "end": {**end, "sent": True}})
+    _write_record(run_dir, {**record, "end": {**end, "sent": True}}, publish)
     return True
+
+
+def _write_record(run_dir: Path, record: dict[str, Any], publish: Callable[[Path], None]) -> None:
+    write_json(run_file(run_dir), record)
+    publish(run_file(run_dir))
 
 
 def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, tracking_uri: str) -> Run | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from resnet_dist.errors import Fault
-from resnet_dist.tracking.delivery import LANES, Delivery
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.delivery import LANES, Delivery, lane_files
 from resnet_dist.tracking.segments import spool_folder
 from resnet_dist.tracking.sender import Sender
 from resnet_dist.tracking.spool import Spool
@@ -22,7 +25,7 @@ class SpoolTracker:
 
     def __init__(
         self,
-        run_dir: Path,
+        storage: RunStorage | Path,
         run_id: str,
         tracking_uri: str,
         *,
@@ -30,14 +33,15 @@ class SpoolTracker:
         close_limit_s: float = 10.0,
         max_backoff_s: float = 30.0,
     ) -> None:
-        """`run_dir`: the run's folder in storage, the same path for every attempt; `run_id`: from `open_run`; `writer`:
+        """`storage`: the run's, the same for every attempt (a path: that folder); `run_id`: from `open_run`; `writer`:
         as in `spool_folder`, for whoever logs besides rank 0.
 
         `close_limit_s`: the longest that `close` waits for the server. Raises Fault if storage cannot be written.
         """
-        folder = spool_folder(run_dir, run_id, writer)
+        self._storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+        self._folder = folder = spool_folder(self._storage.folder, run_id, writer)
         try:
-            self._spool = Spool(folder)
+            self._spool = Spool(folder, self._storage)
         except OSError as error:
             raise Fault(f"{folder}: the metrics of this run cannot be kept there: {error}") from error
         self._close_limit_s = close_limit_s
@@ -67,3 +71,11 @@ class SpoolTracker:
         if self._spool.close(timeout_s=10.0):
             self._sender.drain(self._close_limit_s)
         self._sender.close(timeout_s=1.0)
+        with suppress(OSError):  # then everything is sent again, which changes nothing
+            publish_lanes(self._storage, self._folder)
+
+
+def publish_lanes(storage: RunStorage, folder: Path) -> None:
+    """What the server has acknowledged and refused of the spool in `folder`, for the next machine that sends it."""
+    for path in lane_files(folder):
+        storage.publish(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -11,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.events import Event, Metrics, Opened, Tags, Text, encode, unseen
-from resnet_dist.tracking.segments import parse, segment_paths, segments
-from resnet_dist.tracking.small_files import fsync_folder
+from resnet_dist.tracking.segments import parse, segments
 
 _log = logging.getLogger(__name__)
 _RETRY_WRITE_S = 1.0
@@ -22,31 +22,39 @@ _RETRY_WRITE_S = 1.0
 class Spool:
     """The writer. `append_*` only puts a line in memory (microseconds); a thread writes and syncs it.
 
-    The writing thread picks a line up at once, so a SIGKILL loses at most the lines of the last milliseconds; a power
-    cut at most those of `fsync_interval_s`. Storage that is full or away is tried again, with the lines kept in memory.
+    The writing thread picks a line up at once, so a SIGKILL loses at most the lines of the last milliseconds; a lost
+    machine at most those of `sync_interval_s`: a second in a folder, five in an object store. Storage that is full
+    or away is tried again, with the lines kept in memory.
     Opening continues the numbering of the older segments; a torn last line of theirs is left out (`num_dropped_lines`).
     Raises OSError from the constructor only.
     """
 
     def __init__(
-        self, folder: Path, *, fsync_interval_s: float = 1.0, on_durable: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        storage: RunStorage | None = None,
+        *,
+        sync_interval_s: float | None = None,
+        on_durable: Callable[[], None] = lambda: None,
     ) -> None:
+        """`folder` lies in `storage.folder`; without `storage` it is the storage."""
         self._folder = folder
-        self._fsync_interval_s = fsync_interval_s
+        self._storage = storage or FolderStorage(folder)
+        self._sync_interval_s = self._storage.sync_every_s if sync_interval_s is None else sync_interval_s
         self.on_durable = on_durable
         """Called by the writing thread whenever more events have become durable."""
         folder.mkdir(parents=True, exist_ok=True)
         # Claim first, then measure: whatever an older writer appends after the claim does not count.
-        self.path, descriptor = _claim(folder)
-        self._file = descriptor
+        self.path = self._claim()
+        self._storage.pull()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         self.newest_steps: dict[str, int] = {}
         """Newest step of every key in the spool."""
         self.num_dropped_lines = 0
         self._last_seq = 0
         opening = encode(Opened(_now_ms(), socket.gethostname(), os.getpid(), self._take_stock()))
-        os.write(descriptor, opening)
-        os.fsync(descriptor)
-        fsync_folder(folder)
+        os.write(self._file, opening)
+        self._storage.extended(self.path, len(opening))
         self._durable = (self._last_seq, len(opening))
 
         self._changed = threading.Condition()
@@ -92,7 +100,7 @@ class Spool:
 
     def is_newest(self) -> bool:
         """False as soon as another writer has opened the spool: then this one must send nothing any more."""
-        return segment_paths(self._folder)[-1:] == [self.path]
+        return max(self._segment_numbers(), default=0) == int(self.path.stem)
 
     def close(self, timeout_s: float) -> bool:
         """Writes and syncs what is left. False if storage did not take it within `timeout_s`."""
@@ -111,6 +119,18 @@ class Spool:
         self._lines.append(encode(event))
         self._last_seq = event.seq
         self._changed.notify_all()
+
+    def _claim(self) -> Path:
+        """A new segment after all others, created by this process alone."""
+        while True:
+            path = self._folder / f"{max(self._segment_numbers(), default=0) + 1:04d}.jsonl"
+            if self._storage.claim(path):
+                return path
+
+    def _segment_numbers(self) -> list[int]:
+        """Of all segments in storage, those of other machines too."""
+        names = self._storage.names(str(self._folder.relative_to(self._storage.folder)))
+        return [int(stem) for name in names if name.endswith(".jsonl") and (stem := name[:-6]).isdigit()]
 
     def _take_stock(self) -> dict[str, int]:
         """Reads the older segments; how many bytes of each count from now on."""
@@ -153,8 +173,8 @@ class Spool:
                     written = (written[0], written[1] + num_bytes)
                 written = (last_seq, written[1])
                 if written != self._durable and (sync_wanted or closing or time.monotonic() >= next_sync_s):
-                    os.fsync(self._file)
-                    next_sync_s = time.monotonic() + self._fsync_interval_s
+                    self._storage.extended(self.path, written[1])
+                    next_sync_s = time.monotonic() + self._sync_interval_s
                     with self._changed:
                         self._durable = written
                         self._changed.notify_all()
@@ -171,15 +191,6 @@ class Spool:
             if closing:
                 os.close(self._file)
                 return
-
-
-def _claim(folder: Path) -> tuple[Path, int]:
-    """A new segment after all others, created by this process alone."""
-    while True:
-        paths = segment_paths(folder)
-        path = folder / f"{int(paths[-1].stem) + 1 if paths else 1:04d}.jsonl"
-        with contextlib.suppress(FileExistsError):
-            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
 
 
 def _now_ms() -> int:

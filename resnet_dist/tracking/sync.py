@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.delivery import LANES, Delivery, Lane
 from resnet_dist.tracking.mlflow_run import run_file, send_end_status
+from resnet_dist.tracking.mlflow_tracker import publish_lanes
 from resnet_dist.tracking.segments import spool_folders
 from resnet_dist.tracking.sender import backoff_s
 from resnet_dist.tracking.server import require_answer
@@ -35,23 +38,32 @@ class SyncReport:
     """Whether the run's end (FINISHED, FAILED, KILLED) was waiting too and has arrived."""
 
 
-def sync(run_dir: Path, tracking_uri: str, *, limit_s: float = 3600.0) -> SyncReport:
-    """Brings everything of the run's folder to the server, each point once; harmless while the run is still going on.
+def sync(storage: RunStorage | Path, tracking_uri: str, *, limit_s: float = 3600.0) -> SyncReport:
+    """Brings everything of the run to the server, each point once; harmless while the run is still going on.
 
-    Raises UserError if nothing was tracked in `run_dir`, Fault if the server does not answer, or not for long enough.
+    Raises UserError if nothing was tracked in the run, Fault if the server does not answer, or not for long enough.
     """
+    storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+    if not storage.names():
+        raise UserError(f"{storage.location}: there is no such run")
+    storage.pull()
+    run_dir = storage.folder
     folders = spool_folders(run_dir)
     if not folders and not run_file(run_dir).exists():
-        raise UserError(f"{run_dir}: no tracked run here (no {run_file(run_dir).name}, no tracking/ folder)")
+        raise UserError(f"{storage.location}: no tracked run here (no {run_file(run_dir).name}, no tracking/ folder)")
     require_answer(tracking_uri)
     deadline_s = time.monotonic() + limit_s
-    deliveries = [_send_all(folder, lane, tracking_uri, deadline_s) for folder in folders for lane in LANES]
+    try:
+        deliveries = [_send_all(folder, lane, tracking_uri, deadline_s) for folder in folders for lane in LANES]
+    finally:
+        for folder in folders:
+            publish_lanes(storage, folder)
     return SyncReport(
         num_points=sum(delivery.num_points for delivery in deliveries),
         num_texts=sum(delivery.num_texts for delivery in deliveries),
         num_rejected=sum(delivery.num_rejected for delivery in deliveries),
         num_unreadable_bytes=sum(delivery.num_unread_bytes() for delivery in deliveries[:: len(LANES)]),
-        end_status_sent=send_end_status(run_dir, tracking_uri),
+        end_status_sent=send_end_status(run_dir, tracking_uri, publish=storage.publish),
     )
 
 

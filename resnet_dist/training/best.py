@@ -6,70 +6,64 @@ checkpoints. Weights only: half the size of a checkpoint, and only written when 
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
+from typing import Any
 
-from torch import nn
-
-from resnet_dist.errors import Fault
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.training.checkpoint import (
     CARD,
     Card,
+    Damaged,
+    Found,
     Identity,
     checkpoint_name,
-    commit,
-    read_card,
+    glance,
+    newest_first,
+    opened,
     save_checkpoint,
-    step_of,
 )
 
+GROUP = "best"
 _METRIC = "val/top1"
 
 
-def best_folder(run_dir: Path) -> Path:
-    return run_dir / "best"
-
-
-def keep_if_best(run_dir: Path, net: nn.Module, card: Card) -> bool:
-    """Keeps the net's weights if the card's `val/top1` is higher than that of the kept ones; the first of equals stays.
+def keep_if_best(storage: RunStorage, net: Mapping[str, Any], card: Card) -> bool:
+    """Keeps the net's state dict if the card's `val/top1` is higher than that of the kept ones; of equals the first.
 
     A kill leaves the old best, the new one, or both.
     """
-    folder = best_folder(run_dir)
-    kept = max((top1 for path in _kept(folder) if (top1 := _top1(path, card.identity)) is not None), default=None)
+    kept = max((found.metrics[_METRIC] for found in _cards(storage, card.identity).values()), default=None)
     if kept is not None and card.metrics[_METRIC] <= kept:
         return False
-    final = folder / checkpoint_name(card.epoch, card.step)
-    commit(final, partial(save_checkpoint, state={"net": net.state_dict()}, card=card))
-    for other in folder.iterdir():
+    final = checkpoint_name(card.epoch, card.step)
+    storage.commit(f"{GROUP}/{final}", partial(save_checkpoint, state={"net": net}, card=card), last=CARD)
+    for other in storage.names(GROUP):
         if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+            storage.remove(f"{GROUP}/{other}")
     return True
 
 
-def read_best(run_dir: Path, identity: Identity) -> tuple[Path, Card] | None:
-    """The best whole weights and their card; None if there are none of this recipe and these data."""
-    whole: list[tuple[Path, Card]] = []
-    for path in _kept(best_folder(run_dir)):
-        try:
-            card = read_card(path)
-        except Fault:
-            continue
-        if card.identity == identity:
-            whole.append((path, card))
-    return max(whole, key=lambda found: found[1].metrics[_METRIC], default=None)
+@contextmanager
+def open_best(storage: RunStorage, identity: Identity) -> Iterator[Found | None]:
+    """The best whole weights, opened; None if there are none of this recipe and these data."""
+    cards = _cards(storage, identity)
+    for name in sorted(cards, key=lambda name: cards[name].metrics[_METRIC], reverse=True):
+        with ExitStack() as stack:
+            try:
+                found = stack.enter_context(opened(storage, name))
+            except Damaged:
+                continue
+            yield found
+            return
+    yield None
 
 
-def _kept(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if step_of(path.name) is not None] if folder.is_dir() else []
-
-
-def _top1(path: Path, identity: Identity) -> float | None:
-    """What the card says, files unread; None if it cannot be read or is of another run."""
-    try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
-        return float(card["metrics"][_METRIC]) if Identity(**card["identity"]) == identity else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+def _cards(storage: RunStorage, identity: Identity) -> dict[str, Card]:
+    """What the cards of the kept weights say; only of those that are of this run."""
+    names = [f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP))]
+    cards = {name: glance(storage, name) for name in names}
+    return {
+        name: card for name, card in cards.items() if card and card.identity == identity and _METRIC in card.metrics
+    }

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,16 @@ import torch
 import xxhash
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.base import RunStorage
 
 CARD = "checkpoint.json"
 STATE = "state.pt"
-TEMPORARY = ".tmp"
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"^epoch=(\d{3,})-step=(\d{8,})$")
+
+
+class Damaged(Fault):
+    """A checkpoint is not whole: written, copied or removed in part, or changed since."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +63,6 @@ def step_of(name: str) -> int | None:
     return int(match.group(2)) if match else None
 
 
-def commit(final: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a folder with a temporary name beside `final`, makes it durable, and gives it its name.
-
-    A checkpoint that already has this name (the run was set back, and trained to the same step again) is replaced.
-    """
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) -> None:
     """Writes state and card into the existing, empty `directory`, both fsynced, the card last."""
     with (directory / STATE).open("wb") as state_file:
@@ -95,21 +77,37 @@ def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) ->
         os.fsync(file.fileno())
 
 
-def read_card(directory: Path) -> Card:
-    """The card of a whole checkpoint; Fault with the reason if the card is missing or a file's digest differs."""
+def read_card(directory: Path, where: str = "") -> Card:
+    """The card of a whole checkpoint; Damaged if the card is missing or a file's digest differs.
+
+    `where` names it in errors, if `directory` is not where it lies.
+    """
+    where = where or str(directory)
     try:
-        raw = json.loads((directory / CARD).read_text(encoding="utf-8"))
-        if raw["schema_version"] != SCHEMA_VERSION:
-            raise Fault(f"{directory}: checkpoint schema {raw['schema_version']}, this version reads {SCHEMA_VERSION}")
-        card = Card(**{**raw, "identity": Identity(**raw["identity"])})
+        card = _parse(json.loads((directory / CARD).read_text(encoding="utf-8")), where)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise Fault(f"{directory}: no readable {CARD} ({error!r}): the checkpoint is incomplete") from None
+        raise Damaged(f"{where}: no readable {CARD} ({error!r}): the checkpoint is incomplete") from None
     for name, expected in card.files.items():
         path = directory / name
         found = _digest(path) if path.is_file() else "missing"
         if found != expected:
-            raise Fault(f"{path}: digest {found}, expected {expected}: the checkpoint is damaged")
+            raise Damaged(f"{where}/{name}: digest {found}, expected {expected}: the checkpoint is damaged")
     return card
+
+
+def glance(storage: RunStorage, name: str) -> Card | None:
+    """What the card says, the other files unread; None if there is no readable one."""
+    try:
+        content = storage.read(f"{name}/{CARD}")
+        return None if content is None else _parse(json.loads(content), name)
+    except (Damaged, ValueError, TypeError, KeyError):
+        return None
+
+
+def _parse(raw: dict[str, Any], where: str) -> Card:
+    if raw["schema_version"] != SCHEMA_VERSION:
+        raise Damaged(f"{where}: checkpoint schema {raw['schema_version']}, this version reads {SCHEMA_VERSION}")
+    return Card(**{**raw, "identity": Identity(**raw["identity"])})
 
 
 def load_state(directory: Path, device: torch.device) -> dict[str, Any]:
@@ -118,24 +116,48 @@ def load_state(directory: Path, device: torch.device) -> dict[str, Any]:
     return loaded
 
 
-def newest_whole(run_dir: Path) -> tuple[Path, Card, list[str]] | None:
-    """The newest whole checkpoint in `run_dir`, its card, a warning for every damaged newer one; None if none."""
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint."""
+
+    name: str
+    card: Card
+    directory: Path
+    """Its files on this machine, as long as it is open."""
+    warnings: tuple[str, ...] = ()
+    """One for every damaged newer one."""
+
+
+@contextmanager
+def opened(storage: RunStorage, name: str) -> Iterator[Found]:
+    """The checkpoint `name`, read through. Raises Damaged, and Fault if storage cannot be reached."""
+    with storage.fetched(name) as directory:
+        yield Found(name, read_card(directory, f"{storage.location}/{name}"), directory)
+
+
+@contextmanager
+def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
+    """The newest whole checkpoint, or None. Raises Fault if storage cannot be reached: that says nothing of any."""
     warnings: list[str] = []
-    for directory in newest_first(run_dir.iterdir() if run_dir.is_dir() else ()):
-        try:
-            return directory, read_card(directory), warnings
-        except Fault as fault:
-            warnings.append(str(fault))
-    return None
+    for name in newest_first(storage.names()):
+        with ExitStack() as stack:
+            try:
+                found = stack.enter_context(opened(storage, name))
+            except Damaged as damaged:
+                warnings.append(str(damaged))
+                continue
+            yield replace(found, warnings=tuple(warnings))
+            return
+    yield None
 
 
-def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """The checkpoints among `paths`, newest first."""
-    steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
-    return [path for _, path in sorted(steps, reverse=True)]
+def newest_first(names: Iterable[str]) -> list[str]:
+    """The checkpoints among `names`, newest first."""
+    steps = [(step, name) for name in names if (step := step_of(name)) is not None]
+    return [name for _, name in sorted(steps, reverse=True)]
 
 
-def require_same(found: Identity, expected: Identity, where: Path) -> None:
+def require_same(found: Identity, expected: Identity, where: str) -> None:
     """UserError, both sides shown, unless the checkpoint in `where` is of this recipe and these data."""
     if found.recipe_hash != expected.recipe_hash:
         raise UserError(

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import torch
 
-from resnet_dist.training.checkpoint import commit
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.training.checkpoint import CARD
 
 WriteCheckpoint = Callable[[Path], None]
 """Writes a checkpoint's files into an empty folder. Called once, maybe in another thread."""
@@ -28,8 +29,8 @@ class RunContext(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def storage(self) -> Path:
-        """The run's folder, where all workers see it: checkpoints lie in it."""
+    def storage(self) -> RunStorage:
+        """The run's storage, which all workers see: checkpoints lie in it."""
 
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
         """Commits a checkpoint under `name`: rank 0 says how to write it, the others None. All workers call it.
@@ -38,8 +39,8 @@ class RunContext(Protocol):
         or not at all.
         """
 
-    def restore(self) -> Path | None:
-        """A local directory with the newest committed checkpoint, or None for a fresh start."""
+    def settle(self) -> None:
+        """Waits until what this worker reported is committed."""
 
     def stop_requested(self) -> bool:
         """Whether the user asked this run to stop. May differ between workers for a moment; never blocks."""
@@ -58,7 +59,7 @@ class RunContext(Protocol):
 class LocalContext:
     """One process, no cluster: unit tests and profiling. Checkpoints lie in `storage`."""
 
-    storage: Path
+    storage: RunStorage
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     world_size: int = 1
@@ -69,10 +70,10 @@ class LocalContext:
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
         self.reports.append(dict(metrics))
         if write is not None:
-            commit(self.storage / name, write)
+            self.storage.commit(name, write, last=CARD)
 
-    def restore(self) -> Path | None:
-        return max(self.storage.glob("epoch=*"), default=None)
+    def settle(self) -> None:
+        """`report` has done it."""
 
     def stop_requested(self) -> bool:
         return self.stop_at_step is not None and self._step >= self.stop_at_step

@@ -236,7 +236,7 @@ def run_evaluation(run: Run) -> None:
         run.tracker.text(CONFUSION, sparse_json(result.confusion))
     run.metrics.update(result.metrics())
     if run.ctx.rank == 0:
-        keep_if_best(run.ctx.storage, run.state.net, card_of(run))
+        keep_if_best(run.ctx.storage, run.state.net.state_dict(), card_of(run))
     run.ctx.progress(run.state.step, run.metrics)
 
 

@@ -10,17 +10,23 @@ import faulthandler
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 EXIT_CODE = 70
+_PUBLISH_LIMIT_S = 10.0
 
 
 class Watchdog:
-    """Ends the process if `beat` is not called for `limit_s`; the stacks of all threads go to `dump` first."""
+    """Ends the process if `beat` is not called for `limit_s`; the stacks of all threads go to `dump` first.
 
-    def __init__(self, limit_s: float, dump: Path) -> None:
+    `publish` brings that file to where the user finds it; it gets ten seconds.
+    """
+
+    def __init__(self, limit_s: float, dump: Path, publish: Callable[[Path], None] = lambda path: None) -> None:
         self._limit_s = limit_s
         self._dump = dump
+        self._publish = publish
         self._last_beat_s = time.monotonic()
         self._done = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -44,5 +50,8 @@ class Watchdog:
                 file.write(f"no progress for {silent_s:.0f} s (limit {self._limit_s:g} s); the worker ended here:\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
+            publishing = threading.Thread(target=self._publish, args=(self._dump,), daemon=True)
+            publishing.start()
+            publishing.join(_PUBLISH_LIMIT_S)
         finally:
             os._exit(EXIT_CODE)  # a thread that hangs in C cannot be asked to end

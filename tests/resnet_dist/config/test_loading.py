@@ -201,11 +201,11 @@ def test_wrong_workers(tmp_path: Path, written: str, told: str) -> None:
         load_profile(path, [f"workers={written}"])
 
 
-def test_object_storage_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_a_url_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(PROFILE)
-    with pytest.raises(UserError, match="must be a folder that all nodes share"):
-        absolute_paths(load_profile(path, ["storage=s3://bucket/runs"]), Path("/base"))
+    profile = absolute_paths(load_profile(path, ["storage=s3://bucket/runs"]), Path("/base"))
+    assert profile.storage == "s3://bucket/runs"
 
 
 def test_every_recipe_and_profile_of_the_project_loads() -> None:

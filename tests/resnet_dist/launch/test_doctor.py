@@ -10,7 +10,9 @@ import torch
 from resnet_dist.errors import UserError
 from resnet_dist.launch.doctor import examine, repair, verdict
 from resnet_dist.launch.result import RunResult, write_result
-from resnet_dist.training.checkpoint import STATE, TEMPORARY, Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.storage.base import TEMPORARY
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.training.checkpoint import STATE, Card, Identity, checkpoint_name, save_checkpoint
 
 
 def checkpoint(run_dir: Path, step: int) -> Path:
@@ -28,8 +30,8 @@ def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
     unfinished.mkdir()
     (tmp_path / "checkpoint_manager_snapshot.json").write_text('{"half')
     (tmp_path / "mlflow_run.json").write_text('{"run_id": "r"}')
-    findings = examine(tmp_path)
-    assert [(f.path.name, f.state) for f in findings] == [
+    findings = examine(FolderStorage(tmp_path))
+    assert [(f.name, f.state) for f in findings] == [
         (broken.name, "damaged"),
         (whole.name, "ok"),
         (old.name, "ok"),
@@ -39,19 +41,19 @@ def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
     ]
     assert "top-1 97.25 %" in findings[1].what
     assert verdict(findings) == f"the run goes on from {whole.name}"
-    assert len(repair(findings)) == 3
+    assert len(repair(FolderStorage(tmp_path), findings)) == 3
     assert {p.name for p in tmp_path.iterdir()} == {old.name, whole.name, "mlflow_run.json"}
-    assert all(f.state == "ok" for f in examine(tmp_path))
+    assert all(f.state == "ok" for f in examine(FolderStorage(tmp_path)))
 
 
 def test_verdicts(tmp_path: Path) -> None:
     (tmp_path / "mlflow_run.json").write_text("{}")
-    assert verdict(examine(tmp_path)) == "the run would begin at its first step"
-    write_result(tmp_path, RunResult("n", "d", "r", "t", "m", "c", 22, {}))
-    assert verdict(examine(tmp_path)) == "the run is complete"
+    assert verdict(examine(FolderStorage(tmp_path))) == "the run would begin at its first step"
+    write_result(FolderStorage(tmp_path), RunResult("n", "d", "r", "t", "m", "c", 22, {}))
+    assert verdict(examine(FolderStorage(tmp_path))) == "the run is complete"
 
 
 @pytest.mark.parametrize("folder", ["none", ""])
 def test_no_run_is_a_mistake(tmp_path: Path, folder: str) -> None:
     with pytest.raises(UserError, match="give the folder of a run"):
-        examine(tmp_path / folder)
+        examine(FolderStorage(tmp_path / folder))

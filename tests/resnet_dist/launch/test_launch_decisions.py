@@ -16,6 +16,7 @@ from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import describe
 from resnet_dist.launch.signals import stop_signals
 from resnet_dist.launch.train import worker_environment
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.plan import RunPlan
 
 PROFILE = Profile(
@@ -83,13 +84,14 @@ def test_the_first_signal_is_a_wish_the_second_an_order(number: signal.Signals, 
 
 
 def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Path) -> None:
-    assert read_result(tmp_path) is None
+    storage = FolderStorage(tmp_path)
+    assert read_result(storage) is None
     result = RunResult("n", "d", "r", "t", "m", "c", 22, {"val/top1": 99.0})
-    write_result(tmp_path, result)
-    assert read_result(tmp_path) == result
+    write_result(storage, result)
+    assert read_result(storage) == result
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(Fault, match="delete it and run the same command again"):
-        read_result(tmp_path)
+    with pytest.raises(Fault, match="delete it and run again"):
+        read_result(storage)
 
 
 def test_a_worker_gets_an_environment_of_its_own_only_where_it_needs_one() -> None:

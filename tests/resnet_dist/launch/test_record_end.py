@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,18 +12,22 @@ from mlflow import MlflowClient
 
 from resnet_dist.launch.events import EventLog
 from resnet_dist.launch.record import Record
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, commit, save_checkpoint
+from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
 
 IDENTITY = Identity("recipe", "data")
 
 
 def record(handle: RunHandle, said: list[str]) -> Record:
     prepared: Any = SimpleNamespace(
-        run_dir=handle.run_dir, identity=IDENTITY, val=SimpleNamespace(class_names=("cat", "dog"))
+        storage=FolderStorage(handle.run_dir),
+        run_dir=handle.run_dir,
+        identity=IDENTITY,
+        val=SimpleNamespace(class_names=("cat", "dog")),
     )
-    return Record(handle, prepared, EventLog(handle.run_dir), said.append)
+    return Record(handle, prepared, EventLog(FolderStorage(handle.run_dir)), said.append)
 
 
 def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_path: Path) -> None:
@@ -32,7 +37,8 @@ def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_pat
     dead.metrics({"train/top1_error": 50.0, "train/lr": 0.1}, 10)
     dead.close()
     card = Card(1, 10, IDENTITY, {}, {"val/top1": 50.0}, files={})
-    commit(run_dir / checkpoint_name(1, 10), lambda folder: save_checkpoint(folder, state={}, card=card))
+    write = partial(save_checkpoint, state={}, card=card)
+    FolderStorage(run_dir).commit(checkpoint_name(1, 10), write, last=CARD)
 
     record(handle, said).end("failed: rank 0 was killed")
 
@@ -61,4 +67,4 @@ def test_a_store_that_is_away_costs_two_warnings(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in said] == ["warning", "warning"]
     assert "what the workers left unsent waits in storage" in said[0]
     assert "plots, checkpoints and events are not in MLflow" in said[1]
-    assert "finished after step 10" in EventLog(run_dir).read()
+    assert "finished after step 10" in EventLog(FolderStorage(run_dir)).read()

@@ -15,6 +15,7 @@ from resnet_dist.launch.code_version import CodeVersion, library_versions, read_
 from resnet_dist.launch.control import Status
 from resnet_dist.launch.describe import hardware_summary, run_params, run_tags
 from resnet_dist.launch.events import EventLog, count_events
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
 
 ROOT = Path(__file__).parents[3]
@@ -61,11 +62,11 @@ def test_versions_name_what_makes_the_numbers() -> None:
 
 def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> None:
     for attempts in ([(1, 2, 0), (1, 2, 10), (2, 2, 20)], [(0, 0, 0), (1, 3, 0)]):
-        log = EventLog(tmp_path)
+        log = EventLog(FolderStorage(tmp_path))
         log.note("driver began:\n1 node")
         for attempt, world_size, step in attempts:
             log.observe(Status(attempt, world_size, step))
-    lines = EventLog(tmp_path).read().splitlines()
+    lines = EventLog(FolderStorage(tmp_path)).read().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "driver began: 1 node",
         "workers up: 2, last seen at step 0",
@@ -73,7 +74,7 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
         "driver began: 1 node",
         "workers up: 3, last seen at step 0",
     ]
-    assert count_events(EventLog(tmp_path).read()) == {"restarts": "2", "resizes": "1"}
+    assert count_events(EventLog(FolderStorage(tmp_path)).read()) == {"restarts": "2", "resizes": "1"}
     assert count_events("") == {"restarts": "0", "resizes": "0"}
 
 

@@ -50,7 +50,7 @@ def line():
 
 @pytest.fixture
 def spool(tmp_path):
-    spool = Spool(tmp_path, fsync_interval_s=0.01)
+    spool = Spool(tmp_path, sync_interval_s=0.01)
     yield spool
     spool.close(30)
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from resnet_dist.training import best
-from resnet_dist.training.best import best_folder, keep_if_best, read_best
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.training.best import keep_if_best, open_best
 from resnet_dist.training.checkpoint import STATE, Card, Identity, load_state, newest_whole
 
 MINE = Identity("recipe", "data")
@@ -18,25 +17,29 @@ def card(step: int, top1: float) -> Card:
     return Card(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
 
 
-def net(value: float) -> nn.Module:
-    module = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(module.weight, value)
-    return module
+def net(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((1, 1), float(value))}
+
+
+def is_there(run_dir: Path) -> bool:
+    with open_best(FolderStorage(run_dir), MINE) as found:
+        return found is not None
 
 
 def kept_weight(run_dir: Path) -> float:
-    found = read_best(run_dir, MINE)
-    assert found is not None
-    return float(load_state(found[0], torch.device("cpu"))["net"]["weight"])
+    with open_best(FolderStorage(run_dir), MINE) as found:
+        assert found is not None
+        return float(load_state(found.directory, torch.device("cpu"))["net"]["weight"])
 
 
 def test_only_a_better_one_is_kept(tmp_path: Path) -> None:
-    assert read_best(tmp_path, MINE) is None
+    assert not is_there(tmp_path)
     for step, top1, is_kept in ((10, 50.0, True), (20, 50.0, False), (30, 40.0, False), (40, 60.0, True)):
-        assert keep_if_best(tmp_path, net(step), card(step, top1)) is is_kept
+        assert keep_if_best(FolderStorage(tmp_path), net(step), card(step, top1)) is is_kept
     assert kept_weight(tmp_path) == 40.0
-    assert [path.name for path in best_folder(tmp_path).iterdir()] == ["epoch=004-step=00000040"]
-    assert newest_whole(tmp_path) is None  # nothing to resume from
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["epoch=004-step=00000040"]
+    with newest_whole(FolderStorage(tmp_path)) as found:
+        assert found is None  # nothing to resume from
 
 
 def test_a_kill_before_the_old_one_is_removed_leaves_a_good_state(
@@ -45,25 +48,23 @@ def test_a_kill_before_the_old_one_is_removed_leaves_a_good_state(
     def kill(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    keep_if_best(tmp_path, net(1), card(10, 50.0))
+    keep_if_best(FolderStorage(tmp_path), net(1), card(10, 50.0))
     with monkeypatch.context() as patch:
-        patch.setattr(best.shutil, "rmtree", kill)
+        patch.setattr(FolderStorage, "remove", kill)
         with pytest.raises(KeyboardInterrupt):
-            keep_if_best(tmp_path, net(2), card(20, 60.0))
+            keep_if_best(FolderStorage(tmp_path), net(2), card(20, 60.0))
     assert kept_weight(tmp_path) in (1.0, 2.0)
-    keep_if_best(tmp_path, net(3), card(30, 70.0))
+    keep_if_best(FolderStorage(tmp_path), net(3), card(30, 70.0))
     assert kept_weight(tmp_path) == 3.0
-    assert len(list(best_folder(tmp_path).iterdir())) == 1
+    assert len(list((tmp_path / "best").iterdir())) == 1
 
 
 def test_a_damaged_one_and_anothers_are_not_taken(tmp_path: Path) -> None:
-    keep_if_best(tmp_path, net(1), card(10, 50.0))
+    keep_if_best(FolderStorage(tmp_path), net(1), card(10, 50.0))
     other = replace(card(20, 1.0), identity=Identity("other", "data"))
-    assert keep_if_best(tmp_path, net(2), other)
-    assert read_best(tmp_path, MINE) is None
-    keep_if_best(tmp_path, net(3), card(30, 2.0))
+    assert keep_if_best(FolderStorage(tmp_path), net(2), other)
+    assert not is_there(tmp_path)
+    keep_if_best(FolderStorage(tmp_path), net(3), card(30, 2.0))
     assert kept_weight(tmp_path) == 3.0
-    found = read_best(tmp_path, MINE)
-    assert found is not None
-    (found[0] / STATE).write_bytes(b"torn")
-    assert read_best(tmp_path, MINE) is None
+    (tmp_path / "best" / "epoch=003-step=00000030" / STATE).write_bytes(b"torn")
+    assert not is_there(tmp_path)

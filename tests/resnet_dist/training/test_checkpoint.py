@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import (
     STATE,
     Card,
     Identity,
     checkpoint_name,
-    commit,
     load_state,
     newest_first,
     newest_whole,
@@ -37,6 +37,11 @@ def save(run_dir: Path, step: int) -> Path:
     return directory
 
 
+def nothing_whole(run_dir: Path) -> bool:
+    with newest_whole(FolderStorage(run_dir)) as found:
+        return found is None
+
+
 def test_round_trip(tmp_path: Path) -> None:
     directory = save(tmp_path, 25)
     card = read_card(directory)
@@ -55,7 +60,7 @@ def test_names() -> None:
 
 def test_newest_is_by_step_not_by_name(tmp_path: Path) -> None:
     names = ["epoch=999-step=00000999", "epoch=1000-step=00001000", "mlflow_run.json"]
-    assert [p.name for p in newest_first(tmp_path / n for n in names)] == [names[1], names[0]]
+    assert newest_first(names) == [names[1], names[0]]
 
 
 def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: Path) -> None:
@@ -63,12 +68,12 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: P
     state = bytearray((bad / STATE).read_bytes())
     state[len(state) // 2] ^= 1
     (bad / STATE).write_bytes(state)
-    found = newest_whole(tmp_path)
-    assert found is not None
-    assert found[0] == good
-    assert len(found[2]) == 1
-    assert "step=00000020" in found[2][0]
-    assert "damaged" in found[2][0]
+    with newest_whole(FolderStorage(tmp_path)) as found:
+        assert found is not None
+        assert found.directory == good
+        (warning,) = found.warnings
+    assert "step=00000020" in warning
+    assert "damaged" in warning
 
 
 @pytest.mark.parametrize("missing", ["checkpoint.json", STATE])
@@ -77,23 +82,23 @@ def test_a_half_copied_checkpoint_is_not_whole(tmp_path: Path, missing: str) -> 
     (directory / missing).unlink()
     with pytest.raises(Fault, match=r"incomplete|damaged"):
         read_card(directory)
-    assert newest_whole(tmp_path) is None
+    assert nothing_whole(tmp_path)
 
 
 def test_a_torn_card_is_not_whole(tmp_path: Path) -> None:
     card = save(tmp_path, 10) / "checkpoint.json"
     card.write_text(card.read_text()[:40])
-    assert newest_whole(tmp_path) is None
+    assert nothing_whole(tmp_path)
 
 
 def test_no_run_yet(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path / "none") is None
+    assert nothing_whole(tmp_path / "none")
 
 
 def test_another_recipe_or_other_data_are_refused_with_both_shown(tmp_path: Path) -> None:
     require_same(IDENTITY, Identity("a" * 16, "train=1 val=2"), tmp_path)
     with pytest.raises(UserError, match=r"aaaa.*bbbb"):
-        require_same(IDENTITY, Identity("b" * 16, "train=1 val=2"), tmp_path)
+        require_same(IDENTITY, Identity("b" * 16, "train=1 val=2"), "runs/r")
     with pytest.raises(UserError, match=r"train=1 val=2.*train=9 val=2"):
         require_same(IDENTITY, Identity("a" * 16, "train=9 val=2"), tmp_path)
 
@@ -107,22 +112,6 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"net": _Evil()}, tmp_path / STATE)
     with pytest.raises(pickle.UnpicklingError):
         load_state(tmp_path, torch.device("cpu"))
-
-
-def test_a_commit_is_whole_or_not_there(tmp_path: Path) -> None:
-    final = tmp_path / checkpoint_name(1, 10)
-
-    def fail(directory: Path) -> None:
-        (directory / STATE).write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        commit(final, fail)
-    assert list(tmp_path.iterdir()) == []
-    commit(final, lambda directory: (directory / STATE).write_bytes(b"first") and None)
-    commit(final, lambda directory: (directory / STATE).write_bytes(b"second") and None)
-    assert (final / STATE).read_bytes() == b"second"
-    assert list(tmp_path.iterdir()) == [final]
 
 
 def test_a_snapshot_is_not_changed_by_training_on() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.recipe_train import DivergenceConfig
 from resnet_dist.data.batch import Batch
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
@@ -53,7 +54,9 @@ def train(folder: Path, divergence: dict[str, Any], loader: Any) -> tuple[str, R
     plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=2, save_first=True)
     job = Job(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     val, points = small.Memory(small.NUM_VAL, 10, seed=2), small.Points()
-    run = assemble(job, LocalContext(folder), points, Samples(loader, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
+    run = assemble(
+        job, LocalContext(FolderStorage(folder)), points, Samples(loader, small.NUM_TRAIN), Samples(val, small.NUM_VAL)
+    )
     return fit(run), run, points
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
@@ -83,7 +84,7 @@ def recipe(precision: str, reduction: str) -> Recipe:
 def train(folder: Path, rank: int, world_size: int, precision: str, reduction: str, max_steps: int) -> dict[str, Any]:
     """One run, or one more leg of it: resumes what lies in `folder`."""
     plan = RunPlan(4, 12, max_steps, 1, 1, None, log_every_steps=1)
-    ctx = LocalContext(folder, rank=rank, world_size=world_size)
+    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
     points, config = Points(), recipe(precision, reduction)
     train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)

@@ -1,0 +1,110 @@
+"""A run in a folder: a local disk, or a file system that all nodes share.
+
+Asked of it: rename is atomic, O_EXCL creates for one process alone, fsync of file and folder survives a power cut, and
+a file that one node has closed is seen by another that opens it afterwards. NFS keeps all four (version 4, or 3 with
+`sync` exports on the server).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.beton.files import fsync_folder
+from resnet_dist.errors import UserError
+from resnet_dist.storage.base import TEMPORARY
+
+
+class FolderStorage:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def location(self) -> str:
+        return str(self._folder)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def sync_every_s(self) -> float:
+        return 1.0
+
+    def pull(self) -> None:
+        """All machines see the same folder."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def publish(self, path: Path) -> None:
+        """It is there already."""
+
+    def claim(self, path: Path) -> bool:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            return False
+        fsync_folder(path.parent)
+        return True
+
+    def extended(self, path: Path, num_bytes: int) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def names(self, group: str = "") -> list[str]:
+        folder = self._folder / group
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
+        """The folder is filled under a temporary name; `write` syncs its files, the name is given last."""
+        final = self._folder / name
+        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}{TEMPORARY}")
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_folder(final.parent)
+
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        yield self._folder / name
+
+    def read(self, name: str) -> bytes | None:
+        path = self._folder / name
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def remove(self, name: str) -> None:
+        path = self._folder / name
+        if path.is_dir():
+            doomed = path if path.name.endswith(TEMPORARY) else path.with_name(f".{path.name}.removed{TEMPORARY}")
+            if doomed != path:
+                shutil.rmtree(doomed, ignore_errors=True)
+                path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def require_writable(self) -> None:
+        storage = self._folder.parent
+        probe = storage / f".write-test-{uuid.uuid4().hex}"
+        try:
+            storage.mkdir(parents=True, exist_ok=True)
+            with probe.open("w") as file:
+                file.write("resnet-dist")
+                os.fsync(file.fileno())
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"storage {storage} is not writable: {error.strerror}; mend it, or set storage") from None

@@ -1,0 +1,222 @@
+"""What every storage promises: whole or not there, one owner of a name, nothing lost that was said to be safe."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.doctor import examine, repair, verdict
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.location import open_storage, split
+from resnet_dist.tracking.history import read_history
+from resnet_dist.tracking.segments import spool_folder
+from resnet_dist.tracking.spool import Spool
+from resnet_dist.training.best import keep_if_best, open_best
+from resnet_dist.training.checkpoint import (
+    CARD,
+    STATE,
+    Card,
+    Identity,
+    checkpoint_name,
+    load_state,
+    newest_whole,
+    save_checkpoint,
+)
+
+MINE = Identity("a" * 16, "d")
+
+
+def commit(storage: RunStorage, step: int, value: float = 0.0) -> str:
+    name = checkpoint_name(step // 10, step)
+    card = Card(step // 10, step, MINE, {}, {"val/top1": value}, files={})
+    state = {"net": {"w": torch.full((3,), value)}}
+    storage.commit(name, partial(save_checkpoint, state=state, card=card), last=CARD)
+    return name
+
+
+def damage(storage: RunStorage, name: str) -> None:
+    """What a disk, or a half upload under an old card, may leave."""
+    storage.pull()
+    path = storage.folder / name / STATE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"rot")
+    storage.publish(path)
+
+
+def newest(location: str) -> tuple[str | None, tuple[str, ...]]:
+    with newest_whole(open_storage(location)) as found:
+        return (found.name, found.warnings) if found else (None, ())
+
+
+def test_a_checkpoint_comes_back(storage: RunStorage, location: str) -> None:
+    assert newest(location) == (None, ())
+    name = commit(storage, 20, 2.5)
+    commit(storage, 10)
+    with newest_whole(open_storage(location)) as found:
+        assert found is not None
+        assert (found.name, found.card.step, found.card.identity) == (name, 20, MINE)
+        assert torch.equal(load_state(found.directory, torch.device("cpu"))["net"]["w"], torch.full((3,), 2.5))
+
+
+def test_a_checkpoint_of_the_same_name_is_replaced(storage: RunStorage, location: str) -> None:
+    commit(storage, 10, 1.0)
+    commit(storage, 10, 2.0)
+    with newest_whole(open_storage(location)) as found:
+        assert found is not None
+        assert found.card.metrics == {"val/top1": 2.0}
+
+
+@pytest.mark.parametrize("lost", [STATE, CARD])
+def test_a_torn_newest_gives_way_with_a_warning(storage: RunStorage, location: str, lost: str) -> None:
+    old, new = commit(storage, 10), commit(storage, 20)
+    storage.remove(f"{new}/{lost}")
+    name, warnings = newest(location)
+    assert name == old
+    assert len(warnings) == 1
+    assert f"{location}/{new}" in warnings[0]
+
+
+def test_a_failed_write_leaves_nothing(storage: RunStorage) -> None:
+    def fail(directory: Path) -> None:
+        (directory / STATE).write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        storage.commit(checkpoint_name(1, 10), fail, last=CARD)
+    assert storage.names() == []
+
+
+def test_the_best_weights(storage: RunStorage, location: str) -> None:
+    for step, top1, kept in ((10, 50.0, True), (20, 50.0, False), (30, 60.0, True)):
+        card = Card(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
+        assert keep_if_best(storage, {"w": torch.tensor(top1)}, card) is kept
+    assert open_storage(location).names("best") == ["epoch=003-step=00000030"]
+    with open_best(open_storage(location), MINE) as best:
+        assert best is not None
+        assert best.card.metrics == {"val/top1": 60.0}
+    assert newest(location) == (None, ())
+
+
+def test_the_doctor_lists_and_mends(storage: RunStorage, location: str) -> None:
+    storage.pull()
+    whole, rotten, torn = (commit(storage, step, 97.25) for step in (10, 20, 30))
+    damage(storage, rotten)
+    storage.remove(f"{torn}/{CARD}")
+    path = storage.folder / "mlflow_run.json"
+    path.write_text('{"run_id": "r"}')
+    storage.publish(path)
+    doctor = open_storage(location)
+    findings = examine(doctor)
+    assert [(f.name, f.state) for f in findings] == [
+        (torn, "damaged"),
+        (rotten, "damaged"),
+        (whole, "ok"),
+        ("mlflow_run.json", "ok"),
+    ]
+    assert verdict(findings) == f"the run goes on from {whole}"
+    assert [f.name for f in repair(doctor, findings)] == [torn, rotten]
+    assert [(f.name, f.state) for f in examine(open_storage(location))] == [(whole, "ok"), ("mlflow_run.json", "ok")]
+
+
+def test_a_small_file_reaches_other_machines(storage: RunStorage, location: str) -> None:
+    assert storage.read("notes.txt") is None
+    storage.pull()
+    path = storage.folder / "stacks" / "rank0.txt"
+    path.parent.mkdir()
+    path.write_text("stack")
+    storage.publish(path)
+    other = open_storage(location)
+    assert other.read("stacks/rank0.txt") == b"stack"
+    other.pull()
+    assert (other.folder / "stacks" / "rank0.txt").read_text() == "stack"
+
+
+def test_one_process_alone_gets_a_name(storage: RunStorage, location: str) -> None:
+    other = open_storage(location)
+    for one in (storage, other):
+        one.pull()
+        (one.folder / "tracking").mkdir(exist_ok=True)
+    assert storage.claim(storage.folder / "tracking" / "0001.jsonl")
+    assert not other.claim(other.folder / "tracking" / "0001.jsonl")
+
+
+def spool_of(storage: RunStorage) -> Spool:
+    return Spool(spool_folder(storage.folder, "r"), storage, sync_interval_s=0.0)
+
+
+def test_what_the_spool_calls_durable_another_machine_reads(storage: RunStorage, location: str) -> None:
+    """Also after more than one part's worth, and when the first machine is gone for good."""
+    first = spool_of(storage)
+    text = "x" * 100_000
+    for step in range(1, 11):
+        first.append_metrics({"train/loss": 1.0 / step}, step)
+        first.append_text(f"notes/{step}.txt", text)
+        assert first.persist(60)
+    second = open_storage(location)
+    successor = spool_of(second)
+    assert successor.path.name == "0002.jsonl"
+    assert successor.newest_steps == {"train/loss": 10}
+    successor.append_metrics({"train/loss": 5.0}, 10)  # known
+    successor.append_metrics({"train/loss": 0.5}, 11)
+    assert successor.close(60)
+    assert not first.is_newest()
+    reader = open_storage(location)
+    reader.pull()
+    history = read_history(reader.folder, "r")
+    assert history.points == {"train/loss": [(s, 1.0 / s) for s in range(1, 11)] + [(11, 0.5)]}
+    assert len(history.texts) == 10
+    assert set(history.texts.values()) == {text}
+    first.close(60)
+
+
+def test_storage_travels_to_workers(storage: RunStorage, location: str) -> None:
+    again: RunStorage = pickle.loads(pickle.dumps(storage))
+    assert again.location == location
+    commit(storage, 10)
+    assert again.names() == [checkpoint_name(1, 10)]
+
+
+def test_a_writable_place_passes_and_stays_clean(storage: RunStorage, location: str) -> None:
+    storage.require_writable()
+    assert open_storage(split(location)[0]).names() == []
+
+
+def test_a_bucket_that_is_not_there_is_the_users_to_mend(bucket: str) -> None:
+    with pytest.raises(UserError, match=r"storage is not writable.*AWS_ENDPOINT_URL"):
+        open_storage("s3://nowhere/runs/run").require_writable()
+
+
+def test_a_store_that_is_away_is_no_damage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run whose store is away for a minute would begin at its first step."""
+    import fsspec
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(Fault, match="s3://runs/run failed"), newest_whole(open_storage("s3://runs/run")):
+        pass
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("gs://bucket/runs", "gs:// is not supported"),
+        ("s3://", "names no bucket"),
+        ("s3://key:secret@bucket/runs", "credentials and endpoint come from the environment"),
+    ],
+)
+def test_what_is_no_storage(location: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        open_storage(location)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_path_splits_like_a_url(tmp_path: Path) -> None:
+    assert split(f"{tmp_path}/runs/r") == (f"{tmp_path}/runs", "r")
+    assert split("s3://bucket/runs/r/") == ("s3://bucket/runs", "r")
