@@ -1,0 +1,96 @@
+"""A run whose storage is a bucket: trained, killed, gone on, examined and evaluated by the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+LAST_STEP = 44
+RECIPE = ("--set", "model.name=resnet8", "--set", "train.reduction=exact", "--set", "train.total_epochs=4")
+
+
+@pytest.fixture
+def s3() -> Iterator[tuple[dict[str, str], Any]]:
+    """What a user has in the environment to reach a bucket `runs`, and a client that looks into it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test-secret",
+    )
+    client.create_bucket(Bucket="runs")
+    yield {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}, client
+    server.stop()
+
+
+def keys(client: Any, prefix: str) -> list[str]:
+    return [entry["Key"] for entry in client.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_the_bucket(cli: Any, s3: tuple[dict[str, str], Any]) -> None:
+    """SIGKILL of the driver takes its Ray, its workers and their working copies; the newest checkpoint is torn then."""
+    environment, client = s3
+    often = ("--profile-set", "log_every_steps=1", "--profile-set", "checkpoint.every_steps=5")
+    there = ("--profile-set", "storage=s3://runs/digits")
+    command = cli.train_command(*RECIPE, *often, *there, "--json", name="r")
+    process = cli.start(command, **environment)
+    deadline = time.monotonic() + 180
+    while len(cards := [key for key in keys(client, "digits/r/epoch=") if key.endswith("checkpoint.json")]) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    newest = max(key for key in keys(client, "digits/r/epoch=") if key.endswith("checkpoint.json"))
+    torn = newest.replace("checkpoint.json", "state.pt")
+    client.put_object(Bucket="runs", Key=torn, Body=b"torn")
+
+    doctor = [sys.executable, "-m", "resnet_dist", "doctor", "s3://runs/digits/r"]
+    found = cli.run(doctor, **environment)
+    assert found.returncode == 0, found.stderr
+    assert f"damaged   {newest.split('/')[2]}" in found.stdout
+    assert "the run goes on from epoch=" in found.stdout
+
+    done = cli.run(command, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "is damaged; the checkpoint before it is used" in done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["step"] == LAST_STEP
+    assert result["checkpoint"] == "s3://runs/digits/r/epoch=004-step=00000044"
+    assert cards
+    steps_are_logged_once(cli)
+
+    beton = str(cli.data_root / "digits" / "val.beton")
+    for model in ("s3://runs/digits/r", result["checkpoint"]):
+        evaluate = [sys.executable, "-m", "resnet_dist", "evaluate", model, "--data", beton, "--json"]
+        out = cli.run(evaluate, **environment)
+        assert out.returncode == 0, out.stderr
+        assert json.loads(out.stdout)["val/top1"] == result["metrics"]["val/top1"]
+
+
+def steps_are_logged_once(cli: Any) -> None:
+    code = (
+        "import json, sys; from mlflow import MlflowClient; c = MlflowClient(sys.argv[1]);"
+        "(r,) = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
+        "print(json.dumps([m.step for m in c.get_metric_history(r.info.run_id, 'train/loss')]))"
+    )
+    out = cli.run([sys.executable, "-c", code, f"sqlite:///{cli.folder}/mlflow.db"])
+    assert json.loads(out.stdout) == list(range(1, LAST_STEP + 1))
