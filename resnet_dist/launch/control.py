@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -19,6 +19,8 @@ class Status:
     world_size: int = 0
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """Everything there was to warn of, in order."""
 
 
 class RunControl:
@@ -27,6 +29,7 @@ class RunControl:
     def __init__(self) -> None:
         self._stop = False
         self._status = Status()
+        self._nodes: dict[int, str] = {}
 
     def request_stop(self) -> None:
         self._stop = True
@@ -36,10 +39,22 @@ class RunControl:
 
     def began(self, world_size: int) -> None:
         """Rank 0 of a new worker group says so."""
-        self._status = Status(self._status.attempt + 1, world_size, self._status.step, self._status.metrics)
+        self._status = replace(self._status, attempt=self._status.attempt + 1, world_size=world_size)
 
     def progressed(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._status = Status(self._status.attempt, self._status.world_size, step, {**self._status.metrics, **metrics})
+        self._status = replace(self._status, step=step, metrics={**self._status.metrics, **metrics})
+
+    def joined(self, rank: int, node: str) -> None:
+        """Every worker of a new group says where it runs."""
+        self._nodes[rank] = node
+
+    def slow(self, rank: int, factor: float) -> None:
+        """Rank 0 says that a worker holds up the others."""
+        warning = (
+            f"rank {rank} on node {self._nodes.get(rank, 'unknown')} has been {factor:.1f} times as slow as the others "
+            f"for a while; see rank/{rank}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
+        )
+        self._status = replace(self._status, warnings=(*self._status.warnings, warning))
 
     def status(self) -> Status:
         return self._status

@@ -19,6 +19,7 @@ class EventLog:
         self._storage = storage
         self.path = storage.folder / "events.log"
         self._attempt = 0
+        self._num_warnings = 0
 
     def note(self, event: str) -> None:
         """One line, the time (UTC) before it."""
@@ -27,10 +28,13 @@ class EventLog:
         self._storage.publish(self.path)
 
     def observe(self, status: Status) -> None:
-        """Call it often; it notes every worker group that began."""
+        """Call it often; it notes every worker group that began, and every warning."""
         if status.attempt > self._attempt:
             self.note(f"workers up: {status.world_size}, last seen at step {status.step}")
             self._attempt = status.attempt
+        for warning in status.warnings[self._num_warnings :]:
+            self.note(f"warning: {warning}")
+        self._num_warnings = max(self._num_warnings, len(status.warnings))
 
     def read(self) -> str:
         return self.path.read_text(encoding="utf-8") if self.path.exists() else ""

@@ -26,6 +26,8 @@ from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
 _STOP_POLL_S = 1.0
+_PERSIST_LIMIT_S = 60.0
+"""For the points before a checkpoint: a run that goes on from it would not log them again."""
 _UNKNOWN_DEADLINE_S = 120.0
 """Of a node that leaves without saying when; Ray Train assumes the same."""
 
@@ -52,7 +54,7 @@ class WorkerSetup:
 class RayContext:
     """Rank, device, checkpoints through `ray.train.report`, stop and progress through the control actor."""
 
-    def __init__(self, setup: WorkerSetup, monitor: NodeMonitor | None) -> None:
+    def __init__(self, setup: WorkerSetup, monitor: NodeMonitor | None, spool: SpoolTracker | None) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -60,6 +62,7 @@ class RayContext:
         self.storage = setup.storage
         self._setup = setup
         self._monitor = monitor
+        self._spool = spool
         self._stop = threading.Event()
         self._done = threading.Event()
         self._saved_at_s = time.monotonic()
@@ -67,6 +70,7 @@ class RayContext:
         self._leaving_at_s: float | None = None
         stacks = self.storage.folder / "stacks" / f"rank{self.rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
         self._watchdog = Watchdog(setup.progress_timeout_s, stacks, self.storage.publish)
+        setup.control.joined.remote(self.rank, ray.util.get_node_ip_address())
         threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
 
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
@@ -76,6 +80,8 @@ class RayContext:
         def upload(_: Checkpoint, name_in_storage: str) -> Checkpoint:
             assert write is not None
             try:
+                if self._spool is not None and not self._spool.persist(_PERSIST_LIMIT_S):
+                    raise Fault("storage did not take the metrics, so the checkpoint after them is not written")
                 self.storage.commit(name_in_storage, write, last=CARD)
             finally:
                 done.set()
@@ -122,6 +128,10 @@ class RayContext:
         if self._monitor is not None:
             self._monitor.observe(step)
 
+    def slow(self, rank: int, factor: float) -> None:
+        if self.rank == 0:
+            self._setup.control.slow.remote(rank, factor)
+
     def beat(self) -> None:
         self._watchdog.beat()
 
@@ -159,7 +169,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
             return str(error)
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
     monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
-    context = RayContext(setup, monitor)
+    context = RayContext(setup, monitor, spool)
     tracker: Tracker = NullTracker()
     if spool is not None and context.rank == 0:
         setup.control.began.remote(context.world_size)

@@ -64,6 +64,8 @@ class Screen:
         if status.attempt > self._last.attempt:
             again = "" if status.attempt == 1 else f" (attempt {status.attempt}: the workers were restarted)"
             self.say(f"{status.world_size} workers are up{again}")
+        for warning in status.warnings[len(self._last.warnings) :]:
+            self.say(f"warning: {warning}")
         if self._bar is not None:
             self._bar.update(self._task, completed=status.step, description=describe(status, self._plan))
         elif status.step != self._last.step and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:

@@ -63,6 +63,10 @@ class SpoolTracker:
             raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {artifact_path!r}")
         self._spool.append_text(artifact_path, redact_uri(content))
 
+    def persist(self, timeout_s: float) -> bool:
+        """Waits until everything logged so far is in storage. False if that took longer."""
+        return self._spool.persist(timeout_s)
+
     def flush(self, timeout_s: float) -> bool:
         return self._spool.persist(timeout_s) and self._sender.drain(timeout_s)
 

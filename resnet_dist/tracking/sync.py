@@ -45,7 +45,7 @@ def sync(storage: RunStorage | Path, tracking_uri: str, *, limit_s: float = 3600
     """
     storage = FolderStorage(storage) if isinstance(storage, Path) else storage
     if not storage.names():
-        raise UserError(f"{storage.location}: there is no such run")
+        raise UserError(f"{storage.location}: no tracked run here: there is no such run")
     storage.pull()
     run_dir = storage.folder
     folders = spool_folders(run_dir)

@@ -7,12 +7,14 @@ import math
 import torch
 
 from resnet_dist.config.recipe import Recipe
+from resnet_dist.data.order import micro_batch_share
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.context import RunContext
+from resnet_dist.training.health import Health
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import Run, Samples
 from resnet_dist.training.metrics import Window
@@ -26,7 +28,15 @@ from resnet_dist.training.state import TrainState
 def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> Run:
     """The run at its first step: model and optimizer on the context's device, nothing restored yet."""
     recipe, precision = job.recipe, Precision(job.recipe.train.precision)
+    num_micro_batches = recipe.train.num_micro_batches
     model = build_classifier(recipe).to(ctx.device, precision.weights)
+    reduction = build_reduction(
+        recipe.train.reduction,
+        model,
+        rank=ctx.rank,
+        world_size=ctx.world_size,
+        num_micro_batches=num_micro_batches,
+    )
     return Run(
         recipe=recipe,
         plan=job.plan,
@@ -35,13 +45,7 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         tracker=tracker,
         state=TrainState(model.net, build_optimizer(model, recipe.optim)),
         model=model,
-        reduction=build_reduction(
-            recipe.train.reduction,
-            model,
-            rank=ctx.rank,
-            world_size=ctx.world_size,
-            num_micro_batches=recipe.train.num_micro_batches,
-        ),
+        reduction=reduction,
         statistics=BatchNormStatistics(model),
         noise=StepNoise(model),
         precision=precision,
@@ -50,10 +54,13 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         ),
         train=train,
         val=val,
+        health=Health([len(micro_batch_share(num_micro_batches, r, ctx.world_size)) for r in range(ctx.world_size)]),
         window=Window(
-            recipe.train.num_micro_batches,
+            num_micro_batches,
             recipe.train.micro_batch_size,
+            ctx.rank,
             ctx.world_size,
+            reduction.wait,
             max_loss=recipe.train.divergence.max_loss or math.inf,
             counts_replaced=recipe.data.on_bad_sample == "skip",
         ),

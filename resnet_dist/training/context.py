@@ -51,6 +51,9 @@ class RunContext(Protocol):
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows where the run stands. Never blocks, never raises."""
 
+    def slow(self, rank: int, factor: float) -> None:
+        """Worker `rank` has been this many times as slow as the others for a while. Never blocks, never raises."""
+
     def beat(self) -> None:
         """Says that this worker is alive and getting on; called for every batch."""
 
@@ -83,6 +86,9 @@ class LocalContext:
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step = step
+
+    def slow(self, rank: int, factor: float) -> None:
+        """There are no others."""
 
     def beat(self) -> None:
         """Nobody watches a single process."""

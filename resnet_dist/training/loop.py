@@ -26,13 +26,15 @@ from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import CONFUSION, Tracker
+from resnet_dist.training.background import Background
 from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
 from resnet_dist.training.collectives import share_buffers
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.evaluate import evaluate, sparse_json
+from resnet_dist.training.health import Health
 from resnet_dist.training.job import Outcome
-from resnet_dist.training.metrics import Window
+from resnet_dist.training.metrics import Window, WindowResult
 from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.noise import layer_keys
 from resnet_dist.training.plan import RunPlan
@@ -40,7 +42,7 @@ from resnet_dist.training.precision import Precision
 from resnet_dist.training.reduce import Reduction
 from resnet_dist.training.resume import restore
 from resnet_dist.training.schedule import lr_at
-from resnet_dist.training.state import TrainState
+from resnet_dist.training.state import TrainState, copied
 
 
 class Loader(Protocol):
@@ -76,6 +78,8 @@ class Run:
     train: Samples
     val: Samples
     window: Window
+    health: Health
+    background: Background = field(default_factory=Background)
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
     saved_step: int = -1
@@ -118,9 +122,7 @@ def train_epoch(run: Run) -> Outcome | None:
             )
             if window.diverged_step is not None and skip(run, window.diverged_step):
                 return None
-            run.tracker.metrics(window.metrics, step)
-            run.ctx.progress(step, window.metrics)
-            run.metrics.update(window.metrics)
+            report(run, window, step)
             run.save_wanted |= window.save
             if window.diverged_step is not None:
                 return "diverged"
@@ -130,7 +132,6 @@ def train_epoch(run: Run) -> Outcome | None:
             return None
         if plan.checkpoint_due(step) or run.save_wanted:
             save(run)
-            run.window.restart_clock()
     return None
 
 
@@ -158,6 +159,16 @@ def train_step(run: Run, local: dict[int, Batch]) -> None:
     run.state.optimizer.zero_grad()
     run.window.end_step(run.state.step)
     run.state.step += 1
+
+
+def report(run: Run, window: WindowResult, step: int) -> None:
+    """Tells tracker and driver what the window showed, and who holds up the others."""
+    ranks = {key: value for rank, times in enumerate(window.ranks) for key, value in times.metrics(rank).items()}
+    run.tracker.metrics({**window.metrics, **ranks}, step)
+    run.ctx.progress(step, window.metrics)
+    run.metrics.update(window.metrics)
+    for rank, factor in run.health.newly_slow(window.ranks).items() if window.ranks else ():
+        run.ctx.slow(rank, factor)
 
 
 def learning_rate(run: Run, step: int) -> float:
@@ -236,17 +247,20 @@ def run_evaluation(run: Run) -> None:
         run.tracker.text(CONFUSION, sparse_json(result.confusion))
     run.metrics.update(result.metrics())
     if run.ctx.rank == 0:
-        keep_if_best(run.ctx.storage, run.state.net.state_dict(), card_of(run))
+        with run.window.saving():
+            net = copied(run.state.net.state_dict())
+            run.background.start(partial(keep_if_best, run.ctx.storage, net, card_of(run)))
     run.ctx.progress(run.state.step, run.metrics)
 
 
 def save(run: Run) -> None:
     """Commits a checkpoint of the current step: a copy of the state, which is written while training goes on."""
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
-    write = None
-    if run.ctx.rank == 0:
-        write = partial(save_checkpoint, state=run.state.snapshot(), card=card_of(run))
-    run.ctx.report(run.metrics, write, checkpoint_name(epoch, step))
+    with run.window.saving():
+        write = None
+        if run.ctx.rank == 0:
+            write = partial(save_checkpoint, state=run.state.snapshot(), card=card_of(run))
+        run.ctx.report(run.metrics, write, checkpoint_name(epoch, step))
     run.saved_step, run.save_wanted = step, False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from resnet_dist.training.collectives import sum_over_workers
+from resnet_dist.training.health import RankTimes
+from resnet_dist.training.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -28,15 +31,22 @@ class WindowResult:
     """Whether any worker was asked for a checkpoint."""
     diverged_step: int | None
     """The first step of the window whose mean loss is no number or above the limit."""
+    ranks: list[RankTimes]
+    """Empty if every step of the window was skipped."""
 
 
 @dataclass
 class Window:
-    """One worker's part of the steps since the last point. `rows[k]` belongs to (step, micro-batch) `slots[k]`."""
+    """One worker's part of the steps since the last point. `rows[k]` belongs to (step, micro-batch) `slots[k]`.
+
+    `all_reduce_wait` is the reduction's, read at every point.
+    """
 
     num_micro_batches: int
     micro_batch_size: int
+    rank: int
     world_size: int
+    all_reduce_wait: Stopwatch
     max_loss: float = math.inf
     counts_replaced: bool = False
     """Whether the number of samples that stand for bad ones is reported."""
@@ -47,6 +57,7 @@ class Window:
     data_wait_s: float = 0.0
     num_replaced: int = 0
     """Of this worker's samples."""
+    checkpoint_wait_s: float = 0.0
     grad_norm: Tensor | None = None
     """Length of the gradient of the window's last step, if it was measured; equal on all workers."""
     _started: float = field(default_factory=time.perf_counter)
@@ -76,41 +87,59 @@ class Window:
                 self.data_wait_s += time.perf_counter() - began
             yield batch
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what training waits for because of checkpoints; starts the clock anew."""
+        began = time.perf_counter()
+        yield
+        self.checkpoint_wait_s += time.perf_counter() - began
+        self.restart_clock()
+
     def close(self, lr: float, *, stop: bool, save: bool) -> WindowResult:
         """One collective: sums all workers' tables, and starts the next window. All workers call it together.
 
         Each (step, micro-batch) row is filled by exactly one worker, so the sums are exact and the metrics do not
-        depend on the number of workers. The last two rows are for what workers wish, and for their waiting.
+        depend on the number of workers. Each worker has a row for its times too, and all share a last one: how many wish to stop
+        and to save, and how many samples were replaced.
         """
-        elapsed_s = time.perf_counter() - self._started
-        table = torch.zeros((len(self.steps) * self.num_micro_batches + 2, 2), dtype=torch.float64)
+        losses = torch.zeros((len(self.steps) * self.num_micro_batches, 2), dtype=torch.float64)
         if self.rows:
             index = [step * self.num_micro_batches + micro for step, micro in self.slots]
-            table[index] = torch.stack(self.rows).cpu()
-        table[-2:] = torch.tensor([[stop, save], [self.data_wait_s / elapsed_s, self.num_replaced]])
-        total = sum_over_workers(table)
+            losses[index] = torch.stack(self.rows).cpu()
+        elapsed_s = time.perf_counter() - self._started  # after the device has done the last step
+        waits = (self.data_wait_s, self.all_reduce_wait.take_s(), self.checkpoint_wait_s)
+        times = torch.zeros((self.world_size, 4), dtype=torch.float64)
+        times[self.rank] = torch.tensor((elapsed_s, *waits))
+        counts = torch.tensor([stop, save, self.num_replaced], dtype=torch.float64)
+        total = sum_over_workers(torch.cat([losses.reshape(-1), times.reshape(-1), counts]))
+        losses, times = total[: losses.numel()].reshape(-1, 2), total[losses.numel() : -3].reshape(-1, 4)
+        stops, saves, num_replaced = total[-3:].tolist()
         result = WindowResult(
-            metrics=self._metrics(total[:-2], lr, elapsed_s, total[-1]) if self.steps else {},
-            stop=bool(total[-2, 0] > 0),
-            save=bool(total[-2, 1] > 0),
-            diverged_step=self._first_diverged(total[:-2, 0]),
+            metrics=self._metrics(losses, lr, times, num_replaced) if self.steps else {},
+            stop=stops > 0,
+            save=saves > 0,
+            diverged_step=self._first_diverged(losses[:, 0]),
+            ranks=[RankTimes(*row[:3]) for row in (times / len(self.steps)).tolist()] if self.steps else [],
         )
-        self.slots, self.rows, self.steps, self.data_wait_s, self.grad_norm = [], [], [], 0.0, None
+        self.slots, self.rows, self.steps, self.grad_norm = [], [], [], None
+        self.data_wait_s = self.checkpoint_wait_s = 0.0
         self.num_replaced = 0
         self._started = time.perf_counter()
         return result
 
-    def _metrics(self, rows: Tensor, lr: float, elapsed_s: float, sums: Tensor) -> dict[str, float]:
-        """`sums`: over all workers, of the share of time spent waiting, and of samples replaced."""
+    def _metrics(self, rows: Tensor, lr: float, times: Tensor, num_replaced: float) -> dict[str, float]:
+        """`times` [workers, 4], s: the window, and in it the waits for data, for gradients, for checkpoints."""
         num_images = len(rows) * self.micro_batch_size
+        elapsed_s, data_wait_s, _, checkpoint_wait_s = times.T
         return {
             "train/loss": float(rows[:, 0].mean()),
             "train/top1_error": 100.0 * float(rows[:, 1].sum()) / num_images,
             "train/lr": lr,
             **({} if self.grad_norm is None else {"train/grad_norm": float(self.grad_norm)}),
-            "speed/images_per_s": num_images / elapsed_s,
-            "speed/data_wait_share": float(sums[0]) / self.world_size,
-            **({"data/replaced_samples": float(sums[1])} if self.counts_replaced else {}),
+            "speed/images_per_s": num_images / float(elapsed_s.max()),
+            "speed/data_wait_share": float((data_wait_s / elapsed_s).mean()),
+            "speed/checkpoint_wait_share": float((checkpoint_wait_s / (elapsed_s + checkpoint_wait_s)).max()),
+            **({"data/replaced_samples": num_replaced} if self.counts_replaced else {}),
         }
 
     def _first_diverged(self, losses: Tensor) -> int | None:

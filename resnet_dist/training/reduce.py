@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.data.order import micro_batch_share
+from resnet_dist.training.stopwatch import Stopwatch
 from resnet_dist.training.tree_sum import Accumulator, Node, subtrees, tree_sum
 
 _CHUNK_NUMBERS = 1 << 22
@@ -23,6 +24,8 @@ _CHUNK_NUMBERS = 1 << 22
 
 class Reduction(Protocol):
     forward: nn.Module
+    wait: Stopwatch
+    """Runs while a worker that has its own gradients waits for the others'."""
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
         """Around forward and backward pass of one of this worker's micro-batches; `is_last` of the step."""
@@ -58,12 +61,20 @@ class FastReduction:
         )
         self.forward: nn.Module = self._ddp or model
         self._scale = world_size / num_micro_batches
+        self._syncs = False
+        first = next(model.parameters())
+        self.wait = Stopwatch(first.device)
+        if self._ddp is not None:
+            # The gradient of the first layer comes last; from then on backward only waits for the all-reduce.
+            first.register_post_accumulate_grad_hook(lambda _: self.wait.begin() if self._syncs else None)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        self._syncs = is_last
         return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
 
     def backward(self, loss: Tensor, micro_batch: int) -> None:
         (loss * self._scale).backward()
+        self.wait.end()
 
     def finish(self) -> None:
         """DDP has done it."""
@@ -79,6 +90,7 @@ class ExactReduction:
     def __init__(self, model: nn.Module, rank: int, world_size: int, num_micro_batches: int) -> None:
         self.forward = model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.wait = Stopwatch(self._parameters[0].device)
         self._world_size = world_size
         self._root = Node(0, num_micro_batches)
         self._nodes = [
@@ -114,7 +126,9 @@ class ExactReduction:
             padded = mine.new_zeros((most, mine.shape[1]))
             padded[: len(mine)] = mine
             everyone = [torch.empty_like(padded) for _ in range(self._world_size)]
+            self.wait.begin()
             dist.all_gather(everyone, padded)
+            self.wait.end()
         sums = {
             node: rows[i] for nodes, rows in zip(self._nodes, everyone, strict=True) for i, node in enumerate(nodes)
         }

@@ -33,7 +33,7 @@ class TrainState:
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the state dict in CPU memory, which training does not write to: another thread may save it."""
-        return {key: _copied(value) for key, value in self.state_dict().items()}
+        return {key: copied(value) for key, value in self.state_dict().items()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.net.load_state_dict(saved["net"])
@@ -43,9 +43,10 @@ class TrainState:
         self.skipped = set(saved.get("skipped", ()))  # older checkpoints have none
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Tensors in nested dicts and lists, copied to CPU memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value

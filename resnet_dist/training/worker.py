@@ -31,6 +31,7 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
         run = assemble(job, ctx, tracker, *_open_data(job, ctx.device, stack))
         restore(run)
         outcome = fit(run)
+        run.background.wait()
         return WorkerResult(outcome, run.state.step, run.metrics)
 
 

@@ -16,13 +16,14 @@ from resnet_dist.errors import Fault
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.precision import Precision
+from resnet_dist.training.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
 
 def filled(*losses: float) -> Window:
     """A window of steps of two micro-batches of two images; of each micro-batch one answer is wrong."""
-    window = Window(num_micro_batches=2, micro_batch_size=2, world_size=1)
+    window = Window(2, 2, rank=0, world_size=1, all_reduce_wait=Stopwatch(CPU))
     for step in range(0, len(losses), 2):
         for micro_batch in (0, 1):
             logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
@@ -112,3 +113,21 @@ def test_lost_samples_are_a_fault() -> None:
             device=CPU,
             precision=Precision("fp32"),
         )
+
+
+def test_every_rank_has_its_times() -> None:
+    window = filled(1.0, 1.0)
+    window.all_reduce_wait.begin()
+    window.all_reduce_wait.end()
+    window.data_wait_s = 0.5
+    with window.saving():
+        pass
+    result = window.close(0.1, stop=False, save=False)
+    (times,) = result.ranks
+    assert times.data_wait_s == 0.5
+    assert 0 < times.all_reduce_wait_s < times.step_s + 1
+    assert 0 < result.metrics["speed/checkpoint_wait_share"] < 1
+    assert set(times.metrics(3)) == {"rank/3/step_s", "rank/3/data_wait_s", "rank/3/all_reduce_wait_s"}
+    window.end_step(1)
+    window.add(0, torch.tensor(1.0), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert window.data_wait_s == window.checkpoint_wait_s == window.all_reduce_wait.take_s() == 0.0

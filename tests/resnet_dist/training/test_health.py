@@ -1,0 +1,57 @@
+"""The rule that calls a worker slow: exact cases, and what holds for any times."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.training.health import SLOW_FACTOR, SLOW_WINDOWS, Health, RankTimes, persistently_slow, slowness
+
+
+def step_of(*busy_s: float) -> list[RankTimes]:
+    """A step that ends for all when the slowest is done."""
+    return [RankTimes(max(busy_s), 0.0, max(busy_s) - mine) for mine in busy_s]
+
+
+def test_the_slow_one_is_who_does_not_wait() -> None:
+    assert slowness(step_of(1.0, 1.0, 2.0), [1, 1, 1]) == [pytest.approx(1 / 1.5), pytest.approx(1 / 1.5), 2.0]
+    assert slowness(step_of(1.0, 2.0), [1, 1]) == [0.5, 2.0]
+
+
+def test_waiting_for_data_counts_as_slow() -> None:
+    fed, starved = RankTimes(2.0, 0.0, 1.0), RankTimes(2.0, 1.0, 0.0)
+    assert slowness([fed, starved], [1, 1]) == [0.5, 2.0]
+
+
+def test_whoever_has_more_micro_batches_is_not_slow() -> None:
+    assert slowness(step_of(2.0, 1.0, 1.0), [2, 1, 1]) == [1.0, 1.0, 1.0]
+
+
+def test_a_single_worker_holds_up_nobody() -> None:
+    assert slowness([RankTimes(9.0, 8.0, 0.0)], [4]) == [1.0]
+
+
+def test_only_windows_in_a_row_count() -> None:
+    slow, fine = [0.5, 2.0], [1.0, 1.0]
+    assert persistently_slow([slow] * (SLOW_WINDOWS - 1)) == {}
+    assert persistently_slow([fine, *[slow] * SLOW_WINDOWS]) == {1: 2.0}
+    assert persistently_slow([slow, slow, fine]) == {}
+    assert persistently_slow([[1.0, 1.6], [1.0, 3.0], [1.0, 1.9]]) == {1: 1.6}
+
+
+def test_each_is_told_of_once_and_again_after_it_was_fast() -> None:
+    health, slow, fine = Health([1, 1]), step_of(1.0, 2.0), step_of(1.0, 1.0)
+    told = [health.newly_slow(times) for times in [*[slow] * 5, fine, *[slow] * 3]]
+    assert [bool(found) for found in told] == [False, False, True, False, False, False, False, False, True]
+    assert told[2] == {1: 2.0}
+
+
+@given(st.lists(st.floats(0.001, 100.0), min_size=2, max_size=16), st.floats(0.01, 100.0))
+def test_it_is_a_ratio(busy_s: list[float], factor: float) -> None:
+    """In other units the same; and as fast as all others is never slow."""
+    shares = [1] * len(busy_s)
+    scaled = slowness(step_of(*(factor * b for b in busy_s)), shares)
+    assert scaled == pytest.approx(slowness(step_of(*busy_s), shares), rel=1e-6, abs=1e-6)
+    same = slowness(step_of(*[busy_s[0]] * len(busy_s)), shares)
+    assert max(same) < SLOW_FACTOR
