@@ -13,6 +13,7 @@ from resnet_dist.cli.doctor import doctor
 from resnet_dist.cli.evaluate import evaluate
 from resnet_dist.cli.runs import runs, tracking_app
 from resnet_dist.cli.show import show
+from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Distributed training of ResNets whose results depend on the recipe alone.",
 )
 app.command()(train)
+app.command(context_settings=PASSED_ON)(submit)
 app.command()(evaluate)
 app.command()(show)
 app.command()(runs)

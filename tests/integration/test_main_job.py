@@ -186,13 +186,3 @@ def test_a_killed_driver_goes_on_where_it_stood(cli: Any) -> None:
     ((run, rows),) = points(cli.folder, "train/loss").items()
     assert run.endswith("FINISHED")
     assert [step for step, _ in rows] == list(range(1, 4 * STEPS_PER_EPOCH + 1))
-
-
-def test_ray_job_submit(cli: Any, head: Any) -> None:
-    train = [sys.executable, "-m", "resnet_dist", *cli.train_command(*SHORT, "--json")[1:]]
-    submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head.dashboard]
-    done = cli.run([*submit, "--working-dir", ".", "--", *train])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f'"step": {2 * STEPS_PER_EPOCH}' in done.stdout
-    ((run, _),) = points(cli.folder, "train/loss").items()
-    assert run.endswith("FINISHED")
