@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv: system packages, pinned dependencies, this project. `make setup` runs it; run again, it does only what is missing.
+# `cluster/Dockerfile` and the start of cloud nodes (`cluster/ray_up/`) run it too.
+#
+#   PYTHON=python3.12   the interpreter to use
+#   VARIANT=cpu         the same versions with PyTorch's CPU build, without 4 GB of CUDA libraries
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON:-python3} VARIANT=${VARIANT:-cuda}
 
 fail() { echo "setup: $*" >&2; exit 2; }
 
@@ -30,6 +34,13 @@ fi
 
 [[ -x .venv/bin/python ]] || "$PYTHON" -m venv .venv
 echo "setup: installing the pinned dependencies into .venv (minutes the first time)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+lock=requirements.lock index=()
+if [[ $VARIANT == cpu ]]; then
+  lock=.venv/requirements-cpu.lock index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+  grep -Ev '^(nvidia-|cuda-|triton==)' requirements.lock >"$lock"
+elif [[ $VARIANT != cuda ]]; then
+  fail "VARIANT is '$VARIANT'; set cuda or cpu"
+fi
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "${index[@]}" -r "$lock"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 touch .venv/.ready

@@ -33,8 +33,8 @@ def script(path: Path, body: str) -> None:
     path.chmod(0o755)
 
 
-def run(machine: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": str(machine / "bin"), "HOME": os.environ.get("HOME", "/")}
+def run(machine: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": str(machine / "bin"), "HOME": os.environ.get("HOME", "/"), **settings}
     command = ["/bin/bash", "cluster/setup.sh"]
     return subprocess.run(
         command, cwd=machine, env=environment, capture_output=True, text=True, timeout=30, check=False
@@ -73,6 +73,21 @@ def test_nothing_is_installed_where_all_is_there(machine: Path) -> None:
     done = run(machine)
     assert done.returncode == 0, done.stderr
     assert "apt-get" not in calls(machine)
+
+
+def test_the_cpu_variant_is_the_same_lock_without_cuda(machine: Path) -> None:
+    for tool in ("g++", "pkg-config"):
+        script(machine / "bin" / tool, "exit 0")
+    (machine / "bin" / "grep").symlink_to(shutil.which("grep") or "/bin/grep")
+    shutil.copy(SETUP.parents[1] / "requirements.lock", machine)
+    assert run(machine, VARIANT="cpu").returncode == 0
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu -r .venv/requirements-cpu.lock" in calls(machine)
+    whole, cpu = ((machine / f).read_text() for f in ("requirements.lock", ".venv/requirements-cpu.lock"))
+    assert "nvidia-nccl-cu13==" in whole
+    assert not any(name in cpu for name in ("\nnvidia-", "\ntriton=="))
+    assert "\ntorch==" in cpu
+    wrong = run(machine, VARIANT="rocm")
+    assert (wrong.returncode, wrong.stderr) == (2, "setup: VARIANT is 'rocm'; set cuda or cpu\n")
 
 
 def test_an_old_python_is_named(machine: Path) -> None:

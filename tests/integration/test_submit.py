@@ -56,8 +56,7 @@ def test_ctrl_c_detaches_stop_saves_and_the_same_command_goes_on(cli: Any, head:
     long = ("--set", "model.name=resnet8", "--set", "train.total_epochs=30")
     command = submit_command(cli, head, *long, name="long")
     following = cli.start(command)
-    job = re.search(r"job (\S+) at", following.stderr.readline())
-    assert job
+    job = next(found for line in following.stderr if (found := re.search(r"job (\S+) at http", line)))
     wait_for_line(following, "step ")
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=60)
