@@ -99,8 +99,8 @@ class Window:
         """One collective: sums all workers' tables, and starts the next window. All workers call it together.
 
         Each (step, micro-batch) row is filled by exactly one worker, so the sums are exact and the metrics do not
-        depend on the number of workers. Each worker has a row for its times too, and all share a last one: how many wish to stop
-        and to save, and how many samples were replaced.
+        depend on the number of workers. Each worker has a row for its times too, and all share the last three numbers:
+        how many wish to stop, how many to save, and how many samples were replaced.
         """
         losses = torch.zeros((len(self.steps) * self.num_micro_batches, 2), dtype=torch.float64)
         if self.rows:
