@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv: system packages, pinned dependencies, this project. `make setup` runs it; run again, it does only what is missing.
-# `cluster/Dockerfile` and the start of cloud nodes (`cluster/ray_up/`) run it too.
+# `cluster/Dockerfile` runs it too.
 #
 #   PYTHON=python3.12   the interpreter to use
 #   VARIANT=cpu         the same versions with PyTorch's CPU build, without 4 GB of CUDA libraries

@@ -20,7 +20,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def submit(
     context: typer.Context,
-    command: Annotated[str, typer.Argument(metavar="train|tune|convert")],
+    command: Annotated[str, typer.Argument(metavar="train|convert")],
     on: ProfileFile,
     profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
     name: Annotated[
@@ -40,11 +40,11 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Send the job, do not follow it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the `ray job submit` line, send nothing.")] = False,
 ) -> None:
-    """Run `train`, `tune` or data-prep's `convert` as a job on a Ray cluster, and follow it to its end.
+    """Run `train` or data-prep's `convert` as a job on a Ray cluster, and follow it to its end.
 
     All other options go to the command. Ends with the job's exit code; Ctrl-C ends the following, not the job.
 
-    Example: resnet-dist submit train resnet_dist/recipes/resnet50_90ep.yaml --on cluster/profiles/node8.yaml
+    Example: resnet-dist submit train resnet_dist/recipes/resnet152_90ep.yaml --on cluster/profiles/node8.yaml
     """
     from resnet_dist.launch.submission import auth_settings, job_arguments, jobs_address, plan_submission
 

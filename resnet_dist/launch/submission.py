@@ -20,7 +20,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import recipe_hash
 from resnet_dist.errors import UserError
 
-MODULES = {"train": "resnet_dist", "tune": "resnet_dist", "convert": "data_prep"}
+MODULES = {"train": "resnet_dist", "convert": "data_prep"}
 """Commands that make sense as a job, and the package that has them."""
 NOT_SENT = (".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*.db", "*.log", "__pycache__")
 """Left out of the upload, besides what .gitignore and .rayignore name, in their syntax."""
@@ -122,7 +122,7 @@ def job_arguments(
 
 
 def _default_name(command: str, files: Sequence[str], given: Sequence[str]) -> str:
-    """As `train` and `tune` name a run themselves; a conversion is named after what it makes."""
+    """As `train` names a run itself; a conversion is named after what it makes."""
     if command == "convert":
         outputs = [value for _, value in _options(given, ("--output",))]
         if not outputs:
@@ -131,8 +131,6 @@ def _default_name(command: str, files: Sequence[str], given: Sequence[str]) -> s
         return f"convert-{folder.rpartition('/')[2]}-{beton.removesuffix('.beton')}".replace("--", "-")
     if not files:
         raise UserError(f"submit {command}: give a YAML file, as resnet-dist {command} takes it")
-    if command == "tune":
-        return Path(files[0]).stem
     recipe = load_recipe(Path(files[0]), [value for _, value in _options(given, ("--set",))])
     return f"{Path(files[0]).stem}-{recipe_hash(recipe)[:8]}"
 

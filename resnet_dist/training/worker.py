@@ -13,6 +13,7 @@ from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble
+from resnet_dist.training.backends import set_backends
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.loop import Samples, fit
@@ -26,7 +27,7 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
         UserError: the checkpoint to resume from is of another recipe or of other data.
         Fault: bad data, a damaged checkpoint, a loader that died.
     """
-    torch.set_num_threads(job.recipe.train.cpu_threads)
+    set_backends(job.recipe.train)
     with ExitStack() as stack:
         run = assemble(job, ctx, tracker, *_open_data(job, ctx.device, stack))
         restore(run)

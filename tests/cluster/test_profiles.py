@@ -32,5 +32,5 @@ def test_gpu_profiles_leave_the_cpus_to_the_loader(file: Path) -> None:
     profile = load_profile(file)
     assert profile.env["OMP_NUM_THREADS"] == "1"
     assert profile.cpus_per_worker >= 6
-    # the driver's limit ends before the one of a pod or a job that is stopped (kuberay/, submission)
+    # the driver's limit ends before the one of a pod or a job that is stopped (submission)
     assert profile.failure.stop_grace_s <= 180

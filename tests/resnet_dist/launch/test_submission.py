@@ -87,7 +87,7 @@ def test_the_line_holds_the_whole_job() -> None:
     [
         ("train", (), {"storage": "runs"}, r"storage runs: is relative to the folder of a job"),
         ("train", (), {"cache": "nvme"}, r"cache nvme: is relative"),
-        ("tune", (), {"tracking_uri": "sqlite:///runs/m.db"}, r"set tracking_uri to an MLflow server"),
+        ("train", (), {"tracking_uri": "sqlite:///runs/m.db"}, r"set tracking_uri to an MLflow server"),
         ("convert", ("--output", "x/train.beton"), {}, r"--output x/train.beton: is relative"),
         ("convert", ("--input=x", "--output", "/x/train.beton"), {}, r"--input x: is relative"),
     ],
