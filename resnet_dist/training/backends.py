@@ -26,4 +26,4 @@ def set_backends(train: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = exact
     torch.use_deterministic_algorithms(exact, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging that costs a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over memory
