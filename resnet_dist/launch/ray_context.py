@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from resnet_dist.errors import Fault, UserError
@@ -152,8 +152,10 @@ class RayContext:
                 if ray.get(self._setup.control.stop_requested.remote(), timeout=5.0):
                     self._stop.set()
                     return
-            except RayError:
+            except ActorDiedError:
                 return  # the driver is gone, and Ray ends this worker too
+            except RayError:
+                continue  # a stall: a worker that gave up asking would be deaf to the next Ctrl-C
 
 
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
