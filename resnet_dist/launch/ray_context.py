@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -39,7 +40,7 @@ class WorkerSetup:
     job: Job
     storage: RunStorage
     run_id: str
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # may hold a password, and Ray's dashboard shows what workers are given
     control: Any
     """Handle of the `RunControl` actor."""
     progress_timeout_s: float
@@ -49,6 +50,8 @@ class WorkerSetup:
     """Whether nodes may announce that they leave."""
     cache: NodeCache | None = None
     """What each node copies to its own disk before the first step."""
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Environment variables with which a worker logs in at the MLflow server."""
 
 
 class RayContext:
@@ -163,6 +166,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     from resnet_dist.training.worker import run_worker  # brings ffcv and numba, which the driver can do without
 
     setup = config["setup"]
+    os.environ.update(setup.credentials)
     place = ray.train.get_context()
     if setup.cache is not None:
         try:

@@ -36,7 +36,7 @@ from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
-from resnet_dist.tracking.transport import client_environment
+from resnet_dist.tracking.transport import client_environment, server_credentials
 from resnet_dist.training.checkpoint import newest_first, newest_whole
 from resnet_dist.training.job import Job, WorkerResult
 
@@ -131,6 +131,7 @@ def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Scre
         progress_timeout_s=profile.failure.progress_timeout_s,
         save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
         heeds_preemption=cluster_address(profile, os.environ) is not None,
+        credentials=server_credentials(os.environ),
         cache=node_cache(profile, (prepared.train_source, prepared.val_source)),
     )
     if setup.cache is not None:

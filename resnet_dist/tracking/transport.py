@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from resnet_dist.tracking.batches import Batch
@@ -89,6 +90,15 @@ class MlflowTransport:
 def driver_environment() -> dict[str, str]:
     """Environment variables of the driver: artifact storage that is out of order costs seconds, not four minutes."""
     return {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def server_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """What mlflow's client reads to log in: for workers on other machines, which do not have the driver's environment.
+
+    Never part of a runtime environment: Ray's dashboard shows those.
+    """
+    keys = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    return {key: environment[key] for key in keys if key in environment}
 
 
 def client_environment() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -12,11 +13,13 @@ from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node, cluster_address, require_capacity, workers_that_fit
 from resnet_dist.launch.control import RunControl, Status
+from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import describe
 from resnet_dist.launch.signals import stop_signals
 from resnet_dist.launch.train import worker_environment
 from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.transport import server_credentials
 from resnet_dist.training.plan import RunPlan
 
 PROFILE = Profile(
@@ -101,3 +104,22 @@ def test_a_worker_gets_an_environment_of_its_own_only_where_it_needs_one() -> No
     assert worker_environment(PROFILE.model_copy(update={"env": {"NCCL_DEBUG": "WARN"}})) == {
         "env_vars": {"NCCL_DEBUG": "WARN"}
     }
+
+
+def test_what_workers_are_given_shows_no_password_in_the_dashboard() -> None:
+    """Ray's dashboard shows `str` of the training configuration."""
+    environment = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass-1", "HOME": "/root"}
+    credentials = server_credentials(environment)
+    assert credentials == {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass-1"}
+    setup = WorkerSetup(
+        job=cast(Any, "job"),
+        storage=cast(Any, "storage"),
+        run_id="r",
+        tracking_uri="http://ann:pass-2@mlflow:5000",
+        control=None,
+        progress_timeout_s=1.0,
+        save_every_s=None,
+        heeds_preemption=False,
+        credentials=credentials,
+    )
+    assert "pass-" not in str({"setup": setup})
