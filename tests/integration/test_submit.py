@@ -24,6 +24,7 @@ def submit_command(cli: Any, head: Any, *extra: str, name: str = "run") -> list[
     return [resnet_dist, "submit", train, *words, "--address", head.dashboard, "--python", sys.executable]
 
 
+@pytest.mark.slow
 def test_the_printed_line_trains_from_each_nodes_own_copy(cli: Any, head: Any) -> None:
     cache = cli.folder / "nvme"
     extra = ("--profile-set", f"cache={cache}", "--profile-set", "env={OMP_NUM_THREADS: 1}")

@@ -170,7 +170,7 @@ def test_runs_are_listed_and_compared(sqlite_uri, tmp_path):
     assert Difference("val/top1", "70", "70") in found
     assert [pair.key for pair in found if pair.key == "seed"] == []
     with pytest.raises(UserError, match="no run of this name"):
-        find_run(rows, "c")
+        find_run(rows, "no id begins so")
     twins = [RunRow("x", str(k), "e", "FINISHED", 0, 1.0, {}, {}, {}) for k in range(2)]
     with pytest.raises(UserError, match="2 runs"):
         find_run(twins, "x")

@@ -16,6 +16,7 @@ from resnet_dist.training.evaluate import evaluate, sparse_json
 from resnet_dist.training.loop import grad_norm
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.precision import Precision
+from resnet_dist.training.stopwatch import Stopwatch
 
 
 class AnswerIsPixel(nn.Module):
@@ -61,7 +62,7 @@ def test_the_gradients_length_is_over_all_parameters_and_goes_into_one_window() 
     net = nn.Linear(2, 1)
     assert net.bias is not None
     net.weight.grad, net.bias.grad = torch.tensor([[2.0, 3.0]]), torch.tensor([6.0])
-    window = Window(num_micro_batches=1, micro_batch_size=1, world_size=1)
+    window = Window(1, 1, rank=0, world_size=1, all_reduce_wait=Stopwatch(torch.device("cpu")))
     seen = []
     for step, norm in enumerate((grad_norm(net), None)):
         window.add(0, torch.tensor(1.0), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
