@@ -89,7 +89,8 @@ def _exit_code(status: JobStatus, driver: int | None, message: str | None, show:
 
 
 def _connect(address: str) -> JobSubmissionClient:
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for talkative in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)  # each file that is not uploaded is a line otherwise
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
