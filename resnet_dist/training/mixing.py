@@ -41,10 +41,11 @@ def draw_mix(config: Mixing, seed: int, step: int, micro_batch: int, num_images:
     order = splitmix64(splitmix64(key, _ORDER), np.arange(num_images))
     partners = np.argsort(order, kind="stable").astype(np.int64, copy=False)
     mixup, cutmix = config.mixup_alpha, config.cutmix_alpha
-    alpha = mixup if cutmix is None or (mixup is not None and kind < 0.5) else cutmix
+    is_mixup = cutmix is None or (mixup is not None and kind < 0.5)
+    alpha = mixup if is_mixup else cutmix
     assert alpha is not None  # the schema sees to it
     share = draw_beta(alpha, splitmix64(key, _BETA))
-    if alpha is mixup:
+    if is_mixup:
         return Mix(partners, share, None)
     box = cut_box(share, int(size * y), int(size * x), size)
     return Mix(partners, 1.0 - box[2] * box[3] / (size * size), box)

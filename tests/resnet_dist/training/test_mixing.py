@@ -46,6 +46,13 @@ def test_probability_and_kinds() -> None:
     assert sum(kinds) == pytest.approx(len(kinds) / 2, abs=40)
 
 
+def test_one_alpha_for_both_gives_both_kinds() -> None:
+    alpha = 1.0
+    same = Mixing.model_construct(mixup_alpha=alpha, cutmix_alpha=alpha, probability=1.0)
+    mixes = [draw_mix(same, 0, step, 0, 4, 32) for step in range(40)]
+    assert 10 < sum(mix is not None and mix.box is None for mix in mixes) < 30
+
+
 def test_pixels_and_targets() -> None:
     images = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).reshape(2, 4, 4, 3)
     targets = torch.eye(2, dtype=torch.float64)
