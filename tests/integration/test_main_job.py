@@ -137,6 +137,7 @@ def decode_with_pillow(beton: Path, arrays: Path) -> None:
     np.savez(arrays, images=np.stack(images), labels=np.array([reader.label(i) for i in range(len(reader))]))
 
 
+@pytest.mark.slow  # test_invariance.py has the same in seconds, without Ray
 def test_one_and_two_workers_give_the_same_losses(cli: Any, head: Any) -> None:
     losses = []
     for workers in (1, 2):
