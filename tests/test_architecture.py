@@ -38,8 +38,9 @@ FENCES = {
         "resnet_dist.launch",
         "resnet_dist.bench",
     ),
-    "matplotlib": ("resnet_dist.tracking.plots",),
+    "matplotlib": ("resnet_dist.tracking.figures", "resnet_dist.tracking.rank_plot", "resnet_dist.tracking.plots"),
     "psutil": ("resnet_dist.tracking.system_metrics",),
+    "pynvml": ("resnet_dist.tracking.gpu_metrics",),
 }
 
 # A part of the house, and the parts whose modules it may import besides its own.
@@ -53,6 +54,7 @@ WALLS = {
     "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
     "data_prep.inspect": ("data_prep.errors", "data_prep.sources", "data_prep.convert.jpeg_header"),
     "resnet_dist.errors": ("data_prep.errors",),
+    "resnet_dist.accelerators": (),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
     "resnet_dist.data": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton"),
@@ -60,6 +62,7 @@ WALLS = {
     "resnet_dist.tracking": ("resnet_dist.errors", "resnet_dist.storage", "data_prep.beton.files"),
     "resnet_dist.training": (
         "resnet_dist.errors",
+        "resnet_dist.accelerators",
         "resnet_dist.config",
         "resnet_dist.models",
         "resnet_dist.data",

@@ -4,62 +4,69 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from resnet_dist.tracking.base import CONFUSION
+from resnet_dist.tracking.figures import finite, new_figure, save, style
 from resnet_dist.tracking.history import History
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from resnet_dist.tracking.rank_plot import draw_ranks
 
 _MAX_NAMED_CLASSES = 30
-_SIZE_INCHES = (6.4, 4.0)
-_DPI = 110
 
 
 def draw_plots(history: History, class_names: Sequence[str], folder: Path) -> list[Path]:
     """Writes one PNG for each plot that the history has numbers for; returns them."""
     drawn = [
         _learning_curves(history, folder / "learning_curves.png"),
-        _lines(history, {"train/lr": "learning rate"}, folder / "learning_rate.png"),
-        _lines(history, {"speed/images_per_s": "images per second, all workers"}, folder / "throughput.png"),
+        _line(history, "train/lr", "learning rate", folder / "learning_rate.png"),
+        _line(history, "speed/images_per_s", "images per second, all workers", folder / "throughput.png"),
+        draw_ranks(history.points, folder / "throughput_by_rank.png"),
         _confusion(history, class_names, folder / "confusion.png"),
     ]
     return [path for path in drawn if path is not None]
 
 
-def finite(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """Steps and values of the points that can be drawn."""
-    kept = [(step, value) for step, value in points if math.isfinite(value)]
-    return [step for step, _ in kept], [value for _, value in kept]
+def error_limit(curves: Sequence[Sequence[float]]) -> float:
+    """Where the error axis ends, %: the end of training fills the plot, as in the paper's figures, the first steps are
+    cut off. Twice the largest last error, in tens, 10 to 100.
+    """
+    last = [curve[-1] for curve in curves if curve]
+    return float(min(100, max(10, 10 * math.ceil(2 * max(last, default=100.0) / 10))))
 
 
 def _learning_curves(history: History, path: Path) -> Path | None:
     """As figures 4 and 6 of He et al. 2015: error in percent, train thin, validation bold."""
-    train, val = history.points.get("train/top1_error", []), history.points.get("val/top1_error", [])
-    if not train and not val:
+    figure = new_figure()
+    axes = style(figure.add_subplot(), "step", "error (%)")
+    curves = []
+    for key, label, color, width in (
+        ("train/top1_error", "train, top-1, with augmentation", "tab:blue", 0.8),
+        ("val/top1_error", "validation, top-1", "tab:blue", 2.4),
+        ("val/top5_error", "validation, top-5", "tab:orange", 2.4),
+    ):
+        steps, values = finite(history.points.get(key, []))
+        if values:
+            # One evaluation alone is no line.
+            axes.plot(
+                steps, values, color=color, linewidth=width, label=label, marker="o" if len(values) == 1 else None
+            )
+            curves.append(values)
+    if not curves:
         return None
-    axes = _axes("error (%)")
-    axes.plot(*finite(train), color="tab:blue", linewidth=0.8, label="train, top-1, with augmentation")
-    axes.plot(*finite(val), color="tab:blue", linewidth=2.4, label="validation, top-1")
-    axes.plot(
-        *finite(history.points.get("val/top5_error", [])), color="tab:orange", linewidth=2.4, label="validation, top-5"
-    )
-    axes.set_ylim(0, 100)
-    axes.legend(loc="upper right")
-    return _saved(axes, path)
+    axes.set_ylim(0, error_limit(curves))
+    axes.legend(loc="upper right", frameon=False)
+    return save(figure, path)
 
 
-def _lines(history: History, labels: dict[str, str], path: Path) -> Path | None:
-    if not any(history.points.get(key) for key in labels):
+def _line(history: History, key: str, label: str, path: Path) -> Path | None:
+    if not history.points.get(key):
         return None
-    axes = _axes(" / ".join(labels.values()))
-    for key in labels:
-        axes.plot(*finite(history.points.get(key, [])), linewidth=1.2)
+    figure = new_figure()
+    axes = style(figure.add_subplot(), "step", label)
+    axes.plot(*finite(history.points[key]), linewidth=1.2)
     axes.set_ylim(bottom=0)
-    return _saved(axes, path)
+    return save(figure, path)
 
 
 def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path | None:
@@ -72,36 +79,14 @@ def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path
     counts = np.zeros((tree["num_classes"], tree["num_classes"]), dtype=np.int64)
     for true, answered, number in tree["counts"]:
         counts[true, answered] = number
-    axes = _axes("true class", size_inches=(6.0, 6.0))
+    figure = new_figure((6.0, 6.0))
+    axes = style(figure.add_subplot(), f"answer ({counts.trace():,} of {counts.sum():,} right)", "true class")
     axes.grid(visible=False)
     axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xlabel(f"answer ({counts.trace():,} of {counts.sum():,} right)")
     if len(counts) <= _MAX_NAMED_CLASSES:
         axes.set_xticks(range(len(counts)), class_names, rotation=90)
         axes.set_yticks(range(len(counts)), class_names)
         for true, answered, number in tree["counts"]:
             dark = number > 0.5 * counts[true].sum()
             axes.text(answered, true, str(number), ha="center", va="center", color="white" if dark else "black")
-    return _saved(axes, path)
-
-
-def _axes(label: str, size_inches: tuple[float, float] = _SIZE_INCHES) -> Axes:
-    # Not pyplot: that keeps figures in a global list and may look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size_inches, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
-    axes.grid(visible=True, alpha=0.3)
-    return axes
-
-
-def _saved(axes: Axes, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(path)
-    return path
+    return save(figure, path)

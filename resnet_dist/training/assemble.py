@@ -14,6 +14,7 @@ from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.context import RunContext
+from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.health import Health
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import Run, Samples
@@ -54,7 +55,11 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         ),
         train=train,
         val=val,
-        health=Health([len(micro_batch_share(num_micro_batches, r, ctx.world_size)) for r in range(ctx.world_size)]),
+        health=Health(
+            [len(micro_batch_share(num_micro_batches, r, ctx.world_size)) for r in range(ctx.world_size)],
+            recipe.train.micro_batch_size,
+        ),
+        device_use=DeviceUse(recipe, ctx.device, ctx.world_size),
         window=Window(
             num_micro_batches,
             recipe.train.micro_batch_size,

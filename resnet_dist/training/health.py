@@ -27,8 +27,10 @@ class RankTimes(NamedTuple):
     def busy_s(self) -> float:
         return self.step_s - self.all_reduce_wait_s
 
-    def metrics(self, rank: int) -> dict[str, float]:
-        return {f"rank/{rank}/{name}": value for name, value in self._asdict().items()}
+    def metrics(self, rank: int, images_per_step: int) -> dict[str, float]:
+        """`images_per_s`: what this worker would do if it never waited for the others."""
+        values = {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
+        return {f"rank/{rank}/{name}": value for name, value in values.items()}
 
 
 def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
@@ -59,10 +61,20 @@ def persistently_slow(windows: Sequence[Sequence[float]]) -> dict[int, float]:
 class Health:
     """Watches the workers of one group; each is told of once, and again when it was fast in between."""
 
-    def __init__(self, shares: Sequence[int]) -> None:
+    def __init__(self, shares: Sequence[int], micro_batch_size: int) -> None:
+        """`shares`: as in `slowness`; `micro_batch_size`: images in one micro-batch."""
         self._shares = shares
+        self._micro_batch_size = micro_batch_size
         self._windows: deque[list[float]] = deque(maxlen=SLOW_WINDOWS)
         self._told: set[int] = set()
+
+    def metrics(self, times: Sequence[RankTimes]) -> dict[str, float]:
+        """The points of all workers' own curves."""
+        return {
+            key: value
+            for rank, (mine, share) in enumerate(zip(times, self._shares, strict=False))
+            for key, value in mine.metrics(rank, share * self._micro_batch_size).items()
+        }
 
     def newly_slow(self, times: Sequence[RankTimes]) -> dict[int, float]:
         """Rank and slowness of every worker that has become persistently slow with this window."""

@@ -31,6 +31,7 @@ from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
 from resnet_dist.training.collectives import share_buffers
 from resnet_dist.training.context import RunContext
+from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.evaluate import evaluate, sparse_json
 from resnet_dist.training.health import Health
 from resnet_dist.training.job import Outcome
@@ -79,6 +80,7 @@ class Run:
     val: Samples
     window: Window
     health: Health
+    device_use: DeviceUse
     background: Background = field(default_factory=Background)
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
@@ -163,8 +165,9 @@ def train_step(run: Run, local: dict[int, Batch]) -> None:
 
 def report(run: Run, window: WindowResult, step: int) -> None:
     """Tells tracker and driver what the window showed, and who holds up the others."""
-    ranks = {key: value for rank, times in enumerate(window.ranks) for key, value in times.metrics(rank).items()}
-    run.tracker.metrics({**window.metrics, **ranks}, step)
+    if window.metrics:
+        use = run.device_use.metrics(window.metrics["speed/images_per_s"])
+        run.tracker.metrics({**window.metrics, **use, **run.health.metrics(window.ranks)}, step)
     run.ctx.progress(step, window.metrics)
     run.metrics.update(window.metrics)
     for rank, factor in run.health.newly_slow(window.ranks).items() if window.ranks else ():

@@ -41,7 +41,7 @@ def test_only_windows_in_a_row_count() -> None:
 
 
 def test_each_is_told_of_once_and_again_after_it_was_fast() -> None:
-    health, slow, fine = Health([1, 1]), step_of(1.0, 2.0), step_of(1.0, 1.0)
+    health, slow, fine = Health([1, 1], 4), step_of(1.0, 2.0), step_of(1.0, 1.0)
     told = [health.newly_slow(times) for times in [*[slow] * 5, fine, *[slow] * 3]]
     assert [bool(found) for found in told] == [False, False, True, False, False, False, False, False, True]
     assert told[2] == {1: 2.0}
@@ -55,3 +55,17 @@ def test_it_is_a_ratio(busy_s: list[float], factor: float) -> None:
     assert scaled == pytest.approx(slowness(step_of(*busy_s), shares), rel=1e-6, abs=1e-6)
     same = slowness(step_of(*[busy_s[0]] * len(busy_s)), shares)
     assert max(same) < SLOW_FACTOR
+
+
+def test_what_each_would_do_alone() -> None:
+    """Two micro-batches of 4 in 2 s, one in 1 s: both do 4 images a second; the waits do not count."""
+    values = Health([2, 1], 4).metrics(step_of(2.0, 1.0))
+    assert values["rank/0/images_per_s"] == values["rank/1/images_per_s"] == 4.0
+    assert values["rank/1/all_reduce_wait_s"] == 1.0
+    assert RankTimes(2.0, 0.5, 1.0).metrics(3, 8) == {
+        "rank/3/step_s": 2.0,
+        "rank/3/data_wait_s": 0.5,
+        "rank/3/all_reduce_wait_s": 1.0,
+        "rank/3/images_per_s": 8.0,
+    }
+    assert "rank/0/images_per_s" not in Health([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])

@@ -127,5 +127,4 @@ def test_every_rank_has_its_times() -> None:
     assert times.data_wait_s == 0.5
     assert 0 < times.all_reduce_wait_s < times.step_s + 1
     assert 0 < result.metrics["speed/checkpoint_wait_share"] < 1
-    assert set(times.metrics(3)) == {"rank/3/step_s", "rank/3/data_wait_s", "rank/3/all_reduce_wait_s"}
     assert window.data_wait_s == window.checkpoint_wait_s == window.all_reduce_wait.take_s() == 0.0

@@ -1,0 +1,60 @@
+"""Plots by their decisions: where an axis ends, who was slow, what a step was spent on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from resnet_dist.tracking.plots import error_limit
+from resnet_dist.tracking.rank_plot import StepShares, draw_ranks, slowest, step_shares
+
+Points = dict[str, list[tuple[int, float]]]
+
+
+def points_of(*ranks: tuple[float, float, float]) -> Points:
+    """(step, data wait, wait for the others) in seconds of each rank, twice, with 10 images a step."""
+    points: Points = {}
+    for rank, (step_s, data_s, others_s) in enumerate(ranks):
+        values = {"step_s": step_s, "data_wait_s": data_s, "all_reduce_wait_s": others_s}
+        values["images_per_s"] = 10 / (step_s - others_s)
+        points |= {f"rank/{rank}/{name}": [(10, value), (20, value)] for name, value in values.items()}
+    return points
+
+
+@pytest.mark.parametrize(
+    ("last", "limit"), [([], 100), ([0.3], 10), ([7.0], 20), ([21.4, 24.1, 7.0], 50), ([60.0, 20.0], 100)]
+)
+def test_the_end_of_training_fills_the_plot(last: list[float], limit: float) -> None:
+    assert error_limit([[99.0, value] for value in last]) == limit
+
+
+def test_a_step_is_cut_into_what_it_was_spent_on() -> None:
+    shares = step_shares(points_of((1.0, 0.25, 0.25), (1.0, 0.5, 0.0)))
+    assert shares == [StepShares(0, 0.5, 0.25, 0.25), StepShares(1, 0.5, 0.5, 0.0)]
+    assert [share.busy_s for share in shares] == [0.75, 1.0]
+
+
+def test_the_slowest_is_who_would_do_least_alone() -> None:
+    points = points_of((1.0, 0.0, 0.5), (1.0, 0.0, 0.0), (1.0, 0.0, 0.5))
+    assert slowest(points) == 1
+    points["rank/0/images_per_s"].append((30, 0.001))  # one bad moment makes nobody the slowest
+    assert slowest(points) == 1
+
+
+def test_tenth_rank_comes_after_the_second() -> None:
+    assert [share.rank for share in step_shares(points_of(*[(1.0, 0.0, 0.0)] * 12))] == list(range(12))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4, 60])
+def test_any_number_of_workers_is_drawn(tmp_path: Path, num_ranks: int) -> None:
+    path = draw_ranks(points_of(*[(1.0, 0.1, 0.01 * rank) for rank in range(num_ranks)]), tmp_path / "ranks.png")
+    assert path is not None
+    with Image.open(path) as picture:
+        assert picture.width > 900
+
+
+def test_without_workers_times_there_is_no_plot(tmp_path: Path) -> None:
+    assert draw_ranks({"train/loss": [(1, 2.0)]}, tmp_path / "ranks.png") is None
+    assert not (tmp_path / "ranks.png").exists()
