@@ -37,7 +37,7 @@ echo "setup: installing the pinned dependencies into .venv (minutes the first ti
 lock=requirements.lock index=()
 if [[ $VARIANT == cpu ]]; then
   lock=.venv/requirements-cpu.lock index=(--extra-index-url https://download.pytorch.org/whl/cpu)
-  grep -Ev '^(nvidia-|cuda-|triton==)' requirements.lock >"$lock"
+  grep -Ev '^(nvidia-(cu|nccl|nv)|cuda-|triton==)' requirements.lock >"$lock"
 elif [[ $VARIANT != cuda ]]; then
   fail "VARIANT is '$VARIANT'; set cuda or cpu"
 fi
