@@ -25,7 +25,8 @@ FENCES = {
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("resnet_dist.storage.objects",),
     "sklearn": ("data_prep.sources",),
-    "scipy": ("data_prep.sources",),
+    "scipy": ("data_prep.sources", "resnet_dist.tune.points"),
+    "optuna": ("resnet_dist.tune.importance", "resnet_dist.launch.sweep"),
     "typer": ("data_prep.cli", "data_prep.exit_codes", "resnet_dist.cli"),
     "torchvision": ("resnet_dist.bench", "resnet_dist.models.baselines"),  # in benches: a peer too
     "timm": ("resnet_dist.training.optim",),
@@ -38,7 +39,12 @@ FENCES = {
         "resnet_dist.launch",
         "resnet_dist.bench",
     ),
-    "matplotlib": ("resnet_dist.tracking.figures", "resnet_dist.tracking.rank_plot", "resnet_dist.tracking.plots"),
+    "matplotlib": (
+        "resnet_dist.tracking.figures",
+        "resnet_dist.tracking.rank_plot",
+        "resnet_dist.tracking.plots",
+        "resnet_dist.tune.figures",
+    ),
     "psutil": ("resnet_dist.tracking.system_metrics",),
     "pynvml": ("resnet_dist.tracking.gpu_metrics",),
 }
@@ -70,9 +76,11 @@ WALLS = {
         "resnet_dist.tracking.base",
         "data_prep.beton",
     ),
+    "resnet_dist.tune": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton.files"),
     "resnet_dist.launch": (
         "resnet_dist.errors",
         "resnet_dist.config",
+        "resnet_dist.tune",
         "resnet_dist.data",
         "resnet_dist.models",
         "resnet_dist.storage",

@@ -19,8 +19,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON 
 
 
 def load(recipe: Path, on: Path, sets: list[str], profile_sets: list[str]) -> tuple[Recipe, Profile]:
+    profile = load_profile_file(on, profile_sets)
+    return load_recipe(recipe, sets), profile
+
+
+def load_profile_file(on: Path, profile_sets: list[str]) -> Profile:
+    """The profile with every path absolute."""
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
-    profile = profile.model_copy(update={"tracking_uri": absolute_tracking_uri(profile.tracking_uri, Path.cwd())})
-    return load_recipe(recipe, sets), profile
+    return profile.model_copy(update={"tracking_uri": absolute_tracking_uri(profile.tracking_uri, Path.cwd())})

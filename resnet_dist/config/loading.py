@@ -1,10 +1,11 @@
-"""YAML files and `--set a.b=c` overrides into models, with every mistake of a file reported at once."""
+"""YAML files and overrides (`--set a.b=c`, a space's keys) into models; every mistake of a file is told at once."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import types
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.recipe_model import ModelConfig
+from resnet_dist.config.space import COORDINATES, Space
 from resnet_dist.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
@@ -40,6 +42,67 @@ def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
     return _validated(ModelConfig, f"--set (of net {name})", tree["model"])
 
 
+def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
+    """Reads a search space; the recipe's keys that it names are looked up in the recipe's schema. Raises UserError."""
+    tree = _read_mapping(path)
+    for override in overrides:
+        _apply(tree, override)
+    mistakes = _unknown_keys(tree)
+    try:
+        space = Space.model_validate(tree)
+    except ValidationError as error:
+        mistakes = [_describe(Space, detail) for detail in error.errors()] + mistakes
+    if mistakes:
+        raise UserError(f"{path}: {_enumerate(mistakes)}")
+    return space
+
+
+def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names of a recipe's keys in a space as it was read, whatever else is wrong with it."""
+    proxy, parameters = tree.get("proxy"), tree.get("space")
+    named = [("proxy.", str(key)) for key in proxy] if isinstance(proxy, dict) else []
+    for key, parameter in parameters.items() if isinstance(parameters, dict) else ():
+        named.append(("space.", str(key)))
+        if isinstance(parameter, dict) and parameter.get("kind") == "derived":
+            named.append((f"space.{key}.of: ", str(parameter.get("of"))))
+    told = [(place, unknown_recipe_key(key)) for place, key in named if key not in COORDINATES]
+    return [f"{place}{why}" for place, why in told if why]
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A YAML file as it stands. Raises UserError."""
+    return _read_mapping(path)
+
+
+def recipe_from_tree(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe `tree` with the keys of `overrides` (dotted paths) replaced.
+
+    Raises ValueError with every mistake in one line.
+    """
+    copied = copy.deepcopy(dict(tree))
+    for path, value in overrides.items():
+        _set(copied, path.split("."), value)
+    try:
+        return Recipe.model_validate(copied)
+    except ValidationError as error:
+        raise ValueError(_enumerate([_describe(Recipe, detail) for detail in error.errors()])) from None
+
+
+def unknown_recipe_key(path: str) -> str | None:
+    """What is wrong with `path` as the name of a key of a recipe, or None. A key of any kind of schedule will do."""
+    sections: tuple[type[BaseModel], ...] = (Recipe,)
+    for depth, key in enumerate(keys := path.split(".")):
+        valid = sorted({name for section in sections for name in section.model_fields})
+        fields = [section.model_fields[key] for section in sections if key in section.model_fields]
+        if not fields:
+            where = ".".join(keys[:depth]) or "the top"
+            near = difflib.get_close_matches(key, valid, n=1)
+            hint = f"did you mean {'.'.join([*keys[:depth], near[0]])}? " if near else ""
+            return f"{path}: no key of a recipe; {hint}valid keys at {where}: {', '.join(valid) or 'none'}"
+        sections = tuple(model for field in fields for model in _models_of(field.annotation))
+    return None
+
+
 def recipe_from_yaml(text: str) -> Recipe:
     """A resolved recipe as `to_yaml` wrote it."""
     return Recipe.model_validate(yaml.safe_load(text))
@@ -47,7 +110,11 @@ def recipe_from_yaml(text: str) -> Recipe:
 
 def to_yaml(model: BaseModel) -> str:
     """The resolved model, every default filled in, as YAML that loads to an equal model."""
-    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+    return tree_to_yaml(model.model_dump(mode="json"))
+
+
+def tree_to_yaml(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(tree), sort_keys=False, default_flow_style=None, width=100)
 
 
 def flatten(model: BaseModel) -> dict[str, str]:
@@ -116,11 +183,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
+    try:
+        _set(tree, keys, value)
+    except ValueError as error:
+        raise UserError(f"--set {override}: {error}") from None
+
+
+def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     node = tree
     for depth, key in enumerate(keys[:-1]):
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
-            raise UserError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+            raise ValueError(f"{'.'.join(keys[: depth + 1])} is a value, not a section")
     node[keys[-1]] = value
 
 
@@ -152,15 +226,20 @@ def _locate(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[B
     holder = section
     path: list[str] = []
     options: tuple[type[BaseModel], ...] = ()
+    in_mapping = False
     for element in loc:
-        if options and len(options) > 1:
+        if len(options) > 1 and not in_mapping:
             section = next((o for o in options if _kind(o) == element), None)
             options = ()
             continue
         path.append(str(element))
+        if in_mapping:  # a key that the user chose; what stands under it is one of `options`
+            in_mapping = False
+            continue
         holder = section
         field = section.model_fields.get(str(element)) if section else None
         options = _models_of(field.annotation) if field else ()
+        in_mapping = field is not None and get_origin(field.annotation) is dict
         section = options[0] if len(options) == 1 else None
     return holder, path
 
@@ -173,6 +252,8 @@ def _kind(model: type[BaseModel]) -> str | None:
 def _models_of(annotation: Any) -> tuple[type[BaseModel], ...]:
     if get_origin(annotation) is Annotated:
         return _models_of(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return _models_of(get_args(annotation)[1])
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(model for arg in get_args(annotation) for model in _models_of(arg))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -1,0 +1,118 @@
+"""The search space: a base recipe, what makes a cheap proxy of it, and where to look for better values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from resnet_dist.config.base import Section
+from resnet_dist.config.space_parameters import Choice, Derived, Grid, Parameter, Value
+from resnet_dist.config.space_search import (
+    Budget,
+    CmaSearch,
+    Fifo,
+    GridSearch,
+    RandomSearch,
+    Resources,
+    SchedulerConfig,
+    SearchConfig,
+)
+
+Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
+LR_PER_256 = "lr_per_256"
+TAU_EPOCHS = "tau_epochs"
+COORDINATES = {LR_PER_256: "optim.lr", TAU_EPOCHS: "optim.weight_decay"}
+"""Keys of a space that are no keys of a recipe, and the recipe's key that each decides: see `tune.coordinates`."""
+
+
+class Space(Section):
+    base: str
+    """The recipe's file; a relative path starts at the space's own folder."""
+    proxy: dict[str, Value] = Field(default_factory=dict)
+    """Keys of the recipe that make a trial cheap: fewer epochs, smaller images. `best_recipe.yaml` leaves them out."""
+    space: dict[str, Parameter]
+    """By key of the recipe (`optim.lr`), or `lr_per_256` and `tau_epochs`."""
+    search: SearchConfig = RandomSearch(kind="random")
+    scheduler: SchedulerConfig = Fifo(kind="fifo")
+    metric: Metric = "val/top1"
+    """Of the last evaluation; a validation metric, so that trials are compared by the same images."""
+    trials: PositiveInt | None = None
+    """How many points; a grid has all of its own if this is null."""
+    seeds: PositiveInt = 1
+    """Runs of every point that reaches its end, with the recipe's seed, that plus 1, and so on: tells noise from
+    progress."""
+    first_points: list[dict[str, Value]] = Field(default_factory=list)
+    """Points to try before all others: what is known already."""
+    warm_start: list[str] = Field(default_factory=list)
+    """Folders of earlier sweeps: tpe and cma learn from those with the same proxy, every search tries their best points
+    first otherwise."""
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Space:
+        mistakes = [*self._mistakes()]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def _mistakes(self) -> list[str]:
+        found: list[str] = []
+        if "seed" in self.space:
+            found.append("space.seed: a seed is no hyper-parameter; set seeds to repeat every point")
+        if not self.space:
+            found.append("space is empty: name at least one key of the recipe to search, for example optim.lr")
+        grid = isinstance(self.search, GridSearch)
+        for key, parameter in self.space.items():
+            if grid and not isinstance(parameter, Grid | Choice | Derived):
+                found.append(f"space.{key}: a grid needs kind grid, choice or derived, got {parameter.kind}")
+            if not grid and isinstance(parameter, Grid):
+                found.append(f"space.{key}: kind grid needs search: {{kind: grid}}; or make it a choice")
+            if isinstance(self.search, CmaSearch) and (isinstance(parameter, Choice) or parameter.when):
+                found.append(f"space.{key}: cma searches numbers without conditions; take tpe")
+            found += [
+                f"space.{key}.when: {other} is not a parameter that stands before it in space"
+                for other in parameter.when
+                if other not in list(self.space)[: list(self.space).index(key)]
+            ]
+        for coordinate, decided in COORDINATES.items():
+            if coordinate in self.space and decided in self.space:
+                found.append(f"space: {coordinate} decides {decided}; leave one of them out")
+        if all(isinstance(parameter, Derived) for parameter in self.space.values()) and self.space:
+            found.append("space: all parameters are derived; one must be free")
+        if isinstance(self.search, CmaSearch) and sum(not isinstance(p, Derived) for p in self.space.values()) < 2:
+            found.append("search: cma needs two or more free parameters; take tpe")
+        if self.trials is None and not grid:
+            found.append("trials: is missing; only a grid knows its own number")
+        if self.resources.gpus > 1:
+            found.append(f"resources.gpus: a light trial uses at most 1, got {self.resources.gpus:g}")
+        for point in self.first_points:
+            unknown = sorted(set(point) - set(self.space))
+            if unknown:
+                found.append(f"first_points: {', '.join(unknown)} not in space")
+        return found
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric in ("val/top1", "val/top5")
+
+    @property
+    def free(self) -> dict[str, Parameter]:
+        """The parameters that somebody has to choose."""
+        return {key: parameter for key, parameter in self.space.items() if not isinstance(parameter, Derived)}
+
+
+def sweep_hash(space: Space, base: dict[str, Any]) -> str:
+    """16 hex digits of what may not change while a sweep goes on: not the number of trials or seeds, budget, resources.
+
+    `base`: the recipe as read. The folder of the space's file does not matter.
+    """
+    free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
+    tree: dict[str, Any] = {"space": space.model_dump(mode="json", exclude=free), "base": base}
+    # The order of the parameters decides which random number each takes.
+    tree["order"] = list(space.space)
+    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

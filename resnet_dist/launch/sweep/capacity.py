@@ -1,0 +1,42 @@
+"""How many trials fit into a cluster at once. A trial holds all it needs before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.space import Space
+from resnet_dist.errors import UserError
+from resnet_dist.launch.cluster import Node, workers_that_fit
+
+
+def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> int:
+    """At most `resources.max_concurrent`."""
+    resources = space.resources
+    if resources.path == "light":
+        # A hundredth of a GPU: 3 * 0.333 fit on one.
+        fit = sum(
+            int(min(node.cpus // resources.cpus, (node.gpus + 0.01) // resources.gpus if resources.gpus else 1e9))
+            for node in nodes
+        )
+    else:
+        workers = workers_that_fit(list(nodes), trial_profile.cpus_per_worker, trial_profile.gpus_per_worker)
+        fit = workers // trial_profile.workers.min
+    return min(fit, resources.max_concurrent or fit)
+
+
+def require_room(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> None:
+    """UserError, with what was found, if not even one trial fits."""
+    if trials_at_once(space, trial_profile, nodes) > 0:
+        return
+    resources, profile = space.resources, trial_profile
+    found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
+    if resources.path == "light":
+        raise UserError(
+            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {found}; "
+            "lower resources.cpus or resources.gpus, or add nodes"
+        )
+    raise UserError(
+        f"a trial asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and {profile.gpus_per_worker} "
+        f"GPUs, the cluster has {found}; lower the profile's workers, or add nodes"
+    )

@@ -1,0 +1,174 @@
+"""What can be known to be wrong with a sweep before Ray starts, and what it is going to be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
+from resnet_dist.config.profile import Profile, Workers
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.space import Space, sweep_hash
+from resnet_dist.errors import UserError
+from resnet_dist.launch.preflight import RUN_NAME, manifest_of, prepare, require_micro_batch_each
+from resnet_dist.storage.location import is_url
+from resnet_dist.training.plan import plan_run
+from resnet_dist.tune.events import Began, Event
+from resnet_dist.tune.ledger import ledger_file, read_ledger
+from resnet_dist.tune.points import Point, planned_points, random_point
+from resnet_dist.tune.recipes import Builder, require_buildable, require_proxy
+from resnet_dist.tune.warm_start import warm_start
+
+_LOOKED_AT = 64
+"""Random points that stand for those a model will propose, when a space is checked."""
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    space: Space
+    name: str
+    sweep_dir: Path
+    profile: Profile
+    """The user's."""
+    trial_profile: Profile
+    began: Began
+    builder: Builder
+    planned: tuple[Point, ...] | None
+
+    def trial_run(self, trial: str) -> str:
+        """A trial's name in storage and in MLflow."""
+        return f"{self.name}-{trial}"
+
+    def trial_dir(self, trial: str) -> Path:
+        return self.sweep_dir / self.trial_run(trial)
+
+    def total_epochs(self, point: Point) -> float:
+        """Length of a trial's own schedule, or where it ends before."""
+        recipe = self.builder.proxy(point)
+        plan = plan_run(recipe, self.trial_profile, self.builder.num_proxy_samples)
+        return plan.last_step / plan.steps_per_epoch
+
+
+def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> PreparedSweep:
+    """Reads the space and checks all that needs no cluster. `overrides`: `a.b=c`, keys of the space.
+
+    Raises UserError with every mistake of one kind at once.
+    """
+    space = load_space(file, overrides)
+    if not RUN_NAME.match(name):
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
+    if is_url(profile.storage):
+        raise UserError(
+            f"storage {profile.storage}: a sweep's ledger is appended to, which object storage cannot do; set "
+            "storage to a folder that all nodes share"
+        )
+    base = read_tree((file.parent / Path(space.base).expanduser()).resolve())
+    proxy = require_proxy(space, base, str(file))
+    trial_profile = profile_of_trials(space, profile, Path(profile.storage) / name)
+    # A model and an optimizer are built and a decoder opened once, for all.
+    data = prepare(proxy, trial_profile, name)
+    builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
+    began = _began(space, base, name, Path(profile.storage) / name, builder, data.identity.data_digest, file)
+    space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
+    builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
+    planned = planned_points(space, _num_points(space))
+    looked_at = planned if planned is not None else [random_point(space, 0, i) for i in range(_LOOKED_AT)]
+    require_buildable(builder, looked_at, str(file))
+    _require_plannable(builder, trial_profile, looked_at, str(file))
+    return PreparedSweep(
+        space,
+        name,
+        Path(profile.storage) / name,
+        profile,
+        trial_profile,
+        began,
+        builder,
+        tuple(planned) if planned is not None else None,
+    )
+
+
+def profile_of_trials(space: Space, profile: Profile, sweep_dir: Path) -> Profile:
+    """One trial's hardware, and the sweep's folder as its storage. Models are not registered."""
+    resources = space.resources
+    light = {
+        "workers": Workers(min=1, max=1),
+        "cpus_per_worker": resources.cpus,
+        "gpus_per_worker": 1 if resources.gpus else 0,
+    }
+    # Elastic groups of several trials would take each other's room.
+    least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
+    update = light if resources.path == "light" else least
+    return profile.model_copy(update={**update, "storage": str(sweep_dir), "register_models": False})
+
+
+def _num_points(space: Space) -> int:
+    if space.trials is not None:
+        return space.trials
+    return len(planned_points(space, 1_000_000) or ())
+
+
+def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
+    """Of the base recipe's own data, if they are here; a proxy may train on a subset."""
+    recipe = recipe_from_tree(base, {})
+    try:
+        return manifest_of(f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}/train.beton").num_samples
+    except UserError:
+        return None
+
+
+def _began(
+    space: Space, base: dict[str, Any], name: str, sweep_dir: Path, builder: Builder, data_digest: str, file: Path
+) -> Began:
+    """What the ledger says if the sweep has begun, else what it is going to say."""
+    events: Sequence[Event] = read_ledger(sweep_dir) if ledger_file(sweep_dir).exists() else ()
+    found = next((event for event in events if isinstance(event, Began)), None)
+    if found is not None:
+        _require_same(found, space, base, data_digest, sweep_dir)
+        return found
+    folders = [(file.parent / Path(folder).expanduser()).resolve() for folder in space.warm_start]
+    first, known = warm_start(space, base, data_digest, folders)
+    return Began(
+        name=name,
+        sweep_hash=sweep_hash(space, base),
+        space=space.model_dump(mode="json"),
+        base=base,
+        num_proxy_samples=builder.num_proxy_samples,
+        num_base_samples=builder.num_base_samples,
+        data_digest=data_digest,
+        first_points=[*space.first_points, *(point for point in first if point not in space.first_points)],
+        known=known,
+        time_s=time.time(),
+    )
+
+
+def _require_same(began: Began, space: Space, base: dict[str, Any], data_digest: str, sweep_dir: Path) -> None:
+    if began.data_digest != data_digest:
+        raise UserError(
+            f"{sweep_dir}: this sweep was begun on data {began.data_digest}, data_root now holds {data_digest}; give "
+            "another --name, or the data that it began with"
+        )
+    if began.sweep_hash == sweep_hash(space, base):
+        return
+    now = space.model_dump(mode="json")
+    free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
+    changed = [key for key in now if key not in free and now[key] != began.space.get(key)]
+    if not changed:
+        changed = ["the base recipe" if base != began.base else "the order of the parameters in space"]
+    raise UserError(
+        f"{sweep_dir}: this sweep was begun with another {', '.join(changed)}; give another --name, or the space that "
+        "it began with (trials, seeds, budget and resources may change)"
+    )
+
+
+def _require_plannable(builder: Builder, profile: Profile, points: Sequence[Point], where: str) -> None:
+    """Schedules that fit, and a micro-batch for each worker; once for every different recipe but for its rates."""
+    for point in points:
+        recipe: Recipe = builder.proxy(point)
+        try:
+            require_micro_batch_each(recipe, profile)
+            plan_run(recipe, profile, builder.num_proxy_samples)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None

@@ -1,0 +1,72 @@
+"""What earlier sweeps know that a new one can use. Pure, but for reading their ledgers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.config.space import Space
+from resnet_dist.errors import UserError
+from resnet_dist.tune.events import Began
+from resnet_dist.tune.ledger import read_ledger
+from resnet_dist.tune.points import Point, lies_in
+from resnet_dist.tune.score import score_of, worst_score
+from resnet_dist.tune.state import SweepState, replay
+
+_BEST = 3
+
+
+def warm_start(
+    space: Space, base: Mapping[str, Any], data_digest: str, folders: Sequence[Path]
+) -> tuple[list[Point], list[tuple[Point, float]]]:
+    """(points to try first, points with scores for a model). Scores of another proxy do not compare, so its best
+    points are only tried first. Points outside of the space are left out.
+
+    Raises UserError for a folder without a sweep.
+    """
+    first: list[Point] = []
+    known: list[tuple[Point, float]] = []
+    for folder in folders:
+        state = replay(read_ledger(folder))
+        if state.began is None:
+            raise UserError(f"warm_start: {folder} holds no sweep")
+        scored = _scored(space, state)
+        if space.search.kind in ("tpe", "cma") and _is_same_proxy(space, base, data_digest, state.began):
+            known += scored
+        else:
+            best = sorted(scored, key=lambda pair: pair[1], reverse=space.higher_is_better)[:_BEST]
+            first += [point for point, _ in best if point not in first]
+    return first, known
+
+
+def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
+    found: list[tuple[Point, float]] = []
+    for trial in state.trials.values():
+        if trial.seed_number == 0 and trial.status in ("finished", "diverged") and lies_in(space, trial.point):
+            score = score_of(space, trial.metrics) if trial.status == "finished" else worst_score(space)
+            found.append((trial.point, score))
+    return found
+
+
+def _is_same_proxy(space: Space, base: Mapping[str, Any], data_digest: str, began: Began) -> bool:
+    """Searched keys may stand otherwise in the base: the points replace them."""
+    earlier = began.space
+    sides = [
+        (_without(base, space.space), dict(space.proxy), space.metric, data_digest),
+        (_without(began.base, space.space), earlier["proxy"], earlier["metric"], began.data_digest),
+    ]
+    return json.dumps(sides[0], sort_keys=True) == json.dumps(sides[1], sort_keys=True)
+
+
+def _without(tree: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(tree))
+    for path in keys:
+        node: Any = copied
+        *sections, last = path.split(".")
+        for section in sections:
+            node = node.get(section, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return copied
