@@ -20,6 +20,21 @@ class DivergenceConfig(Section):
     """Give up after this many skipped steps."""
 
 
+class CrossEntropy(Section):
+    """-sum over classes of target * log softmax(logits); mean over images."""
+
+    kind: Literal["cross_entropy"]
+
+
+class BinaryCrossEntropy(Section):
+    """Every class a question of its own: binary cross-entropy of sigmoid(logits), mean over images and classes
+    (Wightman et al. 2021, "ResNet strikes back")."""
+
+    kind: Literal["bce"]
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Targets above it count as 1, the others as 0, so a mixed image has two labels; null: targets as they are."""
+
+
 class TrainConfig(Section):
     global_batch_size: PositiveInt
     """Images per optimizer step, over all workers."""
@@ -34,7 +49,9 @@ class TrainConfig(Section):
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
     divergence: DivergenceConfig = DivergenceConfig()
+    loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """s: targets become (1 - s) * target + s / number of classes, before a threshold is asked."""
     channels_last: bool = True
     cpu_threads: PositiveInt = 1
     """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""

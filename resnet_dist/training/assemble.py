@@ -15,15 +15,17 @@ from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.health import Health
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Run, Samples
+from resnet_dist.training.loop import Run
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.reduce import build_reduction
 from resnet_dist.training.state import TrainState
+from resnet_dist.training.update import Update
 
 
 def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> Run:
@@ -38,15 +40,17 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         world_size=ctx.world_size,
         num_micro_batches=num_micro_batches,
     )
+    state = TrainState(model.net, build_optimizer(model, recipe.optim))
     return Run(
         recipe=recipe,
         plan=job.plan,
         identity=job.identity,
         ctx=ctx,
         tracker=tracker,
-        state=TrainState(model.net, build_optimizer(model, recipe.optim)),
+        state=state,
         model=model,
         reduction=reduction,
+        update=Update(state, clip_grad_norm=recipe.optim.clip_grad_norm),
         statistics=BatchNormStatistics(model),
         noise=StepNoise(model),
         precision=precision,

@@ -34,6 +34,11 @@ class Evaluation:
         """Top-1 accuracy, percent."""
         return 100.0 * self.num_top1 / self.num_samples
 
+    @property
+    def top1_error(self) -> float:
+        """Percent."""
+        return 100.0 - self.top1
+
     def metrics(self) -> dict[str, float]:
         """Accuracies and errors in percent, cross-entropy in nats per sample."""
         top5 = 100.0 * self.num_top5 / self.num_samples
@@ -41,7 +46,7 @@ class Evaluation:
             "val/loss": self.loss_sum / self.num_samples,
             "val/top1": self.top1,
             "val/top5": top5,
-            "val/top1_error": 100.0 - self.top1,
+            "val/top1_error": self.top1_error,
             "val/top5_error": 100.0 - top5,
         }
 

@@ -2,27 +2,19 @@
 
 One optimizer step is defined on the global batch, cut into micro-batches. The workers share a step's micro-batches;
 each runs its own one after the other and their gradients become one gradient (`reduce.py`). Everything random is a
-function of (seed, epoch, sample id), everything scheduled a function of the step: so the loop can be left and entered
-again at any step, on any number of workers, and goes on as if nothing had happened.
+function of (seed, epoch, sample id), everything scheduled a function of the step or part of the state: so the loop can
+be left and entered again at any step, on any number of workers, and goes on as if nothing had happened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.nn.utils import get_total_norm
+from torch import nn
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import CONFUSION, Tracker
@@ -33,8 +25,10 @@ from resnet_dist.training.collectives import share_buffers
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.evaluate import evaluate, sparse_json
+from resnet_dist.training.feed import Samples, batches_of, steps_from
 from resnet_dist.training.health import Health
 from resnet_dist.training.job import Outcome
+from resnet_dist.training.losses import training_loss
 from resnet_dist.training.metrics import Window, WindowResult
 from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.noise import layer_keys
@@ -44,20 +38,7 @@ from resnet_dist.training.reduce import Reduction
 from resnet_dist.training.resume import restore
 from resnet_dist.training.schedule import lr_at
 from resnet_dist.training.state import TrainState, copied
-
-
-class Loader(Protocol):
-    """`data.BetonLoader`, as the loop sees it."""
-
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of a fixed size, in the order of `sample_ids`; augmentation drawn for `epoch`."""
-
-
-class Samples(NamedTuple):
-    loader: Loader
-    num_samples: int
-    pages: PageShuffle | None = None
-    """If samples are not shuffled through the whole of the data, how."""
+from resnet_dist.training.update import Update
 
 
 @dataclass
@@ -72,6 +53,7 @@ class Run:
     state: TrainState
     model: nn.Module
     reduction: Reduction
+    update: Update
     statistics: BatchNormStatistics
     noise: StepNoise
     precision: Precision
@@ -115,7 +97,7 @@ def train_epoch(run: Run) -> Outcome | None:
     plan = run.plan
     run.model.train()
     run.window.restart_clock()
-    for local in run.window.timed(epoch_steps(run)):
+    for local in run.window.timed(steps_from(run, *divmod(run.state.step, plan.steps_per_epoch))):
         train_step(run, local)
         step = run.state.step
         if plan.window_ends(step):
@@ -139,28 +121,26 @@ def train_epoch(run: Run) -> Outcome | None:
 
 def train_step(run: Run, local: dict[int, Batch]) -> None:
     """One optimizer step; `local` are this worker's micro-batches under their numbers."""
-    if run.state.step in run.state.skipped:
-        run.state.step += 1
-        return
-    smoothing = run.recipe.train.label_smoothing
-    for group in run.state.optimizer.param_groups:
-        group["lr"] = learning_rate(run, run.state.step)
-    for micro_batch, batch in local.items():
-        run.noise.set_keys(layer_keys(run.recipe.seed, run.state.step, micro_batch, len(run.noise)))
-        with run.statistics.updating(micro_batch == 0), run.reduction.accumulating(micro_batch == max(local)):
-            images, targets = run.mixer(batch.images, batch.labels, run.state.step, micro_batch)
-            with run.precision.autocast(run.ctx.device):
-                logits = run.reduction.forward(images)
-                loss = cross_entropy(logits, targets, label_smoothing=smoothing)
-            run.reduction.backward(loss, micro_batch)
-        run.window.add(micro_batch, loss, logits, targets, batch.num_replaced)
-    run.reduction.finish()
-    if run.plan.window_ends(run.state.step + 1):
-        run.window.grad_norm = grad_norm(run.state.net)
-    run.state.optimizer.step()
-    run.state.optimizer.zero_grad()
-    run.window.end_step(run.state.step)
+    step = run.state.step
+    if step not in run.state.skipped:
+        for micro_batch, batch in local.items():
+            add_gradient(run, micro_batch, batch, is_last=micro_batch == max(local))
+        run.reduction.finish()
+        run.window.grad_norm = run.update.apply(learning_rate(run, step), measure=run.plan.window_ends(step + 1))
+        run.window.end_step(step)
     run.state.step += 1
+
+
+def add_gradient(run: Run, micro_batch: int, batch: Batch, *, is_last: bool) -> None:
+    """Forward and backward pass of one micro-batch of the step where the run stands; `is_last` of this worker's."""
+    run.noise.set_keys(layer_keys(run.recipe.seed, run.state.step, micro_batch, len(run.noise)))
+    with run.statistics.updating(micro_batch == 0), run.reduction.accumulating(is_last):
+        images, targets = run.mixer(batch.images, batch.labels, run.state.step, micro_batch)
+        with run.precision.autocast(run.ctx.device):
+            logits = run.reduction.forward(images)
+            loss = training_loss(logits, targets, run.recipe.train)
+        run.reduction.backward(loss, micro_batch)
+    run.window.add(micro_batch, loss, logits, targets, batch.num_replaced)
 
 
 def report(run: Run, window: WindowResult, step: int) -> None:
@@ -182,6 +162,7 @@ def learning_rate(run: Run, step: int) -> float:
         base_lr=run.recipe.optim.lr,
         steps_per_epoch=run.plan.steps_per_epoch,
         total_steps=run.plan.total_steps,
+        num_drops=run.state.plateau.num_drops,
     )
 
 
@@ -194,41 +175,6 @@ def skip(run: Run, step: int) -> bool:
     restore(run)
     run.state.skipped = skipped
     return True
-
-
-def grad_norm(net: nn.Module) -> Tensor:
-    """Length of the whole gradient, a scalar on the net's device; nothing waits for it here."""
-    return get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-
-
-def epoch_steps(run: Run) -> Iterator[dict[int, Batch]]:
-    """This worker's micro-batches, step by step, from where the run stands in its epoch; nothing before is decoded."""
-    train, rank, world_size = run.recipe.train, run.ctx.rank, run.ctx.world_size
-    epoch, start_step = divmod(run.state.step, run.plan.steps_per_epoch)
-    order = train_order(
-        run.train.num_samples,
-        seed=run.recipe.seed,
-        epoch=epoch,
-        global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        start_step=start_step,
-        pages=run.train.pages,
-    )
-    micro_batches = micro_batch_share(train.num_micro_batches, rank, world_size)
-    with closing(batches_of(run, run.train, epoch, order.reshape(-1))) as batches:
-        # zip asks the range first, so it never takes a batch of the next step.
-        while local := dict(zip(micro_batches, batches, strict=False)):
-            yield local
-
-
-def batches_of(run: Run, samples: Samples, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-    """The samples' batches, with a sign of life for each."""
-    with closing(samples.loader.epoch(epoch, ids)) as batches:
-        for batch in batches:
-            run.ctx.beat()
-            yield batch
 
 
 def run_evaluation(run: Run) -> None:
@@ -245,6 +191,8 @@ def run_evaluation(run: Run) -> None:
         confusion_classes=run.recipe.model.num_classes if run.state.step == run.plan.last_step else None,
     )
     run.state.evaluated_step = run.state.step
+    if run.recipe.schedule.kind == "plateau":
+        run.state.plateau = run.state.plateau.after(result.top1_error, run.recipe.schedule)
     run.tracker.metrics(result.metrics(), run.state.step)
     if result.confusion is not None:
         run.tracker.text(CONFUSION, sparse_json(result.confusion))

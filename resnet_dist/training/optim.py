@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from resnet_dist.config.recipe_optim import OptimConfig
-from resnet_dist.errors import UserError
 
 DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -35,17 +34,13 @@ def parameter_groups(
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD as torch defines it: v = momentum * v + g, w = w - lr * v, with weight decay added to g (coupled L2); or
-    timm's LAMB with its defaults, which divide a gradient longer than 1 by its length.
+    timm's LAMB. Gradients are clipped before either (`update.py`), so LAMB's own clipping is off.
 
-    The learning rate is `config.lr` until the loop writes `lr_at(step)` into the groups.
+    The learning rate is `config.lr` until `Update` writes `lr_at(step)` into the groups.
     """
-    if config.name == "lamb" and config.nesterov:
-        raise UserError("optim.nesterov is SGD's; set it to false, or optim.name to sgd")
-    if config.nesterov and config.momentum == 0:
-        raise UserError("optim.nesterov needs optim.momentum above 0; raise the momentum or set nesterov to false")
     groups = parameter_groups(model, config.weight_decay, config.decay)
     if config.name == "lamb":
         from timm.optim.lamb import Lamb  # here, because timm takes seconds to import
 
-        return Lamb(groups, lr=config.lr)
+        return Lamb(groups, lr=config.lr, max_grad_norm=None)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)

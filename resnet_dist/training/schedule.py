@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, and the counts it needs. Nothing to checkpoint, no torch."""
+"""The learning rate as a pure function of the step (on a plateau also of the drops so far), and the counts it needs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ def total_steps(steps_per_epoch: int, total_epochs: int) -> int:
     return steps_per_epoch * total_epochs
 
 
-def lr_at(step: int, schedule: ScheduleConfig, *, base_lr: float, steps_per_epoch: int, total_steps: int) -> float:
+def lr_at(
+    step: int, schedule: ScheduleConfig, *, base_lr: float, steps_per_epoch: int, total_steps: int, num_drops: int = 0
+) -> float:
     """The learning rate that optimizer step number `step` uses; steps count from 0, so 0 <= step < total_steps.
 
     With T = total_steps, W = round(warmup.epochs * steps_per_epoch), s = warmup.start_factor, f = final_factor and
     p = max(0, step - W) / (T - W), the rate is base_lr times
 
         warm-up   s + (1 - s) * step / W         before step W (1 afterwards): step 0 uses s, step W the whole rate
-                                                 (Goyal et al. 2017, section 2.2; torch's LinearLR)
+                                                 (Goyal et al. 2017, section 2.2; torch's LinearLR);
+                                                 with warmup.shape "constant", s until step W
         step      gamma ** (number of milestones, in shares of T, with step >= round(share * T)); counted from
                   step 0, warm-up included (torch's MultiStepLR)
+        plateau   gamma ** num_drops, the drops that the evaluations so far have decided (`plateau.py`)
         cosine    f + (1 - f) * (1 + cos(pi * p)) / 2   (torch's CosineAnnealingLR)
         linear    1 - (1 - f) * p
 
@@ -52,11 +56,13 @@ def lr_at(step: int, schedule: ScheduleConfig, *, base_lr: float, steps_per_epoc
         case "step":
             num_drops = sum(step >= round(fraction * total_steps) for fraction in schedule.milestone_fractions)
             factor = schedule.gamma**num_drops
+        case "plateau":
+            factor = schedule.gamma**num_drops
         case "cosine":
             factor = schedule.final_factor + (1 - schedule.final_factor) * (1 + math.cos(math.pi * progress)) / 2
         case "linear":
             factor = 1 - (1 - schedule.final_factor) * progress
     if step < warmup_steps:
         start = schedule.warmup.start_factor
-        factor *= start + (1 - start) * step / warmup_steps
+        factor *= start if schedule.warmup.shape == "constant" else start + (1 - start) * step / warmup_steps
     return base_lr * factor

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from resnet_dist.training.plateau import Plateau
 
 
 @dataclass
@@ -21,6 +23,7 @@ class TrainState:
     """The step after which the last evaluation was done; a resumed run does a missing one before it trains on."""
     skipped: set[int] = field(default_factory=set)
     """Steps whose global batch is left out, because training diverged on it; a resumed run leaves them out too."""
+    plateau: Plateau = field(default_factory=Plateau)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -29,6 +32,7 @@ class TrainState:
             "step": self.step,
             "evaluated_step": self.evaluated_step,
             "skipped": sorted(self.skipped),
+            "plateau": asdict(self.plateau),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -41,6 +45,7 @@ class TrainState:
         self.step = saved["step"]
         self.evaluated_step = saved["evaluated_step"]
         self.skipped = set(saved.get("skipped", ()))  # older checkpoints have none
+        self.plateau = Plateau(**saved.get("plateau", {}))
 
 
 def copied(value: Any) -> Any:

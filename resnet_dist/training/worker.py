@@ -15,8 +15,9 @@ from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.backends import set_backends
 from resnet_dist.training.context import RunContext
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job, WorkerResult
-from resnet_dist.training.loop import Samples, fit
+from resnet_dist.training.loop import fit
 from resnet_dist.training.resume import restore
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from resnet_dist.config.recipe_optim import OptimConfig
-from resnet_dist.errors import UserError
 from resnet_dist.models import ImageClassifier, build_model
 from resnet_dist.training.optim import build_optimizer, parameter_groups
 
@@ -72,9 +71,8 @@ def test_two_steps_by_hand(nesterov: bool) -> None:
 
 
 def test_nesterov_needs_momentum() -> None:
-    config = OptimConfig(name="sgd", lr=0.1, momentum=0.0, nesterov=True, weight_decay=0.0)
-    with pytest.raises(UserError, match=r"optim\.nesterov needs optim\.momentum"):
-        build_optimizer(nn.Linear(2, 2), config)
+    with pytest.raises(ValueError, match=r"nesterov needs name: sgd and a momentum above 0"):
+        OptimConfig(name="sgd", lr=0.1, momentum=0.0, nesterov=True, weight_decay=0.0)
     plain = OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
     assert build_optimizer(nn.Linear(2, 2), plain).defaults["momentum"] == 0.0
 
@@ -90,7 +88,7 @@ def test_a_first_step_of_lamb_by_hand() -> None:
     layer = nn.Linear(3, 2, bias=False).double()
     weight, decay, lr = layer.weight.detach().clone(), 0.02, 0.1
     optimizer = build_optimizer(layer, OptimConfig(name="lamb", lr=lr, weight_decay=decay))
-    layer.weight.grad = 0.1 * torch.randn_like(weight)  # shorter than 1: not clipped
+    layer.weight.grad = 0.1 * torch.randn_like(weight)
     update = layer.weight.grad / (layer.weight.grad.abs() + 1e-6) + decay * weight
     optimizer.step()
     expected = weight - lr * weight.norm() / update.norm() * update
@@ -98,5 +96,5 @@ def test_a_first_step_of_lamb_by_hand() -> None:
 
 
 def test_lamb_does_not_know_nesterov() -> None:
-    with pytest.raises(UserError, match=r"optim\.nesterov is SGD's"):
-        build_optimizer(nn.Linear(2, 2), OptimConfig(name="lamb", lr=0.1, nesterov=True, weight_decay=0.0))
+    with pytest.raises(ValueError, match=r"nesterov needs name: sgd"):
+        OptimConfig(name="lamb", lr=0.1, nesterov=True, weight_decay=0.0)

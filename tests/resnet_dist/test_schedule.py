@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from resnet_dist.config.recipe_optim import CosineSchedule, LinearSchedule, ScheduleConfig, StepSchedule, Warmup
+from resnet_dist.config.recipe_optim import (
+    CosineSchedule,
+    LinearSchedule,
+    PlateauSchedule,
+    ScheduleConfig,
+    StepSchedule,
+    Warmup,
+)
 from resnet_dist.errors import UserError
 from resnet_dist.training.schedule import lr_at, steps_per_epoch, total_steps
 
@@ -94,6 +101,22 @@ def test_steps_are_torchs() -> None:
 def test_warmup_of_a_part_of_an_epoch() -> None:
     rates = curve(step_schedule(0.5, warmup=Warmup(epochs=0.4, start_factor=0.5)), 1.0, per_epoch=10, epochs=2)
     assert rates == pytest.approx([0.5, 0.625, 0.75, 0.875] + [1.0] * 6 + [0.1] * 10)
+
+
+def test_constant_warmup_of_110_layers() -> None:
+    """He et al. 2015, section 4.2: 0.01 for about 400 steps, then 0.1."""
+    warmup = Warmup(epochs=400 / 390, start_factor=0.1, shape="constant")
+    rates = curve(step_schedule(0.5, 0.75, warmup=warmup), 0.1, per_epoch=390, epochs=164)
+    assert rates[:401] == pytest.approx([0.01] * 400 + [0.1])
+
+
+def test_a_plateau_falls_by_its_drops_alone() -> None:
+    schedule = PlateauSchedule(kind="plateau", warmup=Warmup(epochs=1, start_factor=0.5))
+    rates = [
+        lr_at(step, schedule, base_lr=0.1, steps_per_epoch=2, total_steps=8, num_drops=drops)
+        for step, drops in ((0, 0), (1, 0), (2, 0), (7, 0), (7, 2))
+    ]
+    assert rates == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.001])
 
 
 def test_a_warmup_as_long_as_the_run_is_the_users_mistake() -> None:

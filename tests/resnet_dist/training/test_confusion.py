@@ -1,4 +1,4 @@
-"""The confusion matrix of an evaluation and the gradient's length: numbers known by heart."""
+"""The confusion matrix of an evaluation: numbers known by heart."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from resnet_dist.data.batch import Batch
 from resnet_dist.training.evaluate import evaluate, sparse_json
-from resnet_dist.training.loop import grad_norm
-from resnet_dist.training.metrics import Window
 from resnet_dist.training.precision import Precision
-from resnet_dist.training.stopwatch import Stopwatch
 
 
 class AnswerIsPixel(nn.Module):
@@ -56,17 +53,3 @@ def test_samples_by_true_class_and_answer(confusion_classes: int | None) -> None
     assert result.confusion.trace() == result.num_top1
     sparse = json.loads(sparse_json(result.confusion))
     assert sparse == {"num_classes": 3, "counts": [[t, a, int(wanted[t, a])] for t in range(2) for a in range(3)]}
-
-
-def test_the_gradients_length_is_over_all_parameters_and_goes_into_one_window() -> None:
-    net = nn.Linear(2, 1)
-    assert net.bias is not None
-    net.weight.grad, net.bias.grad = torch.tensor([[2.0, 3.0]]), torch.tensor([6.0])
-    window = Window(1, 1, rank=0, world_size=1, all_reduce_wait=Stopwatch(torch.device("cpu")))
-    seen = []
-    for step, norm in enumerate((grad_norm(net), None)):
-        window.add(0, torch.tensor(1.0), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-        window.end_step(step)
-        window.grad_norm = norm
-        seen.append(window.close(0.1, stop=False, save=False).metrics.get("train/grad_norm"))
-    assert seen == [7.0, None]

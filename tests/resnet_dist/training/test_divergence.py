@@ -20,8 +20,9 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Run, Samples, fit
+from resnet_dist.training.loop import Run, fit
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.resume import restore
 

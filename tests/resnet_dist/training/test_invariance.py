@@ -19,11 +19,11 @@ GROUPS = """
 1: alone-64 fp64 fast 12, alone-32 fp32 fast 12, alone-exact fp32 exact 12, alone-64-exact fp64 exact 12
 1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2
 2: two-64 fp64 fast 12, two-32 fp32 fast 12, two-32-again fp32 fast 12, two-exact fp32 exact 12
-2: two-then-one fp64 fast 5
+2: two-then-one fp64 fast 5, parts-resized fp32 exact 6
 3: three-64 fp64 fast 12, three-exact fp32 exact 12, one-then-three fp64 fast 12, resized fp32 exact 7
 2: resized fp32 exact 12
-1: one-then-one fp64 fast 12, two-then-one fp64 fast 12
-4: four-exact fp32 exact 12
+1: one-then-one fp64 fast 12, two-then-one fp64 fast 12, parts-alone fp32 exact 12
+4: four-exact fp32 exact 12, parts-resized fp32 exact 12
 """
 Legs = dict[str, list[list[dict[str, Any]]]]
 
@@ -120,6 +120,14 @@ def test_the_exact_reduction_gives_the_same_bits_across_stops_and_resizes(legs: 
     """One worker to step 2, three to step 7, two to the end."""
     assert losses(legs, "resized") == losses(legs, "alone-exact")
     assert legs["resized"][-1][0]["weights"] == legs["alone-exact"][0][0]["weights"]
+
+
+def test_all_parts_of_a_recipe_keep_the_promise(legs: Legs) -> None:
+    """Two workers to step 6, in the middle of an epoch, and four to the end, against one alone: the same bits."""
+    assert losses(legs, "parts-resized") == losses(legs, "parts-alone")
+    alone, resized = legs["parts-alone"][0][0], legs["parts-resized"][-1][0]
+    assert resized["evaluations"] == alone["evaluations"][-2:]
+    assert resized["weights"] == alone["weights"]
 
 
 def test_fast_and_exact_agree_in_float64(legs: Legs) -> None:

@@ -1,6 +1,6 @@
 """One worker of some small runs as a process of its own: gloo over a file, data in memory. See test_invariance.py.
 
-Usage: worker_process.py FOLDER RANK WORLD_SIZE '[[NAME, PRECISION, REDUCTION, MAX_STEPS], ...]'
+Usage: worker_process.py FOLDER RANK WORLD_SIZE '[[NAME, PRECISION, REDUCTION, UNTIL_STEP], ...]'
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Samples, fit
+from resnet_dist.training.loop import fit
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.resume import restore
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
+
+PARTS: dict[str, dict[str, Any]] = {
+    "train": {"loss": {"kind": "bce", "target_threshold": 0.2}, "label_smoothing": 0.1},
+    "optim": {"clip_grad_norm": 0.5},
+    "schedule": {"kind": "plateau", "patience": 1, "warmup": {"epochs": 0.5, "start_factor": 0.1, "shape": "constant"}},
+}
+"""What recipes may have besides: all of it in one run."""
 
 
 class Memory:
@@ -61,8 +69,9 @@ class Points:
         """Artifacts are tested elsewhere."""
 
 
-def recipe(precision: str, reduction: str) -> Recipe:
-    tree = {
+def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe:
+    """`sections` are added to the recipe's own; a schedule replaces it."""
+    tree: dict[str, Any] = {
         "seed": 5,
         "model": {"name": "resnet20", "num_classes": 4},
         "data": {
@@ -78,39 +87,52 @@ def recipe(precision: str, reduction: str) -> Recipe:
         "schedule": {"kind": "cosine", "warmup": {"epochs": 1}},
         "eval": {"batch_size": 10},
     }
+    for name, section in sections.items():
+        tree[name] = section if name == "schedule" else tree[name] | section
     return Recipe.model_validate(tree)
 
 
-def train(folder: Path, rank: int, world_size: int, precision: str, reduction: str, max_steps: int) -> dict[str, Any]:
-    """One run, or one more leg of it: resumes what lies in `folder`."""
-    plan = RunPlan(4, 12, max_steps, 1, 1, None, log_every_steps=1)
-    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
-    points, config = Points(), recipe(precision, reduction)
+def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: int) -> dict[str, Any]:
+    """One run, or one more leg of it: resumes what lies in `folder`, and is asked to stop after `until_step`."""
+    plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=1)
+    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size, stop_at_step=until_step - 1)
+    points = Points()
     train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     restore(run)
     outcome = fit(run)
-    weights = b"".join(v.numpy().tobytes() for v in run.state.net.state_dict().values())
     return {
         "outcome": outcome,
         "losses": [row["train/loss"] for _, row in points.rows if "train/loss" in row],
         "evaluations": [row for _, row in points.rows if "val/loss" in row],
-        "weights": hashlib.sha256(weights).hexdigest(),
+        "weights": digest(run.state.state_dict()),
         "train": train.given,
         "val": val.given,
     }
+
+
+def digest(state: Any) -> str:
+    """Of all bits of a checkpoint's state."""
+    if isinstance(state, torch.Tensor):
+        return hashlib.sha256(state.detach().cpu().numpy().tobytes()).hexdigest()
+    if isinstance(state, dict):
+        state = {key: digest(value) for key, value in state.items()}
+    elif isinstance(state, list):
+        state = [digest(value) for value in state]
+    return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
 def main(folder: Path, rank: int, world_size: int, runs: list[tuple[str, str, str, int]]) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    for name, precision, reduction, max_steps in runs:
+    for name, precision, reduction, until_step in runs:
         place = folder / name
         place.mkdir(exist_ok=True)
-        result = train(place, rank, world_size, precision, reduction, max_steps)
-        (place / f"rank{rank}-of{world_size}-to{max_steps}.json").write_text(json.dumps(result))
+        config = recipe(precision, reduction, **(PARTS if name.startswith("parts") else {}))
+        result = train(place, rank, world_size, config, until_step)
+        (place / f"rank{rank}-of{world_size}-to{until_step}.json").write_text(json.dumps(result))
     if world_size > 1:
         dist.destroy_process_group()
 

@@ -1,0 +1,60 @@
+"""What a worker trains and evaluates on: its micro-batches, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
+
+if TYPE_CHECKING:
+    from resnet_dist.training.loop import Run
+
+
+class Loader(Protocol):
+    """`data.BetonLoader`, as training sees it."""
+
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of a fixed size, in the order of `sample_ids`; augmentation drawn for `epoch`."""
+
+
+class Samples(NamedTuple):
+    loader: Loader
+    num_samples: int
+    pages: PageShuffle | None = None
+    """If samples are not shuffled through the whole of the data, how."""
+
+
+def steps_from(run: Run, epoch: int, start_step: int) -> Iterator[dict[int, Batch]]:
+    """This worker's micro-batches under their numbers, step by step from `start_step` of `epoch` to the epoch's end;
+    nothing before is decoded."""
+    train, rank, world_size = run.recipe.train, run.ctx.rank, run.ctx.world_size
+    order = train_order(
+        run.train.num_samples,
+        seed=run.recipe.seed,
+        epoch=epoch,
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+        pages=run.train.pages,
+    )
+    micro_batches = micro_batch_share(train.num_micro_batches, rank, world_size)
+    with closing(batches_of(run, run.train, epoch, order.reshape(-1))) as batches:
+        # zip asks the range first, so it never takes a batch of the next step.
+        while local := dict(zip(micro_batches, batches, strict=False)):
+            yield local
+
+
+def batches_of(run: Run, samples: Samples, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+    """The samples' batches, with a sign of life for each."""
+    with closing(samples.loader.epoch(epoch, ids)) as batches:
+        for batch in batches:
+            run.ctx.beat()
+            yield batch

@@ -1,0 +1,34 @@
+"""From a step's gradient to new weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from resnet_dist.training.state import TrainState
+
+
+class Update:
+    """The gradient is the same on all workers, so is what happens here."""
+
+    def __init__(self, state: TrainState, *, clip_grad_norm: float | None) -> None:
+        self._state = state
+        self._clip_grad_norm = clip_grad_norm
+        self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+
+    def apply(self, lr: float, *, measure: bool) -> Tensor | None:
+        """One optimizer step with rate `lr`.
+
+        Returns the gradient's length before it was clipped, if `measure`: a scalar on the net's device, for which
+        nothing waits here.
+        """
+        optimizer, norm = self._state.optimizer, None
+        if measure or self._clip_grad_norm:
+            norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if norm is not None and self._clip_grad_norm:
+            clip_grads_with_norm_(self._parameters, self._clip_grad_norm, norm)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm if measure else None
