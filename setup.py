@@ -1,7 +1,7 @@
-"""Builds the native decode kernel; all else of the package stands in pyproject.toml.
+"""Builds the native decode kernel and data preparation's check of JPEGs; all else stands in pyproject.toml.
 
-Optional: where the compiler or libjpeg-turbo's header is missing, the package installs without it, and recipes that ask
-for it (`data.decoder: native`) are refused with a hint.
+Optional: where the compiler or libjpeg-turbo's header is missing, the package installs without them. Recipes that ask
+for the kernel (`data.decoder: native`) are then refused with a hint; data preparation is slower.
 """
 
 import platform
@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 NATIVE = Path("resnet_dist/data/native")
+CHECK = Path("data_prep/convert/native")
 # No contraction: where the compiler may fuse a multiplication and an addition, weights of the resize would differ
 # between CPUs. SSE4.1 is 17 years old; newer instructions are chosen when the kernel is loaded (cpu.h).
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *(["-msse4.1"] if platform.machine() == "x86_64" else [])]
@@ -23,6 +24,13 @@ setup(
             libraries=["jpeg", "m", "dl"],
             extra_compile_args=FLAGS,
             optional=True,
-        )
+        ),
+        Extension(
+            "_data_prep_native",
+            sources=[str(path) for path in sorted(CHECK.glob("*.c"))],
+            depends=[str(path) for path in sorted(CHECK.glob("*.h"))],
+            extra_compile_args=FLAGS,
+            optional=True,
+        ),
     ]
 )

@@ -58,6 +58,7 @@ WALLS = {
     "data_prep.edit": ("data_prep.errors", "data_prep.beton"),
     "data_prep.convert": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
     "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
+    "data_prep.fuzz": ("data_prep.convert",),
     "data_prep.inspect": ("data_prep.errors", "data_prep.sources", "data_prep.convert.jpeg_header"),
     "resnet_dist.errors": ("data_prep.errors",),
     "resnet_dist.accelerators": (),

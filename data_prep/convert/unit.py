@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, encode, encoder_versions
+from data_prep.convert.encode import BadSample, encode_all, encoder_versions
 from data_prep.convert.part import BadSampleReport, PartWriter, part_path
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
-from data_prep.sources.base import Source
+from data_prep.sources.base import Sample, Source
+
+BATCH_BYTES = 4 << 20
+"""Files that are read before they are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,38 @@ def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
 def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
     source_bytes = num_bad = 0
     with PartWriter(part_path(job.folder, unit.number), job.plan_digest, unit) as part:
-        for index in range(unit.start, unit.stop):
-            try:
-                data, label = _read(job.source, index)
-                source_bytes += len(data)
-                encoded = encode(data, job.settings, index)
-            except BadSample as error:
-                part.append_bad(BadSampleReport(index, job.source.key(index), str(error)))
-                num_bad += 1
-                continue
-            part.append(encoded, label, spill=not (encoded.untouched and job.reads_again))
+        for batch in _batches(job.source, unit):
+            read = {index: sample for index, sample in batch if isinstance(sample, Sample)}
+            stored = dict(zip(read, encode_all([s.data for s in read.values()], list(read), job.settings), strict=True))
+            source_bytes += sum(len(sample.data) for sample in read.values())
+            for index, sample in batch:
+                result = sample if isinstance(sample, BadSample) else stored[index]
+                if isinstance(result, BadSample):
+                    part.append_bad(BadSampleReport(index, job.source.key(index), str(result)))
+                    num_bad += 1
+                else:
+                    part.append(result, read[index].label, spill=not (result.untouched and job.reads_again))
         part.finish()
     return UnitReport(unit, source_bytes, num_bad, socket.gethostname())
 
 
-def _read(source: Source, index: int) -> tuple[bytes, int]:
+def _batches(source: Source, unit: WorkUnit) -> Iterator[list[tuple[int, Sample | BadSample]]]:
+    """The unit's samples with their indices, in order; together up to `BATCH_BYTES`, but at least one."""
+    batch: list[tuple[int, Sample | BadSample]] = []
+    num_bytes = 0
+    for index in range(unit.start, unit.stop):
+        try:
+            sample = _read(source, index)
+            num_bytes += len(sample.data)
+            batch.append((index, sample))
+        except BadSample as error:
+            batch.append((index, error))
+        if num_bytes >= BATCH_BYTES or index + 1 == unit.stop:
+            yield batch
+            batch, num_bytes = [], 0
+
+
+def _read(source: Source, index: int) -> Sample:
     try:
         sample = source[index]
     except (OSError, ValueError) as error:
@@ -80,4 +100,4 @@ def _read(source: Source, index: int) -> tuple[bytes, int]:
         raise BadSample(f"cannot be read: {reason}") from None
     if not 0 <= sample.label < len(source.class_names):
         raise BadSample(f"has label {sample.label}, expected 0..{len(source.class_names) - 1}")
-    return sample.data, sample.label
+    return sample

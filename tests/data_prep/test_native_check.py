@@ -1,0 +1,122 @@
+"""What the check in C calls sound, libjpeg-turbo reads without a warning; what is unusual is left to that."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.convert import encode as encoding
+from data_prep.convert import native_check
+from data_prep.convert.config import ConvertSettings
+from data_prep.convert.encode import BadSample, encode_all
+from data_prep.convert.native_check import are_sound
+from data_prep.fuzz import KINDS, is_read_without_a_warning, mutate
+
+pytestmark = pytest.mark.skipif(not native_check.is_built(), reason="the C was not built")
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Image.Image:
+    """Noise uses codes of every length, runs of zeros and full blocks; odd sizes leave blocks filled up."""
+    draw = np.random.default_rng(0)
+    pixels = draw.normal(128, 60, (93, 117, 3))
+    pixels[:40] = draw.normal(128, 3, (40, 117, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def baseline(noisy, image_file) -> dict[str, bytes]:
+    gray = noisy.convert("L")
+    files = {
+        f"{subsampling}, quality {quality}, {'own' if optimize else 'standard'} tables": image_file(
+            noisy, subsampling=subsampling, quality=quality, optimize=optimize
+        )
+        for subsampling in ("4:4:4", "4:2:2", "4:2:0")
+        for quality in (5, 60, 100)
+        for optimize in (False, True)
+    }
+    files |= {f"gray, quality {quality}": image_file(gray, quality=quality) for quality in (5, 95)}
+    files |= {f"{size} px": image_file(noisy.resize((size, size)), subsampling="4:2:0") for size in (1, 8, 9, 17)}
+    files["1 px gray"] = image_file(gray.resize((1, 1)))
+    files["with comment and EXIF"] = image_file(noisy, comment=b"\xff\xd9 \xff\xda", exif=b"Exif\0\0" + b"\xff\xd9" * 9)
+    files["junk behind the end"] = image_file(noisy) + b"\xff\xd8 anything"
+    return files
+
+
+def test_plain_baseline_files_are_sound(baseline) -> None:
+    assert {name: are_sound([data])[0] for name, data in baseline.items()} == dict.fromkeys(baseline, True)
+    assert all(is_read_without_a_warning(data) for data in baseline.values())
+
+
+def test_other_kinds_are_left_to_libjpeg_turbo(noisy, image_file, turbo_file) -> None:
+    ycck = np.dstack([np.asarray(noisy), np.asarray(noisy.convert("L"))])
+    files = [
+        image_file(noisy, progressive=True),
+        image_file(noisy, restart_marker_blocks=2),
+        image_file(noisy.convert("CMYK")),
+        image_file(noisy, "PNG"),
+        turbo_file(np.asarray(noisy), "arithmetic"),
+        turbo_file(np.ascontiguousarray(ycck), "ycck"),
+        b"",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xd9",
+    ]
+    assert are_sound(files) == [False] * len(files)
+
+
+@pytest.mark.parametrize("kind", ["4:4:4, quality 60, own tables", "4:2:0, quality 100, standard tables"])
+def test_a_file_cut_short_anywhere_is_not_sound(kind: str, baseline) -> None:
+    data = baseline[kind]
+    for size in {*range(0, len(data) - 2, 97), len(data) - 3, len(data) - 1}:
+        assert not are_sound([data[:size]])[0]
+        assert not are_sound([data[:size] + b"\xff\xd9"])[0]
+
+
+def test_bytes_too_many_before_the_end_are_not_sound(baseline) -> None:
+    """libjpeg does not see a few of them, which are in its bit buffer; of more it warns."""
+    data = baseline["4:4:4, quality 60, own tables"]
+    longer = [data[:-2] + extra + data[-2:] for extra in (b"\0", b"\xff\0", b"\x5a" * 300)]
+    assert are_sound(longer) == [False] * 3
+    assert not is_read_without_a_warning(longer[-1])
+
+
+def test_files_checked_together_get_the_verdicts_they_get_alone(baseline) -> None:
+    draw = random.Random(1)
+    files = [*baseline.values()]
+    files += [mutate(data, draw.choice(KINDS), draw) for data in files * 4]
+    draw.shuffle(files)
+    assert are_sound(files) == [are_sound([data])[0] for data in files]
+
+
+def test_no_damaged_file_that_libjpeg_turbo_refuses_is_called_sound(baseline) -> None:
+    draw = random.Random(2)
+    originals = [data for data in baseline.values() if len(data) > 1000]
+    damaged = [mutate(draw.choice(originals), kind, draw) for kind in KINDS for _ in range(250)]
+    sound = are_sound(damaged)
+    refused = [not is_read_without_a_warning(data) for data in damaged]
+    assert not any(verdict and refusal for verdict, refusal in zip(sound, refused, strict=True))
+    assert sum(refused) > 1000
+    assert sum(sound) > 100
+
+
+def test_every_flipped_bit_of_a_small_file(noisy, image_file) -> None:
+    data = image_file(noisy.resize((24, 16)), subsampling="4:2:0", quality=80, optimize=True)
+    flipped = [data[: k // 8] + bytes([data[k // 8] ^ 1 << k % 8]) + data[k // 8 + 1 :] for k in range(8 * len(data))]
+    for verdict, file in zip(are_sound(flipped), flipped, strict=True):
+        assert not verdict or is_read_without_a_warning(file)
+
+
+def test_where_it_is_not_built_the_outcome_is_the_same(baseline, monkeypatch) -> None:
+    draw = random.Random(3)
+    files = [*baseline.values(), *(mutate(data, draw.choice(KINDS), draw) for data in baseline.values())]
+
+    def outcomes() -> list[object]:
+        results = encode_all(files, range(len(files)), ConvertSettings(max_side=110))
+        return [str(result) if isinstance(result, BadSample) else result for result in results]
+
+    with_it = outcomes()
+    monkeypatch.setattr(encoding, "are_sound", lambda files: [False] * len(files))
+    assert outcomes() == with_it
