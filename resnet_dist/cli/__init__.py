@@ -13,6 +13,7 @@ from resnet_dist.cli.doctor import doctor
 from resnet_dist.cli.evaluate import evaluate
 from resnet_dist.cli.runs import runs, tracking_app
 from resnet_dist.cli.show import show
+from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train
 
@@ -31,6 +32,7 @@ app.command()(runs)
 app.command()(doctor)
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(bench_app, name="bench")
+app.add_typer(study_app, name="study")
 
 
 def main() -> None:

@@ -108,6 +108,14 @@ def recipe_from_yaml(text: str) -> Recipe:
     return Recipe.model_validate(yaml.safe_load(text))
 
 
+def read_model_name(path: Path) -> str:
+    """The net of a recipe, whatever version of the schema wrote it. Raises UserError."""
+    name = _read_mapping(path).get("model", {}).get("name")
+    if not isinstance(name, str):
+        raise UserError(f"{path}: model.name is missing")
+    return name
+
+
 def to_yaml(model: BaseModel) -> str:
     """The resolved model, every default filled in, as YAML that loads to an equal model."""
     return tree_to_yaml(model.model_dump(mode="json"))

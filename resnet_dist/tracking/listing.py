@@ -62,14 +62,22 @@ def list_runs(tracking_uri: str, experiment: str | None = None, *, max_runs: int
         ]
 
 
+def metric_history(tracking_uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    """(step, value) of a run's metric in the order of steps. Raises Fault."""
+    require_answer(tracking_uri)
+    with mlflow_faults(tracking_uri, f"reading {key}"):
+        points = connect(tracking_uri).get_metric_history(run_id, key)
+        return sorted((point.step, point.value) for point in points)
+
+
 def find_run(rows: Sequence[RunRow], name: str) -> RunRow:
     """The run with this name or (a beginning of) this id. Raises UserError if there is none or more than one."""
     found = [row for row in rows if row.name == name] or [row for row in rows if row.run_id.startswith(name)]
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UserError(f"--compare {name}: no run of this name or id; `resnet-dist runs` lists them")
-    raise UserError(f"--compare {name}: {len(found)} runs; give an id: {', '.join(row.run_id for row in found)}")
+        raise UserError(f"{name}: no run of this name or id; `resnet-dist runs` lists them")
+    raise UserError(f"{name}: {len(found)} runs; give an id: {', '.join(row.run_id for row in found)}")
 
 
 def differences(first: RunRow, second: RunRow) -> list[Difference]:

@@ -70,6 +70,18 @@ def has_ended(run_dir: Path) -> bool:
     return "end" in (read_json(run_file(run_dir)) or {})
 
 
+@dataclass(frozen=True)
+class RunEnd:
+    status: EndStatus
+    reason: str
+
+
+def recorded_end(run_dir: Path) -> RunEnd | None:
+    """How the folder's run ended since it was last opened; None if it did not. Asks no server."""
+    end = (read_json(run_file(run_dir)) or {}).get("end")
+    return RunEnd(end["status"], end["reason"]) if end else None
+
+
 def open_run(
     tracking_uri: str,
     experiment: str,

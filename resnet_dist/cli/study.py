@@ -1,0 +1,69 @@
+"""`resnet-dist study ...`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.cli.options import ProfileFile, ProfileSets, load_profile_file
+from resnet_dist.errors import UserError
+
+study_app = typer.Typer(no_args_is_help=True, help="The papers' claims on a laptop: small runs, tables, figures.")
+Depths = Annotated[str, typer.Option(metavar="N,N,...", help="Depths of the nets.")]
+Seeds = Annotated[str, typer.Option(metavar="N,N,...", help="Seeds; every one costs all trainings again.")]
+
+
+@study_app.command()
+def degradation(
+    on: ProfileFile,
+    profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    depths: Depths = "8,20,32,44,56",
+    seeds: Seeds = "0,1",
+) -> None:
+    """Plain against residual nets of growing depth on digits: 30 trainings, about half an hour on a free core.
+
+    Ended early, the same command goes on. It needs data_root/digits (data-prep convert --source digits).
+
+    Example: resnet-dist study degradation --on cluster/profiles/laptop.yaml
+    """
+    from resnet_dist.studies.degradation import degradation as run
+
+    typer.echo(str(run(load_profile_file(on, profile_set), numbers("--depths", depths), numbers("--seeds", seeds))))
+
+
+@study_app.command()
+def curves(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or MLflow names or ids.")],
+    output: Annotated[Path, typer.Option(metavar="FILE.png", help="The figure.")] = Path("curves.png"),
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    max_error: Annotated[float | None, typer.Option(help="Where the y-axis ends, percent.  [default: fits]")] = None,
+) -> None:
+    """Draw training (thin) and validation (bold) error of several runs, plain nets beside residual ones.
+
+    Example: resnet-dist study curves runs/plain20 runs/plain56 runs/resnet20 runs/resnet56 --output figure6.png
+    """
+    from resnet_dist.studies.curves import read_curves
+    from resnet_dist.studies.plots import draw_errors
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    if output.suffix != ".png":
+        raise UserError(f"--output {output}: give a file that ends in .png")
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    found = read_curves(runs, absolute_tracking_uri(uri, Path.cwd()) if uri else None)
+    typer.echo(str(draw_errors(found, output, max_error=max_error)))
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """`8,20` as numbers. Raises UserError."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text}: give whole numbers with commas between, for example 8,20,32") from None
+    if len(set(found)) < len(found) or min(found) < 0:
+        raise UserError(f"{option} {text}: give different numbers from 0 on")
+    return found

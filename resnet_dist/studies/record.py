@@ -1,0 +1,105 @@
+"""A study as an MLflow run: its report and figures on the run's page, its trainings as runs below it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.config.profile import Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.launch.code_version import read_code_version
+from resnet_dist.launch.in_process import Trained, train_in_process
+from resnet_dist.tracking.details import log_details, log_folder
+from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run
+from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+
+_RECIPE = Path(__file__).with_name("digits.yaml")
+REPORT = "report"
+"""Folder of the report and its figures: in the study's own folder, and among the artifacts of its MLflow run."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that is under way. All its trainings are resumable and kept: a second call does what is missing."""
+
+    name: str
+    profile: Profile
+    """Of its trainings; its storage is the study's folder."""
+    handle: RunHandle
+    tracker: SpoolTracker
+
+    @property
+    def report_folder(self) -> Path:
+        return self.handle.run_dir / REPORT
+
+    def train(
+        self, net: str, *, lr: float, seed: int, overrides: Sequence[str] = (), name: str | None = None
+    ) -> Trained:
+        """Trains a net by the studies' recipe, or takes what an earlier call trained."""
+        recipe = study_recipe(net, lr=lr, seed=seed, overrides=overrides)
+        run_name = name or f"{net}-lr{lr:g}-seed{seed}"
+        say(f"{self.name}: {run_name}")
+        return train_in_process(recipe, self.profile, run_name, self.handle.run_id)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of the study's own run; `step` is what the study counts by, its depth for example."""
+        self.tracker.metrics(values, step)
+
+    def publish(self, report: str) -> Path:
+        """Writes the report (Markdown) beside the figures that were drawn, and puts both on the run's page."""
+        self.report_folder.mkdir(parents=True, exist_ok=True)
+        path = self.report_folder / f"{self.name}.md"
+        path.write_text(report, encoding="utf-8")
+        self.tracker.flush(timeout_s=60.0)
+        log_folder(self.handle, self.report_folder, REPORT)
+        return path
+
+
+def study_recipe(net: str, *, lr: float = 0.1, seed: int = 0, overrides: Sequence[str] = ()) -> Recipe:
+    """`digits.yaml` for a net."""
+    return load_recipe(_RECIPE, [f"model.name={net}", f"optim.lr={lr}", f"seed={seed}", *overrides])
+
+
+@contextmanager
+def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]:
+    """The study's MLflow run, begun or continued, in the experiment `<profile's>-studies`.
+
+    Raises UserError for a profile whose storage is no folder, Fault if MLflow does not answer.
+    """
+    if "://" in profile.storage:
+        raise UserError(f"storage {profile.storage}: a study keeps its runs in a folder; --profile-set storage=FOLDER")
+    folder = Path(profile.storage) / f"study-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    below = profile.model_copy(
+        update={
+            "storage": str(folder),
+            "experiment": f"{profile.experiment}-studies",
+            "log_every_steps": 10**6,  # a point an epoch
+            "checkpoint": profile.checkpoint.model_copy(update={"every_epochs": 7, "keep": 1}),
+        }
+    )
+    code = read_code_version(Path(__file__).parents[2])
+    tags = {"kind": "study", **({"mlflow.source.git.commit": code.commit} if code else {})}
+    handle = open_run(profile.tracking_uri, below.experiment, name, folder, tags, {})
+    log_details(handle, description=description, texts={})
+    tracker = SpoolTracker(folder, handle.run_id, profile.tracking_uri)
+    status: EndStatus = "FAILED"
+    reason = "did not come to its end"
+    try:
+        yield Study(name, below, handle, tracker)
+        status, reason = "FINISHED", "finished"
+    except KeyboardInterrupt:
+        status, reason = "KILLED", "interrupted"
+        raise
+    finally:
+        tracker.close()
+        end_run(handle, status, reason)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
