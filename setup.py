@@ -13,7 +13,13 @@ NATIVE = Path("resnet_dist/data/native")
 CHECK = Path("data_prep/convert/native")
 # No contraction: where the compiler may fuse a multiplication and an addition, weights of the resize would differ
 # between CPUs. SSE4.1 is 17 years old; newer instructions are chosen when the kernel is loaded (cpu.h).
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", *(["-msse4.1"] if platform.machine() == "x86_64" else [])]
+FLAGS = [
+    "-O3",
+    "-pthread",
+    "-std=gnu11",
+    "-ffp-contract=off",
+    *(["-msse4.1"] if platform.machine() == "x86_64" else []),
+]
 
 setup(
     ext_modules=[
@@ -23,6 +29,7 @@ setup(
             depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
             libraries=["jpeg", "m", "dl"],
             extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
             optional=True,
         ),
         Extension(

@@ -1,17 +1,12 @@
-"""ffcv's decoder operation for our transforms: keyed draws -> views -> pixels -> operations, and no bad sample passes.
+"""Sample ids in, what training sees of them out: keyed draws -> views -> pixels -> operations; no bad sample passes.
 
-The epoch comes in through ffcv's `storage_state` (its last element), which every iterator has of its own: nothing is
-recompiled between epochs, and an abandoned iterator cannot see the next epoch. A batch is cut into chunks for a thread
-pool; a sample's pixels depend on its key only, so neither threads nor chunks show in the result.
+Whole batches at a time: the draws in numpy, the pixels in a kernel with threads of its own. A sample's pixels depend on
+its key only, so neither threads nor batches show in the result.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +15,21 @@ from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe_data import CenterCrop, OnBadSample
 from resnet_dist.data.augment import draw_operations
 from resnet_dist.data.crops import Transform, crop, num_draws
-from resnet_dist.data.ffcv_names import AllocationQuery, Operation, State
 from resnet_dist.data.kernels import OK, Decoder, StoredImages, open_kernel
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
-from resnet_dist.data.operations import Operator
+from resnet_dist.data.native_library import open_library
 from resnet_dist.data.order import replacement_ids
 from resnet_dist.errors import Fault
 
 _log = logging.getLogger(__name__)
 
-_MIN_CHUNK_BYTES = 1 << 18
-"""Decoded bytes of a chunk, about 1 ms of work: handing it to the pool takes 0.05 ms, which 32 px images must share."""
-_CHUNKS_PER_THREAD = 4
-"""Images differ in decoding time by half, so a thread that is done early takes another chunk."""
 
-
-class KeyedCropDecoder(Operation):
+class KeyedDecoder:
     """Stored images to uint8 [N, size, size, 3], RGB.
 
     A sample that cannot be decoded is a `Fault` that names it; with on_bad_sample "skip" another takes its place
-    (`order.replacement_ids`), shown under the draws of the one it stands for.
+    (`order.replacement_ids`), shown under the draws of the one it stands for. UserError when `decoder`, or what the
+    transform needs besides, was not built.
     """
 
     def __init__(
@@ -48,41 +38,32 @@ class KeyedCropDecoder(Operation):
         transform: Transform,
         decoder: Decoder,
         seed: int,
-        pool: Executor,
         num_threads: int,
         on_bad_sample: OnBadSample = "error",
     ) -> None:
-        super().__init__()
+        self.size = transform.size
         self._reader = reader
         self._transform = transform
         self._seed = seed
-        self._pool = pool
-        self._num_threads = num_threads
         self._on_bad_sample = on_bad_sample
         self._num_draws = num_draws(transform)
         self._augment = () if isinstance(transform, CenterCrop) else transform.augment
-        self._operator = Operator() if self._augment else None
+        if self._augment:
+            open_library("data.train.augment needs it")
         pixels = reader.heights.astype(np.int64) * reader.widths
-        max_image_bytes = 3 * int(pixels.max(initial=1))
-        self._min_chunk = -(-_MIN_CHUNK_BYTES // max_image_bytes)
-        self._kernel = open_kernel(decoder, max_image_bytes)
+        self._kernel = open_kernel(decoder, num_threads, 3 * int(pixels.max(initial=1)))
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        shape, dtype = (self._transform.size, self._transform.size, 3), np.dtype(np.uint8)
-        return replace(previous_state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
-
-    def generate_code(self) -> Callable[..., Any]:
-        return self._decode_batch
-
-    def _decode_batch(
-        self, sample_ids: NDArray[np.int64], images: NDArray[np.uint8], metadata: Any, storage_state: tuple[Any, ...]
-    ) -> NDArray[np.uint8]:
-        """Fills and returns `images`; the id of a replaced sample is replaced in `sample_ids` too."""
-        file, epoch = storage_state
+    def decode(
+        self, file: NDArray[np.uint8], epoch: int, sample_ids: NDArray[np.int64], images: NDArray[np.uint8]
+    ) -> None:
+        """Fills `images` from the mapped `file`; the id of a replaced sample is replaced in `sample_ids` too."""
         statuses = self._show(file, epoch, sample_ids, sample_ids, images)
         for place in np.flatnonzero(statuses != OK).tolist():
             self._replace(file, epoch, sample_ids[place : place + 1], images[place : place + 1], int(statuses[place]))
-        return images
+
+    def close(self) -> None:
+        """Ends the kernel's threads, without waiting."""
+        self._kernel.close()
 
     def _show(
         self,
@@ -100,14 +81,7 @@ class KeyedCropDecoder(Operation):
             self._augment, self._transform.size, sample_keys(Stream.PIXELS, self._seed, epoch, draws_of)
         )
         statuses = np.empty(len(sample_ids), np.int64)
-
-        def decode(part: slice) -> None:
-            self._kernel.decode(file, stored.part(part), views[part], flips[part], images[part], statuses[part])
-            if self._operator is not None:
-                self._operator.apply(operations[part], images[part])
-
-        for done in [self._pool.submit(decode, part) for part in self._chunks(len(sample_ids))]:
-            done.result()
+        self._kernel.decode(file, stored, views, flips, operations, images, statuses)
         return statuses
 
     def _replace(
@@ -131,10 +105,6 @@ class KeyedCropDecoder(Operation):
         draws = uniform(sample_keys(Stream.AUGMENTATION, self._seed, epoch, sample_id), self._num_draws)
         views, _ = crop(self._transform, stored.heights, stored.widths, draws)
         return self._kernel.explain(file, stored, views, self._transform.size, status)
-
-    def _chunks(self, num_images: int) -> list[slice]:
-        length = max(self._min_chunk, -(-num_images // (_CHUNKS_PER_THREAD * self._num_threads)))
-        return [slice(start, min(start + length, num_images)) for start in range(0, num_images, length)]
 
     def _stored_images(self, sample_ids: NDArray[np.int64]) -> StoredImages:
         reader = self._reader

@@ -1,27 +1,28 @@
-"""The one adapter on `ffcv.Loader`: its reader, memory map, graph and ring of buffers, under a thread that cannot hang.
+"""The one adapter on `ffcv.Loader`, for `data.decoder: ffcv`: its reader, memory map, graph, JIT pipeline and buffers.
 
-What is replaced, and why (ffcv 1.0.2): its iterator waits for ever when its thread raises or dies; its thread waits for
-ever when the consumer leaves at the end of an epoch; its orders pad or repeat samples and `__iter__` cuts an epoch to
-the length of the loader's first; its memory manager makes Python objects for every sample, and turns numba's one type
-of uint8 arrays read-only for the whole process; its `Compiler` compiles what needs no compiling, and sets torch's
-threads.
+What is replaced, and why (ffcv 1.0.2): its iterator waits for ever when its thread raises or dies, and its thread when
+the consumer leaves at the end of an epoch, so batches are asked for one by one from `EpochThread`; its orders pad or
+repeat samples; its memory manager makes Python objects for every sample, and turns numba's one type of uint8 arrays
+read-only for the whole process; its `Compiler` compiles what needs no compiling, and sets torch's threads.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from queue import Empty, Full
-from threading import current_thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resnet_dist.data.decoders import KeyedDecoder
+from resnet_dist.data.epoch_thread import Show
 from resnet_dist.data.ffcv_names import (
+    AllocationQuery,
     Compiler,
     EpochIterator,
     Loader,
@@ -29,28 +30,23 @@ from resnet_dist.data.ffcv_names import (
     MemoryManager,
     Operation,
     PipelineSpec,
+    State,
     TraversalOrder,
     loader_module,
 )
-from resnet_dist.errors import Fault
-
-_POLL_S = 0.5
-"""How soon a waiting side sees that the other has gone."""
-_JOIN_LIMIT_S = 5.0
-_BATCHES_AHEAD = 3
 
 
-class GivenOrder(TraversalOrder):
-    """The sample ids of the next epoch as given: no padding, no duplicates, no shuffling of ffcv's own."""
+class GivenIds(TraversalOrder):
+    """No order: every batch is asked for by its sample ids."""
 
     def __init__(self) -> None:  # ffcv's own __init__ needs the loader, which does not exist yet
-        self.sample_ids = np.empty(0, np.int64)
+        pass
 
-    def __call__(self, loader: Loader) -> GivenOrder:
+    def __call__(self, loader: Loader) -> GivenIds:
         return self
 
     def sample_order(self, epoch: int) -> NDArray[np.int64]:
-        return self.sample_ids
+        return np.empty(0, np.int64)
 
 
 class MappedFile(MemoryManager, MemoryContext):
@@ -75,107 +71,70 @@ class MappedFile(MemoryManager, MemoryContext):
         return None
 
 
-class ImageLoader(Loader):
-    """ffcv's loader on the image field only; `start` begins an epoch."""
+class DecodeOperation(Operation):
+    """ffcv's decoder operation around ours.
 
-    def __init__(self, beton: Path, decoder: Operation, batch_size: int) -> None:
-        self._order = GivenOrder()
+    The epoch is the last element of `storage_state`, which every iterator has of its own: nothing is recompiled, and an
+    abandoned iterator cannot see the next epoch.
+    """
+
+    def __init__(self, decoder: KeyedDecoder) -> None:
+        super().__init__()
+        self._decoder = decoder
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        shape, dtype = (self._decoder.size, self._decoder.size, 3), np.dtype(np.uint8)
+        return replace(previous_state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def generate_code(self) -> Callable[..., Any]:
+        def decode(
+            sample_ids: NDArray[np.int64], images: NDArray[np.uint8], metadata: Any, storage_state: tuple[Any, ...]
+        ) -> NDArray[np.uint8]:
+            file, epoch = storage_state
+            self._decoder.decode(file, epoch, sample_ids, images)
+            return images
+
+        return decode
+
+
+class ImageLoader(Loader):
+    """ffcv's loader on the image field only; `epoch` begins an epoch."""
+
+    def __init__(self, beton: Path, decoder: KeyedDecoder, batch_size: int) -> None:
         with _our_parts_in_ffcv():
             super().__init__(
                 str(beton),
                 batch_size,
-                num_workers=1,  # ffcv's own threads: the decoder has its pool
+                num_workers=1,  # ffcv's own threads: the kernel has its own
                 os_cache=True,
-                order=self._order,
+                order=GivenIds(),
                 seed=0,  # unused; None would draw from numpy's global generator
                 drop_last=False,
-                pipelines={"image": PipelineSpec("image", decoder), "label": None},
-                batches_ahead=_BATCHES_AHEAD,
+                pipelines={"image": PipelineSpec("image", DecodeOperation(decoder)), "label": None},
+                batches_ahead=0,
             )
 
-    def start(self, epoch: int, sample_ids: NDArray[np.int64], wait_limit_s: float) -> EpochThread:
-        self._order.sample_ids = sample_ids
-        return EpochThread(self, self.next_traversal_order(), epoch, wait_limit_s)
+    def epoch(self, epoch: int) -> Show:
+        pipeline, numbers = _Pipeline(self, epoch), count()
+
+        def show(sample_ids: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+            (shown,) = pipeline.run_pipeline(next(numbers), sample_ids, 0, None)
+            np.copyto(images, shown)
+
+        return show
 
 
-class Decoded(NamedTuple):
-    slot: int
-    """Of the ring of buffers."""
-    sample_ids: NDArray[np.int64]
-    num_replaced: int
-    images: NDArray[np.uint8]
-
-
-class EpochThread(EpochIterator):
-    """Decodes the batches of one epoch ahead of the consumer; `next_batch` hands them out in order."""
+class _Pipeline(EpochIterator):
+    """ffcv's pipeline and buffers for an epoch, run by whoever calls it and not as the thread it could be."""
 
     storage_state: tuple[Any, ...]
 
-    def __init__(self, loader: ImageLoader, order: NDArray[np.int64], epoch: int, wait_limit_s: float) -> None:
-        self._epoch = epoch
-        self._wait_limit_s = wait_limit_s
-        self.copied: dict[int, torch.cuda.Event] = {}
-        """By slot of the ring: when the consumer's copy of it will be done."""
-        super().__init__(loader, order)
+    def __init__(self, loader: ImageLoader, epoch: int) -> None:
+        super().__init__(loader, np.empty(0, np.int64))
+        self.storage_state = (*self.storage_state, epoch)
 
     def start(self) -> None:
-        self.storage_state = (*self.storage_state, self._epoch)
-        super().start()
-
-    def run(self) -> None:
-        try:
-            for number, sample_ids in enumerate(self.iter_ixes):
-                slot = number % (self.loader.batches_ahead + 2)
-                if slot in self.copied:
-                    self.copied.pop(slot).synchronize()
-                shown = sample_ids.copy()  # the decoder writes to it where it replaces a sample
-                (images,) = self.run_pipeline(number, shown, slot, None)
-                if not self._offer(Decoded(slot, shown, int((shown != sample_ids).sum()), images)):
-                    return
-            self._offer(None)
-        except BaseException as error:  # noqa: BLE001 the consumer raises it
-            self._offer(error)
-
-    def next_batch(self) -> Decoded | None:
-        """None at the end; the images hold until the next call. Raises what `run` raised."""
-        deadline = time.monotonic() + self._wait_limit_s
-        while True:
-            alive = self.is_alive()  # before the look into the queue: a thread may put its last word and end
-            try:
-                item = self.output_queue.get(timeout=_POLL_S if alive else 0)
-            except Empty:
-                if not alive:
-                    raise Fault(f"the loader thread of {self.loader.fname} died without a word") from None
-                if time.monotonic() > deadline:
-                    raise Fault(
-                        f"{self.loader.fname}: no batch within {self._wait_limit_s:g} s; is the storage alive?"
-                    ) from None
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            decoded: Decoded | None = item
-            return decoded
-
-    def close(self) -> None:
-        """Ends the thread after the batch it is decoding, and waits for it (5 s at most)."""
-        super().close()
-        while True:  # a thread that waits for room in the queue goes on at once
-            try:
-                self.output_queue.get_nowait()
-            except Empty:
-                break
-        if self.is_alive() and self is not current_thread():
-            self.join(_JOIN_LIMIT_S)
-
-    def _offer(self, item: Any) -> bool:
-        """Puts `item` when there is room; False when the consumer has gone."""
-        while not self.terminate_event.is_set():
-            try:
-                self.output_queue.put(item, timeout=_POLL_S)
-            except Full:
-                continue
-            return True
-        return False
+        """Called by ffcv's __init__."""
 
 
 @contextmanager

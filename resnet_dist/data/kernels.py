@@ -1,6 +1,6 @@
 """What the hot loop is given and gives, and the two that do it: the native kernel, and the one around libffcv.
 
-A kernel knows nothing of seeds, threads or epochs. It runs without the GIL, on any number of threads at once.
+A kernel knows nothing of seeds or epochs. It shares the images of a batch between threads of its own, without the GIL.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.crops import Views
+from resnet_dist.data.operations import Operations
 
 Decoder = Literal["native", "ffcv"]
 
@@ -44,28 +45,32 @@ class Kernel(Protocol):
         stored: StoredImages,
         views: Views,
         flips: NDArray[np.bool_],
+        operations: Operations,
         images: NDArray[np.uint8],
         statuses: NDArray[np.int64],
     ) -> None:
-        """Writes what `views` shows of N images, mirrored where `flips` says so.
+        """Writes what `views` shows of N images, mirrored where `flips` says so, and applies their `operations` to it.
 
-        file: uint8 [bytes of the beton]; images: uint8 [N, size, size, 3], RGB; statuses: [N]. Pixels of an image whose
-        status is not OK are undefined.
+        file: uint8 [bytes of the beton]; operations: [N, K]; images: uint8 [N, size, size, 3], RGB; statuses: [N].
+        Pixels of an image whose status is not OK are undefined. Calls of several threads come one after the other.
         """
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         """Why the one image given, shown as `size` x `size` px, ended with `status`."""
 
+    def close(self) -> None:
+        """Ends the threads, each after what it works on; does not wait for them."""
 
-def open_kernel(decoder: Decoder, max_image_bytes: int) -> Kernel:
+
+def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:
     """`max_image_bytes`: of the largest image, decoded. UserError if the native kernel was not built."""
     kernel: Any  # imported here: numba and ffcv take seconds, and the native kernel may be missing
     if decoder == "native":
         from resnet_dist.data.native_kernel import NativeKernel
 
-        kernel = NativeKernel()
+        kernel = NativeKernel(num_threads)
     else:
         from resnet_dist.data.ffcv_kernel import FfcvKernel
 
-        kernel = FfcvKernel(max_image_bytes)
+        kernel = FfcvKernel(num_threads, max_image_bytes)
     return kernel

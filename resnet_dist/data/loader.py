@@ -1,4 +1,4 @@
-"""Batches of a beton in a given order: `BetonLoader` is all that training sees of ffcv, decoding and threads.
+"""Batches of a beton in a given order: `BetonLoader` is all that training sees of decoding, threads and ffcv.
 
 One loader serves all epochs of a process. What a batch holds depends on (beton, transform, decoder, seed, epoch, sample
 ids) only: not on threads, batch size, worker count or where an epoch was resumed.
@@ -6,8 +6,8 @@ ids) only: not on threads, batch size, worker count or where an epoch was resume
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe_data import OnBadSample
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.crops import Transform, require_sides
-from resnet_dist.data.decoders import KeyedCropDecoder
-from resnet_dist.data.ffcv_adapter import EpochThread, ImageLoader
+from resnet_dist.data.decoders import KeyedDecoder
+from resnet_dist.data.device_copies import batch_places
+from resnet_dist.data.epoch_thread import EpochThread, Show
 from resnet_dist.data.kernels import Decoder
 from resnet_dist.data.read_ahead import ReadAhead, first_uses
 from resnet_dist.errors import UserError
@@ -58,6 +59,7 @@ class BetonLoader:
         reader = open_reader(beton, manifest)
         require_sides(beton, manifest, transform)
         self._labels = reader.labels
+        self._file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
         self.page_of_sample: NDArray[np.int64] = reader.pointers // reader.page_bytes
         """[num_samples]: in which page of the beton a sample lies."""
         self._page_bytes = reader.page_bytes
@@ -66,9 +68,8 @@ class BetonLoader:
         self._reads_ahead = reads_ahead
         self._device = device
         self._wait_limit_s = wait_limit_s
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="beton-decode")
-        operation = KeyedCropDecoder(reader, transform, decoder, seed, self._pool, num_threads, on_bad_sample)
-        self._loader = ImageLoader(beton, operation, batch_size)
+        self._decoder = KeyedDecoder(reader, transform, decoder, seed, num_threads, on_bad_sample)
+        self._show = self._native if decoder == "native" else open_ffcv(beton, self._decoder, batch_size)
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
@@ -83,8 +84,8 @@ class BetonLoader:
         return self._batches(epoch, sample_ids.astype(np.int64))
 
     def close(self) -> None:
-        """Ends the decoding threads, without waiting. An epoch still being iterated fails at its next batch."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the decoding threads, without waiting."""
+        self._decoder.close()
 
     def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         uses = first_uses(self.page_of_sample, sample_ids) if self._reads_ahead else []
@@ -92,31 +93,32 @@ class BetonLoader:
             yield from self._decoded(epoch, sample_ids, hints)
 
     def _decoded(self, epoch: int, sample_ids: NDArray[np.int64], hints: ReadAhead) -> Generator[Batch, None, None]:
-        thread = self._loader.start(epoch, sample_ids, self._wait_limit_s)
+        thread = EpochThread(
+            str(self._beton),
+            self._show(epoch),
+            batch_places(self._decoder.size, self._device, self._batch_size),
+            self._labels,
+            sample_ids,
+            self._batch_size,
+            self._wait_limit_s,
+        )
         try:
             for place in count(0, self._batch_size):
                 hints.reached(place)
-                if (item := thread.next_batch()) is None:
+                if (batch := thread.next_batch()) is None:
                     return
-                labels = torch.from_numpy(self._labels[item.sample_ids]).to(self._device)
-                images = self._own_copy(thread, item.slot, item.images)
-                yield Batch(images, labels, item.sample_ids, item.num_replaced)
+                yield batch
         finally:
             thread.close()
 
-    def _own_copy(self, thread: EpochThread, slot: int, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Out of ffcv's ring of buffers, which is written to again some batches later."""
-        if self._device.type != "cuda":
-            # numpy's copy: torch's starts OpenMP threads, which spin for a while when they are done.
-            return torch.from_numpy(images.copy()).to(self._device)
-        ring = torch.from_numpy(images)
-        # Untested: no GPU at hand. ffcv pins the ring where CUDA is there; the thread waits for the event before it
-        # writes to the slot again.
-        copy = ring.to(self._device, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        thread.copied[slot] = event
-        return copy
+    def _native(self, epoch: int) -> Show:
+        return partial(self._decoder.decode, self._file, epoch)
+
+
+def open_ffcv(beton: Path, decoder: KeyedDecoder, batch_size: int) -> Callable[[int], Show]:
+    from resnet_dist.data.ffcv_adapter import ImageLoader  # takes 4 s of CPU time and 100 MB
+
+    return ImageLoader(beton, decoder, batch_size).epoch
 
 
 def open_reader(beton: Path, manifest: Manifest) -> BetonReader:

@@ -1,4 +1,4 @@
-"""The native decode kernel (`native/*.c`) by ctypes, which lets go of the GIL for the length of a call.
+"""The native decode kernel (`native/*.c`) by ctypes: one call for a batch, which lets go of the GIL for its length.
 
 It decodes only the part of a JPEG that is shown, with libjpeg-turbo's accurate settings, and resizes with Pillow's
 arithmetic: the pixels are Pillow's, bit for bit, on every CPU.
@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from resnet_dist.config.recipe_data import MAX_SIZE
 from resnet_dist.data.crops import Views
 from resnet_dist.data.kernels import StoredImages
 from resnet_dist.data.native_library import open_library, pointer
+from resnet_dist.data.operations import OPERATION, Operations
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 200  # as in jpeg_region.h
@@ -56,13 +58,14 @@ class NativeKernel:
     own_huffman: whether the kernel's entropy decoder is used, twice as fast as libjpeg's; None: if it proves itself.
     """
 
-    def __init__(self, own_huffman: bool | None = None) -> None:
+    def __init__(self, num_threads: int = 1, own_huffman: bool | None = None) -> None:
         library = open_library(
             "data.decoder is native", ", or set data.decoder: ffcv, whose pixels differ by a grey level or two"
         )
-        self._function = library.resnet_dist_decode_crop_resize
+        self._function = library.resnet_dist_decode
         self._function.restype = None
         self._own_huffman = own_huffman_is_sound() if own_huffman is None else own_huffman
+        self._pool = _Pool(library, num_threads)
 
     def decode(
         self,
@@ -70,17 +73,22 @@ class NativeKernel:
         stored: StoredImages,
         views: Views,
         flips: NDArray[np.bool_],
+        operations: Operations,
         images: NDArray[np.uint8],
         statuses: NDArray[np.int64],
     ) -> None:
-        self._call(file, stored, views, flips, images, statuses)
+        self._call(file, stored, views, flips, operations, images, statuses)
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         if status != Status.JPEG_BROKEN:
             return _REASONS[Status(status)]
         images, statuses = np.empty((1, size, size, 3), np.uint8), np.empty(1, np.int64)
-        message = self._call(file, stored, views, np.zeros(1, np.bool_), images, statuses)
+        none = np.zeros((1, 0), OPERATION)
+        message = self._call(file, stored, views, np.zeros(1, np.bool_), none, images, statuses)
         return f"its JPEG is broken: {message}"
+
+    def close(self) -> None:
+        self._pool.close()
 
     def _call(
         self,
@@ -88,15 +96,17 @@ class NativeKernel:
         stored: StoredImages,
         views: Views,
         flips: NDArray[np.bool_],
+        operations: Operations,
         images: NDArray[np.uint8],
         statuses: NDArray[np.int64],
     ) -> str:
-        """libjpeg's message about the last image that is broken."""
-        num, size = len(statuses), images.shape[1]
-        if not 1 <= size <= _MAX_SIDE:
+        """libjpeg's message, if there is one image and it is broken."""
+        num, size, num_operations = len(statuses), images.shape[1], operations.shape[1]
+        if not 1 <= size <= (MAX_SIZE if num_operations else _MAX_SIDE):
             raise ValueError(f"images of {size} x {size} px")
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         self._function(
+            self._pool.address,
             pointer(file, np.uint8, (len(file),)),
             ctypes.c_int64(len(file)),
             ctypes.c_int64(num),
@@ -107,6 +117,8 @@ class NativeKernel:
             pointer(stored.widths, np.int64, (num,)),
             pointer(views, np.int64, (num, 8)),
             pointer(flips, np.bool_, (num,)),
+            pointer(operations, OPERATION, (num, num_operations)),
+            ctypes.c_int64(num_operations),
             ctypes.c_int64(size),
             ctypes.c_int64(self._own_huffman),
             pointer(images, np.uint8, (num, size, size, 3)),
@@ -114,6 +126,26 @@ class NativeKernel:
             message,
         )
         return message.value.decode("ascii", errors="replace")
+
+
+class _Pool:
+    """The kernel's threads (native/pool.h). The memory is given back when no call can be running any more: a call holds
+    the kernel, which holds this."""
+
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        library.resnet_dist_pool_open.restype = ctypes.c_void_p
+        address = library.resnet_dist_pool_open(ctypes.c_int64(num_threads))
+        if not address:
+            raise MemoryError("no memory for the threads of the native kernel")
+        self.address = ctypes.c_void_p(address)
+        self._library = library
+
+    def close(self) -> None:
+        self._library.resnet_dist_pool_close(self.address)
+
+    def __del__(self) -> None:
+        self.close()
+        self._library.resnet_dist_pool_release(self.address)
 
 
 @cache
@@ -150,7 +182,8 @@ def _decodes_alike(image: bytes) -> bool:
     shown = []
     for own_huffman in (True, False):
         pixels, statuses = np.zeros((1, 32, 32, 3), np.uint8), np.empty(1, np.int64)
-        NativeKernel(own_huffman).decode(file, stored, views, np.zeros(1, np.bool_), pixels, statuses)
+        kernel = NativeKernel(own_huffman=own_huffman)
+        kernel.decode(file, stored, views, np.zeros(1, np.bool_), np.zeros((1, 0), OPERATION), pixels, statuses)
         shown.append((pixels, statuses))
     (ours, our_status), (theirs, their_status) = shown
     return bool(our_status[0] == their_status[0] == Status.OK and np.array_equal(ours, theirs))

@@ -109,7 +109,7 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
 def require_buildable(recipe: Recipe) -> None:
     """Builds model and optimizer without memory for weights, and opens the decoder: what they refuse is told here."""
     if recipe.data.decoder == "native":
-        open_kernel(recipe.data.decoder, max_image_bytes=0)
+        open_kernel(recipe.data.decoder, num_threads=1, max_image_bytes=0)
     with torch.device("meta"):
         build_optimizer(build_classifier(recipe), recipe.optim)
 

@@ -207,8 +207,6 @@ static void apply(const Operation *operation, uint8_t *image, int size, uint8_t 
     }
 }
 
-/* Applies the `num_operations` operations of each image, one after another, to `images` [num_images][size][size][3].
- * 0, or -1 without memory. `size`: 1 to 16384. */
 int resnet_dist_augment(int64_t num_images, int64_t num_operations, const Operation *operations, int64_t size,
                         uint8_t *images)
 {

@@ -27,6 +27,11 @@ typedef struct {
     double values[8];
 } Operation;
 
+/* Applies the `num_operations` operations of each image, one after another, to `images` [num_images][size][size][3].
+ * 0, or -1 without memory. `size`: 1 to 16384. */
+int resnet_dist_augment(int64_t num_images, int64_t num_operations, const Operation *operations, int64_t size,
+                        uint8_t *images);
+
 /* The hue of RGB px turned by `shift` / 256 of a circle, by way of 8-bit HSV as Pillow's. */
 void turn_hue(uint8_t *image, int num_pixels, int shift);
 

@@ -24,7 +24,6 @@ struct jpeg_entropy_decoder {
 enum {
     MAX_DC_SIZE = 11, /* bits of a value, with 8 bits a sample (ITU T.81, tables F.1 and F.2) */
     MAX_AC_SIZE = 10,
-    MCU_BYTES = 4096, /* no MCU takes more: 10 blocks of 63 coefficients of 26 bits and one of 27 are 2,082 */
     END_OF_BLOCK = 128 /* an advance that no run reaches */
 };
 
@@ -279,10 +278,9 @@ static int build_tables(Huffman *huffman, j_decompress_ptr jpeg)
 }
 
 /* The data up to the next marker, without the zeros that follow an FF; MCU_BYTES of zeros behind it. */
-static void take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg)
+static void take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean)
 {
     const uint8_t *next = jpeg->src->next_input_byte, *end = next + jpeg->src->bytes_in_buffer;
-    uint8_t *clean = jpeg->mem->alloc_large((j_common_ptr)jpeg, JPOOL_IMAGE, (size_t)(end - next) + MCU_BYTES);
     huffman->bits = (Bits){.next = clean};
     while (next < end) {
         const uint8_t *marker = memchr(next, 0xFF, (size_t)(end - next));
@@ -316,7 +314,8 @@ int huffman_fits(j_decompress_ptr jpeg)
            (entropy->insufficient_data == FALSE || entropy->insufficient_data == TRUE);
 }
 
-void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, JDIMENSION first_column, JDIMENSION num_columns)
+void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean, JDIMENSION first_column,
+                       JDIMENSION num_columns)
 {
     if (!is_common(jpeg) || !build_tables(huffman, jpeg))
         return;
@@ -325,7 +324,7 @@ void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, JDIMENSION first
     huffman->first_column = first_column / mcu_width;
     huffman->last_column = (first_column + num_columns - 1) / mcu_width;
     memset(huffman->last_dc, 0, sizeof huffman->last_dc);
-    take_out_stuffing(huffman, jpeg);
+    take_out_stuffing(huffman, jpeg, clean);
     jpeg->client_data = huffman;
     jpeg->entropy->decode_mcu = decode_mcu;
 }

@@ -58,8 +58,13 @@ typedef struct {
  * jpeg_start_decompress. Reads a few pointers within one allocation of libjpeg's, and nothing behind them. */
 int huffman_fits(j_decompress_ptr jpeg);
 
+enum { MCU_BYTES = 4096 }; /* no MCU takes more: 10 blocks of 63 coefficients of 26 bits and one of 27 are 2,082 */
+
 /* Takes over if the JPEG is of the common kind: after jpeg_start_decompress and jpeg_crop_scanline, before the first
- * row. Only where huffman_fits. A Huffman of zeros is a valid start. Columns in px. `huffman` must live as long as `jpeg`, whose client_data it becomes; the next image may use it. */
-void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, JDIMENSION first_column, JDIMENSION num_columns);
+ * row. Only where huffman_fits. A Huffman of zeros is a valid start. Columns in px. `clean`: memory for what the source
+ * has left and MCU_BYTES. `huffman` and `clean` must live as long as `jpeg`, whose client_data the former becomes; the
+ * next image may use both. */
+void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean, JDIMENSION first_column,
+                       JDIMENSION num_columns);
 
 #endif

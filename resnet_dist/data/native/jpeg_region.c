@@ -6,8 +6,6 @@
 
 #include <jpeglib.h>
 
-#include "huffman.h"
-
 /* Fancy upsampling looks at the neighbours of a px: the px at the edge of what is decoded may differ from a full
  * decode's, so two more on every side are decoded and dropped. */
 enum { MARGIN = 2 };
@@ -51,8 +49,8 @@ static void limit_scans(j_common_ptr common)
 }
 
 /* May leave by longjmp at any call of libjpeg; owns nothing. */
-static int decode(j_decompress_ptr jpeg, int height, int width, Region region, Huffman *huffman, uint8_t *row,
-                  TakeRow take_row, void *taker)
+static int decode(j_decompress_ptr jpeg, int height, int width, Region region, uint8_t *clean, Scratch *scratch,
+                  uint8_t *row, TakeRow take_row, void *taker)
 {
     jpeg_read_header(jpeg, TRUE);
     if ((int)jpeg->image_height != height || (int)jpeg->image_width != width)
@@ -71,8 +69,8 @@ static int decode(j_decompress_ptr jpeg, int height, int width, Region region, H
     JDIMENSION first_column = left, num_columns = (right < width ? right : width) - left;
     if (num_columns < (JDIMENSION)width)
         jpeg_crop_scanline(jpeg, &first_column, &num_columns); /* moves first_column left, to a block's edge */
-    if (huffman != NULL)
-        huffman_take_over(huffman, jpeg, first_column, num_columns);
+    if (clean != NULL)
+        huffman_take_over(&scratch->huffman, jpeg, clean, first_column, num_columns);
     JDIMENSION skipped = region.top > MARGIN ? region.top - MARGIN : 0;
     if (skipped > 0 && jpeg_skip_scanlines(jpeg, skipped) != skipped)
         return JPEG_BROKEN;
@@ -85,9 +83,12 @@ static int decode(j_decompress_ptr jpeg, int height, int width, Region region, H
     return OK;
 }
 
-int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region region, Huffman *huffman,
-                uint8_t *row, TakeRow take_row, void *taker, char message[MESSAGE_BYTES])
+int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region region, int own_huffman,
+                Scratch *scratch, uint8_t *row, TakeRow take_row, void *taker, char message[MESSAGE_BYTES])
 {
+    uint8_t *clean = own_huffman ? scratch_take(scratch, CLEAN_DATA, bytes + MCU_BYTES) : NULL;
+    if (own_huffman && clean == NULL)
+        return NO_MEMORY;
     struct jpeg_decompress_struct jpeg;
     struct jpeg_progress_mgr progress = {.progress_monitor = limit_scans};
     Errors errors = {.message = message};
@@ -103,7 +104,7 @@ int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region
         jpeg.mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
         jpeg.progress = &progress;
         jpeg_mem_src(&jpeg, data, bytes);
-        status = decode(&jpeg, height, width, region, huffman, row, take_row, taker);
+        status = decode(&jpeg, height, width, region, clean, scratch, row, take_row, taker);
     }
     jpeg_destroy_decompress(&jpeg); /* not jpeg_finish: rows are left */
     return status;

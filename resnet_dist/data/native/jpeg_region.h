@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "huffman.h"
+#include "scratch.h"
 
 enum { MESSAGE_BYTES = 200 }; /* libjpeg's JMSG_LENGTH_MAX */
 
@@ -29,8 +29,9 @@ typedef void (*TakeRow)(void *taker, const uint8_t *row);
 
 /* Calls take_row(taker, RGB px of the region) for every row of it, top to bottom; 16 bytes behind the px can be read.
  * height, width: what the image must have. row: memory of 3 * width + 16 bytes. Returns a status; on JPEG_BROKEN
- * `message` says why. What lies below the region is not looked at. Without `huffman`, libjpeg decodes the entropy. */
-int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region region, Huffman *huffman,
-                uint8_t *row, TakeRow take_row, void *taker, char message[MESSAGE_BYTES]);
+ * `message` says why. What lies below the region is not looked at. `own_huffman`: whether huffman.c may take over from
+ * libjpeg. */
+int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region region, int own_huffman,
+                Scratch *scratch, uint8_t *row, TakeRow take_row, void *taker, char message[MESSAGE_BYTES]);
 
 #endif

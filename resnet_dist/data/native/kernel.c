@@ -1,13 +1,14 @@
-/* The native decode kernel: stored images, views and flips in, pixels and one status per image out.
+/* The native decode kernel: stored images, views, flips and operations in, pixels and one status per image out.
  *
- * Plain C, called without Python's lock; it knows nothing of Python, and a call shares nothing with another one. Every
- * read is checked against the mapped file, every write against its buffer: what the beton says is not trusted.
+ * Plain C, called without Python's lock; it knows nothing of Python. Every read is checked against the mapped file,
+ * every write against its buffer: what the beton says is not trusted.
  */
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "augment.h"
 #include "jpeg_region.h"
+#include "pool.h"
 #include "resize.h"
 
 enum { MODE_JPEG, MODE_RAW }; /* as ffcv's RGBImageField numbers them */
@@ -76,14 +77,14 @@ static int overlap(int64_t window, int size, int64_t length, int *start)
 }
 
 /* Readies the picture; `region` becomes what it needs of the stored image. */
-static int plan(Picture *picture, const Stored *image, const View *view, Region *region)
+static int plan(Picture *picture, Scratch *scratch, const Stored *image, const View *view, Region *region)
 {
     if (!fits(image, view, picture->size))
         return VIEW_UNFIT;
     picture->resizes = view->resized_height != view->box_height || view->resized_width != view->box_width;
     if (picture->resizes) {
         Resizer *resizer = &picture->resizer;
-        if (resizer_plan(resizer, (int)view->box_height, (int)view->box_width, (int)view->resized_height,
+        if (resizer_plan(resizer, scratch, (int)view->box_height, (int)view->box_width, (int)view->resized_height,
                          (int)view->resized_width, (int)view->window_top, (int)view->window_left, picture->size,
                          picture->mirrored))
             return NO_MEMORY;
@@ -114,61 +115,84 @@ static int show_raw(const Stored *image, Region region, uint8_t *row, Picture *p
     return OK;
 }
 
-static int show(const Stored *image, const View *view, Picture *picture, Huffman *huffman, char *message)
+/* What `resnet_dist_decode` is asked for. */
+typedef struct {
+    const uint8_t *file;
+    int64_t file_bytes, num_images;
+    const int64_t *offsets, *sizes;
+    const uint8_t *modes;
+    const int64_t *heights, *widths;
+    const View *views;
+    const uint8_t *flips;
+    const Operation *operations;
+    int64_t num_operations, size, own_huffman;
+    uint8_t *images;
+    int64_t *statuses;
+    char *message;
+} Batch;
+
+static int show(const Batch *batch, const Stored *image, const View *view, Picture *picture, Scratch *scratch)
 {
     Region region;
-    int status = plan(picture, image, view, &region);
+    char unread[MESSAGE_BYTES];
+    char *message = batch->message != NULL && batch->num_images == 1 ? batch->message : unread;
+    int status = plan(picture, scratch, image, view, &region);
     if (status != OK)
         return status;
-    uint8_t *row = malloc(3 * (size_t)image->width + ROW_PADDING_BYTES);
+    uint8_t *row = scratch_take(scratch, SOURCE_ROW, 3 * (size_t)image->width + ROW_PADDING_BYTES);
     if (row == NULL)
         return NO_MEMORY;
     if (image->mode == MODE_RAW)
-        status = show_raw(image, region, row, picture);
-    else if (image->mode == MODE_JPEG)
-        status = jpeg_region(image->data, (size_t)image->bytes, (int)image->height, (int)image->width, region,
-                             huffman, row, take_row, picture, message);
-    else
-        status = MODE_UNKNOWN;
-    free(row);
-    return status;
+        return show_raw(image, region, row, picture);
+    if (image->mode != MODE_JPEG)
+        return MODE_UNKNOWN;
+    return jpeg_region(image->data, (size_t)image->bytes, (int)image->height, (int)image->width, region,
+                       batch->own_huffman != 0, scratch, row, take_row, picture, message);
 }
 
-static int decode_one(const uint8_t *file, int64_t file_bytes, int64_t offset, Stored image, const View *view,
-                      Picture *picture, Huffman *huffman, char *message)
+static int decode_one(const Batch *batch, int64_t k, uint8_t *output, Scratch *scratch)
 {
-    if (offset < 0 || image.bytes < 1 || image.bytes > file_bytes || offset > file_bytes - image.bytes)
+    int64_t offset = batch->offsets[k];
+    Stored image = {NULL, batch->sizes[k], batch->heights[k], batch->widths[k], batch->modes[k]};
+    Picture picture = {.output = output, .size = (int)batch->size, .mirrored = batch->flips[k] != 0};
+    if (offset < 0 || image.bytes < 1 || image.bytes > batch->file_bytes || offset > batch->file_bytes - image.bytes)
         return OUTSIDE_FILE;
     if (image.height < 1 || image.width < 1 || image.height > MAX_SIDE || image.width > MAX_SIDE)
         return VIEW_UNFIT;
-    image.data = file + offset;
-    int status = show(&image, view, picture, huffman, message);
-    resizer_free(&picture->resizer);
-    return status;
+    image.data = batch->file + offset;
+    return show(batch, &image, &batch->views[k], &picture, scratch);
+}
+
+static void work(void *given, int64_t k, Scratch *scratch)
+{
+    const Batch *batch = given;
+    uint8_t *output = batch->images + k * batch->size * batch->size * 3;
+    int status = decode_one(batch, k, output, scratch);
+    if (status == OK && batch->num_operations > 0 &&
+        resnet_dist_augment(1, batch->num_operations, batch->operations + k * batch->num_operations, batch->size, output))
+        status = NO_MEMORY;
+    batch->statuses[k] = status;
+    scratch_trim(scratch);
 }
 
 /* Tells whether library and Python sources belong together: as in native_library.py. */
 int resnet_dist_interface(void)
 {
-    return 2;
+    return 3;
 }
 
 /* The arguments are those of `NativeKernel` in native_kernel.py. Writes `images` [num_images][size][size][3] and
- * `statuses` [num_images]; `message` is libjpeg's about the last image that is JPEG_BROKEN. The px of an image whose
- * status is not OK are undefined. `size`: 1 to 65535. `own_huffman`: whether huffman.c may take over. */
-void resnet_dist_decode_crop_resize(const uint8_t *file, int64_t file_bytes, int64_t num_images,
-                                    const int64_t *offsets, const int64_t *sizes, const uint8_t *modes,
-                                    const int64_t *heights, const int64_t *widths, const View *views,
-                                    const uint8_t *flips, int64_t size, int64_t own_huffman, uint8_t *images,
-                                    int64_t *statuses, char message[MESSAGE_BYTES])
+ * `statuses` [num_images]; `message` (or NULL) is libjpeg's about an image that is JPEG_BROKEN, if there is but one
+ * image. The px of an image whose status is not OK are undefined. `size`: 1 to 65535, with operations to 16384.
+ * `own_huffman`: whether huffman.c may take over. */
+void resnet_dist_decode(Pool *pool, const uint8_t *file, int64_t file_bytes, int64_t num_images,
+                        const int64_t *offsets, const int64_t *sizes, const uint8_t *modes, const int64_t *heights,
+                        const int64_t *widths, const View *views, const uint8_t *flips, const Operation *operations,
+                        int64_t num_operations, int64_t size, int64_t own_huffman, uint8_t *images, int64_t *statuses,
+                        char message[MESSAGE_BYTES])
 {
-    Huffman *huffman = own_huffman ? calloc(1, sizeof *huffman) : NULL;
-    for (int64_t k = 0; k < num_images; k++) {
-        Stored image = {NULL, sizes[k], heights[k], widths[k], modes[k]};
-        Picture picture = {.output = images + k * size * size * 3, .size = (int)size, .mirrored = flips[k] != 0};
-        statuses[k] = own_huffman && huffman == NULL
-                          ? NO_MEMORY
-                          : decode_one(file, file_bytes, offsets[k], image, &views[k], &picture, huffman, message);
-    }
-    free(huffman);
+    Batch batch = {file,  file_bytes, num_images, offsets,        sizes, modes,       heights, widths,
+                   views, flips,      operations, num_operations, size,  own_huffman, images,  statuses,
+                   message};
+    pool_run(pool, work, &batch, num_images);
 }

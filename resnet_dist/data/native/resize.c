@@ -1,7 +1,6 @@
 #include "resize.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -44,52 +43,52 @@ static int weigh(int in, int out, int i, double *exact, int32_t *weights, int *f
     return count;
 }
 
-static int axis_plan(Axis *axis, int in, int out, int window, int size, int mirrored, int copies)
+static int axis_plan(Axis *axis, Scratch *scratch, int first_buffer, int weights_buffer, int in, int out, int window,
+                     int size, int mirrored)
 {
     int most = (int)ceil(in > out ? (double)in / out : 1.0) * 2 + 1;
-    double *exact = malloc(most * sizeof *exact);
-    int32_t *packed = malloc((size_t)size * most * sizeof *packed);
-    int32_t *count = malloc(size * sizeof *count);
-    axis->first = malloc(size * sizeof *axis->first);
-    int ready = exact && packed && count && axis->first;
-    if (ready) {
-        int taps = 1, start = in, end = 0;
-        for (int i = 0; i < size; i++) {
-            int output = window + (mirrored ? size - 1 - i : i), first;
-            count[i] = weigh(in, out, output, exact, packed + (size_t)i * most, &first);
-            axis->first[i] = first;
-            taps = count[i] > taps ? count[i] : taps;
-            start = first < start ? first : start;
-            end = first + count[i] > end ? first + count[i] : end;
-        }
-        axis->size = size, axis->taps = taps, axis->start = start, axis->length = end - start;
-        axis->weights = calloc((size_t)size * taps * copies, sizeof *axis->weights);
-        ready = axis->weights != NULL;
+    double *exact = scratch_take(scratch, EXACT_WEIGHTS, most * sizeof *exact);
+    int32_t *packed = scratch_take(scratch, PACKED_WEIGHTS, (size_t)size * most * sizeof *packed);
+    int32_t *count = scratch_take(scratch, WEIGHT_COUNTS, size * sizeof *count);
+    axis->first = scratch_take(scratch, first_buffer, size * sizeof *axis->first);
+    if (!exact || !packed || !count || !axis->first)
+        return -1;
+    int taps = 1, start = in, end = 0;
+    for (int i = 0; i < size; i++) {
+        int output = window + (mirrored ? size - 1 - i : i), first;
+        count[i] = weigh(in, out, output, exact, packed + (size_t)i * most, &first);
+        axis->first[i] = first;
+        taps = count[i] > taps ? count[i] : taps;
+        start = first < start ? first : start;
+        end = first + count[i] > end ? first + count[i] : end;
     }
-    for (int i = 0; ready && i < size; i++) {
-        int32_t *weights = axis->weights + (size_t)i * axis->taps * copies;
+    axis->size = size, axis->taps = taps, axis->start = start, axis->length = end - start;
+    axis->weights = scratch_take(scratch, weights_buffer, (size_t)size * taps * sizeof *axis->weights);
+    if (!axis->weights)
+        return -1;
+    memset(axis->weights, 0, (size_t)size * taps * sizeof *axis->weights);
+    for (int i = 0; i < size; i++) {
         int first = axis->first[i] - axis->start, last = axis->length - axis->taps;
         int shift = first > last ? first - last : 0; /* no output may reach behind the last px */
         axis->first[i] = first - shift;
-        for (int k = 0; k < count[i]; k++)
-            for (int copy = 0; copy < copies; copy++)
-                weights[(k + shift) * copies + copy] = packed[(size_t)i * most + k];
+        memcpy(axis->weights + (size_t)i * taps + shift, packed + (size_t)i * most, count[i] * sizeof *packed);
     }
-    free(exact), free(packed), free(count);
-    return ready ? 0 : -1;
+    return 0;
 }
 
-/* One row along the columns. Four lanes for three channels: the fourth computes the next px' red for nothing and is
- * overwritten by it. `taps` is a constant where this is inlined: loops of a length that the CPU must guess cost more. */
-static INLINE void filter_columns(const Axis *axis, int taps, const uint8_t *row, uint8_t *output)
+/* Two rows along the columns: `group` [columns][GROUP][LANES]. Four lanes for three channels: the fourth computes
+ * something for nothing and is overwritten by the next px. `taps` is a constant where this is inlined: loops of a length
+ * that the CPU must guess cost more. */
+static INLINE void filter_columns(const Axis *axis, int taps, const int32_t *group, uint8_t *first, uint8_t *second)
 {
-    const Lanes *weights = (const Lanes *)axis->weights;
-    for (int i = 0; i < axis->size; i++, weights += taps, output += 3) {
-        const uint8_t *source = row + 3 * axis->first[i];
-        Lanes sum = {HALF, HALF, HALF, HALF};
+    const int32_t *weights = axis->weights, *starts = axis->first;
+    for (int i = 0, size = axis->size; i < size; i++, weights += taps) {
+        const Sums *source = (const Sums *)group + starts[i];
+        Sums sums = {HALF, HALF, HALF, HALF, HALF, HALF, HALF, HALF};
         for (int k = 0; k < taps; k++)
-            sum += load_pixel(source + 3 * k) * weights[k];
-        store_pixel(sum >> PRECISION_BITS, output); /* clipped: the rounding of some 10,000 weights may pass 255 */
+            sums += source[k] * weights[k];
+        sums >>= PRECISION_BITS;
+        store_pixels(&sums, first + 3 * i, second + 3 * i); /* clipped: 10,000 rounded weights may pass 255 */
     }
 }
 
@@ -104,17 +103,18 @@ static INLINE void blend(int taps, const uint8_t *const *rows, const int32_t *we
     }
 }
 
-FOR_EACH_CPU static void push_filtered(const Resizer *resizer, const uint8_t *row, uint8_t *output)
+FOR_EACH_CPU static void filter_group(const Resizer *resizer, uint8_t *first, uint8_t *second)
 {
     const Axis *columns = &resizer->columns;
+    const int32_t *group = resizer->group;
     switch (columns->taps) {
-    case 1: filter_columns(columns, 1, row, output); break;
-    case 2: filter_columns(columns, 2, row, output); break;
-    case 3: filter_columns(columns, 3, row, output); break;
-    case 4: filter_columns(columns, 4, row, output); break;
-    case 5: filter_columns(columns, 5, row, output); break;
-    case 6: filter_columns(columns, 6, row, output); break;
-    default: filter_columns(columns, columns->taps, row, output);
+    case 1: filter_columns(columns, 1, group, first, second); break;
+    case 2: filter_columns(columns, 2, group, first, second); break;
+    case 3: filter_columns(columns, 3, group, first, second); break;
+    case 4: filter_columns(columns, 4, group, first, second); break;
+    case 5: filter_columns(columns, 5, group, first, second); break;
+    case 6: filter_columns(columns, 6, group, first, second); break;
+    default: filter_columns(columns, columns->taps, group, first, second);
     }
 }
 
@@ -123,9 +123,14 @@ static int ring_stride(const Resizer *resizer)
     return 3 * resizer->columns.size + ROW_PADDING_BYTES;
 }
 
+static int ring_rows(const Resizer *resizer)
+{
+    return resizer->rows.taps + 1;
+}
+
 static uint8_t *ring_row(const Resizer *resizer, int row)
 {
-    return resizer->filtered + (size_t)(row % resizer->rows.taps) * ring_stride(resizer);
+    return resizer->filtered + (size_t)(row % ring_rows(resizer)) * ring_stride(resizer);
 }
 
 static void blend_many(Resizer *resizer, int first, const int32_t *weights, int bytes, uint8_t *restrict output)
@@ -163,35 +168,42 @@ FOR_EACH_CPU static void write_row(Resizer *resizer, int first, const int32_t *w
     }
 }
 
-int resizer_plan(Resizer *resizer, int height, int width, int resized_height, int resized_width, int window_top,
-                 int window_left, int size, int mirrored)
+int resizer_plan(Resizer *resizer, Scratch *scratch, int height, int width, int resized_height, int resized_width,
+                 int window_top, int window_left, int size, int mirrored)
 {
     memset(resizer, 0, sizeof *resizer);
-    if (axis_plan(&resizer->rows, height, resized_height, window_top, size, 0, 1) ||
-        axis_plan(&resizer->columns, width, resized_width, window_left, size, mirrored, LANES))
+    Axis *rows = &resizer->rows, *columns = &resizer->columns;
+    if (axis_plan(rows, scratch, ROW_FIRST, ROW_WEIGHTS, height, resized_height, window_top, size, 0) ||
+        axis_plan(columns, scratch, COLUMN_FIRST, COLUMN_WEIGHTS, width, resized_width, window_left, size, mirrored))
         return -1;
-    resizer->filtered = malloc((size_t)resizer->rows.taps * ring_stride(resizer));
-    resizer->sums = malloc(3 * (size_t)size * sizeof *resizer->sums);
-    return resizer->filtered && resizer->sums ? 0 : -1;
+    resizer->group = scratch_take(scratch, ROW_GROUP, (size_t)columns->length * sizeof(Sums));
+    resizer->filtered = scratch_take(scratch, FILTERED_ROWS, (size_t)ring_rows(resizer) * ring_stride(resizer));
+    resizer->sums = scratch_take(scratch, SUMS, 3 * (size_t)size * sizeof *resizer->sums);
+    return resizer->group && resizer->filtered && resizer->sums ? 0 : -1;
+}
+
+static void gather(Resizer *resizer, const uint8_t *row, int place)
+{
+    int32_t *lanes = resizer->group + place * LANES;
+    for (int x = 0, length = resizer->columns.length; x < length; x++)
+        widen_pixel(row + 3 * x, lanes + (size_t)x * GROUP * LANES);
 }
 
 void resizer_push(Resizer *resizer, const uint8_t *row, uint8_t *output)
 {
     const Axis *rows = &resizer->rows;
-    push_filtered(resizer, row, ring_row(resizer, resizer->num_pushed));
-    resizer->num_pushed++;
+    int place = resizer->num_pushed++ % GROUP, is_last = resizer->num_pushed == rows->length;
+    gather(resizer, row, place);
+    if (place == 0 && !is_last)
+        return;
+    if (place == 0)
+        gather(resizer, row, 1); /* a row that no one looks at */
+    filter_group(resizer, ring_row(resizer, resizer->num_filtered), ring_row(resizer, resizer->num_filtered + 1));
+    resizer->num_filtered += GROUP;
     while (resizer->num_written < rows->size &&
-           rows->first[resizer->num_written] + rows->taps <= resizer->num_pushed) {
+           rows->first[resizer->num_written] + rows->taps <= resizer->num_filtered) {
         int k = resizer->num_written++;
         write_row(resizer, rows->first[k], rows->weights + (size_t)k * rows->taps,
                   output + (size_t)k * 3 * rows->size);
     }
-}
-
-void resizer_free(Resizer *resizer)
-{
-    free(resizer->rows.first), free(resizer->rows.weights);
-    free(resizer->columns.first), free(resizer->columns.weights);
-    free(resizer->filtered), free(resizer->sums);
-    memset(resizer, 0, sizeof *resizer);
 }

@@ -10,13 +10,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-void resnet_dist_decode_crop_resize(const uint8_t *file, int64_t file_bytes, int64_t num_images,
-                                    const int64_t *offsets, const int64_t *sizes, const uint8_t *modes,
-                                    const int64_t *heights, const int64_t *widths, const int64_t *view,
-                                    const uint8_t *flips, int64_t size, int64_t own_huffman, uint8_t *images,
-                                    int64_t *statuses, char message[200]);
-int resnet_dist_augment(int64_t num_images, int64_t num_operations, const void *operations, int64_t size,
-                        uint8_t *images);
+typedef struct Pool Pool;
+Pool *resnet_dist_pool_open(int64_t num_threads);
+void resnet_dist_pool_close(Pool *pool);
+void resnet_dist_pool_release(Pool *pool);
+void resnet_dist_decode(Pool *pool, const uint8_t *file, int64_t file_bytes, int64_t num_images,
+                        const int64_t *offsets, const int64_t *sizes, const uint8_t *modes, const int64_t *heights,
+                        const int64_t *widths, const int64_t *views, const uint8_t *flips, const void *operations,
+                        int64_t num_operations, int64_t size, int64_t own_huffman, uint8_t *images, int64_t *statuses,
+                        char message[200]);
+enum { MOST_IMAGES = 3, NUM_OPERATIONS = 3 };
+
+typedef struct {
+    int64_t kind;
+    double values[8];
+} Operation;
 
 static uint64_t state;
 
@@ -61,47 +69,55 @@ static void damage(uint8_t *data, int64_t *bytes)
     }
 }
 
-/* Three operations of any kind, with numbers that make sense or none. */
-static void augment(int64_t size, uint8_t *images)
+/* Of any kind, with numbers that make sense or none. */
+static void any_operation(Operation *operation)
 {
-    struct {
-        int64_t kind;
-        double values[8];
-    } operations[3];
-    for (int k = 0; k < 3; k++) {
-        operations[k].kind = between(-1, 14);
-        for (int j = 0; j < 8; j++) {
-            int64_t bits = (int64_t)((uint64_t)below(INT64_MAX) << 1);
-            operations[k].values[j] = (double)between(-300, 300) / (below(2) ? 1 : 100);
-            if (below(10) == 0)
-                memcpy(&operations[k].values[j], &bits, 8); /* huge, tiny, infinite, no number */
-        }
+    operation->kind = between(-1, 14);
+    for (int j = 0; j < 8; j++) {
+        int64_t bits = (int64_t)((uint64_t)below(INT64_MAX) << 1);
+        operation->values[j] = (double)between(-300, 300) / (below(2) ? 1 : 100);
+        if (below(10) == 0)
+            memcpy(&operation->values[j], &bits, 8); /* huge, tiny, infinite, no number */
     }
-    if (resnet_dist_augment(1, 3, operations, size, images))
-        exit(4);
 }
 
-static int64_t decode(const uint8_t *data, int64_t bytes, int64_t mode, int64_t height, int64_t width, int damaged)
+/* One image under up to three views at once, so on several threads. The status of the first. */
+static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mode, int64_t height, int64_t width,
+                      int damaged)
 {
-    int64_t size = between(1, 40), view[8], offset = 0, status = -1;
-    uint8_t *file = malloc(bytes), *images = malloc(3 * size * size), flip = (uint8_t)below(2), small_mode = (uint8_t)mode;
+    int64_t size = between(1, 40), offset = 0, num = between(1, MOST_IMAGES);
+    int64_t views[MOST_IMAGES][8], offsets[MOST_IMAGES], sizes[MOST_IMAGES], heights[MOST_IMAGES], widths[MOST_IMAGES];
+    uint8_t flips[MOST_IMAGES], modes[MOST_IMAGES];
+    uint8_t *file = malloc(bytes), *images = malloc(num * 3 * size * size);
+    int64_t *statuses = malloc(num * sizeof *statuses), num_operations = below(NUM_OPERATIONS + 1);
+    Operation *operations = malloc(num * num_operations * sizeof *operations);
     char *message = malloc(200);
     memcpy(file, data, bytes);
-    any_view(view, height, width, size);
+    for (int64_t k = 0; k < num; k++)
+        any_view(views[k], height, width, size);
+    for (int64_t k = 0; k < num * num_operations; k++)
+        any_operation(&operations[k]);
     if (damaged && below(20) == 0)
         offset = between(-3, 3);
     if (damaged && below(50) == 0)
         height = between(-1, 70000);
-    resnet_dist_decode_crop_resize(file, bytes, 1, &offset, &bytes, &small_mode, &height, &width, view, &flip, size,
-                                   below(8) > 0, images, &status, message);
-    if (status == 0)
-        augment(size, images);
+    for (int64_t k = 0; k < num; k++) {
+        offsets[k] = offset, sizes[k] = bytes, heights[k] = height, widths[k] = width;
+        flips[k] = (uint8_t)below(2), modes[k] = (uint8_t)mode, statuses[k] = -1;
+    }
+    resnet_dist_decode(pool, file, bytes, num, offsets, sizes, modes, heights, widths, views[0], flips, operations,
+                       num_operations, size, below(8) > 0, images, statuses, below(2) ? message : NULL);
     uint64_t sum = 0; /* every px of a good image was written: MemorySanitizer and valgrind look at this */
-    for (int64_t k = 0; status == 0 && k < 3 * size * size; k++)
-        sum += images[k];
+    for (int64_t k = 0; k < num; k++) {
+        if (statuses[k] < 0 || statuses[k] > 8)
+            exit(3);
+        for (int64_t j = 0; statuses[k] == 0 && j < 3 * size * size; j++)
+            sum += images[k * 3 * size * size + j];
+    }
+    int64_t status = statuses[0];
     state ^= sum & 1;
     state |= 1;
-    free(file), free(images), free(message);
+    free(file), free(images), free(message), free(statuses), free(operations);
     return status;
 }
 
@@ -111,6 +127,7 @@ int main(int argc, char **argv)
     if (argc != 3)
         return 2;
     state = strtoull(argv[1], NULL, 10) * 0x9E3779B97F4A7C15u | 1;
+    Pool *pool = resnet_dist_pool_open(3);
     while (fread(header, sizeof header, 1, stdin) == 1) {
         int64_t bytes = header[0];
         uint8_t *data = malloc(bytes), *copy = malloc(bytes);
@@ -121,13 +138,13 @@ int main(int argc, char **argv)
             memcpy(copy, data, bytes);
             if (k > 0)
                 damage(copy, &kept);
-            int64_t status = decode(copy, kept, header[1], header[2], header[3], k > 0);
-            if (status < 0 || status > 8)
-                return 3;
+            int64_t status = decode(pool, copy, kept, header[1], header[2], header[3], k > 0);
             counts[k > 0][status]++;
         }
         free(data), free(copy);
     }
+    resnet_dist_pool_close(pool);
+    resnet_dist_pool_release(pool);
     for (int row = 0; row < 2; row++)
         for (int k = 0; k < 9; k++)
             printf("%lld%c", (long long)counts[row][k], k < 8 ? ' ' : '\n');

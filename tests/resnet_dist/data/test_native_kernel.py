@@ -19,13 +19,14 @@ from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.data import native_kernel, native_library
 from resnet_dist.data.kernels import StoredImages, open_kernel
 from resnet_dist.data.native_kernel import NativeKernel, Status
+from resnet_dist.data.operations import OPERATION
 from resnet_dist.errors import UserError
 
 Pixels = NDArray[np.uint8]
 ToJpeg = Callable[..., bytes]
 
 NATIVE = Path(native_kernel.__file__).parent / "native"
-LIBRARIES = ("-ljpeg", "-lm", "-ldl")
+LIBRARIES = ("-ljpeg", "-lm", "-ldl", "-pthread")
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 3, "4:4:0": 4, "4:1:1": 5}
 """As libturbojpeg numbers them; Pillow does not write the last two."""
 
@@ -103,7 +104,9 @@ def decode(
     )
     images, statuses = np.empty((num, size, size, 3), np.uint8), np.empty(num, np.int64)
     flips = np.zeros(num, np.bool_) if flips is None else flips
-    NativeKernel().decode(file, stored, np.ascontiguousarray(views, np.int64), flips, images, statuses)
+    operations = np.zeros((num, 0), OPERATION)
+    views = np.ascontiguousarray(views, np.int64)
+    NativeKernel().decode(file, stored, views, flips, operations, images, statuses)
     return images, statuses.tolist()
 
 
@@ -241,7 +244,7 @@ def test_an_image_without_tables_does_not_use_an_earlier_images(picture: Pixels,
     views = np.array([[0, 0, height, width, 32, 32, 0, 0]] * 4)
     images, statuses = np.empty((4, 32, 32, 3), np.uint8), np.empty(4, np.int64)
     file = np.frombuffer(b"".join(files), np.uint8)
-    NativeKernel().decode(file, stored, views, np.zeros(4, np.bool_), images, statuses)
+    NativeKernel().decode(file, stored, views, np.zeros(4, np.bool_), np.zeros((4, 0), OPERATION), images, statuses)
     assert statuses.tolist() == [Status.OK, Status.JPEG_BROKEN, Status.OK, Status.OK]
     assert all(np.array_equal(images[k], images[0]) for k in (2, 3))
 
@@ -273,16 +276,17 @@ def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
     stored = StoredImages(one, np.array([file.size]), np.ones(1, np.uint8), np.array([187]), np.array([235]))
     views = np.array([[0, 0, 187, 235, 8, 8, 0, 0]])
     flips, images = np.zeros(1, np.bool_), np.empty((1, 8, 8, 3), np.uint8)
-    kernel = NativeKernel()
-    kernel.decode(file, stored, views, flips, images, one.copy())
+    kernel, none = NativeKernel(), np.zeros((1, 0), OPERATION)
+    kernel.decode(file, stored, views, flips, none, images, one.copy())
     for bad in (
-        (file, stored, views.astype(np.float64), flips, images, one),
-        (file, stored, views[:, :7], flips, images, one),
-        (file, stored, views, np.zeros(2, np.bool_), images, one),
-        (file, stored, views, flips, np.empty((1, 8, 9, 3), np.uint8), one),
-        (file, stored, views, flips, np.empty((1, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1), one),
-        (file[::2], stored, views, flips, images, one),
-        (file, stored._replace(sizes=np.zeros(1, np.int32)), views, flips, images, one),
+        (file, stored, views.astype(np.float64), flips, none, images, one),
+        (file, stored, views[:, :7], flips, none, images, one),
+        (file, stored, views, np.zeros(2, np.bool_), none, images, one),
+        (file, stored, views, flips, none, np.empty((1, 8, 9, 3), np.uint8), one),
+        (file, stored, views, flips, none, np.empty((1, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1), one),
+        (file, stored, views, flips, np.zeros((1, 0)), images, one),
+        (file[::2], stored, views, flips, none, images, one),
+        (file, stored._replace(sizes=np.zeros(1, np.int32)), views, flips, none, images, one),
     ):
         with pytest.raises(ValueError, match="expected a contiguous"):
             kernel.decode(*bad)
@@ -292,7 +296,7 @@ def test_without_the_extension_the_native_decoder_is_refused(monkeypatch: pytest
     monkeypatch.setattr(native_library, "MODULE", "no_such_kernel")
     assert DataConfig.model_fields["decoder"].default == "native"
     with pytest.raises(UserError, match=r"was not built.*libjpeg-dev.*make setup.*data\.decoder: ffcv"):
-        open_kernel("native", 1)
+        open_kernel("native", 1, 1)
 
 
 # Memory

@@ -1,0 +1,18 @@
+/* Threads that share the images of a batch. The caller works too and could do without them, so a pool that has lost its
+ * threads (closed, or in a forked process) is slower and nothing else. */
+#ifndef RESNET_DIST_POOL_H
+#define RESNET_DIST_POOL_H
+
+#include <stdint.h>
+
+#include "scratch.h"
+
+typedef struct Pool Pool;
+
+typedef void (*Work)(void *batch, int64_t item, Scratch *scratch);
+
+/* Does work(batch, item, a scratch that no one else uses) for every item from 0 on, and returns when all are done.
+ * Batches of several callers come one after the other. */
+void pool_run(Pool *pool, Work work, void *batch, int64_t num_items);
+
+#endif

@@ -1,0 +1,115 @@
+"""What every micro-batch of a run holds, as digests: `python batch_digests.py JSON` in a process of its own.
+
+Batches are taken as the training loop takes them (`epoch_steps`, `Mixer`), with every augmentation, mixup and CutMix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from data_prep.beton.manifest import load_manifest
+from resnet_dist.config.recipe_data import Mixing, TrainTransform
+from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.order import PageShuffle
+from resnet_dist.training.loop import Samples, epoch_steps
+from resnet_dist.training.mixing import Mixer
+
+GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
+"""Four micro-batches of three; 40 samples make three steps an epoch, and four are left over."""
+SEED = 7
+AUGMENT = [
+    {"kind": "color_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    {"kind": "lighting"},
+    {"kind": "rand_augment"},
+    {"kind": "trivial_augment_wide"},
+    {"kind": "random_erasing"},
+]
+TRANSFORMS = {
+    "random_resized_crop": {"kind": "random_resized_crop", "size": 32, "augment": AUGMENT},
+    "scale_crop": {"kind": "scale_crop", "size": 32, "shorter_side": [34, 60], "augment": AUGMENT},
+    "pad_crop": {"kind": "pad_crop", "size": 32, "augment": AUGMENT},
+}
+
+
+class Setting(NamedTuple):
+    beton: str
+    transform: str
+    shuffle: str
+    decoder: str = "native"
+
+
+class Leg(NamedTuple):
+    """What a group of workers does before it is stopped, or ends."""
+
+    world_size: int
+    num_threads: int
+    first_step: int = 0
+    end_step: int = LAST_STEP
+
+
+def leg_digests(setting: Setting, leg: Leg) -> dict[str, str]:
+    """Of all ranks one after the other: "step/micro-batch" -> digest of pixels, targets and sample ids."""
+    found: dict[str, str] = {}
+    for rank in range(leg.world_size):
+        mine = rank_digests(setting, leg, rank)
+        assert not found.keys() & mine.keys()
+        found |= mine
+    return found
+
+
+@lru_cache(maxsize=4)
+def open_loader(beton: str, transform: str, decoder: Any, num_threads: int) -> BetonLoader:
+    return BetonLoader(
+        Path(beton),
+        load_manifest(Path(beton)),
+        TypeAdapter[Any](TrainTransform).validate_python(TRANSFORMS[transform]),
+        decoder=decoder,
+        batch_size=MICRO_BATCH,
+        seed=SEED,
+        num_threads=num_threads,
+        device=torch.device("cpu"),
+    )
+
+
+def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
+    loader = open_loader(setting.beton, setting.transform, setting.decoder, leg.num_threads)
+    num_samples = len(loader.page_of_sample)
+    pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
+    train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
+    run: Any = SimpleNamespace(
+        recipe=SimpleNamespace(seed=SEED, train=train),
+        plan=SimpleNamespace(steps_per_epoch=num_samples // GLOBAL_BATCH),
+        ctx=SimpleNamespace(rank=rank, world_size=leg.world_size, beat=lambda: None),
+        state=SimpleNamespace(step=leg.first_step),
+        train=Samples(loader, num_samples, pages),
+    )
+    mixer = Mixer(Mixing(mixup_alpha=0.2, cutmix_alpha=1.0), seed=SEED, num_classes=10, dtype=torch.float32)
+    found = {}
+    while run.state.step < leg.end_step:
+        with closing(epoch_steps(run)) as steps:
+            for local in steps:
+                for number, batch in local.items():
+                    mixed = mixer(batch.images, batch.labels, run.state.step, number)
+                    held = b"".join([*(t.numpy().tobytes() for t in mixed), batch.sample_ids.tobytes()])
+                    found[f"{run.state.step}/{number}"] = hashlib.sha256(held).hexdigest()
+                run.state.step += 1
+                if run.state.step == leg.end_step:
+                    break
+    return found
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    answers = [rank_digests(Setting(*s), Leg(*leg), rank) for s, leg, rank in asked]
+    print(json.dumps(answers))
