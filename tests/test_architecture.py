@@ -101,7 +101,13 @@ WALLS = {
         "resnet_dist.launch.code_version",
         "data_prep.beton",
     ),
-    "resnet_dist.bench": ("resnet_dist.errors", "resnet_dist.config", "resnet_dist.data", "data_prep.beton"),
+    "resnet_dist.bench": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.data",
+        "resnet_dist.tracking",
+        "data_prep.beton",
+    ),
 }
 
 

@@ -23,3 +23,20 @@ def bench_loader(
     from resnet_dist.bench.loader import bench_loader as measure
 
     typer.echo(measure(beton, num_threads=threads, rounds=rounds))
+
+
+@bench_app.command("tracking")
+def bench_tracking(
+    steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of every state of the server, in turns.")] = 3,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the run lies while it is measured.  [default: a temporary folder]")
+    ] = None,
+) -> None:
+    """What a training step pays for its metrics, with an MLflow server that is up, killed and frozen.
+
+    Example: resnet-dist bench tracking --rounds 5
+    """
+    from resnet_dist.bench.tracking import bench_tracking as measure
+
+    typer.echo(measure(num_steps=steps, rounds=rounds, folder=folder))

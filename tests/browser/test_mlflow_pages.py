@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.tracking.base import CONFUSION
 from resnet_dist.tracking.details import DataInput, log_details, log_folder
 from resnet_dist.tracking.history import read_history
@@ -54,36 +49,12 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server with one finished run, logged as the driver and rank 0 log it."""
-    folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
-        )
+    server = MlflowServer(tmp_path_factory.mktemp("site"), environment={"MLFLOW_DISABLE_TELEMETRY": "true"})
     try:
-        deadline_s = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "server.log").read_text()
-                assert time.monotonic() < deadline_s
-                time.sleep(0.2)
-        yield logged_site(f"http://127.0.0.1:{port}", folder)
+        server.start()
+        yield logged_site(server.uri, server.folder)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
 def logged_site(uri: str, folder: Path) -> Site:

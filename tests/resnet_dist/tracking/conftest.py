@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.tracking.store import prepare_store
 from resnet_dist.tracking.transport import client_environment
 
@@ -63,60 +57,10 @@ def stored_rows() -> Callable[[Path, str], list[Row]]:
     return read
 
 
-class Server:
-    """`mlflow server` on a port of its own, in its own process group (its workers outlive a killed parent)."""
-
-    def __init__(self, folder: Path, database: Path) -> None:
-        self.folder = folder
-        self.database = database
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[Any] | None = None
-
-    def start(self) -> None:
-        if self._process is not None:
-            return
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.database}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline_s = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-                assert time.monotonic() < deadline_s, "the server does not come up"
-                time.sleep(0.1)
-
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self.signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture(scope="session")
-def shared_server(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    database = folder / "mlflow.db"
-    shutil.copy(template_database, database)
-    server = Server(folder, database)
+def shared_server(template_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    shutil.copy(template_database, server.database)
     try:
         yield server
     finally:
@@ -124,11 +68,11 @@ def shared_server(template_database: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def server(shared_server: Server) -> Iterator[Server]:
+def server(shared_server: MlflowServer) -> Iterator[MlflowServer]:
     """Up at the start of every test, whatever the one before did to it."""
     shared_server.start()
     try:
         yield shared_server
     finally:
-        if shared_server._process is not None:
+        if shared_server.is_up:
             shared_server.signal(signal.SIGCONT)

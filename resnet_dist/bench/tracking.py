@@ -1,0 +1,139 @@
+"""`resnet-dist bench tracking`: what a training step pays for its metrics, with the server up, killed and frozen.
+
+One process does steps of equal work and logs a full set of metrics after each, as rank 0 does, block after block: with
+no tracker, then with the real one while the server is in each of its states. A step's price is the time of the call,
+and what the threads behind it take from the step itself: the median step of a block less that of the block without
+tracker of the same round.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import torch
+
+from resnet_dist.bench.mlflow_server import MlflowServer
+from resnet_dist.errors import Fault
+from resnet_dist.tracking.base import NullTracker, Tracker
+from resnet_dist.tracking.mlflow_run import open_run
+from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.transport import client_environment
+
+State = Literal["no tracker", "up", "killed", "frozen"]
+STATES: tuple[State, ...] = ("no tracker", "up", "killed", "frozen")
+NUM_METRICS = 20
+"""More than a training of three workers logs at a point."""
+_ARRIVAL_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps in a row, in ms."""
+
+    calls_ms: tuple[float, ...]
+    steps_ms: tuple[float, ...]
+    """With the call."""
+
+
+def bench_tracking(*, num_steps: int, rounds: int, folder: Path | None = None) -> str:
+    """A Markdown table. `folder`: where the spool lies, for example on the cluster's shared disk; else a temporary one.
+
+    Raises Fault if the server does not come up, or if a point did not arrive once in the end.
+    """
+    blocks: dict[State, list[Block]] = {state: [] for state in STATES}
+    os.environ.update(client_environment())
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        server = MlflowServer(Path(temporary))
+        try:
+            server.start()
+            handle = open_run(server.uri, "bench", "bench", Path(temporary) / "run", {}, {})
+            with closing(SpoolTracker(handle.run_dir, handle.run_id, server.uri)) as spool:
+                step = 0
+                for number in range(rounds):
+                    for state in STATES[number % len(STATES) :] + STATES[: number % len(STATES)]:
+                        _bring_into(server, state)
+                        tracker: Tracker = NullTracker() if state == "no tracker" else spool
+                        blocks[state].append(_block(tracker, step, num_steps))
+                        step += num_steps
+                _bring_into(server, "up")
+                if not spool.flush(_ARRIVAL_LIMIT_S):
+                    raise Fault(f"not all points arrived within {_ARRIVAL_LIMIT_S:.0f} s")
+            sent = num_steps * rounds * (len(STATES) - 1) * NUM_METRICS
+            arrived = _num_points(server.database, handle.run_id)
+        finally:
+            server.kill()
+    if arrived != sent:
+        raise Fault(f"{sent} points were logged, the database holds {arrived}")
+    return f"{table(blocks)}\n\n{arrived:,} points logged, each once in the server's database at the end."
+
+
+def table(blocks: dict[State, list[Block]]) -> str:
+    lines = [
+        "| server | call, median ms | 99.9 % of calls, ms | longest call, ms | added to a step, ms |",
+        "|---|---|---|---|---|",
+    ]
+    for state in STATES[1:]:
+        calls = sorted(call for block in blocks[state] for call in block.calls_ms)
+        rare = calls[min(len(calls) - 1, int(0.999 * len(calls)))]
+        added = added_ms(blocks["no tracker"], blocks[state])
+        lines.append(f"| {state} | {median(calls):.3f} | {rare:.3f} | {calls[-1]:.3f} | {added:+.3f} |")
+    return "\n".join(lines)
+
+
+def added_ms(without: list[Block], tracked: list[Block]) -> float:
+    """Median over the rounds of how much longer the median step of a round was."""
+    pairs = zip(without, tracked, strict=True)
+    return median(median(b.steps_ms) - median(a.steps_ms) for a, b in pairs)
+
+
+def _block(tracker: Tracker, first_step: int, num_steps: int) -> Block:
+    work = _work()
+    calls_ms, steps_ms = [], []
+    for step in range(first_step, first_step + num_steps):
+        began = time.perf_counter()
+        loss = work()
+        called = time.perf_counter()
+        tracker.metrics({f"group/metric_{k}": loss + k for k in range(NUM_METRICS)}, step)
+        ended = time.perf_counter()
+        calls_ms.append(1000 * (ended - called))
+        steps_ms.append(1000 * (ended - began))
+    return Block(tuple(calls_ms), tuple(steps_ms))
+
+
+def _work() -> Callable[[], float]:
+    """Some 5 ms like a small step: many short kernels, asked for by Python, which is where threads get into the way."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # else the step waits for a core, not for a thread of ours
+    images, weights = torch.randn(16, 16, 16, 16), torch.randn(16, 16, 3, 3)
+
+    def step() -> float:
+        features = images
+        for _ in range(20):
+            features = torch.relu(torch.conv2d(features, weights, padding=1)) * 0.1
+        return float(features.mean())
+
+    return step
+
+
+def _bring_into(server: MlflowServer, state: State) -> None:
+    if state == "killed":
+        server.kill()
+        return
+    server.start()
+    server.signal(signal.SIGSTOP if state == "frozen" else signal.SIGCONT)
+
+
+def _num_points(database: Path, run_id: str) -> int:
+    with closing(sqlite3.connect(database)) as connection:
+        (count,) = connection.execute("select count(*) from metrics where run_uuid = ?", (run_id,)).fetchone()
+        return int(count)
