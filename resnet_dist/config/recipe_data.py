@@ -105,6 +105,17 @@ class Mixing(Section):
         return self
 
 
+class ProgressiveSize(Section):
+    """Smaller training images at first: `start_size` px, then growing epoch by epoch to `data.train.size` (as
+    ffcv-imagenet)."""
+
+    start_size: PositiveInt
+    ramp: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+    """Where growing begins and ends, as shares of the run, rounded down to whole epochs."""
+    multiple: PositiveInt = 32
+    """Sizes between are multiples of this, px."""
+
+
 class DataConfig(Section):
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Folder under the profile's `data_root` that holds `train.beton` and `val.beton` with their manifests."""
@@ -119,6 +130,10 @@ class DataConfig(Section):
     grey level or two."""
     mixing: Mixing | None = None
     """Mixup and CutMix, within every micro-batch."""
+    progressive_size: ProgressiveSize | None = None
+    augmentation_repeats: PositiveInt = 1
+    """Repeated augmentation (Hoffer et al. 2020): a global batch holds each of its images this many times, augmented
+    differently and in different micro-batches. An epoch has as many steps as without, so it shows fewer images."""
     shuffle: Literal["full", "page"] = "full"
     """full: any sample at any place of the epoch. page: the samples of a beton's page near each other, for betons that
     are larger than memory."""
@@ -128,6 +143,19 @@ class DataConfig(Section):
     on_bad_sample: OnBadSample = "error"
     """What a training image that cannot be decoded does. error: ends the run and is named. skip: another takes its
     place, chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is an error."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> DataConfig:
+        progressive = self.progressive_size
+        if progressive is None:
+            return self
+        if isinstance(self.train, PadCrop):
+            raise ValueError("progressive_size needs a crop that resizes; pad_crop does not")
+        if progressive.start_size > self.train.size:
+            raise ValueError(f"progressive_size.start_size must be train.size ({self.train.size}) or less")
+        if progressive.ramp[0] > progressive.ramp[1]:
+            raise ValueError(f"progressive_size.ramp must ascend, got {list(progressive.ramp)}")
+        return self
 
     @model_validator(mode="after")
     def _positive_std(self) -> DataConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
 
@@ -35,6 +35,19 @@ class BinaryCrossEntropy(Section):
     """Targets above it count as 1, the others as 0, so a mixed image has two labels; null: targets as they are."""
 
 
+class EmaConfig(Section):
+    """An exponential moving average of the weights, e = decay * e + (1 - decay) * w, batch norm's statistics included.
+
+    It is what is evaluated, kept as the best, and registered; training goes on with the weights themselves.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    every_steps: PositiveInt = 1
+    """Steps between two updates."""
+    start_epochs: NonNegativeFloat = 0.0
+    """Until then an update makes it the weights themselves."""
+
+
 class TrainConfig(Section):
     global_batch_size: PositiveInt
     """Images per optimizer step, over all workers."""
@@ -43,8 +56,10 @@ class TrainConfig(Section):
     total_epochs: PositiveInt
     max_steps: PositiveInt | None = None
     """End the run after this many steps; the schedule still runs over `total_epochs`."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16: autocast with fp32 weights. fp64: everything in double, to prove equalities."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16: autocast with fp32 weights. fp16: so too, with the loss scaled; a step whose gradient overflows is not
+    taken, and counts. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double, to prove
+    equalities."""
     reduction: Literal["fast", "exact"] = "fast"
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
@@ -52,6 +67,10 @@ class TrainConfig(Section):
     loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """s: targets become (1 - s) * target + s / number of classes, before a threshold is asked."""
+    ema: EmaConfig | None = None
+    bn_statistics_steps: PositiveInt | None = None
+    """After the last step batch norm's running statistics become the plain average over the micro-batches of this many
+    further steps, an epoch's at most (He et al. 2015, their released models); null: they stay a moving average."""
     channels_last: bool = True
     cpu_threads: PositiveInt = 1
     """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 class KeyedDecoder:
     """Stored images to uint8 [N, size, size, 3], RGB.
 
+    Copy k of a sample, its id + k * number of samples, has draws of its own.
     A sample that cannot be decoded is a `Fault` that names it; with on_bad_sample "skip" another takes its place
     (`order.replacement_ids`), shown under the draws of the one it stands for. UserError when `decoder`, or what the
     transform needs besides, was not built.
@@ -89,7 +90,8 @@ class KeyedDecoder:
     ) -> None:
         """`sample_id` [1] and `image` [1, size, size, 3] become another sample's."""
         bad = sample_id.copy()
-        told = f"sample {bad[0]} of {self._reader.path} cannot be decoded: {self._reason(file, epoch, bad, status)}"
+        number, reason = bad[0] % len(self._reader), self._reason(file, epoch, bad, status)
+        told = f"sample {number} of {self._reader.path} cannot be decoded: {reason}"
         if self._on_bad_sample == "error":
             raise Fault(f"{told}; check with `data-prep verify`, or set data.on_bad_sample: skip")
         others = replacement_ids(len(self._reader), self._seed, epoch, int(bad[0]))
@@ -107,7 +109,7 @@ class KeyedDecoder:
         return self._kernel.explain(file, stored, views, self._transform.size, status)
 
     def _stored_images(self, sample_ids: NDArray[np.int64]) -> StoredImages:
-        reader = self._reader
+        reader, sample_ids = self._reader, sample_ids % len(self._reader)
         return StoredImages(
             reader.pointers[sample_ids],
             reader.sizes[sample_ids],

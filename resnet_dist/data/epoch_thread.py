@@ -36,7 +36,7 @@ class EpochThread(Thread):
         batch_size: int,
         wait_limit_s: float,
     ) -> None:
-        """`name`: of the data, for errors; `labels`: of all samples of the data."""
+        """`name`: of the data, for errors; `labels`: of all samples of the data; ids count modulo their number."""
         super().__init__(name="beton-epoch", daemon=True)
         self._data = name
         self._show = show
@@ -92,7 +92,8 @@ class EpochThread(Thread):
         place = self._places.take(len(sample_ids))
         shown = sample_ids.copy()
         self._show(shown, place.numpy())
-        return self._places.send(place, self._labels[shown], shown, int((shown != sample_ids).sum()))
+        num_replaced, shown = int((shown != sample_ids).sum()), shown % len(self._labels)
+        return self._places.send(place, self._labels[shown], shown, num_replaced)
 
     def _offer(self, item: Placed | BaseException | None) -> bool:
         """Puts `item` when there is room; False when the consumer has gone."""

@@ -37,8 +37,9 @@ class BetonLoader:
 
     A batch's tensors are the consumer's own: nothing writes to them later. With `reads_ahead` the pages of the file are
     asked for before they are due, which pays where samples come in `order.page_permutation`. `wait_limit_s` is the
-    longest wait for one batch. UserError when beton and manifest or transform do not belong together, or `decoder` was
-    not built.
+    longest wait for one batch. `size_at` gives the images' size in an epoch, px, in the place of the transform's. With
+    `num_copies` there are that many times as many ids (see `order.train_order`). UserError when beton and manifest or
+    transform do not belong together, or `decoder` was not built.
     """
 
     def __init__(
@@ -55,10 +56,13 @@ class BetonLoader:
         on_bad_sample: OnBadSample = "error",
         reads_ahead: bool = False,
         wait_limit_s: float = 300.0,
+        size_at: Callable[[int], int] | None = None,
+        num_copies: int = 1,
     ) -> None:
         reader = open_reader(beton, manifest)
         require_sides(beton, manifest, transform)
         self._labels = reader.labels
+        self._num_ids = num_copies * len(reader.labels)
         self._file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
         self.page_of_sample: NDArray[np.int64] = reader.pointers // reader.page_bytes
         """[num_samples]: in which page of the beton a sample lies."""
@@ -68,35 +72,56 @@ class BetonLoader:
         self._reads_ahead = reads_ahead
         self._device = device
         self._wait_limit_s = wait_limit_s
-        self._decoder = KeyedDecoder(reader, transform, decoder, seed, num_threads, on_bad_sample)
-        self._show = self._native if decoder == "native" else open_ffcv(beton, self._decoder, batch_size)
+        self._size_at = size_at or (lambda _: transform.size)
+        self._decoders: dict[int, tuple[KeyedDecoder, Callable[[int], Show]]] = {}
+
+        def open_decoder(size: int) -> tuple[KeyedDecoder, Callable[[int], Show]]:
+            sized = transform.model_copy(update={"size": size})
+            keyed = KeyedDecoder(reader, sized, decoder, seed, num_threads, on_bad_sample)
+            if decoder == "ffcv":
+                return keyed, open_ffcv(beton, keyed, batch_size)
+            return keyed, lambda epoch: partial(keyed.decode, self._file, epoch)
+
+        self._open_decoder = open_decoder
+        self._decoder_at(0)  # what cannot be opened is told now
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
+
+        id + k * number of samples is copy k of a sample, augmented by draws of its own.
 
         Raises Fault for a sample that does not decode or a batch that does not come; whatever ends the iteration, also
         leaving it early, ends its thread.
         """
         if sample_ids.ndim != 1 or not np.issubdtype(sample_ids.dtype, np.integer):
             raise ValueError(f"sample_ids must be a 1-D integer array, got {sample_ids.dtype} {sample_ids.shape}")
-        if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < len(self._labels):
-            raise ValueError(f"sample_ids {sample_ids.min()}..{sample_ids.max()} of {len(self._labels)} samples")
+        if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < self._num_ids:
+            raise ValueError(f"sample_ids {sample_ids.min()}..{sample_ids.max()} of {self._num_ids} samples")
         return self._batches(epoch, sample_ids.astype(np.int64))
 
     def close(self) -> None:
         """Ends the decoding threads, without waiting."""
-        self._decoder.close()
+        for keyed, _ in self._decoders.values():
+            keyed.close()
+
+    def _decoder_at(self, epoch: int) -> tuple[KeyedDecoder, Callable[[int], Show]]:
+        """Of the epoch's size: a thread that is still ending another epoch has its own."""
+        size = self._size_at(epoch)
+        if size not in self._decoders:
+            self._decoders[size] = self._open_decoder(size)
+        return self._decoders[size]
 
     def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        uses = first_uses(self.page_of_sample, sample_ids) if self._reads_ahead else []
+        uses = first_uses(self.page_of_sample, sample_ids % len(self._labels)) if self._reads_ahead else []
         with ReadAhead(self._beton, self._page_bytes, uses, _BATCHES_READ_AHEAD * self._batch_size) as hints:
             yield from self._decoded(epoch, sample_ids, hints)
 
     def _decoded(self, epoch: int, sample_ids: NDArray[np.int64], hints: ReadAhead) -> Generator[Batch, None, None]:
+        keyed, show = self._decoder_at(epoch)
         thread = EpochThread(
             str(self._beton),
-            self._show(epoch),
-            batch_places(self._decoder.size, self._device, self._batch_size),
+            show(epoch),
+            batch_places(keyed.size, self._device, self._batch_size),
             self._labels,
             sample_ids,
             self._batch_size,
@@ -110,9 +135,6 @@ class BetonLoader:
                 yield batch
         finally:
             thread.close()
-
-    def _native(self, epoch: int) -> Show:
-        return partial(self._decoder.decode, self._file, epoch)
 
 
 def open_ffcv(beton: Path, decoder: KeyedDecoder, batch_size: int) -> Callable[[int], Show]:

@@ -75,11 +75,14 @@ def train_order(
     world_size: int,
     start_step: int = 0,
     pages: PageShuffle | None = None,
+    repeats: int = 1,
 ) -> NDArray[np.int64]:
     """Sample ids of this rank from `start_step` (within the epoch) on: int64 [steps left, local micro-batches, size].
 
     All samples are shuffled, or with `pages` those within a window of pages. The epoch's incomplete last global batch
-    is dropped. UserError when the data set does not fill one global batch.
+    is dropped. With `repeats` the first of the shuffled samples come that many times each, dealt to the micro-batches
+    of their global batch in turn; copy k of a sample is its id + k * num_samples. UserError when the data set does not
+    fill one global batch.
     """
     if global_batch_size % micro_batch_size:
         raise ValueError(f"global batch {global_batch_size} is not a multiple of micro-batch {micro_batch_size}")
@@ -94,7 +97,11 @@ def train_order(
         raise ValueError(f"start_step {start_step} lies outside the epoch's {num_steps} steps")
     share = micro_batch_share(num_micro_batches, rank, world_size)
     permutation = page_permutation(pages, seed, epoch) if pages else epoch_permutation(num_samples, seed, epoch)
-    steps = permutation[: num_steps * global_batch_size].reshape(num_steps, num_micro_batches, micro_batch_size)
+    if repeats > 1:
+        copies = (permutation[:, None] + num_samples * np.arange(repeats)).reshape(-1)[: num_steps * global_batch_size]
+        steps = copies.reshape(num_steps, micro_batch_size, num_micro_batches).swapaxes(1, 2)
+    else:
+        steps = permutation[: num_steps * global_batch_size].reshape(num_steps, num_micro_batches, micro_batch_size)
     return np.ascontiguousarray(steps[start_step:, share.start : share.stop])
 
 

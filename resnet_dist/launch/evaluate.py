@@ -20,6 +20,7 @@ from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.precision import Precision
+from resnet_dist.training.state import evaluated_weights
 
 
 def evaluate_on(model: str, beton: Path, tracking_uri: str | None, num_threads: int) -> dict[str, float]:
@@ -80,7 +81,7 @@ def _from_checkpoint(location: str) -> tuple[Recipe, nn.Module]:
             )
         recipe = Recipe.model_validate(found.card.recipe)
         module = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
-        module.net.load_state_dict(load_state(found.directory, torch.device("cpu"))["net"])
+        module.net.load_state_dict(evaluated_weights(load_state(found.directory, torch.device("cpu"))))
     return recipe, module
 
 

@@ -24,6 +24,7 @@ from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.best import open_best
 from resnet_dist.training.checkpoint import load_state, newest_whole
 from resnet_dist.training.job import WorkerResult
+from resnet_dist.training.state import evaluated_weights
 
 
 def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, result: WorkerResult) -> RunResult:
@@ -74,7 +75,7 @@ def _log(
     recipe: Recipe, record: Record, model_name: str, weights: Path, step: int, metrics: Mapping[str, float]
 ) -> str:
     model = build_classifier(recipe)
-    model.net.load_state_dict(load_state(weights, torch.device("cpu"))["net"])
+    model.net.load_state_dict(evaluated_weights(load_state(weights, torch.device("cpu"))))
     crop, prepared = recipe.data.eval, record.prepared
     uri = log_classifier(
         record.handle,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.order import micro_batch_share
@@ -13,6 +14,7 @@ from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import Tracker
+from resnet_dist.training.average import MovingAverage
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.feed import Samples
@@ -40,7 +42,10 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         world_size=ctx.world_size,
         num_micro_batches=num_micro_batches,
     )
-    state = TrainState(model.net, build_optimizer(model, recipe.optim))
+    average = MovingAverage(model.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
+    state = TrainState(
+        model.net, build_optimizer(model, recipe.optim), average=average, scaler=precision.scaler(ctx.device)
+    )
     return Run(
         recipe=recipe,
         plan=job.plan,
@@ -49,6 +54,7 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         tracker=tracker,
         state=state,
         model=model,
+        evaluated=around(average.net, recipe) if average else model,
         reduction=reduction,
         update=Update(state, clip_grad_norm=recipe.optim.clip_grad_norm),
         statistics=BatchNormStatistics(model),
@@ -79,5 +85,13 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
 def build_classifier(recipe: Recipe) -> ImageClassifier:
     """The recipe's network with its first weights, a function of `recipe.seed` alone."""
     torch.manual_seed(recipe.seed)
-    net = build_model(**recipe.model.build_options())
-    return ImageClassifier(net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last)
+    return around(build_model(**recipe.model.build_options()), recipe)
+
+
+def around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
+    """The recipe's classifier around `net`, where the net is and in its format."""
+    classifier = ImageClassifier(
+        net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last
+    )
+    parameter = next(net.parameters())
+    return classifier.to(parameter.device, parameter.dtype)

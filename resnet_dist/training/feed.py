@@ -44,6 +44,7 @@ def steps_from(run: Run, epoch: int, start_step: int) -> Iterator[dict[int, Batc
         world_size=world_size,
         start_step=start_step,
         pages=run.train.pages,
+        repeats=run.recipe.data.augmentation_repeats,
     )
     micro_batches = micro_batch_share(train.num_micro_batches, rank, world_size)
     with closing(batches_of(run, run.train, epoch, order.reshape(-1))) as batches:

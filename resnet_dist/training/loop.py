@@ -20,6 +20,7 @@ from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import CONFUSION, Tracker
 from resnet_dist.training.background import Background
 from resnet_dist.training.best import keep_if_best
+from resnet_dist.training.bn_average import average_statistics
 from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
 from resnet_dist.training.collectives import share_buffers
 from resnet_dist.training.context import RunContext
@@ -52,6 +53,8 @@ class Run:
     tracker: Tracker
     state: TrainState
     model: nn.Module
+    evaluated: nn.Module
+    """`model`, or the moving average of its weights."""
     reduction: Reduction
     update: Update
     statistics: BatchNormStatistics
@@ -139,14 +142,14 @@ def add_gradient(run: Run, micro_batch: int, batch: Batch, *, is_last: bool) -> 
         with run.precision.autocast(run.ctx.device):
             logits = run.reduction.forward(images)
             loss = training_loss(logits, targets, run.recipe.train)
-        run.reduction.backward(loss, micro_batch)
+        run.reduction.backward(run.update.scaled(loss), micro_batch)
     run.window.add(micro_batch, loss, logits, targets, batch.num_replaced)
 
 
 def report(run: Run, window: WindowResult, step: int) -> None:
     """Tells tracker and driver what the window showed, and who holds up the others."""
     if window.metrics:
-        use = run.device_use.metrics(window.metrics["speed/images_per_s"])
+        use = run.device_use.metrics(window.metrics["speed/images_per_s"], run.plan.epoch_of(step - 1))
         run.tracker.metrics({**window.metrics, **use, **run.health.metrics(window.ranks)}, step)
     run.ctx.progress(step, window.metrics)
     run.metrics.update(window.metrics)
@@ -178,9 +181,11 @@ def skip(run: Run, step: int) -> bool:
 
 
 def run_evaluation(run: Run) -> None:
-    share_buffers(run.state.net)
+    share_buffers(run.state.evaluated_net)
+    if run.recipe.train.bn_statistics_steps and run.state.step == run.plan.last_step:
+        average_statistics(run, run.recipe.train.bn_statistics_steps)
     result = evaluate(
-        run.model,
+        run.evaluated,
         partial(batches_of, run, run.val, 0),
         num_samples=run.val.num_samples,
         batch_size=run.recipe.eval.batch_size,
@@ -199,7 +204,7 @@ def run_evaluation(run: Run) -> None:
     run.metrics.update(result.metrics())
     if run.ctx.rank == 0:
         with run.window.saving():
-            net = copied(run.state.net.state_dict())
+            net = copied(run.state.evaluated_net.state_dict())
             run.background.start(partial(keep_if_best, run.ctx.storage, net, card_of(run)))
     run.ctx.progress(run.state.step, run.metrics)
 

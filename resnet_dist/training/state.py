@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from resnet_dist.training.average import MovingAverage
 from resnet_dist.training.plateau import Plateau
+
+_AVERAGE = "average"
 
 
 @dataclass
@@ -24,6 +28,13 @@ class TrainState:
     skipped: set[int] = field(default_factory=set)
     """Steps whose global batch is left out, because training diverged on it; a resumed run leaves them out too."""
     plateau: Plateau = field(default_factory=Plateau)
+    average: MovingAverage | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+
+    @property
+    def evaluated_net(self) -> nn.Module:
+        """The net that is evaluated and handed over: the moving average, where the recipe has one."""
+        return self.net if self.average is None else self.average.net
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -33,6 +44,8 @@ class TrainState:
             "evaluated_step": self.evaluated_step,
             "skipped": sorted(self.skipped),
             "plateau": asdict(self.plateau),
+            **({} if self.average is None else {_AVERAGE: self.average.net.state_dict()}),
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -46,6 +59,16 @@ class TrainState:
         self.evaluated_step = saved["evaluated_step"]
         self.skipped = set(saved.get("skipped", ()))  # older checkpoints have none
         self.plateau = Plateau(**saved.get("plateau", {}))
+        if self.average is not None:
+            self.average.net.load_state_dict(saved[_AVERAGE])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
+
+
+def evaluated_weights(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a checkpoint's state or of kept best weights: the state dict of the net that was evaluated."""
+    weights: Mapping[str, Any] = saved.get(_AVERAGE, saved["net"])
+    return weights
 
 
 def copied(value: Any) -> Any:

@@ -9,12 +9,20 @@ from resnet_dist.training.state import TrainState
 
 
 class Update:
-    """The gradient is the same on all workers, so is what happens here."""
+    """The gradient is the same on all workers, so is what happens here.
+
+    With fp16 the loss is multiplied by a scale before its backward pass and the gradient divided by it; a gradient that
+    overflowed is left out and the scale lowered (torch's GradScaler).
+    """
 
     def __init__(self, state: TrainState, *, clip_grad_norm: float | None) -> None:
         self._state = state
         self._clip_grad_norm = clip_grad_norm
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What the backward pass is to start from."""
+        return self._state.scaler.scale(loss)
 
     def apply(self, lr: float, *, measure: bool) -> Tensor | None:
         """One optimizer step with rate `lr`.
@@ -22,13 +30,17 @@ class Update:
         Returns the gradient's length before it was clipped, if `measure`: a scalar on the net's device, for which
         nothing waits here.
         """
-        optimizer, norm = self._state.optimizer, None
+        optimizer, scaler, norm = self._state.optimizer, self._state.scaler, None
+        scaler.unscale_(optimizer)
         if measure or self._clip_grad_norm:
             norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if norm is not None and self._clip_grad_norm:
             clip_grads_with_norm_(self._parameters, self._clip_grad_norm, norm)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
+        if self._state.average is not None:
+            self._state.average.update(self._state.net, self._state.step + 1)
         return norm if measure else None

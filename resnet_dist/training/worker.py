@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
+from resnet_dist.data.progressive import train_size
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.backends import set_backends
@@ -56,6 +58,8 @@ def _open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Sample
             device=device,
             on_bad_sample=recipe.data.on_bad_sample if trains else "error",
             reads_ahead=pages and trains,
+            size_at=partial(train_size, recipe.data, total_epochs=recipe.train.total_epochs) if trains else None,
+            num_copies=recipe.data.augmentation_repeats if trains else 1,
         )
         stack.enter_context(closing(loader))
         shuffle = PageShuffle(loader.page_of_sample, recipe.data.shuffle_window_pages) if pages and trains else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def open_loader() -> Iterator[OpenLoader]:
         seed: int = 7,
         on_bad_sample: OnBadSample = "error",
         wait_limit_s: float = 60.0,
+        **options: Any,
     ) -> BetonLoader:
         loader = BetonLoader(
             beton,
@@ -147,6 +149,7 @@ def open_loader() -> Iterator[OpenLoader]:
             device=torch.device("cpu"),
             on_bad_sample=on_bad_sample,
             wait_limit_s=wait_limit_s,
+            **options,
         )
         opened.append(loader)
         return loader

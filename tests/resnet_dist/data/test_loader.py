@@ -23,7 +23,7 @@ from data_prep.beton.digest import digest_file
 from data_prep.beton.layout import METADATA_START
 from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe_data import PadCrop
+from resnet_dist.config.recipe_data import PadCrop, RandomResizedCrop
 from resnet_dist.data import decoders, pixel_kernel
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.epoch_thread import EpochThread
@@ -114,6 +114,35 @@ def test_ids_outside_the_beton_are_refused(photo_beton: Path, open_loader: OpenL
             loader.epoch(0, np.array(ids))
     with pytest.raises(ValueError, match="1-D integer"):
         loader.epoch(0, np.zeros((2, 2), np.int64))
+
+
+def test_sizes_by_epoch_are_what_a_loader_of_that_size_gives(photo_beton: Path, open_loader: OpenLoader) -> None:
+    growing = open_loader(photo_beton, size_at=lambda epoch: 32 + 16 * epoch)
+    abandoned = growing.epoch(0, ALL)
+    next(abandoned)  # its thread goes on with 32 px while others decode
+    for epoch, size in ((1, 48), (2, 64), (0, 32)):
+        crop = RandomResizedCrop(kind="random_resized_crop", size=size)
+        fixed = open_loader(photo_beton, crop)
+        assert digest(list(growing.epoch(epoch, ALL))) == digest(list(fixed.epoch(epoch, ALL)))
+    assert sum(b.images.shape[1] == 32 for b in abandoned) == 4
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_copies_are_the_same_samples_under_other_draws(
+    num_threads: int, photo_beton: Path, open_loader: OpenLoader
+) -> None:
+    loader = open_loader(photo_beton, num_copies=3, num_threads=num_threads)
+    plain = pixels_by_id(list(open_loader(photo_beton).epoch(1, ALL)))
+    copies = [list(loader.epoch(1, ALL + 40 * k)) for k in range(3)]
+    assert pixels_by_id(copies[0]) == plain
+    for k in (1, 2):
+        assert [b.labels.tolist() for b in copies[k]] == [b.labels.tolist() for b in copies[0]]
+        assert pixels_by_id(copies[k]).keys() == plain.keys()
+        assert all(pixels != plain[i] for i, pixels in pixels_by_id(copies[k]).items())
+        assert all(b.num_replaced == 0 for b in copies[k])
+    assert pixels_by_id(copies[1]) != pixels_by_id(copies[2])
+    with pytest.raises(ValueError, match="of 120 samples"):
+        loader.epoch(0, np.array([120]))
 
 
 # What pixels depend on, and on what they do not

@@ -169,3 +169,42 @@ def test_the_page_shuffle_keeps_to_its_window_and_mixes_it_evenly() -> None:
     assert same == pytest.approx(1 / 50, rel=0.15)
     whole = page_permutation(PageShuffle(page_of, 10_000), seed=1, epoch=0)
     assert float((page_of[whole][1:] == page_of[whole][:-1]).mean()) == pytest.approx(1 / 500, rel=0.35)
+
+
+def repeated(rank: int, world_size: int, repeats: int) -> np.ndarray:
+    return train_order(
+        103,
+        seed=11,
+        epoch=2,
+        global_batch_size=24,
+        micro_batch_size=4,
+        rank=rank,
+        world_size=world_size,
+        repeats=repeats,
+    )
+
+
+def test_repeated_images_stand_in_one_global_batch_in_different_micro_batches() -> None:
+    alone = repeated(0, 1, 3)
+    assert alone.shape == (4, 6, 4)
+    for step in alone:
+        images, copies = step % 103, step // 103
+        shown, counts = np.unique(images, return_counts=True)
+        assert counts.tolist() == [3] * 8
+        for image in shown:
+            assert sorted(copies[images == image]) == [0, 1, 2]
+            assert len(set(np.nonzero(images == image)[0])) == 3
+    in_order = alone.swapaxes(1, 2).reshape(-1)[::3]
+    assert in_order.tolist() == epoch_permutation(103, 11, 2)[:32].tolist()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_repeats_do_not_depend_on_the_number_of_workers(world_size: int) -> None:
+    shares = [repeated(rank, world_size, 3) for rank in range(world_size)]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), repeated(0, 1, 3))
+
+
+def test_a_number_of_repeats_that_does_not_divide_the_batch() -> None:
+    steps = repeated(0, 1, 5)
+    assert np.unique(steps).size == steps.size  # no image twice under the same draws
+    assert len(np.unique(steps % 103)) == -(-steps.size // 5)

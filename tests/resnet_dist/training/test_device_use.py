@@ -19,7 +19,7 @@ def recipe() -> Recipe:
 
 
 def test_a_cpu_has_none(recipe: Recipe) -> None:
-    assert DeviceUse(recipe, torch.device("cpu"), 2).metrics(100.0) == {}
+    assert DeviceUse(recipe, torch.device("cpu"), 2).metrics(100.0, 0) == {}
 
 
 @pytest.mark.gpu
@@ -28,6 +28,6 @@ def test_a_gpu_has_memory_and_utilisation(recipe: Recipe) -> None:
     device = torch.device("cuda")
     use = DeviceUse(recipe, device, 1)
     torch.empty(50_000_000, dtype=torch.uint8, device=device)
-    values = use.metrics(100.0)
+    values = use.metrics(100.0, 0)
     assert values["gpu/memory_peak_megabytes"] >= 50.0
     assert ("speed/mfu" in values) == (peak_flops(torch.cuda.get_device_name(), recipe.train.precision) is not None)

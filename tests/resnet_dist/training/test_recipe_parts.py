@@ -14,11 +14,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from resnet_dist.config.recipe_optim import OptimConfig, PlateauSchedule
-from resnet_dist.config.recipe_train import TrainConfig
+from resnet_dist.config.recipe_train import EmaConfig, TrainConfig
+from resnet_dist.data.order import train_order
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.average import MovingAverage
+from resnet_dist.training.best import open_best
+from resnet_dist.training.checkpoint import Identity, load_state, newest_whole
+from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.losses import training_loss
 from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.plateau import Plateau
-from resnet_dist.training.state import TrainState
+from resnet_dist.training.precision import Precision
+from resnet_dist.training.state import TrainState, evaluated_weights
 from resnet_dist.training.update import Update
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
@@ -30,6 +38,14 @@ SPEC.loader.exec_module(small)
 
 def train_config(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"global_batch_size": 8, "micro_batch_size": 4, "total_epochs": 1, **changes})
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # Losses
@@ -113,21 +129,126 @@ def test_a_plateau_counts_evaluations_without_a_new_best() -> None:
     assert plateau.best_error == 10.0
 
 
-# Together
+# Number formats
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def test_fp16_leaves_out_a_gradient_that_overflows_and_lowers_the_scale() -> None:
+    layer, precision, cpu = nn.Linear(2, 1), Precision("fp16"), torch.device("cpu")
+    before = layer.weight.detach().clone()
+    config = OptimConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    state = TrainState(layer, build_optimizer(layer, config), scaler=precision.scaler(cpu))
+    update = Update(state, clip_grad_norm=None)
+    for factor in (math.inf, 0.5):
+        update.scaled(factor * layer.weight.sum()).backward()
+        norm = update.apply(0.25, measure=True)
+    assert norm is not None
+    assert float(norm) == pytest.approx(0.5 * math.sqrt(2))  # of the gradient, not of the scaled one
+    torch.testing.assert_close(layer.weight.detach(), before - 0.25 * 0.5)
+    assert state.state_dict()["scaler"]["scale"] == 2.0**15
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("tf32", torch.float32)]
+)
+def test_the_forward_pass_has_the_recipes_format(name: Any, dtype: torch.dtype) -> None:
+    cpu, layer = torch.device("cpu"), nn.Linear(2, 1)
+    with Precision(name).autocast(cpu):
+        assert layer(torch.ones(1, 2)).dtype == dtype
+    assert Precision(name).weights == torch.float32
+    assert Precision(name).scaler(cpu).is_enabled() == (name == "fp16")
+
+
+# The moving average
+
+
+def test_the_moving_average_by_hand() -> None:
+    """Every second step, from the third on; until then the weights themselves."""
+    norm = nn.BatchNorm1d(1)
+    average = MovingAverage(norm, EmaConfig(decay=0.75, every_steps=2, start_epochs=1.5), steps_per_epoch=2)
+    seen = []
+    for step in range(1, 9):
+        with torch.no_grad():
+            norm.weight.fill_(float(step))
+            norm.running_mean.fill_(float(10 * step))  # type: ignore[union-attr]
+            norm.num_batches_tracked.fill_(step)  # type: ignore[union-attr]
+        average.update(norm, step)
+        net = average.net
+        seen.append([float(net.weight), float(net.running_mean), int(net.num_batches_tracked)])  # type: ignore[arg-type]
+    second, fourth = 2.0, 0.75 * 2 + 0.25 * 4
+    sixth = 0.75 * fourth + 0.25 * 6
+    eighth = 0.75 * sixth + 0.25 * 8
+    values = [1.0, second, second, fourth, fourth, sixth, sixth, eighth]
+    assert [row[0] for row in seen] == pytest.approx(values)
+    assert [row[1] for row in seen] == pytest.approx([0.0, *(10 * v for v in values[1:])])
+    assert [row[2] for row in seen] == [0, 2, 2, 4, 4, 6, 6, 8]
+    assert all(p.grad is None and not p.requires_grad for p in average.net.parameters())
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_stop_and_a_restart_change_no_bit(tmp_path: Path) -> None:
+def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: Path) -> None:
+    config = small.recipe("fp32", "fast", train={"ema": {"decay": 0.5}})
+    small.train(tmp_path, 0, 1, config, 12)
+    storage = FolderStorage(tmp_path)
+    with newest_whole(storage) as last, open_best(storage, Identity("r", "d")) as best:
+        assert last is not None
+        assert best is not None
+        saved, cpu = load_state(last.directory, torch.device("cpu")), torch.device("cpu")
+        averaged = evaluated_weights(saved)
+        assert averaged is not saved["net"]
+        assert not torch.equal(averaged["conv1.weight"], saved["net"]["conv1.weight"])
+        if best.card.step == 12:
+            assert small.digest(dict(evaluated_weights(load_state(best.directory, cpu)))) == small.digest(
+                dict(averaged)
+            )
+        model = build_classifier(config)
+        model.net.load_state_dict(dict(averaged))
+        val = small.Memory(small.NUM_VAL, 10, seed=2)
+        result = evaluate(
+            model,
+            lambda ids: val.epoch(0, ids),
+            num_samples=small.NUM_VAL,
+            batch_size=10,
+            rank=0,
+            world_size=1,
+            device=cpu,
+            precision=Precision("fp32"),
+        )
+        assert result.metrics()["val/loss"] == last.card.metrics["val/loss"]
+
+
+# Batch norm's statistics
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
+    """Of the first norm's input, over two steps of the fourth epoch in micro-batches of 4."""
+    config = small.recipe("fp64", "fast", train={"bn_statistics_steps": 2})
+    small.train(tmp_path, 0, 1, config, 12)
+    with newest_whole(FolderStorage(tmp_path)) as found:
+        assert found is not None
+        net = load_state(found.directory, torch.device("cpu"))["net"]
+    memory = small.Memory(small.NUM_TRAIN, 4, seed=1)
+    ids = train_order(small.NUM_TRAIN, seed=5, epoch=3, global_batch_size=24, micro_batch_size=4, rank=0, world_size=1)
+    means, variances = [], []
+    for batch in memory.epoch(3, ids[:2].reshape(-1)):
+        pixels = ((batch.images.double() - 100) / 60).permute(0, 3, 1, 2)
+        maps = torch.nn.functional.conv2d(pixels, net["conv1.weight"], padding=1)
+        means.append(maps.mean(dim=(0, 2, 3)))
+        variances.append(maps.var(dim=(0, 2, 3)))
+    assert len(means) == 12
+    torch.testing.assert_close(net["bn1.running_mean"], torch.stack(means).mean(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net["bn1.running_var"], torch.stack(variances).mean(0), rtol=1e-9, atol=1e-9)
+    assert int(net["bn1.num_batches_tracked"]) == 12  # of training
+
+
+# Together
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_stop_and_a_restart_change_no_bit(tmp_path: Path, precision: str) -> None:
     """In the middle of an epoch; the whole state, not only the weights."""
-    config = small.recipe("fp32", "fast", **small.PARTS)
+    config = small.recipe(precision, "fast", **small.PARTS)
     straight = small.train(tmp_path / "straight", 0, 1, config, 12)
     first = small.train(tmp_path / "stopped", 0, 1, config, 7)
     second = small.train(tmp_path / "stopped", 0, 1, config, 12)

@@ -32,7 +32,14 @@ from resnet_dist.training.resume import restore
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
 
 PARTS: dict[str, dict[str, Any]] = {
-    "train": {"loss": {"kind": "bce", "target_threshold": 0.2}, "label_smoothing": 0.1},
+    "train": {
+        "loss": {"kind": "bce", "target_threshold": 0.2},
+        "label_smoothing": 0.1,
+        "ema": {"decay": 0.8, "every_steps": 2, "start_epochs": 0.5},
+        "bn_statistics_steps": 2,
+    },
+    "data": {"augmentation_repeats": 3, "mixing": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}},
+    "model": {"drop_path": 0.1, "dropout": 0.1},
     "optim": {"clip_grad_norm": 0.5},
     "schedule": {"kind": "plateau", "patience": 1, "warmup": {"epochs": 0.5, "start_factor": 0.1, "shape": "constant"}},
 }
@@ -54,8 +61,11 @@ class Memory:
         for start in range(0, len(sample_ids), self.batch_size):
             ids = sample_ids[start : start + self.batch_size]
             self.given.append(ids.tolist())
-            images = np.roll(self.images[ids], epoch, axis=1)
-            yield Batch(torch.from_numpy(images), torch.from_numpy(self.labels[ids]), ids)
+            shown, copies = ids % len(self.labels), ids // len(self.labels)
+            images = np.stack(
+                [np.roll(self.images[i], epoch + copy, axis=0) for i, copy in zip(shown, copies, strict=True)]
+            )
+            yield Batch(torch.from_numpy(images), torch.from_numpy(self.labels[shown]), shown)
 
 
 class Points:
