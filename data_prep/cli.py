@@ -53,7 +53,10 @@ def convert(
         typer.Option(metavar="NAME", help="Kind of source, for example image-folder or ilsvrc.", show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="FILE.beton", help="The beton; its manifest goes beside it.", show_default=False)
+        str,
+        typer.Option(
+            metavar="FILE.beton", help="The beton, or s3://...; its manifest goes beside.", show_default=False
+        ),
     ],
     input_: Annotated[
         str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL that the source reads.")
@@ -101,24 +104,25 @@ def convert(
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
+    from data_prep.convert.output import QUARANTINE, open_output
     from data_prep.convert.pool import ThisProcess
     from data_prep.convert.progress import progress_on
     from data_prep.convert.run import convert as run_conversion
-    from data_prep.convert.run import quarantine_path
     from data_prep.convert.stop import stop_on_signals
     from data_prep.sources import SourceOptions, open_source
     from data_prep.sources.base import Source
+    from data_prep.sources.places import IS_URL
     from data_prep.sources.splits import requested_split
 
     started_s = time.monotonic()
-    output = output.expanduser().absolute()
+    place = open_output(output if IS_URL.match(output) else Path(output).expanduser().absolute())
     settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, check)
     bad_policy = _bad_policy(on_error, max_bad)
 
     options = SourceOptions(labels, devkit, class_order)
 
     def reopen() -> Source:
-        return open_source(source, input_, requested_split(split, output), options)
+        return open_source(source, input_, requested_split(split, Path(output)), options)
 
     with stop_on_signals() as stop, progress_on(sys.stderr) as progress, ExitStack() as stack:
         opened = reopen()
@@ -131,7 +135,7 @@ def convert(
         outcome = run_conversion(
             opened,
             settings,
-            output,
+            place,
             pool=pool,
             progress=progress,
             stop=stop,
@@ -141,22 +145,22 @@ def convert(
     manifest = outcome.manifest
     seconds = time.monotonic() - started_s
     if outcome.already_done:
-        typer.echo(f"{output}: already done, nothing to do")
+        typer.echo(f"{place.shown}: already done, nothing to do")
     left_out = manifest.source["num_left_out"]
     typer.echo(
-        f"{output}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
+        f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
         f"{manifest.num_untouched:,} with the source's own bytes, {manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
         + (f"; {left_out:,} files of the source are no images by their name and were left out" if left_out else "")
     )
     if manifest.quarantined:
-        typer.echo(f"{len(manifest.quarantined):,} bad samples were left out: {quarantine_path(output)}")
+        typer.echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
     if manifest.source["label_checks"]:
         typer.echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
     typer.echo(f"digest {manifest.digest}")
     if as_json:
         _print_json(
             ok=True,
-            path=str(output),
+            path=place.shown,
             digest=manifest.digest,
             num_samples=manifest.num_samples,
             num_quarantined=len(manifest.quarantined),

@@ -21,7 +21,12 @@ FENCES = {
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
     "pyarrow": ("data_prep.sources", "resnet_dist.launch.ray_storage"),
-    "fsspec": ("data_prep.sources", "data_prep.beton.stage", "resnet_dist.storage.objects"),
+    "fsspec": (
+        "data_prep.sources",
+        "data_prep.beton.stage",
+        "data_prep.convert.object_output",
+        "resnet_dist.storage.objects",
+    ),
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("resnet_dist.storage.objects",),
     "sklearn": ("data_prep.sources",),

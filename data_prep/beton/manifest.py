@@ -109,13 +109,19 @@ def load_manifest(beton: Path) -> Manifest:
     if not beton.is_file():
         raise UserError(f"{beton}: does not exist; make it with `data-prep convert --output {beton}`")
     manifest = read_manifest(beton)
-    actual_bytes = beton.stat().st_size
-    if actual_bytes != manifest.beton_bytes:
+    require_size(str(beton), beton.stat().st_size, manifest)
+    return manifest
+
+
+def require_size(beton: str, num_bytes: int | None, manifest: Manifest) -> None:
+    """UserError unless the beton has the size that its manifest says. `num_bytes` is None where there is no beton."""
+    if num_bytes is None:
+        raise UserError(f"{beton}: does not exist, though its manifest does; copy it there, or remove the manifest")
+    if num_bytes != manifest.beton_bytes:
         raise UserError(
-            f"{beton}: has {actual_bytes} bytes, its manifest says {manifest.beton_bytes}: copied in part, or not the "
+            f"{beton}: has {num_bytes} bytes, its manifest says {manifest.beton_bytes}: copied in part, or not the "
             "beton of this manifest; copy or make it again"
         )
-    return manifest
 
 
 def write_manifest(beton: Path, manifest: Manifest) -> None:

@@ -50,12 +50,14 @@ class FileRange:
         return slice(self.first_sample, self.first_sample + len(self.pointers))
 
 
-def num_ranges(beton: BetonLayout) -> int:
-    return -(-beton.total_bytes // RANGE_BYTES)
+def num_ranges(beton: BetonLayout, range_bytes: int | None = None) -> int:
+    """`range_bytes`: a multiple of `RANGE_BYTES`, which is the default; in `cut` too."""
+    return -(-beton.total_bytes // (range_bytes or RANGE_BYTES))
 
 
-def cut(beton: BetonLayout, number: int) -> FileRange:
-    start, stop = number * RANGE_BYTES, min((number + 1) * RANGE_BYTES, beton.total_bytes)
+def cut(beton: BetonLayout, number: int, range_bytes: int | None = None) -> FileRange:
+    range_bytes = range_bytes or RANGE_BYTES
+    start, stop = number * range_bytes, min((number + 1) * range_bytes, beton.total_bytes)
     pointers = beton.allocations["ptr"].view(np.int64)
     sizes = beton.allocations["size"].view(np.int64)
     end = int(np.searchsorted(pointers, stop, side="left"))
@@ -75,10 +77,15 @@ def write_range(descriptor: int, part: FileRange, payload: Payload) -> tuple[str
 
     ValueError when `payload` gives another number of bytes than the layout says.
     """
+    return write_range_to(lambda chunk, offset: write_at(descriptor, chunk, offset), part, payload)
+
+
+def write_range_to(write: Callable[[memoryview, int], None], part: FileRange, payload: Payload) -> tuple[str, ...]:
+    """As `write_range`, by `write(chunk, offset in the beton)`, which must be done with the chunk when it returns."""
     digests = []
     for number, chunk in enumerate(_chunks(_stream(part, payload))):
         digests.append(chunk_digest(chunk))
-        write_at(descriptor, chunk, part.start + number * CHUNK_BYTES)
+        write(chunk, part.start + number * CHUNK_BYTES)
     return tuple(digests)
 
 

@@ -8,13 +8,9 @@ It is not fsynced: after a power cut its digests tell.
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -22,6 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.digest import sample_digest
 from data_prep.convert.encode import Encoded
+from data_prep.convert.output import Output
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault
 
@@ -55,6 +52,7 @@ TRAILER = np.dtype(
     ]
 )
 MAGIC = b"dp-part2"
+PART_PREFIX = "unit-"
 
 
 @dataclass(frozen=True)
@@ -64,32 +62,21 @@ class BadSampleReport:
     reason: str
 
 
-def part_path(folder: Path, unit_number: int) -> Path:
-    return folder / f"unit-{unit_number:06d}.part"
+def part_name(unit_number: int) -> str:
+    return f"{PART_PREFIX}{unit_number:06d}.part"
 
 
 class PartWriter:
-    """Appends samples in order; `finish` writes rows and trailer and renames. Holds one sample in memory."""
+    """Appends samples in order to `file`; `finish` writes rows and trailer. Holds one sample in memory."""
 
-    def __init__(self, path: Path, plan_digest: str, unit: WorkUnit) -> None:
-        self._path = path
-        # The name is unique: an orphan of a killed run may still be writing the same unit.
-        self._temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    def __init__(self, file: BinaryIO, plan_digest: str, unit: WorkUnit) -> None:
+        self._file = file
         self._plan_digest = plan_digest
         self._unit = unit
         self._rows = np.zeros(len(unit), dtype=PART_ROW)
         self._count = 0
+        self._spilled_bytes = 0
         self._bad: list[BadSampleReport] = []
-        self._file = self._temporary.open("wb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
 
     def append(self, encoded: Encoded, label: int, *, spill: bool) -> None:
         """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
@@ -101,18 +88,18 @@ class PartWriter:
             label,
             len(encoded.data),
             sample_digest(encoded.data),
-            self._file.tell() if spill else IN_SOURCE,
+            self._spilled_bytes if spill else IN_SOURCE,
         )
         self._count += 1
         if spill:
             self._file.write(encoded.data)
+            self._spilled_bytes += len(encoded.data)
 
     def append_bad(self, bad: BadSampleReport) -> None:
         self._bad.append(bad)
         self._count += 1
 
     def finish(self) -> None:
-        spilled_bytes = self._file.tell()
         rows = self._rows[: self._count].tobytes()
         bad = json.dumps([asdict(b) for b in self._bad]).encode()
         trailer = np.zeros(1, dtype=TRAILER)
@@ -121,14 +108,12 @@ class PartWriter:
             self._plan_digest.encode(),
             self._unit.number,
             self._count,
-            spilled_bytes,
+            self._spilled_bytes,
             len(bad),
             _digest(rows, bad),
         )
         for piece in (rows, bad, trailer.tobytes()):
             self._file.write(piece)
-        self._file.close()
-        self._temporary.replace(self._path)
 
 
 @dataclass(frozen=True)
@@ -138,23 +123,27 @@ class Part:
     bad: Sequence[BadSampleReport]
 
 
-def read_part(path: Path, plan_digest: str, unit: WorkUnit) -> Part:
+def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> Part:
     """Rows and bad samples. Fault when the part is not what its trailer says; spilled bytes are checked when used."""
+    name = part_name(unit.number)
+    shown = f"{output.work_shown}/{name}"
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - TRAILER.itemsize))
-            trailer = np.frombuffer(file.read(TRAILER.itemsize).ljust(TRAILER.itemsize, b"\0"), dtype=TRAILER)[0]
-            file.seek(min(int(trailer["spilled_bytes"]), size))
-            rest = file.read(max(0, size - TRAILER.itemsize - file.tell()))
+        size, reader = output.size_of(name), output.reader(name)
+        try:
+            tail = reader.read_at(max(0, size - TRAILER.itemsize), TRAILER.itemsize)
+            trailer = np.frombuffer(tail.ljust(TRAILER.itemsize, b"\0"), dtype=TRAILER)[0]
+            start = min(int(trailer["spilled_bytes"]), size)
+            rest = reader.read_at(start, max(0, size - TRAILER.itemsize - start))
+        finally:
+            reader.close()
     except OSError as error:
-        raise Fault(f"{path}: cannot be read: {error.strerror}") from None
+        raise Fault(f"{shown}: cannot be read: {error.strerror or error}") from None
     rows_bytes = len(unit) * PART_ROW.itemsize
     rows, bad = rest[:rows_bytes], rest[rows_bytes:]
     expected = (MAGIC, plan_digest.encode(), unit.number, len(unit), len(bad), _digest(rows, bad))
     found = tuple(trailer[name] for name in ("magic", "plan", "unit", "num_rows", "bad_bytes", "digest"))
     if found != expected or len(rows) != rows_bytes:
-        raise Fault(f"{path}: is damaged or of another conversion")
+        raise Fault(f"{shown}: is damaged or of another conversion")
     return Part(unit, np.frombuffer(rows, dtype=PART_ROW), [BadSampleReport(**entry) for entry in json.loads(bad)])
 
 

@@ -6,21 +6,22 @@ its digests; a later run compares them with what stands in the file, so neither 
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.digest import sample_digest
-from data_prep.beton.ranges import FileRange, read_digests, write_range
-from data_prep.convert.part import IN_SOURCE, part_path
+from data_prep.beton.ranges import FileRange
+from data_prep.convert.output import Output, Reader, Written, read_small
+from data_prep.convert.part import IN_SOURCE, part_name
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
 from data_prep.sources.base import Source
+
+NOTE_PREFIX = "range-"
 
 PLACED_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
 """Index in the source, `sample_digest` of the stored bytes, offset in the part or `IN_SOURCE`."""
@@ -31,12 +32,10 @@ class PlaceJob:
     """What all ranges of a beton share. Sent to each worker once."""
 
     source: Source
-    folder: Path
-    target: Path
-    """The unfinished beton; it exists and has its size."""
+    output: Output
+    target: str
+    """What `output.begin` gave."""
     layout_digest: str
-    driver_machine: str
-    """`machine()` of the driver, whose fsync at the end covers what is written there."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +52,34 @@ class PlaceTask:
 class RangeReport:
     number: int
     num_bytes: int
-    chunks: tuple[str, ...]
+    written: Written
     node: str
 
 
 def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
     """Fault when the beton cannot be written, or an image is not what it was when its unit was read."""
     part = task.range
-    note = job.folder / f"range-{part.number:06d}.{job.layout_digest[:16]}"
+    note = f"{NOTE_PREFIX}{part.number:06d}.{job.layout_digest[:16]}"
     try:
-        descriptor = os.open(job.target, os.O_RDWR)
-        try:
-            chunks = _noted(note)
-            if chunks is None or chunks != read_digests(descriptor, part):
-                with _Images(job, task) as images:
-                    chunks = write_range(descriptor, part, images.read)
-                if machine() != job.driver_machine:
-                    os.fsync(descriptor)
-                _take_note(note, chunks)
-        finally:
-            os.close(descriptor)
+        written = _noted(job.output, note)
+        if written is None or not job.output.holds(job.target, part, written):
+            with _Images(job, task) as images:
+                written = job.output.write_range(job.target, part, images.read)
+            job.output.write(note, "\n".join([written.receipt, *written.chunks]).encode())
     except OSError as error:
         raise Fault(
-            f"{job.target}: cannot be written: {error.strerror}; mend that, then run the same command again"
+            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; mend that, then run the same "
+            "command again"
         ) from None
-    return RangeReport(part.number, part.stop - part.start, chunks, socket.gethostname())
+    return RangeReport(part.number, part.stop - part.start, written, socket.gethostname())
 
 
-def machine() -> str:
-    """The running kernel: its page cache is what an fsync empties."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        return socket.gethostname()
+def _noted(output: Output, note: str) -> Written | None:
+    text = read_small(output, note)
+    if text is None:
+        return None
+    receipt, *chunks = text.decode().split("\n")
+    return Written(tuple(chunks), receipt)
 
 
 class _Images:
@@ -95,14 +89,14 @@ class _Images:
         self._job = job
         self._task = task
         self._unit = -1
-        self._part = -1
+        self._part: Reader | None = None
 
     def __enter__(self) -> _Images:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._part >= 0:
-            os.close(self._part)
+        if self._part is not None:
+            self._part.close()
 
     def read(self, sample: int) -> bytes:
         place = sample - self._task.range.first_sample
@@ -123,28 +117,15 @@ class _Images:
             self._forget(index, f"{self._job.source.key(index)}: could be read at first, and now not: {error}")
 
     def _from_part(self, unit: int, size: int, offset: int) -> bytes:
-        if unit != self._unit:
-            if self._part >= 0:
-                os.close(self._part)
-                self._part = -1
-            self._part = os.open(part_path(self._job.folder, unit), os.O_RDONLY)
+        if unit != self._unit or self._part is None:
+            if self._part is not None:
+                self._part.close()
+                self._part = None
+            self._part = self._job.output.reader(part_name(unit))
             self._unit = unit
-        return os.pread(self._part, size, offset)
+        return self._part.read_at(offset, size)
 
     def _forget(self, index: int, message: str) -> NoReturn:
         """The unit is read again by the next run."""
-        part_path(self._job.folder, index // UNIT_SAMPLES).unlink(missing_ok=True)
+        self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise Fault(f"{message}; no beton was written; run the same command again")
-
-
-def _noted(note: Path) -> tuple[str, ...] | None:
-    try:
-        return tuple(note.read_text().split())
-    except FileNotFoundError:
-        return None
-
-
-def _take_note(note: Path, chunks: tuple[str, ...]) -> None:
-    temporary = note.with_name(f"{note.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    temporary.write_text("\n".join(chunks))
-    temporary.replace(note)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode_all, encoder_versions
-from data_prep.convert.part import BadSampleReport, PartWriter, part_path
+from data_prep.convert.output import Output
+from data_prep.convert.part import BadSampleReport, PartWriter, part_name
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Sample, Source
@@ -25,7 +25,7 @@ class EncodeJob:
     source: Source
     settings: ConvertSettings
     plan_digest: str
-    folder: Path
+    output: Output
     reads_again: bool
     """The source can be read a second time at little cost: its own bytes are left there until their place is known."""
     versions: Mapping[str, str]
@@ -54,13 +54,15 @@ def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
         return _encode_unit(job, unit)
     except OSError as error:  # a source's own are reports by now
         raise Fault(
-            f"{job.folder}: cannot be written: {error.strerror}; mend that, then run the same command again"
+            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; mend that, then run the same "
+            "command again"
         ) from None
 
 
 def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
     source_bytes = num_bad = 0
-    with PartWriter(part_path(job.folder, unit.number), job.plan_digest, unit) as part:
+    with job.output.writing(part_name(unit.number)) as file:
+        part = PartWriter(file, job.plan_digest, unit)
         for batch in _batches(job.source, unit):
             read = {index: sample for index, sample in batch if isinstance(sample, Sample)}
             stored = dict(zip(read, encode_all([s.data for s in read.values()], list(read), job.settings), strict=True))

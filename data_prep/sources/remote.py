@@ -54,7 +54,7 @@ def remote_place(url: str) -> RemotePlace:
 
 
 def remote_glob(pattern: str) -> list[Place]:
-    with _failures(pattern):
+    with failures(pattern):
         file_system, path = _file_system(pattern)
         file_system.invalidate_cache()
         return [RemotePlace(pattern, found) for found in sorted(file_system.glob(path))]
@@ -135,7 +135,7 @@ class RemotePlace:
     def _check_sends_parts(self, num_bytes: int) -> None:
         """OSError when the server would send the whole file for each part: fsspec's `open` notices, `cat_file` not."""
         if num_bytes > PROBE_BYTES:
-            with _failures(self._path), self.file_system.open(self._path, "rb", block_size=PROBE_BYTES) as file:
+            with failures(self._path), self.file_system.open(self._path, "rb", block_size=PROBE_BYTES) as file:
                 file.seek(PROBE_BYTES // 2)
                 file.read(1)
 
@@ -147,13 +147,13 @@ class RemotePlace:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        with _failures(self._path), self.file_system.open(self._path, "rb") as file:
+        with failures(self._path), self.file_system.open(self._path, "rb") as file:
             yield file
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         for attempt in range(ATTEMPTS):
             try:
-                with _failures(self._path):
+                with failures(self._path):
                     return self.file_system.cat_file(self._path, start=start, end=stop)
             except (FileNotFoundError, PermissionError):
                 raise
@@ -164,11 +164,11 @@ class RemotePlace:
         raise AssertionError("unreachable")
 
     def _info(self) -> Mapping[str, Any]:
-        with _failures(self._path):
+        with failures(self._path):
             return self.file_system.info(self._path)
 
     def _entries(self) -> list[tuple[str, Mapping[str, Any]]]:
-        with _failures(self._path):
+        with failures(self._path):
             # A trailing slash: some HTTP servers list folders only under it, others redirect.
             listed = self.file_system.ls(f"{self._path}/" if self._path.startswith("http") else self._path, detail=True)
         entries = [(info["name"].rstrip("/"), info) for info in listed]
@@ -215,7 +215,7 @@ def _status(info: Mapping[str, Any]) -> FileStatus:
 
 
 @contextmanager
-def _failures(path: str) -> Iterator[None]:
+def failures(path: str) -> Iterator[None]:
     """What the many file systems raise, as an OSError with one clean line."""
     try:
         yield

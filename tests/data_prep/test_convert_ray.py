@@ -18,11 +18,11 @@ import ray
 from data_prep.beton.manifest import manifest_path
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.driver import MAX_LOSSES, RayPool
+from data_prep.convert.file_output import work_path
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag, Stopped
-from data_prep.convert.work_folder import work_path
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Sample, Source, SourceDescription
 from data_prep.sources.synthetic import Synthetic

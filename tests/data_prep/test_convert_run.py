@@ -22,14 +22,14 @@ from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
 from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.encode import Encoded
-from data_prep.convert.part import IN_SOURCE, BadSampleReport, PartWriter, part_path, read_part
+from data_prep.convert.file_output import FileOutput, work_path
+from data_prep.convert.part import IN_SOURCE, BadSampleReport, PartWriter, part_name, read_part
 from data_prep.convert.place import place_range
 from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit, make_plan
 from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
-from data_prep.convert.run import bad_samples_path, convert, quarantine_path
+from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag, Stopped
-from data_prep.convert.work_folder import work_folder, work_path
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import SourceDescription
 from data_prep.sources.image_folder import ImageFolder
@@ -101,23 +101,30 @@ def test_units_cover_every_sample_once_and_the_digest_knows_everything() -> None
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def write_part(folder: Path, unit: WorkUnit, digest: str, finish: bool = True) -> Path:
-    path = part_path(folder, unit.number)
-    with PartWriter(path, digest, unit) as part:
+def write_part(output: FileOutput, unit: WorkUnit, digest: str) -> Path:
+    path = work_path(output.path) / part_name(unit.number)
+    with output.writing(part_name(unit.number)) as file:
+        part = PartWriter(file, digest, unit)
         part.append(Encoded(b"first", MODE_JPEG, 4, 5, untouched=False), 1, spill=True)
         part.append_bad(BadSampleReport(11, "key", "reason"))
         part.append(Encoded(b"second", MODE_JPEG, 6, 7, untouched=True), 2, spill=False)
         assert not path.exists()
-        if finish:
-            part.finish()
+        part.finish()
     return path
 
 
-def test_a_damaged_part_is_noticed(tmp_path: Path) -> None:
+@pytest.fixture
+def file_output(tmp_path: Path) -> FileOutput:
+    output = FileOutput(tmp_path / "a.beton", "here")
+    work_path(output.path).mkdir()
+    return output
+
+
+def test_a_damaged_part_is_noticed(file_output: FileOutput) -> None:
     unit, digest = WorkUnit(3, 10, 13), "d" * 32
-    path = write_part(tmp_path, unit, digest)
-    assert names_in(tmp_path) == ["unit-000003.part"]
-    part = read_part(path, digest, unit)
+    path = write_part(file_output, unit, digest)
+    assert names_in(path.parent) == ["unit-000003.part"]
+    part = read_part(file_output, digest, unit)
     assert part.rows["size"].tolist() == [5, 0, 6]
     assert part.rows["spill"].tolist() == [0, 0, IN_SOURCE]
     assert part.rows["width"].tolist() == [5, 0, 7]
@@ -125,22 +132,29 @@ def test_a_damaged_part_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     assert whole.startswith(b"first")
     assert b"second" not in whole
+    shutil.copy(path, path.with_name(part_name(4)))
     for other_digest, other_unit in (("e" * 32, unit), (digest, WorkUnit(4, 10, 13))):
         with pytest.raises(Fault, match="is damaged or of another conversion"):
-            read_part(path, other_digest, other_unit)
+            read_part(file_output, other_digest, other_unit)
     for at in range(5, len(whole)):  # the spilled image itself is compared with its row when it is used
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(Fault, match="is damaged or of another conversion"):
-            read_part(path, digest, unit)
+            read_part(file_output, digest, unit)
     for cut_short in (whole[:-1], whole[1:], whole[:20], b""):
         path.write_bytes(cut_short)
         with pytest.raises(Fault, match="is damaged or of another conversion"):
-            read_part(path, digest, unit)
+            read_part(file_output, digest, unit)
 
 
-def test_an_unfinished_part_leaves_nothing(tmp_path: Path) -> None:
-    write_part(tmp_path, WorkUnit(0, 0, 3), "d" * 32, finish=False)
-    assert names_in(tmp_path) == []
+def test_an_unfinished_part_leaves_nothing(file_output: FileOutput) -> None:
+    def stop_half_way() -> None:
+        with file_output.writing(part_name(0)) as file:
+            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).append(Encoded(b"x", MODE_JPEG, 4, 5, False), 1, spill=True)
+            raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        stop_half_way()
+    assert names_in(work_path(file_output.path)) == []
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -204,7 +218,7 @@ def test_parts_of_another_plan_or_damaged_ones_are_not_taken_over(tmp_path: Path
     output = tmp_path / "a.beton"
     with pytest.raises(Stopped):
         convert_until(4, output)
-    part = part_path(work_path(output), 0)
+    part = work_path(output) / part_name(0)
     part.write_bytes(part.read_bytes()[:-1])
     (work_path(output) / "unit-000002.part.host-1.tmp").write_bytes(b"scrap")
     kept = shutil.copytree(work_path(output), tmp_path / "b.beton.work")
@@ -247,8 +261,7 @@ def test_what_a_kill_after_the_manifest_left_is_cleared(tmp_path: Path, convert_
 
 def test_two_conversions_do_not_share_an_output(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
-    plan = make_plan(5, SourceDescription("s", "here", "all", "i", "s"), ConvertSettings(), {})
-    with work_folder(output, plan), pytest.raises(UserError, match="another data-prep is writing it"):
+    with FileOutput(output, "here").taken(), pytest.raises(UserError, match="another data-prep is writing it"):
         convert_here("synthetic", "n=5", output)
     assert convert_here("synthetic", "n=5", output).manifest.num_samples == 5
 
@@ -267,8 +280,8 @@ def test_bad_samples_are_all_listed_and_nothing_is_written(image_tree: Path, tmp
         convert_here("image-folder", str(image_tree), output)
 
     assert "3 of 6 images cannot be stored (first: cat/1.JPEG is damaged: Premature end" in str(error.value)
-    assert str(bad_samples_path(output)) in str(error.value)
-    listed = [line.split("\t") for line in bad_samples_path(output).read_text().splitlines()]
+    assert str(output.with_suffix(".bad-samples.tsv")) in str(error.value)
+    listed = [line.split("\t") for line in output.with_suffix(".bad-samples.tsv").read_text().splitlines()]
     assert [row[:2] for row in listed] == [
         ["index", "key"],
         ["1", "cat/1.JPEG"],
@@ -282,7 +295,7 @@ def test_bad_samples_are_all_listed_and_nothing_is_written(image_tree: Path, tmp
     for name in ("cat/1", "dog/0", "emu/1"):
         (image_tree / f"{name}.JPEG").write_bytes(good)
     assert convert_here("image-folder", str(image_tree), output).manifest.num_samples == 6
-    assert not bad_samples_path(output).exists()
+    assert not output.with_suffix(".bad-samples.tsv").exists()
 
 
 def test_quarantine_leaves_bad_samples_out_and_lists_them(image_tree: Path, tmp_path: Path, convert_here) -> None:
@@ -295,13 +308,13 @@ def test_quarantine_leaves_bad_samples_out_and_lists_them(image_tree: Path, tmp_
         with pytest.raises(UserError, match=f"2 of 6 images cannot be stored, --max-bad {max_bad} allows {allowed}"):
             convert_here("image-folder", str(image_tree), output, max_bad=max_bad)
         assert not output.exists()
-        assert len(bad_samples_path(output).read_text().splitlines()) == 3
+        assert len(output.with_suffix(".bad-samples.tsv").read_text().splitlines()) == 3
 
     manifest = convert_here("image-folder", str(image_tree), output, max_bad="34%").manifest
-    assert not bad_samples_path(output).exists()
+    assert not output.with_suffix(".bad-samples.tsv").exists()
     assert [(q["index"], q["key"]) for q in manifest.quarantined] == [(1, "cat/1.JPEG"), (4, "emu/0.JPEG")]
     assert manifest.quarantined[1]["reason"] == "is empty"
-    listed = [line.split("\t")[:2] for line in quarantine_path(output).read_text().splitlines()]
+    listed = [line.split("\t")[:2] for line in output.with_suffix(".quarantine.tsv").read_text().splitlines()]
     assert listed == [["index", "key"], ["1", "cat/1.JPEG"], ["4", "emu/0.JPEG"]]
     assert manifest.class_counts == (1, 2, 1)
     reader = BetonReader(output)
@@ -391,7 +404,7 @@ def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, conver
     output = tmp_path / "a.beton"
 
     def damage(job) -> None:
-        with part_path(job.folder, 1).open("r+b") as file:
+        with (work_path(job.output.path) / part_name(1)).open("r+b") as file:
             file.write(b"X")
 
     with pytest.raises(Fault, match=r"synthetic-0000512: changed while the data set was being converted"):
@@ -446,7 +459,7 @@ def test_a_source_that_grows_meanwhile_ends_the_conversion(image_tree: Path, tmp
 def test_an_output_folder_that_vanishes_ends_the_conversion(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "a.beton"
     with pytest.raises(Fault, match=r"cannot be written: No such file or directory; mend that"):
-        convert_tampered(THREE_UNITS, output, lambda job: shutil.rmtree(job.folder))
+        convert_tampered(THREE_UNITS, output, lambda job: shutil.rmtree(job.output.work_shown))
     assert not output.exists()
 
 
@@ -505,7 +518,7 @@ def test_a_jpeg_of_a_file_system_is_not_copied_into_the_parts(image_tree: Path, 
     convert_tampered(
         open_tree(image_tree),
         tmp_path / "a.beton",
-        lambda job: part_bytes.append(part_path(job.folder, 0).stat().st_size),
+        lambda job: part_bytes.append((work_path(job.output.path) / part_name(0)).stat().st_size),
     )
     assert part_bytes[0] < 1000
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.convert.work_folder import work_path
+from data_prep.convert.file_output import work_path
 
 WAIT_LIMIT_S = 120.0
 COMMANDS = ("convert", "verify", "merge", "subset", "stage")

@@ -1,0 +1,183 @@
+"""A beton on a file system that all workers see; the unfinished work lies in `<output>.work/`, owned by one driver."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from data_prep.beton import ranges
+from data_prep.beton.files import publish, write_text_atomically
+from data_prep.beton.ranges import FileRange, Payload, create_sized, read_digests
+from data_prep.beton.space import require_space
+from data_prep.convert.output import Written
+from data_prep.errors import UserError
+
+
+@dataclass(frozen=True)
+class FileOutput:
+    path: Path
+    driver_machine: str
+    """`machine()` of the driver, whose fsync at the end covers what is written there."""
+
+    @property
+    def shown(self) -> str:
+        return str(self.path)
+
+    @property
+    def work_shown(self) -> str:
+        return str(self._work)
+
+    @property
+    def _work(self) -> Path:
+        return work_path(self.path)
+
+    def name_of(self, end: str) -> str:
+        return str(self.path.with_suffix(end))
+
+    def num_bytes(self) -> int | None:
+        return self.path.stat().st_size if self.path.exists() else None
+
+    def read_text(self, end: str) -> str | None:
+        path = self.path.with_suffix(end)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+
+    def write_text(self, end: str, text: str | None) -> None:
+        path = self.path.with_suffix(end)
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_text_atomically(path, text)
+
+    def has_work(self) -> bool:
+        return self._work.exists()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """The lock goes with the process, however that ends."""
+        try:
+            self._work.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{self._work}: cannot be written: {error.strerror}; choose another --output") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise UserError(
+                        f"{self.path}: another data-prep is writing it; wait for that one or stop it"
+                    ) from None
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+                    raise
+            for scrap in self._work.glob("*.tmp"):
+                scrap.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def require_taken(self) -> None:
+        pass  # a lock is not taken over
+
+    def names(self) -> set[str]:
+        return {entry.name for entry in self._work.iterdir()}
+
+    def reader(self, name: str) -> _FileReader:
+        return _FileReader(os.open(self._work / name, os.O_RDONLY))
+
+    def size_of(self, name: str) -> int:
+        return (self._work / name).stat().st_size
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Not fsynced: after a power cut digests tell."""
+        # The name is unique: an orphan of a killed run may still be writing the same.
+        temporary = self._work / f"{name}.{socket.gethostname()}-{os.getpid()}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                yield file
+            temporary.replace(self._work / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        (self._work / name).unlink(missing_ok=True)
+
+    def remove_work(self) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def range_bytes(self, total_bytes: int) -> int:
+        return ranges.RANGE_BYTES
+
+    def begin(self, layout_digest: str, total_bytes: int) -> str:
+        """Fault when there is not enough room."""
+        target = self._work / f"beton-{layout_digest[:16]}.unfinished"
+        for stale in self._work.glob("*.unfinished"):
+            if stale != target:
+                stale.unlink(missing_ok=True)
+        require_space(target, total_bytes)
+        create_sized(target, total_bytes)
+        return str(target)
+
+    def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
+        descriptor = os.open(target, os.O_RDWR)
+        try:
+            written = Written(ranges.write_range(descriptor, part, payload))
+            if machine() != self.driver_machine:
+                os.fsync(descriptor)
+            return written
+        finally:
+            os.close(descriptor)
+
+    def holds(self, target: str, part: FileRange, written: Written) -> bool:
+        descriptor = os.open(target, os.O_RDWR)
+        try:
+            if read_digests(descriptor, part) != written.chunks:
+                return False
+            if machine() != self.driver_machine:
+                os.fsync(descriptor)
+            return True
+        finally:
+            os.close(descriptor)
+
+    def publish(self, target: str, receipts: Sequence[str]) -> None:
+        descriptor = os.open(target, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        publish(Path(target), self.path)
+
+
+class _FileReader:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read_at(self, start: int, num_bytes: int) -> bytes:
+        return os.pread(self._descriptor, num_bytes, start)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def work_path(output: Path) -> Path:
+    return output.with_name(output.name + ".work")
+
+
+def machine() -> str:
+    """The running kernel: its page cache is what an fsync empties."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,37 @@
+"""What an earlier, interrupted run of the same plan left: the parts that are whole."""
+
+from __future__ import annotations
+
+from data_prep.convert.output import Output, names_like, read_small
+from data_prep.convert.part import PART_PREFIX, Part, part_name, read_part
+from data_prep.convert.place import NOTE_PREFIX
+from data_prep.convert.plan import Plan, WorkUnit
+from data_prep.errors import Fault
+
+PLAN_NAME = "plan"
+
+
+def finished_parts(output: Output, plan: Plan) -> list[Part]:
+    """The units that an earlier run finished; what another plan left in the work is removed."""
+    if read_small(output, PLAN_NAME) != plan.digest.encode():
+        for stale in names_like(output, PART_PREFIX, NOTE_PREFIX):
+            output.remove(stale)
+        output.write(PLAN_NAME, plan.digest.encode())
+    names = output.names()
+    found = (whole_part(output, plan, unit) for unit in plan.units if part_name(unit.number) in names)
+    return [part for part in found if part is not None]
+
+
+def whole_part(output: Output, plan: Plan, unit: WorkUnit) -> Part | None:
+    """None when it is not there, or not whole."""
+    try:
+        return read_part(output, plan.digest, unit)
+    except Fault:
+        return None
+
+
+def is_part_there(output: Output, unit: WorkUnit) -> bool:
+    try:
+        return output.size_of(part_name(unit.number)) > 0
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,226 @@
+"""Betons in a bucket: the bytes of a local one, nothing under the final name before they are whole, no work twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from data_prep.beton import ranges
+from data_prep.beton.stage import stage
+from data_prep.convert.config import BadPolicy, ConvertSettings
+from data_prep.convert.object_output import ObjectOutput
+from data_prep.convert.output import open_output
+from data_prep.convert.place import place_range
+from data_prep.convert.pool import ThisProcess
+from data_prep.convert.progress import NoProgress
+from data_prep.convert.run import Outcome, convert
+from data_prep.convert.stop import StopFlag
+from data_prep.errors import Fault, Stopped, UserError
+from data_prep.sources import open_source
+from data_prep.sources.splits import SplitRequest
+
+SYNTHETIC = "n=1100,size=16..40,classes=3,seed=4"
+RANGE_BYTES = 8 << 20
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """boto3's client of an S3 server on loopback with the empty bucket `prep`; its address in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():
+            patch.setenv(key, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="prep")
+        yield client
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts of an upload; S3 wants 5 MiB of each."""
+    monkeypatch.setattr(ranges, "RANGE_BYTES", RANGE_BYTES)
+
+
+def names(bucket: Any, prefix: str) -> list[str]:
+    return [entry["Key"] for entry in bucket.list_objects_v2(Bucket="prep", Prefix=prefix).get("Contents", ())]
+
+
+def read(bucket: Any, key: str) -> bytes:
+    return bucket.get_object(Bucket="prep", Key=key)["Body"].read()
+
+
+class Watched(ThisProcess):
+    """Calls `look(task, number of calls so far)` before every task."""
+
+    def __init__(self, look: Any) -> None:
+        super().__init__(StopFlag())
+        self.look = look
+        self.done: list[Any] = []
+
+    def run(self, task: Any, job: Any, items: Any) -> Any:
+        for item in items:
+            self.look(task, len(self.done))
+            self.done.append(task)
+            yield task(job, item)
+
+
+def convert_to(output: Any, pool: ThisProcess | None = None, location: str = SYNTHETIC, **settings: Any) -> Outcome:
+    source = open_source("synthetic", location, SplitRequest(None, explicit=False))
+    return convert(
+        source,
+        ConvertSettings(**settings),
+        open_output(output),
+        pool=pool or ThisProcess(StopFlag()),
+        progress=NoProgress(),
+        stop=StopFlag(),
+        bad_policy=BadPolicy(),
+    )
+
+
+def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path: Path) -> None:
+    for name, settings in (("kept", {}), ("raw", {"encode": "raw", "page_bytes": 2 << 20})):
+        local = convert_to(tmp_path / f"{name}.beton", **settings)
+        remote = convert_to(f"s3://prep/same/{name}.beton", **settings)
+        assert remote.manifest == local.manifest
+        for end in (".beton", ".manifest.json"):
+            assert read(bucket, f"same/{name}{end}") == (tmp_path / f"{name}{end}").read_bytes()
+    assert names(bucket, "same/") == [f"same/{n}{end}" for n in ("kept", "raw") for end in (".beton", ".manifest.json")]
+    assert not bucket.list_multipart_uploads(Bucket="prep").get("Uploads")
+    staged = stage("s3://prep/same/kept.beton", tmp_path / "cache")
+    assert staged.read_bytes() == (tmp_path / "kept.beton").read_bytes()
+    assert convert_to("s3://prep/same/kept.beton").already_done
+    with pytest.raises(UserError, match=r"s3://prep/same/kept\.beton: exists and was made from another source or with"):
+        convert_to("s3://prep/same/kept.beton", quality=70)
+
+
+def test_it_goes_on_where_it_was_stopped_and_shows_nothing_before_the_end(bucket: Any, tmp_path: Path) -> None:
+    expected = convert_to(tmp_path / "a.beton").manifest
+    output, stops = "s3://prep/stopped/a.beton", []
+
+    def stop_at(number: int) -> Any:
+        def look(task: Any, count: int) -> None:
+            assert "stopped/a.beton" not in names(bucket, "stopped/")
+            assert "stopped/a.manifest.json" not in names(bucket, "stopped/")
+            if count == number:
+                raise Stopped(15)
+
+        return look
+
+    for number in (1, 2, 2, 1):
+        pool = Watched(stop_at(number))
+        with pytest.raises(Stopped):
+            convert_to(output, pool)
+        stops.append([task.__name__ for task in pool.done])
+    assert stops[:2] == [["encode_unit"], ["encode_unit", "encode_unit"]]
+    assert stops[2] == ["place_range", "place_range"]
+    (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
+    sent = bucket.list_parts(Bucket="prep", Key="stopped/a.beton", UploadId=upload["UploadId"])["Parts"]
+    assert [part["PartNumber"] for part in sent] == [1, 2]
+    outcome = convert_to(output)
+    assert outcome.num_units_taken_over == 3
+    assert outcome.manifest == expected
+    assert read(bucket, "stopped/a.beton") == (tmp_path / "a.beton").read_bytes()
+    assert not bucket.list_multipart_uploads(Bucket="prep").get("Uploads")
+
+
+def test_parts_of_the_upload_that_are_there_are_not_sent_again(bucket: Any) -> None:
+    output = "s3://prep/parts/a.beton"
+
+    def stop(task: Any, count: int) -> None:
+        if count == 5:  # three units, two ranges
+            raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        convert_to(output, Watched(stop))
+    before = {name: read(bucket, name) for name in names(bucket, "parts/a.beton.work/range-")}
+    assert len(before) == 2
+    (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
+    sent = bucket.list_parts(Bucket="prep", Key="parts/a.beton", UploadId=upload["UploadId"])["Parts"]
+    convert_to(output, Watched(lambda *_: None))
+    assert [part["ETag"] for part in sent] == [note.split(b"\n")[0].decode() for note in before.values()]
+
+
+def test_an_upload_that_is_gone_is_begun_anew(bucket: Any, tmp_path: Path) -> None:
+    output = "s3://prep/gone/a.beton"
+
+    def stop(task: Any, count: int) -> None:
+        if count == 5:
+            raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        convert_to(output, Watched(stop))
+    (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
+    bucket.abort_multipart_upload(Bucket="prep", Key="gone/a.beton", UploadId=upload["UploadId"])
+    convert_to(tmp_path / "a.beton")
+    assert convert_to(output).num_units_taken_over == 3
+    assert read(bucket, "gone/a.beton") == (tmp_path / "a.beton").read_bytes()
+
+
+def test_killed_between_beton_and_manifest_it_is_made_again(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = "s3://prep/between/a.beton"
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectOutput, "publish", _publish_and_die)
+        with pytest.raises(Stopped):
+            convert_to(output)
+    assert "between/a.beton" in names(bucket, "between/")
+    assert "between/a.manifest.json" not in names(bucket, "between/")
+    assert convert_to(output).num_units_taken_over == 3
+    assert names(bucket, "between/") == ["between/a.beton", "between/a.manifest.json"]
+
+
+publish = ObjectOutput.publish
+
+
+def _publish_and_die(output: ObjectOutput, target: str, receipts: Any) -> None:
+    publish(output, target, receipts)
+    raise Stopped(9)
+
+
+def test_of_two_drivers_the_older_one_ends(bucket: Any) -> None:
+    output = "s3://prep/two/a.beton"
+
+    def second_comes(task: Any, count: int) -> None:
+        if task is place_range:
+            open_output(output).write("owner", b"host-2 token")
+
+    with pytest.raises(UserError, match="another data-prep, on host-2, has taken over"):
+        convert_to(output, Watched(second_comes))
+    assert "two/a.beton" not in names(bucket, "two/")
+
+
+def test_bad_samples_and_what_cannot_be_written(bucket: Any, tmp_path: Path) -> None:
+    tree = tmp_path / "tree" / "cat"
+    tree.mkdir(parents=True)
+    (tree / "a.jpg").write_bytes(b"no image")
+    source = open_source("image-folder", str(tmp_path / "tree"), SplitRequest(None, explicit=False))
+    with pytest.raises(UserError, match=r"all are listed in s3://prep/bad/a\.bad-samples\.tsv"):
+        convert(
+            source,
+            ConvertSettings(),
+            open_output("s3://prep/bad/a.beton"),
+            pool=ThisProcess(StopFlag()),
+            progress=NoProgress(),
+            stop=StopFlag(),
+        )
+    assert b"cat/a.jpg\tis not an image" in read(bucket, "bad/a.bad-samples.tsv")
+    with pytest.raises((UserError, Fault), match=r"s3://no-such-bucket/a\.beton"):
+        convert_to("s3://no-such-bucket/a.beton")
+    with pytest.raises(UserError, match="betons are written to a file system or to s3://"):
+        convert_to("gs://bucket/a.beton")
+    bucket.put_object(Bucket="prep", Key="other/a.beton", Body=b"something else")
+    with pytest.raises(UserError, match="exists without a manifest"):
+        convert_to("s3://prep/other/a.beton")
