@@ -83,7 +83,12 @@ WALLS = {
         "resnet_dist.tracking.base",
         "data_prep.beton",
     ),
-    "resnet_dist.tune": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton.files"),
+    "resnet_dist.tune": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.tracking.figures",
+        "data_prep.beton.files",
+    ),
     "resnet_dist.launch": (
         "resnet_dist.errors",
         "resnet_dist.config",

@@ -16,6 +16,7 @@ from resnet_dist.cli.show import show
 from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train
+from resnet_dist.cli.tune import tune_app
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +31,7 @@ app.command()(evaluate)
 app.command()(show)
 app.command()(runs)
 app.command()(doctor)
+app.add_typer(tune_app, name="tune")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(bench_app, name="bench")
 app.add_typer(study_app, name="study")

@@ -20,7 +20,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def submit(
     context: typer.Context,
-    command: Annotated[str, typer.Argument(metavar="train|convert")],
+    command: Annotated[str, typer.Argument(metavar="train|tune|convert")],
     on: ProfileFile,
     profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
     name: Annotated[
@@ -40,7 +40,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Send the job, do not follow it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the `ray job submit` line, send nothing.")] = False,
 ) -> None:
-    """Run `train` or data-prep's `convert` as a job on a Ray cluster, and follow it to its end.
+    """Run `train`, `tune` or data-prep's `convert` as a job on a Ray cluster, and follow it to its end.
 
     All other options go to the command. Ends with the job's exit code; Ctrl-C ends the following, not the job.
 

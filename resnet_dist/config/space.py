@@ -15,10 +15,12 @@ from resnet_dist.config.space_search import (
     CmaSearch,
     Fifo,
     GridSearch,
+    HyperBand,
     RandomSearch,
     Resources,
     SchedulerConfig,
     SearchConfig,
+    TpeSearch,
 )
 
 Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
@@ -85,6 +87,8 @@ class Space(Section):
             found.append("space: all parameters are derived; one must be free")
         if isinstance(self.search, CmaSearch) and sum(not isinstance(p, Derived) for p in self.space.values()) < 2:
             found.append("search: cma needs two or more free parameters; take tpe")
+        if isinstance(self.search, TpeSearch | CmaSearch) and isinstance(self.scheduler, HyperBand):
+            found.append("scheduler: hyperband fills its brackets before anything is known; take asha or median")
         if self.trials is None and not grid:
             found.append("trials: is missing; only a grid knows its own number")
         if self.resources.gpus > 1:

@@ -56,13 +56,16 @@ def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
 
 
 @contextmanager
-def ray_session(profile: Profile) -> Iterator[None]:
-    """Connects, and disconnects at the end; a local Ray is ended with it. Raises UserError if there is no cluster."""
+def ray_session(profile: Profile, *, dashboard: bool = False) -> Iterator[None]:
+    """Connects, and disconnects at the end; a local Ray is ended with it. Raises UserError if there is no cluster.
+
+    `dashboard`: of a local Ray. Without it Ray Train cannot give back what a worker group held whose driver died.
+    """
     address = cluster_address(profile, os.environ)
     for key, value in ray_settings(profile, local=address is None).items():
         os.environ.setdefault(key, value)
     if address is None:
-        _start_local(profile)
+        _start_local(profile, dashboard)
     else:
         _connect(address)
     try:
@@ -86,7 +89,7 @@ def _connect(address: str) -> None:
         raise UserError(f"no Ray cluster at {address}: {error}; {mend}") from None
 
 
-def _start_local(profile: Profile) -> None:
+def _start_local(profile: Profile, dashboard: bool) -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray listens on all interfaces and turns token authentication on by itself. A token of this process alone
         # keeps others out, and leaves no file behind that would change how later Rays of this user start.
@@ -94,7 +97,7 @@ def _start_local(profile: Profile) -> None:
     ray.init(
         address="local",
         num_cpus=profile.local_cpus,
-        include_dashboard=False,
+        include_dashboard=dashboard,
         namespace=NAMESPACE,
         log_to_driver=False,
         logging_level="ERROR",

@@ -21,6 +21,8 @@ class Status:
     metrics: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """Everything there was to warn of, in order."""
+    evaluated_step: int = 0
+    """Of the newest evaluation."""
 
 
 class RunControl:
@@ -42,7 +44,10 @@ class RunControl:
         self._status = replace(self._status, attempt=self._status.attempt + 1, world_size=world_size)
 
     def progressed(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._status = replace(self._status, step=step, metrics={**self._status.metrics, **metrics})
+        evaluated_step = step if any(key.startswith("val/") for key in metrics) else self._status.evaluated_step
+        self._status = replace(
+            self._status, step=step, metrics={**self._status.metrics, **metrics}, evaluated_step=evaluated_step
+        )
 
     def joined(self, rank: int, node: str) -> None:
         """Every worker of a new group says where it runs."""

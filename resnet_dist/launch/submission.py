@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.config.loading import load_recipe
+from resnet_dist.config.loading import load_recipe, load_space
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import recipe_hash
 from resnet_dist.errors import UserError
 
-MODULES = {"train": "resnet_dist", "convert": "data_prep"}
+MODULES = {"train": "resnet_dist", "tune": "resnet_dist", "convert": "data_prep"}
 """Commands that make sense as a job, and the package that has them."""
 NOT_SENT = (".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*.db", "*.log", "__pycache__")
 """Left out of the upload, besides what .gitignore and .rayignore name, in their syntax."""
@@ -113,6 +113,9 @@ def job_arguments(
         raise UserError(f"submit {command}: takes {', '.join(MODULES)}")
     files = [argument for argument in given if _is_yaml(argument)]
     arguments = [require_sent(Path(a), working_dir) if a in files else a for a in given]
+    if command == "tune" and files:
+        space = load_space(Path(files[0]), [value for _, value in _options(given, ("--set",))])
+        require_sent(Path(files[0]).parent / space.base, working_dir)
     name = name or _default_name(command, files, given)
     if command == "convert":
         return name, tuple(arguments)
@@ -131,6 +134,8 @@ def _default_name(command: str, files: Sequence[str], given: Sequence[str]) -> s
         return f"convert-{folder.rpartition('/')[2]}-{beton.removesuffix('.beton')}".replace("--", "-")
     if not files:
         raise UserError(f"submit {command}: give a YAML file, as resnet-dist {command} takes it")
+    if command == "tune":
+        return Path(files[0]).stem
     recipe = load_recipe(Path(files[0]), [value for _, value in _options(given, ("--set",))])
     return f"{Path(files[0]).stem}-{recipe_hash(recipe)[:8]}"
 

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
@@ -73,7 +74,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
             status: EndStatus = "FAILED"
             reason = "an unexpected error"
             try:
-                result = _train_and_record(recipe, profile, record, screen, stop)
+                result = train_and_record(recipe, profile, record, screen, stop)
                 if result.outcome == "stopped":
                     status, reason = "KILLED", f"stopped after step {result.step}"
                     return Stopped(stop.exit_code, result.step, prepared.storage.location)
@@ -97,11 +98,20 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     return finished
 
 
-def _train_and_record(
-    recipe: Recipe, profile: Profile, record: Record, screen: Screen, stop: StopSignal
+def train_and_record(
+    recipe: Recipe,
+    profile: Profile,
+    record: Record,
+    screen: Screen,
+    stop: StopSignal,
+    observe: Callable[[Status], None] = lambda status: None,
 ) -> WorkerResult:
+    """Lets the workers train to the end or to a stop, and sends what came of it to MLflow; connected to Ray.
+
+    `observe` is called about twice a second with where the run stands, and may set `stop`.
+    """
     try:
-        result = _train_on_ray(recipe, profile, record, screen, stop)
+        result = _train_on_ray(recipe, profile, record, screen, stop, observe)
     except (UserError, Fault) as error:
         record.end(f"failed: {error}")
         raise
@@ -109,7 +119,14 @@ def _train_and_record(
     return result
 
 
-def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Screen, stop: StopSignal) -> WorkerResult:
+def _train_on_ray(
+    recipe: Recipe,
+    profile: Profile,
+    record: Record,
+    screen: Screen,
+    stop: StopSignal,
+    observe: Callable[[Status], None],
+) -> WorkerResult:
     """Runs the workers to the end or to a stop, showing where they stand."""
     prepared, handle = record.prepared, record.handle
     _clear_bookkeeping(prepared.storage, profile.checkpoint.keep)
@@ -143,6 +160,7 @@ def _train_on_ray(recipe: Recipe, profile: Profile, record: Record, screen: Scre
     def watch(status: Status) -> None:
         screen.show(status)
         record.events.observe(status)
+        observe(status)
 
     with screen.live():
         while fit.is_running(_SHOW_EVERY_S):

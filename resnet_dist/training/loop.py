@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import nn
 
 from resnet_dist.config.recipe import Recipe
@@ -22,7 +23,7 @@ from resnet_dist.training.background import Background
 from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.bn_average import average_statistics
 from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
-from resnet_dist.training.collectives import share_buffers
+from resnet_dist.training.collectives import share_buffers, sum_over_workers
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.evaluate import evaluate, sparse_json
@@ -85,6 +86,8 @@ def fit(run: Run) -> Outcome:
         step = run.state.step
         if outcome is None and run.plan.evaluation_due(step) and run.state.evaluated_step < step:
             run_evaluation(run)
+            if step < run.plan.last_step and anyone_asks_to_stop(run):
+                outcome = "stopped"
         due = bool(outcome) or run.save_wanted or run.plan.checkpoint_due(step)
         if due and outcome != "diverged" and run.saved_step < step:
             save(run)
@@ -207,6 +210,11 @@ def run_evaluation(run: Run) -> None:
             net = copied(run.state.evaluated_net.state_dict())
             run.background.start(partial(keep_if_best, run.ctx.storage, net, card_of(run)))
     run.ctx.progress(run.state.step, run.metrics)
+
+
+def anyone_asks_to_stop(run: Run) -> bool:
+    """Looked at after an evaluation too: a sweep judges its trials there, and not one step more should be spent."""
+    return bool(sum_over_workers(torch.tensor([float(run.ctx.stop_requested())])) > 0)
 
 
 def save(run: Run) -> None:

@@ -98,6 +98,11 @@ class SweepState:
         """Seconds that drivers were at work, this one included."""
         return self.wall_s + max(now_s - self._driver_s, 0.0)
 
+    def trial_seconds_until(self, now_s: float) -> float:
+        """Seconds that trials were computing, summed over them, those that run included."""
+        running = sum(max(now_s - started_s, 0.0) for started_s in self._started_s.values())
+        return sum(trial.seconds for trial in self.trials.values()) + running
+
     def _left(self, event: TrialLeft) -> None:
         trial = self.trials[event.trial]
         trial.status = "paused" if trial.told == "wait" else "waiting"

@@ -48,6 +48,17 @@ def test_files_become_relative_and_the_name_is_the_one_train_gives() -> None:
     )
 
 
+def test_a_sweep_is_named_after_its_space_and_its_base_recipe_must_travel() -> None:
+    name, words = arguments("tune", str(RECIPE.parents[2] / "tune_spaces/digits_smoke.yaml"), "--set", "trials=9")
+    assert name == "digits_smoke"
+    assert words == (
+        *("tune_spaces/digits_smoke.yaml", "--set", "trials=9"),
+        *("--on", "cluster/profiles/laptop.yaml", "--profile-set", "workers=2", "--name", name),
+    )
+    with pytest.raises(UserError, match=r"nowhere.yaml: does not exist"):
+        arguments("tune", str(RECIPE.parents[2] / "tune_spaces/digits_smoke.yaml"), "--set", "base=nowhere.yaml")
+
+
 def test_a_conversion_gets_neither_profile_nor_name() -> None:
     name, words = arguments("convert", "--source", "digits", "--output=s3://b/data/digits/train.beton")
     assert (name, words) == (

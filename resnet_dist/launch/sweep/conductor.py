@@ -1,0 +1,182 @@
+"""What the driver of a sweep does when Ray Tune asks or tells it something: the ledger first, then MLflow, then a line.
+
+One thread, Tune's, calls everything here; the main thread only waits.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from resnet_dist.errors import Fault
+from resnet_dist.launch.cluster import alive_nodes
+from resnet_dist.launch.signals import StopSignal
+from resnet_dist.launch.sweep.capacity import trials_at_once
+from resnet_dist.launch.sweep.prepare import PreparedSweep
+from resnet_dist.launch.sweep.record import SweepRecord
+from resnet_dist.launch.sweep.trial import TrialEnd
+from resnet_dist.tracking.sweep_run import end_trial
+from resnet_dist.training.checkpoint import newest_first
+from resnet_dist.tune.cost import summary
+from resnet_dist.tune.events import Outcome
+from resnet_dist.tune.ranking import rank
+from resnet_dist.tune.recipes import describe
+from resnet_dist.tune.state import TrialState
+from resnet_dist.tune.sweep import Sweep, stopped_at
+
+_LOOK_EVERY_S = 2.0
+_HOPELESS = 3
+"""The sweep ends if its first trials all fail: it is not the points' fault."""
+
+
+class Conductor:
+    def __init__(
+        self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, control: Any, stop: StopSignal
+    ) -> None:
+        self.fatal: Fault | None = None
+        """Why the sweep cannot go on; Tune is told to end."""
+        self._prepared, self._sweep, self._record, self._control, self._stop = prepared, sweep, record, control, stop
+        self._in_flight: set[str] = set()
+        self._room = 0
+        self._looked_s = -_LOOK_EVERY_S
+        self._alive_s = time.monotonic()
+        self._asked_s: float | None = None
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Tune writes its objects to a file that nobody reads: the ledger is the memory."""
+        return object, ()
+
+    def next_config(self) -> dict[str, Any] | None:
+        """Tune's config of the trial to start now; None: nothing now."""
+        if self.why_no_more() or len(self._in_flight) >= self._room_now():
+            return None
+        trial = self._sweep.next_trial()
+        if trial is None:
+            return None
+        self._sweep.start(trial)
+        self._in_flight.add(trial.name)
+        recipe = self._prepared.builder.proxy(trial.point, trial.seed_number)
+        run = self._prepared.trial_run(trial.name)
+        return {"trial": trial.name, "run": run, "recipe": recipe.model_dump(mode="json")}
+
+    def is_over(self) -> bool:
+        """Nothing will be started any more."""
+        return self.fatal is not None or self.why_no_more() is not None or self._sweep.is_over()
+
+    def why_no_more(self) -> str | None:
+        """Why no trial may start or go on, although there are some; None if they may."""
+        if self._stop.number is not None:
+            return "stopped: the same command goes on"
+        return self._sweep.spent_too_much()
+
+    def reported(self, trial: str, result: Mapping[str, Any]) -> None:
+        """An evaluation, answered before Tune lets the trial go on; or the trial's end."""
+        if "end" in result:
+            self._ended(trial, TrialEnd(**result["end"]))
+            return
+        verdict = self._sweep.report(trial, result["epoch"], result["step"], result["metrics"])
+        ray.get(self._control.tell.remote(trial, verdict), timeout=60.0)
+
+    def died(self, trial: str, why: str) -> None:
+        """The trial's process is gone; it goes on from its checkpoint, unless it failed too often."""
+        if trial not in self._in_flight:
+            return
+        self._in_flight.discard(trial)
+        self._sweep.leave(trial, why, is_fault=True)
+        known = self._sweep.state.trials[trial]
+        if known.num_faults > self._prepared.profile.failure.max_failures:
+            end = TrialEnd("fault", epoch=known.epoch, metrics=known.metrics)
+            self._over(trial, "failed", end, why)
+        else:
+            self._record.say(f"{trial} failed ({why}); it goes on from its last checkpoint")
+
+    def tick(self, num_running: int) -> None:
+        """Called several times a second. `num_running`: trials whose process is up."""
+        now_s = time.monotonic()
+        failure = self._prepared.profile.failure
+        if num_running or (not self._in_flight and self._room):
+            self._alive_s = now_s
+        elif now_s - self._alive_s > failure.wait_for_resources_s:
+            self.fatal = Fault(
+                f"the cluster gave no trial its CPUs and GPUs within {failure.wait_for_resources_s:g} s "
+                "(failure.wait_for_resources_s); the same command goes on when it has room"
+            )
+        if (why := self.why_no_more()) is None or not self._in_flight:
+            return
+        if self._asked_s is None:
+            self._asked_s = now_s
+            self._record.say(f"{why}; {len(self._in_flight)} trials in flight save a checkpoint first")
+            self._control.request_stop.remote()
+        elif now_s - self._asked_s > failure.stop_grace_s:
+            self.fatal = Fault(
+                f"trials did not stop within {failure.stop_grace_s:g} s (failure.stop_grace_s): "
+                f"{', '.join(sorted(self._in_flight))}; the same command goes on from their last checkpoints"
+            )
+
+    def _room_now(self) -> int:
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = now_s
+            self._room = trials_at_once(self._prepared.space, self._prepared.trial_profile, alive_nodes())
+        return self._room
+
+    def _ended(self, trial: str, end: TrialEnd) -> None:
+        if end.outcome == "fault":
+            self.died(trial, end.error)
+            return
+        self._in_flight.discard(trial)
+        if end.outcome == "mistake":
+            self._over(trial, "failed", end, end.error)
+        elif end.outcome == "stopped" and end.verdict != "stop":
+            self._sweep.leave(trial, "waits" if end.verdict == "wait" else "stopped with the sweep")
+        else:
+            known = self._sweep.state.trials[trial]
+            self._over(trial, end.outcome, end, stopped_at(known) if end.outcome == "stopped" else end.outcome)
+
+    def _over(self, trial: str, outcome: Outcome, end: TrialEnd, reason: str) -> None:
+        """Written down, told, and cleaned up after."""
+        run_dir = self._prepared.trial_dir(trial)
+        self._sweep.end(trial, outcome, end.epoch, end.step, end.metrics, reason, end.run_id)
+        if outcome == "failed":
+            end_trial(run_dir, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
+        thin(run_dir, outcome)
+        state = self._sweep.state
+        ended = [known for known in state.trials.values() if known.end is not None]
+        ranking = rank(self._prepared.space, state)
+        best = ranking.best.score if ranking.best else None
+        numbers = summary(state, self._prepared.total_epochs(state.trials[trial].point))
+        self._record.ended(ranking, len(ended), numbers)
+        self._record.say(self._line(state.trials[trial], len(ended), best))
+        if len(ended) >= _HOPELESS and all(known.status == "failed" for known in ended):
+            self.fatal = Fault(f"the first {len(ended)} trials failed, so the sweep ends: {reason}; ledger: {run_dir}")
+
+    def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
+        metric = self._prepared.space.metric
+        score = f" {metric} {trial.metrics[metric]:.4g}" if metric in trial.metrics else ""
+        so_far = f"; best so far {best:.4g}" if best is not None else ""
+        reason = trial.end.reason if trial.end else ""
+        count = f"[{num_ended} of {num_ended + self.num_open()}]"
+        return f"{count} {trial.name} {reason}{score} ({describe(trial.point)}){so_far}"
+
+    def num_open(self) -> int:
+        """Trials that are not over, as far as is known."""
+        trials = self._sweep.state.trials.values()
+        points = {trial.number for trial in trials}
+        to_come = max((self._prepared.space.trials or 0) - len(points), 0) if self._prepared.planned is None else 0
+        return sum(trial.end is None for trial in trials) + to_come
+
+
+def thin(run_dir: Path, outcome: Outcome) -> None:
+    """A trial that is over needs no checkpoint to go on from; one that reached its end keeps its weights."""
+    if not run_dir.is_dir():
+        return
+    newest_to_oldest = newest_first(path.name for path in run_dir.iterdir())
+    for old in newest_to_oldest[1:] if outcome == "finished" else newest_to_oldest:
+        shutil.rmtree(run_dir / old, ignore_errors=True)
+    if outcome != "finished":
+        shutil.rmtree(run_dir / "best", ignore_errors=True)

@@ -1,0 +1,151 @@
+"""The driver of a sweep. It can be killed at any moment and called again with the same arguments: what is in the ledger
+is not done again, and what was running goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.errors import Fault
+from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session, ray_settings
+from resnet_dist.launch.signals import StopSignal, stop_signals
+from resnet_dist.launch.sweep.capacity import require_room, trials_at_once
+from resnet_dist.launch.sweep.conductor import Conductor
+from resnet_dist.launch.sweep.control import start_sweep_control
+from resnet_dist.launch.sweep.engine import run_trials
+from resnet_dist.launch.sweep.prepare import PreparedSweep
+from resnet_dist.launch.sweep.record import Say, SweepRecord, begin_sweep_record
+from resnet_dist.launch.sweep.trial import TrialSetup
+from resnet_dist.launch.sweep.tune_scheduler import TuneScheduler
+from resnet_dist.launch.sweep.tune_search import TuneSearcher
+from resnet_dist.tracking.mlflow_run import EndStatus
+from resnet_dist.tracking.transport import client_environment, driver_environment, server_credentials
+from resnet_dist.tune.events import DriverStarted, TrialAdded
+from resnet_dist.tune.ledger import Ledger, open_ledger
+from resnet_dist.tune.points import Point
+from resnet_dist.tune.report import write_report
+from resnet_dist.tune.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class SweepEnd:
+    sweep_dir: Path
+    report_dir: Path
+    why: str
+    """`all trials ended`, or which limit of the budget was reached, or that it was stopped."""
+    exit_code: int = 0
+    best_recipe: Path | None = None
+
+
+def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
+    """Runs the sweep to its end, to the end of its budget, or to a stop. Raises UserError, Fault."""
+    with open_ledger(prepared.sweep_dir) as ledger:
+        if not ledger.events:
+            ledger.append(prepared.began)
+        sweep = _sweep(prepared, ledger)
+        sweep.begin(DriverStarted(time.time()))
+        if sweep.is_over():
+            return _finish(prepared, "all trials ended")
+        with ray_session(prepared.profile, dashboard=prepared.space.resources.path == "train"):
+            nodes = alive_nodes()
+            require_room(prepared.space, prepared.trial_profile, nodes)
+            with stop_signals() as stop:
+                record = begin_sweep_record(prepared, nodes, say)
+                return _run_and_record(prepared, sweep, record, stop)
+
+
+def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> SweepEnd:
+    status: EndStatus = "FAILED"
+    reason = "an unexpected error"
+    try:
+        conductor = _conduct(prepared, sweep, record, stop)
+        why = conductor.why_no_more() or "all trials ended"
+        end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
+        record.log_report(end.report_dir)
+        status, reason = ("FINISHED" if sweep.is_over() else "KILLED"), why
+        return end
+    except KeyboardInterrupt:
+        status, reason = "KILLED", "interrupted"
+        raise
+    except Fault as error:
+        reason = f"failed: {error}"
+        raise
+    finally:
+        trial_dirs = [prepared.trial_dir(trial) for trial in sweep.state.trials]
+        record.end([path for path in trial_dirs if path.is_dir()], status, reason)
+
+
+def _conduct(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> Conductor:
+    space, profile = prepared.space, prepared.profile
+    control = start_sweep_control()
+    conductor = Conductor(prepared, sweep, record, control, stop)
+    local = cluster_address(profile, os.environ) is None
+    setup = TrialSetup(
+        profile=prepared.trial_profile,
+        parent_run_id=record.handle.run_id,
+        is_light=space.resources.path == "light",
+        control=control,
+        environment={
+            **ray_settings(profile, local=local),
+            **driver_environment(),
+            **(client_environment() if profile.tracking_uri.startswith("http") else {}),
+            **server_credentials(os.environ),
+        },
+    )
+    at_once = trials_at_once(space, prepared.trial_profile, alive_nodes())
+    record.say(f"{conductor.num_open()} trials to go, {at_once} at once")
+    _in_thread(lambda: run_trials(conductor, setup, space, prepared.sweep_dir))
+    return conductor
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """Runs `work` beside the main thread, which must be free for signals: Tune would replace their handlers."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="ray-tune", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if raised:
+        raise raised[0]
+
+
+def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:
+    known = [(dict(point), score) for point, score in prepared.began.known]
+    lengths: dict[str, float] = {}
+
+    def total_epochs(point: Point) -> float:
+        key = repr(point)
+        if key not in lengths:
+            lengths[key] = prepared.total_epochs(point)
+        return lengths[key]
+
+    searcher = None
+    if prepared.planned is None:
+        num_before = sum(isinstance(event, TrialAdded) and event.seed_number == 0 for event in ledger.events)
+        searcher = TuneSearcher(prepared.space, known, num_before)
+    return Sweep(
+        prepared.space,
+        list(ledger.events),
+        ledger,
+        planned=prepared.planned,
+        total_epochs=total_epochs,
+        scheduler=TuneScheduler(prepared.space),
+        searcher=searcher,
+        now_s=time.time,
+    )
+
+
+def _finish(prepared: PreparedSweep, why: str, exit_code: int = 0) -> SweepEnd:
+    report = write_report(prepared.sweep_dir)
+    return SweepEnd(prepared.sweep_dir, report.folder, why, exit_code, report.best_recipe)

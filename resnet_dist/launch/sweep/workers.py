@@ -1,0 +1,56 @@
+"""A trial on a Ray Train worker group: the way a single run goes, without the hand-over of a model."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.launch.cluster import alive_nodes
+from resnet_dist.launch.control import Status
+from resnet_dist.launch.preflight import Prepared
+from resnet_dist.launch.record import begin_record
+from resnet_dist.launch.screen import Screen
+from resnet_dist.launch.signals import StopSignal
+from resnet_dist.launch.sweep.trial import TrialEnd, TrialSetup, Wishes, mlflow_end
+from resnet_dist.launch.train import train_and_record
+from resnet_dist.tracking.mlflow_run import EndStatus, end_run
+from resnet_dist.tune.events import Verdict
+
+
+def train_with_workers(
+    recipe: Recipe, setup: TrialSetup, config: Mapping[str, Any], prepared: Prepared, wishes: Wishes
+) -> TrialEnd:
+    """Trains the trial from where it stands to its end or to a stop. Raises UserError, Fault.
+
+    Workers go on while the driver judges: an evaluation's answer is there about a second later.
+    """
+    per_epoch = prepared.plan.steps_per_epoch
+    screen = Screen(prepared.plan)
+    record = begin_record(
+        recipe, setup.profile, config["run"], prepared, alive_nodes(), screen.say, setup.parent_run_id
+    )
+    asked = StopSignal()
+    verdict: Verdict = "go on"
+    judged_step = 0
+
+    def observe(status: Status) -> None:
+        nonlocal verdict, judged_step
+        if status.evaluated_step > judged_step and verdict == "go on":
+            judged_step = status.evaluated_step
+            verdict = wishes.judge(judged_step / per_epoch, judged_step, status.metrics)
+        if wishes.stop.is_set():
+            asked.number = signal.SIGTERM
+
+    end: tuple[EndStatus, str] = ("FAILED", "an unexpected error")
+    try:
+        result = train_and_record(recipe, setup.profile, record, screen, asked, observe)
+        epoch = result.step / per_epoch
+        end = mlflow_end(result.outcome, verdict, epoch)
+    except BaseException as error:
+        end = ("FAILED", f"failed: {error}")
+        raise
+    finally:
+        end_run(record.handle, *end)
+    return TrialEnd(result.outcome, verdict, epoch, result.step, result.metrics, record.handle.run_id)

@@ -1,0 +1,46 @@
+"""The file of the next, finer space, ready to be run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.config.loading import tree_to_yaml
+from resnet_dist.config.space import Space
+from resnet_dist.errors import UserError
+from resnet_dist.tune.ledger import read_ledger
+from resnet_dist.tune.narrow import narrowed
+from resnet_dist.tune.ranking import rank
+from resnet_dist.tune.state import replay
+
+
+def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, list[str]]:
+    """(YAML, what was done in words). Raises UserError as `narrowed` does.
+
+    The base recipe is written beside `output` only by reference: the sweep's own copy, so that it cannot change.
+    """
+    state = replay(read_ledger(sweep_dir))
+    if state.began is None:
+        raise UserError(f"{sweep_dir}: no sweep was begun here")
+    space = Space.model_validate(state.began.space)
+    ranking = rank(space, state)
+    parameters, words = narrowed(space, ranking, keep)
+    base = sweep_dir / "base_recipe.yaml"
+    if not base.exists():
+        base.write_text(tree_to_yaml(state.began.base), encoding="utf-8")
+    folder = output.resolve().parent
+    tree: dict[str, Any] = {
+        **space.model_dump(mode="json", exclude={"space", "first_points", "warm_start"}),
+        "base": os.path.relpath(base.resolve(), folder),
+        "space": parameters,
+        "warm_start": [os.path.relpath(sweep_dir.resolve(), folder)],
+    }
+    best = ranking.best
+    head = [
+        f"Narrowed from the sweep {state.began.name} ({state.began.sweep_hash}) around {best.score:.4g}."
+        if best
+        else ""
+    ]
+    head += words
+    return "".join(f"# {line}\n" for line in head) + "\n" + tree_to_yaml(tree), words

@@ -1,0 +1,183 @@
+"""`report/` in the sweep's folder: ranking, figures and one page, from the ledger alone, at any time."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.beton.files import write_text_atomically
+from resnet_dist.config.space import Space
+from resnet_dist.config.space_search import Asha, HyperBand, Median
+from resnet_dist.errors import UserError
+from resnet_dist.tune.best_recipe import best_recipe_text
+from resnet_dist.tune.cost import summary
+from resnet_dist.tune.figures import Curve, Dot, bars, best_so_far, heat_map, learning_curves, parallel_coordinates
+from resnet_dist.tune.importance import importance
+from resnet_dist.tune.ledger import read_ledger
+from resnet_dist.tune.ranking import Ranking, rank
+from resnet_dist.tune.recipes import Builder, describe
+from resnet_dist.tune.score import is_better, score_of
+from resnet_dist.tune.state import SweepState, replay
+
+_SHOWN = 15
+"""Lines of the ranking in the text."""
+
+
+@dataclass(frozen=True)
+class Report:
+    folder: Path
+    text: str
+    best_recipe: Path | None
+
+
+def write_report(sweep_dir: Path) -> Report:
+    """Draws everything anew. Raises UserError if there is no sweep in `sweep_dir`."""
+    state = replay(read_ledger(sweep_dir))
+    if state.began is None:
+        raise UserError(f"{sweep_dir}: no sweep was begun here")
+    began = state.began
+    space = Space.model_validate(began.space)
+    builder = Builder(space, began.base, began.num_proxy_samples, began.num_base_samples)
+    ranking = rank(space, state)
+    folder = sweep_dir / "report"
+    folder.mkdir(exist_ok=True)
+    shares = importance(space, ranking)
+    figures = _draw(space, state, ranking, builder, shares, folder)
+    text = _text(space, state, ranking, builder, sweep_dir)
+    write_text_atomically(folder / "ranking.md", text)
+    write_text_atomically(folder / "ranking.csv", _csv(space, ranking))
+    write_text_atomically(folder / "index.html", _page(began.name, text, figures))
+    recipe = best_recipe_text(builder, state, ranking, sweep_dir)
+    if recipe is not None:
+        write_text_atomically(sweep_dir / "best_recipe.yaml", recipe)
+    return Report(folder, text, sweep_dir / "best_recipe.yaml" if recipe is not None else None)
+
+
+def _draw(
+    space: Space, state: SweepState, ranking: Ranking, builder: Builder, shares: Mapping[str, float], folder: Path
+) -> list[Path]:
+    recipes = {row.number: builder.proxy(row.point) for row in ranking.rows}
+    dots = [
+        Dot(recipes[row.number].optim.lr, recipes[row.number].optim.weight_decay, row.score, row.status, row.epoch)
+        for row in ranking.rows
+    ]
+    first = recipes[ranking.rows[0].number] if ranking.rows else builder.proxy({})
+    length = float(first.train.total_epochs)
+    curves = [
+        Curve(
+            [report.epoch for report in trial.reports],
+            [score_of(space, report.metrics) for report in trial.reports],
+            trial.status,
+        )
+        for trial in state.trials.values()
+    ]
+    done = [row for row in ranking.rows if row.num_runs]
+    drawn = [
+        heat_map(
+            dots,
+            space.metric,
+            momentum=first.optim.momentum,
+            steps_per_epoch=max(builder.num_proxy_samples // first.train.global_batch_size, 1),
+            path=folder / "heat_map.png",
+        ),
+        learning_curves(
+            curves, space.metric, [share * length for share in _rungs(space)], folder / "learning_curves.png"
+        ),
+        parallel_coordinates(
+            [row.point for row in done], [row.score for row in done], space.metric, folder / "parallel_coordinates.png"
+        ),
+        bars(shares, "share of the differences explained (fANOVA)", folder / "importance.png"),
+        best_so_far(*_progress(space, state), space.metric, folder / "best_so_far.png"),
+    ]
+    return [path for path in drawn if path is not None]
+
+
+def _rungs(space: Space) -> list[float]:
+    """Shares of the schedule at which trials are judged."""
+    match space.scheduler:
+        case Asha(first_rung=share, rungs=rungs, reduction_factor=factor):
+            return [share * factor**rung for rung in range(rungs)]
+        case HyperBand(reduction_factor=factor):
+            return [1 / factor**2, 1 / factor]
+        case Median(grace=share):
+            return [share]
+        case _:
+            return []
+
+
+def _progress(space: Space, state: SweepState) -> tuple[list[float], list[float]]:
+    """Epochs spent and best score of a whole run, at each trial's end."""
+    spent: list[float] = []
+    best: list[float] = []
+    total = 0.0
+    for trial in sorted((t for t in state.trials.values() if t.end), key=lambda t: t.end.time_s if t.end else 0.0):
+        total += trial.epoch
+        if trial.status == "finished":
+            score = score_of(space, trial.metrics)
+            spent.append(total)
+            best.append(score if not best or is_better(space, score, best[-1]) else best[-1])
+    return spent, best
+
+
+def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, sweep_dir: Path) -> str:
+    """Markdown."""
+    length = float(builder.proxy(ranking.rows[0].point).train.total_epochs) if ranking.rows else 0.0
+    numbers = summary(state, length)
+    open_trials = sum(trial.end is None for trial in state.trials.values())
+    lines = [
+        f"# {state.began.name if state.began else sweep_dir.name}",
+        "",
+        f"{numbers['trials']:g} trials: {numbers['finished']:g} finished, {numbers['stopped']:g} stopped early, "
+        f"{numbers['diverged']:g} diverged, {numbers['failed']:g} failed, {open_trials} not over.",
+        f"{numbers['epochs_spent']:.4g} epochs spent, {numbers['epochs_saved']:.4g} saved by stopping early; "
+        f"{numbers['trial_hours']:.3g} hours of trials in {numbers['wall_hours']:.3g}, {state.num_drivers} starts.",
+        "",
+        f"By {space.metric} of the last evaluation; {ranking.verdict()}.",
+        "",
+        "| rank | score | runs | spread | ended | point | trials |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for place, row in enumerate(ranking.rows[:_SHOWN], 1):
+        spread = "" if row.spread is None else f"{row.spread:.3g}"
+        score = "" if row.score != row.score else f"{row.score:.4f}" + (" (inside the noise)" if row.in_noise else "")
+        ended = row.status if row.num_runs else f"{row.status} at epoch {row.epoch:g}"
+        lines.append(
+            f"| {place} | {score} | {row.num_runs} | {spread} | {ended} | {describe(row.point)} "
+            f"| {' '.join(row.trials)} |"
+        )
+    if len(ranking.rows) > _SHOWN:
+        lines += ["", f"and {len(ranking.rows) - _SHOWN} more in ranking.csv"]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(space: Space, ranking: Ranking) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    keys = list(space.free)
+    writer.writerow(["rank", "number", "status", "epoch", space.metric, "runs", "spread", "in_noise", *keys])
+    for place, row in enumerate(ranking.rows, 1):
+        values = [row.point.get(key, "") for key in keys]
+        spread = "" if row.spread is None else row.spread
+        writer.writerow(
+            [place, row.number, row.status, row.epoch, row.score, row.num_runs, spread, row.in_noise, *values]
+        )
+    return out.getvalue()
+
+
+def _page(name: str, text: str, figures: list[Path]) -> str:
+    """One file that can be sent to somebody: the figures are inside."""
+    images = "".join(
+        f"<h2>{html.escape(path.stem.replace('_', ' '))}</h2>"
+        f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for path in figures
+    )
+    style = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}pre{overflow-x:auto}"
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(name)}</title><style>{style}</style>'
+        f"<pre>{html.escape(text)}</pre>{images}\n"
+    )

@@ -1,0 +1,210 @@
+"""`resnet-dist tune` as a user runs it: a sweep, its report, its best recipe, kills, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from resnet_dist.cli import main
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.tune.ledger import read_ledger
+from resnet_dist.tune.state import SweepState, replay
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SPACE = f"""
+base: {ROOT}/resnet_dist/recipes/digits_resnet20.yaml
+proxy: {{model.name: resnet8, train.total_epochs: 3}}
+space:
+  optim.lr: {{kind: grid, values: [0.01, 0.1, 1e9]}}
+search: {{kind: grid}}
+scheduler: {{kind: asha, first_rung: 0.33, rungs: 1, reduction_factor: 2}}
+metric: val/loss
+"""
+
+
+def tune_command(cli: Any, *extra: str, space: str = SPACE) -> list[str]:
+    (cli.folder / "space.yaml").write_text(space)
+    settings = {
+        "data_root": cli.data_root,
+        "storage": cli.folder / "runs",
+        "tracking_uri": f"sqlite:///{cli.folder}/mlflow.db",
+    }
+    sets = [part for key, value in settings.items() for part in ("--profile-set", f"{key}={value}")]
+    words = [str(cli.folder / "space.yaml"), "--on", "cluster/profiles/laptop.yaml", "--name", "sweep"]
+    return [str(BIN / "resnet-dist"), "tune", *words, *sets, *extra]
+
+
+def state_of(cli: Any) -> SweepState:
+    return replay(read_ledger(cli.folder / "runs" / "sweep"))
+
+
+def require_nothing_twice(state: SweepState) -> None:
+    for trial in state.trials.values():
+        epochs = [report.epoch for report in trial.reports]
+        assert epochs == sorted(set(epochs))
+
+
+def test_a_sweep_from_space_to_recipe(cli: Any) -> None:
+    done = cli.run(tune_command(cli, "--json"))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    state, sweep_dir = state_of(cli), cli.folder / "runs" / "sweep"
+    # lr 1e9 diverges in its first epoch: worst, not retried, and the sweep goes on.
+    assert state.trials["t0002"].status == "diverged"
+    assert state.trials["t0002"].num_faults == 0
+    assert {state.trials[name].status for name in ("t0000", "t0001")} <= {"finished", "stopped"}
+    require_nothing_twice(state)
+
+    assert said["why"] == "all trials ended"
+    best = load_recipe(Path(said["best_recipe"]))
+    assert (best.model.name, best.train.total_epochs) == ("resnet20", 15)  # the base, not the proxy
+    assert best.optim.lr in (0.01, 0.1)
+    for name in ("index.html", "ranking.md", "ranking.csv", "learning_curves.png"):
+        assert (sweep_dir / "report" / name).stat().st_size > 100
+
+    client = MlflowClient(f"sqlite:///{cli.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("resnet-dist")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = runs["sweep"]
+    assert parent.info.status == "FINISHED"
+    assert set(runs) == {"sweep", "sweep-t0000", "sweep-t0001", "sweep-t0002"}
+    trials = [runs[f"sweep-{name}"] for name in sorted(state.trials)]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
+    words = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
+    assert [run.info.status for run in trials] == [words[state.trials[name].status] for name in sorted(state.trials)]
+    assert "val/loss" in trials[1].data.metrics
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"config", "report"}
+
+    again = cli.run(tune_command(cli))  # finished: nothing is started, the report is drawn
+    assert again.returncode == 0, again.stderr
+    assert "all trials ended" in again.stdout
+    assert state_of(cli).num_drivers == 2
+
+
+@pytest.mark.slow
+def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
+    space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1, 0.3]")
+    patience = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            tune_command(cli, space=space),
+            cwd=ROOT,
+            env={**os.environ, **cli.environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(patience.uniform(8, 30))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = cli.run(tune_command(cli, space=space))
+    assert done.returncode == 0, done.stderr
+    state = state_of(cli)
+    assert len(state.trials) == 5
+    assert {trial.status for trial in state.trials.values()} <= {"finished", "stopped"}
+    require_nothing_twice(state)
+    client = MlflowClient(f"sqlite:///{cli.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("resnet-dist")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 6  # no run twice
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on_with_more_trials(cli: Any) -> None:
+    space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.01, 0.1]").replace("total_epochs: 3", "total_epochs: 12")
+    process = cli.start(tune_command(cli, space=space))
+    ledger = cli.folder / "runs" / "sweep" / "ledger.jsonl"
+    for _ in range(600):
+        if ledger.exists() and b"TrialReported" in ledger.read_bytes():
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "stopped: the same command goes on" in out
+    assert {trial.status for trial in state_of(cli).trials.values()} <= {"waiting", "finished", "stopped"}
+    done = cli.run(tune_command(cli, space=space))
+    assert done.returncode == 0, done.stderr
+    assert len([t for t in state_of(cli).trials.values() if t.end is not None]) == 2
+
+
+@pytest.mark.slow
+def test_trials_on_worker_groups_of_two(cli: Any) -> None:
+    """More CPUs wanted than there are: one group at a time, its CPUs back at once."""
+    space = SPACE + "resources: {path: train}\n"
+    done = cli.run(tune_command(cli, space=space))
+    assert done.returncode == 0, done.stderr
+    assert "3 trials to go, 1 at once" in done.stderr
+    state = state_of(cli)
+    assert state.trials["t0002"].status == "diverged"
+    assert sum(trial.num_faults for trial in state.trials.values()) == 0
+    client = MlflowClient(f"sqlite:///{cli.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("resnet-dist")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs["sweep-t0001"].data.tags["workers"] == "2"
+
+
+def test_the_dry_run_shows_trials_and_cost(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", tune_command(cli, "--dry-run", "--set", "resources.images_per_s=100"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "t0001  optim.lr 0.1  (lr 0.1, weight decay 0.0001, tau 909 epochs)" in out
+    assert "cost               9 epochs if none is stopped early, about 6 in the long run (12,978 images)" in out
+    assert "at once            2 trials" in out
+    assert "at 100 images/s a trial (resources.images_per_s)" in out
+    assert not (cli.folder / "runs" / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (
+            ["--set", "space={optim.lr: {kind: grid, valus: [1]}}"],
+            ["space.optim.lr.valus: unknown key", "mean values?"],
+        ),
+        (
+            ["--set", "proxy={optim.learning_rate: 1}"],
+            ["optim.learning_rate: no key of a recipe", "weight_decay"],
+        ),
+        (["--set", "space={optim.lr: {kind: grid, values: []}}"], ["space.optim.lr.values", "at least 1 item"]),
+        (["--set", "metric=val/top2"], ["metric", "'val/top1'", "got 'val/top2'"]),
+        (["--set", "proxy={model.name: resnet9}"], ["the base recipe with the proxy's keys: model.name", "resnet9"]),
+        (["--set", "space={optim.lr: {kind: grid, values: [-1]}}"], ["the trial of optim.lr -1", "optim.lr"]),
+        (["--set", "base=nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
+        (["--profile-set", "storage=s3://bucket/runs"], ["a sweep's ledger", "a folder that all nodes share"]),
+        (["--profile-set", "data_root=/nowhere"], ["/nowhere/digits/train.beton: does not exist"]),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    cli: Any,
+    extra: list[str],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", tune_command(cli, *extra))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, len(err.splitlines())) == (2, "", 1)
+    for part in expected:
+        assert part in err
+    assert not (cli.folder / "runs" / "sweep").exists()

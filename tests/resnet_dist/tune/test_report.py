@@ -1,0 +1,163 @@
+"""What is made of a ledger: ranking, figures, the best recipe, the next space."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.config.loading import load_recipe, load_space, read_tree
+from resnet_dist.config.space import Space
+from resnet_dist.errors import UserError
+from resnet_dist.tune.events import Began, DriverStarted, TrialAdded, TrialEnded, TrialReported, TrialStarted
+from resnet_dist.tune.ledger import open_ledger, read_ledger
+from resnet_dist.tune.next_space import next_space_text
+from resnet_dist.tune.points import planned_points
+from resnet_dist.tune.ranking import rank
+from resnet_dist.tune.report import write_report
+from resnet_dist.tune.state import replay
+from resnet_dist.tune.warm_start import warm_start
+
+ROOT = Path(__file__).parents[3]
+BASE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"
+GRID = {
+    "optim.lr": {"kind": "grid", "values": [0.01, 0.03, 0.1, 0.3, 1.0]},
+    "optim.weight_decay": {"kind": "grid", "values": [1e-4, 1e-3, 1e-2, 1e-1]},
+}
+RANGES = {
+    "lr_per_256": {"kind": "loguniform", "low": 0.03, "high": 1},
+    "tau_epochs": {"kind": "loguniform", "low": 1, "high": 15},
+}
+
+
+def a_space(space: dict[str, Any], **more: Any) -> Space:
+    return Space.model_validate(
+        {
+            "base": str(BASE),
+            "proxy": {"model.name": "resnet8", "train.total_epochs": 6},
+            "space": space,
+            "scheduler": {"kind": "asha", "first_rung": 0.34, "rungs": 1, "reduction_factor": 2},
+            "search": {"kind": "grid" if space is GRID else "sobol"},
+            "trials": None if space is GRID else 16,
+            **more,
+        }
+    )
+
+
+def top1(rate: float, decay_or_tau: float) -> float:
+    return 95 - 8 * abs(math.log10(rate / 0.1)) - 3 * abs(math.log10(decay_or_tau / 2e-3))
+
+
+def play(folder: Path, space: Space, seeds: int = 1, noise: float = 0.1) -> None:
+    """A ledger as a sweep leaves it: the largest rate diverges, the lower half ends at the rung, the others run on."""
+    base = read_tree(BASE)
+    points = planned_points(space, space.trials or 1_000) or []
+    finals = [top1(*point.values()) for point in points]
+    with open_ledger(folder) as ledger:
+        ledger.append(Began("played", "hash", space.model_dump(mode="json"), base, 1442, 1442, "data", [], [], 0.0))
+        ledger.append(DriverStarted(0.0))
+        clock = itertools.count(1)
+        for number, point in enumerate(points):
+            for seed in range(seeds):
+                name = f"t{number:04d}" + (f"-s{seed}" if seed else "")
+                ledger.append(TrialAdded(name, number, seed, point, float(next(clock))))
+                ledger.append(TrialStarted(name, float(next(clock))))
+                if next(iter(point.values())) >= 0.9:
+                    ledger.append(TrialEnded(name, "diverged", 0.5, 5, {}, "diverged", float(next(clock)), "run"))
+                    break
+                last = 6 if finals[number] >= sorted(finals)[len(finals) // 2] else 2
+                metrics = {}
+                for epoch in range(1, last + 1):
+                    metrics = {"val/top1": finals[number] - 20 / epoch + (noise if seed else 0)}
+                    ledger.append(TrialReported(name, epoch, epoch * 11, metrics, "go on", float(next(clock))))
+                outcome = "finished" if last == 6 else "stopped"
+                end = float(next(clock))
+                ledger.append(TrialEnded(name, outcome, last, last * 11, metrics, outcome, end, f"run-{name}"))
+                if last != 6:
+                    break
+
+
+def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: Path) -> None:
+    space = a_space(GRID)
+    play(tmp_path, space)
+    report = write_report(tmp_path)
+    names = {path.name for path in report.folder.iterdir()}
+    assert names == {
+        *("ranking.md", "ranking.csv", "index.html", "heat_map.png", "learning_curves.png"),
+        *("parallel_coordinates.png", "importance.png", "best_so_far.png"),
+    }
+    assert "20 trials: 10 finished, 6 stopped early, 4 diverged, 0 failed, 0 not over" in report.text
+    assert "74 epochs spent, 24 saved by stopping early" in report.text
+    assert "no point was run with more than one seed" in report.text
+    rows = list(csv.DictReader((report.folder / "ranking.csv").open()))
+    assert [row["status"] for row in rows] == ["finished"] * 10 + ["stopped"] * 6 + ["diverged"] * 4
+    assert (rows[0]["optim.lr"], rows[0]["optim.weight_decay"]) == ("0.1", "0.001")
+    assert report.best_recipe is not None
+    best = load_recipe(report.best_recipe)
+    assert (best.optim.lr, best.optim.weight_decay, best.train.total_epochs) == (0.1, 1e-3, 15)
+    head = report.best_recipe.read_text()
+    for part in ("# Found by the sweep played", "# Proxy", "model.name resnet8", "run-t0009", "resnet-dist train"):
+        assert part in head
+
+
+def test_a_sweep_that_has_only_begun_has_a_report_too(tmp_path: Path) -> None:
+    space = a_space(GRID)
+    play(tmp_path, space)
+    lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    for count in (2, 3, 4, 5, 9):
+        (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines[:count]))
+        assert write_report(tmp_path).best_recipe is None
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.01, 0), (8.0, 9)])
+def test_differences_inside_the_spread_are_called_noise(tmp_path: Path, noise: float, expected: int) -> None:
+    space = a_space(GRID, seeds=2)
+    play(tmp_path, space, seeds=2, noise=noise)
+    ranking = rank(space, replay(read_ledger(tmp_path)))
+    assert ranking.noise == pytest.approx(noise / math.sqrt(2))
+    assert sum(row.in_noise for row in ranking.rows) == expected
+    assert ranking.best is not None
+    assert (ranking.best.num_runs, ranking.best.spread) == (2, pytest.approx(noise / math.sqrt(2)))
+
+
+def test_the_next_space_is_finer_and_begins_with_what_is_known(tmp_path: Path) -> None:
+    space = a_space(RANGES)
+    play(tmp_path / "sweep", space)
+    output = tmp_path / "next.yaml"
+    text, words = next_space_text(tmp_path / "sweep", 0.25, output)
+    output.write_text(text)
+    finer = load_space(output)
+    for key in RANGES:
+        old, new = space.space[key], finer.space[key]
+        assert math.log(new.high / new.low) < math.log(old.high / old.low)  # type: ignore[union-attr]
+    assert len(words) == 2
+    assert read_tree(output.parent / finer.base) == read_tree(BASE)
+    first, known = warm_start(finer, read_tree(BASE), "data", [output.parent / folder for folder in finer.warm_start])
+    assert first
+    assert not known  # sobol has no model to teach
+    tpe = load_space(output, ["search={kind: tpe}"])
+    first, known = warm_start(tpe, read_tree(BASE), "data", [output.parent / folder for folder in tpe.warm_start])
+    assert not first
+    assert known
+    first, known = warm_start(tpe, read_tree(BASE), "other", [output.parent / folder for folder in tpe.warm_start])
+    assert first  # other data: scores do not compare, points do
+    assert not known
+
+
+def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
+    play(tmp_path / "sweep", a_space(GRID))
+    text, _ = next_space_text(tmp_path / "sweep", 0.25, tmp_path / "next.yaml")
+    (tmp_path / "next.yaml").write_text(text)
+    grid = load_space(tmp_path / "next.yaml").space
+    assert grid["optim.lr"].all_values() == pytest.approx([0.03, 0.0533484, 0.0948683, 0.168702, 0.3])  # type: ignore[union-attr]
+    assert grid["optim.weight_decay"].all_values()[0] == 1e-4  # type: ignore[union-attr]
+
+
+def test_too_few_points_to_narrow(tmp_path: Path) -> None:
+    play(tmp_path, a_space(RANGES, trials=2))
+    with pytest.raises(UserError, match="points have reached their end, 4 are needed; run more trials first"):
+        next_space_text(tmp_path, 0.25, tmp_path / "next.yaml")
