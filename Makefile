@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, which `make setup` makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo ui test test-browser test-slow lint bench clean
+.PHONY: help setup lock audit demo ui test test-browser test-slow lint bench clean
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -17,6 +17,10 @@ setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned 
 lock:  ## Renew requirements.lock from pyproject.toml.
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+audit: setup  ## Ask the vulnerability databases about every pinned dependency: needs the internet.
+	@[ -x .venv-audit/bin/pip-audit ] || { python3 -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit==2.10.1; }
+	.venv-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
 
 demo: setup  ## The main job on real handwritten digits: convert, train on two workers, log to MLflow.
 	$(BIN)/data-prep convert --source digits --output data/digits/train.beton

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _TERA = 1e12
@@ -12,43 +13,40 @@ the weights. Chowdhery et al. 2022 (PaLM), appendix B; the first layer's unneede
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s without structured sparsity; None where the hardware has no units for the format."""
-
     words: tuple[str, ...]
     """All of them stand in the device's name, as whole words."""
-    fp32: float
-    """Without TF32: that is not what `precision: fp32` computes with."""
-    fp16: float | None
-    bf16: float | None
+    flops: Mapping[str, float | None]
+    """FLOP/s without structured sparsity, by `train.precision`; None where the hardware has no units for the format."""
     source: str
 
 
-def _peak(words: str, fp32: float, fp16: float | None, bf16: float | None, source: str) -> Peak:
-    scaled = [None if tera is None else tera * _TERA for tera in (fp16, bf16)]
-    return Peak(tuple(words.split()), fp32 * _TERA, scaled[0], scaled[1], source)
+def _peak(words: str, fp32: float, tf32: float | None, fp16: float | None, bf16: float | None, source: str) -> Peak:
+    """From TFLOP/s; `fp32` without TF32."""
+    tera = {"fp32": fp32, "tf32": tf32, "fp16": fp16, "bf16": bf16}
+    return Peak(tuple(words.split()), {name: value and value * _TERA for name, value in tera.items()}, source)
 
 
 # The more special name first: "NVIDIA H100 PCIe" before "NVIDIA H100 80GB HBM3". Sheets that list figures with
 # sparsity are halved. GeForce: with FP32 accumulation, which is half of the FP16 figure on the box.
 PEAKS = (
-    _peak("V100 PCIE", 14.0, 112, None, "NVIDIA V100 datasheet, 2020"),
-    _peak("V100", 15.7, 125, None, "NVIDIA V100 datasheet, 2020 (SXM2)"),
-    _peak("T4", 8.1, 65, None, "NVIDIA T4 datasheet, 2019"),
-    _peak("A100", 19.5, 312, 312, "NVIDIA A100 datasheet, 2021"),
-    _peak("A30", 10.3, 165, 165, "NVIDIA A30 datasheet, 2022"),
-    _peak("A10", 31.2, 125, 125, "NVIDIA A10 datasheet, 2021"),
-    _peak("A40", 37.4, 149.7, 149.7, "NVIDIA A40 datasheet, 2021"),
-    _peak("L4", 30.3, 121, 121, "NVIDIA L4 datasheet, 2023"),
-    _peak("L40S", 91.6, 362.05, 362.05, "NVIDIA L40S datasheet, 2023"),
-    _peak("H100 PCIe", 51.0, 756, 756, "NVIDIA H100 datasheet, 2022"),
-    _peak("H100 NVL", 60.0, 835.5, 835.5, "NVIDIA H100 datasheet, 2024"),
-    _peak("H100", 67.0, 989.5, 989.5, "NVIDIA H100 datasheet, 2024 (SXM)"),
-    _peak("H200 NVL", 60.0, 835.5, 835.5, "NVIDIA H200 datasheet, 2024"),
-    _peak("H200", 67.0, 989.5, 989.5, "NVIDIA H200 datasheet, 2024 (SXM)"),
-    _peak("GB200", 80.0, 2500, 2500, "NVIDIA GB200 NVL72 datasheet, 2024"),
-    _peak("B200", 75.0, 2250, 2250, "NVIDIA HGX B200 datasheet, 2024"),
-    _peak("RTX 3090", 35.6, 71, 71, "NVIDIA GA102 whitepaper, 2021"),
-    _peak("RTX 4090", 82.6, 165.2, 165.2, "NVIDIA Ada whitepaper, 2023"),
+    _peak("V100 PCIE", 14.0, None, 112, None, "NVIDIA V100 datasheet, 2020"),
+    _peak("V100", 15.7, None, 125, None, "NVIDIA V100 datasheet, 2020 (SXM2)"),
+    _peak("T4", 8.1, None, 65, None, "NVIDIA T4 datasheet, 2019"),
+    _peak("A100", 19.5, 156, 312, 312, "NVIDIA A100 datasheet, 2021"),
+    _peak("A30", 10.3, 82, 165, 165, "NVIDIA A30 datasheet, 2022"),
+    _peak("A10", 31.2, 62.5, 125, 125, "NVIDIA A10 datasheet, 2021"),
+    _peak("A40", 37.4, 74.8, 149.7, 149.7, "NVIDIA A40 datasheet, 2021"),
+    _peak("L4", 30.3, 60, 121, 121, "NVIDIA L4 datasheet, 2023"),
+    _peak("L40S", 91.6, 183, 362.05, 362.05, "NVIDIA L40S datasheet, 2023"),
+    _peak("H100 PCIe", 51.0, 378, 756, 756, "NVIDIA H100 datasheet, 2022"),
+    _peak("H100 NVL", 60.0, 417.5, 835.5, 835.5, "NVIDIA H100 datasheet, 2024"),
+    _peak("H100", 67.0, 494.5, 989.5, 989.5, "NVIDIA H100 datasheet, 2024 (SXM)"),
+    _peak("H200 NVL", 60.0, 417.5, 835.5, 835.5, "NVIDIA H200 datasheet, 2024"),
+    _peak("H200", 67.0, 494.5, 989.5, 989.5, "NVIDIA H200 datasheet, 2024 (SXM)"),
+    _peak("GB200", 80.0, 1250, 2500, 2500, "NVIDIA GB200 NVL72 datasheet, 2024"),
+    _peak("B200", 75.0, 1125, 2250, 2250, "NVIDIA HGX B200 datasheet, 2024"),
+    _peak("RTX 3090", 35.6, 35.6, 71, 71, "NVIDIA GA102 whitepaper, 2021"),
+    _peak("RTX 4090", 82.6, 82.6, 165.2, 165.2, "NVIDIA Ada whitepaper, 2023"),
 )
 
 
@@ -60,8 +58,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     words = set(device_name.lower().replace("-", " ").split())
     for peak in PEAKS:
         if {word.lower() for word in peak.words} <= words:
-            flops: float | None = getattr(peak, precision, None)
-            return flops
+            return peak.flops.get(precision)
     return None
 
 

@@ -139,7 +139,7 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
         return send_end_status(
             handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s, publish=handle.publish
         )
-    except Fault as fault:
+    except (Fault, UserError) as fault:
         _log.warning("the status %s of the run waits in %s: %s", status, run_file(handle.run_dir), fault)
         return False
 

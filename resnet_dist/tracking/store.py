@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SCHEMA_LIMIT_S = 120.0
+_REFUSALS = (401, 403)
 
 
 def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
@@ -66,12 +67,18 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 @contextmanager
 def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
-    """Turns what mlflow raises into a Fault of one line without secrets."""
+    """Turns what mlflow raises into one line without secrets: UserError if the server refuses this user, else Fault."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
+        if error.get_http_status_code() in _REFUSALS:
+            raise UserError(
+                f"MLflow at {redact_uri(tracking_uri)} refuses this user ({doing}, status "
+                f"{error.get_http_status_code()}); export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN, of a user who may write there"
+            ) from error
         raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
 
 

@@ -14,6 +14,7 @@ from resnet_dist.accelerators import PEAKS, model_flops_utilisation, peak_flops
         ("NVIDIA A100 80GB PCIe", "fp32", 19.5),
         ("NVIDIA H100 80GB HBM3", "bf16", 989.5),
         ("NVIDIA H100 PCIe", "bf16", 756),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156),
         ("NVIDIA H100 NVL", "fp16", 835.5),
         ("NVIDIA H200", "bf16", 989.5),
         ("Tesla V100-SXM2-16GB", "fp16", 125),
@@ -35,6 +36,7 @@ def test_a_gpu_is_known_by_its_own_name(name: str, precision: str, tera: float) 
         ("NVIDIA L40", "bf16"),  # not an L4
         ("Tesla V100-SXM2-16GB", "bf16"),  # has no units for it
         ("NVIDIA A100-SXM4-40GB", "fp64"),
+        ("Tesla T4", "tf32"),
         ("Some GPU of 2031", "bf16"),
         ("", "fp32"),
     ],

@@ -1,0 +1,181 @@
+"""A training on two nodes, in a bucket, whose MLflow server, with passwords, is killed again and again, then for good.
+
+What no other test has together: two raylets, credentials that only the driver has, `sync` from a machine that knows
+nothing but the bucket, and every point of the spool compared with the server's database.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sqlite3
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from resnet_dist.bench.mlflow_server import MlflowServer
+from resnet_dist.tracking.events import Metrics
+from resnet_dist.tracking.segments import SpoolReader, spool_folders
+
+PASSWORD = "correct-horse-battery"  # of a server that lives as long as the test
+LAST_STEP = 110
+DIES_AT_STEP = 60
+SETTINGS = (
+    *("--set", "model.name=resnet8", "--set", "train.total_epochs=10"),
+    *("--profile-set", "log_every_steps=1", "--profile-set", "checkpoint.every_epochs=1"),
+    *("--profile-set", "workers=2", "--profile-set", "storage=s3://runs/outages"),
+)
+Row = tuple[str, int, int, float]  # key, step, time_ms, value
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an object store; every process of the test has its address and key in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="runs")
+    yield client
+    server.stop()
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    settings = folder / "auth.ini"
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{folder}/users.db\n"
+        "admin_username = admin\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    server = MlflowServer(
+        folder,
+        options=["--app-name", "basic-auth"],
+        environment={
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",
+        },
+    )
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def two_nodes(bucket: Any, small_head: Any) -> Iterator[Any]:
+    with small_head.another_node():
+        yield small_head
+
+
+class Tormentor(threading.Thread):
+    """Kills the server at random moments and starts it again, until told to stop or to leave it dead."""
+
+    def __init__(self, server: MlflowServer) -> None:
+        super().__init__(daemon=True)
+        self.num_kills = 0
+        self._server = server
+        self._draws = random.Random(1)
+        self._done = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._done.wait(self._draws.uniform(0.5, 4.0)):
+            self._server.kill()
+            self.num_kills += 1
+            time.sleep(self._draws.uniform(0.0, 3.0))
+            if not self._done.is_set():
+                self._server.start()
+
+    def leave_it_dead(self) -> None:
+        self._done.set()
+        self.join()
+        self._server.kill()
+
+
+def stored(server: MlflowServer) -> list[Row]:
+    with closing(sqlite3.connect(server.database)) as connection:
+        rows = connection.execute("select key, step, timestamp, value, is_nan from metrics").fetchall()
+    return sorted((k, s, t, math.nan if nan else v) for k, s, t, v, nan in rows)
+
+
+def spooled(bucket: Any, folder: Path) -> list[Row]:
+    """What the bucket holds, read on a machine that has nothing else."""
+    for entry in bucket.list_objects_v2(Bucket="runs", Prefix="outages/r/tracking")["Contents"]:
+        path = folder / entry["Key"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bucket.download_file("runs", entry["Key"], str(path))
+    rows: list[Row] = []
+    for spool in spool_folders(folder / "outages" / "r"):
+        reader = SpoolReader(spool)
+        while events := reader.read():
+            rows += [(k, e.step, e.time_ms, v) for e in events if isinstance(e, Metrics) for k, v in e.values.items()]
+    return sorted(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_point_of_a_run_whose_server_kept_dying(
+    cli: Any, two_nodes: Any, bucket: Any, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    there = ("--profile-set", f"tracking_uri={mlflow_server.uri}", "--json")
+    command = cli.train_command(*SETTINGS, *there, name="r")
+
+    refused = cli.run(command, RAY_ADDRESS=two_nodes.address)
+    assert refused.returncode == 2, refused.stderr
+    assert "refuses this user" in refused.stderr
+
+    process = cli.start(command, RAY_ADDRESS=two_nodes.address, **login)
+    tormentor: Tormentor | None = None
+    deadline = time.monotonic() + 400
+    while True:
+        assert time.monotonic() < deadline, process.kill()
+        assert process.poll() is None, process.communicate()
+        step = max((row[1] for row in stored(mlflow_server)), default=0)
+        if tormentor is None and step >= 3:
+            tormentor = Tormentor(mlflow_server)
+        if step >= DIES_AT_STEP and tormentor is not None and tormentor.num_kills >= 2:
+            break
+        time.sleep(0.3)
+    tormentor.leave_it_dead()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err  # trained to the end, but nobody took the model
+    assert "goes on from there" in err or "same command" in err, err
+
+    mlflow_server.start()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    sync = [sys.executable, "-m", "resnet_dist", "tracking", "sync", "s3://runs/outages/r"]
+    done = cli.run([*sync, "--tracking-uri", mlflow_server.uri], HOME=str(elsewhere), **login)
+    assert done.returncode == 0, done.stderr
+    assert "num_rejected=0" in done.stdout
+    expected = spooled(bucket, tmp_path / "copy")
+    assert stored(mlflow_server) == expected
+    assert [step for key, step, _, _ in expected if key == "train/loss"] == list(range(1, LAST_STEP + 1))
+    nodes = Counter(key.split("/")[1] for key, *_ in expected if key.startswith("system/"))
+    assert set(nodes) == {"node-0", "node-1"}
+
+    finished = cli.run(command, RAY_ADDRESS=two_nodes.address, **login)
+    assert finished.returncode == 0, finished.stderr
+    assert stored(mlflow_server) == expected  # nothing was trained again
+    with closing(sqlite3.connect(mlflow_server.database)) as connection:
+        assert connection.execute("select status from runs").fetchall() == [("FINISHED",)]
+    everything = [out, err, done.stdout, done.stderr, finished.stderr, finished.stdout]
+    files = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    assert not [text for text in everything + [path.read_text() for path in files] if PASSWORD in text]

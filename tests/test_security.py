@@ -1,0 +1,217 @@
+"""What SECURITY.md promises, as far as files can show it."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.errors import UserError
+from resnet_dist.training.checkpoint import STATE, load_state
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("data_prep", "resnet_dist")
+# Alone may build an unpickler: one to which every name is an inert stand-in.
+READS_PICKLES = {"data_prep/sources/cifar_pickle.py"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "shelve.open",
+    "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",
+    "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "yaml.full_load_all", "yaml.unsafe_load_all",
+    "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive", "tempfile.mktemp", "torch.hub.load",
+}  # fmt: skip
+SECRETS = {
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "an AWS key": re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
+    "a GitHub token": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36}\b"),
+    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
+    "a Slack token": re.compile(r"\bxox[abpr]-[A-Za-z0-9-]{10,}"),
+    "a Google key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
+}
+# In files that start something: a name of a secret with a value that is no reference to the environment.
+WRITTEN_DOWN = re.compile(
+    r"""(?ix) \b[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key)[\w.-]*
+        (?:\s*=|:)\s* ["']? (?!\$|\{|\.\.\.|null|true|false|token\b|disabled\b|["'\s]) [\w+/=-]{6,}"""
+)
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def text_of(path: Path) -> str:
+    data = path.read_bytes()
+    return "" if b"\0" in data else data.decode("utf-8", "replace")
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keywords(call: ast.Call) -> dict[str, str]:
+    return {keyword.arg or "**": ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+def test_no_file_holds_a_secret() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {what}"
+        for path in tracked_files()
+        for what, pattern in SECRETS.items()
+        if pattern.search(text_of(path))
+    ]
+    assert found == []
+
+
+def test_no_deployment_file_has_a_password_written_down() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {hit.group()}"
+        for path in tracked_files()
+        if path.is_relative_to(ROOT / "cluster") or path.suffix in {".env", ".ini", ".cfg"}
+        for line in text_of(path).splitlines()
+        if (hit := WRITTEN_DOWN.search(line.partition("#")[0]))
+        and not re.search(r"secretKeyRef|secretName|--from-literal|valueFrom", line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("POSTGRES_PASSWORD: hunter2hunter2", True),
+        ("export AWS_SECRET_ACCESS_KEY='abcdefghijkl'", True),
+        ("RAY_AUTH_TOKEN=0123456789abcdef", True),
+        ("POSTGRES_PASSWORD: ${MLFLOW_DB_PASSWORD:?export it first}", False),
+        ("RAY_AUTH_MODE=token", False),
+        ("AWS_SECRET_ACCESS_KEY: ${AWS_SECRET_ACCESS_KEY:-}", False),
+    ],
+)
+def test_what_counts_as_written_down(line: str, is_one: bool) -> None:
+    assert bool(WRITTEN_DOWN.search(line)) == is_one
+
+
+def test_nothing_is_run_or_unpacked_that_came_as_data() -> None:
+    found = [f"{name}: {call}" for name, tree in modules() for call, _ in calls(tree) if call in FORBIDDEN_CALLS]
+    assert found == []
+    unpicklers = {name for name, tree in modules() if "Unpickler" in ast.unparse(tree)}
+    assert unpicklers == READS_PICKLES
+    shells = [name for name, tree in modules() for _, call in calls(tree) if keywords(call).get("shell") == "True"]
+    assert shells == []
+    arrays = [name for name, tree in modules() for _, call in calls(tree) if "allow_pickle" in keywords(call)]
+    assert arrays == []
+
+
+def test_weights_are_loaded_as_weights_only() -> None:
+    loads = [(name, keywords(call)) for name, tree in modules() for what, call in calls(tree) if what == "torch.load"]
+    assert loads
+    assert [name for name, given in loads if given.get("weights_only") != "True"] == []
+
+
+def test_yaml_is_read_by_safe_loaders() -> None:
+    from resnet_dist.config import loading
+
+    for name, tree in modules():
+        for what, call in calls(tree):
+            if what == "yaml.load":
+                assert issubclass(vars(loading)[keywords(call)["Loader"]], yaml.SafeLoader), name
+
+
+class Harm:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        return Path.touch, (self.marker,)  # type: ignore[return-value]
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    torch.save({"net": Harm(marker)}, tmp_path / STATE)
+    with pytest.raises((UserError, pickle.UnpicklingError)):
+        load_state(tmp_path, torch.device("cpu"))
+    assert not marker.exists()
+
+
+def test_a_recipe_cannot_run_code(tmp_path: Path) -> None:
+    marker, recipe = tmp_path / "marker", tmp_path / "recipe.yaml"
+    recipe.write_text(f"seed: !!python/object/apply:os.mkdir [{marker}]\n")
+    with pytest.raises(UserError):
+        load_recipe(recipe)
+    assert not marker.exists()
+
+
+def test_the_lock_pins_everything_once() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.lstrip().startswith("#")]
+    assert len(pins) > 100
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", pin
+        assert "*" not in specifier.version, pin
+        assert pin.url is None, pin
+    counts = Counter(canonicalize_name(pin.name) for pin in pins)
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_the_lock_holds_what_the_project_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = {canonicalize_name((pin := Requirement(line)).name): next(iter(pin.specifier)).version
+              for line in lines if line and not line.lstrip().startswith("#")}  # fmt: skip
+    for requirement in asked:
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement.name} is not in the lock"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} but {version} in the lock"
+
+
+def deployments() -> Iterator[tuple[str, Any]]:
+    for path in sorted((ROOT / "cluster").rglob("*.y*ml")):
+        for tree in yaml.safe_load_all(path.read_text()):
+            if isinstance(tree, dict):
+                yield path.relative_to(ROOT).as_posix(), tree
+
+
+def test_kuberay_clusters_ask_for_a_token() -> None:
+    for name, tree in deployments():
+        kind = tree.get("kind")
+        if kind in ("RayCluster", "RayJob") and "template" not in tree:
+            spec = tree["spec"].get("rayClusterSpec", {}) if kind == "RayJob" else tree["spec"]
+            # A patch of an overlay says only what it changes; a job may use a cluster that is there.
+            if "headGroupSpec" in spec and "rayVersion" in spec:
+                assert spec.get("authOptions", {}).get("mode") == "token", name
+
+
+def test_whatever_else_starts_ray_asks_for_a_token() -> None:
+    starts = re.compile(r"\bray (start|symmetric-run)\b")
+    for path in tracked_files():
+        if not path.is_relative_to(ROOT / "cluster") or path.suffix == ".md" or "profiles" in path.parts:
+            continue
+        code = "\n".join(line.partition("#")[0] for line in text_of(path).splitlines())
+        if starts.search(code):
+            assert re.search(r"RAY_AUTH_MODE[\"']?\s*[:=]\s*[\"']?token", code), f"{path}: starts Ray without a token"
