@@ -22,6 +22,7 @@ from typing import IO, Any
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.reader import BetonReader
 from resnet_dist.bench.loader_peers import PEERS, Task
+from resnet_dist.config.recipe_data import MAX_SIZE
 from resnet_dist.errors import Fault, UserError
 
 SETTINGS = ((False, 224), (False, 160), (False, 128), (True, 224))
@@ -42,7 +43,22 @@ class Result:
     """One per round, by the clock, on all threads: whatever else the machine did shows."""
 
 
-def bench_loader(beton: Path, *, num_threads: int, rounds: int, peers: Sequence[str] = tuple(PEERS)) -> str:
+def read_setting(text: str) -> tuple[bool, int]:
+    """`train-224`, `eval-224`. UserError for anything else."""
+    kind, _, size = text.partition("-")
+    if kind not in ("train", "eval") or not size.isdecimal() or not 1 <= int(size) <= MAX_SIZE:
+        raise UserError(f"{text}: a setting is train-SIZE or eval-SIZE, for example train-224")
+    return kind == "eval", int(size)
+
+
+def bench_loader(
+    beton: Path,
+    *,
+    num_threads: int,
+    rounds: int,
+    peers: Sequence[str] = tuple(PEERS),
+    settings: Sequence[tuple[bool, int]] = SETTINGS,
+) -> str:
     """A Markdown table per setting. UserError if the beton does not hold JPEGs only."""
     if unknown := set(peers) - set(PEERS):
         raise UserError(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
@@ -50,7 +66,7 @@ def bench_loader(beton: Path, *, num_threads: int, rounds: int, peers: Sequence[
     with tempfile.TemporaryDirectory() as folder:
         _write_files(beton, Path(folder))
         tables = []
-        for evaluates, size in SETTINGS:
+        for evaluates, size in settings:
             tasks = [Task(peer, str(beton), folder, evaluates, size, num_threads) for peer in present]
             tables.append(table(tasks[0], dict(zip(present, _measure(tasks, rounds), strict=True))))
     missing = [f"{peer}: not installed" for peer in peers if peer not in present]

@@ -15,14 +15,80 @@ def bench_loader(
     beton: Annotated[Path, typer.Argument(metavar="FILE.beton", help="JPEGs of the size that interests you.")],
     threads: Annotated[int, typer.Option(min=1, help="Loader threads of every peer.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Passes of every peer, in turns.")] = 5,
+    settings: Annotated[
+        list[str] | None, typer.Option("--setting", help="train-SIZE or eval-SIZE; may be given again.")
+    ] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
+    ] = None,
 ) -> None:
     """Our loader against stock FFCV, torchvision and, where it is installed, DALI, as a Markdown table.
 
-    Example: resnet-dist bench loader data/imagenet/val.beton --threads 2
+    Example: resnet-dist bench loader data/imagenet/val.beton --threads 2 --setting train-224
     """
+    from resnet_dist.bench.loader import SETTINGS, read_setting
     from resnet_dist.bench.loader import bench_loader as measure
+    from resnet_dist.bench.loader_peers import PEERS
 
-    typer.echo(measure(beton, num_threads=threads, rounds=rounds))
+    chosen = [read_setting(setting) for setting in settings] if settings else SETTINGS
+    typer.echo(measure(beton, num_threads=threads, rounds=rounds, peers=peers or list(PEERS), settings=chosen))
+
+
+@bench_app.command("opening")
+def bench_opening(
+    samples: Annotated[int, typer.Option(min=1024, help="Samples of the made-up beton.")] = 1_281_167,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
+    ] = None,
+) -> None:
+    """Start-up, resume and memory of a loader at ImageNet's number of samples, beside stock FFCV's.
+
+    Example: resnet-dist bench opening --samples 1281167
+    """
+    from resnet_dist.bench.opening import PEERS
+    from resnet_dist.bench.opening import bench_opening as measure
+
+    typer.echo(measure(samples, peers or list(PEERS)))
+
+
+@bench_app.command("endurance")
+def bench_endurance(
+    beton: Annotated[Path, typer.Argument(metavar="FILE.beton")],
+    epochs: Annotated[int, typer.Option(min=4)] = 20,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    size: Annotated[int, typer.Option(min=1, help="Of the crops, px.")] = 224,
+) -> None:
+    """Memory, threads and file handles of a loader over many epochs.
+
+    Example: resnet-dist bench endurance data/imagenet/val.beton --epochs 20
+    """
+    from resnet_dist.bench.endurance import bench_endurance as measure
+
+    typer.echo(measure(beton, num_epochs=epochs, num_threads=threads, size=size))
+
+
+@bench_app.command("shuffle")
+def bench_shuffle(
+    samples: Annotated[int, typer.Option(min=1024)] = 1_281_167,
+    page: Annotated[int, typer.Option(min=1, help="Samples on a page.")] = 73,
+    classes: Annotated[int, typer.Option(min=1)] = 1000,
+    batch: Annotated[int, typer.Option(min=1)] = 256,
+    windows: Annotated[list[int] | None, typer.Option("--window", help="In pages; may be given again.")] = None,
+) -> None:
+    """How well the page shuffle mixes a beton that is sorted by class, beside a full shuffle.
+
+    Example: resnet-dist bench shuffle --window 256 --window 1024
+    """
+    from resnet_dist.bench.shuffle import bench_shuffle as measure
+
+    told = measure(
+        num_samples=samples,
+        samples_per_page=page,
+        num_classes=classes,
+        batch_size=batch,
+        windows=windows or [64, 256, 1024, 4096],
+    )
+    typer.echo(told)
 
 
 @bench_app.command("tracking")

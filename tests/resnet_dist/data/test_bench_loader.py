@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from resnet_dist.bench import loader as bench
+from resnet_dist.bench import opening
+from resnet_dist.bench.endurance import bench_endurance
 from resnet_dist.bench.loader_peers import Task
 from resnet_dist.errors import UserError
 
@@ -20,11 +22,13 @@ def test_two_rounds_of_a_peer(
     to_jpeg: Callable[..., bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bench, "SETTINGS", ((True, 48),))
     beton = write_images(tmp_path / "train.beton", [to_jpeg(p) for p in photographs[:12]])
     seen: dict[str, Any] = {}
     monkeypatch.setattr(bench, "table", lambda task, results: seen.update(results) or "the table")
-    assert bench.bench_loader(beton, num_threads=1, rounds=2, peers=["native"]) == "the table"
+    assert (
+        bench.bench_loader(beton, num_threads=1, rounds=2, peers=["native"], settings=[bench.read_setting("eval-48")])
+        == "the table"
+    )
     assert list(seen) == ["native"]
     for result in seen.values():
         assert len(result.images_per_cpu_s) == len(result.images_per_s) == 2
@@ -45,8 +49,29 @@ def test_the_table_compares_within_rounds() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["224", "train", "train-0", "train-20000", "test-224", "eval-"])
+def test_no_setting(text: str) -> None:
+    with pytest.raises(UserError, match=f"^{text}: a setting is train-SIZE or eval-SIZE"):
+        bench.read_setting(text)
+
+
 def test_raw_pixels_and_unknown_peers_are_refused(photo_beton: Path) -> None:
     with pytest.raises(UserError, match="holds raw pixels too"):
         bench.bench_loader(photo_beton, num_threads=1, rounds=1, peers=["native"])
     with pytest.raises(UserError, match=r"there is no peer tf\.data; there are native"):
         bench.bench_loader(photo_beton, num_threads=1, rounds=1, peers=["tf.data"])
+
+
+@pytest.mark.slow
+def test_a_small_beton_is_opened_in_little_time_and_memory(tmp_path: Path) -> None:
+    found = opening._measured("native", opening.write_tiny_samples(tmp_path / "train.beton", 2000))
+    assert set(found) >= {"imports", "opening", "order", "first_batch", "imports_bytes", "held_bytes"}
+    assert found["imports_bytes"] > 1e8
+    assert found["held_bytes"] < 1.5e8
+
+
+def test_a_loader_holds_the_same_after_every_epoch(photo_beton: Path) -> None:
+    rows = bench_endurance(photo_beton, num_epochs=32, num_threads=2, size=48).splitlines()[2:]
+    memory, threads, handles = zip(*(row.split(" | ")[1:] for row in rows), strict=True)
+    assert len(set(threads[1:])) == len(set(handles[1:])) == 1
+    assert float(memory[-1]) - float(memory[1]) < 3.0  # MB
