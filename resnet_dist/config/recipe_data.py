@@ -138,8 +138,8 @@ class DataConfig(Section):
     """full: any sample at any place of the epoch. page: the samples of a beton's page near each other, for betons that
     are larger than memory."""
     shuffle_window_pages: PositiveInt = 1024
-    """page: how many pages are mixed at any time; they should fit into memory. Two neighbours come from one page once
-    in this many."""
+    """page: how many pages are mixed at any time; twice as many should fit into memory. Two neighbours come from one
+    page once in this many."""
     on_bad_sample: OnBadSample = "error"
     """What a training image that cannot be decoded does. error: ends the run and is named. skip: another takes its
     place, chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is an error."""

@@ -144,8 +144,9 @@ class _Pool:
         self._library.resnet_dist_pool_close(self.address)
 
     def __del__(self) -> None:
-        self.close()
-        self._library.resnet_dist_pool_release(self.address)
+        if hasattr(self, "_library"):  # it was opened
+            self.close()
+            self._library.resnet_dist_pool_release(self.address)
 
 
 @cache

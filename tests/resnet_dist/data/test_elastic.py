@@ -71,6 +71,7 @@ def test_stopped_and_gone_on_at_any_step_with_any_number_of_workers(
     assert digests == alone(setting(crop, shuffle))
 
 
+@pytest.mark.slow
 def test_libffcvs_pixels_are_as_elastic(setting) -> None:  # type: ignore[no-untyped-def]
     ffcv = setting("random_resized_crop", "full", "ffcv")
     assert leg_digests(ffcv, Leg(3, 2, 1, 5)).items() <= alone(ffcv).items()

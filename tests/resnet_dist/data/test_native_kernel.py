@@ -7,7 +7,9 @@ import ctypes.util
 import io
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +292,34 @@ def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
     ):
         with pytest.raises(ValueError, match="expected a contiguous"):
             kernel.decode(*bad)
+
+
+def test_callers_take_turns_and_a_closed_kernel_goes_on_alone(picture: Pixels, to_jpeg: ToJpeg) -> None:
+    """Six threads call one kernel of three threads, which is closed between their first calls and their last."""
+    file = np.frombuffer(to_jpeg(picture), np.uint8)
+    num, closed = 12, threading.Event()
+    ones = np.ones(num, np.int64)
+    stored = StoredImages(0 * ones, len(file) * ones, np.zeros(num, np.uint8), 187 * ones, 235 * ones)
+    views = np.array([[k, 2 * k, 187 - k, 235 - 2 * k, 48, 48, 0, 0] for k in range(num)])
+    flips, operations = np.arange(num) % 2 == 0, np.zeros((num, 0), OPERATION)
+    kernel = NativeKernel(3)
+
+    def show(_: int) -> list[bytes]:
+        shown = []
+        for call in range(6):
+            images, statuses = np.zeros((num, 48, 48, 3), np.uint8), np.full(num, -1)
+            kernel.decode(file, stored, views, flips, operations, images, statuses)
+            assert statuses.tolist() == [Status.OK] * num
+            shown.append(images.tobytes())
+            if call == 2:
+                closed.wait(30)
+        return shown
+
+    with ThreadPoolExecutor(6) as callers:
+        answers = callers.map(show, range(6))
+        kernel.close()
+        closed.set()
+        assert len({images for shown in answers for images in shown}) == 1
 
 
 def test_without_the_extension_the_native_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
