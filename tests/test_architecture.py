@@ -49,6 +49,7 @@ FENCES = {
         "resnet_dist.tracking.figures",
         "resnet_dist.tracking.rank_plot",
         "resnet_dist.tracking.plots",
+        "resnet_dist.tracking.schedule_plot",
         "resnet_dist.tune.figures",
     ),
     "psutil": ("resnet_dist.tracking.system_metrics",),

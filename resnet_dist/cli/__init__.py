@@ -12,6 +12,7 @@ from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.doctor import doctor
 from resnet_dist.cli.evaluate import evaluate
 from resnet_dist.cli.runs import runs, tracking_app
+from resnet_dist.cli.schedules import schedules
 from resnet_dist.cli.show import show
 from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
@@ -29,6 +30,7 @@ app.command()(train)
 app.command(context_settings=PASSED_ON)(submit)
 app.command()(evaluate)
 app.command()(show)
+app.command()(schedules)
 app.command()(runs)
 app.command()(doctor)
 app.add_typer(tune_app, name="tune")

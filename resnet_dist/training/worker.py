@@ -32,14 +32,14 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
     """
     set_backends(job.recipe.train)
     with ExitStack() as stack:
-        run = assemble(job, ctx, tracker, *_open_data(job, ctx.device, stack))
+        run = assemble(job, ctx, tracker, *open_data(job, ctx.device, stack))
         restore(run)
         outcome = fit(run)
         run.background.wait()
         return WorkerResult(outcome, run.state.step, run.metrics)
 
 
-def _open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
+def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
     """The train and the val beton behind their loaders; `stack` closes them."""
     recipe = job.recipe
     pages = recipe.data.shuffle == "page"

@@ -1,0 +1,95 @@
+"""Every recipe's first and last epoch begin on a CPU, with its own loader, at reduced size."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import resnet_dist
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.training.assemble import assemble
+from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.context import LocalContext
+from resnet_dist.training.feed import steps_from
+from resnet_dist.training.job import Job
+from resnet_dist.training.loop import train_step
+from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.worker import open_data
+
+SPEC = importlib.util.spec_from_file_location("photographs", Path(__file__).parents[1] / "data" / "conftest.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+photographs: Any = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(photographs)
+
+RECIPES = sorted((Path(resnet_dist.__file__).parent / "recipes").rglob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """12 images of 10 classes each: photographs of 72 x 64 px, and tiles of 32 x 32 px."""
+    folder = tmp_path_factory.mktemp("betons")
+    images = {
+        "photos": [photographs.jpeg(photographs.photograph(72, 64, k)) for k in range(12)],
+        "tiles": [photographs.photograph(32, 32, k) for k in range(12)],
+    }
+    return {name: photographs.write(folder / f"{name}.beton", pictures) for name, pictures in images.items()}
+
+
+def reduced(path: Path) -> Recipe:
+    """The recipe with everything it has, but small: 64 or 32 px, 18 or 50 layers, two micro-batches of four."""
+    whole = load_recipe(path)
+    sets = ["train.global_batch_size=8", "train.micro_batch_size=4", "model.num_classes=10", "eval.batch_size=4"]
+    if whole.data.dataset == "imagenet":
+        name = "resnet50" if whole.model.bottleneck_stride == "1x1" else "resnet18"
+        sets += [f"model.name={name}", "data.train.size=64", "data.eval.size=64", "data.eval.resize=72"]
+        if whole.data.train.kind == "scale_crop":
+            sets += ["data.train.size=32", "data.train.shorter_side=[36, 60]"]
+        if whole.data.progressive_size:
+            sets += ["data.progressive_size.start_size=32"]
+    return load_recipe(path, sets)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> None:
+    recipe = reduced(path)
+    beton = betons["photos" if recipe.data.dataset == "imagenet" else "tiles"]
+    epochs = recipe.train.total_epochs
+    job = Job(recipe, RunPlan(1, epochs, epochs, 1, 1, None, 1), Identity("r", "d"), beton, beton, loader_threads=1)
+    context = LocalContext(FolderStorage(tmp_path))
+    with ExitStack() as stack:
+        run = assemble(job, context, None, *open_data(job, context.device, stack))  # type: ignore[arg-type]
+        run.model.train()
+        weight = run.state.net.conv1.weight if recipe.model.stem == "conv7" else next(run.state.net.parameters())
+        seen, sizes = [weight.detach().clone()], []
+        for epoch in (0, epochs - 1):
+            run.state.step = epoch
+            (local,) = steps_from(run, epoch, 0)
+            sizes.append(local[0].images.shape[1])
+            assert sorted(local) == [0, 1]
+            train_step(run, local)
+            seen.append(weight.detach().clone())
+        window = run.window.close(0.1, stop=False, save=False)
+    assert math.isfinite(window.metrics["train/loss"])
+    assert window.diverged_step is None
+    assert not torch.equal(seen[1], seen[2])  # also where the first rate is 0
+    assert sizes == [32, 64] if recipe.data.progressive_size else sizes == [recipe.data.train.size] * 2
+    if run.state.average is not None:
+        assert run.evaluated is not run.model
