@@ -112,11 +112,14 @@ WALLS = {
         "resnet_dist.launch.code_version",
         "data_prep.beton",
     ),
+    "resnet_dist.planner": ("resnet_dist.errors", "resnet_dist.config", "resnet_dist.models"),
     "resnet_dist.bench": (
         "resnet_dist.errors",
         "resnet_dist.config",
         "resnet_dist.data",
         "resnet_dist.tracking",
+        "resnet_dist.models",
+        "resnet_dist.training.checkpoint",
         "data_prep.beton",
     ),
 }

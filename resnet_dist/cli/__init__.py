@@ -11,6 +11,7 @@ from data_prep.exit_codes import run_and_exit
 from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.doctor import doctor
 from resnet_dist.cli.evaluate import evaluate
+from resnet_dist.cli.plan import plan
 from resnet_dist.cli.runs import runs, tracking_app
 from resnet_dist.cli.schedules import schedules
 from resnet_dist.cli.show import show
@@ -31,6 +32,7 @@ app.command(context_settings=PASSED_ON)(submit)
 app.command()(evaluate)
 app.command()(show)
 app.command()(schedules)
+app.command()(plan)
 app.command()(runs)
 app.command()(doctor)
 app.add_typer(tune_app, name="tune")

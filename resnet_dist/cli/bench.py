@@ -106,3 +106,28 @@ def bench_tracking(
     from resnet_dist.bench.tracking import bench_tracking as measure
 
     typer.echo(measure(num_steps=steps, rounds=rounds, folder=folder))
+
+
+@bench_app.command("plan")
+def bench_plan() -> None:
+    """What `resnet-dist plan` predicts against what was published, as Markdown tables with the errors.
+
+    Example: resnet-dist bench plan
+    """
+    from resnet_dist.planner.check import report
+
+    typer.echo(report(), nl=False)
+
+
+@bench_app.command("host")
+def bench_host(
+    folder: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Where checkpoints are written.")] = Path(),
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """What the host costs a step and a checkpoint, as a Markdown table: constants of `resnet-dist plan`.
+
+    Example: resnet-dist bench host --folder /shared/runs
+    """
+    from resnet_dist.bench.host import bench_host as measure
+
+    typer.echo(measure(folder, rounds))

@@ -1,0 +1,103 @@
+"""`resnet-dist plan`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_dist.cli.options import AsJson, ProfileSets, RecipeFile, Sets
+from resnet_dist.config.loading import load_profile, load_recipe
+from resnet_dist.errors import UserError
+
+
+def plan(
+    recipe: RecipeFile,
+    gpu: Annotated[str, typer.Option(help="v100, a100, h100, h200, b200, l4, rtx3090, ...")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many.  [default: the profile's largest group]")] = None,
+    net: Annotated[str, typer.Option(help="Network of one node: 100Gbps, or 8x400Gbps.")] = "100Gbps",
+    on: Annotated[
+        Path | None,
+        typer.Option("--on", metavar="PROFILE", help="Workers, CPUs and checkpoints as in a profile's YAML file."),
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    cpus_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="For the loader.  [default: the profile's, or 12]")
+    ] = None,
+    disk: Annotated[str | None, typer.Option(help="A node's disk, 5GB/s.  [default: betons lie in memory]")] = None,
+    min_gpus: Annotated[
+        int | None, typer.Option(min=1, help="Smallest group.  [default: the profile's, or all]")
+    ] = None,
+    spare_nodes: Annotated[int, typer.Option(min=0)] = 0,
+    mtbf_h: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Hours between failures of one node.  [default: Llama 3's, 50,400 a GPU]"),
+    ] = None,
+    repair_h: Annotated[float, typer.Option(min=0.01, help="Hours until a failed node is back.")] = 4.0,
+    preemptions_per_day: Annotated[float, typer.Option(min=0, help="Of one node.")] = 0.0,
+    notice_s: Annotated[float, typer.Option(min=0, help="Before a preemption.")] = 120.0,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="[default: the profile's, or the best interval]")
+    ] = None,
+    restart_s: Annotated[
+        float | None, typer.Option(min=0, help="Lost node to first new step.  [default: measured]")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Money for one GPU hour.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Training images of a data set that is not known.")] = None,
+    replicas: Annotated[int, typer.Option(min=2, help="Simulated runs.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulation.")] = 0,
+    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    profile_set: ProfileSets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Predict speed, bottleneck, faults, hours and money of a recipe on hardware that need not be at hand.
+
+    Example: resnet-dist plan resnet_dist/recipes/resnet152_90ep.yaml --gpu h100 --gpus 8 --price 3
+    """
+    from resnet_dist.planner.constants import NODE_MTBF_H, RESTART_S
+    from resnet_dist.planner.network import parse_net
+    from resnet_dist.planner.plan import Faults, Hardware, make_plan
+    from resnet_dist.planner.show import as_data, lines
+    from resnet_dist.planner.workload import workload_of
+
+    profile = load_profile(on, profile_set) if on else None
+    if gpus is None:
+        if profile is None:
+            raise UserError("--gpus: is missing; give a number, or a profile with --on")
+        gpus = profile.workers.max
+    minutes = checkpoint_minutes or (profile.checkpoint.every_minutes if profile else None)
+    hardware = Hardware(
+        gpu=gpu.lower(),
+        gpus=gpus,
+        gpus_per_node=gpus_per_node,
+        net_bytes_s=parse_net(net),
+        cpus_per_gpu=cpus_per_gpu or (profile.cpus_per_worker if profile else 12),
+        disk_bytes_s=None if disk is None else _bytes_s(disk),
+        price_per_gpu_h=price,
+    )
+    faults = Faults(
+        mtbf_h=mtbf_h or NODE_MTBF_H * 8 / gpus_per_node,
+        repair_h=repair_h,
+        preemptions_per_day=preemptions_per_day,
+        notice_s=notice_s,
+        spare_nodes=spare_nodes,
+        min_gpus=min_gpus or (min(profile.workers.min, gpus) if profile else None),
+        resize_every_s=profile.resize_every_s if profile else 600.0,
+        checkpoint_every_s=None if minutes is None else 60 * minutes,
+        restart_s=RESTART_S if restart_s is None else restart_s,
+        replicas=replicas,
+        seed=seed,
+    )
+    work = workload_of(load_recipe(recipe, set_), None if images is None else (images, 0))
+    found = make_plan(work, hardware, faults)
+    typer.echo(json.dumps(as_data(found)) if as_json else "\n".join(lines(found)))
+
+
+def _bytes_s(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])B/?s", text.strip(), re.IGNORECASE)
+    if not match or float(match.group(1)) == 0:
+        raise UserError(f"--disk {text}: expected bytes a second like 500MB/s or 5GB/s")
+    return float(match.group(1)) * {"M": 1e6, "G": 1e9}[match.group(2).upper()]

@@ -1,0 +1,208 @@
+"""A recipe on hardware that may not be at hand: everything that `resnet-dist plan` says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import mean, quantiles
+
+from resnet_dist.errors import UserError
+from resnet_dist.planner.checkpoints import CheckpointCost, best_interval_s, checkpoint_cost
+from resnet_dist.planner.constants import BYTES_PER_IMAGE
+from resnet_dist.planner.fleet import Fleet, Outcome, Policy
+from resnet_dist.planner.gpus import gpu_of_name
+from resnet_dist.planner.loading import images_per_core
+from resnet_dist.planner.network import Links
+from resnet_dist.planner.simulate import simulate
+from resnet_dist.planner.step import Step, step_of
+from resnet_dist.planner.workload import Workload
+
+FORWARD_SHARE = 1 / 3
+"""An evaluated image against a trained one."""
+BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
+"""GPU memory per number a convolution puts out: ResNet-152's published largest batches (V100 192, A100-40 224)."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    gpu: str
+    gpus: int
+    gpus_per_node: int
+    net_bytes_s: float
+    cpus_per_gpu: int
+    disk_bytes_s: float | None = None
+    """Of one node; None: betons lie in the page cache."""
+    price_per_gpu_h: float | None = None
+
+
+@dataclass(frozen=True)
+class Faults:
+    mtbf_h: float
+    """Of one node."""
+    repair_h: float = 4.0
+    preemptions_per_day: float = 0.0
+    """Of one node."""
+    notice_s: float = 120.0
+    spare_nodes: int = 0
+    min_gpus: int | None = None
+    """The smallest group that trains on; None: all GPUs or none."""
+    resize_every_s: float = 600.0
+    checkpoint_every_s: float | None = None
+    """None: the best interval."""
+    restart_s: float = 24.0
+    replicas: int = 40
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    work: Workload
+    hardware: Hardware
+    faults: Faults
+    step: Step
+    single_images_s: float
+    """One GPU by itself."""
+    memory_gb: float
+    """Estimated, of one GPU."""
+    cores_per_gpu: float
+    """That the loader needs to keep up."""
+    disk_bytes_s: float
+    """That a node reads, if its betons are not in the page cache."""
+    beton_bytes: float
+    checkpoint: CheckpointCost
+    checkpoint_every_s: float
+    evaluation_s: float
+    """All evaluations of the run."""
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def efficiency(self) -> float:
+        return self.step.images_per_s / (self.hardware.gpus * self.single_images_s)
+
+    @property
+    def ideal_h(self) -> float:
+        """Without a fault."""
+        return (self.work.steps * self.step.seconds + self.evaluation_s) / 3600
+
+    @property
+    def hours(self) -> float:
+        return mean(o.ledger.wall_s for o in self.outcomes) / 3600
+
+    @property
+    def hours_90(self) -> tuple[float, float]:
+        """What nine of ten runs lie between."""
+        cuts = quantiles((o.ledger.wall_s / 3600 for o in self.outcomes), n=20, method="inclusive")
+        return cuts[0], cuts[-1]
+
+    @property
+    def goodput(self) -> float:
+        return mean(o.ledger.goodput for o in self.outcomes)
+
+    @property
+    def gpu_hours(self) -> float:
+        return mean(o.node_s for o in self.outcomes) * self.hardware.gpus_per_node / 3600
+
+    @property
+    def money(self) -> float | None:
+        price = self.hardware.price_per_gpu_h
+        return None if price is None else price * self.gpu_hours
+
+    @property
+    def bottleneck(self) -> str:
+        """The largest loss, if it is a tenth of the time; else the GPUs themselves."""
+        step, hw = self.step, self.hardware
+        losses = {
+            "the loader: more CPUs per GPU, or smaller stored images (data-prep convert --max-side)": step.loader_s,
+            "the host, which starts kernels more slowly than the GPU runs them: a larger micro-batch": step.host_s,
+            "uneven shares: a number of GPUs that divides the step's "
+            f"{self.work.micro_batches_per_step} micro-batches": step.uneven_s,
+            "the network: more bandwidth between nodes, or more micro-batches per worker and step": step.exchange_s,
+            "slow workers, for which all others wait (MLflow's rank/* curves name them)": step.jitter_s,
+        }
+        shares = {what: seconds / step.seconds for what, seconds in losses.items()}
+        shares["lost nodes: checkpoint more often, keep spare nodes, or let the group shrink (--min-gpus)"] = (
+            1 - self.goodput
+        )
+        what, share = max(shares.items(), key=lambda item: item[1])
+        return f"{what} ({share:.0%} of the time)" if share >= 0.1 else f"the {hw.gpu} GPUs themselves"
+
+
+def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
+    """Raises UserError for hardware that the recipe cannot use."""
+    gpu = gpu_of_name(hardware.gpu)
+    _require_shares(work, hardware, faults)
+    links = Links(gpu.local_gb_s * 1e9, hardware.net_bytes_s, hardware.gpus_per_node, gpu.host_bus)
+    by_cpus = hardware.cpus_per_gpu * images_per_core(work.decoder, work.image_px)
+    by_disk = math.inf
+    if hardware.disk_bytes_s is not None:
+        by_disk = hardware.disk_bytes_s / min(hardware.gpus, hardware.gpus_per_node) / BYTES_PER_IMAGE
+    loader = min(by_cpus, by_disk)
+
+    @cache
+    def step(workers: int) -> Step:
+        return step_of(work, gpu, workers, links, loader_images_s=loader)
+
+    alone = step_of(replace(work, micro_batches_per_step=1), gpu, 1, links)
+    whole = step(hardware.gpus)
+    per_gpu = whole.images_per_s / hardware.gpus
+    nodes = math.ceil(hardware.gpus / hardware.gpus_per_node)
+    smallest = math.ceil((faults.min_gpus or hardware.gpus) / hardware.gpus_per_node)
+    cost = checkpoint_cost(work.state_bytes)
+    interruptions_h = 1 / (nodes * (1 / faults.mtbf_h + faults.preemptions_per_day / 24))
+    every_s = faults.checkpoint_every_s or best_interval_s(cost, interruptions_h * 3600)
+    evaluation_s = work.evaluations * work.val_images * FORWARD_SHARE / whole.images_per_s
+    # Evaluations go with the steps, as so many steps more.
+    steps = work.steps + evaluation_s / whole.seconds
+    fleet = Fleet(
+        nodes=nodes + faults.spare_nodes,
+        largest=nodes,
+        smallest=smallest,
+        mtbf_s=faults.mtbf_h * 3600,
+        repair_s=faults.repair_h * 3600,
+        preempted_every_s=86400 / faults.preemptions_per_day if faults.preemptions_per_day else None,
+        notice_s=faults.notice_s,
+    )
+    policy = Policy(every_s, cost.snapshot_s, cost.write_s, faults.restart_s, faults.resize_every_s)
+
+    def speed(used: int) -> float:
+        return 1 / step(min(hardware.gpus, used * hardware.gpus_per_node)).seconds
+
+    outcomes = tuple(simulate(fleet, policy, speed, steps, faults.seed + i) for i in range(faults.replicas))
+    return Plan(
+        work=work,
+        hardware=hardware,
+        faults=faults,
+        step=whole,
+        single_images_s=alone.images_per_s,
+        memory_gb=_memory_gb(work),
+        cores_per_gpu=per_gpu / images_per_core(work.decoder, work.image_px),
+        disk_bytes_s=per_gpu * min(hardware.gpus, hardware.gpus_per_node) * BYTES_PER_IMAGE,
+        beton_bytes=work.train_images * BYTES_PER_IMAGE,
+        checkpoint=cost,
+        checkpoint_every_s=every_s,
+        evaluation_s=evaluation_s,
+        outcomes=outcomes,
+    )
+
+
+def _memory_gb(work: Workload) -> float:
+    kept = BYTES_PER_ACTIVATION_KEPT[work.precision] * work.net.activations * work.micro_batch_size
+    return (kept + work.state_bytes + 8 * work.net.parameters) / 1e9
+
+
+def _require_shares(work: Workload, hardware: Hardware, faults: Faults) -> None:
+    if hardware.gpus > work.micro_batches_per_step:
+        raise UserError(
+            f"--gpus {hardware.gpus}: a step of this recipe has {work.micro_batches_per_step} micro-batches "
+            f"({work.global_batch_size} / {work.micro_batch_size}) and every GPU needs one; use fewer GPUs, or another "
+            f"recipe: --set train.global_batch_size={hardware.gpus * work.micro_batch_size} and its learning rate"
+        )
+    if faults.min_gpus is not None and faults.min_gpus > hardware.gpus:
+        raise UserError(f"--min-gpus {faults.min_gpus}: more than --gpus {hardware.gpus}")
+    memory = gpu_of_name(hardware.gpu).memory_gb
+    if _memory_gb(work) > memory:
+        raise UserError(
+            f"--gpu {hardware.gpu}: a micro-batch of {work.micro_batch_size} needs about {_memory_gb(work):.0f} GB of "
+            f"its {memory} GB; set train.micro_batch_size lower, in a recipe of its own"
+        )

@@ -1,0 +1,163 @@
+"""Discrete events: nodes fail, are preempted and come back; the worker group goes on from its checkpoints."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from resnet_dist.errors import UserError
+from resnet_dist.planner.fleet import Fleet, Ledger, Outcome, Policy, Speed
+
+
+class Kind(Enum):
+    FAILURE = 0
+    PREEMPTION = 1
+    RETURN = 2
+    LOOK = 3
+    """The elastic group asks whether there is room for more."""
+
+
+@dataclass
+class Group:
+    """A running worker group; `ready` is when its first step begins."""
+
+    number: int
+    nodes: frozenset[int]
+    formed: float
+    ready: float
+    rate: float
+    policy: Policy
+
+    @property
+    def cycle_s(self) -> float:
+        return self.policy.checkpoint_every_s + self.policy.snapshot_s
+
+    def steps(self, now: float) -> float:
+        return max(0.0, now - self.ready) * self.policy.checkpoint_every_s / self.cycle_s * self.rate
+
+    def saved_steps(self, now: float) -> float:
+        """Of a checkpoint that is whole in storage."""
+        written = math.floor((now - self.ready - self.policy.write_s) / self.cycle_s)
+        return max(0, written) * self.policy.checkpoint_every_s * self.rate
+
+    def done_at(self, steps: float) -> float:
+        return self.ready + steps / self.rate * self.cycle_s / self.policy.checkpoint_every_s
+
+
+def simulate(fleet: Fleet, policy: Policy, speed: Speed, total_steps: float, seed: int) -> Outcome:
+    """One run from its first start to its last step."""
+    return _Run(fleet, policy, speed, total_steps, Random(seed)).run()
+
+
+class _Run:
+    def __init__(self, fleet: Fleet, policy: Policy, speed: Speed, total_steps: float, random: Random) -> None:
+        self.fleet, self.policy, self.speed, self.random = fleet, policy, speed, random
+        self.left = total_steps
+        self.full_rate = speed(fleet.largest)
+        self.up = set(range(fleet.nodes))
+        self.events: list[tuple[float, int, Kind, int]] = []
+        self.number = itertools.count()
+        self.outcome = Outcome(Ledger(), 0.0, 0, 0, 0)
+        for node in range(fleet.nodes):
+            self._wear(node, 0.0)
+
+    def run(self) -> Outcome:
+        now, group = 0.0, self._form(0.0)
+        total_steps = self.left
+        limit_s = 30 * 86400 + 50 * total_steps / self.full_rate
+        idle_since = 0.0
+        while True:
+            at, _, kind, node = heapq.heappop(self.events)
+            if group is not None and (end := group.done_at(self.left)) <= at:
+                self._account(group, end, self.left)
+                return self.outcome
+            now = max(now, at)  # an event during a last checkpoint is seen after it
+            if now > limit_s:
+                raise UserError(
+                    f"after {now / 86400:.0f} days {self.left / total_steps:.0%} of the run is still to do: nodes are "
+                    "lost faster than the group makes headway; checkpoint more often, or use fewer nodes"
+                )
+            interrupts = self._apply(kind, node, now, group)
+            if group is not None and interrupts:
+                now = self._stop(group, now, kind)
+                group, idle_since = None, now
+            if group is None and len(self.up) >= self.fleet.smallest:
+                self.outcome.ledger.waiting_s += now - idle_since
+                group = self._form(now)
+
+    def _apply(self, kind: Kind, node: int, now: float, group: Group | None) -> bool:
+        """Changes who is up. Whether the group has to stop."""
+        if kind is Kind.RETURN:
+            self.up.add(node)
+            self._wear(node, now)
+            self._look_later(group, now)
+            return False
+        if kind is Kind.LOOK:
+            grows = group is not None and node == group.number and len(self.up) > len(group.nodes)
+            self.outcome.resizes += grows
+            return grows
+        self.up.discard(node)
+        used = group is not None and node in group.nodes
+        if kind is Kind.FAILURE:
+            self.outcome.failures += used
+            self._push(now + self.random.expovariate(1 / self.fleet.repair_s), Kind.RETURN, node)
+        else:
+            self.outcome.preemptions += used
+            self._push(now + self.random.expovariate(1 / self.fleet.replaced_s), Kind.RETURN, node)
+        return used
+
+    def _form(self, now: float) -> Group | None:
+        if len(self.up) < self.fleet.smallest:
+            return None
+        nodes = frozenset(itertools.islice(self.up, self.fleet.largest))
+        group = Group(next(self.number), nodes, now, now + self.policy.restart_s, self.speed(len(nodes)), self.policy)
+        self._look_later(group, now)
+        return group
+
+    def _look_later(self, group: Group | None, now: float) -> None:
+        """The next of the group's looks, if there is a node for it to find."""
+        if group is None or not len(group.nodes) < min(len(self.up), self.fleet.largest):
+            return
+        every = self.policy.resize_every_s
+        looks = math.floor((now - group.formed) / every) + 1
+        self._push(group.formed + looks * every, Kind.LOOK, group.number)
+
+    def _stop(self, group: Group, now: float, kind: Kind) -> float:
+        """Ends the group; the time at which the next one can form."""
+        save_s = self.policy.snapshot_s + self.policy.write_s
+        if kind is Kind.PREEMPTION and self.fleet.notice_s >= save_s and now > group.ready:
+            self._account(group, now, min(group.steps(now), self.left))
+            self.outcome.ledger.checkpoint_s += save_s
+            self.outcome.node_s += save_s * len(group.nodes)
+            return now + save_s
+        self._account(group, now, min(group.saved_steps(now), self.left))
+        return now
+
+    def _account(self, group: Group, now: float, kept_steps: float) -> None:
+        ledger = self.outcome.ledger
+        ran = max(0.0, now - group.ready)
+        worked = ran * self.policy.checkpoint_every_s / group.cycle_s
+        kept = kept_steps / group.rate
+        ledger.restart_s += min(now, group.ready) - group.formed
+        ledger.checkpoint_s += ran - worked
+        ledger.redone_s += worked - kept
+        ledger.useful_s += kept_steps / self.full_rate
+        ledger.smaller_group_s += kept - kept_steps / self.full_rate
+        self.outcome.node_s += (now - group.formed) * len(group.nodes)
+        self.left -= kept_steps
+
+    def _wear(self, node: int, now: float) -> None:
+        """Draws what will take this node away next: one of both, whichever comes first."""
+        failure = self.random.expovariate(1 / self.fleet.mtbf_s)
+        preemption = (
+            self.random.expovariate(1 / self.fleet.preempted_every_s) if self.fleet.preempted_every_s else math.inf
+        )
+        first = min(failure, preemption)
+        self._push(now + first, Kind.FAILURE if failure <= preemption else Kind.PREEMPTION, node)
+
+    def _push(self, at: float, kind: Kind, node: int) -> None:
+        heapq.heappush(self.events, (at, next(self.number), kind, node))

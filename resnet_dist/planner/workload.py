@@ -1,0 +1,103 @@
+"""What a recipe asks of the hardware: per image, per step and in all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.models.summary import Part, summarise
+
+DATASETS = {"imagenet": (1_281_167, 50_000), "cifar10": (50_000, 10_000), "digits": (1_442, 355)}
+"""Training and validation images."""
+SLOTS_PER_OPTIMIZER = {"sgd": 1, "lamb": 2}
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net at one image size. `parts` in forward order."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(part.macs for part in self.parts)
+
+    @property
+    def activations(self) -> int:
+        return sum(part.activations for part in self.parts)
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def layers(self) -> int:
+        return sum(part.layers for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Workload:
+    net: Net
+    image_px: int
+    precision: str
+    micro_batch_size: int
+    micro_batches_per_step: int
+    steps: int
+    train_images: int
+    val_images: int
+    evaluations: int
+    state_bytes: int
+    """Weights, their moving average and the optimizer's moments in fp32: one checkpoint."""
+    decoder: str
+    exact: bool
+
+    @property
+    def half(self) -> bool:
+        """On tensor cores in half precision. tf32 is reckoned as fp32: slower than it is."""
+        return self.precision in {"bf16", "fp16"}
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.micro_batches_per_step
+
+
+@cache
+def net_of(name: str, *, side: int = 224, **options: Any) -> Net:
+    return Net(summarise(name, side=side, **options).parts)
+
+
+def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Workload:
+    """`images`: training and validation images; by default those of the known data sets. Raises UserError."""
+    found = images or DATASETS.get(recipe.data.dataset)
+    if found is None:
+        raise UserError(
+            f"data.dataset {recipe.data.dataset}: its size is not known; give --images N (known: {', '.join(DATASETS)})"
+        )
+    train_images, val_images = found
+    train = recipe.train
+    steps_per_epoch = train_images // train.global_batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train.global_batch_size {train.global_batch_size}: more than the {train_images} training images; "
+            "set a smaller one"
+        )
+    options = recipe.model.build_options()
+    net = net_of(options.pop("name"), side=recipe.data.train.size, **options)
+    steps = steps_per_epoch * train.total_epochs
+    return Workload(
+        net=net,
+        image_px=recipe.data.train.size,
+        precision=train.precision,
+        micro_batch_size=train.micro_batch_size,
+        micro_batches_per_step=train.num_micro_batches,
+        steps=min(steps, train.max_steps or steps),
+        train_images=train_images,
+        val_images=val_images,
+        evaluations=-(-train.total_epochs // recipe.eval.every_epochs),
+        state_bytes=4 * net.parameters * (1 + SLOTS_PER_OPTIMIZER.get(recipe.optim.name, 2) + (train.ema is not None)),
+        decoder=recipe.data.decoder,
+        exact=train.reduction == "exact",
+    )

@@ -1,0 +1,74 @@
+"""`resnet-dist plan` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from resnet_dist.cli import app
+from resnet_dist.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+RECIPE = str(ROOT / "resnet_dist/recipes/resnet152_90ep.yaml")
+
+
+def plan(*words: str) -> dict:
+    done = CliRunner().invoke(app, ["plan", RECIPE, "--json", "--replicas", "4", *words], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.output)
+
+
+def test_eight_a100_as_text_and_as_json() -> None:
+    words = ["--gpu", "a100", "--gpus", "8", "--price", "2", "--set", "train.global_batch_size=1024",
+             "--set", "train.micro_batch_size=128"]  # fmt: skip
+    found = plan(*words)
+    # Lambda: 886 to 905 images/s on one A100 of 40 GB; the one of 80 GB has 1.3 times its memory bandwidth.
+    assert 8 * 800 < found["images_per_s"] < 8 * 1100
+    assert found["bottleneck"] == "the a100 GPUs themselves"
+    assert found["money"] == pytest.approx(2 * found["gpu_hours"])
+    text = CliRunner().invoke(app, ["plan", RECIPE, "--replicas", "4", *words]).output
+    for word in ("images/s", "bottleneck", "cores a GPU", "checkpoint", "goodput", "money"):
+        assert word in text
+
+
+def test_the_bottleneck_is_named() -> None:
+    large = ["--set", "train.global_batch_size=32768", "--set", "train.micro_batch_size=128"]
+    assert "micro-batch" in plan("--gpu", "h100", "--gpus", "8")["bottleneck"]
+    assert "loader" in plan("--gpu", "h100", "--gpus", "8", "--cpus-per-gpu", "1", *large)["bottleneck"]
+    assert "network" in plan("--gpu", "h100", "--gpus", "256", "--net", "1Gbps", *large)["bottleneck"]
+    assert "uneven" in plan("--gpu", "a100", "--gpus", "200", *large)["bottleneck"]
+    assert (
+        "lost nodes"
+        in plan("--gpu", "a100", "--gpus", "256", "--mtbf-h", "60", "--repair-h", "0.5", *large)["bottleneck"]
+    )
+
+
+def test_a_profile_gives_workers_cpus_and_checkpoints() -> None:
+    profile = str(ROOT / "cluster/profiles/spot.yaml")
+    found = plan(
+        "--gpu", "a100", "--on", profile, "--preemptions-per-day", "2", "--set", "train.global_batch_size=2048"
+    )
+    assert found["checkpoint_every_s"] == 180
+    assert found["preemptions"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--gpu", "a100", "--gpus", "1024"], "--set train.global_batch_size=32768"),
+        (["--gpu", "a1000", "--gpus", "8"], "did you mean"),
+        (["--gpu", "a100"], "--gpus: is missing"),
+        (["--gpu", "a100", "--gpus", "8", "--net", "fast"], "--net fast"),
+        (["--gpu", "a100", "--gpus", "8", "--disk", "5"], "--disk 5"),
+        (["--gpu", "a100", "--gpus", "4", "--min-gpus", "8"], "--min-gpus 8"),
+        (["--gpu", "l4", "--gpus", "1", "--set", "train.micro_batch_size=256"], "GB"),
+        (["--gpu", "a100", "--gpus", "8", "--set", "data.dataset=mine"], "--images"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line.replace("(", r"\(")) as error:
+        CliRunner().invoke(app, ["plan", RECIPE, *words], catch_exceptions=False)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,143 @@
+"""Compute, all-reduce, overlap, jitter and loader: exact values and what must not depend on each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.errors import UserError
+from resnet_dist.planner.compute import host_s, image_s
+from resnet_dist.planner.constants import BUCKET_BYTES, FIRST_BUCKET_BYTES
+from resnet_dist.planner.gpus import GPUS, gpu_of_name
+from resnet_dist.planner.jitter import expected_maximum
+from resnet_dist.planner.loading import images_per_core, throttled
+from resnet_dist.planner.network import Links, all_reduce, parse_net
+from resnet_dist.planner.overlap import Produced, buckets, exchange
+from resnet_dist.planner.step import produced, step_of
+from resnet_dist.planner.workload import Workload, net_of, workload_of
+
+RECIPES = Path(__file__).parents[3] / "resnet_dist/recipes"
+NVLINK = Links(local_bytes_s=235e9, net_bytes_s=50e9, gpus_per_node=8)
+SLOW = Links(local_bytes_s=235e9, net_bytes_s=1e9, gpus_per_node=8)
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    return workload_of(load_recipe(RECIPES / "resnet152_90ep.yaml"))
+
+
+def test_the_workload_is_the_recipes(work: Workload) -> None:
+    assert (work.steps, work.micro_batches_per_step, work.evaluations) == (90 * (1_281_167 // 256), 8, 90)
+    assert (work.net.parameters, work.net.activations, work.net.layers) == (60_192_808, 22_555_112, 509)
+    assert work.state_bytes == 2 * 4 * 60_192_808
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "digits_resnet20"])
+def test_every_recipe_can_be_planned(name: str) -> None:
+    work = workload_of(load_recipe(RECIPES / f"{name}.yaml"))
+    assert step_of(work, GPUS["a100"], 1, NVLINK).seconds > 0
+
+
+def test_a_gpu_with_a_published_figure_gives_it_back() -> None:
+    for gpu in GPUS.values():
+        if gpu.resnet50_half:
+            assert 1 / image_s(net_of("resnet50"), gpu, half=True) == pytest.approx(gpu.resnet50_half)
+
+
+def test_a_ring_on_one_node_is_the_textbooks() -> None:
+    cost = all_reduce(240e6, 8, NVLINK)
+    assert cost.net_s == 0
+    assert cost.local_s == pytest.approx(2 * 7 / 8 * 240e6 / 235e9, rel=0.05)
+
+
+def test_a_thousand_nodes_use_a_tree() -> None:
+    ring_latency = 2 * 1023 * 15e-6
+    assert all_reduce(1e6, 8192, NVLINK).net_s < ring_latency / 10
+
+
+def test_a_bus_that_is_shared_is_slower_with_every_gpu() -> None:
+    shared = replace(NVLINK, local_bytes_s=6.6e9, local_shared=True)
+    two, eight = all_reduce(1e8, 2, shared).seconds, all_reduce(1e8, 8, shared).seconds
+    assert eight / two == pytest.approx(7, rel=0.01)  # 2 (n-1) S / bandwidth
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 400_000_000)), min_size=1, max_size=8),
+)
+def test_buckets_hold_all_bytes_in_order_and_none_is_ready_after_the_end(parts: list[tuple[float, int]]) -> None:
+    found = buckets([Produced(s, b) for s, b in parts])
+    assert sum(b for _, b in found) == pytest.approx(sum(b for _, b in parts))
+    assert all(b <= (BUCKET_BYTES if i else FIRST_BUCKET_BYTES) for i, (_, b) in enumerate(found))
+    times = [t for t, _ in found]
+    assert times == sorted(times)
+    assert not times or times[-1] <= sum(s for s, _ in parts) + 1e-9
+
+
+def test_overlap_hides_what_fits_into_the_backward_pass() -> None:
+    parts = produced(net_of("resnet152"), 0.2)
+    alone = exchange(parts, 16, NVLINK, overlapped=False)
+    hidden = exchange(parts, 16, NVLINK)
+    assert hidden.exposed_s < 0.75 * alone.exposed_s
+    # A network that is slower than the backward pass stays visible by the difference, at least.
+    backward_s = sum(p.seconds for p in parts)
+    slow = exchange(parts, 16, SLOW)
+    assert slow.exposed_s >= slow.total_s - backward_s - 1e-9
+
+
+def test_the_expected_maximum_is_the_textbooks() -> None:
+    # Order statistics of the normal distribution (Teichroew 1956).
+    for n, value in ((2, 0.56419), (8, 1.42360), (20, 1.86748), (100, 2.50759)):
+        assert expected_maximum(n) == pytest.approx(value, abs=0.004)
+
+
+def test_the_loader_takes_over_where_it_is_the_slower_one() -> None:
+    assert throttled(100, 1e9) == pytest.approx(100)
+    assert throttled(1e9, 100) == pytest.approx(100)
+    assert throttled(100, 100) == pytest.approx(91.7, abs=0.1)
+    assert images_per_core("native", 224) == 1210
+    assert images_per_core("native", 192) == pytest.approx(1303.5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 64), st.sampled_from(sorted(GPUS)), st.booleans())
+def test_a_steps_parts_add_up_and_more_workers_are_never_slower_per_step(workers: int, name: str, exact: bool) -> None:
+    work = replace(_work64(), exact=exact)
+    step = step_of(work, GPUS[name], workers, NVLINK, loader_images_s=5000)
+    assert min(step.compute_s, step.host_s, step.uneven_s, step.exchange_s, step.jitter_s, step.loader_s) >= 0
+    busy = step.compute_s + step.host_s + step.uneven_s
+    assert busy == pytest.approx(
+        -(-64 // workers) * max(32 * image_s(work.net, GPUS[name], half=True), host_s(work.net))
+    )
+
+
+def _work64() -> Workload:
+    recipe = load_recipe(RECIPES / "resnet152_90ep.yaml", ["train.global_batch_size=2048"])
+    return workload_of(recipe)
+
+
+def test_seven_workers_are_no_faster_than_those_who_share_evenly(work: Workload) -> None:
+    seven, four = (step_of(work, GPUS["a100"], n, NVLINK) for n in (7, 4))
+    assert seven.seconds >= four.seconds
+    assert seven.uneven_s > 0
+    assert four.uneven_s == 0
+
+
+@pytest.mark.parametrize(("text", "bytes_s"), [("100Gbps", 12.5e9), ("8x400Gbps", 400e9), ("25 gbit/s", 3.125e9)])
+def test_networks(text: str, bytes_s: float) -> None:
+    assert parse_net(text) == bytes_s
+
+
+@pytest.mark.parametrize("text", ["", "fast", "100", "0Gbps", "100GB/s", "-1Gbps", "0x400Gbps"])
+def test_what_is_no_network_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--net"):
+        parse_net(text)
+
+
+def test_a_misspelt_gpu_is_named() -> None:
+    with pytest.raises(UserError, match="did you mean h100"):
+        gpu_of_name("h10")
