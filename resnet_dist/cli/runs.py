@@ -57,6 +57,34 @@ def runs(
 
 
 @tracking_app.command()
+def record_data(
+    betons: Annotated[list[str], typer.Argument(metavar="FILE.beton|URL...", show_default=False)],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record in MLflow how betons were made: digest, settings, source, counts. Once for each digest.
+
+    Trainings on them that start later link to it.
+
+    Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
+    """
+    from resnet_dist.launch.preparation import record_beton
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise UserError("--tracking-uri: give the MLflow to record in, for example sqlite:///runs/mlflow.db")
+    recorded = [record_beton(absolute_tracking_uri(uri, Path.cwd()), beton) for beton in betons]
+    if as_json:
+        typer.echo(json.dumps([asdict(record) for record in recorded]))
+        return
+    for record in recorded:
+        typer.echo(f"{record.beton}: {'recorded' if record.is_new else 'was recorded'} as run {record.run_id}")
+
+
+@tracking_app.command()
 def sync(
     run: Annotated[str, typer.Argument(help="The run under the profile's storage: a folder or s3://.")],
     tracking_uri: Annotated[str, typer.Option(help="The MLflow server, or sqlite file, that the run belongs to.")],

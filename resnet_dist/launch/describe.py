@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from resnet_dist.config.loading import flatten
@@ -13,6 +13,7 @@ from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.code_version import CodeVersion
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.preparations import PreparationRun
 from resnet_dist.training.checkpoint import Identity
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
@@ -65,12 +66,18 @@ def data_inputs(recipe: Recipe, prepared: Prepared) -> list[DataInput]:
     ]
 
 
-def description(recipe: Recipe, name: str, prepared: Prepared) -> str:
+def links(inputs: Sequence[DataInput], found: Mapping[str, PreparationRun]) -> dict[str, PreparationRun]:
+    """`training` and `validation` -> the run that recorded how this data was made; `found` is by digest."""
+    return {data.context: found[data.digest] for data in inputs if data.digest in found}
+
+
+def description(recipe: Recipe, name: str, prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> str:
     """Markdown: what is trained on what, and the commands that go on with it and check it."""
     train, folder = recipe.train, prepared.storage.location
     rows = {
         "model": f"{recipe.model.name}, {recipe.model.num_classes} classes",
         "data": f"{recipe.data.dataset}: {prepared.train.num_samples:,} train, {prepared.val.num_samples:,} validation",
+        **({"data made by": ", ".join(f"[{c}]({run.page})" for c, run in made_by.items())} if made_by else {}),
         "length": f"{prepared.plan.last_step:,} steps, {prepared.plan.steps_per_epoch:,} an epoch",
         "batch": f"{train.global_batch_size} images in micro-batches of {train.micro_batch_size}, {train.precision}",
         "optimizer": f"{recipe.optim.name}, lr {recipe.optim.lr:g}, weight decay {recipe.optim.weight_decay:g}",

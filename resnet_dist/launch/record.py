@@ -19,13 +19,14 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.code_version import library_versions, read_code_version
-from resnet_dist.launch.describe import data_inputs, description, run_params, run_tags
+from resnet_dist.launch.describe import data_inputs, description, links, run_params, run_tags
 from resnet_dist.launch.events import EventLog, count_events
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.tracking.details import log_details, log_folder, set_tags
 from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run
 from resnet_dist.tracking.plots import draw_plots
+from resnet_dist.tracking.preparations import PreparationRun, find_preparations
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.transport import driver_environment
 from resnet_dist.tracking.uris import redact_uri
@@ -106,16 +107,21 @@ def begin_record(
     record = Record(handle, prepared, EventLog(storage), say)
     record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")
     facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
+    inputs = data_inputs(recipe, prepared)
+    made_by: dict[str, PreparationRun] = {}
+    with record.told("the run is not linked to how its data was made"):
+        made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))
+        set_tags(handle, {f"data_prep.{context}": run.run_id for context, run in made_by.items()})
     with record.told("the run is not described in MLflow"):
         log_details(
             handle,
-            description=description(recipe, name, prepared),
+            description=description(recipe, name, prepared, made_by),
             texts={
                 **{f"config/{file}": text for file, text in texts.items()},
                 "code/environment.json": json.dumps(facts, indent=1),
                 **({"code/changes.diff": code.diff} if code and code.dirty else {}),
             },
-            inputs=data_inputs(recipe, prepared),
+            inputs=inputs,
         )
     return record
 

@@ -9,12 +9,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_dist.tracking.mlflow_run import RunHandle
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
 from resnet_dist.tracking.uris import redact_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
 
 _NOTE_TAG = "mlflow.note.content"
 _MAX_DIGEST_CHARS = 36
@@ -28,7 +31,7 @@ class DataInput:
     digest: str
     """MLflow keeps the first 36 characters."""
     context: str
-    """`training` or `validation`."""
+    """What the run did with it: `training` or `validation`; `made` by a preparation."""
     location: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Numbers worth seeing: samples, classes, bytes."""
@@ -44,30 +47,28 @@ def log_details(
     """Logs a Markdown description (kept as it is if the run has one: somebody may have edited it), texts by artifact
     path, and data sets. Passwords in URIs are cut out. Raises Fault.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
     require_answer(handle.tracking_uri)
     with mlflow_faults(handle.tracking_uri, "describing the run"):
         client = connect(handle.tracking_uri)
         if description and _NOTE_TAG not in client.get_run(handle.run_id).data.tags:
             client.set_tag(handle.run_id, _NOTE_TAG, redact_uri(description))
-        datasets = [
-            DatasetInput(
-                Dataset(
-                    name=data.name,
-                    digest=data.short_digest,
-                    source_type="local",
-                    source=json.dumps({"uri": data.location}),
-                    profile=json.dumps(dict(data.facts)),
-                ),
-                [InputTag("mlflow.data.context", data.context)],
-            )
-            for data in inputs
-        ]
-        if datasets:
-            client.log_inputs(handle.run_id, datasets)
+        if inputs:
+            client.log_inputs(handle.run_id, [dataset_input(data) for data in inputs])
         for path, content in texts.items():
             client.log_text(handle.run_id, redact_uri(content), path)
+
+
+def dataset_input(data: DataInput) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=data.name,
+        digest=data.short_digest,
+        source_type="local",
+        source=json.dumps({"uri": redact_uri(data.location)}),
+        profile=json.dumps(dict(data.facts)),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])
 
 
 def set_tags(handle: RunHandle, tags: Mapping[str, str]) -> None:

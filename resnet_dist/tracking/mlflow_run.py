@@ -22,7 +22,7 @@ from resnet_dist.tracking.uris import redact_uri, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 _log = logging.getLogger(__name__)
 RUN_KEY_TAG = "resnet_dist.run_key"
@@ -212,6 +212,15 @@ def _oldest_with_key(client: MlflowClient, record: Mapping[str, Any]) -> Run | N
 
 
 def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
+    experiment = find_or_create_experiment(client, name, tracking_uri)
+    for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
+        if key not in experiment.tags:  # what a person wrote there stays
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+    return str(experiment.experiment_id)
+
+
+def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
+    """UserError if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -230,10 +239,7 @@ def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
             f"experiment: {name} was deleted in MLflow; choose another name, or bring it back with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id if experiment else '...'}`"
         )
-    for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
-        if key not in experiment.tags:  # what a person wrote there stays
-            client.set_experiment_tag(experiment.experiment_id, key, value)
-    return experiment.experiment_id
+    return experiment
 
 
 def _log_missing(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:

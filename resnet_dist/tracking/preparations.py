@@ -1,0 +1,121 @@
+"""How a data set was made, as a run of its own in MLflow: found by the beton's digest, linked from trainings on it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from resnet_dist.errors import UserError
+from resnet_dist.tracking.details import DataInput, dataset_input
+from resnet_dist.tracking.mlflow_run import find_or_create_experiment
+from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.store import connect, mlflow_faults, prepare_store
+from resnet_dist.tracking.uris import redact_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "data preparation"
+DIGEST_TAG = "data_prep.digest"
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_\-. :/]")
+_MAX_VALUE_CHARS = 6000
+"""Of a parameter in MLflow."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A finished beton."""
+
+    data: DataInput
+    params: Mapping[str, str]
+    """Settings, source and library versions."""
+    metrics: Mapping[str, float]
+    """What came of it: samples, bytes, bad ones left out."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """By artifact path."""
+
+
+@dataclass(frozen=True)
+class PreparationRun:
+    run_id: str
+    experiment_id: str
+
+    @property
+    def page(self) -> str:
+        """Its page, as a link inside MLflow's own."""
+        return f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+
+def record_preparation(tracking_uri: str, preparation: Preparation) -> tuple[PreparationRun, bool]:
+    """The run of this beton, and whether it is new: the same digest is recorded once, wherever copies of it lie.
+
+    One that was interrupted is completed. Raises Fault if MLflow does not answer, UserError if somebody deleted the
+    experiment.
+    """
+    prepare_store(tracking_uri)
+    data = preparation.data
+    with mlflow_faults(tracking_uri, f"recording {data.name}"), redirect_stdout(io.StringIO()):
+        client = connect(tracking_uri)
+        experiment = find_or_create_experiment(client, EXPERIMENT, tracking_uri)
+        run = _find(client, experiment.experiment_id, data.digest)
+        if run is not None and run.info.status == "FINISHED":
+            return PreparationRun(run.info.run_id, run.info.experiment_id), False
+        if run is None:
+            tags = {DIGEST_TAG: data.digest, "mlflow.source.name": "data-prep convert", "mlflow.source.type": "JOB"}
+            run = client.create_run(experiment.experiment_id, tags=tags, run_name=data.name)
+        _fill(client, run, preparation)
+    return PreparationRun(run.info.run_id, run.info.experiment_id), True
+
+
+def find_preparations(tracking_uri: str, digests: Iterable[str]) -> dict[str, PreparationRun]:
+    """The recorded runs of these digests; whatever was not recorded is missing. Raises Fault."""
+    require_answer(tracking_uri)
+    with mlflow_faults(tracking_uri, "looking for how the data was made"):
+        client = connect(tracking_uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            return {}
+        found = {digest: _find(client, experiment.experiment_id, digest) for digest in digests}
+    return {d: PreparationRun(run.info.run_id, run.info.experiment_id) for d, run in found.items() if run is not None}
+
+
+def _find(client: MlflowClient, experiment_id: str, digest: str) -> Run | None:
+    """The oldest one: two people may have recorded the same beton at the same moment."""
+    if "'" in digest:
+        raise UserError(f"{digest}: is no digest")
+    query = f"tags.`{DIGEST_TAG}` = '{digest}'"
+    runs = client.search_runs([experiment_id], filter_string=query, order_by=["attributes.start_time ASC"])
+    return runs[0] if runs else None
+
+
+def _fill(client: MlflowClient, run: Run, preparation: Preparation) -> None:
+    from mlflow.entities import Metric, Param
+
+    run_id, time_ms = run.info.run_id, run.info.start_time
+    params = [Param(k, redact_uri(v)[:_MAX_VALUE_CHARS]) for k, v in preparation.params.items()]
+    metrics = [Metric(key, value, time_ms, 0) for key, value in preparation.metrics.items()]
+    client.log_batch(run_id, params=[p for p in params if p.key not in run.data.params], metrics=metrics)
+    client.log_inputs(run_id, [dataset_input(preparation.data)])
+    for path, text in preparation.texts.items():
+        client.log_text(run_id, redact_uri(text), path)
+    client.set_terminated(run_id, "FINISHED")
+
+
+def as_params(groups: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """`{"settings": {"max_side": 500}}` -> `{"settings.max_side": "500"}`; what is no text becomes JSON.
+
+    Of keys what MLflow refuses is left out: `pillow's version` becomes `pillows version`.
+    """
+    return {
+        _NOT_IN_KEYS.sub("", f"{group}.{key}"): value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+        for group, values in groups.items()
+        for key, value in values.items()
+    }
