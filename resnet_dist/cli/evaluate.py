@@ -4,38 +4,104 @@ from __future__ import annotations
 
 import json
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from resnet_dist.cli.options import AsJson
+from resnet_dist.errors import UserError
+
+
+class ProtocolName(StrEnum):
+    ONE_CROP = "1-crop"
+    FLIP = "flip"
+    TEN_CROP = "10-crop"
+    MULTI_SCALE = "multi-scale"
 
 
 def evaluate(
-    model: Annotated[
-        str,
+    models: Annotated[
+        list[str],
         typer.Argument(
-            metavar="CHECKPOINT_OR_MODEL_URI", help="A checkpoint's folder, a run's folder, or an MLflow model URI."
+            metavar="CHECKPOINT_OR_MODEL_URI...",
+            help="A checkpoint's folder, a run's folder, or an MLflow model URI; several are averaged.",
         ),
     ],
     data: Annotated[Path, typer.Option(metavar="FILE.beton", help="The beton to evaluate on.")],
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(
+            help="1-crop; flip: and its mirror image; 10-crop: corners, centre, mirrored; multi-scale: whole images at "
+            "--scales, mirrored, by the net made fully convolutional."
+        ),
+    ] = ProtocolName.ONE_CROP,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the crops, px.  [default: the recipe's]")] = None,
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Shorter side before cropping, px.  [default: as the recipe's ratio]")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads.")] = 1,
+    scales: Annotated[str, typer.Option(metavar="N,N,...", help="Of multi-scale: shorter sides, px.")] = (
+        "224,256,384,480,640"
+    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write result.json, per_class.csv, confusion.json and their figures."),
+    ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option(help="Also as a run of this MLflow experiment; needs --output and --tracking-uri."),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; with GPUs, one each.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads of each.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a checkpoint or a logged model exactly: every sample once.
+    """Evaluate a checkpoint or a logged model, or the average of several, exactly: every sample once.
 
-    Example: resnet-dist evaluate runs/demo/epoch=012-step=00000132 --data data/digits/val.beton
+    The result does not depend on --workers.
+
+    Example: resnet-dist evaluate runs/demo --data data/digits/val.beton --protocol flip --output evaluations/demo
     """
-    from resnet_dist.launch.evaluate import evaluate_on
+    from resnet_dist.evaluation.protocol import Protocol
+    from resnet_dist.launch.evaluate import evaluate_models
+    from resnet_dist.launch.evaluation_record import Place, log_evaluation, write_files
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    metrics = evaluate_on(model, data, absolute_tracking_uri(uri, Path.cwd()) if uri else None, threads)
+    uri = absolute_tracking_uri(uri, Path.cwd()) if uri else None
+    if experiment and (output is None or uri is None):
+        raise UserError("--experiment: needs --output FOLDER, and --tracking-uri or $MLFLOW_TRACKING_URI")
+    evaluated = evaluate_models(
+        models,
+        data,
+        Protocol(protocol.value, size, resize, sides("--scales", scales)),
+        tracking_uri=uri,
+        num_threads=threads,
+        num_workers=workers,
+    )
+    metrics = evaluated.metrics()
+    if output is not None:
+        write_files(evaluated, output)
+        if experiment and uri:
+            log_evaluation(evaluated, output, Place(uri, experiment))
     if as_json:
         typer.echo(json.dumps(metrics, sort_keys=True))
         return
-    typer.echo(f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}")
+    typer.echo(
+        f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}  "
+        f"calibration error {metrics['val/ece']:.2f} %  {metrics['val/images_per_s']:.3g} images/s"
+    )
+
+
+def sides(option: str, text: str) -> tuple[int, ...]:
+    """`224,256` as numbers. Raises UserError."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise UserError(f"{option} {text}: give px with commas between, for example 224,256,384")
+    return found

@@ -1,90 +1,172 @@
-"""`resnet-dist evaluate`: one process, no cluster; the same exact evaluation that training does."""
+"""`resnet-dist evaluate`: trained nets under a test protocol, on this machine, in one process or several."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from data_prep.beton.manifest import load_manifest
-from resnet_dist.config.loading import recipe_from_yaml
-from resnet_dist.config.recipe import Recipe
+from data_prep.beton.manifest import Manifest, load_manifest
+from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader
-from resnet_dist.errors import UserError
-from resnet_dist.launch.preflight import require_fitting_data
-from resnet_dist.storage.location import open_storage, split
-from resnet_dist.tracking.models import load_classifier
-from resnet_dist.training.assemble import build_classifier
-from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
-from resnet_dist.training.evaluate import evaluate
+from resnet_dist.evaluation.averaging import AveragedClassifier, Member
+from resnet_dist.evaluation.dense import make_fully_convolutional
+from resnet_dist.evaluation.protocol import Protocol, View
+from resnet_dist.evaluation.views import Group, ViewBatch, ViewLoader
+from resnet_dist.launch.local_workers import on_local_workers
+from resnet_dist.launch.model_source import TrainedModel, load_model
+from resnet_dist.launch.preflight import require_classes
+from resnet_dist.training.backends import set_backends
+from resnet_dist.training.evaluate import Evaluation, Labelled, evaluate
 from resnet_dist.training.precision import Precision
-from resnet_dist.training.state import evaluated_weights
 
 
-def evaluate_on(model: str, beton: Path, tracking_uri: str | None, num_threads: int) -> dict[str, float]:
-    """Evaluates a checkpoint, a run (its newest whole checkpoint) or an MLflow model URI on `beton`.
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What every worker is given: plain data and nets on the CPU."""
 
-    Checkpoint and run as paths, or under `s3://`.
+    models: tuple[TrainedModel, ...]
+    protocol: Protocol
+    beton: Path
+    num_threads: int
 
-    Raises UserError if there is no such model, or the beton is missing or of other classes.
+
+@dataclass(frozen=True)
+class Evaluated:
+    job: EvaluationJob
+    manifest: Manifest
+    result: Evaluation
+    images_per_s: float
+    """Of all workers together: the slowest one's time, without loading nets and starting."""
+
+    def metrics(self) -> dict[str, float]:
+        assert self.result.calibration is not None
+        return {
+            **self.result.metrics(),
+            "val/ece": self.result.calibration.ece,
+            "val/images_per_s": self.images_per_s,
+        }
+
+
+def evaluate_models(
+    sources: Sequence[str],
+    beton: Path,
+    protocol: Protocol,
+    *,
+    tracking_uri: str | None = None,
+    num_threads: int = 1,
+    num_workers: int = 1,
+) -> Evaluated:
+    """Evaluates one net, or the average of several, on every sample of `beton` once.
+
+    `sources` as `load_model` takes them. The counts do not depend on the number of workers, nor does the loss.
+    Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(num_threads)
     manifest = load_manifest(beton)
-    recipe, module = _from_mlflow(model, tracking_uri) if _is_model(model) else _from_checkpoint(model)
-    require_fitting_data(recipe, manifest, beton)
-    module.to(device)
-    loader = BetonLoader(
-        beton,
+    models = tuple(load_model(source, tracking_uri) for source in sources)
+    for model in models:
+        require_classes(model.recipe, manifest, beton)
+        protocol.views(model.recipe.data.eval)
+        if protocol.fully_convolutional:
+            make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)
+    job = EvaluationJob(models, protocol, beton, num_threads)
+    result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
+    return Evaluated(job, manifest, result, manifest.num_samples / seconds)
+
+
+def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Evaluation, float]:
+    """One worker's part; the result, and the seconds of the slowest worker, are the same on all."""
+    device = (
+        torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    )
+    first = job.models[0].recipe
+    set_backends(first.train)
+    torch.set_num_threads(job.num_threads)
+    manifest = load_manifest(job.beton)
+    with ExitStack() as stack:
+        model, batches, precision = open_protocol(job, manifest, device, stack)
+        began = time.perf_counter()
+        result = evaluate(
+            model.to(device),
+            batches,
+            num_samples=manifest.num_samples,
+            batch_size=first.eval.batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            precision=precision,
+            confusion_classes=first.model.num_classes,
+        )
+        seconds = torch.tensor(time.perf_counter() - began)
+    if world_size > 1:
+        dist.all_reduce(seconds, dist.ReduceOp.MAX)
+    return result, float(seconds)
+
+
+Batches = Callable[[NDArray[np.int64]], Iterable[Labelled]]
+
+
+def open_protocol(
+    job: EvaluationJob, manifest: Manifest, device: torch.device, stack: ExitStack
+) -> tuple[nn.Module, Batches, Precision]:
+    """The net and its batches. One net on one crop is what training evaluates, to the last bit."""
+    members = [_member(model, job.protocol) for model in job.models]
+    first = job.models[0].recipe
+    views = list(dict.fromkeys(view for member in members for view in member.views))
+    if len(views) > 1 or views[0].place != "centre":
+        loader = ViewLoader(
+            job.beton,
+            manifest,
+            views,
+            batch_size=first.eval.batch_size,
+            num_threads=job.num_threads,
+            device=device,
+        )
+        stack.enter_context(closing(loader))
+        return AveragedClassifier(members, first.model.num_classes), loader.batches, Precision("fp32")
+    crop = CenterCrop(kind="center_crop", size=views[0].size, resize=views[0].shorter_side)
+    crops = BetonLoader(
+        job.beton,
         manifest,
-        recipe.data.eval,
-        decoder=recipe.data.decoder,
-        batch_size=recipe.eval.batch_size,
-        seed=recipe.seed,
-        num_threads=num_threads,
+        crop,
+        decoder=first.data.decoder,
+        batch_size=first.eval.batch_size,
+        seed=first.seed,
+        num_threads=job.num_threads,
         device=device,
     )
-    try:
-        result = evaluate(
-            module,
-            partial(loader.epoch, 0),
-            num_samples=manifest.num_samples,
-            batch_size=recipe.eval.batch_size,
-            rank=0,
-            world_size=1,
-            device=device,
-            precision=Precision(recipe.train.precision),
-        )
-    finally:
-        loader.close()
-    return result.metrics()
+    stack.enter_context(closing(crops))
+    if len(members) == 1 and not job.protocol.flips:
+        return members[0].classifier, partial(crops.epoch, 0), members[0].precision
+    averaged = AveragedClassifier(members, first.model.num_classes)
+    return averaged, partial(_as_views, crops, views[0]), Precision("fp32")
 
 
-def _is_model(model: str) -> bool:
-    return ":/" in model and not model.startswith("s3://")
+def _member(model: TrainedModel, protocol: Protocol) -> Member:
+    recipe = model.recipe
+    return Member(
+        model.classifier,
+        protocol.views(recipe.data.eval),
+        protocol.flips,
+        Precision(recipe.train.precision),
+        max_pixels=recipe.eval.batch_size * recipe.data.eval.size**2,
+    )
 
 
-def _from_checkpoint(location: str) -> tuple[Recipe, nn.Module]:
-    run, name = split(location)
-    if step_of(name) is None:
-        checkpoint = newest_whole(open_storage(location))
-    elif open_storage(location).names():
-        checkpoint = opened(open_storage(run), name)
-    else:
-        raise UserError(f"{location}: there is no such checkpoint")
-    with checkpoint as found:
-        if found is None:
-            raise UserError(
-                f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
-            )
-        recipe = Recipe.model_validate(found.card.recipe)
-        module = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
-        module.net.load_state_dict(evaluated_weights(load_state(found.directory, torch.device("cpu"))))
-    return recipe, module
+def _as_views(loader: BetonLoader, view: View, ids: NDArray[np.int64]) -> Iterator[ViewBatch]:
+    for batch in loader.epoch(0, ids):
+        yield ViewBatch({view: [Group(_all_places(batch), batch.images)]}, batch.labels)
 
 
-def _from_mlflow(uri: str, tracking_uri: str | None) -> tuple[Recipe, nn.Module]:
-    module, metadata = load_classifier(uri, tracking_uri=tracking_uri)
-    return recipe_from_yaml(metadata["recipe"]), module
+def _all_places(batch: Batch) -> Tensor:
+    return torch.arange(len(batch.labels), device=batch.labels.device)

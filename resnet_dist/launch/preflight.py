@@ -115,13 +115,17 @@ def require_buildable(recipe: Recipe) -> None:
 
 
 def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:
+    require_classes(recipe, manifest, beton)
+    require_sides(beton, manifest, recipe.data.train)
+
+
+def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:
     num_classes = len(manifest.class_names)
     if num_classes != recipe.model.num_classes:
         raise UserError(
             f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
             f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
         )
-    require_sides(beton, manifest, recipe.data.train)
 
 
 def short(digest: str) -> str:

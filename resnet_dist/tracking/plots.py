@@ -6,11 +6,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_dist.tracking.base import CONFUSION
 from resnet_dist.tracking.figures import finite, new_figure, save, style
 from resnet_dist.tracking.history import History
 from resnet_dist.tracking.rank_plot import draw_ranks
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MAX_NAMED_CLASSES = 30
 
@@ -79,6 +84,13 @@ def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path
     counts = np.zeros((tree["num_classes"], tree["num_classes"]), dtype=np.int64)
     for true, answered, number in tree["counts"]:
         counts[true, answered] = number
+    return draw_confusion(counts, class_names, path)
+
+
+def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: Path) -> Path:
+    """`counts` [C, C]: samples by true class (rows) and answer; the colour is the share of the true class."""
+    import numpy as np
+
     figure = new_figure((6.0, 6.0))
     axes = style(figure.add_subplot(), f"answer ({counts.trace():,} of {counts.sum():,} right)", "true class")
     axes.grid(visible=False)
@@ -86,7 +98,8 @@ def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path
     if len(counts) <= _MAX_NAMED_CLASSES:
         axes.set_xticks(range(len(counts)), class_names, rotation=90)
         axes.set_yticks(range(len(counts)), class_names)
-        for true, answered, number in tree["counts"]:
+        for true, answered in zip(*np.nonzero(counts), strict=True):
+            number = counts[true, answered]
             dark = number > 0.5 * counts[true].sum()
             axes.text(answered, true, str(number), ha="center", va="center", color="white" if dark else "black")
     return save(figure, path)

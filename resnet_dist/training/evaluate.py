@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import eval_batches
 from resnet_dist.errors import Fault
+from resnet_dist.training.calibration import NUM_BINS, Calibration, calibration_of, calibration_row
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.precision import Precision
+
+_COUNTS = 4
+"""Columns of a batch besides its calibration."""
+
+
+class Labelled(Protocol):
+    """A batch, as evaluation sees it: `data.batch.Batch`, or the views of a test protocol."""
+
+    @property
+    def images(self) -> Any: ...
+
+    @property
+    def labels(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class Evaluation:
     loss_sum: float
     confusion: NDArray[np.int64] | None = None
     """[num_classes, num_classes]: samples by true class and answer; None if it was not asked for."""
+    calibration: Calibration | None = None
+    """None if it was not asked for."""
 
     @property
     def top1(self) -> float:
@@ -54,7 +70,7 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Callable[[NDArray[np.int64]], Iterable[Batch]],
+    batches: Callable[[NDArray[np.int64]], Iterable[Labelled]],
     *,
     num_samples: int,
     batch_size: int,
@@ -67,31 +83,34 @@ def evaluate(
     """Evaluates `model` on samples 0 .. num_samples - 1; all workers call it and get the same result.
 
     `batches` gives the samples of some ids in batches of `batch_size`. With `confusion_classes`, the number of
-    classes, the confusion matrix is counted too.
+    classes, the confusion matrix and the calibration are counted too.
 
     The fixed batches [k * batch_size, (k + 1) * batch_size) are dealt to the workers whole. Each worker fills its rows
-    of a (num_batches, 4) table of (samples, top-1, top-5, loss sum); the rows are summed in batch order, so the loss
-    is the same to the last bit whatever the number of workers.
+    of a table of (samples, top-1, top-5, loss sum, calibration), a row a batch; the rows are summed in batch order, so
+    the sums are the same to the last bit whatever the number of workers.
 
     Raises:
         Fault: the number of samples seen is not `num_samples`.
     """
     mine = eval_batches(num_samples, batch_size, rank, world_size)
-    table = torch.zeros((-(-num_samples // batch_size), 4), dtype=torch.float64)
+    columns = _COUNTS + (3 * NUM_BINS if confusion_classes else 0)
+    table = torch.zeros((-(-num_samples // batch_size), columns), dtype=torch.float64)
     pairs: list[Tensor] = []  # per batch: true class * number of classes + answer
     ids = np.arange(mine.start * batch_size, min(mine.stop * batch_size, num_samples), dtype=np.int64)
     with _in_eval_mode(model):
         for row, batch in zip(mine, batches(ids), strict=True):
             with precision.autocast(device):
                 logits = model(batch.images)
-            table[row] = _row(logits, batch.labels).cpu()
+            table[row, :_COUNTS] = _row(logits, batch.labels).cpu()
             if confusion_classes:
+                table[row, _COUNTS:] = calibration_row(logits, batch.labels).cpu()
                 pairs.append((batch.labels * confusion_classes + logits.argmax(dim=1)).cpu())
     total = sum_over_workers(table).sum(dim=0)
     if int(total[0]) != num_samples:
         raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
     confusion = _confusion(pairs, confusion_classes) if confusion_classes else None
-    return Evaluation(int(total[0]), int(total[1]), int(total[2]), float(total[3]), confusion)
+    calibration = calibration_of(total[_COUNTS:]) if confusion_classes else None
+    return Evaluation(int(total[0]), int(total[1]), int(total[2]), float(total[3]), confusion, calibration)
 
 
 def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:

@@ -1,0 +1,85 @@
+"""What an evaluation leaves behind: numbers, a line for each class, the confusion matrix. Pure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.training.calibration import NUM_BINS, Calibration
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    label: int
+    name: str
+    samples: int
+    right: int
+    top1_error: float | None
+    """Percent; None without samples."""
+    answers: int
+    """How often the net gave this class as its answer."""
+    most_confused_with: str
+    """The wrong answer that was given most often; empty if there was none."""
+    times: int
+
+
+def class_lines(confusion: NDArray[np.int64], class_names: Sequence[str]) -> list[ClassLine]:
+    """One line for each class, by label. `confusion` [C, C]: samples by true class and answer."""
+    lines = []
+    for label, (row, name) in enumerate(zip(confusion, class_names, strict=True)):
+        samples, right = int(row.sum()), int(row[label])
+        wrong = row.copy()
+        wrong[label] = 0
+        rival = int(wrong.argmax())
+        lines.append(
+            ClassLine(
+                label,
+                name,
+                samples,
+                right,
+                100.0 * (samples - right) / samples if samples else None,
+                int(confusion[:, label].sum()),
+                class_names[rival] if wrong[rival] else "",
+                int(wrong[rival]),
+            )
+        )
+    return lines
+
+
+def as_csv(lines: Sequence[ClassLine]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(ClassLine.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow(asdict(line) | {"top1_error": "" if line.top1_error is None else f"{line.top1_error:.2f}"})
+    return text.getvalue()
+
+
+def calibration_table(calibration: Calibration) -> list[dict[str, Any]]:
+    """A row for each bin that has samples: its ends, mean confidence and accuracy, all in percent."""
+    return [
+        {
+            "from": 100.0 * k / NUM_BINS,
+            "to": 100.0 * (k + 1) / NUM_BINS,
+            "samples": samples,
+            "confidence": 100.0 * confidence / samples,
+            "accuracy": 100.0 * right / samples,
+        }
+        for k, (samples, confidence, right) in enumerate(
+            zip(calibration.num_samples, calibration.confidence_sums, calibration.num_right, strict=True)
+        )
+        if samples
+    ]
+
+
+def as_json(facts: Mapping[str, Any], metrics: Mapping[str, float], calibration: Calibration) -> str:
+    """`result.json`: what was evaluated how, the numbers, the calibration by bin."""
+    tree = {**facts, "metrics": dict(metrics), "calibration": calibration_table(calibration)}
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,106 @@
+"""What an evaluation leaves: files in a folder, and the same as a run of an MLflow experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.evaluation.plots import draw_calibration, draw_classes
+from resnet_dist.evaluation.report import as_csv, as_json, class_lines
+from resnet_dist.launch.evaluate import Evaluated
+from resnet_dist.tracking.details import DataInput, log_details, log_folder
+from resnet_dist.tracking.mlflow_run import EndStatus, end_run, open_run
+from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.plots import draw_confusion
+from resnet_dist.training.evaluate import sparse_json
+
+_FILES = "evaluation"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which MLflow experiment gets the evaluation."""
+
+    tracking_uri: str
+    experiment: str
+
+
+def facts_of(evaluated: Evaluated) -> dict[str, Any]:
+    """What was evaluated, how, on which data."""
+    job, manifest = evaluated.job, evaluated.manifest
+    protocol = job.protocol
+    views: dict[str, Any] = {"scales": list(protocol.scales)}
+    if not protocol.fully_convolutional:
+        crops = [protocol.crop(model.recipe.data.eval) for model in job.models]
+        views = {"size": [crop.size for crop in crops], "resize": [crop.resize for crop in crops]}
+    return {
+        "models": [model.name for model in job.models],
+        "nets": [model.recipe.model.name for model in job.models],
+        "recipe_hashes": [model.recipe_hash for model in job.models],
+        "protocol": protocol.kind,
+        **views,
+        "data": str(job.beton),
+        "data_digest": manifest.digest,
+        "num_samples": manifest.num_samples,
+    }
+
+
+def write_files(evaluated: Evaluated, folder: Path) -> None:
+    """`result.json`, `per_class.csv`, `confusion.json` and their figures, in the folder `evaluation` of `folder`."""
+    folder = folder / _FILES
+    result, names = evaluated.result, evaluated.manifest.class_names
+    assert result.confusion is not None
+    assert result.calibration is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = class_lines(result.confusion, names)
+    texts = {
+        "result.json": as_json(facts_of(evaluated), evaluated.metrics(), result.calibration),
+        "per_class.csv": as_csv(lines),
+        "confusion.json": sparse_json(result.confusion),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    draw_classes(lines, folder / "per_class.png")
+    draw_calibration(result.calibration, folder / "calibration.png")
+    draw_confusion(result.confusion, names, folder / "confusion.png")
+
+
+def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
+    """A run of the experiment with the numbers and the files that `write_files` wrote; returns its id.
+
+    The folder holds its run's record from then on: the same folder again goes on with that run. Raises UserError,
+    Fault.
+    """
+    facts, manifest = facts_of(evaluated), evaluated.manifest
+    tags = {"kind": "evaluation", "data_digest": manifest.digest, "models": ", ".join(facts["models"])}
+    name = f"{'+'.join(_short(facts['nets']))} {facts['protocol']}"
+    handle = open_run(place.tracking_uri, place.experiment, name, folder, tags, _params(facts))
+    status: EndStatus = "FAILED"
+    try:
+        data = DataInput(
+            name=f"{evaluated.job.beton.parent.name}/{evaluated.job.beton.stem}",
+            digest=manifest.digest.partition(":")[2],
+            context="evaluation",
+            location=str(evaluated.job.beton),
+            facts={"num_samples": manifest.num_samples, "num_classes": manifest.num_classes},
+        )
+        log_details(handle, texts={}, inputs=[data])
+        tracker = SpoolTracker(folder, handle.run_id, place.tracking_uri)
+        tracker.metrics(evaluated.metrics(), step=0)
+        tracker.flush(timeout_s=60.0)
+        tracker.close()
+        log_folder(handle, folder / _FILES, _FILES)
+        status = "FINISHED"
+    finally:
+        end_run(handle, status)
+    return handle.run_id
+
+
+def _params(facts: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in facts.items() if key not in ("models", "data_digest")}
+
+
+def _short(nets: Sequence[str]) -> list[str]:
+    return [f"{nets.count(net)}x{net}" if nets.count(net) > 1 else net for net in dict.fromkeys(nets)]

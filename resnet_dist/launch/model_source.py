@@ -1,0 +1,86 @@
+"""Trained nets from wherever they lie: a checkpoint, a run's folder, `s3://`, an MLflow model URI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from resnet_dist.config.loading import recipe_from_yaml
+from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.errors import UserError
+from resnet_dist.models.classifier import ImageClassifier
+from resnet_dist.storage.location import open_storage, split
+from resnet_dist.tracking.models import load_classifier
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
+from resnet_dist.training.precision import Precision
+from resnet_dist.training.state import evaluated_weights
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    name: str
+    """As the user gave it."""
+    recipe: Recipe
+    classifier: ImageClassifier
+    """On the CPU, in evaluation mode."""
+    class_names: tuple[str, ...] | None
+    """By label, if the source knows them: a checkpoint does not."""
+
+    @property
+    def recipe_hash(self) -> str:
+        return recipe_hash(self.recipe)
+
+
+def load_model(source: str, tracking_uri: str | None) -> TrainedModel:
+    """A checkpoint, a run (its newest whole checkpoint), paths or under `s3://`, or an MLflow model URI.
+
+    `tracking_uri`: of a model URI; None: mlflow's own setting. Raises UserError if there is no such model, Fault if
+    storage or MLflow does not answer.
+    """
+    if ":/" in source and not source.startswith("s3://"):
+        return _from_mlflow(source, tracking_uri)
+    return _from_checkpoint(source)
+
+
+def _from_checkpoint(location: str) -> TrainedModel:
+    run, name = split(location)
+    if step_of(name) is None:
+        checkpoint = newest_whole(open_storage(location))
+    elif open_storage(location).names():
+        checkpoint = opened(open_storage(run), name)
+    else:
+        raise UserError(f"{location}: there is no such checkpoint")
+    with checkpoint as found:
+        if found is None:
+            raise UserError(
+                f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
+            )
+        recipe = Recipe.model_validate(found.card.recipe)
+        weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
+    return TrainedModel(location, recipe, _classifier(recipe, weights), None)
+
+
+def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
+    """A logged model is a graph for one size of images; its weights go into the net that its recipe builds."""
+    graph, metadata = load_classifier(uri, tracking_uri=tracking_uri)
+    if "recipe" not in metadata:
+        raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe")
+    recipe = recipe_from_yaml(metadata["recipe"])
+    return TrainedModel(uri, recipe, _classifier(recipe, _net_weights(graph)), tuple(metadata["class_names"]))
+
+
+def _net_weights(graph: nn.Module) -> dict[str, torch.Tensor]:
+    marker = "net."
+    return {
+        name[name.index(marker) + len(marker) :]: value for name, value in graph.state_dict().items() if marker in name
+    }
+
+
+def _classifier(recipe: Recipe, weights: Mapping[str, torch.Tensor]) -> ImageClassifier:
+    classifier = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
+    classifier.net.load_state_dict(weights)
+    return classifier.eval()

@@ -1,0 +1,46 @@
+"""Seven pictures of unlike shapes, one of them grey, as a beton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIDES = ((90, 120), (120, 90), (90, 120), (100, 100), (64, 200), (90, 120), (130, 70))
+"""Height and width; picture k is of class k % 3."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    beton: Path
+    files: tuple[Path, ...]
+    """In the order of the beton."""
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for k, (height, width) in enumerate(SIDES):
+        y, x = np.mgrid[:height, :width]
+        waves = [np.sin(rng.uniform(-0.2, 0.2) * y + rng.uniform(-0.2, 0.2) * x + k) for _ in range(3)]
+        pixels = (127.5 + 120 * np.stack(waves, axis=2)).astype(np.uint8)
+        image = Image.fromarray(pixels if k != 3 else pixels[:, :, 0])
+        target = folder / "images" / "val" / "abc"[k % 3]
+        target.mkdir(parents=True, exist_ok=True)
+        image.save(target / f"{k}.jpg", quality=92)
+    command = [str(Path(sys.executable).parent / "data-prep"), "convert", "--source", "image-folder", "--workers", "0"]
+    beton = folder / "val.beton"
+    done = subprocess.run(
+        [*command, "--input", str(folder / "images" / "val"), "--output", str(beton)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return Pictures(beton, tuple(sorted((folder / "images" / "val").glob("*/*.jpg"))))

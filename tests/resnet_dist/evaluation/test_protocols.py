@@ -1,0 +1,241 @@
+"""10-crop and multi-scale on torchvision's ResNet-18, beside a reference in plain Pillow and torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from data_prep.beton.manifest import load_manifest
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.data.loader import BetonLoader
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.dense import make_fully_convolutional
+from resnet_dist.evaluation.protocol import Box, Protocol, View, window
+from resnet_dist.evaluation.views import ViewLoader
+from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, open_protocol
+from resnet_dist.launch.local_workers import on_local_workers
+from resnet_dist.launch.model_source import TrainedModel
+from resnet_dist.training.assemble import build_classifier
+
+RECIPE = Path(__file__).parents[3] / "resnet_dist" / "recipes" / "resnet152_90ep.yaml"
+SIZE, RESIZE, SCALES = 64, 72, (64, 72, 96)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small nets; on a busy machine more threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def torchvision_net(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = torchvision.models.resnet18(num_classes=3)
+    for module in net.modules():  # random statistics, so that pictures get unlike answers
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+def trained(net: nn.Module, name: str = "resnet18", *sets: str) -> TrainedModel:
+    recipe = load_recipe(
+        RECIPE,
+        [
+            f"model.name={name}",
+            "model.num_classes=3",
+            "train.precision=fp32",
+            "eval.batch_size=4",
+            f"data.train.size={SIZE}",
+            f"data.eval.size={SIZE}",
+            f"data.eval.resize={RESIZE}",
+            *sets,
+        ],
+    )
+    classifier = build_classifier(recipe).eval()
+    classifier.net.load_state_dict(net.state_dict())
+    return TrainedModel("test", recipe, classifier, None)
+
+
+def probabilities(models: list[TrainedModel], beton: Path, protocol: Protocol) -> Tensor:
+    """[samples, classes], as the command computes them."""
+    manifest = load_manifest(beton)
+    if protocol.fully_convolutional:
+        for model in models:
+            make_fully_convolutional(model.classifier, SIZE, model.name)
+    job = EvaluationJob(tuple(models), protocol, beton, num_threads=2)
+    with ExitStack() as stack, torch.inference_mode():
+        module, batches, _ = open_protocol(job, manifest, CPU, stack)
+        return torch.cat([module(batch.images) for batch in batches(np.arange(manifest.num_samples))]).softmax(dim=1)
+
+
+def normalised(picture: Image.Image) -> Tensor:
+    """[1, 3, H, W], by torchvision."""
+    tensor = v2.functional.to_dtype(v2.functional.to_image(picture), torch.float32, scale=True)
+    return v2.functional.normalize(tensor, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+
+
+@torch.inference_mode()
+def reference_ten_crop(net: nn.Module, picture: Image.Image) -> Tensor:
+    """Five crops and their mirror images. (`TenCrop` crops the mirrored picture: half a px off the middle differs.)"""
+    crops = v2.FiveCrop(SIZE)(v2.Resize(RESIZE)(picture))
+    shown = [*crops, *(v2.functional.hflip(crop) for crop in crops)]
+    return torch.stack([net(normalised(crop))[0].softmax(dim=0) for crop in shown]).mean(dim=0)
+
+
+@torch.inference_mode()
+def reference_multi_scale(net: Any, picture: Image.Image) -> Tensor:
+    """Every place of the last map that a window of training's size can take is scored by itself."""
+    side = SIZE // 32
+    answers = []
+    for scale in SCALES:
+        for image in (v2.Resize(scale)(picture), v2.functional.hflip(v2.Resize(scale)(picture))):
+            x = net.maxpool(net.relu(net.bn1(net.conv1(normalised(image)))))
+            maps = net.layer4(net.layer3(net.layer2(net.layer1(x))))[0]
+            scores = [
+                net.fc(maps[:, top : top + side, left : left + side].mean(dim=(1, 2)))
+                for top in range(maps.shape[1] - side + 1)
+                for left in range(maps.shape[2] - side + 1)
+            ]
+            answers.append(torch.stack(scores).mean(dim=0).softmax(dim=0))
+    return torch.stack(answers).mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reference"),
+    [
+        (Protocol("10-crop"), reference_ten_crop),
+        (Protocol("multi-scale", scales=SCALES), reference_multi_scale),
+    ],
+    ids=["10-crop", "multi-scale"],
+)
+def test_equal_to_a_straightforward_reference(
+    pictures: Any, protocol: Protocol, reference: Callable[[nn.Module, Image.Image], Tensor]
+) -> None:
+    nets = [torchvision_net(seed) for seed in (1, 2)]
+    images = [Image.open(path).convert("RGB") for path in pictures.files]
+    wanted = [torch.stack([reference(net, image) for image in images]) for net in nets]
+    assert wanted[0].std(dim=0).min() > 1e-3, "pictures that all look alike would prove nothing"
+    alone = probabilities([trained(nets[0])], pictures.beton, protocol)
+    torch.testing.assert_close(alone, wanted[0], rtol=0, atol=2e-6)
+    both = probabilities([trained(net) for net in nets], pictures.beton, protocol)
+    torch.testing.assert_close(both, (wanted[0] + wanted[1]) / 2, rtol=0, atol=2e-6)
+
+
+def test_members_of_an_ensemble_see_crops_of_their_own(pictures: Any) -> None:
+    nets = [torchvision_net(seed) for seed in (1, 2)]
+    own = [[], ["data.eval.size=96", "data.eval.resize=96"]]
+    models = [trained(net, "resnet18", *sets) for net, sets in zip(nets, own, strict=True)]
+    alone = [probabilities([model], pictures.beton, Protocol("flip")) for model in models]
+    both = probabilities(models, pictures.beton, Protocol("flip"))
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2, rtol=0, atol=2e-6)
+
+
+def test_flip_is_the_mean_of_the_picture_and_its_mirror_image(pictures: Any) -> None:
+    net = torchvision_net(1)
+    crop = v2.Compose([v2.Resize(RESIZE), v2.CenterCrop(SIZE)])
+    images = [crop(Image.open(path).convert("RGB")) for path in pictures.files]
+    with torch.inference_mode():
+        sides = [
+            torch.stack([net(normalised(turn(image)))[0].softmax(dim=0) for image in images])
+            for turn in (lambda image: image, v2.functional.hflip)
+        ]
+    torch.testing.assert_close(
+        probabilities([trained(net)], pictures.beton, Protocol("flip")), (sides[0] + sides[1]) / 2, rtol=0, atol=2e-6
+    )
+
+
+def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any) -> None:
+    manifest = load_manifest(pictures.beton)
+    ids = np.arange(manifest.num_samples)
+    crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE)
+    crops = BetonLoader(
+        pictures.beton, manifest, crop, decoder="native", batch_size=4, seed=0, num_threads=1, device=CPU
+    )
+    view = View(RESIZE, "centre", SIZE)
+    views = ViewLoader(pictures.beton, manifest, [view], batch_size=4, num_threads=2, device=CPU)
+    for ours, theirs in zip(crops.epoch(0, ids), views.batches(ids), strict=True):
+        (group,) = theirs.images[view]
+        assert group.places.tolist() == list(range(len(ours.labels)))
+        assert torch.equal(ours.images, group.images)
+        assert torch.equal(ours.labels, theirs.labels)
+    crops.close()
+    views.close()
+
+
+def test_two_processes_give_the_same_numbers_to_the_last_bit(pictures: Any) -> None:
+    model = trained(torchvision_net(1))
+    make_fully_convolutional(model.classifier, SIZE, model.name)
+    job = EvaluationJob((model,), Protocol("multi-scale", scales=(64, 80)), pictures.beton, num_threads=1)
+    alone, _ = on_local_workers(partial(_evaluate_share, job), 1)
+    both, _ = on_local_workers(partial(_evaluate_share, job), 2)
+    assert both.metrics() == alone.metrics()
+    assert both.calibration == alone.calibration
+    np.testing.assert_array_equal(both.confusion, alone.confusion)
+
+
+def fails_on_the_second(rank: int, world_size: int) -> int:
+    if rank == 1:
+        raise Fault("the second has no more to say")
+    torch.distributed.barrier()
+    return rank
+
+
+@pytest.mark.slow
+def test_what_a_worker_says_when_it_fails_is_what_the_user_reads() -> None:
+    with pytest.raises(Fault, match="the second has no more to say"):
+        on_local_workers(fails_on_the_second, 2)
+
+
+def test_windows_of_the_views() -> None:
+    assert window(View(256, "top-left", 224), 300, 256) == Box(0, 0, 224, 224)
+    assert window(View(256, "bottom-right", 224), 300, 256) == Box(76, 32, 300, 256)
+    assert window(View(256, "centre", 224), 301, 257) == Box(38, 16, 262, 240)  # 38.5 and 16.5 px go to the even side
+    assert window(View(224, "whole", 0), 300, 224) == Box(0, 0, 300, 224)
+
+
+OWN = CenterCrop(kind="center_crop", size=224, resize=256)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "size", "resize"),
+    [
+        (Protocol(), 224, 256),
+        (Protocol(size=288), 288, 329),
+        (Protocol(size=288, resize=288), 288, 288),
+        (Protocol(resize=232), 224, 232),
+    ],
+)
+def test_other_test_sizes_keep_the_recipes_ratio_unless_told(protocol: Protocol, size: int, resize: int) -> None:
+    assert protocol.views(OWN) == (View(resize, "centre", size),)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [(Protocol(resize=200), "raise --resize"), (Protocol("multi-scale", size=288), "multi-scale takes --scales")],
+)
+def test_sides_that_do_not_fit_are_refused(protocol: Protocol, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        protocol.views(OWN)
+
+
+def test_a_net_with_fully_connected_layers_is_no_convolutional_one() -> None:
+    with torch.device("meta"):
+        classifier = build_classifier(load_recipe(RECIPE, ["model.name=vgg16"]))
+    with pytest.raises(UserError, match="take --protocol 10-crop"):
+        make_fully_convolutional(classifier, 224, "runs/vgg")
