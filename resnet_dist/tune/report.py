@@ -135,14 +135,16 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
         f"{numbers['trials']:g} trials: {numbers['finished']:g} finished, {numbers['stopped']:g} stopped early, "
         f"{numbers['diverged']:g} diverged, {numbers['failed']:g} failed, {open_trials} not over.",
         f"{numbers['epochs_spent']:.4g} epochs spent, {numbers['epochs_saved']:.4g} saved by stopping early; "
-        f"{numbers['trial_hours']:.3g} hours of trials in {numbers['wall_hours']:.3g}, {state.num_drivers} starts.",
+        f"{numbers['trial_hours']:.3g} trial hours in {numbers['wall_hours']:.3g} hours by the clock; the command was "
+        f"started {state.num_drivers} times.",
         "",
         f"By {space.metric} of the last evaluation; {ranking.verdict()}.",
         "",
         "| rank | score | runs | spread | ended | point | trials |",
         "|---|---|---|---|---|---|---|",
     ]
-    for place, row in enumerate(ranking.rows[:_SHOWN], 1):
+    begun = [row for row in ranking.rows if row.status != "waiting" or row.epoch]
+    for place, row in enumerate(begun[:_SHOWN], 1):
         spread = "" if row.spread is None else f"{row.spread:.3g}"
         score = "" if row.score != row.score else f"{row.score:.4f}" + (" (inside the noise)" if row.in_noise else "")
         ended = row.status if row.num_runs else f"{row.status} at epoch {row.epoch:g}"
@@ -150,8 +152,8 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
             f"| {place} | {score} | {row.num_runs} | {spread} | {ended} | {describe(row.point)} "
             f"| {' '.join(row.trials)} |"
         )
-    if len(ranking.rows) > _SHOWN:
-        lines += ["", f"and {len(ranking.rows) - _SHOWN} more in ranking.csv"]
+    if len(ranking.rows) > len(begun[:_SHOWN]):
+        lines += ["", f"and {len(ranking.rows) - len(begun[:_SHOWN])} more in ranking.csv"]
     return "\n".join(lines) + "\n"
 
 

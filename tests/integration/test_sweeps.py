@@ -144,9 +144,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_with_more_trials(cli: Any) ->
 def test_trials_on_worker_groups_of_two(cli: Any) -> None:
     """More CPUs wanted than there are: one group at a time, its CPUs back at once."""
     space = SPACE + "resources: {path: train}\n"
-    done = cli.run(tune_command(cli, space=space))
-    assert done.returncode == 0, done.stderr
-    assert "3 trials to go, 1 at once" in done.stderr
+    process = cli.start(tune_command(cli, space=space))
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert "3 trials to go, 1 at once" in err
     state = state_of(cli)
     assert state.trials["t0002"].status == "diverged"
     assert sum(trial.num_faults for trial in state.trials.values()) == 0
@@ -208,3 +209,34 @@ def test_mistakes_are_told_before_anything_starts(
     for part in expected:
         assert part in err
     assert not (cli.folder / "runs" / "sweep").exists()
+
+
+@pytest.mark.slow
+def test_a_node_joins_and_is_lost_in_the_middle(cli: Any, small_head: Any) -> None:
+    """Room for a second trial is used when it comes; what a lost node trained goes on from its checkpoint."""
+    space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.01, 0.02, 0.05, 0.1]").replace("total_epochs: 3", "total_epochs: 20")
+    space = space.replace("kind: asha, first_rung: 0.33, rungs: 1, reduction_factor: 2", "kind: fifo")
+    every = ("--profile-set", "checkpoint.every_epochs=1")
+    process = cli.start(tune_command(cli, *every, space=space), RAY_ADDRESS=small_head.address)
+
+    def wait_until(done: Any) -> None:
+        for _ in range(900):
+            assert process.poll() is None, process.communicate()[1]
+            if (cli.folder / "runs/sweep/ledger.jsonl").exists() and done(state_of(cli)):
+                return
+            time.sleep(0.2)
+        raise TimeoutError
+
+    def num_running(state: SweepState) -> int:
+        return sum(trial.status == "running" and bool(trial.reports) for trial in state.trials.values())
+
+    wait_until(lambda state: num_running(state) == 1)
+    with small_head.another_node():
+        wait_until(lambda state: num_running(state) == 2)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    state = state_of(cli)
+    assert {trial.status for trial in state.trials.values()} == {"finished"}
+    assert sum(trial.num_faults for trial in state.trials.values()) == 1
+    assert "its process died" in err
+    require_nothing_twice(state)

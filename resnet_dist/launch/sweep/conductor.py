@@ -64,6 +64,10 @@ class Conductor:
         run = self._prepared.trial_run(trial.name)
         return {"trial": trial.name, "run": run, "recipe": recipe.model_dump(mode="json")}
 
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
     def is_over(self) -> bool:
         """Nothing will be started any more."""
         return self.fatal is not None or self.why_no_more() is not None or self._sweep.is_over()
@@ -153,7 +157,9 @@ class Conductor:
         self._record.ended(ranking, len(ended), numbers)
         self._record.say(self._line(state.trials[trial], len(ended), best))
         if len(ended) >= _HOPELESS and all(known.status == "failed" for known in ended):
-            self.fatal = Fault(f"the first {len(ended)} trials failed, so the sweep ends: {reason}; ledger: {run_dir}")
+            self.fatal = Fault(
+                f"the first {len(ended)} trials failed, so the sweep ends: {reason}; the last is {run_dir}"
+            )
 
     def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
         metric = self._prepared.space.metric

@@ -46,6 +46,8 @@ class _Searcher(Searcher):
         self._conductor = conductor
 
     def suggest(self, trial_id: str) -> Any:
+        if not self._conductor.num_in_flight:
+            self._conductor.tick(0)  # with nothing to run Tune asks for minutes, and does nothing else
         if self._conductor.is_over():
             return Searcher.FINISHED
         return self._conductor.next_config()
