@@ -104,7 +104,12 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, setup=setup), needs),
         tune_config=tune.TuneConfig(
-            search_alg=_Searcher(conductor), scheduler=_Scheduler(conductor), num_samples=-1, reuse_actors=True
+            search_alg=_Searcher(conductor),
+            scheduler=_Scheduler(conductor),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name=_FOLDER,
@@ -123,6 +128,11 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
         shutil.rmtree(sweep_dir / _FOLDER, ignore_errors=True)
     if conductor.fatal is not None:
         raise conductor.fatal
+
+
+def _name(trial: Trial) -> str:
+    """Tune's, in Ray's dashboard; a trial that goes on is another one to Tune."""
+    return f"{trial.config['trial']}-{trial.trial_id}"
 
 
 def _first_line(error: BaseException | None) -> str:
