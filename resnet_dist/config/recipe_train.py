@@ -63,6 +63,13 @@ class TrainConfig(Section):
     reduction: Literal["fast", "exact"] = "fast"
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
+    gradient_compression: Literal["none", "bf16", "fp16"] = "none"
+    """What workers send each other, with `reduction: fast`: half the bytes. Each worker's part of the gradient is
+    rounded to the format and summed in it, so results are equal across worker counts up to its rounding, no longer
+    float32's. bf16 has the range, fp16 the digits."""
+    compile: bool = False
+    """torch.compile of the training forward and backward pass. Fused kernels round otherwise, so it belongs to the
+    mathematics. The first steps take minutes."""
     divergence: DivergenceConfig = DivergenceConfig()
     loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -78,6 +85,12 @@ class TrainConfig(Section):
     @property
     def num_micro_batches(self) -> int:
         return self.global_batch_size // self.micro_batch_size
+
+    @model_validator(mode="after")
+    def _exact_is_uncompressed(self) -> TrainConfig:
+        if self.gradient_compression != "none" and self.reduction == "exact":
+            raise ValueError(f"gradient_compression: {self.gradient_compression} needs reduction: fast")
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainConfig:

@@ -53,6 +53,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     if not RUN_NAME.match(name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
     require_micro_batch_each(recipe, profile)
+    require_compatible(recipe, profile)
     require_buildable(recipe)
     folder = f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}"
     train_source, val_source = f"{folder}/train.beton", f"{folder}/val.beton"
@@ -94,6 +95,13 @@ def manifest_of(source: str) -> Manifest:
 
 def read_place(source: str, manifest: Manifest, profile: Profile) -> Path:
     return staged_path(source, manifest, Path(profile.cache)) if profile.cache else Path(source)
+
+
+def require_compatible(recipe: Recipe, profile: Profile) -> None:
+    if profile.recompute_activations and recipe.train.compile:
+        raise UserError(
+            "the profile's recompute_activations and the recipe's train.compile exclude each other; set one to false"
+        )
 
 
 def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:

@@ -138,6 +138,7 @@ def _train_on_ray(
         train_beton=prepared.train_beton,
         val_beton=prepared.val_beton,
         loader_threads=profile.cpus_per_worker,
+        recompute_activations=profile.recompute_activations,
     )
     setup = WorkerSetup(
         job,

@@ -34,3 +34,19 @@ class BatchNormStatistics:
         finally:
             for norm in self._norms:
                 norm.track_running_stats = True
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """While this lasts, forward passes see and move copies, which are then thrown away.
+
+        For doing a forward pass again: it then takes the same way as the first time, which it would not under
+        `updating(False)` (autograd keeps the statistics that a norm was given).
+        """
+        kept = [dict(norm._buffers) for norm in self._norms]
+        for norm in self._norms:
+            norm._buffers.update({key: None if b is None else b.clone() for key, b in norm._buffers.items()})
+        try:
+            yield
+        finally:
+            for norm, buffers in zip(self._norms, kept, strict=True):
+                norm._buffers.update(buffers)

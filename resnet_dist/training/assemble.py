@@ -25,9 +25,12 @@ from resnet_dist.training.metrics import Window
 from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.precision import Precision
+from resnet_dist.training.recompute import recompute_blocks
 from resnet_dist.training.reduce import build_reduction
 from resnet_dist.training.state import TrainState
 from resnet_dist.training.update import Update
+
+_RECOMPILE_LIMIT = 64
 
 
 def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> Run:
@@ -35,14 +38,17 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
     recipe, precision = job.recipe, Precision(job.recipe.train.precision)
     num_micro_batches = recipe.train.num_micro_batches
     model = build_classifier(recipe).to(ctx.device, precision.weights)
+    average = MovingAverage(model.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
+    if job.recompute_activations:
+        recompute_blocks(model)
     reduction = build_reduction(
         recipe.train.reduction,
-        model,
+        compiled(model) if recipe.train.compile else model,
         rank=ctx.rank,
         world_size=ctx.world_size,
         num_micro_batches=num_micro_batches,
+        compression=recipe.train.gradient_compression,
     )
-    average = MovingAverage(model.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
     state = TrainState(
         model.net, build_optimizer(model, recipe.optim), average=average, scaler=precision.scaler(ctx.device)
     )
@@ -80,6 +86,17 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
             counts_replaced=recipe.data.on_bad_sample == "skip",
         ),
     )
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """`model` compiled, over the same parameters. For every size of images anew: a graph for all sizes would be another
+    one in a run that was resumed at the second size than in a run that began with the first.
+    """
+    # Each size takes two graphs, with running statistics and without. Past its limit torch would go on uncompiled.
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return result
 
 
 def build_classifier(recipe: Recipe) -> ImageClassifier:

@@ -24,6 +24,8 @@ class Job:
     train_beton: Path
     val_beton: Path
     loader_threads: int
+    recompute_activations: bool = False
+    """Less memory, more computing, the same numbers."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.data.order import micro_batch_share
+from resnet_dist.training.compression import Compression, compress, round_gradients
 from resnet_dist.training.stopwatch import Stopwatch
 from resnet_dist.training.tree_sum import Accumulator, Node, subtrees, tree_sum
 
@@ -38,11 +39,17 @@ class Reduction(Protocol):
 
 
 def build_reduction(
-    kind: Literal["fast", "exact"], model: nn.Module, *, rank: int, world_size: int, num_micro_batches: int
+    kind: Literal["fast", "exact"],
+    model: nn.Module,
+    *,
+    rank: int,
+    world_size: int,
+    num_micro_batches: int,
+    compression: Compression = "none",
 ) -> Reduction:
     if kind == "exact":
         return ExactReduction(model, rank, world_size, num_micro_batches)
-    return FastReduction(model, world_size, num_micro_batches)
+    return FastReduction(model, world_size, num_micro_batches, compression)
 
 
 class FastReduction:
@@ -53,7 +60,10 @@ class FastReduction:
     worker counts up to float rounding.
     """
 
-    def __init__(self, model: nn.Module, world_size: int, num_micro_batches: int) -> None:
+    def __init__(
+        self, model: nn.Module, world_size: int, num_micro_batches: int, compression: Compression = "none"
+    ) -> None:
+        self._compression = compression
         self._ddp = (
             DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
             if world_size > 1
@@ -65,6 +75,7 @@ class FastReduction:
         first = next(model.parameters())
         self.wait = Stopwatch(first.device)
         if self._ddp is not None:
+            compress(self._ddp, compression)
             # The gradient of the first layer comes last; from then on backward only waits for the all-reduce.
             first.register_post_accumulate_grad_hook(lambda _: self.wait.begin() if self._syncs else None)
 
@@ -78,6 +89,8 @@ class FastReduction:
 
     def finish(self) -> None:
         """DDP has done it."""
+        if self._ddp is None:
+            round_gradients(self.forward.parameters(), self._compression)
 
 
 class ExactReduction:

@@ -17,9 +17,9 @@ GLOBAL_BATCH, MICRO_BATCH, NUM_VAL, LAST_STEP = 24, 4, 37, 12
 # comes again is the next leg of that run. One group trains several runs, because processes take seconds to start.
 GROUPS = """
 1: alone-64 fp64 fast 12, alone-32 fp32 fast 12, alone-exact fp32 exact 12, alone-64-exact fp64 exact 12
-1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2
+1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2, bf16-alone fp64 fast 4
 2: two-64 fp64 fast 12, two-32 fp32 fast 12, two-32-again fp32 fast 12, two-exact fp32 exact 12
-2: two-then-one fp64 fast 5, parts-resized fp32 exact 6
+2: two-then-one fp64 fast 5, parts-resized fp32 exact 6, bf16-two fp64 fast 4
 3: three-64 fp64 fast 12, three-exact fp32 exact 12, one-then-three fp64 fast 12, resized fp32 exact 7
 2: resized fp32 exact 12
 1: one-then-one fp64 fast 12, two-then-one fp64 fast 12, parts-alone fp32 exact 12
@@ -128,6 +128,14 @@ def test_all_parts_of_a_recipe_keep_the_promise(legs: Legs) -> None:
     alone, resized = legs["parts-alone"][0][0], legs["parts-resized"][-1][0]
     assert resized["evaluations"] == alone["evaluations"][-2:]
     assert resized["weights"] == alone["weights"]
+
+
+def test_compressed_gradients_agree_to_their_rounding(legs: Legs) -> None:
+    """And are rounded: the first loss is computed before, the others are not those of whole gradients."""
+    whole, alone, two = (losses(legs, name)[:4] for name in ("alone-64", "bf16-alone", "bf16-two"))
+    assert alone[0] == two[0] == pytest.approx(whole[0], abs=1e-9)
+    assert two == pytest.approx(alone, abs=0.02)
+    assert all(abs(a - b) > 1e-7 for run in (alone, two) for a, b in zip(run[2:], whole[2:], strict=True))
 
 
 def test_fast_and_exact_agree_in_float64(legs: Legs) -> None:

@@ -44,6 +44,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "schedule": {"kind": "plateau", "patience": 1, "warmup": {"epochs": 0.5, "start_factor": 0.1, "shape": "constant"}},
 }
 """What recipes may have besides: all of it in one run."""
+SECTIONS = {"parts": PARTS, "bf16": {"train": {"gradient_compression": "bf16"}}}
+"""By the first word of a run's name."""
 
 
 class Memory:
@@ -140,7 +142,7 @@ def main(folder: Path, rank: int, world_size: int, runs: list[tuple[str, str, st
     for name, precision, reduction, until_step in runs:
         place = folder / name
         place.mkdir(exist_ok=True)
-        config = recipe(precision, reduction, **(PARTS if name.startswith("parts") else {}))
+        config = recipe(precision, reduction, **SECTIONS.get(name.partition("-")[0], {}))
         result = train(place, rank, world_size, config, until_step)
         (place / f"rank{rank}-of{world_size}-to{until_step}.json").write_text(json.dumps(result))
     if world_size > 1:
