@@ -123,9 +123,17 @@ def ours(beton: Path, decoder: Any, watch: _Stopwatch) -> Callable[[], Any]:
         device=torch.device("cpu"),
     )
     watch.stage("opening")
-    sizes = {"global_batch_size": BATCH_SIZE, "micro_batch_size": BATCH_SIZE}
     start_step = told.num_samples // BATCH_SIZE // 2
-    order = train_order(told.num_samples, seed=0, epoch=40, rank=0, world_size=1, start_step=start_step, **sizes)
+    order = train_order(
+        told.num_samples,
+        seed=0,
+        epoch=40,
+        global_batch_size=BATCH_SIZE,
+        micro_batch_size=BATCH_SIZE,
+        rank=0,
+        world_size=1,
+        start_step=start_step,
+    )
     watch.stage("order")
     batches = loader.epoch(40, order.reshape(-1))
     return lambda: next(batches).images
