@@ -40,6 +40,9 @@ def bench_opening(
     peers: Annotated[
         list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
     ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the beton is left for later calls.")
+    ] = None,
 ) -> None:
     """Start-up, resume and memory of a loader at ImageNet's number of samples, beside stock FFCV's.
 
@@ -48,7 +51,7 @@ def bench_opening(
     from resnet_dist.bench.opening import PEERS
     from resnet_dist.bench.opening import bench_opening as measure
 
-    typer.echo(measure(samples, peers or list(PEERS)))
+    typer.echo(measure(samples, peers or list(PEERS), keep))
 
 
 @bench_app.command("endurance")

@@ -54,7 +54,8 @@ class HostPlaces:
         self._device = device
 
     def take(self, num_images: int) -> Tensor:
-        return torch.empty((num_images, self._size, self._size, 3), dtype=torch.uint8)
+        # numpy's memory, not torch's: numpy asks the system for huge pages, which are ready in a fifth of the time.
+        return torch.from_numpy(np.empty((num_images, self._size, self._size, 3), np.uint8))
 
     def send(
         self, images: Tensor, labels: NDArray[np.int64], sample_ids: NDArray[np.int64], num_replaced: int
