@@ -83,9 +83,9 @@ class CudaPlaces:
     def send(
         self, images: Tensor, labels: NDArray[np.int64], sample_ids: NDArray[np.int64], num_replaced: int
     ) -> Placed:
-        pinned_labels = torch.from_numpy(labels).pin_memory()
-        with torch.cuda.stream(self._stream):  # of this thread only
-            on_device = [tensor.to(self._device, non_blocking=True) for tensor in (images, pinned_labels)]
+        with torch.cuda.stream(self._stream):  # of this thread only, its device too
+            pinned = images, torch.from_numpy(labels).pin_memory()
+            on_device = [tensor.to(self._device, non_blocking=True) for tensor in pinned]
             self._copied[self._next].record(self._stream)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)

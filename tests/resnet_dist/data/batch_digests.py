@@ -1,6 +1,6 @@
 """What every micro-batch of a run holds, as digests: `python batch_digests.py JSON` in a process of its own.
 
-Batches are taken as the training loop takes them (`epoch_steps`, `Mixer`), with every augmentation, mixup and CutMix.
+Batches are taken as the training loop takes them (`steps_from`, `Mixer`), with every augmentation, mixup and CutMix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe_data import Mixing, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
-from resnet_dist.training.loop import Samples, epoch_steps
+from resnet_dist.training.feed import Samples, steps_from
 from resnet_dist.training.mixing import Mixer
 
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
@@ -88,23 +88,22 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
     train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
     run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(seed=SEED, train=train),
-        plan=SimpleNamespace(steps_per_epoch=num_samples // GLOBAL_BATCH),
+        recipe=SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1)),
         ctx=SimpleNamespace(rank=rank, world_size=leg.world_size, beat=lambda: None),
-        state=SimpleNamespace(step=leg.first_step),
         train=Samples(loader, num_samples, pages),
     )
     mixer = Mixer(Mixing(mixup_alpha=0.2, cutmix_alpha=1.0), seed=SEED, num_classes=10, dtype=torch.float32)
     found = {}
-    while run.state.step < leg.end_step:
-        with closing(epoch_steps(run)) as steps:
+    step = leg.first_step
+    while step < leg.end_step:
+        with closing(steps_from(run, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
             for local in steps:
                 for number, batch in local.items():
-                    mixed = mixer(batch.images, batch.labels, run.state.step, number)
+                    mixed = mixer(batch.images, batch.labels, step, number)
                     held = b"".join([*(t.numpy().tobytes() for t in mixed), batch.sample_ids.tobytes()])
-                    found[f"{run.state.step}/{number}"] = hashlib.sha256(held).hexdigest()
-                run.state.step += 1
-                if run.state.step == leg.end_step:
+                    found[f"{step}/{number}"] = hashlib.sha256(held).hexdigest()
+                step += 1
+                if step == leg.end_step:
                     break
     return found
 

@@ -371,6 +371,30 @@ def test_twenty_epochs_leave_nothing_behind(photo_beton: Path, open_loader: Open
     assert held()[1] <= after_one[1]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gets_the_batches_that_a_cpu_gets(photo_beton: Path) -> None:
+    """Kept while the pinned buffers are used again, and read on the current stream without further waiting."""
+    shown = []
+    for device in ("cpu", "cuda"):
+        loader = BetonLoader(
+            photo_beton,
+            load_manifest(photo_beton),
+            RandomResizedCrop(kind="random_resized_crop", size=48),
+            decoder="native",
+            batch_size=3,
+            seed=7,
+            num_threads=2,
+            device=torch.device(device),
+        )
+        kept = [(b.images, b.images.float().sum(), b.labels) for b in loader.epoch(0, ALL)]
+        assert all(images.device.type == labels.device.type == device for images, _, labels in kept)
+        shown.append([(images.cpu(), total.cpu(), labels.cpu()) for images, total, labels in kept])
+        loader.close()
+    for ours, theirs in zip(*shown, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
 # Bad samples that are skipped, and files that are not the manifest's
 
 
