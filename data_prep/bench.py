@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.convert.config import ConvertSettings
+from data_prep.convert.encode import MAX_DECODED_PIXELS
 from data_prep.convert.pool import Pool, ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import convert
@@ -108,9 +109,33 @@ def time_copy(tree: Path, output: Path) -> Taken:
     return Taken(time.perf_counter() - start_s, sum(after[:2]) - sum(before[:2]))
 
 
-def drop_caches() -> None:
+def forget(tree: Path) -> None:
+    """Takes the files' bytes out of the page cache; names and inodes stay there."""
     os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    for path in tree.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def peak_memory(tree: Path, output: Path, *options: str) -> float:
+    """MiB of a conversion in one process of its own, at its peak: the largest of all calls so far."""
+    command = [sys.executable, "-m", "data_prep", "convert", "--source", "image-folder", "--input", str(tree)]
+    subprocess.run([*command, "--output", str(output), "--workers", "0", *options], check=True, capture_output=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def make_large(tree: Path) -> None:
+    """One image as large as is decoded at all, stored as PNG so that it is encoded anew."""
+    from PIL import Image
+
+    side = int(MAX_DECODED_PIXELS**0.5)
+    (tree / "large").mkdir(parents=True)
+    row = np.arange(side, dtype=np.uint8)
+    Image.fromarray(np.broadcast_to(row[None, :, None], (side, side, 3)).copy()).save(
+        tree / "large" / "a.png", compress_level=1
+    )
 
 
 def time_planning() -> dict[str, float]:
@@ -143,7 +168,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=3000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cold", action="store_true", help="drop the page cache before each (needs root)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows of the table; cp -r and stock must be in")
+    parser.add_argument("--cold", action="store_true", help="take the files out of the page cache before each")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True)
     try:
@@ -159,6 +185,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     tree, workers = arguments.work / "tree", arguments.workers
     total_bytes = make_tree(arguments.images, tree, arguments.files)
+    make_large(arguments.work / "large")
+    memory = {
+        "original": peak_memory(tree, arguments.work / "a.beton"),
+        "jpeg": peak_memory(tree, arguments.work / "b.beton", "--encode", "jpeg"),
+        "one image of 36 million px": peak_memory(arguments.work / "large", arguments.work / "c.beton"),
+    }
+    shutil.rmtree(arguments.work / "large")
+    for path in arguments.work.glob("*.*"):
+        path.unlink()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address="local", num_cpus=max(workers, 1), include_dashboard=False, log_to_driver=False)
     pools: dict[int, Pool] = {n: RayPool(n, None, NoProgress(), StopFlag()) for n in {1, workers}}
@@ -185,6 +220,8 @@ def run(arguments: argparse.Namespace) -> None:
         contestants[name] = ours(settings)
         contestants[f"{name}, no Ray, 1 process"] = ours(settings, 0)
     contestants[f"jpeg, {MAX_SIDE_PX} px, 1 worker"] = ours(variants[f"jpeg, {MAX_SIDE_PX} px"], 1)
+    if arguments.only:
+        contestants = {name: run for name, run in contestants.items() if name in arguments.only}
     ours({})(arguments.work / "warm-up")
     taken: dict[str, list[Taken]] = defaultdict(list)
     order = random.Random(0)
@@ -195,7 +232,7 @@ def run(arguments: argparse.Namespace) -> None:
             output = arguments.work / "out" / "result"
             output.parent.mkdir()
             if arguments.cold:
-                drop_caches()
+                forget(tree)
             taken[name].append(contestants[name](output))
             shutil.rmtree(output.parent)
             print(f"round {number + 1}: {name}: {taken[name][-1].wall_s:.2f} s", file=sys.stderr, flush=True)
@@ -209,6 +246,7 @@ def run(arguments: argparse.Namespace) -> None:
         name: Taken(*(statistics.median(values) for values in zip(*runs, strict=True))) for name, runs in taken.items()
     }
     print(as_table({name: medians[name] for name in contestants}, arguments.files))
+    print("; ".join(f"peak memory, {name}: {mib:.0f} MiB" for name, mib in memory.items()))
     print("\n".join(f"1,281,167 samples, {name}: {value:.2f} s" for name, value in time_planning().items()))
 
 

@@ -7,7 +7,7 @@ passed on untouched. Markers: ITU-T T.81, table B.1.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
@@ -28,7 +28,7 @@ class JpegHeader:
     """Bits per value."""
     sampling: tuple[tuple[int, int], ...]
     """(horizontal, vertical) factors of each component."""
-    has_end: bool = False
+    has_end: bool
     """An end-of-image marker follows the scan. Without one the file was cut short."""
 
 
@@ -40,7 +40,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
     """None when `data` is not a JPEG, or its markers cannot be followed to the first scan."""
     if not is_jpeg(data):
         return None
-    frame: JpegHeader | None = None
+    frame: tuple[int, int] | None = None  # the marker, and where its segment begins
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -51,20 +51,18 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
             continue
         if marker in (SOI, EOI, TEM) or RST0 <= marker <= RST7:
             return None
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        segment = data[at + 4 : at + 2 + length]
-        if length < 2 or len(segment) != length - 2:
+        length = data[at + 2] << 8 | data[at + 3]
+        end = at + 2 + length
+        if length < 2 or end > len(data):
             return None
         if marker in START_OF_FRAME:
-            if frame is not None:
+            if frame is not None or not _is_frame(data, at + 4, length - 2):
                 return None
-            frame = _read_frame(marker, segment)
-            if frame is None:
-                return None
+            frame = marker, at + 4
         if marker == SOS:
             # Within a scan 0xFF is always stuffed, so an 0xFFD9 behind it is an end of image.
-            return frame and replace(frame, has_end=data.rfind(b"\xff\xd9", at + 2 + length) >= 0)
-        at += 2 + length
+            return frame and _read_frame(data, *frame, has_end=data.rfind(b"\xff\xd9", end) >= 0)
+        at = end
     return None
 
 
@@ -86,11 +84,11 @@ def _is_known_sampling(sampling: tuple[tuple[int, int], ...]) -> bool:
     return len(sampling) == 3 and sampling[0] in LUMA_SAMPLING and sampling[1] == sampling[2] == (1, 1)
 
 
-def _read_frame(marker: int, segment: bytes) -> JpegHeader | None:
-    if len(segment) < 6:
-        return None
-    precision, height, width, num_components = struct.unpack_from(">BHHB", segment)
-    if len(segment) != 6 + 3 * num_components:
-        return None
-    factors = segment[7::3]
-    return JpegHeader(height, width, marker, precision, tuple((f >> 4, f & 15) for f in factors))
+def _is_frame(data: bytes, start: int, num_bytes: int) -> bool:
+    return num_bytes >= 6 and num_bytes == 6 + 3 * data[start + 5]
+
+
+def _read_frame(data: bytes, marker: int, start: int, *, has_end: bool) -> JpegHeader:
+    precision, height, width, num_components = struct.unpack_from(">BHHB", data, start)
+    factors = data[start + 7 : start + 6 + 3 * num_components : 3]
+    return JpegHeader(height, width, marker, precision, tuple((f >> 4, f & 15) for f in factors), has_end)

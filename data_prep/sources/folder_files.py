@@ -49,19 +49,20 @@ class FolderFiles:
         return self.names[index]
 
     def __getitem__(self, index: int) -> Sample:
-        data = self._read(index) if isinstance(self.root, LocalPlace) else self._ahead[index]
-        return Sample(data, int(self.labels[index]), self.names[index])
+        name = self.names[index]
+        data = self._read(index, name) if isinstance(self.root, LocalPlace) else self._ahead[index]
+        return Sample(data, int(self.labels[index]), name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_ahead"}
 
     @cached_property
     def _ahead(self) -> FetchAhead:
-        return FetchAhead(self._read, len(self))
+        return FetchAhead(lambda index: self._read(index, self.names[index]), len(self))
 
-    def _read(self, index: int) -> bytes:
+    def _read(self, index: int, name: str) -> bytes:
         recorded = FileStatus(int(self.sizes[index]), int(self.stamps[index]))
-        return self.root.child(self.names[index]).read(recorded)
+        return self.root.child(name).read(recorded)
 
 
 def describe_files(

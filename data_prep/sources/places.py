@@ -10,6 +10,7 @@ import glob
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ GLOB = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_EXPANDED = 1_000_000
+
+
+NO_FILE = -1
+"""Stamp of a pipe, a device, a link to nothing: listed, so that it is reported, and never opened."""
 
 
 class FileStatus(NamedTuple):
@@ -216,8 +221,10 @@ class _Descriptor:
 
     def __init__(self, path: str, expected: FileStatus | None) -> None:
         self._path = path
+        if expected is not None and expected.stamp == NO_FILE:
+            raise OSError("is no file, nor a link to one")
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold us up
         except FileNotFoundError:
             if expected is None:
                 raise
@@ -262,5 +269,14 @@ def _local_files(folder: str, prefix: str, deep: bool) -> Iterator[ListedFile]:
                 if deep:
                     yield from _local_files(entry.path, f"{prefix}{entry.name}/", deep)
                 continue
-            status = entry.stat()
-            yield ListedFile(f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns)
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # a link to nothing, or just gone
+                yield ListedFile(f"{prefix}{entry.name}", 0, NO_FILE)
+                continue
+            is_file = stat.S_ISREG(status.st_mode)
+            yield ListedFile(
+                f"{prefix}{entry.name}",
+                status.st_size if is_file else 0,
+                status.st_mtime_ns if is_file else NO_FILE,
+            )

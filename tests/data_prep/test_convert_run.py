@@ -367,6 +367,20 @@ def test_a_label_outside_the_classes_is_a_bad_sample(tmp_path: Path, convert_her
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
+def test_links_to_nothing_and_pipes_are_reported_and_hold_nobody_up(
+    image_tree: Path, tmp_path: Path, convert_here
+) -> None:
+    (image_tree / "cat" / "lost.JPEG").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(image_tree / "dog" / "pipe.JPEG")
+    (image_tree / "emu" / "link.JPEG").symlink_to(image_tree / "emu" / "0.JPEG")
+    output = tmp_path / "a.beton"
+    with pytest.raises(UserError, match="2 of 9 images cannot be stored"):
+        convert_here("image-folder", str(image_tree), output)
+    listed = [line.split("\t")[1:] for line in output.with_suffix(".bad-samples.tsv").read_text().splitlines()[1:]]
+    reason = "cannot be read: is no file, nor a link to one"
+    assert listed == [["cat/lost.JPEG", reason], ["dog/pipe.JPEG", reason]]
+
+
 def test_the_outputs_name_and_place_are_checked(tmp_path: Path, convert_here) -> None:
     with pytest.raises(UserError, match=r"expected a name that ends in \.beton"):
         convert_here("synthetic", "n=5", tmp_path / "a.bin")
