@@ -24,6 +24,7 @@ from resnet_dist.training.loop import Run
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.optim import build_optimizer
+from resnet_dist.training.powersgd import PowerSgdReduction
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.recompute import recompute_blocks
 from resnet_dist.training.reduce import build_reduction
@@ -50,7 +51,11 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         compression=recipe.train.gradient_compression,
     )
     state = TrainState(
-        model.net, build_optimizer(model, recipe.optim), average=average, scaler=precision.scaler(ctx.device)
+        model.net,
+        build_optimizer(model, recipe.optim),
+        average=average,
+        scaler=precision.scaler(ctx.device),
+        gradient_memory=reduction if isinstance(reduction, PowerSgdReduction) else None,
     )
     return Run(
         recipe=recipe,

@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-Compression = Literal["none", "bf16", "fp16"]
+Compression = Literal["none", "bf16", "fp16", "powersgd"]
+"""powersgd is no hook of DDP's: `powersgd.py`."""
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 

@@ -221,6 +221,7 @@ def save(run: Run) -> None:
     """Commits a checkpoint of the current step: a copy of the state, which is written while training goes on."""
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
     with run.window.saving():
+        run.reduction.settle()
         write = None
         if run.ctx.rank == 0:
             write = partial(save_checkpoint, state=run.state.snapshot(), card=card_of(run))

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.training.compression import Compression, compress, round_gradients
+from resnet_dist.training.powersgd import PowerSgdReduction
 from resnet_dist.training.stopwatch import Stopwatch
 from resnet_dist.training.tree_sum import Accumulator, Node, subtrees, tree_sum
 
@@ -37,6 +38,9 @@ class Reduction(Protocol):
     def finish(self) -> None:
         """After the last micro-batch: every parameter's `grad` is the step's gradient, on all workers."""
 
+    def settle(self) -> None:
+        """Before a checkpoint, on all workers together: what they keep from step to step becomes the first one's."""
+
 
 def build_reduction(
     kind: Literal["fast", "exact"],
@@ -49,6 +53,8 @@ def build_reduction(
 ) -> Reduction:
     if kind == "exact":
         return ExactReduction(model, rank, world_size, num_micro_batches)
+    if compression == "powersgd":
+        return PowerSgdReduction(model, rank, world_size, num_micro_batches)
     return FastReduction(model, world_size, num_micro_batches, compression)
 
 
@@ -92,6 +98,9 @@ class FastReduction:
         if self._ddp is None:
             round_gradients(self.forward.parameters(), self._compression)
 
+    def settle(self) -> None:
+        """Keeps nothing."""
+
 
 class ExactReduction:
     """Sums the micro-batches' gradients in one fixed tree order: the same bits for any number of workers.
@@ -130,6 +139,9 @@ class ExactReduction:
         for parameter in self._parameters:
             parameter.grad = mean[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
+
+    def settle(self) -> None:
+        """Keeps nothing."""
 
     def _combine(self, mine: Tensor) -> Tensor:
         """This worker's subtree sums [nodes, n] -> the tree's sum [n]."""

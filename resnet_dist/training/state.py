@@ -11,6 +11,7 @@ from torch import nn
 
 from resnet_dist.training.average import MovingAverage
 from resnet_dist.training.plateau import Plateau
+from resnet_dist.training.powersgd import PowerSgdReduction
 
 _AVERAGE = "average"
 
@@ -29,6 +30,8 @@ class TrainState:
     """Steps whose global batch is left out, because training diverged on it; a resumed run leaves them out too."""
     plateau: Plateau = field(default_factory=Plateau)
     average: MovingAverage | None = None
+    gradient_memory: PowerSgdReduction | None = None
+    """What the reduction keeps from step to step, where it does."""
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
     @property
@@ -45,6 +48,7 @@ class TrainState:
             "skipped": sorted(self.skipped),
             "plateau": asdict(self.plateau),
             **({} if self.average is None else {_AVERAGE: self.average.net.state_dict()}),
+            **({} if self.gradient_memory is None else {"gradient_memory": self.gradient_memory.state_dict()}),
             **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }
 
@@ -61,6 +65,8 @@ class TrainState:
         self.plateau = Plateau(**saved.get("plateau", {}))
         if self.average is not None:
             self.average.net.load_state_dict(saved[_AVERAGE])
+        if self.gradient_memory is not None:
+            self.gradient_memory.load_state_dict(saved["gradient_memory"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
 

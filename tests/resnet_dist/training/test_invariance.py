@@ -19,11 +19,11 @@ GROUPS = """
 1: alone-64 fp64 fast 12, alone-32 fp32 fast 12, alone-exact fp32 exact 12, alone-64-exact fp64 exact 12
 1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2, bf16-alone fp64 fast 4
 2: two-64 fp64 fast 12, two-32 fp32 fast 12, two-32-again fp32 fast 12, two-exact fp32 exact 12
-2: two-then-one fp64 fast 5, parts-resized fp32 exact 6, bf16-two fp64 fast 4
+2: two-then-one fp64 fast 5, parts-resized fp32 exact 6, bf16-two fp64 fast 4, powersgd-resized fp64 fast 3
 3: three-64 fp64 fast 12, three-exact fp32 exact 12, one-then-three fp64 fast 12, resized fp32 exact 7
 2: resized fp32 exact 12
-1: one-then-one fp64 fast 12, two-then-one fp64 fast 12, parts-alone fp32 exact 12
-4: four-exact fp32 exact 12, parts-resized fp32 exact 12
+1: one-then-one fp64 fast 12, two-then-one fp64 fast 12, parts-alone fp32 exact 12, powersgd-alone fp64 fast 7
+4: four-exact fp32 exact 12, parts-resized fp32 exact 12, powersgd-resized fp64 fast 7
 """
 Legs = dict[str, list[list[dict[str, Any]]]]
 
@@ -136,6 +136,12 @@ def test_compressed_gradients_agree_to_their_rounding(legs: Legs) -> None:
     assert alone[0] == two[0] == pytest.approx(whole[0], abs=1e-9)
     assert two == pytest.approx(alone, abs=0.02)
     assert all(abs(a - b) > 1e-7 for run in (alone, two) for a, b in zip(run[2:], whole[2:], strict=True))
+
+
+def test_powersgd_does_not_depend_on_the_number_of_workers(legs: Legs) -> None:
+    """Two workers to step 3, four to step 7: what each had kept of the gradient went along."""
+    assert losses(legs, "powersgd-resized") == pytest.approx(losses(legs, "powersgd-alone"), abs=1e-9)
+    assert losses(legs, "powersgd-alone")[3] != pytest.approx(losses(legs, "alone-64")[3], abs=1e-3)
 
 
 def test_fast_and_exact_agree_in_float64(legs: Legs) -> None:

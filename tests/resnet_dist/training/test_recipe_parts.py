@@ -245,10 +245,11 @@ def test_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_stop_and_a_restart_change_no_bit(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "powersgd"])
+def test_a_stop_and_a_restart_change_no_bit(tmp_path: Path, kind: str) -> None:
     """In the middle of an epoch; the whole state, not only the weights."""
-    config = small.recipe(precision, "fast", **small.PARTS)
+    sections = small.SECTIONS["powersgd"] if kind == "powersgd" else small.PARTS
+    config = small.recipe("fp16" if kind == "fp16" else "fp32", "fast", **sections)
     straight = small.train(tmp_path / "straight", 0, 1, config, 12)
     first = small.train(tmp_path / "stopped", 0, 1, config, 7)
     second = small.train(tmp_path / "stopped", 0, 1, config, 12)

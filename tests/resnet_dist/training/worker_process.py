@@ -44,7 +44,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "schedule": {"kind": "plateau", "patience": 1, "warmup": {"epochs": 0.5, "start_factor": 0.1, "shape": "constant"}},
 }
 """What recipes may have besides: all of it in one run."""
-SECTIONS = {"parts": PARTS, "bf16": {"train": {"gradient_compression": "bf16"}}}
+SECTIONS = {
+    "parts": PARTS,
+    "bf16": {"train": {"gradient_compression": "bf16"}},
+    "powersgd": {"train": {"gradient_compression": "powersgd"}},
+}
 """By the first word of a run's name."""
 
 
