@@ -27,11 +27,12 @@ from resnet_dist.tracking.events import Metrics
 from resnet_dist.tracking.segments import SpoolReader, spool_folders
 
 PASSWORD = "correct-horse-battery"  # of a server that lives as long as the test
-LAST_STEP = 110
-DIES_AT_STEP = 60
+LAST_STEP = 66
+DIES_AT_STEP = 30
+TRAINING_LIMIT_S = 900.0  # beside other work; a minute on a free machine
 SETTINGS = (
-    *("--set", "model.name=resnet8", "--set", "train.total_epochs=10"),
-    *("--profile-set", "log_every_steps=1", "--profile-set", "checkpoint.every_epochs=1"),
+    *("--set", "model.name=resnet8", "--set", "train.total_epochs=6"),
+    *("--profile-set", "log_every_steps=1", "--profile-set", "checkpoint.every_epochs=2"),
     *("--profile-set", "workers=2", "--profile-set", "storage=s3://runs/outages"),
 )
 Row = tuple[str, int, int, float]  # key, step, time_ms, value
@@ -129,7 +130,7 @@ def spooled(bucket: Any, folder: Path) -> list[Row]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_point_of_a_run_whose_server_kept_dying(
     cli: Any, two_nodes: Any, bucket: Any, mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
@@ -143,10 +144,11 @@ def test_every_point_of_a_run_whose_server_kept_dying(
 
     process = cli.start(command, RAY_ADDRESS=two_nodes.address, **login)
     tormentor: Tormentor | None = None
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + TRAINING_LIMIT_S
     while True:
-        assert time.monotonic() < deadline, process.kill()
-        assert process.poll() is None, process.communicate()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"no training: {process.communicate()}")
         step = max((row[1] for row in stored(mlflow_server)), default=0)
         if tormentor is None and step >= 3:
             tormentor = Tormentor(mlflow_server)
@@ -154,7 +156,7 @@ def test_every_point_of_a_run_whose_server_kept_dying(
             break
         time.sleep(0.3)
     tormentor.leave_it_dead()
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=TRAINING_LIMIT_S)
     assert process.returncode == 1, err  # trained to the end, but nobody took the model
     assert "goes on from there" in err or "same command" in err, err
 
