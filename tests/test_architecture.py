@@ -131,7 +131,8 @@ WALLS = {
         "resnet_dist.data",
         "resnet_dist.tracking",
         "resnet_dist.models",
-        "resnet_dist.training.checkpoint",
+        "resnet_dist.storage",
+        "resnet_dist.training",
         "data_prep.beton",
     ),
 }

@@ -134,3 +134,22 @@ def bench_host(
     from resnet_dist.bench.host import bench_host as measure
 
     typer.echo(measure(folder, rounds))
+
+
+@bench_app.command("step")
+def bench_step(
+    model: Annotated[str, typer.Option(help="A model's name, as in a recipe.")] = "resnet20",
+    image_size: Annotated[int, typer.Option(min=8, help="Pixels.")] = 32,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="Images of a worker's step.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 20,
+    rounds: Annotated[int, typer.Option(min=4, help="Blocks of every loop, in turns.")] = 20,
+) -> None:
+    """A training step of this project beside a bare PyTorch DDP loop, and what `train.reduction: exact` costs; on CPUs.
+
+    Example: resnet-dist bench step --model resnet20 --rounds 20
+    """
+    from resnet_dist.bench.step import bench_step as measure
+    from resnet_dist.bench.step_process import Settings
+
+    typer.echo(measure(Settings(model, image_size, micro_batch_size, workers, steps, rounds)))

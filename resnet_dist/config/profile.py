@@ -18,14 +18,20 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt | None = None
     """Also after every this many steps within an epoch; null: only by epochs."""
     every_minutes: PositiveFloat | None = None
-    """Also when the last one is this old, at the next point of the training curves."""
+    """Also when the last one is this old."""
     keep: PositiveInt = 3
     """How many of the newest checkpoints stay in storage."""
 
 
 class FailureConfig(Section):
+    """How patient to be. What each fault costs and when it is over: `resnet_dist/launch/README.md`."""
+
     max_failures: NonNegativeInt = 3
-    """Restarts of the worker group before the run ends with the cause."""
+    """Restarts of the worker group (a worker or its node died, hung or raised) before the run ends with the cause."""
+    max_controller_failures: NonNegativeInt = 3
+    """Restarts of Ray Train's controller, a process beside the driver."""
+    max_preemptions: NonNegativeInt | None = None
+    """Restarts because a node announced that it leaves; null: without limit."""
     collective_timeout_s: PositiveFloat = 300.0
     """Longest wait in one collective (all-reduce, barrier) before a hung worker ends the attempt."""
     progress_timeout_s: PositiveFloat = 600.0
@@ -35,6 +41,13 @@ class FailureConfig(Section):
     """Longest wait for the last checkpoint after Ctrl-C or SIGTERM."""
     wait_for_resources_s: PositiveFloat = 120.0
     """Longest wait for the cluster to give the workers their CPUs and GPUs."""
+    storage_timeout_s: PositiveFloat = 300.0
+    """Longest time that storage may refuse a checkpoint (full, away) before the run ends. Training goes on meanwhile,
+    until the next checkpoint is due; that one waits for half of `collective_timeout_s` at most."""
+    driver_timeout_s: PositiveFloat = 30.0
+    """How long a driver that did not end in order must be silent before the same command takes its run over."""
+    head_timeout_s: PositiveFloat = 45.0
+    """Longest time that the cluster's head may not answer before the run ends. Ray itself gives up after 60."""
 
 
 class Workers(Section):
@@ -110,7 +123,7 @@ class Profile(Section):
     """Activation checkpointing: the backward pass computes what is inside residual blocks anew. Less memory on the GPU,
     about a third more computing, the same results. Not with a recipe's `train.compile`."""
     log_every_steps: PositiveInt = 10
-    """Steps between two points of the training curves and two stop checks."""
+    """Steps between two points of the training curves."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     failure: FailureConfig = FailureConfig()
 

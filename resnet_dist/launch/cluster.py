@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import ray
 
-from resnet_dist.config.profile import Profile
+from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import UserError
 
 NAMESPACE = "resnet-dist"
 _CONNECT_LIMIT_S = 10.0
+_COUNT_AGAIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Node:
     cpus: float
     gpus: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
+    """Ray's."""
 
 
 def cluster_address(profile: Profile, environment: Mapping[str, str]) -> str | None:
@@ -36,21 +39,27 @@ def cluster_address(profile: Profile, environment: Mapping[str, str]) -> str | N
     return profile.ray_address or environment.get("RAY_ADDRESS")
 
 
+def start_timeout_s(failure: FailureConfig) -> float:
+    """How long Ray waits for one group's CPUs and GPUs before it counts again how many workers there is room for."""
+    return min(failure.wait_for_resources_s, _COUNT_AGAIN_S)
+
+
 def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
     """Environment variables that Ray Train reads in the driver."""
     settings = {
         # A checkpoint report waits for the controller's next look: 2 s by default, dear for short epochs.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(profile.failure.collective_timeout_s),
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(profile.failure.wait_for_resources_s),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s(profile.failure)),
         # A stopped process cannot end itself: Ray, which no longer hears of it, does, in the same time.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(profile.failure.progress_timeout_s),
+        # It keeps the group at work until the node is gone, and what is done after its last checkpoint is lost; here
+        # the group stops at once, and goes on elsewhere (`control.RunControl.asks`).
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if local:
-        # Nobody drains the only node; saves a process that takes 3 s to start.
-        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         settings["RAY_TRAIN_METRICS_ENABLED"] = "0"
     return settings
 
@@ -105,17 +114,37 @@ def _start_local(profile: Profile, dashboard: bool) -> None:
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the connected cluster."""
+    """The nodes of the connected cluster that are not about to leave."""
+    leaving = leaving_nodes()
     return [
         Node(
             node["NodeManagerAddress"],
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
             node.get("Labels", {}),
+            node["NodeID"],
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leaving
     ]
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Ids of the nodes that announced that they leave: drained by hand, by the cluster or by the cloud. Empty if Ray
+    cannot say.
+
+    Ray Train asks the same (2.60, `train/v2/_internal/execution/preemption.py`); there is no public name for it.
+    """
+    try:
+        return frozenset(ray._private.state.state.get_draining_nodes())
+    except Exception:  # noqa: BLE001 - not connected, or a GCS that does not answer: asked again in a second
+        return frozenset()
+
+
+def workers_with_room(nodes: list[Node], profile: Profile) -> int:
+    """How many of the profile's workers the nodes can hold."""
+    fitting = [node for node in nodes if profile.node_labels.items() <= node.labels.items()]
+    return workers_that_fit(fitting, profile.cpus_per_worker, profile.gpus_per_worker)
 
 
 def workers_that_fit(nodes: list[Node], cpus_per_worker: int, gpus_per_worker: int) -> int:

@@ -1,13 +1,18 @@
-"""One small actor beside the driver: the user's wish to stop goes to the workers, their progress comes back."""
+"""One small actor beside the driver: wishes to stop go to the workers, their progress comes back."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from resnet_dist.launch.cluster import leaving_nodes
+
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,15 @@ class Status:
     """How many times a worker group has begun; more than one means a restart."""
     world_size: int = 0
     step: int = 0
+    resumed_step: int | None = None
+    """Where the newest worker group went on, as soon as it knows."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """Everything there was to warn of, in order."""
     evaluated_step: int = 0
     """Of the newest evaluation."""
+    given_up: str | None = None
+    """Why the run must end, if a worker found that no restart would help."""
 
 
 class RunControl:
@@ -32,40 +41,71 @@ class RunControl:
         self._stop = False
         self._status = Status()
         self._nodes: dict[int, str] = {}
+        """Rank -> address and id of its node."""
+        self._looked_s = 0.0
+        self._leaving: frozenset[str] = frozenset()
 
     def request_stop(self) -> None:
         self._stop = True
 
-    def stop_requested(self) -> bool:
+    def begin(self) -> None:
+        """A new trainer begins: nobody of the one before is left."""
+        self._stop = False
+        self._nodes.clear()
+
+    def asks(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
+        """Every worker asks once a second whether to stop, and says where it runs.
+
+        It is to stop when the user wishes it, and when a node that one of them runs on is about to leave.
+        """
+        for gone in [r for r in self._nodes if r >= world_size]:
+            del self._nodes[gone]
+        self._nodes[rank] = f"{address} {node_id}"
+        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            self._leaving = leaving_nodes()
+        used = {place.split()[1] for place in self._nodes.values()}
+        if not self._stop and used & self._leaving:
+            self._stop = True
+            leaving = sorted({place.split()[0] for place in self._nodes.values() if place.split()[1] in self._leaving})
+            self.warn(f"node {', '.join(leaving)} is about to leave: the workers save, and go on without it")
         return self._stop
 
     def began(self, world_size: int) -> None:
         """Rank 0 of a new worker group says so."""
-        self._status = replace(self._status, attempt=self._status.attempt + 1, world_size=world_size)
+        attempt = self._status.attempt + 1
+        self._status = replace(self._status, attempt=attempt, world_size=world_size, resumed_step=None)
 
     def progressed(self, step: int, metrics: Mapping[str, float]) -> None:
-        evaluated_step = step if any(key.startswith("val/") for key in metrics) else self._status.evaluated_step
+        status = self._status
         self._status = replace(
-            self._status, step=step, metrics={**self._status.metrics, **metrics}, evaluated_step=evaluated_step
+            status,
+            step=step,
+            resumed_step=step if status.resumed_step is None else status.resumed_step,
+            metrics={**status.metrics, **metrics},
+            evaluated_step=step if any(key.startswith("val/") for key in metrics) else status.evaluated_step,
         )
-
-    def joined(self, rank: int, node: str) -> None:
-        """Every worker of a new group says where it runs."""
-        self._nodes[rank] = node
 
     def slow(self, rank: int, factor: float) -> None:
         """Rank 0 says that a worker holds up the others."""
-        warning = (
-            f"rank {rank} on node {self._nodes.get(rank, 'unknown')} has been {factor:.1f} times as slow as the others "
+        address = self._nodes.get(rank, "unknown").split()[0]
+        self.warn(
+            f"rank {rank} on node {address} has been {factor:.1f} times as slow as the others "
             f"for a while; see rank/{rank}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
         )
+
+    def warn(self, warning: str) -> None:
         self._status = replace(self._status, warnings=(*self._status.warnings, warning))
+
+    def give_up(self, reason: str) -> None:
+        """A worker found that no restart would help."""
+        self._status = replace(self._status, given_up=self._status.given_up or reason)
 
     def status(self) -> Status:
         return self._status
 
 
 def start_control() -> Any:
-    """Starts the actor on this node and returns its handle."""
+    """Starts the actor on this node and returns its handle. Killed, it comes back, and workers tell it again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(RunControl).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(RunControl).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()

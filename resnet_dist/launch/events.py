@@ -19,19 +19,31 @@ class EventLog:
         self._storage = storage
         self.path = storage.folder / "events.log"
         self._attempt = 0
+        self._step = 0
         self._num_warnings = 0
+        self._unwritten: list[str] = []
 
     def note(self, event: str) -> None:
         """One line, the time (UTC) before it."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {' '.join(event.split())}\n")
-        self._storage.publish(self.path)
+        self._unwritten.append(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {' '.join(event.split())}\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+            self._unwritten.clear()
+            self._storage.publish(self.path)
+        except OSError:
+            return  # a full disk or a store that is away ends no run here; written with the next event
 
     def observe(self, status: Status) -> None:
         """Call it often; it notes every worker group that began, and every warning."""
-        if status.attempt > self._attempt:
-            self.note(f"workers up: {status.world_size}, last seen at step {status.step}")
+        if status.attempt < self._attempt:  # the actor was killed, and counts anew
+            self._attempt = self._num_warnings = 0
+        if status.attempt > self._attempt and status.resumed_step is not None:
+            before = f" (seen at step {self._step} before)" if self._attempt else ""
+            self.note(f"workers up: {status.world_size}, going on from step {status.resumed_step}{before}")
             self._attempt = status.attempt
+        if status.resumed_step is not None:
+            self._step = status.step
         for warning in status.warnings[self._num_warnings :]:
             self.note(f"warning: {warning}")
         self._num_warnings = max(self._num_warnings, len(status.warnings))

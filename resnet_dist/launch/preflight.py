@@ -41,6 +41,8 @@ class Prepared:
     plan: RunPlan
     storage: RunStorage
     warnings: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
+    """The names of checkpoints newer than the newest whole one."""
 
     @property
     def run_dir(self) -> Path:
@@ -69,10 +71,11 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     storage.require_writable()
     identity = Identity(recipe_hash(recipe), f"train={short(train.digest)} val={short(val.digest)}")
     warnings: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
     with newest_whole(storage) as found:
         if found is not None:
             require_same(found.card.identity, identity, storage.location)
-            warnings = found.warnings
+            warnings, damaged = found.warnings, found.damaged
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
         train_source,
@@ -85,6 +88,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         plan,
         storage,
         warnings,
+        damaged,
     )
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.train
@@ -15,7 +15,10 @@ import torch
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
+from resnet_dist.config.profile import FailureConfig
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.guarded_storage import GuardedStorage
+from resnet_dist.launch.lease import Lease
 from resnet_dist.launch.node_cache import NodeCache, fill
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.base import NullTracker, Tracker
@@ -27,10 +30,6 @@ from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
 _STOP_POLL_S = 1.0
-_PERSIST_LIMIT_S = 60.0
-"""For the points before a checkpoint: a run that goes on from it would not log them again."""
-_UNKNOWN_DEADLINE_S = 120.0
-"""Of a node that leaves without saying when; Ray Train assumes the same."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class WorkerSetup:
     tracking_uri: str = field(repr=False)  # may hold a password, and Ray's dashboard shows what workers are given
     control: Any
     """Handle of the `RunControl` actor."""
-    progress_timeout_s: float
+    failure: FailureConfig
     save_every_s: float | None
     """Checkpoints by the clock, besides those of the plan."""
-    heeds_preemption: bool
-    """Whether nodes may announce that they leave."""
+    lease: Lease
+    """Of the driver that these workers work for."""
     cache: NodeCache | None = None
     """What each node copies to its own disk before the first step."""
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -62,7 +61,10 @@ class RayContext:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-        self.storage = setup.storage
+        failure, control = setup.failure, setup.control
+        self.storage = GuardedStorage(
+            setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
+        )
         self._setup = setup
         self._monitor = monitor
         self._spool = spool
@@ -70,21 +72,20 @@ class RayContext:
         self._done = threading.Event()
         self._saved_at_s = time.monotonic()
         self._upload: threading.Event | None = None
-        self._leaving_at_s: float | None = None
         stacks = self.storage.folder / "stacks" / f"rank{self.rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        self._watchdog = Watchdog(setup.progress_timeout_s, stacks, self.storage.publish)
-        setup.control.joined.remote(self.rank, ray.util.get_node_ip_address())
+        self._watchdog = Watchdog(failure.progress_timeout_s, stacks, self.storage.publish)
         threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
 
     def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
         """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
+        # At most two copies of the state in memory; the others wait in Ray's barrier, half of its limit at most.
+        self._wait_for_upload(self._setup.failure.collective_timeout_s / 2)
         done = threading.Event()
 
         def upload(_: Checkpoint, name_in_storage: str) -> Checkpoint:
             assert write is not None
             try:
-                if self._spool is not None and not self._spool.persist(_PERSIST_LIMIT_S):
-                    raise Fault("storage did not take the metrics, so the checkpoint after them is not written")
+                self._persist_points()
                 self.storage.commit(name_in_storage, write, last=CARD)
             finally:
                 done.set()
@@ -103,27 +104,17 @@ class RayContext:
         )
         self._saved_at_s = time.monotonic()
         self._upload = done if write else None
-        if self._leaving_at_s is not None:
-            self._wait_for_the_end(self._leaving_at_s)
 
     def settle(self) -> None:
-        if self._upload is not None:
-            self._upload.wait(self._setup.progress_timeout_s)
+        self._wait_for_upload(self._setup.failure.storage_timeout_s)
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
 
     def save_requested(self) -> bool:
-        """By the clock, and when a node says that it leaves: that checkpoint is the last before the restart."""
-        if self._setup.heeds_preemption and self._leaving_at_s is None:
-            info = ray.train.get_preemption_info()
-            if info is not None:
-                self._leaving_at_s = (
-                    (info.deadline_ms / 1000) if info.deadline_ms else time.time() + _UNKNOWN_DEADLINE_S
-                )
+        """By the clock."""
         every_s = self._setup.save_every_s
-        by_clock = every_s is not None and time.monotonic() - self._saved_at_s >= every_s
-        return by_clock or self._leaving_at_s is not None
+        return every_s is not None and time.monotonic() - self._saved_at_s >= every_s
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
@@ -142,17 +133,32 @@ class RayContext:
         self._done.set()
         self._watchdog.close()
 
-    def _wait_for_the_end(self, leaving_at_s: float) -> None:
-        """Steps done after the last checkpoint would be lost: waits until Ray ends this worker group."""
-        while time.time() < leaving_at_s + _UNKNOWN_DEADLINE_S:
+    def _persist_points(self) -> None:
+        """Those before a checkpoint: a run that goes on from it would not log them again."""
+        limit_s = self._setup.failure.storage_timeout_s
+        if self._spool is not None and not self._spool.persist(limit_s):
+            self._give_up(f"{self.storage.location} has not taken the metrics for {limit_s:g} s")
+
+    def _wait_for_upload(self, limit_s: float) -> None:
+        if self._upload is None:
+            return
+        deadline = time.monotonic() + limit_s
+        while not self._upload.wait(_STOP_POLL_S):
             self.beat()
-            time.sleep(0.5)
-        raise Fault("a node said that it leaves, but the workers were not restarted; the run starts them again")
+            if time.monotonic() > deadline:
+                self._give_up(f"{self.storage.location} has not taken the last checkpoint for {limit_s:g} s")
+
+    def _give_up(self, reason: str) -> NoReturn:
+        """Ends the run: no restart would mend it."""
+        reason += " (failure.storage_timeout_s); mend it, and give the same command again"
+        self._setup.control.give_up.remote(reason)
+        raise Fault(reason)
 
     def _poll_stop(self) -> None:
+        me = (self.rank, self.world_size, ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
         while not self._done.wait(_STOP_POLL_S):
             try:
-                if ray.get(self._setup.control.stop_requested.remote(), timeout=5.0):
+                if ray.get(self._setup.control.asks.remote(*me), timeout=5.0):
                     self._stop.set()
                     return
             except ActorDiedError:
@@ -168,11 +174,12 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     setup = config["setup"]
     os.environ.update(setup.credentials)
     place = ray.train.get_context()
-    if setup.cache is not None:
-        try:
+    try:
+        setup.lease.require_held()
+        if setup.cache is not None:
             fill(setup.cache)  # before the watchdog starts: a copy has its own, longer limit
-        except UserError as error:
-            return str(error)
+    except UserError as error:
+        return str(error)
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
     monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
     context = RayContext(setup, monitor, spool)

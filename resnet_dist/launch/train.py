@@ -6,39 +6,36 @@ moment and called again with the same arguments: what is done is not done again.
 
 from __future__ import annotations
 
-import math
 import os
-import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import ray
-import ray.train
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session, require_capacity
+from resnet_dist.launch.cluster import alive_nodes, ray_session, require_capacity
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
+from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
 from resnet_dist.launch.hand_over import hand_over
+from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.node_cache import node_cache
 from resnet_dist.launch.preflight import prepare
-from resnet_dist.launch.ray_context import WorkerSetup, worker_main
-from resnet_dist.launch.ray_storage import ray_storage
+from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
+from resnet_dist.launch.room import HeadWatch, wait_for_room
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
-from resnet_dist.tracking.transport import client_environment, server_credentials
-from resnet_dist.training.checkpoint import newest_first, newest_whole
+from resnet_dist.tracking.transport import server_credentials
+from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.training.job import Job, WorkerResult
 
 _SHOW_EVERY_S = 0.5
@@ -66,7 +63,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     screen = Screen(prepared.plan)
     for warning in prepared.warnings:
         screen.say(f"warning: {warning}; the checkpoint before it is used")
-    with ray_session(profile):
+    with held(prepared.storage, profile.failure.driver_timeout_s, screen.say) as lease, ray_session(profile):
         nodes = alive_nodes()
         require_capacity(nodes, profile)
         with stop_signals() as stop:
@@ -74,7 +71,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
             status: EndStatus = "FAILED"
             reason = "an unexpected error"
             try:
-                result = train_and_record(recipe, profile, record, screen, stop)
+                result = train_and_record(recipe, profile, record, screen, stop, lease)
                 if result.outcome == "stopped":
                     status, reason = "KILLED", f"stopped after step {result.step}"
                     return Stopped(stop.exit_code, result.step, prepared.storage.location)
@@ -104,6 +101,7 @@ def train_and_record(
     record: Record,
     screen: Screen,
     stop: StopSignal,
+    lease: HeldLease,
     observe: Callable[[Status], None] = lambda status: None,
 ) -> WorkerResult:
     """Lets the workers train to the end or to a stop, and sends what came of it to MLflow; connected to Ray.
@@ -111,7 +109,7 @@ def train_and_record(
     `observe` is called about twice a second with where the run stands, and may set `stop`.
     """
     try:
-        result = _train_on_ray(recipe, profile, record, screen, stop, observe)
+        result = _train_on_ray(recipe, profile, record, screen, stop, lease, observe)
     except (UserError, Fault) as error:
         record.end(f"failed: {error}")
         raise
@@ -125,12 +123,53 @@ def _train_on_ray(
     record: Record,
     screen: Screen,
     stop: StopSignal,
+    lease: HeldLease,
     observe: Callable[[Status], None],
 ) -> WorkerResult:
-    """Runs the workers to the end or to a stop, showing where they stand."""
-    prepared, handle = record.prepared, record.handle
-    _clear_bookkeeping(prepared.storage, profile.checkpoint.keep)
+    """Runs trainers until the training is at its end or the user stops it: a trainer ends early if its controller dies,
+    or if a node that it uses is about to leave.
+    """
+    prepared, failure = record.prepared, profile.failure
     control = start_control()
+    setup = _worker_setup(recipe, profile, record, control, lease)
+    if setup.cache is not None:
+        gigabytes = (prepared.train.beton_bytes + prepared.val.beton_bytes) / 1e9
+        screen.say(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
+
+    def show(status: Status) -> None:
+        screen.show(status)
+        record.events.observe(status)
+        observe(status)
+
+    damaged = prepared.damaged
+    lost_controllers = preemptions = 0
+    while True:
+        _clear_bookkeeping(prepared.storage, profile.checkpoint.keep, damaged)
+        fit = Fit(build_trainer(profile, prepared.storage, setup))
+        try:
+            with screen.live():
+                result = _watch(fit, control, profile, record, show, stop, lease)
+        except ControllerLost as lost:
+            lost_controllers += 1
+            if lost_controllers > failure.max_controller_failures:
+                raise Fault(f"{lost} (for the {lost_controllers}. time: failure.max_controller_failures)") from None
+            event = f"{lost}; another is started, from the last checkpoint"
+        else:
+            if result.outcome != "stopped" or stop.number is not None:
+                return result
+            preemptions += 1
+            if failure.max_preemptions is not None and preemptions > failure.max_preemptions:
+                raise Fault(f"nodes left the run {preemptions} times (failure.max_preemptions)")
+            event = f"a node leaves: the workers ended after step {result.step} with a checkpoint and start elsewhere"
+        screen.say(event)
+        record.events.note(event)
+        wait_for_room(profile, stop)
+        ray.get(control.begin.remote(), timeout=failure.head_timeout_s)
+        damaged = ()
+
+
+def _worker_setup(recipe: Recipe, profile: Profile, record: Record, control: Any, lease: HeldLease) -> WorkerSetup:
+    prepared = record.prepared
     job = Job(
         recipe=recipe,
         plan=prepared.plan,
@@ -140,158 +179,69 @@ def _train_on_ray(
         loader_threads=profile.cpus_per_worker,
         recompute_activations=profile.recompute_activations,
     )
-    setup = WorkerSetup(
+    return WorkerSetup(
         job,
         prepared.storage,
-        handle.run_id,
+        record.handle.run_id,
         profile.tracking_uri,
         control,
-        progress_timeout_s=profile.failure.progress_timeout_s,
+        failure=profile.failure,
         save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
-        heeds_preemption=cluster_address(profile, os.environ) is not None,
+        lease=lease.lease,
         credentials=server_credentials(os.environ),
         cache=node_cache(profile, (prepared.train_source, prepared.val_source)),
     )
-    if setup.cache is not None:
-        gigabytes = (prepared.train.beton_bytes + prepared.val.beton_bytes) / 1e9
-        screen.say(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
-    fit = _Fit(_trainer(profile, prepared.storage, setup))
+
+
+def _watch(
+    fit: Fit,
+    control: ray.actor.ActorHandle,
+    profile: Profile,
+    record: Record,
+    show: Callable[[Status], None],
+    stop: StopSignal,
+    lease: HeldLease,
+) -> WorkerResult:
+    """Shows where the trainer stands until it ends. Raises Fault once it is known that nothing will come of it."""
     asked_at: float | None = None
-
-    def watch(status: Status) -> None:
-        screen.show(status)
-        record.events.observe(status)
-        observe(status)
-
-    with screen.live():
-        while fit.is_running(_SHOW_EVERY_S):
-            if stop.number is not None and asked_at is None:
+    head = HeadWatch(profile.failure.head_timeout_s)
+    while fit.is_running(_SHOW_EVERY_S):
+        if stop.number is not None:
+            if asked_at is None:
                 asked_at = time.monotonic()
-                screen.say("stopping: the workers save a checkpoint first (once more to stop at once)")
-                control.request_stop.remote()
-            if asked_at is not None and time.monotonic() - asked_at > profile.failure.stop_grace_s:
-                raise Fault(
-                    f"the workers did not stop within {profile.failure.stop_grace_s:g} s (failure.stop_grace_s)"
-                )
-            watch(_status(control))
-        watch(_status(control))
-    return fit.result(prepared.storage)
+                record.say("stopping: the workers save a checkpoint first (once more to stop at once)")
+            control.request_stop.remote()  # again and again: the actor may have been killed and come back
+        if asked_at is not None and time.monotonic() - asked_at > profile.failure.stop_grace_s:
+            raise Fault(f"the workers did not stop within {profile.failure.stop_grace_s:g} s (failure.stop_grace_s)")
+        head.look()
+        _show(control, show)
+        if lease.lost is not None:
+            raise lease.lost
+    _show(control, show)
+    return fit.result(record.prepared.storage)
 
 
-def _trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
-    failure, workers = profile.failure, profile.workers
-    folder, name, file_system = ray_storage(storage.location)
-    use_gpu = profile.gpus_per_worker > 0
-    resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
-    if use_gpu:
-        resources["GPU"] = profile.gpus_per_worker
-    return TorchTrainer(
-        worker_main,
-        train_loop_config={"setup": setup},
-        # Counts and the stop flag travel between CPUs without waiting for the GPU's queue.
-        torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(failure.collective_timeout_s)
-        ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(workers.min, workers.max) if workers.elastic else workers.min,
-            use_gpu=use_gpu,
-            resources_per_worker=resources,
-            label_selector=profile.node_labels or None,
-            elastic_resize_monitor_interval_s=profile.resize_every_s,
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=folder,
-            storage_filesystem=file_system,
-            failure_config=ray.train.FailureConfig(max_failures=failure.max_failures, controller_failure_limit=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
-            worker_runtime_env=worker_environment(profile),
-        ),
-    )
-
-
-def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
-    """The profile's variables, and short MLflow requests for workers that talk to a server.
-
-    None where there are neither: Ray then gives workers that are already up.
-    """
-    client = client_environment() if profile.tracking_uri.startswith("http") else {}
-    merged = {**client, **profile.env}
-    return {"env_vars": merged} if merged else None
-
-
-class _Fit:
-    """`trainer.fit()` in a thread of its own, so that the main thread can look at signals and show progress."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        self._result: ray.train.Result | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train-fit", daemon=True)
-        self._thread.start()
-
-    def _run(self, trainer: TorchTrainer) -> None:
-        try:
-            self._result = trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - handed to the main thread
-            self._error = error
-
-    def is_running(self, wait_s: float) -> bool:
-        self._thread.join(wait_s)
-        return self._thread.is_alive()
-
-    def result(self, storage: RunStorage) -> WorkerResult:
-        """Rank 0's result. Raises UserError or Fault with the cause; the whole story goes to `failure.log`."""
-        if self._error is not None:
-            log = storage.folder / "failure.log"
-            log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
-            storage.publish(log)
-            raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
-        returned = self._result.return_value if self._result else None
-        if isinstance(returned, str):
-            raise UserError(returned)
-        if not isinstance(returned, WorkerResult):
-            raise Fault(f"training ended without a result: rank 0 returned {returned!r}")
-        return returned
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what went wrong first: the lowest rank's own exception, not the wrapping around it."""
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        rank, failure = min(error.worker_failures.items())
-        return f"rank {rank}: {_last_line(failure)}"
-    if isinstance(error, TrainingFailedError | RayError):
-        return _last_line(error)
-    return repr(error)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-def _status(control: ray.actor.ActorHandle) -> Status:
+def _show(control: ray.actor.ActorHandle, show: Callable[[Status], None]) -> None:
+    """Shows where the run stands. Raises Fault if a worker found that no restart would help."""
     try:
         status: Status = ray.get(control.status.remote(), timeout=5.0)
-        return status
     except RayError:
-        return Status()
+        return
+    show(status)
+    if status.given_up is not None:
+        raise Fault(status.given_up)
 
 
-def _clear_bookkeeping(storage: RunStorage, keep: int) -> None:
-    """Removes what a former driver left: Ray's snapshot, damaged checkpoints, whole ones beyond the newest `keep`.
+def _clear_bookkeeping(storage: RunStorage, keep: int, damaged: Collection[str]) -> None:
+    """Removes what a former trainer left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
 
     Where to resume is decided by the whole checkpoints themselves (`checkpoint.newest_whole`). Ray's snapshot of them
-    is not written atomically and refuses a run whose folders changed, so no driver starts from another's.
+    is not written atomically and refuses a run whose folders changed, so no trainer starts from another's.
     """
     storage.remove(RAY_SNAPSHOT)
     names = storage.names()
     for name in names:
-        if name.startswith(".") and name.endswith(TEMPORARY):
+        if name in damaged or (name.startswith(".") and name.endswith(TEMPORARY)):
             storage.remove(name)
-    with newest_whole(storage) as found:
-        if found is None:
-            return
-    newest_to_oldest = newest_first(names)
-    whole = newest_to_oldest.index(found.name)
-    for name in newest_to_oldest[:whole] + newest_to_oldest[whole + keep :]:
+    for name in newest_first(set(names).difference(damaged))[keep:]:
         storage.remove(name)

@@ -66,7 +66,12 @@ def step_of(name: str) -> int | None:
 def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) -> None:
     """Writes state and card into the existing, empty `directory`, both fsynced, the card last."""
     with (directory / STATE).open("wb") as state_file:
-        torch.save(dict(state), state_file)
+        try:
+            torch.save(dict(state), state_file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk: PyTorch 2.14 says "unexpected pos" instead
+                raise error.__context__ from None
+            raise
         state_file.flush()
         os.fsync(state_file.fileno())
     files = {STATE: _digest(directory / STATE)}
@@ -126,6 +131,8 @@ class Found:
     """Its files on this machine, as long as it is open."""
     warnings: tuple[str, ...] = ()
     """One for every damaged newer one."""
+    damaged: tuple[str, ...] = ()
+    """Their names."""
 
 
 @contextmanager
@@ -138,15 +145,15 @@ def opened(storage: RunStorage, name: str) -> Iterator[Found]:
 @contextmanager
 def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
     """The newest whole checkpoint, or None. Raises Fault if storage cannot be reached: that says nothing of any."""
-    warnings: list[str] = []
+    warnings: dict[str, str] = {}
     for name in newest_first(storage.names()):
         with ExitStack() as stack:
             try:
                 found = stack.enter_context(opened(storage, name))
             except Damaged as damaged:
-                warnings.append(str(damaged))
+                warnings[name] = str(damaged)
                 continue
-            yield replace(found, warnings=tuple(warnings))
+            yield replace(found, warnings=tuple(warnings.values()), damaged=tuple(warnings))
             return
     yield None
 

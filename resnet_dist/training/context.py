@@ -46,7 +46,7 @@ class RunContext(Protocol):
         """Whether the user asked this run to stop. May differ between workers for a moment; never blocks."""
 
     def save_requested(self) -> bool:
-        """Whether a checkpoint is wanted now, besides those of the plan. All workers call it together."""
+        """Whether a checkpoint is wanted now, besides those of the plan. May differ between workers; never blocks."""
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows where the run stands. Never blocks, never raises."""

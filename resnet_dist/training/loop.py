@@ -19,6 +19,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.base import CONFUSION, Tracker
+from resnet_dist.training.agreement import Agreement
 from resnet_dist.training.background import Background
 from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.bn_average import average_statistics
@@ -67,6 +68,7 @@ class Run:
     window: Window
     health: Health
     device_use: DeviceUse
+    agreement: Agreement = field(default_factory=Agreement)
     background: Background = field(default_factory=Background)
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
@@ -106,10 +108,9 @@ def train_epoch(run: Run) -> Outcome | None:
     for local in run.window.timed(steps_from(run, *divmod(run.state.step, plan.steps_per_epoch))):
         train_step(run, local)
         step = run.state.step
-        if plan.window_ends(step):
-            window = run.window.close(
-                learning_rate(run, step - 1), stop=run.ctx.stop_requested(), save=run.ctx.save_requested()
-            )
+        stop, save_wished = run.ctx.stop_requested(), run.ctx.save_requested()
+        if run.agreement.reached(stop or save_wished) or plan.window_ends(step):
+            window = run.window.close(learning_rate(run, step - 1), stop=stop, save=save_wished)
             if window.diverged_step is not None and skip(run, window.diverged_step):
                 return None
             report(run, window, step)

@@ -44,7 +44,7 @@ class RunPlan:
         return first or step == self.last_step or by_steps or self._every_epochs(step, self.save_every_epochs)
 
     def window_ends(self, step: int) -> bool:
-        """Whether a point of the training curves is drawn after `step`; workers agree on stopping there.
+        """Whether a point of the training curves is drawn after `step`.
 
         Always before a checkpoint: weights whose losses were not looked at are not saved.
         """

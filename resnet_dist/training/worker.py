@@ -34,6 +34,7 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
     with ExitStack() as stack:
         run = assemble(job, ctx, tracker, *open_data(job, ctx.device, stack))
         restore(run)
+        ctx.progress(run.state.step, {})
         outcome = fit(run)
         run.background.wait()
         return WorkerResult(outcome, run.state.step, run.metrics)

@@ -9,6 +9,7 @@ from typing import Any
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.launch.cluster import alive_nodes
 from resnet_dist.launch.control import Status
+from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.record import begin_record
 from resnet_dist.launch.screen import Screen
@@ -26,6 +27,18 @@ def train_with_workers(
 
     Workers go on while the driver judges: an evaluation's answer is there about a second later.
     """
+    with held(prepared.storage, setup.profile.failure.driver_timeout_s, print) as lease:
+        return _train(recipe, setup, config, prepared, wishes, lease)
+
+
+def _train(
+    recipe: Recipe,
+    setup: TrialSetup,
+    config: Mapping[str, Any],
+    prepared: Prepared,
+    wishes: Wishes,
+    lease: HeldLease,
+) -> TrialEnd:
     per_epoch = prepared.plan.steps_per_epoch
     screen = Screen(prepared.plan)
     record = begin_record(
@@ -45,7 +58,7 @@ def train_with_workers(
 
     end: tuple[EndStatus, str] = ("FAILED", "an unexpected error")
     try:
-        result = train_and_record(recipe, setup.profile, record, screen, asked, observe)
+        result = train_and_record(recipe, setup.profile, record, screen, asked, lease, observe)
         epoch = result.step / per_epoch
         end = mlflow_end(result.outcome, verdict, epoch)
     except BaseException as error:

@@ -9,15 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from resnet_dist.config.profile import Profile, Workers
+from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node, cluster_address, require_capacity, workers_that_fit
 from resnet_dist.launch.control import RunControl, Status
+from resnet_dist.launch.fit import worker_environment
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import describe
 from resnet_dist.launch.signals import stop_signals
-from resnet_dist.launch.train import worker_environment
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.transport import server_credentials
 from resnet_dist.training.plan import RunPlan
@@ -62,15 +62,34 @@ def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control.progressed(20, {"val/top1": 90.0})
     control.progressed(21, {"train/loss": 0.9})
     control.began(1)
-    assert control.status() == Status(2, 1, 21, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
-    assert not control.stop_requested()
+    assert control.status() == Status(2, 1, 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    control.progressed(15, {})
+    assert control.status() == Status(2, 1, 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    assert not control.asks(0, 1, "10.0.0.1", "node-a")
     control.request_stop()
-    assert control.stop_requested()
+    assert control.asks(0, 1, "10.0.0.1", "node-a")
+    control.begin()
+    assert not control.asks(0, 1, "10.0.0.1", "node-a")
+
+
+def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving: set[str] = set()
+    monkeypatch.setattr("resnet_dist.launch.control.leaving_nodes", lambda: leaving)
+    monkeypatch.setattr("resnet_dist.launch.control._LOOK_EVERY_S", 0.0)
+    control = RunControl()
+    assert [control.asks(rank, 3, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
+    leaving.add("node-7")
+    assert not control.asks(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
+    leaving.add("node-2")
+    assert control.asks(0, 3, "10.0.0.0", "node-0")
+    assert control.status().warnings == ("node 10.0.0.2 is about to leave: the workers save, and go on without it",)
+    control.begin()  # the next group, on the nodes that stay
+    assert [control.asks(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 
 
 def test_the_line_of_progress() -> None:
     plan = RunPlan(11, 22, 22, 1, 1, None, 10)
-    status = Status(1, 2, 12, {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4})
+    status = Status(1, 2, 12, 0, {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4})
     assert describe(status, plan) == "epoch 2/2, loss 0.5000, val top-1 98.12 %, 640 images/s"
     assert describe(Status(), plan) == "epoch 1/2"
 
@@ -118,9 +137,9 @@ def test_what_workers_are_given_shows_no_password_in_the_dashboard() -> None:
         run_id="r",
         tracking_uri="http://ann:pass-2@mlflow:5000",
         control=None,
-        progress_timeout_s=1.0,
+        failure=FailureConfig(),
         save_every_s=None,
-        heeds_preemption=False,
+        lease=cast(Any, "lease"),
         credentials=credentials,
     )
     assert "pass-" not in str({"setup": setup})

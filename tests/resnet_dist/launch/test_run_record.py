@@ -61,18 +61,19 @@ def test_versions_name_what_makes_the_numbers() -> None:
 
 
 def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> None:
-    for attempts in ([(1, 2, 0), (1, 2, 10), (2, 2, 20)], [(0, 0, 0), (1, 3, 0)]):
+    drivers = ([(1, 2, 0, 0), (1, 2, 10, 0), (2, 2, 10, None), (2, 2, 12, 8)], [(0, 0, 0, None), (1, 3, 9, 9)])
+    for statuses in drivers:
         log = EventLog(FolderStorage(tmp_path))
         log.note("driver began:\n1 node")
-        for attempt, world_size, step in attempts:
-            log.observe(Status(attempt, world_size, step))
+        for attempt, world_size, step, resumed_step in statuses:
+            log.observe(Status(attempt, world_size, step, resumed_step))
     lines = EventLog(FolderStorage(tmp_path)).read().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "driver began: 1 node",
-        "workers up: 2, last seen at step 0",
-        "workers up: 2, last seen at step 20",
+        "workers up: 2, going on from step 0",
+        "workers up: 2, going on from step 8 (seen at step 10 before)",
         "driver began: 1 node",
-        "workers up: 3, last seen at step 0",
+        "workers up: 3, going on from step 9",
     ]
     assert count_events(EventLog(FolderStorage(tmp_path)).read()) == {"restarts": "2", "resizes": "1"}
     assert count_events("") == {"restarts": "0", "resizes": "0"}

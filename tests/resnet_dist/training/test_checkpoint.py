@@ -134,3 +134,12 @@ def train_once(state: TrainState) -> None:
     state.net(torch.ones(1, 2)).sum().backward()
     state.optimizer.step()
     state.step += 1
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    """PyTorch's zip writer hides it; /dev/full gives what a full disk gives."""
+    (tmp_path / STATE).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(
+            tmp_path, state={"net": {"w": torch.zeros(100_000)}}, card=Card(0, 1, IDENTITY, {}, {}, files={})
+        )

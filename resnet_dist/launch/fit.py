@@ -1,0 +1,124 @@
+"""Ray Train at work: one trainer from its start to its end, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import traceback
+
+import ray.train
+from ray.exceptions import RayActorError, RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from resnet_dist.config.profile import Profile
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import start_timeout_s
+from resnet_dist.launch.ray_context import WorkerSetup, worker_main
+from resnet_dist.launch.ray_storage import ray_storage
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.tracking.transport import client_environment
+from resnet_dist.training.job import WorkerResult
+
+
+class ControllerLost(Fault):
+    """Ray Train's controller, a process beside the driver, is gone, and the workers with it."""
+
+
+class Fit:
+    """`trainer.fit()` in a thread of its own, so that the main thread can look at signals and show progress."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._result: ray.train.Result | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train-fit", daemon=True)
+        self._thread.start()
+
+    def _run(self, trainer: TorchTrainer) -> None:
+        try:
+            self._result = trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            self._error = error
+
+    def is_running(self, wait_s: float) -> bool:
+        self._thread.join(wait_s)
+        return self._thread.is_alive()
+
+    def result(self, storage: RunStorage) -> WorkerResult:
+        """Rank 0's result. Raises ControllerLost, and UserError or Fault with the cause; the whole story goes to
+        `failure.log`.
+        """
+        if self._error is not None:
+            log = storage.folder / "failure.log"
+            log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
+            storage.publish(log)
+            if isinstance(self._error, RayActorError):
+                raise ControllerLost(f"Ray Train's controller ended: {_last_line(self._error)}") from None
+            raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
+        returned = self._result.return_value if self._result else None
+        if isinstance(returned, str):
+            raise UserError(returned)
+        if not isinstance(returned, WorkerResult):
+            raise Fault(f"training ended without a result: rank 0 returned {returned!r}")
+        return returned
+
+
+def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
+    failure, workers = profile.failure, profile.workers
+    folder, name, file_system = ray_storage(storage.location)
+    use_gpu = profile.gpus_per_worker > 0
+    resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = profile.gpus_per_worker
+    return TorchTrainer(
+        worker_main,
+        train_loop_config={"setup": setup},
+        # Counts and the stop flag travel between CPUs without waiting for the GPU's queue.
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(failure.collective_timeout_s)
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(workers.min, workers.max) if workers.elastic else workers.min,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            label_selector=profile.node_labels or None,
+            elastic_resize_monitor_interval_s=profile.resize_every_s,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=folder,
+            storage_filesystem=file_system,
+            failure_config=ray.train.FailureConfig(
+                max_failures=failure.max_failures,
+                max_preemption_failures=-1 if failure.max_preemptions is None else failure.max_preemptions,
+                controller_failure_limit=math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1,
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
+            worker_runtime_env=worker_environment(profile),
+        ),
+    )
+
+
+def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
+    """The profile's variables, and short MLflow requests for workers that talk to a server.
+
+    None where there are neither: Ray then gives workers that are already up.
+    """
+    client = client_environment() if profile.tracking_uri.startswith("http") else {}
+    merged = {**client, **profile.env}
+    return {"env_vars": merged} if merged else None
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what went wrong first: the lowest rank's own exception, not the wrapping around it."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = min(error.worker_failures.items())
+        return f"rank {rank}: {_last_line(failure)}"
+    if isinstance(error, TrainingFailedError | RayError):
+        return _last_line(error)
+    return repr(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,196 @@
+"""One driver at a time: who holds a run, with a sign of life, and a number that fences off who held it before.
+
+`driver/00003.lease` is created by one process alone; whoever created the highest number holds the run, and everybody
+who works for a lower number - a driver that was cut off and came back, its workers - may not commit any more.
+`driver/00003.json` says where the holder runs and counts up as long as it lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from data_prep.beton.files import write_text_atomically
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.base import RunStorage
+
+_GROUP = "driver"
+_BEATS_IN_TIMEOUT = 6
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run, and its sign of life."""
+
+    host: str
+    pid: int
+    process: str
+    """Tells this process from a later one with the same pid: the machine's boot, and the process's start in it."""
+    beat: int = 0
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Picklable: workers have it too."""
+
+    storage: RunStorage
+    number: int
+
+    def require_held(self) -> None:
+        """Raises Fault if another driver has taken the run over, UserError if this is not the driver's storage."""
+        newest = _newest(self.storage)
+        if newest < self.number:
+            raise UserError(
+                f"{self.storage.location}: {socket.gethostname()} does not see here what the driver wrote; storage "
+                "must be a folder that all nodes share, mounted on each, or s3://"
+            )
+        if newest > self.number:
+            holder = _holder(self.storage, newest)
+            who = f"pid {holder.pid} on {holder.host}" if holder else "unknown"
+            raise Fault(f"another driver ({who}) has taken {self.storage.location} over; this one ends")
+
+
+class HeldLease:
+    """The driver's side: a thread gives the sign of life until `release`."""
+
+    def __init__(self, lease: Lease, timeout_s: float) -> None:
+        self.lease = lease
+        self.lost: Fault | None = None
+        """Set when another driver has the run."""
+        self._me = this_process()
+        self._done = threading.Event()
+        self._publish()
+        self._thread = threading.Thread(
+            target=self._beat, args=(timeout_s / _BEATS_IN_TIMEOUT,), name="driver-lease", daemon=True
+        )
+        self._thread.start()
+
+    def release(self) -> None:
+        """The next driver need not wait. Never raises."""
+        self._done.set()
+        self._thread.join()
+        if self.lost is None:
+            self._me = replace(self._me, released=True)
+            with suppress(OSError, Fault):  # a full disk: the next driver waits a little
+                self._publish()
+
+    def _beat(self, every_s: float) -> None:
+        while not self._done.wait(every_s):
+            self._me = replace(self._me, beat=self._me.beat + 1)
+            try:
+                self.lease.require_held()
+            except OSError:
+                continue  # storage does not answer; who takes the run over meanwhile has a higher number
+            except Fault as fault:
+                self.lost = fault
+                return
+            with suppress(OSError, Fault):  # a full disk ends no run here: the checkpoints' own limit does
+                self._publish()
+
+    def _publish(self) -> None:
+        storage, number = self.lease.storage, self.lease.number
+        path = _path(storage, number, ".json")
+        write_text_atomically(path, json.dumps(asdict(self._me)))
+        storage.publish(path)
+
+
+@contextmanager
+def held(storage: RunStorage, timeout_s: float, say: Callable[[str], None]) -> Iterator[HeldLease]:
+    """`take`, given back at the end."""
+    lease = take(storage, timeout_s, say)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> HeldLease:
+    """Makes this process the run's driver.
+
+    One that gave the run back, or is known to be dead, is followed at once; any other is watched for `timeout_s`.
+    Raises UserError if it gives a sign of life.
+    """
+    storage.pull()
+    (storage.folder / _GROUP).mkdir(parents=True, exist_ok=True)
+    while True:
+        number = _newest(storage)
+        holder = _holder(storage, number)
+        if number and not _is_over(holder):
+            _watch(storage, number, holder, timeout_s, say)
+        if storage.claim(_path(storage, number + 1, ".lease")):
+            break
+    for old in range(1, number):
+        for suffix in (".lease", ".json"):
+            storage.remove(f"{_GROUP}/{_name(old, suffix)}")
+    return HeldLease(Lease(storage, number + 1), timeout_s)
+
+
+def this_process() -> Holder:
+    return Holder(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
+
+
+def _watch(
+    storage: RunStorage, number: int, before: Holder | None, timeout_s: float, say: Callable[[str], None]
+) -> None:
+    """Returns when the holder gave no sign of life for `timeout_s`. Raises UserError when it gave one."""
+    say(f"{storage.location}: an earlier driver did not say that it ended; waiting {timeout_s:g} s for a sign of life")
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        time.sleep(min(_LOOK_EVERY_S, timeout_s / _BEATS_IN_TIMEOUT))
+        now = _holder(storage, number)
+        if _newest(storage) > number or _is_over(now):
+            return
+        if now is not None and now != before:
+            raise UserError(
+                f"{storage.location}: a driver is at work on this run (pid {now.pid} on {now.host}); "
+                "wait for it, stop it, or give another --name"
+            )
+
+
+def _is_over(holder: Holder | None) -> bool:
+    """Whether the holder said that it ended, or was a process of this machine that is gone."""
+    if holder is None:
+        return False
+    here = this_process()
+    same_boot = holder.process.partition(" ")[0] == here.process.partition(" ")[0]
+    return holder.released or (holder.host == here.host and same_boot and _start_of(holder.pid) != holder.process)
+
+
+def _start_of(pid: int) -> str:
+    """Boot and start time of a process; "" if there is none."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
+
+
+def _holder(storage: RunStorage, number: int) -> Holder | None:
+    content = storage.read(f"{_GROUP}/{_name(number, '.json')}")
+    try:
+        return None if content is None else Holder(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def _newest(storage: RunStorage) -> int:
+    stems = [name.removesuffix(".lease") for name in storage.names(_GROUP) if name.endswith(".lease")]
+    return max((int(stem) for stem in stems if stem.isdigit()), default=0)
+
+
+def _path(storage: RunStorage, number: int, suffix: str) -> Path:
+    return storage.folder / _GROUP / _name(number, suffix)
+
+
+def _name(number: int, suffix: str) -> str:
+    return f"{number:05d}{suffix}"

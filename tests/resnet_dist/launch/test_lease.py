@@ -1,0 +1,102 @@
+"""Two drivers of one run: the second waits for the first to be dead, and the first, come back, may not write."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.lease import HeldLease, Lease, take, this_process
+from resnet_dist.storage.folder import FolderStorage
+
+ELSEWHERE = replace(this_process(), host="another-machine")
+
+
+def driver_file(folder: Path, number: int, holder: object) -> None:
+    (folder / "driver").mkdir(exist_ok=True)
+    (folder / "driver" / f"{number:05d}.lease").touch()
+    (folder / "driver" / f"{number:05d}.json").write_text(json.dumps(holder))
+
+
+def test_a_driver_that_ended_in_order_is_followed_at_once(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    first = take(storage, 60.0)
+    first.release()
+    second = take(storage, 60.0)
+    second.release()
+    assert (first.lease.number, second.lease.number) == (1, 2)
+    assert sorted(path.name for path in (tmp_path / "driver").iterdir()) == [
+        "00001.json", "00001.lease", "00002.json", "00002.lease",
+    ]  # fmt: skip
+    take(storage, 60.0).release()
+    assert not (tmp_path / "driver" / "00001.lease").exists()
+
+
+def test_a_driver_at_work_keeps_its_run(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    first = take(storage, 1.0)
+    with pytest.raises(UserError, match=rf"a driver is at work on this run \(pid {os.getpid()} on "):
+        take(storage, 5.0)
+    first.lease.require_held()
+    first.release()
+
+
+def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from resnet_dist.launch.lease import take;"
+    code += "from resnet_dist.storage.folder import FolderStorage; take(FolderStorage(Path(sys.argv[1])), 60.0);"
+    code += "print('held', flush=True); time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    process.kill()
+    process.wait()
+    began_s = time.monotonic()
+    assert take(FolderStorage(tmp_path), 600.0).lease.number == 2
+    assert time.monotonic() - began_s < 300.0
+
+
+def test_a_silent_driver_of_another_machine_is_waited_for(tmp_path: Path) -> None:
+    driver_file(tmp_path, 1, asdict(ELSEWHERE))
+    said: list[str] = []
+    held = take(FolderStorage(tmp_path), 0.6, said.append)
+    assert held.lease.number == 2
+    assert "waiting 0.6 s for a sign of life" in said[0]
+    held.release()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"host": 3}'])
+def test_a_torn_sign_of_life_is_a_silent_driver(tmp_path: Path, content: str) -> None:
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / "00004.lease").touch()
+    (tmp_path / "driver" / "00004.json").write_text(content)
+    held = take(FolderStorage(tmp_path), 0.3)
+    assert held.lease.number == 5
+    held.release()
+
+
+def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
+    """Cut off from storage for longer than the limit, it was followed by another; neither it nor its workers write."""
+    storage = FolderStorage(tmp_path)
+    old = HeldLease(Lease(storage, 1), 0.3) if (tmp_path / "driver").mkdir() is None else None
+    assert old is not None
+    driver_file(tmp_path, 2, asdict(ELSEWHERE))
+    with pytest.raises(Fault, match=r"another driver .* on another-machine.* has taken"):
+        old.lease.require_held()
+    deadline = time.monotonic() + 30
+    while old.lost is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "has taken" in str(old.lost)
+    old.release()
+    Lease(storage, 2).require_held()
+
+
+def test_a_node_without_the_shared_folder_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not see here what the driver wrote"):
+        Lease(FolderStorage(tmp_path), 1).require_held()
