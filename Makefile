@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, which `make setup` makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock audit demo ui test test-browser test-slow lint bench clean
+.PHONY: help setup lock audit demo ui test test-browser test-slow chaos lint bench clean
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -39,6 +39,11 @@ test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-ge
 
 test-slow: setup  ## The long tests too.
 	$(BIN)/python -m pytest
+
+ROUNDS ?= 20
+chaos: setup  ## Runs on Ray nodes as network namespaces, a fault in each round (root, Linux): make chaos ROUNDS=20
+	$(BIN)/python tests/integration/chaos/rounds.py --rounds $(ROUNDS) --folder /tmp/resnet-dist-chaos \
+	  --report /tmp/resnet-dist-chaos/report.md
 
 lint: setup  ## Style and types.
 	$(BIN)/ruff check .

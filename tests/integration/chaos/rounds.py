@@ -156,6 +156,7 @@ def main() -> None:
     if not available():
         raise SystemExit("needs Linux, root and iproute2: no network namespace can be made here")
     folder: Path = options.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     data_root = make_data(folder / "data")
     digest = alone(folder / f"alone-{time.time_ns()}" / "run", data_root)
     print(f"one process: {digest}", flush=True)
