@@ -72,6 +72,8 @@ class Run:
     background: Background = field(default_factory=Background)
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest value of every metric."""
+    best_top1: float = -1.0
+    """Percent; of the weights that this worker group has given to `best/`."""
     saved_step: int = -1
     save_wanted: bool = False
     """Whether a checkpoint is wanted besides those of the plan."""
@@ -206,7 +208,8 @@ def run_evaluation(run: Run) -> None:
     if result.confusion is not None:
         run.tracker.text(CONFUSION, sparse_json(result.confusion))
     run.metrics.update(result.metrics())
-    if run.ctx.rank == 0:
+    if run.ctx.rank == 0 and result.top1 > run.best_top1:
+        run.best_top1 = result.top1
         with run.window.saving():
             net = copied(run.state.evaluated_net.state_dict())
             run.background.start(partial(keep_if_best, run.ctx.storage, net, card_of(run)))
