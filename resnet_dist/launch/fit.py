@@ -91,7 +91,7 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
             failure_config=ray.train.FailureConfig(
                 max_failures=failure.max_failures,
                 max_preemption_failures=-1 if failure.max_preemptions is None else failure.max_preemptions,
-                controller_failure_limit=math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1,
+                controller_failure_limit=max(1, math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1),
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
             worker_runtime_env=worker_environment(profile),

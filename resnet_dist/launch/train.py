@@ -39,6 +39,7 @@ from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.training.job import Job, WorkerResult
 
 _SHOW_EVERY_S = 0.5
+_ANSWER_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,21 @@ def _train_on_ray(
         screen.say(event)
         record.events.note(event)
         wait_for_room(profile, stop)
-        ray.get(control.begin.remote(), timeout=failure.head_timeout_s)
+        _begin_again(control, failure.head_timeout_s)
         damaged = ()
+
+
+def _begin_again(control: ray.actor.ActorHandle, limit_s: float) -> None:
+    """Tells the actor, which may itself be on its way back, that a new trainer begins."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            ray.get(control.begin.remote(), timeout=_ANSWER_LIMIT_S)
+            return
+        except RayError as error:
+            if time.monotonic() > deadline:
+                raise Fault(f"the driver's own actor has not answered for {limit_s:g} s: {error}") from None
+            time.sleep(_SHOW_EVERY_S)
 
 
 def _worker_setup(recipe: Recipe, profile: Profile, record: Record, control: Any, lease: HeldLease) -> WorkerSetup:
@@ -224,7 +238,7 @@ def _watch(
 def _show(control: ray.actor.ActorHandle, show: Callable[[Status], None]) -> None:
     """Shows where the run stands. Raises Fault if a worker found that no restart would help."""
     try:
-        status: Status = ray.get(control.status.remote(), timeout=5.0)
+        status: Status = ray.get(control.status.remote(), timeout=_ANSWER_LIMIT_S)
     except RayError:
         return
     show(status)
