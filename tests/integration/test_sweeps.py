@@ -64,6 +64,7 @@ def test_a_sweep_from_space_to_recipe(cli: Any) -> None:
     assert state.trials["t0002"].status == "diverged"
     assert state.trials["t0002"].num_faults == 0
     assert {state.trials[name].status for name in ("t0000", "t0001")} <= {"finished", "stopped"}
+    assert {state.trials[name].epoch for name in ("t0000", "t0001")} <= {1.0, 3.0}  # not a step beyond the rung
     require_nothing_twice(state)
 
     assert said["why"] == "all trials ended"
@@ -95,8 +96,13 @@ def test_a_sweep_from_space_to_recipe(cli: Any) -> None:
 @pytest.mark.slow
 def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
     space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1, 0.3]")
-    patience = random.Random(0)
+    patience, ledger = random.Random(0), cli.folder / "runs/sweep/ledger.jsonl"
+
+    def num_reports() -> int:
+        return ledger.read_bytes().count(b"TrialReported") if ledger.exists() else 0
+
     for _ in range(5):
+        before = num_reports()
         process = subprocess.Popen(
             tune_command(cli, space=space),
             cwd=ROOT,
@@ -105,7 +111,10 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        time.sleep(patience.uniform(8, 30))
+        while num_reports() == before:  # every driver gets something done
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(patience.uniform(0, 2))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = cli.run(tune_command(cli, space=space))

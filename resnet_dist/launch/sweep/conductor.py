@@ -103,12 +103,14 @@ class Conductor:
         """Called several times a second. `num_running`: trials whose process is up."""
         now_s = time.monotonic()
         failure = self._prepared.profile.failure
+        # A process that is asked for needs its resources and then its start-up, which Ray does not tell apart.
+        limit_s = failure.wait_for_resources_s + (failure.progress_timeout_s if self._in_flight else 0.0)
         if num_running or (not self._in_flight and self._room):
             self._alive_s = now_s
-        elif now_s - self._alive_s > failure.wait_for_resources_s:
+        elif now_s - self._alive_s > limit_s:
             self.fatal = Fault(
-                f"the cluster gave no trial its CPUs and GPUs within {failure.wait_for_resources_s:g} s "
-                "(failure.wait_for_resources_s); the same command goes on when it has room"
+                f"no trial's process came up within {limit_s:g} s (failure.wait_for_resources_s, and "
+                "failure.progress_timeout_s for its start); the same command goes on when the cluster has room"
             )
         if (why := self.why_no_more()) is None or not self._in_flight:
             return
