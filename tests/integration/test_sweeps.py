@@ -94,6 +94,7 @@ def test_a_sweep_from_space_to_recipe(cli: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
     space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.003, 0.01, 0.03, 0.1, 0.3]")
     patience, ledger = random.Random(0), cli.folder / "runs/sweep/ledger.jsonl"
@@ -117,8 +118,9 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
         time.sleep(patience.uniform(0, 2))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = cli.run(tune_command(cli, space=space))
-    assert done.returncode == 0, done.stderr
+    last = cli.start(tune_command(cli, space=space))
+    _, err = last.communicate(timeout=600)
+    assert last.returncode == 0, err
     state = state_of(cli)
     assert len(state.trials) == 5
     assert {trial.status for trial in state.trials.values()} <= {"finished", "stopped"}
@@ -131,6 +133,7 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_ctrl_c_saves_and_the_same_command_goes_on_with_more_trials(cli: Any) -> None:
     space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.01, 0.1]").replace("total_epochs: 3", "total_epochs: 12")
     process = cli.start(tune_command(cli, space=space))
@@ -150,6 +153,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_with_more_trials(cli: Any) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_trials_on_worker_groups_of_two(cli: Any) -> None:
     """More CPUs wanted than there are: one group at a time, its CPUs back at once."""
     space = SPACE + "resources: {path: train}\n"
@@ -174,7 +178,7 @@ def test_the_dry_run_shows_trials_and_cost(
     with pytest.raises(SystemExit) as ended:
         main()
     out = capsys.readouterr().out
-    assert ended.value.code == 0
+    assert not ended.value.code
     assert "t0001  optim.lr 0.1  (lr 0.1, weight decay 0.0001, tau 909 epochs)" in out
     assert "cost               9 epochs if none is stopped early, about 6 in the long run (12,978 images)" in out
     assert "at once            2 trials" in out
@@ -195,7 +199,7 @@ def test_the_dry_run_shows_trials_and_cost(
         ),
         (["--set", "space={optim.lr: {kind: grid, values: []}}"], ["space.optim.lr.values", "at least 1 item"]),
         (["--set", "metric=val/top2"], ["metric", "'val/top1'", "got 'val/top2'"]),
-        (["--set", "proxy={model.name: resnet9}"], ["the base recipe with the proxy's keys: model.name", "resnet9"]),
+        (["--set", "proxy={model.name: resnet9}"], ["model.name: there is no net 'resnet9'", "resnet18"]),
         (["--set", "space={optim.lr: {kind: grid, values: [-1]}}"], ["the trial of optim.lr -1", "optim.lr"]),
         (["--set", "base=nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
         (["--profile-set", "storage=s3://bucket/runs"], ["a sweep's ledger", "a folder that all nodes share"]),
@@ -221,6 +225,7 @@ def test_mistakes_are_told_before_anything_starts(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_node_joins_and_is_lost_in_the_middle(cli: Any, small_head: Any) -> None:
     """Room for a second trial is used when it comes; what a lost node trained goes on from its checkpoint."""
     space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.01, 0.02, 0.05, 0.1]").replace("total_epochs: 3", "total_epochs: 20")

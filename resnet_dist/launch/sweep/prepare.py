@@ -68,8 +68,9 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     base = read_tree((file.parent / Path(space.base).expanduser()).resolve())
     proxy = require_proxy(space, base, str(file))
     trial_profile = profile_of_trials(space, profile, Path(profile.storage) / name)
-    # A model and an optimizer are built and a decoder opened once, for all.
-    data = prepare(proxy, trial_profile, name)
+    # A model and an optimizer are built and a decoder opened once, for all; as if the sweep were a run, so that a
+    # mistake leaves no folder.
+    data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
     began = _began(space, base, name, Path(profile.storage) / name, builder, data.identity.data_digest, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
