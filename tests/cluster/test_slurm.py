@@ -1,0 +1,255 @@
+"""The Slurm job: against a stand-in for Slurm's commands, and (slow) on a real Slurm of one node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SLURM = ROOT / "cluster/slurm"
+TOOLS = ("slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "munged")
+
+
+def test_shellcheck_finds_nothing() -> None:
+    if (shellcheck := shutil.which("shellcheck")) is None:
+        pytest.skip("no shellcheck here")
+    done = subprocess.run(
+        [shellcheck, SLURM / "run.sbatch", SLURM / "node.sh"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """run.sbatch as on the first of two nodes, with stand-ins for srun, scontrol and the command."""
+    log = tmp_path / "log"
+    submit = tmp_path / "checkout"
+    (submit / "cluster").mkdir(parents=True)
+    (submit / "cluster/slurm").symlink_to(SLURM)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "python").symlink_to(sys.executable)
+    script(
+        bin_ / "srun",
+        f"""#!{sys.executable}
+import os, socket, sys, time
+assert sys.argv[-2:] == ["bash", "cluster/slurm/node.sh"], sys.argv
+open({str(log)!r}, "a").write("srun " + " ".join(sys.argv[1:3]) + "\\n")
+if os.environ.get("FAKE_RAY") == "dies":
+    sys.exit(1)
+listening = socket.create_server(("127.0.0.1", int(os.environ["RAY_PORT"])))
+time.sleep(60)
+""",
+    )
+    script(
+        bin_ / "scontrol",
+        f"""#!/bin/bash
+if [ "$1 $2" = "show hostnames" ]; then echo 127.0.0.1; echo other; else echo "scontrol $*" >> {log}; fi
+""",
+    )
+    for name in ("resnet-dist", "data-prep"):
+        script(
+            bin_ / name,
+            f"""#!/bin/bash
+echo "{name} $* at $RAY_ADDRESS, $RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}}" >> {log}
+trap 'sleep 0.5; echo "saved" >> {log}; exit 143' TERM
+[ "$FAKE_RUN" = waits ] || exit "$FAKE_RUN"
+echo running >> {log}
+while :; do sleep 0.1; done
+""",
+        )
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, **env: str) -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen(
+                ["bash", SLURM / "run.sbatch", *words],
+                env={
+                    **os.environ,
+                    "PATH": f"{bin_}:{os.environ['PATH']}",
+                    "SLURM_SUBMIT_DIR": str(submit),
+                    "SLURM_JOB_ID": str(7000 + os.getpid() % 10000),
+                    "SLURM_JOB_NODELIST": "n[1-2]",
+                    "SLURM_JOB_NUM_NODES": "2",
+                    "FAKE_RUN": "0",
+                    **env,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    start.log = log  # type: ignore[attr-defined]
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def until(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_run_that_ends_ends_the_job_with_its_status(job) -> None:
+    for status in ("0", "3"):
+        done = job("train", "R", "--on", "P", FAKE_RUN=status)
+        done.communicate(timeout=60)
+        assert done.returncode == int(status)
+    lines = job.log.read_text().splitlines()
+    assert lines[0] == "srun --ntasks=2 --ntasks-per-node=1"
+    assert lines[1].startswith("resnet-dist train R --on P at 127.0.0.1:2")
+    assert lines[1].endswith("token 64")
+    assert not any("requeue" in line for line in lines)
+
+
+def test_a_stopped_run_saves_and_the_job_queues_again(job) -> None:
+    process = job("data-prep", "convert", FAKE_RUN="waits")
+    until(lambda: job.log.exists() and "running" in job.log.read_text())
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    lines = job.log.read_text().splitlines()
+    assert lines[1].startswith("data-prep convert at")
+    assert lines[-2:] == ["saved", f"scontrol requeue {7000 + os.getpid() % 10000}"]
+    assert process.returncode == 143
+    assert "goes on from the last checkpoint" in out
+
+
+def test_ray_that_does_not_start_ends_the_job_with_a_line(job) -> None:
+    process = job("train", "R", FAKE_RAY="dies")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Ray did not start" in out
+
+
+def test_no_command_is_a_mistake(job) -> None:
+    process = job()
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out.count("\n")) == (2, 1)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """munged, slurmctld and slurmd of one node, on ports and in folders of the test's own."""
+    if os.geteuid() != 0 or any(shutil.which(tool) is None for tool in TOOLS):
+        pytest.skip("needs root, and Debian's slurmctld, slurmd, slurm-client and munge")
+    folder = Path("/tmp") / f"slurm-test-{os.getpid()}"
+    for name in ("state", "spool", "munge"):
+        (folder / name).mkdir(parents=True, mode=0o755)
+    key = folder / "munge/key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            ports.append(probe.getsockname()[1])
+    host = socket.gethostname().split(".")[0]
+    config = folder / "slurm.conf"
+    config.write_text(
+        f"""ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+KillWait=60
+SelectType=select/cons_tres
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE
+"""
+    )
+    env = {**os.environ, "SLURM_CONF": str(config)}
+    munge = [
+        "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge/socket",
+        f"--pid-file={folder}/munge/pid", f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed",
+    ]  # fmt: skip
+    daemons = [
+        subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D"])
+    ]
+    try:
+        until(lambda: "idle" in slurm_says(env, "sinfo", "--noheader", "--format=%T"), 60)
+        yield env
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in reversed(daemons):
+            daemon.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def slurm_says(env: dict[str, str], *command: str) -> str:
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_job_is_stopped_queues_again_and_ends(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Digits on one node; SIGTERM as the time limit sends it; the second life finishes the run."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("cluster", "resnet_dist", "data_prep", ".venv"):
+        (checkout / name).symlink_to((ROOT / name).resolve())
+    env = {**slurm, "PYTHONPATH": str(ROOT)}
+    for split in ("train", "val"):
+        subprocess.run(
+            [
+                ROOT / ".venv/bin/data-prep", "convert", "--source", "digits", "--split", split,
+                "--output", str(checkout / f"data/digits/{split}.beton"), "--workers", "1",
+            ],
+            env=env, check=True, capture_output=True, timeout=300, cwd=checkout,
+        )  # fmt: skip
+    command = [
+        "sbatch", "--parsable", "--nodes=1", "--gpus-per-node=0", "--cpus-per-task=2", "--time=20",
+        "cluster/slurm/run.sbatch", "train", "resnet_dist/recipes/digits_resnet20.yaml",
+        "--on", "cluster/profiles/laptop.yaml", "--name", "slurm", "--profile-set", "checkpoint.every_epochs=1",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=env, cwd=checkout, capture_output=True, text=True, check=True, timeout=60)
+    number = done.stdout.strip()
+    log = checkout / f"resnet-dist-{number}.log"
+    runs = checkout / "runs/slurm"
+    state = lambda: slurm_says(env, "squeue", "--noheader", "--format=%T", f"--jobs={number}")  # noqa: E731
+    try:
+        until(lambda: bool(list(runs.glob("epoch=*"))), 300)
+        slurm_says(env, "scancel", "--batch", "--signal=TERM", number)
+        until(lambda: "the job queues again" in log.read_text(), 120)
+        # A requeued job may begin only two minutes later.
+        until(lambda: state() == "RUNNING" and log.read_text().count("Local node IP") >= 2, 300)
+        until(lambda: (runs / "result.json").exists() and state() in {"", "COMPLETED"}, 300)
+    except AssertionError:
+        print(log.read_text() if log.exists() else "no log", state())
+        raise
+    assert "restart" in slurm_says(env, "scontrol", "show", "job", number).lower()
