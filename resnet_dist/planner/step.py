@@ -14,9 +14,6 @@ from resnet_dist.planner.network import Links
 from resnet_dist.planner.overlap import Produced, exchange
 from resnet_dist.planner.workload import Net, Workload
 
-GRADIENT_BYTES = 4
-"""Weights and gradients are fp32 in every precision."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -53,7 +50,7 @@ def step_of(work: Workload, gpu: Gpu, workers: int, links: Links, *, loader_imag
     own = math.ceil(share)
     # Gradients of earlier micro-batches are accumulated; only the last backward pass hides the all-reduce.
     exchanged = (
-        exchange(produced(work.net, micro_s), workers, links, overlapped=not work.exact)
+        exchange(produced(work.net, micro_s, work.gradient_bytes), workers, links, overlapped=not work.exact)
         if workers > 1
         else exchange((), 1, links)
     )
@@ -75,7 +72,7 @@ def step_of(work: Workload, gpu: Gpu, workers: int, links: Links, *, loader_imag
     )
 
 
-def produced(net: Net, micro_s: float, gradient_bytes: int = GRADIENT_BYTES) -> list[Produced]:
+def produced(net: Net, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
     """The backward pass of one micro-batch, last part first; its time goes by multiply-adds."""
     total = net.macs
     return [

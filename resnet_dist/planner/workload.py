@@ -51,6 +51,8 @@ class Workload:
     evaluations: int
     state_bytes: int
     """Weights, their moving average and the optimizer's moments in fp32: one checkpoint."""
+    gradient_bytes: int
+    """Of one gradient on the wire: fp32 in every precision, unless `train.gradient_compression` halves it."""
     decoder: str
     exact: bool
 
@@ -98,6 +100,7 @@ def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Worklo
         val_images=val_images,
         evaluations=-(-train.total_epochs // recipe.eval.every_epochs),
         state_bytes=4 * net.parameters * (1 + SLOTS_PER_OPTIMIZER.get(recipe.optim.name, 2) + (train.ema is not None)),
+        gradient_bytes=4 if train.gradient_compression == "none" else 2,
         decoder=recipe.data.decoder,
         exact=train.reduction == "exact",
     )

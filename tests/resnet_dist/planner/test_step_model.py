@@ -120,6 +120,14 @@ def _work64() -> Workload:
     return workload_of(recipe)
 
 
+def test_compressed_gradients_take_half_the_wire() -> None:
+    recipe = load_recipe(RECIPES / "resnet152_90ep.yaml", ["train.gradient_compression=bf16"])
+    half, whole = workload_of(recipe), workload_of(load_recipe(RECIPES / "resnet152_90ep.yaml"))
+    slow = replace(SLOW, gpus_per_node=1)
+    times = [step_of(work, GPUS["a100"], 8, slow).all_reduce_s for work in (half, whole)]
+    assert times[0] / times[1] == pytest.approx(0.5, rel=0.02)
+
+
 def test_seven_workers_are_no_faster_than_those_who_share_evenly(work: Workload) -> None:
     seven, four = (step_of(work, GPUS["a100"], n, NVLINK) for n in (7, 4))
     assert seven.seconds >= four.seconds
