@@ -111,11 +111,12 @@ def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe
 def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: int) -> dict[str, Any]:
     """One run, or one more leg of it: resumes what lies in `folder`, and is asked to stop after `until_step`."""
     plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=1)
-    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size, stop_at_step=until_step - 1)
+    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
     points = Points()
     train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
+    ctx.stop_requested = lambda: run.state.step >= until_step  # type: ignore[method-assign]
     restore(run)
     outcome = fit(run)
     return {
