@@ -22,6 +22,8 @@ class Status:
     attempt: int = 0
     """How many times a worker group has begun; more than one means a restart."""
     world_size: int = 0
+    placement_group: str = ""
+    """Id of the newest worker group's, hexadecimal: a controller that dies may leave it behind."""
     step: int = 0
     resumed_step: int | None = None
     """Where the newest worker group went on, as soon as it knows."""
@@ -71,10 +73,16 @@ class RunControl:
             self.warn(f"node {', '.join(leaving)} is about to leave: the workers save, and go on without it")
         return self._stop
 
-    def began(self, world_size: int) -> None:
+    def began(self, world_size: int, placement_group: str) -> None:
         """Rank 0 of a new worker group says so."""
         attempt = self._status.attempt + 1
-        self._status = replace(self._status, attempt=attempt, world_size=world_size, resumed_step=None)
+        self._status = replace(
+            self._status,
+            attempt=attempt,
+            world_size=world_size,
+            placement_group=placement_group,
+            resumed_step=None,
+        )
 
     def progressed(self, step: int, metrics: Mapping[str, float]) -> None:
         status = self._status

@@ -53,7 +53,7 @@ class Fit:
             log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
             storage.publish(log)
             if isinstance(self._error, RayActorError):
-                raise ControllerLost(f"Ray Train's controller ended: {_last_line(self._error)}") from None
+                raise ControllerLost("Ray Train's controller, a process beside the driver, died") from None
             raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
         returned = self._result.return_value if self._result else None
         if isinstance(returned, str):

@@ -185,7 +185,8 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     context = RayContext(setup, monitor, spool)
     tracker: Tracker = NullTracker()
     if spool is not None and context.rank == 0:
-        setup.control.began.remote(context.world_size)
+        group = ray.util.get_current_placement_group()
+        setup.control.began.remote(context.world_size, "" if group is None else group.id.hex())
         tracker = spool
         tracker.tags({"workers": str(context.world_size)})
     try:

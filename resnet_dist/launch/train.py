@@ -29,7 +29,7 @@ from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
-from resnet_dist.launch.room import HeadWatch, wait_for_room
+from resnet_dist.launch.room import HeadWatch, free_placement_group, wait_for_room
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.storage.base import TEMPORARY, RunStorage
@@ -137,7 +137,11 @@ def _train_on_ray(
         gigabytes = (prepared.train.beton_bytes + prepared.val.beton_bytes) / 1e9
         screen.say(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
 
+    placement_group = ""
+
     def show(status: Status) -> None:
+        nonlocal placement_group
+        placement_group = status.placement_group or placement_group
         screen.show(status)
         record.events.observe(status)
         observe(status)
@@ -154,6 +158,7 @@ def _train_on_ray(
             lost_controllers += 1
             if lost_controllers > failure.max_controller_failures:
                 raise Fault(f"{lost} (for the {lost_controllers}. time: failure.max_controller_failures)") from None
+            free_placement_group(placement_group)
             event = f"{lost}; another is started, from the last checkpoint"
         else:
             if result.outcome != "stopped" or stop.number is not None:

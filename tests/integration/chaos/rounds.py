@@ -88,7 +88,7 @@ def play(cluster: Lab, folder: Path, disk: Path, seed: int, number: int, fault: 
     except Exception as error:  # noqa: BLE001 - the other rounds go on
         problem = repr(error)[:400].replace("|", "/")
     finally:
-        for pid in cluster.head.find("resnet-dist train"):
+        for pid in cluster.machines[0].find("resnet-dist train") if 0 in cluster.machines else ():
             send(pid, signal.SIGKILL)
         training.ballast.unlink(missing_ok=True)
     groups = [

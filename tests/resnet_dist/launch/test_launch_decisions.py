@@ -57,14 +57,14 @@ def test_the_profile_comes_before_the_environment() -> None:
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control = RunControl()
-    control.began(2)
+    control.began(2, "ab")
     control.progressed(10, {"train/loss": 1.0})
     control.progressed(20, {"val/top1": 90.0})
     control.progressed(21, {"train/loss": 0.9})
-    control.began(1)
-    assert control.status() == Status(2, 1, 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    control.began(1, "cd")
+    assert control.status() == Status(2, 1, "cd", 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
     control.progressed(15, {})
-    assert control.status() == Status(2, 1, 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    assert control.status() == Status(2, 1, "cd", 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
     assert not control.asks(0, 1, "10.0.0.1", "node-a")
     control.request_stop()
     assert control.asks(0, 1, "10.0.0.1", "node-a")
@@ -89,7 +89,7 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
 
 def test_the_line_of_progress() -> None:
     plan = RunPlan(11, 22, 22, 1, 1, None, 10)
-    status = Status(1, 2, 12, 0, {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4})
+    status = Status(1, 2, "", 12, 0, {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4})
     assert describe(status, plan) == "epoch 2/2, loss 0.5000, val top-1 98.12 %, 640 images/s"
     assert describe(Status(), plan) == "epoch 1/2"
 

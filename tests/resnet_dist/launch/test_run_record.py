@@ -66,7 +66,7 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
         log = EventLog(FolderStorage(tmp_path))
         log.note("driver began:\n1 node")
         for attempt, world_size, step, resumed_step in statuses:
-            log.observe(Status(attempt, world_size, step, resumed_step))
+            log.observe(Status(attempt, world_size, "", step, resumed_step))
     lines = EventLog(FolderStorage(tmp_path)).read().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "driver began: 1 node",
