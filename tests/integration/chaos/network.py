@@ -76,7 +76,9 @@ class Machine:
             send(pid, signal.SIGKILL)
 
     def remove(self) -> None:
+        """The cable too: the kernel takes its time with a namespace's own, and a machine may come back at once."""
         _empty(self.namespace)
+        subprocess.run(["ip", "-n", _BRIDGE, "link", "del", f"p{self.number}"], capture_output=True, check=False)
         _ip("netns", "del", self.namespace)
 
 
