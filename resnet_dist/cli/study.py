@@ -58,6 +58,28 @@ def curves(
     typer.echo(str(draw_errors(found, output, max_error=max_error)))
 
 
+@study_app.command()
+def paper(
+    tracking_uri: Annotated[
+        list[str], typer.Option(metavar="URI", help="MLflow server or sqlite file with measured runs; can be repeated.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing writes it
+    output: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write it here.  [default: stdout]")] = None,
+) -> None:
+    """The grand table: every number of the papers' tables, what the recipe should give, what was measured, how.
+
+    Example: resnet-dist study paper --tracking-uri sqlite:///runs/mlflow.db --output paper.md
+    """
+    from resnet_dist.studies.paper import paper_table
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    text = paper_table([absolute_tracking_uri(uri, Path.cwd()) for uri in tracking_uri])
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    output.write_text(text, encoding="utf-8")
+    typer.echo(str(output))
+
+
 def numbers(option: str, text: str) -> tuple[int, ...]:
     """`8,20` as numbers. Raises UserError."""
     try:

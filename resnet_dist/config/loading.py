@@ -103,6 +103,11 @@ def unknown_recipe_key(path: str) -> str | None:
     return None
 
 
+def load_as(schema: type[S], path: Path) -> S:
+    """Reads a YAML file of another kind. Raises UserError."""
+    return _load(schema, path, ())
+
+
 def recipe_from_yaml(text: str) -> Recipe:
     """A resolved recipe as `to_yaml` wrote it."""
     return Recipe.model_validate(yaml.safe_load(text))

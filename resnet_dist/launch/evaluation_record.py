@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_dist.config.loading import flatten
 from resnet_dist.evaluation.plots import draw_calibration, draw_classes
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines
 from resnet_dist.launch.evaluate import Evaluated
@@ -76,7 +77,9 @@ def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
     facts, manifest = facts_of(evaluated), evaluated.manifest
     tags = {"kind": "evaluation", "data_digest": manifest.digest, "models": ", ".join(facts["models"])}
     name = f"{'+'.join(_short(facts['nets']))} {facts['protocol']}"
-    handle = open_run(place.tracking_uri, place.experiment, name, folder, tags, _params(facts))
+    handle = open_run(
+        place.tracking_uri, place.experiment, name, folder, tags, {**_recipe_params(evaluated), **_params(facts)}
+    )
     status: EndStatus = "FAILED"
     try:
         data = DataInput(
@@ -100,6 +103,12 @@ def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
 
 def _params(facts: dict[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in facts.items() if key not in ("models", "data_digest")}
+
+
+def _recipe_params(evaluated: Evaluated) -> dict[str, str]:
+    """The recipe of a net alone, under the keys that its training has in MLflow: both are found by the same words."""
+    models = evaluated.job.models
+    return flatten(models[0].recipe) if len(models) == 1 else {}
 
 
 def _short(nets: Sequence[str]) -> list[str]:

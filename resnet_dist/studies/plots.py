@@ -85,9 +85,9 @@ def draw_lines(
 
 
 def _panels(count: int, y_label: str) -> tuple[Figure, list[Axes]]:
-    """Plots over steps side by side, which share the y-axis."""
+    """Plots over steps side by side, on the same axes."""
     figure = new_figure((1.2 + 4.6 * count, 4.2))
-    row: list[Axes] = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    row: list[Axes] = list(figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0])
     for axes in row:
         style(axes, "step", y_label if axes is row[0] else "")
     return figure, row
