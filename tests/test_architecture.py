@@ -54,6 +54,8 @@ FENCES = {
         "resnet_dist.tracking.schedule_plot",
         "resnet_dist.tune.figures",
     ),
+    "onnxruntime": ("resnet_dist.launch.export",),
+    "onnxscript": ("resnet_dist.launch.export",),
     "psutil": ("resnet_dist.tracking.system_metrics",),
     "pynvml": ("resnet_dist.tracking.gpu_metrics",),
 }
@@ -122,6 +124,7 @@ WALLS = {
         "resnet_dist.tracking",
         "resnet_dist.launch.in_process",
         "resnet_dist.launch.code_version",
+        "resnet_dist.launch.model_source",
         "data_prep.beton",
     ),
     "resnet_dist.planner": ("resnet_dist.errors", "resnet_dist.config", "resnet_dist.models"),

@@ -11,6 +11,7 @@ from data_prep.exit_codes import run_and_exit
 from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.doctor import doctor
 from resnet_dist.cli.evaluate import evaluate
+from resnet_dist.cli.export import export
 from resnet_dist.cli.plan import plan
 from resnet_dist.cli.runs import runs, tracking_app
 from resnet_dist.cli.schedules import schedules
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(train)
 app.command(context_settings=PASSED_ON)(submit)
 app.command()(evaluate)
+app.command()(export)
 app.command()(show)
 app.command()(schedules)
 app.command()(plan)

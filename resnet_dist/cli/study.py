@@ -35,6 +35,60 @@ def degradation(
 
 
 @study_app.command()
+def shortcuts(
+    on: ProfileFile,
+    profile_set: ProfileSets = [],  # noqa: B006
+    seeds: Seeds = "0,1",
+) -> None:
+    """Shortcut options A, B, C: parameters, cost, and ResNet-20 with each on digits, about two minutes.
+
+    Example: resnet-dist study shortcuts --on cluster/profiles/laptop.yaml
+    """
+    from resnet_dist.studies.shortcuts import shortcuts as run
+
+    typer.echo(str(run(load_profile_file(on, profile_set), numbers("--seeds", seeds))))
+
+
+@study_app.command()
+def responses(on: ProfileFile, profile_set: ProfileSets = []) -> None:  # noqa: B006
+    """Standard deviation of every layer's response, figure 7: 8 trainings on digits, about ten minutes.
+
+    Example: resnet-dist study responses --on cluster/profiles/laptop.yaml
+    """
+    from resnet_dist.studies.responses import responses as run
+
+    typer.echo(str(run(load_profile_file(on, profile_set))))
+
+
+@study_app.command()
+def gradients(
+    on: ProfileFile,
+    profile_set: ProfileSets = [],  # noqa: B006
+    depths: Depths = "8,20,32,44,56",
+    seeds: Seeds = "0,1,2",
+) -> None:
+    """Length of the first block's gradient at initialisation against depth; seconds, no training.
+
+    Example: resnet-dist study gradients --on cluster/profiles/laptop.yaml
+    """
+    from resnet_dist.studies.gradients import gradients as run
+
+    profile = load_profile_file(on, profile_set)
+    typer.echo(str(run(profile, numbers("--depths", depths), numbers("--seeds", seeds))))
+
+
+@study_app.command()
+def batchnorm(on: ProfileFile, profile_set: ProfileSets = []) -> None:  # noqa: B006
+    """Batch norm's parameters and statistics, and training with and without it at larger rates; half a minute.
+
+    Example: resnet-dist study batchnorm --on cluster/profiles/laptop.yaml
+    """
+    from resnet_dist.studies.batchnorm import batchnorm as run
+
+    typer.echo(str(run(load_profile_file(on, profile_set))))
+
+
+@study_app.command()
 def curves(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or MLflow names or ids.")],
     output: Annotated[Path, typer.Option(metavar="FILE.png", help="The figure.")] = Path("curves.png"),

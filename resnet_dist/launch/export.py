@@ -1,0 +1,230 @@
+"""`resnet-dist export`: a trained net as one file that needs nothing of this project, checked against the net.
+
+Normalisation is part of the file: it takes uint8 pixels as they are decoded. What has to happen before (crop) and after
+(class names) stands in a JSON file beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_prep.beton.files import fsync_folder, temporary_beside, write_text_atomically
+from data_prep.beton.manifest import load_manifest
+from resnet_dist.data.loader import BetonLoader
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.model_source import TrainedModel, load_model
+from resnet_dist.launch.preflight import require_classes
+
+Format = Literal["torchscript", "onnx", "pt2"]
+SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pt": "torchscript", ".ts": "torchscript"}
+_NUM_IMAGES = 5
+TOLERANCE = 1e-4
+"""Largest difference of a logit, as a share of the largest logit: other kernels add up in another order."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    path: Path
+    card: Path
+    """The JSON file beside it."""
+    max_difference: float
+    """Largest difference of a logit from the net's own."""
+    largest_logit: float
+
+
+def export_model(source: str, path: Path, *, tracking_uri: str | None = None, data: Path | None = None) -> Exported:
+    """Writes `path`, in the format that its suffix names, and `<path>.json`; neither before the check has passed.
+
+    `source` as `load_model` takes it; `data`: a beton of the net's classes, which a checkpoint does not know; its first
+    images are those of the check (made-up ones else). Raises UserError for what cannot be exported, Fault if the file's
+    logits are not the net's.
+    """
+    file_format = SUFFIXES.get(path.suffix)
+    if file_format is None:
+        raise UserError(f"{path}: end its name in {', '.join(SUFFIXES)}, which says what it becomes")
+    model = load_model(source, tracking_uri)
+    class_names = _class_names(model, data)
+    images = _images(model, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with _quiet():
+            _WRITERS[file_format](model.classifier, images[:2], temporary)
+            differences = [_difference(model, file_format, temporary, part) for part in (images[:1], images)]
+        max_difference = max(difference for difference, _ in differences)
+        largest = max(logit for _, logit in differences)
+        if not max_difference <= TOLERANCE * largest:
+            raise Fault(
+                f"{path}: the exported net's logits differ by up to {max_difference:.3g} from its own (largest logit "
+                f"{largest:.3g}): not written"
+            )
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    card = path.with_name(f"{path.name}.json")
+    facts = describe(model, file_format, class_names)
+    facts["check"] = {"images": len(images), "max_difference": max_difference, "largest_logit": largest}
+    write_text_atomically(card, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    return Exported(path, card, max_difference, largest)
+
+
+def describe(model: TrainedModel, file_format: Format, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What a user of the file has to know."""
+    crop = model.recipe.data.eval
+    return {
+        "format": file_format,
+        "torch": torch.__version__,
+        "source": model.name,
+        "net": model.recipe.model.name,
+        "recipe_hash": model.recipe_hash,
+        "input": {"name": "images", "dtype": "uint8", "shape": ["N", crop.size, crop.size, 3], "colours": "RGB"},
+        "preprocessing": [
+            f"resize so that the shorter side is {crop.resize} px (bilinear, antialiased, as Pillow does)",
+            f"cut out the central {crop.size} x {crop.size} px",
+            "nothing else: mean and standard deviation are taken off inside",
+        ],
+        "output": {"name": "logits", "shape": ["N", len(class_names)], "meaning": "softmax gives probabilities"},
+        "class_names": list(class_names),
+    }
+
+
+def _class_names(model: TrainedModel, data: Path | None) -> tuple[str, ...]:
+    if data is not None:
+        manifest = load_manifest(data)
+        require_classes(model.recipe, manifest, data)
+        return manifest.class_names
+    if model.class_names is None:
+        raise UserError(f"{model.name}: a checkpoint does not know its classes; give --data FILE.beton, which does")
+    return model.class_names
+
+
+def _images(model: TrainedModel, data: Path | None) -> Tensor:
+    """uint8 [N, size, size, 3] for the check."""
+    recipe = model.recipe
+    size = recipe.data.eval.size
+    generator = torch.Generator().manual_seed(0)
+    made_up = torch.randint(0, 256, (_NUM_IMAGES, size, size, 3), dtype=torch.uint8, generator=generator)
+    if data is None:
+        return made_up
+    manifest = load_manifest(data)
+    loader = BetonLoader(
+        data,
+        manifest,
+        recipe.data.eval,
+        decoder=recipe.data.decoder,
+        batch_size=_NUM_IMAGES,
+        seed=recipe.seed,
+        num_threads=1,
+        device=torch.device("cpu"),
+    )
+    with closing(loader):
+        (batch,) = loader.epoch(0, np.arange(min(_NUM_IMAGES, manifest.num_samples)))
+    return torch.cat([batch.images, made_up])[:_NUM_IMAGES]
+
+
+@torch.no_grad()
+def _difference(model: TrainedModel, file_format: Format, path: Path, images: Tensor) -> tuple[float, float]:
+    """Largest difference of a logit from the net's own, and the largest logit."""
+    own = model.classifier(images)
+    theirs = _RUNNERS[file_format](path, images)
+    if theirs.shape != own.shape:
+        raise Fault(f"{path}: the exported net answers {list(theirs.shape)}, expected {list(own.shape)}")
+    return float((theirs - own).abs().max()), float(own.abs().max())
+
+
+def _write_torchscript(classifier: nn.Module, images: Tensor, path: Path) -> None:
+    with torch.no_grad():
+        torch.jit.trace(classifier, (images,)).save(str(path))
+
+
+def _write_pt2(classifier: nn.Module, images: Tensor, path: Path) -> None:
+    with torch.no_grad(), path.open("wb") as file:
+        torch.export.save(torch.export.export(classifier, (images,), dynamic_shapes=_any_number()), file)
+
+
+def _write_onnx(classifier: nn.Module, images: Tensor, path: Path) -> None:
+    require_onnx()
+    with torch.no_grad():
+        program = torch.onnx.export(
+            classifier,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=_any_number(),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def _run_torchscript(path: Path, images: Tensor) -> Tensor:
+    result: Tensor = torch.jit.load(str(path))(images)
+    return result
+
+
+def _run_pt2(path: Path, images: Tensor) -> Tensor:
+    with path.open("rb") as file:
+        result: Tensor = torch.export.load(file).module()(images)
+    return result
+
+
+def _run_onnx(path: Path, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    return torch.from_numpy(logits)
+
+
+_WRITERS: dict[Format, Callable[[nn.Module, Tensor, Path], None]] = {
+    "torchscript": _write_torchscript,
+    "onnx": _write_onnx,
+    "pt2": _write_pt2,
+}
+_RUNNERS: dict[Format, Callable[[Path, Tensor], Tensor]] = {
+    "torchscript": _run_torchscript,
+    "onnx": _run_onnx,
+    "pt2": _run_pt2,
+}
+
+
+def require_onnx() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'resnet-dist[onnx]', or export to .pt2") from None
+
+
+def _any_number() -> tuple[dict[int, Any], ...]:
+    """The number of images is free, their size is not."""
+    return ({0: torch.export.Dim("n")},)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's words on its own deprecations and passes off the user's screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
