@@ -22,9 +22,7 @@ def export(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.beton", help="Tells the class names of a checkpoint, and gives images to the check."
-        ),
+        typer.Option(metavar="FILE.beton", help="Has a checkpoint's class names, and images for the check."),
     ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")

@@ -1,0 +1,71 @@
+"""Exported files answer as the net does, for any number of images, and never stand there unchecked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch import export
+from resnet_dist.launch.export import export_model
+from resnet_dist.launch.model_source import TrainedModel
+from resnet_dist.studies.record import study_recipe
+from resnet_dist.training.assemble import build_classifier
+
+NAMES = tuple("0123456789")
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> TrainedModel:
+    recipe = study_recipe("resnet8")
+    trained = TrainedModel("models:/digits@champion", recipe, build_classifier(recipe).eval(), NAMES)
+    monkeypatch.setattr(export, "load_model", lambda source, uri: trained)
+    return trained
+
+
+@pytest.mark.parametrize("name", ["net.pt2", "net.pt", pytest.param("net.onnx", marks=pytest.mark.slow)])
+def test_the_file_gives_the_nets_logits_and_a_card_says_how_to_use_it(
+    model: TrainedModel, tmp_path: Path, name: str
+) -> None:
+    if name.endswith("onnx"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    done = export_model("any", tmp_path / "new" / name)
+    assert done.max_difference <= export.TOLERANCE * done.largest_logit
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [name, f"{name}.json"]
+    card = json.loads(done.card.read_text())
+    assert card["class_names"] == list(NAMES)
+    assert card["input"]["shape"] == ["N", 8, 8, 3]
+    assert card["preprocessing"][0].startswith("resize so that the shorter side is 8 px")
+    assert card["recipe_hash"] == model.recipe_hash
+
+
+def test_a_file_that_answers_otherwise_is_not_left(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export._RUNNERS, "pt2", lambda path, images: model.classifier(images) + 0.1)
+    with pytest.raises(Fault, match=r"differ by up to 0\.1"):
+        export_model("any", tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_refused(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"end its name in \.onnx, \.pt2, \.pt, \.ts"):
+        export_model("any", tmp_path / "net.bin")
+    nameless = TrainedModel("runs/demo", model.recipe, model.classifier, None)
+    monkeypatch.setattr(export, "load_model", lambda source, uri: nameless)
+    with pytest.raises(UserError, match=r"give --data FILE\.beton"):
+        export_model("runs/demo", tmp_path / "net.pt2")
+
+
+def test_logits_that_are_no_numbers_do_not_pass(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export._RUNNERS, "pt2", lambda path, images: torch.full((len(images), 10), float("nan")))
+    with pytest.raises(Fault):
+        export_model("any", tmp_path / "net.pt2")
