@@ -89,7 +89,7 @@ def _draw_shares(axes: Axes, shares: Sequence[StepShares]) -> None:
         axes.barh(rows, widths_ms, left=left, color=color, label=label)
         left = [a + b for a, b in zip(left, widths_ms, strict=True)]
     axes.set_yticks(rows, [str(share.rank) for share in shares], fontsize="small")
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(shares), 4) - 0.5, -0.5)  # downwards; one worker alone fills no plot
     axes.grid(visible=False, axis="y")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize="x-small", frameon=False)
 
