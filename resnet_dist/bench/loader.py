@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
-from data_prep.beton.layout import MODE_JPEG
-from data_prep.beton.reader import BetonReader
+from resnet_dist.bench.image_files import write_files
 from resnet_dist.bench.loader_peers import PEERS, Task
 from resnet_dist.config.recipe_data import MAX_SIZE
 from resnet_dist.errors import Fault, UserError
@@ -64,7 +63,7 @@ def bench_loader(
         raise UserError(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     present = [peer for peer in peers if peer != "DALI" or importlib.util.find_spec("nvidia.dali") is not None]
     with tempfile.TemporaryDirectory() as folder:
-        _write_files(beton, Path(folder))
+        write_files(beton, Path(folder))
         tables = []
         for evaluates, size in settings:
             tasks = [Task(peer, str(beton), folder, evaluates, size, num_threads) for peer in present]
@@ -143,14 +142,3 @@ def _answer(process: subprocess.Popen[str], task: Task) -> dict[str, Any]:
 def _input(process: subprocess.Popen[str]) -> IO[str]:
     assert process.stdin is not None
     return process.stdin
-
-
-def _write_files(beton: Path, folder: Path) -> None:
-    """The beton's JPEGs as files, as ImageFolder and DALI read them."""
-    reader = BetonReader(beton)
-    if (reader.modes != MODE_JPEG).any():
-        raise UserError(f"{beton}: holds raw pixels too; the peers read JPEG files only")
-    for k in range(len(reader)):
-        path = folder / f"{reader.label(k):04d}" / f"{k:08d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(reader.image_bytes(k))

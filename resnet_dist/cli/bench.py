@@ -34,6 +34,26 @@ def bench_loader(
     typer.echo(measure(beton, num_threads=threads, rounds=rounds, peers=peers or list(PEERS), settings=chosen))
 
 
+@bench_app.command("batches")
+def bench_batches(
+    beton: Annotated[Path, typer.Argument(metavar="FILE.beton", help="JPEGs of the size that interests you.")],
+    size: Annotated[int, typer.Option(min=1, help="Of the crops, px.")] = 224,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of 16 images.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each batch is made.")] = 6,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
+    ] = None,
+) -> None:
+    """Least CPU time of a training batch, ours and our peers', on one thread: for machines that are never quiet.
+
+    Example: resnet-dist bench batches data/imagenet/val.beton --size 160
+    """
+    from resnet_dist.bench.batches import PEERS
+    from resnet_dist.bench.batches import bench_batches as measure
+
+    typer.echo(measure(beton, size=size, num_batches=batches, rounds=rounds, peers=peers or list(PEERS)))
+
+
 @bench_app.command("opening")
 def bench_opening(
     samples: Annotated[int, typer.Option(min=1024, help="Samples of the made-up beton.")] = 1_281_167,

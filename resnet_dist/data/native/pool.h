@@ -1,5 +1,5 @@
-/* Threads that share the images of a batch. The caller works too and could do without them, so a pool that has lost its
- * threads (closed, or in a forked process) is slower and nothing else. */
+/* Threads that share the images of a batch. The caller works too and could do without them, so a pool that was closed, or
+ * that the system gave no threads, is slower and nothing else. */
 #ifndef RESNET_DIST_POOL_H
 #define RESNET_DIST_POOL_H
 

@@ -10,6 +10,7 @@ import pytest
 
 from resnet_dist.bench import loader as bench
 from resnet_dist.bench import opening
+from resnet_dist.bench.batches import bench_batches
 from resnet_dist.bench.endurance import bench_endurance
 from resnet_dist.bench.loader_peers import Task
 from resnet_dist.errors import UserError
@@ -75,3 +76,14 @@ def test_a_loader_holds_the_same_after_every_epoch(photo_beton: Path) -> None:
     memory, threads, handles = zip(*(row.split(" | ")[1:] for row in rows), strict=True)
     assert len(set(threads[1:])) == len(set(handles[1:])) == 1
     assert float(memory[-1]) - float(memory[1]) < 3.0  # MB
+
+
+def test_batches_are_made_again_and_again(
+    tmp_path: Path, photographs: list[Any], write_images: Callable[..., Path], to_jpeg: Callable[..., bytes]
+) -> None:
+    beton = write_images(tmp_path / "train.beton", [to_jpeg(p) for p in photographs[:20]])
+    told = bench_batches(beton, size=48, num_batches=2, rounds=2, peers=["native", "native, free draws", "torchvision"])
+    rows = [row.strip("| ").split(" | ") for row in told.splitlines()[4:]]
+    assert [name for name, *_ in rows] == ["native", "native, free draws", "torchvision"]
+    assert rows[0][2] == "1.00"
+    assert all(float(row[1]) > 0 for row in rows)
