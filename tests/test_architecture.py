@@ -17,7 +17,7 @@ FENCES = {
     "ray": ("data_prep.convert", "data_prep.bench", "resnet_dist.launch"),
     "mlflow": ("resnet_dist.tracking",),
     "ffcv": ("resnet_dist.data", "data_prep.bench", "resnet_dist.bench"),  # in benches: the peer to beat
-    "numba": ("resnet_dist.data",),
+    "numba": ("resnet_dist.data", "resnet_dist.bench.batches"),  # in the bench: to seed the peer's draws
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
     "pyarrow": ("data_prep.sources", "resnet_dist.launch.ray_storage"),
