@@ -14,14 +14,16 @@ SCRIPT = Path(__file__).with_name("worker_process.py")
 GLOBAL_BATCH, MICRO_BATCH, NUM_VAL, LAST_STEP = 24, 4, 37, 12
 
 # Groups of workers one after the other, and what each trains: name, precision, reduction, until which step. A name that
-# comes again is the next leg of that run. One group trains several runs, because processes take seconds to start.
+# comes again is the next leg of that run. One group trains several runs.
 GROUPS = """
 1: alone-64 fp64 fast 12, alone-32 fp32 fast 12, alone-exact fp32 exact 12, alone-64-exact fp64 exact 12
+1: eighths-alone fp32 exact 12, eighths-resized fp32 exact 3
 1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2, bf16-alone fp64 fast 4
 2: two-64 fp64 fast 12, two-32 fp32 fast 12, two-32-again fp32 fast 12, two-exact fp32 exact 12
 2: two-then-one fp64 fast 5, parts-resized fp32 exact 6, bf16-two fp64 fast 4, powersgd-resized fp64 fast 3
 3: three-64 fp64 fast 12, three-exact fp32 exact 12, one-then-three fp64 fast 12, resized fp32 exact 7
-2: resized fp32 exact 12
+3: eighths-three fp32 exact 12, eighths-resized fp32 exact 6
+2: eighths-resized fp32 exact 12, resized fp32 exact 12
 1: one-then-one fp64 fast 12, two-then-one fp64 fast 12, parts-alone fp32 exact 12, powersgd-alone fp64 fast 7
 4: four-exact fp32 exact 12, parts-resized fp32 exact 12, powersgd-resized fp64 fast 7
 """
@@ -32,20 +34,17 @@ Legs = dict[str, list[list[dict[str, Any]]]]
 def legs(tmp_path_factory: pytest.TempPathFactory) -> Legs:
     """For every run its legs in order, for every leg what each rank saw."""
     folder = tmp_path_factory.mktemp("runs")
-    found: Legs = {}
+    groups = []
     for line in GROUPS.split("\n")[1:-1]:
         number, _, listed = line.partition(": ")
-        world_size = int(number)
         runs = [
             (name, precision, reduction, int(step))
             for name, precision, reduction, step in map(str.split, listed.split(", "))
         ]
-        (folder / "store").unlink(missing_ok=True)
-        workers = [
-            subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(rank), str(world_size), json.dumps(runs)])
-            for rank in range(world_size)
-        ]
-        assert [worker.wait(timeout=200) for worker in workers] == [0] * world_size
+        groups.append((int(number), runs))
+    subprocess.run([sys.executable, str(SCRIPT), str(folder), json.dumps(groups)], check=True, timeout=280)
+    found: Legs = {}
+    for world_size, runs in groups:
         for name, _, _, last_step in runs:
             files = [folder / name / f"rank{rank}-of{world_size}-to{last_step}.json" for rank in range(world_size)]
             found.setdefault(name, []).append([json.loads(file.read_text()) for file in files])
@@ -120,6 +119,14 @@ def test_the_exact_reduction_gives_the_same_bits_across_stops_and_resizes(legs: 
     """One worker to step 2, three to step 7, two to the end."""
     assert losses(legs, "resized") == losses(legs, "alone-exact")
     assert legs["resized"][-1][0]["weights"] == legs["alone-exact"][0][0]["weights"]
+
+
+def test_the_exact_reduction_gives_the_same_bits_where_eight_micro_batches_are_shared_by_three(legs: Legs) -> None:
+    """Three, three and two a step; and after one worker to step 3, three to step 6 and two to the end."""
+    alone = legs["eighths-alone"][0][0]
+    assert [len(rank["train"]) for rank in legs["eighths-three"][0]] == [3 * LAST_STEP, 3 * LAST_STEP, 2 * LAST_STEP]
+    assert losses(legs, "eighths-three") == losses(legs, "eighths-resized") == alone["losses"]
+    assert legs["eighths-three"][0][0]["weights"] == legs["eighths-resized"][-1][0]["weights"] == alone["weights"]
 
 
 def test_all_parts_of_a_recipe_keep_the_promise(legs: Legs) -> None:

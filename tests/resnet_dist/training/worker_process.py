@@ -1,12 +1,16 @@
-"""One worker of some small runs as a process of its own: gloo over a file, data in memory. See test_invariance.py.
+"""Groups of workers one after the other, each worker a process: gloo, data in memory. See test_invariance.py.
 
-Usage: worker_process.py FOLDER RANK WORLD_SIZE '[[NAME, PRECISION, REDUCTION, UNTIL_STEP], ...]'
+Usage: worker_process.py FOLDER '[[WORLD_SIZE, [[NAME, PRECISION, REDUCTION, UNTIL_STEP], ...]], ...]'
+
+Workers are forked: they need not import all of PyTorch one by one. Until then this process must not compute anything,
+since a fork has none of its parent's threads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -48,6 +52,7 @@ SECTIONS = {
     "parts": PARTS,
     "bf16": {"train": {"gradient_compression": "bf16"}},
     "powersgd": {"train": {"gradient_compression": "powersgd"}},
+    "eighths": {"train": {"micro_batch_size": 3}},
 }
 """By the first word of a run's name."""
 
@@ -113,7 +118,7 @@ def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: 
     plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=1)
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
     points = Points()
-    train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
+    train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     ctx.stop_requested = lambda: run.state.step >= until_step  # type: ignore[method-assign]
@@ -140,10 +145,10 @@ def digest(state: Any) -> str:
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
-def main(folder: Path, rank: int, world_size: int, runs: list[tuple[str, str, str, int]]) -> None:
+def worker(folder: Path, store: Path, rank: int, world_size: int, runs: list[tuple[str, str, str, int]]) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     for name, precision, reduction, until_step in runs:
         place = folder / name
         place.mkdir(exist_ok=True)
@@ -154,5 +159,21 @@ def main(folder: Path, rank: int, world_size: int, runs: list[tuple[str, str, st
         dist.destroy_process_group()
 
 
+def main(folder: Path, groups: list[tuple[int, list[tuple[str, str, str, int]]]]) -> None:
+    fork = multiprocessing.get_context("fork")
+    for number, (world_size, runs) in enumerate(groups):
+        store = folder / f"store-{number}"
+        workers = [
+            fork.Process(target=worker, args=(folder, store, rank, world_size, runs), daemon=True)
+            for rank in range(world_size)
+        ]
+        for process in workers:
+            process.start()
+        for process in workers:
+            process.join(200)
+        if any(process.exitcode != 0 for process in workers):
+            raise SystemExit(f"group {number}: exit codes {[process.exitcode for process in workers]}")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
