@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import ray
 
 from resnet_dist.config.profile import FailureConfig, Profile
-from resnet_dist.errors import UserError
+from resnet_dist.errors import Fault, UserError
 
 NAMESPACE = "resnet-dist"
 _CONNECT_LIMIT_S = 10.0
@@ -66,9 +66,10 @@ def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
 
 @contextmanager
 def ray_session(profile: Profile, *, dashboard: bool = False) -> Iterator[None]:
-    """Connects, and disconnects at the end; a local Ray is ended with it. Raises UserError if there is no cluster.
+    """Connects, and disconnects at the end; a local Ray is ended with it.
 
     `dashboard`: of a local Ray. Without it Ray Train cannot give back what a worker group held whose driver died.
+    Raises UserError if there is no cluster, Fault if a local Ray does not start.
     """
     address = cluster_address(profile, os.environ)
     for key, value in ray_settings(profile, local=address is None).items():
@@ -103,14 +104,20 @@ def _start_local(profile: Profile, dashboard: bool) -> None:
         # Ray listens on all interfaces and turns token authentication on by itself. A token of this process alone
         # keeps others out, and leaves no file behind that would change how later Rays of this user start.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        num_cpus=profile.local_cpus,
-        include_dashboard=dashboard,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=profile.local_cpus,
+            include_dashboard=dashboard,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:  # Ray gives a local node 30 s to come up, and then raises just that
+        raise Fault(
+            f"Ray did not start on this machine: {' '.join(str(error).split())} The same command may work when the "
+            "machine is less busy; or start Ray by `ray start --head` and set RAY_ADDRESS"
+        ) from error
 
 
 def alive_nodes() -> list[Node]:

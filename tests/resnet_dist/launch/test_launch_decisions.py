@@ -11,7 +11,7 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node, cluster_address, require_capacity, workers_that_fit
+from resnet_dist.launch.cluster import Node, cluster_address, ray_session, require_capacity, workers_that_fit
 from resnet_dist.launch.control import RunControl, Status
 from resnet_dist.launch.fit import worker_environment
 from resnet_dist.launch.ray_context import WorkerSetup
@@ -53,6 +53,17 @@ def test_the_profile_comes_before_the_environment() -> None:
     assert cluster_address(PROFILE, {}) is None
     assert cluster_address(PROFILE, {"RAY_ADDRESS": "job:1"}) == "job:1"
     assert cluster_address(PROFILE.model_copy(update={"ray_address": "mine:1"}), {"RAY_ADDRESS": "job:1"}) == "mine:1"
+
+
+def test_a_local_ray_that_does_not_start_is_a_fault_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"})
+    why = r"^Ray did not start on this machine: The current node timed out during startup\. The same"
+    with pytest.raises(Fault, match=why), ray_session(PROFILE):
+        pass
 
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
