@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import Node, workers_that_fit
+from resnet_dist.launch.cluster import Node, workers_with_room
 
 
 def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> int:
@@ -20,8 +20,7 @@ def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) 
             for node in nodes
         )
     else:
-        workers = workers_that_fit(list(nodes), trial_profile.cpus_per_worker, trial_profile.gpus_per_worker)
-        fit = workers // trial_profile.workers.min
+        fit = workers_with_room(list(nodes), trial_profile) // trial_profile.workers.min
     return min(fit, resources.max_concurrent or fit)
 
 

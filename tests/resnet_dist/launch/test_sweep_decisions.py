@@ -239,3 +239,15 @@ def test_how_many_trials_fit(resources: dict[str, Any], nodes: list[tuple[int, i
     trial_profile = profile_of_trials(space, profile, Path("/s/sweep"))
     found = [Node(f"n{number}", float(cpus), float(gpus)) for number, (cpus, gpus) in enumerate(nodes)]
     assert trials_at_once(space, trial_profile, found) == expected
+
+
+def test_worker_groups_have_room_on_nodes_with_the_labels_only() -> None:
+    from resnet_dist.config.profile import Profile
+
+    space = a_space("random", "fifo", resources={"path": "train"})
+    profile = Profile.model_validate(
+        {"workers": 2, "cpus_per_worker": 2, "node_labels": {"market": "spot"}, "data_root": "/d", "storage": "/s"}
+        | {"tracking_uri": "sqlite:////m.db"}
+    )
+    found = [Node("a", 8.0, 0.0, {"market": "spot"}), Node("b", 64.0, 0.0)]
+    assert trials_at_once(space, profile, found) == 2
