@@ -136,6 +136,7 @@ WALLS = {
         "resnet_dist.models",
         "resnet_dist.storage",
         "resnet_dist.training",
+        "resnet_dist.tune",
         "data_prep.beton",
     ),
 }

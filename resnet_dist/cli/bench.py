@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from resnet_dist.cli.options import ProfileFile, ProfileSets
+
 bench_app = typer.Typer(no_args_is_help=True, help="Measure parts of the system beside their peers, paired in one run.")
 
 
@@ -129,6 +131,24 @@ def bench_tracking(
     from resnet_dist.bench.tracking import bench_tracking as measure
 
     typer.echo(measure(num_steps=steps, rounds=rounds, folder=folder))
+
+
+@bench_app.command("sweep")
+def bench_sweep(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", exists=True, dir_okay=False)],
+    on: ProfileFile,
+    profile_set: ProfileSets = [],  # noqa: B006
+    light_trials: Annotated[int, typer.Option(min=2)] = 12,
+    train_trials: Annotated[int, typer.Option(min=2, help="More than run at once.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Trials per minute of a sweep's light path beside one TorchTrainer per trial.
+
+    Example: resnet-dist bench sweep tune_spaces/digits_smoke.yaml --on cluster/profiles/laptop.yaml
+    """
+    from resnet_dist.bench.sweep_paths import bench_sweep as measure
+
+    typer.echo(measure(space, on, profile_set, {"light": light_trials, "train": train_trials}, rounds))
 
 
 @bench_app.command("plan")

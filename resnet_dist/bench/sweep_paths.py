@@ -1,0 +1,92 @@
+"""`resnet-dist bench sweep`: trials per minute of the light path and of one TorchTrainer per trial, in turns.
+
+Both are the command as a user gives it, over the same points. Nothing is stopped early, and each trial is trained by
+one process; on the train path it is a worker group of one, made for this trial.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.errors import Fault
+from resnet_dist.tune.events import Event, TrialEnded, TrialStarted
+from resnet_dist.tune.ledger import read_ledger
+
+PATHS = ("light", "train")
+_LIMIT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    num_trials: int
+    command_s: float
+    """From the command to its end, report included."""
+    per_minute: float
+    """Trials per minute, from the end of the first trials (as many as run at once) to that of the last."""
+
+
+def bench_sweep(
+    space: Path, profile: Path, profile_sets: Sequence[str], num_trials: Mapping[str, int], rounds: int
+) -> str:
+    """A Markdown table. `num_trials`: path -> trials of a sweep, more than run at once. Raises Fault if one fails."""
+    lines = [
+        "| round | path | trials | command, s | trials a minute, start-up included | without it |",
+        "|---|---|---|---|---|---|",
+    ]
+    rates: dict[str, list[tuple[float, float]]] = {path: [] for path in PATHS}
+    for number in range(rounds):
+        for path in PATHS if number % 2 == 0 else PATHS[::-1]:
+            told = _measure(space, profile, profile_sets, path, num_trials[path])
+            with_start = 60 * told.num_trials / told.command_s
+            rates[path].append((with_start, told.per_minute))
+            lines.append(
+                f"| {number + 1} | {path} | {told.num_trials} | {told.command_s:.1f} | {with_start:.2f} "
+                f"| {told.per_minute:.2f} |"
+            )
+    ratios = [
+        (light[0] / train[0], light[1] / train[1]) for light, train in zip(rates["light"], rates["train"], strict=True)
+    ]
+    words = "; ".join(f"{with_start:.1f} with start-up, {without:.1f} without" for with_start, without in ratios)
+    return "\n".join([*lines, "", f"light / train: {words}"])
+
+
+def _measure(space: Path, profile: Path, profile_sets: Sequence[str], path: str, num_trials: int) -> Measured:
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {"workers": "1", "storage": folder, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}
+        values = {"resources.path": path, "trials": str(num_trials), "scheduler": "{kind: fifo}"}
+        command = [sys.executable, "-m", "resnet_dist", "tune", str(space), "--on", str(profile), "--name", "sweep"]
+        for setting in [*profile_sets, *(f"{key}={value}" for key, value in ours.items())]:
+            command += ["--profile-set", setting]
+        for key, value in values.items():
+            command += ["--set", f"{key}={value}"]
+        began_s = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+        command_s = time.perf_counter() - began_s
+        if done.returncode:
+            raise Fault(f"the sweep on the {path} path failed: {done.stderr.strip()}")
+        return Measured(num_trials, command_s, steady_rate(read_ledger(Path(folder) / "sweep")))
+
+
+def steady_rate(events: Sequence[Event]) -> float:
+    """Trials per minute once processes are up: of those that end after the first ones that ran side by side.
+
+    Raises Fault if a sweep had no further trials.
+    """
+    running = at_once = 0
+    ends_s: list[float] = []
+    for event in events:
+        if isinstance(event, TrialStarted):
+            running += 1
+            at_once = max(at_once, running)
+        elif isinstance(event, TrialEnded):
+            running -= 1
+            ends_s.append(event.time_s)
+    if len(ends_s) <= at_once:
+        raise Fault(f"{len(ends_s)} trials, {at_once} at once, tell no rate; give more trials")
+    return 60 * (len(ends_s) - at_once) / (ends_s[-1] - ends_s[at_once - 1])
