@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from mlflow import MlflowClient
 
 from resnet_dist.cli import main
 from resnet_dist.config.loading import load_recipe
+from resnet_dist.tune.events import DriverStarted
 from resnet_dist.tune.ledger import read_ledger
 from resnet_dist.tune.state import SweepState, replay
 
@@ -55,16 +57,21 @@ def require_nothing_twice(state: SweepState) -> None:
         assert epochs == sorted(set(epochs))
 
 
-def test_a_sweep_from_space_to_recipe(cli: Any) -> None:
-    done = cli.run(tune_command(cli, "--json"))
+def test_a_sweep_from_space_to_recipe(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = tune_command(cli, "--json", "--set", "resources.max_concurrent=1")
+    done = cli.run(command)
     assert done.returncode == 0, done.stderr
+    assert "3 trials to go, 1 at once" in done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     state, sweep_dir = state_of(cli), cli.folder / "runs" / "sweep"
     # lr 1e9 diverges in its first epoch: worst, not retried, and the sweep goes on.
     assert state.trials["t0002"].status == "diverged"
     assert state.trials["t0002"].num_faults == 0
-    assert {state.trials[name].status for name in ("t0000", "t0001")} <= {"finished", "stopped"}
-    assert {state.trials[name].epoch for name in ("t0000", "t0001")} <= {1.0, 3.0}  # not a step beyond the rung
+    # The first to come to the rung goes on; the second is judged by it, and not trained a step beyond if it is worse.
+    assert state.trials["t0000"].status == "finished"
+    assert (state.trials["t0001"].status, state.trials["t0001"].epoch) in (("finished", 3.0), ("stopped", 1.0))
     require_nothing_twice(state)
 
     assert said["why"] == "all trials ended"
@@ -87,10 +94,20 @@ def test_a_sweep_from_space_to_recipe(cli: Any) -> None:
     assert "val/loss" in trials[1].data.metrics
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"config", "report"}
 
-    again = cli.run(tune_command(cli))  # finished: nothing is started, the report is drawn
-    assert again.returncode == 0, again.stderr
-    assert "all trials ended" in again.stdout
-    assert state_of(cli).num_drivers == 2
+    # The same command again: nothing is started, not even Ray; the report is drawn anew.
+    (sweep_dir / "report" / "index.html").unlink()
+    before = read_ledger(sweep_dir)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert not ray.is_initialized()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == said
+    assert (sweep_dir / "report" / "index.html").exists()
+    after = read_ledger(sweep_dir)
+    assert after[: len(before)] == before
+    assert [type(event) for event in after[len(before) :]] == [DriverStarted]
 
 
 @pytest.mark.slow
@@ -102,18 +119,20 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
     def num_reports() -> int:
         return ledger.read_bytes().count(b"TrialReported") if ledger.exists() else 0
 
-    for _ in range(5):
+    for kill in range(5):
         before = num_reports()
-        process = subprocess.Popen(
-            tune_command(cli, space=space),
-            cwd=ROOT,
-            env={**os.environ, **cli.environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        said = cli.folder / f"driver{kill}.txt"
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                tune_command(cli, space=space),
+                cwd=ROOT,
+                env={**os.environ, **cli.environment},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         while num_reports() == before:  # every driver gets something done
-            assert process.poll() is None
+            assert process.poll() is None, said.read_text()
             time.sleep(0.1)
         time.sleep(patience.uniform(0, 2))
         os.killpg(process.pid, signal.SIGKILL)
