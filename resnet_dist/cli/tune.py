@@ -108,3 +108,24 @@ def narrow(
     for line in words:
         typer.echo(line)
     typer.echo(f"next    resnet-dist tune {output} --on PROFILE")
+
+
+@tune_app.command()
+def compare(
+    sweep: SweepDir,
+    scheduler: Annotated[
+        list[str] | None, typer.Option(metavar="YAML", help="A space's scheduler; may be given again.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=10, help="Orders in which the points are tried.")] = 1000,
+    at_once: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
+) -> None:
+    """What early stopping would have cost and picked on the curves of a finished sweep, beside random search.
+
+    That sweep's own scheduler must be fifo. Example: resnet-dist tune compare runs/lr_wd_random --scheduler '{kind:
+    asha, first_rung: 0.33, rungs: 1}'
+    """
+    from resnet_dist.launch.sweep.compare import compare as measure
+    from resnet_dist.tune.ledger import read_ledger
+    from resnet_dist.tune.state import replay
+
+    typer.echo(measure(replay(read_ledger(sweep)), scheduler or ["{kind: asha}"], draws, at_once))

@@ -44,7 +44,12 @@ def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
 
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     """Reads a search space; the recipe's keys that it names are looked up in the recipe's schema. Raises UserError."""
-    tree = _read_mapping(path)
+    return space_from_tree(str(path), _read_mapping(path), overrides)
+
+
+def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Space:
+    """As `load_space`, from what was read; `where` it was read begins the message of a UserError."""
+    tree = dict(given)
     for override in overrides:
         _apply(tree, override)
     mistakes = _unknown_keys(tree)
@@ -53,7 +58,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     except ValidationError as error:
         mistakes = [_describe(Space, detail) for detail in error.errors()] + mistakes
     if mistakes:
-        raise UserError(f"{path}: {_enumerate(mistakes)}")
+        raise UserError(f"{where}: {_enumerate(mistakes)}")
     return space
 
 
