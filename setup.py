@@ -11,6 +11,7 @@ from setuptools import Extension, setup
 
 NATIVE = Path("resnet_dist/data/native")
 CHECK = Path("data_prep/convert/native")
+SHARED = Path("data_prep/native")
 # No contraction: where the compiler may fuse a multiplication and an addition, weights of the resize would differ
 # between CPUs. SSE4.1 is 17 years old; newer instructions are chosen when the kernel is loaded (cpu.h).
 FLAGS = [
@@ -21,12 +22,18 @@ FLAGS = [
     *(["-msse4.1"] if platform.machine() == "x86_64" else []),
 ]
 
+
+def files(folder: Path, pattern: str) -> list[str]:
+    return [str(path) for path in sorted(folder.glob(pattern))]
+
+
 setup(
     ext_modules=[
         Extension(
             "_resnet_dist_decode",
-            sources=[str(path) for path in sorted(NATIVE.glob("*.c"))],
-            depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
+            sources=files(NATIVE, "*.c") + files(SHARED, "*.c"),
+            depends=files(NATIVE, "*.h") + files(SHARED, "*.h"),
+            include_dirs=[str(SHARED)],
             libraries=["jpeg", "m", "dl"],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
@@ -34,8 +41,10 @@ setup(
         ),
         Extension(
             "_data_prep_native",
-            sources=[str(path) for path in sorted(CHECK.glob("*.c"))],
-            depends=[str(path) for path in sorted(CHECK.glob("*.h"))],
+            sources=files(CHECK, "*.c") + files(SHARED, "*.c"),
+            depends=files(CHECK, "*.h") + files(SHARED, "*.h"),
+            include_dirs=[str(SHARED)],
+            libraries=["m"],
             extra_compile_args=FLAGS,
             optional=True,
         ),

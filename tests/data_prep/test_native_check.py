@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from data_prep.convert import encode as encoding
-from data_prep.convert import native_check
+from data_prep.convert import native_library
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode_all
 from data_prep.convert.native_check import are_sound
 from data_prep.fuzz import KINDS, is_read_without_a_warning, mutate
 
-pytestmark = pytest.mark.skipif(not native_check.is_built(), reason="the C was not built")
+pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
 
 
 @pytest.fixture(scope="module")

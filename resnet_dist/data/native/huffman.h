@@ -46,7 +46,7 @@ typedef struct {
     int num_bits;        /* of them, those that `next` has passed */
 } Bits;
 
-typedef struct {
+typedef struct Huffman {
     Bits bits;
     const uint8_t *end; /* of the data; MCU_BYTES of zeros follow */
     unsigned last_dc[MAX_COMPS_IN_SCAN];

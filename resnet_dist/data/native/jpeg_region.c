@@ -2,6 +2,7 @@
 
 #include <setjmp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <jpeglib.h>
@@ -70,7 +71,7 @@ static int decode(j_decompress_ptr jpeg, int height, int width, Region region, u
     if (num_columns < (JDIMENSION)width)
         jpeg_crop_scanline(jpeg, &first_column, &num_columns); /* moves first_column left, to a block's edge */
     if (clean != NULL)
-        huffman_take_over(&scratch->huffman, jpeg, clean, first_column, num_columns);
+        huffman_take_over(scratch->huffman, jpeg, clean, first_column, num_columns);
     JDIMENSION skipped = region.top > MARGIN ? region.top - MARGIN : 0;
     if (skipped > 0 && jpeg_skip_scanlines(jpeg, skipped) != skipped)
         return JPEG_BROKEN;
@@ -87,7 +88,9 @@ int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region
                 Scratch *scratch, uint8_t *row, TakeRow take_row, void *taker, char message[MESSAGE_BYTES])
 {
     uint8_t *clean = own_huffman ? scratch_take(scratch, CLEAN_DATA, bytes + MCU_BYTES) : NULL;
-    if (own_huffman && clean == NULL)
+    if (own_huffman && scratch->huffman == NULL)
+        scratch->huffman = calloc(1, sizeof *scratch->huffman);
+    if (own_huffman && (clean == NULL || scratch->huffman == NULL))
         return NO_MEMORY;
     struct jpeg_decompress_struct jpeg;
     struct jpeg_progress_mgr progress = {.progress_monitor = limit_scans};

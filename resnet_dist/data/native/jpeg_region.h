@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "huffman.h"
 #include "scratch.h"
 
 enum { MESSAGE_BYTES = 200 }; /* libjpeg's JMSG_LENGTH_MAX */

@@ -84,9 +84,9 @@ static int plan(Picture *picture, Scratch *scratch, const Stored *image, const V
     picture->resizes = view->resized_height != view->box_height || view->resized_width != view->box_width;
     if (picture->resizes) {
         Resizer *resizer = &picture->resizer;
-        if (resizer_plan(resizer, scratch, (int)view->box_height, (int)view->box_width, (int)view->resized_height,
-                         (int)view->resized_width, (int)view->window_top, (int)view->window_left, picture->size,
-                         picture->mirrored))
+        Window window = {(int)view->window_top, (int)view->window_left, picture->size, picture->size};
+        if (resizer_plan(resizer, scratch, TRIANGLE, (int)view->box_height, (int)view->box_width,
+                         (int)view->resized_height, (int)view->resized_width, window, picture->mirrored))
             return NO_MEMORY;
         *region = (Region){(int)view->box_top + resizer->rows.start, (int)view->box_left + resizer->columns.start,
                            resizer->rows.length, resizer->columns.length};

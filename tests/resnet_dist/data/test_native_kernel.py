@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import data_prep
 from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.data import native_kernel, native_library
 from resnet_dist.data.kernels import StoredImages, open_kernel
@@ -28,6 +29,7 @@ Pixels = NDArray[np.uint8]
 ToJpeg = Callable[..., bytes]
 
 NATIVE = Path(native_kernel.__file__).parent / "native"
+SHARED = Path(data_prep.__file__).parent / "native"
 LIBRARIES = ("-ljpeg", "-lm", "-ldl", "-pthread")
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 3, "4:4:0": 4, "4:1:1": 5}
 """As libturbojpeg numbers them; Pillow does not write the last two."""
@@ -337,9 +339,9 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler is not None, "a C compiler built the kernel; where has it gone?"
     program = tmp_path_factory.mktemp("sanitized") / "sanitized"
-    sources = [str(path) for path in sorted(NATIVE.glob("*.c"))]
+    sources = [str(path) for path in sorted([*NATIVE.glob("*.c"), *SHARED.glob("*.c")])]
     driver = str(Path(__file__).with_name("sanitized.c"))
-    flags = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-sanitize-recover=all"]
+    flags = [f"-I{SHARED}", "-g", "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-sanitize-recover=all"]
     build = subprocess.run(
         [compiler, *flags, "-fsanitize=address,undefined", "-o", str(program), driver, *sources, *LIBRARIES],
         capture_output=True, text=True, timeout=120,

@@ -1,8 +1,8 @@
 /* Eight sums of 32 bits side by side, four for the px of each of the two rows that are filtered together. GCC and clang
  * turn plain vector code into good NEON, but not into good SSE where bytes are widened and narrowed, so that is spelt
  * out. */
-#ifndef RESNET_DIST_LANES_H
-#define RESNET_DIST_LANES_H
+#ifndef DATA_PREP_LANES_H
+#define DATA_PREP_LANES_H
 
 #include <stdint.h>
 #include <string.h>

@@ -1,11 +1,9 @@
 /* The working memory of one thread, kept from image to image: what malloc gives back to the system between two images
  * has to be cleared by it for the next one, which took 6 % of the time. */
-#ifndef RESNET_DIST_SCRATCH_H
-#define RESNET_DIST_SCRATCH_H
+#ifndef DATA_PREP_SCRATCH_H
+#define DATA_PREP_SCRATCH_H
 
 #include <stddef.h>
-
-#include "huffman.h"
 
 enum {
     SOURCE_ROW,
@@ -16,10 +14,12 @@ enum {
     NUM_BUFFERS
 };
 
+struct Huffman;
+
 typedef struct Scratch {
     void *buffers[NUM_BUFFERS];
     size_t bytes[NUM_BUFFERS];
-    Huffman huffman;
+    struct Huffman *huffman; /* of who decodes JPEGs; NULL before the first */
 } Scratch;
 
 /* A Scratch of zeros is a valid start. Memory number `buffer`, of at least `bytes` and with no contents in particular,

@@ -1,7 +1,7 @@
 /* Functions that take most of the time are compiled twice where the loader can choose by CPU: shifts by a register
  * without flags (BMI2) and 256-bit vectors (AVX2) make the kernel 7 % faster. Integers, and floats without contraction (setup.py): the results are equal. */
-#ifndef RESNET_DIST_CPU_H
-#define RESNET_DIST_CPU_H
+#ifndef DATA_PREP_CPU_H
+#define DATA_PREP_CPU_H
 
 #include <stdint.h> /* any header of the C library says whether it is glibc */
 

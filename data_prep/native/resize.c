@@ -14,9 +14,20 @@ static double triangle(double x)
     return x < 1.0 ? 1.0 - x : 0.0;
 }
 
+static double hamming(double x)
+{
+    x = fabs(x);
+    if (x == 0.0)
+        return 1.0;
+    if (x >= 1.0)
+        return 0.0;
+    x *= M_PI;
+    return sin(x) / x * (0.54f + 0.46f * cos(x));
+}
+
 /* Weights of output `i` of `out` from `in` px: [*first, *first + count) as fixed-point numbers, zeros at the ends cut
  * off. Pillow's precompute_coeffs and normalize_coeffs_8bpc, in the same order of operations. */
-static int weigh(int in, int out, int i, double *exact, int32_t *weights, int *first)
+static int weigh(Filter filter, int in, int out, int i, double *exact, int32_t *weights, int *first)
 {
     double scale = (double)in / out, width = scale < 1.0 ? 1.0 : scale;
     double center = (i + 0.5) * scale, shrink = 1.0 / width, total = 0.0;
@@ -26,7 +37,8 @@ static int weigh(int in, int out, int i, double *exact, int32_t *weights, int *f
     if (high > in)
         high = in;
     for (int k = 0; k < high - low; k++) {
-        exact[k] = triangle((k + low - center + 0.5) * shrink);
+        double x = (k + low - center + 0.5) * shrink;
+        exact[k] = filter == HAMMING ? hamming(x) : triangle(x);
         total += exact[k];
     }
     int count = 0;
@@ -43,8 +55,8 @@ static int weigh(int in, int out, int i, double *exact, int32_t *weights, int *f
     return count;
 }
 
-static int axis_plan(Axis *axis, Scratch *scratch, int first_buffer, int weights_buffer, int in, int out, int window,
-                     int size, int mirrored)
+static int axis_plan(Axis *axis, Scratch *scratch, Filter filter, int first_buffer, int weights_buffer, int in, int out,
+                     int window, int size, int mirrored)
 {
     int most = (int)ceil(in > out ? (double)in / out : 1.0) * 2 + 1;
     double *exact = scratch_take(scratch, EXACT_WEIGHTS, most * sizeof *exact);
@@ -56,7 +68,7 @@ static int axis_plan(Axis *axis, Scratch *scratch, int first_buffer, int weights
     int taps = 1, start = in, end = 0;
     for (int i = 0; i < size; i++) {
         int output = window + (mirrored ? size - 1 - i : i), first;
-        count[i] = weigh(in, out, output, exact, packed + (size_t)i * most, &first);
+        count[i] = weigh(filter, in, out, output, exact, packed + (size_t)i * most, &first);
         axis->first[i] = first;
         taps = count[i] > taps ? count[i] : taps;
         start = first < start ? first : start;
@@ -168,17 +180,18 @@ FOR_EACH_CPU static void write_row(Resizer *resizer, int first, const int32_t *w
     }
 }
 
-int resizer_plan(Resizer *resizer, Scratch *scratch, int height, int width, int resized_height, int resized_width,
-                 int window_top, int window_left, int size, int mirrored)
+int resizer_plan(Resizer *resizer, Scratch *scratch, Filter filter, int height, int width, int resized_height,
+                 int resized_width, Window window, int mirrored)
 {
     memset(resizer, 0, sizeof *resizer);
     Axis *rows = &resizer->rows, *columns = &resizer->columns;
-    if (axis_plan(rows, scratch, ROW_FIRST, ROW_WEIGHTS, height, resized_height, window_top, size, 0) ||
-        axis_plan(columns, scratch, COLUMN_FIRST, COLUMN_WEIGHTS, width, resized_width, window_left, size, mirrored))
+    if (axis_plan(rows, scratch, filter, ROW_FIRST, ROW_WEIGHTS, height, resized_height, window.top, window.height, 0) ||
+        axis_plan(columns, scratch, filter, COLUMN_FIRST, COLUMN_WEIGHTS, width, resized_width, window.left,
+                  window.width, mirrored))
         return -1;
     resizer->group = scratch_take(scratch, ROW_GROUP, (size_t)columns->length * sizeof(Sums));
     resizer->filtered = scratch_take(scratch, FILTERED_ROWS, (size_t)ring_rows(resizer) * ring_stride(resizer));
-    resizer->sums = scratch_take(scratch, SUMS, 3 * (size_t)size * sizeof *resizer->sums);
+    resizer->sums = scratch_take(scratch, SUMS, 3 * (size_t)columns->size * sizeof *resizer->sums);
     return resizer->group && resizer->filtered && resizer->sums ? 0 : -1;
 }
 
@@ -204,6 +217,6 @@ void resizer_push(Resizer *resizer, const uint8_t *row, uint8_t *output)
            rows->first[resizer->num_written] + rows->taps <= resizer->num_filtered) {
         int k = resizer->num_written++;
         write_row(resizer, rows->first[k], rows->weights + (size_t)k * rows->taps,
-                  output + (size_t)k * 3 * rows->size);
+                  output + (size_t)k * 3 * resizer->columns.size);
     }
 }

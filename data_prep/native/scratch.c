@@ -35,5 +35,6 @@ void scratch_free(Scratch *scratch)
 {
     for (int k = 0; k < NUM_BUFFERS; k++)
         free(scratch->buffers[k]);
+    free(scratch->huffman);
     free(scratch);
 }

@@ -1,0 +1,35 @@
+"""This package's own C (`native/`, `data_prep/native/`). Optional, as all of this project's C: results are the same.
+
+A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
+must still find what was installed with the environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+MODULE = "_data_prep_native"
+
+
+def is_built() -> bool:
+    return library() is not None
+
+
+@cache
+def library() -> Any:
+    """None where it was not built, or of other sources than these."""
+    spec = find_spec(MODULE)
+    if spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(spec.origin)
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    try:
+        library.data_prep_jpegs_are_sound.argtypes = [pointer, pointer, number, pointer]
+        library.data_prep_shrink.argtypes = [pointer, *[number] * 4, pointer]
+    except AttributeError:
+        return None
+    library.data_prep_jpegs_are_sound.restype = None
+    return library
