@@ -11,6 +11,7 @@ import torch
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.doctor import examine, repair, verdict
+from resnet_dist.launch.lease import take
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import open_storage, split
 from resnet_dist.tracking.history import read_history
@@ -143,6 +144,18 @@ def test_one_process_alone_gets_a_name(storage: RunStorage, location: str) -> No
         (one.folder / "tracking").mkdir(exist_ok=True)
     assert storage.claim(storage.folder / "tracking" / "0001.jsonl")
     assert not other.claim(other.folder / "tracking" / "0001.jsonl")
+
+
+def test_a_driver_reads_its_run_after_it_took_the_lease(storage: RunStorage, location: str) -> None:
+    """And the next driver finds it, takes the next number, and removes older ones."""
+    for number in (1, 2, 3):
+        driver = storage if number == 1 else open_storage(location)
+        lease = take(driver, timeout_s=20.0)
+        driver.pull()
+        lease.lease.require_held()
+        assert lease.lease.number == number
+        lease.release()
+    assert storage.names("driver") == ["00002.json", "00002.lease", "00003.json", "00003.lease"]
 
 
 def spool_of(storage: RunStorage) -> Spool:
