@@ -132,9 +132,15 @@ def test_compose_accepts_its_file(compose: Tree, tmp_path: Path) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in compose.items() if key != "name"}))
 
-    def config(**secrets: str) -> subprocess.CompletedProcess[str]:
+    def config(**secrets: str) -> subprocess.Popen[str]:
         command = ["docker-compose", "-f", str(file), "--project-directory", str(MLFLOW), "config"]
-        return subprocess.run(command, env={"PATH": os.environ["PATH"], **secrets}, capture_output=True, text=True)
+        return subprocess.Popen(
+            command,
+            env={"PATH": os.environ["PATH"], **secrets},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     secrets = {
         "MLFLOW_DB_PASSWORD": "one",
@@ -142,9 +148,11 @@ def test_compose_accepts_its_file(compose: Tree, tmp_path: Path) -> None:
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "three",
     }
     shown = config(**secrets)
-    assert shown.returncode == 0, shown.stderr
-    assert yaml.safe_load(shown.stdout)["services"]["mlflow"]["environment"]["PGPASSWORD"] == "one"
-    for name in secrets:
-        left_out = config(**{key: value for key, value in secrets.items() if key != name})
-        assert left_out.returncode != 0
-        assert f"export {name} first" in left_out.stderr
+    left_out = {name: config(**{k: v for k, v in secrets.items() if k != name}) for name in secrets}
+    out, problem = shown.communicate(timeout=60)
+    assert shown.returncode == 0, problem
+    assert yaml.safe_load(out)["services"]["mlflow"]["environment"]["PGPASSWORD"] == "one"
+    for name, process in left_out.items():
+        _, problem = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert f"export {name} first" in problem
