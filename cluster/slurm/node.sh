@@ -5,7 +5,7 @@ export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEO
 options=(--block --disable-usage-stats --object-store-memory=2000000000)
 options+=("--num-cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" "--num-gpus=${SLURM_GPUS_ON_NODE:-0}")
 if [ "$SLURM_NODEID" = 0 ]; then
-  exec ray start --head --port="$RAY_PORT" --temp-dir="$RAY_TMP" --include-dashboard=false "${options[@]}"
+  exec ray start --head --node-ip-address="$RAY_HEAD" --port="$RAY_PORT" --temp-dir="$RAY_TMP" --include-dashboard=false "${options[@]}"
 fi
 for _ in $(seq 150); do
   (exec 3<> "/dev/tcp/$RAY_HEAD/$RAY_PORT") 2> /dev/null && exec ray start --address="$RAY_HEAD:$RAY_PORT" "${options[@]}"

@@ -51,16 +51,18 @@ assert sys.argv[-2:] == ["bash", "cluster/slurm/node.sh"], sys.argv
 open({str(log)!r}, "a").write("srun " + " ".join(sys.argv[1:3]) + "\\n")
 if os.environ.get("FAKE_RAY") == "dies":
     sys.exit(1)
-listening = socket.create_server(("127.0.0.1", int(os.environ["RAY_PORT"])))
+listening = socket.create_server((os.environ["RAY_HEAD"], int(os.environ["RAY_PORT"])))
 time.sleep(60)
 """,
     )
     script(
         bin_ / "scontrol",
         f"""#!/bin/bash
-if [ "$1 $2" = "show hostnames" ]; then echo 127.0.0.1; echo other; else echo "scontrol $*" >> {log}; fi
+if [ "$1 $2" = "show hostnames" ]; then echo first; echo other; else echo "scontrol $*" >> {log}; fi
 """,
     )
+    script(bin_ / "getent", '#!/bin/bash\n[ "$*" = "ahostsv4 first" ] && echo "${FIRST:-127.0.1.1} STREAM first"\n')
+    script(bin_ / "hostname", '#!/bin/bash\n[ "$1" = -I ] && echo "127.0.0.1 10.9.9.9 "\n')
     for name in ("resnet-dist", "data-prep"):
         script(
             bin_ / name,
