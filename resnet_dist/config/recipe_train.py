@@ -64,10 +64,11 @@ class TrainConfig(Section):
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
-    """What workers send each other, with `reduction: fast`: half the bytes. Each worker's part of the gradient is
-    rounded to the format and summed in it, so results are equal across worker counts up to its rounding, no longer
-    float32's. bf16 has the range, fp16 the digits. powersgd: factors of rank 4 (Vogels et al. 2019), equal across
-    worker counts up to float rounding; a fiftieth of the bytes, but after the backward pass, and twice the memory.
+    """What workers send each other, with `reduction: fast`. bf16 (has the range), fp16 (has the digits): half the
+    bytes. Each worker's part of the gradient is rounded to the format and summed in it, so results are equal across
+    worker counts up to its rounding, no longer float32's. powersgd: factors of rank 4 (Vogels et al. 2019), equal
+    across worker counts up to float rounding; a fiftieth of the bytes, but after the backward pass, and twice the
+    memory.
     """
     compile: bool = False
     """torch.compile of the training forward and backward pass. Fused kernels round otherwise, so it belongs to the

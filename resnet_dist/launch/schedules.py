@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from resnet_dist.config.image_size import train_size
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.data.progressive import train_size
 from resnet_dist.tracking.schedule_plot import ScheduleCurve
 from resnet_dist.training.schedule import lr_at
 

@@ -25,6 +25,8 @@ class Part:
     """Numbers that its convolutions and linear layers put out for one image."""
     layers: int
     """Calls of modules without children, an activation used three times thrice: what the host starts one by one."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of its parameters."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def summarise(name: str, num_classes: int | None = None, *, side: int | None = N
                 sum(flops.get(f"{root}.{part_name}", {}).values()) // 2,
                 sum(calls[part_name]),
                 len(calls[part_name]),
+                tuple(tuple(p.shape) for p in part.parameters()),
             )
             for part_name, part in net.named_children()
             if part_name in outputs and not isinstance(part, nn.Identity | nn.ReLU)

@@ -15,7 +15,7 @@ from resnet_dist.planner.gpus import gpu_of_name
 from resnet_dist.planner.loading import images_per_core
 from resnet_dist.planner.network import Links
 from resnet_dist.planner.simulate import simulate
-from resnet_dist.planner.step import Step, step_of
+from resnet_dist.planner.step import Step, mean_step, step_of
 from resnet_dist.planner.workload import Workload
 
 FORWARD_SHARE = 1 / 3
@@ -61,14 +61,15 @@ class Plan:
     hardware: Hardware
     faults: Faults
     step: Step
+    """The mean one of the run."""
     single_images_s: float
     """One GPU by itself."""
     memory_gb: float
     """Estimated, of one GPU."""
     cores_per_gpu: float
-    """That the loader needs to keep up."""
+    """That the loader needs to keep up, at the image size that asks for most."""
     disk_bytes_s: float
-    """That a node reads, if its betons are not in the page cache."""
+    """That a node then reads, if its betons are not in the page cache."""
     beton_bytes: float
     checkpoint: CheckpointCost
     checkpoint_every_s: float
@@ -133,25 +134,33 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
     gpu = gpu_of_name(hardware.gpu)
     _require_shares(work, hardware, faults)
     links = Links(gpu.local_gb_s * 1e9, hardware.net_bytes_s, hardware.gpus_per_node, gpu.host_bus)
-    by_cpus = hardware.cpus_per_gpu * images_per_core(work.decoder, work.image_px)
     by_disk = math.inf
     if hardware.disk_bytes_s is not None:
         by_disk = hardware.disk_bytes_s / min(hardware.gpus, hardware.gpus_per_node) / BYTES_PER_IMAGE
-    loader = min(by_cpus, by_disk)
+
+    def loader(image_px: int) -> float:
+        return min(hardware.cpus_per_gpu * images_per_core(work.decoder, image_px), by_disk)
 
     @cache
     def step(workers: int) -> Step:
-        return step_of(work, gpu, workers, links, loader_images_s=loader)
+        return mean_step(work, gpu, workers, links, loader_images_s=loader)
 
-    alone = step_of(replace(work, micro_batches_per_step=1), gpu, 1, links)
+    alone = mean_step(replace(work, micro_batches_per_step=1), gpu, 1, links)
     whole = step(hardware.gpus)
-    per_gpu = whole.images_per_s / hardware.gpus
+    per_gpu = {
+        phase.image_px: step_of(
+            work, gpu, hardware.gpus, links, net=phase.net, loader_images_s=loader(phase.image_px)
+        ).images_per_s
+        / hardware.gpus
+        for phase in work.phases
+    }
     nodes = math.ceil(hardware.gpus / hardware.gpus_per_node)
     smallest = math.ceil((faults.min_gpus or hardware.gpus) / hardware.gpus_per_node)
     cost = checkpoint_cost(work.state_bytes)
     interruptions_h = 1 / (nodes * (1 / faults.mtbf_h + faults.preemptions_per_day / 24))
     every_s = faults.checkpoint_every_s or best_interval_s(cost, interruptions_h * 3600)
-    evaluation_s = work.evaluations * work.val_images * FORWARD_SHARE / whole.images_per_s
+    largest = per_gpu[work.phases[-1].image_px]
+    evaluation_s = work.evaluations * work.val_images * FORWARD_SHARE / (largest * hardware.gpus)
     # Evaluations go with the steps, as so many steps more.
     steps = work.steps + evaluation_s / whole.seconds
     fleet = Fleet(
@@ -176,8 +185,8 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
         step=whole,
         single_images_s=alone.images_per_s,
         memory_gb=_memory_gb(work),
-        cores_per_gpu=per_gpu / images_per_core(work.decoder, work.image_px),
-        disk_bytes_s=per_gpu * min(hardware.gpus, hardware.gpus_per_node) * BYTES_PER_IMAGE,
+        cores_per_gpu=max(rate / images_per_core(work.decoder, px) for px, rate in per_gpu.items()),
+        disk_bytes_s=max(per_gpu.values()) * min(hardware.gpus, hardware.gpus_per_node) * BYTES_PER_IMAGE,
         beton_bytes=work.train_images * BYTES_PER_IMAGE,
         checkpoint=cost,
         checkpoint_every_s=every_s,

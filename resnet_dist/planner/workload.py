@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from resnet_dist.config.image_size import train_size
+from resnet_dist.config.low_rank import numbers_sent
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.models.summary import Part, summarise
@@ -39,9 +42,21 @@ class Net:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """The part of a run whose training images have one size."""
+
+    image_px: int
+    share: float
+    """Of the run's steps."""
+    net: Net
+
+
+@dataclass(frozen=True)
 class Workload:
     net: Net
-    image_px: int
+    """At the images' largest size."""
+    phases: tuple[Phase, ...]
+    """By image size; more than one with `data.progressive_size`. Shares add up to 1."""
     precision: str
     micro_batch_size: int
     micro_batches_per_step: int
@@ -53,8 +68,9 @@ class Workload:
     """Weights, their moving average and the optimizer's moments in fp32: one checkpoint."""
     gradient_bytes: int
     """Of one gradient on the wire: fp32 in every precision, unless `train.gradient_compression` halves it."""
+    messages_bytes: tuple[int, ...] | None
+    """What a step's gradients are sent in after the backward pass; None: DDP's buckets, during it."""
     decoder: str
-    exact: bool
 
     @property
     def half(self) -> bool:
@@ -86,21 +102,38 @@ def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Worklo
             f"train.global_batch_size {train.global_batch_size}: more than the {train_images} training images; "
             "set a smaller one"
         )
-    options = recipe.model.build_options()
-    net = net_of(options.pop("name"), side=recipe.data.train.size, **options)
     steps = steps_per_epoch * train.total_epochs
+    steps = min(steps, train.max_steps or steps)
+    phases = _phases(recipe, steps, steps_per_epoch)
+    net = phases[-1].net
     return Workload(
         net=net,
-        image_px=recipe.data.train.size,
+        phases=phases,
         precision=train.precision,
         micro_batch_size=train.micro_batch_size,
         micro_batches_per_step=train.num_micro_batches,
-        steps=min(steps, train.max_steps or steps),
+        steps=steps,
         train_images=train_images,
         val_images=val_images,
         evaluations=-(-train.total_epochs // recipe.eval.every_epochs),
         state_bytes=4 * net.parameters * (1 + SLOTS_PER_OPTIMIZER.get(recipe.optim.name, 2) + (train.ema is not None)),
-        gradient_bytes=4 if train.gradient_compression == "none" else 2,
+        gradient_bytes=2 if train.gradient_compression in {"bf16", "fp16"} else 4,
+        messages_bytes=_messages(recipe, net),
         decoder=recipe.data.decoder,
-        exact=train.reduction == "exact",
     )
+
+
+def _phases(recipe: Recipe, steps: int, steps_per_epoch: int) -> tuple[Phase, ...]:
+    sizes: Counter[int] = Counter()
+    for first in range(0, steps, steps_per_epoch):
+        size = train_size(recipe.data, first // steps_per_epoch, recipe.train.total_epochs)
+        sizes[size] += min(steps_per_epoch, steps - first)
+    options = recipe.model.build_options()
+    name = options.pop("name")
+    return tuple(Phase(px, sizes[px] / steps, net_of(name, side=px, **options)) for px in sorted(sizes))
+
+
+def _messages(recipe: Recipe, net: Net) -> tuple[int, ...] | None:
+    if recipe.train.gradient_compression == "powersgd":
+        return tuple(4 * numbers for numbers in numbers_sent(tuple(s for part in net.parts for s in part.shapes)))
+    return (4 * net.parameters,) if recipe.train.reduction == "exact" else None

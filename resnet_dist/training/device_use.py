@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from resnet_dist.accelerators import model_flops_utilisation, peak_flops
+from resnet_dist.config.image_size import train_size
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.data.progressive import train_size
 from resnet_dist.models.summary import summarise
 
 _MB = 1e6

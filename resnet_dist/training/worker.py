@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from data_prep.beton.manifest import load_manifest
+from resnet_dist.config.image_size import train_size
 from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
-from resnet_dist.data.progressive import train_size
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.backends import set_backends

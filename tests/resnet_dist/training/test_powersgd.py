@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_dist.config.low_rank import RANK
 from resnet_dist.config.recipe_train import TrainConfig
-from resnet_dist.training.powersgd import RANK, PowerSgdReduction
+from resnet_dist.training.powersgd import PowerSgdReduction
 
 
 def step(reduction: PowerSgdReduction, layer: nn.Module, gradients: list[torch.Tensor]) -> list[torch.Tensor]:

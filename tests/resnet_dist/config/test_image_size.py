@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from resnet_dist.config.image_size import train_size
 from resnet_dist.config.recipe_data import DataConfig
-from resnet_dist.data.progressive import train_size
 
 CROP = {"kind": "random_resized_crop", "size": 192}
 
