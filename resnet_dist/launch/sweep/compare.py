@@ -40,7 +40,7 @@ class _Forgotten:
 
 
 def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_once: int) -> str:
-    """A Markdown table. `schedulers`: YAML each. Raises UserError unless all trials have reached their end.
+    """A Markdown table. `schedulers`: YAML each. Raises UserError unless all points have reached their end.
 
     Each draw shuffles the points and lets the rule see the runs of one seed. What it picks counts by its other seeds,
     if there are any: then a regret holds no luck of the pick. The best known point is that of the mean over all seeds.
@@ -83,21 +83,23 @@ class _Recorded:
     def __init__(self, state: SweepState) -> None:
         if state.began is None:
             raise UserError("compare: no sweep was begun here")
-        self.tree = state.began.space
+        # Without a budget: the replay's clock counts calls.
+        self.tree = {**state.began.space, "budget": {}}
         self.space = Space.model_validate(self.tree)
         self.points: dict[int, list[TrialState]] = {}
         for trial in state.trials.values():
-            self.points.setdefault(trial.number, []).append(trial)
-        open_trials = [trial.name for trial in state.trials.values() if trial.status not in ("finished", "diverged")]
-        finished = [trial for trial in state.trials.values() if trial.status == "finished"]
-        self.num_seeds = max((len(runs) for runs in self.points.values()), default=0)
-        # A point that diverged with its first seed is not run with others.
-        uneven = [runs[0].name for runs in self.points.values() if len(runs) not in (1, self.num_seeds)]
-        if open_trials or uneven or not finished:
+            if trial.status in ("finished", "diverged"):
+                self.points.setdefault(trial.number, []).append(trial)
+        first_runs = [trial for trial in state.trials.values() if trial.seed_number == 0]
+        unknown = [trial.name for trial in first_runs if trial.status not in ("finished", "diverged")]
+        finished = [trial for trial in first_runs if trial.status == "finished"]
+        if unknown or not finished:
             raise UserError(
-                "compare: needs a sweep with scheduler fifo whose trials have all reached their end; not so: "
-                f"{', '.join(open_trials[:5] + uneven[:5]) or 'no trial has finished'}"
+                "compare: needs a sweep with scheduler fifo whose points have all reached their end; not so: "
+                f"{', '.join(unknown[:10]) or 'no trial has finished'}"
             )
+        # Seeds that every point has; one that diverged with its first seed is not run with others.
+        self.num_seeds = min(len(self.points[trial.number]) for trial in finished)
         self.length = finished[0].epoch
         sign = 1 if self.space.higher_is_better else -1
         self._best = max(self.points, key=lambda number: sign * self._score(number, range(self.num_seeds)))

@@ -23,6 +23,7 @@ def a_sweep(curve: Curve, *, seeds: int = 1, last: str = "finished") -> SweepSta
         "search": {"kind": "random"},
         "metric": "val/top1",
         "trials": POINTS,
+        "budget": {"wall_hours": 0.001, "epochs": 5},
         "seeds": seeds,
     }
     events: list[Event] = [Began("s", "hash", space, {}, 100, None, "digest", [], [], 0.0), DriverStarted(0.0)]
@@ -75,6 +76,17 @@ def test_what_was_picked_counts_by_the_other_seeds() -> None:
     assert table["every point to its end"][2:] == ["20.00", "20.00", "20.00", "0%"]
 
 
+def test_seeds_that_not_every_point_has_do_not_count() -> None:
+    def curve(point: int, seed: int, epoch: int) -> float:
+        return 50.0 + point - 30 * seed
+
+    state = a_sweep(curve, seeds=2)
+    del state.trials[trial_name(3, 1)]
+    told = compare(state, ["{kind: asha}"], 10, at_once=1)
+    assert told.startswith("9 points with 1 seed(s)")
+    assert rows(told)["every point to its end"][2:] == [*["0.00"] * 3, "100%"]
+
+
 def test_a_trial_that_diverged_is_worst() -> None:
     state = a_sweep(lambda point, seed, epoch: 50.0 + point, last="diverged")
     assert rows(compare(state, ["{kind: asha}"], 10, at_once=2))["every point to its end"][2:] == [
@@ -84,7 +96,7 @@ def test_a_trial_that_diverged_is_worst() -> None:
 
 
 def test_a_sweep_that_stopped_trials_tells_nothing_of_their_ends() -> None:
-    with pytest.raises(UserError, match=r"whose trials have all reached their end; not so: t0008"):
+    with pytest.raises(UserError, match=r"whose points have all reached their end; not so: t0008"):
         compare(a_sweep(lambda point, seed, epoch: 1.0, last="stopped"), ["{kind: asha}"], 10, at_once=1)
 
 
