@@ -72,7 +72,8 @@ def heat_map(dots: Sequence[Dot], metric: str, *, momentum: float, steps_per_epo
         )
     _tau_lines(axes, momentum, steps_per_epoch)
     if done:
-        axes.get_figure(root=True).colorbar(shown, ax=axes, label=metric)  # type: ignore[union-attr]
+        worse = "min" if _higher_is_better(metric) else "max"  # beyond the scale all share its last colour
+        axes.get_figure(root=True).colorbar(shown, ax=axes, label=metric, extend=worse)  # type: ignore[union-attr]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     return _saved(axes, path)
@@ -194,7 +195,7 @@ def _column(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
 
 
 def _scale(scores: Sequence[float], metric: str) -> dict[str, Any]:
-    """The worst half shares little of the scale: what matters is how the good ones differ."""
+    """The worst quarter shares the last colour: what matters is how the good ones differ."""
     if not scores:
         return {}
     ordered = sorted(scores, reverse=_higher_is_better(metric))
