@@ -58,8 +58,9 @@ def run_processes(settings: Settings) -> dict[str, list[float]]:
 def table(settings: Settings, times: Mapping[str, Sequence[float]]) -> str:
     """Median step, and the median over the rounds of its ratio to the bare loop's, with the quartiles."""
     layout = (
-        f"{settings.world_size} workers of one thread, {settings.model} at {settings.image_size} px, micro-batch "
-        f"{settings.micro_batch_size}, {settings.rounds} rounds of {settings.steps} steps"
+        f"{settings.world_size} workers of one thread, {settings.model} at {settings.image_size} px, a step of "
+        f"{settings.micro_batches} x {settings.micro_batch_size} images a worker, {settings.rounds} rounds of "
+        f"{settings.steps} steps"
     )
     lines = [layout, "", "| | step, ms | relative to the bare loop (quartiles over rounds) |", "|---|---|---|"]
     for arm in ARMS:

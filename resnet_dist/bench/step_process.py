@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -48,6 +49,12 @@ class Settings(NamedTuple):
     steps: int
     """In a block."""
     rounds: int
+    micro_batches: int = 1
+    """A worker's, in each step."""
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.world_size * self.micro_batches * self.micro_batch_size
 
 
 class InMemory:
@@ -97,7 +104,7 @@ def recipe(settings: Settings, reduction: Literal["fast", "exact"]) -> Recipe:
                 "std": [60, 60, 60],
             },
             "train": {
-                "global_batch_size": settings.world_size * settings.micro_batch_size,
+                "global_batch_size": settings.global_batch_size,
                 "micro_batch_size": settings.micro_batch_size,
                 "total_epochs": settings.rounds + 1,
                 "reduction": reduction,
@@ -110,22 +117,32 @@ def recipe(settings: Settings, reduction: Literal["fast", "exact"]) -> Recipe:
 
 
 def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
-    """What one writes by hand: DDP, a schedule, and the loss printed every ten steps. Returns one block of it."""
+    """What one writes by hand: DDP, a schedule, and the loss printed every ten steps; gradients of all but the last
+    micro-batch are kept back. Returns one block of it."""
     config = recipe(settings, "fast")
     model = build_classifier(config)
     optimizer = build_optimizer(model, config.optim)
     total = settings.steps * (settings.rounds + 1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     ddp: nn.Module = model
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if settings.world_size > 1:
-        ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp = parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        no_sync = parallel.no_sync
     ddp.train()
+
+    def backward() -> torch.Tensor:
+        loss = cross_entropy(ddp(batch.images), batch.labels) / settings.micro_batches
+        loss.backward()
+        return loss
 
     def block() -> None:
         for step in range(settings.steps):
             optimizer.zero_grad()
-            loss = cross_entropy(ddp(batch.images), batch.labels)
-            loss.backward()
+            for _ in range(settings.micro_batches - 1):
+                with no_sync():
+                    backward()
+            loss = backward()
             optimizer.step()
             schedule.step()
             if (step + 1) % 10 == 0:
@@ -136,7 +153,7 @@ def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
 
 def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact"], rank: int, folder: Path) -> Run:
     """Everything of a run but Ray and the loader: windows, divergence checks, spool, stop votes."""
-    num_samples = settings.steps * settings.world_size * settings.micro_batch_size
+    num_samples = settings.steps * settings.global_batch_size
     total = settings.steps * (settings.rounds + 1)
     plan = RunPlan(settings.steps, total, total, 10**6, 10**6, None, log_every_steps=10)
     job = Job(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)

@@ -180,7 +180,8 @@ def bench_host(
 def bench_step(
     model: Annotated[str, typer.Option(help="A model's name, as in a recipe.")] = "resnet20",
     image_size: Annotated[int, typer.Option(min=8, help="Pixels.")] = 32,
-    micro_batch_size: Annotated[int, typer.Option(min=1, help="Images of a worker's step.")] = 64,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="Images of a micro-batch.")] = 64,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of a worker in each step.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 20,
     rounds: Annotated[int, typer.Option(min=4, help="Blocks of every loop, in turns.")] = 20,
@@ -192,4 +193,4 @@ def bench_step(
     from resnet_dist.bench.step import bench_step as measure
     from resnet_dist.bench.step_process import Settings
 
-    typer.echo(measure(Settings(model, image_size, micro_batch_size, workers, steps, rounds)))
+    typer.echo(measure(Settings(model, image_size, micro_batch_size, workers, steps, rounds, micro_batches)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from resnet_dist.bench.step import run_processes, table
 from resnet_dist.bench.step_process import ARMS, Settings
 
-SMALL = Settings("resnet8", 8, 2, 1, steps=10, rounds=4)
+SMALL = Settings("resnet8", 8, 2, 1, steps=10, rounds=4, micro_batches=2)
 
 
 def test_every_loop_is_timed_in_every_round() -> None:
