@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.beton.stage import read_source_manifest, staged_path
@@ -19,7 +22,6 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
-from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.plan import RunPlan, plan_run
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -119,11 +121,18 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
 
 
 def require_buildable(recipe: Recipe) -> None:
-    """Builds model and optimizer without memory for weights, and opens the decoder: what they refuse is told here."""
+    """Builds the model without memory for weights, and opens the decoder: what they refuse is told here."""
     if recipe.data.decoder == "native":
         open_kernel(recipe.data.decoder, num_threads=1, max_image_bytes=0)
-    with torch.device("meta"):
-        build_optimizer(build_classifier(recipe), recipe.optim)
+    with torch.device("meta"), _NoValues():
+        build_classifier(recipe)
+
+
+class _NoValues(TorchFunctionMode):
+    """Tensors without memory need no random values. PyTorch 2.14 would import its compiler, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:

@@ -32,6 +32,7 @@ from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.room import HeadWatch, free_placement_group, wait_for_room
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
+from resnet_dist.launch.startup import Startup
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tracking.transport import server_credentials
@@ -58,7 +59,10 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     `parent_run_id`: the MLflow run of the sweep whose trial this is (`tracking.sweep_run.open_sweep`).
     Paths in `profile` are absolute. Raises UserError before any worker starts, Fault when there is no result.
     """
+    startup = Startup()
+    startup.passed("imports")
     prepared = prepare(recipe, profile, name)
+    startup.passed("checks")
     if (done := read_result(prepared.storage)) is not None:
         return done
     screen = Screen(prepared.plan)
@@ -67,12 +71,19 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     with held(prepared.storage, profile.failure.driver_timeout_s, screen.say) as lease, ray_session(profile):
         nodes = alive_nodes()
         require_capacity(nodes, profile)
+        startup.passed("Ray")
         with stop_signals() as stop:
             record = begin_record(recipe, profile, name, prepared, nodes, screen.say, parent_run_id)
+            startup.passed("MLflow")
+
+            def observe(status: Status) -> None:
+                if (line := startup.observe(status)) is not None:
+                    record.events.note(line)
+
             status: EndStatus = "FAILED"
             reason = "an unexpected error"
             try:
-                result = train_and_record(recipe, profile, record, screen, stop, lease)
+                result = train_and_record(recipe, profile, record, screen, stop, lease, observe)
                 if result.outcome == "stopped":
                     status, reason = "KILLED", f"stopped after step {result.step}"
                     return Stopped(stop.exit_code, result.step, prepared.storage.location)

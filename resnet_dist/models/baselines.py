@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torchvision.models
 from torch import nn
 
 from resnet_dist.models.keyed_noise import replace_dropout
@@ -15,6 +14,8 @@ def build_baseline(name: str, num_classes: int) -> nn.Module:
 
     VGG has no batch norm. GoogLeNet is torchvision's: with batch norm, and here without the auxiliary classifiers.
     """
+    import torchvision.models  # here, because it brings torch._dynamo, which takes seconds to import
+
     if name == "googlenet":
         net = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True)
     else:

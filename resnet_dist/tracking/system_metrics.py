@@ -57,6 +57,14 @@ class NodeMonitor:
         self._tracker.metrics({self._prefix + key: value for key, value in values.items()}, step)
 
 
+def process_began_s() -> float:
+    """When this process was started, Unix time in seconds; now, if the machine does not tell."""
+    try:
+        return float(psutil.Process().create_time())
+    except (OSError, psutil.Error):
+        return time.time()
+
+
 def _counters() -> dict[str, float]:
     """Megabytes since the machine started; without what this machine does not tell."""
     try:
