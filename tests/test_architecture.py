@@ -16,7 +16,12 @@ PACKAGES = ("data_prep", "resnet_dist")
 FENCES = {
     "ray": ("data_prep.convert", "data_prep.bench", "resnet_dist.launch"),
     "mlflow": ("resnet_dist.tracking",),
-    "ffcv": ("resnet_dist.data", "data_prep.bench", "resnet_dist.bench"),  # in benches: the peer to beat
+    "ffcv": (
+        "resnet_dist.data",
+        "data_prep.bench",  # in benches: the peer to beat
+        "data_prep.ffcv_pixels",
+        "resnet_dist.bench",
+    ),
     "numba": ("resnet_dist.data", "resnet_dist.bench.batches"),  # in the bench: to seed the peer's draws
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
@@ -70,6 +75,7 @@ WALLS = {
     "data_prep.convert": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
     "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
     "data_prep.fuzz": ("data_prep.convert",),
+    "data_prep.ffcv_pixels": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
     "data_prep.inspect": ("data_prep.errors", "data_prep.sources", "data_prep.convert.jpeg_header"),
     "resnet_dist.errors": ("data_prep.errors",),
     "resnet_dist.accelerators": (),

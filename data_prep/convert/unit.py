@@ -14,8 +14,12 @@ from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Sample, Source
 
-BATCH_BYTES = 4 << 20
-"""Files that are read before they are encoded together."""
+BATCH_BYTES = 1 << 20
+"""Files that are read before they are encoded together.
+
+Of 4 MiB, malloc of a fresh process gives the memory back to the system after every batch and gets it anew, page by
+page: 12 page faults an image instead of 8, and a tenth more CPU where nothing is decoded.
+"""
 
 
 @dataclass(frozen=True)
