@@ -36,7 +36,6 @@ from data_prep.sources.splits import SplitRequest
 NUM_CLASSES = 10
 MAX_SIDE_PX = 500
 QUALITY = 90
-IMAGENET_SAMPLES = 1_281_167
 
 STOCK = """
 import multiprocessing, resource, subprocess, sys, time
@@ -138,29 +137,6 @@ def make_large(tree: Path) -> None:
     )
 
 
-def time_planning() -> dict[str, float]:
-    """Seconds for the plan, the layout and the cutting into ranges of as many samples as ImageNet has."""
-    from data_prep.beton.pages import STORED_ROW, lay_out
-    from data_prep.beton.ranges import cut, num_ranges
-    from data_prep.convert.plan import make_plan
-    from data_prep.sources.base import SourceDescription
-
-    start_s = time.perf_counter()
-    make_plan(IMAGENET_SAMPLES, SourceDescription("s", "/s", "train", "i", "s"), ConvertSettings(), {})
-    planned_s = time.perf_counter()
-    rows = np.zeros(IMAGENET_SAMPLES, dtype=STORED_ROW)
-    rows["size"] = np.random.default_rng(0).integers(20_000, 200_000, IMAGENET_SAMPLES)
-    beton = lay_out(rows, 8 << 20)
-    laid_out_s = time.perf_counter()
-    for number in range(num_ranges(beton)):
-        cut(beton, number)
-    return {
-        "plan": planned_s - start_s,
-        "layout": laid_out_s - planned_s,
-        "cut into ranges": time.perf_counter() - laid_out_s,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description=__doc__)
     parser.add_argument("images", type=Path, help="a folder of JPEGs; they are copied until there are --files")
@@ -247,7 +223,6 @@ def run(arguments: argparse.Namespace) -> None:
     }
     print(as_table({name: medians[name] for name in contestants}, arguments.files))
     print("; ".join(f"peak memory, {name}: {mib:.0f} MiB" for name, mib in memory.items()))
-    print("\n".join(f"1,281,167 samples, {name}: {value:.2f} s" for name, value in time_planning().items()))
 
 
 def as_table(medians: dict[str, Taken], num_files: int) -> str:

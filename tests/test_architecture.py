@@ -74,6 +74,7 @@ WALLS = {
     "data_prep.edit": ("data_prep.errors", "data_prep.beton"),
     "data_prep.convert": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
     "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
+    "data_prep.bench_planning": ("data_prep.beton", "data_prep.sources", "data_prep.convert"),
     "data_prep.fuzz": ("data_prep.convert",),
     "data_prep.ffcv_pixels": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
     "data_prep.inspect": ("data_prep.errors", "data_prep.sources", "data_prep.convert.jpeg_header"),
