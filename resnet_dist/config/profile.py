@@ -105,6 +105,9 @@ class Profile(Section):
     """Longest time for that copy, on the slowest node."""
     storage: str
     """Where runs lie (checkpoints, record, spool): a folder shared by all nodes, or `s3://bucket/prefix`."""
+    sweeps: str | None = None
+    """Where sweeps' ledgers and reports lie if `storage` is a URL: a folder of the machine where `tune` runs, which no
+    other has to see. null: in `storage`."""
     tracking_uri: str
     """MLflow: `sqlite:///file.db` or `http://host:port`."""
     experiment: str = "resnet-dist"
@@ -129,7 +132,7 @@ class Profile(Section):
 
 
 def absolute_paths(profile: Profile, base: Path) -> Profile:
-    """The profile with `data_root`, `cache` and `storage` made absolute: workers start in folders of their own.
+    """The profile with the paths of its folders made absolute: workers start in folders of their own.
 
     URLs stay. Raises UserError for data behind a URL without a `cache`.
     """
@@ -141,7 +144,8 @@ def absolute_paths(profile: Profile, base: Path) -> Profile:
     return profile.model_copy(
         update={
             key: str((base / Path(value).expanduser()).absolute())
-            for key, value in (("data_root", profile.data_root), ("cache", profile.cache), ("storage", profile.storage))
+            for key in ("data_root", "cache", "storage", "sweeps")
+            for value in (getattr(profile, key),)
             if value is not None and "://" not in value
         }
     )

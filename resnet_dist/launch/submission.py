@@ -169,8 +169,9 @@ def require_seen_by_nodes(command: str, arguments: Sequence[str], profile: Profi
         return
     _require_anywhere("data_root", profile.data_root)
     _require_anywhere("storage", profile.storage)
-    if profile.cache is not None:
-        _require_anywhere("cache", profile.cache)
+    for key in ("cache", "sweeps"):
+        if (value := getattr(profile, key)) is not None:
+            _require_anywhere(key, value)
     if profile.tracking_uri.startswith("sqlite:") and not profile.tracking_uri.startswith("sqlite:////"):
         raise UserError(
             f"tracking_uri {profile.tracking_uri}: is relative to the folder of a job, which goes away with it; set "

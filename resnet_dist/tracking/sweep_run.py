@@ -6,20 +6,24 @@
     # a trial whose driver cannot say its own end, because Tune or the kernel killed it
     end_trial(sweep_dir / "007", uri, "KILLED", stopped_early(rung=2))
     log_folder(sweep, folder_of_plots, "plots")          # details.py: PNG, HTML, whatever lies in the folder
-    end_sweep(sweep, trial_dirs, "FINISHED")
+    end_sweep(sweep, trials, "FINISHED")
 
 A sweep's folder has an `mlflow_run.json` like a training run's, so a sweep that is started again goes on in its run.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.details import log_details
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, has_ended, open_run, recorded_run
+from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run, recorded_run, run_file
 from resnet_dist.tracking.sync import sync
 
 _log = logging.getLogger(__name__)
@@ -54,30 +58,62 @@ def stopped_early(rung: int) -> str:
     return f"stopped early at rung {rung}"
 
 
-def end_trial(run_dir: Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
+def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
     """Ends the run of a trial from outside: for one whose own driver was stopped or killed.
 
     What the trial's workers left unsent arrives first. True if the server has the status; if it is away, everything
-    waits in `run_dir` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end: True.
+    waits in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end: True.
     Never raises because of the server. The status of a trial that has ended before is replaced.
     """
-    handle = recorded_run(run_dir, tracking_uri)
+    storage = _storage(trial)
+    try:
+        handle = _pulled_run(storage, tracking_uri)
+    except OSError as error:
+        _log.warning("%s: cannot be read, so the trial's run is not ended: %s", storage.location, error)
+        return False
     if handle is None:
         return True
     try:
-        sync(run_dir, tracking_uri, limit_s=120.0)
+        sync(storage, tracking_uri, limit_s=120.0)
     except (Fault, UserError) as error:
-        _log.warning("%s: what the trial left unsent waits there: %s", run_dir, error)
+        _log.warning("%s: what the trial left unsent waits there: %s", storage.location, error)
     return end_run(handle, status, reason)
 
 
 def end_sweep(
-    sweep: RunHandle, trial_dirs: Iterable[Path], status: EndStatus, reason: str = "", *, orphans: str = "orphaned"
+    sweep: RunHandle,
+    trials: Iterable[RunStorage | Path],
+    status: EndStatus,
+    reason: str = "",
+    *,
+    orphans: str = "orphaned",
 ) -> bool:
     """Ends the sweep's run, and before it every trial that still counts as running: no driver of it is left.
 
-    `trial_dirs`: the run folder of every trial. `orphans`: the reason given for those trials; their status is KILLED.
-    True if the server has all of it; else `sync` of the folders completes it.
+    `trials`: where every trial's run lies. `orphans`: the reason given for those trials; their status is KILLED.
+    True if the server has all of it; else `sync` of the trials completes it.
     """
-    ended = [end_trial(path, sweep.tracking_uri, "KILLED", orphans) for path in trial_dirs if not has_ended(path)]
+    storages = [_storage(trial) for trial in trials]
+    ended = [end_trial(s, sweep.tracking_uri, "KILLED", orphans) for s in storages if not _has_ended(s)]
     return all([*ended, end_run(sweep, status, reason)])
+
+
+def _storage(trial: RunStorage | Path) -> RunStorage:
+    return FolderStorage(trial) if isinstance(trial, Path) else trial
+
+
+def _pulled_run(storage: RunStorage, tracking_uri: str) -> RunHandle | None:
+    if not storage.names():
+        return None
+    storage.pull()
+    handle = recorded_run(storage.folder, tracking_uri)
+    return handle and replace(handle, publish=storage.publish)
+
+
+def _has_ended(storage: RunStorage) -> bool:
+    """From what is in storage; False if that cannot be read."""
+    try:
+        content = storage.read(run_file(Path()).name)
+        return content is not None and "end" in json.loads(content)
+    except (OSError, ValueError):
+        return False

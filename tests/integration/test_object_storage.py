@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
+from resnet_dist.config.loading import load_profile
+from resnet_dist.config.profile import absolute_paths
+from resnet_dist.launch.preflight import prepare
+from resnet_dist.launch.sweep.conductor import thin
+from resnet_dist.launch.sweep.light import train_light
+from resnet_dist.launch.sweep.prepare import prepare_sweep
+from resnet_dist.launch.sweep.trial import TrialSetup
+from resnet_dist.tracking.sweep_run import end_sweep, open_sweep
+
+ROOT = Path(__file__).parents[2]
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test-secret",
@@ -94,3 +107,60 @@ def steps_are_logged_once(cli: Any) -> None:
     )
     out = cli.run([sys.executable, "-c", code, f"sqlite:///{cli.folder}/mlflow.db"])
     assert json.loads(out.stdout) == list(range(1, LAST_STEP + 1))
+
+
+class Unasked:
+    """Nobody stops or judges the trial."""
+
+    stop = threading.Event()
+
+    def judge(self, epoch: float, step: int, metrics: dict[str, float]) -> str:
+        return "go on"
+
+
+def test_a_sweeps_trial_reads_and_writes_the_bucket(
+    cli: Any, s3: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the cache of the node that it is on; the ledger's folder is this machine's."""
+    environment, client = s3
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    for file in (cli.data_root / "digits").iterdir():
+        client.upload_file(str(file), "runs", f"data/digits/{file.name}")
+    space = cli.folder / "space.yaml"
+    space.write_text(
+        f"base: {ROOT}/resnet_dist/recipes/digits_resnet20.yaml\n"
+        "proxy: {model.name: resnet8, train.total_epochs: 1}\n"
+        "space: {optim.lr: {kind: grid, values: [0.1]}}\nsearch: {kind: grid}\nmetric: val/loss\n"
+    )
+    uri = f"sqlite:///{cli.folder}/mlflow.db"
+    settings = {
+        "data_root": "s3://runs/data",
+        "cache": cli.folder / "cache",
+        "storage": "s3://runs/swept",
+        "sweeps": cli.folder / "sweeps",
+        "tracking_uri": uri,
+    }
+    profile = load_profile(ROOT / "cluster/profiles/laptop.yaml", [f"{k}={v}" for k, v in settings.items()])
+    sweep = prepare_sweep(space, [], absolute_paths(profile, cli.folder), "sweep")
+    assert sweep.sweep_dir == cli.folder / "sweeps" / "sweep"
+    parent = open_sweep(uri, "sweeps", "sweep", sweep.sweep_dir, tags={}, params={}, texts={})
+    assert sweep.planned is not None
+    recipe, run = sweep.builder.proxy(sweep.planned[0]), sweep.trial_run("t0000")
+    setup = TrialSetup(sweep.trial_profile, parent.run_id, True, None, {})
+    wishes: Any = Unasked()
+    trial = prepare(recipe, sweep.trial_profile, run)
+    end = train_light(recipe, setup, {"trial": "t0000", "run": run}, trial, wishes)
+    assert (end.outcome, end.step) == ("finished", LAST_STEP // 4)
+    assert len(list((cli.folder / "cache").rglob("*.beton"))) == 2
+
+    here = sweep.trial_storage("t0000")
+    assert here.location == "s3://runs/swept/sweep/sweep-t0000"
+    thin(here, "stopped")
+    assert not [name for name in here.names() if name.startswith(("epoch=", "best"))]
+    assert keys(client, "swept/sweep/sweep-t0000/mlflow_run.json")
+    unknown = sweep.trial_storage("t0001")
+    assert end_sweep(parent, [here, unknown], "FINISHED")
+    status = MlflowClient(uri).get_run(end.run_id).info.status
+    assert status == "FINISHED"  # not taken for one without a driver
+    assert not keys(client, "swept/sweep/sweep-t0001")

@@ -221,7 +221,7 @@ def test_the_dry_run_shows_trials_and_cost(
         (["--set", "proxy={model.name: resnet9}"], ["model.name: there is no net 'resnet9'", "resnet18"]),
         (["--set", "space={optim.lr: {kind: grid, values: [-1]}}"], ["the trial of optim.lr -1", "optim.lr"]),
         (["--set", "base=nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
-        (["--profile-set", "storage=s3://bucket/runs"], ["a sweep's ledger", "a folder that all nodes share"]),
+        (["--profile-set", "storage=s3://bucket/runs"], ["a sweep's ledger", "set sweeps to a folder of this machine"]),
         (["--profile-set", "data_root=/nowhere"], ["/nowhere/digits/train.beton: does not exist"]),
     ],
 )

@@ -5,10 +5,9 @@ One thread, Tune's, calls everything here; the main thread only waits.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -20,6 +19,7 @@ from resnet_dist.launch.sweep.capacity import trials_at_once
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.launch.sweep.record import SweepRecord
 from resnet_dist.launch.sweep.trial import TrialEnd
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.sweep_run import end_trial
 from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.tune.cost import summary
@@ -146,11 +146,12 @@ class Conductor:
 
     def _over(self, trial: str, outcome: Outcome, end: TrialEnd, reason: str) -> None:
         """Written down, told, and cleaned up after."""
-        run_dir = self._prepared.trial_dir(trial)
+        storage = self._prepared.trial_storage(trial)
         self._sweep.end(trial, outcome, end.epoch, end.step, end.metrics, reason, end.run_id)
         if outcome == "failed":
-            end_trial(run_dir, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
-        thin(run_dir, outcome)
+            end_trial(storage, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
+        with suppress(OSError):  # what is left over costs room, and no trial
+            thin(storage, outcome)
         state = self._sweep.state
         ended = [known for known in state.trials.values() if known.end is not None]
         ranking = rank(self._prepared.space, state)
@@ -160,7 +161,7 @@ class Conductor:
         self._record.say(self._line(state.trials[trial], len(ended), best))
         if len(ended) >= _HOPELESS and all(known.status == "failed" for known in ended):
             self.fatal = Fault(
-                f"the first {len(ended)} trials failed, so the sweep ends: {reason}; the last is {run_dir}"
+                f"the first {len(ended)} trials failed, so the sweep ends: {reason}; the last is {storage.location}"
             )
 
     def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
@@ -179,12 +180,11 @@ class Conductor:
         return sum(trial.end is None for trial in trials) + to_come
 
 
-def thin(run_dir: Path, outcome: Outcome) -> None:
+def thin(storage: RunStorage, outcome: Outcome) -> None:
     """A trial that is over needs no checkpoint to go on from; one that reached its end keeps its weights."""
-    if not run_dir.is_dir():
-        return
-    newest_to_oldest = newest_first(path.name for path in run_dir.iterdir())
+    names = storage.names()
+    newest_to_oldest = newest_first(names)
     for old in newest_to_oldest[1:] if outcome == "finished" else newest_to_oldest:
-        shutil.rmtree(run_dir / old, ignore_errors=True)
-    if outcome != "finished":
-        shutil.rmtree(run_dir / "best", ignore_errors=True)
+        storage.remove(old)
+    if outcome != "finished" and "best" in names:
+        storage.remove("best")

@@ -75,8 +75,7 @@ def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, 
         reason = f"failed: {error}"
         raise
     finally:
-        trial_dirs = [prepared.trial_dir(trial) for trial in sweep.state.trials]
-        record.end([path for path in trial_dirs if path.is_dir()], status, reason)
+        record.end((prepared.trial_storage(trial) for trial in sweep.state.trials), status, reason)
 
 
 def _conduct(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> Conductor:

@@ -15,6 +15,7 @@ import torch
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.launch.describe import run_params
+from resnet_dist.launch.node_cache import fill, node_cache
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.sweep.trial import TrialEnd, TrialSetup, Wishes, mlflow_end
 from resnet_dist.storage.base import TEMPORARY
@@ -78,7 +79,10 @@ def train_light(
     for name in storage.names():
         if name.startswith(".") and name.endswith(TEMPORARY):
             storage.remove(name)
+    if (cache := node_cache(profile, (prepared.train_source, prepared.val_source))) is not None:
+        fill(cache)
     (storage.folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    storage.publish(storage.folder / "recipe.yaml")
     handle = _open_run(recipe, setup, config, prepared)
     stacks = storage.folder / "stacks" / f"rank0-{time.strftime('%Y%m%d-%H%M%S')}.txt"
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks)
@@ -117,4 +121,5 @@ def _open_run(recipe: Recipe, setup: TrialSetup, config: Mapping[str, Any], prep
         {"recipe_hash": identity.recipe_hash, "data_digest": identity.data_digest, "trial": config["trial"]},
         run_params(recipe, profile),
         parent_run_id=setup.parent_run_id,
+        publish=prepared.storage.publish,
     )

@@ -14,7 +14,8 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import RUN_NAME, manifest_of, prepare, require_micro_batch_each
-from resnet_dist.storage.location import is_url
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.location import beside, is_url, open_storage
 from resnet_dist.training.plan import plan_run
 from resnet_dist.tune.events import Began, Event
 from resnet_dist.tune.ledger import ledger_file, read_ledger
@@ -31,6 +32,7 @@ class PreparedSweep:
     space: Space
     name: str
     sweep_dir: Path
+    """Ledger and report, on this machine."""
     profile: Profile
     """The user's."""
     trial_profile: Profile
@@ -42,8 +44,8 @@ class PreparedSweep:
         """A trial's name in storage and in MLflow."""
         return f"{self.name}-{trial}"
 
-    def trial_dir(self, trial: str) -> Path:
-        return self.sweep_dir / self.trial_run(trial)
+    def trial_storage(self, trial: str) -> RunStorage:
+        return open_storage(beside(self.trial_profile.storage, self.trial_run(trial)))
 
     def total_epochs(self, point: Point) -> float:
         """Length of a trial's own schedule, or where it ends before."""
@@ -60,19 +62,21 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     space = load_space(file, overrides)
     if not RUN_NAME.match(name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
-    if is_url(profile.storage):
+    ledgers = profile.sweeps or profile.storage
+    if is_url(ledgers):
         raise UserError(
-            f"storage {profile.storage}: a sweep's ledger is appended to, which object storage cannot do; set "
-            "storage to a folder that all nodes share"
+            f"{'sweeps' if profile.sweeps else 'storage'} {ledgers}: a sweep's ledger is appended to, which object "
+            "storage cannot do; set sweeps to a folder of this machine, or storage to one that all nodes share"
         )
+    sweep_dir = Path(ledgers) / name
     base = read_tree((file.parent / Path(space.base).expanduser()).resolve())
     proxy = require_proxy(space, base, str(file))
-    trial_profile = profile_of_trials(space, profile, Path(profile.storage) / name)
+    trial_profile = profile_of_trials(space, profile, beside(profile.storage, name))
     # A model and an optimizer are built and a decoder opened once, for all; as if the sweep were a run, so that a
     # mistake leaves no folder.
     data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
-    began = _began(space, base, name, Path(profile.storage) / name, builder, data.identity.data_digest, file)
+    began = _began(space, base, name, sweep_dir, builder, data.identity.data_digest, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
     builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
     planned = planned_points(space, _num_points(space))
@@ -82,7 +86,7 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     return PreparedSweep(
         space,
         name,
-        Path(profile.storage) / name,
+        sweep_dir,
         profile,
         trial_profile,
         began,
@@ -91,8 +95,8 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     )
 
 
-def profile_of_trials(space: Space, profile: Profile, sweep_dir: Path) -> Profile:
-    """One trial's hardware, and the sweep's folder as its storage. Models are not registered."""
+def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
+    """One trial's hardware, and a place of the sweep's own as its storage. Models are not registered."""
     resources = space.resources
     light = {
         "workers": Workers(min=1, max=1),
@@ -102,7 +106,7 @@ def profile_of_trials(space: Space, profile: Profile, sweep_dir: Path) -> Profil
     # Elastic groups of several trials would take each other's room.
     least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
     update = light if resources.path == "light" else least
-    return profile.model_copy(update={**update, "storage": str(sweep_dir), "register_models": False})
+    return profile.model_copy(update={**update, "storage": storage, "register_models": False})
 
 
 def _num_points(space: Space) -> int:

@@ -13,6 +13,7 @@ from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.code_version import read_code_version
 from resnet_dist.launch.describe import hardware_summary
 from resnet_dist.launch.sweep.prepare import PreparedSweep
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.details import log_folder
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
@@ -41,9 +42,9 @@ class SweepRecord:
         except (Fault, UserError, OSError) as error:
             self.say(f"warning: the report is not in MLflow: {redact_uri(str(error))}")
 
-    def end(self, trial_dirs: Iterable[Path], status: EndStatus, reason: str) -> None:
+    def end(self, trials: Iterable[RunStorage], status: EndStatus, reason: str) -> None:
         self.tracker.close()
-        end_sweep(self.handle, trial_dirs, status, reason)
+        end_sweep(self.handle, trials, status, reason)
 
 
 def begin_sweep_record(prepared: PreparedSweep, nodes: list[Node], say: Say) -> SweepRecord:
