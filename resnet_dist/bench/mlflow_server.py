@@ -19,7 +19,10 @@ _START_LIMIT_S = 120.0
 
 
 class MlflowServer:
-    """On a free port of 127.0.0.1; its database and its artifacts lie in `folder`, its output in `server.log` there."""
+    """On a free port of 127.0.0.1; its database and its artifacts lie in `folder`, its output in `server.log` there.
+
+    It does not outlive the process that started it, not even one that is killed.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class MlflowServer:
         self._environment = environment or {}
         self._wrapper = wrapper
         self._process: subprocess.Popen[Any] | None = None
+        self._guard: subprocess.Popen[Any] | None = None
 
     @property
     def is_up(self) -> bool:
@@ -71,6 +75,13 @@ class MlflowServer:
                 stderr=output,
                 start_new_session=True,  # its workers outlive a killed parent
             )
+        # However this process ends, the pipe to the guard is closed, and the server is not left behind.
+        self._guard = subprocess.Popen(
+            ["sh", "-c", 'read -r _; kill -s KILL -- "-$0"', str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         deadline_s = time.monotonic() + _START_LIMIT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
@@ -88,6 +99,10 @@ class MlflowServer:
             self.signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
 
     def _answers(self) -> bool:
         try:

@@ -56,7 +56,7 @@ def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id:
     if done is not None:
         return done
     nodes = [Node("localhost", os.cpu_count() or 1, 0)]
-    record = begin_record(recipe, profile, name, prepared, nodes, _say, parent_run_id)
+    record = begin_record(recipe, profile, name, prepared, nodes, _say, parent_run_id=parent_run_id)
     status: EndStatus = "FAILED"
     reason = "an unexpected error"
     try:

@@ -76,7 +76,9 @@ def begin_record(
     prepared: Prepared,
     nodes: Sequence[Node],
     say: Say,
+    *,
     parent_run_id: str | None = None,
+    answer_limit_s: float = 10.0,
 ) -> Record:
     """Opens the MLflow run of `prepared.run_dir`, or continues it, and describes it there; below `parent_run_id`, if
     it is a sweep's trial.
@@ -102,6 +104,7 @@ def begin_record(
         tags,
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
+        answer_limit_s=answer_limit_s,
         publish=storage.publish,
     )
     record = Record(handle, prepared, EventLog(storage), say)

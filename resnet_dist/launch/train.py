@@ -73,7 +73,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
         require_capacity(nodes, profile)
         startup.passed("Ray")
         with stop_signals() as stop:
-            record = begin_record(recipe, profile, name, prepared, nodes, screen.say, parent_run_id)
+            record = begin_record(recipe, profile, name, prepared, nodes, screen.say, parent_run_id=parent_run_id)
             startup.passed("MLflow")
 
             def observe(status: Status) -> None:

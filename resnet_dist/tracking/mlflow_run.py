@@ -17,7 +17,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.experiment_view import view_tags
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.small_files import read_json, write_json
-from resnet_dist.tracking.store import connect, mlflow_faults, prepare_store
+from resnet_dist.tracking.store import connect, mlflow_faults, patiently, prepare_store
 from resnet_dist.tracking.uris import redact_uri, sqlite_file
 
 if TYPE_CHECKING:
@@ -102,27 +102,28 @@ def open_run(
     does not have it yet (MLflow never changes one). A random key is on disk before the run is created and in a tag of
     it from its first moment, so a driver killed in between finds its run and does not make a second one.
 
-    Raises Fault if the server does not answer within `answer_limit_s` or MLflow fails, UserError if the folder belongs
-    to a run that this server does not have.
+    Raises Fault if MLflow fails, or if the server has not done it all within `answer_limit_s` and the request that was
+    under way then; UserError if the folder belongs to a run that this server does not have.
     """
     tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
+    until_s = time.monotonic() + answer_limit_s
     prepare_store(tracking_uri, answer_limit_s=answer_limit_s)
-    with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
-        client = connect(tracking_uri)
-        record = read_json(run_file(run_dir))
-        if record is None:
-            record = {"run_key": uuid.uuid4().hex, "experiment_id": _experiment_id(client, experiment, tracking_uri)}
-            _write_record(run_dir, record, publish)
-        run = _known_run(client, record, run_dir, tracking_uri) or _create_run(client, record, run_name, tags)
-        known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
-        _write_record(run_dir, known, publish)
-        if "run_id" in record:
-            tags[RESUMED_TAG] = str(int(run.data.tags.get(RESUMED_TAG, 0)) + 1)
-        client.update_run(run.info.run_id, status="RUNNING")
-        if ENDED_TAG in run.data.tags:
-            client.delete_tag(run.info.run_id, ENDED_TAG)
-        _log_missing(client, run, tags, params)
-        return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri, publish)
+    client = connect(tracking_uri)
+    resumes = "run_id" in (read_json(run_file(run_dir)) or {})
+
+    def find() -> Run:
+        with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
+            return _find_or_create(client, experiment, run_name, run_dir, tags, tracking_uri, publish)
+
+    def describe() -> None:
+        with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
+            _make_running(client, run, tags, params)
+
+    run = patiently(find, until_s)
+    if resumes:
+        tags[RESUMED_TAG] = str(int(run.data.tags.get(RESUMED_TAG, 0)) + 1)
+    patiently(describe, until_s)
+    return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri, publish)
 
 
 def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_limit_s: float = 10.0) -> bool:
@@ -152,13 +153,18 @@ def send_end_status(
     end = record.get("end")
     if not end or end["sent"]:
         return False
+    until_s = time.monotonic() + answer_limit_s
     require_answer(tracking_uri, limit_s=answer_limit_s)
-    # mlflow prints links to stdout here, which belongs to the command's own result.
-    with mlflow_faults(tracking_uri, "ending the run"), redirect_stdout(io.StringIO()):
-        client = connect(tracking_uri)
-        if end["reason"]:
-            client.set_tag(record["run_id"], ENDED_TAG, end["reason"])
-        client.set_terminated(record["run_id"], end["status"], end["time_ms"])
+    client = connect(tracking_uri)
+
+    def tell() -> None:
+        # mlflow prints links to stdout here, which belongs to the command's own result.
+        with mlflow_faults(tracking_uri, "ending the run"), redirect_stdout(io.StringIO()):
+            if end["reason"]:
+                client.set_tag(record["run_id"], ENDED_TAG, end["reason"])
+            client.set_terminated(record["run_id"], end["status"], end["time_ms"])
+
+    patiently(tell, until_s)
     _write_record(run_dir, {**record, "end": {**end, "sent": True}}, publish)
     return True
 
@@ -189,6 +195,38 @@ def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, t
             f"`mlflow runs restore --run-id {record['run_id']}`, or remove this file to go on in a new MLflow run"
         )
     return run
+
+
+def _find_or_create(
+    client: MlflowClient,
+    experiment: str,
+    run_name: str,
+    run_dir: Path,
+    tags: Mapping[str, str],
+    tracking_uri: str,
+    publish: Callable[[Path], None],
+) -> Run:
+    record = read_json(run_file(run_dir))
+    if record is None:
+        record = {"run_key": uuid.uuid4().hex, "experiment_id": _experiment_id(client, experiment, tracking_uri)}
+        _write_record(run_dir, record, publish)
+    run = _known_run(client, record, run_dir, tracking_uri) or _create_run(client, record, run_name, tags)
+    known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
+    _write_record(run_dir, known, publish)
+    return run
+
+
+def _make_running(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    client.update_run(run.info.run_id, status="RUNNING")
+    if ENDED_TAG in run.data.tags:
+        try:
+            client.delete_tag(run.info.run_id, ENDED_TAG)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted by a request whose answer was lost
+                raise
+    _log_missing(client, run, tags, params)
 
 
 def _create_run(client: MlflowClient, record: Mapping[str, Any], run_name: str, tags: Mapping[str, str]) -> Run:

@@ -20,6 +20,8 @@ _PAUSE_S = 0.5
 def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float = 3.0) -> None:
     """Returns as soon as the server answers; at once for an URI without a server.
 
+    `attempt_s`: how long it may take at first; twice as long each time that it did not.
+
     Raises Fault after `limit_s` without an answer (down, hung, or a 5xx status), UserError if it refuses the host name.
     """
     if not tracking_uri.startswith(("http://", "https://")):
@@ -35,6 +37,7 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
                 f"{redact_uri(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s); "
                 "start it or correct tracking_uri in the profile, then run the same command again"
             )
+        attempt_s *= 2
         time.sleep(_PAUSE_S)
 
 

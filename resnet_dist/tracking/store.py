@@ -6,10 +6,10 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.reasons import root_reason
@@ -19,8 +19,15 @@ from resnet_dist.tracking.uris import redact_uri, sqlite_file
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+T = TypeVar("T")
 _SCHEMA_LIMIT_S = 120.0
 _REFUSALS = (401, 403)
+_TOO_BUSY = 429
+_PAUSE_S = 0.3
+
+
+class Unanswered(Fault):
+    """The server was too slow, away or out of order; the same call may succeed a moment later."""
 
 
 def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
@@ -67,19 +74,37 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 @contextmanager
 def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
-    """Turns what mlflow raises into one line without secrets: UserError if the server refuses this user, else Fault."""
+    """Turns what mlflow raises into one line without secrets: UserError if the server refuses this user, else Fault;
+    Unanswered, a Fault, if the server may do it the next time.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        if error.get_http_status_code() in _REFUSALS:
+        status = error.get_http_status_code()  # 500 also where no answer came
+        if status in _REFUSALS:
             raise UserError(
-                f"MLflow at {redact_uri(tracking_uri)} refuses this user ({doing}, status "
-                f"{error.get_http_status_code()}); export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                "MLFLOW_TRACKING_TOKEN, of a user who may write there"
+                f"MLflow at {redact_uri(tracking_uri)} refuses this user ({doing}, status {status}); export "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
+                "write there"
             ) from error
-        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+        kind = Unanswered if sqlite_file(tracking_uri) is None and (status >= 500 or status == _TOO_BUSY) else Fault
+        raise kind(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+
+
+def patiently(work: Callable[[], T], until_s: float) -> T:
+    """Does `work`, which may be begun again, until it succeeds, or `time.monotonic()` is past `until_s`.
+
+    Raises what `work` raises: an Unanswered of the last time, everything else of the first.
+    """
+    while True:
+        try:
+            return work()
+        except Unanswered:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 @contextmanager

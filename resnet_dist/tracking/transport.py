@@ -105,10 +105,11 @@ def client_environment() -> dict[str, str]:
     """Environment variables of a process that tracks in the background: apply them to the workers, not to the driver.
 
     mlflow reads them at every request. Its defaults (7 retries, 120 s each) keep one call for 247 s when the server is
-    down; the sender has its own backoff and wants a short answer. The driver uploads models: `driver_environment`.
+    down; the sender has its own backoff and wants a short answer, but not so short that a busy server never gets
+    to give it: what it then does is asked for again and again. The driver uploads models: `driver_environment`.
     """
     return {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
     }

@@ -83,15 +83,17 @@ def _conduct(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: S
     control = start_sweep_control()
     conductor = Conductor(prepared, sweep, record, control, stop)
     local = cluster_address(profile, os.environ) is None
+    light = space.resources.path == "light"
     setup = TrialSetup(
         profile=prepared.trial_profile,
         parent_run_id=record.handle.run_id,
-        is_light=space.resources.path == "light",
+        is_light=light,
         control=control,
         environment={
             **ray_settings(profile, local=local),
             **driver_environment(),
-            **(client_environment() if profile.tracking_uri.startswith("http") else {}),
+            # A trial with workers is a driver; its workers get theirs from Ray Train.
+            **(client_environment() if light and profile.tracking_uri.startswith("http") else {}),
             **server_credentials(os.environ),
         },
     )

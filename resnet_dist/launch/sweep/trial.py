@@ -30,6 +30,9 @@ Judge = Callable[[float, int, Mapping[str, float]], Verdict]
 """(epoch, step, metrics) of an evaluation: whether the trial goes on. Waits for the driver."""
 _STOP_POLL_S = 1.0
 SAID = "said"
+TRIAL_ANSWER_LIMIT_S = 60.0
+"""How long MLflow may take to open a trial's run. Many trials may begin at once, and one that gives up has its start-up
+again: dearer than waiting."""
 
 
 @dataclass(frozen=True)

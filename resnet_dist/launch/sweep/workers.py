@@ -14,7 +14,7 @@ from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.record import begin_record
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal
-from resnet_dist.launch.sweep.trial import TrialEnd, TrialSetup, Wishes, mlflow_end
+from resnet_dist.launch.sweep.trial import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
 from resnet_dist.launch.train import train_and_record
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tune.events import Verdict
@@ -42,7 +42,14 @@ def _train(
     per_epoch = prepared.plan.steps_per_epoch
     screen = Screen(prepared.plan)
     record = begin_record(
-        recipe, setup.profile, config["run"], prepared, alive_nodes(), screen.say, setup.parent_run_id
+        recipe,
+        setup.profile,
+        config["run"],
+        prepared,
+        alive_nodes(),
+        screen.say,
+        parent_run_id=setup.parent_run_id,
+        answer_limit_s=TRIAL_ANSWER_LIMIT_S,
     )
     asked = StopSignal()
     verdict: Verdict = "go on"
