@@ -99,7 +99,7 @@ class RunControl:
         address = self._nodes.get(rank, "unknown").split()[0]
         self.warn(
             f"rank {rank} on node {address} has been {factor:.1f} times as slow as the others "
-            f"for a while; see rank/{rank}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
+            f"for a while; see worker/{rank}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
         )
 
     def warn(self, warning: str) -> None:

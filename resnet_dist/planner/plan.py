@@ -119,7 +119,7 @@ class Plan:
             "uneven shares: a number of GPUs that divides the step's "
             f"{self.work.micro_batches_per_step} micro-batches": step.uneven_s,
             "the network: more bandwidth between nodes, or more micro-batches per worker and step": step.exchange_s,
-            "slow workers, for which all others wait (MLflow's rank/* curves name them)": step.jitter_s,
+            "slow workers, for which all others wait (MLflow's worker/* curves name them)": step.jitter_s,
         }
         shares = {what: seconds / step.seconds for what, seconds in losses.items()}
         shares["lost nodes: checkpoint more often, keep spare nodes, or let the group shrink (--min-gpus)"] = (

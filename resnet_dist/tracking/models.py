@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.experiment_view import NOTE_TAG
 from resnet_dist.tracking.history import History
 from resnet_dist.tracking.mlflow_run import RunHandle
+from resnet_dist.tracking.model_notes import model_note
 from resnet_dist.tracking.reasons import first_line
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
@@ -261,15 +263,18 @@ def _make_servable(folder: Path, example: NDArray[np.uint8], class_names: Sequen
 def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, step: int) -> LoggedModel:
     from mlflow.models import Model
 
+    run = client.get_run(handle.run_id)
     model = client.create_logged_model(
         handle.experiment_id,
         name=name,
         source_run_id=handle.run_id,
         tags={_STEP_TAG: str(step)},
-        params=client.get_run(handle.run_id).data.params,
+        params=run.data.params,
         model_type="classifier",
     )
     try:
+        note = model_note(f"models:/{model.model_id}", run.info.run_name, step)
+        client.set_logged_model_tags(model.model_id, {NOTE_TAG: note})
         description = Model.load(str(folder))
         description.model_id = description.model_uuid = model.model_id
         description.run_id = handle.run_id

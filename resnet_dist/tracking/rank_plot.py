@@ -37,7 +37,7 @@ def step_shares(points: Points) -> list[StepShares]:
     found = []
     for rank in _ranks(points):
         step_s, data_wait_s, others_wait_s = (
-            mean(value for _, value in points[f"rank/{rank}/{name}"])
+            mean(value for _, value in points[f"worker/{rank}/{name}"])
             for name in ("step_s", "data_wait_s", "all_reduce_wait_s")
         )
         found.append(StepShares(rank, max(0.0, step_s - data_wait_s - others_wait_s), data_wait_s, others_wait_s))
@@ -46,7 +46,7 @@ def step_shares(points: Points) -> list[StepShares]:
 
 def slowest(points: Points) -> int:
     """The rank whose own speed, its median over the run, is the least."""
-    return min(_ranks(points), key=lambda rank: median(value for _, value in points[f"rank/{rank}/images_per_s"]))
+    return min(_ranks(points), key=lambda rank: median(value for _, value in points[f"worker/{rank}/images_per_s"]))
 
 
 def draw_ranks(points: Points, path: Path) -> Path | None:
@@ -64,7 +64,7 @@ def draw_ranks(points: Points, path: Path) -> Path | None:
 def _draw_speeds(axes: Axes, points: Points, ranks: Sequence[int]) -> None:
     named = ranks if len(ranks) <= _MAX_NAMED else [slowest(points)]
     for rank in ranks:
-        steps, values = finite(points[f"rank/{rank}/images_per_s"])
+        steps, values = finite(points[f"worker/{rank}/images_per_s"])
         if rank in named:
             label = f"rank {rank}" if len(ranks) <= _MAX_NAMED else f"rank {rank}, the slowest of {len(ranks)}"
             axes.plot(steps, values, linewidth=1.2, label=label, zorder=3)
@@ -95,4 +95,4 @@ def _draw_shares(axes: Axes, shares: Sequence[StepShares]) -> None:
 
 
 def _ranks(points: Points) -> list[int]:
-    return sorted(int(found[1]) for key in points if (found := re.fullmatch(r"rank/(\d+)/images_per_s", key)))
+    return sorted(int(found[1]) for key in points if (found := re.fullmatch(r"worker/(\d+)/images_per_s", key)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resnet_dist.tracking.mlflow_run import RunHandle
+from resnet_dist.tracking.model_notes import registered_note, version_note
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
 from resnet_dist.tracking.uris import sqlite_file
@@ -53,7 +54,7 @@ def register(handle: RunHandle, name: str, model_uri: str, score: Score, tags: M
         client = connect(handle.tracking_uri)
         _ensure_registered(client, name)
         version = _known_version(client, name, model_uri) or _create_version(
-            client, handle, name, model_uri, {**tags, **_tags(model_uri, score)}
+            client, handle, name, model_uri, score, {**tags, **_tags(model_uri, score)}
         )
         client.set_registered_model_alias(name, CANDIDATE, version.version)
         champion = _promote(client, name, version, score)
@@ -94,7 +95,7 @@ def _ensure_registered(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=registered_note(name, CANDIDATE, CHAMPION))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -115,13 +116,19 @@ def _known_version(client: MlflowClient, name: str, model_uri: str) -> ModelVers
 
 
 def _create_version(
-    client: MlflowClient, handle: RunHandle, name: str, model_uri: str, tags: dict[str, str]
+    client: MlflowClient, handle: RunHandle, name: str, model_uri: str, score: Score, tags: dict[str, str]
 ) -> ModelVersion:
     source = model_uri
     if sqlite_file(handle.tracking_uri):  # mlflow would resolve models:/ with the process-wide tracking URI
         source = client.get_logged_model(_model_id(model_uri)).artifact_location
     return client.create_model_version(
-        name, source, run_id=handle.run_id, tags=tags, model_id=_model_id(model_uri), await_creation_for=None
+        name,
+        source,
+        run_id=handle.run_id,
+        tags=tags,
+        description=version_note(score.top1, score.data_digest, client.get_run(handle.run_id).info.run_name),
+        model_id=_model_id(model_uri),
+        await_creation_for=None,
     )
 
 

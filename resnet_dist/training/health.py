@@ -30,7 +30,7 @@ class RankTimes(NamedTuple):
     def metrics(self, rank: int, images_per_step: int) -> dict[str, float]:
         """`images_per_s`: what this worker would do if it never waited for the others."""
         values = {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
-        return {f"rank/{rank}/{name}": value for name, value in values.items()}
+        return {f"worker/{rank}/{name}": value for name, value in values.items()}
 
 
 def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:

@@ -19,7 +19,7 @@ def points_of(*ranks: tuple[float, float, float]) -> Points:
     for rank, (step_s, data_s, others_s) in enumerate(ranks):
         values = {"step_s": step_s, "data_wait_s": data_s, "all_reduce_wait_s": others_s}
         values["images_per_s"] = 10 / (step_s - others_s)
-        points |= {f"rank/{rank}/{name}": [(10, value), (20, value)] for name, value in values.items()}
+        points |= {f"worker/{rank}/{name}": [(10, value), (20, value)] for name, value in values.items()}
     return points
 
 
@@ -39,7 +39,7 @@ def test_a_step_is_cut_into_what_it_was_spent_on() -> None:
 def test_the_slowest_is_who_would_do_least_alone() -> None:
     points = points_of((1.0, 0.0, 0.5), (1.0, 0.0, 0.0), (1.0, 0.0, 0.5))
     assert slowest(points) == 1
-    points["rank/0/images_per_s"].append((30, 0.001))  # one bad moment makes nobody the slowest
+    points["worker/0/images_per_s"].append((30, 0.001))  # one bad moment makes nobody the slowest
     assert slowest(points) == 1
 
 

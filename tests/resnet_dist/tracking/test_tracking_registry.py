@@ -75,6 +75,8 @@ def test_versions_aliases_and_repeats(sqlite_uri, tmp_path):
         "evaluated_on": "a",
         "val_top1": "60.0",
     }
+    assert version.description == "60.00 % top-1 on the validation data a; from the run r2."
+    assert "models:/digits-net@champion" in MlflowClient(sqlite_uri).get_registered_model("digits-net").description
 
 
 def test_a_champion_set_by_hand_stays(sqlite_uri, tmp_path):

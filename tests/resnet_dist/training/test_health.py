@@ -60,12 +60,12 @@ def test_it_is_a_ratio(busy_s: list[float], factor: float) -> None:
 def test_what_each_would_do_alone() -> None:
     """Two micro-batches of 4 in 2 s, one in 1 s: both do 4 images a second; the waits do not count."""
     values = Health([2, 1], 4).metrics(step_of(2.0, 1.0))
-    assert values["rank/0/images_per_s"] == values["rank/1/images_per_s"] == 4.0
-    assert values["rank/1/all_reduce_wait_s"] == 1.0
+    assert values["worker/0/images_per_s"] == values["worker/1/images_per_s"] == 4.0
+    assert values["worker/1/all_reduce_wait_s"] == 1.0
     assert RankTimes(2.0, 0.5, 1.0).metrics(3, 8) == {
-        "rank/3/step_s": 2.0,
-        "rank/3/data_wait_s": 0.5,
-        "rank/3/all_reduce_wait_s": 1.0,
-        "rank/3/images_per_s": 8.0,
+        "worker/3/step_s": 2.0,
+        "worker/3/data_wait_s": 0.5,
+        "worker/3/all_reduce_wait_s": 1.0,
+        "worker/3/images_per_s": 8.0,
     }
-    assert "rank/0/images_per_s" not in Health([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])
+    assert "worker/0/images_per_s" not in Health([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])
