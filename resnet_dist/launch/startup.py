@@ -35,7 +35,8 @@ class Startup:
             self.passed("data and net")
             self._seen = 2
         if self._seen == 2 and status.resumed_step is not None and status.step > status.resumed_step:
-            self.passed(f"first {status.step - status.resumed_step} steps")
+            steps = status.step - status.resumed_step
+            self.passed("first step" if steps == 1 else f"first {steps} steps")
             self._seen = 3
             return f"start-up took {self._passed_s - self._began_s:.1f} s: {', '.join(self._stages)}"
         return None

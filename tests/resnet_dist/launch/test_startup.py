@@ -28,8 +28,8 @@ def test_every_stage_has_its_seconds_and_the_line_comes_once() -> None:
 
 def test_stages_that_pass_between_two_looks_are_all_there() -> None:
     startup = Startup(lambda: 7.0, began_s=5.0)
-    line = startup.observe(Status(attempt=1, step=3, resumed_step=0))
-    assert line == "start-up took 2.0 s: workers 2.0, data and net 0.0, first 3 steps 0.0"
+    line = startup.observe(Status(attempt=1, step=1, resumed_step=0))
+    assert line == "start-up took 2.0 s: workers 2.0, data and net 0.0, first step 0.0"
 
 
 def test_a_driver_does_not_import_pytorchs_compiler_to_check_a_recipe() -> None:
