@@ -87,6 +87,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Head:
     address: str
     dashboard: str
+    pid: int
+    """Of `ray start`; its node's processes descend from it."""
 
     @contextmanager
     def another_node(self) -> Iterator[None]:
@@ -123,7 +125,7 @@ def ray_head(num_cpus: int, log: Path) -> Iterator[Head]:
     url = f"http://127.0.0.1:{dashboard}"
     with ray_process(options, log) as process:
         wait_until_answers(url + "/api/version", process, log)
-        yield Head(f"127.0.0.1:{port}", url)
+        yield Head(f"127.0.0.1:{port}", url, process.pid)
 
 
 @pytest.fixture(scope="session")

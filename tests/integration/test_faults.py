@@ -27,9 +27,9 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def workers_of(run_dir: Path) -> list[psutil.Process]:
-    """The processes that train into `run_dir`: they hold its spool open, or are their group's other workers."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+def workers_of(head: Any) -> list[psutil.Process]:
+    """The processes that train on the node of `head`; another Ray of this machine has its own."""
+    return [p for p in psutil.Process(head.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
 
 
 def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen[str], limit_s: float = 120.0) -> None:
@@ -55,7 +55,7 @@ def test_a_lost_worker_changes_nothing(cli: Any, head: Any, fault: str) -> None:
     command = cli.train_command(*SHORT, *EVERY_STEP, *limits)
     process = cli.start(command, RAY_ADDRESS=head.address, TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S="3")
     wait_for_checkpoint(cli.folder / "runs" / "run", process)
-    workers = workers_of(cli.folder / "runs" / "run")
+    workers = workers_of(head)
     assert len(workers) == 2
     os.kill(workers[-1].pid, getattr(signal, fault))
     _, err = process.communicate(timeout=240)
