@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,19 @@ ENVIRONMENT = {
 class Lab:
     """Machine 0 is the head (GCS, driver, controller; no CPUs to train on), the others are nodes with one CPU each."""
 
-    def __init__(self, folder: Path, num_nodes: int, *, dashboard: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_nodes: int,
+        *,
+        dashboard: bool = False,
+        own_disks: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`own_disks`: each machine's /mnt is a folder that no other machine has. `environment`: of all processes."""
         self.folder = folder
+        self._own_disks = own_disks
+        self._environment = dict(environment or {})
         self.num_nodes = num_nodes
         self._dashboard = dashboard
         self._temporary = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))
@@ -72,7 +83,7 @@ class Lab:
         if self._probe is not None:
             self._probe.kill()
             self._probe.wait()
-        self.machines[0] = add_machine(0)
+        self.machines[0] = add_machine(0, self._disk(0))
         options = [f"--port={_PORT}", "--head", "--num-cpus=0", f"--include-dashboard={str(self._dashboard).lower()}"]
         self._ray_start(self.head, [*options, "--dashboard-host=0.0.0.0"])
         self.wait_for_nodes(1)
@@ -80,12 +91,19 @@ class Lab:
     def add_node(self) -> Machine:
         """One more machine. Nodes come one after the other: Ray's set-up of several at once on one disk races."""
         alive = len(self.alive())
-        machine = add_machine(self._next)
+        machine = add_machine(self._next, self._disk(self._next))
         self.machines[machine.number] = machine
         self._next = self._next % 200 + 1
         self._ray_start(machine, [f"--address={self.address}", "--num-cpus=1"])
         self.wait_for_nodes(alive + 1)
         return machine
+
+    def _disk(self, number: int) -> Path | None:
+        if not self._own_disks:
+            return None
+        disk = self.folder / f"disk-{number}"
+        disk.mkdir(exist_ok=True)
+        return disk
 
     def remove(self, number: int) -> None:
         """The machine is gone, with everything on it."""
@@ -148,7 +166,7 @@ class Lab:
             return {"error": repr(error)}
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+        return {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **self._environment}
 
     def close(self) -> None:
         remove_all()
@@ -170,11 +188,11 @@ class Lab:
 
 
 @contextmanager
-def lab(folder: Path, num_nodes: int, *, dashboard: bool = False) -> Iterator[Lab]:
+def lab(folder: Path, num_nodes: int, **options: Any) -> Iterator[Lab]:
     """A cluster that is up, and gone afterwards whatever happened."""
     folder.mkdir(parents=True, exist_ok=True)
     make_bridge()
-    built = Lab(folder, num_nodes, dashboard=dashboard)
+    built = Lab(folder, num_nodes, **options)
     try:
         built.start_head()
         for _ in range(num_nodes):

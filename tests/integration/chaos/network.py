@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-PREFIX = "rdlab"
-"""Begins the names of all namespaces of the lab: leftovers of a killed lab are found by it."""
+PREFIX = os.environ.get("LAB_PREFIX", "rdlab")
+"""Begins the names of all namespaces of the lab: leftovers of a killed lab are found by it. Two labs need two."""
 _BRIDGE = f"{PREFIX}-bridge"
 _NET = "10.77.0"
 
@@ -34,8 +35,8 @@ def make_bridge() -> None:
     _ip("-n", _BRIDGE, "link", "set", "br0", "up")
 
 
-def add_machine(number: int) -> Machine:
-    machine = Machine(number)
+def add_machine(number: int, disk: Path | None = None) -> Machine:
+    machine = Machine(number, disk)
     _ip("netns", "add", machine.namespace)
     _ip(*f"-n {machine.namespace} link add eth0 type veth peer name p{number} netns {_BRIDGE}".split())
     _ip("-n", machine.namespace, "link", "set", "lo", "up")
@@ -47,16 +48,20 @@ def add_machine(number: int) -> Machine:
 
 
 class Machine:
-    """A namespace with one cable to the bridge, and the processes in it."""
+    """A namespace with one cable to the bridge, and the processes in it. With a `disk` (a folder), /mnt is its own."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, disk: Path | None = None) -> None:
         self.number = number
+        self._disk = disk
         self.namespace = f"{PREFIX}-{number}"
         self.address = f"{_NET}.{10 + number}"
 
     def inside(self, command: list[str]) -> list[str]:
         """The command line that runs `command` on this machine."""
-        return ["ip", "netns", "exec", self.namespace, *command]
+        if self._disk is None:
+            return ["ip", "netns", "exec", self.namespace, *command]
+        mount = f'mount --bind {shlex.quote(str(self._disk))} /mnt && exec "$@"'
+        return ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "sh", "-c", mount, "sh", *command]
 
     def pids(self) -> list[int]:
         return _pids(self.namespace)
