@@ -130,7 +130,7 @@ def train(cluster: Lab, bucket: Bucket, lost: int, at_step: int) -> None:
         *(part for key, value in RECIPE.items() for part in ("--set", f"{key}={value}")),
     )  # fmt: skip
     deadline = time.monotonic() + 900
-    while not any(f"step={at_step:08d}/checkpoint.json" in key for key in bucket.keys("runs/apart/epoch=")):
+    while max(map(_step, bucket.keys("runs/apart/epoch=")), default=0) < at_step:
         assert process.poll() is None, (process.communicate()[0] or "")[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -138,6 +138,12 @@ def train(cluster: Lab, bucket: Bucket, lost: int, at_step: int) -> None:
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out[-4000:]
     print(out[-3000:])
+
+
+def _step(key: str) -> int:
+    """Of the whole checkpoint that this key proves; 0 for any other key."""
+    folder, _, file = key.rpartition("/")
+    return int(folder.rpartition("step=")[2]) if file == "checkpoint.json" else 0
 
 
 def sweep(cluster: Lab) -> Path:
