@@ -192,6 +192,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 KillWait=60
+FirstJobId={os.getpid()}
 SelectType=select/cons_tres
 NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=4000 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE
@@ -249,7 +250,8 @@ def test_a_real_job_is_stopped_queues_again_and_ends(slurm: dict[str, str], tmp_
     runs = checkout / "runs/slurm"
     state = lambda: slurm_says(env, "squeue", "--noheader", "--format=%T", f"--jobs={number}")  # noqa: E731
     try:
-        until(lambda: bool(list(runs.glob("epoch=*"))), 300)
+        until(lambda: bool(list(runs.glob("epoch=*"))) or state() not in {"PENDING", "RUNNING"}, 300)
+        assert list(runs.glob("epoch=*")), "the job ended before its first checkpoint"
         slurm_says(env, "scancel", "--batch", "--signal=TERM", number)
         until(lambda: "the job queues again" in log.read_text(), 120)
         # A requeued job may begin only two minutes later.
@@ -258,4 +260,7 @@ def test_a_real_job_is_stopped_queues_again_and_ends(slurm: dict[str, str], tmp_
     except AssertionError:
         print(log.read_text() if log.exists() else "no log", state())
         raise
+    finally:  # Ray outlives the daemons
+        slurm_says(env, "scancel", "--full", "--signal=KILL", number)
+        until(lambda: state() in {"", "COMPLETED", "CANCELLED", "FAILED"}, 60)
     assert "restart" in slurm_says(env, "scontrol", "show", "job", number).lower()
