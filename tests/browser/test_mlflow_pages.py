@@ -120,4 +120,6 @@ def test_a_runs_artifacts(site: Site, page: Callable[..., str]) -> None:
 
 
 def test_the_models_page(site: Site, page: Callable[..., str]) -> None:
-    page(f"{site.experiment}/models/{site.model_id}", "digits-tiny", "val/top1", "81.25", "my-run", "digits/val")
+    wanted = ("digits-tiny", "val/top1", "81.25", "my-run", "digits/val", "after step 20")
+    page(f"{site.experiment}/models/{site.model_id}", *wanted)
+    page(f"{site.uri}/#/models/digits-tiny", "champion", "81.25 % top-1")  # the list cuts the rest off

@@ -91,9 +91,11 @@ class Head:
     """Of `ray start`; its node's processes descend from it."""
 
     @contextmanager
-    def another_node(self) -> Iterator[None]:
-        """One more node with one CPU, as long as this lasts."""
-        with ray_process([f"--address={self.address}", "--num-cpus=1"]):
+    def another_node(self, ip: str | None = None) -> Iterator[None]:
+        """One more node with one CPU, as long as this lasts. `ip`: an own address; without one, Ray Train counts the
+        head and this node as one.
+        """
+        with ray_process([f"--address={self.address}", "--num-cpus=1", *([f"--node-ip-address={ip}"] if ip else [])]):
             yield
 
 

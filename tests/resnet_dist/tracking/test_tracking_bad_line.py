@@ -7,15 +7,18 @@ import http.server
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from mlflow import MlflowClient
 
 from resnet_dist.bench.mlflow_server import MlflowServer
+from resnet_dist.errors import Fault
 from resnet_dist.tracking.events import Metrics
-from resnet_dist.tracking.mlflow_run import open_run
+from resnet_dist.tracking.mlflow_run import end_run, open_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.segments import SpoolReader, spool_folder
 
@@ -32,7 +35,7 @@ class BadLine(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fate = "passed" if self.heals.is_set() else self.draws.choice(FATES)
+        fate = "passed" if self.heals.is_set() else self.draw()
         self.seen.append(fate)
         if fate == "refused":
             self.close_connection = True
@@ -56,24 +59,70 @@ class BadLine(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if fate == "cut in the middle" else content)
         self.close_connection = self.close_connection or fate == "cut in the middle"
 
+    def draw(self) -> str:
+        return self.draws.choice(FATES)
+
     do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         pass
 
 
+class LosesEveryFirstAnswer(BadLine):
+    """The server does what it is asked, but of each kind of request only the second is answered."""
+
+    def draw(self) -> str:
+        kind = f"{self.command} {urlsplit(self.path).path}"
+        return "passed" if kind in self.lost else (self.lost.append(kind) or "answer lost")
+
+    lost: list[str]
+
+
 @pytest.fixture
-def bad_line(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[BadLine], str]]:
+def behind(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Gives the address of a line to the server, whose requests are handled by the class that is passed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with ExitStack() as ended:
+
+        def line(handler: type[BadLine]) -> str:
+            listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            listener.handle_error = lambda *args: None  # type: ignore[method-assign]  # a client that hung up
+            ended.enter_context(listener)
+            thread = threading.Thread(target=listener.serve_forever)
+            thread.start()
+            ended.callback(thread.join)
+            ended.callback(listener.shutdown)
+            return f"http://127.0.0.1:{listener.server_port}"
+
+        yield line
+
+
+@pytest.fixture
+def bad_line(server: MlflowServer, behind: Callable[..., str]) -> tuple[type[BadLine], str]:
     fates = {"server_uri": server.uri, "draws": random.Random(0), "seen": [], "heals": threading.Event()}
     handler = type("Handler", (BadLine,), fates)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
-        listener.handle_error = lambda *args: None  # type: ignore[method-assign]  # a client that hung up
-        thread = threading.Thread(target=listener.serve_forever)
-        thread.start()
-        yield handler, f"http://127.0.0.1:{listener.server_port}"
-        listener.shutdown()
-        thread.join()
+    return handler, behind(handler)
+
+
+def test_a_run_is_opened_once_over_a_line_that_loses_answers(
+    server: MlflowServer, behind: Callable[..., str], tmp_path: Path
+) -> None:
+    fates = {"server_uri": server.uri, "seen": [], "heals": threading.Event(), "lost": []}
+    handler = type("Handler", (LosesEveryFirstAnswer,), fates)
+    uri, client = behind(handler), MlflowClient(server.uri)
+    handle = open_run(uri, "lossy", "r", tmp_path / "run", {"a": "b"}, {"lr": "0.1"}, answer_limit_s=60)
+    assert end_run(handle, "FAILED", "a reason")
+    assert {kind.rpartition("/")[2] for kind in handler.lost} >= {"create", "search", "update", "log-batch"}
+
+    handler.lost[:] = ["GET /api/2.0/mlflow/experiments/get-by-name"]
+    with pytest.raises(Fault, match="opening the run r failed"):
+        open_run(uri, "lossy", "r", tmp_path / "run", {}, {}, answer_limit_s=0.0)
+    handler.lost.clear()
+    assert open_run(uri, "lossy", "r", tmp_path / "run", {}, {}, answer_limit_s=60) == handle
+    (run,) = client.search_runs([handle.experiment_id])
+    assert (run.info.run_id, run.info.status) == (handle.run_id, "RUNNING")
+    assert (run.data.params, run.data.tags["a"], run.data.tags["resumed"]) == ({"lr": "0.1"}, "b", "1")
+    assert "ended" not in run.data.tags
 
 
 def test_every_point_arrives_once_over_a_bad_line(
