@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from data_prep.beton import ranges
 from data_prep.beton.stage import stage
@@ -29,24 +26,10 @@ RANGE_BYTES = 8 << 20
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    """boto3's client of an S3 server on loopback with the empty bucket `prep`; its address in the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        }.items():
-            patch.setenv(key, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="prep")
-        yield client
-    server.stop()
+def bucket(object_store: Any) -> Any:
+    """boto3's client of a store with the empty bucket `prep`."""
+    object_store.create_bucket(Bucket="prep")
+    return object_store
 
 
 @pytest.fixture(autouse=True)

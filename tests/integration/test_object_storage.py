@@ -6,14 +6,11 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 from resnet_dist.config.loading import load_profile
 from resnet_dist.config.profile import absolute_paths
@@ -25,64 +22,46 @@ from resnet_dist.launch.sweep.trial import TrialSetup
 from resnet_dist.tracking.sweep_run import end_sweep, open_sweep
 
 ROOT = Path(__file__).parents[2]
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test-secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 LAST_STEP = 44
 RECIPE = ("--set", "model.name=resnet8", "--set", "train.reduction=exact", "--set", "train.total_epochs=4")
 
 
 @pytest.fixture
-def s3() -> Iterator[tuple[dict[str, str], Any]]:
-    """What a user has in the environment to reach a bucket `runs`, and a client that looks into it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test-secret",
-    )
-    client.create_bucket(Bucket="runs")
-    yield {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}, client
-    server.stop()
+def bucket(object_store: Any) -> Any:
+    """A client that looks into the bucket `runs`."""
+    object_store.create_bucket(Bucket="runs")
+    return object_store
 
 
-def keys(client: Any, prefix: str) -> list[str]:
-    return [entry["Key"] for entry in client.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])]
+def keys(bucket: Any, prefix: str) -> list[str]:
+    return [entry["Key"] for entry in bucket.list_objects_v2(Bucket="runs", Prefix=prefix).get("Contents", [])]
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_the_bucket(cli: Any, s3: tuple[dict[str, str], Any]) -> None:
+def test_a_killed_run_goes_on_from_the_bucket(cli: Any, bucket: Any) -> None:
     """SIGKILL of the driver takes its Ray, its workers and their working copies; the newest checkpoint is torn then."""
-    environment, client = s3
     often = ("--profile-set", "log_every_steps=1", "--profile-set", "checkpoint.every_steps=5")
     there = ("--profile-set", "storage=s3://runs/digits")
     command = cli.train_command(*RECIPE, *often, *there, "--json", name="r")
-    process = cli.start(command, **environment)
+    process = cli.start(command)
     deadline = time.monotonic() + 180
-    while len(cards := [key for key in keys(client, "digits/r/epoch=") if key.endswith("checkpoint.json")]) < 2:
+    while len(cards := [key for key in keys(bucket, "digits/r/epoch=") if key.endswith("checkpoint.json")]) < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)
-    newest = max(key for key in keys(client, "digits/r/epoch=") if key.endswith("checkpoint.json"))
+    newest = max(key for key in keys(bucket, "digits/r/epoch=") if key.endswith("checkpoint.json"))
     torn = newest.replace("checkpoint.json", "state.pt")
-    client.put_object(Bucket="runs", Key=torn, Body=b"torn")
+    bucket.put_object(Bucket="runs", Key=torn, Body=b"torn")
 
     doctor = [sys.executable, "-m", "resnet_dist", "doctor", "s3://runs/digits/r"]
-    found = cli.run(doctor, **environment)
+    found = cli.run(doctor)
     assert found.returncode == 0, found.stderr
     assert f"damaged   {newest.split('/')[2]}" in found.stdout
     assert "the run goes on from epoch=" in found.stdout
 
-    done = cli.run(command, **environment)
+    done = cli.run(command)
     assert done.returncode == 0, done.stderr
     assert "is damaged; the checkpoint before it is used" in done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -94,7 +73,7 @@ def test_a_killed_run_goes_on_from_the_bucket(cli: Any, s3: tuple[dict[str, str]
     beton = str(cli.data_root / "digits" / "val.beton")
     for model in ("s3://runs/digits/r", result["checkpoint"]):
         evaluate = [sys.executable, "-m", "resnet_dist", "evaluate", model, "--data", beton, "--json"]
-        out = cli.run(evaluate, **environment)
+        out = cli.run(evaluate)
         assert out.returncode == 0, out.stderr
         assert json.loads(out.stdout)["val/top1"] == result["metrics"]["val/top1"]
 
@@ -118,15 +97,10 @@ class Unasked:
         return "go on"
 
 
-def test_a_sweeps_trial_reads_and_writes_the_bucket(
-    cli: Any, s3: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweeps_trial_reads_and_writes_the_bucket(cli: Any, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the cache of the node that it is on; the ledger's folder is this machine's."""
-    environment, client = s3
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
     for file in (cli.data_root / "digits").iterdir():
-        client.upload_file(str(file), "runs", f"data/digits/{file.name}")
+        bucket.upload_file(str(file), "runs", f"data/digits/{file.name}")
     space = cli.folder / "space.yaml"
     space.write_text(
         f"base: {ROOT}/resnet_dist/recipes/digits_resnet20.yaml\n"
@@ -158,9 +132,9 @@ def test_a_sweeps_trial_reads_and_writes_the_bucket(
     assert here.location == "s3://runs/swept/sweep/sweep-t0000"
     thin(here, "stopped")
     assert not [name for name in here.names() if name.startswith(("epoch=", "best"))]
-    assert keys(client, "swept/sweep/sweep-t0000/mlflow_run.json")
+    assert keys(bucket, "swept/sweep/sweep-t0000/mlflow_run.json")
     unknown = sweep.trial_storage("t0001")
     assert end_sweep(parent, [here, unknown], "FINISHED")
     status = MlflowClient(uri).get_run(end.run_id).info.status
     assert status == "FINISHED"  # not taken for one without a driver
-    assert not keys(client, "swept/sweep/sweep-t0001")
+    assert not keys(bucket, "swept/sweep/sweep-t0001")

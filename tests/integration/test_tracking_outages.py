@@ -18,9 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.storage.location import open_storage
@@ -40,20 +38,10 @@ Row = tuple[str, int, int, float]  # key, step, time_ms, value
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an object store; every process of the test has its address and key in the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="runs")
-    yield client
-    server.stop()
+def bucket(object_store: Any) -> Any:
+    """A client of the object store that has the run's bucket."""
+    object_store.create_bucket(Bucket="runs")
+    return object_store
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+"""What tests of several packages need: an object store on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[Any]:
+    """boto3's client of an S3 server; its address and key are in the environment, as a user has them.
+
+    fsspec keeps file systems by their arguments, which do not name the address: one of a server that has ended is
+    thrown away, before and after.
+    """
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():
+            patch.setenv(key, value)
+        forget()
+        yield boto3.client("s3")
+        forget()
+    server.stop()
