@@ -63,6 +63,14 @@ def raylet_killed(scene: Scene) -> Mend:
     return lambda: scene.replace(node)
 
 
+def raylet_stopped(scene: Scene) -> Mend:
+    """The node lives and does not answer: its workers go on, Ray gives them up."""
+    node = scene.busy_node()
+    for pid in node.find("raylet/raylet"):
+        send(pid, signal.SIGSTOP)
+    return lambda: scene.replace(node)
+
+
 def node_lost(scene: Scene) -> Mend:
     node = scene.busy_node()
     node.kill_everything()
@@ -129,6 +137,25 @@ def driver_stopped_by_the_user(scene: Scene) -> Mend:
     return scene.again
 
 
+def driver_followed(scene: Scene) -> Mend:
+    """Stands still for so long that the same command takes the run over, and then wakes up."""
+    first, pids = scene.training.process, scene.lab.head.find("resnet-dist train")
+    assert first is not None
+    for pid in pids:
+        send(pid, signal.SIGSTOP)
+
+    def mend() -> None:
+        before = scene.training.leases()
+        scene.training.start()
+        scene.training.wait_for(lambda: scene.training.leases() - before != set(), 200)
+        for pid in pids:
+            send(pid, signal.SIGCONT)
+        code = first.wait(timeout=240)
+        assert code == 1, f"the driver that was followed ended with {code}"
+
+    return mend
+
+
 def second_driver(scene: Scene) -> Mend:
     """The same command while the first one is at work: must be refused, and the first one not disturbed."""
     process = scene.training.another()
@@ -169,6 +196,17 @@ def gcs_killed(scene: Scene) -> Mend:
         head_lost(scene)()
 
     return mend
+
+
+def gcs_stopped(scene: Scene) -> Mend:
+    """The cluster's memory does not answer for a while."""
+    pids = scene.lab.head.find("gcs_server")
+    for pid in pids:
+        send(pid, signal.SIGSTOP)
+    time.sleep(scene.dice.uniform(2.0, 20.0))
+    for pid in pids:
+        send(pid, signal.SIGCONT)
+    return nothing
 
 
 def disk_full(scene: Scene) -> Mend:
@@ -214,4 +252,7 @@ FAULTS: dict[str, Callable[[Scene], Mend]] = {
     "storage: disk full for 5-40 s": disk_full,
     "GCS: SIGKILL": gcs_killed,
     "head: all processes killed": head_lost,
+    "raylet: SIGSTOP": raylet_stopped,
+    "GCS: SIGSTOP for 2-20 s": gcs_stopped,
+    "driver: SIGSTOP, followed by another": driver_followed,
 }

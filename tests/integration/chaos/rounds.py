@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
-    parser.add_argument("--only", help="this fault in every round")
+    parser.add_argument("--only", action="append", help="this fault in every round; given again, these in turns")
     options = parser.parse_args()
     if not available():
         raise SystemExit("needs Linux, root and iproute2: no network namespace can be made here")
@@ -169,7 +169,7 @@ def main() -> None:
         print("undisturbed on the cluster: the same", flush=True)
         if not options.report.exists():
             options.report.write_text(f"Undisturbed, one process and {NODES} workers: weights {digest}\n\n{HEADER}\n")
-        cards = [options.only] if options.only else deck(options.seed)
+        cards = options.only or deck(options.seed)
         for number in range(options.first, options.first + options.rounds):
             fault = cards[(number - 1) % len(cards)]
             print(f"round {number}: {fault}", flush=True)

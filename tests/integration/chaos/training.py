@@ -120,6 +120,10 @@ class Training:
     def tail(self) -> str:
         return self.log.read_text()[-3000:]
 
+    def leases(self) -> set[str]:
+        """The drivers that have held this run."""
+        return {path.name for path in self.run_dir.glob("driver/*.lease")}
+
     def events(self) -> list[str]:
         path = self.run_dir / "events.log"
         return path.read_text().splitlines() if path.exists() else []
