@@ -30,11 +30,12 @@ from resnet_dist.tracking.spool import Spool
 from resnet_dist.training.assemble import assemble, build_classifier
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
-from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Run, train_epoch
+from resnet_dist.training.loop import train_epoch
 from resnet_dist.training.optim import build_optimizer
 from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.run import Run
+from resnet_dist.training.samples import Samples
 
 REDUCTIONS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
 ARMS = ("bare", *REDUCTIONS)

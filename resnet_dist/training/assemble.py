@@ -17,10 +17,8 @@ from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.average import MovingAverage
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse
-from resnet_dist.training.feed import Samples
 from resnet_dist.training.health import Health
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Run
 from resnet_dist.training.metrics import Window
 from resnet_dist.training.mixing import Mixer
 from resnet_dist.training.optim import build_optimizer
@@ -28,6 +26,8 @@ from resnet_dist.training.powersgd import PowerSgdReduction
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.recompute import recompute_blocks
 from resnet_dist.training.reduce import build_reduction
+from resnet_dist.training.run import Run
+from resnet_dist.training.samples import Samples
 from resnet_dist.training.state import TrainState
 from resnet_dist.training.update import Update
 

@@ -7,7 +7,6 @@ the workers and then in the micro-batches' order: the result does not depend on 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.feed import steps_from
-
-if TYPE_CHECKING:
-    from resnet_dist.training.loop import Run
+from resnet_dist.training.run import Run
 
 
 @torch.no_grad()

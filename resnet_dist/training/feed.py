@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
-
-if TYPE_CHECKING:
-    from resnet_dist.training.loop import Run
-
-
-class Loader(Protocol):
-    """`data.BetonLoader`, as training sees it."""
-
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of a fixed size, in the order of `sample_ids`; augmentation drawn for `epoch`."""
-
-
-class Samples(NamedTuple):
-    loader: Loader
-    num_samples: int
-    pages: PageShuffle | None = None
-    """If samples are not shuffled through the whole of the data, how."""
+from resnet_dist.data.order import micro_batch_share, train_order
+from resnet_dist.training.run import Run
+from resnet_dist.training.samples import Samples
 
 
 def steps_from(run: Run, epoch: int, start_step: int) -> Iterator[dict[int, Batch]]:

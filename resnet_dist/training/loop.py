@@ -8,75 +8,26 @@ be left and entered again at any step, on any number of workers, and goes on as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import nn
 
-from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
-from resnet_dist.models.keyed_noise import StepNoise
-from resnet_dist.models.statistics import BatchNormStatistics
-from resnet_dist.tracking.base import CONFUSION, Tracker
-from resnet_dist.training.agreement import Agreement
-from resnet_dist.training.background import Background
+from resnet_dist.tracking.base import CONFUSION
 from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.bn_average import average_statistics
-from resnet_dist.training.checkpoint import Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.training.checkpoint import Card, checkpoint_name, save_checkpoint
 from resnet_dist.training.collectives import share_buffers, sum_over_workers
-from resnet_dist.training.context import RunContext
-from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.evaluate import evaluate, sparse_json
-from resnet_dist.training.feed import Samples, batches_of, steps_from
-from resnet_dist.training.health import Health
+from resnet_dist.training.feed import batches_of, steps_from
 from resnet_dist.training.job import Outcome
 from resnet_dist.training.losses import training_loss
-from resnet_dist.training.metrics import Window, WindowResult
-from resnet_dist.training.mixing import Mixer
+from resnet_dist.training.metrics import WindowResult
 from resnet_dist.training.noise import layer_keys
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.precision import Precision
-from resnet_dist.training.reduce import Reduction
 from resnet_dist.training.resume import restore
+from resnet_dist.training.run import Run
 from resnet_dist.training.schedule import lr_at
-from resnet_dist.training.state import TrainState, copied
-from resnet_dist.training.update import Update
-
-
-@dataclass
-class Run:
-    """Everything one worker needs, put together by `worker.py`."""
-
-    recipe: Recipe
-    plan: RunPlan
-    identity: Identity
-    ctx: RunContext
-    tracker: Tracker
-    state: TrainState
-    model: nn.Module
-    evaluated: nn.Module
-    """`model`, or the moving average of its weights."""
-    reduction: Reduction
-    update: Update
-    statistics: BatchNormStatistics
-    noise: StepNoise
-    precision: Precision
-    mixer: Mixer
-    train: Samples
-    val: Samples
-    window: Window
-    health: Health
-    device_use: DeviceUse
-    agreement: Agreement = field(default_factory=Agreement)
-    background: Background = field(default_factory=Background)
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The newest value of every metric."""
-    best_top1: float = -1.0
-    """Percent; of the weights that this worker group has given to `best/`."""
-    saved_step: int = -1
-    save_wanted: bool = False
-    """Whether a checkpoint is wanted besides those of the plan."""
+from resnet_dist.training.state import copied
 
 
 def fit(run: Run) -> Outcome:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from resnet_dist.errors import Fault
 from resnet_dist.training.checkpoint import load_state, newest_whole, require_same
 from resnet_dist.training.collectives import sum_over_workers
-
-if TYPE_CHECKING:
-    from resnet_dist.training.loop import Run
+from resnet_dist.training.run import Run
 
 
 def restore(run: Run) -> None:

@@ -17,10 +17,10 @@ from resnet_dist.tracking.base import Tracker
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.backends import set_backends
 from resnet_dist.training.context import RunContext
-from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.loop import fit
 from resnet_dist.training.resume import restore
+from resnet_dist.training.samples import Samples
 
 
 def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:

@@ -18,8 +18,9 @@ from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Samples, fit
+from resnet_dist.training.loop import fit
 from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.samples import Samples
 
 ASKED_AT_STEP = 2
 

@@ -20,11 +20,12 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
-from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import Run, fit
+from resnet_dist.training.loop import fit
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.resume import restore
+from resnet_dist.training.run import Run
+from resnet_dist.training.samples import Samples
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None

@@ -27,11 +27,11 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
-from resnet_dist.training.feed import Samples
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import fit
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.resume import restore
+from resnet_dist.training.samples import Samples
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
 
