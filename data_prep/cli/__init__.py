@@ -1,0 +1,30 @@
+"""The `data-prep` command: words to calls. Heavy libraries are imported where they are used.
+
+One module per group of commands; exit codes are those of `data_prep.exit_codes`.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from data_prep.cli.convert import convert
+from data_prep.cli.edit import merge, subset
+from data_prep.cli.inspect import inspect
+from data_prep.cli.stage import stage
+from data_prep.cli.verify import verify
+from data_prep.exit_codes import run_and_exit
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turns image data sets into .beton files that the ffcv Loader reads, and proves that they are whole.",
+)
+for command in (convert, inspect, verify, merge, subset, stage):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    run_and_exit(app, "data-prep")

@@ -1,0 +1,181 @@
+"""`data-prep convert`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_prep.cli.options import AsJson, ClassOrder, Devkit, Input, Labels, SourceKind, print_json
+from data_prep.convert.config import (
+    DEFAULT_MAX_BAD,
+    DEFAULT_QUALITY,
+    DEFAULT_RAW_SHARE,
+    BadPolicy,
+    ConvertSettings,
+)
+from data_prep.convert.pool import Pool
+from data_prep.errors import UserError
+
+
+def convert(
+    source: SourceKind,
+    output: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.beton", help="The beton, or s3://...; its manifest goes beside.", show_default=False
+        ),
+    ],
+    input_: Input = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the source.  [default: the output's name, if train, val or test]")
+    ] = None,
+    labels: Labels = None,
+    devkit: Devkit = None,
+    class_order: ClassOrder = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Ray tasks at a time; 0: no Ray, in this process.  [default: all CPUs]")
+    ] = None,
+    encode: Annotated[
+        str, typer.Option(help="original (the source's own JPEG bytes where possible), jpeg, raw or mixed.")
+    ] = "original",
+    raw_share: Annotated[
+        float | None, typer.Option(help=f"mixed: share stored as raw pixels.  [default: {DEFAULT_RAW_SHARE}]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="mixed: which samples those are.  [default: 0]")] = None,
+    max_side: Annotated[int | None, typer.Option(help="Shrink images whose longer side is longer, px.")] = None,
+    quality: Annotated[
+        int | None, typer.Option(help=f"JPEG quality of images encoded anew.  [default: {DEFAULT_QUALITY}]")
+    ] = None,
+    subsampling: Annotated[
+        str | None, typer.Option(help="Their chroma subsampling: 4:4:4, 4:2:2 or 4:2:0.  [default: 4:4:4]")
+    ] = None,
+    exif: Annotated[str, typer.Option(help="An EXIF orientation: ignore, as published figures do, or apply.")] = (
+        "ignore"
+    ),
+    check: Annotated[
+        str, typer.Option(help="JPEGs: decode each to its end, or headers only, faster and blind to bit rot.")
+    ] = "decode",
+    on_error: Annotated[str, typer.Option(help="Bad samples: fail (list all, write nothing) or quarantine.")] = "fail",
+    max_bad: Annotated[
+        str | None, typer.Option(help=f"quarantine: most samples left out, N or N%.  [default: {DEFAULT_MAX_BAD}]")
+    ] = None,
+    page_mib: Annotated[int, typer.Option(help="Page of the beton, MiB; the largest image must fit in one.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a data set, or go on where an interrupted conversion stands.
+
+    The result is the same, byte for byte, whatever the number of workers and interruptions. With RAY_ADDRESS set the
+    work runs on that cluster, else on a Ray of this machine.
+
+    Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
+    """
+    from data_prep.convert.output import QUARANTINE, open_output
+    from data_prep.convert.pool import ThisProcess
+    from data_prep.convert.progress import progress_on
+    from data_prep.convert.run import convert as run_conversion
+    from data_prep.convert.stop import stop_on_signals
+    from data_prep.sources import SourceOptions, open_source
+    from data_prep.sources.base import Source
+    from data_prep.sources.places import IS_URL
+    from data_prep.sources.splits import requested_split
+
+    started_s = time.monotonic()
+    place = open_output(output if IS_URL.match(output) else Path(output).expanduser().absolute())
+    settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, check)
+    bad_policy = _bad_policy(on_error, max_bad)
+
+    options = SourceOptions(labels, devkit, class_order)
+
+    def reopen() -> Source:
+        return open_source(source, input_, requested_split(split, Path(output)), options)
+
+    with stop_on_signals() as stop, progress_on(sys.stderr) as progress, ExitStack() as stack:
+        opened = reopen()
+        pool: Pool = ThisProcess(stop)
+        if workers != 0:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            from data_prep.convert.driver import RayPool
+
+            pool = stack.enter_context(RayPool(workers, os.environ.get("RAY_ADDRESS"), progress, stop))
+        outcome = run_conversion(
+            opened,
+            settings,
+            place,
+            pool=pool,
+            progress=progress,
+            stop=stop,
+            bad_policy=bad_policy,
+            reopen=reopen,
+        )
+    manifest = outcome.manifest
+    seconds = time.monotonic() - started_s
+    if outcome.already_done:
+        typer.echo(f"{place.shown}: already done, nothing to do")
+    left_out = manifest.source["num_left_out"]
+    typer.echo(
+        f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
+        f"{manifest.num_untouched:,} with the source's own bytes, {manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
+        + (f"; {left_out:,} files of the source are no images by their name and were left out" if left_out else "")
+    )
+    if manifest.quarantined:
+        typer.echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
+    if manifest.source["label_checks"]:
+        typer.echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
+    typer.echo(f"digest {manifest.digest}")
+    if as_json:
+        print_json(
+            ok=True,
+            path=place.shown,
+            digest=manifest.digest,
+            num_samples=manifest.num_samples,
+            num_quarantined=len(manifest.quarantined),
+            num_classes=manifest.num_classes,
+            num_untouched=manifest.num_untouched,
+            beton_bytes=manifest.beton_bytes,
+            already_done=outcome.already_done,
+            num_units_taken_over=outcome.num_units_taken_over,
+            seconds=round(seconds, 3),
+        )
+
+
+def _settings(
+    encode: str,
+    raw_share: float | None,
+    seed: int | None,
+    max_side: int | None,
+    quality: int | None,
+    subsampling: str | None,
+    page_mib: int,
+    exif: str,
+    check: str,
+) -> ConvertSettings:
+    if encode == "raw" and (quality is not None or subsampling is not None):
+        raise UserError("--quality and --subsampling say how JPEGs are encoded; with --encode raw there are none")
+    if encode != "mixed" and (raw_share is not None or seed is not None):
+        raise UserError(f"--raw-share and --seed choose samples for --encode mixed, not for --encode {encode}")
+    default_share = DEFAULT_RAW_SHARE if encode == "mixed" else 0.0
+    return ConvertSettings(
+        encode=encode,  # type: ignore[arg-type]  # ConvertSettings checks it
+        max_side=max_side,
+        quality=DEFAULT_QUALITY if quality is None else quality,
+        subsampling=subsampling or "4:4:4",  # type: ignore[arg-type]
+        page_bytes=page_mib << 20 if page_mib > 0 else 0,
+        raw_share=default_share if raw_share is None else raw_share,
+        seed=seed or 0,
+        exif=exif,  # type: ignore[arg-type]
+        check=check,  # type: ignore[arg-type]
+    )
+
+
+def _bad_policy(on_error: str, max_bad: str | None) -> BadPolicy:
+    if on_error == "fail" and max_bad is not None:
+        raise UserError(
+            "--max-bad says how many samples --on-error quarantine may leave out; add that, or leave it out"
+        )
+    return BadPolicy(on_error, DEFAULT_MAX_BAD if max_bad is None else max_bad)  # type: ignore[arg-type]

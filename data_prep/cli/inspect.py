@@ -1,0 +1,39 @@
+"""`data-prep inspect`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from data_prep.cli.options import AsJson, ClassOrder, Devkit, Input, Labels, SourceKind, print_json
+
+
+def inspect(
+    source: SourceKind,
+    input_: Input = None,
+    split: Annotated[str | None, typer.Option(help="Split of the source.")] = None,
+    labels: Labels = None,
+    devkit: Devkit = None,
+    class_order: ClassOrder = None,
+    headers: Annotated[int, typer.Option(min=1, help="Images whose headers are read, spread evenly.")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a data set before anything is written: counts, sizes, formats, class map, first samples, oddities.
+
+    Example: data-prep inspect --source image-folder --input imagenet --split val
+    """
+    from data_prep.convert.progress import progress_on
+    from data_prep.inspect.show import show
+    from data_prep.inspect.survey import survey
+    from data_prep.sources import SourceOptions, open_source
+    from data_prep.sources.splits import SplitRequest
+
+    request = SplitRequest(split, explicit=split is not None)
+    with progress_on(sys.stderr) as progress:
+        opened = open_source(source, input_, request, SourceOptions(labels, devkit, class_order))
+        found = survey(opened, headers, on_header=progress.decoded)
+    show(found, sys.stdout)
+    if as_json:
+        print_json(ok=True, **found.as_dict())

@@ -1,0 +1,46 @@
+"""Options that several commands share, and what their last lines are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from data_prep.convert.progress import Progress
+from data_prep.convert.stop import StopFlag
+
+SourceKind = Annotated[
+    str,
+    typer.Option(
+        "--source", metavar="NAME", help="Kind of source, for example image-folder or ilsvrc.", show_default=False
+    ),
+]
+Input = Annotated[
+    str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL that the source reads.")
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="image-folder: the class of every image. webdataset: the names of the classes."),
+]
+Devkit = Annotated[str | None, typer.Option(metavar="FILE", help="ilsvrc: the devkit, if not beside the images.")]
+ClassOrder = Annotated[
+    str | None, typer.Option(metavar="text|number", help="image-folder: how numbered classes are sorted into labels.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
+
+
+def print_json(**values: Any) -> None:
+    """What a command ends with under `--json`."""
+    print(json.dumps(values), flush=True)
+
+
+def checked(stop: StopFlag, progress: Progress) -> Callable[[int, int], None]:
+    """To be called after each range that is written: shows it, and ends the work if it is to stop."""
+
+    def after_range(num_bytes: int, total: int) -> None:
+        stop.check()
+        progress.written(num_bytes, total)
+
+    return after_range

@@ -1,0 +1,76 @@
+"""`data-prep verify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_prep.cli.options import AsJson, ClassOrder, Devkit, Labels, print_json
+from data_prep.errors import UserError
+
+
+def verify(
+    beton: Annotated[Path, typer.Argument(metavar="FILE.beton", show_default=False)],
+    decode: Annotated[str, typer.Option(metavar="all|N", help="Images to decode: all, or so many spread evenly.")] = (
+        "1000"
+    ),
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare as many samples with this source, encoded once more.")
+    ] = None,
+    input_: Annotated[str | None, typer.Option("--input", metavar="PATH", help="What that source reads.")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split.  [default: the beton's name]")] = None,
+    labels: Labels = None,
+    devkit: Devkit = None,
+    class_order: ClassOrder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a beton against its manifest: size, digests, structure, counts, and that its images decode.
+
+    Exit code 1 when something is wrong; each finding is one line on stderr.
+
+    Example: data-prep verify data/imagenet/train.beton --decode all
+    """
+    from data_prep.beton.verify import verify as run_verification
+    from data_prep.convert.compare import compare_with_source
+    from data_prep.convert.progress import progress_on
+    from data_prep.sources import SourceOptions, open_source
+    from data_prep.sources.splits import requested_split
+
+    count = _decode_count(decode)
+    beton = beton.expanduser().absolute()
+    options = SourceOptions(labels, devkit, class_order)
+    opened = None if source is None else open_source(source, input_, requested_split(split, beton), options)
+    with progress_on(sys.stderr) as progress:
+        report = run_verification(beton, count, on_decoded=progress.decoded)
+        problems = list(report.problems)
+        if report.ok and opened is not None:
+            problems += compare_with_source(beton, opened, count, on_compared=progress.decoded)
+    manifest = report.manifest
+    for problem in problems:
+        print(f"data-prep: {beton}: {problem}", file=sys.stderr)
+    if not problems:
+        compared = "" if opened is None else f"; as many are what {source} gives"
+        typer.echo(f"{beton}: whole; {manifest.num_samples:,} images, {report.num_decoded:,} of them decoded{compared}")
+        typer.echo(f"digest {manifest.digest}")
+    if as_json:
+        print_json(
+            ok=not problems,
+            path=str(beton),
+            digest=manifest.digest,
+            num_samples=manifest.num_samples,
+            num_decoded=report.num_decoded,
+            problems=problems,
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
+def _decode_count(option: str) -> int | None:
+    if option == "all":
+        return None
+    if not option.isdecimal():
+        raise UserError(f"--decode {option}: expected all or a number")
+    return int(option)
