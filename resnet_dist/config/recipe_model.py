@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt
 
 from resnet_dist.config.base import Section
 
+ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -24,8 +25,9 @@ class ModelConfig(Section):
     net's own default."""
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck takes the stride: 3x3 as torchvision ("v1.5"), 1x1 as the paper."""
-    activation_order: Literal["original", "pre"] = "original"
-    """pre: batch norm and ReLU before each convolution (He et al. 2016, "Identity Mappings")."""
+    activation_order: ActivationOrder = "original"
+    """Where batch norm and ReLU stand around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
+    pre: both before each convolution, the best of them; the three in the middle are there to be compared."""
     stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
     """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_strided, also a strided 3x3 instead of the
     maximum (ResNet-RS)."""

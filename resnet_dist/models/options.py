@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from resnet_dist.models.shortcuts import Shortcut
 
-ActivationOrder = Literal["original", "pre"]
+ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
 Stem = Literal["conv7", "deep", "deep_strided"]
 Gate = Literal["exclusive", "shortcut_only"]
 

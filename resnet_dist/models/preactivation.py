@@ -33,6 +33,18 @@ class PreactivationBlock(ResidualBlock):
         return self.join(activated if self.shares_activation else x, self.residual(activated))
 
 
+class PreactivationSingleBlock(PreactivationBlock):
+    """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride]."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
+        super().__init__(in_channels, channels, stride)
+        self.conv1 = conv3x3(in_channels, channels, stride, blur=options.blur_pool)
+        self.add_shortcut(in_channels, channels, stride, options, norm=False)
+
+    def residual(self, activated: torch.Tensor) -> torch.Tensor:
+        return self.conv1(activated)
+
+
 class PreactivationBasicBlock(PreactivationBlock):
     """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride]."""
 

@@ -13,21 +13,22 @@ from torch import nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.models.baselines import BASELINES, build_baseline
-from resnet_dist.models.blocks import BasicBlock, Bottleneck
+from resnet_dist.models.blocks import BasicBlock, Bottleneck, SingleBlock
 from resnet_dist.models.cifar import CifarResNet
 from resnet_dist.models.imagenet import ImageNetResNet
-from resnet_dist.models.options import ActivationOrder, NetOptions
-from resnet_dist.models.preactivation import PreactivationBasicBlock, PreactivationBottleneck
+from resnet_dist.models.options import NetOptions
+from resnet_dist.models.preactivation import PreactivationBasicBlock, PreactivationBottleneck, PreactivationSingleBlock
 from resnet_dist.models.shortcuts import SHORTCUTS, Shortcut
 from resnet_dist.models.stages import BlockFactory, initialise, spread_drop_path
 
-BlockKind = Literal["basic", "bottleneck"]
-BLOCKS: dict[tuple[BlockKind, ActivationOrder], Any] = {
-    ("basic", "original"): BasicBlock,
-    ("bottleneck", "original"): Bottleneck,
-    ("basic", "pre"): PreactivationBasicBlock,
-    ("bottleneck", "pre"): PreactivationBottleneck,
+BlockKind = Literal["single", "basic", "bottleneck"]
+POSTACTIVATION: dict[BlockKind, Any] = {"single": SingleBlock, "basic": BasicBlock, "bottleneck": Bottleneck}
+PREACTIVATION: dict[BlockKind, Any] = {
+    "single": PreactivationSingleBlock,
+    "basic": PreactivationBasicBlock,
+    "bottleneck": PreactivationBottleneck,
 }
+LAYERS_PER_BLOCK: dict[BlockKind, int] = {"single": 1, "basic": 2, "bottleneck": 3}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Layout:
 
 
 def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
-    layers_per_n = 6 if block == "basic" else 9
+    layers_per_n = 3 * LAYERS_PER_BLOCK[block]
     n, remainder = divmod(depth - 2, layers_per_n)
     assert remainder == 0, f"a CIFAR net of {block} blocks has {layers_per_n}n + 2 layers, not {depth}"
     return Layout(CifarResNet, block, (n, n, n), shortcut)
@@ -58,6 +59,7 @@ LAYOUTS: dict[str, Layout] = {
     "plain34": Layout(ImageNetResNet, "basic", (3, 4, 6, 3), None),
     **{f"resnet{depth}": _cifar(depth, "basic", "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
     **{f"resnet{depth}": _cifar(depth, "bottleneck", "B") for depth in (164, 1001)},
+    "resnet110_1layer": _cifar(110, "single", "A"),
     **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110)},
 }
 MODEL_NAMES: tuple[str, ...] = (*LAYOUTS, *BASELINES)
@@ -92,7 +94,8 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         raise UserError(f"model.name: there is no net '{name}'; take one of {', '.join(MODEL_NAMES)}")
     _check_options(name, layout, chosen)
     resolved = chosen.with_shortcut(chosen.shortcut or layout.shortcut)
-    make_block: BlockFactory = partial(BLOCKS[layout.block, resolved.activation_order], options=resolved)
+    blocks = PREACTIVATION if resolved.activation_order == "pre" else POSTACTIVATION
+    make_block: BlockFactory = partial(blocks[layout.block], options=resolved)
     net = layout.family(make_block, layout.num_blocks, num_classes, resolved)
     initialise(net, zero_init_residual=resolved.zero_init_residual, gate_bias=resolved.gate_bias)
     spread_drop_path(net)
@@ -111,10 +114,10 @@ def _check_options(name: str, layout: Layout, options: NetOptions) -> None:
         )
     if layout.family is CifarResNet:
         _refuse(name, "is a CIFAR net with a 3x3 stem of its own", _among(chosen, "stem"))
-    if layout.block == "basic":
+    if layout.block != "bottleneck":
         _refuse(name, "has no bottlenecks", _among(chosen, "bottleneck_stride"))
-    if options.activation_order == "pre":
-        _refuse(name, "as a pre-activation net ends no block with a norm", _among(chosen, "zero_init_residual"))
+    if options.activation_order in ("pre", "bn_after_addition"):
+        _refuse(name, "in this activation order has no norm before its sums", _among(chosen, "zero_init_residual"))
     if options.gate is None:
         _refuse(name, "has no gate (model.gate)", _among(chosen, "gate_bias"))
 

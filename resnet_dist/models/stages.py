@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from resnet_dist.models.blocks import BasicBlock, Bottleneck
+from resnet_dist.models.blocks import PostactivationBlock
 from resnet_dist.models.preactivation import PreactivationBlock, norm_relu
 from resnet_dist.models.residual import ResidualBlock
 
@@ -28,12 +28,13 @@ class Stage(nn.Sequential):
 
 
 def end_of_stages(first: Stage, last: Stage) -> nn.Module:
-    """What stands between the last block and the pooling: an activation in pre-activation nets, else nothing.
+    """What stands between the last block and the pooling: an activation where blocks begin with theirs, else nothing.
 
-    In those it also takes the activation from the first block, since the stem ends with one.
+    In pre-activation nets it also takes the activation from the first block, since the stem ends with one.
     """
-    if not isinstance(block := first[0], PreactivationBlock):
-        return nn.Identity()
+    if isinstance(block := first[0], PostactivationBlock):
+        return nn.ReLU(inplace=True) if block.order == "relu_only_pre" else nn.Identity()
+    assert isinstance(block, PreactivationBlock)
     block.without_preactivation()
     return norm_relu(last.out_channels)
 
@@ -50,7 +51,7 @@ def initialise(net: nn.Module, *, zero_init_residual: bool, gate_bias: float) ->
         elif isinstance(module, ResidualBlock):
             if module.gate is not None and module.gate.bias is not None:
                 nn.init.constant_(module.gate.bias, gate_bias)
-            if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            if zero_init_residual and isinstance(module, PostactivationBlock):
                 nn.init.zeros_(module.last_norm.weight)
 
 

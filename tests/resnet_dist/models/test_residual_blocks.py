@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.models import MODEL_NAMES, build_model
-from resnet_dist.models.blocks import BasicBlock, Bottleneck
-from resnet_dist.models.options import NetOptions
+from resnet_dist.models.blocks import BasicBlock, Bottleneck, PostactivationBlock, SingleBlock
+from resnet_dist.models.options import ActivationOrder, NetOptions
 from resnet_dist.models.shortcuts import ZeroPadShortcut, build_shortcut
 
 
@@ -51,6 +52,24 @@ def test_a_block_adds_its_shortcut_before_the_last_relu(block: type[BasicBlock] 
     x = torch.randn(4, 16, 6, 6)
     assert torch.equal(plain(x), before_relu[0].relu())
     torch.testing.assert_close(residual(x), (before_relu[0] + residual.downsample(x)).relu())
+
+
+@pytest.mark.parametrize("block", [SingleBlock, BasicBlock, Bottleneck])
+@pytest.mark.parametrize("order", ["bn_after_addition", "relu_before_addition", "relu_only_pre"])
+def test_activation_orders_by_hand(block: type[PostactivationBlock], order: ActivationOrder) -> None:
+    """He et al. 2016, figure 4 (b), (c), (d): the convolutions are one's own; what stands around the sum is counted."""
+    torch.manual_seed(0)
+    made = block(32, 8 if block is Bottleneck else 32, 1, options=NetOptions(shortcut="A", activation_order=order))
+    nn.init.uniform_(made.last_norm.bias)
+    x = torch.randn(4, 32, 6, 6)
+    norm = copy.deepcopy(made.last_norm)
+    if order == "bn_after_addition":
+        expected = norm(made.convolved(x) + x).relu()
+    elif order == "relu_before_addition":
+        expected = norm(made.convolved(x)).relu() + x
+    else:
+        expected = norm(made.convolved(x.relu())) + x
+    torch.testing.assert_close(made(x), expected)
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet20", 32), ("resnet50", 64)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.convolutions import BlurredConv2d
 from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, StepNoise, keyed_uniform
-from resnet_dist.models.options import NetOptions
+from resnet_dist.models.options import ActivationOrder, NetOptions
 from resnet_dist.models.preactivation import PreactivationBasicBlock
 from resnet_dist.models.residual import ResidualBlock
 from resnet_dist.training.noise import layer_keys
@@ -82,8 +84,8 @@ def test_preactivation_units_are_an_identity_plus_what_they_learn(name: str) -> 
     assert not list(net.layer1[1].downsample.parameters())
 
 
-@pytest.mark.parametrize("order", ["original", "pre"])
-@pytest.mark.parametrize("name", ["resnet50", "resnet20"])
+@pytest.mark.parametrize("order", get_args(ActivationOrder))
+@pytest.mark.parametrize("name", ["resnet50", "resnet20", "resnet110_1layer"])
 def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
     torch.manual_seed(0)
     net = build_model(name, 10, activation_order=order, se_ratio=0.25, gate="exclusive", gate_bias=-1.0)
@@ -92,6 +94,15 @@ def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
     gradients = {key: p.grad for key, p in net.named_parameters()}
     assert [key for key, gradient in gradients.items() if gradient is None] == []
     assert [key for key, g in gradients.items() if g is not None and not g.any() and ".se." not in key] == []
+
+
+@pytest.mark.parametrize("order", get_args(ActivationOrder))
+def test_skips_over_one_layer_take_the_parameters_of_skips_over_two(order: ActivationOrder) -> None:
+    with torch.device("meta"):
+        ones, twos = (build_model(name, 10, activation_order=order) for name in ("resnet110_1layer", "resnet110"))
+    count = [sum(p.numel() for p in net.parameters()) for net in (ones, twos)]
+    assert count[0] == count[1]
+    assert sum(isinstance(m, ResidualBlock) for m in ones.modules()) == 108
 
 
 def block_of(**options: object) -> ResidualBlock:
