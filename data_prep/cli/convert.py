@@ -75,7 +75,8 @@ def convert(
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
-    from data_prep.convert.output import QUARANTINE, open_output
+    from data_prep.convert.open_output import open_output
+    from data_prep.convert.output import QUARANTINE
     from data_prep.convert.pool import ThisProcess
     from data_prep.convert.progress import progress_on
     from data_prep.convert.run import convert as run_conversion

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from data_prep.beton.ranges import FileRange, Payload
-from data_prep.errors import UserError
-from data_prep.sources.places import IS_URL
 
 BETON, MANIFEST = ".beton", ".manifest.json"
 BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
@@ -117,19 +114,6 @@ class Output(Protocol):
     def publish(self, target: str, receipts: Sequence[str]) -> None:
         """The beton appears under its final name, durably. `receipts`: of all ranges, in order."""
         ...
-
-
-def open_output(location: Path | str) -> Output:
-    """UserError when the name does not end in .beton, or it lies where nothing can be written."""
-    if not str(location).endswith(BETON):
-        raise UserError(f"--output {location}: expected a name that ends in {BETON}")
-    if IS_URL.match(str(location)):
-        from data_prep.convert.object_output import ObjectOutput
-
-        return ObjectOutput(str(location))
-    from data_prep.convert.file_output import FileOutput, machine
-
-    return FileOutput(Path(location), machine())
 
 
 def read_all(reader: Reader, num_bytes: int) -> bytes:

@@ -20,7 +20,8 @@ from data_prep.beton.pages import BetonLayout, lay_out
 from data_prep.beton.ranges import cut, num_ranges
 from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.encode import encoder_versions
-from data_prep.convert.output import BAD_SAMPLES, MANIFEST, QUARANTINE, Output, Written, open_output
+from data_prep.convert.open_output import open_output
+from data_prep.convert.output import BAD_SAMPLES, MANIFEST, QUARANTINE, Output, Written
 from data_prep.convert.part import BadSampleReport, Part, part_name
 from data_prep.convert.place import PLACED_ROW, PlaceJob, PlaceTask, place_range
 from data_prep.convert.plan import Plan, make_plan

@@ -14,7 +14,8 @@ from data_prep.sources.ahead import FetchAhead
 from data_prep.sources.base import Sample, SourceDescription, digest_of
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.listing import PackedStrings, listing_identity
-from data_prep.sources.places import FileStatus, ListedFile, LocalPlace, Place
+from data_prep.sources.local_place import LocalPlace
+from data_prep.sources.places import FileStatus, ListedFile, Place
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 

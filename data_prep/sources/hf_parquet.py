@@ -19,16 +19,9 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.find_places import GLOB, find_places, place_of
 from data_prep.sources.imagenet import check_labels
-from data_prep.sources.places import (
-    GLOB,
-    IS_URL,
-    Place,
-    changed,
-    find_places,
-    place_of,
-    without_credentials,
-)
+from data_prep.sources.places import IS_URL, Place, changed, without_credentials
 from data_prep.sources.ranges import record
 from data_prep.sources.row_group import LARGE_GROUP_BYTES, RowGroup, column_bytes, open_parquet
 from data_prep.sources.splits import ALIASES, SplitRequest, choose_split

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.sources.class_order import CLASS_ORDERS, order_classes
+from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
 from data_prep.sources.label_file import label_files, read_label_file
 from data_prep.sources.parallel import list_each
-from data_prep.sources.places import ListedFile, Place, place_of
+from data_prep.sources.places import ListedFile, Place
 from data_prep.sources.splits import ALIASES, SplitRequest, choose_split
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
+from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
 from data_prep.sources.image_folder import list_classes
 from data_prep.sources.imagenet import WNID
 from data_prep.sources.label_file import read_text
-from data_prep.sources.places import ListedFile, Place, place_of
+from data_prep.sources.places import ListedFile, Place
 from data_prep.sources.splits import SplitRequest, choose_split
 
 IMAGES = "ILSVRC/Data/CLS-LOC"

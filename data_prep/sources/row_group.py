@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.sources.places import LocalPlace, Place
+from data_prep.sources.local_place import LocalPlace
+from data_prep.sources.places import Place
 
 LARGE_GROUP_BYTES = 64 << 20
 """The Hub's row groups of images have 100 rows, some 11 MB."""

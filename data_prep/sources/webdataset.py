@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.find_places import find_places, place_of
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.parallel import list_each
-from data_prep.sources.places import IS_URL, Place, Reader, find_places, place_of, without_credentials
+from data_prep.sources.places import IS_URL, Place, Reader, without_credentials
 from data_prep.sources.ranges import FileRanges, RecordedFile, record
 from data_prep.sources.splits import ALIASES, SplitRequest, choose_split
 from data_prep.sources.tar_index import Member, walk_tar

@@ -15,9 +15,10 @@ from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe_data import CenterCrop, OnBadSample
 from resnet_dist.data.augment import draw_operations
 from resnet_dist.data.crops import Transform, crop, num_draws
-from resnet_dist.data.kernels import OK, Decoder, StoredImages, open_kernel
+from resnet_dist.data.kernels import OK, Decoder, StoredImages
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 from resnet_dist.data.native_library import open_library
+from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.data.order import replacement_ids
 from resnet_dist.errors import Fault
 

@@ -1,11 +1,11 @@
-"""What the hot loop is given and gives, and the two that do it: the native kernel, and the one around libffcv.
+"""What the hot loop is given and gives. Two do it: `native_kernel.py`, and `ffcv_kernel.py` around libffcv.
 
 A kernel knows nothing of seeds or epochs. It shares the images of a batch between threads of its own, without the GIL.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +60,3 @@ class Kernel(Protocol):
 
     def close(self) -> None:
         """Ends the threads, each after what it works on; does not wait for them."""
-
-
-def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:
-    """`max_image_bytes`: of the largest image, decoded. UserError if the native kernel was not built."""
-    kernel: Any  # imported here: numba and ffcv take seconds, and the native kernel may be missing
-    if decoder == "native":
-        from resnet_dist.data.native_kernel import NativeKernel
-
-        kernel = NativeKernel(num_threads)
-    else:
-        from resnet_dist.data.ffcv_kernel import FfcvKernel
-
-        kernel = FfcvKernel(num_threads, max_image_bytes)
-    return kernel

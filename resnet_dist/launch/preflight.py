@@ -16,7 +16,7 @@ from data_prep.beton.stage import read_source_manifest, staged_path
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.crops import require_sides
-from resnet_dist.data.kernels import open_kernel
+from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.errors import UserError
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage

@@ -11,7 +11,7 @@ from data_prep.beton import ranges
 from data_prep.beton.stage import stage
 from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.object_output import ObjectOutput
-from data_prep.convert.output import open_output
+from data_prep.convert.open_output import open_output
 from data_prep.convert.place import place_range
 from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.places import expand_braces
+from data_prep.sources.find_places import expand_braces
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.webdataset import split_of_shard
 

@@ -22,7 +22,7 @@ from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.hf_parquet import group_by_split
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.listing import PackedStrings
-from data_prep.sources.places import LocalPlace
+from data_prep.sources.local_place import LocalPlace
 from data_prep.sources.splits import SplitRequest, choose_split, requested_split
 
 ANY = SplitRequest(None, explicit=False)

@@ -19,7 +19,7 @@ from resnet_dist.launch.sweep.control import start_sweep_control
 from resnet_dist.launch.sweep.engine import run_trials
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.launch.sweep.record import Say, SweepRecord, begin_sweep_record
-from resnet_dist.launch.sweep.trial import TrialSetup
+from resnet_dist.launch.sweep.trial_exchange import TrialSetup
 from resnet_dist.launch.sweep.tune_scheduler import TuneScheduler
 from resnet_dist.launch.sweep.tune_search import TuneSearcher
 from resnet_dist.tracking.mlflow_run import EndStatus

@@ -24,7 +24,8 @@ from ray.tune.search import Searcher
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault
 from resnet_dist.launch.sweep.conductor import Conductor
-from resnet_dist.launch.sweep.trial import SAID, TrialSetup, run_trial
+from resnet_dist.launch.sweep.trial import run_trial
+from resnet_dist.launch.sweep.trial_exchange import SAID, TrialSetup
 
 _FOLDER = ".ray_tune"
 _ENVIRONMENT = {

@@ -17,7 +17,7 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.launch.describe import run_params
 from resnet_dist.launch.node_cache import fill, node_cache
 from resnet_dist.launch.preflight import Prepared
-from resnet_dist.launch.sweep.trial import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
+from resnet_dist.launch.sweep.trial_exchange import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
 from resnet_dist.storage.base import TEMPORARY
 from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker

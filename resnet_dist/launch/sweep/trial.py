@@ -7,60 +7,17 @@ fetched after each report, which comes back when Tune has dealt with it, and the
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
-import ray
-from ray import tune
-from ray.exceptions import RayError
-
-from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.preflight import prepare
-from resnet_dist.tracking.mlflow_run import EndStatus
-from resnet_dist.training.job import Outcome
-from resnet_dist.tune.events import Verdict
-
-Judge = Callable[[float, int, Mapping[str, float]], Verdict]
-"""(epoch, step, metrics) of an evaluation: whether the trial goes on. Waits for the driver."""
-_STOP_POLL_S = 1.0
-SAID = "said"
-TRIAL_ANSWER_LIMIT_S = 60.0
-"""How long MLflow may take to open a trial's run. Many trials may begin at once, and one that gives up has its start-up
-again: dearer than waiting."""
-
-
-@dataclass(frozen=True)
-class TrialSetup:
-    """What is the same for all trials of a sweep."""
-
-    profile: Profile = field(repr=False)
-    parent_run_id: str
-    is_light: bool
-    control: Any
-    """Handle of the `SweepControl` actor."""
-    environment: Mapping[str, str] = field(repr=False)
-    """What the driver set for Ray Train and MLflow."""
-
-
-@dataclass(frozen=True)
-class TrialEnd:
-    """What a trial's actor hands back: the last thing it reports."""
-
-    outcome: Literal["finished", "stopped", "diverged", "mistake", "fault"]
-    """stopped: as its last verdict said, or as the driver asked. mistake: the user's; trying again would not help."""
-    verdict: Verdict = "go on"
-    epoch: float = 0.0
-    step: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    run_id: str = ""
-    """MLflow's."""
-    error: str = ""
+from resnet_dist.launch.sweep.light import train_light
+from resnet_dist.launch.sweep.trial_exchange import TrialEnd, TrialSetup, Wishes, judged, say
+from resnet_dist.launch.sweep.workers import train_with_workers
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
@@ -88,65 +45,5 @@ def _train(config: Mapping[str, Any], setup: TrialSetup, wishes: Wishes) -> Tria
         return TrialEnd("stopped")
     recipe = Recipe.model_validate(config["recipe"])
     prepared = prepare(recipe, setup.profile, config["run"])
-    if setup.is_light:
-        from resnet_dist.launch.sweep.light import train_light as work
-    else:
-        from resnet_dist.launch.sweep.workers import train_with_workers as work
+    work = train_light if setup.is_light else train_with_workers
     return work(recipe, setup, config, prepared, wishes)
-
-
-class Wishes:
-    """What the driver wants of this trial: verdicts, and whether to stop, asked once a second in the background."""
-
-    def __init__(self, control: Any, trial: str) -> None:
-        self._control, self._trial = control, trial
-        self._done = threading.Event()
-        self.stop = threading.Event()
-        """Set when the trial shall save a checkpoint and come back."""
-
-    def __enter__(self) -> Wishes:
-        threading.Thread(target=self._poll, name="sweep-stop-poll", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-
-    def judge(self, epoch: float, step: int, metrics: Mapping[str, float]) -> Verdict:
-        say({"epoch": epoch, "step": step, "metrics": judged(metrics)})
-        verdict: Verdict = ray.get(self._control.verdict.remote(self._trial), timeout=60.0)
-        if verdict != "go on":
-            self.stop.set()
-        return verdict
-
-    def asked(self) -> bool:
-        return bool(ray.get(self._control.stop_requested.remote(), timeout=60.0))
-
-    def _poll(self) -> None:
-        while not self._done.wait(_STOP_POLL_S):
-            try:
-                if ray.get(self._control.stop_requested.remote(), timeout=5.0):
-                    self.stop.set()
-                    return
-            except RayError:
-                continue  # the driver is busy, or gone; then Ray ends this process
-
-
-def judged(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What the ledger keeps of a run's metrics; MLflow has all."""
-    return {key: float(value) for key, value in metrics.items() if key.startswith("val/") or key == "train/loss"}
-
-
-def say(message: Mapping[str, Any]) -> None:
-    """Comes back when Tune's driver has dealt with it. As text: Tune flattens dictionaries, and their keys hold `/`."""
-    tune.report({SAID: json.dumps(message)})
-
-
-def mlflow_end(outcome: Outcome, verdict: Verdict, epoch: float) -> tuple[EndStatus, str]:
-    """Status and reason of the trial's MLflow run."""
-    match outcome:
-        case "finished":
-            return "FINISHED", "finished"
-        case "diverged":
-            return "FAILED", f"diverged at epoch {epoch:g}"
-        case "stopped":
-            return "KILLED", f"stopped early at epoch {epoch:g}" if verdict == "stop" else f"waits at epoch {epoch:g}"

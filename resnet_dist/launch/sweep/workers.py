@@ -14,7 +14,7 @@ from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.record import begin_record
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal
-from resnet_dist.launch.sweep.trial import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
+from resnet_dist.launch.sweep.trial_exchange import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
 from resnet_dist.launch.train import train_and_record
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tune.events import Verdict

@@ -20,8 +20,9 @@ from PIL import Image
 import data_prep
 from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.data import native_kernel, native_library
-from resnet_dist.data.kernels import StoredImages, open_kernel
+from resnet_dist.data.kernels import StoredImages
 from resnet_dist.data.native_kernel import NativeKernel, Status
+from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.data.operations import OPERATION
 from resnet_dist.errors import UserError
 

@@ -1,0 +1,67 @@
+"""The places that a path, a URL, a glob or a pattern with braces means."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from data_prep.sources.local_place import LocalPlace
+from data_prep.sources.places import IS_URL, Place
+
+GLOB = re.compile(r"[*?\[]")
+BRACES = re.compile(r"\{([^{}]*)\}")
+NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MAX_EXPANDED = 1_000_000
+
+
+def place_of(location: str) -> Place:
+    """`location`: a local path or a URL. UserError when nothing here reads such URLs."""
+    if not IS_URL.match(location):
+        return LocalPlace(str(Path(location).expanduser().resolve()))
+    if location.startswith("file://"):
+        return LocalPlace(str(Path(location.removeprefix("file://")).resolve()))
+    from data_prep.sources.remote import remote_place
+
+    return remote_place(location)
+
+
+def find_places(location: str) -> list[Place]:
+    """The files that a name, a glob or a pattern with braces means, in order; a folder stands for itself.
+
+    `{000..127}` counts with leading zeros, `{a,b}` lists; files named by braces need not exist.
+    """
+    found: list[Place] = []
+    for expanded in expand_braces(location):
+        if not GLOB.search(expanded) or (IS_URL.match(expanded) and "*" not in expanded):
+            found.append(place_of(expanded))
+        elif IS_URL.match(expanded) and not expanded.startswith("file://"):
+            from data_prep.sources.remote import remote_glob
+
+            found += remote_glob(expanded)
+        elif Path(expanded).expanduser().exists():  # a name that only looks like a pattern
+            found.append(place_of(expanded))
+        else:
+            pattern = str(Path(expanded.removeprefix("file://")).expanduser())
+            found += [place_of(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  # absolute
+    return found
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """As a shell does, for numbers and lists: `a-{00..02}` -> `a-00`, `a-01`, `a-02`."""
+    match = BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    span = NUMBER_RANGE.fullmatch(match[1])
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if last - first >= MAX_EXPANDED:
+            raise ValueError(f"{match[0]} counts to more than {MAX_EXPANDED:,}")
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [str(number).zfill(width) for number in range(first, last + 1)]
+    elif "," in match[1]:
+        choices = match[1].split(",")
+    else:  # not ours to expand
+        return [match.string[: match.end()] + rest for rest in expand_braces(pattern[match.end() :])]
+    rests = expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + rest for choice in choices for rest in rests]
