@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -49,8 +50,13 @@ def test_a_killed_run_goes_on_from_the_bucket(cli: Any, bucket: Any) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
     process.kill()
     process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=60)  # they live for seconds more, and may save once more
+    assert workers
+    assert not alive
     newest = max(key for key in keys(bucket, "digits/r/epoch=") if key.endswith("checkpoint.json"))
     torn = newest.replace("checkpoint.json", "state.pt")
     bucket.put_object(Bucket="runs", Key=torn, Body=b"torn")
