@@ -47,6 +47,8 @@ FENCES = {
         "resnet_dist.evaluation",
         "resnet_dist.studies",
         "resnet_dist.tracking.models",
+        "resnet_dist.tracking.model_files",
+        "resnet_dist.tracking.model_loading",
         "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
         "resnet_dist.bench",

@@ -21,7 +21,7 @@ from resnet_dist.tracking.mlflow_run import EndStatus, end_run, recorded_end, re
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.training.context import LocalContext, WriteCheckpoint
-from resnet_dist.training.job import Job, Outcome, WorkerResult
+from resnet_dist.training.job import Outcome, WorkerResult
 
 _DIVERGED = "diverged"
 
@@ -78,18 +78,10 @@ def _train(recipe: Recipe, profile: Profile, record: Record) -> WorkerResult:
     from resnet_dist.training.worker import run_worker  # brings ffcv and numba
 
     prepared = record.prepared
-    job = Job(
-        recipe,
-        prepared.plan,
-        prepared.identity,
-        prepared.train_beton,
-        prepared.val_beton,
-        loader_threads=profile.cpus_per_worker,
-    )
     context = KeepingContext(prepared.storage, keep=profile.checkpoint.keep)
     tracker = SpoolTracker(prepared.storage, record.handle.run_id, profile.tracking_uri)
     try:
-        return run_worker(job, context, tracker)
+        return run_worker(prepared.job(recipe, profile), context, tracker)
     finally:
         tracker.flush(timeout_s=30.0)
         tracker.close()

@@ -13,7 +13,7 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.errors import UserError
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.location import open_storage, split
-from resnet_dist.tracking.models import load_classifier
+from resnet_dist.tracking.model_loading import load_classifier
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
 from resnet_dist.training.precision import Precision

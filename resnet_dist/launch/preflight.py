@@ -22,6 +22,7 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
+from resnet_dist.training.job import Job
 from resnet_dist.training.plan import RunPlan, plan_run
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -50,6 +51,18 @@ class Prepared:
     def run_dir(self) -> Path:
         """The run's small files on this machine."""
         return self.storage.folder
+
+    def job(self, recipe: Recipe, profile: Profile) -> Job:
+        """What every worker of the run is sent; both arguments are those that were checked."""
+        return Job(
+            recipe=recipe,
+            plan=self.plan,
+            identity=self.identity,
+            train_beton=self.train_beton,
+            val_beton=self.val_beton,
+            loader_threads=profile.cpus_per_worker,
+            recompute_activations=profile.recompute_activations,
+        )
 
 
 def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:

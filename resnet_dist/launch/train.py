@@ -37,7 +37,7 @@ from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tracking.transport import server_credentials
 from resnet_dist.training.checkpoint import newest_first
-from resnet_dist.training.job import Job, WorkerResult
+from resnet_dist.training.job import WorkerResult
 
 _SHOW_EVERY_S = 0.5
 _ANSWER_LIMIT_S = 5.0
@@ -200,17 +200,8 @@ def _begin_again(control: ray.actor.ActorHandle, limit_s: float) -> None:
 
 def _worker_setup(recipe: Recipe, profile: Profile, record: Record, control: Any, lease: HeldLease) -> WorkerSetup:
     prepared = record.prepared
-    job = Job(
-        recipe=recipe,
-        plan=prepared.plan,
-        identity=prepared.identity,
-        train_beton=prepared.train_beton,
-        val_beton=prepared.val_beton,
-        loader_threads=profile.cpus_per_worker,
-        recompute_activations=profile.recompute_activations,
-    )
     return WorkerSetup(
-        job,
+        prepared.job(recipe, profile),
         prepared.storage,
         record.handle.run_id,
         profile.tracking_uri,

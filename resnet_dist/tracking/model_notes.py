@@ -1,6 +1,9 @@
-"""What the pages of a model say about it: Markdown. Pure."""
+"""What a model has on it: its step as a tag, and what its pages say, in Markdown. Pure."""
 
 from __future__ import annotations
+
+STEP_TAG = "resnet_dist.step"
+"""Of a logged model: the step whose weights it has."""
 
 
 def model_note(model_uri: str, run_name: str, step: int) -> str:

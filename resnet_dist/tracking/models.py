@@ -1,38 +1,24 @@
-"""Trained classifiers in MLflow: logged once; loaded and served by plain mlflow, without our code.
-
-A logged model has two flavours: `mlflow.pytorch.load_model` gives the net (uint8 images -> logits),
-`mlflow.pyfunc.load_model` and `mlflow models serve` take pictures as they come and answer with class names
-(`served_classifier.py`, a copy of which lies in the model).
-"""
+"""Trained classifiers in MLflow, each logged once: the files are made first (`model_files.py`), then they get a row."""
 
 from __future__ import annotations
 
-import base64
-import copy
-import io
-import json
 import logging
-import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.errors import UserError
 from resnet_dist.tracking.details import DataInput
 from resnet_dist.tracking.experiment_view import NOTE_TAG
 from resnet_dist.tracking.history import History
 from resnet_dist.tracking.mlflow_run import RunHandle
-from resnet_dist.tracking.model_notes import model_note
-from resnet_dist.tracking.reasons import first_line
+from resnet_dist.tracking.model_files import make_servable, write_model
+from resnet_dist.tracking.model_notes import STEP_TAG, model_note
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
-from resnet_dist.tracking.uris import redact_uri, sqlite_file
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +26,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 _log = logging.getLogger(__name__)
-_STEP_TAG = "resnet_dist.step"
-_SERVING_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow")
 
 
 def log_classifier(
@@ -77,8 +61,8 @@ def log_classifier(
             facts = {**metadata, "class_names": list(class_names), "step": step}
             with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
                 local = Path(folder) / "model"
-                _export(module, local, input_example, facts)
-                _make_servable(local, input_example[0], class_names, resize)
+                write_model(module, local, input_example, facts)
+                make_servable(local, input_example[0], class_names, resize)
                 model = _upload(client, handle, local, name, step)
         _link(client, handle, model.model_id, step)
         return f"models:/{model.model_id}"
@@ -112,154 +96,6 @@ def log_model_metrics(
         connect(handle.tracking_uri).log_batch(handle.run_id, metrics=metrics, synchronous=True)
 
 
-def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module (uint8 [N, H, W, 3] -> logits, on the CPU) and the metadata that `log_classifier` was given.
-
-    `uri`: `models:/m-...`, `models:/NAME@alias`, `runs:/RUN/NAME` or a folder; `tracking_uri` None: mlflow's own
-    setting (MLFLOW_TRACKING_URI). The module is a graph in evaluation mode for ever: `.eval()` changes nothing,
-    `.train()` raises; `.to(device)` moves it. Raises UserError if there is no such model, Fault if the server does not
-    answer.
-    """
-    import mlflow.pytorch
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-    from mlflow.models import Model
-
-    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
-    database = sqlite_file(tracking_uri)
-    remote = "://" in uri or uri.startswith(("models:/", "runs:/"))
-    if remote and database and not database.exists():
-        raise UserError(
-            f"{uri}: there is no MLflow database {database}; set MLFLOW_TRACKING_URI to the one that has it"
-        )
-    if not remote and not (Path(uri) / "MLmodel").is_file():
-        raise UserError(f"{uri}: not a model: a URI like models:/m-... or a folder with a file MLmodel is expected")
-    if remote:
-        require_answer(tracking_uri)
-    with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
-        try:
-            location = _location(connect(tracking_uri), uri) if remote else uri
-            local = download_artifacts(location, dst_path=folder, tracking_uri=tracking_uri)
-            facts = Model.load(local).metadata or {}
-            return _for_evaluation(mlflow.pytorch.load_model(local)), facts
-        except (MlflowException, OSError) as error:
-            raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {first_line(error)}") from error
-
-
-def _for_evaluation(graph: torch.nn.Module) -> torch.nn.Module:
-    """The graph with an `eval()` that can be called: torch's own raises, as it cannot switch a graph's mode."""
-    import torch
-
-    class LoadedClassifier(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.graph = graph
-            self.training = False
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.graph(images)
-
-        def train(self, mode: bool = True) -> LoadedClassifier:
-            if mode:
-                raise RuntimeError("a logged model cannot be trained; resume from a checkpoint of its run")
-            return self
-
-    return LoadedClassifier()
-
-
-def _location(client: MlflowClient, uri: str) -> str:
-    """Where the artifacts of a model URI lie. mlflow's own resolution would ask the process-wide tracking URI."""
-    from mlflow.exceptions import MlflowException
-
-    scheme, _, path = uri.partition(":/")
-    head, _, tail = path.lstrip("/").partition("/")
-    if scheme == "runs":
-        run = client.get_run(head)
-        condition = f"source_run_id = '{head}' AND name = '{tail}'"
-        found = client.search_logged_models([run.info.experiment_id], filter_string=condition)
-        finished = [model for model in found if model.status == "READY"]
-        if not finished:
-            raise MlflowException(f"the run has no finished model named {tail}")
-        return max(finished, key=lambda model: int(model.tags.get(_STEP_TAG, -1))).artifact_location
-    if scheme != "models":
-        return uri
-    if "@" in head:
-        head, _, alias = head.partition("@")
-        tail = client.get_model_version_by_alias(head, alias).version
-    if tail:
-        source = client.get_model_version_download_uri(head, tail)
-        return _location(client, source) if source.startswith("models:/m-") else source
-    return client.get_logged_model(head).artifact_location
-
-
-def _export(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uint8], facts: dict[str, Any]) -> None:
-    import mlflow.pytorch
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    module = copy.deepcopy(module).cpu().eval()
-    with torch.no_grad():
-        logits = module(torch.from_numpy(input_example)).numpy()
-    signature = ModelSignature(
-        # Unnamed: with a name, pyfunc wraps an array into a dict, which mlflow's PyTorch flavour then refuses.
-        inputs=Schema([TensorSpec(input_example.dtype, (-1, *input_example.shape[1:]))]),
-        outputs=Schema([TensorSpec(logits.dtype, (-1, *logits.shape[1:]))]),
-    )
-    # Stated, because mlflow would find them out by loading the model in another process (8 s).
-    requirements = [f"{package}=={version(package).partition('+')[0]}" for package in _SERVING_PACKAGES]
-    with warnings.catch_warnings():
-        # torch says so of every weight in NHWC layout; the values come back whole all the same.
-        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
-        mlflow.pytorch.save_model(
-            module,
-            str(folder),
-            signature=signature,
-            input_example=input_example,
-            metadata=facts,
-            serialization_format="pt2",
-            pip_requirements=requirements,
-        )
-
-
-def _make_servable(folder: Path, example: NDArray[np.uint8], class_names: Sequence[str], resize: int) -> None:
-    """Puts `served_classifier.py` into the exported model, as what its pyfunc flavour loads."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.models.utils import _save_example  # mlflow has no public way to give a saved model another example
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import AnyType, Map
-    from PIL import Image
-
-    from resnet_dist.tracking import served_classifier
-
-    code = folder / "code"
-    code.mkdir()
-    shutil.copy(served_classifier.__file__, code)
-    protocol = {"class_names": list(class_names), "size": example.shape[0], "resize": resize}
-    (folder / served_classifier.PROTOCOL).write_text(json.dumps(protocol), encoding="utf-8")
-    model = Model.load(str(folder))
-    pyfunc = model.flavors["python_function"]
-    del pyfunc["data"], pyfunc["pickle_module_name"], pyfunc["config"]  # the pytorch flavour's; ours: the whole folder
-    pyfunc |= {"loader_module": "served_classifier", "code": "code"}
-    model.signature = ModelSignature(
-        # Any: bytes, base64 or an array; mlflow has no type that is one of these.
-        inputs=Schema([ColSpec(AnyType(), served_classifier.COLUMN)]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "class"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Map(DataType.double), "probabilities"),
-            ]
-        ),
-    )
-    png = io.BytesIO()
-    Image.fromarray(example).save(png, format="PNG")
-    for old in folder.glob("*input_example.json"):
-        old.unlink()
-    _save_example(model, {served_classifier.COLUMN: [base64.b64encode(png.getvalue()).decode()]}, str(folder))
-    model.save(str(folder / "MLmodel"))
-
-
 def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, step: int) -> LoggedModel:
     from mlflow.models import Model
 
@@ -268,7 +104,7 @@ def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, st
         handle.experiment_id,
         name=name,
         source_run_id=handle.run_id,
-        tags={_STEP_TAG: str(step)},
+        tags={STEP_TAG: str(step)},
         params=run.data.params,
         model_type="classifier",
     )
@@ -294,7 +130,7 @@ def _finished_model(client: MlflowClient, handle: RunHandle, name: str, step: in
     """The model of this run, name and step, if it is complete; half ones, left by a killed process, are deleted."""
     condition = f"source_run_id = '{handle.run_id}' AND name = '{name}'"
     found = client.search_logged_models([handle.experiment_id], filter_string=condition)
-    mine = [model for model in found if model.tags.get(_STEP_TAG) == str(step)]
+    mine = [model for model in found if model.tags.get(STEP_TAG) == str(step)]
     finished = [model for model in mine if model.status == "READY"]
     for model in mine:
         if model not in finished:

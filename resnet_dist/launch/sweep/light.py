@@ -23,7 +23,6 @@ from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.training.checkpoint import CARD, newest_first
 from resnet_dist.training.context import WriteCheckpoint
-from resnet_dist.training.job import Job
 from resnet_dist.training.watchdog import Watchdog
 from resnet_dist.tune.events import Verdict
 
@@ -88,16 +87,8 @@ def train_light(
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks)
     context = LightContext(prepared, wishes, watchdog, profile.checkpoint.keep)
     tracker = SpoolTracker(storage, handle.run_id, profile.tracking_uri)
-    job = Job(
-        recipe=recipe,
-        plan=prepared.plan,
-        identity=prepared.identity,
-        train_beton=prepared.train_beton,
-        val_beton=prepared.val_beton,
-        loader_threads=profile.cpus_per_worker,
-    )
     try:
-        result = run_worker(job, context, tracker)
+        result = run_worker(prepared.job(recipe, profile), context, tracker)
     except BaseException as error:
         tracker.close()
         end_run(handle, "FAILED", f"failed: {error}")
