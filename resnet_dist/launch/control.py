@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from resnet_dist.launch.claim import NO_CLAIM, Claim
 from resnet_dist.launch.cluster import leaving_nodes
 
 _LOOK_EVERY_S = 1.0
@@ -22,8 +23,8 @@ class Status:
     attempt: int = 0
     """How many times a worker group has begun; more than one means a restart."""
     world_size: int = 0
-    placement_group: str = ""
-    """Id of the newest worker group's, hexadecimal: a controller that dies may leave it behind."""
+    claim: Claim = NO_CLAIM
+    """The newest worker group's: a controller that dies may leave it behind."""
     step: int = 0
     resumed_step: int | None = None
     """Where the newest worker group went on, as soon as it knows."""
@@ -73,14 +74,14 @@ class RunControl:
             self.warn(f"node {', '.join(leaving)} is about to leave: the workers save, and go on without it")
         return self._stop
 
-    def began(self, world_size: int, placement_group: str) -> None:
+    def began(self, world_size: int, claim: Claim) -> None:
         """Rank 0 of a new worker group says so."""
         attempt = self._status.attempt + 1
         self._status = replace(
             self._status,
             attempt=attempt,
             world_size=world_size,
-            placement_group=placement_group,
+            claim=claim,
             resumed_step=None,
         )
 

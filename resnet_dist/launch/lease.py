@@ -36,6 +36,8 @@ class Holder:
     """Tells this process from a later one with the same pid: the machine's boot, and the process's start in it."""
     beat: int = 0
     released: bool = False
+    request: str = ""
+    """What its trainer asked Ray for (`claim.Claim.request`): whoever follows a dead driver takes it back."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,25 @@ class Lease:
 class HeldLease:
     """The driver's side: a thread gives the sign of life until `release`."""
 
-    def __init__(self, lease: Lease, timeout_s: float) -> None:
+    def __init__(self, lease: Lease, timeout_s: float, left_request: str = "") -> None:
         self.lease = lease
+        self.left_request = left_request
+        """Of the driver that this one follows, if that one died with it."""
         self.lost: Fault | None = None
         """Set when another driver has the run."""
         self._me = this_process()
+        self._changing = threading.Lock()
         self._done = threading.Event()
         self._publish()
         self._thread = threading.Thread(
             target=self._beat, args=(timeout_s / _BEATS_IN_TIMEOUT,), name="driver-lease", daemon=True
         )
         self._thread.start()
+
+    def note_request(self, request: str) -> None:
+        """Stands in storage with the next sign of life."""
+        with self._changing:
+            self._me = replace(self._me, request=request)
 
     def release(self) -> None:
         """The next driver need not wait. Never raises."""
@@ -85,7 +95,8 @@ class HeldLease:
 
     def _beat(self, every_s: float) -> None:
         while not self._done.wait(every_s):
-            self._me = replace(self._me, beat=self._me.beat + 1)
+            with self._changing:
+                self._me = replace(self._me, beat=self._me.beat + 1)
             try:
                 self.lease.require_held()
             except OSError:
@@ -131,7 +142,8 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
     for old in range(1, number):
         for suffix in (".lease", ".json"):
             storage.remove(f"{_GROUP}/{_name(old, suffix)}")
-    return HeldLease(Lease(storage, number + 1), timeout_s)
+    left = "" if holder is None or holder.released else holder.request
+    return HeldLease(Lease(storage, number + 1), timeout_s, left)
 
 
 def this_process() -> Holder:

@@ -17,6 +17,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from resnet_dist.config.profile import FailureConfig
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.claim import current_claim
 from resnet_dist.launch.guarded_storage import GuardedStorage
 from resnet_dist.launch.lease import Lease
 from resnet_dist.launch.node_cache import NodeCache, fill
@@ -185,8 +186,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     context = RayContext(setup, monitor, spool)
     tracker: Tracker = NullTracker()
     if spool is not None and context.rank == 0:
-        group = ray.util.get_current_placement_group()
-        setup.control.began.remote(context.world_size, "" if group is None else group.id.hex())
+        setup.control.began.remote(context.world_size, current_claim())
         tracker = spool
         tracker.tags({"workers": str(context.world_size)})
     try:

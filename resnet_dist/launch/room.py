@@ -6,8 +6,6 @@ import socket
 import time
 
 import ray
-from ray._raylet import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
@@ -32,16 +30,6 @@ def wait_for_room(profile: Profile, stop: StopSignal) -> None:
                 f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and give the same command again"
             )
         time.sleep(_LOOK_EVERY_S)
-
-
-def free_placement_group(hexadecimal: str) -> None:
-    """Gives back what a dead controller's workers had reserved.
-
-    Ray Train has a process for this too, but it asks the dashboard, which a cluster need not have; and what is reserved
-    in the name of a driver stays so while the driver lives.
-    """
-    if hexadecimal:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(hexadecimal))))
 
 
 class HeadWatch:

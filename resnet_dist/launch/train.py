@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.claim import NO_CLAIM, give_back, give_back_request
 from resnet_dist.launch.cluster import alive_nodes, ray_session, require_capacity
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
@@ -29,7 +30,7 @@ from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
-from resnet_dist.launch.room import HeadWatch, free_placement_group, wait_for_room
+from resnet_dist.launch.room import HeadWatch, wait_for_room
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.launch.startup import Startup
@@ -142,17 +143,20 @@ def _train_on_ray(
     or if a node that it uses is about to leave.
     """
     prepared, failure = record.prepared, profile.failure
+    give_back_request(lease.left_request)
     control = start_control()
     setup = _worker_setup(recipe, profile, record, control, lease)
     if setup.cache is not None:
         gigabytes = (prepared.train.beton_bytes + prepared.val.beton_bytes) / 1e9
         screen.say(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
 
-    placement_group = ""
+    claim = NO_CLAIM
 
     def show(status: Status) -> None:
-        nonlocal placement_group
-        placement_group = status.placement_group or placement_group
+        nonlocal claim
+        if status.claim not in (claim, NO_CLAIM):
+            claim = status.claim
+            lease.note_request(claim.request)
         screen.show(status)
         record.events.observe(status)
         observe(status)
@@ -169,7 +173,7 @@ def _train_on_ray(
             lost_controllers += 1
             if lost_controllers > failure.max_controller_failures:
                 raise Fault(f"{lost} (for the {lost_controllers}. time: failure.max_controller_failures)") from None
-            free_placement_group(placement_group)
+            give_back(claim)
             event = f"{lost}; another is started, from the last checkpoint"
         else:
             if result.outcome != "stopped" or stop.number is not None:

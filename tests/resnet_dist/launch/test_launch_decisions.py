@@ -11,6 +11,7 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.claim import Claim
 from resnet_dist.launch.cluster import Node, cluster_address, ray_session, require_capacity, workers_that_fit
 from resnet_dist.launch.control import RunControl, Status
 from resnet_dist.launch.fit import worker_environment
@@ -68,14 +69,15 @@ def test_a_local_ray_that_does_not_start_is_a_fault_of_one_line(monkeypatch: pyt
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control = RunControl()
-    control.began(2, "ab")
+    control.began(2, Claim("ab", "train-1"))
     control.progressed(10, {"train/loss": 1.0})
     control.progressed(20, {"val/top1": 90.0})
     control.progressed(21, {"train/loss": 0.9})
-    control.began(1, "cd")
-    assert control.status() == Status(2, 1, "cd", 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    second = Claim("cd", "train-2")
+    control.began(1, second)
+    assert control.status() == Status(2, 1, second, 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
     control.progressed(15, {})
-    assert control.status() == Status(2, 1, "cd", 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    assert control.status() == Status(2, 1, second, 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
     assert not control.asks(0, 1, "10.0.0.1", "node-a")
     control.request_stop()
     assert control.asks(0, 1, "10.0.0.1", "node-a")

@@ -62,6 +62,19 @@ def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path: Path) -> 
     assert time.monotonic() - began_s < 300.0
 
 
+def test_what_a_dead_driver_had_asked_ray_for_is_known_to_the_next(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    driver_file(tmp_path, 1, asdict(replace(ELSEWHERE, request="train-1")))
+    second = take(storage, 0.3)
+    assert second.left_request == "train-1"
+    second.note_request("train-2")
+    second.release()
+    third = take(storage, 60.0)
+    assert third.left_request == ""  # its controller ended in order
+    third.release()
+    assert json.loads((tmp_path / "driver" / "00002.json").read_text())["request"] == "train-2"
+
+
 def test_a_silent_driver_of_another_machine_is_waited_for(tmp_path: Path) -> None:
     driver_file(tmp_path, 1, asdict(ELSEWHERE))
     said: list[str] = []
