@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 
 import ray
@@ -54,9 +53,10 @@ def give_back_request(request: str) -> None:
     """Never raises: at worst the request ends by itself, after 3 minutes."""
     if not request:
         return
-    with suppress(ValueError):  # no elastic training has run on this cluster
+    try:
         coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
-        try:
-            ray.get(coordinator.cancel_request.remote(request), timeout=_ANSWER_LIMIT_S)
-        except RayError:
-            _log.warning("%s was not given back; it ends by itself within 3 minutes", request, exc_info=True)
+        ray.get(coordinator.cancel_request.remote(request), timeout=_ANSWER_LIMIT_S)
+    except RayError:
+        _log.warning("%s was not given back; it ends by itself within 3 minutes", request, exc_info=True)
+    except ValueError:
+        return  # no elastic training has run on this cluster

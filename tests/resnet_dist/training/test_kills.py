@@ -32,7 +32,8 @@ def test_a_run_killed_up_to_eight_times_ends_with_the_same_bits(tmp_path: Path, 
     """Groups of one to three workers; `parts` is a recipe with everything that a recipe may have."""
     undisturbed = played(tmp_path / "undisturbed", name, seed, 0)
     story = played(tmp_path / "killed", name, seed, 8)
-    assert len(story["lives"]) >= 4, story  # fewer than eight if a worker fell when another had written the last step
+    # Fewer only if the last to fall was not the one that writes, which had the last step whole by then.
+    assert len(story["lives"]) == 8 or (len(story["lives"]) >= 4 and story["lives"][-1]["rank"] != 0), story
     assert story["weights"] == undisturbed["weights"], story
     expected: dict[int, dict[str, float]] = {}
     for step, values in points(tmp_path / "undisturbed"):
