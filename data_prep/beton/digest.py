@@ -28,6 +28,34 @@ def chunk_digest(data: bytes | bytearray | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+class RunningDigests:
+    """Of the chunks of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._chunks: list[str] = []
+        self._state = xxhash.xxh3_128()
+        self._room = CHUNK_BYTES
+
+    def update(self, piece: memoryview) -> None:
+        """ValueError for a piece that reaches from one chunk into the next."""
+        if len(piece) > self._room:
+            raise ValueError(f"{len(piece)} bytes, but the chunk ends after {self._room}")
+        self._state.update(piece)
+        self._room -= len(piece)
+        if not self._room:
+            self._next()
+
+    def finish(self) -> tuple[str, ...]:
+        if self._room < CHUNK_BYTES:
+            self._next()
+        return tuple(self._chunks)
+
+    def _next(self) -> None:
+        self._chunks.append(self._state.hexdigest())
+        self._state.reset()
+        self._room = CHUNK_BYTES
+
+
 def sample_digest(data: bytes | bytearray | memoryview) -> int:
     """xxh3_64 of one image's bytes: whether they are the same when they are read a second time."""
     return xxhash.xxh3_64_intdigest(data)

@@ -6,8 +6,9 @@ import importlib.metadata
 import io
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +16,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.beton import layout
+from data_prep.beton.digest import sample_digest
 from data_prep.convert import turbojpeg
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.jpeg_header import is_jpeg, is_read_by_ffcv, read_jpeg_header
+from data_prep.convert.jpeg_header import JpegHeader, is_jpeg, is_read_by_ffcv, read_jpeg_header
 from data_prep.convert.native_check import are_sound
 from data_prep.convert.shrink import shrink
+from data_prep.sources.base import Ends
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,6 +57,34 @@ class Encoded:
     width: int
     untouched: bool
     """`data` is the source's own."""
+
+
+@dataclass(frozen=True)
+class LeftInSource:
+    """An image whose own bytes are stored, and which has not been read for that but for its ends."""
+
+    height: int
+    width: int
+    num_bytes: int
+    check: int
+    """`ends_digest`."""
+
+
+def ends_digest(ends: Ends) -> int:
+    return sample_digest(ends.head + ends.tail)
+
+
+def leave_in_source(ends: Ends, settings: ConvertSettings, index: int) -> LeftInSource | None:
+    """What `encode` would store untouched, where a file's ends tell that; None: the file must be read.
+
+    Of use with `check: headers` only: any other check is of all bytes.
+    """
+    if settings.check != "headers" or settings.exif == "apply" or not _may_stay(settings, index):
+        return None
+    header = read_jpeg_header(ends.head, ends.tail)
+    if header is None or not _stays(header, ends.num_bytes, settings):
+        return None
+    return LeftInSource(header.height, header.width, ends.num_bytes, ends_digest(ends))
 
 
 def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
@@ -107,16 +138,23 @@ def is_raw(index: int, settings: ConvertSettings) -> bool:
 
 def _as_it_is(data: bytes, settings: ConvertSettings, index: int) -> Encoded | None:
     """The source's own bytes, if by its markers ffcv reads the file, and it is small enough; None otherwise."""
-    if settings.encode not in ("original", "mixed") or _is_wanted_raw(index, settings):
+    if not _may_stay(settings, index):
         return None
     header = read_jpeg_header(data)
-    if header is None or not is_read_by_ffcv(header):
+    if header is None or not _stays(header, len(data), settings):
         return None
-    if settings.max_side is not None and max(header.height, header.width) > settings.max_side:
-        return None
-    if len(data) > settings.page_bytes or (settings.exif == "apply" and _is_turned(data)):
+    if settings.exif == "apply" and _is_turned(data):
         return None
     return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True)
+
+
+def _may_stay(settings: ConvertSettings, index: int) -> bool:
+    return settings.encode in ("original", "mixed") and not _is_wanted_raw(index, settings)
+
+
+def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> bool:
+    is_small = settings.max_side is None or max(header.height, header.width) <= settings.max_side
+    return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
 
 
 def _is_read_to_its_end(data: bytes) -> bool:
@@ -247,7 +285,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def encoder_versions() -> dict[str, str]:
+@cache
+def encoder_versions() -> Mapping[str, str]:
     """Of what decides the bytes of images that are encoded anew: all workers of a conversion must have the same."""
     from PIL import features
 

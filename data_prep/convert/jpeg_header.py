@@ -12,6 +12,7 @@ from dataclasses import dataclass
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
+END = bytes([0xFF, EOI])
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
@@ -36,8 +37,12 @@ def is_jpeg(data: bytes) -> bool:
     return data[:3] == b"\xff\xd8\xff"
 
 
-def read_jpeg_header(data: bytes) -> JpegHeader | None:
-    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan."""
+def read_jpeg_header(data: bytes, tail: bytes = b"") -> JpegHeader | None:
+    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan.
+
+    `data` may be a file's first bytes only, and `tail` its last: what is told of the file by them holds for the whole
+    of it, but for a header that is not in `data`, and for an end that is in neither.
+    """
     if not is_jpeg(data):
         return None
     frame: tuple[int, int] | None = None  # the marker, and where its segment begins
@@ -61,7 +66,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
             frame = marker, at + 4
         if marker == SOS:
             # Within a scan 0xFF is always stuffed, so an 0xFFD9 behind it is an end of image.
-            return frame and _read_frame(data, *frame, has_end=data.rfind(b"\xff\xd9", end) >= 0)
+            return frame and _read_frame(data, *frame, has_end=END in tail or data.rfind(END, end) >= 0)
         at = end
     return None
 

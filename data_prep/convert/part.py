@@ -1,8 +1,8 @@
 """What reading one work unit found, on disk: encoded images' bytes | one `PART_ROW` per sample | bad ones | trailer.
 
-Images that are stored as they lie in a source on a file system are not in the part: they are read again when their
-place in the beton is known, and recognised by their digest. A part appears under its final name only when it is whole.
-It is not fsynced: after a power cut its digests tell.
+Images that are stored as they lie in a source on a file system are not in the part: they are read, or read again, when
+their place in the beton is known, and recognised by a digest. A part appears under its final name only when it is
+whole. It is not fsynced: after a power cut its digests tell.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
-from data_prep.convert.encode import Encoded
+from data_prep.convert.encode import Encoded, LeftInSource
 from data_prep.convert.output import Output
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault
@@ -34,11 +35,13 @@ PART_ROW = np.dtype(
         ("spill", "<i8"),
     ]
 )
-"""`beton.pages.STORED_ROW`, the `sample_digest` of the stored bytes, and their offset in the part, or `IN_SOURCE`.
+"""`beton.pages.STORED_ROW`, a digest (`check`), and the offset of the stored bytes in the part, or where else they are.
 
-`size` is 0 for a sample that cannot be stored.
+`size` is 0 for a sample that cannot be stored. `check`: `sample_digest` of the stored bytes, unless:
 """
 IN_SOURCE = -1
+ENDS_IN_SOURCE = -2
+"""In the source too, but only the ends have been read: `check` is their `ends_digest`."""
 
 TRAILER = np.dtype(
     [
@@ -51,7 +54,7 @@ TRAILER = np.dtype(
         ("digest", "S32"),
     ]
 )
-MAGIC = b"dp-part2"
+MAGIC = b"dp-part3"
 PART_PREFIX = "unit-"
 
 
@@ -80,20 +83,20 @@ class PartWriter:
 
     def append(self, encoded: Encoded, label: int, *, spill: bool) -> None:
         """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
-        self._rows[self._count] = (
-            encoded.mode,
-            encoded.untouched,
-            encoded.width,
-            encoded.height,
-            label,
-            len(encoded.data),
-            sample_digest(encoded.data),
-            self._spilled_bytes if spill else IN_SOURCE,
-        )
-        self._count += 1
+        where = self._spilled_bytes if spill else IN_SOURCE
+        size, check = len(encoded.data), sample_digest(encoded.data)
+        self._append(encoded.mode, encoded.untouched, encoded.width, encoded.height, label, size, check, where)
         if spill:
             self._file.write(encoded.data)
             self._spilled_bytes += len(encoded.data)
+
+    def append_left(self, left: LeftInSource, label: int) -> None:
+        size, check = left.num_bytes, left.check
+        self._append(layout.MODE_JPEG, True, left.width, left.height, label, size, check, ENDS_IN_SOURCE)
+
+    def _append(self, *row: int) -> None:
+        self._rows[self._count] = row
+        self._count += 1
 
     def append_bad(self, bad: BadSampleReport) -> None:
         self._bad.append(bad)

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import FileRange
+from data_prep.convert.encode import ends_digest
 from data_prep.convert.output import Output, Reader, Written, read_small
-from data_prep.convert.part import IN_SOURCE, part_name
+from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
-from data_prep.sources.base import Source
+from data_prep.sources.base import Source, read_ends
 
 NOTE_PREFIX = "range-"
 
 PLACED_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
-"""Index in the source, `sample_digest` of the stored bytes, offset in the part or `IN_SOURCE`."""
+"""Index in the source; the others as in `part.PART_ROW`."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,12 @@ class _Images:
         place = sample - self._task.range.first_sample
         row = self._task.samples[place]
         index, size = int(row["index"]), int(self._task.range.sizes[place])
-        if row["spill"] == IN_SOURCE:
+        where = int(row["spill"])
+        if where in (IN_SOURCE, ENDS_IN_SOURCE):
             data = self._from_source(index)
         else:
-            data = self._from_part(index // UNIT_SAMPLES, size, int(row["spill"]))
-        if len(data) != size or sample_digest(data) != int(row["check"]):
+            data = self._from_part(index // UNIT_SAMPLES, size, where)
+        if len(data) != size or _digest(data, where) != int(row["check"]):
             self._forget(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
         return data
 
@@ -129,3 +131,9 @@ class _Images:
         """The unit is read again by the next run."""
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise Fault(f"{message}; no beton was written; run the same command again")
+
+
+def _digest(data: bytes, where: int) -> int:
+    if where != ENDS_IN_SOURCE:
+        return sample_digest(data)
+    return ends_digest(read_ends(lambda start, length: data[start : start + length], len(data)))

@@ -6,6 +6,7 @@ Units are cut by sample index, never by the number of workers, so a unit finishe
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from data_prep.convert.config import ConvertSettings
@@ -37,7 +38,7 @@ class Plan:
     units: tuple[WorkUnit, ...]
     settings: ConvertSettings
     source: SourceDescription
-    versions: dict[str, str]
+    versions: Mapping[str, str]
     """Of the libraries that decide re-encoded bytes: parts of two versions must not be mixed."""
 
     @property
@@ -45,7 +46,9 @@ class Plan:
         return self.units[-1].stop
 
 
-def make_plan(num_samples: int, source: SourceDescription, settings: ConvertSettings, versions: dict[str, str]) -> Plan:
+def make_plan(
+    num_samples: int, source: SourceDescription, settings: ConvertSettings, versions: Mapping[str, str]
+) -> Plan:
     """`num_samples` must be at least 1."""
     units = tuple(
         WorkUnit(number, start, min(start + UNIT_SAMPLES, num_samples))
@@ -54,7 +57,7 @@ def make_plan(num_samples: int, source: SourceDescription, settings: ConvertSett
     what = {
         "source": asdict(source),
         "settings": settings.as_dict(),
-        "versions": versions,
+        "versions": dict(versions),
         "num_samples": num_samples,
         "unit_samples": UNIT_SAMPLES,
     }

@@ -5,14 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, encode_all, encoder_versions
+from data_prep.convert.encode import BadSample, LeftInSource, encode_all, encoder_versions, leave_in_source
 from data_prep.convert.output import Output
 from data_prep.convert.part import BadSampleReport, PartWriter, part_name
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
-from data_prep.sources.base import Sample, Source
+from data_prep.sources.base import Source, SourceWithEnds
 
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.
@@ -63,47 +64,65 @@ def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
         ) from None
 
 
+class _Seen(NamedTuple):
+    number: int
+    label: int
+    found: bytes | LeftInSource | BadSample
+
+
 def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
     source_bytes = num_bad = 0
     with job.output.writing(part_name(unit.number)) as file:
         part = PartWriter(file, job.plan_digest, unit)
-        for batch in _batches(job.source, unit):
-            read = {index: sample for index, sample in batch if isinstance(sample, Sample)}
-            stored = dict(zip(read, encode_all([s.data for s in read.values()], list(read), job.settings), strict=True))
-            source_bytes += sum(len(sample.data) for sample in read.values())
-            for index, sample in batch:
-                result = sample if isinstance(sample, BadSample) else stored[index]
-                if isinstance(result, BadSample):
+        for batch in _batches(job, unit):
+            read = {seen.number: seen.found for seen in batch if isinstance(seen.found, bytes)}
+            stored = dict(zip(read, encode_all(list(read.values()), list(read), job.settings), strict=True))
+            source_bytes += sum(map(len, read.values()))
+            for index, label, found in batch:
+                result = stored[index] if isinstance(found, bytes) else found
+                if isinstance(result, LeftInSource):
+                    part.append_left(result, label)
+                    source_bytes += result.num_bytes
+                elif isinstance(result, BadSample):
                     part.append_bad(BadSampleReport(index, job.source.key(index), str(result)))
                     num_bad += 1
                 else:
-                    part.append(result, read[index].label, spill=not (result.untouched and job.reads_again))
+                    part.append(result, label, spill=not (result.untouched and job.reads_again))
         part.finish()
     return UnitReport(unit, source_bytes, num_bad, socket.gethostname())
 
 
-def _batches(source: Source, unit: WorkUnit) -> Iterator[list[tuple[int, Sample | BadSample]]]:
-    """The unit's samples with their indices, in order; together up to `BATCH_BYTES`, but at least one."""
-    batch: list[tuple[int, Sample | BadSample]] = []
+def _batches(job: EncodeJob, unit: WorkUnit) -> Iterator[list[_Seen]]:
+    """The unit's samples in order; what was read of them is together up to `BATCH_BYTES`, but at least one sample."""
+    reads_ends = job.reads_again and job.settings.check == "headers" and isinstance(job.source, SourceWithEnds)
+    batch: list[_Seen] = []
     num_bytes = 0
     for index in range(unit.start, unit.stop):
-        try:
-            sample = _read(source, index)
-            num_bytes += len(sample.data)
-            batch.append((index, sample))
-        except BadSample as error:
-            batch.append((index, error))
+        seen = (_see_by_ends(job, index) if reads_ends else None) or _read(job.source, index)
+        batch.append(seen)
+        num_bytes += len(seen.found) if isinstance(seen.found, bytes) else 0
         if num_bytes >= BATCH_BYTES or index + 1 == unit.stop:
             yield batch
             batch, num_bytes = [], 0
 
 
-def _read(source: Source, index: int) -> Sample:
+def _see_by_ends(job: EncodeJob, index: int) -> _Seen | None:
+    """None: it must be read."""
+    source = cast(SourceWithEnds, job.source)
+    label = int(source.labels[index])
+    try:
+        left = leave_in_source(source.ends(index), job.settings, index)
+    except (OSError, ValueError):
+        return None  # and what is wrong will be seen again
+    return _Seen(index, label, left) if left is not None and 0 <= label < len(source.class_names) else None
+
+
+def _read(source: Source, index: int) -> _Seen:
     try:
         sample = source[index]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadSample(f"cannot be read: {reason}") from None
+        return _Seen(index, -1, BadSample(f"cannot be read: {reason}"))
     if not 0 <= sample.label < len(source.class_names):
-        raise BadSample(f"has label {sample.label}, expected 0..{len(source.class_names) - 1}")
-    return sample
+        return _Seen(index, -1, BadSample(f"has label {sample.label}, expected 0..{len(source.class_names) - 1}"))
+    return _Seen(index, sample.label, sample.data)

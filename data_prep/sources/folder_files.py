@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sources.ahead import FetchAhead
-from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.base import Ends, Sample, SourceDescription, digest_of, read_ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.local_place import LocalPlace
@@ -54,6 +55,11 @@ class FolderFiles:
         data = self._read(index, name) if isinstance(self.root, LocalPlace) else self._ahead[index]
         return Sample(data, int(self.labels[index]), name)
 
+    def ends(self, index: int) -> Ends:
+        recorded = self._recorded(index)
+        with closing(self.root.child(self.names[index]).reader(recorded)) as file:
+            return read_ends(file.read_at, recorded.num_bytes)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_ahead"}
 
@@ -62,8 +68,10 @@ class FolderFiles:
         return FetchAhead(lambda index: self._read(index, self.names[index]), len(self))
 
     def _read(self, index: int, name: str) -> bytes:
-        recorded = FileStatus(int(self.sizes[index]), int(self.stamps[index]))
-        return self.root.child(name).read(recorded)
+        return self.root.child(name).read(self._recorded(index))
+
+    def _recorded(self, index: int) -> FileStatus:
+        return FileStatus(int(self.sizes[index]), int(self.stamps[index]))
 
 
 def describe_files(

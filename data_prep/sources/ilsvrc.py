@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.base import Ends, Sample, SourceDescription, digest_of
 from data_prep.sources.devkit import Devkit, read_devkit
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import is_image_name
@@ -160,6 +160,9 @@ class Ilsvrc:
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(self._ranges.read(index), int(self.labels[index]), self.key(index))
+
+    def ends(self, index: int) -> Ends:
+        return self._ranges.ends(index)
 
 
 def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.sources.base import Ends, read_ends
 from data_prep.sources.places import FileStatus, Place, Reader, check_sample_size
 
 MAX_OPEN = 4
@@ -49,6 +50,10 @@ class FileRanges:
         size = int(self.sizes[index])
         check_sample_size(size)
         return self._reader(int(self.file_numbers[index])).read_at(int(self.offsets[index]), size)
+
+    def ends(self, index: int) -> Ends:
+        reader, offset = self._reader(int(self.file_numbers[index])), int(self.offsets[index])
+        return read_ends(lambda start, length: reader.read_at(offset + start, length), int(self.sizes[index]))
 
     def _reader(self, number: int) -> Reader:
         reader = self._readers.get(number)

@@ -537,6 +537,44 @@ def test_a_jpeg_of_a_file_system_is_not_copied_into_the_parts(image_tree: Path, 
     assert part_bytes[0] < 1000
 
 
+HEADERS = ConvertSettings(check="headers")
+
+
+def convert_by_headers(source, output: Path, tamper=lambda _: None):
+    return convert(source, HEADERS, output, pool=Tampering(tamper), progress=NoProgress(), stop=StopFlag())
+
+
+def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same(
+    image_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_tree(image_tree)
+    read: list[int] = []
+    whole = ImageFolder.__getitem__
+    monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: read.append(index) or whole(self, index))
+    by_headers = convert_by_headers(source, tmp_path / "a.beton").manifest
+    assert sorted(read) == list(range(6))
+    checked = convert_here("image-folder", str(image_tree), tmp_path / "b.beton").manifest
+    assert by_headers.digest == checked.digest
+    assert by_headers.num_untouched == checked.num_untouched
+
+
+@pytest.mark.parametrize("at", [30, -20])
+def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
+    at: int, image_tree: Path, tmp_path: Path, convert_here
+) -> None:
+    file = image_tree / "dog" / "1.JPEG"
+    good = bytearray(file.read_bytes())
+
+    def tamper(_: object) -> None:
+        status = file.stat()
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    with pytest.raises(Fault, match=r"dog/1\.JPEG: changed while .*; run the same command again"):
+        convert_by_headers(open_tree(image_tree), tmp_path / "a.beton", tamper)
+    assert names_in(tmp_path) == ["a.beton.work", "tree"]
+
+
 def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
     from data_prep.convert.stop import stop_on_signals
 

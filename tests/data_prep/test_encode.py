@@ -10,9 +10,10 @@ from PIL import Image, ImageOps
 
 from data_prep.beton import layout
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, decode_rgb, encode
+from data_prep.convert.encode import BadSample, decode_rgb, encode, leave_in_source
 from data_prep.convert.turbojpeg import Damaged, Unreadable, check
 from data_prep.errors import UserError
+from data_prep.sources.base import HEAD_BYTES, TAIL_BYTES, Ends, read_ends
 
 
 def reads_cleanly(data: bytes) -> bool:
@@ -115,6 +116,44 @@ def turned(image_file, picture, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return image_file(picture(30, 40), quality=95, exif=exif)
+
+
+@pytest.mark.parametrize("max_side", [None, 256, 255])
+def test_a_file_is_left_in_its_source_by_its_ends_only_where_its_bytes_would_be_stored(
+    max_side: int | None, picture, image_file, turbo_file
+) -> None:
+    def ends_of(data: bytes) -> Ends:
+        return read_ends(lambda start, length: data[start : start + length], len(data))
+
+    big = picture(192, 256)
+    plain = image_file(big, quality=100)
+    assert len(plain) > HEAD_BYTES
+    told = {
+        "plain": plain,
+        "progressive": image_file(big, quality=100, progressive=True),
+        "small": image_file(big, quality=20),
+        "gray": image_file(big.convert("L")),
+        "junk behind": plain + b"j" * (TAIL_BYTES - 2),
+    }
+    read_whole = {
+        "headers beyond the head": image_file(picture(), comment=b"c" * HEAD_BYTES),
+        "much junk behind": plain + b"j" * TAIL_BYTES,
+        "cut short": plain[:-2],
+        "CMYK": image_file(picture().convert("CMYK")),
+        "arithmetic": turbo_file(np.asarray(picture()), "arithmetic"),
+        "PNG": image_file(picture(), "PNG"),
+        "empty": b"",
+    }
+    settings = ConvertSettings(check="headers", max_side=max_side)
+    for name, data in told.items():
+        left, stored = leave_in_source(ends_of(data), settings, 0), encode(data, settings)
+        assert (left is not None) == stored.untouched == (max_side != 255), name
+        if left is not None:
+            assert (left.height, left.width, left.num_bytes) == (stored.height, stored.width, len(stored.data))
+    for name, data in read_whole.items():
+        assert leave_in_source(ends_of(data), settings, 0) is None, name
+    for other in ({"check": "decode"}, {"exif": "apply"}, {"encode": "jpeg"}, {"encode": "mixed", "raw_share": 1.0}):
+        assert leave_in_source(ends_of(plain), ConvertSettings(**{"check": "headers", **other}), 0) is None
 
 
 def test_an_exif_orientation_is_ignored(picture, image_file) -> None:

@@ -49,6 +49,28 @@ def test_an_end_in_a_thumbnail_is_not_the_end(picture, image_file) -> None:
     assert not is_read_by_ffcv(read_jpeg_header(whole[:-2]))
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"comment": b"c" * 900}])
+@pytest.mark.parametrize("behind", [b"", b"junk behind the end"])
+def test_what_the_ends_tell_holds_for_the_whole(behind: bytes, options, picture, image_file) -> None:
+    whole = image_file(picture(40, 40), **options) + behind
+    expected = read_jpeg_header(whole)
+    told = 0
+    for head in range(len(whole) + 1):
+        for tail in (0, 2, 24):
+            header = read_jpeg_header(whole[:head], whole[max(head, len(whole) - tail) :])
+            assert header is None or header == expected or not header.has_end
+            told += header is not None and header.has_end
+    assert told > len(whole) // 4
+    cut = whole[: -3 - len(behind)]
+    assert not any(read_jpeg_header(cut[:head], cut[max(head, len(cut) - 9) :]) == expected for head in range(len(cut)))
+
+
+def test_an_end_is_not_made_up_where_head_and_tail_meet() -> None:
+    header = read_jpeg_header(MINIMAL[:-2] + b"\xff", b"\xd9" * 9)
+    assert header is not None
+    assert not header.has_end
+
+
 @pytest.mark.parametrize(
     ("data", "readable"),
     [
