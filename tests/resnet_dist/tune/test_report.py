@@ -8,7 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import ttest_ind
 
 from resnet_dist.config.loading import load_recipe, load_space, read_tree
 from resnet_dist.config.space import Space
@@ -17,7 +21,7 @@ from resnet_dist.tune.events import Began, DriverStarted, TrialAdded, TrialEnded
 from resnet_dist.tune.ledger import open_ledger, read_ledger
 from resnet_dist.tune.next_space import next_space_text
 from resnet_dist.tune.points import planned_points
-from resnet_dist.tune.ranking import rank
+from resnet_dist.tune.ranking import may_be_level, rank
 from resnet_dist.tune.report import write_report
 from resnet_dist.tune.state import replay
 from resnet_dist.tune.warm_start import warm_start
@@ -161,3 +165,22 @@ def test_too_few_points_to_narrow(tmp_path: Path) -> None:
     play(tmp_path, a_space(RANGES, trials=2))
     with pytest.raises(UserError, match="points have reached their end, 4 are needed; run more trials first"):
         next_space_text(tmp_path, 0.25, tmp_path / "next.yaml")
+
+
+runs_of_a_point = st.lists(st.floats(-10, 10), min_size=2, max_size=4)
+
+
+@given(runs_of_a_point, runs_of_a_point)
+def test_whether_two_points_are_level_is_students_test(scores: list[float], best: list[float]) -> None:
+    assume(np.var(scores) + np.var(best) > 1e-6)
+    p_value = ttest_ind(scores, best).pvalue
+    assume(abs(p_value - 0.05) > 1e-6)
+    assert may_be_level(scores, best, [[0.0, 1e9]]) == (p_value > 0.05)
+
+
+def test_points_that_vary_much_far_from_the_best_do_not_make_its_rivals_level() -> None:
+    best, rival, wild = [0.326, 0.201, 0.451], [0.817, 0.736, 0.898], [1.0, 3.9, 7.0]
+    assert not may_be_level(rival, best, [best, rival, wild])
+    assert may_be_level([0.817], best, [best, rival, wild])  # of one run nobody knows
+    assert may_be_level([0.397, 0.380, 0.415], best, [best, rival, wild])
+    assert not may_be_level([0.817], [0.326], [[0.817], [0.326]])
