@@ -35,7 +35,7 @@ FENCES = {
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("resnet_dist.storage.objects",),
     "sklearn": ("data_prep.sources",),
-    "scipy": ("data_prep.sources", "resnet_dist.tune.points"),
+    "scipy": ("data_prep.sources", "resnet_dist.tune.points", "resnet_dist.tune.ranking"),
     "optuna": ("resnet_dist.tune.importance", "resnet_dist.launch.sweep"),
     "typer": ("data_prep.cli", "data_prep.exit_codes", "resnet_dist.cli"),
     "torchvision": ("resnet_dist.bench", "resnet_dist.models.baselines"),  # in benches: a peer too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from resnet_dist.config.space import Space
@@ -13,7 +14,7 @@ from resnet_dist.tune.events import Began
 from resnet_dist.tune.ledger import read_ledger
 from resnet_dist.tune.points import Point, lies_in
 from resnet_dist.tune.score import score_of, worst_score
-from resnet_dist.tune.state import SweepState, replay
+from resnet_dist.tune.state import SweepState, TrialState, replay
 
 _BEST = 3
 
@@ -42,11 +43,19 @@ def warm_start(
 
 
 def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
-    found: list[tuple[Point, float]] = []
+    """Points that reached their end, with the mean of their runs; those whose first run diverged, with the worst."""
+    runs: dict[int, list[TrialState]] = {}
     for trial in state.trials.values():
-        if trial.seed_number == 0 and trial.status in ("finished", "diverged") and lies_in(space, trial.point):
-            score = score_of(space, trial.metrics) if trial.status == "finished" else worst_score(space)
-            found.append((trial.point, score))
+        runs.setdefault(trial.number, []).append(trial)
+    found: list[tuple[Point, float]] = []
+    for first, *others in runs.values():
+        if not lies_in(space, first.point):
+            continue
+        if first.status == "diverged":
+            found.append((first.point, worst_score(space)))
+        elif first.status == "finished":
+            finished = [first, *(trial for trial in others if trial.status == "finished")]
+            found.append((first.point, fmean(score_of(space, trial.metrics) for trial in finished)))
     return found
 
 

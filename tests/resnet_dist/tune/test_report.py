@@ -152,6 +152,16 @@ def test_the_next_space_is_finer_and_begins_with_what_is_known(tmp_path: Path) -
     assert not known
 
 
+def test_a_model_is_taught_the_mean_over_seeds(tmp_path: Path) -> None:
+    space = a_space(RANGES, search={"kind": "tpe"}, seeds=2)
+    play(tmp_path, a_space(RANGES, seeds=2), seeds=2, noise=8.0)
+    best = rank(space, replay(read_ledger(tmp_path))).best
+    _, known = warm_start(space, read_tree(BASE), "data", [tmp_path])
+    assert best is not None
+    assert best.num_runs == 2
+    assert (best.point, pytest.approx(best.score)) in known
+
+
 def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
     play(tmp_path / "sweep", a_space(GRID))
     text, _ = next_space_text(tmp_path / "sweep", 0.25, tmp_path / "next.yaml")
