@@ -11,6 +11,7 @@ import pytest
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.find_places import expand_braces
+from data_prep.sources.base import HEAD_BYTES, TAIL_BYTES, SourceWithEnds
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.webdataset import split_of_shard
 
@@ -46,6 +47,17 @@ def test_webdataset_reads_shards_in_order(shards: Path) -> None:
     assert (val.describe().split, len(val), val[0].data, val[0].label) == ("validation", 1, b"jpg 77", 2)
     with pytest.raises(UserError, match="holds the splits train, validation; say which"):
         open_source("webdataset", str(shards), ANY)
+
+
+def test_the_ends_of_an_image_are_read_from_the_shard(tmp_path: Path, tar_of: TarOf) -> None:
+    images = [bytes(size) + b"end" for size in (0, HEAD_BYTES - 3, HEAD_BYTES, HEAD_BYTES + TAIL_BYTES)]
+    members = {f"{n}.{end}": data for n, image in enumerate(images) for end, data in (("jpg", image), ("cls", b"0"))}
+    (tmp_path / "train-0.tar").write_bytes(tar_of(members))
+    source = open_source("webdataset", str(tmp_path), ANY)
+    assert isinstance(source, SourceWithEnds)
+    for index, image in enumerate(images):
+        tail = image[max(HEAD_BYTES, len(image) - TAIL_BYTES) :]
+        assert source.ends(index) == (image[:HEAD_BYTES], tail, len(image))
 
 
 @pytest.mark.parametrize(
