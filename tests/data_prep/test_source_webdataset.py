@@ -10,8 +10,8 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.find_places import expand_braces
 from data_prep.sources.base import HEAD_BYTES, TAIL_BYTES, SourceWithEnds
+from data_prep.sources.find_places import expand_braces
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.webdataset import split_of_shard
 
