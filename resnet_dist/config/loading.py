@@ -232,6 +232,11 @@ def _describe(schema: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{where}: unknown key; {hint}valid keys here: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{where}: is missing"
+    if detail["type"] == "union_tag_not_found":
+        given = detail["input"] if isinstance(detail["input"], dict) else {}
+        nested = next((key for key, value in given.items() if isinstance(value, dict)), None)
+        hint = f"; keys of keys are written with a dot: {path[-1]}.{nested}" if nested else ""
+        return f"{where}: kind is missing{hint}"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     if detail["type"] == "value_error":
         return f"{where}: {message}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
-from resnet_dist.config.space_parameters import Choice, Derived, Grid, Parameter, Value
+from resnet_dist.config.space_parameters import Choice, Derived, Grid, Parameter, Value, listed_values
 from resnet_dist.config.space_search import (
     Budget,
     CmaSearch,
@@ -75,11 +76,10 @@ class Space(Section):
                 found.append(f"space.{key}: kind grid needs search: {{kind: grid}}; or make it a choice")
             if isinstance(self.search, CmaSearch) and (isinstance(parameter, Choice) or parameter.when):
                 found.append(f"space.{key}: cma searches numbers without conditions; take tpe")
-            found += [
-                f"space.{key}.when: {other} is not a parameter that stands before it in space"
-                for other in parameter.when
-                if other not in list(self.space)[: list(self.space).index(key)]
-            ]
+            before = dict(list(self.space.items())[: list(self.space).index(key)])
+            found += _mistakes_of_when(key, parameter, before)
+            if isinstance(parameter, Derived):
+                found += self._mistakes_of_derived(key, parameter, before)
         for coordinate, decided in COORDINATES.items():
             if coordinate in self.space and decided in self.space:
                 found.append(f"space: {coordinate} decides {decided}; leave one of them out")
@@ -94,10 +94,22 @@ class Space(Section):
         if self.resources.gpus > 1:
             found.append(f"resources.gpus: a light trial uses at most 1, got {self.resources.gpus:g}")
         for point in self.first_points:
-            unknown = sorted(set(point) - set(self.space))
+            unknown = sorted(set(point) - set(self.free))
             if unknown:
-                found.append(f"first_points: {', '.join(unknown)} not in space")
+                found.append(f"first_points: {', '.join(unknown)} not among the free parameters of space")
+            found += [
+                f"first_points: {key} {point[key]!r}, expected {expected}"
+                for key, parameter in self.free.items()
+                if key in point and (expected := _expected(parameter, point[key]))
+            ]
         return found
+
+    def _mistakes_of_derived(self, key: str, parameter: Derived, before: Mapping[str, Parameter]) -> list[str]:
+        by = next((c for c, decided in COORDINATES.items() if decided == parameter.of and c in self.space), None)
+        if by is not None:
+            return [f"space.{key}.of: {parameter.of} is decided by {by}; derive from {by}"]
+        later = isinstance(self.space.get(parameter.of), Derived) and parameter.of not in before
+        return [f"space.{key}.of: {parameter.of} is derived too and must stand before it"] if later else []
 
     @property
     def higher_is_better(self) -> bool:
@@ -107,6 +119,30 @@ class Space(Section):
     def free(self) -> dict[str, Parameter]:
         """The parameters that somebody has to choose."""
         return {key: parameter for key, parameter in self.space.items() if not isinstance(parameter, Derived)}
+
+
+def _mistakes_of_when(key: str, parameter: Parameter, before: Mapping[str, Parameter]) -> list[str]:
+    found: list[str] = []
+    for other, wanted in parameter.when.items():
+        if other not in before:
+            found.append(f"space.{key}.when: {other} is not a parameter that stands before it in space")
+        elif isinstance(before[other], Derived) and not isinstance(parameter, Derived):
+            found.append(f"space.{key}.when: {other} is derived, which is known only after all free ones")
+        else:
+            found += [
+                f"space.{key}.when: {other} is never {value!r}, expected {expected}"
+                for value in (wanted if isinstance(wanted, list) else [wanted])
+                if not isinstance(before[other], Derived) and (expected := _expected(before[other], value))
+            ]
+    return found
+
+
+def _expected(parameter: Parameter, value: Any) -> str | None:
+    """What the parameter could be instead of `value`; None: it could be that, or a number out of its range."""
+    listed = listed_values(parameter)
+    if listed is not None:
+        return None if value in listed else f"one of {', '.join(map(str, listed))}"
+    return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
 
 
 def sweep_hash(space: Space, base: dict[str, Any]) -> str:

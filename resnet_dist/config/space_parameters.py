@@ -19,11 +19,17 @@ def as_number(value: Any) -> Any:
     return value
 
 
+def as_numbers(value: Any) -> Any:
+    return [as_number(item) for item in value] if isinstance(value, list) else as_number(value)
+
+
 Value = Annotated[Any, BeforeValidator(as_number)]
+Wanted = Annotated[Any, BeforeValidator(as_numbers)]
+"""A value, or a list of values of which one is wanted."""
 
 
 class _Parameter(Section):
-    when: dict[str, Any] = Field(default_factory=dict)
+    when: dict[str, Wanted] = Field(default_factory=dict)
     """Only where other parameters have these values: `{schedule.kind: step}`, or a list of values. Otherwise the key
     keeps what the recipe says."""
 
@@ -118,3 +124,10 @@ class Derived(_Parameter):
 
 
 Parameter = Annotated[LogUniform | Uniform | QUniform | Choice | Grid | Derived, Field(discriminator="kind")]
+
+
+def listed_values(parameter: Parameter) -> list[Any] | None:
+    """All values of a choice or a grid; None: it is another kind."""
+    if isinstance(parameter, Choice):
+        return list(parameter.values)
+    return parameter.all_values() if isinstance(parameter, Grid) else None

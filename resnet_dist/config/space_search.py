@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
 
@@ -65,6 +65,15 @@ class Asha(Section):
     as far. Later than Ray's default of one epoch: see tune_spaces/README.md."""
     rungs: PositiveInt = 2
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+
+    @model_validator(mode="after")
+    def _before_the_end(self) -> Asha:
+        last = self.first_rung * self.reduction_factor ** (self.rungs - 1)
+        if last >= 1:
+            raise ValueError(
+                f"the last of {self.rungs} rungs would lie at {last:g} of the schedule; lower rungs or first_rung"
+            )
+        return self
 
 
 class Median(Section):

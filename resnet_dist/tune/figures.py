@@ -39,10 +39,12 @@ class Curve:
 
 
 def heat_map(dots: Sequence[Dot], metric: str, *, momentum: float, steps_per_epoch: int, path: Path) -> Path | None:
-    """Learning rate x weight decay, both logarithmic, with lines of equal tau; None unless both vary.
+    """Learning rate x weight decay, both logarithmic, with lines of equal tau; None unless both vary. Where points
+    differ in other keys only, the best of them.
 
     Squares where the points form a grid, else dots. Only points that reached their end have a colour of the scale.
     """
+    dots = _best_of_each_place(dots, metric)
     rates, decays = sorted({dot.lr for dot in dots}), sorted({dot.weight_decay for dot in dots})
     if len(rates) < 2 or len(decays) < 2 or min(rates[0], decays[0]) <= 0:
         return None
@@ -142,10 +144,18 @@ def best_so_far(spent: Sequence[float], best: Sequence[float], metric: str, path
     """`spent`: epochs of all trials together when each ended."""
     if not spent:
         return None
-    axes = _axes((6.4, 3.6), "epochs trained, all trials", f"best {metric}")
+    axes = _axes((6.4, 3.6), "epochs trained, all trials", f"best {metric} of a single run")
     axes.step(spent, best, where="post", color="tab:blue")
     axes.plot(spent, best, ".", color="tab:blue")
     return _saved(axes, path)
+
+
+def _best_of_each_place(dots: Sequence[Dot], metric: str) -> list[Dot]:
+    sign = 1 if _higher_is_better(metric) else -1
+    best: dict[tuple[float, float], Dot] = {}
+    for dot in sorted(dots, key=lambda dot: (dot.status == "finished", sign * dot.score)):
+        best[dot.lr, dot.weight_decay] = dot
+    return list(best.values())
 
 
 def _squares(axes: Axes, done: Sequence[Dot], rates: list[float], decays: list[float], scale: dict[str, Any]) -> Any:

@@ -11,7 +11,16 @@ import numpy as np
 from scipy.stats import qmc
 
 from resnet_dist.config.space import Space
-from resnet_dist.config.space_parameters import Choice, Derived, Grid, LogUniform, Parameter, QUniform, Uniform
+from resnet_dist.config.space_parameters import (
+    Choice,
+    Derived,
+    Grid,
+    LogUniform,
+    Parameter,
+    QUniform,
+    Uniform,
+    listed_values,
+)
 
 Point = dict[str, Any]
 """The values of the free parameters that are active there, by key, in the order of the space."""
@@ -45,7 +54,7 @@ def sobol_points(space: Space, seed: int, num: int) -> list[Point]:
 
 def grid_points(space: Space) -> list[Point]:
     """Every combination, the last parameter changing fastest; combinations that differ in nothing active once."""
-    values = [_listed(parameter) for parameter in space.free.values()]
+    values = [listed_values(parameter) or () for parameter in space.free.values()]
     points: list[Point] = []
     for combination in itertools.product(*values):
         point = _active(space, dict(zip(space.free, combination, strict=True)))
@@ -76,14 +85,9 @@ def _holds(parameter: Parameter, value: Any) -> bool:
         case LogUniform() | Uniform() | QUniform():
             return isinstance(value, int | float) and parameter.low <= value <= parameter.high
         case Choice() | Grid():
-            return value in _listed(parameter)
+            return value in (listed_values(parameter) or ())
         case Derived():
             return False
-
-
-def _listed(parameter: Parameter) -> list[Any]:
-    assert isinstance(parameter, Choice | Grid)
-    return parameter.values if isinstance(parameter, Choice) else parameter.all_values()
 
 
 def _point(space: Space, shares: Sequence[float]) -> Point:

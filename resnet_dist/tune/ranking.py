@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +30,15 @@ class Ranked:
     epoch: float
     """How far its first run came."""
     score: float
-    """Mean over the runs that reached their end, or the newest score of one that did not; NaN if there is none."""
+    """Mean over the runs that reached their end, or the newest score of one that did not; NaN if there is none. A run
+    with a further seed that diverged counts with the worst score."""
     num_runs: int
-    """Runs that reached their end."""
+    """Runs that reached their end, or diverged with a further seed."""
+    num_diverged: int
     spread: float | None
     """Standard deviation over those runs, if there are two or more."""
     in_noise: bool = False
-    """Whether its distance from the best may be chance."""
+    """Whether its distance from the best, and that of all between them, may be chance."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ class Ranking:
     def verdict(self) -> str:
         """One sentence: how sure the first place is."""
         if self.best is None:
-            return "no trial has reached its end yet"
-        if self.noise is None:
+            is_over = all(row.status in ("diverged", "failed", "stopped") for row in self.rows)
+            return "no trial reached its end" if is_over and self.rows else "no trial has reached its end yet"
+        if sum(row.num_runs > 0 for row in self.rows) == 1:
+            return "no other point reached its end, so nothing is known of how the first place compares"
+        if not self.noise:
             return "how much of the differences is chance is not known: no point was run with more than one seed"
         level = [row for row in self.rows[1:] if row.in_noise]
         spread = self.best.spread
@@ -87,10 +93,10 @@ def rank(space: Space, state: SweepState) -> Ranking:
     if rows and rows[0].num_runs:
         best = scores[rows[0].number]
         everything = list(scores.values())
-        rows = [
-            replace(row, in_noise=place > 0 and may_be_level(scores[row.number], best, everything))
-            for place, row in enumerate(rows)
-        ]
+        # Up to the first that is told from the best: a worse one that varies more is no rival.
+        level = itertools.takewhile(lambda row: may_be_level(scores[row.number], best, everything), rows[1:])
+        rivals = {row.number for row in level}
+        rows = [replace(row, in_noise=row.number in rivals) for row in rows]
     return Ranking(space.metric, tuple(rows), _pooled(list(scores.values()))[0])
 
 
@@ -108,12 +114,17 @@ def _ranked(space: Space, trials: list[TrialState]) -> Ranked:
         epoch=first.epoch,
         score=fmean(scores) if scores else newest,
         num_runs=len(scores),
+        num_diverged=sum(trial.status == "diverged" for trial in trials),
         spread=_pooled([scores])[0],
     )
 
 
 def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
-    return [score_of(space, trial.metrics) for trial in trials if trial.status == "finished"]
+    """Of runs that reached their end, and of those that diverged where the first seed did not."""
+    if trials[0].status in ("diverged", "failed"):
+        return []
+    over = [trial for trial in trials if trial.status in ("finished", "diverged")]
+    return [score_of(space, trial.metrics if trial.status == "finished" else {}) for trial in over]
 
 
 def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Sequence[Sequence[float]]) -> bool:
@@ -124,7 +135,7 @@ def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Seq
     run, it is that of `everything` repeated. False where nothing is known.
     """
     deviation, freedom = _pooled([scores, best] if min(len(scores), len(best)) > 1 else everything)
-    if deviation is None or not scores or not best:
+    if not deviation or not scores or not best:
         return False
     standard_error = deviation * math.sqrt(1 / len(scores) + 1 / len(best))
     return abs(fmean(scores) - fmean(best)) <= float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * standard_error

@@ -148,6 +148,8 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
         spread = "" if row.spread is None else f"{row.spread:.3g}"
         score = "" if row.score != row.score else f"{row.score:.4f}" + (" (inside the noise)" if row.in_noise else "")
         ended = row.status if row.num_runs else f"{row.status} at epoch {row.epoch:g}"
+        if row.num_runs and row.num_diverged:
+            ended = f"{row.num_diverged} of {row.num_runs} diverged"
         lines.append(
             f"| {place} | {score} | {row.num_runs} | {spread} | {ended} | {describe(row.point)} "
             f"| {' '.join(row.trials)} |"

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from resnet_dist.config.space import Space
+from resnet_dist.config.space_parameters import Derived
 from resnet_dist.errors import UserError
 from resnet_dist.tune.events import Began
 from resnet_dist.tune.ledger import read_ledger
@@ -54,8 +55,9 @@ def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
         if first.status == "diverged":
             found.append((first.point, worst_score(space)))
         elif first.status == "finished":
-            finished = [first, *(trial for trial in others if trial.status == "finished")]
-            found.append((first.point, fmean(score_of(space, trial.metrics) for trial in finished)))
+            over = [first, *(trial for trial in others if trial.status in ("finished", "diverged"))]
+            metrics = [trial.metrics if trial.status == "finished" else {} for trial in over]
+            found.append((first.point, fmean(score_of(space, values) for values in metrics)))
     return found
 
 
@@ -63,10 +65,21 @@ def _is_same_proxy(space: Space, base: Mapping[str, Any], data_digest: str, bega
     """Searched keys may stand otherwise in the base: the points replace them."""
     earlier = began.space
     sides = [
-        (_without(base, space.space), dict(space.proxy), space.metric, data_digest),
-        (_without(began.base, space.space), earlier["proxy"], earlier["metric"], began.data_digest),
+        (_without(base, space.space), dict(space.proxy), space.metric, data_digest, _derived(space)),
+        (
+            _without(began.base, space.space),
+            earlier["proxy"],
+            earlier["metric"],
+            began.data_digest,
+            _derived(Space.model_validate(earlier)),
+        ),
     ]
     return json.dumps(sides[0], sort_keys=True) == json.dumps(sides[1], sort_keys=True)
+
+
+def _derived(space: Space) -> dict[str, Any]:
+    derived = {key: parameter for key, parameter in space.space.items() if isinstance(parameter, Derived)}
+    return {key: parameter.model_dump(mode="json") for key, parameter in derived.items()}
 
 
 def _without(tree: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,8 +83,8 @@ class _Recorded:
     def __init__(self, state: SweepState) -> None:
         if state.began is None:
             raise UserError("compare: no sweep was begun here")
-        # Without a budget: the replay's clock counts calls.
-        self.tree = {**state.began.space, "budget": {}}
+        # Without a budget: the replay's clock counts calls. Without a search: the points are known.
+        self.tree = {**state.began.space, "budget": {}, "search": {"kind": "random"}}
         self.space = Space.model_validate(self.tree)
         self.points: dict[int, list[TrialState]] = {}
         for trial in state.trials.values():

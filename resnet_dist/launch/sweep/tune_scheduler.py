@@ -7,6 +7,7 @@ unless the dashboard runs (ray 2.60), and its MLflow run has no end. Here a tria
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -114,8 +115,14 @@ def _scheduler(config: SchedulerConfig, mode: str) -> TrialScheduler:
                 stop_last_trials=False,
             )
         case Median():
+            # Without an infinite slice it pauses trials while there is too little to compare them with: one after the
+            # other instead of all at once.
             return MedianStoppingRule(
-                **common, grace_period=config.grace, min_samples_required=config.min_trials, hard_stop=True
+                **common,
+                grace_period=config.grace,
+                min_samples_required=config.min_trials,
+                min_time_slice=math.inf,
+                hard_stop=True,
             )
         case HyperBand():
             return HyperBandScheduler(**common, max_t=round(_units(config)), reduction_factor=config.reduction_factor)

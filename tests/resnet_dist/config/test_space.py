@@ -87,7 +87,41 @@ trails: 4
             ["space={tau_epochs: {kind: uniform, low: 1, high: 2}, optim.weight_decay: {kind: choice, values: [1]}}"],
             "tau_epochs decides optim.weight_decay",
         ),
-        (["first_points=[{optim.momentum: 0.9}]"], "first_points: optim.momentum not in space"),
+        (
+            ["first_points=[{optim.momentum: 0.9}]"],
+            "first_points: optim.momentum not among the free parameters of space",
+        ),
+        (["first_points=[{optim.lr: abc}]"], "first_points: optim.lr 'abc', expected a number"),
+        (
+            ["space={optim.name: {kind: choice, values: [sgd]}}", "first_points=[{optim.name: sdg}]"],
+            "first_points: optim.name 'sdg', expected one of sgd",
+        ),
+        (
+            [
+                "space={optim.name: {kind: choice, values: [sgd, lamb]}, optim.momentum: {kind: uniform, low: 0.8, "
+                "high: 0.9, when: {optim.name: [sgd, sdg]}}}"
+            ],
+            "space.optim.momentum.when: optim.name is never 'sdg', expected one of sgd, lamb",
+        ),
+        (
+            [
+                "space={lr_per_256: {kind: loguniform, low: 0.1, high: 1}, optim.weight_decay: {kind: derived, of: "
+                "optim.lr}}"
+            ],
+            "space.optim.weight_decay.of: optim.lr is decided by lr_per_256; derive from lr_per_256",
+        ),
+        (
+            [
+                "space={optim.lr: {kind: loguniform, low: 0.1, high: 1}, optim.weight_decay: {kind: derived, of: "
+                "optim.momentum}, optim.momentum: {kind: derived, of: optim.lr}}"
+            ],
+            "space.optim.weight_decay.of: optim.momentum is derived too and must stand before it",
+        ),
+        (["scheduler={kind: asha, first_rung: 0.5, rungs: 3}"], "the last of 3 rungs would lie at 4.5 of the schedule"),
+        (
+            ["space={optim: {lr: {kind: loguniform, low: 0.1, high: 1}}}"],
+            "space.optim: kind is missing; keys of keys are",
+        ),
         (
             ["search={kind: cma}", "space={optim.lr: {kind: choice, values: [1, 2]}}"],
             "cma searches numbers without conditions",

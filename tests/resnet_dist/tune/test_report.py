@@ -21,7 +21,7 @@ from resnet_dist.tune.events import Began, DriverStarted, TrialAdded, TrialEnded
 from resnet_dist.tune.ledger import open_ledger, read_ledger
 from resnet_dist.tune.next_space import next_space_text
 from resnet_dist.tune.points import planned_points
-from resnet_dist.tune.ranking import may_be_level, rank
+from resnet_dist.tune.ranking import Ranking, may_be_level, rank
 from resnet_dist.tune.report import write_report
 from resnet_dist.tune.state import replay
 from resnet_dist.tune.warm_start import warm_start
@@ -186,6 +186,53 @@ def test_whether_two_points_are_level_is_students_test(scores: list[float], best
     p_value = ttest_ind(scores, best).pvalue
     assume(abs(p_value - 0.05) > 1e-6)
     assert may_be_level(scores, best, [[0.0, 1e9]]) == (p_value > 0.05)
+
+
+def ended(number: int, seed: int, outcome: str, score: float) -> list[Any]:
+    name = f"t{number:04d}" + (f"-s{seed}" if seed else "")
+    metrics = {} if outcome == "diverged" else {"val/top1": score}
+    return [
+        TrialAdded(name, number, seed, {"optim.lr": 0.1 * (number + 1), "optim.weight_decay": 1e-4}, 0.0),
+        TrialStarted(name, 0.0),
+        TrialEnded(name, outcome, 6, 66, metrics, outcome, 1.0, "run"),  # type: ignore[arg-type]
+    ]
+
+
+def ranking_of(folder: Path, *runs: tuple[int, int, str, float]) -> Ranking:
+    space = a_space(RANGES)
+    with open_ledger(folder) as ledger:
+        ledger.append(
+            Began("n", "hash", space.model_dump(mode="json"), read_tree(BASE), 1442, 1442, "data", [], [], 0.0)
+        )
+        for event in itertools.chain.from_iterable(ended(*run) for run in runs):
+            ledger.append(event)
+    return rank(space, replay(read_ledger(folder)))
+
+
+def test_a_point_that_diverges_with_some_seeds_counts_with_the_worst(tmp_path: Path) -> None:
+    steady = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
+    ranking = ranking_of(tmp_path, (0, 0, "finished", 95), (0, 1, "diverged", 0), (0, 2, "diverged", 0), *steady)
+    assert [(row.number, row.num_runs, row.num_diverged) for row in ranking.rows] == [(1, 3, 0), (0, 3, 2)]
+    assert ranking.rows[1].score == pytest.approx(95 / 3)
+    assert not ranking.rows[1].in_noise or "inside the noise" in ranking.verdict()
+
+
+def test_the_verdict_claims_nothing_where_nothing_was_compared(tmp_path: Path) -> None:
+    alone = [(0, seed, "finished", 95 + seed) for seed in range(2)]
+    assert "no other point reached its end" in ranking_of(tmp_path / "a", *alone, (1, 0, "stopped", 90)).verdict()
+    equal = [(number, seed, "finished", 95 - number) for number in range(2) for seed in range(2)]
+    assert "is not known" in ranking_of(tmp_path / "b", *equal).verdict()
+    assert ranking_of(tmp_path / "c", (0, 0, "diverged", 0)).verdict() == "no trial reached its end"
+
+
+def test_a_worse_point_is_no_rival_because_it_varies_more(tmp_path: Path) -> None:
+    best = [(0, seed, "finished", 95 + 0.1 * seed) for seed in range(3)]
+    second = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
+    wild = [(2, seed, "finished", 60 + 30 * seed) for seed in range(3)]
+    ranking = ranking_of(tmp_path, *best, *second, *wild)
+    assert [row.number for row in ranking.rows] == [0, 1, 2]
+    assert not any(row.in_noise for row in ranking.rows)
+    assert "the first place is more than chance" in ranking.verdict()
 
 
 def test_points_that_vary_much_far_from_the_best_do_not_make_its_rivals_level() -> None:
