@@ -103,6 +103,8 @@ def narrow(
 
     if output.exists():
         raise UserError(f"--output {output}: exists; name another file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
     text, words = next_space_text(sweep, keep, output)
     output.write_text(text, encoding="utf-8")
     for line in words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from resnet_dist.config.space import Space
@@ -16,11 +16,17 @@ _MARGIN = 0.5
 """Of the kept points' mean distance, beyond the outermost of them."""
 
 
-def narrowed(space: Space, ranking: Ranking, keep: float) -> tuple[dict[str, dict[str, Any]], list[str]]:
+IsAllowed = Callable[[str, float], bool]
+"""Whether a recipe may have this value of this key."""
+
+
+def narrowed(
+    space: Space, ranking: Ranking, keep: float, is_allowed: IsAllowed
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """(parameters of the next space, what was done to each in words), around the best share `keep` of all points.
 
-    A range whose best point lies near one of its ends is moved beyond that end: the best may lie outside. A point that
-    cannot be told from the best by noise is kept too. Raises UserError with too few points.
+    A range whose best point lies near one of its ends is moved beyond that end, where `is_allowed`: the best may lie
+    outside. A point that cannot be told from the best by noise is kept too. Raises UserError with too few points.
     """
     done = [row for row in ranking.rows if row.num_runs]
     if len(done) < _LEAST:
@@ -29,68 +35,100 @@ def narrowed(space: Space, ranking: Ranking, keep: float) -> tuple[dict[str, dic
         )
     number = max(_LEAST, math.ceil(keep * len(ranking.rows)))
     kept = [row for place, row in enumerate(done) if place < number or row.in_noise]
+    level = [done[0], *(row for row in done if row.in_noise)]
     parameters: dict[str, dict[str, Any]] = {}
     words: list[str] = []
     for key, parameter in space.space.items():
         if isinstance(parameter, Derived):
             parameters[key] = _as_tree(parameter)
             continue
-        values = [row.point[key] for row in kept if key in row.point]
-        parameters[key], what = (
-            _narrow(parameter, values, done[0].point.get(key)) if values else (_as_tree(parameter), "kept")
-        )
+        values = [row.point[key] for row in (level if isinstance(parameter, Grid) else kept) if key in row.point]
+        if not values:
+            parameters[key], what = _as_tree(parameter), "kept: it plays no part near the best"
+        elif isinstance(parameter, Grid):
+            parameters[key], what = _narrow_grid(key, parameter, values, is_allowed)
+        else:
+            parameters[key], what = _narrow(key, parameter, values, is_allowed)
         words.append(f"{key}: {what}")
     return parameters, words
 
 
-def _narrow(parameter: Parameter, values: Sequence[Any], best: Any) -> tuple[dict[str, Any], str]:
+def _narrow(key: str, parameter: Parameter, values: Sequence[Any], is_allowed: IsAllowed) -> tuple[dict[str, Any], str]:
+    """`values`: of the points that are kept, the best first."""
     match parameter:
         case LogUniform(low=low, high=high):
-            new = [
-                math.exp(x)
-                for x in _range(
-                    [math.log(v) for v in values], math.log(best or values[0]), math.log(low), math.log(high)
-                )
-            ]
-            return {**_as_tree(parameter), "low": _round(new[0]), "high": _round(new[1])}, _words(low, high, *new)
+            logs = _range([math.log(value) for value in values], math.log(low), math.log(high))
+            ends = _allowed_ends(key, (_round(math.exp(logs[0])), _round(math.exp(logs[1]))), low, high, is_allowed)
         case Uniform(low=low, high=high):
-            ends = _range(list(values), values[0] if best is None else best, low, high)
-            return {**_as_tree(parameter), "low": _round(ends[0]), "high": _round(ends[1])}, _words(low, high, *ends)
+            raw = _range(values, low, high)
+            ends = _allowed_ends(key, (_round(raw[0]), _round(raw[1])), low, high, is_allowed)
         case QUniform(low=low, high=high, step=step):
             ends = max(min(values) - step, low), min(max(values) + step, high)
-            return {**_as_tree(parameter), "low": ends[0], "high": ends[1]}, _words(low, high, *ends)
         case Choice(values=listed):
             left = [value for value in listed if value in values]
             return {**_as_tree(parameter), "values": left}, f"{len(left)} of {len(listed)} values"
-        case Grid():
-            return _narrow_grid(parameter, values, best)
         case _:
             raise AssertionError(f"{parameter.kind} is not searched")
+    return {**_as_tree(parameter), "low": ends[0], "high": ends[1]}, _words(low, high, *ends)
 
 
-def _narrow_grid(parameter: Grid, values: Sequence[Any], best: Any) -> tuple[dict[str, Any], str]:
-    """As many values as before, from the best one's lower neighbour to its upper one."""
+def _allowed_ends(
+    key: str, ends: tuple[float, float], low: float, high: float, is_allowed: IsAllowed
+) -> tuple[float, float]:
+    """An end that no recipe may have is drawn back to the old one."""
+    return (
+        ends[0] if ends[0] >= low or is_allowed(key, ends[0]) else low,
+        ends[1] if ends[1] <= high or is_allowed(key, ends[1]) else high,
+    )
+
+
+def _narrow_grid(key: str, parameter: Grid, values: Sequence[Any], is_allowed: IsAllowed) -> tuple[dict[str, Any], str]:
+    """From the lower neighbour of the best values to the upper one, the best of them in it: five values or as many as
+    before, made odd. `values`: of points that are level with the best, which is the first."""
     listed = parameter.all_values()
+    tree = _as_tree(parameter)
+    for name in ("low", "high", "num", "log"):
+        tree.pop(name, None)
     if len(listed) < 3 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in listed):
         left = [value for value in listed if value in values]
-        return {"kind": "grid", "values": left}, f"{len(left)} of {len(listed)} values"
+        return {**tree, "values": left}, f"{len(left)} of {len(listed)} values"
     ordered = sorted(listed)
     log = ordered[0] > 0 and ordered[-1] / ordered[0] > 4
-    place = ordered.index(best)
-    inner = (
-        (ordered[1] / ordered[0], ordered[-1] / ordered[-2])
-        if log
-        else (ordered[1] - ordered[0], ordered[-1] - ordered[-2])
-    )
-    below = ordered[place - 1] if place else (best / inner[0] if log else best - inner[0])
-    above = ordered[place + 1] if place + 1 < len(ordered) else (best * inner[1] if log else best + inner[1])
-    tree = {"kind": "grid", "low": _round(below), "high": _round(above), "num": len(listed), "log": log}
-    return tree, _words(ordered[0], ordered[-1], below, above)
+    whole = all(isinstance(value, int) for value in ordered)
+    low, high = min(values), max(values)
+    first = ordered[0] ** 2 / ordered[1] if log else 2 * ordered[0] - ordered[1]
+    last = ordered[-1] ** 2 / ordered[-2] if log else 2 * ordered[-1] - ordered[-2]
+    # One value of the old grid, or what would have been the next, to each side.
+    around = [_value(first, whole), *ordered, _value(last, whole)]
+    ends = around[around.index(low, 1) - 1], around[around.index(high, 1) + 1]
+    ends = _allowed_ends(key, ends, ordered[0], ordered[-1], is_allowed)
+    new = _with_best(ends[0], values[0], ends[1], max(5, len(listed) | 1), log)
+    chosen = sorted({value for x in new if is_allowed(key, value := _value(x, whole))} | {values[0]})
+    return {**tree, "values": chosen}, _words(ordered[0], ordered[-1], chosen[0], chosen[-1])
 
 
-def _range(values: Sequence[float], best: float, low: float, high: float) -> tuple[float, float]:
-    """From the least to the greatest value with a margin, inside of [low, high] unless the best lies at an end."""
-    width = high - low
+def _with_best(low: float, best: float, high: float, num: int, log: bool) -> list[float]:
+    """`num` values from `low` to `high` of which one is `best`, on either side of it at equal distances."""
+    to, back = (math.log, math.exp) if log else (float, float)
+    width = to(high) - to(low)
+    below = round((num - 1) * (to(best) - to(low)) / width) if width else 0
+    below = min(max(below, int(best > low)), num - 1 - int(best < high))
+    above = num - 1 - below
+    return [
+        *(back(to(low) + (to(best) - to(low)) * i / below) for i in range(below)),
+        best,
+        *(back(to(best) + (to(high) - to(best)) * i / above) for i in range(1, above + 1)),
+    ]
+
+
+def _value(value: float, whole: bool) -> float | int:
+    return round(value) if whole else _round(value)
+
+
+def _range(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """From the least to the greatest value with a margin, inside of [low, high] unless the best, the first of them,
+    lies at an end."""
+    width, best = high - low, values[0]
     margin = _MARGIN * max((max(values) - min(values)) / max(len(values) - 1, 1), 0.05 * width)
     new_low, new_high = max(min(values) - margin, low), min(max(values) + margin, high)
     if best - low < 0.1 * width:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.config.loading import tree_to_yaml
-from resnet_dist.config.space import Space
+from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
+from resnet_dist.config.space import COORDINATES, Space
 from resnet_dist.errors import UserError
 from resnet_dist.tune.ledger import read_ledger
 from resnet_dist.tune.narrow import narrowed
@@ -25,7 +25,18 @@ def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, li
         raise UserError(f"{sweep_dir}: no sweep was begun here")
     space = Space.model_validate(state.began.space)
     ranking = rank(space, state)
-    parameters, words = narrowed(space, ranking, keep)
+    began = state.began
+
+    def is_allowed(key: str, value: float) -> bool:
+        if key in COORDINATES:
+            return value > 0
+        try:
+            recipe_from_tree(began.base, {**space.proxy, key: value})
+        except ValueError:
+            return False
+        return True
+
+    parameters, words = narrowed(space, ranking, keep, is_allowed)
     base = sweep_dir / "base_recipe.yaml"
     if not base.exists():
         base.write_text(tree_to_yaml(state.began.base), encoding="utf-8")

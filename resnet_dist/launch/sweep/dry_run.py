@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from resnet_dist.config.loading import tree_to_yaml
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import Node, cluster_address
-from resnet_dist.launch.sweep.capacity import trials_at_once
+from resnet_dist.launch.sweep.capacity import require_room, trials_at_once
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.tune.cost import expected_epochs, most_epochs
 from resnet_dist.tune.events import TrialReported
@@ -61,8 +63,9 @@ def _rows(prepared: PreparedSweep, state: SweepState) -> str:
         + f" ({most * samples:,.0f} images)",
         "budget": ", ".join(f"{k} {v:g}" for k, v in space.budget.model_dump().items() if v is not None) or "no limit",
         "already spent": f"{spent_epochs(state):g} epochs",
+        **_warm_start(prepared),
         "a trial gets": _trial_gets(prepared),
-        "at once": f"{at_once} trials" if at_once else "as many as the cluster holds",
+        "at once": "as many as the cluster holds" if at_once is None else f"{at_once} trials",
         "time": _time(prepared, state, expected * samples, at_once),
         "MLflow": f"experiment {prepared.profile.experiment} at {prepared.profile.tracking_uri}",
     }
@@ -80,8 +83,17 @@ def _trial_gets(prepared: PreparedSweep) -> str:
 def _at_once(prepared: PreparedSweep) -> int | None:
     if cluster_address(prepared.profile, os.environ) is not None:
         return prepared.space.resources.max_concurrent
-    here = Node("this machine", float(prepared.profile.local_cpus or os.cpu_count() or 1), 0.0)
-    return trials_at_once(prepared.space, prepared.trial_profile, [here])
+    cpus = float(prepared.profile.local_cpus or os.cpu_count() or 1)
+    here = [Node("this machine", cpus, float(torch.cuda.device_count()))]
+    require_room(prepared.space, prepared.trial_profile, here)
+    return trials_at_once(prepared.space, prepared.trial_profile, here)
+
+
+def _warm_start(prepared: PreparedSweep) -> dict[str, str]:
+    if not prepared.space.warm_start:
+        return {}
+    began = prepared.began
+    return {"warm start": f"{len(began.known)} points with scores for the model, {len(began.first_points)} tried first"}
 
 
 def _time(prepared: PreparedSweep, state: SweepState, images: float, at_once: int | None) -> str:

@@ -80,7 +80,9 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
     builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
     planned = planned_points(space, _num_points(space))
-    looked_at = planned if planned is not None else [random_point(space, 0, i) for i in range(_LOOKED_AT)]
+    looked_at = planned
+    if looked_at is None:
+        looked_at = [*space.first_points, *(random_point(space, 0, i) for i in range(_LOOKED_AT))]
     require_buildable(builder, looked_at, str(file))
     _require_plannable(builder, trial_profile, looked_at, str(file))
     return PreparedSweep(
@@ -154,6 +156,10 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data_digest:
         raise UserError(
             f"{sweep_dir}: this sweep was begun on data {began.data_digest}, data_root now holds {data_digest}; give "
             "another --name, or the data that it began with"
+        )
+    if list(space.warm_start) != list(began.space.get("warm_start", [])):
+        raise UserError(
+            f"{sweep_dir}: warm_start is read when a sweep begins, and this one began with another; give another --name"
         )
     if began.sweep_hash == sweep_hash(space, base):
         return

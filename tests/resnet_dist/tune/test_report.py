@@ -19,9 +19,10 @@ from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
 from resnet_dist.tune.events import Began, DriverStarted, TrialAdded, TrialEnded, TrialReported, TrialStarted
 from resnet_dist.tune.ledger import open_ledger, read_ledger
+from resnet_dist.tune.narrow import narrowed
 from resnet_dist.tune.next_space import next_space_text
 from resnet_dist.tune.points import planned_points
-from resnet_dist.tune.ranking import Ranking, may_be_level, rank
+from resnet_dist.tune.ranking import Ranked, Ranking, may_be_level, rank
 from resnet_dist.tune.report import write_report
 from resnet_dist.tune.state import replay
 from resnet_dist.tune.warm_start import warm_start
@@ -167,8 +168,40 @@ def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
     text, _ = next_space_text(tmp_path / "sweep", 0.25, tmp_path / "next.yaml")
     (tmp_path / "next.yaml").write_text(text)
     grid = load_space(tmp_path / "next.yaml").space
-    assert grid["optim.lr"].all_values() == pytest.approx([0.03, 0.0533484, 0.0948683, 0.168702, 0.3])  # type: ignore[union-attr]
+    assert grid["optim.lr"].all_values() == pytest.approx([0.03, 0.0548, 0.1, 0.173, 0.3])  # type: ignore[union-attr]
     assert grid["optim.weight_decay"].all_values()[0] == 1e-4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("key", "grid", "best", "expected"),
+    [
+        ("train.global_batch_size", [64, 128, 256, 512], 128, [64, 91, 128, 181, 256]),
+        ("optim.momentum", [0.8, 0.9, 0.98], 0.98, [0.9, 0.92, 0.94, 0.96, 0.98]),
+        ("optim.weight_decay", [0, 1e-4, 1e-3], 0, [0, 2.5e-5, 5e-5, 7.5e-5, 1e-4]),
+        ("optim.lr", [0.01, 0.1, 1.0], 1.0, [0.1, 0.316, 1.0, 3.16, 10.0]),
+    ],
+)
+def test_a_narrowed_grid_holds_the_best_and_nothing_that_a_recipe_may_not_be(
+    key: str, grid: list[float], best: float, expected: list[float]
+) -> None:
+    when = {"optim.name": "sgd"}
+    parameter = {"kind": "grid", "values": grid, "when": when}
+    space = a_space(
+        {"optim.name": {"kind": "choice", "values": ["sgd"]}, key: parameter}, search={"kind": "grid"}, trials=None
+    )
+    rows = [
+        Ranked(number, {key: value}, (), "finished", 6, abs(value - best), 1, 0, None)
+        for number, value in enumerate(sorted([*grid, *grid], key=lambda value: abs(value - best)))
+    ]
+    allowed = {"train.global_batch_size": 1, "optim.momentum": 0, "optim.weight_decay": 0, "optim.lr": 0}
+    parameters, _ = narrowed(
+        space,
+        Ranking("val/loss", tuple(rows), None),
+        0.25,
+        lambda _, v: allowed[key] <= v < (1 if "mom" in key else 1e9),
+    )
+    assert parameters[key] == {"kind": "grid", "when": when, "values": pytest.approx(expected)}
+    assert best in parameters[key]["values"]
 
 
 def test_too_few_points_to_narrow(tmp_path: Path) -> None:
