@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton import layout
+from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.errors import UserError
 
 
@@ -59,6 +60,10 @@ class BetonReader:
         """The stored bytes: a JPEG file, or `height * width * 3` bytes of RGB pixels. Read-only, not a copy."""
         start = int(self.pointers[self._checked(index)])
         return self._file[start : start + int(self.sizes[index])].data
+
+    def chunk(self, number: int) -> memoryview:
+        """One of the pieces of `digest.CHUNK_BYTES` whose digests stand in the manifest. Read-only, not a copy."""
+        return self._file[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES].data
 
     def label(self, index: int) -> int:
         return int(self.labels[self._checked(index)])

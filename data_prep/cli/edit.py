@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from data_prep.beton.manifest import Manifest
-from data_prep.cli.options import AsJson, checked, print_json
+from data_prep.cli.options import AsJson, checked, local_path, print_json
 from data_prep.errors import UserError
 
 Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="The new beton.", show_default=False)]
@@ -28,7 +28,7 @@ def merge(
     from data_prep.convert.stop import stop_on_signals
     from data_prep.edit.merge import merge as run_merge
 
-    output = output.expanduser().absolute()
+    output, betons = local_path(output), [local_path(beton) for beton in betons]
     with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
         manifest = run_merge(betons, output, checked(stop, progress))
     _tell_made(output, manifest, as_json)
@@ -54,7 +54,7 @@ def subset(
     from data_prep.edit.subset import Selection, read_indices
     from data_prep.edit.subset import subset as run_subset
 
-    output = output.expanduser().absolute()
+    output, beton = local_path(output), local_path(beton)
     selection = Selection(
         classes=_listed(classes), every=every, first=first, indices=None if indices is None else read_indices(indices)
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from data_prep.convert.progress import Progress
 from data_prep.convert.stop import StopFlag
+from data_prep.errors import UserError
 
 SourceKind = Annotated[
     str,
@@ -29,6 +31,14 @@ ClassOrder = Annotated[
     str | None, typer.Option(metavar="text|number", help="image-folder: how numbered classes are sorted into labels.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
+
+
+def local_path(path: Path) -> Path:
+    """Absolute. UserError for a URL, of which Path has made `s3:/bucket/...`."""
+    scheme, slash, _ = str(path).partition(":/")
+    if slash and scheme.isalnum() and not path.exists():
+        raise UserError(f"{path}: a URL; `data-prep stage URL --to DIR` copies a beton to this machine first")
+    return path.expanduser().absolute()
 
 
 def print_json(**values: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from data_prep.cli.options import AsJson, ClassOrder, Devkit, Labels, print_json
+from data_prep.cli.options import AsJson, ClassOrder, Devkit, Labels, local_path, print_json
 from data_prep.errors import UserError
 
 
@@ -40,7 +40,7 @@ def verify(
     from data_prep.sources.splits import requested_split
 
     count = _decode_count(decode)
-    beton = beton.expanduser().absolute()
+    beton = local_path(beton)
     options = SourceOptions(labels, devkit, class_order)
     opened = None if source is None else open_source(source, input_, requested_split(split, beton), options)
     with progress_on(sys.stderr) as progress:

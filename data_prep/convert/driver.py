@@ -27,7 +27,8 @@ STALL_LIMIT_S = 900.0
 """Longest time without a finished task."""
 POLL_S = 0.5
 TASKS_AHEAD = 2
-"""Submitted beyond those that can run, where the cluster's CPUs hold them back: the next one does not wait for us."""
+"""Submitted beyond those that can run, so that the next one does not wait for us; on a Ray of this machine only, for
+elsewhere an autoscaler might start a node for them."""
 
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
@@ -88,7 +89,7 @@ class RayPool:
         if self._workers is not None and self._workers > num_cpus:
             self._progress.note(f"the Ray cluster has {num_cpus} CPUs: as many workers, not {self._workers}")
         at_a_time = min(self._workers or num_cpus, num_cpus)
-        return at_a_time + (TASKS_AHEAD if at_a_time == num_cpus else 0)
+        return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time == num_cpus else 0)
 
 
 def _connect(workers: int | None, address: str | None) -> None:

@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 
 from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
+from data_prep.beton.ranges import RANGE_BYTES
 from data_prep.convert import turbojpeg
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.jpeg_header import JpegHeader, is_jpeg, is_read_by_ffcv, read_jpeg_header
+from data_prep.convert.jpeg_header import (
+    MAX_DECODED_SIDE_PX,
+    SOF_PROGRESSIVE,
+    JpegHeader,
+    is_jpeg,
+    is_read_by_ffcv,
+    read_jpeg_header,
+)
 from data_prep.convert.native_check import are_sound
 from data_prep.convert.shrink import shrink
 from data_prep.sources.base import Ends
@@ -42,6 +50,9 @@ With a reserve of 1 it would be 1.9 (6.8) in 0.42, which is no longer nothing.
 """
 
 ORIENTATION_TAG = 0x0112
+
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""Of Pillow's. Others are for documents: of EPS its reader hands the file to Ghostscript, to be run without a limit."""
 
 
 class BadSample(Exception):
@@ -66,6 +77,7 @@ class LeftInSource:
     height: int
     width: int
     num_bytes: int
+    num_read: int
     check: int
     """`ends_digest`."""
 
@@ -77,14 +89,27 @@ def ends_digest(ends: Ends) -> int:
 def leave_in_source(ends: Ends, settings: ConvertSettings, index: int) -> LeftInSource | None:
     """What `encode` would store untouched, where a file's ends tell that; None: the file must be read.
 
-    Of use with `check: headers` only: any other check is of all bytes.
+    With `check: headers` only: any other check is of all bytes.
     """
-    if settings.check != "headers" or settings.exif == "apply" or not _may_stay(settings, index):
+    if not ends_may_do(settings, index):
         return None
     header = read_jpeg_header(ends.head, ends.tail)
     if header is None or not _stays(header, ends.num_bytes, settings):
         return None
-    return LeftInSource(header.height, header.width, ends.num_bytes, ends_digest(ends))
+    num_read = len(ends.head) + len(ends.tail)
+    return LeftInSource(header.height, header.width, ends.num_bytes, num_read, ends_digest(ends))
+
+
+def ends_may_do(settings: ConvertSettings, index: int) -> bool:
+    """Whether `leave_in_source` could be anything but None."""
+    # An image of a page larger than a range is read once for each range that it lies in: only a digest of all its bytes
+    # tells that these readings agree.
+    return (
+        settings.check == "headers"
+        and settings.exif == "ignore"
+        and settings.page_bytes <= RANGE_BYTES
+        and _may_stay(settings, index)
+    )
 
 
 def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
@@ -154,6 +179,8 @@ def _may_stay(settings: ConvertSettings, index: int) -> bool:
 
 def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> bool:
     is_small = settings.max_side is None or max(header.height, header.width) <= settings.max_side
+    if header.frame == SOF_PROGRESSIVE and header.height * header.width > MAX_DECODED_PIXELS:
+        return False  # its decoder holds all coefficients: 6 bytes a pixel, in training too
     return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
 
 
@@ -174,7 +201,7 @@ def _is_turned(data: bytes) -> bool:
     if b"Exif\0" not in data[:1024] and b"Exif\0" not in data:
         return False
     try:
-        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION_TAG, 1) != 1
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).getexif().get(ORIENTATION_TAG, 1) != 1
     except Exception:  # noqa: BLE001  # a damaged tag raises half a dozen kinds; then there is no orientation to apply
         return False
 
@@ -188,6 +215,8 @@ def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
 
 def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
     height, width, _ = pixels.shape
+    if max(height, width) > MAX_DECODED_SIDE_PX:
+        raise BadSample(f"is {width} x {height} px, libjpeg ends at {MAX_DECODED_SIDE_PX}; use --max-side")
     data = turbojpeg.encode_rgb(pixels, settings.quality, settings.subsampling)
     return Encoded(data, layout.MODE_JPEG, height, width, untouched=False)
 
@@ -208,6 +237,7 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     if header is not None and not (settings.exif == "apply" and _is_turned(data)):
         size = _shrunk_size((header.width, header.height), settings.max_side)
         reduction = _reduction((header.width, header.height), size)
+        _require_little_held(header)
         _require_decodable((header.width // reduction, header.height // reduction))
         try:
             pixels = turbojpeg.decode_rgb(data, reduction)
@@ -222,6 +252,9 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
 def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    header = read_jpeg_header(data)
+    if header is not None:
+        _require_little_held(header)
     try:
         if is_jpeg(data):
             turbojpeg.check(data)  # Pillow would not tell
@@ -232,7 +265,7 @@ def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.ui
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF, and Pillow's own limit on size, which is above ours
-            image: Image.Image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             size = _shrunk_size(image.size, settings.max_side)
             image.draft("", (size[0] * DRAFT_RESERVE, size[1] * DRAFT_RESERVE))
             _require_decodable(image.size)
@@ -266,6 +299,12 @@ def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
     if longer > layout.MAX_SIDE_PX:
         raise BadSample(f"is {size[0]} x {size[1]} px, the format ends at {layout.MAX_SIDE_PX}; use --max-side")
     return size
+
+
+def _require_little_held(header: JpegHeader) -> None:
+    """The decoder of a progressive file holds all of it, however small its pixels are wanted."""
+    if header.frame == SOF_PROGRESSIVE:
+        _require_decodable((header.width, header.height))
 
 
 def _require_decodable(size: tuple[int, int]) -> None:

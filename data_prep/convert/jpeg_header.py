@@ -12,6 +12,8 @@ from dataclasses import dataclass
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
+MAX_DECODED_SIDE_PX = 65_500
+"""libjpeg's JPEG_MAX_DIMENSION: it refuses the rest of what the format could be."""
 END = bytes([0xFF, EOI])
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -76,8 +78,8 @@ def is_read_by_ffcv(header: JpegHeader) -> bool:
     return (
         header.frame in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE)
         and header.precision == 8
-        and header.height > 0
-        and header.width > 0
+        and 0 < header.height <= MAX_DECODED_SIDE_PX
+        and 0 < header.width <= MAX_DECODED_SIDE_PX
         and header.has_end
         and _is_known_sampling(header.sampling)
     )

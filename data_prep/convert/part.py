@@ -56,6 +56,8 @@ TRAILER = np.dtype(
 )
 MAGIC = b"dp-part3"
 PART_PREFIX = "unit-"
+WHOLE_PREFIX = "whole-"
+"""Of a note that a unit's files must be read whole: the rest of one could not be read, its ends could."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class BadSampleReport:
 
 def part_name(unit_number: int) -> str:
     return f"{PART_PREFIX}{unit_number:06d}.part"
+
+
+def whole_note(unit_number: int) -> str:
+    return f"{WHOLE_PREFIX}{unit_number:06d}"
 
 
 class PartWriter:

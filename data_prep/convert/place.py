@@ -17,7 +17,7 @@ from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import FileRange
 from data_prep.convert.encode import ends_digest
 from data_prep.convert.output import Output, Reader, Written, read_small
-from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name
+from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name, whole_note
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
 from data_prep.sources.base import Source, read_ends
@@ -105,17 +105,20 @@ class _Images:
         index, size = int(row["index"]), int(self._task.range.sizes[place])
         where = int(row["spill"])
         if where in (IN_SOURCE, ENDS_IN_SOURCE):
-            data = self._from_source(index)
+            data = self._from_source(index, is_first_reading=where == ENDS_IN_SOURCE)
         else:
             data = self._from_part(index // UNIT_SAMPLES, size, where)
         if len(data) != size or _digest(data, where) != int(row["check"]):
             self._forget(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
         return data
 
-    def _from_source(self, index: int) -> bytes:
+    def _from_source(self, index: int, *, is_first_reading: bool) -> bytes:
         try:
             return self._job.source[index].data
         except (OSError, ValueError) as error:
+            if is_first_reading:
+                self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
+                self._forget(index, f"{self._job.source.key(index)}: only its ends can be read: {error}")
             self._forget(index, f"{self._job.source.key(index)}: could be read at first, and now not: {error}")
 
     def _from_part(self, unit: int, size: int, offset: int) -> bytes:

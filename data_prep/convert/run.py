@@ -33,6 +33,9 @@ from data_prep.convert.unit import EncodeJob, encode_unit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source, digest_of
 
+PUBLISHING = "publishing"
+"""Of the work: from now on what stands under the final name may be ours, without its manifest."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -202,6 +205,7 @@ def _write(
     means.stop.check()
     output.require_taken()
     output.write_text(QUARANTINE, _as_table(bad) if bad else None)
+    output.write(PUBLISHING, b"")
     output.publish(target, [part.receipt for part in written])
     manifest = describe_beton(
         beton,
@@ -222,12 +226,14 @@ def _write_ranges(means: _Means, beton: BetonLayout, placed: NDArray[np.void], j
     tasks = _PlaceTasks(beton, placed, means.output.range_bytes(beton.total_bytes))
     written: dict[int, Written] = {}
     written_bytes = 0
+    by_node: Counter[str] = Counter()
     with closing(means.pool.run(place_range, job, tasks)) as reports:
         for report in reports:
             means.stop.check()
             written[report.number] = report.written
             written_bytes += report.num_bytes
-            means.progress.written(written_bytes, beton.total_bytes)
+            by_node[report.node] += report.num_bytes
+            means.progress.written(written_bytes, beton.total_bytes, by_node)
     return [written[number] for number in range(len(tasks))]
 
 
@@ -258,7 +264,7 @@ def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest 
     """The manifest, when the output stands whole and of this plan. UserError when something else has its name."""
     text, num_bytes = output.read_text(MANIFEST), output.num_bytes()
     if text is None:
-        if num_bytes is not None and not output.has_work():
+        if num_bytes is not None and not (output.has_work() and PUBLISHING in output.names()):
             raise UserError(
                 f"{output.shown}: exists without a manifest, so data-prep did not finish it; remove it first"
             )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 
-STOP_ON_WARNING, FAST_UPSAMPLE, FAST_DCT, ACCURATE_DCT = 8192, 256, 2048, 4096
+STOP_ON_WARNING, LIMIT_SCANS, FAST_UPSAMPLE, FAST_DCT, ACCURATE_DCT = 8192, 32768, 256, 2048, 4096
 RGB, GRAY, CMYK = 0, 6, 11
 """TurboJPEG's pixel formats."""
 CMYK_SPACES = (3, 4)
@@ -34,8 +34,12 @@ DAMAGE = (
     "Inconsistent progression",
     "Invalid SOS",
     "Application transferred too",
+    "Progressive JPEG image has more than",
 )
-"""How the messages begin that speak of the image's data; others speak of a marker's odd content or an unknown kind."""
+"""How the messages begin that speak of the image's data, or of 500 scans, which take minutes.
+
+Others speak of a marker's odd content or an unknown kind.
+"""
 
 
 class Damaged(Exception):
@@ -121,7 +125,7 @@ def _read_header(library: Any, handle: Any, data: bytes) -> tuple[int, int, bool
 
 def _decode(library: Any, handle: Any, data: bytes, pixels: NDArray[np.uint8], pixel_format: int, flags: int) -> None:
     height, width, _ = pixels.shape
-    target = (pixels.ctypes.data, width, 0, height, pixel_format, flags | STOP_ON_WARNING)
+    target = (pixels.ctypes.data, width, 0, height, pixel_format, flags | STOP_ON_WARNING | LIMIT_SCANS)
     if library.tjDecompress2(handle, data, len(data), *target) != 0:
         _complain(_message(library, handle))
 

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, LeftInSource, encode_all, encoder_versions, leave_in_source
-from data_prep.convert.output import Output
-from data_prep.convert.part import BadSampleReport, PartWriter, part_name
+from data_prep.convert.encode import (
+    BadSample,
+    LeftInSource,
+    encode_all,
+    encoder_versions,
+    ends_may_do,
+    leave_in_source,
+)
+from data_prep.convert.output import Output, read_small
+from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole_note
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source, SourceWithEnds
@@ -41,6 +48,7 @@ class EncodeJob:
 class UnitReport:
     unit: WorkUnit
     source_bytes: int
+    """That were read."""
     num_bad: int
     node: str
     """Host name of the worker's machine."""
@@ -82,7 +90,7 @@ def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
                 result = stored[index] if isinstance(found, bytes) else found
                 if isinstance(result, LeftInSource):
                     part.append_left(result, label)
-                    source_bytes += result.num_bytes
+                    source_bytes += result.num_read
                 elif isinstance(result, BadSample):
                     part.append_bad(BadSampleReport(index, job.source.key(index), str(result)))
                     num_bad += 1
@@ -94,7 +102,12 @@ def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
 
 def _batches(job: EncodeJob, unit: WorkUnit) -> Iterator[list[_Seen]]:
     """The unit's samples in order; what was read of them is together up to `BATCH_BYTES`, but at least one sample."""
-    reads_ends = job.reads_again and job.settings.check == "headers" and isinstance(job.source, SourceWithEnds)
+    reads_ends = (
+        job.reads_again
+        and job.settings.check == "headers"
+        and isinstance(job.source, SourceWithEnds)
+        and read_small(job.output, whole_note(unit.number)) is None
+    )
     batch: list[_Seen] = []
     num_bytes = 0
     for index in range(unit.start, unit.stop):
@@ -108,6 +121,8 @@ def _batches(job: EncodeJob, unit: WorkUnit) -> Iterator[list[_Seen]]:
 
 def _see_by_ends(job: EncodeJob, index: int) -> _Seen | None:
     """None: it must be read."""
+    if not ends_may_do(job.settings, index):
+        return None
     source = cast(SourceWithEnds, job.source)
     label = int(source.labels[index])
     try:

@@ -1,4 +1,8 @@
-"""A new beton from samples of others: their rows give the layout, their bytes are copied, compared by digest."""
+"""A new beton from samples of others: their rows give the layout, their bytes are copied.
+
+Each chunk of an input that is used is compared with its manifest first: a damaged beton must not become a new one that
+verifies.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.beton.digest import CHUNK_BYTES, chunk_digest
 from data_prep.beton.files import temporary_beside
 from data_prep.beton.manifest import Manifest, describe_beton, load_manifest, manifest_path, write_manifest
 from data_prep.beton.pages import STORED_ROW, lay_out
@@ -38,6 +43,34 @@ class Chosen:
     class_names: tuple[str, ...]
 
 
+class _Compared:
+    """The chunks of an input as its manifest says, or Fault."""
+
+    def __init__(self, item: Input) -> None:
+        self._item = item
+        self._done: set[int] = set()
+
+    def require(self, start: int, stop: int) -> None:
+        """Compares what of the bytes start..stop-1 was not compared before."""
+        reader, manifest = self._item.reader, self._item.manifest
+        for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
+            if number in self._done:
+                continue
+            if chunk_digest(reader.chunk(number)) != manifest.chunks[number]:
+                raise Fault(
+                    f"{reader.path}: bytes {number * CHUNK_BYTES:,} and on are not what its manifest says; run "
+                    f"`data-prep verify {reader.path}`, which names the samples, and get a good copy"
+                )
+            self._done.add(number)
+
+    def require_tables(self) -> None:
+        reader = self._item.reader
+        first = int(reader.pointers.min(initial=self._item.manifest.beton_bytes))
+        last = int((reader.pointers + reader.sizes).max(initial=0))
+        self.require(0, first)
+        self.require(last, self._item.manifest.beton_bytes)
+
+
 def open_input(beton: Path) -> Input:
     """UserError when the beton or its manifest is missing or not whole by its size."""
     manifest = load_manifest(beton)
@@ -54,7 +87,7 @@ def copy_samples(
 ) -> Manifest:
     """Writes `output` and its manifest. `source`: what the manifest says of where the samples come from.
 
-    UserError when the output exists or nothing is chosen, Fault when the disk is full.
+    UserError when the output exists or nothing is chosen, Fault when the disk is full or an input is damaged.
     `on_written(bytes, in all)` may raise to stop.
     """
     if output.suffix != ".beton":
@@ -67,8 +100,16 @@ def copy_samples(
     page_bytes = max(item.manifest.page_bytes for item in inputs)
     beton = lay_out(_rows(inputs, chosen), page_bytes)
 
+    compared = [_Compared(item) for item in inputs]
+    for item in compared:
+        item.require_tables()
+
     def payload(sample: int) -> memoryview:
-        return inputs[int(chosen.inputs[sample])].reader.image_bytes(int(chosen.samples[sample]))
+        number, index = int(chosen.inputs[sample]), int(chosen.samples[sample])
+        reader = inputs[number].reader
+        start = int(reader.pointers[index])
+        compared[number].require(start, start + int(reader.sizes[index]))
+        return reader.image_bytes(index)
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -95,11 +95,11 @@ def _keep_classes(item: Input, selection: Selection) -> tuple[tuple[str, ...], N
 
 def _choose(item: Input, selection: Selection, new_labels: NDArray[np.int64]) -> NDArray[np.int64]:
     if selection.indices is not None:
-        samples = np.array(selection.indices, dtype=np.int64)
-        if len(samples) and int(samples.max()) >= len(item.reader):
+        largest = max(selection.indices, default=0)
+        if largest >= len(item.reader):
             raise UserError(
-                f"--indices: {item.reader.path} has the samples 0..{len(item.reader) - 1}, asked for {samples.max()}"
+                f"--indices: {item.reader.path} has the samples 0..{len(item.reader) - 1}, asked for {largest}"
             )
-        return samples
+        return np.array(selection.indices, dtype=np.int64)
     samples = np.flatnonzero(new_labels[item.reader.labels] >= 0)
     return samples[:: selection.every][: selection.first]

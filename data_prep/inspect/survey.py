@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.convert.encode import IMAGE_FORMATS
 from data_prep.convert.jpeg_header import is_read_by_ffcv, read_jpeg_header
 from data_prep.errors import UserError
 from data_prep.sources.base import Source
@@ -137,7 +138,7 @@ def _parse(data: bytes, label: int, key: str) -> Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a suspiciously large image: its size is shown
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             rotated = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
     except UnidentifiedImageError:
         return Header(key, label, len(data), problem="is not an image that Pillow knows")

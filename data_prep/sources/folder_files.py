@@ -16,7 +16,7 @@ from data_prep.sources.base import Ends, Sample, SourceDescription, digest_of, r
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.local_place import LocalPlace
-from data_prep.sources.places import FileStatus, ListedFile, Place
+from data_prep.sources.places import FileStatus, ListedFile, Place, check_sample_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -57,6 +57,7 @@ class FolderFiles:
 
     def ends(self, index: int) -> Ends:
         recorded = self._recorded(index)
+        check_sample_size(recorded.num_bytes)
         with closing(self.root.child(self.names[index]).reader(recorded)) as file:
             return read_ends(file.read_at, recorded.num_bytes)
 

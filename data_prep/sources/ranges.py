@@ -52,8 +52,10 @@ class FileRanges:
         return self._reader(int(self.file_numbers[index])).read_at(int(self.offsets[index]), size)
 
     def ends(self, index: int) -> Ends:
-        reader, offset = self._reader(int(self.file_numbers[index])), int(self.offsets[index])
-        return read_ends(lambda start, length: reader.read_at(offset + start, length), int(self.sizes[index]))
+        size, offset = int(self.sizes[index]), int(self.offsets[index])
+        check_sample_size(size)
+        reader = self._reader(int(self.file_numbers[index]))
+        return read_ends(lambda start, length: reader.read_at(offset + start, length), size)
 
     def _reader(self, number: int) -> Reader:
         reader = self._readers.get(number)

@@ -36,10 +36,10 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
             progress.encoded(100 + 100 * second, 1000, second * 2_000_000, second // 5, by_node)
         progress.note("a note")
         clock.now_s = 111
-        progress.written(1_000_000, 3_000_000)
+        progress.written(1_000_000, 3_000_000, {"one": 1_000_000})
         clock.now_s = 115
-        progress.written(2_000_000, 3_000_000)
-        progress.written(3_000_000, 3_000_000)
+        progress.written(2_000_000, 3_000_000, {"one": 2_000_000})
+        progress.written(3_000_000, 3_000_000, {"one": 2_600_000, "two": 400_000})
         progress.decoded(5, 9)
         clock.now_s = 121
         progress.decoded(6, 9)
@@ -49,7 +49,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
         "encode: 1,000/1,000 images, 100 images/s, 2.0 MB/s, 0 s left, 1 bad, one 72/s; two 28/s",
         "a note",
         "write: 1/3 MB",
-        "write: 3/3 MB",
+        "write: 3/3 MB, 0.5 MB/s, 0 s left, one 0.4 MB/s; two 0.1 MB/s",
         "decode: 6/9 images",
     ]
 

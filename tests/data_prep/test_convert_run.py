@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -28,10 +29,10 @@ from data_prep.convert.place import place_range
 from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit, make_plan
 from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
-from data_prep.convert.run import convert
+from data_prep.convert.run import PUBLISHING, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.errors import Fault, UserError
-from data_prep.sources.base import SourceDescription
+from data_prep.sources.base import Sample, SourceDescription
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.synthetic import Synthetic
@@ -246,7 +247,10 @@ def test_a_beton_without_manifest_is_not_overwritten_unless_it_is_ours(tmp_path:
     with pytest.raises(UserError, match="exists without a manifest"):
         convert_here("synthetic", "n=5", output)
     assert output.read_bytes() == b"something else"
-    work_path(output).mkdir()  # killed between the beton and its manifest
+    work_path(output).mkdir()  # of a conversion that had not come to that
+    with pytest.raises(UserError, match="exists without a manifest"):
+        convert_here("synthetic", "n=5", output)
+    (work_path(output) / PUBLISHING).touch()  # killed between the beton and its manifest
     assert not convert_here("synthetic", "n=5", output).already_done
     assert load_manifest(output).num_samples == 5
 
@@ -402,10 +406,10 @@ class Tampering(ThisProcess):
         yield from super().run(task, job, items)
 
 
-def convert_tampered(source, output: Path, tamper, reopen=None):
+def convert_tampered(source, output: Path, tamper, reopen=None, **settings):
     return convert(
         source,
-        ConvertSettings(),
+        ConvertSettings(**settings),
         output,
         pool=Tampering(tamper),
         progress=NoProgress(),
@@ -537,13 +541,6 @@ def test_a_jpeg_of_a_file_system_is_not_copied_into_the_parts(image_tree: Path, 
     assert part_bytes[0] < 1000
 
 
-HEADERS = ConvertSettings(check="headers")
-
-
-def convert_by_headers(source, output: Path, tamper=lambda _: None):
-    return convert(source, HEADERS, output, pool=Tampering(tamper), progress=NoProgress(), stop=StopFlag())
-
-
 def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same(
     image_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -551,16 +548,35 @@ def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same
     read: list[int] = []
     whole = ImageFolder.__getitem__
     monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: read.append(index) or whole(self, index))
-    by_headers = convert_by_headers(source, tmp_path / "a.beton").manifest
+    by_headers = convert_here(source, None, tmp_path / "a.beton", check="headers").manifest
     assert sorted(read) == list(range(6))
     checked = convert_here("image-folder", str(image_tree), tmp_path / "b.beton").manifest
     assert by_headers.digest == checked.digest
     assert by_headers.num_untouched == checked.num_untouched
 
 
+def test_a_file_of_which_only_the_ends_can_be_read_is_listed_by_the_next_run(
+    image_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ImageFolder.__getitem__
+
+    def with_a_bad_sector(self: ImageFolder, index: int) -> Sample:
+        if self.key(index) == "dog/1.JPEG":
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(self, index)
+
+    monkeypatch.setattr(ImageFolder, "__getitem__", with_a_bad_sector)
+    output = tmp_path / "a.beton"
+    with pytest.raises(Fault, match=r"dog/1\.JPEG: only its ends can be read: .*; run the same command again"):
+        convert_here(open_tree(image_tree), None, output, max_bad="1", check="headers")
+    manifest = convert_here(open_tree(image_tree), None, output, max_bad="1", check="headers").manifest
+    assert [bad["key"] for bad in manifest.quarantined] == ["dog/1.JPEG"]
+    assert manifest.num_samples == 5
+
+
 @pytest.mark.parametrize("at", [30, -20])
 def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
-    at: int, image_tree: Path, tmp_path: Path, convert_here
+    at: int, image_tree: Path, tmp_path: Path
 ) -> None:
     file = image_tree / "dog" / "1.JPEG"
     good = bytearray(file.read_bytes())
@@ -571,7 +587,7 @@ def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     with pytest.raises(Fault, match=r"dog/1\.JPEG: changed while .*; run the same command again"):
-        convert_by_headers(open_tree(image_tree), tmp_path / "a.beton", tamper)
+        convert_tampered(open_tree(image_tree), tmp_path / "a.beton", tamper, check="headers")
     assert names_in(tmp_path) == ["a.beton.work", "tree"]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from data_prep.beton.manifest import load_manifest
+from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import verify
 from data_prep.edit.merge import merge
 from data_prep.edit.subset import Selection, read_indices, subset
-from data_prep.errors import UserError
+from data_prep.errors import Fault, UserError
 
 NUM_SAMPLES, NUM_CLASSES = 23, 4
 
@@ -71,6 +72,26 @@ def test_parts_merge_to_the_samples_of_the_whole(whole: Path, tmp_path: Path) ->
     assert verify(tmp_path / "d.beton", decode=None).ok
 
 
+@pytest.mark.parametrize("where", ["a chosen image", "the labels"])
+def test_a_damaged_beton_does_not_become_one_that_verifies(where: str, whole: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "a.beton"
+    shutil.copy(whole, damaged)
+    shutil.copy(manifest_path(whole), manifest_path(damaged))
+    at = int(BetonReader(whole).pointers[5]) + 20 if where == "a chosen image" else 200
+    data = bytearray(damaged.read_bytes())
+    data[at] ^= 1
+    damaged.write_bytes(data)
+    for edit in (
+        lambda output: subset(damaged, Selection(first=10), output),
+        lambda output: merge([whole, damaged], output),
+    ):
+        with pytest.raises(
+            Fault, match=r"a\.beton: bytes [\d,]+ and on are not what its manifest says; run `data-prep verify"
+        ):
+            edit(tmp_path / "b.beton")
+        assert not (tmp_path / "b.beton").exists()
+
+
 def test_betons_of_other_classes_do_not_merge(whole: Path, tmp_path: Path, convert_here) -> None:
     subset(whole, Selection(classes=("class-1",)), tmp_path / "b.beton")
     convert_here("synthetic", "n=3,size=16,classes=5", tmp_path / "c.beton")
@@ -94,6 +115,7 @@ def test_mistakes_are_the_users(whole: Path, tmp_path: Path) -> None:
     for selection, message in [
         (Selection(classes=("cat",)), "has no class cat; it has class-0, class-1"),
         (Selection(indices=(NUM_SAMPLES,)), r"has the samples 0\.\.22, asked for 23"),
+        (Selection(indices=(10**20,)), r"has the samples 0\.\.22, asked for 10{20}"),
         (Selection(indices=()), "no sample was chosen"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,6 +277,60 @@ def test_what_would_not_fit_in_memory_is_refused(image_file) -> None:
         encode(huge, ConvertSettings(max_side=100))
     jpeg = image_file(Image.new("L", (8000, 8000)), "JPEG")  # decoded at 1/8
     assert encode(jpeg, ConvertSettings(max_side=100)).width == 100
+
+
+def progressive(side: int, num_scans: int) -> bytes:
+    """A gray square whose file is tiny, with `num_scans` scans of which all but the first say nothing."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    def packed(bits: str) -> bytes:
+        bits += "1" * (-len(bits) % 8)
+        return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
+
+    num_blocks = (-(-side // 8)) ** 2
+    frame = segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
+    dc = segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + segment(0xDA, b"\x01\x01\x00\x00\x00\x00")
+    ac = segment(0xC4, b"\x10\x01" + bytes(15) + b"\x00") + segment(0xDA, b"\x01\x01\x00\x01\x3f\x00")
+    first, rest = dc + packed("0" * num_blocks), ac + packed("0" * num_blocks)
+    return b"\xff\xd8" + segment(0xDB, b"\0" + b"\x01" * 64) + frame + first + rest * (num_scans - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("check_kind", ["decode", "headers"])
+def test_small_files_that_take_much_to_decode_are_refused(check_kind: str) -> None:
+    settings = ConvertSettings(check=check_kind)  # type: ignore[arg-type]
+    assert encode(progressive(64, 2), settings).untouched
+    with pytest.raises(BadSample, match="is too large to decode: 6001 x 6001 px"):
+        encode(progressive(6001, 1), settings)
+    with pytest.raises(BadSample, match="is too large to decode: 6001 x 6001 px"):
+        encode(progressive(6001, 1), ConvertSettings(check=check_kind, max_side=100))  # type: ignore[arg-type]
+    if check_kind == "decode":
+        with pytest.raises(BadSample, match="is damaged: Progressive JPEG image has more than 500 scans"):
+            encode(progressive(64, 600), settings)
+
+
+def test_documents_are_not_handed_to_their_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n{} loop\n%%EOF\n"
+    with pytest.raises(BadSample, match="is not an image that Pillow knows"):
+        encode(eps, ConvertSettings())
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("check_kind", ["decode", "headers"])
+def test_sides_that_libjpeg_refuses_are_not_kept(check_kind: str, image_file) -> None:
+    data = bytearray(image_file(Image.new("RGB", (65_500, 8))))
+    settings = ConvertSettings(check=check_kind)  # type: ignore[arg-type]
+    assert encode(bytes(data), settings).untouched
+    at = data.find(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 8, 65_501)
+    with pytest.raises(BadSample):
+        encode(bytes(data), settings)
+    with pytest.raises(BadSample, match="is 65501 x 1 px, libjpeg ends at 65500; use --max-side"):
+        encode(image_file(Image.new("RGB", (65_501, 1)), "PNG"), settings)
 
 
 def test_an_image_larger_than_a_page_is_refused(image_file) -> None:

@@ -60,7 +60,7 @@ def test_what_the_ends_tell_holds_for_the_whole(behind: bytes, options, picture,
             header = read_jpeg_header(whole[:head], whole[max(head, len(whole) - tail) :])
             assert header is None or header == expected or not header.has_end
             told += header is not None and header.has_end
-    assert told > len(whole) // 4
+    assert told > 100
     cut = whole[: -3 - len(behind)]
     assert not any(read_jpeg_header(cut[:head], cut[max(head, len(cut) - 9) :]) == expected for head in range(len(cut)))
 
