@@ -30,7 +30,7 @@ from data_prep.convert.jpeg_header import (
 )
 from data_prep.convert.native_check import are_sound
 from data_prep.convert.shrink import shrink
-from data_prep.sources.base import Ends
+from data_prep.sources.base import IMAGE_FORMATS, Ends
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,9 +50,6 @@ With a reserve of 1 it would be 1.9 (6.8) in 0.42, which is no longer nothing.
 """
 
 ORIENTATION_TAG = 0x0112
-
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
-"""Of Pillow's. Others are for documents: of EPS its reader hands the file to Ghostscript, to be run without a limit."""
 
 
 class BadSample(Exception):

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from data_prep.sources.splits import SplitRequest
 
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""Of Pillow's. Others are for documents: of EPS its reader hands the file to Ghostscript, to be run without a limit."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -13,6 +13,10 @@ from resnet_dist.config.loading import load_as
 Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
 
 
+PAPER_SCALES = (224, 256, 384, 480, 640)
+"""Shorter sides of the images in "multi-scale" evaluations, px: He et al. 2015, section 3.4."""
+
+
 class PublishedRow(Section):
     what: str
     paper: tuple[float | str | None, ...]

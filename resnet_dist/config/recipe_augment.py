@@ -42,6 +42,8 @@ class RandAugment(Section):
     magnitude: Annotated[int, Field(ge=0)] = 9
     """0 to `bins` - 1."""
     bins: Annotated[int, Field(ge=2)] = 31
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of each of the operations, by itself, to be applied; timm's policies have 0.5."""
 
     @model_validator(mode="after")
     def _within_bins(self) -> RandAugment:

@@ -45,9 +45,7 @@ def _draw(augmentation: Augmentation, size: int, keys: NDArray[np.uint64]) -> Op
         case Lighting():
             return lighting(augmentation.std, uniform(keys, 3))
         case RandAugment():
-            table = _rand_augment(augmentation.magnitude, augmentation.bins, size)
-            draws = uniform(keys, 2 * augmentation.ops).reshape(len(keys), augmentation.ops, 2)
-            return table[below(np.int64(NUM_OPERATIONS), draws[..., 0]), below(np.int64(2), draws[..., 1])]
+            return rand_augment(augmentation, size, uniform(keys, 3 * augmentation.ops))
         case TrivialAugmentWide():
             table, draws = _trivial_augment_wide(augmentation.bins, size), uniform(keys, 3)
             limits = (NUM_OPERATIONS, augmentation.bins, 2)
@@ -55,6 +53,15 @@ def _draw(augmentation: Augmentation, size: int, keys: NDArray[np.uint64]) -> Op
             return table[chosen]
         case RandomErasing():
             return random_erasing(augmentation, size, uniform(keys, 3 + 2 * _TRIES))
+
+
+def rand_augment(policy: RandAugment, size: int, draws: Reals) -> Operations:
+    """[N, ops] from draws [N, 3 * ops]: pairs of operation and sign, then whether each is applied."""
+    table = _rand_augment(policy.magnitude, policy.bins, size)
+    chosen = draws[:, : 2 * policy.ops].reshape(len(draws), policy.ops, 2)
+    operations = table[below(np.int64(NUM_OPERATIONS), chosen[..., 0]), below(np.int64(2), chosen[..., 1])]
+    operations[draws[:, 2 * policy.ops :] >= policy.probability] = np.zeros((), OPERATION)
+    return operations
 
 
 def color_jitter(jitter: ColorJitter, draws: Reals) -> Operations:

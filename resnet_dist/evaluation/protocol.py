@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from resnet_dist.config.published import PAPER_SCALES
 from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.errors import UserError
 
 Kind = Literal["1-crop", "flip", "10-crop", "multi-scale"]
 KINDS: tuple[Kind, ...] = ("1-crop", "flip", "10-crop", "multi-scale")
 Place = Literal["centre", "top-left", "top-right", "bottom-left", "bottom-right", "whole"]
-PAPER_SCALES = (224, 256, 384, 480, 640)
-"""He et al. 2015, section 3.4."""
 
 
 class View(NamedTuple):

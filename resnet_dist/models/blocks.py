@@ -21,11 +21,14 @@ class PostactivationBlock(ResidualBlock):
 
     relu: nn.ReLU
 
-    def __init__(self, options: NetOptions) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, options: NetOptions) -> None:
         super().__init__()
         self.order = options.activation_order
+        self.out_channels = out_channels
         if self.order == "relu_only_pre":
-            self.preactivation = nn.ReLU()  # not in place: the shortcut takes what comes in
+            self.preactivation = nn.ReLU()  # not in place: the shortcut may take what comes in
+            # He et al. 2016, appendix: projections are with pre-activation too.
+            self.shares_activation = stride > 1 or in_channels != out_channels
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -42,7 +45,8 @@ class PostactivationBlock(ResidualBlock):
             # The sum is taken in place, and a ReLU's gradient needs what it put out.
             return self.join(x, self.relu(self.last_norm(self.convolved(x))).clone())
         if self.order == "relu_only_pre":
-            return self.join(x, self.last_norm(self.convolved(self.preactivation(x))))
+            activated = self.preactivation(x)
+            return self.join(activated if self.shares_activation else x, self.last_norm(self.convolved(activated)))
         return self.relu(self.join(x, self.last_norm(self.convolved(x))))
 
 
@@ -50,8 +54,7 @@ class SingleBlock(PostactivationBlock):
     """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride]: one 3x3 convolution (of He et al. 2016)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
-        super().__init__(options)
-        self.out_channels = channels
+        super().__init__(in_channels, channels, stride, options)
         self.conv1 = conv3x3(in_channels, channels, stride, blur=options.blur_pool)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
@@ -69,8 +72,7 @@ class BasicBlock(PostactivationBlock):
     """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride]: two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
-        super().__init__(options)
-        self.out_channels = channels
+        super().__init__(in_channels, channels, stride, options)
         self.conv1 = conv3x3(in_channels, channels, stride, blur=options.blur_pool)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
@@ -94,9 +96,8 @@ class Bottleneck(PostactivationBlock):
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
-        super().__init__(options)
+        super().__init__(in_channels, 4 * channels, stride, options)
         first, second = (stride, 1) if options.bottleneck_stride == "1x1" else (1, stride)
-        self.out_channels = 4 * channels
         self.conv1 = conv1x1(in_channels, channels, first, blur=options.blur_pool)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = conv3x3(channels, channels, second, blur=options.blur_pool)

@@ -60,7 +60,7 @@ LAYOUTS: dict[str, Layout] = {
     **{f"resnet{depth}": _cifar(depth, "basic", "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
     **{f"resnet{depth}": _cifar(depth, "bottleneck", "B") for depth in (164, 1001)},
     "resnet110_1layer": _cifar(110, "single", "A"),
-    **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110)},
+    **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110, 1202)},
 }
 MODEL_NAMES: tuple[str, ...] = (*LAYOUTS, *BASELINES)
 

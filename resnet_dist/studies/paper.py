@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.config.loading import flatten, load_recipe, model_of_name
-from resnet_dist.config.published import Metric, Published, PublishedRow, PublishedTable, load_published
+from resnet_dist.config.published import PAPER_SCALES, Metric, Published, PublishedRow, PublishedTable, load_published
 from resnet_dist.models import summarise
 from resnet_dist.studies.tables import markdown_table
 from resnet_dist.tracking.listing import RunRow, list_runs
@@ -133,16 +133,26 @@ def _fits(table: PublishedTable, row: PublishedRow, metric: Metric, wanted: Mapp
     )
     is_evaluation = run.tags.get("kind") == "evaluation"
     protocol = run.params.get("protocol", "1-crop")
-    sizes = {option.partition("=")[2] for option in row.evaluate}
-    same_size = not sizes or sizes == {run.params.get(key, "").strip("[]") for key in ("size", "resize")}
     return (
         "model.name" in run.params
         and same_net
         and run.status == "FINISHED"
         and f"val/{metric}" in run.metrics
         and protocol == table.protocol
-        and same_size
-        and (is_evaluation or not row.evaluate)
+        and (_same_views(table, row, wanted, run) if is_evaluation else not row.evaluate)
+    )
+
+
+def _same_views(table: PublishedTable, row: PublishedRow, wanted: Mapping[str, str], run: RunRow) -> bool:
+    """Whether an evaluation saw the validation images, and saw them as the row says, else as the recipe does."""
+    beton = Path(run.params.get("data", ""))
+    if (beton.parent.name, beton.name) != (wanted["data.dataset"], "val.beton"):
+        return False
+    if table.protocol == "multi-scale":
+        return run.params.get("scales") == str(list(PAPER_SCALES))
+    asked = dict(option.removeprefix("--").split("=") for option in row.evaluate)
+    return all(
+        run.params.get(key, "").strip("[]") == asked.get(key, wanted[f"data.eval.{key}"]) for key in ("size", "resize")
     )
 
 

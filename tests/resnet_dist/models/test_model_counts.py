@@ -65,7 +65,7 @@ def count_macs(net: nn.Module, side: int) -> int:
 
 
 def test_every_net_is_counted_here() -> None:
-    plain = {"plain8", "plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"}
+    plain = {"plain8", "plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110", "plain1202"}
     elsewhere = plain | {"resnet110_1layer"}  # test_variants.py
     assert set(MODEL_NAMES) == IMAGENET.keys() | CIFAR.keys() | BOTTLENECK_CIFAR.keys() | BASELINES.keys() | elsewhere
 

@@ -72,6 +72,15 @@ def test_activation_orders_by_hand(block: type[PostactivationBlock], order: Acti
     torch.testing.assert_close(made(x), expected)
 
 
+def test_a_projection_takes_the_activated_input_where_relu_comes_first() -> None:
+    """He et al. 2016, appendix: there "these projection shortcuts are also with pre-activation"."""
+    made = Bottleneck(32, 16, 2, options=NetOptions(shortcut="B", activation_order="relu_only_pre"))
+    x = torch.randn(4, 32, 6, 6)
+    assert made.downsample is not None
+    expected = copy.deepcopy(made.last_norm)(made.convolved(x.relu())) + copy.deepcopy(made.downsample)(x.relu())
+    torch.testing.assert_close(made(x), expected)
+
+
 @pytest.mark.parametrize(("name", "side"), [("resnet20", 32), ("resnet50", 64)])
 def test_zero_init_residual_starts_every_block_as_its_shortcut(name: str, side: int) -> None:
     net = build_model(name, 10, zero_init_residual=True)

@@ -51,7 +51,7 @@ def test_all_tables_of_both_papers_are_there() -> None:
     titles = " ".join(table.title for table in PUBLISHED.tables)
     for name in ("P table 1", "P table 2", "P table 3", "P table 4", "P table 5", "P table 6"):
         assert name in titles
-    for name in ("P2 table 1", "P2 table 2", "P2 table 3", "P2 table 5"):
+    for name in ("P2 table 1", "P2 table 2", "P2 table 3", "P2 table 4", "P2 table 5"):
         assert name in titles
 
 
@@ -87,11 +87,27 @@ def test_other_runs_are_not_taken_for_it(other: RunRow) -> None:
 def test_a_protocols_line_takes_evaluations_under_that_protocol_and_size_only() -> None:
     row = PublishedRow(what="x", net="resnet56", paper=(5.0,), evaluate=("--size=40", "--resize=40"))
     table = TABLE.model_copy(update={"protocol": "10-crop", "rows": (row,)})
-    fits = run({"val/top1_error": 5.5}, protocol="10-crop", size="[40]", resize="[40]")
+    val = "/data/cifar10/val.beton"
+    fits = run({"val/top1_error": 5.5}, protocol="10-crop", size="[40]", resize="[40]", data=val)
     assert measured([fits], table).startswith("**5.50** (")
-    assert measured([run({"val/top1_error": 5.5}, protocol="10-crop", size="[32]", resize="[32]")], table) == ""
+    other = run({"val/top1_error": 5.5}, protocol="10-crop", size="[32]", resize="[32]", data=val)
+    assert measured([other], table) == ""
     assert measured([run({"val/top1_error": 5.5})], table) == ""
     assert "--protocol 10-crop --size=40 --resize=40" in lines_of(table, [])[0].command
+
+
+def test_an_evaluation_of_other_views_or_other_images_is_not_taken_for_the_recipes() -> None:
+    def evaluated(**params: str) -> str:
+        asked = {"protocol": "1-crop", "size": "[32]", "resize": "[32]", "data": "/data/cifar10/val.beton"} | params
+        return measured([run({"val/top1_error": 5.5}, **asked)])
+
+    assert evaluated().startswith("**5.50** (")
+    assert evaluated(size="[40]") == evaluated(resize="[40]") == ""
+    assert evaluated(data="/data/cifar10/train.beton") == evaluated(data="/data/cifar10_2560/val.beton") == ""
+    table = TABLE.model_copy(update={"protocol": "multi-scale"})
+    for scales, is_taken in (("[224]", False), ("[224, 256, 384, 480, 640]", True)):
+        row = run({"val/top1_error": 5.5}, protocol="multi-scale", data="/d/cifar10/val.beton", scales=scales)
+        assert (measured([row], table) != "") == is_taken
 
 
 def test_counts_are_made_from_the_net() -> None:
