@@ -63,6 +63,17 @@ def picture() -> Pixels:
     return image
 
 
+def test_rand_augment_leaves_its_operations_out_with_the_rest_of_the_probability() -> None:
+    always = draw_operations([RandAugment(kind="rand_augment", ops=3)], 32, keys_of(4000))
+    half = draw_operations([RandAugment(kind="rand_augment", ops=3, probability=0.5)], 32, keys_of(4000))
+    left_out = half["kind"] == OperationKind.IDENTITY
+    assert np.array_equal(half[~left_out], always[~left_out])
+    # An operation of 14 is the identity anyhow.
+    assert left_out.mean(axis=0) == pytest.approx(0.5 + 0.5 / 14, abs=0.025)
+    assert left_out.all(axis=1).mean() == pytest.approx((0.5 + 0.5 / 14) ** 3, abs=0.025)
+    assert not half["values"][left_out & (always["kind"] != OperationKind.IDENTITY)].any()
+
+
 # Each operation
 
 
