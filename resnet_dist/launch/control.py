@@ -35,6 +35,8 @@ class Status:
     """Of the newest evaluation."""
     given_up: str | None = None
     """Why the run must end, if a worker found that no restart would help."""
+    mistake: str | None = None
+    """The user's, which a worker found; the others may wait for it in a collective."""
 
 
 class RunControl:
@@ -109,6 +111,9 @@ class RunControl:
     def give_up(self, reason: str) -> None:
         """A worker found that no restart would help."""
         self._status = replace(self._status, given_up=self._status.given_up or reason)
+
+    def mistake(self, what: str) -> None:
+        self._status = replace(self._status, mistake=self._status.mistake or what)
 
     def status(self) -> Status:
         return self._status

@@ -9,7 +9,7 @@ import traceback
 import ray.train
 from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
@@ -54,6 +54,9 @@ class Fit:
             storage.publish(log)
             if isinstance(self._error, RayActorError):
                 raise ControllerLost("Ray Train's controller, a process beside the driver, died") from None
+            if isinstance(self._error, ControllerError) and isinstance(self._error.controller_failure, OSError):
+                reason = _last_line(self._error.controller_failure)
+                raise ControllerLost(f"Ray Train's controller could not write its bookkeeping: {reason}") from None
             raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
         returned = self._result.return_value if self._result else None
         if isinstance(returned, str):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_dist.errors import Fault
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.commit import commit_within
 from resnet_dist.launch.lease import Lease
 from resnet_dist.storage.base import RunStorage
@@ -29,7 +29,10 @@ class GuardedStorage:
         """Raises Fault when the time is over, or if another driver has the run."""
 
         def once() -> None:
-            self.lease.require_held()
+            try:
+                self.lease.require_held()
+            except UserError as error:  # it was there when the worker began: perhaps it is being mounted again
+                raise OSError(str(error)) from None
             self.inner.commit(name, write, last)
 
         try:

@@ -78,6 +78,8 @@ def _train(recipe: Recipe, profile: Profile, record: Record) -> WorkerResult:
     from resnet_dist.training.worker import run_worker  # brings ffcv and numba
 
     prepared = record.prepared
+    for name in prepared.damaged:  # they would be kept, as the newest
+        prepared.storage.remove(name)
     context = KeepingContext(prepared.storage, keep=profile.checkpoint.keep)
     tracker = SpoolTracker(prepared.storage, record.handle.run_id, profile.tracking_uri)
     try:

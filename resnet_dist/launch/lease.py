@@ -33,7 +33,8 @@ class Holder:
     host: str
     pid: int
     process: str
-    """Tells this process from a later one with the same pid: the machine's boot, and the process's start in it."""
+    """Tells this process from a later one with the same pid: the machine's boot, the process's start in it, and the
+    namespace that its pid means something in."""
     beat: int = 0
     released: bool = False
     request: str = ""
@@ -79,6 +80,16 @@ class HeldLease:
         )
         self._thread.start()
 
+    def is_ours(self) -> bool:
+        """False once another driver has the run; what the storage does not tell is taken for ours."""
+        try:
+            self.lease.require_held()
+        except (OSError, UserError):
+            return self.lost is None
+        except Fault:
+            return False
+        return True
+
     def note_request(self, request: str) -> None:
         """Stands in storage with the next sign of life."""
         with self._changing:
@@ -98,8 +109,8 @@ class HeldLease:
             with self._changing:
                 self._me = replace(self._me, beat=self._me.beat + 1)
             try:
-                self.lease.require_held()
-            except OSError:
+                self.lease.require_held()  # UserError: not there, but it was when the run was taken
+            except (OSError, UserError):
                 continue  # storage does not answer; who takes the run over meanwhile has a higher number
             except Fault as fault:
                 self.lost = fault
@@ -173,18 +184,26 @@ def _is_over(holder: Holder | None) -> bool:
     if holder is None:
         return False
     here = this_process()
-    same_boot = holder.process.partition(" ")[0] == here.process.partition(" ")[0]
-    return holder.released or (holder.host == here.host and same_boot and _start_of(holder.pid) != holder.process)
+    # Containers of one machine may have its name and its boot, and pids of their own.
+    same_place = _place_of(holder.process) == _place_of(here.process)
+    return holder.released or (holder.host == here.host and same_place and _start_of(holder.pid) != holder.process)
+
+
+def _place_of(process: str) -> tuple[str, ...]:
+    """Boot and pid namespace."""
+    boot, *_, namespace = process.split(" ") if process.count(" ") == 2 else ("", "")
+    return boot, namespace
 
 
 def _start_of(pid: int) -> str:
-    """Boot and start time of a process; "" if there is none."""
+    """Boot, start time and pid namespace of a process of this namespace; "" if there is none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
+    return "" if fields[0] == "Z" else f"{boot} {fields[19]} {namespace}"
 
 
 def _holder(storage: RunStorage, number: int) -> Holder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.errors import UserError
+from resnet_dist.launch.data_identity import data_digest
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage
 from resnet_dist.training.assemble import build_classifier
-from resnet_dist.training.checkpoint import Identity, newest_whole, require_same
+from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.job import Job
 from resnet_dist.training.plan import RunPlan, plan_run
 
@@ -84,13 +86,17 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         raise UserError(f"{folder}: train and val betons have different classes; convert both from the same source")
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
-    identity = Identity(recipe_hash(recipe), f"train={short(train.digest)} val={short(val.digest)}")
+    identity = Identity(recipe_hash(recipe), data_digest(train, val))
     warnings: tuple[str, ...] = ()
-    damaged: tuple[str, ...] = ()
     with newest_whole(storage) as found:
         if found is not None:
             require_same(found.card.identity, identity, storage.location)
-            warnings, damaged = found.warnings, found.damaged
+            damaged = found.damaged
+            warnings = tuple(f"{warning}; the checkpoint before it is used" for warning in found.warnings)
+        else:
+            damaged = tuple(newest_first(storage.names()))
+            require_none_written(storage, damaged)
+            warnings = tuple(f"{storage.location}/{name}: was never written to its end; left out" for name in damaged)
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
         train_source,
@@ -105,6 +111,16 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         warnings,
         damaged,
     )
+
+
+def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
+    """UserError if one of the checkpoints, none of which is whole, was whole once: its card is written last."""
+    once_whole = [name for name in damaged if storage.read(f"{name}/{CARD}") is not None]
+    if once_whole:
+        raise UserError(
+            f"{storage.location}: none of its {len(damaged)} checkpoints is whole (newest: {once_whole[0]}); see "
+            f"`resnet-dist doctor {storage.location}`, bring one back from a copy, or give another --name to begin anew"
+        )
 
 
 def manifest_of(source: str) -> Manifest:
@@ -160,8 +176,3 @@ def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> No
             f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
             f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
         )
-
-
-def short(digest: str) -> str:
-    """The first 16 hex digits of `kind:hex`."""
-    return digest.partition(":")[2][:16]

@@ -18,6 +18,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from resnet_dist.config.profile import FailureConfig
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.claim import current_claim
+from resnet_dist.launch.data_identity import require_same_data
 from resnet_dist.launch.guarded_storage import GuardedStorage
 from resnet_dist.launch.lease import Lease
 from resnet_dist.launch.node_cache import NodeCache, fill
@@ -179,8 +180,9 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
         setup.lease.require_held()
         if setup.cache is not None:
             fill(setup.cache)  # before the watchdog starts: a copy has its own, longer limit
+        require_same_data(setup.job)
     except UserError as error:
-        return str(error)
+        return _mistaken(setup, error)
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
     monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
     context = RayContext(setup, monitor, spool)
@@ -192,12 +194,18 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     try:
         return run_worker(setup.job, context, tracker)
     except UserError as error:
-        return str(error)
+        return _mistaken(setup, error)
     finally:
         context.close()
         if spool is not None:
             spool.flush(timeout_s=30.0)
             spool.close()
+
+
+def _mistaken(setup: WorkerSetup, error: UserError) -> str:
+    """Ray reads what rank 0 returns, and only when all are done: so the driver is told."""
+    setup.control.mistake.remote(str(error))
+    return str(error)
 
 
 def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:

@@ -37,7 +37,7 @@ from resnet_dist.launch.startup import Startup
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run
 from resnet_dist.tracking.transport import server_credentials
-from resnet_dist.training.checkpoint import newest_first
+from resnet_dist.training.checkpoint import damaged_names, newest_first, newest_step
 from resnet_dist.training.job import WorkerResult
 
 _SHOW_EVERY_S = 0.5
@@ -68,7 +68,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
         return done
     screen = Screen(prepared.plan)
     for warning in prepared.warnings:
-        screen.say(f"warning: {warning}; the checkpoint before it is used")
+        screen.say(f"warning: {warning}")
     with held(prepared.storage, profile.failure.driver_timeout_s, screen.say) as lease, ray_session(profile):
         nodes = alive_nodes()
         require_capacity(nodes, profile)
@@ -103,7 +103,8 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
                 reason = f"failed: {error}"
                 raise
             finally:
-                end_run(record.handle, status, reason)
+                if lease.is_ours():
+                    end_run(record.handle, status, reason)
     write_result(prepared.storage, finished)
     return finished
 
@@ -124,8 +125,10 @@ def train_and_record(
     try:
         result = _train_on_ray(recipe, profile, record, screen, stop, lease, observe)
     except (UserError, Fault) as error:
-        record.end(f"failed: {error}")
+        if lease.is_ours():
+            record.end(f"failed: {error}")
         raise
+    lease.lease.require_held()
     record.end(f"{result.outcome} after step {result.step}")
     return result
 
@@ -161,11 +164,12 @@ def _train_on_ray(
         record.events.observe(status)
         observe(status)
 
-    damaged = prepared.damaged
+    damaged: Collection[str] = prepared.damaged
     lost_controllers = preemptions = 0
     while True:
         _clear_bookkeeping(prepared.storage, profile.checkpoint.keep, damaged)
         fit = Fit(build_trainer(profile, prepared.storage, setup))
+        result: WorkerResult | None = None
         try:
             with screen.live():
                 result = _watch(fit, control, profile, record, show, stop, lease)
@@ -185,8 +189,10 @@ def _train_on_ray(
         screen.say(event)
         record.events.note(event)
         wait_for_room(profile, stop)
+        if stop.number is not None and result is not None:
+            return result
         _begin_again(control, failure.head_timeout_s)
-        damaged = ()
+        damaged = damaged_names(prepared.storage)
 
 
 def _begin_again(control: ray.actor.ActorHandle, limit_s: float) -> None:
@@ -229,6 +235,8 @@ def _watch(
 ) -> WorkerResult:
     """Shows where the trainer stands until it ends. Raises Fault once it is known that nothing will come of it."""
     asked_at: float | None = None
+    begun_before: int | None = None
+    has_begun = False
     head = HeadWatch(profile.failure.head_timeout_s)
     while fit.is_running(_SHOW_EVERY_S):
         if stop.number is not None:
@@ -236,25 +244,35 @@ def _watch(
                 asked_at = time.monotonic()
                 record.say("stopping: the workers save a checkpoint first (once more to stop at once)")
             control.request_stop.remote()  # again and again: the actor may have been killed and come back
+        if asked_at is not None and not has_begun:
+            return WorkerResult("stopped", newest_step(record.prepared.storage), {})
         if asked_at is not None and time.monotonic() - asked_at > profile.failure.stop_grace_s:
             raise Fault(f"the workers did not stop within {profile.failure.stop_grace_s:g} s (failure.stop_grace_s)")
         head.look()
-        _show(control, show)
+        if (status := _show(control, show)) is not None:
+            begun_before = status.attempt if begun_before is None else begun_before
+            has_begun = status.attempt > begun_before
         if lease.lost is not None:
             raise lease.lost
     _show(control, show)
     return fit.result(record.prepared.storage)
 
 
-def _show(control: ray.actor.ActorHandle, show: Callable[[Status], None]) -> None:
-    """Shows where the run stands. Raises Fault if a worker found that no restart would help."""
+def _show(control: ray.actor.ActorHandle, show: Callable[[Status], None]) -> Status | None:
+    """Shows where the run stands, if the actor answers.
+
+    Raises UserError or Fault if a worker found that no restart would help.
+    """
     try:
         status: Status = ray.get(control.status.remote(), timeout=_ANSWER_LIMIT_S)
     except RayError:
-        return
+        return None
     show(status)
+    if status.mistake is not None:
+        raise UserError(status.mistake)
     if status.given_up is not None:
         raise Fault(status.given_up)
+    return status
 
 
 def _clear_bookkeeping(storage: RunStorage, keep: int, damaged: Collection[str]) -> None:

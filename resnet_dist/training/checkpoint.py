@@ -158,6 +158,17 @@ def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
     yield None
 
 
+def damaged_names(storage: RunStorage) -> tuple[str, ...]:
+    """Of the checkpoints newer than the newest whole one; of all, if none is whole."""
+    with newest_whole(storage) as found:
+        return found.damaged if found is not None else tuple(newest_first(storage.names()))
+
+
+def newest_step(storage: RunStorage) -> int:
+    """By the names alone; 0 if there is no checkpoint."""
+    return max((step for name in storage.names() if (step := step_of(name)) is not None), default=0)
+
+
 def newest_first(names: Iterable[str]) -> list[str]:
     """The checkpoints among `names`, newest first."""
     steps = [(step, name) for name in names if (step := step_of(name)) is not None]

@@ -8,6 +8,7 @@ be left and entered again at any step, on any number of workers, and goes on as 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -40,6 +41,8 @@ def fit(run: Run) -> Outcome:
     while True:
         step = run.state.step
         if outcome is None and run.plan.evaluation_due(step) and run.state.evaluated_step < step:
+            if run.saved_step < step and anyone_asks_to_stop(run):
+                save(run)  # an evaluation may take longer than there is time
             run_evaluation(run)
             if step < run.plan.last_step and anyone_asks_to_stop(run):
                 outcome = "stopped"
@@ -63,7 +66,9 @@ def train_epoch(run: Run) -> Outcome | None:
         step = run.state.step
         stop, save_wished = run.ctx.stop_requested(), run.ctx.save_requested()
         if run.agreement.reached(stop or save_wished) or plan.window_ends(step):
-            window = run.window.close(learning_rate(run, step - 1), stop=stop, save=save_wished)
+            is_broken = not run.update.leaves_finite_weights()
+            lr = learning_rate(run, step - 1)
+            window = run.window.close(lr, stop=stop, save=save_wished, next_step=step, is_broken=is_broken)
             if window.diverged_step is not None and skip(run, window.diverged_step):
                 return None
             report(run, window, step)
@@ -131,10 +136,27 @@ def skip(run: Run, step: int) -> bool:
     policy = run.recipe.train.divergence
     if policy.action == "stop" or len(run.state.skipped) >= policy.max_skips:
         return False
-    skipped = run.state.skipped | {step}
+    skipped = run.state.skipped | suspects(step, run.state.skipped, run.state.step)
     restore(run)
     run.state.skipped = skipped
     return True
+
+
+def suspects(diverged_step: int, skipped: Collection[int], next_step: int) -> set[int]:
+    """Which steps may have broken the training.
+
+    The first sign of it is the loss of `diverged_step`, or the weights before it if that is `next_step`.
+
+    A loss is computed before the step's own update. So where the steps before were left out already, or the step itself
+    was not taken yet, the last one that was taken before it is to blame.
+    """
+    before = diverged_step - 1
+    while before in skipped:
+        before -= 1
+    found = {diverged_step} if diverged_step < next_step else set()
+    if not found or before < diverged_step - 1:
+        found |= {before} - {-1}
+    return found
 
 
 def run_evaluation(run: Run) -> None:
@@ -168,7 +190,8 @@ def run_evaluation(run: Run) -> None:
 
 
 def anyone_asks_to_stop(run: Run) -> bool:
-    """Looked at after an evaluation too: a sweep judges its trials there, and not one step more should be spent."""
+    """Looked at before and after an evaluation too: a sweep judges its trials there, and not one step more should be
+    spent."""
     return bool(sum_over_workers(torch.tensor([float(run.ctx.stop_requested())])) > 0)
 
 

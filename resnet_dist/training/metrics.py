@@ -30,7 +30,8 @@ class WindowResult:
     save: bool
     """Whether any worker was asked for a checkpoint."""
     diverged_step: int | None
-    """The first step of the window whose mean loss is no number or above the limit."""
+    """The first step of the window whose mean loss is no number or above the limit; the first step behind the window if
+    all are well and the weights are not."""
     ranks: list[RankTimes]
     """Empty if every step of the window was skipped."""
 
@@ -95,12 +96,14 @@ class Window:
         self.checkpoint_wait_s += time.perf_counter() - began
         self.restart_clock()
 
-    def close(self, lr: float, *, stop: bool, save: bool) -> WindowResult:
-        """One collective: sums all workers' tables, and starts the next window. All workers call it together.
+    def close(self, lr: float, *, stop: bool, save: bool, next_step: int = 0, is_broken: bool = False) -> WindowResult:
+        """`next_step`: the number of the step that comes next; `is_broken`: the weights are no numbers any more.
+
+        One collective: sums all workers' tables, and starts the next window. All workers call it together.
 
         Each (step, micro-batch) row is filled by exactly one worker, so the sums are exact and the metrics do not
-        depend on the number of workers. Each worker has a row for its times too, and all share the last three numbers:
-        how many wish to stop, how many to save, and how many samples were replaced.
+        depend on the number of workers. Each worker has a row for its times too, and all share the last four numbers:
+        how many wish to stop, how many to save, whose weights are broken, and how many samples were replaced.
         """
         losses = torch.zeros((len(self.steps) * self.num_micro_batches, 2), dtype=torch.float64)
         if self.rows:
@@ -110,15 +113,16 @@ class Window:
         waits = (self.data_wait_s, self.all_reduce_wait.take_s(), self.checkpoint_wait_s)
         times = torch.zeros((self.world_size, 4), dtype=torch.float64)
         times[self.rank] = torch.tensor((elapsed_s, *waits))
-        counts = torch.tensor([stop, save, self.num_replaced], dtype=torch.float64)
+        counts = torch.tensor([stop, save, is_broken, self.num_replaced], dtype=torch.float64)
         total = sum_over_workers(torch.cat([losses.reshape(-1), times.reshape(-1), counts]))
-        losses, times = total[: losses.numel()].reshape(-1, 2), total[losses.numel() : -3].reshape(-1, 4)
-        stops, saves, num_replaced = total[-3:].tolist()
+        losses, times = total[: losses.numel()].reshape(-1, 2), total[losses.numel() : -4].reshape(-1, 4)
+        stops, saves, broken, num_replaced = total[-4:].tolist()
+        diverged_step = self._first_diverged(losses[:, 0])
         result = WindowResult(
             metrics=self._metrics(losses, lr, times, num_replaced) if self.steps else {},
             stop=stops > 0,
             save=saves > 0,
-            diverged_step=self._first_diverged(losses[:, 0]),
+            diverged_step=next_step if diverged_step is None and broken else diverged_step,
             ranks=[RankTimes(*row[:3]) for row in (times / len(self.steps)).tolist()] if self.steps else [],
         )
         self.slots, self.rows, self.steps, self.grad_norm = [], [], [], None

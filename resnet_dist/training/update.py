@@ -24,6 +24,10 @@ class Update:
         """What the backward pass is to start from."""
         return self._state.scaler.scale(loss)
 
+    def leaves_finite_weights(self) -> bool:
+        """Waits for the device. A step's loss is computed before its update, so it does not tell what that did."""
+        return bool(get_total_norm([parameter.detach() for parameter in self._parameters]).isfinite())
+
     def apply(self, lr: float, *, measure: bool) -> Tensor | None:
         """One optimizer step with rate `lr`.
 

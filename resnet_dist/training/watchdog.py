@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 EXIT_CODE = 70
-_PUBLISH_LIMIT_S = 10.0
+_DUMP_LIMIT_S = 10.0
 
 
 class Watchdog:
     """Ends the process if `beat` is not called for `limit_s`; the stacks of all threads go to `dump` first.
 
-    `publish` brings that file to where the user finds it; it gets ten seconds.
+    `publish` brings that file to where the user finds it; both together get ten seconds.
     """
 
     def __init__(self, limit_s: float, dump: Path, publish: Callable[[Path], None] = lambda path: None) -> None:
@@ -45,13 +45,17 @@ class Watchdog:
 
     def _end(self, silent_s: float) -> None:
         try:
-            self._dump.parent.mkdir(parents=True, exist_ok=True)
-            with self._dump.open("w", encoding="utf-8") as file:
-                file.write(f"no progress for {silent_s:.0f} s (limit {self._limit_s:g} s); the worker ended here:\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file=file, all_threads=True)
-            publishing = threading.Thread(target=self._publish, args=(self._dump,), daemon=True)
-            publishing.start()
-            publishing.join(_PUBLISH_LIMIT_S)
+            # What hangs may be the very storage that the dump goes to.
+            dumping = threading.Thread(target=self._write_dump, args=(silent_s,), daemon=True)
+            dumping.start()
+            dumping.join(_DUMP_LIMIT_S)
         finally:
             os._exit(EXIT_CODE)  # a thread that hangs in C cannot be asked to end
+
+    def _write_dump(self, silent_s: float) -> None:
+        self._dump.parent.mkdir(parents=True, exist_ok=True)
+        with self._dump.open("w", encoding="utf-8") as file:
+            file.write(f"no progress for {silent_s:.0f} s (limit {self._limit_s:g} s); the worker ended here:\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file=file, all_threads=True)
+        self._publish(self._dump)

@@ -37,6 +37,7 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
         ctx.progress(run.state.step, {})
         outcome = fit(run)
         run.background.wait()
+        ctx.settle()  # while the watchdog still looks: Ray waits for what is left without a limit
         return WorkerResult(outcome, run.state.step, run.metrics)
 
 

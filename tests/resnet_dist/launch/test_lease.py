@@ -113,3 +113,33 @@ def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
 def test_a_node_without_the_shared_folder_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not see here what the driver wrote"):
         Lease(FolderStorage(tmp_path), 1).require_held()
+
+
+def test_a_driver_outlives_a_moment_without_its_folder(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    first = take(FolderStorage(run_dir), 0.6)
+    (run_dir / "driver").rename(tmp_path / "away")
+    time.sleep(0.5)  # some beats
+    (tmp_path / "away").rename(run_dir / "driver")
+    with pytest.raises(UserError, match="a driver is at work on this run"):
+        take(FolderStorage(run_dir), 5.0)
+    assert first.is_ours()
+    first.release()
+
+
+def test_a_pid_of_another_namespace_says_nothing(tmp_path: Path) -> None:
+    """Containers of one machine may have one name; a driver in another one must be waited for."""
+    boot, start, _ = this_process().process.split(" ")
+    driver_file(tmp_path, 1, asdict(replace(this_process(), process=f"{boot} {start} pid:[1]")))
+    said: list[str] = []
+    take(FolderStorage(tmp_path), 0.3, said.append).release()
+    assert "waiting 0.3 s for a sign of life" in said[0]
+
+
+def test_an_overtaken_driver_knows_that_the_run_is_not_its_own(tmp_path: Path) -> None:
+    first = take(FolderStorage(tmp_path), 60.0)
+    assert first.is_ours()
+    driver_file(tmp_path, 2, asdict(ELSEWHERE))
+    assert not first.is_ours()
+    first.release()

@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.preflight import require_none_written
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import (
     STATE,
     Card,
     Identity,
     checkpoint_name,
+    damaged_names,
     load_state,
     newest_first,
+    newest_step,
     newest_whole,
     read_card,
     require_same,
@@ -143,3 +146,25 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
         save_checkpoint(
             tmp_path, state={"net": {"w": torch.zeros(100_000)}}, card=Card(0, 1, IDENTITY, {}, {}, files={})
         )
+
+
+def test_what_is_newer_than_the_newest_whole_one_is_damaged(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    assert (damaged_names(storage), newest_step(storage)) == ((), 0)
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    (tmp_path / checkpoint_name(3, 30) / STATE).write_bytes(b"torn")
+    assert (damaged_names(storage), newest_step(storage)) == ((checkpoint_name(3, 30),), 30)
+    for step in (10, 20):
+        (tmp_path / checkpoint_name(step // 10, step) / STATE).write_bytes(b"torn")
+    assert damaged_names(storage) == tuple(checkpoint_name(step // 10, step) for step in (30, 20, 10))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    (tmp_path / checkpoint_name(1, 10)).mkdir()
+    require_none_written(storage, damaged_names(storage))  # killed in an upload: its card comes last
+    save(tmp_path, 20)
+    (tmp_path / checkpoint_name(2, 20) / STATE).write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole \(newest: epoch=002-step=00000020\); see"):
+        require_none_written(storage, damaged_names(storage))

@@ -21,7 +21,7 @@ from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job
-from resnet_dist.training.loop import fit
+from resnet_dist.training.loop import fit, suspects
 from resnet_dist.training.plan import RunPlan
 from resnet_dist.training.resume import restore
 from resnet_dist.training.run import Run
@@ -48,7 +48,10 @@ class Poisoned(small.Memory):
             yield batch
 
 
-def train(folder: Path, divergence: dict[str, Any], loader: Any) -> tuple[str, Run, Any]:
+def train(
+    folder: Path, divergence: dict[str, Any], loader: Any, broken_step: int | None = None
+) -> tuple[str, Run, Any]:
+    """`broken_step`: the gradient of this step is no number, its loss is."""
     folder.mkdir()
     recipe: Recipe = small.recipe("fp32", "fast")
     config = recipe.train.model_copy(update={"divergence": DivergenceConfig.model_validate(divergence)})
@@ -59,6 +62,14 @@ def train(folder: Path, divergence: dict[str, Any], loader: Any) -> tuple[str, R
     run = assemble(
         job, LocalContext(FolderStorage(folder)), points, Samples(loader, small.NUM_TRAIN), Samples(val, small.NUM_VAL)
     )
+    apply = run.update.apply
+
+    def broken(lr: float, *, measure: bool) -> torch.Tensor | None:
+        if run.state.step == broken_step:
+            next(run.state.net.parameters()).grad.fill_(math.nan)  # type: ignore[union-attr]
+        return apply(lr, measure=measure)
+
+    run.update.apply = broken  # type: ignore[method-assign]
     return fit(run), run, points
 
 
@@ -82,6 +93,41 @@ def test_skip_leaves_the_batch_out_and_goes_on(tmp_path: Path) -> None:
     same, different = {2, 4, 6}, {8, 10, 12}
     assert {s: v for s, v in losses(points).items() if s in same} == {s: losses(clean_points)[s] for s in same}
     assert all(losses(points)[s] != losses(clean_points)[s] for s in different)
+
+
+@pytest.mark.parametrize("step", [5, 6, 7, 11])
+def test_an_update_that_breaks_the_weights_is_never_saved(tmp_path: Path, step: int) -> None:
+    """Also of the step before a checkpoint (7), and of the last (11): a step's loss does not show its own update."""
+    outcome, run, _ = train(tmp_path / "run", {}, small.Memory(small.NUM_TRAIN, 4, seed=1), step)
+    assert (outcome, run.saved_step) == ("diverged", 8 if step == 11 else 4)
+    restore(run)
+    assert all(torch.isfinite(value).all() for value in run.state.net.state_dict().values())
+
+
+@pytest.mark.parametrize("step", [5, 6, 7, 11])
+def test_skip_finds_the_step_whose_update_broke_the_weights(tmp_path: Path, step: int) -> None:
+    outcome, run, _ = train(tmp_path / "run", {"action": "skip"}, small.Memory(small.NUM_TRAIN, 4, seed=1), step)
+    assert (outcome, run.state.step) == ("finished", 12)
+    assert step in run.state.skipped
+    assert len(run.state.skipped) <= 3
+    assert all(torch.isfinite(value).all() for value in run.state.net.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("diverged_step", "skipped", "next_step", "expected"),
+    [
+        (5, set(), 8, {5}),
+        (5, {3}, 8, {5}),
+        (6, {5}, 8, {4, 6}),
+        (7, {4, 5, 6}, 8, {3, 7}),
+        (8, set(), 8, {7}),
+        (8, {6, 7}, 8, {5}),
+        (0, set(), 2, {0}),
+        (1, {0}, 2, {1}),
+    ],
+)
+def test_suspects(diverged_step: int, skipped: set[int], next_step: int, expected: set[int]) -> None:
+    assert suspects(diverged_step, skipped, next_step) == expected
 
 
 def test_a_loss_above_the_limit_counts_too(tmp_path: Path) -> None:
