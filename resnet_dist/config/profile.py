@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section
 from resnet_dist.config.environment import Environment
@@ -41,6 +41,9 @@ class FailureConfig(Section):
     """Longest wait for the last checkpoint after Ctrl-C or SIGTERM."""
     wait_for_resources_s: PositiveFloat = 120.0
     """Longest wait for the cluster to give the workers their CPUs and GPUs."""
+    wait_for_nodes_s: NonNegativeFloat = 0.0
+    """Longest wait at the beginning for nodes that are still to come; an autoscaler is asked for them. 0, for a cluster
+    that stays as it is: what it lacks is told at once."""
     storage_timeout_s: PositiveFloat = 300.0
     """Longest time that storage may refuse a checkpoint (full, away) before the run ends. Training goes on meanwhile,
     until the next checkpoint is due; that one waits for half of `collective_timeout_s` at most."""

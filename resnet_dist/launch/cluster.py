@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -148,13 +148,13 @@ def leaving_nodes() -> frozenset[str]:
         return frozenset()
 
 
-def workers_with_room(nodes: list[Node], profile: Profile) -> int:
+def workers_with_room(nodes: Sequence[Node], profile: Profile) -> int:
     """How many of the profile's workers the nodes can hold."""
     fitting = [node for node in nodes if profile.node_labels.items() <= node.labels.items()]
     return workers_that_fit(fitting, profile.cpus_per_worker, profile.gpus_per_worker)
 
 
-def workers_that_fit(nodes: list[Node], cpus_per_worker: int, gpus_per_worker: int) -> int:
+def workers_that_fit(nodes: Sequence[Node], cpus_per_worker: int, gpus_per_worker: int) -> int:
     """How many workers the nodes can hold, each whole on one node."""
     return sum(
         int(min(node.cpus // cpus_per_worker, node.gpus // gpus_per_worker if gpus_per_worker else float("inf")))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resnet_dist.config.loading import flatten
+from resnet_dist.errors import UserError
 from resnet_dist.evaluation.plots import draw_calibration, draw_classes
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines
 from resnet_dist.launch.evaluate import Evaluated
 from resnet_dist.tracking.details import DataInput, log_details, log_folder
-from resnet_dist.tracking.mlflow_run import EndStatus, end_run, open_run
+from resnet_dist.tracking.mlflow_run import EndStatus, end_run, open_run, run_file
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.plots import draw_confusion
 from resnet_dist.training.evaluate import sparse_json
@@ -50,6 +52,8 @@ def facts_of(evaluated: Evaluated) -> dict[str, Any]:
 
 def write_files(evaluated: Evaluated, folder: Path) -> None:
     """`result.json`, `per_class.csv`, `confusion.json` and their figures, in the folder `evaluation` of `folder`."""
+    facts = facts_of(evaluated)
+    require_same_evaluation(facts, folder)
     folder = folder / _FILES
     result, names = evaluated.result, evaluated.manifest.class_names
     assert result.confusion is not None
@@ -57,7 +61,7 @@ def write_files(evaluated: Evaluated, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = class_lines(result.confusion, names)
     texts = {
-        "result.json": as_json(facts_of(evaluated), evaluated.metrics(), result.calibration),
+        "result.json": as_json(facts, evaluated.metrics(), result.calibration),
         "per_class.csv": as_csv(lines),
         "confusion.json": sparse_json(result.confusion),
     }
@@ -66,6 +70,20 @@ def write_files(evaluated: Evaluated, folder: Path) -> None:
     draw_classes(lines, folder / "per_class.png")
     draw_calibration(result.calibration, folder / "calibration.png")
     draw_confusion(result.confusion, names, folder / "confusion.png")
+
+
+def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
+    """UserError if the folder's MLflow run is of another evaluation: it would keep that one's numbers."""
+    before = folder / _FILES / "result.json"
+    if not run_file(folder).exists() or not before.exists():
+        return
+    found = json.loads(before.read_text(encoding="utf-8"))
+    other = [key for key, value in facts.items() if found.get(key, value) != value]
+    if other:
+        raise UserError(
+            f"--output {folder}: holds the MLflow run of another evaluation (other {', '.join(other)}); "
+            "name another folder"
+        )
 
 
 def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import alive_nodes, workers_with_room
+from resnet_dist.launch.cluster import Node, alive_nodes, workers_with_room
 from resnet_dist.launch.signals import StopSignal
 
 _LOOK_EVERY_S = 1.0
@@ -30,6 +34,44 @@ def wait_for_room(profile: Profile, stop: StopSignal) -> None:
                 f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and give the same command again"
             )
         time.sleep(_LOOK_EVERY_S)
+
+
+def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], say: Callable[[str], None]) -> list[Node]:
+    """The cluster's nodes, as soon as `has_room` of them, or when `failure.wait_for_nodes_s` are over. Whether they do
+    then is for the caller to judge."""
+    limit_s = profile.failure.wait_for_nodes_s
+    deadline = time.monotonic() + limit_s
+    nodes = alive_nodes()
+    if not has_room(nodes) and limit_s > 0:
+        say(f"the cluster has no room yet: waiting up to {limit_s:g} s for nodes (failure.wait_for_nodes_s)")
+    while not has_room(nodes) and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+        nodes = alive_nodes()
+    return nodes
+
+
+@contextmanager
+def asked_for(profile: Profile, bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Inside, Ray's autoscaler, if there is one and the profile waits for it, is to keep nodes for all these bundles.
+
+    Ray knows one such request for the whole cluster: that of the job which asked last.
+    """
+    if profile.failure.wait_for_nodes_s == 0:
+        yield
+        return
+    labels = [dict(profile.node_labels) for _ in bundles] if profile.node_labels else None
+    request_resources(bundles=[dict(bundle) for bundle in bundles], bundle_label_selectors=labels)
+    try:
+        yield
+    finally:
+        with suppress(RayError, RuntimeError):  # a head that is gone keeps no request
+            request_resources(bundles=[])
+
+
+def worker_bundles(profile: Profile) -> list[dict[str, float]]:
+    """What the fewest workers of the profile need, each on one node."""
+    bundle = {"CPU": float(profile.cpus_per_worker), "GPU": float(profile.gpus_per_worker)}
+    return [{name: amount for name, amount in bundle.items() if amount} for _ in range(profile.workers.min)]
 
 
 class HeadWatch:

@@ -19,7 +19,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.claim import NO_CLAIM, give_back, give_back_request
-from resnet_dist.launch.cluster import alive_nodes, ray_session, require_capacity
+from resnet_dist.launch.cluster import ray_session, require_capacity, workers_with_room
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
 from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
@@ -30,7 +30,7 @@ from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
-from resnet_dist.launch.room import HeadWatch, wait_for_room
+from resnet_dist.launch.room import HeadWatch, asked_for, await_nodes, wait_for_room, worker_bundles
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.launch.startup import Startup
@@ -70,7 +70,10 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     for warning in prepared.warnings:
         screen.say(f"warning: {warning}")
     with held(prepared.storage, profile.failure.driver_timeout_s, screen.say) as lease, ray_session(profile):
-        nodes = alive_nodes()
+        with asked_for(profile, worker_bundles(profile)):
+            nodes = await_nodes(
+                profile, lambda nodes: workers_with_room(nodes, profile) >= profile.workers.min, screen.say
+            )
         require_capacity(nodes, profile)
         startup.passed("Ray")
         with stop_signals() as stop:

@@ -102,7 +102,18 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
-        return mean(o.node_s for o in self.outcomes) * self.hardware.gpus_per_node / 3600
+        used_of_a_node = min(self.hardware.gpus, self.hardware.gpus_per_node)
+        return mean(o.node_s for o in self.outcomes) * used_of_a_node / 3600
+
+    @property
+    def lost_share(self) -> float:
+        """Of the time, what nodes that failed or left cost: all that is neither a step nor a checkpoint nor the first
+        start."""
+        ledgers = [o.ledger for o in self.outcomes]
+        return mean(
+            (x.redone_s + x.waiting_s + x.smaller_group_s + max(x.restart_s - self.faults.restart_s, 0.0)) / x.wall_s
+            for x in ledgers
+        )
 
     @property
     def money(self) -> float | None:
@@ -122,9 +133,8 @@ class Plan:
             "slow workers, for which all others wait (MLflow's worker/* curves name them)": step.jitter_s,
         }
         shares = {what: seconds / step.seconds for what, seconds in losses.items()}
-        shares["lost nodes: checkpoint more often, keep spare nodes, or let the group shrink (--min-gpus)"] = (
-            1 - self.goodput
-        )
+        lost = "lost nodes: checkpoint more often, keep spare nodes, or let the group shrink (--min-gpus)"
+        shares[lost] = self.lost_share
         what, share = max(shares.items(), key=lambda item: item[1])
         return f"{what} ({share:.0%} of the time)" if share >= 0.1 else f"the {hw.gpu} GPUs themselves"
 

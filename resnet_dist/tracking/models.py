@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,18 +69,19 @@ def log_classifier(
 
 
 def log_model_metrics(
-    handle: RunHandle, model_uri: str, values: Mapping[str, float], step: int, history: History, data: DataInput
+    handle: RunHandle, model_uri: str, values: Iterable[str], step: int, history: History, data: DataInput
 ) -> None:
-    """Shows `values`, which the run logged at `step` and were measured on `data`, on the model's page. Raises Fault.
+    """Shows what the run logged under these names at `step`, measured on `data`, on the model's page. Raises Fault.
 
-    The run gets no second point: a point's time is part of MLflow's key, and it is the one in the spool.
+    The run gets no second point: a point's time and value are part of MLflow's key, and they are those in the spool,
+    also where a step was evaluated again, by a group whose sums have other last bits.
     """
     from mlflow.entities import Metric
 
     metrics = [
         Metric(
             key,
-            value,
+            next(value for at, value in history.points[key] if at == step),
             history.times_ms[key, step],
             step,
             model_id=model_uri.removeprefix("models:/"),
@@ -88,7 +89,7 @@ def log_model_metrics(
             dataset_digest=data.short_digest,
             run_id=handle.run_id,
         )
-        for key, value in values.items()
+        for key in values
         if (key, step) in history.times_ms
     ]
     require_answer(handle.tracking_uri)

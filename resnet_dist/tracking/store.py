@@ -91,6 +91,10 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
             ) from error
         kind = Unanswered if sqlite_file(tracking_uri) is None and (status >= 500 or status == _TOO_BUSY) else Fault
         raise kind(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+    except (UserError, Fault, OSError, ValueError, TypeError):
+        raise
+    except Exception as error:
+        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
 
 
 def patiently(work: Callable[[], T], until_s: float) -> T:

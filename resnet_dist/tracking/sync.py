@@ -53,17 +53,25 @@ def sync(storage: RunStorage | Path, tracking_uri: str, *, limit_s: float = 3600
         raise UserError(f"{storage.location}: no tracked run here (no {run_file(run_dir).name}, no tracking/ folder)")
     require_answer(tracking_uri)
     deadline_s = time.monotonic() + limit_s
-    try:
-        deliveries = [_send_all(folder, lane, tracking_uri, deadline_s) for folder in folders for lane in LANES]
-    finally:
-        for folder in folders:
+    deliveries: list[Delivery] = []
+    faults: list[Fault] = []
+    # One that MLflow does not take any more, for its run was deleted there, must not hold up the others.
+    for folder in folders:
+        try:
+            deliveries += [_send_all(folder, lane, tracking_uri, deadline_s) for lane in LANES]
+        except Fault as fault:
+            faults.append(fault)
+        finally:
             publish_lanes(storage, folder)
+    end_status_sent = send_end_status(run_dir, tracking_uri, publish=storage.publish)
+    if faults:
+        raise faults[0]
     return SyncReport(
         num_points=sum(delivery.num_points for delivery in deliveries),
         num_texts=sum(delivery.num_texts for delivery in deliveries),
         num_rejected=sum(delivery.num_rejected for delivery in deliveries),
         num_unreadable_bytes=sum(delivery.num_unread_bytes() for delivery in deliveries[:: len(LANES)]),
-        end_status_sent=send_end_status(run_dir, tracking_uri, publish=storage.publish),
+        end_status_sent=end_status_sent,
     )
 
 

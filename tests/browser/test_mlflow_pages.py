@@ -75,7 +75,7 @@ def logged_site(uri: str, folder: Path) -> Site:
     model = log_classifier(
         handle, Tiny(), name="model", input_example=example, resize=8, class_names="abc", metadata={}, step=20
     )
-    log_model_metrics(handle, model, {"val/top1": 81.25}, 20, history, VAL)
+    log_model_metrics(handle, model, ["val/top1"], 20, history, VAL)
     register(handle, "digits-tiny", model, Score("cd", 81.25), {})
     assert end_run(handle, "FINISHED")
     return Site(uri, handle, model.removeprefix("models:/"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from copy import deepcopy
 from itertools import pairwise
@@ -150,7 +151,7 @@ def test_a_drain_is_longer_than_a_checkpoint_and_shorter_than_the_pods_grace(fol
         if name in {"gpu", "spot"}:
             drain = float(env_of(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
             assert 60 <= drain < pod["spec"]["terminationGracePeriodSeconds"]
-        assert pod["spec"]["containers"][0]["args"] == ["ulimit -n 65536; exec $KUBERAY_GEN_RAY_START_CMD"]
+        assert pod["spec"]["containers"][0]["args"] == ['ulimit -n 65536; eval "exec $KUBERAY_GEN_RAY_START_CMD"']
 
 
 @pytest.mark.parametrize("folder", [*TRAINING, "jobs/tune"])
@@ -196,3 +197,22 @@ def test_only_the_heads_reach_redis() -> None:
     (rule,) = policies["redis"]["ingress"]
     assert {p["podSelector"]["matchLabels"]["ray.io/node-type"] for p in rule["from"]} == {"head", "redis-cleanup"}
     assert policies["ray"]["podSelector"]["matchExpressions"][0]["key"] == "ray.io/cluster"
+
+
+@pytest.mark.parametrize("folder", RUNNABLE)
+def test_the_head_gets_the_password_that_the_operator_only_names(folder: str, tmp_path: Path) -> None:
+    """KubeRay writes `--redis-password=$REDIS_PASSWORD` into KUBERAY_GEN_RAY_START_CMD (pod.go, v1.4 to v1.7)."""
+    spec = ray_tree(folder)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (script,) = container["args"]
+    (tmp_path / "ray").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "REDIS_PASSWORD": "s3 cret",
+        "KUBERAY_GEN_RAY_START_CMD": 'ray start --head --block --redis-password="$REDIS_PASSWORD"',
+    }
+    script = script.replace("ulimit -n 65536; ", "")  # this machine may not allow it
+    told = subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == ["start", "--head", "--block", "--redis-password=s3 cret"]

@@ -53,7 +53,8 @@ def test_head_and_workers_are_what_they_should_be(cloud: str) -> None:
     assert sum(t.get("max_workers", 0) for t in types.values()) <= tree["max_workers"]
     assert "--env RAY_AUTH_MODE=token" in tree["docker"]["run_options"]
     assert "--shm-size=16g" in tree["docker"]["run_options"]
-    assert set(tree["file_mounts"].values()) == {"~/.ray/auth_token", "./spot_node.sh"}
+    assert set(tree["file_mounts"].values()) == {"~/.ray/auth_token", "cluster/ray_up/spot_node.sh"}
+    assert (FOLDER.parents[1] / "cluster/ray_up/spot_node.sh").is_file()  # `ray up` is called from the root
 
 
 def test_shellcheck_finds_nothing() -> None:

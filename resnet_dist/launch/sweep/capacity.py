@@ -8,6 +8,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import Node, workers_with_room
+from resnet_dist.launch.room import worker_bundles
 
 
 def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> int:
@@ -22,6 +23,16 @@ def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) 
     else:
         fit = workers_with_room(list(nodes), trial_profile) // trial_profile.workers.min
     return min(fit, resources.max_concurrent or fit)
+
+
+def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list[dict[str, float]]:
+    """What so many trials need, `resources.max_concurrent` at most."""
+    resources = space.resources
+    at_once = min(num_trials, resources.max_concurrent or num_trials)
+    if resources.path == "train":
+        return worker_bundles(trial_profile) * at_once
+    bundle = {"CPU": float(resources.cpus), "GPU": float(resources.gpus)}
+    return [{name: amount for name, amount in bundle.items() if amount} for _ in range(at_once)]
 
 
 def require_room(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> None:

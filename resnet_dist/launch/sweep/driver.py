@@ -12,8 +12,9 @@ from pathlib import Path
 
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session, ray_settings
+from resnet_dist.launch.room import asked_for, await_nodes
 from resnet_dist.launch.signals import StopSignal, stop_signals
-from resnet_dist.launch.sweep.capacity import require_room, trials_at_once
+from resnet_dist.launch.sweep.capacity import require_room, trial_bundles, trials_at_once
 from resnet_dist.launch.sweep.conductor import Conductor
 from resnet_dist.launch.sweep.control import start_sweep_control
 from resnet_dist.launch.sweep.engine import run_trials
@@ -51,11 +52,21 @@ def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
         if sweep.is_over():
             return _finish(prepared, "all trials ended")
         with ray_session(prepared.profile, dashboard=prepared.space.resources.path == "train"):
-            nodes = alive_nodes()
-            require_room(prepared.space, prepared.trial_profile, nodes)
-            with stop_signals() as stop:
-                record = begin_sweep_record(prepared, nodes, say)
-                return _run_and_record(prepared, sweep, record, stop)
+            space, trial_profile = prepared.space, prepared.trial_profile
+            # For as many trials as may run at once, as long as the sweep lasts: Tune shows Ray only those that run.
+            with asked_for(prepared.profile, trial_bundles(space, trial_profile, _num_open(prepared, sweep))):
+                nodes = await_nodes(
+                    prepared.profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, say
+                )
+                require_room(space, trial_profile, nodes)
+                with stop_signals() as stop:
+                    record = begin_sweep_record(prepared, nodes, say)
+                    return _run_and_record(prepared, sweep, record, stop)
+
+
+def _num_open(prepared: PreparedSweep, sweep: Sweep) -> int:
+    points = len(prepared.planned) if prepared.planned is not None else (prepared.space.trials or 0)
+    return points * prepared.space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
 
 
 def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> SweepEnd:

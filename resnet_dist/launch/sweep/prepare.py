@@ -108,7 +108,9 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
     # Elastic groups of several trials would take each other's room.
     least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
     update = light if resources.path == "light" else least
-    return profile.model_copy(update={**update, "storage": storage, "register_models": False})
+    # The sweep asks for nodes, for all its trials.
+    failure = profile.failure.model_copy(update={"wait_for_nodes_s": 0.0})
+    return profile.model_copy(update={**update, "storage": storage, "register_models": False, "failure": failure})
 
 
 def _num_points(space: Space) -> int:

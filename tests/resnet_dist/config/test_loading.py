@@ -168,6 +168,7 @@ def test_data_behind_a_url_needs_a_cache(tmp_path: Path) -> None:
     ("env", "told"),
     [
         ("{AWS_SECRET_ACCESS_KEY: abc}", r"AWS_SECRET_ACCESS_KEY is a secret"),
+        *((f"{{{key}: abc}}", f"{key} is a secret") for key in ("WANDB_API_KEY", "HF_PASSWD", "aws_access_key_id")),
         ("{NVIDIA_TF32_OVERRIDE: 0}", r"NVIDIA_TF32_OVERRIDE changes the arithmetic"),
         ("{NCCL_IB_DISABLE: yes}", r"NCCL_IB_DISABLE"),
     ],

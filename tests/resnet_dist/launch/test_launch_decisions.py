@@ -11,8 +11,16 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch import room
 from resnet_dist.launch.claim import Claim
-from resnet_dist.launch.cluster import Node, cluster_address, ray_session, require_capacity, workers_that_fit
+from resnet_dist.launch.cluster import (
+    Node,
+    cluster_address,
+    ray_session,
+    require_capacity,
+    workers_that_fit,
+    workers_with_room,
+)
 from resnet_dist.launch.control import RunControl, Status
 from resnet_dist.launch.fit import worker_environment
 from resnet_dist.launch.ray_context import WorkerSetup
@@ -156,3 +164,24 @@ def test_what_workers_are_given_shows_no_password_in_the_dashboard() -> None:
         credentials=credentials,
     )
     assert "pass-" not in str({"setup": setup})
+
+
+def test_a_growing_cluster_is_asked_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = PROFILE.model_copy(update={"failure": PROFILE.failure.model_copy(update={"wait_for_nodes_s": 60.0})})
+    seen = iter([[], [Node("a", 4, 0)], [Node("a", 12, 0)], [Node("a", 99, 0)]])
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(room, "alive_nodes", lambda: next(seen))
+    monkeypatch.setattr(room, "request_resources", lambda bundles, **_: asked.append(bundles))
+    monkeypatch.setattr(room.time, "sleep", lambda _: None)
+    said: list[str] = []
+    with room.asked_for(profile, room.worker_bundles(profile)):
+        nodes = room.await_nodes(profile, lambda n: workers_with_room(n, profile) >= profile.workers.min, said.append)
+    assert [node.cpus for node in nodes] == [12]
+    assert asked == [[{"CPU": 3.0}] * 4, []]
+    assert said == ["the cluster has no room yet: waiting up to 60 s for nodes (failure.wait_for_nodes_s)"]
+
+
+def test_a_cluster_that_stays_as_it_is_is_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "alive_nodes", list)
+    with room.asked_for(PROFILE, room.worker_bundles(PROFILE)):
+        assert room.await_nodes(PROFILE, bool, pytest.fail) == []

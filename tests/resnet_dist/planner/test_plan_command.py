@@ -34,6 +34,20 @@ def test_eight_a100_as_text_and_as_json() -> None:
         assert word in text
 
 
+def test_a_part_of_a_node_costs_as_much_of_its_hours() -> None:
+    one, two = (plan("--gpu", "a100", "--gpus", str(n), "--price", "3", "--mtbf-h", "1e9") for n in (1, 2))
+    assert one["gpu_hours"] == pytest.approx(one["hours"], rel=0.01)
+    assert two["gpu_hours"] == pytest.approx(2 * two["hours"], rel=0.01)
+    assert one["money"] == pytest.approx(3 * one["gpu_hours"])
+
+
+def test_a_first_start_is_no_lost_node() -> None:
+    digits = str(ROOT / "resnet_dist/recipes/digits_resnet20.yaml")
+    words = ["plan", digits, "--json", "--replicas", "4", "--gpu", "a100", "--gpus", "1"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "lost nodes" not in json.loads(done.output)["bottleneck"]
+
+
 def test_the_bottleneck_is_named() -> None:
     large = ["--set", "train.global_batch_size=32768", "--set", "train.micro_batch_size=128"]
     assert "micro-batch" in plan("--gpu", "h100", "--gpus", "8")["bottleneck"]

@@ -111,7 +111,7 @@ def test_a_models_metrics_are_the_runs_points(sqlite_uri, tmp_path, stored_rows)
     )
     history = read_history(tmp_path / "run", handle.run_id)
     for _ in range(2):
-        log_model_metrics(handle, uri, {"val/top1": 70.0, "val/unknown": 1.0}, 20, history, VAL)
+        log_model_metrics(handle, uri, ["val/top1", "val/unknown"], 20, history, VAL)
     assert stored_rows(database, handle.run_id) == before
     model = MlflowClient(sqlite_uri).get_logged_model(uri.removeprefix("models:/"))
     assert [(m.key, m.value, m.step, m.dataset_name) for m in model.metrics] == [("val/top1", 70.0, 20, "digits/val")]

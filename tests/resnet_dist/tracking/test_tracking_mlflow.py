@@ -16,10 +16,11 @@ from mlflow import MlflowClient
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.delivery import REJECTED_NAME, cursor_file
 from resnet_dist.tracking.events import Metrics
-from resnet_dist.tracking.mlflow_run import end_run, open_run
+from resnet_dist.tracking.mlflow_run import end_run, open_run, run_file
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.segments import SpoolReader, spool_folder
 from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.uris import sqlite_file
 
@@ -136,6 +137,22 @@ def test_a_run_deleted_by_somebody_waits_for_its_return(sqlite_uri, tmp_path, st
     MlflowClient(sqlite_uri).restore_run(handle.run_id)
     assert sync(handle.run_dir, sqlite_uri).num_points == 1
     assert stored_rows(sqlite_file(sqlite_uri), handle.run_id) == spooled_rows(handle)
+
+
+def test_a_run_that_stays_deleted_holds_up_no_other_of_its_folder(sqlite_uri, tmp_path, stored_rows):
+    deleted = begin(sqlite_uri, tmp_path / "run")
+    MlflowClient(sqlite_uri).delete_run(deleted.run_id)
+    tracker = track(deleted, close_limit_s=0.5)
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close()
+    run_file(tmp_path / "run").unlink()
+    handle = begin(sqlite_uri, tmp_path / "run")
+    spool = Spool(spool_folder(handle.run_dir, handle.run_id))
+    spool.append_metrics({"loss": 2.0}, 1)
+    assert spool.close(30)
+    with pytest.raises(Fault, match=f"did not take the run {deleted.run_id}"):
+        sync(handle.run_dir, sqlite_uri)
+    assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 1
 
 
 def test_a_database_that_is_not_on_this_node_is_not_made_anew(tmp_path):
