@@ -63,7 +63,11 @@ def sync(storage: RunStorage | Path, tracking_uri: str, *, limit_s: float = 3600
             faults.append(fault)
         finally:
             publish_lanes(storage, folder)
-    end_status_sent = send_end_status(run_dir, tracking_uri, publish=storage.publish)
+    end_status_sent = False
+    try:
+        end_status_sent = send_end_status(run_dir, tracking_uri, publish=storage.publish)
+    except Fault as fault:
+        faults.append(fault)
     if faults:
         raise faults[0]
     return SyncReport(

@@ -41,8 +41,6 @@ def fit(run: Run) -> Outcome:
     while True:
         step = run.state.step
         if outcome is None and run.plan.evaluation_due(step) and run.state.evaluated_step < step:
-            if run.saved_step < step and anyone_asks_to_stop(run):
-                save(run)  # an evaluation may take longer than there is time
             run_evaluation(run)
             if step < run.plan.last_step and anyone_asks_to_stop(run):
                 outcome = "stopped"
@@ -190,8 +188,7 @@ def run_evaluation(run: Run) -> None:
 
 
 def anyone_asks_to_stop(run: Run) -> bool:
-    """Looked at before and after an evaluation too: a sweep judges its trials there, and not one step more should be
-    spent."""
+    """Looked at after an evaluation too: a sweep judges its trials there, and not one step more should be spent."""
     return bool(sum_over_workers(torch.tensor([float(run.ctx.stop_requested())])) > 0)
 
 
