@@ -83,17 +83,17 @@ def evaluate(
         num_workers=workers,
     )
     metrics = evaluated.metrics()
+    if as_json:
+        typer.echo(json.dumps(metrics, sort_keys=True))
+    else:
+        typer.echo(
+            f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}  "
+            f"calibration error {metrics['val/ece']:.2f} %  {metrics['val/images_per_s']:.3g} images/s"
+        )
     if output is not None:
         write_files(evaluated, output)
         if experiment and uri:
             log_evaluation(evaluated, output, Place(uri, experiment))
-    if as_json:
-        typer.echo(json.dumps(metrics, sort_keys=True))
-        return
-    typer.echo(
-        f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}  "
-        f"calibration error {metrics['val/ece']:.2f} %  {metrics['val/images_per_s']:.3g} images/s"
-    )
 
 
 def sides(option: str, text: str) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ class Status:
     """Everything there was to warn of, in order."""
     evaluated_step: int = 0
     """Of the newest evaluation."""
+    has_workers: bool = False
+    """Whether a worker group has begun since the newest trainer did."""
     given_up: str | None = None
     """Why the run must end, if a worker found that no restart would help."""
     mistake: str | None = None
@@ -57,6 +59,7 @@ class RunControl:
         """A new trainer begins: nobody of the one before is left."""
         self._stop = False
         self._nodes.clear()
+        self._status = replace(self._status, has_workers=False)
 
     def asks(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
         """Every worker asks once a second whether to stop, and says where it runs.
@@ -66,6 +69,7 @@ class RunControl:
         for gone in [r for r in self._nodes if r >= world_size]:
             del self._nodes[gone]
         self._nodes[rank] = f"{address} {node_id}"
+        self._status = replace(self._status, has_workers=True)  # said again and again: this actor may have come back
         if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             self._leaving = leaving_nodes()
@@ -82,6 +86,7 @@ class RunControl:
         self._status = replace(
             self._status,
             attempt=attempt,
+            has_workers=True,
             world_size=world_size,
             claim=claim,
             resumed_step=None,
@@ -113,6 +118,9 @@ class RunControl:
         self._status = replace(self._status, given_up=self._status.given_up or reason)
 
     def mistake(self, what: str) -> None:
+        """Before the first step only. Later a node may just not be ready: its group fails, and another one begins."""
+        if self._status.attempt > 1 or self._status.resumed_step is not None:
+            return
         self._status = replace(self._status, mistake=self._status.mistake or what)
 
     def status(self) -> Status:

@@ -77,8 +77,11 @@ def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
     before = folder / _FILES / "result.json"
     if not run_file(folder).exists() or not before.exists():
         return
-    found = json.loads(before.read_text(encoding="utf-8"))
-    other = [key for key, value in facts.items() if found.get(key, value) != value]
+    try:
+        found = json.loads(before.read_text(encoding="utf-8"))
+    except ValueError:
+        return
+    other = [key for key, value in facts.items() if key != "data" and found.get(key, value) != value]
     if other:
         raise UserError(
             f"--output {folder}: holds the MLflow run of another evaluation (other {', '.join(other)}); "

@@ -14,7 +14,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.preflight import Prepared, prepare, require_none_written
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.tracking.history import History, read_history
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run, recorded_end, recorded_run
@@ -55,6 +55,8 @@ def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id:
     done = _finished(prepared, profile)
     if done is not None:
         return done
+    if prepared.none_whole:
+        require_none_written(prepared.storage, prepared.damaged)
     nodes = [Node("localhost", os.cpu_count() or 1, 0)]
     record = begin_record(recipe, profile, name, prepared, nodes, _say, parent_run_id=parent_run_id)
     status: EndStatus = "FAILED"

@@ -33,12 +33,13 @@ class Holder:
     host: str
     pid: int
     process: str
-    """Tells this process from a later one with the same pid: the machine's boot, the process's start in it, and the
-    namespace that its pid means something in."""
+    """Tells this process from a later one with the same pid: the machine's boot, and the process's start in it."""
     beat: int = 0
     released: bool = False
     request: str = ""
     """What its trainer asked Ray for (`claim.Claim.request`): whoever follows a dead driver takes it back."""
+    namespace: str = ""
+    """In which its pid means something."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
 
 
 def this_process() -> Holder:
-    return Holder(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
+    return Holder(socket.gethostname(), os.getpid(), _start_of(os.getpid()), namespace=_namespace())
 
 
 def _watch(
@@ -185,25 +186,26 @@ def _is_over(holder: Holder | None) -> bool:
         return False
     here = this_process()
     # Containers of one machine may have its name and its boot, and pids of their own.
-    same_place = _place_of(holder.process) == _place_of(here.process)
-    return holder.released or (holder.host == here.host and same_place and _start_of(holder.pid) != holder.process)
-
-
-def _place_of(process: str) -> tuple[str, ...]:
-    """Boot and pid namespace."""
-    boot, *_, namespace = process.split(" ") if process.count(" ") == 2 else ("", "")
-    return boot, namespace
+    same_boot = holder.process.partition(" ")[0] == here.process.partition(" ")[0] != ""
+    same_place = holder.host == here.host and same_boot and holder.namespace == here.namespace != ""
+    return holder.released or (same_place and _start_of(holder.pid) != holder.process)
 
 
 def _start_of(pid: int) -> str:
-    """Boot, start time and pid namespace of a process of this namespace; "" if there is none."""
+    """Boot and start time of a process of this namespace; "" if there is none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = Path("/proc/self/ns/pid").readlink()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] == "Z" else f"{boot} {fields[19]} {namespace}"
+    return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _holder(storage: RunStorage, number: int) -> Holder | None:

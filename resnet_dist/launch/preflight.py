@@ -48,6 +48,8 @@ class Prepared:
     warnings: tuple[str, ...]
     damaged: tuple[str, ...] = ()
     """The names of checkpoints newer than the newest whole one."""
+    none_whole: bool = False
+    """There are checkpoints, and these are all."""
 
     @property
     def run_dir(self) -> Path:
@@ -95,7 +97,6 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
             warnings = tuple(f"{warning}; the checkpoint before it is used" for warning in found.warnings)
         else:
             damaged = tuple(newest_first(storage.names()))
-            require_none_written(storage, damaged)
             warnings = tuple(f"{storage.location}/{name}: was never written to its end; left out" for name in damaged)
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
@@ -110,6 +111,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         storage,
         warnings,
         damaged,
+        none_whole=found is None and bool(damaged),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
 from resnet_dist.launch.hand_over import hand_over
 from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.node_cache import node_cache
-from resnet_dist.launch.preflight import prepare
+from resnet_dist.launch.preflight import prepare, require_none_written
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result, write_result
@@ -66,6 +67,8 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     startup.passed("checks")
     if (done := read_result(prepared.storage)) is not None:
         return done
+    if prepared.none_whole:
+        require_none_written(prepared.storage, prepared.damaged)
     screen = Screen(prepared.plan)
     for warning in prepared.warnings:
         screen.say(f"warning: {warning}")
@@ -131,7 +134,8 @@ def train_and_record(
         if lease.is_ours():
             record.end(f"failed: {error}")
         raise
-    lease.lease.require_held()
+    if not lease.is_ours():
+        lease.lease.require_held()
     record.end(f"{result.outcome} after step {result.step}")
     return result
 
@@ -195,7 +199,9 @@ def _train_on_ray(
         if stop.number is not None and result is not None:
             return result
         _begin_again(control, failure.head_timeout_s)
-        damaged = damaged_names(prepared.storage)
+        damaged = ()
+        with suppress(OSError, Fault):  # storage that does not answer now condemns nothing
+            damaged = damaged_names(prepared.storage)
 
 
 def _begin_again(control: ray.actor.ActorHandle, limit_s: float) -> None:
@@ -238,7 +244,6 @@ def _watch(
 ) -> WorkerResult:
     """Shows where the trainer stands until it ends. Raises Fault once it is known that nothing will come of it."""
     asked_at: float | None = None
-    begun_before: int | None = None
     has_begun = False
     head = HeadWatch(profile.failure.head_timeout_s)
     while fit.is_running(_SHOW_EVERY_S):
@@ -253,8 +258,7 @@ def _watch(
             raise Fault(f"the workers did not stop within {profile.failure.stop_grace_s:g} s (failure.stop_grace_s)")
         head.look()
         if (status := _show(control, show)) is not None:
-            begun_before = status.attempt if begun_before is None else begun_before
-            has_begun = status.attempt > begun_before
+            has_begun |= status.has_workers
         if lease.lost is not None:
             raise lease.lost
     _show(control, show)

@@ -6,6 +6,7 @@ is told from a whole one by reading it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,8 @@ CARD = "checkpoint.json"
 STATE = "state.pt"
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"^epoch=(\d{3,})-step=(\d{8,})$")
+_OF_THE_MEDIUM = (errno.EIO,)
+"""What a disk says of its own bad places; everything else may pass."""
 
 
 class Damaged(Fault):
@@ -85,12 +88,22 @@ def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) ->
 def read_card(directory: Path, where: str = "") -> Card:
     """The card of a whole checkpoint; Damaged if the card is missing or a file's digest differs.
 
-    `where` names it in errors, if `directory` is not where it lies.
+    `where` names it in errors, if `directory` is not where it lies. Fault if storage does not give what it has: that
+    says nothing of the checkpoint.
     """
     where = where or str(directory)
     try:
+        return _read_card(directory, where)
+    except OSError as error:
+        if error.errno in _OF_THE_MEDIUM:
+            raise Damaged(f"{where}: cannot be read: {error.strerror}: the checkpoint is damaged") from None
+        raise Fault(f"{where}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_card(directory: Path, where: str) -> Card:
+    try:
         card = _parse(json.loads((directory / CARD).read_text(encoding="utf-8")), where)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
         raise Damaged(f"{where}: no readable {CARD} ({error!r}): the checkpoint is incomplete") from None
     for name, expected in card.files.items():
         path = directory / name
@@ -159,9 +172,10 @@ def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
 
 
 def damaged_names(storage: RunStorage) -> tuple[str, ...]:
-    """Of the checkpoints newer than the newest whole one; of all, if none is whole."""
+    """Of the checkpoints newer than the newest whole one; none, if none is whole: what is to be done then is not for us
+    to say."""
     with newest_whole(storage) as found:
-        return found.damaged if found is not None else tuple(newest_first(storage.names()))
+        return found.damaged if found is not None else ()
 
 
 def newest_step(storage: RunStorage) -> int:

@@ -134,7 +134,10 @@ def skip(run: Run, step: int) -> bool:
     policy = run.recipe.train.divergence
     if policy.action == "stop" or len(run.state.skipped) >= policy.max_skips:
         return False
-    skipped = run.state.skipped | suspects(step, run.state.skipped, run.state.step)
+    new = suspects(step, run.state.skipped, run.state.step) - run.state.skipped
+    if not new:
+        return False  # the first weights were no numbers
+    skipped = run.state.skipped | new
     restore(run)
     run.state.skipped = skipped
     return True

@@ -72,5 +72,6 @@ def _train(
         end = ("FAILED", f"failed: {error}")
         raise
     finally:
-        end_run(record.handle, *end)
+        if lease.is_ours():
+            end_run(record.handle, *end)
     return TrialEnd(result.outcome, verdict, epoch, result.step, result.metrics, record.handle.run_id)

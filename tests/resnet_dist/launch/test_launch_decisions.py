@@ -11,6 +11,7 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch import control as control_module
 from resnet_dist.launch import room
 from resnet_dist.launch.claim import Claim
 from resnet_dist.launch.cluster import (
@@ -83,9 +84,13 @@ def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control.progressed(21, {"train/loss": 0.9})
     second = Claim("cd", "train-2")
     control.began(1, second)
-    assert control.status() == Status(2, 1, second, 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    assert control.status() == Status(
+        2, 1, second, 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20, has_workers=True
+    )
     control.progressed(15, {})
-    assert control.status() == Status(2, 1, second, 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20)
+    assert control.status() == Status(
+        2, 1, second, 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20, has_workers=True
+    )
     assert not control.asks(0, 1, "10.0.0.1", "node-a")
     control.request_stop()
     assert control.asks(0, 1, "10.0.0.1", "node-a")
@@ -185,3 +190,25 @@ def test_a_cluster_that_stays_as_it_is_is_judged_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(room, "alive_nodes", list)
     with room.asked_for(PROFILE, room.worker_bundles(PROFILE)):
         assert room.await_nodes(PROFILE, bool, pytest.fail) == []
+
+
+def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
+    control = RunControl()
+    assert not control.status().has_workers
+    control.began(2, Claim("a", "b"))
+    control.mistake("node b: no data")
+    assert (control.status().mistake, control.status().has_workers) == ("node b: no data", True)
+    later = RunControl()
+    later.began(2, Claim("a", "b"))
+    later.progressed(0, {})
+    later.mistake("node c: not mounted yet")
+    assert later.status().mistake is None
+
+
+def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_module, "leaving_nodes", frozenset)
+    control = RunControl()
+    control.asks(0, 1, "10.0.0.1", "n")
+    assert control.status().has_workers
+    control.begin()
+    assert not control.status().has_workers

@@ -130,8 +130,7 @@ def test_a_driver_outlives_a_moment_without_its_folder(tmp_path: Path) -> None:
 
 def test_a_pid_of_another_namespace_says_nothing(tmp_path: Path) -> None:
     """Containers of one machine may have one name; a driver in another one must be waited for."""
-    boot, start, _ = this_process().process.split(" ")
-    driver_file(tmp_path, 1, asdict(replace(this_process(), process=f"{boot} {start} pid:[1]")))
+    driver_file(tmp_path, 1, asdict(replace(this_process(), pid=2**22 + 1, namespace="pid:[1]")))
     said: list[str] = []
     take(FolderStorage(tmp_path), 0.3, said.append).release()
     assert "waiting 0.3 s for a sign of life" in said[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import (
     STATE,
     Card,
+    Damaged,
     Identity,
     checkpoint_name,
     damaged_names,
@@ -157,14 +160,24 @@ def test_what_is_newer_than_the_newest_whole_one_is_damaged(tmp_path: Path) -> N
     assert (damaged_names(storage), newest_step(storage)) == ((checkpoint_name(3, 30),), 30)
     for step in (10, 20):
         (tmp_path / checkpoint_name(step // 10, step) / STATE).write_bytes(b"torn")
-    assert damaged_names(storage) == tuple(checkpoint_name(step // 10, step) for step in (30, 20, 10))
+    assert damaged_names(storage) == ()
+
+
+@pytest.mark.parametrize(("error", "expected"), [(errno.ESTALE, Fault), (errno.EACCES, Fault), (errno.EIO, Damaged)])
+def test_storage_that_does_not_answer_condemns_no_checkpoint(
+    error: int, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save(tmp_path, 10)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError(error, os.strerror(error))))
+    with pytest.raises(expected, match="cannot be read"):
+        read_card(directory)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     (tmp_path / checkpoint_name(1, 10)).mkdir()
-    require_none_written(storage, damaged_names(storage))  # killed in an upload: its card comes last
+    require_none_written(storage, newest_first(storage.names()))  # killed in an upload: its card comes last
     save(tmp_path, 20)
     (tmp_path / checkpoint_name(2, 20) / STATE).write_bytes(b"torn")
     with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole \(newest: epoch=002-step=00000020\); see"):
-        require_none_written(storage, damaged_names(storage))
+        require_none_written(storage, newest_first(storage.names()))

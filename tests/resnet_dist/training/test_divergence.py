@@ -124,6 +124,7 @@ def test_skip_finds_the_step_whose_update_broke_the_weights(tmp_path: Path, step
         (8, {6, 7}, 8, {5}),
         (0, set(), 2, {0}),
         (1, {0}, 2, {1}),
+        (2, {0, 1}, 2, set()),
     ],
 )
 def test_suspects(diverged_step: int, skipped: set[int], next_step: int, expected: set[int]) -> None:
