@@ -178,11 +178,15 @@ class Sweep:
             return f"budget.epochs: {epochs:g} of {budget.epochs:g} spent"
         return None
 
+    @property
+    def num_points(self) -> int:
+        """That the sweep is to try, those that are still to be proposed among them."""
+        return len(self._planned) if self._planned is not None else (self.space.trials or 0)
+
     def is_over(self) -> bool:
         """Nothing is left to do."""
         points = {trial.number for trial in self.state.trials.values()}
-        wanted = len(self._planned) if self._planned is not None else (self.space.trials or 0)
-        return len(points) >= wanted and all(trial.end is not None for trial in self.state.trials.values())
+        return len(points) >= self.num_points and all(trial.end is not None for trial in self.state.trials.values())
 
     def _add(self, number: int, seed_number: int, point: Point) -> TrialState:
         name = trial_name(number, seed_number)

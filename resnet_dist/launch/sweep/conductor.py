@@ -176,7 +176,7 @@ class Conductor:
         """Trials that are not over, as far as is known."""
         trials = self._sweep.state.trials.values()
         points = {trial.number for trial in trials}
-        to_come = max((self._prepared.space.trials or 0) - len(points), 0) if self._prepared.planned is None else 0
+        to_come = max(self._sweep.num_points - len(points), 0)
         return sum(trial.end is None for trial in trials) + to_come
 
 

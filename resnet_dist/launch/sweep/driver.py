@@ -54,7 +54,7 @@ def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
         with ray_session(prepared.profile, dashboard=prepared.space.resources.path == "train"):
             space, trial_profile = prepared.space, prepared.trial_profile
             # For as many trials as may run at once, as long as the sweep lasts: Tune shows Ray only those that run.
-            with asked_for(prepared.profile, trial_bundles(space, trial_profile, _num_open(prepared, sweep))):
+            with asked_for(prepared.profile, trial_bundles(space, trial_profile, _most_open(sweep))):
                 nodes = await_nodes(
                     prepared.profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, say
                 )
@@ -64,9 +64,9 @@ def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
                     return _run_and_record(prepared, sweep, record, stop)
 
 
-def _num_open(prepared: PreparedSweep, sweep: Sweep) -> int:
-    points = len(prepared.planned) if prepared.planned is not None else (prepared.space.trials or 0)
-    return points * prepared.space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
+def _most_open(sweep: Sweep) -> int:
+    """Trials that are not over, if every point reaches its end and so gets all its seeds."""
+    return sweep.num_points * sweep.space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
 
 
 def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> SweepEnd:
