@@ -11,7 +11,7 @@ help:  ## Show this list.
 
 setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned dependencies, this project.
 
-.venv/.ready: cluster/setup.sh requirements.lock pyproject.toml setup.py $(wildcard resnet_dist/data/native/*.[ch] data_prep/native/*.[ch] data_prep/convert/native/*.[ch])
+.venv/.ready: cluster/setup.sh requirements.lock pyproject.toml setup.py $(wildcard resnet_dist/data/native/*.[ch] data_prep/native/*.[ch] data_prep/*/native/*.[ch])
 	@bash cluster/setup.sh
 
 lock:  ## Renew requirements.lock from pyproject.toml.

@@ -37,13 +37,13 @@ class RunningDigests:
         self._room = CHUNK_BYTES
 
     def update(self, piece: memoryview) -> None:
-        """ValueError for a piece that reaches from one chunk into the next."""
-        if len(piece) > self._room:
-            raise ValueError(f"{len(piece)} bytes, but the chunk ends after {self._room}")
-        self._state.update(piece)
-        self._room -= len(piece)
-        if not self._room:
-            self._next()
+        while len(piece):
+            here = piece[: self._room]
+            self._state.update(here)
+            self._room -= len(here)
+            piece = piece[len(here) :]
+            if not self._room:
+                self._next()
 
     def finish(self) -> tuple[str, ...]:
         if self._room < CHUNK_BYTES:

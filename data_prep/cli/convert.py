@@ -75,13 +75,13 @@ def convert(
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
-    from data_prep.convert.native_library import is_built
     from data_prep.convert.open_output import open_output
     from data_prep.convert.output import QUARANTINE
     from data_prep.convert.pool import ThisProcess
     from data_prep.convert.progress import progress_on
     from data_prep.convert.run import convert as run_conversion
     from data_prep.convert.stop import stop_on_signals
+    from data_prep.native_library import is_built
     from data_prep.sources import SourceOptions, open_source
     from data_prep.sources.base import Source
     from data_prep.sources.places import IS_URL

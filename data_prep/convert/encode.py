@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
@@ -28,9 +28,11 @@ from data_prep.convert.jpeg_header import (
     is_read_by_ffcv,
     read_jpeg_header,
 )
+from data_prep.convert.jpeg_headers import read_jpeg_headers
 from data_prep.convert.native_check import are_sound
 from data_prep.convert.shrink import shrink
-from data_prep.sources.base import IMAGE_FORMATS, Ends
+from data_prep.sources.base import IMAGE_FORMATS
+from data_prep.sources.ends import Ends
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,38 +69,32 @@ class Encoded:
     """`data` is the source's own."""
 
 
-@dataclass(frozen=True)
-class LeftInSource:
+class LeftInSource(NamedTuple):
     """An image whose own bytes are stored, and which has not been read for that but for its ends."""
 
     height: int
     width: int
     num_bytes: int
-    num_read: int
     check: int
-    """`ends_digest`."""
+    """`sample_digest` of the ends."""
 
 
-def ends_digest(ends: Ends) -> int:
-    return sample_digest(ends.head + ends.tail)
-
-
-def leave_in_source(ends: Ends, settings: ConvertSettings, index: int) -> LeftInSource | None:
+def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
     """What `encode` would store untouched, where a file's ends tell that; None: the file must be read.
 
-    With `check: headers` only: any other check is of all bytes.
+    Only of files for which `ends_may_do`.
     """
-    if not ends_may_do(settings, index):
-        return None
-    header = read_jpeg_header(ends.head, ends.tail)
-    if header is None or not _stays(header, ends.num_bytes, settings):
-        return None
-    num_read = len(ends.head) + len(ends.tail)
-    return LeftInSource(header.height, header.width, ends.num_bytes, num_read, ends_digest(ends))
+    found: list[LeftInSource | None] = []
+    for number, (header, num_bytes) in enumerate(zip(read_jpeg_headers(ends), ends.num_bytes.tolist(), strict=True)):
+        if header is None or not _stays(header, num_bytes, settings):
+            found.append(None)
+        else:
+            found.append(LeftInSource(header.height, header.width, num_bytes, sample_digest(ends.both(number))))
+    return found
 
 
 def ends_may_do(settings: ConvertSettings, index: int) -> bool:
-    """Whether `leave_in_source` could be anything but None."""
+    """Whether a file's ends may tell that it is stored as it is: with `check: headers` only."""
     # An image of a page larger than a range is read once for each range that it lies in: only a digest of all its bytes
     # tells that these readings agree.
     return (

@@ -7,7 +7,7 @@ passed on untouched. Markers: ITU-T T.81, table B.1.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
@@ -21,8 +21,7 @@ LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 """Sampling factors of the first of three components that libturbojpeg knows by name (chroma 1x1)."""
 
 
-@dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     height: int
     width: int
     frame: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from data_prep.convert import native_library
+from data_prep.native_library import library as native_library
 
 
 def are_sound(files: Sequence[bytes]) -> list[bool]:
@@ -18,7 +18,7 @@ def are_sound(files: Sequence[bytes]) -> list[bool]:
     False says nothing: ask `turbojpeg.check`. Give it several: two are followed in turns, in less than half of the time
     that libjpeg-turbo takes.
     """
-    library = native_library.library()
+    library = native_library()
     if library is None or not files:
         return [False] * len(files)
     count = len(files)

@@ -76,47 +76,45 @@ def whole_note(unit_number: int) -> str:
 
 
 class PartWriter:
-    """Appends samples in order to `file`; `finish` writes rows and trailer. Holds one sample in memory."""
+    """Takes the unit's samples, each once; `finish` writes rows and trailer. Holds one sample in memory."""
 
     def __init__(self, file: BinaryIO, plan_digest: str, unit: WorkUnit) -> None:
         self._file = file
         self._plan_digest = plan_digest
         self._unit = unit
         self._rows = np.zeros(len(unit), dtype=PART_ROW)
-        self._count = 0
         self._spilled_bytes = 0
         self._bad: list[BadSampleReport] = []
 
-    def append(self, encoded: Encoded, label: int, *, spill: bool) -> None:
+    def put(self, index: int, encoded: Encoded, label: int, *, spill: bool) -> None:
         """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
         where = self._spilled_bytes if spill else IN_SOURCE
         size, check = len(encoded.data), sample_digest(encoded.data)
-        self._append(encoded.mode, encoded.untouched, encoded.width, encoded.height, label, size, check, where)
+        row = (encoded.mode, encoded.untouched, encoded.width, encoded.height, label, size, check, where)
+        self._rows[index - self._unit.start] = row
         if spill:
             self._file.write(encoded.data)
             self._spilled_bytes += len(encoded.data)
 
-    def append_left(self, left: LeftInSource, label: int) -> None:
-        size, check = left.num_bytes, left.check
-        self._append(layout.MODE_JPEG, True, left.width, left.height, label, size, check, ENDS_IN_SOURCE)
+    def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
+        rows = [
+            (layout.MODE_JPEG, True, found.width, found.height, label, found.num_bytes, found.check, ENDS_IN_SOURCE)
+            for found, label in zip(left, labels, strict=True)
+        ]
+        self._rows[np.subtract(indices, self._unit.start, dtype=np.int64)] = np.array(rows, dtype=PART_ROW)
 
-    def _append(self, *row: int) -> None:
-        self._rows[self._count] = row
-        self._count += 1
-
-    def append_bad(self, bad: BadSampleReport) -> None:
+    def put_bad(self, bad: BadSampleReport) -> None:
         self._bad.append(bad)
-        self._count += 1
 
     def finish(self) -> None:
-        rows = self._rows[: self._count].tobytes()
+        rows = self._rows.tobytes()
         bad = json.dumps([asdict(b) for b in self._bad]).encode()
         trailer = np.zeros(1, dtype=TRAILER)
         trailer[0] = (
             MAGIC,
             self._plan_digest.encode(),
             self._unit.number,
-            self._count,
+            len(self._unit),
             self._spilled_bytes,
             len(bad),
             _digest(rows, bad),

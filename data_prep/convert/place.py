@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import FileRange
-from data_prep.convert.encode import ends_digest
 from data_prep.convert.output import Output, Reader, Written, read_small
 from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name, whole_note
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
-from data_prep.sources.base import Source, read_ends
+from data_prep.sources.base import Source, SourceWithEnds
+from data_prep.sources.ends import ends_of
 
 NOTE_PREFIX = "range-"
 
@@ -65,7 +65,7 @@ def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
         written = _noted(job.output, note)
         if written is None or not job.output.holds(job.target, part, written):
             with _Images(job, task) as images:
-                written = job.output.write_range(job.target, part, images.read)
+                written = job.output.write_range(job.target, part, images.put)
             job.output.write(note, "\n".join([written.receipt, *written.chunks]).encode())
     except OSError as error:
         raise Fault(
@@ -88,7 +88,9 @@ class _Images:
 
     def __init__(self, job: PlaceJob, task: PlaceTask) -> None:
         self._job = job
-        self._task = task
+        self._first_sample = task.range.first_sample
+        self._rows = task.samples.tolist()
+        self._in_place = job.source if isinstance(job.source, SourceWithEnds) else None
         self._unit = -1
         self._part: Reader | None = None
 
@@ -99,27 +101,33 @@ class _Images:
         if self._part is not None:
             self._part.close()
 
-    def read(self, sample: int) -> bytes:
-        place = sample - self._task.range.first_sample
-        row = self._task.samples[place]
-        index, size = int(row["index"]), int(self._task.range.sizes[place])
-        where = int(row["spill"])
+    def put(self, sample: int, into: memoryview) -> None:
+        """`beton.ranges.Payload`."""
+        index, check, where = self._rows[sample - self._first_sample]
         if where in (IN_SOURCE, ENDS_IN_SOURCE):
-            data = self._from_source(index, is_first_reading=where == ENDS_IN_SOURCE)
+            self._from_source(index, into, is_first_reading=where == ENDS_IN_SOURCE)
         else:
-            data = self._from_part(index // UNIT_SAMPLES, size, where)
-        if len(data) != size or _digest(data, where) != int(row["check"]):
-            self._forget(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
-        return data
+            self._copy(index, self._from_part(index // UNIT_SAMPLES, len(into), where), into)
+        if sample_digest(ends_of(into) if where == ENDS_IN_SOURCE else into) != check:
+            self._forget_changed(index)
 
-    def _from_source(self, index: int, *, is_first_reading: bool) -> bytes:
+    def _from_source(self, index: int, into: memoryview, *, is_first_reading: bool) -> None:
+        source = self._job.source
         try:
-            return self._job.source[index].data
+            if self._in_place is not None:
+                self._in_place.read_into(index, into)
+            else:
+                self._copy(index, source[index].data, into)
         except (OSError, ValueError) as error:
             if is_first_reading:
                 self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
-                self._forget(index, f"{self._job.source.key(index)}: only its ends can be read: {error}")
-            self._forget(index, f"{self._job.source.key(index)}: could be read at first, and now not: {error}")
+                self._forget(index, f"{source.key(index)}: only its ends can be read: {error}")
+            self._forget(index, f"{source.key(index)}: could be read at first, and now not: {error}")
+
+    def _copy(self, index: int, data: bytes, into: memoryview) -> None:
+        if len(data) != len(into):
+            self._forget_changed(index)
+        into[:] = data
 
     def _from_part(self, unit: int, size: int, offset: int) -> bytes:
         if unit != self._unit or self._part is None:
@@ -130,13 +138,10 @@ class _Images:
             self._unit = unit
         return self._part.read_at(offset, size)
 
+    def _forget_changed(self, index: int) -> NoReturn:
+        self._forget(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
+
     def _forget(self, index: int, message: str) -> NoReturn:
         """The unit is read again by the next run."""
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise Fault(f"{message}; no beton was written; run the same command again")
-
-
-def _digest(data: bytes, where: int) -> int:
-    if where != ENDS_IN_SOURCE:
-        return sample_digest(data)
-    return ends_digest(read_ends(lambda start, length: data[start : start + length], len(data)))

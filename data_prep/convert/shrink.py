@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.convert import native_library
+from data_prep.native_library import library as native_library
 
 TALL = 2
 """Height to width from which Pillow 13 may shrink the columns first, which rounds otherwise: left to Pillow."""
@@ -20,7 +20,7 @@ def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     height, width, _ = pixels.shape
     if size == (width, height):
         return pixels
-    library = native_library.library()
+    library = native_library()
     if library is None or height >= TALL * width:
         return _with_pillow(pixels, size)
     shrunk = np.empty((size[1], size[0], 3), np.uint8)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
+
+import numpy as np
 
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import (
     BadSample,
-    LeftInSource,
     encode_all,
     encoder_versions,
     ends_may_do,
@@ -21,6 +22,7 @@ from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source, SourceWithEnds
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
 
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.
@@ -73,63 +75,64 @@ def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
 
 
 class _Seen(NamedTuple):
-    number: int
+    sample: int
     label: int
-    found: bytes | LeftInSource | BadSample
+    found: bytes | BadSample
 
 
 def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
-    source_bytes = num_bad = 0
+    num_bad = 0
     with job.output.writing(part_name(unit.number)) as file:
         part = PartWriter(file, job.plan_digest, unit)
-        for batch in _batches(job, unit):
-            read = {seen.number: seen.found for seen in batch if isinstance(seen.found, bytes)}
+        left, source_bytes = _leave_in_source(job, unit, part)
+        for batch in _batches(job.source, (index for index in range(unit.start, unit.stop) if index not in left)):
+            read = {seen.sample: seen.found for seen in batch if isinstance(seen.found, bytes)}
             stored = dict(zip(read, encode_all(list(read.values()), list(read), job.settings), strict=True))
             source_bytes += sum(map(len, read.values()))
             for index, label, found in batch:
                 result = stored[index] if isinstance(found, bytes) else found
-                if isinstance(result, LeftInSource):
-                    part.append_left(result, label)
-                    source_bytes += result.num_read
-                elif isinstance(result, BadSample):
-                    part.append_bad(BadSampleReport(index, job.source.key(index), str(result)))
+                if isinstance(result, BadSample):
+                    part.put_bad(BadSampleReport(index, job.source.key(index), str(result)))
                     num_bad += 1
                 else:
-                    part.append(result, label, spill=not (result.untouched and job.reads_again))
+                    part.put(index, result, label, spill=not (result.untouched and job.reads_again))
         part.finish()
     return UnitReport(unit, source_bytes, num_bad, socket.gethostname())
 
 
-def _batches(job: EncodeJob, unit: WorkUnit) -> Iterator[list[_Seen]]:
-    """The unit's samples in order; what was read of them is together up to `BATCH_BYTES`, but at least one sample."""
-    reads_ends = (
-        job.reads_again
-        and job.settings.check == "headers"
-        and isinstance(job.source, SourceWithEnds)
-        and read_small(job.output, whole_note(unit.number)) is None
-    )
+def _leave_in_source(job: EncodeJob, unit: WorkUnit, part: PartWriter) -> tuple[set[int], int]:
+    """Puts into the part what is told by its ends. Returns which samples these are, and the bytes that were read."""
+    if not job.reads_again or not isinstance(job.source, SourceWithEnds):
+        return set(), 0
+    asked = [index for index in range(unit.start, unit.stop) if ends_may_do(job.settings, index)]
+    if not asked or read_small(job.output, whole_note(unit.number)) is not None:
+        return set(), 0
+    ends = job.source.ends(asked)
+    labels, num_classes = job.source.labels[asked].tolist(), len(job.source.class_names)
+    found = {
+        index: (label, left)
+        for index, label, left in zip(asked, labels, leave_in_source(ends, job.settings), strict=True)
+        if left is not None and 0 <= label < num_classes
+    }
+    if found:
+        part.put_left(list(found), *zip(*found.values(), strict=True))
+    num_read = np.minimum(ends.num_bytes, HEAD_BYTES + TAIL_BYTES).clip(0)
+    return set(found), int(num_read.sum())
+
+
+def _batches(source: Source, indices: Iterable[int]) -> Iterator[list[_Seen]]:
+    """These samples in order; what was read of them is together up to `BATCH_BYTES`, but at least one sample."""
     batch: list[_Seen] = []
     num_bytes = 0
-    for index in range(unit.start, unit.stop):
-        seen = (_see_by_ends(job, index) if reads_ends else None) or _read(job.source, index)
+    for index in indices:
+        seen = _read(source, index)
         batch.append(seen)
         num_bytes += len(seen.found) if isinstance(seen.found, bytes) else 0
-        if num_bytes >= BATCH_BYTES or index + 1 == unit.stop:
+        if num_bytes >= BATCH_BYTES:
             yield batch
             batch, num_bytes = [], 0
-
-
-def _see_by_ends(job: EncodeJob, index: int) -> _Seen | None:
-    """None: it must be read."""
-    if not ends_may_do(job.settings, index):
-        return None
-    source = cast(SourceWithEnds, job.source)
-    label = int(source.labels[index])
-    try:
-        left = leave_in_source(source.ends(index), job.settings, index)
-    except (OSError, ValueError):
-        return None  # and what is wrong will be seen again
-    return _Seen(index, label, left) if left is not None and 0 <= label < len(source.class_names) else None
+    if batch:
+        yield batch
 
 
 def _read(source: Source, index: int) -> _Seen:

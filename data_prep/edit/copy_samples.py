@@ -18,7 +18,7 @@ from data_prep.beton.digest import CHUNK_BYTES, chunk_digest
 from data_prep.beton.files import temporary_beside
 from data_prep.beton.manifest import Manifest, describe_beton, load_manifest, manifest_path, write_manifest
 from data_prep.beton.pages import STORED_ROW, lay_out
-from data_prep.beton.ranges import write_beton
+from data_prep.beton.ranges import payload_of, write_beton
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.space import require_space
 from data_prep.errors import Fault, UserError
@@ -104,7 +104,7 @@ def copy_samples(
     for item in compared:
         item.require_tables()
 
-    def payload(sample: int) -> memoryview:
+    def stored(sample: int) -> memoryview:
         number, index = int(chosen.inputs[sample]), int(chosen.samples[sample])
         reader = inputs[number].reader
         start = int(reader.pointers[index])
@@ -115,7 +115,7 @@ def copy_samples(
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(output)
         require_space(temporary, beton.total_bytes)
-        digest = write_beton(output, beton, payload, temporary=temporary, after_range=on_written)
+        digest = write_beton(output, beton, payload_of(stored), temporary=temporary, after_range=on_written)
         settings = [item.manifest.settings for item in inputs]
         manifest = describe_beton(
             beton,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -12,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sources.ahead import FetchAhead
-from data_prep.sources.base import Ends, Sample, SourceDescription, digest_of, read_ends
+from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.ends import Ends, empty_ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.listing import PackedStrings, listing_identity
+from data_prep.sources.local_listing import LocalListing
 from data_prep.sources.local_place import LocalPlace
-from data_prep.sources.places import FileStatus, ListedFile, Place, check_sample_size
+from data_prep.sources.places import FileStatus, ListedFile, Place
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -55,14 +56,23 @@ class FolderFiles:
         data = self._read(index, name) if isinstance(self.root, LocalPlace) else self._ahead[index]
         return Sample(data, int(self.labels[index]), name)
 
-    def ends(self, index: int) -> Ends:
-        recorded = self._recorded(index)
-        check_sample_size(recorded.num_bytes)
-        with closing(self.root.child(self.names[index]).reader(recorded)) as file:
-            return read_ends(file.read_at, recorded.num_bytes)
+    def ends(self, indices: Sequence[int]) -> Ends:
+        if self._local is None:
+            return empty_ends(len(indices))
+        return self._local.ends(indices)
+
+    def read_into(self, index: int, into: memoryview) -> None:
+        if self._local is None or not self._local.read_into(index, into):
+            into[:] = self[index].data
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_ahead"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_ahead", "_local")}
+
+    @cached_property
+    def _local(self) -> LocalListing | None:
+        if not isinstance(self.root, LocalPlace):
+            return None
+        return LocalListing(self.root.path, self.names, self.sizes, self.stamps)
 
     @cached_property
     def _ahead(self) -> FetchAhead:

@@ -8,7 +8,7 @@ order of the same images in folders per class: by wnid, then by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple, Self
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.base import Ends, Sample, SourceDescription, digest_of
+from data_prep.sources.base import Sample, SourceDescription, digest_of
 from data_prep.sources.devkit import Devkit, read_devkit
+from data_prep.sources.ends import Ends
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import is_image_name
 from data_prep.sources.imagenet import VAL_NAME, check_labels, label_map
@@ -161,8 +162,11 @@ class Ilsvrc:
     def __getitem__(self, index: int) -> Sample:
         return Sample(self._ranges.read(index), int(self.labels[index]), self.key(index))
 
-    def ends(self, index: int) -> Ends:
-        return self._ranges.ends(index)
+    def ends(self, indices: Sequence[int]) -> Ends:
+        return self._ranges.ends(indices)
+
+    def read_into(self, index: int, into: memoryview) -> None:
+        self._ranges.read_into(index, into)
 
 
 def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:

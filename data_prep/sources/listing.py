@@ -22,6 +22,11 @@ class PackedStrings(Sequence[str]):
         self._ends = np.cumsum(lengths, dtype=np.int64)
         self._bytes = np.frombuffer(packed, dtype=np.uint8)
 
+    @property
+    def packed(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The names' bytes, one name after another, and where each ends."""
+        return self._bytes, self._ends
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -87,6 +87,13 @@ class _Descriptor:
             data += piece
         return data
 
+    def read_into(self, start: int, into: memoryview) -> None:
+        while len(into):
+            count = os.preadv(self._fd, [into], start)
+            if not count:
+                raise OSError(f"{self._path}: ends {len(into)} bytes early")
+            into, start = into[count:], start + count
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

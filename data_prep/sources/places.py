@@ -40,6 +40,10 @@ class Reader(Protocol):
         """Exactly `length` bytes. OSError when there are fewer, or they cannot be read."""
         ...
 
+    def read_into(self, start: int, into: memoryview) -> None:
+        """As `read_at`, as many bytes as go into `into`."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -204,6 +204,9 @@ class _ReadAhead:
         self._last_stop = stop
         return self._data[start - self._start : stop - self._start]
 
+    def read_into(self, start: int, into: memoryview) -> None:
+        into[:] = self.read_at(start, len(into))
+
     def close(self) -> None:
         self._data = b""
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.base import Ends, Sample, SourceDescription, digest_of
+from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.ends import Ends
 from data_prep.sources.find_places import find_places, place_of
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.label_file import read_class_names
@@ -110,8 +111,11 @@ class WebDataset:
     def __getitem__(self, index: int) -> Sample:
         return Sample(self._ranges.read(index), int(self.labels[index]), self.key(index))
 
-    def ends(self, index: int) -> Ends:
-        return self._ranges.ends(index)
+    def ends(self, indices: Sequence[int]) -> Ends:
+        return self._ranges.ends(indices)
+
+    def read_into(self, index: int, into: memoryview) -> None:
+        self._ranges.read_into(index, into)
 
 
 def split_of_shard(name: str, folder: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.beton import layout, manifest, pages
-from data_prep.beton.ranges import write_beton
+from data_prep.beton.ranges import payload_of, write_beton
 from resnet_dist.bench.loader_peers import anonymous_bytes
 from resnet_dist.errors import Fault
 
@@ -59,7 +59,7 @@ def write_tiny_samples(path: Path, num_samples: int) -> Path:
     rows["mode"], rows["width"], rows["height"] = layout.MODE_JPEG, SIDE, SIDE
     rows["label"], rows["size"] = np.arange(num_samples) % 1000, len(buffer.getvalue())
     plan = pages.lay_out(rows, layout.MIN_PAGE_BYTES)
-    digest = write_beton(path, plan, lambda k: buffer.getvalue(), temporary=path.with_suffix(".tmp"))
+    digest = write_beton(path, plan, payload_of(lambda k: buffer.getvalue()), temporary=path.with_suffix(".tmp"))
     described = manifest.describe_beton(
         plan,
         digest,

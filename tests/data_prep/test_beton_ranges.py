@@ -12,7 +12,7 @@ from data_prep.beton import ranges
 from data_prep.beton.digest import combine, digest_file
 from data_prep.beton.layout import MODE_RAW
 from data_prep.beton.pages import STORED_ROW, BetonLayout, lay_out
-from data_prep.beton.ranges import create_sized, cut, num_ranges, read_digests, write_beton, write_range
+from data_prep.beton.ranges import create_sized, cut, num_ranges, payload_of, read_digests, write_beton, write_range
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import Fault
 
@@ -57,14 +57,14 @@ def test_ranges_in_any_order_make_the_file(
     chunks = {}
     for number in order:
         part = cut(beton, number)
-        chunks[number] = write_range(descriptor, part, lambda i: stored[i])
+        chunks[number] = write_range(descriptor, part, payload_of(lambda i: stored[i]))
         assert chunks[number] == read_digests(descriptor, part)
     os.close(descriptor)
     assert path.read_bytes() == expected_bytes(beton, stored)
     digest = combine([chunk for number in sorted(chunks) for chunk in chunks[number]])
     assert digest == digest_file(path)
 
-    again = write_beton(tmp_path / "b.beton", beton, lambda i: stored[i], temporary=tmp_path / "b.tmp")
+    again = write_beton(tmp_path / "b.beton", beton, payload_of(lambda i: stored[i]), temporary=tmp_path / "b.tmp")
     assert again == digest
     assert (tmp_path / "b.beton").read_bytes() == path.read_bytes()
     if all(len(data) // 3 < 65_536 for data in stored):
@@ -78,7 +78,7 @@ def test_bytes_that_do_not_fit_the_layout_are_refused_and_nothing_stays(tmp_path
         write_beton(
             tmp_path / "a.beton",
             layout_of(stored, 2 * MIB),
-            lambda i: [stored[0], b"def"][i],
+            payload_of(lambda i: [stored[0], b"def"][i]),
             temporary=tmp_path / "a.tmp",
         )
     assert list(tmp_path.iterdir()) == []

@@ -106,9 +106,9 @@ def write_part(output: FileOutput, unit: WorkUnit, digest: str) -> Path:
     path = work_path(output.path) / part_name(unit.number)
     with output.writing(part_name(unit.number)) as file:
         part = PartWriter(file, digest, unit)
-        part.append(Encoded(b"first", MODE_JPEG, 4, 5, untouched=False), 1, spill=True)
-        part.append_bad(BadSampleReport(11, "key", "reason"))
-        part.append(Encoded(b"second", MODE_JPEG, 6, 7, untouched=True), 2, spill=False)
+        part.put(10, Encoded(b"first", MODE_JPEG, 4, 5, untouched=False), 1, spill=True)
+        part.put_bad(BadSampleReport(11, "key", "reason"))
+        part.put(12, Encoded(b"second", MODE_JPEG, 6, 7, untouched=True), 2, spill=False)
         assert not path.exists()
         part.finish()
     return path
@@ -150,7 +150,7 @@ def test_a_damaged_part_is_noticed(file_output: FileOutput) -> None:
 def test_an_unfinished_part_leaves_nothing(file_output: FileOutput) -> None:
     def stop_half_way() -> None:
         with file_output.writing(part_name(0)) as file:
-            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).append(Encoded(b"x", MODE_JPEG, 4, 5, False), 1, spill=True)
+            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).put(0, Encoded(b"x", MODE_JPEG, 4, 5, False), 1, spill=True)
             raise Stopped(15)
 
     with pytest.raises(Stopped):
@@ -546,8 +546,11 @@ def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same
 ) -> None:
     source = open_tree(image_tree)
     read: list[int] = []
-    whole = ImageFolder.__getitem__
-    monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: read.append(index) or whole(self, index))
+    for name in ("__getitem__", "read_into"):
+        whole = getattr(ImageFolder, name)
+        monkeypatch.setattr(
+            ImageFolder, name, lambda self, index, *into, whole=whole: read.append(index) or whole(self, index, *into)
+        )
     by_headers = convert_here(source, None, tmp_path / "a.beton", check="headers").manifest
     assert sorted(read) == list(range(6))
     checked = convert_here("image-folder", str(image_tree), tmp_path / "b.beton").manifest
@@ -558,14 +561,15 @@ def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same
 def test_a_file_of_which_only_the_ends_can_be_read_is_listed_by_the_next_run(
     image_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ImageFolder.__getitem__
+    wholes = {name: getattr(ImageFolder, name) for name in ("__getitem__", "read_into")}
+    for name, whole in wholes.items():
 
-    def with_a_bad_sector(self: ImageFolder, index: int) -> Sample:
-        if self.key(index) == "dog/1.JPEG":
-            raise OSError(errno.EIO, "Input/output error")
-        return whole(self, index)
+        def with_a_bad_sector(self: ImageFolder, index: int, *into: memoryview, whole=whole) -> Sample | None:
+            if self.key(index) == "dog/1.JPEG":
+                raise OSError(errno.EIO, "Input/output error")
+            return whole(self, index, *into)
 
-    monkeypatch.setattr(ImageFolder, "__getitem__", with_a_bad_sector)
+        monkeypatch.setattr(ImageFolder, name, with_a_bad_sector)
     output = tmp_path / "a.beton"
     with pytest.raises(Fault, match=r"dog/1\.JPEG: only its ends can be read: .*; run the same command again"):
         convert_here(open_tree(image_tree), None, output, max_bad="1", check="headers")

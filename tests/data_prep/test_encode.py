@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from PIL import Image, ImageOps
 
 from data_prep.beton import layout
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, decode_rgb, encode, leave_in_source
+from data_prep.convert.encode import BadSample, decode_rgb, encode, ends_may_do, leave_in_source
 from data_prep.convert.turbojpeg import Damaged, Unreadable, check
 from data_prep.errors import UserError
-from data_prep.sources.base import HEAD_BYTES, TAIL_BYTES, Ends, read_ends
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends, ends_of
 
 
 def reads_cleanly(data: bytes) -> bool:
@@ -121,13 +122,19 @@ def turned(image_file, picture, orientation: int) -> bytes:
     return image_file(picture(30, 40), quality=95, exif=exif)
 
 
+def ends_in(files: Collection[bytes]) -> Ends:
+    ends = empty_ends(len(files))
+    for number, data in enumerate(files):
+        both = ends_of(memoryview(data))
+        ends.rows[number, : len(both)] = list(both)
+        ends.num_bytes[number] = len(data)
+    return ends
+
+
 @pytest.mark.parametrize("max_side", [None, 256, 255])
 def test_a_file_is_left_in_its_source_by_its_ends_only_where_its_bytes_would_be_stored(
     max_side: int | None, picture, image_file, turbo_file
 ) -> None:
-    def ends_of(data: bytes) -> Ends:
-        return read_ends(lambda start, length: data[start : start + length], len(data))
-
     big = picture(192, 256)
     plain = image_file(big, quality=100)
     assert len(plain) > HEAD_BYTES
@@ -148,15 +155,22 @@ def test_a_file_is_left_in_its_source_by_its_ends_only_where_its_bytes_would_be_
         "empty": b"",
     }
     settings = ConvertSettings(check="headers", max_side=max_side)
-    for name, data in told.items():
-        left, stored = leave_in_source(ends_of(data), settings, 0), encode(data, settings)
+    for (name, data), left in zip(told.items(), leave_in_source(ends_in(told.values()), settings), strict=True):
+        stored = encode(data, settings)
         assert (left is not None) == stored.untouched == (max_side != 255), name
         if left is not None:
             assert (left.height, left.width, left.num_bytes) == (stored.height, stored.width, len(stored.data))
-    for name, data in read_whole.items():
-        assert leave_in_source(ends_of(data), settings, 0) is None, name
-    for other in ({"check": "decode"}, {"exif": "apply"}, {"encode": "jpeg"}, {"encode": "mixed", "raw_share": 1.0}):
-        assert leave_in_source(ends_of(plain), ConvertSettings(**{"check": "headers", **other}), 0) is None
+    assert leave_in_source(ends_in(read_whole.values()), settings) == [None] * len(read_whole)
+    assert leave_in_source(empty_ends(2), settings) == [None, None]  # they could not be read
+    assert ends_may_do(settings, 0)
+    for other in (
+        {"check": "decode"},
+        {"exif": "apply"},
+        {"encode": "jpeg"},
+        {"encode": "mixed", "raw_share": 1.0},
+        {"page_bytes": 64 << 20},
+    ):
+        assert not ends_may_do(ConvertSettings(**{"check": "headers", **other}), 0)
 
 
 def test_an_exif_orientation_is_ignored(picture, image_file) -> None:

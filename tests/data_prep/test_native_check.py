@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import native_library
 from data_prep.convert import encode as encoding
-from data_prep.convert import native_library
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode_all
 from data_prep.convert.native_check import are_sound

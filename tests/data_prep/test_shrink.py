@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep.convert import native_library
+from data_prep import native_library
 from data_prep.convert import shrink as shrinking
 from data_prep.convert.encode import _shrunk_size
 from data_prep.convert.shrink import shrink

@@ -10,7 +10,8 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.base import HEAD_BYTES, TAIL_BYTES, SourceWithEnds
+from data_prep.sources.base import SourceWithEnds
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
 from data_prep.sources.find_places import expand_braces
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.webdataset import split_of_shard
@@ -55,9 +56,13 @@ def test_the_ends_of_an_image_are_read_from_the_shard(tmp_path: Path, tar_of: Ta
     (tmp_path / "train-0.tar").write_bytes(tar_of(members))
     source = open_source("webdataset", str(tmp_path), ANY)
     assert isinstance(source, SourceWithEnds)
+    ends = source.ends(range(len(images)))
+    assert ends.num_bytes.tolist() == list(map(len, images))
     for index, image in enumerate(images):
-        tail = image[max(HEAD_BYTES, len(image) - TAIL_BYTES) :]
-        assert source.ends(index) == (image[:HEAD_BYTES], tail, len(image))
+        assert ends.of(index) == (image[:HEAD_BYTES], image[max(HEAD_BYTES, len(image) - TAIL_BYTES) :])
+        into = memoryview(bytearray(len(image)))
+        source.read_into(index, into)
+        assert into == image
 
 
 @pytest.mark.parametrize(

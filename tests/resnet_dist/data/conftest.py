@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep.beton import layout, manifest, pages
 from data_prep.beton.digest import CHUNK_BYTES
-from data_prep.beton.ranges import write_beton
+from data_prep.beton.ranges import payload_of, write_beton
 from resnet_dist.config.recipe_data import OnBadSample, RandomResizedCrop
 from resnet_dist.data.crops import Transform
 from resnet_dist.data.kernels import Decoder
@@ -54,7 +54,7 @@ def write(path: Path, images: Sequence[Stored]) -> Path:
         row["label"] = k % 10
         row["size"] = len(bytes(image))
     plan = pages.lay_out(rows, layout.MIN_PAGE_BYTES)
-    digest = write_beton(path, plan, lambda k: bytes(images[k]), temporary=path.with_suffix(".tmp"))
+    digest = write_beton(path, plan, payload_of(lambda k: bytes(images[k])), temporary=path.with_suffix(".tmp"))
     labels, heights, widths = (rows[name].astype(np.int64) for name in ("label", "height", "width"))
     manifest.write_manifest(
         path,

@@ -1,4 +1,4 @@
-"""This package's own C (`native/`, `data_prep/native/`). Optional, as all of this project's C: results are the same.
+"""This package's own C (the folders `native/`). Optional, as all of this project's C: results are the same.
 
 A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
 must still find what was installed with the environment.
@@ -25,11 +25,14 @@ def library() -> Any:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
-    pointer, number = ctypes.c_void_p, ctypes.c_int
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     try:
         library.data_prep_jpegs_are_sound.argtypes = [pointer, pointer, number, pointer]
+        library.data_prep_jpeg_headers.argtypes = [pointer, size, size, pointer, size, size, pointer]
+        library.data_prep_read_files.argtypes = [pointer, pointer, size, size, size, pointer, size, pointer]
         library.data_prep_shrink.argtypes = [pointer, *[number] * 4, pointer]
     except AttributeError:
         return None
-    library.data_prep_jpegs_are_sound.restype = None
+    for function in (library.data_prep_jpegs_are_sound, library.data_prep_jpeg_headers, library.data_prep_read_files):
+        function.restype = None
     return library

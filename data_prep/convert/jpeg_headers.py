@@ -1,0 +1,55 @@
+"""The headers of many JPEGs by their ends: of plain files by this package's own C (`native/jpeg_headers.c`)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from data_prep.convert.jpeg_header import JpegHeader, read_jpeg_header
+from data_prep.native_library import library as native_library
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends
+
+HEADER = np.dtype(
+    [
+        ("is_known", "u1"),
+        ("frame", "u1"),
+        ("num_components", "u1"),
+        ("factors", "u1", 3),
+        ("height", "<u2"),
+        ("width", "<u2"),
+    ]
+)
+PRECISION = 8
+
+
+def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
+    """`read_jpeg_header` of each file; None also where the ends could not be read."""
+    headers = np.zeros(len(ends), dtype=HEADER)
+    library = native_library()
+    if library is not None:
+        rows, num_bytes = ends.rows, ends.num_bytes
+        library.data_prep_jpeg_headers(
+            rows.ctypes.data,
+            rows.strides[0],
+            len(ends),
+            num_bytes.ctypes.data,
+            HEAD_BYTES,
+            TAIL_BYTES,
+            headers.ctypes.data,
+        )
+    factors = headers["factors"].tolist()
+    found: list[JpegHeader | None] = []
+    for number, (is_known, frame, count, _, height, width) in enumerate(headers.tolist()):
+        if is_known:
+            sampling = _sampling(*factors[number][:count])
+            found.append(JpegHeader(height, width, frame, PRECISION, sampling, has_end=True))
+        else:
+            head, tail = ends.of(number)
+            found.append(read_jpeg_header(bytes(head), bytes(tail)))
+    return found
+
+
+@cache
+def _sampling(*factors: int) -> tuple[tuple[int, int], ...]:
+    return tuple((factor >> 4, factor & 15) for factor in factors)

@@ -1,0 +1,77 @@
+/* What a JPEG's markers say of it, by the file's ends, many files in one call: `jpeg_header.py` in C.
+ *
+ * The answer goes one way: only the headers of plain files are told; Python reads the markers of all others. */
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    SOI = 0xD8, EOI = 0xD9, SOS = 0xDA, SOF_BASELINE = 0xC0, SOF_PROGRESSIVE = 0xC2, DHT = 0xC4, JPG = 0xC8, DAC = 0xCC,
+    RST0 = 0xD0, TEM = 0x01
+};
+
+/* `jpeg_headers.HEADER`. */
+typedef struct {
+    uint8_t is_known; /* 8 bits a value, an end of image, 1 or 3 components */
+    uint8_t frame, num_components, factors[3]; /* horizontal << 4 | vertical */
+    uint16_t height, width;
+} Header;
+
+static unsigned two_bytes(const uint8_t *at) { return (unsigned)at[0] << 8 | at[1]; }
+
+static int read_frame(const uint8_t *at, unsigned size, Header *header)
+{
+    if (size < 6 || header->num_components || at[0] != 8 || (at[5] != 1 && at[5] != 3) || size != 6 + 3u * at[5])
+        return 0;
+    header->height = (uint16_t)two_bytes(at + 1);
+    header->width = (uint16_t)two_bytes(at + 3);
+    header->num_components = at[5];
+    for (int k = 0; k < at[5]; k++)
+        header->factors[k] = at[7 + 3 * k];
+    return 1;
+}
+
+static int has_end(const uint8_t *at, const uint8_t *end)
+{
+    while (end - at >= 2 && (at = memchr(at, 0xFF, (size_t)(end - at) - 1)))
+        if (*++at == EOI)
+            return 1;
+    return 0;
+}
+
+static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t *tail_end, Header *header)
+{
+    if (head_end - at < 3 || at[0] != 0xFF || at[1] != SOI || at[2] != 0xFF)
+        return 0;
+    for (at += 2; head_end - at >= 4 && at[0] == 0xFF;) {
+        unsigned marker = at[1], length = two_bytes(at + 2);
+        if (marker == 0xFF || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2 ||
+            head_end - at < 2 + (long)length)
+            return 0;
+        const uint8_t *segment = at + 4, *next = at + 2 + length;
+        if (marker >= SOF_BASELINE && marker <= SOF_PROGRESSIVE) {
+            if (!read_frame(segment, length - 2, header))
+                return 0;
+            header->frame = (uint8_t)marker;
+        } else if (marker > SOF_PROGRESSIVE && marker < RST0 && marker != DHT && marker != DAC && marker != JPG)
+            return 0;
+        if (marker == SOS)
+            return header->num_components && (has_end(head_end, tail_end) || has_end(next, head_end));
+        at = next;
+    }
+    return 0;
+}
+
+/* Of `count` files whose ends lie in rows of `stride` bytes: at most `max_head` bytes of the file's beginning, and at once
+ * behind them at most `max_tail` of its end; `num_bytes` of the whole file, or -1: no row. */
+__attribute__((visibility("default"))) void data_prep_jpeg_headers(const uint8_t *rows, int64_t stride, int64_t count,
+                                                                   const int64_t *num_bytes, int64_t max_head,
+                                                                   int64_t max_tail, Header *headers)
+{
+    for (int64_t k = 0; k < count; k++) {
+        int64_t size = num_bytes[k] < 0 ? 0 : num_bytes[k];
+        int64_t head = size < max_head ? size : max_head, tail = size - head < max_tail ? size - head : max_tail;
+        const uint8_t *row = rows + k * stride;
+        memset(headers + k, 0, sizeof *headers);
+        headers[k].is_known = (uint8_t)read_header(row, row + head, row + head + tail, headers + k);
+    }
+}

@@ -1,0 +1,144 @@
+"""Files' ends and their JPEG headers by C: what it tells is what Python tells, and it leaves out what is unusual."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep import native_library
+from data_prep.convert import jpeg_headers
+from data_prep.convert.jpeg_header import read_jpeg_header
+from data_prep.errors import Fault
+from data_prep.sources import local_listing
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends, ends_of
+from data_prep.sources.image_folder import ImageFolder
+from data_prep.sources.splits import SplitRequest
+
+needs_c = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
+
+SIZES = (
+    0,
+    1,
+    HEAD_BYTES - 1,
+    HEAD_BYTES,
+    HEAD_BYTES + 1,
+    HEAD_BYTES + TAIL_BYTES,
+    HEAD_BYTES + TAIL_BYTES + 1,
+    300_000,
+)
+
+
+def ends_in(files: Sequence[bytes]) -> Ends:
+    ends = empty_ends(len(files))
+    ends.rows[:] = 0xFF  # what lies behind must not matter
+    for number, data in enumerate(files):
+        both = ends_of(memoryview(data))
+        ends.rows[number, : len(both)] = list(both)
+        ends.num_bytes[number] = len(data)
+    return ends
+
+
+def by_python(ends: Ends) -> list[object]:
+    return [read_jpeg_header(*map(bytes, ends.of(number))) for number in range(len(ends))]
+
+
+@pytest.fixture(scope="module")
+def plain(picture, image_file) -> list[bytes]:
+    big = picture(120, 200)
+    options = [{}, {"progressive": True}, {"subsampling": "4:2:0"}, {"comment": b"\xff\xd9\xff\xda"}, {"quality": 100}]
+    return [*(image_file(big, **chosen) for chosen in options), image_file(big.convert("L"))]
+
+
+@needs_c
+def test_headers_of_plain_files_are_told_without_python(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = by_python(ends_in(plain))
+    monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
+    assert jpeg_headers.read_jpeg_headers(ends_in(plain)) == expected
+    assert None not in expected
+
+
+@given(st.data())
+def test_of_any_bytes_c_tells_what_python_tells(plain, data: st.DataObject) -> None:
+    whole = bytearray(data.draw(st.sampled_from(plain)))
+    headers = min(len(whole), 700)
+    for at in data.draw(st.lists(st.integers(0, headers - 1), max_size=4)):
+        whole[at] = data.draw(st.sampled_from([0x00, 0xFF, 0xC0, 0xC2, 0xC3, 0xC4, 0xD7, 0xD8, 0xD9, 0xDA, 0xDB, 8, 1]))
+    noise = data.draw(st.binary(max_size=6))
+    at = data.draw(st.integers(0, headers))
+    files = [bytes(whole[:at] + noise + whole[at:]), bytes(whole[: data.draw(st.integers(0, len(whole)))]), noise]
+    ends = ends_in(files)
+    assert jpeg_headers.read_jpeg_headers(ends) == by_python(ends)
+
+
+def test_without_the_c_python_tells(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = jpeg_headers.read_jpeg_headers(ends_in(plain))
+    monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
+    monkeypatch.setattr(local_listing, "native_library", lambda: None)
+    assert jpeg_headers.read_jpeg_headers(ends_in(plain)) == expected
+
+
+def tree_of(root: Path, files: dict[str, bytes]) -> ImageFolder:
+    for name, data in files.items():
+        path = root / "class" / os.fsdecode(os.fsencode(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    opened = ImageFolder.open(str(root), SplitRequest(None, explicit=False))
+    return pickle.loads(pickle.dumps(opened))
+
+
+@needs_c
+def test_ends_and_wholes_of_files_of_every_size(tmp_path: Path) -> None:
+    files = {f"{n}-\N{SNOWMAN}-\udcff.jpg": np.random.default_rng(n).bytes(n) for n in SIZES}
+    source = tree_of(tmp_path, files)
+    order = [3, 0, 7, 1, 2, 6, 5, 4]
+    ends = source.ends(order)
+    for number, index in enumerate(order):
+        data = files[source.key(index).partition("/")[2]]
+        assert ends.num_bytes[number] == len(data)
+        assert b"".join(ends.of(number)) == ends_of(memoryview(data))
+        assert ends.both(number) == ends_of(memoryview(data))
+        into = memoryview(bytearray(len(data)))
+        source.read_into(index, into)
+        assert into == data
+
+
+@needs_c
+def test_what_is_not_as_it_was_listed_is_left_out_and_told_when_it_is_read(tmp_path: Path) -> None:
+    source = tree_of(tmp_path, {f"{name}.jpg": b"x" * 99 for name in ("changed", "gone", "longer", "same", "z-pipe")})
+    paths = {path.name: path for path in (tmp_path / "class").iterdir()}
+    os.utime(paths["changed.jpg"], ns=(1, 1))
+    paths["gone.jpg"].unlink()
+    paths["longer.jpg"].write_bytes(b"x" * 100)
+    paths["z-pipe.jpg"].unlink()
+    os.mkfifo(paths["z-pipe.jpg"])
+    assert source.ends(range(5)).num_bytes.tolist() == [-1, -1, -1, 99, -1]
+    into = memoryview(bytearray(99))
+    source.read_into(3, into)
+    assert into == b"x" * 99
+    for index in (0, 1, 2, 4):
+        with pytest.raises(Fault, match="changed while it was being read"):
+            source.read_into(index, into)
+
+
+def test_without_the_c_every_file_is_read_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
+    monkeypatch.setattr(local_listing, "native_library", lambda: None)
+    source = tree_of(tmp_path, {"a.jpg": b"abc"})
+    assert source.ends([0]).num_bytes.tolist() == [-1]
+    into = memoryview(bytearray(3))
+    source.read_into(0, into)
+    assert into == b"abc"
+
+
+@needs_c
+def test_a_file_larger_than_a_sample_may_be_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tree_of(tmp_path, {"a.jpg": b"abc", "b.jpg": b"abcd"})
+    monkeypatch.setattr(local_listing, "MAX_SAMPLE_BYTES", 3)
+    assert source.ends(range(2)).num_bytes.tolist() == [3, -1]
