@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +67,14 @@ class BetonLayout:
         return self.allocations.tobytes()
 
 
-def pack(sizes: NDArray[np.uint64], page_bytes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pack(
+    sizes: NDArray[np.integer[Any]], page_bytes: int, used_bytes: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Fills pages greedily in order; a sample never crosses into the next page.
 
-    `sizes`: bytes per sample, each in 1..page_bytes. Returns the offset of each sample from the first page, and the
-    index of the first sample of each page with `len(sizes)` at the end. ValueError when a size does not fit.
+    `sizes`: bytes per sample, each in 1..page_bytes. `used_bytes`: of the pages, by samples before these. Returns the
+    offset of each sample from the first page, and the index of the first sample of each page, from the one that is in
+    use, with `len(sizes)` at the end. ValueError when a size does not fit.
     """
     if len(sizes) and (int(sizes.min()) < 1 or int(sizes.max()) > page_bytes):
         raise ValueError(f"every sample must have 1..{page_bytes} bytes")
@@ -78,11 +82,13 @@ def pack(sizes: NDArray[np.uint64], page_bytes: int) -> tuple[NDArray[np.int64],
     begins = ends - sizes.astype(np.int64)
     offsets = np.empty(len(sizes), dtype=np.int64)
     starts = [0]
+    page_start, used_bytes = used_bytes - used_bytes % page_bytes, used_bytes % page_bytes
     while starts[-1] < len(sizes):
         first = starts[-1]
-        end = int(np.searchsorted(ends, begins[first] + page_bytes, side="right"))
-        offsets[first:end] = begins[first:end] - begins[first] + (len(starts) - 1) * page_bytes
+        end = int(np.searchsorted(ends, begins[first] + page_bytes - used_bytes, side="right"))
+        offsets[first:end] = begins[first:end] - begins[first] + page_start + used_bytes
         starts.append(end)
+        page_start, used_bytes = page_start + page_bytes, 0
     return offsets, np.array(starts, dtype=np.int64)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -84,18 +84,29 @@ def num_ranges(beton: BetonLayout, range_bytes: int | None = None) -> int:
 def cut(beton: BetonLayout, number: int, range_bytes: int | None = None) -> FileRange:
     range_bytes = range_bytes or RANGE_BYTES
     start, stop = number * range_bytes, min((number + 1) * range_bytes, beton.total_bytes)
-    pointers = beton.allocations["ptr"].view(np.int64)
-    sizes = beton.allocations["size"].view(np.int64)
-    end = int(np.searchsorted(pointers, stop, side="left"))
-    first = max(0, int(np.searchsorted(pointers, start, side="right")) - 1)
-    while first < end and pointers[first] + sizes[first] <= start:
-        first += 1
     literal = []
     for offset, data in ((0, beton.front_matter), (beton.allocation_table_ptr, beton.table)):
         begin, finish = max(start, offset), min(stop, offset + len(data))
         if begin < finish:
             literal.append((begin, data[begin - offset : finish - offset]))
-    return FileRange(number, start, stop, tuple(literal), first, pointers[first:end].copy(), sizes[first:end].copy())
+    pointers, sizes = (beton.allocations[name].view(np.int64) for name in ("ptr", "size"))
+    return replace(cut_images(number, start, stop, pointers, sizes), literal=tuple(literal))
+
+
+def cut_images(
+    number: int,
+    start: int,
+    stop: int,
+    pointers: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    first_sample: int = 0,
+) -> FileRange:
+    """The range start..stop-1 without what of the tables lies in it. `first_sample`: id of the first of the images."""
+    end = int(np.searchsorted(pointers, stop, side="left"))
+    first = max(0, int(np.searchsorted(pointers, start, side="right")) - 1)
+    while first < end and pointers[first] + sizes[first] <= start:
+        first += 1
+    return FileRange(number, start, stop, (), first_sample + first, pointers[first:end].copy(), sizes[first:end].copy())
 
 
 def write_range(descriptor: int, part: FileRange, payload: Payload) -> tuple[str, ...]:

@@ -8,11 +8,16 @@ from pathlib import Path
 from data_prep.errors import Fault
 
 
+def free_bytes(folder: Path) -> int:
+    """Of its file system, for this user."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
 def require_space(path: Path, total_bytes: int) -> None:
     """Fault when the file system of `path` has less free than `path` still lacks of `total_bytes`."""
     there = path.stat().st_blocks * 512 if path.exists() else 0
-    status = os.statvfs(path.parent)
-    free = status.f_bavail * status.f_frsize
+    free = free_bytes(path.parent)
     if total_bytes - there > free:
         raise Fault(
             f"{path.parent}: has {free / 1e9:,.2f} GB free, {(total_bytes - there) / 1e9:,.2f} GB are needed; make "

@@ -10,7 +10,8 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain
 from typing import Any, Self
 
 import ray
@@ -59,16 +60,21 @@ class RayPool:
         self._max_tasks = 0
 
     def run(
-        self, task: Callable[[Job, Item], Report], job: Job, items: Sequence[Item]
+        self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
     ) -> Generator[Report, None, None]:
         """See `pool.Pool`. Fault when a task fails, is lost too often, or nothing is finished for too long."""
-        if not items:
+        first = next(items, None)
+        if first is None:
             return
         if not self._max_tasks:
             self._max_tasks = self._open()
         job_ref = ray.put(job)
         yield from _run_tasks(
-            items, lambda item: _call.remote(task, job_ref, item), self._max_tasks, self._progress, self._stop
+            chain([first], items),
+            lambda item: _call.remote(task, job_ref, item),
+            self._max_tasks,
+            self._progress,
+            self._stop,
         )
 
     def _open(self) -> int:
@@ -110,41 +116,38 @@ def _connect(workers: int | None, address: str | None) -> None:
 
 
 def _run_tasks(
-    items: Sequence[Item],
+    items: Iterator[Item | None],
     submit: Callable[[Item], ray.ObjectRef],
     max_tasks: int,
     progress: Progress,
     stop: StopFlag,
 ) -> Generator[Any, None, None]:
-    next_item = 0
     again: list[Item] = []
     running: dict[ray.ObjectRef, Item] = {}
     losses: Counter[str] = Counter()
     last_finished_s = time.monotonic()
     try:
-        while again or running or next_item < len(items):
+        while True:
             stop.check()
-            while len(running) < max_tasks and (again or next_item < len(items)):
-                if again:
-                    item = again.pop()
-                else:
-                    item, next_item = items[next_item], next_item + 1
+            while len(running) < max_tasks and (item := again.pop() if again else next(items, None)) is not None:
                 running[submit(item)] = item
+            if not running:
+                return
             ready, _ = ray.wait(list(running), timeout=POLL_S)
             if not ready:
                 _check_stall(time.monotonic() - last_finished_s, len(running))
                 continue
             last_finished_s = time.monotonic()
-            item = running.pop(ready[0])
-            report = _result(ready[0], item)
+            done = running.pop(ready[0])
+            report = _result(ready[0], done)
             if not isinstance(report, _Lost):
                 yield report
                 continue
-            losses[str(item)] += 1
-            if losses[str(item)] > MAX_LOSSES:
-                raise Fault(f"{item} were lost {MAX_LOSSES + 1} times, last: {report}")
-            progress.note(f"{item} were lost and are done again: {report}")
-            again.append(item)
+            losses[str(done)] += 1
+            if losses[str(done)] > MAX_LOSSES:
+                raise Fault(f"{done} were lost {MAX_LOSSES + 1} times, last: {report}")
+            progress.note(f"{done} were lost and are done again: {report}")
+            again.append(done)
     finally:
         for ref in running:
             ray.cancel(ref, force=True)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from data_prep.beton import ranges
 from data_prep.beton.files import publish, write_text_atomically
 from data_prep.beton.ranges import FileRange, Payload, create_sized, read_digests
-from data_prep.beton.space import require_space
+from data_prep.beton.space import free_bytes, require_space
 from data_prep.convert.output import Written
 from data_prep.errors import UserError
 
@@ -117,18 +117,23 @@ class FileOutput:
     def remove_work(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
 
-    def range_bytes(self, total_bytes: int) -> int:
+    def range_bytes(self, total_bytes: int | None) -> int:
         return ranges.RANGE_BYTES
 
-    def begin(self, layout_digest: str, total_bytes: int) -> str:
-        """Fault when there is not enough room."""
-        target = self._work / f"beton-{layout_digest[:16]}.unfinished"
+    def begin(self, plan_digest: str) -> str:
+        target = self._work / f"beton-{plan_digest[:16]}.unfinished"
         for stale in self._work.glob("*.unfinished"):
             if stale != target:
                 stale.unlink(missing_ok=True)
-        require_space(target, total_bytes)
-        create_sized(target, total_bytes)
+        target.touch()
         return str(target)
+
+    def has_room(self, num_bytes: int) -> bool:
+        return free_bytes(self._work) >= num_bytes
+
+    def make_room(self, target: str, total_bytes: int) -> None:
+        require_space(Path(target), total_bytes)
+        create_sized(Path(target), total_bytes)
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
         descriptor = os.open(target, os.O_RDWR)

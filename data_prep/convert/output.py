@@ -98,11 +98,21 @@ class Output(Protocol):
 
     # --- the beton, in ranges
 
-    def range_bytes(self, total_bytes: int) -> int: ...
+    def range_bytes(self, total_bytes: int | None) -> int | None:
+        """Of the ranges that a beton is written in. None: that depends on its size, and `total_bytes` is None."""
+        ...
 
-    def begin(self, layout_digest: str, total_bytes: int) -> str:
-        """Makes room for a beton of that layout, or goes on with it; betons of other layouts are dropped. Returns what
-        the ranges are written to."""
+    def begin(self, plan_digest: str) -> str:
+        """An unfinished beton, or goes on with the one of that plan; those of others are dropped. Returns what the
+        ranges are written to."""
+        ...
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether a beton of that size is likely to find room, as far as the storage tells."""
+        ...
+
+    def make_room(self, target: str, total_bytes: int) -> None:
+        """Before the last ranges are written: the beton will have that size. Fault when there is no room for it."""
         ...
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written: ...

@@ -19,7 +19,7 @@ from data_prep.convert.output import Output, Reader, Written, read_small
 from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name, whole_note
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
-from data_prep.sources.base import Source, SourceWithEnds
+from data_prep.sources.base import Source, SourceWithEnds, digest_of
 from data_prep.sources.ends import ends_of
 
 NOTE_PREFIX = "range-"
@@ -36,7 +36,6 @@ class PlaceJob:
     output: Output
     target: str
     """What `output.begin` gave."""
-    layout_digest: str
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,21 @@ class PlaceTask:
     def __str__(self) -> str:
         return str(self.range)
 
+    def digest(self) -> str:
+        """Hex. Equal digests, equal bytes at the same place."""
+        part = self.range
+        parts: list[int | bytes] = [part.number, part.start, part.stop, part.first_sample]
+        for offset, data in part.literal:
+            parts += [offset, data]
+        parts += [array.tobytes() for array in (part.pointers, part.sizes, self.samples)]
+        return digest_of(parts).partition(":")[2]
+
 
 @dataclass(frozen=True)
 class RangeReport:
     number: int
+    digest: str
+    """`PlaceTask.digest`."""
     num_bytes: int
     written: Written
     node: str
@@ -59,8 +69,8 @@ class RangeReport:
 
 def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
     """Fault when the beton cannot be written, or an image is not what it was when its unit was read."""
-    part = task.range
-    note = f"{NOTE_PREFIX}{part.number:06d}.{job.layout_digest[:16]}"
+    part, digest = task.range, task.digest()
+    note = f"{NOTE_PREFIX}{part.number:06d}.{digest[:16]}"
     try:
         written = _noted(job.output, note)
         if written is None or not job.output.holds(job.target, part, written):
@@ -72,7 +82,7 @@ def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
             f"{job.output.work_shown}: cannot be written: {error.strerror or error}; mend that, then run the same "
             "command again"
         ) from None
-    return RangeReport(part.number, part.stop - part.start, written, socket.gethostname())
+    return RangeReport(part.number, digest, part.stop - part.start, written, socket.gethostname())
 
 
 def _noted(output: Output, note: str) -> Written | None:

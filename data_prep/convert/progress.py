@@ -19,8 +19,8 @@ class Progress(Protocol):
         """So many samples are read and encoded, of `total`; `by_node`: by which machines, in this run."""
         ...
 
-    def written(self, num_bytes: int, total: int, by_node: Mapping[str, int] | None = None) -> None:
-        """Of the beton; `by_node`: bytes by which machines, in this run."""
+    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
+        """Of the beton, whose size may not be known yet; `by_node`: bytes by which machines, in this run."""
         ...
 
     def decoded(self, samples: int, total: int) -> None:
@@ -33,7 +33,7 @@ class NoProgress:
 
     def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None: ...
 
-    def written(self, num_bytes: int, total: int, by_node: Mapping[str, int] | None = None) -> None: ...
+    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None: ...
 
     def decoded(self, samples: int, total: int) -> None: ...
 
@@ -84,15 +84,18 @@ class _WriteRate:
     def __init__(self) -> None:
         self._start: tuple[float, int, Mapping[str, int]] | None = None
 
-    def describe(self, num_bytes: int, total: int, by_node: Mapping[str, int]) -> str:
+    def describe(self, num_bytes: int, total: int | None, by_node: Mapping[str, int]) -> str:
         now = time.monotonic()
         self._start = self._start or (now, num_bytes, dict(by_node))
         start_s, start_bytes, start_nodes = self._start
         elapsed_s = max(now - start_s, 1e-9)
-        parts = [f"{num_bytes / 1e6:,.0f}/{total / 1e6:,.0f} MB"]
+        of_all = "" if total is None else f"/{total / 1e6:,.0f}"
+        parts = [f"{num_bytes / 1e6:,.0f}{of_all} MB"]
         rate = (num_bytes - start_bytes) / elapsed_s
         if rate:
-            parts += [f"{rate / 1e6:,.1f} MB/s", f"{(total - num_bytes) / rate:,.0f} s left"]
+            parts.append(f"{rate / 1e6:,.1f} MB/s")
+        if rate and total is not None:
+            parts.append(f"{(total - num_bytes) / rate:,.0f} s left")
         if rate and len(by_node) > 1:
             rates = {node: (count - start_nodes.get(node, 0)) / elapsed_s for node, count in sorted(by_node.items())}
             parts.append("; ".join(f"{node} {rate / 1e6:,.1f} MB/s" for node, rate in rates.items()))
@@ -114,7 +117,7 @@ class PlainProgress:
         if self._is_time() or samples == total:
             self.note(f"encode: {text}")
 
-    def written(self, num_bytes: int, total: int, by_node: Mapping[str, int] | None = None) -> None:
+    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
         text = self._write_rate.describe(num_bytes, total, by_node or {})
         if self._is_time() or num_bytes == total:
             self.note(f"write: {text}")
@@ -160,7 +163,7 @@ class _LiveProgress:
         text = self._rate.describe(samples, total, source_bytes, bad, by_node)
         self._bars.update(self._encode, completed=samples, total=total, text=text, visible=True)
 
-    def written(self, num_bytes: int, total: int, by_node: Mapping[str, int] | None = None) -> None:
+    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
         text = self._write_rate.describe(num_bytes, total, by_node or {})
         self._bars.update(self._write, completed=num_bytes, total=total, text=text, visible=True)
 

@@ -108,7 +108,7 @@ def test_it_goes_on_where_it_was_stopped_and_shows_nothing_before_the_end(bucket
         with pytest.raises(Stopped):
             convert_to(output, pool)
         stops.append([task.__name__ for task in pool.done])
-    assert stops[:2] == [["encode_unit"], ["encode_unit", "encode_unit"]]
+    assert stops[:2] == [["read_or_place"], ["read_or_place", "read_or_place"]]
     assert stops[2] == ["place_range", "place_range"]
     (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
     sent = bucket.list_parts(Bucket="prep", Key="stopped/a.beton", UploadId=upload["UploadId"])["Parts"]

@@ -1,0 +1,236 @@
+"""Ranges written while later images are unread are those of the finished beton, or they are written anew."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.beton import layout, ranges
+from data_prep.beton.manifest import load_manifest
+from data_prep.beton.pages import lay_out
+from data_prep.beton.ranges import cut, num_ranges
+from data_prep.convert import reading
+from data_prep.convert.ahead import WriteAhead, placed_rows
+from data_prep.convert.config import BadPolicy, ConvertSettings
+from data_prep.convert.part import PART_ROW, Part
+from data_prep.convert.place import PlaceTask
+from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit
+from data_prep.convert.pool import ThisProcess
+from data_prep.convert.progress import NoProgress
+from data_prep.convert.run import Outcome, convert
+from data_prep.convert.stop import StopFlag
+from data_prep.errors import Fault, Stopped, UserError
+from data_prep.sources.image_folder import ImageFolder
+from data_prep.sources.splits import SplitRequest
+
+MIB = 1 << 20
+NUM_FILES = 2 * UNIT_SAMPLES + 100
+PAGE_BYTES = 2 * MIB
+
+
+# --- which ranges -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(0, PAGE_BYTES) | st.just(PAGE_BYTES), min_size=1, max_size=60),
+    cuts=st.sets(st.integers(1, 59)),
+    range_bytes=st.sampled_from([MIB, 3 * MIB, 8 * MIB]),
+)
+def test_they_are_those_of_the_finished_beton(sizes: list[int], cuts: set[int], range_bytes: int) -> None:
+    """Size 0: the sample cannot be stored. Parts of any length."""
+    rows = np.zeros(len(sizes), dtype=PART_ROW)
+    rows["size"], rows["check"], rows["spill"] = sizes, np.arange(len(sizes)) + 7, -1
+    bounds = [0, *sorted(at for at in cuts if at < len(sizes)), len(sizes)]
+    ahead = WriteAhead(len(sizes), PAGE_BYTES, range_bytes)
+    tasks: list[PlaceTask] = []
+    for number, (start, stop) in enumerate(pairwise(bounds)):
+        tasks += ahead.add(Part(WorkUnit(number, start, stop), rows[start:stop], []))
+
+    stored = rows[rows["size"] > 0]
+    beton, placed = lay_out(stored, PAGE_BYTES), placed_rows(rows, 0)
+    finished = {}
+    for number in range(num_ranges(beton, range_bytes)):
+        part = cut(beton, number, range_bytes)
+        finished[number] = PlaceTask(part, placed[part.samples]).digest()
+    assert all(finished[task.range.number] == task.digest() for task in tasks)
+    last = max(
+        (int(p + s) for p, s in zip(beton.allocations["ptr"], beton.allocations["size"], strict=True)), default=0
+    )
+    first = -(-layout.pages_start(len(sizes), PAGE_BYTES) // range_bytes)
+    assert [task.range.number for task in tasks] == list(range(first, last // range_bytes))
+
+
+def test_a_digest_tells_ranges_apart() -> None:
+    rows = np.zeros(3, dtype=PART_ROW)
+    rows["size"] = 100
+    beton, placed = lay_out(rows, PAGE_BYTES), placed_rows(rows, 0)
+    other = placed.copy()
+    other["check"][1] = 1
+    (part,) = [cut(beton, number) for number in range(num_ranges(beton))]
+    rows["label"] = 1
+    (relabelled,) = [cut(lay_out(rows, PAGE_BYTES), 0)]
+    tasks = [PlaceTask(part, placed), PlaceTask(part, other), PlaceTask(relabelled, placed)]
+    assert len({task.digest() for task in tasks}) == 3
+
+
+# --- conversions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory, picture, image_file) -> Path:
+    """Some 45 MB of JPEGs, most of it comments."""
+    root = tmp_path_factory.mktemp("ahead") / "tree"
+    draw = np.random.default_rng(0)
+    data = image_file(picture(16, 16))
+    for number in range(NUM_FILES):
+        comment = draw.bytes(int(draw.integers(20_000, 60_000)))
+        path = root / f"class-{number // 300}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + data[2:])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 8 * MIB)
+
+
+class Watched(ThisProcess):
+    """What is done, in order: `unit 0`, `range 1`, ...; stops after so much of it."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__(StopFlag())
+        self.done: list[str] = []
+        self.stop_after = stop_after
+
+    def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
+        for item in items:
+            if len(self.done) == self.stop_after:
+                raise Stopped(15)
+            kind, number = ("unit", item.number) if isinstance(item, WorkUnit) else ("range", item.range.number)
+            self.done.append(f"{kind} {number}")
+            yield task(job, item)
+
+
+def run(tree: Path, output: Path, pool: ThisProcess, max_bad: str | None = None, **settings: Any) -> Outcome:
+    return convert(
+        ImageFolder.open(str(tree), SplitRequest(None, explicit=False)),
+        ConvertSettings(**{"page_bytes": PAGE_BYTES, **settings}),
+        output,
+        pool=pool,
+        progress=NoProgress(),
+        stop=StopFlag(),
+        bad_policy=BadPolicy("quarantine", max_bad) if max_bad else BadPolicy(),
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Written after all was read."""
+    output = tmp_path_factory.mktemp("expected") / "a.beton"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_write_ahead", lambda means: None)
+        pool = Watched()
+        run(tree, output, pool)
+    assert pool.done[:4] == ["unit 0", "unit 1", "unit 2", "range 0"]
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("check", ["decode", "headers"])
+def test_each_range_is_written_as_soon_as_its_images_are_read(
+    check: str, tree: Path, tmp_path: Path, expected: bytes
+) -> None:
+    pool = Watched()
+    run(tree, tmp_path / "a.beton", pool, check=check)
+    assert (tmp_path / "a.beton").read_bytes() == expected
+    assert pool.done == [
+        *("unit 0", "range 1", "unit 1", "range 2", "range 3", "range 4", "unit 2"),
+        *("range 0", "range 5", "range 6"),
+    ]
+
+
+@pytest.mark.parametrize("stop_after", range(9))
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
+    stop_after: int, tree: Path, tmp_path: Path, expected: bytes
+) -> None:
+    output = tmp_path / "a.beton"
+    pool = Watched(stop_after)
+    with pytest.raises(Stopped):
+        run(tree, output, pool)
+    assert not output.exists()
+    outcome = run(tree, output, ThisProcess(StopFlag()))
+    assert outcome.num_units_taken_over == sum(name.startswith("unit") for name in pool.done)
+    assert output.read_bytes() == expected
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json"]
+
+
+def test_bytes_that_do_not_stand_in_the_file_any_more_are_written_again(
+    tree: Path, tmp_path: Path, expected: bytes
+) -> None:
+    output = tmp_path / "a.beton"
+    with pytest.raises(Stopped):
+        run(tree, output, Watched(7))
+    (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
+    with target.open("r+b") as file:
+        file.seek(9 * MIB)
+        file.write(b"\0\1\2")
+    run(tree, output, Watched())
+    assert output.read_bytes() == expected
+
+
+def with_a_bad_file(tree: Path, root: Path, number: int) -> Path:
+    copy = root / "tree"
+    for path in sorted(tree.rglob("*.jpg")):
+        (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (copy / path.parent.name / path.name).hardlink_to(path)
+    bad = sorted(copy.rglob("*.jpg"))[number]
+    bad.unlink()
+    bad.write_bytes(b"no image")
+    return copy
+
+
+def test_nothing_is_written_once_there_will_be_no_beton(tree: Path, tmp_path: Path) -> None:
+    pool = Watched()
+    with pytest.raises(UserError, match="1 of 1,124 images cannot be stored"):
+        run(with_a_bad_file(tree, tmp_path, 520), tmp_path / "a.beton", pool)
+    assert pool.done == ["unit 0", "range 1", "unit 1", "unit 2"]
+
+
+@pytest.mark.parametrize("pages_move", [False, True])
+def test_images_that_are_left_out_cost_at_most_time(
+    pages_move: bool, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = with_a_bad_file(tree, tmp_path, 520)
+    if pages_move:  # as when the metadata of one sample less needs a page less
+        real = layout.pages_start
+        more = lambda count, page_bytes: real(count, page_bytes) + (count == NUM_FILES) * page_bytes  # noqa: E731
+        monkeypatch.setattr("data_prep.convert.ahead.layout.pages_start", more)
+    pool = Watched()
+    manifest = run(root, tmp_path / "a.beton", pool, max_bad="1").manifest
+    assert manifest.num_samples == NUM_FILES - 1
+    monkeypatch.setattr(reading, "_write_ahead", lambda means: None)
+    run(root, tmp_path / "b.beton", Watched(), max_bad="1")
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+    assert load_manifest(tmp_path / "a.beton") == load_manifest(tmp_path / "b.beton")
+    assert pool.done.count("range 1") == 1 + pages_move
+
+
+def test_without_room_for_more_than_it_takes_all_is_read_first(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.convert.file_output.free_bytes", lambda folder: 60 * MIB)
+    monkeypatch.setattr("data_prep.beton.space.free_bytes", lambda folder: 20 * MIB)
+    pool = Watched()
+    with pytest.raises(Fault, match=r"GB free, .* GB are needed; make room there"):
+        run(tree, tmp_path / "a.beton", pool)
+    assert pool.done == ["unit 0", "unit 1", "unit 2"]
+    (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
+    assert target.stat().st_blocks == 0
