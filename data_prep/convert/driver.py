@@ -27,6 +27,7 @@ MAX_LOSSES = 3
 STALL_LIMIT_S = 900.0
 """Longest time without a finished task."""
 POLL_S = 0.5
+CPUS_READ_EVERY_S = 5.0
 TASKS_AHEAD = 2
 """Submitted beyond those that can run, so that the next one does not wait for us; on a Ray of this machine only, for
 elsewhere an autoscaler might start a node for them."""
@@ -38,7 +39,8 @@ def _call(task: Callable[[Any, Any], Any], job: Any, item: Any) -> Any:
 
 
 class RayPool:
-    """`workers`: tasks at a time; None: one per CPU. `address`: a running cluster; None: start a local Ray.
+    """`workers`: tasks at a time; None: one for each CPU that there is. `address`: a running cluster; None: start a
+    local Ray.
 
     Connects when there is work to do; the end of the `with` block ends the connection, unless it was there before.
     """
@@ -48,7 +50,8 @@ class RayPool:
         self._address = address
         self._progress = progress
         self._stop = stop
-        self._max_tasks = 0
+        self._num_cpus = 0
+        self._cpus_read_s: float | None = None
         self._is_ours = False
 
     def __enter__(self) -> Self:
@@ -57,7 +60,7 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
             ray.shutdown()
-        self._max_tasks = 0
+        self._cpus_read_s = None
 
     def run(
         self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
@@ -66,8 +69,8 @@ class RayPool:
         first = next(items, None)
         if first is None:
             return
-        if not self._max_tasks:
-            self._max_tasks = self._open()
+        if self._cpus_read_s is None:
+            self._open()
         job_ref = ray.put(job)
         yield from _run_tasks(
             chain([first], items),
@@ -77,8 +80,7 @@ class RayPool:
             self._stop,
         )
 
-    def _open(self) -> int:
-        """Connects, and returns the number of tasks to run at a time."""
+    def _open(self) -> None:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             where = f"connecting to Ray at {self._address}" if self._address else "starting Ray on this machine"
@@ -89,13 +91,26 @@ class RayPool:
                 raise Stopped(signal.SIGTERM) from None
         self._stop.install()  # ray.init put its own handlers in place
         self._stop.check()
-        num_cpus = int(ray.cluster_resources().get("CPU", 0))
+        num_cpus = self._read_cpus()
         if num_cpus < 1:
-            raise UserError("the Ray cluster has no CPUs to encode with; add a node that has some")
-        if self._workers is not None and self._workers > num_cpus:
-            self._progress.note(f"the Ray cluster has {num_cpus} CPUs: as many workers, not {self._workers}")
-        at_a_time = min(self._workers or num_cpus, num_cpus)
-        return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time == num_cpus else 0)
+            self._progress.note(f"the Ray cluster has no CPUs yet: waiting for a node, {STALL_LIMIT_S:.0f} s at most")
+        elif self._workers is not None and self._workers > num_cpus:
+            self._progress.note(
+                f"the Ray cluster has {num_cpus} CPUs: until it has more, as many workers, not {self._workers}"
+            )
+
+    def _max_tasks(self) -> int:
+        """To be submitted at a time. What is not running yet is what an autoscaler starts nodes for."""
+        if self._cpus_read_s is None or time.monotonic() - self._cpus_read_s > CPUS_READ_EVERY_S:
+            self._read_cpus()
+        at_a_time = self._workers or max(self._num_cpus, 1)
+        return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time >= self._num_cpus else 0)
+
+    def _read_cpus(self) -> int:
+        """Nodes come and go."""
+        self._num_cpus = int(ray.cluster_resources().get("CPU", 0))
+        self._cpus_read_s = time.monotonic()
+        return self._num_cpus
 
 
 def _connect(workers: int | None, address: str | None) -> None:
@@ -118,7 +133,7 @@ def _connect(workers: int | None, address: str | None) -> None:
 def _run_tasks(
     items: Iterator[Item | None],
     submit: Callable[[Item], ray.ObjectRef],
-    max_tasks: int,
+    max_tasks: Callable[[], int],
     progress: Progress,
     stop: StopFlag,
 ) -> Generator[Any, None, None]:
@@ -129,7 +144,7 @@ def _run_tasks(
     try:
         while True:
             stop.check()
-            while len(running) < max_tasks and (item := again.pop() if again else next(items, None)) is not None:
+            while len(running) < max_tasks() and (item := again.pop() if again else next(items, None)) is not None:
                 running[submit(item)] = item
             if not running:
                 return
@@ -174,5 +189,6 @@ def _check_stall(stalled_s: float, num_running: int) -> None:
     if stalled_s > STALL_LIMIT_S:
         free, total = (int(get().get("CPU", 0)) for get in (ray.available_resources, ray.cluster_resources))
         raise Fault(
-            f"no task of {num_running} was finished in {stalled_s:.0f} s; of the cluster's {total} CPUs {free} are free"
+            f"no task of {num_running} was finished in {stalled_s:.0f} s; of the Ray cluster's {total} CPUs {free} are "
+            "free; add nodes or look into theirs, then run the same command again"
         )

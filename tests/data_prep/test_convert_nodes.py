@@ -83,6 +83,25 @@ def test_a_node_that_dies_costs_its_units_and_no_byte(cluster: Any, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton", "a.manifest.json"]
 
 
+def test_a_cluster_without_cpus_is_waited_for_and_grows(cluster: Any, tmp_path: Path, expected: str) -> None:
+    output = tmp_path / "a.beton"
+    process = subprocess.Popen(
+        [*COMMAND, "--output", str(output)],
+        env=os.environ | {"RAY_ADDRESS": cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "connecting to Ray" in process.stderr.readline()
+    assert "has no CPUs yet: waiting for a node, 900 s at most" in process.stderr.readline()
+    cluster.add_node(num_cpus=1)
+    wait_for_parts(process, output, 1)
+    cluster.add_node(num_cpus=1)
+    told, _ = ended_well(process)
+    assert told["digest"] == expected
+
+
 def test_nodes_and_drivers_that_die_at_random_change_no_byte(cluster: Any, tmp_path: Path, expected: str) -> None:
     """Every round another number of workers, a node that goes and one that comes, and a driver that is killed."""
     output = tmp_path / "a.beton"

@@ -93,10 +93,10 @@ def test_any_number_of_workers_makes_the_same_files(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json"]
 
 
-def test_more_workers_than_cpus_are_cut_down_with_a_note(tmp_path: Path) -> None:
+def test_more_workers_than_cpus_are_noted(tmp_path: Path) -> None:
     progress = Notes()
     run(SOURCE, tmp_path / "a.beton", 9, progress)
-    assert progress.lines == ["the Ray cluster has 4 CPUs: as many workers, not 9"]
+    assert progress.lines == ["the Ray cluster has 4 CPUs: until it has more, as many workers, not 9"]
 
 
 def deadly(marker: Path, deaths: int) -> Source:
