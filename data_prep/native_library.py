@@ -29,10 +29,12 @@ def library() -> Any:
     try:
         library.data_prep_jpegs_are_sound.argtypes = [pointer, pointer, number, pointer]
         library.data_prep_jpeg_headers.argtypes = [pointer, size, size, pointer, size, size, pointer]
-        library.data_prep_read_files.argtypes = [pointer, pointer, size, size, size, pointer, size, pointer]
+        library.data_prep_read_ends.argtypes = [pointer, pointer, size, size, size, pointer, size, pointer]
+        library.data_prep_read_files.argtypes = [pointer, pointer, size, pointer, size]
         library.data_prep_shrink.argtypes = [pointer, *[number] * 4, pointer]
     except AttributeError:
         return None
-    for function in (library.data_prep_jpegs_are_sound, library.data_prep_jpeg_headers, library.data_prep_read_files):
+    for function in (library.data_prep_jpegs_are_sound, library.data_prep_jpeg_headers, library.data_prep_read_ends):
         function.restype = None
+    library.data_prep_read_files.restype = size
     return library

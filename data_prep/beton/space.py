@@ -14,12 +14,18 @@ def free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def lacking_bytes(path: Path, total_bytes: int) -> int:
+    """What the file, which may have holes or not be there, still needs to have that size."""
+    there = path.stat().st_blocks * 512 if path.exists() else 0
+    return total_bytes - there
+
+
 def require_space(path: Path, total_bytes: int) -> None:
     """Fault when the file system of `path` has less free than `path` still lacks of `total_bytes`."""
-    there = path.stat().st_blocks * 512 if path.exists() else 0
+    lacking = lacking_bytes(path, total_bytes)
     free = free_bytes(path.parent)
-    if total_bytes - there > free:
+    if lacking > free:
         raise Fault(
-            f"{path.parent}: has {free / 1e9:,.2f} GB free, {(total_bytes - there) / 1e9:,.2f} GB are needed; make "
+            f"{path.parent}: has {free / 1e9:,.2f} GB free, {lacking / 1e9:,.2f} GB are needed; make "
             "room there, then run the same command again"
         )

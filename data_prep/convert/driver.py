@@ -17,6 +17,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from data_prep.convert.cluster_cpus import ClusterCpus
 from data_prep.convert.pool import Item, Job, Report
 from data_prep.convert.progress import Progress
 from data_prep.convert.stop import StopFlag
@@ -27,7 +28,6 @@ MAX_LOSSES = 3
 STALL_LIMIT_S = 900.0
 """Longest time without a finished task."""
 POLL_S = 0.5
-CPUS_READ_EVERY_S = 5.0
 TASKS_AHEAD = 2
 """Submitted beyond those that can run, so that the next one does not wait for us; on a Ray of this machine only, for
 elsewhere an autoscaler might start a node for them."""
@@ -50,8 +50,7 @@ class RayPool:
         self._address = address
         self._progress = progress
         self._stop = stop
-        self._num_cpus = 0
-        self._cpus_read_s: float | None = None
+        self._cpus: ClusterCpus | None = None
         self._is_ours = False
 
     def __enter__(self) -> Self:
@@ -60,7 +59,7 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         if self._is_ours:
             ray.shutdown()
-        self._cpus_read_s = None
+        self._cpus = None
 
     def run(
         self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
@@ -69,18 +68,17 @@ class RayPool:
         first = next(items, None)
         if first is None:
             return
-        if self._cpus_read_s is None:
-            self._open()
+        cpus = self._cpus = self._cpus or self._open()
         job_ref = ray.put(job)
         yield from _run_tasks(
             chain([first], items),
             lambda item: _call.remote(task, job_ref, item),
-            self._max_tasks,
+            lambda: self._max_tasks(cpus.latest()),
             self._progress,
             self._stop,
         )
 
-    def _open(self) -> None:
+    def _open(self) -> ClusterCpus:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             where = f"connecting to Ray at {self._address}" if self._address else "starting Ray on this machine"
@@ -91,26 +89,20 @@ class RayPool:
                 raise Stopped(signal.SIGTERM) from None
         self._stop.install()  # ray.init put its own handlers in place
         self._stop.check()
-        num_cpus = self._read_cpus()
+        cpus = ClusterCpus()
+        num_cpus = cpus.latest()
         if num_cpus < 1:
             self._progress.note(f"the Ray cluster has no CPUs yet: waiting for a node, {STALL_LIMIT_S:.0f} s at most")
         elif self._workers is not None and self._workers > num_cpus:
             self._progress.note(
                 f"the Ray cluster has {num_cpus} CPUs: until it has more, as many workers, not {self._workers}"
             )
+        return cpus
 
-    def _max_tasks(self) -> int:
+    def _max_tasks(self, num_cpus: int) -> int:
         """To be submitted at a time. What is not running yet is what an autoscaler starts nodes for."""
-        if self._cpus_read_s is None or time.monotonic() - self._cpus_read_s > CPUS_READ_EVERY_S:
-            self._read_cpus()
-        at_a_time = self._workers or max(self._num_cpus, 1)
-        return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time >= self._num_cpus else 0)
-
-    def _read_cpus(self) -> int:
-        """Nodes come and go."""
-        self._num_cpus = int(ray.cluster_resources().get("CPU", 0))
-        self._cpus_read_s = time.monotonic()
-        return self._num_cpus
+        at_a_time = self._workers or max(num_cpus, 1)
+        return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time >= num_cpus else 0)
 
 
 def _connect(workers: int | None, address: str | None) -> None:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from data_prep.beton import ranges
 from data_prep.beton.files import publish, write_text_atomically
-from data_prep.beton.ranges import FileRange, Payload, create_sized, read_digests
-from data_prep.beton.space import free_bytes, require_space
+from data_prep.beton.ranges import FileRange, Payload, read_digests
+from data_prep.beton.space import free_bytes, lacking_bytes, require_space
 from data_prep.convert.output import Written
 from data_prep.errors import UserError
 
@@ -120,20 +120,20 @@ class FileOutput:
     def range_bytes(self, total_bytes: int | None) -> int:
         return ranges.RANGE_BYTES
 
-    def begin(self, plan_digest: str) -> str:
+    def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
         target = self._work / f"beton-{plan_digest[:16]}.unfinished"
         for stale in self._work.glob("*.unfinished"):
-            if stale != target:
+            if stale != target or is_new:
                 stale.unlink(missing_ok=True)
         target.touch()
         return str(target)
 
-    def has_room(self, num_bytes: int) -> bool:
-        return free_bytes(self._work) >= num_bytes
+    def has_room(self, target: str, num_bytes: int) -> bool:
+        return lacking_bytes(Path(target), num_bytes) <= free_bytes(self._work)
 
     def make_room(self, target: str, total_bytes: int) -> None:
         require_space(Path(target), total_bytes)
-        create_sized(Path(target), total_bytes)
+        os.truncate(target, total_bytes)  # it must be there: ranges may have been written to it
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
         descriptor = os.open(target, os.O_RDWR)
@@ -141,6 +141,8 @@ class FileOutput:
             written = Written(ranges.write_range(descriptor, part, payload))
             if machine() != self.driver_machine:
                 os.fsync(descriptor)
+            else:  # the disk begins now, not at the fsync before the end
+                os.posix_fadvise(descriptor, part.start, part.stop - part.start, os.POSIX_FADV_DONTNEED)
             return written
         finally:
             os.close(descriptor)

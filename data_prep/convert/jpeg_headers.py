@@ -12,7 +12,7 @@ from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends
 
 HEADER = np.dtype(
     [
-        ("is_known", "u1"),
+        ("answer", "u1"),
         ("frame", "u1"),
         ("num_components", "u1"),
         ("factors", "u1", 3),
@@ -20,6 +20,7 @@ HEADER = np.dtype(
         ("width", "<u2"),
     ]
 )
+ASK_PYTHON, TOLD, NONE = range(3)
 PRECISION = 8
 
 
@@ -40,8 +41,10 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
         )
     factors = headers["factors"].tolist()
     found: list[JpegHeader | None] = []
-    for number, (is_known, frame, count, _, height, width) in enumerate(headers.tolist()):
-        if is_known:
+    for number, (answer, frame, count, _, height, width) in enumerate(headers.tolist()):
+        if answer == NONE:
+            found.append(None)
+        elif answer == TOLD:
             sampling = _sampling(*factors[number][:count])
             found.append(JpegHeader(height, width, frame, PRECISION, sampling, has_end=True))
         else:

@@ -175,14 +175,14 @@ class ObjectOutput:
             return None
         return ranges.RANGE_BYTES * -(-total_bytes // (ranges.RANGE_BYTES * MAX_PARTS))
 
-    def begin(self, plan_digest: str) -> str:
+    def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
         note = f"{UPLOAD}{plan_digest[:16]}"
         names = self.names()
         for stale in names:
-            if stale.startswith(UPLOAD) and stale != note:
+            if stale.startswith(UPLOAD) and (stale != note or is_new):
                 self._abort(stale)
                 self.remove(stale)
-        if note in names:
+        if note in names and not is_new:
             upload = self._upload_of(note)
             try:
                 self._call("list_parts", UploadId=upload, MaxParts=1)
@@ -193,7 +193,7 @@ class ObjectOutput:
         self.write(note, upload.encode())
         return str(upload)
 
-    def has_room(self, num_bytes: int) -> bool:
+    def has_room(self, target: str, num_bytes: int) -> bool:
         return True
 
     def make_room(self, target: str, total_bytes: int) -> None:

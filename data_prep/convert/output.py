@@ -102,13 +102,13 @@ class Output(Protocol):
         """Of the ranges that a beton is written in. None: that depends on its size, and `total_bytes` is None."""
         ...
 
-    def begin(self, plan_digest: str) -> str:
-        """An unfinished beton, or goes on with the one of that plan; those of others are dropped. Returns what the
-        ranges are written to."""
+    def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
+        """An unfinished beton: the one of that plan, if there is one, unless it `is_new`; others are dropped. Returns
+        what the ranges are written to."""
         ...
 
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether a beton of that size is likely to find room, as far as the storage tells."""
+    def has_room(self, target: str, num_bytes: int) -> bool:
+        """Whether there is so much, with what the unfinished beton takes, as far as the storage tells."""
         ...
 
     def make_room(self, target: str, total_bytes: int) -> None:

@@ -41,7 +41,7 @@ PART_ROW = np.dtype(
 """
 IN_SOURCE = -1
 ENDS_IN_SOURCE = -2
-"""In the source too, but only the ends have been read: `check` is their `ends_digest`."""
+"""In the source too, but only the ends have been read: `check` is of them."""
 
 TRAILER = np.dtype(
     [

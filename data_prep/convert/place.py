@@ -7,6 +7,7 @@ its digests; a later run compares them with what stands in the file, so neither 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -26,6 +27,10 @@ NOTE_PREFIX = "range-"
 
 PLACED_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
 """Index in the source; the others as in `part.PART_ROW`."""
+
+
+class ImageChanged(Fault):
+    """An image is not what it was when its unit was read: the same command reads it anew."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class PlaceTask:
         return str(self.range)
 
     def digest(self) -> str:
-        """Hex. Equal digests, equal bytes at the same place."""
+        """Hex. Of tasks of one plan those with equal digests write the same bytes to the same place, or fail."""
         part = self.range
         parts: list[int | bytes] = [part.number, part.start, part.stop, part.first_sample]
         for offset, data in part.literal:
@@ -68,7 +73,7 @@ class RangeReport:
 
 
 def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
-    """Fault when the beton cannot be written, or an image is not what it was when its unit was read."""
+    """Fault when the beton cannot be written; ImageChanged."""
     part, digest = task.range, task.digest()
     note = f"{NOTE_PREFIX}{part.number:06d}.{digest[:16]}"
     try:
@@ -111,28 +116,43 @@ class _Images:
         if self._part is not None:
             self._part.close()
 
-    def put(self, sample: int, into: memoryview) -> None:
+    def put(self, sample: int, sizes: Sequence[int], into: memoryview) -> None:
         """`beton.ranges.Payload`."""
-        index, check, where = self._rows[sample - self._first_sample]
-        if where in (IN_SOURCE, ENDS_IN_SOURCE):
-            self._from_source(index, into, is_first_reading=where == ENDS_IN_SOURCE)
-        else:
-            self._copy(index, self._from_part(index // UNIT_SAMPLES, len(into), where), into)
-        if sample_digest(ends_of(into) if where == ENDS_IN_SOURCE else into) != check:
-            self._forget_changed(index)
+        rows = self._rows[sample - self._first_sample :][: len(sizes)]
+        is_read = self._read_together(rows, into)
+        at = 0
+        for (index, check, where), size in zip(rows, sizes, strict=True):
+            image = into[at : at + size]
+            at += size
+            if where not in (IN_SOURCE, ENDS_IN_SOURCE):
+                self._copy(index, self._from_part(index // UNIT_SAMPLES, size, where), image)
+            elif not is_read:
+                self._from_source(index, image, is_first_reading=where == ENDS_IN_SOURCE)
+            if sample_digest(ends_of(image) if where == ENDS_IN_SOURCE else image) != check:
+                self._forget_changed(index)
+
+    def _read_together(self, rows: Sequence[tuple[int, int, int]], into: memoryview) -> bool:
+        """All of them at once, where all lie in the source. One by one it is told which of them cannot be read."""
+        if self._in_place is None or any(where not in (IN_SOURCE, ENDS_IN_SOURCE) for _, _, where in rows):
+            return False
+        try:
+            self._in_place.read_into([index for index, _, _ in rows], into)
+        except (OSError, ValueError, Fault):
+            return False
+        return True
 
     def _from_source(self, index: int, into: memoryview, *, is_first_reading: bool) -> None:
         source = self._job.source
         try:
-            if self._in_place is not None:
-                self._in_place.read_into(index, into)
-            else:
-                self._copy(index, source[index].data, into)
+            data = source[index].data
         except (OSError, ValueError) as error:
             if is_first_reading:
                 self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
                 self._forget(index, f"{source.key(index)}: only its ends can be read: {error}")
             self._forget(index, f"{source.key(index)}: could be read at first, and now not: {error}")
+        except Fault as error:
+            raise ImageChanged(str(error)) from None
+        self._copy(index, data, into)
 
     def _copy(self, index: int, data: bytes, into: memoryview) -> None:
         if len(data) != len(into):
@@ -154,4 +174,4 @@ class _Images:
     def _forget(self, index: int, message: str) -> NoReturn:
         """The unit is read again by the next run."""
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
-        raise Fault(f"{message}; no beton was written; run the same command again")
+        raise ImageChanged(f"{message}; no beton was written; run the same command again")

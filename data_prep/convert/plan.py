@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from data_prep.convert.config import ConvertSettings
 from data_prep.sources.base import SourceDescription, digest_of
 
-UNIT_SAMPLES = 512
+UNIT_SAMPLES = 1024
 """About 56 MB of ImageNet's files: some seconds of work, lost at most once by a killed worker."""
 
 

@@ -86,7 +86,8 @@ class _WriteRate:
 
     def describe(self, num_bytes: int, total: int | None, by_node: Mapping[str, int]) -> str:
         now = time.monotonic()
-        self._start = self._start or (now, num_bytes, dict(by_node))
+        if self._start is None or num_bytes < self._start[1]:  # less than before: it is written anew
+            self._start = (now, num_bytes, dict(by_node))
         start_s, start_bytes, start_nodes = self._start
         elapsed_s = max(now - start_s, 1e-9)
         of_all = "" if total is None else f"/{total / 1e6:,.0f}"
@@ -144,7 +145,7 @@ class _LiveProgress:
         columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.fields[text]}"))
         self._bars = Progress(*columns, console=Console(stderr=True))
         self._encode = self._bars.add_task("encode", text="", visible=False)
-        self._write = self._bars.add_task("write", text="", visible=False)
+        self._write = self._bars.add_task("write", total=None, text="", visible=False)
         self._decode = self._bars.add_task("decode", text="", visible=False)
         self._rate = _Rate()
         self._write_rate = _WriteRate()

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from data_prep.convert.ahead import WriteAhead
 from data_prep.convert.config import BadPolicy
 from data_prep.convert.means import Means
-from data_prep.convert.part import Part, part_name
-from data_prep.convert.place import PlaceJob, PlaceTask, RangeReport, place_range
+from data_prep.convert.output import names_like
+from data_prep.convert.part import WHOLE_PREFIX, Part, part_name
+from data_prep.convert.place import ImageChanged, PlaceJob, PlaceTask, RangeReport, place_range
 from data_prep.convert.plan import WorkUnit
 from data_prep.convert.taken_over import finished_parts, is_part_there, whole_part
 from data_prep.convert.unit import EncodeJob, UnitReport, encode_unit
@@ -29,6 +30,10 @@ class Found:
     """Units that an earlier run had finished."""
     written: Mapping[str, RangeReport]
     """Ranges that are written already, by `PlaceTask.digest`."""
+    target: str | None
+    """What they are written to."""
+    changed: ImageChanged | None
+    """What the first range that could not be written for that says."""
 
 
 @dataclass(frozen=True)
@@ -37,40 +42,50 @@ class _Job:
     place: PlaceJob | None
 
 
-def read_or_place(job: _Job, item: object) -> UnitReport | RangeReport:
+def read_or_place(job: _Job, item: object) -> UnitReport | RangeReport | ImageChanged:
     if isinstance(item, WorkUnit):
         return encode_unit(job.encode, item)
     assert isinstance(item, PlaceTask)
     assert job.place is not None
-    return place_range(job.place, item)
+    try:
+        return place_range(job.place, item)
+    except ImageChanged as error:  # there will be no beton, but all bad samples are listed first
+        return error
 
 
 def read_all(means: Means, policy: BadPolicy) -> Found:
     """Leaves every part whole in the work."""
     plan, output = means.plan, means.output
     finished = finished_parts(output, plan)
+    whole = finished
     if policy.on_error == "fail":  # what was bad may have been mended, or could not be read for a passing reason
-        finished = [part for part in finished if not part.bad]
-    ahead = _write_ahead(means)
+        whole = [part for part in finished if not part.bad]
+    # What is written to it depends on which samples are bad. When these may be others, an orphan of an earlier run must
+    # not write to the same file any more.
+    is_new = len(whole) < len(finished) or any(names_like(output, WHOLE_PREFIX))
+    target, ahead = _write_ahead(means, is_new=is_new)
+    finished = whole
     reading = _Reading(means, policy.limit(plan.num_samples), finished, ahead)
-    place = PlaceJob(means.source, output, output.begin(plan.digest)) if ahead is not None else None
+    place = PlaceJob(means.source, output, target) if target is not None else None
     encode = EncodeJob(means.source, plan.settings, plan.digest, output, means.reads_again, plan.versions)
     with closing(means.pool.run(read_or_place, _Job(encode, place), reading.items())) as reports:
         for report in reports:
             means.stop.check()
             reading.take(report)
-    return Found(reading.parts, len(finished), reading.written)
+    return Found(reading.parts, len(finished), reading.written, target, reading.changed)
 
 
-def _write_ahead(means: Means) -> WriteAhead | None:
-    """None where it is not known how much room there must be, or there is too little: that is told when it is known."""
-    range_bytes = means.output.range_bytes(None)
-    sizes, settings = means.source.sizes, means.plan.settings
+def _write_ahead(means: Means, *, is_new: bool) -> tuple[str | None, WriteAhead | None]:
+    """What to write to, and which ranges. None where it is not known how much room there must be, or there is too
+    little: that is told when it is known."""
+    output, sizes, settings = means.output, means.source.sizes, means.plan.settings
+    range_bytes = output.range_bytes(None)
     if range_bytes is None or sizes is None or settings.encode != "original":
-        return None
-    if not means.output.has_room(2 * int(sizes.sum())):  # images that are encoded anew lie in the parts, too
-        return None
-    return WriteAhead(means.plan.num_samples, settings.page_bytes, range_bytes)
+        return None, None
+    target = output.begin(means.plan.digest, is_new=is_new)
+    if not output.has_room(target, 2 * int(sizes.sum())):  # images that are encoded anew lie in the parts, too
+        return target, None
+    return target, WriteAhead(means.plan.num_samples, settings.page_bytes, range_bytes)
 
 
 @dataclass
@@ -85,6 +100,7 @@ class _Reading:
     parts: list[Part] = field(default_factory=list)
     """Of the units in order, as far as all before them are there."""
     written: dict[str, RangeReport] = field(default_factory=dict)
+    changed: ImageChanged | None = None
 
     def __post_init__(self) -> None:
         self._there = {part.unit.number: part for part in self.finished}
@@ -115,7 +131,11 @@ class _Reading:
             else:
                 return
 
-    def take(self, report: UnitReport | RangeReport) -> None:
+    def take(self, report: UnitReport | RangeReport | ImageChanged) -> None:
+        if isinstance(report, ImageChanged):
+            self.changed = self.changed or report
+            self._write_no_more()
+            return
         if isinstance(report, RangeReport):
             self.written[report.digest] = report
             self._written_bytes += report.num_bytes
@@ -151,8 +171,12 @@ class _Reading:
             if self.ahead is not None:
                 self._complete.extend(self.ahead.add(part))
         if self._num_bad > self.limit:
-            self.ahead = None
-            self._complete.clear()
+            self._write_no_more()
+
+    def _write_no_more(self) -> None:
+        """There will be no beton."""
+        self.ahead = None
+        self._complete.clear()
 
     def _show_read(self) -> None:
         self.means.progress.encoded(

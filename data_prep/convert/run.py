@@ -29,7 +29,7 @@ from data_prep.convert.place import PlaceJob, PlaceTask, RangeReport, place_rang
 from data_prep.convert.plan import Plan, make_plan
 from data_prep.convert.pool import Pool
 from data_prep.convert.progress import Progress
-from data_prep.convert.reading import read_all
+from data_prep.convert.reading import Found, read_all
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source
@@ -82,7 +82,9 @@ def convert(
             rows = np.concatenate([part.rows for part in found.parts])
             if not (rows["size"] > 0).any():
                 raise UserError(f"{plan.source.location}: none of its images can be stored")
-            manifest = _write(means, rows, found.written, bad, reopen)
+            if found.changed is not None:
+                raise found.changed
+            manifest = _write(means, rows, found, bad, reopen)
             place.remove_work()
     return Outcome(manifest, already_done=False, num_units_taken_over=found.num_taken_over)
 
@@ -120,16 +122,21 @@ def _as_table(bad: Sequence[BadSampleReport]) -> str:
 def _write(
     means: Means,
     rows: NDArray[np.void],
-    ahead: Mapping[str, RangeReport],
+    found: Found,
     bad: Sequence[BadSampleReport],
     reopen: Callable[[], Source] | None,
 ) -> Manifest:
     """Writes what is not written out of sight, then publishes beton, list of what was left out, and manifest."""
     plan, output = means.plan, means.output
     beton = lay_out(rows[rows["size"] > 0], plan.settings.page_bytes)
-    target = output.begin(plan.digest)
+    tasks = _Tasks(beton, placed_rows(rows, 0), output.range_bytes(beton.total_bytes))
+    ahead = tasks.matching(found.written)
+    target = found.target
+    if target is None or len(ahead) < len(found.written):
+        # An orphan of these ranges, which are not the beton's, must not write to the same file.
+        target, ahead = output.begin(plan.digest, is_new=bool(found.written)), {}
     output.make_room(target, beton.total_bytes)
-    written = _write_ranges(means, beton, placed_rows(rows, 0), PlaceJob(means.source, output, target), ahead)
+    written = _write_ranges(means, tasks, PlaceJob(means.source, output, target), ahead)
     if reopen is not None and means.reads_again and reopen().describe() != plan.source:
         raise Fault(
             f"{plan.source.location}: changed while it was being converted; no beton was written; run the same "
@@ -154,36 +161,47 @@ def _write(
     return manifest
 
 
-def _write_ranges(
-    means: Means, beton: BetonLayout, placed: NDArray[np.void], job: PlaceJob, ahead: Mapping[str, RangeReport]
-) -> list[Written]:
-    """In the order of the ranges."""
-    range_bytes = means.output.range_bytes(beton.total_bytes)
+class _Tasks(Sequence[PlaceTask]):
+    """Cut when they are asked for: all at once would copy the tables of the whole beton."""
 
-    def task(number: int) -> PlaceTask:
-        part = cut(beton, number, range_bytes)
-        return PlaceTask(part, placed[part.samples])
+    def __init__(self, beton: BetonLayout, placed: NDArray[np.void], range_bytes: int | None) -> None:
+        self.total_bytes = beton.total_bytes
+        self._beton = beton
+        self._placed = placed
+        self._range_bytes = range_bytes
 
-    numbers = range(num_ranges(beton, range_bytes))
-    reports = {
-        report.number: report
-        for digest, report in ahead.items()
-        if report.number in numbers and task(report.number).digest() == digest
-    }
+    def __len__(self) -> int:
+        return num_ranges(self._beton, self._range_bytes)
+
+    def __getitem__(self, number: int) -> PlaceTask:  # type: ignore[override]  # no slices
+        part = cut(self._beton, number, self._range_bytes)
+        return PlaceTask(part, self._placed[part.samples])
+
+    def matching(self, written: Mapping[str, RangeReport]) -> dict[int, RangeReport]:
+        """By number, what was written of just these ranges."""
+        return {
+            report.number: report
+            for digest, report in written.items()
+            if report.number < len(self) and self[report.number].digest() == digest
+        }
+
+
+def _write_ranges(means: Means, tasks: _Tasks, job: PlaceJob, ahead: Mapping[int, RangeReport]) -> list[Written]:
+    """Those that are not written ahead. In the order of the ranges."""
+    reports = dict(ahead)
     written_bytes = sum(report.num_bytes for report in reports.values())
     by_node: Counter[str] = Counter()
     for report in reports.values():
         by_node[report.node] += report.num_bytes
-    # Cut when they are asked for: all at once would copy the tables of the whole beton.
-    tasks = (task(number) for number in numbers if number not in reports)
-    with closing(means.pool.run(place_range, job, tasks)) as running:
+    missing = (tasks[number] for number in range(len(tasks)) if number not in ahead)
+    with closing(means.pool.run(place_range, job, missing)) as running:
         for report in running:
             means.stop.check()
             reports[report.number] = report
             written_bytes += report.num_bytes
             by_node[report.node] += report.num_bytes
-            means.progress.written(written_bytes, beton.total_bytes, by_node)
-    return [reports[number].written for number in numbers]
+            means.progress.written(written_bytes, tasks.total_bytes, by_node)
+    return [reports[number].written for number in range(len(tasks))]
 
 
 def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest | None:

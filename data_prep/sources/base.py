@@ -91,8 +91,9 @@ class SourceWithEnds(Source, Protocol):
         """Of those that can be read. Fault as from `source[index]`."""
         ...
 
-    def read_into(self, index: int, into: memoryview) -> None:
-        """`source[index].data`, which has as many bytes. Raises as `source[index]` does."""
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        """`source[index].data` of each, one behind the other, which are as many bytes. Raises as `source[index]`
+        does."""
         ...
 
 

@@ -32,7 +32,8 @@ class Ends:
         return row[:head], row[head : head + tail]
 
     def both(self, number: int) -> memoryview:
-        return self.rows[number, : sum(ends_bytes(int(self.num_bytes[number])))].data
+        """Head and tail, one behind the other."""
+        return self.rows[number, : max(0, int(self.num_bytes[number]))].data
 
 
 def empty_ends(count: int) -> Ends:
@@ -42,10 +43,11 @@ def empty_ends(count: int) -> Ends:
 def ends_bytes(num_bytes: int) -> tuple[int, int]:
     """How long the ends of a file of that size are. They do not overlap."""
     head = max(0, min(HEAD_BYTES, num_bytes))
-    return head, min(TAIL_BYTES, num_bytes - head)
+    return head, max(0, min(TAIL_BYTES, num_bytes - head))
 
 
 def ends_of(data: memoryview) -> bytes:
     """Head and tail of a file that is in memory."""
-    head, tail = ends_bytes(len(data))
-    return bytes(data[:head]) + bytes(data[len(data) - tail :])
+    if len(data) <= HEAD_BYTES + TAIL_BYTES:
+        return bytes(data)
+    return bytes(data[:HEAD_BYTES]) + bytes(data[-TAIL_BYTES:])

@@ -61,9 +61,9 @@ class FolderFiles:
             return empty_ends(len(indices))
         return self._local.ends(indices)
 
-    def read_into(self, index: int, into: memoryview) -> None:
-        if self._local is None or not self._local.read_into(index, into):
-            into[:] = self[index].data
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        if self._local is None or not self._local.read_into(indices, into):
+            into[:] = b"".join(self[index].data for index in indices)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_ahead", "_local")}

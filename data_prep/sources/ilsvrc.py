@@ -165,8 +165,8 @@ class Ilsvrc:
     def ends(self, indices: Sequence[int]) -> Ends:
         return self._ranges.ends(indices)
 
-    def read_into(self, index: int, into: memoryview) -> None:
-        self._ranges.read_into(index, into)
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        self._ranges.read_into(indices, into)
 
 
 def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:

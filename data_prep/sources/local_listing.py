@@ -37,7 +37,7 @@ class LocalListing:
         ends = empty_ends(len(indices))
         if self._library is not None:
             numbers = np.array(indices, dtype=np.int64)
-            self._library.data_prep_read_files(
+            self._library.data_prep_read_ends(
                 ctypes.byref(self._listing),
                 numbers.ctypes.data,
                 len(numbers),
@@ -50,19 +50,13 @@ class LocalListing:
             ends.num_bytes[self._sizes[numbers] > MAX_SAMPLE_BYTES] = -1
         return ends
 
-    def read_into(self, index: int, into: memoryview) -> bool:
-        """The whole file, into as many bytes as it has. Whether it was read."""
-        if self._library is None or not len(into) or self._sizes[index] != len(into):
+    def read_into(self, indices: Sequence[int], into: memoryview) -> bool:
+        """Whole files one behind the other, as many bytes as go into `into`. Whether they were all read."""
+        if self._library is None or not len(into) or int(self._sizes[indices].sum()) != len(into):
             return False
-        number, num_bytes = ctypes.c_int64(index), ctypes.c_int64()
-        self._library.data_prep_read_files(
-            ctypes.byref(self._listing),
-            ctypes.byref(number),
-            1,
-            len(into),
-            0,
-            ctypes.byref(ctypes.c_char.from_buffer(into)),
-            0,
-            ctypes.byref(num_bytes),
+        numbers = (ctypes.c_int64 * len(indices))(*indices)
+        address = ctypes.byref(ctypes.c_char.from_buffer(into))
+        count = self._library.data_prep_read_files(
+            ctypes.byref(self._listing), numbers, len(indices), address, len(into)
         )
-        return num_bytes.value == len(into)
+        return count == len(indices)

@@ -51,8 +51,11 @@ class FileRanges:
         check_sample_size(size)
         return self._reader(int(self.file_numbers[index])).read_at(int(self.offsets[index]), size)
 
-    def read_into(self, index: int, into: memoryview) -> None:
-        self._reader(int(self.file_numbers[index])).read_into(int(self.offsets[index]), into)
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        for index in indices:
+            size = int(self.sizes[index])
+            self._reader(int(self.file_numbers[index])).read_into(int(self.offsets[index]), into[:size])
+            into = into[size:]
 
     def ends(self, indices: Sequence[int]) -> Ends:
         ends = empty_ends(len(indices))
@@ -61,10 +64,10 @@ class FileRanges:
             if size > MAX_SAMPLE_BYTES:
                 continue
             offset = int(self.offsets[index])
-            reader = self._reader(int(self.file_numbers[index]))
             head, tail = ends_bytes(size)
             row = ends.rows[number].data
             try:
+                reader = self._reader(int(self.file_numbers[index]))
                 reader.read_into(offset, row[:head])
                 reader.read_into(offset + size - tail, row[head : head + tail])
             except OSError:

@@ -114,8 +114,8 @@ class WebDataset:
     def ends(self, indices: Sequence[int]) -> Ends:
         return self._ranges.ends(indices)
 
-    def read_into(self, index: int, into: memoryview) -> None:
-        self._ranges.read_into(index, into)
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        self._ranges.read_into(indices, into)
 
 
 def split_of_shard(name: str, folder: str) -> str:

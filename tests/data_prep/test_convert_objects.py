@@ -21,7 +21,7 @@ from data_prep.errors import Fault, Stopped, UserError
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 
-SYNTHETIC = "n=1100,size=16..40,classes=3,seed=4"
+SYNTHETIC = "n=2148,size=16..40,classes=3,seed=4"
 RANGE_BYTES = 8 << 20
 
 

@@ -100,12 +100,12 @@ def test_more_workers_than_cpus_are_noted(tmp_path: Path) -> None:
 
 
 def deadly(marker: Path, deaths: int) -> Source:
-    """`SOURCE`, but reading sample 700 kills the worker, so many times. A local class travels to workers by value."""
+    """`SOURCE`, but reading sample 1500 kills the worker, so many times. A local class travels to workers by value."""
 
     @dataclass(frozen=True)
     class Deadly(Synthetic):
         def __getitem__(self, index: int) -> Sample:
-            if index == 700:
+            if index == 1500:
                 before = marker.read_text() if marker.exists() else ""
                 if len(before) < deaths:
                     marker.write_text(before + "x")
@@ -121,7 +121,7 @@ def test_lost_workers_cost_their_unit_and_nothing_else(tmp_path: Path, expected:
     run(deadly(tmp_path / "deaths", MAX_LOSSES), output, 2, progress)
     assert output.read_bytes() == expected[0]
     assert len(progress.lines) == MAX_LOSSES
-    assert all(line.startswith("samples 512..1023 were lost and are done again: ") for line in progress.lines)
+    assert all(line.startswith("samples 1024..2047 were lost and are done again: ") for line in progress.lines)
 
 
 def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: Path, convert_here) -> None:
@@ -135,7 +135,7 @@ def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: 
             return replace(super().describe(), location="/files")
 
         def __getitem__(self, index: int) -> Sample:
-            if index == 700:
+            if index == 1500:
                 before = marker.read_text() if marker.exists() else ""
                 marker.write_text(before + "x")
                 if len(before) in (1, 2):
@@ -163,7 +163,7 @@ def test_a_worker_with_other_libraries_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_a_unit_that_always_kills_its_worker_ends_the_conversion(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"samples 512\.\.1023 were lost 4 times, last: "):
+    with pytest.raises(Fault, match=r"samples 1024\.\.2047 were lost 4 times, last: "):
         run(deadly(tmp_path / "deaths", 99), tmp_path / "a.beton", 2)
     assert not (tmp_path / "a.beton").exists()
 
@@ -184,10 +184,10 @@ def test_bad_samples_of_all_units_are_gathered(tmp_path: Path) -> None:
         def __getitem__(self, index: int) -> Sample:
             return Sample(b"", 0, self.key(index)) if index % 1000 == 3 else super().__getitem__(index)
 
-    with pytest.raises(UserError, match="3 of 2,055 images cannot be stored"):
+    with pytest.raises(UserError, match="5 of 4,103 images cannot be stored"):
         run(Holes(num_samples=NUM_SAMPLES, min_side=8, max_side=8), tmp_path / "a.beton", 2)
     listed = (tmp_path / "a.bad-samples.tsv").read_text().splitlines()
-    assert [line.split("\t")[0] for line in listed[1:]] == ["3", "1003", "2003"]
+    assert [line.split("\t")[0] for line in listed[1:]] == ["3", "1003", "2003", "3003", "4003"]
 
 
 def test_a_stop_ends_the_tasks_and_the_next_run_goes_on(tmp_path: Path, expected: tuple[bytes, bytes]) -> None:

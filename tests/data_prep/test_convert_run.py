@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,14 +87,14 @@ def test_the_same_source_gives_the_same_files_again(tmp_path: Path, convert_here
 
 def test_units_cover_every_sample_once_and_the_digest_knows_everything() -> None:
     source = SourceDescription("s", "here", "train", "identity", "state")
-    plan = make_plan(1300, source, ConvertSettings(), {"pillow": "1"})
-    assert [(u.number, u.start, u.stop) for u in plan.units] == [(0, 0, 512), (1, 512, 1024), (2, 1024, 1300)]
+    plan = make_plan(2300, source, ConvertSettings(), {"pillow": "1"})
+    assert [(u.number, u.start, u.stop) for u in plan.units] == [(0, 0, 1024), (1, 1024, 2048), (2, 2048, 2300)]
     others = [
-        make_plan(1301, source, ConvertSettings(), {"pillow": "1"}),
-        make_plan(1300, source, ConvertSettings(max_side=5), {"pillow": "1"}),
-        make_plan(1300, source, ConvertSettings(), {"pillow": "2"}),
+        make_plan(2301, source, ConvertSettings(), {"pillow": "1"}),
+        make_plan(2300, source, ConvertSettings(max_side=5), {"pillow": "1"}),
+        make_plan(2300, source, ConvertSettings(), {"pillow": "2"}),
         make_plan(
-            1300, SourceDescription("s", "here", "train", "identity", "other"), ConvertSettings(), {"pillow": "1"}
+            2300, SourceDescription("s", "here", "train", "identity", "other"), ConvertSettings(), {"pillow": "1"}
         ),
     ]
     assert len({plan.digest, *(other.digest for other in others)}) == 5
@@ -425,7 +426,7 @@ def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, conver
         with (work_path(job.output.path) / part_name(1)).open("r+b") as file:
             file.write(b"X")
 
-    with pytest.raises(Fault, match=r"synthetic-0000512: changed while the data set was being converted"):
+    with pytest.raises(Fault, match=r"synthetic-0001024: changed while the data set was being converted"):
         convert_tampered(THREE_UNITS, output, damage)
     assert names_in(tmp_path) == ["a.beton.work"]
     assert {"unit-000000.part", "unit-000002.part"} <= set(names_in(work_path(output)))
@@ -546,11 +547,11 @@ def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same
 ) -> None:
     source = open_tree(image_tree)
     read: list[int] = []
-    for name in ("__getitem__", "read_into"):
-        whole = getattr(ImageFolder, name)
-        monkeypatch.setattr(
-            ImageFolder, name, lambda self, index, *into, whole=whole: read.append(index) or whole(self, index, *into)
-        )
+    whole, several = ImageFolder.__getitem__, ImageFolder.read_into
+    monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: read.append(index) or whole(self, index))
+    monkeypatch.setattr(
+        ImageFolder, "read_into", lambda self, indices, into: read.extend(indices) or several(self, indices, into)
+    )
     by_headers = convert_here(source, None, tmp_path / "a.beton", check="headers").manifest
     assert sorted(read) == list(range(6))
     checked = convert_here("image-folder", str(image_tree), tmp_path / "b.beton").manifest
@@ -561,15 +562,20 @@ def test_with_the_check_of_headers_files_are_read_once_and_the_beton_is_the_same
 def test_a_file_of_which_only_the_ends_can_be_read_is_listed_by_the_next_run(
     image_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wholes = {name: getattr(ImageFolder, name) for name in ("__getitem__", "read_into")}
-    for name, whole in wholes.items():
+    whole, several = ImageFolder.__getitem__, ImageFolder.read_into
 
-        def with_a_bad_sector(self: ImageFolder, index: int, *into: memoryview, whole=whole) -> Sample | None:
-            if self.key(index) == "dog/1.JPEG":
-                raise OSError(errno.EIO, "Input/output error")
-            return whole(self, index, *into)
+    def with_a_bad_sector(self: ImageFolder, index: int) -> Sample:
+        if self.key(index) == "dog/1.JPEG":
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(self, index)
 
-        monkeypatch.setattr(ImageFolder, name, with_a_bad_sector)
+    def several_with_a_bad_sector(self: ImageFolder, indices: Sequence[int], into: memoryview) -> None:
+        for index in indices:
+            with_a_bad_sector(self, index)
+        several(self, indices, into)
+
+    monkeypatch.setattr(ImageFolder, "__getitem__", with_a_bad_sector)
+    monkeypatch.setattr(ImageFolder, "read_into", several_with_a_bad_sector)
     output = tmp_path / "a.beton"
     with pytest.raises(Fault, match=r"dog/1\.JPEG: only its ends can be read: .*; run the same command again"):
         convert_here(open_tree(image_tree), None, output, max_bad="1", check="headers")

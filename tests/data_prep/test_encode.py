@@ -168,7 +168,7 @@ def test_a_file_is_left_in_its_source_by_its_ends_only_where_its_bytes_would_be_
         {"exif": "apply"},
         {"encode": "jpeg"},
         {"encode": "mixed", "raw_share": 1.0},
-        {"page_bytes": 64 << 20},
+        {"page_bytes": 128 << 20},
     ):
         assert not ends_may_do(ConvertSettings(**{"check": "headers", **other}), 0)
 

@@ -105,8 +105,14 @@ def test_ends_and_wholes_of_files_of_every_size(tmp_path: Path) -> None:
         assert b"".join(ends.of(number)) == ends_of(memoryview(data))
         assert ends.both(number) == ends_of(memoryview(data))
         into = memoryview(bytearray(len(data)))
-        source.read_into(index, into)
+        source.read_into([index], into)
         assert into == data
+    together = memoryview(bytearray(sum(SIZES)))
+    assert source._local is not None
+    assert source._local.read_into(order, together)  # by C alone
+    assert together == b"".join(files[source.key(index).partition("/")[2]] for index in order)
+    assert not source._local.read_into(order, together[1:])
+    assert not source._local.read_into(order[1:], together)
 
 
 @needs_c
@@ -118,13 +124,15 @@ def test_what_is_not_as_it_was_listed_is_left_out_and_told_when_it_is_read(tmp_p
     paths["longer.jpg"].write_bytes(b"x" * 100)
     paths["z-pipe.jpg"].unlink()
     os.mkfifo(paths["z-pipe.jpg"])
-    assert source.ends(range(5)).num_bytes.tolist() == [-1, -1, -1, 99, -1]
+    ends = source.ends(range(5))
+    assert ends.num_bytes.tolist() == [-1, -1, -1, 99, -1]
+    assert (len(ends.of(0)[0]), len(ends.of(0)[1]), len(ends.both(0))) == (0, 0, 0)
     into = memoryview(bytearray(99))
-    source.read_into(3, into)
+    source.read_into([3], into)
     assert into == b"x" * 99
     for index in (0, 1, 2, 4):
         with pytest.raises(Fault, match="changed while it was being read"):
-            source.read_into(index, into)
+            source.read_into([index], into)
 
 
 def test_without_the_c_every_file_is_read_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +141,7 @@ def test_without_the_c_every_file_is_read_by_python(tmp_path: Path, monkeypatch:
     source = tree_of(tmp_path, {"a.jpg": b"abc"})
     assert source.ends([0]).num_bytes.tolist() == [-1]
     into = memoryview(bytearray(3))
-    source.read_into(0, into)
+    source.read_into([0], into)
     assert into == b"abc"
 
 

@@ -61,7 +61,7 @@ def test_the_ends_of_an_image_are_read_from_the_shard(tmp_path: Path, tar_of: Ta
     for index, image in enumerate(images):
         assert ends.of(index) == (image[:HEAD_BYTES], image[max(HEAD_BYTES, len(image) - TAIL_BYTES) :])
         into = memoryview(bytearray(len(image)))
-        source.read_into(index, into)
+        source.read_into([index], into)
         assert into == image
 
 

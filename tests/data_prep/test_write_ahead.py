@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,14 +22,16 @@ from data_prep.beton.ranges import cut, num_ranges
 from data_prep.convert import reading
 from data_prep.convert.ahead import WriteAhead, placed_rows
 from data_prep.convert.config import BadPolicy, ConvertSettings
+from data_prep.convert.file_output import FileOutput
 from data_prep.convert.part import PART_ROW, Part
-from data_prep.convert.place import PlaceTask
+from data_prep.convert.place import PlaceJob, PlaceTask
 from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit
 from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, Stopped, UserError
+from data_prep.sources.base import Sample
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
 
@@ -91,7 +95,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, picture, image_file) -> Path:
     draw = np.random.default_rng(0)
     data = image_file(picture(16, 16))
     for number in range(NUM_FILES):
-        comment = draw.bytes(int(draw.integers(20_000, 60_000)))
+        comment = draw.bytes(int(draw.integers(10_000, 30_000)))
         path = root / f"class-{number // 300}" / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + data[2:])
@@ -137,7 +141,7 @@ def expected(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Written after all was read."""
     output = tmp_path_factory.mktemp("expected") / "a.beton"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_write_ahead", lambda means: None)
+        patch.setattr(reading, "_write_ahead", lambda means, is_new: (None, None))
         pool = Watched()
         run(tree, output, pool)
     assert pool.done[:4] == ["unit 0", "unit 1", "unit 2", "range 0"]
@@ -153,21 +157,32 @@ def test_each_range_is_written_as_soon_as_its_images_are_read(
     assert (tmp_path / "a.beton").read_bytes() == expected
     assert pool.done == [
         *("unit 0", "range 1", "unit 1", "range 2", "range 3", "range 4", "unit 2"),
-        *("range 0", "range 5", "range 6"),
+        *("range 0", "range 5"),
     ]
 
 
 @pytest.mark.parametrize("stop_after", range(9))
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
-    stop_after: int, tree: Path, tmp_path: Path, expected: bytes
+    stop_after: int, tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And nothing is written twice."""
     output = tmp_path / "a.beton"
     pool = Watched(stop_after)
     with pytest.raises(Stopped):
         run(tree, output, pool)
     assert not output.exists()
+    numbers: list[int] = []
+    write = FileOutput.write_range
+    monkeypatch.setattr(
+        FileOutput,
+        "write_range",
+        lambda self, target, part, put: numbers.append(part.number) or write(self, target, part, put),
+    )
     outcome = run(tree, output, ThisProcess(StopFlag()))
     assert outcome.num_units_taken_over == sum(name.startswith("unit") for name in pool.done)
+    assert sorted([*(f"range {n}" for n in numbers), *(d for d in pool.done if d.startswith("range"))]) == [
+        f"range {number}" for number in range(6)
+    ]
     assert output.read_bytes() == expected
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json"]
 
@@ -199,8 +214,8 @@ def with_a_bad_file(tree: Path, root: Path, number: int) -> Path:
 
 def test_nothing_is_written_once_there_will_be_no_beton(tree: Path, tmp_path: Path) -> None:
     pool = Watched()
-    with pytest.raises(UserError, match="1 of 1,124 images cannot be stored"):
-        run(with_a_bad_file(tree, tmp_path, 520), tmp_path / "a.beton", pool)
+    with pytest.raises(UserError, match="1 of 2,148 images cannot be stored"):
+        run(with_a_bad_file(tree, tmp_path, 1030), tmp_path / "a.beton", pool)
     assert pool.done == ["unit 0", "range 1", "unit 1", "unit 2"]
 
 
@@ -208,7 +223,7 @@ def test_nothing_is_written_once_there_will_be_no_beton(tree: Path, tmp_path: Pa
 def test_images_that_are_left_out_cost_at_most_time(
     pages_move: bool, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = with_a_bad_file(tree, tmp_path, 520)
+    root = with_a_bad_file(tree, tmp_path, 1030)
     if pages_move:  # as when the metadata of one sample less needs a page less
         real = layout.pages_start
         more = lambda count, page_bytes: real(count, page_bytes) + (count == NUM_FILES) * page_bytes  # noqa: E731
@@ -216,11 +231,97 @@ def test_images_that_are_left_out_cost_at_most_time(
     pool = Watched()
     manifest = run(root, tmp_path / "a.beton", pool, max_bad="1").manifest
     assert manifest.num_samples == NUM_FILES - 1
-    monkeypatch.setattr(reading, "_write_ahead", lambda means: None)
+    monkeypatch.setattr(reading, "_write_ahead", lambda means, is_new: (None, None))
     run(root, tmp_path / "b.beton", Watched(), max_bad="1")
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
     assert load_manifest(tmp_path / "a.beton") == load_manifest(tmp_path / "b.beton")
     assert pool.done.count("range 1") == 1 + pages_move
+
+
+def test_what_an_orphan_of_other_bad_samples_writes_does_not_come_into_the_beton(
+    tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that could not be read for a passing reason: the same plan, another beton."""
+    whole = ImageFolder.__getitem__
+
+    def with_a_passing_error(self: ImageFolder, index: int) -> Sample:
+        if index == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(self, index)
+
+    output = tmp_path / "a.beton"
+    orphan: list[tuple[PlaceJob, PlaceTask]] = []
+
+    class Stopping(Watched):
+        def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
+            for item in items:
+                if isinstance(item, PlaceTask):
+                    orphan.append((job.place, item))
+                    raise Stopped(15)
+                yield task(job, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "__getitem__", with_a_passing_error)
+        with pytest.raises(Stopped):
+            run(tree, output, Stopping(), max_bad="1")
+    ((job, task),) = orphan
+    descriptor = os.open(job.target, os.O_RDWR)  # as an orphan in the middle of its range has it
+
+    class Late(Watched):
+        def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
+            yield from super().run(task, job, items)
+            os.pwrite(descriptor, b"late" * 1000, 9 * MIB)
+
+    pool = Late()
+    run(tree, output, pool)
+    os.close(descriptor)
+    assert task.range.number == 1
+    assert pool.done.count("range 1") == 1
+    assert output.read_bytes() == expected
+
+
+def test_an_unfinished_beton_that_vanishes_is_no_beton(tree: Path, tmp_path: Path) -> None:
+    class Vanishing(Watched):
+        def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
+            yield from super().run(task, job, items)
+            for target in (tmp_path / "a.beton.work").glob("*.unfinished"):
+                target.unlink()
+
+    with pytest.raises(Fault, match=r"a\.beton: cannot be written: No such file or directory"):
+        run(tree, tmp_path / "a.beton", Vanishing())
+    assert not (tmp_path / "a.beton").exists()
+
+
+def test_bad_samples_are_all_listed_although_a_file_changes_meanwhile(tree: Path, tmp_path: Path) -> None:
+    root = with_a_bad_file(tree, tmp_path, 2100)
+    source = ImageFolder.open(str(root), SplitRequest(None, explicit=False))
+    file = sorted(root.rglob("*.jpg"))[700]
+
+    class Changing(Watched):
+        def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
+            for number, report in enumerate(super().run(task, job, items)):
+                if number == 0:
+                    data = file.read_bytes()
+                    file.unlink()
+                    file.write_bytes(data)
+                yield report
+
+    def attempt(max_bad: str | None) -> None:
+        convert(
+            source,
+            ConvertSettings(page_bytes=PAGE_BYTES),
+            tmp_path / "a.beton",
+            pool=Changing(),
+            progress=NoProgress(),
+            stop=StopFlag(),
+            bad_policy=BadPolicy("quarantine", max_bad) if max_bad else BadPolicy(),
+        )
+
+    with pytest.raises(UserError, match="1 of 2,148 images cannot be stored"):
+        attempt(None)
+    with pytest.raises(Fault, match=r"0700\.jpg: changed while"):
+        attempt("1")
+    assert not (tmp_path / "a.beton").exists()
 
 
 def test_without_room_for_more_than_it_takes_all_is_read_first(

@@ -9,9 +9,11 @@ enum {
     RST0 = 0xD0, TEM = 0x01
 };
 
+enum { ASK_PYTHON, TOLD, NONE };
+
 /* `jpeg_headers.HEADER`. */
 typedef struct {
-    uint8_t is_known; /* 8 bits a value, an end of image, 1 or 3 components */
+    uint8_t answer; /* TOLD: 8 bits a value, an end of image, 1 or 3 components; NONE: it does not lie in the head */
     uint8_t frame, num_components, factors[3]; /* horizontal << 4 | vertical */
     uint16_t height, width;
 } Header;
@@ -41,24 +43,25 @@ static int has_end(const uint8_t *at, const uint8_t *end)
 static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t *tail_end, Header *header)
 {
     if (head_end - at < 3 || at[0] != 0xFF || at[1] != SOI || at[2] != 0xFF)
-        return 0;
+        return ASK_PYTHON;
     for (at += 2; head_end - at >= 4 && at[0] == 0xFF;) {
         unsigned marker = at[1], length = two_bytes(at + 2);
-        if (marker == 0xFF || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2 ||
-            head_end - at < 2 + (long)length)
-            return 0;
+        if (marker == 0xFF || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2)
+            return ASK_PYTHON;
+        if (head_end - at < 2 + (long)length)
+            return NONE;
         const uint8_t *segment = at + 4, *next = at + 2 + length;
         if (marker >= SOF_BASELINE && marker <= SOF_PROGRESSIVE) {
             if (!read_frame(segment, length - 2, header))
-                return 0;
+                return ASK_PYTHON;
             header->frame = (uint8_t)marker;
         } else if (marker > SOF_PROGRESSIVE && marker < RST0 && marker != DHT && marker != DAC && marker != JPG)
-            return 0;
+            return ASK_PYTHON;
         if (marker == SOS)
-            return header->num_components && (has_end(head_end, tail_end) || has_end(next, head_end));
+            return header->num_components && (has_end(head_end, tail_end) || has_end(next, head_end)) ? TOLD : ASK_PYTHON;
         at = next;
     }
-    return 0;
+    return head_end - at < 4 ? NONE : ASK_PYTHON;
 }
 
 /* Of `count` files whose ends lie in rows of `stride` bytes: at most `max_head` bytes of the file's beginning, and at once
@@ -72,6 +75,6 @@ __attribute__((visibility("default"))) void data_prep_jpeg_headers(const uint8_t
         int64_t head = size < max_head ? size : max_head, tail = size - head < max_tail ? size - head : max_tail;
         const uint8_t *row = rows + k * stride;
         memset(headers + k, 0, sizeof *headers);
-        headers[k].is_known = (uint8_t)read_header(row, row + head, row + head + tail, headers + k);
+        headers[k].answer = (uint8_t)read_header(row, row + head, row + head + tail, headers + k);
     }
 }
