@@ -13,7 +13,7 @@ from data_prep.convert.config import ConvertSettings
 from data_prep.sources.base import SourceDescription, digest_of
 
 UNIT_SAMPLES = 1024
-"""About 56 MB of ImageNet's files: some seconds of work, lost at most once by a killed worker."""
+"""About 112 MB of ImageNet's files: some seconds of work, lost at most once by a killed worker."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data_prep.convert.config import BadPolicy, ConvertSettings
+from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import Outcome, convert
@@ -112,6 +113,20 @@ def image_tree(tmp_path: Path, picture: Picture, image_file: Encode) -> Path:
         for number in range(2):
             data = image_file(picture(seed=10 * label + number), quality=90)
             (root / name / f"{number}.JPEG").write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="session")
+def large_tree(tmp_path_factory: pytest.TempPathFactory, picture: Picture, image_file: Encode) -> Path:
+    """Two units of JPEGs and 100 more, some 43 MB in all, most of it comments."""
+    root = tmp_path_factory.mktemp("large") / "tree"
+    draw = np.random.default_rng(0)
+    data = image_file(picture(16, 16))
+    for number in range(2 * UNIT_SAMPLES + 100):
+        comment = draw.bytes(int(draw.integers(10_000, 30_000)))
+        path = root / f"class-{number // 300}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + data[2:])
     return root
 
 

@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import ray
 
 from data_prep.beton.manifest import manifest_path
+from data_prep.convert import cluster_cpus
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.driver import MAX_LOSSES, RayPool
+from data_prep.convert.driver import MAX_LOSSES, TASKS_AHEAD, RayPool
 from data_prep.convert.file_output import work_path
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.convert.progress import NoProgress
@@ -25,6 +28,8 @@ from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Sample, Source, SourceDescription
+from data_prep.sources.image_folder import ImageFolder
+from data_prep.sources.splits import SplitRequest
 from data_prep.sources.synthetic import Synthetic
 
 NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
@@ -91,6 +96,60 @@ def test_any_number_of_workers_makes_the_same_files(
     run(SOURCE, output, workers)
     assert (output.read_bytes(), manifest_path(output).read_bytes()) == expected
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json"]
+
+
+def test_workers_write_what_is_complete_while_others_read(
+    large_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.beton.ranges.RANGE_BYTES", 8 << 20)
+    read: list[int] = []
+    written_of: list[tuple[int, int]] = []
+
+    class Watching(Notes):
+        def encoded(self, samples: int, total: int, *_: object) -> None:
+            read.append(samples)
+
+        def written(self, num_bytes: int, total: int | None, by_node: object = None) -> None:
+            written_of.append((num_bytes, total or 0))
+
+    source = ImageFolder.open(str(large_tree), SplitRequest(None, explicit=False))
+    run(source, tmp_path / "a.beton", 2, Watching())
+    expected = convert_here(source, None, tmp_path / "b.beton").manifest
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+    assert read == [0, *sorted(read[1:])]
+    assert [total for _, total in written_of] == [0] * 5 + [expected.beton_bytes] * 3
+    assert written_of[4][0] == 5 * (8 << 20)
+    assert written_of[-1][0] == expected.beton_bytes
+
+
+def test_the_clusters_cpus_are_asked_for_again_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"CPU": 1.0}, {"CPU": 3.0}, {}, {"CPU": 2.0}]
+    asked = threading.Event()
+
+    def slowly() -> dict[str, float]:
+        assert asked.wait(60)
+        return answers.pop(0)
+
+    asked.set()
+    monkeypatch.setattr(cluster_cpus.ray, "cluster_resources", slowly)
+    monkeypatch.setattr(cluster_cpus, "ASKED_EVERY_S", -1.0)
+    cpus = cluster_cpus.ClusterCpus()
+    asked.clear()
+    assert [cpus.latest() for _ in range(5)] == [1] * 5  # the head does not answer
+    asked.set()
+    seen = []
+    while answers or seen[-1] != 2:
+        seen.append(cpus.latest())
+    assert [n for n, _ in groupby(seen)] in ([1, 3, 2], [3, 2])  # never none: a head that restarts knows no nodes
+
+
+def test_as_many_tasks_as_the_cluster_has_cpus_or_the_user_wants() -> None:
+    def at_a_time(workers: int | None, address: str | None, num_cpus: int) -> int:
+        return RayPool(workers, address, Notes(), StopFlag())._max_tasks(num_cpus)
+
+    assert [at_a_time(None, "there:1", n) for n in (0, 1, 8)] == [1, 1, 8]
+    assert [at_a_time(4, "there:1", n) for n in (0, 8)] == [4, 4]
+    assert [at_a_time(2, None, n) for n in (2, 8)] == [2 + TASKS_AHEAD, 2]
 
 
 def test_more_workers_than_cpus_are_noted(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -88,20 +87,6 @@ def test_a_digest_tells_ranges_apart() -> None:
 # --- conversions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory, picture, image_file) -> Path:
-    """Some 45 MB of JPEGs, most of it comments."""
-    root = tmp_path_factory.mktemp("ahead") / "tree"
-    draw = np.random.default_rng(0)
-    data = image_file(picture(16, 16))
-    for number in range(NUM_FILES):
-        comment = draw.bytes(int(draw.integers(10_000, 30_000)))
-        path = root / f"class-{number // 300}" / f"{number:04d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + data[2:])
-    return root
-
-
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "RANGE_BYTES", 8 * MIB)
@@ -137,23 +122,23 @@ def run(tree: Path, output: Path, pool: ThisProcess, max_bad: str | None = None,
 
 
 @pytest.fixture(scope="module")
-def expected(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def expected(large_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Written after all was read."""
     output = tmp_path_factory.mktemp("expected") / "a.beton"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "_write_ahead", lambda means, is_new: (None, None))
         pool = Watched()
-        run(tree, output, pool)
+        run(large_tree, output, pool)
     assert pool.done[:4] == ["unit 0", "unit 1", "unit 2", "range 0"]
     return output.read_bytes()
 
 
 @pytest.mark.parametrize("check", ["decode", "headers"])
 def test_each_range_is_written_as_soon_as_its_images_are_read(
-    check: str, tree: Path, tmp_path: Path, expected: bytes
+    check: str, large_tree: Path, tmp_path: Path, expected: bytes
 ) -> None:
     pool = Watched()
-    run(tree, tmp_path / "a.beton", pool, check=check)
+    run(large_tree, tmp_path / "a.beton", pool, check=check)
     assert (tmp_path / "a.beton").read_bytes() == expected
     assert pool.done == [
         *("unit 0", "range 1", "unit 1", "range 2", "range 3", "range 4", "unit 2"),
@@ -163,13 +148,13 @@ def test_each_range_is_written_as_soon_as_its_images_are_read(
 
 @pytest.mark.parametrize("stop_after", range(9))
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
-    stop_after: int, tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    stop_after: int, large_tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is written twice."""
     output = tmp_path / "a.beton"
     pool = Watched(stop_after)
     with pytest.raises(Stopped):
-        run(tree, output, pool)
+        run(large_tree, output, pool)
     assert not output.exists()
     numbers: list[int] = []
     write = FileOutput.write_range
@@ -178,7 +163,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
         "write_range",
         lambda self, target, part, put: numbers.append(part.number) or write(self, target, part, put),
     )
-    outcome = run(tree, output, ThisProcess(StopFlag()))
+    outcome = run(large_tree, output, ThisProcess(StopFlag()))
     assert outcome.num_units_taken_over == sum(name.startswith("unit") for name in pool.done)
     assert sorted([*(f"range {n}" for n in numbers), *(d for d in pool.done if d.startswith("range"))]) == [
         f"range {number}" for number in range(6)
@@ -188,16 +173,16 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
 
 
 def test_bytes_that_do_not_stand_in_the_file_any_more_are_written_again(
-    tree: Path, tmp_path: Path, expected: bytes
+    large_tree: Path, tmp_path: Path, expected: bytes
 ) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Stopped):
-        run(tree, output, Watched(7))
+        run(large_tree, output, Watched(7))
     (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
     with target.open("r+b") as file:
         file.seek(9 * MIB)
         file.write(b"\0\1\2")
-    run(tree, output, Watched())
+    run(large_tree, output, Watched())
     assert output.read_bytes() == expected
 
 
@@ -212,18 +197,18 @@ def with_a_bad_file(tree: Path, root: Path, number: int) -> Path:
     return copy
 
 
-def test_nothing_is_written_once_there_will_be_no_beton(tree: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_once_there_will_be_no_beton(large_tree: Path, tmp_path: Path) -> None:
     pool = Watched()
     with pytest.raises(UserError, match="1 of 2,148 images cannot be stored"):
-        run(with_a_bad_file(tree, tmp_path, 1030), tmp_path / "a.beton", pool)
+        run(with_a_bad_file(large_tree, tmp_path, 1030), tmp_path / "a.beton", pool)
     assert pool.done == ["unit 0", "range 1", "unit 1", "unit 2"]
 
 
 @pytest.mark.parametrize("pages_move", [False, True])
 def test_images_that_are_left_out_cost_at_most_time(
-    pages_move: bool, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pages_move: bool, large_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = with_a_bad_file(tree, tmp_path, 1030)
+    root = with_a_bad_file(large_tree, tmp_path, 1030)
     if pages_move:  # as when the metadata of one sample less needs a page less
         real = layout.pages_start
         more = lambda count, page_bytes: real(count, page_bytes) + (count == NUM_FILES) * page_bytes  # noqa: E731
@@ -239,7 +224,7 @@ def test_images_that_are_left_out_cost_at_most_time(
 
 
 def test_what_an_orphan_of_other_bad_samples_writes_does_not_come_into_the_beton(
-    tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    large_tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that could not be read for a passing reason: the same plan, another beton."""
     whole = ImageFolder.__getitem__
@@ -263,7 +248,7 @@ def test_what_an_orphan_of_other_bad_samples_writes_does_not_come_into_the_beton
     with monkeypatch.context() as patch:
         patch.setattr(ImageFolder, "__getitem__", with_a_passing_error)
         with pytest.raises(Stopped):
-            run(tree, output, Stopping(), max_bad="1")
+            run(large_tree, output, Stopping(), max_bad="1")
     ((job, task),) = orphan
     descriptor = os.open(job.target, os.O_RDWR)  # as an orphan in the middle of its range has it
 
@@ -273,14 +258,14 @@ def test_what_an_orphan_of_other_bad_samples_writes_does_not_come_into_the_beton
             os.pwrite(descriptor, b"late" * 1000, 9 * MIB)
 
     pool = Late()
-    run(tree, output, pool)
+    run(large_tree, output, pool)
     os.close(descriptor)
     assert task.range.number == 1
     assert pool.done.count("range 1") == 1
     assert output.read_bytes() == expected
 
 
-def test_an_unfinished_beton_that_vanishes_is_no_beton(tree: Path, tmp_path: Path) -> None:
+def test_an_unfinished_beton_that_vanishes_is_no_beton(large_tree: Path, tmp_path: Path) -> None:
     class Vanishing(Watched):
         def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
             yield from super().run(task, job, items)
@@ -288,12 +273,12 @@ def test_an_unfinished_beton_that_vanishes_is_no_beton(tree: Path, tmp_path: Pat
                 target.unlink()
 
     with pytest.raises(Fault, match=r"a\.beton: cannot be written: No such file or directory"):
-        run(tree, tmp_path / "a.beton", Vanishing())
+        run(large_tree, tmp_path / "a.beton", Vanishing())
     assert not (tmp_path / "a.beton").exists()
 
 
-def test_bad_samples_are_all_listed_although_a_file_changes_meanwhile(tree: Path, tmp_path: Path) -> None:
-    root = with_a_bad_file(tree, tmp_path, 2100)
+def test_bad_samples_are_all_listed_although_a_file_changes_meanwhile(large_tree: Path, tmp_path: Path) -> None:
+    root = with_a_bad_file(large_tree, tmp_path, 2100)
     source = ImageFolder.open(str(root), SplitRequest(None, explicit=False))
     file = sorted(root.rglob("*.jpg"))[700]
 
@@ -325,13 +310,13 @@ def test_bad_samples_are_all_listed_although_a_file_changes_meanwhile(tree: Path
 
 
 def test_without_room_for_more_than_it_takes_all_is_read_first(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    large_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_prep.convert.file_output.free_bytes", lambda folder: 60 * MIB)
     monkeypatch.setattr("data_prep.beton.space.free_bytes", lambda folder: 20 * MIB)
     pool = Watched()
     with pytest.raises(Fault, match=r"GB free, .* GB are needed; make room there"):
-        run(tree, tmp_path / "a.beton", pool)
+        run(large_tree, tmp_path / "a.beton", pool)
     assert pool.done == ["unit 0", "unit 1", "unit 2"]
     (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
     assert target.stat().st_blocks == 0
