@@ -31,10 +31,10 @@ def library() -> Any:
         library.data_prep_jpeg_headers.argtypes = [pointer, size, size, pointer, size, size, pointer]
         library.data_prep_read_ends.argtypes = [pointer, pointer, size, size, size, pointer, size, pointer]
         library.data_prep_read_files.argtypes = [pointer, pointer, size, pointer, size]
+        library.data_prep_stat_files.argtypes = [pointer, size, pointer, pointer]
         library.data_prep_shrink.argtypes = [pointer, *[number] * 4, pointer]
     except AttributeError:
         return None
-    for function in (library.data_prep_jpegs_are_sound, library.data_prep_jpeg_headers, library.data_prep_read_ends):
-        function.restype = None
-    library.data_prep_read_files.restype = size
+    for name in ("jpegs_are_sound", "jpeg_headers", "stat_files", "read_ends"):
+        getattr(library, f"data_prep_{name}").restype = None
     return library

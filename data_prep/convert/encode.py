@@ -76,7 +76,7 @@ class LeftInSource(NamedTuple):
     width: int
     num_bytes: int
     check: int
-    """`sample_digest` of the ends."""
+    """`sample_digest` of `Ends.checked`."""
 
 
 def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
@@ -89,7 +89,7 @@ def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource 
         if header is None or not _stays(header, num_bytes, settings):
             found.append(None)
         else:
-            found.append(LeftInSource(header.height, header.width, num_bytes, sample_digest(ends.both(number))))
+            found.append(LeftInSource(header.height, header.width, num_bytes, sample_digest(ends.checked(number))))
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.convert.jpeg_header import JpegHeader, read_jpeg_header
 from data_prep.native_library import library as native_library
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends
+from data_prep.sources.ends import TAIL_BYTES, Ends
 
 HEADER = np.dtype(
     [
@@ -35,7 +35,7 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
             rows.strides[0],
             len(ends),
             num_bytes.ctypes.data,
-            HEAD_BYTES,
+            ends.max_head_bytes,
             TAIL_BYTES,
             headers.ctypes.data,
         )

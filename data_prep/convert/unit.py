@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import (
     BadSample,
+    LeftInSource,
     encode_all,
     encoder_versions,
     ends_may_do,
@@ -22,7 +23,7 @@ from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source, SourceWithEnds
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
+from data_prep.sources.ends import HEAD_BYTES
 
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.
@@ -30,6 +31,11 @@ BATCH_BYTES = 1 << 20
 Of 4 MiB, malloc of a fresh process gives the memory back to the system after every batch and gets it anew, page by
 page: 12 page faults an image instead of 8, and a tenth more CPU where nothing is decoded.
 """
+
+LONG_HEAD_BYTES = 32 << 10
+"""Of the files whose headers do not end within `HEAD_BYTES`."""
+ENDS_BYTES = 4 << 20
+"""Of ends that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +113,25 @@ def _leave_in_source(job: EncodeJob, unit: WorkUnit, part: PartWriter) -> tuple[
     asked = [index for index in range(unit.start, unit.stop) if ends_may_do(job.settings, index)]
     if not asked or read_small(job.output, whole_note(unit.number)) is not None:
         return set(), 0
-    ends = job.source.ends(asked)
-    labels, num_classes = job.source.labels[asked].tolist(), len(job.source.class_names)
-    found = {
-        index: (label, left)
-        for index, label, left in zip(asked, labels, leave_in_source(ends, job.settings), strict=True)
-        if left is not None and 0 <= label < num_classes
-    }
-    if found:
-        part.put_left(list(found), *zip(*found.values(), strict=True))
-    num_read = np.minimum(ends.num_bytes, HEAD_BYTES + TAIL_BYTES).clip(0)
-    return set(found), int(num_read.sum())
+    labels, num_classes = job.source.labels, len(job.source.class_names)
+    left: set[int] = set()
+    num_read = 0
+    for max_head_bytes in (HEAD_BYTES, LONG_HEAD_BYTES):
+        told: dict[int, LeftInSource] = {}
+        for few in _chunks(asked, ENDS_BYTES // max_head_bytes):
+            ends = job.source.ends(few, max_head_bytes)
+            found = zip(few, leave_in_source(ends, job.settings), strict=True)
+            told |= {index: image for index, image in found if image is not None and 0 <= labels[index] < num_classes}
+            num_read += int(np.minimum(ends.num_bytes, ends.rows.shape[1]).clip(0).sum())
+        if told:
+            part.put_left(list(told), labels[list(told)].tolist(), list(told.values()))
+        left |= told.keys()
+        asked = [index for index in asked if index not in told]
+    return left, num_read
+
+
+def _chunks(indices: list[int], size: int) -> Iterator[list[int]]:
+    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _batches(source: Source, indices: Iterable[int]) -> Iterator[list[_Seen]]:

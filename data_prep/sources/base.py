@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_prep.sources.ends import Ends
+from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.splits import SplitRequest
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
@@ -87,7 +87,7 @@ class Source(Protocol):
 class SourceWithEnds(Source, Protocol):
     """Keeps its images so that a part of one can be read, and read into memory that is there."""
 
-    def ends(self, indices: Sequence[int]) -> Ends:
+    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
         """Of those that can be read. Fault as from `source[index]`."""
         ...
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.sources.ahead import FetchAhead
 from data_prep.sources.base import Sample, SourceDescription, digest_of
-from data_prep.sources.ends import Ends, empty_ends
+from data_prep.sources.ends import HEAD_BYTES, Ends, empty_ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.local_listing import LocalListing
@@ -56,10 +56,10 @@ class FolderFiles:
         data = self._read(index, name) if isinstance(self.root, LocalPlace) else self._ahead[index]
         return Sample(data, int(self.labels[index]), name)
 
-    def ends(self, indices: Sequence[int]) -> Ends:
+    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
         if self._local is None:
-            return empty_ends(len(indices))
-        return self._local.ends(indices)
+            return empty_ends(len(indices), max_head_bytes)
+        return self._local.ends(indices, max_head_bytes)
 
     def read_into(self, indices: Sequence[int], into: memoryview) -> None:
         if self._local is None or not self._local.read_into(indices, into):

@@ -1,18 +1,23 @@
-"""Files of a listing, read many at a time by this package's own C (`native/read_files.c`)."""
+"""Files below a folder, many at a time by this package's own C (`native/read_files.c`): their status, their bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.native_library import library as native_library
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends
+from data_prep.sources.ends import TAIL_BYTES, Ends, empty_ends
 from data_prep.sources.listing import PackedStrings
-from data_prep.sources.places import MAX_SAMPLE_BYTES
+from data_prep.sources.places import MAX_SAMPLE_BYTES, NO_FILE, FileStatus
+
+_UNKNOWN = -2
+"""In C, beside `NO_FILE`."""
 
 
 class _Listing(ctypes.Structure):
@@ -20,6 +25,31 @@ class _Listing(ctypes.Structure):
         ("root", ctypes.c_char_p),
         *((name, ctypes.c_void_p) for name in ("names", "name_ends", "sizes", "stamps_ns")),
     )
+
+
+def stat_files(folder: str, names: Sequence[str]) -> list[FileStatus]:
+    """Through links; of what is no file, or not there: 0 bytes and `NO_FILE`. OSError when that cannot be told."""
+    library = native_library()
+    if library is None:
+        return [_status(folder, name) for name in names]
+    sizes, stamps = np.empty(len(names), dtype=np.int64), np.empty(len(names), dtype=np.int64)
+    packed, ends = PackedStrings(names).packed
+    listing = _Listing(os.fsencode(folder), packed.ctypes.data, ends.ctypes.data, None, None)
+    library.data_prep_stat_files(ctypes.byref(listing), len(names), sizes.ctypes.data, stamps.ctypes.data)
+    found = list(map(FileStatus, sizes.tolist(), stamps.tolist()))
+    for number in np.flatnonzero(stamps == _UNKNOWN).tolist():
+        found[number] = _status(folder, names[number])
+    return found
+
+
+def _status(folder: str, name: str) -> FileStatus:
+    try:
+        status = Path(folder, name).stat()
+    except FileNotFoundError:  # a link to nothing, or just gone
+        return FileStatus(0, NO_FILE)
+    if not stat.S_ISREG(status.st_mode):
+        return FileStatus(0, NO_FILE)
+    return FileStatus(status.st_size, status.st_mtime_ns)
 
 
 class LocalListing:
@@ -33,15 +63,15 @@ class LocalListing:
         self._sizes = sizes
         self._listing = _Listing(os.fsencode(root), *(array.ctypes.data for array in self._arrays))
 
-    def ends(self, indices: Sequence[int]) -> Ends:
-        ends = empty_ends(len(indices))
+    def ends(self, indices: Sequence[int], max_head_bytes: int) -> Ends:
+        ends = empty_ends(len(indices), max_head_bytes)
         if self._library is not None:
             numbers = np.array(indices, dtype=np.int64)
             self._library.data_prep_read_ends(
                 ctypes.byref(self._listing),
                 numbers.ctypes.data,
                 len(numbers),
-                HEAD_BYTES,
+                max_head_bytes,
                 TAIL_BYTES,
                 ends.rows.ctypes.data,
                 ends.rows.strides[0],
@@ -52,11 +82,10 @@ class LocalListing:
 
     def read_into(self, indices: Sequence[int], into: memoryview) -> bool:
         """Whole files one behind the other, as many bytes as go into `into`. Whether they were all read."""
-        if self._library is None or not len(into) or int(self._sizes[indices].sum()) != len(into):
+        if self._library is None or not len(into):
             return False
         numbers = (ctypes.c_int64 * len(indices))(*indices)
         address = ctypes.byref(ctypes.c_char.from_buffer(into))
-        count = self._library.data_prep_read_files(
-            ctypes.byref(self._listing), numbers, len(indices), address, len(into)
+        return bool(
+            self._library.data_prep_read_files(ctypes.byref(self._listing), numbers, len(indices), address, len(into))
         )
-        return count == len(indices)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from data_prep.sources.local_listing import stat_files
 from data_prep.sources.places import NO_FILE, FileStatus, ListedFile, Reader, changed, check_sample_size
 
 
@@ -111,22 +111,15 @@ class _Descriptor:
 
 
 def _local_files(folder: str, prefix: str, deep: bool) -> Iterator[ListedFile]:
+    names: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
-            if entry.is_dir():  # known from the listing itself, but for links
-                if deep:
-                    yield from _local_files(entry.path, f"{prefix}{entry.name}/", deep)
-                continue
-            try:
-                status = entry.stat()
-            except FileNotFoundError:  # a link to nothing, or just gone
-                yield ListedFile(f"{prefix}{entry.name}", 0, NO_FILE)
-                continue
-            is_file = stat.S_ISREG(status.st_mode)
-            yield ListedFile(
-                f"{prefix}{entry.name}",
-                status.st_size if is_file else 0,
-                status.st_mtime_ns if is_file else NO_FILE,
-            )
+            if not entry.is_dir():  # known from the listing itself, but for links
+                names.append(name)
+            elif deep:
+                yield from _local_files(entry.path, f"{prefix}{name}/", deep)
+    for name, (num_bytes, stamp) in zip(names, stat_files(folder, names), strict=True):
+        yield ListedFile(f"{prefix}{name}", num_bytes, stamp)

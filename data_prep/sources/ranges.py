@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.ends import Ends, empty_ends, ends_bytes
+from data_prep.sources.ends import HEAD_BYTES, Ends, empty_ends, ends_bytes
 from data_prep.sources.places import MAX_SAMPLE_BYTES, FileStatus, Place, Reader, check_sample_size
 
 MAX_OPEN = 4
@@ -57,14 +57,14 @@ class FileRanges:
             self._reader(int(self.file_numbers[index])).read_into(int(self.offsets[index]), into[:size])
             into = into[size:]
 
-    def ends(self, indices: Sequence[int]) -> Ends:
-        ends = empty_ends(len(indices))
+    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
+        ends = empty_ends(len(indices), max_head_bytes)
         for number, index in enumerate(indices):
             size = int(self.sizes[index])
             if size > MAX_SAMPLE_BYTES:
                 continue
             offset = int(self.offsets[index])
-            head, tail = ends_bytes(size)
+            head, tail = ends_bytes(size, max_head_bytes)
             row = ends.rows[number].data
             try:
                 reader = self._reader(int(self.file_numbers[index]))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.sources.base import Sample, SourceDescription, digest_of
-from data_prep.sources.ends import Ends
+from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.find_places import find_places, place_of
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.label_file import read_class_names
@@ -111,8 +111,8 @@ class WebDataset:
     def __getitem__(self, index: int) -> Sample:
         return Sample(self._ranges.read(index), int(self.labels[index]), self.key(index))
 
-    def ends(self, indices: Sequence[int]) -> Ends:
-        return self._ranges.ends(indices)
+    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
+        return self._ranges.ends(indices, max_head_bytes)
 
     def read_into(self, indices: Sequence[int], into: memoryview) -> None:
         self._ranges.read_into(indices, into)

@@ -103,7 +103,7 @@ def test_ends_and_wholes_of_files_of_every_size(tmp_path: Path) -> None:
         data = files[source.key(index).partition("/")[2]]
         assert ends.num_bytes[number] == len(data)
         assert b"".join(ends.of(number)) == ends_of(memoryview(data))
-        assert ends.both(number) == ends_of(memoryview(data))
+        assert ends.checked(number) == ends_of(memoryview(data))
         into = memoryview(bytearray(len(data)))
         source.read_into([index], into)
         assert into == data
@@ -126,7 +126,7 @@ def test_what_is_not_as_it_was_listed_is_left_out_and_told_when_it_is_read(tmp_p
     os.mkfifo(paths["z-pipe.jpg"])
     ends = source.ends(range(5))
     assert ends.num_bytes.tolist() == [-1, -1, -1, 99, -1]
-    assert (len(ends.of(0)[0]), len(ends.of(0)[1]), len(ends.both(0))) == (0, 0, 0)
+    assert (len(ends.of(0)[0]), len(ends.of(0)[1]), len(ends.checked(0))) == (0, 0, 0)
     into = memoryview(bytearray(99))
     source.read_into([3], into)
     assert into == b"x" * 99
