@@ -73,7 +73,8 @@ class RayPool:
         yield from _run_tasks(
             chain([first], items),
             lambda item: _call.remote(task, job_ref, item),
-            lambda: self._max_tasks(cpus.latest()),
+            cpus,
+            self._max_tasks,
             self._progress,
             self._stop,
         )
@@ -125,7 +126,8 @@ def _connect(workers: int | None, address: str | None) -> None:
 def _run_tasks(
     items: Iterator[Item | None],
     submit: Callable[[Item], ray.ObjectRef],
-    max_tasks: Callable[[], int],
+    cpus: ClusterCpus,
+    max_tasks: Callable[[int], int],
     progress: Progress,
     stop: StopFlag,
 ) -> Generator[Any, None, None]:
@@ -136,13 +138,16 @@ def _run_tasks(
     try:
         while True:
             stop.check()
-            while len(running) < max_tasks() and (item := again.pop() if again else next(items, None)) is not None:
+            while (
+                len(running) < max_tasks(cpus.latest())
+                and (item := again.pop() if again else next(items, None)) is not None
+            ):
                 running[submit(item)] = item
             if not running:
                 return
             ready, _ = ray.wait(list(running), timeout=POLL_S)
             if not ready:
-                _check_stall(time.monotonic() - last_finished_s, len(running))
+                _check_stall(time.monotonic() - last_finished_s, len(running), cpus.latest())
                 continue
             last_finished_s = time.monotonic()
             done = running.pop(ready[0])
@@ -177,10 +182,9 @@ def _result(ref: ray.ObjectRef, item: object) -> Any:
         return _Lost(str(error).strip().split("\n", 1)[0])
 
 
-def _check_stall(stalled_s: float, num_running: int) -> None:
+def _check_stall(stalled_s: float, num_running: int, num_cpus: int) -> None:
     if stalled_s > STALL_LIMIT_S:
-        free, total = (int(get().get("CPU", 0)) for get in (ray.available_resources, ray.cluster_resources))
         raise Fault(
-            f"no task of {num_running} was finished in {stalled_s:.0f} s; of the Ray cluster's {total} CPUs {free} are "
-            "free; add nodes or look into theirs, then run the same command again"
+            f"no task of {num_running} was finished in {stalled_s:.0f} s; the Ray cluster had {num_cpus} CPUs when it "
+            "last answered; add nodes or look into theirs, then run the same command again"
         )

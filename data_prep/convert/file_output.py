@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -141,7 +141,7 @@ class FileOutput:
             written = Written(ranges.write_range(descriptor, part, payload))
             if machine() != self.driver_machine:
                 os.fsync(descriptor)
-            else:  # the disk begins now, not at the fsync before the end
+            with suppress(OSError):  # a hint: the disk begins now, not at the fsync before the end
                 os.posix_fadvise(descriptor, part.start, part.stop - part.start, os.POSIX_FADV_DONTNEED)
             return written
         finally:

@@ -216,7 +216,7 @@ class ObjectOutput:
             body[offset - part.start : offset - part.start + len(data)] = data
 
         chunks = ranges.write_range_to(write, part, payload)
-        answer = self._call("upload_part", UploadId=target, PartNumber=part.number + 1, Body=bytes(body))
+        answer = self._call("upload_part", UploadId=target, PartNumber=part.number + 1, Body=body)
         return Written(chunks, answer["ETag"])
 
     def holds(self, target: str, part: FileRange, written: Written) -> bool:

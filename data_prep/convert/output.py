@@ -103,8 +103,8 @@ class Output(Protocol):
         ...
 
     def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
-        """An unfinished beton: the one of that plan, if there is one, unless it `is_new`; others are dropped. Returns
-        what the ranges are written to."""
+        """An unfinished beton: the one of that plan, if there is one, unless it `is_new`: then no orphan of an earlier
+        run writes to it; others are dropped. Returns what the ranges are written to."""
         ...
 
     def has_room(self, target: str, num_bytes: int) -> bool:

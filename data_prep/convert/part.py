@@ -57,7 +57,7 @@ TRAILER = np.dtype(
 MAGIC = b"dp-part3"
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
-"""Of a note that a unit's files must be read whole: the rest of one could not be read, its ends could."""
+"""Of a note that a unit's files must be read whole: something was wrong with one when it was to be written."""
 
 
 @dataclass(frozen=True)

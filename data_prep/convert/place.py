@@ -137,21 +137,20 @@ class _Images:
             return False
         try:
             self._in_place.read_into([index for index, _, _ in rows], into)
-        except (OSError, ValueError, Fault):
+        except (OSError, ValueError):
             return False
         return True
 
     def _from_source(self, index: int, into: memoryview, *, is_first_reading: bool) -> None:
         source = self._job.source
         try:
+            if self._in_place is not None:
+                self._in_place.read_into([index], into)
+                return
             data = source[index].data
         except (OSError, ValueError) as error:
-            if is_first_reading:
-                self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
-                self._forget(index, f"{source.key(index)}: only its ends can be read: {error}")
-            self._forget(index, f"{source.key(index)}: could be read at first, and now not: {error}")
-        except Fault as error:
-            raise ImageChanged(str(error)) from None
+            what = "only its ends can be read" if is_first_reading else "could be read at first, and now not"
+            self._forget(index, f"{source.key(index)}: {what}: {error}")
         self._copy(index, data, into)
 
     def _copy(self, index: int, data: bytes, into: memoryview) -> None:
@@ -172,6 +171,7 @@ class _Images:
         self._forget(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
 
     def _forget(self, index: int, message: str) -> NoReturn:
-        """The unit is read again by the next run."""
+        """The unit is read again by the next run, whole."""
+        self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise ImageChanged(f"{message}; no beton was written; run the same command again")

@@ -83,11 +83,13 @@ class _WriteRate:
 
     def __init__(self) -> None:
         self._start: tuple[float, int, Mapping[str, int]] | None = None
+        self._last_bytes = 0
 
     def describe(self, num_bytes: int, total: int | None, by_node: Mapping[str, int]) -> str:
         now = time.monotonic()
-        if self._start is None or num_bytes < self._start[1]:  # less than before: it is written anew
+        if self._start is None or num_bytes < self._last_bytes:  # less than before: it is written anew
             self._start = (now, num_bytes, dict(by_node))
+        self._last_bytes = num_bytes
         start_s, start_bytes, start_nodes = self._start
         elapsed_s = max(now - start_s, 1e-9)
         of_all = "" if total is None else f"/{total / 1e6:,.0f}"

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from data_prep.convert.ahead import WriteAhead
 from data_prep.convert.config import BadPolicy
 from data_prep.convert.means import Means
-from data_prep.convert.output import names_like
-from data_prep.convert.part import WHOLE_PREFIX, Part, part_name
+from data_prep.convert.part import Part, part_name, whole_note
 from data_prep.convert.place import ImageChanged, PlaceJob, PlaceTask, RangeReport, place_range
 from data_prep.convert.plan import WorkUnit
 from data_prep.convert.taken_over import finished_parts, is_part_there, whole_part
@@ -32,6 +31,8 @@ class Found:
     """Ranges that are written already, by `PlaceTask.digest`."""
     target: str | None
     """What they are written to."""
+    is_new: bool
+    """Other samples may be bad than in an earlier run, so that its ranges lie elsewhere."""
     changed: ImageChanged | None
     """What the first range that could not be written for that says."""
 
@@ -60,9 +61,9 @@ def read_all(means: Means, policy: BadPolicy) -> Found:
     whole = finished
     if policy.on_error == "fail":  # what was bad may have been mended, or could not be read for a passing reason
         whole = [part for part in finished if not part.bad]
-    # What is written to it depends on which samples are bad. When these may be others, an orphan of an earlier run must
-    # not write to the same file any more.
-    is_new = len(whole) < len(finished) or any(names_like(output, WHOLE_PREFIX))
+    names, numbers = output.names(), {part.unit.number for part in whole}
+    is_read_anew = any(unit.number not in numbers and whole_note(unit.number) in names for unit in plan.units)
+    is_new = len(whole) < len(finished) or is_read_anew
     target, ahead = _write_ahead(means, is_new=is_new)
     finished = whole
     reading = _Reading(means, policy.limit(plan.num_samples), finished, ahead)
@@ -72,7 +73,7 @@ def read_all(means: Means, policy: BadPolicy) -> Found:
         for report in reports:
             means.stop.check()
             reading.take(report)
-    return Found(reading.parts, len(finished), reading.written, target, reading.changed)
+    return Found(reading.parts, len(finished), reading.written, target, is_new, reading.changed)
 
 
 def _write_ahead(means: Means, *, is_new: bool) -> tuple[str | None, WriteAhead | None]:
@@ -134,8 +135,7 @@ class _Reading:
     def take(self, report: UnitReport | RangeReport | ImageChanged) -> None:
         if isinstance(report, ImageChanged):
             self.changed = self.changed or report
-            self._write_no_more()
-            return
+            return  # the other ranges may tell of more
         if isinstance(report, RangeReport):
             self.written[report.digest] = report
             self._written_bytes += report.num_bytes
@@ -170,13 +170,9 @@ class _Reading:
             self.parts.append(part)
             if self.ahead is not None:
                 self._complete.extend(self.ahead.add(part))
-        if self._num_bad > self.limit:
-            self._write_no_more()
-
-    def _write_no_more(self) -> None:
-        """There will be no beton."""
-        self.ahead = None
-        self._complete.clear()
+        if self._num_bad > self.limit:  # there will be no beton
+            self.ahead = None
+            self._complete.clear()
 
     def _show_read(self) -> None:
         self.means.progress.encoded(

@@ -132,9 +132,8 @@ def _write(
     tasks = _Tasks(beton, placed_rows(rows, 0), output.range_bytes(beton.total_bytes))
     ahead = tasks.matching(found.written)
     target = found.target
-    if target is None or len(ahead) < len(found.written):
-        # An orphan of these ranges, which are not the beton's, must not write to the same file.
-        target, ahead = output.begin(plan.digest, is_new=bool(found.written)), {}
+    if target is None or len(ahead) < len(found.written):  # then these ranges are not the beton's
+        target, ahead = output.begin(plan.digest, is_new=found.is_new or bool(found.written)), {}
     output.make_room(target, beton.total_bytes)
     written = _write_ranges(means, tasks, PlaceJob(means.source, output, target), ahead)
     if reopen is not None and means.reads_again and reopen().describe() != plan.source:
@@ -174,6 +173,8 @@ class _Tasks(Sequence[PlaceTask]):
         return num_ranges(self._beton, self._range_bytes)
 
     def __getitem__(self, number: int) -> PlaceTask:  # type: ignore[override]  # no slices
+        if not 0 <= number < len(self):
+            raise IndexError(number)
         part = cut(self._beton, number, self._range_bytes)
         return PlaceTask(part, self._placed[part.samples])
 

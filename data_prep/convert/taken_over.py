@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_prep.convert.output import Output, names_like, read_small
-from data_prep.convert.part import PART_PREFIX, Part, part_name, read_part
+from data_prep.convert.part import PART_PREFIX, WHOLE_PREFIX, Part, part_name, read_part
 from data_prep.convert.place import NOTE_PREFIX
 from data_prep.convert.plan import Plan, WorkUnit
 from data_prep.errors import Fault
@@ -12,9 +12,9 @@ PLAN_NAME = "plan"
 
 
 def finished_parts(output: Output, plan: Plan) -> list[Part]:
-    """The units that an earlier run finished; what another plan left in the work is removed."""
+    """The units that an earlier run finished; parts and notes of another plan are removed."""
     if read_small(output, PLAN_NAME) != plan.digest.encode():
-        for stale in names_like(output, PART_PREFIX, NOTE_PREFIX):
+        for stale in names_like(output, PART_PREFIX, NOTE_PREFIX, WHOLE_PREFIX):
             output.remove(stale)
         output.write(PLAN_NAME, plan.digest.encode())
     names = output.names()

@@ -23,7 +23,7 @@ from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source, SourceWithEnds
-from data_prep.sources.ends import HEAD_BYTES
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
 
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.
@@ -118,15 +118,17 @@ def _leave_in_source(job: EncodeJob, unit: WorkUnit, part: PartWriter) -> tuple[
     num_read = 0
     for max_head_bytes in (HEAD_BYTES, LONG_HEAD_BYTES):
         told: dict[int, LeftInSource] = {}
+        longer: list[int] = []  # those of which a longer head may tell more
         for few in _chunks(asked, ENDS_BYTES // max_head_bytes):
             ends = job.source.ends(few, max_head_bytes)
             found = zip(few, leave_in_source(ends, job.settings), strict=True)
             told |= {index: image for index, image in found if image is not None and 0 <= labels[index] < num_classes}
+            longer += [index for index, size in zip(few, ends.num_bytes, strict=True) if size > HEAD_BYTES + TAIL_BYTES]
             num_read += int(np.minimum(ends.num_bytes, ends.rows.shape[1]).clip(0).sum())
         if told:
             part.put_left(list(told), labels[list(told)].tolist(), list(told.values()))
         left |= told.keys()
-        asked = [index for index in asked if index not in told]
+        asked = [index for index in longer if index not in told]
     return left, num_read
 
 

@@ -54,6 +54,21 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
     ]
 
 
+def test_what_is_written_anew_is_timed_anew(clock: Clock) -> None:
+    stream = io.StringIO()
+    with progress_on(stream) as progress:
+        for step in range(1, 101):
+            clock.now_s = 100 + step
+            progress.written(step * 64_000_000, None)
+        for step in range(1, 12):
+            clock.now_s = 200 + 10 * step
+            progress.written(step * 64_000_000, 704_000_000)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "write: 320 MB, 64.0 MB/s"
+    assert lines[20] == "write: 64/704 MB"
+    assert lines[-1] == "write: 704/704 MB, 6.4 MB/s, 0 s left"
+
+
 def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str]) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -62,6 +77,8 @@ def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_on(Terminal()) as progress:
         progress.note("a [note]")
         progress.encoded(5, 10, 100, 0, {})
+        progress.written(500_000, None)
+        assert not progress._bars.tasks[1].finished  # of a size that is not known
         progress.written(1_000_000, 2_000_000)
         progress.decoded(3, 4)
     shown = capsys.readouterr().err

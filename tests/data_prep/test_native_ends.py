@@ -17,8 +17,9 @@ from data_prep.convert import jpeg_headers
 from data_prep.convert.jpeg_header import read_jpeg_header
 from data_prep.errors import Fault
 from data_prep.sources import local_listing
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends, ends_of
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends, ends_bytes, ends_of
 from data_prep.sources.image_folder import ImageFolder
+from data_prep.sources.places import NO_FILE
 from data_prep.sources.splits import SplitRequest
 
 needs_c = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
@@ -35,12 +36,12 @@ SIZES = (
 )
 
 
-def ends_in(files: Sequence[bytes]) -> Ends:
-    ends = empty_ends(len(files))
+def ends_in(files: Sequence[bytes], max_head_bytes: int = HEAD_BYTES) -> Ends:
+    ends = empty_ends(len(files), max_head_bytes)
     ends.rows[:] = 0xFF  # what lies behind must not matter
     for number, data in enumerate(files):
-        both = ends_of(memoryview(data))
-        ends.rows[number, : len(both)] = list(both)
+        head, tail = ends_bytes(len(data), max_head_bytes)
+        ends.rows[number, : head + tail] = np.frombuffer(data[:head] + data[len(data) - tail :], dtype=np.uint8)
         ends.num_bytes[number] = len(data)
     return ends
 
@@ -73,8 +74,47 @@ def test_of_any_bytes_c_tells_what_python_tells(plain, data: st.DataObject) -> N
     noise = data.draw(st.binary(max_size=6))
     at = data.draw(st.integers(0, headers))
     files = [bytes(whole[:at] + noise + whole[at:]), bytes(whole[: data.draw(st.integers(0, len(whole)))]), noise]
-    ends = ends_in(files)
-    assert jpeg_headers.read_jpeg_headers(ends) == by_python(ends)
+    for max_head_bytes in (HEAD_BYTES, 300, 8 * HEAD_BYTES):
+        ends = ends_in(files, max_head_bytes)
+        assert jpeg_headers.read_jpeg_headers(ends) == by_python(ends)
+        if max_head_bytes >= HEAD_BYTES:
+            assert [ends.checked(number) for number in range(3)] == [ends_of(memoryview(file)) for file in files]
+
+
+@needs_c
+def test_what_lies_beyond_the_head_is_not_looked_for_by_python(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = [data[:2] + b"\xff\xfe\x20\x02" + bytes(0x2000) + data[2:] for data in plain]
+    monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
+    assert jpeg_headers.read_jpeg_headers(ends_in(long)) == [None] * len(long)
+    told = jpeg_headers.read_jpeg_headers(ends_in(long, 4 * HEAD_BYTES))
+    assert told == jpeg_headers.read_jpeg_headers(ends_in(plain))
+
+
+@needs_c
+def test_c_tells_the_status_that_python_tells(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").write_bytes(b"12345")
+    (tmp_path / "old").write_bytes(b"1")
+    os.utime(tmp_path / "old", ns=(-5_000_000_000, -5_000_000_001))
+    (tmp_path / "older").write_bytes(b"12")
+    os.utime(tmp_path / "older", ns=(-2, -2))  # the number by which C says that it does not know
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("plain")
+    (tmp_path / "to-folder").symlink_to("folder")
+    (tmp_path / "to-nothing").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    odd = os.fsdecode(b"odd-\xff-\xe2\x98\x83")
+    (tmp_path / odd).write_bytes(b"123")
+    names = [*sorted(path.name for path in tmp_path.iterdir()), "missing"]
+    found = dict(zip(names, local_listing.stat_files(str(tmp_path), names), strict=True))
+    assert found == {name: local_listing._status(str(tmp_path), name) for name in names}
+    assert found["plain"] == found["link"] == (5, (tmp_path / "plain").stat().st_mtime_ns)
+    assert {name for name, status in found.items() if status == (0, NO_FILE)} == {
+        *("folder", "missing", "pipe", "to-folder", "to-nothing")
+    }
+    assert local_listing.stat_files(str(tmp_path), []) == []
+    with pytest.raises(OSError, match="File name too long"):
+        local_listing.stat_files(str(tmp_path), ["x" * 5000])
 
 
 def test_without_the_c_python_tells(plain, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.base import SourceWithEnds
 from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
 from data_prep.sources.find_places import expand_braces
+from data_prep.sources.local_place import LocalPlace
+from data_prep.sources.places import FileStatus
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.webdataset import split_of_shard
 
@@ -63,6 +66,26 @@ def test_the_ends_of_an_image_are_read_from_the_shard(tmp_path: Path, tar_of: Ta
         into = memoryview(bytearray(len(image)))
         source.read_into([index], into)
         assert into == image
+    together = memoryview(bytearray(sum(map(len, images))))
+    source.read_into([3, 0, 2, 1], together)
+    assert together == b"".join(images[index] for index in (3, 0, 2, 1))
+    long = source.ends(range(len(images)), 2 * HEAD_BYTES)
+    assert [long.of(index) for index in range(len(images))] == [(image, b"") for image in images]
+
+
+def test_a_shard_that_cannot_be_read_is_told_when_its_images_are(
+    tmp_path: Path, tar_of: TarOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train-0.tar").write_bytes(tar_of({"0.jpg": b"image", "0.cls": b"0"}))
+    source = open_source("webdataset", str(tmp_path), ANY)
+
+    def denied(self: LocalPlace, expected: FileStatus) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(LocalPlace, "reader", denied)
+    assert source.ends([0]).num_bytes.tolist() == [-1]
+    with pytest.raises(PermissionError):
+        source[0]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_no_cluster_is_told_at_once(cli: Any) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_detaches_stop_saves_and_the_same_command_goes_on(cli: Any, head: Any) -> None:
-    long = ("--set", "model.name=resnet8", "--set", "train.total_epochs=30")
+    long = ("--set", "model.name=resnet8", "--set", "train.total_epochs=120")
     command = submit_command(cli, head, *long, name="long")
     following = cli.start(command)
     job = next(found for line in following.stderr if (found := re.search(r"job (\S+) at http", line)))
@@ -74,7 +74,7 @@ def test_ctrl_c_detaches_stop_saves_and_the_same_command_goes_on(cli: Any, head:
 
     rest = cli.run(submit_command(cli, head, *long, "--json", name="long"))
     assert rest.returncode == 0, rest.stdout + rest.stderr
-    assert '"step": 330' in rest.stdout
+    assert '"step": 1320' in rest.stdout
 
 
 def wait_for_line(process: subprocess.Popen[str], begin: str) -> None:

@@ -78,7 +78,7 @@ __attribute__((visibility("default"))) void data_prep_stat_files(const Listing *
 static int open_recorded(const Listing *listing, int64_t index)
 {
     char path[PATH_MAX];
-    if (listing->stamps_ns[index] < 0 || !path_of(listing, index, path)) /* below zero: it was no file */
+    if (listing->stamps_ns[index] < 0 || !path_of(listing, index, path)) /* below zero: no file, or of before 1970 */
         return -1;
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hold us up */
     struct stat status;
