@@ -57,15 +57,11 @@ def read_or_place(job: _Job, item: object) -> UnitReport | RangeReport | ImageCh
 def read_all(means: Means, policy: BadPolicy) -> Found:
     """Leaves every part whole in the work."""
     plan, output = means.plan, means.output
-    finished = finished_parts(output, plan)
-    whole = finished
-    if policy.on_error == "fail":  # what was bad may have been mended, or could not be read for a passing reason
-        whole = [part for part in finished if not part.bad]
-    names, numbers = output.names(), {part.unit.number for part in whole}
-    is_read_anew = any(unit.number not in numbers and whole_note(unit.number) in names for unit in plan.units)
-    is_new = len(whole) < len(finished) or is_read_anew
+    before = finished_parts(output, plan)
+    # What was bad may have been mended, or could not be read for a passing reason.
+    finished = [part for part in before if policy.on_error == "quarantine" or not part.bad]
+    is_new = len(finished) < len(before) or _is_one_read_anew(means, finished)
     target, ahead = _write_ahead(means, is_new=is_new)
-    finished = whole
     reading = _Reading(means, policy.limit(plan.num_samples), finished, ahead)
     place = PlaceJob(means.source, output, target) if target is not None else None
     encode = EncodeJob(means.source, plan.settings, plan.digest, output, means.reads_again, plan.versions)
@@ -74,6 +70,12 @@ def read_all(means: Means, policy: BadPolicy) -> Found:
             means.stop.check()
             reading.take(report)
     return Found(reading.parts, len(finished), reading.written, target, is_new, reading.changed)
+
+
+def _is_one_read_anew(means: Means, finished: list[Part]) -> bool:
+    """Because something was wrong with a file when it was to be written."""
+    names, numbers = means.output.names(), {part.unit.number for part in finished}
+    return any(unit.number not in numbers and whole_note(unit.number) in names for unit in means.plan.units)
 
 
 def _write_ahead(means: Means, *, is_new: bool) -> tuple[str | None, WriteAhead | None]:

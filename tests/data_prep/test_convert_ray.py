@@ -36,7 +36,7 @@ from data_prep.sources.synthetic import Synthetic
 
 NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
 SOURCE = Synthetic(num_samples=NUM_SAMPLES, min_side=16, max_side=24, file_format="png")
-MANY = Synthetic(num_samples=10 * UNIT_SAMPLES, min_side=64, max_side=96)
+MANY = Synthetic(num_samples=6 * UNIT_SAMPLES, min_side=64, max_side=96)
 """Encoded anew: seconds of work, of which a kill finds some done and some not."""
 COMMAND = [
     *(sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--json"),
