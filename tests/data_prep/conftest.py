@@ -9,7 +9,7 @@ import os
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,14 @@ from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
+from data_prep.sources.ends import HEAD_BYTES, Ends, empty_ends, ends_bytes
 from data_prep.sources.splits import requested_split
 
 Picture = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 TurboFile = Callable[[np.ndarray, str], bytes]
 ConvertHere = Callable[..., Outcome]
+EndsIn = Callable[..., Ends]
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +116,22 @@ def image_tree(tmp_path: Path, picture: Picture, image_file: Encode) -> Path:
             data = image_file(picture(seed=10 * label + number), quality=90)
             (root / name / f"{number}.JPEG").write_bytes(data)
     return root
+
+
+@pytest.fixture(scope="session")
+def ends_in() -> EndsIn:
+    """The ends of files that are in memory: `ends_in([b"..."], max_head_bytes=300)`."""
+
+    def ends_of_all(files: Collection[bytes], max_head_bytes: int = HEAD_BYTES) -> Ends:
+        ends = empty_ends(len(files), max_head_bytes)
+        ends.rows[:] = 0xFF  # what lies behind must not matter
+        for number, data in enumerate(files):
+            head, tail = ends_bytes(len(data), max_head_bytes)
+            ends.rows[number, : head + tail] = np.frombuffer(data[:head] + data[len(data) - tail :], dtype=np.uint8)
+            ends.num_bytes[number] = len(data)
+        return ends
+
+    return ends_of_all
 
 
 @pytest.fixture(scope="session")

@@ -46,9 +46,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory, convert_here) -> str:
     return convert_here(SOURCE, None, tmp_path_factory.mktemp("expected") / "a.beton", encode="jpeg").manifest.digest
 
 
-def start(output: Path, address: str, workers: int) -> subprocess.Popen[str]:
+def start(output: Path, address: str, workers: int | None = None) -> subprocess.Popen[str]:
+    limit = ["--workers", str(workers)] if workers is not None else []
     return subprocess.Popen(
-        [*COMMAND, "--output", str(output), "--workers", str(workers)],
+        [*COMMAND, "--output", str(output), *limit],
         env=os.environ | {"RAY_ADDRESS": address},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -85,13 +86,7 @@ def test_a_node_that_dies_costs_its_units_and_no_byte(cluster: Any, tmp_path: Pa
 
 def test_a_cluster_without_cpus_is_waited_for_and_grows(cluster: Any, tmp_path: Path, expected: str) -> None:
     output = tmp_path / "a.beton"
-    process = subprocess.Popen(
-        [*COMMAND, "--output", str(output)],
-        env=os.environ | {"RAY_ADDRESS": cluster.address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(output, cluster.address)
     assert process.stderr is not None
     assert "connecting to Ray" in process.stderr.readline()
     assert "has no CPUs yet: waiting for a node, 900 s at most" in process.stderr.readline()

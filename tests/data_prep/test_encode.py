@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, decode_rgb, encode, ends_may_do, leave_in_source
 from data_prep.convert.turbojpeg import Damaged, Unreadable, check
 from data_prep.errors import UserError
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends, ends_of
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, empty_ends
 
 
 def reads_cleanly(data: bytes) -> bool:
@@ -122,18 +121,9 @@ def turned(image_file, picture, orientation: int) -> bytes:
     return image_file(picture(30, 40), quality=95, exif=exif)
 
 
-def ends_in(files: Collection[bytes]) -> Ends:
-    ends = empty_ends(len(files))
-    for number, data in enumerate(files):
-        both = ends_of(memoryview(data))
-        ends.rows[number, : len(both)] = list(both)
-        ends.num_bytes[number] = len(data)
-    return ends
-
-
 @pytest.mark.parametrize("max_side", [None, 256, 255])
 def test_a_file_is_left_in_its_source_by_its_ends_only_where_its_bytes_would_be_stored(
-    max_side: int | None, picture, image_file, turbo_file
+    max_side: int | None, picture, image_file, turbo_file, ends_in
 ) -> None:
     big = picture(192, 256)
     plain = image_file(big, quality=100)

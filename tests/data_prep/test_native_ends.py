@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from data_prep.convert import jpeg_headers
 from data_prep.convert.jpeg_header import read_jpeg_header
 from data_prep.errors import Fault
 from data_prep.sources import local_listing
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, empty_ends, ends_bytes, ends_of
+from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, ends_of
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.places import NO_FILE
 from data_prep.sources.splits import SplitRequest
@@ -36,16 +35,6 @@ SIZES = (
 )
 
 
-def ends_in(files: Sequence[bytes], max_head_bytes: int = HEAD_BYTES) -> Ends:
-    ends = empty_ends(len(files), max_head_bytes)
-    ends.rows[:] = 0xFF  # what lies behind must not matter
-    for number, data in enumerate(files):
-        head, tail = ends_bytes(len(data), max_head_bytes)
-        ends.rows[number, : head + tail] = np.frombuffer(data[:head] + data[len(data) - tail :], dtype=np.uint8)
-        ends.num_bytes[number] = len(data)
-    return ends
-
-
 def by_python(ends: Ends) -> list[object]:
     return [read_jpeg_header(*map(bytes, ends.of(number))) for number in range(len(ends))]
 
@@ -58,7 +47,7 @@ def plain(picture, image_file) -> list[bytes]:
 
 
 @needs_c
-def test_headers_of_plain_files_are_told_without_python(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_plain_files_are_told_without_python(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = by_python(ends_in(plain))
     monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
     assert jpeg_headers.read_jpeg_headers(ends_in(plain)) == expected
@@ -66,7 +55,7 @@ def test_headers_of_plain_files_are_told_without_python(plain, monkeypatch: pyte
 
 
 @given(st.data())
-def test_of_any_bytes_c_tells_what_python_tells(plain, data: st.DataObject) -> None:
+def test_of_any_bytes_c_tells_what_python_tells(plain, ends_in, data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from(plain)))
     headers = min(len(whole), 700)
     for at in data.draw(st.lists(st.integers(0, headers - 1), max_size=4)):
@@ -82,7 +71,7 @@ def test_of_any_bytes_c_tells_what_python_tells(plain, data: st.DataObject) -> N
 
 
 @needs_c
-def test_what_lies_beyond_the_head_is_not_looked_for_by_python(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_beyond_the_head_is_not_looked_for_by_python(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
     long = [data[:2] + b"\xff\xfe\x20\x02" + bytes(0x2000) + data[2:] for data in plain]
     monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
     assert jpeg_headers.read_jpeg_headers(ends_in(long)) == [None] * len(long)
@@ -117,7 +106,7 @@ def test_c_tells_the_status_that_python_tells(tmp_path: Path) -> None:
         local_listing.stat_files(str(tmp_path), ["x" * 5000])
 
 
-def test_without_the_c_python_tells(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_c_python_tells(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = jpeg_headers.read_jpeg_headers(ends_in(plain))
     monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
     monkeypatch.setattr(local_listing, "native_library", lambda: None)

@@ -1,13 +1,9 @@
 /* What a JPEG's markers say of it, by the file's ends, many files in one call: `jpeg_header.py` in C.
  *
  * The answer goes one way: only the headers of plain files are told; Python reads the markers of all others. */
-#include <stdint.h>
-#include <string.h>
+#include "jpeg_bytes.h"
 
-enum {
-    SOI = 0xD8, EOI = 0xD9, SOS = 0xDA, SOF_BASELINE = 0xC0, SOF_PROGRESSIVE = 0xC2, DHT = 0xC4, JPG = 0xC8, DAC = 0xCC,
-    RST0 = 0xD0, TEM = 0x01
-};
+#include <string.h>
 
 enum { ASK_PYTHON, TOLD, NONE };
 
@@ -17,8 +13,6 @@ typedef struct {
     uint8_t frame, num_components, factors[3]; /* horizontal << 4 | vertical */
     uint16_t height, width;
 } Header;
-
-static unsigned two_bytes(const uint8_t *at) { return (unsigned)at[0] << 8 | at[1]; }
 
 static int read_frame(const uint8_t *at, unsigned size, Header *header)
 {

@@ -1,10 +1,10 @@
 #include "jpeg_markers.h"
 
+#include "jpeg_bytes.h"
+
 #include <string.h>
 
 enum {
-    SOI = 0xD8, SOS = 0xDA, DQT = 0xDB, DHT = 0xC4, SOF0 = 0xC0, SOF1 = 0xC1, APP0 = 0xE0, APP14 = 0xEE, APP15 = 0xEF,
-    COM = 0xFE,
     MAX_SIDE = 65500, /* libjpeg's JPEG_MAX_DIMENSION */
     MAX_BLOCKS = 1000000 /* beyond it the sum of DC differences could overflow, which libjpeg refuses */
 };
@@ -13,8 +13,6 @@ typedef struct {
     int width, height, num_components;
     uint8_t ids[MAX_COMPONENTS], horizontal[MAX_COMPONENTS], vertical[MAX_COMPONENTS], quantization[MAX_COMPONENTS];
 } Frame;
-
-static unsigned two_bytes(const uint8_t *at) { return (unsigned)at[0] << 8 | at[1]; }
 
 static int read_quantization(const uint8_t *at, const uint8_t *end, int *is_defined)
 {
@@ -151,7 +149,7 @@ int read_markers(const uint8_t *file, size_t size, Scan *scan)
         }
         int is_fine = marker == DQT   ? read_quantization(segment, next, quantization)
                       : marker == DHT ? read_huffman(segment, next, scan)
-                      : marker == SOF0 || marker == SOF1
+                      : marker == SOF_BASELINE || marker == SOF_EXTENDED
                           ? read_frame(segment, next, &frame)
                           : marker == COM || (marker >= APP0 && marker <= APP15 &&
                                               is_plain_application(marker, segment, next));

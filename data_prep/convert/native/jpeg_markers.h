@@ -5,7 +5,7 @@
 
 #include <stddef.h>
 
-enum { MAX_COMPONENTS = 3, MAX_BLOCKS_IN_MCU = 10, NUM_TABLES = 4, MARKER_EOI = 0xD9 };
+enum { MAX_COMPONENTS = 3, MAX_BLOCKS_IN_MCU = 10, NUM_TABLES = 4 };
 
 typedef struct {
     HuffmanTable dc[NUM_TABLES], ac[NUM_TABLES];

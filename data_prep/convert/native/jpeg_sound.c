@@ -8,6 +8,7 @@
  * it. So one look-up steps over as many whole codes as its bits hold, and two files are followed in turns, one working
  * while the other waits. Three were no faster; the block's end as conditional moves instead of a branch (assembly, for
  * no compiler makes it so) took 0.9 of the time, which is not worth it. */
+#include "jpeg_bytes.h"
 #include "jpeg_markers.h"
 
 #include <stdlib.h>
@@ -70,7 +71,7 @@ static int take_out_stuffing(const uint8_t *at, const uint8_t *end, Lane *lane)
         memcpy(clean, at, length);
         clean += length;
         at = special + 2;
-        if (special[1] == MARKER_EOI)
+        if (special[1] == EOI)
             break;
         if (special[1] != 0)
             return 0;
