@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from resnet_dist.config.base import Section
+from resnet_dist.config.base import Section, without_recorded_defaults
 from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.config.recipe_model import ModelConfig
 from resnet_dist.config.recipe_optim import OptimConfig, ScheduleConfig
@@ -37,7 +38,34 @@ class Recipe(Section):
     eval: EvalConfig
 
 
+_UNSET = object()
+RECORDED_DEFAULTS: Mapping[str, Any] = {}
+"""Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
+
+
 def recipe_hash(recipe: Recipe) -> str:
-    """16 hex digits of the SHA-256 of the recipe's canonical JSON (sorted keys, defaults filled in)."""
-    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """16 hex digits of the SHA-256 of the recipe's canonical JSON: sorted keys, without those at a recorded default."""
+    hashed = without_recorded_defaults(recipe.model_dump(mode="json"), RECORDED_DEFAULTS)
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys that differ between two dumped recipes, recorded defaults aside.
+
+    >>> recipe_changes({"optim": {"lr": 0.05}}, {"optim": {"lr": 0.02}})
+    ['optim.lr 0.05 -> 0.02']
+    """
+    return _changes(*(without_recorded_defaults(tree, RECORDED_DEFAULTS) for tree in (before, after)), "")
+
+
+def _changes(before: Any, after: Any, path: str) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = {**before, **after}
+        found = [_changes(before.get(k, _UNSET), after.get(k, _UNSET), f"{path}.{k}".removeprefix(".")) for k in keys]
+        return [change for changes in found for change in changes]
+    return [] if before == after else [f"{path} {_shown(before)} -> {_shown(after)}"]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is _UNSET else json.dumps(value)[:60]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from resnet_dist.config.base import Section
+from resnet_dist.config.base import Section, without_recorded_defaults
 from resnet_dist.config.space_parameters import Choice, Derived, Grid, Parameter, Value, listed_values
 from resnet_dist.config.space_search import (
     Budget,
@@ -145,13 +145,18 @@ def _expected(parameter: Parameter, value: Any) -> str | None:
     return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
 
 
+RECORDED_DEFAULTS: Mapping[str, Any] = {}
+"""Keys that were added after spaces were first hashed, see `without_recorded_defaults`."""
+
+
 def sweep_hash(space: Space, base: dict[str, Any]) -> str:
     """16 hex digits of what may not change while a sweep goes on: not the number of trials or seeds, budget, resources.
 
     `base`: the recipe as read. The folder of the space's file does not matter.
     """
     free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
-    tree: dict[str, Any] = {"space": space.model_dump(mode="json", exclude=free), "base": base}
+    dumped = without_recorded_defaults(space.model_dump(mode="json", exclude=free), RECORDED_DEFAULTS)
+    tree: dict[str, Any] = {"space": dumped, "base": base}
     # The order of the parameters decides which random number each takes.
     tree["order"] = list(space.space)
     canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"))

@@ -92,7 +92,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     warnings: tuple[str, ...] = ()
     with newest_whole(storage) as found:
         if found is not None:
-            require_same(found.card.identity, identity, storage.location)
+            require_same(found.card, identity, recipe, storage.location)
             damaged = found.damaged
             warnings = tuple(f"{warning}; the checkpoint before it is used" for warning in found.warnings)
         else:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import xxhash
 
+from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 
@@ -26,6 +27,7 @@ CARD = "checkpoint.json"
 STATE = "state.pt"
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"^epoch=(\d{3,})-step=(\d{8,})$")
+_MAX_CHANGES_SHOWN = 8
 _OF_THE_MEDIUM = (errno.EIO,)
 """What a disk says of its own bad places; everything else may pass."""
 
@@ -189,17 +191,19 @@ def newest_first(names: Iterable[str]) -> list[str]:
     return [name for _, name in sorted(steps, reverse=True)]
 
 
-def require_same(found: Identity, expected: Identity, where: str) -> None:
-    """UserError, both sides shown, unless the checkpoint in `where` is of this recipe and these data."""
-    if found.recipe_hash != expected.recipe_hash:
+def require_same(found: Card, expected: Identity, recipe: Recipe, where: str) -> None:
+    """UserError, with what differs, unless the checkpoint in `where` is of this recipe and these data."""
+    if found.identity.recipe_hash != expected.recipe_hash:
+        changes = recipe_changes(found.recipe, recipe.model_dump(mode="json"))
+        differs = ", ".join(changes[:_MAX_CHANGES_SHOWN]) + (", ..." if len(changes) > _MAX_CHANGES_SHOWN else "")
         raise UserError(
-            f"{where}: this run was made with recipe {found.recipe_hash}, the command asks for recipe "
-            f"{expected.recipe_hash}; give another --name, or the recipe that the run began with"
+            f"{where}: this run began with another recipe: {differs or 'no key that this version knows'} "
+            f"(hash {found.identity.recipe_hash} -> {expected.recipe_hash}); use a new --name, or undo the change"
         )
-    if found.data_digest != expected.data_digest:
+    if found.identity.data_digest != expected.data_digest:
         raise UserError(
-            f"{where}: this run was trained on data {found.data_digest}, data_root now holds "
-            f"{expected.data_digest}; give another --name, or the data that the run began with"
+            f"{where}: this run was trained on data {found.identity.data_digest}, data_root now holds "
+            f"{expected.data_digest}; use a new --name, or the data that the run began with"
         )
 
 

@@ -21,7 +21,7 @@ def restore(run: Run) -> None:
     sum_over_workers(torch.zeros(1))  # nobody looks before all have written
     with newest_whole(run.ctx.storage) as found:
         if found is not None:
-            require_same(found.card.identity, run.identity, run.ctx.storage.location)
+            require_same(found.card, run.identity, run.recipe, run.ctx.storage.location)
             run.state.load_state_dict(load_state(found.directory, run.ctx.device))
             run.metrics.update(found.card.metrics)
             run.saved_step = run.state.step

@@ -10,7 +10,7 @@ from typing import Any
 
 from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import RUN_NAME, manifest_of, prepare, require_micro_batch_each
@@ -156,12 +156,12 @@ def _began(
 def _require_same(began: Began, space: Space, base: dict[str, Any], data_digest: str, sweep_dir: Path) -> None:
     if began.data_digest != data_digest:
         raise UserError(
-            f"{sweep_dir}: this sweep was begun on data {began.data_digest}, data_root now holds {data_digest}; give "
-            "another --name, or the data that it began with"
+            f"{sweep_dir}: this sweep began on data {began.data_digest}, data_root now holds {data_digest}; use a new "
+            "--name, or the data that it began with"
         )
     if list(space.warm_start) != list(began.space.get("warm_start", [])):
         raise UserError(
-            f"{sweep_dir}: warm_start is read when a sweep begins, and this one began with another; give another --name"
+            f"{sweep_dir}: warm_start is read when a sweep begins, and this one began with another; use a new --name"
         )
     if began.sweep_hash == sweep_hash(space, base):
         return
@@ -169,9 +169,10 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data_digest:
     free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
     changed = [key for key in now if key not in free and now[key] != began.space.get(key)]
     if not changed:
-        changed = ["the base recipe" if base != began.base else "the order of the parameters in space"]
+        recipe = f"base recipe ({', '.join(recipe_changes(began.base, base)[:8])})"
+        changed = [recipe if base != began.base else "order of the parameters in space"]
     raise UserError(
-        f"{sweep_dir}: this sweep was begun with another {', '.join(changed)}; give another --name, or the space that "
+        f"{sweep_dir}: this sweep began with another {', '.join(changed)}; use a new --name, or the space that "
         "it began with (trials, seeds, budget and resources may change)"
     )
 

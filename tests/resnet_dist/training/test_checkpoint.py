@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import resnet_dist
+from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.preflight import require_none_written
 from resnet_dist.storage.folder import FolderStorage
@@ -101,12 +103,15 @@ def test_no_run_yet(tmp_path: Path) -> None:
     assert nothing_whole(tmp_path / "none")
 
 
-def test_another_recipe_or_other_data_are_refused_with_both_shown(tmp_path: Path) -> None:
-    require_same(IDENTITY, Identity("a" * 16, "train=1 val=2"), tmp_path)
-    with pytest.raises(UserError, match=r"aaaa.*bbbb"):
-        require_same(IDENTITY, Identity("b" * 16, "train=1 val=2"), "runs/r")
+def test_another_recipe_or_other_data_are_refused_with_what_differs() -> None:
+    recipe = load_recipe(Path(resnet_dist.__file__).parent / "recipes/digits_resnet20.yaml")
+    found = Card(1, 10, IDENTITY, recipe.model_dump(mode="json"), {}, files={})
+    faster = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": 0.02})})
+    require_same(found, Identity("a" * 16, "train=1 val=2"), recipe, "runs/r")
+    with pytest.raises(UserError, match=r"runs/r: .*optim\.lr 0\.1 -> 0\.02 .*aaaa.*bbbb.*new --name"):
+        require_same(found, Identity("b" * 16, "train=1 val=2"), faster, "runs/r")
     with pytest.raises(UserError, match=r"train=1 val=2.*train=9 val=2"):
-        require_same(IDENTITY, Identity("a" * 16, "train=9 val=2"), tmp_path)
+        require_same(found, Identity("a" * 16, "train=9 val=2"), recipe, "runs/r")
 
 
 class _Evil:
