@@ -56,7 +56,8 @@ def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     >>> recipe_changes({"optim": {"lr": 0.05}}, {"optim": {"lr": 0.02}})
     ['optim.lr 0.05 -> 0.02']
     """
-    return _changes(*(without_recorded_defaults(tree, RECORDED_DEFAULTS) for tree in (before, after)), "")
+    old, new = (without_recorded_defaults(tree, RECORDED_DEFAULTS) for tree in (before, after))
+    return _changes(old, new, "")
 
 
 def _changes(before: Any, after: Any, path: str) -> list[str]:
