@@ -14,6 +14,9 @@ from typing import NoReturn
 import typer
 
 from data_prep.errors import Fault, Stopped, UserError
+from data_prep.shown import shown
+
+MAX_LINE_CHARACTERS = 4000
 
 
 def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
@@ -37,7 +40,7 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
 
 
 def _fail(command: str, code: int, message: str) -> NoReturn:
-    line = " ".join(message.split())
+    line = shown(" ".join(message.split()), MAX_LINE_CHARACTERS)  # file names from outside are in it
     print(f"{command}: {line}", file=sys.stderr)
     if "--json" in sys.argv[1:]:
         print(json.dumps({"ok": False, "exit_code": code, "error": line}), flush=True)

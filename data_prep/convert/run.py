@@ -32,6 +32,7 @@ from data_prep.convert.progress import Progress
 from data_prep.convert.reading import Found, read_all
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, UserError
+from data_prep.shown import shown
 from data_prep.sources.base import Source
 
 PUBLISHING = "publishing"
@@ -109,13 +110,17 @@ def _judge(bad: Sequence[BadSampleReport], plan: Plan, policy: BadPolicy, output
     allowed = f", --max-bad {policy.max_bad} allows {limit:,}" if policy.on_error == "quarantine" else ""
     raise UserError(
         f"{plan.source.location}: {len(bad):,} of {plan.num_samples:,} images cannot be stored{allowed} (first: "
-        f"{bad[0].key} {bad[0].reason}); no beton was written; all are listed in {output.name_of(BAD_SAMPLES)}; mend "
-        "or remove them, or leave them out with --on-error quarantine --max-bad N, then run the same command again"
+        f"{shown(bad[0].key)} {shown(bad[0].reason)}); no beton was written; all are listed in "
+        f"{output.name_of(BAD_SAMPLES)}; fix or remove them, or leave them out with --on-error quarantine --max-bad N, "
+        "then run the same command again"
     )
 
 
 def _as_table(bad: Sequence[BadSampleReport]) -> str:
-    lines = ["index\tkey\treason", *(f"{b.index}\t{b.key}\t{' '.join(b.reason.split())}" for b in bad)]
+    lines = [
+        "index\tkey\treason",
+        *(f"{b.index}\t{shown(b.key, None)}\t{shown(' '.join(b.reason.split()), None)}" for b in bad),
+    ]
     return "\n".join(lines) + "\n"
 
 

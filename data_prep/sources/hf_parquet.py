@@ -24,7 +24,7 @@ from data_prep.sources.imagenet import check_labels
 from data_prep.sources.places import IS_URL, Place, changed, without_credentials
 from data_prep.sources.ranges import record
 from data_prep.sources.row_group import LARGE_GROUP_BYTES, RowGroup, column_bytes, open_parquet
-from data_prep.sources.splits import ALIASES, SplitRequest, choose_split
+from data_prep.sources.splits import SPLIT_WORDS, SplitRequest, choose_split
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -169,7 +169,7 @@ def group_by_split(files: Sequence[Place]) -> dict[str, list[Place]]:
     for file in files:
         stem = PurePosixPath(file.name).stem
         shard = SHARD_NAME.fullmatch(stem)
-        name = shard["split"] if shard else next((n for n in (stem, file.parent().name) if n in ALIASES), "all")
+        name = shard["split"] if shard else next((n for n in (stem, file.parent().name) if n in SPLIT_WORDS), "all")
         groups.setdefault(name, []).append(file)
     return groups
 

@@ -19,7 +19,7 @@ from data_prep.sources.folder_files import FolderFiles, describe_files, is_image
 from data_prep.sources.label_file import label_files, read_label_file
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import ListedFile, Place
-from data_prep.sources.splits import ALIASES, SplitRequest, choose_split
+from data_prep.sources.splits import SplitRequest, choose_split, is_split_name
 
 
 class ImageFolder(FolderFiles):
@@ -107,7 +107,7 @@ def _differences(given: Place, root: Place, class_names: Sequence[str]) -> list[
     """A note when another split has other class folders, so that its labels mean something else."""
     notes = []
     for name in given.subfolders() if root != given else []:
-        others = given.child(name).subfolders() if name in ALIASES and name != root.name else []
+        others = given.child(name).subfolders() if is_split_name(name) and name != root.name else []
         odd = set(others) ^ set(class_names)
         if others and odd:
             notes.append(f"{name} has other classes, so other labels: {min(odd)} is not in both")
@@ -116,13 +116,13 @@ def _differences(given: Place, root: Place, class_names: Sequence[str]) -> list[
 
 def _choose_root(given: Place, split: SplitRequest) -> tuple[Place, str]:
     """The folder that holds the class folders, and the split's name."""
-    splits = [name for name in given.subfolders() if name in ALIASES and given.child(name).subfolders()]
+    splits = [name for name in given.subfolders() if is_split_name(name) and given.child(name).subfolders()]
     return _choose(given, splits, split, "with class folders in it")
 
 
 def _choose_flat_root(given: Place, split: SplitRequest) -> tuple[Place, str]:
     """The folder that holds the images."""
-    return _choose(given, [name for name in given.subfolders() if name in ALIASES], split, "with images in it")
+    return _choose(given, [name for name in given.subfolders() if is_split_name(name)], split, "with images in it")
 
 
 def _choose(given: Place, splits: list[str], split: SplitRequest, expected: str) -> tuple[Place, str]:

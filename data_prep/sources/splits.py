@@ -1,51 +1,171 @@
-"""Which split of a source is meant: asked for by `--split`, implied by the output's name, or not said at all."""
+"""Which split of a source is meant: asked for by `--split`, implied by the output's name, or not said at all.
+
+All sources read names by the one table here: `splits_in` says which splits the words of a name mean (`Training Set`,
+`val2017`, `imagenet1k-train-0001`), `is_split_name` whether it says nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_prep.errors import UserError
+from data_prep.shown import shown
 
-ALIASES = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "test"),
-    "validation": ("validation", "val", "valid"),
-    "valid": ("valid", "val", "validation"),
-    "test": ("test",),
+Split = Literal["train", "val", "test"]
+
+SPLIT_WORDS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training", "trn", "trng"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "vld", "minival"), "val"),
+    **dict.fromkeys(("dev", "development", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
-"""Names a split may have in a source, best first. Data sets of the Hub without a validation split call theirs test."""
+"""A word in the name of a folder or file -> the split it means."""
+OTHER_WORDS = frozenset(
+    (
+        *("set", "data", "dataset", "subset", "split", "partition", "part", "shard", "full", "raw"),
+        *("image", "img", "picture", "pic", "photo", "file", "folder", "dir", "directory", "sample", "example"),
+        *("class", "label"),
+    )
+)
+"""What may be added to a split's name without another meaning: `Training Set`, `train_images`."""
+_BY_LENGTH = sorted({*SPLIT_WORDS, *OTHER_WORDS}, key=len, reverse=True)
+_LETTERS = re.compile(r"[^\W\d_]+")
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+WHOLE = "all"
+"""What `--split` calls everything, and manifests the split of a source that has none."""
 
 
 @dataclass(frozen=True)
 class SplitRequest:
     name: str | None
     explicit: bool
-    """False when the name was taken from the output (`train.beton`): then a source without splits is taken whole."""
+    """False when the name was taken from the output (`train.beton`)."""
+
+    @property
+    def is_whole(self) -> bool:
+        """`--split all`: everything, on purpose."""
+        return self.explicit and self.name is not None and self.name.lower() == WHOLE
+
+    @property
+    def asked(self) -> str:
+        return f"--split {shown(self.name)}" if self.explicit else f"the output's name ({shown(self.name)})"
+
+
+def splits_in(name: str) -> frozenset[Split]:
+    """The splits that words of a name mean: none, one, or several, of which none is then known to be meant.
+
+    Words end at whatever is no letter, and where a capital follows (`trainSet`); what is written together is taken
+    apart where all of it is known (`testset`, `trainval`); case and a plural do not matter.
+    """
+    words = [word for token in _tokens(name) for word in _pieces(token) or []]
+    return frozenset(SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS)
+
+
+def is_split_name(name: str) -> bool:
+    """Whether the name says one split and nothing else, but for numbers and words like `set` and `images`."""
+    return len(splits_in(name)) == 1 and all(_pieces(token) for token in _tokens(name))
 
 
 def requested_split(option: str | None, output: Path) -> SplitRequest:
     """From `--split` and `--output`."""
     if option is not None:
         return SplitRequest(option, explicit=True)
-    return SplitRequest(output.stem if output.stem in ALIASES else None, explicit=False)
+    meant = splits_in(output.stem)
+    return SplitRequest(next(iter(meant)) if len(meant) == 1 else None, explicit=False)
 
 
 def choose_split(available: Sequence[str], request: SplitRequest, where: str) -> str:
     """The source's name of the split that was meant. UserError, naming all of them, when that is not clear.
 
-    `available` holds the splits of the source, at least one; `where` names the source in errors.
+    `available` holds the splits of the source, at least one; `where` names the source in errors. Data sets of the Hub
+    without a validation split call theirs test: `val` takes it where there is no other.
     """
-    listed = ", ".join(available)
+    listed = shown(", ".join(available))
     if request.name is None:
         if len(available) == 1:
             return available[0]
         raise UserError(f"{where}: holds the splits {listed}; say which with --split")
-    for name in ALIASES.get(request.name, (request.name,)):
-        if name in available:
-            return name
-    asked = f"--split {request.name}" if request.explicit else f"the output's name ({request.name})"
+    asked = request.name
+    for exact in ([name for name in available if name == asked], [n for n in available if n.lower() == asked.lower()]):
+        if len(exact) == 1:
+            return exact[0]
+    if request.is_whole:
+        raise UserError(
+            f"{where}: holds the splits {listed}, which --split all does not put together; convert each and put them "
+            "together with `data-prep merge`"
+        )
+    found = _of_meaning(available, request)
+    if len(found) == 1:
+        return found[0]
+    which = f"of which {shown(', '.join(found))} may be" if found else "none of which is"
     raise UserError(
-        f"{where}: holds the splits {listed}, none of which is what {asked} asks for; say which with --split"
+        f"{where}: holds the splits {listed}, {which} what {request.asked} asks for; say which with --split"
     )
+
+
+def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = ()) -> str:
+    """The split to record of a source that is not divided into splits: it is taken whole, or refused.
+
+    `names`: of the folders or files it consists of, nearest first; `/data/train` is train though there is no split in
+    it. UserError when a split is asked for that neither the source nor its name knows: else train.beton and val.beton
+    would hold the same images.
+    """
+    if request.name is None or request.is_whole:
+        return WHOLE
+    meant = splits_in(request.name)
+    by_name = next(((name, splits) for name in names if len(splits := splits_in(name)) == 1), None)
+    if by_name is not None and by_name[1] == meant:
+        return request.name
+    what = "is not divided into splits" if by_name is None else f"is {min(by_name[1])}, by the name {shown(by_name[0])}"
+    if request.explicit:
+        raise UserError(f"--split {shown(request.name)}: {where} {what}; --split all takes all of it")
+    raise UserError(
+        f"{where}: {what}, but {request.asked} asks for a split: train.beton and val.beton would both hold all of it; "
+        "say --split all to take all of it on purpose, or give the output another name, such as all.beton"
+    )
+
+
+def _of_meaning(available: Sequence[str], request: SplitRequest) -> list[str]:
+    name = str(request.name)
+    meant = splits_in(name)
+    if len(meant) != 1 or not (is_split_name(name) or not request.explicit):
+        return []
+    found = [other for other in available if splits_in(other) == meant]
+    if len(found) > 1:
+        found = [other for other in found if is_split_name(other)] or found
+    if not found and meant == {"val"} and (not request.explicit or name.lower() == "val"):
+        found = [other for other in available if splits_in(other) == {"test"}]
+    return found
+
+
+def _tokens(name: str) -> list[str]:
+    """Lower case. Two that are a word only together are one: `hold-out`."""
+    tokens = [word.lower() for run in _LETTERS.findall(name) for word in _CAMEL_CASE.split(run)]
+    joined: list[str] = []
+    for token in tokens:
+        if joined and joined[-1] + token in SPLIT_WORDS:
+            joined[-1] += token
+        else:
+            joined.append(token)
+    return joined
+
+
+def _pieces(token: str) -> list[str] | None:
+    """The known words that a token consists of; None when it is another word."""
+    pieces: list[str] = []
+    rest = token
+    while rest:
+        word = next((word for word in _BY_LENGTH if rest.startswith(word)), None)
+        if word is not None:
+            pieces.append(word)
+            rest = rest.removeprefix(word)
+        elif pieces and rest.startswith(("s", "es")):  # a plural
+            rest = rest.removeprefix("e").removeprefix("s")
+        else:
+            return None
+    return pieces

@@ -28,7 +28,7 @@ from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import IS_URL, Place, Reader, without_credentials
 from data_prep.sources.ranges import FileRanges, RecordedFile, record
-from data_prep.sources.splits import ALIASES, SplitRequest, choose_split
+from data_prep.sources.splits import SPLIT_WORDS, SplitRequest, choose_split
 from data_prep.sources.tar_index import Member, walk_tar
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -121,7 +121,7 @@ class WebDataset:
 def split_of_shard(name: str, folder: str) -> str:
     """`imagenet1k-validation-0001.tar` -> `validation`; else the folder's name if that is a split; else `all`."""
     words = re.split(r"[^a-z]+", name.lower())
-    return next((word for word in [*words, folder] if word in ALIASES), "all")
+    return next((word for word in [*words, folder] if word in SPLIT_WORDS), "all")
 
 
 def _find_shards(location: str) -> tuple[str, dict[str, list[Place]]]:

@@ -1,0 +1,22 @@
+"""Names from outside, made safe to show: file names, members of archives, columns, class names."""
+
+from __future__ import annotations
+
+MAX_CHARACTERS = 300
+"""Of one name: a member of an archive may be called by a megabyte."""
+
+
+def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
+    """The name on one line of plain characters, for a terminal, a log or a table; applied twice it is the same.
+
+    Whatever cannot be printed is escaped as Python does (`\\t`, `\\n`, `\\x1b`, `\\u202e`, `\\udc80`): a tab would tear
+    a table, an escape sequence reach the terminal, a byte that is no UTF-8 end the command. Longer names are cut in
+    their middle.
+    """
+    text = str(name)
+    if max_characters is not None and len(text) > max_characters:
+        half = (max_characters - 3) // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
