@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from data_prep.convert import native_check, turbojpeg
+from data_prep.jpeg import native_check, turbojpeg
 
 KINDS = ("one bit", "some bits", "a byte", "a run of zeros", "cut short", "a piece missing", "a piece twice", "header")
 

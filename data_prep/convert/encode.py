@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import RANGE_BYTES
-from data_prep.convert import turbojpeg
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.jpeg_header import (
+from data_prep.convert.jpeg_headers import read_jpeg_headers
+from data_prep.convert.shrink import shrink
+from data_prep.jpeg import turbojpeg
+from data_prep.jpeg.header import (
     MAX_DECODED_SIDE_PX,
     SOF_PROGRESSIVE,
     JpegHeader,
@@ -28,9 +30,7 @@ from data_prep.convert.jpeg_header import (
     is_read_by_ffcv,
     read_jpeg_header,
 )
-from data_prep.convert.jpeg_headers import read_jpeg_headers
-from data_prep.convert.native_check import are_sound
-from data_prep.convert.shrink import shrink
+from data_prep.jpeg.native_check import are_sound
 from data_prep.sources.base import IMAGE_FORMATS
 from data_prep.sources.ends import Ends
 

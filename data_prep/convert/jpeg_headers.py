@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from data_prep.convert.jpeg_header import JpegHeader, read_jpeg_header
+from data_prep.jpeg.header import JpegHeader, read_jpeg_header
 from data_prep.native_library import library as native_library
 from data_prep.sources.ends import TAIL_BYTES, Ends
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.convert.jpeg_header import is_read_by_ffcv, read_jpeg_header
 from data_prep.errors import UserError
+from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header
 from data_prep.sources.base import IMAGE_FORMATS, Source
 from data_prep.sources.class_order import sorted_by_number
 from data_prep.sources.places import MAX_SAMPLE_BYTES

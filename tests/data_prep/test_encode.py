@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from data_prep.beton import layout
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, decode_rgb, encode, ends_may_do, leave_in_source
-from data_prep.convert.turbojpeg import Damaged, Unreadable, check
 from data_prep.errors import UserError
+from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check
 from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, empty_ends
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.convert.jpeg_header import JpegHeader, is_read_by_ffcv, read_jpeg_header
+from data_prep.jpeg.header import JpegHeader, is_read_by_ffcv, read_jpeg_header
 
 FRAME = struct.pack(">2BHBHHB", 0xFF, 0xC0, 17, 8, 5, 7, 3) + bytes([1, 0x22, 0, 2, 0x11, 0, 3, 0x11, 0])
 SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data_prep import native_library
 from data_prep.convert import jpeg_headers
-from data_prep.convert.jpeg_header import read_jpeg_header
 from data_prep.errors import Fault
+from data_prep.jpeg.header import read_jpeg_header
 from data_prep.sources import local_listing
 from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, ends_of
 from data_prep.sources.image_folder import ImageFolder

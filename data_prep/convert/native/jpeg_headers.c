@@ -1,4 +1,4 @@
-/* What a JPEG's markers say of it, by the file's ends, many files in one call: `jpeg_header.py` in C.
+/* What a JPEG's markers say of it, by the file's ends, many files in one call: `data_prep/jpeg/header.py` in C.
  *
  * The answer goes one way: only the headers of plain files are told; Python reads the markers of all others. */
 #include "jpeg_bytes.h"

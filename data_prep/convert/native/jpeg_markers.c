@@ -46,7 +46,7 @@ static int read_huffman(const uint8_t *at, const uint8_t *end, Scan *scan)
     return 1;
 }
 
-/* The sampling factors that TurboJPEG has a name for: those of `jpeg_header.LUMA_SAMPLING`. */
+/* The sampling factors that TurboJPEG has a name for: those of `data_prep/jpeg/header.LUMA_SAMPLING`. */
 static int is_known_sampling(const Frame *frame)
 {
     int across = frame->horizontal[0], down = frame->vertical[0];
