@@ -10,12 +10,12 @@ from resnet_dist.config.base import Section
 
 
 class DivergenceConfig(Section):
-    """What to do with a step whose loss is no number, or too large."""
+    """What to do with a step whose loss is NaN or infinite, or too large."""
 
     action: Literal["stop", "skip"] = "stop"
     """stop: end the run. skip: go back to the last checkpoint and leave that step's global batch out."""
     max_loss: PositiveFloat | None = None
-    """A step's mean loss above this counts as diverged; null: only one that is no number does."""
+    """A step's mean loss above this counts as diverged; null: only NaN and infinity do."""
     max_skips: PositiveInt = 10
     """Give up after this many skipped steps."""
 

@@ -96,9 +96,8 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
                     return Stopped(stop.exit_code, result.step, prepared.storage.location)
                 if result.outcome == "diverged":
                     raise Fault(
-                        f"the training loss is not a number any more after step {result.step} of "
-                        f"{prepared.storage.location}; "
-                        "lower optim.lr or lengthen schedule.warmup, and give another --name"
+                        f"training diverged: {result.reason} ({prepared.storage.location}); lower optim.lr or lengthen "
+                        "schedule.warmup, and use a new --name"
                     )
                 finished = hand_over(recipe, profile, name, record, result)
                 status, reason = "FINISHED", "finished"

@@ -27,10 +27,15 @@ class Calibration:
 
 
 def calibration_row(logits: Tensor, labels: Tensor) -> Tensor:
-    """One batch: float64 [3 * NUM_BINS], (samples, sum of confidences, right) of every bin. `logits` [N, C]."""
-    confidence, answers = logits.double().softmax(dim=1).max(dim=1)
+    """One batch: float64 [3 * NUM_BINS], (samples, sum of confidences, right) of every bin. `logits` [N, C].
+
+    A sample with a NaN or infinite logit is wrong with confidence 0.
+    """
+    finite = logits.isfinite().all(dim=1)
+    confidence, answers = logits.double().where(finite[:, None], 0.0).softmax(dim=1).max(dim=1)
+    confidence = confidence.where(finite, 0.0)
     bins = (torch.ceil(confidence * NUM_BINS) - 1).clamp(0, NUM_BINS - 1).long()
-    columns = torch.stack([torch.ones_like(confidence), confidence, (answers == labels).double()], dim=1)
+    columns = torch.stack([torch.ones_like(confidence), confidence, ((answers == labels) & finite).double()], dim=1)
     return (
         torch.zeros((NUM_BINS, 3), dtype=torch.float64, device=logits.device).index_add_(0, bins, columns).reshape(-1)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from resnet_dist.training.calibration import NUM_BINS, Calibration, calibration_
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.precision import Precision
 
-_COUNTS = 4
+_COUNTS = 5
 """Columns of a batch besides its calibration."""
 
 
@@ -40,10 +41,18 @@ class Evaluation:
     num_top1: int
     num_top5: int
     loss_sum: float
+    num_not_finite: int = 0
+    """Samples with a NaN or infinite logit. None of them counts as right."""
     confusion: NDArray[np.int64] | None = None
-    """[num_classes, num_classes]: samples by true class and answer; None if it was not asked for."""
+    """[num_classes, num_classes]: samples by true class and answer, but for those that are not finite; None if it was
+    not asked for."""
     calibration: Calibration | None = None
     """None if it was not asked for."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits and the loss are finite numbers."""
+        return self.num_not_finite == 0 and math.isfinite(self.loss_sum)
 
     @property
     def top1(self) -> float:
@@ -86,8 +95,8 @@ def evaluate(
     classes, the confusion matrix and the calibration are counted too.
 
     The fixed batches [k * batch_size, (k + 1) * batch_size) are dealt to the workers whole. Each worker fills its rows
-    of a table of (samples, top-1, top-5, loss sum, calibration), a row a batch; the rows are summed in batch order, so
-    the sums are the same to the last bit whatever the number of workers.
+    of a table of (samples, top-1, top-5, loss sum, not finite, calibration), a row a batch; the rows are summed in
+    batch order, so the sums are the same to the last bit whatever the number of workers.
 
     Raises:
         Fault: the number of samples seen is not `num_samples`.
@@ -104,13 +113,15 @@ def evaluate(
             table[row, :_COUNTS] = _row(logits, batch.labels).cpu()
             if confusion_classes:
                 table[row, _COUNTS:] = calibration_row(logits, batch.labels).cpu()
-                pairs.append((batch.labels * confusion_classes + logits.argmax(dim=1)).cpu())
+                pair = batch.labels * confusion_classes + logits.argmax(dim=1)
+                pairs.append(pair[logits.isfinite().all(dim=1)].cpu())
     total = sum_over_workers(table).sum(dim=0)
     if int(total[0]) != num_samples:
         raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
     confusion = _confusion(pairs, confusion_classes) if confusion_classes else None
     calibration = calibration_of(total[_COUNTS:]) if confusion_classes else None
-    return Evaluation(int(total[0]), int(total[1]), int(total[2]), float(total[3]), confusion, calibration)
+    num_seen, num_top1, num_top5, num_not_finite = (int(total[column]) for column in (0, 1, 2, 4))
+    return Evaluation(num_seen, num_top1, num_top5, float(total[3]), num_not_finite, confusion, calibration)
 
 
 def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:
@@ -128,12 +139,13 @@ def sparse_json(confusion: NDArray[np.int64]) -> str:
 
 
 def _row(logits: Tensor, labels: Tensor) -> Tensor:
-    """(samples, top-1 correct, top-5 correct, summed loss) of one batch, float64."""
+    """(samples, top-1 correct, top-5 correct, summed loss, samples not finite) of one batch, float64."""
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    finite = logits.isfinite().all(dim=1)  # topk puts NaN first: a net that knows nothing would be right by chance
+    ranked = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]) & finite[:, None]
     loss = cross_entropy(logits, labels, reduction="none").double().sum()
     counts = torch.stack([torch.ones_like(labels).sum(), ranked[:, 0].sum(), ranked.any(dim=1).sum()])
-    return torch.cat([counts.double(), loss[None]])
+    return torch.cat([counts.double(), loss[None], (~finite).sum().double()[None]])
 
 
 @contextmanager

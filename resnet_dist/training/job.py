@@ -33,3 +33,5 @@ class WorkerResult:
     outcome: Outcome
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    """What was seen, of a run that diverged."""

@@ -8,6 +8,7 @@ be left and entered again at any step, on any number of workers, and goes on as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from functools import partial
 
@@ -41,7 +42,12 @@ def fit(run: Run) -> Outcome:
     while True:
         step = run.state.step
         if outcome is None and run.plan.evaluation_due(step) and run.state.evaluated_step < step:
-            run_evaluation(run)
+            if not run_evaluation(run):
+                if skip(run, step):
+                    continue
+                if run.saved_step < step and run.update.leaves_finite_state():
+                    save(run)  # resumed, it is evaluated again at once: no step is trained from here
+                return "diverged"
             if step < run.plan.last_step and anyone_asks_to_stop(run):
                 outcome = "stopped"
         due = bool(outcome) or run.save_wanted or run.plan.checkpoint_due(step)
@@ -64,7 +70,7 @@ def train_epoch(run: Run) -> Outcome | None:
         step = run.state.step
         stop, save_wished = run.ctx.stop_requested(), run.ctx.save_requested()
         if run.agreement.reached(stop or save_wished) or plan.window_ends(step):
-            is_broken = not run.update.leaves_finite_weights()
+            is_broken = not run.update.leaves_finite_state()
             lr = learning_rate(run, step - 1)
             window = run.window.close(lr, stop=stop, save=save_wished, next_step=step, is_broken=is_broken)
             if window.diverged_step is not None and skip(run, window.diverged_step):
@@ -72,6 +78,7 @@ def train_epoch(run: Run) -> Outcome | None:
             report(run, window, step)
             run.save_wanted |= window.save
             if window.diverged_step is not None:
+                run.diverged = what_diverged(window.diverged_step, step, run.recipe.train.divergence.max_loss)
                 return "diverged"
             if window.stop and step < plan.last_step:
                 return "stopped"
@@ -136,11 +143,19 @@ def skip(run: Run, step: int) -> bool:
         return False
     new = suspects(step, run.state.skipped, run.state.step) - run.state.skipped
     if not new:
-        return False  # the first weights were no numbers
+        return False  # the first weights were not finite
     skipped = run.state.skipped | new
     restore(run)
     run.state.skipped = skipped
     return True
+
+
+def what_diverged(diverged_step: int, next_step: int, max_loss: float | None) -> str:
+    """In words. `diverged_step` is `next_step` where the losses before it were finite and the weights no longer are."""
+    if diverged_step == next_step:
+        return f"the weights or batch norm's running statistics are not finite after step {next_step}"
+    limit = "" if max_loss is None else f" or above train.divergence.max_loss ({max_loss:g})"
+    return f"the training loss is not finite{limit} at step {diverged_step + 1}"
 
 
 def suspects(diverged_step: int, skipped: Collection[int], next_step: int) -> set[int]:
@@ -160,7 +175,8 @@ def suspects(diverged_step: int, skipped: Collection[int], next_step: int) -> se
     return found
 
 
-def run_evaluation(run: Run) -> None:
+def run_evaluation(run: Run) -> bool:
+    """Whether the net gave finite numbers; if not, the evaluation counts as not done and the run has diverged."""
     share_buffers(run.state.evaluated_net)
     if run.recipe.train.bn_statistics_steps and run.state.step == run.plan.last_step:
         average_statistics(run, run.recipe.train.bn_statistics_steps)
@@ -175,19 +191,27 @@ def run_evaluation(run: Run) -> None:
         precision=run.precision,
         confusion_classes=run.recipe.model.num_classes if run.state.step == run.plan.last_step else None,
     )
+    run.tracker.metrics(result.metrics(), run.state.step)
+    run.metrics.update(result.metrics())
+    if not result.is_finite:
+        run.diverged = (
+            f"the evaluation gave NaN or infinity at step {run.state.step} "
+            f"(for {result.num_not_finite} of {result.num_samples} samples)"
+        )
+        run.ctx.progress(run.state.step, run.metrics)
+        return False
     run.state.evaluated_step = run.state.step
     if run.recipe.schedule.kind == "plateau":
         run.state.plateau = run.state.plateau.after(result.top1_error, run.recipe.schedule)
-    run.tracker.metrics(result.metrics(), run.state.step)
     if result.confusion is not None:
         run.tracker.text(CONFUSION, sparse_json(result.confusion))
-    run.metrics.update(result.metrics())
     if run.ctx.rank == 0 and result.top1 > run.best_top1:
         run.best_top1 = result.top1
         with run.window.saving():
             net = copied(run.state.evaluated_net.state_dict())
             run.background.start(partial(keep_if_best, run.ctx.storage, net, card_of(run)))
     run.ctx.progress(run.state.step, run.metrics)
+    return True
 
 
 def anyone_asks_to_stop(run: Run) -> bool:
@@ -210,4 +234,5 @@ def save(run: Run) -> None:
 def card_of(run: Run) -> Card:
     """What is known of the run at the step where it stands."""
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
-    return Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), dict(run.metrics), files={})
+    metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}  # JSON has no NaN
+    return Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), metrics, files={})

@@ -30,7 +30,7 @@ class WindowResult:
     save: bool
     """Whether any worker was asked for a checkpoint."""
     diverged_step: int | None
-    """The first step of the window whose mean loss is no number or above the limit; the first step behind the window if
+    """The first step of the window whose mean loss is NaN or above the limit; the first step behind the window if
     all are well and the weights are not."""
     ranks: list[RankTimes]
     """Empty if every step of the window was skipped."""
@@ -97,7 +97,7 @@ class Window:
         self.restart_clock()
 
     def close(self, lr: float, *, stop: bool, save: bool, next_step: int = 0, is_broken: bool = False) -> WindowResult:
-        """`next_step`: the number of the step that comes next; `is_broken`: the weights are no numbers any more.
+        """`next_step`: the number of the step that comes next; `is_broken`: the state is no longer finite.
 
         One collective: sums all workers' tables, and starts the next window. All workers call it together.
 

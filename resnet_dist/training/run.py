@@ -56,6 +56,8 @@ class Run:
     """The newest value of every metric."""
     best_top1: float = -1.0
     """Percent; of the weights that this worker group has given to `best/`."""
+    diverged: str = ""
+    """What was seen, once training has diverged."""
     saved_step: int = -1
     save_wanted: bool = False
     """Whether a checkpoint is wanted besides those of the plan."""

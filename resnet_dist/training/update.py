@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -19,14 +21,21 @@ class Update:
         self._state = state
         self._clip_grad_norm = clip_grad_norm
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self._buffers = [buffer for buffer in state.net.buffers() if buffer.is_floating_point()]
 
     def scaled(self, loss: Tensor) -> Tensor:
         """What the backward pass is to start from."""
         return self._state.scaler.scale(loss)
 
-    def leaves_finite_weights(self) -> bool:
-        """Waits for the device. A step's loss is computed before its update, so it does not tell what that did."""
-        return bool(get_total_norm([parameter.detach() for parameter in self._parameters]).isfinite())
+    def leaves_finite_state(self) -> bool:
+        """Whether weights and batch norm's running statistics are finite. Waits for the device.
+
+        A step's loss is computed before its update, and in training from the batch's own statistics: it tells neither.
+        """
+        weights = get_total_norm([parameter.detach() for parameter in self._parameters])
+        # The greatest of them, not the root of their squares: a variance of 1e20 is bad but a number.
+        statistics = get_total_norm(self._buffers, norm_type=math.inf) if self._buffers else weights
+        return bool(weights.isfinite() & statistics.isfinite())
 
     def apply(self, lr: float, *, measure: bool) -> Tensor | None:
         """One optimizer step with rate `lr`.

@@ -38,7 +38,7 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
         outcome = fit(run)
         run.background.wait()
         ctx.settle()  # while the watchdog still looks: Ray waits for what is left without a limit
-        return WorkerResult(outcome, run.state.step, run.metrics)
+        return WorkerResult(outcome, run.state.step, run.metrics, run.diverged)
 
 
 def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:

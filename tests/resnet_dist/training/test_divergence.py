@@ -1,4 +1,4 @@
-"""A step whose loss is no number: the run ends, or goes back and leaves that global batch out, by recipe."""
+"""NaN and infinity in training and in evaluation: the run ends, or goes back and leaves a step out, by recipe."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn import BatchNorm2d
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.recipe_train import DivergenceConfig
@@ -36,7 +37,7 @@ BAD_STEP = 6  # the third step of the second epoch
 
 
 class Poisoned(small.Memory):
-    """Gives images that are no numbers in one micro-batch of BAD_STEP."""
+    """Gives NaN images in one micro-batch of BAD_STEP."""
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         per_step = small.recipe("fp32", "fast").train.num_micro_batches
@@ -48,17 +49,35 @@ class Poisoned(small.Memory):
             yield batch
 
 
+class NanInValidation(small.Memory):
+    """Gives NaN images in the second evaluation, and only there."""
+
+    num_epochs = 0
+
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        self.num_epochs += 1
+        for batch in super().epoch(epoch, sample_ids):
+            if self.num_epochs == 2:
+                batch.images = torch.full(batch.images.shape, math.nan)
+            yield batch
+
+
 def train(
-    folder: Path, divergence: dict[str, Any], loader: Any, broken_step: int | None = None
+    folder: Path,
+    divergence: dict[str, Any],
+    loader: Any,
+    broken_step: int | None = None,
+    val: Any = None,
+    fitting: Any = fit,
 ) -> tuple[str, Run, Any]:
-    """`broken_step`: the gradient of this step is no number, its loss is."""
+    """`broken_step`: the gradient of this step is NaN, its loss is not."""
     folder.mkdir()
     recipe: Recipe = small.recipe("fp32", "fast")
     config = recipe.train.model_copy(update={"divergence": DivergenceConfig.model_validate(divergence)})
     recipe = recipe.model_copy(update={"train": config})
     plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=2, save_first=True)
     job = Job(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1)
-    val, points = small.Memory(small.NUM_VAL, 10, seed=2), small.Points()
+    val, points = val or small.Memory(small.NUM_VAL, 10, seed=2), small.Points()
     run = assemble(
         job, LocalContext(FolderStorage(folder)), points, Samples(loader, small.NUM_TRAIN), Samples(val, small.NUM_VAL)
     )
@@ -70,7 +89,7 @@ def train(
         return apply(lr, measure=measure)
 
     run.update.apply = broken  # type: ignore[method-assign]
-    return fit(run), run, points
+    return fitting(run), run, points
 
 
 def losses(points: Any) -> dict[int, float]:
@@ -148,6 +167,49 @@ def test_a_resumed_run_remembers_what_was_skipped(tmp_path: Path) -> None:
     run.state.skipped = set()
     restore(run)
     assert (run.state.step, run.state.skipped) == (12, {BAD_STEP})
+
+
+def test_nan_in_an_evaluation_ends_the_run_with_a_checkpoint_and_says_so(tmp_path: Path) -> None:
+    """The state is finite, so it is saved, and a repeated command evaluates it again before it trains a step."""
+    val = NanInValidation(small.NUM_VAL, 10, seed=2)
+    outcome, run, points = train(tmp_path / "run", {}, small.Memory(small.NUM_TRAIN, 4, seed=1), val=val)
+    assert (outcome, run.state.step, run.saved_step, run.state.evaluated_step) == ("diverged", 8, 8, 4)
+    assert run.diverged == "the evaluation gave NaN or infinity at step 8 (for 37 of 37 samples)"
+    evaluations = {step: row for step, row in points.rows if "val/top1" in row}
+    assert (evaluations[8]["val/top1"], math.isnan(evaluations[8]["val/loss"])) == (0.0, True)
+    assert fit(run) == "finished"  # the second look finds numbers
+
+
+def test_nan_in_an_evaluation_is_skipped_where_the_recipe_says_so(tmp_path: Path) -> None:
+    val = NanInValidation(small.NUM_VAL, 10, seed=2)
+    policy = {"action": "skip"}
+    outcome, run, _ = train(tmp_path / "run", policy, small.Memory(small.NUM_TRAIN, 4, seed=1), val=val)
+    assert (outcome, run.state.step, run.state.skipped) == ("finished", 12, {7})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_batch_norms_statistics_are_looked_at_too(tmp_path: Path, value: float) -> None:
+    """They are written in training and read in evaluation: no training loss shows them."""
+
+    class Breaking(small.Memory):
+        def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+            for number, batch in enumerate(super().epoch(epoch, sample_ids)):
+                if (epoch, number) == (1, 8):
+                    next(norm for norm in norms() if isinstance(norm, BatchNorm2d)).running_var.fill_(value)
+                yield batch
+
+    made: list[Run] = []
+
+    def norms() -> Any:
+        return made[0].state.net.modules()
+
+    def keep(run: Run) -> str:
+        made.append(run)
+        return fit(run)
+
+    outcome, run, _ = train(tmp_path / "run", {}, Breaking(small.NUM_TRAIN, 4, seed=1), fitting=keep)
+    assert (outcome, run.saved_step) == ("diverged", 4)
+    assert run.diverged == "the weights or batch norm's running statistics are not finite after step 6"
 
 
 @pytest.fixture(autouse=True)
