@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -14,12 +15,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from resnet_dist.config.profile import Profile
+from resnet_dist.config.read_yaml import MAX_TEXT_BYTES, parse_value, parse_yaml
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.recipe_model import ModelConfig
 from resnet_dist.config.space import COORDINATES, Space
 from resnet_dist.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
+_MAX_MISTAKES_SHOWN = 20
+_MAX_QUOTED = 120
+"""Characters of a file's own text within a message."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -56,7 +61,10 @@ def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[st
     try:
         space = Space.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_describe(Space, detail) for detail in error.errors()] + mistakes
+        _require_kind(Space, where, tree)
+        mistakes = _described(Space, error) + mistakes
+    except RecursionError:
+        mistakes = ["is nested too deeply"]
     if mistakes:
         raise UserError(f"{where}: {_enumerate(mistakes)}")
     return space
@@ -90,7 +98,7 @@ def recipe_from_tree(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> R
     try:
         return Recipe.model_validate(copied)
     except ValidationError as error:
-        raise ValueError(_enumerate([_describe(Recipe, detail) for detail in error.errors()])) from None
+        raise ValueError(_enumerate(_described(Recipe, error))) from None
 
 
 def unknown_recipe_key(path: str) -> str | None:
@@ -113,14 +121,24 @@ def load_as(schema: type[S], path: Path) -> S:
     return _load(schema, path, ())
 
 
-def recipe_from_yaml(text: str) -> Recipe:
-    """A resolved recipe as `to_yaml` wrote it."""
-    return Recipe.model_validate(yaml.safe_load(text))
+def recipe_from_yaml(text: str, where: str) -> Recipe:
+    """A resolved recipe as `to_yaml` wrote it. Raises UserError, which begins with `where`."""
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return recipe_of(tree, where)
+
+
+def recipe_of(tree: Any, where: str) -> Recipe:
+    """A recipe from plain data, a checkpoint's for example. Raises UserError, which begins with `where`."""
+    return _validated(Recipe, where, tree)
 
 
 def read_model_name(path: Path) -> str:
     """The net of a recipe, whatever version of the schema wrote it. Raises UserError."""
-    name = _read_mapping(path).get("model", {}).get("name")
+    model = _read_mapping(path).get("model")
+    name = model.get("name") if isinstance(model, dict) else None
     if not isinstance(name, str):
         raise UserError(f"{path}: model.name is missing")
     return name
@@ -157,38 +175,38 @@ def _validated(schema: type[S], where: Path | str, tree: Any) -> S:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_describe(schema, detail) for detail in error.errors()]
-        raise UserError(f"{where}: {_enumerate(mistakes)}") from None
+        _require_kind(schema, where, tree)
+        raise UserError(f"{where}: {_enumerate(_described(schema, error))}") from None
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deeply") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """safe_load, but a key written twice is an error: PyYAML silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+def _require_kind(schema: type[BaseModel], where: Path | str, tree: Any) -> None:
+    """UserError if the file is one of another kind, by its top-level keys: one sentence instead of all its keys."""
+    kinds: dict[str, type[BaseModel]] = {"recipe": Recipe, "profile": Profile, "search space": Space}
+    keys = {str(key) for key in tree} if isinstance(tree, Mapping) else set()
+    known = {kind: len(keys & set(model.model_fields)) for kind, model in kinds.items()}
+    expected = next((kind for kind, model in kinds.items() if model is schema), None)
+    likely = max(known, key=lambda kind: known[kind])
+    if expected is not None and known[likely] > 2 * known[expected]:
+        raise UserError(f"{where}: this is a {likely}, a {expected} is expected here")
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+        tree = parse_yaml(content.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file (expected YAML in UTF-8)") from None
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    if odd := [key for key in tree if not isinstance(key, str)]:
+        raise UserError(f"{path}: the key {_quoted(odd[0])} is not a name; quote it or give it another")
     return tree
 
 
@@ -196,15 +214,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"--set {override}: expected key.path=value, for example optim.lr=0.05")
+        raise UserError(f"--set {_cut(override)}: expected key.path=value, for example optim.lr=0.05")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
-    try:
-        _set(tree, keys, value)
+        _set(tree, keys, parse_value(text))
     except ValueError as error:
-        raise UserError(f"--set {override}: {error}") from None
+        raise UserError(f"--set {_cut(override)}: {error}") from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."
 
 
 def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -219,12 +237,33 @@ def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 def _enumerate(mistakes: Sequence[str]) -> str:
     if len(mistakes) == 1:
         return mistakes[0]
-    return f"{len(mistakes)} mistakes: " + "; ".join(f"({i}) {m}" for i, m in enumerate(mistakes, 1))
+    shown = "; ".join(f"({i}) {m}" for i, m in enumerate(mistakes[:_MAX_MISTAKES_SHOWN], 1))
+    more = len(mistakes) - _MAX_MISTAKES_SHOWN
+    return f"{len(mistakes)} mistakes: {shown}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _quoted(value: Any) -> str:
+    """As Python writes it, cut: what is quoted may be a text of any length or a list of lists."""
+    short = Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxtuple = 2, 4, 4, 4
+    short.maxstring = short.maxother = short.maxlong = 80
+    return _cut(short.repr(value))
+
+
+def _described(schema: type[BaseModel], error: ValidationError) -> list[str]:
+    """Each mistake in words; the valid keys of a section once."""
+    mistakes: list[str] = []
+    told: set[str] = set()
+    for detail in error.errors():
+        mistake, hint, valid = _describe(schema, detail).partition("valid keys here: ")
+        mistakes.append(f"{mistake}{hint}{valid}" if valid not in told else mistake.rstrip("; "))
+        told |= {valid} if valid else set()
+    return mistakes
 
 
 def _describe(schema: type[BaseModel], detail: ErrorDetails) -> str:
     section, path = _locate(schema, detail["loc"])
-    where = ".".join(path) or "the file"
+    where = ".".join(map(_cut, path)) or "the file"
     if detail["type"] == "extra_forbidden":
         valid = sorted(section.model_fields) if section else []
         near = difflib.get_close_matches(path[-1], valid, n=1)
@@ -240,7 +279,7 @@ def _describe(schema: type[BaseModel], detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     if detail["type"] == "value_error":
         return f"{where}: {message}"
-    return f"{where}: {message}, got {detail['input']!r}"
+    return f"{where}: {message}, got {_quoted(detail['input'])}"
 
 
 def _locate(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

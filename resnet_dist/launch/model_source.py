@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from resnet_dist.config.loading import recipe_from_yaml
+from resnet_dist.config.loading import recipe_from_yaml, recipe_of
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.errors import UserError
 from resnet_dist.models.classifier import ImageClassifier
@@ -59,7 +59,7 @@ def _from_checkpoint(location: str) -> TrainedModel:
             raise UserError(
                 f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
             )
-        recipe = Recipe.model_validate(found.card.recipe)
+        recipe = recipe_of(found.card.recipe, location)
         weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
     return TrainedModel(location, recipe, _classifier(recipe, weights), None)
 
@@ -69,7 +69,7 @@ def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
     graph, metadata = load_classifier(uri, tracking_uri=tracking_uri)
     if "recipe" not in metadata:
         raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe")
-    recipe = recipe_from_yaml(metadata["recipe"])
+    recipe = recipe_from_yaml(metadata["recipe"], uri)
     return TrainedModel(uri, recipe, _classifier(recipe, _net_weights(graph)), tuple(metadata["class_names"]))
 
 

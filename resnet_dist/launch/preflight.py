@@ -27,7 +27,7 @@ from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest
 from resnet_dist.training.job import Job
 from resnet_dist.training.plan import RunPlan, plan_run
 
-RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     """Checks everything that needs no cluster; touches no GPU and starts nothing. Raises UserError."""
-    if not RUN_NAME.match(name):
+    if not RUN_NAME.fullmatch(name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
     require_micro_batch_each(recipe, profile)
     require_compatible(recipe, profile)

@@ -26,7 +26,7 @@ from resnet_dist.storage.base import RunStorage
 CARD = "checkpoint.json"
 STATE = "state.pt"
 SCHEMA_VERSION = 1
-_NAME = re.compile(r"^epoch=(\d{3,})-step=(\d{8,})$")
+_NAME = re.compile(r"epoch=(\d{3,})-step=(\d{8,})", re.ASCII)
 _MAX_CHANGES_SHOWN = 8
 _OF_THE_MEDIUM = (errno.EIO,)
 """What a disk says of its own bad places; everything else may pass."""
@@ -64,7 +64,7 @@ def checkpoint_name(epoch: int, step: int) -> str:
 
 def step_of(name: str) -> int | None:
     """The step in a checkpoint's name, or None if it is no checkpoint's name."""
-    match = _NAME.match(name)
+    match = _NAME.fullmatch(name)
     return int(match.group(2)) if match else None
 
 

@@ -60,7 +60,7 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     Raises UserError with every mistake of one kind at once.
     """
     space = load_space(file, overrides)
-    if not RUN_NAME.match(name):
+    if not RUN_NAME.fullmatch(name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
     ledgers = profile.sweeps or profile.storage
     if is_url(ledgers):

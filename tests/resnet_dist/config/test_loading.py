@@ -103,7 +103,7 @@ def test_bad_overrides(recipe_file: Path, override: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("seed: 1\nseed: 2\n", "'seed' stands twice"),
+        ("seed: 1\nseed: 2\n", "'seed' is there twice"),
         ("- a\n", "expected a mapping"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -121,7 +121,7 @@ def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
 
 def test_resolved_yaml_loads_to_an_equal_recipe_and_hash(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
-    again = recipe_from_yaml(to_yaml(recipe))
+    again = recipe_from_yaml(to_yaml(recipe), "a checkpoint")
     assert again == recipe
     assert recipe_hash(again) == recipe_hash(recipe)
 

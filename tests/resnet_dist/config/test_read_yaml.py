@@ -1,0 +1,204 @@
+"""YAML from strangers: read, or refused in one line; never a traceback, a hang, or memory without end."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from resnet_dist.config.loading import load_profile, load_recipe, load_space, recipe_of
+from resnet_dist.config.read_yaml import parse_value, parse_yaml
+from resnet_dist.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+RECIPE = (ROOT / "resnet_dist/recipes/digits_resnet20.yaml").read_text()
+PROFILE = (ROOT / "cluster/profiles/laptop.yaml").read_text()
+SPACE = (ROOT / "tune_spaces/lr_wd_grid.yaml").read_text()
+LOADERS: dict[str, Callable[[Path], object]] = {RECIPE: load_recipe, PROFILE: load_profile, SPACE: load_space}
+
+
+def alias_bomb(levels: int) -> str:
+    return "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, levels))
+
+
+def merge_bomb(levels: int) -> str:
+    return "a0: &a0 {k: v}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, levels))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 2026-13-99", "month must be in 1..12"),
+        ("seed: !!int xyz", "invalid literal"),
+        (f"seed: {'1' * 5000}", "4300 digits"),
+        ("a: " + "[" * 2000 + "]" * 2000, "levels within one another"),
+        ("a: " + "{b: " * 40 + "1" + "}" * 40, "levels within one another"),
+        ("? [a]\n: 1", "a key is a list or mapping"),
+        (alias_bomb(60), "more than 100,000 values"),
+        (merge_bomb(60), "more than 100,000 values"),
+        ("a: &a [*a]", "an alias refers to what it is in"),
+        ("a: 1\na: 2", "'a' is there twice"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("a: !!binary é", "not valid YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("--- 1\n--- 2", "expected a single document"),
+        ('a: "\\x1b[31m"', "control character"),
+        ('"\\0": 1', "control character"),
+        ("a: \x07", "not valid YAML"),
+        ("x" * (1 << 20) + "x", "larger than 1 MiB"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_short_line(text: str, told: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_yaml(text)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1.5", 1.5),
+        ("null", None),
+        ("", None),
+        ("true", True),
+        ("[1, 2]", [1, 2]),
+        ("{kind: step}", {"kind": "step"}),
+        ("'3'", "3"),
+        ('"a b"', "a b"),
+        ("/x/runs #2", "/x/runs #2"),
+        ("#2", "#2"),
+        ("a: b", "a: b"),
+        ("C:\\runs", "C:\\runs"),
+        ("*", "*"),
+        ("!!int 3", "!!int 3"),
+        ("&a 3", "&a 3"),
+        ("- 3", "- 3"),
+        ("%2F", "%2F"),
+        ("sqlite:///a b.db", "sqlite:///a b.db"),
+        ("@x", "@x"),
+        ("|", "|"),
+    ],
+)
+def test_a_value_on_the_command_line_is_what_was_typed(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20))
+def test_any_value_is_itself_or_refused(text: str) -> None:
+    with suppress(ValueError):
+        value = parse_value(text)
+        assert not isinstance(value, str) or value == text.strip() or text.strip()[0] in "\"'"
+
+
+def readable(path: Path, load: Callable[[Path], object]) -> None:
+    told = ""
+    try:
+        load(path)
+    except UserError as error:
+        told = str(error)
+    assert "\n" not in told
+    assert len(told) < 12_000
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
+TREES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+@example(data=None)
+def test_any_change_of_a_file_is_read_or_refused_in_one_line(tmp_path: Path, data: Any) -> None:
+    """A key of a good recipe, profile or space gets any value whatever, or some of its characters change."""
+    path = tmp_path / "file.yaml"
+    if data is None:
+        path.write_bytes(b"\xff\xfe\x00")
+        readable(path, load_recipe)
+        return
+    text = data.draw(st.sampled_from(list(LOADERS)))
+    if data.draw(st.booleans()):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(start + 30, len(text))))
+        path.write_text(text[:start] + data.draw(st.text(max_size=5)) + text[end:], errors="surrogatepass")
+    else:
+        tree = yaml.safe_load(text)
+        node = tree
+        while True:
+            key = data.draw(st.sampled_from(sorted(node)))
+            if not isinstance(node[key], dict) or data.draw(st.booleans()):
+                break
+            node = node[key]
+        node[key] = data.draw(TREES)
+        path.write_text(yaml.safe_dump(tree, allow_unicode=True), errors="surrogatepass")
+    readable(path, LOADERS[text])
+
+
+@pytest.mark.parametrize("tree", [None, 3, [], {}, {"seed": [[]]}, {"model": {"name": None}}, {"data": {"train": 1}}])
+def test_a_checkpoint_with_another_thing_than_a_recipe_is_refused(tree: object) -> None:
+    with pytest.raises(UserError, match=r"^runs/r/epoch=1: "):
+        recipe_of(tree, "runs/r/epoch=1")
+
+
+def test_what_is_quoted_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE + alias_bomb(12).replace("a11", "optim") + f"x{'y' * 5000}: 1\n" + f"seeds: {'z' * 5000}\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert len(str(caught.value)) < 4000
+
+
+def test_a_file_of_another_kind_is_named_as_such() -> None:
+    recipe, profile = ROOT / "resnet_dist/recipes/digits_resnet20.yaml", ROOT / "cluster/profiles/laptop.yaml"
+    space = ROOT / "tune_spaces/lr_wd_grid.yaml"
+    for path, load, told in (
+        (recipe, load_profile, "this is a recipe, a profile is expected here"),
+        (profile, load_recipe, "this is a profile, a recipe is expected here"),
+        (space, load_recipe, "this is a search space, a recipe is expected here"),
+        (recipe, load_space, "this is a recipe, a search space is expected here"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert str(caught.value) == f"{path}: {told}"
+
+
+def test_valid_keys_are_listed_once(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, ["optim.a=1", "optim.b=1", "optim.lrr=1"])
+    assert str(caught.value).count("clip_grad_norm") == 1
+    assert "did you mean lr?" in str(caught.value)
+
+
+def test_bombs_take_no_memory(tmp_path: Path) -> None:
+    """In a process of 400 MB of address space beyond what Python itself takes."""
+    path = tmp_path / "bomb.yaml"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from resnet_dist.config.loading import load_recipe; from resnet_dist.errors import UserError\n"
+        "try: load_recipe(Path(sys.argv[1]))\n"
+        "except UserError as error: print(len(str(error)))\n"
+    )
+    limit = 1 << 30
+    for bomb in (alias_bomb(40), merge_bomb(40)):
+        path.write_text(bomb)
+        done = subprocess.run(
+            [sys.executable, "-c", code, path],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert int(done.stdout) < 500
