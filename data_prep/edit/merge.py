@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.beton.class_names import difference
 from data_prep.beton.digest import combine
 from data_prep.beton.manifest import Manifest
 from data_prep.edit.copy_samples import Chosen, Input, copy_samples, open_input
@@ -33,15 +34,14 @@ def merge(betons: Sequence[Path], output: Path, on_written: Callable[[int, int],
 def _require_same_classes(inputs: Sequence[Input]) -> None:
     first = inputs[0]
     for other in inputs[1:]:
-        mine, theirs = first.manifest.class_names, other.manifest.class_names
-        if mine != theirs:
-            where = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
-            what = (
-                f"{len(mine)} and {len(theirs)} of them"
-                if where is None
-                else f"class {where} is {mine[where]} in the first, {theirs[where]} in the other"
-            )
+        differ = difference(
+            first.manifest.class_names,
+            other.manifest.class_names,
+            str(first.reader.path),
+            str(other.reader.path),
+        )
+        if differ is not None:
             raise UserError(
-                f"{first.reader.path} and {other.reader.path}: have different classes ({what}), so their labels do not "
-                "mean the same; convert them with the same class folders"
+                f"merge: the betons have different classes, so their labels do not mean the same: {differ}; convert "
+                "them with the same class folders"
             )

@@ -65,5 +65,5 @@ def _cards(storage: RunStorage, identity: Identity) -> dict[str, Card]:
     names = [f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP))]
     cards = {name: glance(storage, name) for name in names}
     return {
-        name: card for name, card in cards.items() if card and card.identity == identity and _METRIC in card.metrics
+        name: card for name, card in cards.items() if card and card.identity.is_of(identity) and _METRIC in card.metrics
     }

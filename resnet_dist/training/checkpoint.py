@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import xxhash
 
+from data_prep.beton.class_names import difference
 from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
@@ -43,6 +44,14 @@ class Identity:
     recipe_hash: str
     data_digest: str
     """Digests of the train and the val beton."""
+    class_names: tuple[str, ...] = ()
+    """By label; empty: written before checkpoints kept them."""
+
+    def is_of(self, other: Identity) -> bool:
+        """Whether both are of one run; class names that one side does not know are not compared."""
+        same = (self.recipe_hash, self.data_digest) == (other.recipe_hash, other.data_digest)
+        known = self.class_names and other.class_names
+        return same and (not known or self.class_names == other.class_names)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,10 @@ def glance(storage: RunStorage, name: str) -> Card | None:
 def _parse(raw: dict[str, Any], where: str) -> Card:
     if raw["schema_version"] != SCHEMA_VERSION:
         raise Damaged(f"{where}: checkpoint schema {raw['schema_version']}, this version reads {SCHEMA_VERSION}")
-    return Card(**{**raw, "identity": Identity(**raw["identity"])})
+    names = raw["identity"].get("class_names", [])
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("class_names is no list of names")
+    return Card(**{**raw, "identity": Identity(**{**raw["identity"], "class_names": tuple(names)})})
 
 
 def load_state(directory: Path, device: torch.device) -> dict[str, Any]:
@@ -200,10 +212,18 @@ def require_same(found: Card, expected: Identity, recipe: Recipe, where: str) ->
             f"{where}: this run began with another recipe: {differs or 'no key that this version knows'} "
             f"(hash {found.identity.recipe_hash} -> {expected.recipe_hash}); use a new --name, or undo the change"
         )
+    names, theirs = found.identity.class_names, expected.class_names
+    differ = difference(names, theirs, "the run", "data_root") if names and theirs else None
     if found.identity.data_digest != expected.data_digest:
         raise UserError(
             f"{where}: this run was trained on data {found.identity.data_digest}, data_root now holds "
-            f"{expected.data_digest}; use a new --name, or the data that the run began with"
+            f"{expected.data_digest}{f' ({differ})' if differ else ''}; use a new --name, or the data that the run "
+            "began with"
+        )
+    if differ:
+        raise UserError(
+            f"{where}: data_root holds this run's images under other class names: {differ}; use a new --name, or the "
+            "manifests that the run began with"
         )
 
 

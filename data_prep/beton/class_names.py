@@ -1,0 +1,47 @@
+"""Where two lists of class names differ. A label is a place in such a list, so labels mean the same only if all agree."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+_MAX_SHOWN = 60
+"""Characters of a name in a message."""
+
+
+def difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
+    """In words, the first label at which the two lists differ; None if they are equal.
+
+    `in_first`, `in_second`: where each is from, as "runs/demo".
+    """
+    if tuple(first) == tuple(second):
+        return None
+    label = next((k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    one, other = _shown(first, label), _shown(second, label)
+    if label < min(len(first), len(second)) and _look_alike(first[label], second[label]):
+        one, other = _spelled(first[label], second[label])
+    if len(first) != len(second):
+        in_first, in_second = f"{in_first} ({len(first)} classes)", f"{in_second} ({len(second)} classes)"
+    order = "; the names are the same, their order is not" if sorted(first) == sorted(second) else ""
+    return f"class {label} is {one} in {in_first}, {other} in {in_second}{order}"
+
+
+def _shown(names: Sequence[str], label: int) -> str:
+    if label >= len(names):
+        return "missing"
+    name = names[label]
+    return repr(name if len(name) <= _MAX_SHOWN else f"{name[: _MAX_SHOWN - 1]}…")
+
+
+def _look_alike(one: str, other: str) -> bool:
+    """Where the difference would not be seen: spaces, the same letter as other code points, a late place."""
+    one, other = (unicodedata.normalize("NFKC", name).strip() for name in (one, other))
+    return one[: _MAX_SHOWN - 1] == other[: _MAX_SHOWN - 1]
+
+
+def _spelled(one: str, other: str) -> tuple[str, str]:
+    """From a little before the place where they differ, with escapes for whatever is not ASCII."""
+    place = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(0, place - _MAX_SHOWN // 2)
+    dots = "…" if start else ""
+    return f"{dots}{ascii(one[start : start + _MAX_SHOWN])}", f"{dots}{ascii(other[start : start + _MAX_SHOWN])}"
