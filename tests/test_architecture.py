@@ -94,7 +94,12 @@ WALLS = {
     "resnet_dist.models": ("resnet_dist.errors",),
     "resnet_dist.data": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton"),
     "resnet_dist.storage": ("resnet_dist.errors", "data_prep.beton.files"),
-    "resnet_dist.tracking": ("resnet_dist.errors", "resnet_dist.storage", "data_prep.beton.files"),
+    "resnet_dist.tracking": (
+        "resnet_dist.errors",
+        "resnet_dist.storage",
+        "data_prep.beton.files",
+        "data_prep.beton.class_names",
+    ),
     "resnet_dist.training": (
         "resnet_dist.errors",
         "resnet_dist.accelerators",

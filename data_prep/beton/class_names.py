@@ -1,4 +1,4 @@
-"""Where two lists of class names differ. A label is a place in such a list, so labels mean the same only if all agree."""
+"""Where two lists of class names differ: a label is a place in such a list, and means the same only if they agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def difference(first: Sequence[str], second: Sequence[str], in_first: str, in_se
     """
     if tuple(first) == tuple(second):
         return None
-    label = next((k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    label = _first_unequal(first, second)
     one, other = _shown(first, label), _shown(second, label)
     if label < min(len(first), len(second)) and _look_alike(first[label], second[label]):
         one, other = _spelled(first[label], second[label])
@@ -41,7 +41,12 @@ def _look_alike(one: str, other: str) -> bool:
 
 def _spelled(one: str, other: str) -> tuple[str, str]:
     """From a little before the place where they differ, with escapes for whatever is not ASCII."""
-    place = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    start = max(0, place - _MAX_SHOWN // 2)
+    start = max(0, _first_unequal(one, other) - _MAX_SHOWN // 2)
     dots = "…" if start else ""
-    return f"{dots}{ascii(one[start : start + _MAX_SHOWN])}", f"{dots}{ascii(other[start : start + _MAX_SHOWN])}"
+    return f"{dots}{one[start : start + _MAX_SHOWN]!a}", f"{dots}{other[start : start + _MAX_SHOWN]!a}"
+
+
+def _first_unequal(first: Sequence[str], second: Sequence[str]) -> int:
+    """The first place at which the two differ; the end of the shorter one, if none before does."""
+    shorter = min(len(first), len(second))
+    return next((k for k in range(shorter) if first[k] != second[k]), shorter)

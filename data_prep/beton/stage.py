@@ -46,12 +46,14 @@ def stage(
     staged = staged_path(source, manifest, folder)
     place = staged.parent
     if _is_staged(staged, manifest):
+        _bring_manifest_up_to_date(staged, manifest)
         return staged
     try:
         place.mkdir(parents=True, exist_ok=True)
         with _locked(place / "lock", wait_limit_s, check):
             if not _is_staged(staged, manifest):
                 _copy(str(source), staged, manifest, on_copied)
+        _bring_manifest_up_to_date(staged, manifest)
     except FileNotFoundError:
         raise UserError(f"{source}: does not exist, though its manifest does") from None
     except OSError as error:
@@ -86,6 +88,12 @@ def _is_staged(staged: Path, manifest: Manifest) -> bool:
     if not manifest_path(staged).exists() or not staged.exists():
         return False
     return read_manifest(staged).digest == manifest.digest and staged.stat().st_size == manifest.beton_bytes
+
+
+def _bring_manifest_up_to_date(staged: Path, manifest: Manifest) -> None:
+    """What a manifest says besides the digest, as the names of the classes, may change while the beton stays."""
+    if read_manifest(staged) != manifest:
+        write_manifest(staged, manifest)
 
 
 @contextmanager

@@ -57,6 +57,14 @@ def evaluate(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; with GPUs, one each.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads of each.")] = 1,
+    ignore_class_names: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-class-names",
+            help="Take class k of the data for class k of the net, whatever their names. Without it, other names or "
+            "another order are refused.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint or a logged model, or the average of several, exactly: every sample once.
@@ -81,7 +89,10 @@ def evaluate(
         tracking_uri=uri,
         num_threads=threads,
         num_workers=workers,
+        ignore_class_names=ignore_class_names,
     )
+    for warning in evaluated.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     metrics = evaluated.metrics()
     if as_json:
         typer.echo(json.dumps(metrics, sort_keys=True))

@@ -22,7 +22,9 @@ def export(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.beton", help="Has a checkpoint's class names, and images for the check."),
+        typer.Option(
+            metavar="FILE.beton", help="Images for the check, of the net's classes. Without it: made-up ones."
+        ),
     ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")
@@ -39,4 +41,6 @@ def export(
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)
+    if done.warning:
+        typer.echo(f"warning: {done.warning}", err=True)
     typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the net's own")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 
+from data_prep.beton.class_names import difference
 from data_prep.beton.manifest import Manifest, load_manifest
 from resnet_dist.errors import UserError
 from resnet_dist.training.job import Job
+
+NO_CLASS_NAMES = "keeps no class names (an earlier version wrote it), so they are not compared with the data's"
+_SHOWN = 3
+"""Classes named in a message."""
 
 
 def data_digest(train: Manifest, val: Manifest) -> str:
@@ -19,11 +26,60 @@ def short(digest: str) -> str:
     return digest.partition(":")[2][:16]
 
 
+def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:
+    """UserError, with the first label that differs and the classes that one of the two lacks."""
+    differ = difference(train.class_names, val.class_names, "train.beton", "val.beton")
+    if differ is None:
+        return
+    lacks = [
+        f"{beton} has no {_some([name for name in names if name not in set(others)])}; "
+        for beton, names, others in (
+            ("val.beton", train.class_names, val.class_names),
+            ("train.beton", val.class_names, train.class_names),
+        )
+        if set(names) - set(others)
+    ]
+    raise UserError(
+        f"{folder}: a label does not mean the same in both betons: {''.join(lacks)}{differ}; convert both with one "
+        "list of classes"
+    )
+
+
+def require_classes_of(
+    model: str, class_names: tuple[str, ...] | None, manifest: Manifest, beton: Path, way_out: str
+) -> str | None:
+    """UserError if the data's classes are not the model's, in its order; a warning if the model knows none (None)."""
+    if class_names is None:
+        return f"{model}: {NO_CLASS_NAMES}"
+    differ = difference(class_names, manifest.class_names, model, str(beton))
+    if differ is not None:
+        raise UserError(f"{beton}: is not of the model's classes: {differ}; {way_out}")
+    return None
+
+
+def empty_classes(manifest: Manifest, beton: str) -> str | None:
+    """A warning that names the classes without images; None if every class has some."""
+    empty = [name for name, count in zip(manifest.class_names, manifest.class_counts, strict=True) if not count]
+    return f"{beton}: has no images of {_some(empty)}" if empty else None
+
+
 def require_same_data(job: Job) -> None:
-    """UserError if this machine's betons are not those that the driver found."""
-    here = data_digest(load_manifest(job.train_beton), load_manifest(job.val_beton))
+    """UserError if this machine's betons are not those that the driver found, or name their classes otherwise."""
+    train, val = load_manifest(job.train_beton), load_manifest(job.val_beton)
+    here = data_digest(train, val)
+    where = f"{socket.gethostname()}: {job.train_beton.parent}"
     if here != job.identity.data_digest:
         raise UserError(
-            f"{socket.gethostname()}: {job.train_beton.parent} holds data {here}, the run is of "
-            f"{job.identity.data_digest}; put the same betons on all nodes"
+            f"{where} holds data {here}, the run is of {job.identity.data_digest}; put the same betons on all nodes"
         )
+    if not job.identity.class_names:
+        return
+    for manifest in (train, val):
+        differ = difference(manifest.class_names, job.identity.class_names, "this node's betons", "the run")
+        if differ is not None:
+            raise UserError(f"{where} has other class names: {differ}; put the same manifests on all nodes")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

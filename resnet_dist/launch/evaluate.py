@@ -23,6 +23,7 @@ from resnet_dist.evaluation.averaging import AveragedClassifier, Member
 from resnet_dist.evaluation.dense import make_fully_convolutional
 from resnet_dist.evaluation.protocol import Protocol, View
 from resnet_dist.evaluation.views import Group, ViewBatch, ViewLoader
+from resnet_dist.launch.data_identity import require_classes_of
 from resnet_dist.launch.local_workers import on_local_workers
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.preflight import require_classes
@@ -48,6 +49,7 @@ class Evaluated:
     result: Evaluation
     images_per_s: float
     """Of all workers together: the slowest one's time, without loading nets and starting."""
+    warnings: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         assert self.result.calibration is not None
@@ -66,22 +68,32 @@ def evaluate_models(
     tracking_uri: str | None = None,
     num_threads: int = 1,
     num_workers: int = 1,
+    ignore_class_names: bool = False,
 ) -> Evaluated:
     """Evaluates one net, or the average of several, on every sample of `beton` once.
 
     `sources` as `load_model` takes them. The counts do not depend on the number of workers, nor does the loss.
+    `ignore_class_names`: class k of the data is class k of every net, whatever their names.
     Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit.
     """
     manifest = load_manifest(beton)
     models = tuple(load_model(source, tracking_uri) for source in sources)
+    warnings = []
     for model in models:
+        if not ignore_class_names:
+            way_out = (
+                "give data of the same classes in the same order, or, if they only have other names, add "
+                "--ignore-class-names"
+            )
+            warnings.append(require_classes_of(model.name, model.class_names, manifest, beton, way_out))
         require_classes(model.recipe, manifest, beton)
         protocol.views(model.recipe.data.eval)
         if protocol.fully_convolutional:
             make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)
     job = EvaluationJob(models, protocol, beton, num_threads)
     result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
-    return Evaluated(job, manifest, result, manifest.num_samples / seconds)
+    said = tuple(warning for warning in warnings if warning is not None)
+    return Evaluated(job, manifest, result, manifest.num_samples / seconds, said)
 
 
 def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Evaluation, float]:

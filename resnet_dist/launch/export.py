@@ -23,6 +23,7 @@ from data_prep.beton.files import fsync_folder, temporary_beside, write_text_ato
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.data_identity import require_classes_of
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.preflight import require_classes
 
@@ -41,20 +42,21 @@ class Exported:
     max_difference: float
     """Largest difference of a logit from the net's own."""
     largest_logit: float
+    warning: str | None = None
 
 
 def export_model(source: str, path: Path, *, tracking_uri: str | None = None, data: Path | None = None) -> Exported:
     """Writes `path`, in the format that its suffix names, and `<path>.json`; neither before the check has passed.
 
-    `source` as `load_model` takes it; `data`: a beton of the net's classes, which a checkpoint does not know; its first
-    images are those of the check (made-up ones else). Raises UserError for what cannot be exported, Fault if the file's
+    `source` as `load_model` takes it; `data`: a beton of the net's classes; its first images are those of the check
+    (made-up ones else). Raises UserError for what cannot be exported, Fault if the file's
     logits are not the net's.
     """
     file_format = SUFFIXES.get(path.suffix)
     if file_format is None:
         raise UserError(f"{path}: end its name in {', '.join(SUFFIXES)}, which says what it becomes")
     model = load_model(source, tracking_uri)
-    class_names = _class_names(model, data)
+    class_names, warning = _class_names(model, data)
     images = _images(model, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -77,7 +79,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     facts = describe(model, file_format, class_names)
     facts["check"] = {"images": len(images), "max_difference": max_difference, "largest_logit": largest}
     write_text_atomically(card, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    return Exported(path, card, max_difference, largest)
+    return Exported(path, card, max_difference, largest, warning)
 
 
 def describe(model: TrainedModel, file_format: Format, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -100,14 +102,21 @@ def describe(model: TrainedModel, file_format: Format, class_names: tuple[str, .
     }
 
 
-def _class_names(model: TrainedModel, data: Path | None) -> tuple[str, ...]:
+def _class_names(model: TrainedModel, data: Path | None) -> tuple[tuple[str, ...], str | None]:
+    """The model's own, or the data's if it knows none, with a warning."""
+    warning = None
     if data is not None:
         manifest = load_manifest(data)
+        way_out = "leave --data out, or give data of the same classes in the same order"
+        warning = require_classes_of(model.name, model.class_names, manifest, data, way_out)
         require_classes(model.recipe, manifest, data)
-        return manifest.class_names
+        if model.class_names is None:
+            return manifest.class_names, warning
     if model.class_names is None:
-        raise UserError(f"{model.name}: a checkpoint does not know its classes; give --data FILE.beton, which does")
-    return model.class_names
+        raise UserError(
+            f"{model.name}: keeps no class names (an earlier version wrote it); give --data FILE.beton, which has them"
+        )
+    return model.class_names, warning
 
 
 def _images(model: TrainedModel, data: Path | None) -> Tensor:

@@ -47,7 +47,7 @@ def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, resul
         registered = _register(recipe, record, best_uri, metrics)
         record.say(
             f"registered {registered.name} version {registered.version} as candidate"
-            + (" and champion" if registered.is_champion else "; the champion stays")
+            + (" and champion" if registered.is_champion else "; the champion stays" + _why(registered))
         )
     return RunResult(
         name=name,
@@ -102,4 +102,14 @@ def _register(recipe: Recipe, record: Record, model_uri: str, metrics: Mapping[s
         model_uri,
         Score(prepared.val.digest, metrics["val/top1"]),
         {"recipe_hash": prepared.identity.recipe_hash, "data_digest": prepared.identity.data_digest},
+        prepared.val.class_names,
+    )
+
+
+def _why(registered: Registration) -> str:
+    if registered.other_classes is None:
+        return ""
+    return (
+        f", for it is of other classes: {registered.other_classes}; move the alias yourself to replace it, or train "
+        "under another data.dataset to keep both"
     )

@@ -28,7 +28,7 @@ class TrainedModel:
     classifier: ImageClassifier
     """On the CPU, in evaluation mode."""
     class_names: tuple[str, ...] | None
-    """By label, if the source knows them: a checkpoint does not."""
+    """By label; None if the source does not know them: a checkpoint of an earlier version."""
 
     @property
     def recipe_hash(self) -> str:
@@ -61,7 +61,8 @@ def _from_checkpoint(location: str) -> TrainedModel:
             )
         recipe = recipe_of(found.card.recipe, location)
         weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
-    return TrainedModel(location, recipe, _classifier(recipe, weights), None)
+        class_names = found.card.identity.class_names or None
+    return TrainedModel(location, recipe, _classifier(recipe, weights), class_names)
 
 
 def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:

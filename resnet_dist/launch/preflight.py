@@ -19,7 +19,7 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.errors import UserError
-from resnet_dist.launch.data_identity import data_digest
+from resnet_dist.launch.data_identity import NO_CLASS_NAMES, data_digest, empty_classes, require_same_classes
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage
 from resnet_dist.training.assemble import build_classifier
@@ -82,22 +82,24 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         train, val = manifest_of(train_source), manifest_of(val_source)
     except UserError as error:
         raise UserError(f"{error} (dataset {recipe.data.dataset} of data_root {profile.data_root})") from None
+    require_same_classes(train, val, folder)
     for source, manifest in ((train_source, train), (val_source, val)):
         require_fitting_data(recipe, manifest, source)
-    if train.class_names != val.class_names:
-        raise UserError(f"{folder}: train and val betons have different classes; convert both from the same source")
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
-    identity = Identity(recipe_hash(recipe), data_digest(train, val))
-    warnings: tuple[str, ...] = ()
+    identity = Identity(recipe_hash(recipe), data_digest(train, val), train.class_names)
     with newest_whole(storage) as found:
         if found is not None:
             require_same(found.card, identity, recipe, storage.location)
             damaged = found.damaged
-            warnings = tuple(f"{warning}; the checkpoint before it is used" for warning in found.warnings)
+            warnings = [f"{warning}; the checkpoint before it is used" for warning in found.warnings]
+            if not found.card.identity.class_names:
+                warnings.append(f"{storage.location}/{found.name}: {NO_CLASS_NAMES}")
         else:
             damaged = tuple(newest_first(storage.names()))
-            warnings = tuple(f"{storage.location}/{name}: was never written to its end; left out" for name in damaged)
+            warnings = [f"{storage.location}/{name}: was never written to its end; left out" for name in damaged]
+    empty = (empty_classes(train, train_source), empty_classes(val, val_source))
+    warnings += [warning for warning in empty if warning is not None]
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
         train_source,
@@ -109,7 +111,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         identity,
         plan,
         storage,
-        warnings,
+        tuple(warnings),
         damaged,
         none_whole=found is None and bool(damaged),
     )

@@ -89,7 +89,11 @@ def begin_record(
         os.environ.setdefault(key, value)
     storage = prepared.storage
     storage.pull()
-    texts = {"recipe.yaml": to_yaml(recipe), "profile.yaml": redact_uri(to_yaml(profile))}
+    texts = {
+        "recipe.yaml": to_yaml(recipe),
+        "profile.yaml": redact_uri(to_yaml(profile)),
+        "class_names.json": json.dumps(prepared.val.class_names, indent=0, ensure_ascii=False) + "\n",
+    }
     for file, text in texts.items():
         path = storage.folder / file
         path.write_text(text, encoding="utf-8")

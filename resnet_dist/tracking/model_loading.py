@@ -16,6 +16,7 @@ from resnet_dist.tracking.uris import redact_uri, sqlite_file
 if TYPE_CHECKING:
     import torch
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 
 def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -50,6 +51,23 @@ def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch
             return _for_evaluation(mlflow.pytorch.load_model(local)), facts
         except (MlflowException, OSError) as error:
             raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {first_line(error)}") from error
+
+
+def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVersion) -> list[str] | None:
+    """What a registered version answers, by label; None if its files do not say or are gone."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
+        try:
+            location = _location(client, f"models:/{version.name}/{version.version}")
+            uri = f"{location.rstrip('/')}/MLmodel"
+            facts = Model.load(download_artifacts(uri, dst_path=folder, tracking_uri=tracking_uri)).metadata or {}
+        except (MlflowException, OSError):
+            return None
+    names = facts.get("class_names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _for_evaluation(graph: torch.nn.Module) -> torch.nn.Module:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from data_prep.beton.class_names import difference
 from resnet_dist.tracking.mlflow_run import RunHandle
+from resnet_dist.tracking.model_loading import logged_class_names
 from resnet_dist.tracking.model_notes import registered_note, version_note
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-_DIGEST_TAG, _TOP1_TAG, _MODEL_TAG = "evaluated_on", "val_top1", "model_id"
+_DIGEST_TAG, _TOP1_TAG, _MODEL_TAG, _CLASSES_TAG = "evaluated_on", "val_top1", "model_id", "classes"
 _RIVALRY_MS = 600_000
 """Versions registered within this time of each other may have met while their runs ended."""
 
@@ -28,6 +32,8 @@ class Score:
     """Digest of the data that the accuracy was measured on."""
     top1: float
     """Percent."""
+    classes: str = ""
+    """Digest of the class names in their order; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,42 @@ class Registration:
     name: str
     version: str
     is_champion: bool
+    other_classes: str | None = None
+    """Why the champion is no rival, in words, if its classes are not the model's."""
 
 
 def becomes_champion(new: Score, champion: Score | None) -> bool:
-    """The first model does; another one only if it is better on the very same data. Accuracies on different data say
-    nothing about which model is better, so a champion of other data stays until a person moves the alias.
+    """The first model does; another one only if it is better on the very same data and answers the same classes.
+    Accuracies on different data say nothing about which model is better, and whoever serves the champion expects its
+    classes: so a champion of other data or classes stays until a person moves the alias.
     """
-    return champion is None or (new.data_digest == champion.data_digest and new.top1 > champion.top1)
+    return champion is None or (
+        new.data_digest == champion.data_digest and _may_be_same_classes(new, champion) and new.top1 > champion.top1
+    )
 
 
-def register(handle: RunHandle, name: str, model_uri: str, score: Score, tags: Mapping[str, str]) -> Registration:
+def digest_of(class_names: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()[:16]
+
+
+def _may_be_same_classes(one: Score, other: Score) -> bool:
+    return one.classes == other.classes or not (one.classes and other.classes)
+
+
+def register(
+    handle: RunHandle,
+    name: str,
+    model_uri: str,
+    score: Score,
+    tags: Mapping[str, str],
+    class_names: Sequence[str],
+) -> Registration:
     """Makes the logged model (`models:/m-...`) a version of the registered model `name`; a second call finds it.
 
-    Its alias is `candidate`, and `champion` too if `becomes_champion` says so. Raises Fault.
+    Its alias is `candidate`, and `champion` too if `becomes_champion` says so and the champion has the same
+    `class_names`. Raises Fault.
     """
+    score = replace(score, classes=digest_of(class_names))
     require_answer(handle.tracking_uri)
     with mlflow_faults(handle.tracking_uri, f"registering the model {name}"):
         client = connect(handle.tracking_uri)
@@ -57,8 +85,12 @@ def register(handle: RunHandle, name: str, model_uri: str, score: Score, tags: M
             client, handle, name, model_uri, score, {**tags, **_tags(model_uri, score)}
         )
         client.set_registered_model_alias(name, CANDIDATE, version.version)
-        champion = _promote(client, name, version, score)
-        return Registration(name, str(version.version), champion.version == version.version)
+        champion = _champion(client, name)
+        other = _other_classes(client, handle.tracking_uri, champion, class_names) if champion else None
+        if other is None:
+            champion = _promote(client, name, version, score)
+        assert champion is not None
+        return Registration(name, str(version.version), champion.version == version.version, other)
 
 
 def _promote(client: MlflowClient, name: str, version: ModelVersion, score: Score) -> ModelVersion:
@@ -80,6 +112,19 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion, score: Scor
         client.set_registered_model_alias(name, CHAMPION, best.version)
 
 
+def _other_classes(
+    client: MlflowClient, tracking_uri: str, champion: ModelVersion, class_names: Sequence[str]
+) -> str | None:
+    """Where the champion's classes differ from these; None if they do not, or are not known."""
+    known = champion.tags.get(_CLASSES_TAG)
+    if known == digest_of(class_names):
+        return None
+    names = logged_class_names(client, tracking_uri, champion)
+    if names is None:
+        return "they have other names or another order" if known else None
+    return difference(names, class_names, f"the champion (version {champion.version})", "this model")
+
+
 def _rivals(client: MlflowClient, name: str, version: ModelVersion, score: Score) -> list[ModelVersion]:
     """`version` and those of the same data registered about then. Not all: a person may have preferred another one."""
     found = client.search_model_versions(f"name = '{name}' AND tags.{_DIGEST_TAG} = '{score.data_digest}'")
@@ -87,6 +132,7 @@ def _rivals(client: MlflowClient, name: str, version: ModelVersion, score: Score
         other
         for other in found
         if other.version != version.version
+        and _may_be_same_classes(_score_of(other, score), score)
         and abs(other.creation_timestamp - version.creation_timestamp) <= _RIVALRY_MS
     ]
 
@@ -107,7 +153,12 @@ def _model_id(model_uri: str) -> str:
 
 def _tags(model_uri: str, score: Score) -> dict[str, str]:
     # The id is a tag too: mlflow's sqlite registry forgets it.
-    return {_MODEL_TAG: _model_id(model_uri), _DIGEST_TAG: score.data_digest, _TOP1_TAG: repr(score.top1)}
+    return {
+        _MODEL_TAG: _model_id(model_uri),
+        _DIGEST_TAG: score.data_digest,
+        _TOP1_TAG: repr(score.top1),
+        _CLASSES_TAG: score.classes,
+    }
 
 
 def _known_version(client: MlflowClient, name: str, model_uri: str) -> ModelVersion | None:
@@ -140,6 +191,6 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 def _score_of(version: ModelVersion, like: Score) -> Score:
     """What a version's tags say. One that a person registered has none: it counts as of other data, and stays."""
     try:
-        return Score(version.tags[_DIGEST_TAG], float(version.tags[_TOP1_TAG]))
+        return Score(version.tags[_DIGEST_TAG], float(version.tags[_TOP1_TAG]), version.tags.get(_CLASSES_TAG, ""))
     except (KeyError, ValueError):
         return Score(f"not {like.data_digest}", 0.0)

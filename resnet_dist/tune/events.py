@@ -29,6 +29,8 @@ class Began:
     known: Sequence[tuple[Mapping[str, Any], float]]
     """Points and scores of earlier sweeps over the same proxy, which the search begins with."""
     time_s: float
+    class_names: Sequence[str] = ()
+    """Of the data, by label; empty in ledgers of versions that did not keep them."""
 
 
 @dataclass(frozen=True)

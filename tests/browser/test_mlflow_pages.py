@@ -76,7 +76,7 @@ def logged_site(uri: str, folder: Path) -> Site:
         handle, Tiny(), name="model", input_example=example, resize=8, class_names="abc", metadata={}, step=20
     )
     log_model_metrics(handle, model, ["val/top1"], 20, history, VAL)
-    register(handle, "digits-tiny", model, Score("cd", 81.25), {})
+    register(handle, "digits-tiny", model, Score("cd", 81.25), {}, tuple("abc"))
     assert end_run(handle, "FINISHED")
     return Site(uri, handle, model.removeprefix("models:/"))
 

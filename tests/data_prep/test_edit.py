@@ -95,9 +95,9 @@ def test_a_damaged_beton_does_not_become_one_that_verifies(where: str, whole: Pa
 def test_betons_of_other_classes_do_not_merge(whole: Path, tmp_path: Path, convert_here) -> None:
     subset(whole, Selection(classes=("class-1",)), tmp_path / "b.beton")
     convert_here("synthetic", "n=3,size=16,classes=5", tmp_path / "c.beton")
-    with pytest.raises(UserError, match=r"class 0 is 'class-0' in .*a\.beton \(4 classes\), 'class-1' in .*b\.beton \(1 classes\)"):
+    with pytest.raises(UserError, match=r"class 0 is 'class-0' in .*a\.beton \(4 classes\), 'class-1' in .*b\.beton"):
         merge([whole, tmp_path / "b.beton"], tmp_path / "d.beton")
-    with pytest.raises(UserError, match=r"class 4 is missing in .*a\.beton \(4 classes\), 'class-4' in .*c\.beton \(5 classes\)"):
+    with pytest.raises(UserError, match=r"class 4 is missing in .*a\.beton \(4 classes\), 'class-4' in .*c\.beton"):
         merge([whole, tmp_path / "c.beton"], tmp_path / "d.beton")
     assert not (tmp_path / "d.beton").exists()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.beton.class_names import difference
 from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe, recipe_changes
@@ -16,6 +17,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import RUN_NAME, manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, is_url, open_storage
+from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.plan import plan_run
 from resnet_dist.tune.events import Began, Event
 from resnet_dist.tune.ledger import ledger_file, read_ledger
@@ -76,7 +78,7 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     # mistake leaves no folder.
     data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
-    began = _began(space, base, name, sweep_dir, builder, data.identity.data_digest, file)
+    began = _began(space, base, name, sweep_dir, builder, data.identity, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
     builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
     planned = planned_points(space, _num_points(space))
@@ -129,16 +131,16 @@ def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
 
 
 def _began(
-    space: Space, base: dict[str, Any], name: str, sweep_dir: Path, builder: Builder, data_digest: str, file: Path
+    space: Space, base: dict[str, Any], name: str, sweep_dir: Path, builder: Builder, data: Identity, file: Path
 ) -> Began:
     """What the ledger says if the sweep has begun, else what it is going to say."""
     events: Sequence[Event] = read_ledger(sweep_dir) if ledger_file(sweep_dir).exists() else ()
     found = next((event for event in events if isinstance(event, Began)), None)
     if found is not None:
-        _require_same(found, space, base, data_digest, sweep_dir)
+        _require_same(found, space, base, data, sweep_dir)
         return found
     folders = [(file.parent / Path(folder).expanduser()).resolve() for folder in space.warm_start]
-    first, known = warm_start(space, base, data_digest, folders)
+    first, known = warm_start(space, base, data.data_digest, folders)
     return Began(
         name=name,
         sweep_hash=sweep_hash(space, base),
@@ -146,18 +148,25 @@ def _began(
         base=base,
         num_proxy_samples=builder.num_proxy_samples,
         num_base_samples=builder.num_base_samples,
-        data_digest=data_digest,
+        data_digest=data.data_digest,
+        class_names=data.class_names,
         first_points=[*space.first_points, *(point for point in first if point not in space.first_points)],
         known=known,
         time_s=time.time(),
     )
 
 
-def _require_same(began: Began, space: Space, base: dict[str, Any], data_digest: str, sweep_dir: Path) -> None:
-    if began.data_digest != data_digest:
+def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identity, sweep_dir: Path) -> None:
+    if began.data_digest != data.data_digest:
         raise UserError(
-            f"{sweep_dir}: this sweep began on data {began.data_digest}, data_root now holds {data_digest}; use a new "
-            "--name, or the data that it began with"
+            f"{sweep_dir}: this sweep began on data {began.data_digest}, data_root now holds {data.data_digest}; use a "
+            "new --name, or the data that it began with"
+        )
+    differ = difference(began.class_names, data.class_names, "the sweep", "data_root") if began.class_names else None
+    if differ is not None:
+        raise UserError(
+            f"{sweep_dir}: data_root holds this sweep's images under other class names: {differ}; use a new --name, or "
+            "the manifests that it began with"
         )
     if list(space.warm_start) != list(began.space.get("warm_start", [])):
         raise UserError(

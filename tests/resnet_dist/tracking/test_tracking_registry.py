@@ -10,7 +10,9 @@ from mlflow import MlflowClient
 from resnet_dist.tracking import registry
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier
-from resnet_dist.tracking.registry import Score, becomes_champion, register
+from resnet_dist.tracking.registry import Score, becomes_champion, digest_of, register
+
+CLASSES = ("dark", "bright")
 
 
 class MeanGrey(torch.nn.Module):
@@ -21,10 +23,10 @@ class MeanGrey(torch.nn.Module):
         return torch.stack([-bright, bright], dim=1)
 
 
-def log(handle, step=1):
+def log(handle, step=1, class_names=CLASSES):
     example = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     return log_classifier(
-        handle, MeanGrey(), name="m", input_example=example, resize=8, class_names="db", metadata={}, step=step
+        handle, MeanGrey(), name="m", input_example=example, resize=8, class_names=class_names, metadata={}, step=step
     )
 
 
@@ -61,9 +63,9 @@ def test_versions_aliases_and_repeats(sqlite_uri, tmp_path):
     for number, (digest, top1) in enumerate([("a", 50.0), ("a", 40.0), ("a", 60.0), ("b", 99.0)]):
         handle = open_run(sqlite_uri, "exp", f"r{number}", tmp_path / str(number), {}, {})
         uris.append(log(handle))
-        done = register(handle, "digits-net", uris[-1], Score(digest, top1), {"recipe_hash": "x"})
+        done = register(handle, "digits-net", uris[-1], Score(digest, top1), {"recipe_hash": "x"}, CLASSES)
         assert (done.version, done.is_champion) == (str(number + 1), number in (0, 2))
-        again = register(handle, "digits-net", uris[-1], Score(digest, top1), {"recipe_hash": "x"})
+        again = register(handle, "digits-net", uris[-1], Score(digest, top1), {"recipe_hash": "x"}, CLASSES)
         assert again == done
         assert aliases(sqlite_uri)["candidate"] == str(number + 1)
     assert aliases(sqlite_uri) == {"candidate": "4", "champion": "3"}
@@ -74,6 +76,7 @@ def test_versions_aliases_and_repeats(sqlite_uri, tmp_path):
         "model_id": uris[2].removeprefix("models:/"),
         "evaluated_on": "a",
         "val_top1": "60.0",
+        "classes": digest_of(CLASSES),
     }
     assert version.description == "60.00 % top-1 on the validation data a; from the run r2."
     assert "models:/digits-net@champion" in MlflowClient(sqlite_uri).get_registered_model("digits-net").description
@@ -85,7 +88,7 @@ def test_a_champion_set_by_hand_stays(sqlite_uri, tmp_path):
     client.create_registered_model("digits-net")
     client.create_model_version("digits-net", str(tmp_path), run_id=handle.run_id)
     client.set_registered_model_alias("digits-net", "champion", "1")
-    assert not register(handle, "digits-net", log(handle), Score("a", 99.0), {}).is_champion
+    assert not register(handle, "digits-net", log(handle), Score("a", 99.0), {}, CLASSES).is_champion
     assert aliases(sqlite_uri) == {"candidate": "2", "champion": "1"}
 
 
@@ -95,7 +98,7 @@ def test_of_two_runs_that_end_together_the_better_is_champion(sqlite_uri, tmp_pa
     both = []
     for number, top1 in enumerate([interrupted, 110.0 - interrupted]):
         handle = open_run(sqlite_uri, "exp", f"r{number}", tmp_path / str(number), {}, {})
-        both.append((handle, "digits-net", log(handle), Score("a", top1), {}))
+        both.append((handle, "digits-net", log(handle), Score("a", top1), {}, CLASSES))
     real_set, second = MlflowClient.set_registered_model_alias, []
 
     def slow_set(self, name, alias, version):
@@ -115,7 +118,7 @@ def test_a_champion_that_a_person_preferred_stays_against_older_ones(sqlite_uri,
     monkeypatch.setattr(registry, "_RIVALRY_MS", -1)  # the older ones are older than that
     for number, top1 in enumerate([70.0, 40.0, 30.0]):
         handle = open_run(sqlite_uri, "exp", f"r{number}", tmp_path / str(number), {}, {})
-        register(handle, "digits-net", log(handle), Score("a", top1), {})
+        register(handle, "digits-net", log(handle), Score("a", top1), {}, CLASSES)
         if number == 1:
             MlflowClient(sqlite_uri).set_registered_model_alias("digits-net", "champion", "2")
     assert aliases(sqlite_uri)["champion"] == "2"
@@ -124,7 +127,22 @@ def test_a_champion_that_a_person_preferred_stays_against_older_ones(sqlite_uri,
 def test_through_a_real_server(server, tmp_path):
     handle = open_run(server.uri, "exp", "r", tmp_path / "r", {}, {})
     uri = log(handle)
-    first = register(handle, "digits-net", uri, Score("a", 50.0), {})
-    assert register(handle, "digits-net", uri, Score("a", 50.0), {}) == first
+    first = register(handle, "digits-net", uri, Score("a", 50.0), {}, CLASSES)
+    assert register(handle, "digits-net", uri, Score("a", 50.0), {}, CLASSES) == first
     assert (first.version, first.is_champion) == ("1", True)
     assert aliases(server.uri) == {"candidate": "1", "champion": "1"}
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_champion_of_other_classes_stays_and_it_is_said_why(sqlite_uri, tmp_path, forgotten):
+    """Also one that was registered before versions had a tag for their classes: its files name them."""
+    done = []
+    for number, names in enumerate([CLASSES, CLASSES[::-1], CLASSES]):
+        handle = open_run(sqlite_uri, "exp", f"r{number}", tmp_path / str(number), {}, {})
+        score = Score("a", 50.0 + number)
+        done.append(register(handle, "digits-net", log(handle, class_names=names), score, {}, names))
+        if forgotten and number == 0:
+            MlflowClient(sqlite_uri).delete_model_version_tag("digits-net", "1", "classes")
+    assert [registration.is_champion for registration in done] == [True, False, True]
+    assert (done[0].other_classes, done[2].other_classes) == (None, None)
+    assert str(done[1].other_classes).startswith("class 0 is 'dark' in the champion (version 1), 'bright' in this model")

@@ -1,0 +1,218 @@
+"""The names of the classes and their order go wherever a run and its model go, and are compared wherever two meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.beton.manifest import load_manifest, manifest_path
+from data_prep.beton.stage import stage
+from data_prep.convert.config import ConvertSettings
+from data_prep.convert.pool import ThisProcess
+from data_prep.convert.progress import NoProgress
+from data_prep.convert.run import convert
+from data_prep.convert.stop import StopFlag
+from data_prep.sources.synthetic import Synthetic
+from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.profile import Profile, Workers
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.evaluation.protocol import Protocol
+from resnet_dist.launch.data_identity import require_same_data
+from resnet_dist.launch.evaluate import evaluate_models
+from resnet_dist.launch.export import export_model
+from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.sweep.prepare import prepare_sweep
+from resnet_dist.studies.record import study_recipe
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.tune.ledger import open_ledger
+
+ANIMALS = ("ant", "bee", "cat", "dog")
+SWAPPED = ("ant", "cat", "bee", "dog")
+MINERALS = ("agate", "beryl", "coral", "opal")
+
+
+def rename(beton: Path, names: Sequence[str], **fields: object) -> Path:
+    """Other names for the same images, as another order of folders would give them."""
+    tree = json.loads(manifest_path(beton).read_text()) | {"class_names": list(names)} | fields
+    manifest_path(beton).write_text(json.dumps(tree))
+    return beton
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set of four classes under tmp_path/digits."""
+    for name, num_samples in (("train", 16), ("val", 8)):
+        stop = StopFlag()
+        source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8)
+        beton = tmp_path / "digits" / f"{name}.beton"
+        beton.parent.mkdir(exist_ok=True)
+        convert(source, ConvertSettings(), beton, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+        rename(beton, ANIMALS)
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return study_recipe(
+        "resnet8", overrides=["model.num_classes=4", "train.global_batch_size=8", "train.micro_batch_size=8"]
+    )
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    return Profile(
+        workers=Workers(min=1, max=1),
+        cpus_per_worker=1,
+        data_root=str(tmp_path),
+        storage=str(tmp_path / "runs"),
+        tracking_uri="sqlite:////m.db",
+    )
+
+
+@pytest.fixture
+def prepared(data: Path, recipe: Recipe, profile: Profile) -> Callable[[], Prepared]:
+    return lambda: prepare(recipe, profile, "r")
+
+
+def save(prepared: Prepared, recipe: Recipe, step: int = 2) -> Path:
+    """A checkpoint of the run, as training writes it."""
+    folder = prepared.run_dir / checkpoint_name(1, step)
+    folder.mkdir(parents=True)
+    card = Card(1, step, prepared.identity, recipe.model_dump(mode="json"), {"val/top1": 50.0}, files={})
+    save_checkpoint(folder, state={"net": build_classifier(recipe).net.state_dict()}, card=card)
+    return folder
+
+
+def forget_names(checkpoint: Path) -> None:
+    """As earlier versions wrote it."""
+    card = json.loads((checkpoint / CARD).read_text())
+    del card["identity"]["class_names"]
+    (checkpoint / CARD).write_text(json.dumps(card))
+
+
+def test_val_and_train_agree(data: Path, prepared: Callable[[], Prepared]) -> None:
+    assert prepared().identity.class_names == ANIMALS
+    rename(data / "val.beton", SWAPPED)
+    with pytest.raises(
+        UserError, match=r"class 1 is 'bee' in train\.beton, 'cat' in val\.beton; the names are the same"
+    ):
+        prepared()
+
+
+def test_a_class_that_val_lacks_is_named(data: Path, prepared: Callable[[], Prepared]) -> None:
+    rename(data / "val.beton", ("ant", "cat", "dog"), class_counts=[3, 3, 2])
+    with pytest.raises(
+        UserError, match=r"val\.beton has no 'bee'; class 1 is 'bee' in train\.beton \(4 classes\), 'cat'"
+    ):
+        prepared()
+    rename(data / "val.beton", ANIMALS, class_counts=[4, 0, 2, 2])
+    assert prepared().warnings == (f"{data}/val.beton: has no images of 'bee'",)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(SWAPPED, "class 1 is 'bee' in the run, 'cat'.*their order is not"), (MINERALS, "class 0 is")]
+)
+def test_a_run_resumes_only_with_its_own_names(
+    data: Path, prepared: Callable[[], Prepared], recipe: Recipe, names: tuple[str, ...], words: str
+) -> None:
+    save(prepared(), recipe)
+    assert prepared().warnings == ()
+    for beton in ("train.beton", "val.beton"):
+        rename(data / beton, names)
+    with pytest.raises(UserError, match=f"{words}.*use a new --name"):
+        prepared()
+
+
+def test_a_run_without_names_resumes_with_a_word(prepared: Callable[[], Prepared], recipe: Recipe) -> None:
+    forget_names(save(prepared(), recipe))
+    (warning,) = prepared().warnings
+    assert "keeps no class names" in warning
+
+
+def test_every_node_has_the_runs_names(
+    data: Path, prepared: Callable[[], Prepared], recipe: Recipe, profile: Profile
+) -> None:
+    job = prepared().job(recipe, profile)
+    require_same_data(job)
+    require_same_data(replace(job, identity=replace(job.identity, class_names=())))
+    rename(data / "val.beton", SWAPPED)
+    with pytest.raises(UserError, match=r"other class names: class 1 is 'cat' in this node's betons, 'bee' in the run"):
+        require_same_data(job)
+
+
+def test_a_staged_copy_takes_the_sources_names(data: Path, tmp_path: Path) -> None:
+    staged = stage(data / "val.beton", tmp_path / "cache")
+    rename(data / "val.beton", MINERALS)
+    assert stage(data / "val.beton", tmp_path / "cache") == staged
+    assert load_manifest(staged).class_names == MINERALS
+
+
+def test_evaluate_refuses_data_of_other_classes(data: Path, prepared: Callable[[], Prepared], recipe: Recipe) -> None:
+    run = save(prepared(), recipe)
+    beton = data / "val.beton"
+    right = evaluate_models([str(run)], beton, Protocol())
+    assert right.warnings == ()
+    rename(beton, MINERALS)
+    refused = r"class 0 is 'ant' in .*step=0*2, 'agate' in .*val\.beton; give data .* add --ignore-class-names"
+    for sources in ([str(run)], [str(run), str(run)]):
+        with pytest.raises(UserError, match=refused):
+            evaluate_models(sources, beton, Protocol())
+    assert evaluate_models([str(run)], beton, Protocol(), ignore_class_names=True).result.top1 == right.result.top1
+    rename(beton, ANIMALS[:3], class_counts=[3, 3, 2])
+    with pytest.raises(UserError, match=r"class 3 is 'dog' in .*missing"):
+        evaluate_models([str(run)], beton, Protocol())
+
+
+def test_evaluate_says_what_it_could_not_compare(data: Path, prepared: Callable[[], Prepared], recipe: Recipe) -> None:
+    old, new = save(prepared(), recipe), save(prepared(), recipe, step=4)
+    forget_names(old)
+    done = evaluate_models([str(old), str(new)], data / "val.beton", Protocol())
+    (warning,) = done.warnings
+    assert warning.startswith(f"{old}: keeps no class names")
+
+
+def test_a_checkpoint_alone_is_exported_with_its_names(
+    data: Path, prepared: Callable[[], Prepared], recipe: Recipe, tmp_path: Path
+) -> None:
+    run = save(prepared(), recipe)
+    done = export_model(str(run), tmp_path / "net.pt")
+    assert json.loads(done.card.read_text())["class_names"] == list(ANIMALS)
+    rename(data / "val.beton", MINERALS)
+    with pytest.raises(UserError, match=r"class 0 is 'ant' in .*'agate' in .*leave --data out"):
+        export_model(str(run), tmp_path / "other.pt", data=data / "val.beton")
+    assert not (tmp_path / "other.pt").exists()
+    forget_names(run)
+    done = export_model(str(run), tmp_path / "net.pt", data=data / "val.beton")
+    assert json.loads(done.card.read_text())["class_names"] == list(MINERALS)
+    assert "keeps no class names" in str(done.warning)
+
+
+def test_damaged_names_make_a_damaged_card(prepared: Callable[[], Prepared], recipe: Recipe) -> None:
+    run = save(prepared(), recipe)
+    card: dict[str, Any] = json.loads((run / CARD).read_text())
+    card["identity"]["class_names"] = [1, 2, 3, 4]
+    (run / CARD).write_text(json.dumps(card))
+    assert prepared().none_whole
+    assert Identity("r", "d", ("a",)).is_of(Identity("r", "d"))
+
+
+def test_a_sweep_resumes_only_with_its_own_names(data: Path, tmp_path: Path, recipe: Recipe, profile: Profile) -> None:
+    (tmp_path / "base.yaml").write_text(to_yaml(recipe))
+    space = tmp_path / "space.yaml"
+    space.write_text("base: base.yaml\nspace: {optim.lr: {kind: choice, values: [0.1, 0.2]}}\nsearch: {kind: grid}\n")
+    sweep = prepare_sweep(space, [], profile, "s")
+    assert tuple(sweep.began.class_names) == ANIMALS
+    with open_ledger(sweep.sweep_dir) as ledger:
+        ledger.append(sweep.began)
+    prepare_sweep(space, [], profile, "s")
+    for beton in ("train.beton", "val.beton"):
+        rename(data / beton, SWAPPED)
+    with pytest.raises(UserError, match="class 1 is 'bee' in the sweep, 'cat' in data_root"):
+        prepare_sweep(space, [], profile, "s")
