@@ -145,4 +145,4 @@ def test_a_champion_of_other_classes_stays_and_it_is_said_why(sqlite_uri, tmp_pa
             MlflowClient(sqlite_uri).delete_model_version_tag("digits-net", "1", "classes")
     assert [registration.is_champion for registration in done] == [True, False, True]
     assert (done[0].other_classes, done[2].other_classes) == (None, None)
-    assert str(done[1].other_classes).startswith("class 0 is 'dark' in the champion (version 1), 'bright' in this model")
+    assert str(done[1].other_classes).startswith("class 0 is 'dark' in the champion (version 1), 'bright' in this")
