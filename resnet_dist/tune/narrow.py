@@ -16,6 +16,9 @@ _MARGIN = 0.5
 """Of the kept points' mean distance, beyond the outermost of them."""
 
 
+_SAME = 0.005
+"""Relative difference up to which a value is one of the old grid's: three digits are kept of a new one."""
+
 IsAllowed = Callable[[str, float], bool]
 """Whether a recipe may have this value of this key."""
 
@@ -103,8 +106,10 @@ def _narrow_grid(key: str, parameter: Grid, values: Sequence[Any], is_allowed: I
     ends = around[around.index(low, 1) - 1], around[around.index(high, 1) + 1]
     ends = _allowed_ends(key, ends, ordered[0], ordered[-1], is_allowed)
     new = _with_best(ends[0], values[0], ends[1], max(5, len(listed) | 1), log)
-    chosen = sorted({value for x in new if is_allowed(key, value := _value(x, whole))} | {values[0]})
-    return {**tree, "values": chosen}, _words(ordered[0], ordered[-1], chosen[0], chosen[-1])
+    chosen = sorted({value for x in new if is_allowed(key, value := _known(_value(x, whole), listed))} | {values[0]})
+    num_new = sum(value not in listed for value in chosen)
+    words = _words(ordered[0], ordered[-1], chosen[0], chosen[-1])
+    return {**tree, "values": chosen}, f"{words}, {len(chosen)} values, {num_new} of them new"
 
 
 def _with_best(low: float, best: float, high: float, num: int, log: bool) -> list[float]:
@@ -125,6 +130,11 @@ def _value(value: float, whole: bool) -> float | int:
     return round(value) if whole else _round(value)
 
 
+def _known(value: float | int, listed: Sequence[Any]) -> Any:
+    """The old grid's value, if `value` is that one rounded: it is not paid twice."""
+    return next((old for old in listed if math.isclose(old, value, rel_tol=_SAME)), value)
+
+
 def _range(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
     """From the least to the greatest value with a margin, inside of [low, high] unless the best, the first of them,
     lies at an end."""
@@ -143,7 +153,8 @@ def _words(low: float, high: float, new_low: float, new_high: float) -> str:
         side for side, is_moved in (("below", new_low < low * 0.999), ("above", new_high > high * 1.001)) if is_moved
     ]
     beyond = f", beyond the old range {' and '.join(moved)}: the best lies at its end" if moved else ""
-    return f"{low:g} .. {high:g} became {_round(new_low):g} .. {_round(new_high):g}{beyond}"
+    before, after = f"{low:g} .. {high:g}", f"{_round(new_low):g} .. {_round(new_high):g}"
+    return f"{before} is kept" if before == after else f"{before} became {after}{beyond}"
 
 
 def _round(value: float) -> float:

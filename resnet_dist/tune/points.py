@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,35 @@ from resnet_dist.config.space_parameters import (
 
 Point = dict[str, Any]
 """The values of the free parameters that are active there, by key, in the order of the space."""
+PointKey = Callable[[Point], Hashable]
+"""Equal for points that are the same run."""
+_DRAWS = (1, 4, 16)
+"""Times as many points as are wanted are drawn before a space counts as exhausted."""
 
 
-def planned_points(space: Space, num: int) -> list[Point] | None:
-    """The first `num` points, given ones first; None if a model proposes them as results come in."""
+def planned_points(space: Space, num: int, key: PointKey = repr) -> list[Point] | None:
+    """The first `num` different points, given ones first; None if a model proposes them as results come in.
+
+    Points of one `key` are the same: a run of one recipe ends in the same bits, so to try it twice teaches nothing.
+    There are fewer than `num` where the space holds no more.
+    """
     first = [dict(point) for point in space.first_points]
-    match space.search.kind:
-        case "grid":
-            points = grid_points(space)
-        case "random":
-            points = [random_point(space, space.search.seed, index) for index in range(num)]
-        case "sobol":
-            points = sobol_points(space, space.search.seed, num)
-        case _:
-            return None
-    return (first + [point for point in points if point not in first])[:num]
+    found: dict[Hashable, Point] = {}
+    for factor in _DRAWS:
+        match space.search.kind:
+            case "grid":
+                points = grid_points(space)
+            case "random":
+                points = [random_point(space, space.search.seed, index) for index in range(num * factor)]
+            case "sobol":
+                points = sobol_points(space, space.search.seed, num * factor)
+            case _:
+                return None
+        for point in [*first, *points]:
+            found.setdefault(key(point), point)
+        if len(found) >= num or space.search.kind == "grid":
+            break
+    return list(found.values())[:num]
 
 
 def random_point(space: Space, seed: int, index: int) -> Point:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_dist.config.loading import recipe_from_tree
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.config.space import COORDINATES, LR_PER_256, TAU_EPOCHS, Space
 from resnet_dist.config.space_parameters import Derived
 from resnet_dist.errors import UserError
@@ -32,6 +32,13 @@ class Builder:
     def full(self, point: Point) -> Recipe:
         """The base recipe with the point's values and without the proxy's overrides. Raises ValueError."""
         return self._build(point, {}, self.num_base_samples or self.num_proxy_samples, 0)
+
+    def key(self, point: Point) -> str:
+        """Equal for points whose trials are the same run, whatever they are written like."""
+        try:
+            return recipe_hash(self.proxy(point))
+        except ValueError:
+            return repr(point)  # a mistake, told elsewhere
 
     def _build(self, point: Point, proxy: Mapping[str, Any], num_samples: int, seed_number: int) -> Recipe:
         values: dict[str, Any] = dict(point)

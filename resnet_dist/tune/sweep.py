@@ -22,9 +22,14 @@ from resnet_dist.tune.events import (
     TrialStarted,
     Verdict,
 )
-from resnet_dist.tune.points import Point
+from resnet_dist.tune.points import Point, PointKey, random_point
 from resnet_dist.tune.score import score_of, worst_score
 from resnet_dist.tune.state import SweepState, TrialState, spent_epochs, trial_name
+
+_MOST_REPEATS = 5
+"""Times that the model may propose what was tried before a random point takes its place."""
+_MOST_DRAWS = 500
+"""Random points that are looked at before a space counts as exhausted."""
 
 
 class Scheduler(Protocol):
@@ -50,7 +55,10 @@ class Searcher(Protocol):
     """Proposes points from what was seen. `launch.sweep.tune_search` has Ray Tune's."""
 
     def propose(self, trial: str, known: Point | None = None) -> Point:
-        """`known`: what was proposed for this trial once before, and is again."""
+        """`known`: the point to take, because it was proposed for this trial before or is chosen by others.
+
+        Another call for a trial whose proposal was ended is a new proposal.
+        """
 
     def report(self, trial: str, epoch: float, score: float) -> None: ...
 
@@ -75,11 +83,14 @@ class Sweep:
         scheduler: Scheduler,
         searcher: Searcher | None,
         now_s: Callable[[], float],
+        key: PointKey = repr,
     ) -> None:
-        """`events`: the ledger so far. `planned`: all points, or None if `searcher` proposes them."""
+        """`events`: the ledger so far. `planned`: all points, or None if `searcher` proposes them. `key`: equal for
+        points that are the same run."""
         self.space, self.state = space, SweepState()
         self._writer, self._scheduler, self._searcher = writer, scheduler, searcher
-        self._planned, self._total_epochs, self._now_s = planned, total_epochs, now_s
+        self._planned, self._total_epochs, self._now_s, self._key = planned, total_epochs, now_s, key
+        self._is_exhausted = False
         for event in events:
             self._learn(event)
             self.state.apply(event)
@@ -107,8 +118,10 @@ class Sweep:
         if waiting:
             return min(waiting, key=lambda trial: (not trial.reports, trial.seed_number, trial.number))
         number = sum(trial.seed_number == 0 for trial in trials)
-        if self._searcher is not None and number < (self.space.trials or 0):
-            return self._add(number, 0, self._searcher.propose(trial_name(number, 0)))
+        if self._searcher is not None and number < self.num_points:
+            point = self._new_point(self._searcher, trial_name(number, 0))
+            if point is not None:
+                return self._add(number, 0, point)
         if any(trial.status == "running" for trial in trials):
             return None
         # A scheduler that waits for trials that will never come.
@@ -181,12 +194,39 @@ class Sweep:
     @property
     def num_points(self) -> int:
         """That the sweep is to try, those that are still to be proposed among them."""
-        return len(self._planned) if self._planned is not None else (self.space.trials or 0)
+        if self._planned is not None:
+            return len(self._planned)
+        tried = sum(trial.seed_number == 0 for trial in self.state.trials.values())
+        return tried if self._is_exhausted else (self.space.trials or 0)
 
     def is_over(self) -> bool:
         """Nothing is left to do."""
         points = {trial.number for trial in self.state.trials.values()}
         return len(points) >= self.num_points and all(trial.end is not None for trial in self.state.trials.values())
+
+    def _new_point(self, searcher: Searcher, trial: str) -> Point | None:
+        """A point that was not tried yet, the model's if it finds one; None if the space seems to hold no more.
+
+        A run of one recipe ends in the same bits. So the model gets the score of a point that it proposes again at
+        once, and nothing is trained.
+        """
+        tried = {self._key(dict(known.point)): known for known in self.state.trials.values() if not known.seed_number}
+        for _ in range(_MOST_REPEATS):
+            point = searcher.propose(trial)
+            known = tried.get(self._key(point))
+            if known is None:
+                return point
+            is_scored = known.end is not None and known.status != "failed"
+            searcher.end(trial, "finished" if is_scored else "failed", self._score_at_end(known))
+        for index in range(_MOST_DRAWS):
+            point = random_point(self.space, len(tried), index)
+            if self._key(point) not in tried:
+                return searcher.propose(trial, point)
+        self._is_exhausted = True
+        return None
+
+    def _score_at_end(self, trial: TrialState) -> float:
+        return worst_score(self.space) if trial.end is None else self._end_score(trial.end)
 
     def _add(self, number: int, seed_number: int, point: Point) -> TrialState:
         name = trial_name(number, seed_number)

@@ -155,6 +155,7 @@ def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:
         scheduler=TuneScheduler(prepared.space),
         searcher=searcher,
         now_s=time.time,
+        key=prepared.builder.key,
     )
 
 

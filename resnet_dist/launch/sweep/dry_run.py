@@ -51,12 +51,19 @@ def _rows(prepared: PreparedSweep, state: SweepState) -> str:
     space, samples = prepared.space, prepared.builder.num_proxy_samples
     num_points = len(prepared.planned) if prepared.planned is not None else (space.trials or 0)
     length = prepared.total_epochs(prepared.planned[0] if prepared.planned else {})
-    most, expected = most_epochs(space, num_points, length), expected_epochs(space, num_points, length)
+    recipe = prepared.builder.proxy(prepared.planned[0] if prepared.planned else {})
+    most = most_epochs(space, num_points, length)
+    expected = expected_epochs(space, num_points, length, recipe.eval.every_epochs)
     at_once = _at_once(prepared)
     rows = {
         "name": prepared.name,
         "folder": prepared.sweep_dir,
-        "trials": f"{num_points} points, {space.seeds} run(s) of each that reaches its end",
+        "trials": f"{num_points} points, {space.seeds} run(s) of each that reaches its end"
+        + (
+            f" (trials is {space.trials}: the space holds no more that differ)"
+            if num_points < (space.trials or 0)
+            else ""
+        ),
         "length of a trial": f"{length:g} epochs of {samples:,} images",
         "cost": f"{most:,.0f} epochs if none is stopped early"
         + (f", about {expected:,.0f} in the long run" if expected < most else "")

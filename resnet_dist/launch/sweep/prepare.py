@@ -19,12 +19,14 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, is_url, open_storage
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.plan import plan_run
+from resnet_dist.tune.cost import judged_epoch, rung_shares
 from resnet_dist.tune.events import Began, Event
 from resnet_dist.tune.ledger import ledger_file, read_ledger
 from resnet_dist.tune.points import Point, planned_points, random_point
 from resnet_dist.tune.recipes import Builder, require_buildable, require_proxy
 from resnet_dist.tune.warm_start import warm_start
 
+_MOST_POINTS = 1_000_000
 _LOOKED_AT = 64
 """Random points that stand for those a model will propose, when a space is checked."""
 
@@ -81,12 +83,13 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     began = _began(space, base, name, sweep_dir, builder, data.identity, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
     builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
-    planned = planned_points(space, _num_points(space))
+    planned = planned_points(space, space.trials or _MOST_POINTS, builder.key)
     looked_at = planned
     if looked_at is None:
         looked_at = [*space.first_points, *(random_point(space, 0, i) for i in range(_LOOKED_AT))]
     require_buildable(builder, looked_at, str(file))
-    _require_plannable(builder, trial_profile, looked_at, str(file))
+    is_new = not ledger_file(sweep_dir).exists()
+    _require_plannable(builder, trial_profile, looked_at, str(file), is_new=is_new)
     return PreparedSweep(
         space,
         name,
@@ -113,12 +116,6 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
     # The sweep asks for nodes, for all its trials.
     failure = profile.failure.model_copy(update={"wait_for_nodes_s": 0.0})
     return profile.model_copy(update={**update, "storage": storage, "register_models": False, "failure": failure})
-
-
-def _num_points(space: Space) -> int:
-    if space.trials is not None:
-        return space.trials
-    return len(planned_points(space, 1_000_000) or ())
 
 
 def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
@@ -186,12 +183,31 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identi
     )
 
 
-def _require_plannable(builder: Builder, profile: Profile, points: Sequence[Point], where: str) -> None:
-    """Schedules that fit, and a micro-batch for each worker; once for every different recipe but for its rates."""
+def require_judged_at_rungs(space: Space, epochs: float, eval_every_epochs: int) -> None:
+    """UserError if trials would be judged later than the scheduler says, for want of an evaluation."""
+    for share in rung_shares(space.scheduler):
+        due, judged = (judged_epoch(share, epochs, every) for every in (1, eval_every_epochs))
+        if judged > due:
+            raise UserError(
+                f"scheduler: {space.scheduler.kind} judges a trial at epoch {due:g} of {epochs:g}, but "
+                f"eval.every_epochs is {eval_every_epochs} and the next evaluation is at epoch {judged:g}; set "
+                "proxy: {eval.every_epochs: 1}, or a value that divides the epochs of the rungs"
+            )
+
+
+def _require_plannable(
+    builder: Builder, profile: Profile, points: Sequence[Point], where: str, *, is_new: bool
+) -> None:
+    """Schedules that fit, and a micro-batch for each worker; once for every different recipe but for its rates.
+
+    `is_new`: a sweep that began before rungs were held against evaluations may resume.
+    """
     for point in points:
         recipe: Recipe = builder.proxy(point)
         try:
             require_micro_batch_each(recipe, profile)
-            plan_run(recipe, profile, builder.num_proxy_samples)
+            plan = plan_run(recipe, profile, builder.num_proxy_samples)
+            if is_new:
+                require_judged_at_rungs(builder.space, plan.last_step / plan.steps_per_epoch, recipe.eval.every_epochs)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

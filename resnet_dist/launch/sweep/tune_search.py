@@ -45,6 +45,7 @@ class TuneSearcher:
             storage=storage,
         )
         self._space, self._num_proposed = space, 0
+        self._proposals: dict[str, str] = {}
         self.study = optuna.load_study(study_name=_STUDY, storage=storage)
         for point, score in known:
             self.study.add_trial(evaluated(space, point, score))
@@ -56,21 +57,23 @@ class TuneSearcher:
             # Not drawn anew: where a sweep goes on, what was trained and what the study holds must be the same point.
             self.study.enqueue_trial(_as_numbers(self._space, known))
         self._num_proposed += 1
+        # Tune's name of a proposal: a trial may get a second one.
+        self._proposals[trial] = f"{trial}#{self._num_proposed}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return self._search.suggest(trial) or {}
+            return self._search.suggest(self._proposals[trial]) or {}
 
     def report(self, trial: str, epoch: float, score: float) -> None:
-        self._search.on_trial_result(trial, {_SCORE: score, TRAINING_ITERATION: round(epoch)})
+        self._search.on_trial_result(self._proposals[trial], {_SCORE: score, TRAINING_ITERATION: round(epoch)})
 
     def end(self, trial: str, outcome: Outcome, score: float) -> None:
         """A trial that was stopped early counts by what it reported on its way, as Optuna's pruned trials do."""
         if outcome == "failed":
-            self._search.on_trial_complete(trial, error=True)
+            self._search.on_trial_complete(self._proposals[trial], error=True)
         elif outcome == "stopped":
-            self._search.on_trial_complete(trial)
+            self._search.on_trial_complete(self._proposals[trial])
         else:
-            self._search.on_trial_complete(trial, {_SCORE: score})
+            self._search.on_trial_complete(self._proposals[trial], {_SCORE: score})
 
 
 def suggest(space: Space, trial: Any) -> Point:

@@ -35,7 +35,7 @@ def a_space(search: str, scheduler: str, **more: Any) -> Space:
     return Space.model_validate(
         {
             "base": "b",
-            "space": grid if search == "grid" else RANGES,
+            "space": more.pop("space", grid if search == "grid" else RANGES),
             "search": {"kind": search},
             "scheduler": scheduler_config,
             "trials": None if search == "grid" else 16,
@@ -257,3 +257,15 @@ def test_worker_groups_have_room_on_nodes_with_the_labels_only() -> None:
     )
     found = [Node("a", 8.0, 0.0, {"market": "spot"}), Node("b", 64.0, 0.0)]
     assert trials_at_once(space, profile, found) == 2
+
+
+@pytest.mark.parametrize("search", ["tpe", "random"])
+def test_a_point_is_trained_once_and_a_space_without_others_ends_the_sweep(search: str) -> None:
+    """A model that proposes a known point gets its score at once; nothing is trained for it."""
+    choices = {key: {"kind": "choice", "values": [1e-4, 1e-3]} for key in RANGES}
+    space = a_space(search, "fifo", space=choices, trials=7)
+    for kill_after in (None, 5):
+        play = Play(space, kill_after)
+        points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
+        assert sorted(points) == sorted(itertools.product([1e-4, 1e-3], repeat=2))
+        assert all(trial.status == "finished" for trial in play.state.trials.values())

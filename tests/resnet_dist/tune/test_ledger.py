@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.sweep.prepare import require_judged_at_rungs
 from resnet_dist.tune.cost import expected_epochs, most_epochs, saved_epochs
 from resnet_dist.tune.events import (
     DriverStarted,
@@ -92,16 +94,26 @@ def test_a_fault_counts_and_the_trial_goes_on() -> None:
     assert (trial.status, trial.num_faults, trial.last_fault, trial.epoch) == ("waiting", 1, "its process died", 1.0)
 
 
+def a_space(**scheduler: Any) -> Space:
+    lr = {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}}
+    return Space.model_validate({"base": "b", "space": lr, "scheduler": scheduler, "trials": 16, "seeds": 2})
+
+
 def test_the_cost_of_successive_halving() -> None:
-    space = Space.model_validate(
-        {
-            "base": "b",
-            "space": {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}},
-            "scheduler": {"kind": "asha", "first_rung": 0.25, "rungs": 1, "reduction_factor": 4},
-            "trials": 16,
-            "seeds": 2,
-        }
-    )
+    space = a_space(kind="asha", first_rung=0.25, rungs=1, reduction_factor=4)
     assert most_epochs(space, 16, 8) == 16 * 8 * 2
     # 16 to epoch 2, a quarter of them 6 more, and those once more with another seed.
     assert expected_epochs(space, 16, 8) == 16 * 2 + 4 * 6 + 4 * 8
+    # evaluated every third epoch: judged at 3 instead of 2
+    assert expected_epochs(space, 16, 8, 3) == 16 * 3 + 4 * 5 + 4 * 8
+
+
+def test_rungs_without_an_evaluation_are_refused() -> None:
+    """Nobody would be judged before epoch 5 where the scheduler says 3."""
+    space = a_space(kind="asha", first_rung=0.11, rungs=2, reduction_factor=3)
+    require_judged_at_rungs(space, 24, 1)
+    with pytest.raises(UserError, match=r"judges a trial at epoch 3 of 24, but eval\.every_epochs is 5 .* at epoch 5"):
+        require_judged_at_rungs(space, 24, 5)
+    require_judged_at_rungs(a_space(kind="fifo"), 24, 5)
+    with pytest.raises(UserError, match="median"):
+        require_judged_at_rungs(a_space(kind="median", grace=0.3), 20, 5)

@@ -172,6 +172,18 @@ def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
     assert grid["optim.weight_decay"].all_values()[0] == 1e-4  # type: ignore[union-attr]
 
 
+def test_a_value_of_the_old_grid_is_not_written_another_way(tmp_path: Path) -> None:
+    """0.0949 beside 0.0948683 would be one trial paid twice."""
+    grid = [0.03, 0.0948683, 0.3]
+    rows = [Ranked(n, {"optim.lr": lr}, (), "finished", 6, float(n), 1, 0, None) for n, lr in enumerate([0.3, *grid])]
+    space = a_space({"optim.lr": {"kind": "grid", "values": grid}}, search={"kind": "grid"}, trials=None)
+    parameters, words = narrowed(space, Ranking("val/loss", tuple(rows), None), 0.9, lambda *_: True)
+    values = parameters["optim.lr"]["values"]
+    assert all(b / a > 1.01 for a, b in itertools.pairwise(values))
+    assert 0.3 in values
+    assert " became 0.03 .. 0.3" not in words[0]
+
+
 @pytest.mark.parametrize(
     ("key", "grid", "best", "expected"),
     [
