@@ -72,31 +72,34 @@ WALLS = {
     "data_prep.errors": (),
     "data_prep.exit_codes": ("data_prep.errors",),
     "data_prep.native_library": (),
+    "data_prep.pixels": (),
     "data_prep.jpeg": ("data_prep.errors", "data_prep.native_library"),
-    "data_prep.beton": ("data_prep.errors", "data_prep.jpeg"),
+    "data_prep.beton": ("data_prep.errors", "data_prep.jpeg", "data_prep.pixels"),
     "data_prep.sources": ("data_prep.errors", "data_prep.native_library"),
     "data_prep.edit": ("data_prep.errors", "data_prep.beton"),
     "data_prep.convert": (
         "data_prep.errors",
         "data_prep.native_library",
         "data_prep.jpeg",
+        "data_prep.pixels",
         "data_prep.beton",
         "data_prep.sources",
     ),
     "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
     "data_prep.bench_planning": ("data_prep.beton", "data_prep.sources", "data_prep.convert"),
     "data_prep.fuzz": ("data_prep.jpeg",),
-    "data_prep.ffcv_pixels": ("data_prep.errors", "data_prep.beton", "data_prep.sources"),
-    "data_prep.inspect": ("data_prep.errors", "data_prep.sources", "data_prep.jpeg"),
+    "data_prep.ffcv_pixels": ("data_prep.errors", "data_prep.pixels", "data_prep.beton", "data_prep.sources"),
+    "data_prep.inspect": ("data_prep.errors", "data_prep.pixels", "data_prep.sources", "data_prep.jpeg"),
     "resnet_dist.errors": ("data_prep.errors",),
     "resnet_dist.accelerators": (),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
-    "resnet_dist.data": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton"),
+    "resnet_dist.data": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton", "data_prep.pixels"),
     "resnet_dist.storage": ("resnet_dist.errors", "data_prep.beton.files"),
     "resnet_dist.tracking": (
         "resnet_dist.errors",
         "resnet_dist.storage",
+        "data_prep.pixels",
         "data_prep.beton.files",
         "data_prep.beton.class_names",
     ),
@@ -212,6 +215,11 @@ def test_a_part_imports_only_what_stands_to_its_left(part: str) -> None:
         if within(i, PACKAGES) and not within(i, (part, *WALLS[part], *EVERYWHERE))
     ]
     assert wrong == []
+
+
+def test_what_travels_with_a_model_stands_alone() -> None:
+    found = {name.partition(".")[0] for name in imports(ROOT / "data_prep" / "pixels.py")}
+    assert found - set(sys.stdlib_module_names) == {"numpy", "PIL"}
 
 
 def test_every_module_stands_in_a_part_or_is_an_entry_point() -> None:

@@ -1,0 +1,699 @@
+"""The bytes of a picture file -> RGB pixels, in one way for conversion, inspection, verification, evaluation, serving.
+
+A copy of this file travels with every logged model, so it imports the standard library, numpy and Pillow, no more.
+
+What is the same for all formats: the first picture of a file with several; 8 of 16 bits are the upper ones, and bits
+beyond 8 are dropped from the bottom whatever the depth; colour profiles and gamma are ignored, as torchvision ignores
+them; alpha and an EXIF orientation as `PictureSettings` say. Whatever the bytes are, the only error is `BadPicture`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+Exif = Literal["ignore", "apply"]
+READERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+}
+"""Pillow's, called by name: `Image.open` may also choose others (of an EPS file it runs Ghostscript)."""
+FORMATS: tuple[str, ...] = tuple(READERS)
+"""Pillow's names of the formats that are read."""
+
+
+class BadPicture(ValueError):
+    """These bytes cannot become pixels. The message is one line that continues the picture's name: `is empty`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """On one picture, for all formats and all tools, checked on its header before it is decoded."""
+
+    pixels: int = 36_000_000
+    """That are decoded: 144 MB as Pillow holds them, and twice that where they are converted. A JPEG that is decoded at
+    a fraction of its size has the pixels of that fraction."""
+    side: int = 65_500
+    """px: libjpeg's limit."""
+    aspect: int = 1_000
+    """Longer to shorter side."""
+    decoded_bytes: int = 768 << 20
+    """That decoding may take, with all a decoder holds at once: a WebP's canvases, the components of a JPEG 2000 file,
+    a tile of a TIFF, the coefficients of a JPEG in several scans."""
+    scans: int = 500
+    """Of a JPEG; libjpeg-turbo's own limit."""
+    scan_pixels: int = 2_000_000_000
+    """A JPEG's scans times its pixels: each scan is a pass over all of them."""
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """What a person may choose. ValueError on other values."""
+
+    exif: Exif = "ignore"
+    """An EXIF orientation: `ignore`, as torchvision's ImageFolder and all published figures do, or `apply`."""
+    background: tuple[int, int, int] | None = None
+    """Red, green and blue that transparent pixels show; None: alpha is dropped, whatever colours it hid."""
+
+    def __post_init__(self) -> None:
+        if self.exif not in get_args(Exif):
+            raise ValueError(f"exif {self.exif!r}: expected one of {', '.join(get_args(Exif))}")
+        if self.background is not None and not _is_colour(self.background):
+            raise ValueError(f"background {self.background!r}: expected red, green and blue, each 0..255")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "background": None if self.background is None else list(self.background)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PictureSettings:
+        """Of `as_dict`, or of any mapping with some of its keys; other keys are not looked at."""
+        found = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        background = found.get("background")
+        if isinstance(background, list):
+            found["background"] = tuple(background)
+        return cls(**found)
+
+
+class PictureHeader(NamedTuple):
+    """What a file says of its picture, before it is decoded."""
+
+    format: str
+    """One of `FORMATS`."""
+    mode: str
+    """Pillow's: RGB, L (gray), P (palette), CMYK, ..."""
+    width: int
+    height: int
+    orientation: int
+    """1..8 as EXIF has them; 1 where there is none, or none that can be read."""
+
+
+def to_rgb(
+    data: bytes, settings: PictureSettings = PictureSettings(), *, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """The picture in mode RGB. BadPicture when it is damaged, of another kind, or beyond `LIMITS`.
+
+    `at_least`: width and height that are wanted of a JPEG, which may then be decoded at 1/2, 1/4 or 1/8 of its size.
+    """
+    with _as_bad_picture():
+        image, file_format = _open(data, at_least)
+        _require_decodable(image, file_format, data)
+        key = _transparent_colour(image, file_format)
+        depth = _gray_depth(image)
+        _forget_orientation(image)
+        image.load()
+        rgb = _to_rgb(image, settings.background, key, depth)
+        return _turned(rgb, orientation(data, file_format)) if settings.exif == "apply" else rgb
+
+
+def to_rgb_image(image: Image.Image, settings: PictureSettings = PictureSettings()) -> Image.Image:
+    """As `to_rgb`, of an image that was opened or made elsewhere; its EXIF orientation is its owner's affair."""
+    with _as_bad_picture():
+        require_size(*image.size)
+        return _to_rgb(image, settings.background, image.info.get("transparency"), _gray_depth(image))
+
+
+def read_header(data: bytes) -> PictureHeader:
+    """BadPicture as `to_rgb` raises it for what can be told without decoding."""
+    with _as_bad_picture():
+        image, file_format = _open(data, None)
+        _require_decodable(image, file_format, data)
+        return PictureHeader(file_format, image.mode, image.width, image.height, orientation(data, file_format))
+
+
+def require_size(width: int, height: int, remedy: str = "make it smaller first") -> None:
+    """BadPicture for a picture of no pixels, or beyond `LIMITS`."""
+    require_sides(width, height, remedy)
+    if width * height > LIMITS.pixels:
+        raise BadPicture(f"is {width} x {height} px, more than {LIMITS.pixels:,} px in all; {remedy}")
+
+
+def require_sides(width: int, height: int, remedy: str = "make it smaller first") -> None:
+    """As `require_size`, but for the number of pixels, of which fewer may be decoded."""
+    if width < 1 or height < 1:
+        raise BadPicture(f"is {width} x {height} px: it has no pixels")
+    if max(width, height) > LIMITS.side:
+        raise BadPicture(f"is {width} x {height} px, more than {LIMITS.side:,} px on a side; {remedy}")
+    if max(width, height) > LIMITS.aspect * min(width, height):
+        raise BadPicture(
+            f"is {width} x {height} px, one side more than {LIMITS.aspect:,} times the other; cut it into pieces first"
+        )
+
+
+def picture_format(data: bytes) -> str | None:
+    """One of `FORMATS` by the file's first bytes, or None."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if re.match(rb"P[1-6f]\s", data[:3]):
+        return "PPM"
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+_MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+}
+_NOT_READ = (
+    (4, rb"ftyp(avif|avis)", "an AVIF picture"),
+    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture"),
+    (4, rb"ftyp(crx )", "a camera's raw file"),
+    (4, rb"ftyp", "a film"),
+    (0, rb"RIFF....AVI ", "a film"),
+    (0, rb"\x1aE\xdf\xa3", "a film"),
+    (0, rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+    (0, rb"8BPS", "a Photoshop file"),
+    (0, rb"DDS ", "a DDS texture"),
+    (0, rb"%!PS|\xc5\xd0\xd3\xc6|.{0,64}%!PS-Adobe", "a PostScript file"),
+    (0, rb"%PDF", "a PDF file"),
+    (0, rb"\0\0[\x01\x02]\0[^\0]", "an icon"),
+    (0, rb"icns", "an icon"),
+    (0, rb"qoif", "a QOI picture"),
+    (0, rb"\x76\x2f\x31\x01", "an OpenEXR picture"),
+    (0, rb"#\?RADIANCE|#\?RGBE", "a Radiance picture"),
+    (0, rb"P7\s", "a PAM picture"),
+    (0, rb"PF\s", "a PFM picture of 32-bit colours"),
+    (0, rb"SIMPLE  =", "a FITS file"),
+    (0, rb"\x01\xda[\0\x01][\x01\x02]", "an SGI picture"),
+    (0, rb"\x59\xa6\x6a\x95", "a Sun raster"),
+    (0, rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]", "a PCX picture"),
+    (0, rb"/\* XPM \*/", "an XPM picture"),
+    (0, rb"#define \w+_width", "an XBM picture"),
+    (0, rb"gimp xcf", "a GIMP file"),
+    (0, rb"FLIF", "a FLIF picture"),
+    (0, rb"BPG\xfb", "a BPG picture"),
+    (0, rb"II\xbc\x01|WMPHOTO", "a JPEG XR picture"),
+    (0, rb"II\x55\0|IIRO|IIRS|FUJIFILMCCD-RAW", "a camera's raw file"),
+    (0, rb".{128}DICM", "a DICOM file"),
+    (0, rb"AT&TFORM", "a DjVu file"),
+    (0, rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive"),
+    (0, rb"\x89HDF|CDF[\x01\x02]", "a file of arrays"),
+    (0, rb"\x93NUMPY", "a file of arrays"),
+    (0, rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?)?<svg", "an SVG drawing"),
+    (0, rb"(?i)\xef?\xbb?\xbf?\s*(<!doctype html|<html|<head)", "a web page"),
+    (0, rb"version https://git-lfs", "a pointer of Git LFS and not the file itself"),
+)
+"""Offset, pattern and name of what is often found among pictures and is not read."""
+
+
+def _unknown(data: bytes) -> BadPicture:
+    if not data:
+        return BadPicture("is empty")
+    if not data.strip(b"\0"):
+        return BadPicture("holds zeros only")
+    start = data[:1024]
+    found = next((name for at, magic, name in _NOT_READ if re.match(magic, start[at:], re.DOTALL)), None)
+    if found is None and data[-18:] == b"TRUEVISION-XFILE.\0":
+        found = "a TGA picture"
+    if found is not None:
+        return BadPicture(f"is {found}; convert it to JPEG or PNG first")
+    return BadPicture("is no picture of a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000")
+
+
+class _as_bad_picture:  # noqa: N801  # a context manager
+    """Pillow and what it stands on raise a dozen kinds of errors on damaged files, and warn of what is no damage."""
+
+    def __enter__(self) -> None:
+        _silence_pillow()
+        _silence_libtiff()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None or isinstance(error, BadPicture) or not isinstance(error, Exception):
+            return
+        if isinstance(error, MemoryError):
+            raise BadPicture("needs more memory than there is") from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise BadPicture(f"is larger than {LIMITS.pixels:,} px; make it smaller first") from None
+        raise BadPicture(f"is damaged or of an unusual kind: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    said = error.args[0].decode("latin-1") if error.args and isinstance(error.args[0], bytes) else str(error)
+    text = " ".join(said.split())
+    if not isinstance(error, OSError | ValueError | SyntaxError) or not text:
+        text = f"{type(error).__name__} {text}".strip()
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "the file", text)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+_PILLOWS_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\..*"), 0)
+
+
+def _silence_pillow() -> None:
+    """For good: `warnings.catch_warnings` is not for threads."""
+    if _PILLOWS_WARNINGS not in warnings.filters:
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=_PILLOWS_WARNINGS[3].pattern)
+
+
+@cache
+def _silence_libtiff() -> None:
+    """It prints to stderr what it finds odd; errors reach Pillow by another way."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+        for path in {line.split(maxsplit=5)[5].strip() for line in maps.splitlines() if "/libtiff" in line}:
+            library = ctypes.CDLL(path)
+            library.TIFFSetWarningHandler(None)
+            library.TIFFSetErrorHandler(None)
+    except (OSError, AttributeError, IndexError):  # no Linux, or linked otherwise: its lines appear
+        pass
+
+
+def _open(data: bytes, at_least: tuple[int, int] | None) -> tuple[ImageFile.ImageFile, str]:
+    """Not decoded yet; its sides are within the limits."""
+    file_format = picture_format(data)
+    if file_format is None:
+        raise _unknown(data)
+    file = data
+    if file_format == "JPEG":
+        parts = _jpeg_parts(data)
+        if parts is not None:
+            require_sides(parts.width, parts.height)
+            file = parts.without_metadata
+    elif file_format == "WEBP":
+        size = _webp_size(data)
+        if size is not None:
+            require_size(*size)
+    elif file_format == "TIFF":
+        file = _with_orientation_1(data)  # Pillow turns TIFFs by itself when it decodes them
+    image = READERS[file_format](io.BytesIO(file))
+    require_sides(*image.size)
+    if at_least is not None:
+        image.draft("", at_least)
+    return image, file_format
+
+
+def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes) -> None:
+    width, height = image.size
+    require_size(width, height)
+    pixels = width * height
+    held = pixels * 8  # as Pillow has them, and in RGB
+    if file_format == "JPEG":
+        held += _require_few_scans(data)
+    elif file_format == "WEBP":
+        held = pixels * 16
+    elif file_format == "JPEG2000":
+        width, height, components = _jpeg2000_size(data) or (width, height, len(image.getbands()))
+        require_size(width, height)
+        held = width * height * (4 * components + 8)
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        held += _tiff_piece_bytes(image)
+    if held > LIMITS.decoded_bytes:
+        raise BadPicture(
+            f"takes {held >> 20:,} MiB to decode, more than {LIMITS.decoded_bytes >> 20:,}; "
+            "store it in another way, as PNG or JPEG, first"
+        )
+
+
+class _JpegParts(NamedTuple):
+    width: int
+    height: int
+    components: int
+    is_progressive: bool
+    scan_at: int
+    """Where the first scan's marker is."""
+    exif: bytes
+    without_metadata: bytes
+    """What libjpeg looks at: Pillow reads more of it, and refuses a good picture for odd metadata."""
+
+
+def _jpeg_parts(data: bytes) -> _JpegParts | None:
+    """None where the markers cannot be followed to the first scan."""
+    at, frame, exif = 2, None, b""
+    kept, dropped = [data[:2]], False
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+            at += 1 if marker == 0xFF else 2
+            continue
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == 0xD9 or end < at + 4 or end > len(data):
+            return None
+        body = at + 4
+        if marker == 0xDA:
+            if frame is None:
+                return None
+            rest = data if not dropped else b"".join(kept) + data[at:]
+            return _JpegParts(frame[1], frame[0], frame[2], frame[3], at, exif, rest)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if end - body < 6 or frame is not None:
+                return None
+            height, width, components = struct.unpack_from(">HHB", data, body + 1)
+            frame = height, width, components, marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        if marker == 0xE1 and not exif and data.startswith(b"Exif\0", body):
+            exif = data[body + 6 : end]
+        if _is_metadata(data, marker, body, end):
+            dropped = True
+        else:
+            kept.append(data[at:end])
+        at = end
+    return None
+
+
+def _is_metadata(data: bytes, marker: int, start: int, end: int) -> bool:
+    """Of no meaning to libjpeg. It reads whole JFIF and Adobe segments only."""
+    if marker == 0xE0:
+        return not (data.startswith(b"JFIF\0", start) and end - start >= 14)
+    if marker == 0xEE:
+        return not (data.startswith(b"Adobe", start) and end - start >= 12)
+    return 0xE0 <= marker <= 0xEF or marker == 0xFE
+
+
+def _require_few_scans(data: bytes) -> int:
+    """Returns the bytes of the coefficients that libjpeg holds; of a file of one scan it holds a few rows."""
+    parts = _jpeg_parts(data)
+    if parts is None:
+        return 0
+    scans = data.count(b"\xff\xda", parts.scan_at)  # in a scan 0xFF is always followed by 0
+    if scans > LIMITS.scans or scans * parts.width * parts.height > LIMITS.scan_pixels:
+        raise BadPicture(f"has {scans:,} scans, more than can be decoded in time; encode it again with fewer")
+    if not parts.is_progressive and data[parts.scan_at + 4 : parts.scan_at + 5] == bytes([parts.components]):
+        return 0  # all components in the first scan: none is waited for
+    return 2 * parts.components * parts.width * parts.height
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Of the canvas, which libwebp allocates as soon as the file is opened."""
+    if data[12:16] == b"VP8X" and len(data) >= 30:
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    elif data[12:16] == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif data[12:16] == b"VP8 " and len(data) >= 30:
+        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    else:
+        return None
+    return width, height
+
+
+def _jpeg2000_size(data: bytes) -> tuple[int, int, int] | None:
+    """Width, height and components by the codestream, which need not be those of the boxes around it."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(data) < at + 42:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+    (components,) = struct.unpack_from(">H", data, at + 40)
+    return right - left, bottom - top, components
+
+
+def _tiff_piece_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
+    """Of a tile, or of as many rows as are compressed together."""
+    tags = image.tag_v2
+    bits = tags.get(258, (8,))
+    samples = tags.get(277, 1)
+    bits_per_pixel = max(bits) * samples if isinstance(bits, tuple) else int(bits) * samples
+    if 322 in tags and 323 in tags:
+        return int(tags[322]) * int(tags[323]) * bits_per_pixel // 8
+    return image.width * min(int(tags.get(278, image.height)), image.height) * bits_per_pixel // 8
+
+
+def _forget_orientation(image: ImageFile.ImageFile) -> None:
+    """What Pillow knows of it from XMP, by which it turns TIFFs, too."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        exif = image.getexif()
+        while ORIENTATION_TAG in exif:
+            del exif[ORIENTATION_TAG]
+
+
+def _gray_depth(image: Image.Image) -> int:
+    """Bits that a gray value of more than 8 has."""
+    tags = getattr(image, "tag_v2", None)
+    bits = tags.get(258, 16) if tags is not None else 16
+    depth = bits[0] if isinstance(bits, tuple) else bits
+    return depth if 8 < depth <= 16 else 16
+
+
+def _transparent_colour(image: ImageFile.ImageFile, file_format: str) -> Any:
+    """`info["transparency"]` in the values of decoded pixels, which it is not for PNGs of 2, 4 and 16 bits."""
+    key = image.info.get("transparency")
+    if file_format != "PNG" or key is None or not image.tile:
+        return key
+    raw_mode = str(image.tile[0].args)
+    if isinstance(key, int) and raw_mode in ("L;2", "L;4"):
+        return key * (85 if raw_mode == "L;2" else 17)
+    if isinstance(key, tuple) and raw_mode.startswith("RGB;16"):
+        return tuple(value >> 8 for value in key)
+    return key
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, key: Any, depth: int) -> Image.Image:
+    alpha = None if background is None else _alpha(image, key)
+    rgb = _colours(image, depth)
+    if background is None or alpha is None:
+        return rgb
+    shown = Image.new("RGB", rgb.size, background)
+    shown.paste(rgb, mask=alpha)
+    return shown
+
+
+def _colours(image: Image.Image, depth: int) -> Image.Image:
+    """Without alpha."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _of_gray(image, depth)
+    if image.mode in ("I", "F"):
+        kind = "fractions" if image.mode == "F" else "signed or of 32 bits"
+        raise BadPicture(f"has gray values that are {kind}; convert it to 8 or 16 bits without a sign first")
+    if _is_signed(image):
+        raise BadPicture("has signed gray values; convert it to 8 or 16 bits without a sign first")
+    if image.mode in ("La", "RGBa"):  # multiplied by alpha already
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if "transparency" in image.info:  # Pillow would look for its colour in the new image's palette
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def _of_gray(image: Image.Image, depth: int) -> Image.Image:
+    """Pillow's own conversion of 16 bits clips at 255."""
+    values = np.asarray(image)
+    gray = np.minimum(values >> (depth - 8), 255).astype(np.uint8)
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and tags.get(262) == 0:  # white is zero, which Pillow turns round for 8 bits only
+        gray = 255 - gray
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _is_signed(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and 2 in np.atleast_1d(tags.get(339, 1)).tolist()
+
+
+def _alpha(image: Image.Image, key: Any) -> Image.Image | None:
+    """How opaque each pixel is, as an image of mode L; None: all are."""
+    bands = image.getbands()
+    if bands[-1] in ("A", "a"):
+        return image.getchannel(bands[-1])
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+        return image.convert("RGBA").getchannel("A")
+    if key is None:
+        return None
+    values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if isinstance(key, bytes):
+        opaque = np.full(256, 255, np.uint8)
+        opaque[: len(key)] = np.frombuffer(key[:256], np.uint8)
+        return Image.fromarray(opaque[values])
+    is_key = values == np.asarray(key)
+    if is_key.ndim == 3:
+        is_key = is_key.all(axis=2)
+    return Image.fromarray(np.where(is_key, 0, 255).astype(np.uint8))
+
+
+ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _turned(image: Image.Image, found: int) -> Image.Image:
+    return image.transpose(_TURNS[found]) if found in _TURNS else image
+
+
+def orientation(data: bytes, file_format: str | None = None) -> int:
+    """1..8, by the EXIF tag in the one place that each format has for it; 1 where there is none, or another value.
+
+    XMP, and what ImageMagick writes into a PNG's text, are not looked at, in any format.
+    """
+    file_format = file_format or picture_format(data)
+    if file_format == "JPEG":
+        if b"Exif\0" not in data[:1024] and b"Exif\0" not in data:
+            return 1
+        parts = _jpeg_parts(data)
+        block = parts.exif if parts is not None else b""
+    elif file_format == "PNG":
+        block = _chunk(data, 8, b"eXIf", ">I4s", trailer=4)
+    elif file_format == "WEBP":
+        block = _chunk(data, 12, b"EXIF", "<4sI", trailer=0)
+        block = block.removeprefix(b"Exif\0\0")
+    elif file_format == "TIFF":
+        block = data
+    else:
+        return 1
+    return _orientation_in(block)
+
+
+def _chunk(data: bytes, at: int, wanted: bytes, head: str, trailer: int) -> bytes:
+    """The content of the first chunk of that name; empty where there is none, or its check sum is wrong."""
+    while at + 8 <= len(data):
+        first, second = struct.unpack_from(head, data, at)
+        name, size = (first, second) if isinstance(first, bytes) else (second, first)
+        body = data[at + 8 : at + 8 + size] if name == wanted else b""
+        if name == wanted:
+            has_sum = trailer == 0 or data[at + 8 + size : at + 12 + size] == zlib.crc32(name + body).to_bytes(4, "big")
+            return body if has_sum else b""
+        at += 8 + size + trailer + (size & 1 if trailer == 0 else 0)
+    return b""
+
+
+def _orientation_in(block: bytes) -> int:
+    """Of a TIFF structure's first directory."""
+    for order, entry, value_at in _orientation_entries(block):
+        (kind,) = struct.unpack_from(f"{order}H", block, entry + 2)
+        if kind in (1, 3, 4):
+            (value,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], block, value_at)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _with_orientation_1(block: bytes) -> bytes:
+    changed = bytearray(block)
+    for order, entry, value_at in _orientation_entries(block):
+        struct.pack_into(f"{order}H", changed, entry + 2, 3)
+        struct.pack_into(f"{order}Q" if value_at - entry == 12 else f"{order}I", changed, entry + 4, 1)
+        struct.pack_into(f"{order}H", changed, value_at, 1)
+    return bytes(changed)
+
+
+def _orientation_entries(block: bytes) -> Iterator[tuple[str, int, int]]:
+    """Of a TIFF structure's first directory: byte order, where the tag's entry begins, and where its value."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 16:
+        return
+    (version,) = struct.unpack_from(f"{order}H", block, 2)
+    if version not in (42, 43):
+        return
+    offset_format, count_format, entry_bytes, value_at = ("I", "H", 12, 8) if version == 42 else ("Q", "Q", 20, 12)
+    (at,) = struct.unpack_from(order + offset_format, block, 4 if version == 42 else 8)
+    start = at + struct.calcsize(order + count_format)
+    if start > len(block):
+        return
+    (count,) = struct.unpack_from(order + count_format, block, at)
+    for entry in range(start, min(start + count * entry_bytes, len(block) - entry_bytes + 1), entry_bytes):
+        if struct.unpack_from(f"{order}H", block, entry)[0] == ORIENTATION_TAG:
+            yield order, entry, entry + value_at
+
+
+def resized_window(picture: Image.Image, resized: tuple[int, int], window: tuple[int, int, int, int]) -> Image.Image:
+    """`picture.resize(resized, BILINEAR).crop(...)`, bit by bit, in memory and time of the picture and the window only.
+
+    `picture`: of mode RGB. `resized`: width, height. `window`: left, top, width, height, in pixels of the resized
+    picture; what lies outside is black.
+    """
+    left, top, width, height = window
+    if resized[0] * resized[1] <= picture.width * picture.height + 16 * width * height:
+        whole = picture.resize(resized, Image.Resampling.BILINEAR)
+        return whole.crop((left, top, left + width, top + height))
+    shown = np.zeros((height, width, 3), np.uint8)
+    columns = range(max(left, 0), min(left + width, resized[0]))
+    rows = range(max(top, 0), min(top + height, resized[1]))
+    if columns and rows:
+        pixels = _resized_part(picture, resized, columns, rows)
+        shown[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels
+    return Image.fromarray(shown)
+
+
+_WEIGHT_BITS = 22
+
+
+def _resized_part(picture: Image.Image, resized: tuple[int, int], columns: range, rows: range) -> NDArray[np.uint8]:
+    """These columns and rows of an enlarged picture, with the arithmetic of Pillow's bilinear filter."""
+    across = _weights(picture.width, resized[0], columns)
+    down = _weights(picture.height, resized[1], rows)
+    box = (across[0][0], down[0][0], across[-1][0] + len(across[-1][1]), down[-1][0] + len(down[-1][1]))
+    pixels = np.asarray(picture.crop(box))
+    passes = [(across, 1, box[0]), (down, 0, box[1])]
+    if resized[1] < picture.height:  # Pillow's order, which decides how it is rounded in between
+        passes.reverse()
+    for weights, axis, start in passes:
+        pixels = _filtered(pixels, weights, axis, start)
+    return pixels
+
+
+def _weights(size: int, resized: int, outputs: range) -> list[tuple[int, NDArray[np.int64]]]:
+    """For each output the first input, and the weights from there on, in fixed point."""
+    scale = size / resized
+    reach = max(scale, 1.0)
+    found = []
+    for output in outputs:
+        center = (output + 0.5) * scale
+        first, end = max(0, int(center - reach + 0.5)), min(size, int(center + reach + 0.5))
+        distance = np.abs((np.arange(first, end) - center + 0.5) * (1.0 / reach))
+        exact = np.where(distance < 1.0, 1.0 - distance, 0.0)
+        total = np.cumsum(exact)[-1]  # one after another, as Pillow does: `sum` adds pairs
+        found.append((first, (0.5 + exact / total * (1 << _WEIGHT_BITS)).astype(np.int64)))
+    return found
+
+
+def _filtered(
+    pixels: NDArray[np.uint8], weights: list[tuple[int, NDArray[np.int64]]], axis: int, start: int
+) -> NDArray[np.uint8]:
+    lines = np.moveaxis(pixels, axis, 0)
+    results = np.empty((len(weights), *lines.shape[1:]), np.uint8)
+    for result, (first, factors) in zip(results, weights, strict=True):
+        sums = np.einsum("k,kij->ij", factors, lines[first - start : first - start + len(factors)], dtype=np.int64)
+        result[...] = np.clip((sums + (1 << _WEIGHT_BITS - 1)) >> _WEIGHT_BITS, 0, 255)
+    return np.moveaxis(results, 0, axis)
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
