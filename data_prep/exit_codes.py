@@ -14,9 +14,12 @@ from typing import NoReturn
 import typer
 
 from data_prep.errors import Fault, Stopped, UserError
+from data_prep.redaction import redacted
 from data_prep.shown import shown
 
 MAX_LINE_CHARACTERS = 4000
+_MAX_READ_CHARACTERS = 50 * MAX_LINE_CHARACTERS
+"""Of a message, which may quote a file."""
 
 
 def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
@@ -35,12 +38,14 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
         _fail(command, 1, str(error))
     except Exception as error:  # noqa: BLE001 - the last line of defence: the cause in one line, the rest in a file
         with tempfile.NamedTemporaryFile("w", prefix=f"{command}-", suffix=".log", delete=False) as log:
-            traceback.print_exception(error, file=log)
+            log.write(redacted("".join(traceback.format_exception(error))))
         _fail(command, 1, f"unexpected {type(error).__name__}: {error}; the whole story is in {log.name}")
 
 
 def _fail(command: str, code: int, message: str) -> NoReturn:
-    line = shown(" ".join(message.split()), MAX_LINE_CHARACTERS)  # file names from outside are in it
+    if len(message) > _MAX_READ_CHARACTERS:  # whole words only: of a password in two parts neither looks like one
+        message = message[:_MAX_READ_CHARACTERS].rpartition(" ")[0]
+    line = shown(redacted(" ".join(message.split())), MAX_LINE_CHARACTERS)  # file names from outside are in it
     print(f"{command}: {line}", file=sys.stderr)
     if "--json" in sys.argv[1:]:
         print(json.dumps({"ok": False, "exit_code": code, "error": line}), flush=True)

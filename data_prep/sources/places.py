@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 from data_prep.errors import Fault
+from data_prep.redaction import MASK, redacted
 
 MAX_SAMPLE_BYTES = 256 << 20
 """Largest file that is read as one sample: a worker's memory stays bounded, whatever a listing or a header says."""
@@ -91,9 +92,10 @@ class Place(Protocol):
 
 
 def without_credentials(text: str) -> str:
-    """A URL, or a message that holds some, without user, password, and query (signed URLs carry their secret there)."""
-    text = re.sub(r"(://)[^\s/@]*:[^\s@]*@", r"\1", text)
-    text = re.sub(r"(://)[^\s/?#@]*@", r"\1", text)
+    """A URL, or a message that holds some, without secrets and without queries: those of signed URLs differ from day to
+    day, and what they name does not.
+    """
+    text = redacted(text).replace(f"://{MASK}@", "://")
     return re.sub(r"(://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1", text)
 
 

@@ -119,6 +119,10 @@ class Profile(Section):
     """Whether a finished run's model becomes a version in MLflow's registry. Without: logged only, as a sweep's trials
     are.
     """
+    record_changes: bool = True
+    """Whether what was changed in the code since its commit is kept in MLflow, as `code/changes.diff`: without files
+    that are named like secrets (`.env`, `*.key`), values that look like secrets masked.
+    """
     jobs_address: str | None = None
     """Where `resnet-dist submit` sends jobs; null: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     ray_address: str | None = None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from threading import Timer
+
+from data_prep.redaction import is_secret_file, redacted
 
 LIBRARIES = ("resnet-dist", "ray", "torch", "torchvision", "ffcv", "numba", "numpy", "mlflow", "pillow")
 _MAX_DIFF_BYTES = 256 * 1024
+_MAX_READ_BYTES = 1 << 20
 _LIMIT_S = 10.0
 
 
@@ -20,7 +24,8 @@ class CodeVersion:
     dirty: bool
     """Whether tracked files differ from the commit, or files are there that git neither tracks nor ignores."""
     diff: str
-    """`git diff HEAD` and the names of untracked files; cut at 256 KiB."""
+    """`git diff HEAD` and the names of untracked files, without what is secret: files by their name, values by their
+    form. Cut at 256 KiB."""
 
 
 def read_code_version(folder: Path) -> CodeVersion | None:
@@ -29,11 +34,23 @@ def read_code_version(folder: Path) -> CodeVersion | None:
         return None
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=normal")
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff")
+    diff = _diff(folder)
     if commit is None or status is None or diff is None:
         return None
     untracked = [f"untracked: {line[3:]}" for line in status.splitlines() if line.startswith("??")]
-    return CodeVersion(commit.strip(), bool(status.strip()), shortened("\n".join([*untracked, diff])))
+    return CodeVersion(commit.strip(), bool(status.strip()), shortened(redacted("\n".join([*untracked, *diff]))))
+
+
+def _diff(folder: Path) -> list[str] | None:
+    """The names of the changed files that are left out, and the changes of all others; None where git fails."""
+    # A renamed file as one that went and one that came: the name of either may be a secret's.
+    how = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
+    names = _git(folder, *how, "--name-only", "-z")
+    if names is None:
+        return None
+    secret = [name for name in names.split("\0") if is_secret_file(name)]
+    diff = _git(folder, *how, "--", *(f":(top,exclude,literal){name}" for name in secret))
+    return None if diff is None else [*(f"left out by its name: {name}" for name in secret), diff]
 
 
 def shortened(text: str, max_bytes: int = _MAX_DIFF_BYTES) -> str:
@@ -56,10 +73,22 @@ def library_versions() -> Mapping[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says, whole lines up to a megabyte; None where it fails or takes too long."""
+    command = ["git", "-C", str(folder), "-c", "core.quotePath=off", *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, timeout=_LIMIT_S, check=True, text=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as git:
+            limit = Timer(_LIMIT_S, git.kill)
+            limit.start()
+            try:
+                data = git.stdout.read(_MAX_READ_BYTES) if git.stdout else b""
+                is_whole = len(data) < _MAX_READ_BYTES
+                if not is_whole:
+                    git.kill()
+            finally:
+                limit.cancel()
+    except OSError:
         return None
-    return done.stdout
+    if is_whole and git.returncode:
+        return None
+    text = data.decode(errors="replace")  # a changed file in another encoding
+    return text if is_whole else f"{text.rpartition(chr(10))[0]}\n... and more\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from data_prep.redaction import redacted
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
@@ -15,7 +16,8 @@ from resnet_dist.launch.preflight import Prepared, prepare
 def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
     """Everything `train` would do with these arguments, as text. Raises UserError as `train` would."""
     prepared = prepare(recipe, profile, name)
-    return f"# recipe\n{to_yaml(recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{_run(recipe, profile, name, prepared)}"
+    run = _run(recipe, profile, name, prepared)
+    return redacted(f"# recipe\n{to_yaml(recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{run}")
 
 
 def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str:

@@ -6,6 +6,7 @@ import re
 import time
 from itertools import pairwise
 
+from data_prep.redaction import redacted
 from resnet_dist.launch.control import Status
 from resnet_dist.storage.base import RunStorage
 
@@ -25,7 +26,9 @@ class EventLog:
 
     def note(self, event: str) -> None:
         """One line, the time (UTC) before it."""
-        self._unwritten.append(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {' '.join(event.split())}\n")
+        self._unwritten.append(
+            f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {redacted(' '.join(event.split()))}\n"
+        )
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(self._unwritten))

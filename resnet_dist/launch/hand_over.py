@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_prep.redaction import redacted
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
@@ -19,7 +20,6 @@ from resnet_dist.launch.result import RunResult
 from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
-from resnet_dist.tracking.uris import redact_uri
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.best import open_best
 from resnet_dist.training.checkpoint import load_state, newest_whole
@@ -53,7 +53,7 @@ def hand_over(recipe: Recipe, profile: Profile, name: str, record: Record, resul
         name=name,
         run_dir=storage.location,
         run_id=record.handle.run_id,
-        tracking_uri=redact_uri(profile.tracking_uri),
+        tracking_uri=redacted(profile.tracking_uri),
         model_uri=last_uri,
         checkpoint=checkpoint,
         step=result.step,

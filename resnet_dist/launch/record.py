@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.redaction import redacted
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
@@ -29,7 +30,6 @@ from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.preparations import PreparationRun, find_preparations
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.transport import driver_environment
-from resnet_dist.tracking.uris import redact_uri
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import glance, newest_first
 
@@ -66,7 +66,7 @@ class Record:
         try:
             yield
         except (Fault, UserError, OSError) as error:
-            self.say(f"warning: {consequence}: {redact_uri(str(error))}")
+            self.say(f"warning: {consequence}: {redacted(str(error))}")
 
 
 def begin_record(
@@ -91,7 +91,7 @@ def begin_record(
     storage.pull()
     texts = {
         "recipe.yaml": to_yaml(recipe),
-        "profile.yaml": redact_uri(to_yaml(profile)),
+        "profile.yaml": redacted(to_yaml(profile)),
         "class_names.json": json.dumps(prepared.val.class_names, indent=0, ensure_ascii=False) + "\n",
     }
     for file, text in texts.items():
@@ -126,7 +126,7 @@ def begin_record(
             texts={
                 **{f"config/{file}": text for file, text in texts.items()},
                 "code/environment.json": json.dumps(facts, indent=1),
-                **({"code/changes.diff": code.diff} if code and code.dirty else {}),
+                **({"code/changes.diff": code.diff} if code and code.dirty and profile.record_changes else {}),
             },
             inputs=inputs,
         )

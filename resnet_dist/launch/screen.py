@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from data_prep.redaction import redacted
 from resnet_dist.launch.control import Status
 from resnet_dist.training.plan import RunPlan
 
@@ -57,7 +58,7 @@ class Screen:
         self._bar = None
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(redacted(line), markup=False)
 
     def show(self, status: Status) -> None:
         """Call it often; it prints what is new."""

@@ -15,14 +15,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.config.loading import load_recipe, load_space
+from data_prep.redaction import SECRET_FILES, holds_secret, is_secret_file, redacted
+from resnet_dist.config.loading import flatten, load_recipe, load_space
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import recipe_hash
 from resnet_dist.errors import UserError
 
 MODULES = {"train": "resnet_dist", "tune": "resnet_dist", "convert": "data_prep"}
 """Commands that make sense as a job, and the package that has them."""
-NOT_SENT = (".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*.db", "*.log", "__pycache__")
+NOT_SENT = (
+    *(".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*.db", "*.log", "__pycache__"),
+    *SECRET_FILES,
+)
 """Left out of the upload, besides what .gitignore and .rayignore name, in their syntax."""
 RUN_KEY = "resnet-dist-run"
 """Metadata key of a job: which run it drives."""
@@ -67,6 +71,7 @@ def plan_submission(
     now: datetime,
 ) -> Submission:
     """The job that runs `command` with `arguments`. Raises UserError for what could only work on this machine."""
+    require_no_secret(arguments, profile)
     require_seen_by_nodes(command, arguments, profile)
     # The driver's own limit must pass first: it saves a checkpoint, and says so when it could not.
     env = {**profile.env, "RAY_JOB_STOP_WAIT_TIME_S": f"{profile.failure.stop_grace_s + _STOP_MARGIN_S:g}"}
@@ -156,9 +161,21 @@ def require_sent(file: Path, working_dir: Path) -> str:
             "or give --working-dir"
         ) from None
     for part in (f"/{sent.parts[0]}", *sent.parts):
-        if any(fnmatch(part, pattern) for pattern in NOT_SENT):
+        if is_secret_file(part) or any(fnmatch(part, pattern) for pattern in NOT_SENT):
             raise UserError(f"{file}: {part} is left out of what travels to the cluster; copy the file elsewhere")
     return str(sent)
+
+
+def require_no_secret(arguments: Sequence[str], profile: Profile) -> None:
+    """A job's command line and files are seen by all who see the cluster. Raises UserError for what holds a secret."""
+    told = [f"{option} {value}" for option, value in pairwise(("", *arguments)) if holds_secret(f"{option} {value}")]
+    told += [f"the profile's {key}: {value}" for key, value in flatten(profile).items() if holds_secret(value)]
+    if told:
+        raise UserError(
+            f"{redacted(told[0]).strip()}: holds a secret, and all who see the cluster see what is submitted; export "
+            "it where the nodes' Ray is started: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
+            "MLFLOW_TRACKING_TOKEN for MLflow, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for a bucket"
+        )
 
 
 def require_seen_by_nodes(command: str, arguments: Sequence[str], profile: Profile) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.redaction import redacted, redacted_values
 from resnet_dist.tracking.mlflow_run import RunHandle
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
-from resnet_dist.tracking.uris import redact_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -51,11 +51,11 @@ def log_details(
     with mlflow_faults(handle.tracking_uri, "describing the run"):
         client = connect(handle.tracking_uri)
         if description and _NOTE_TAG not in client.get_run(handle.run_id).data.tags:
-            client.set_tag(handle.run_id, _NOTE_TAG, redact_uri(description))
+            client.set_tag(handle.run_id, _NOTE_TAG, redacted(description))
         if inputs:
             client.log_inputs(handle.run_id, [dataset_input(data) for data in inputs])
         for path, content in texts.items():
-            client.log_text(handle.run_id, redact_uri(content), path)
+            client.log_text(handle.run_id, redacted(content), path)
 
 
 def dataset_input(data: DataInput) -> DatasetInput:
@@ -65,7 +65,7 @@ def dataset_input(data: DataInput) -> DatasetInput:
         name=data.name,
         digest=data.short_digest,
         source_type="local",
-        source=json.dumps({"uri": redact_uri(data.location)}),
+        source=json.dumps({"uri": redacted(data.location)}),
         profile=json.dumps(dict(data.facts)),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])
@@ -76,8 +76,8 @@ def set_tags(handle: RunHandle, tags: Mapping[str, str]) -> None:
     require_answer(handle.tracking_uri)
     with mlflow_faults(handle.tracking_uri, "tagging the run"):
         client = connect(handle.tracking_uri)
-        for key, value in tags.items():
-            client.set_tag(handle.run_id, key, redact_uri(value))
+        for key, value in redacted_values(tags).items():
+            client.set_tag(handle.run_id, key, value)
 
 
 def log_folder(handle: RunHandle, folder: Path, artifact_path: str) -> None:

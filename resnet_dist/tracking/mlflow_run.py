@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.experiment_view import view_tags
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.small_files import read_json, write_json
 from resnet_dist.tracking.store import connect, mlflow_faults, patiently, prepare_store
-from resnet_dist.tracking.uris import redact_uri, sqlite_file
+from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -133,7 +134,7 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
     True if the server has it. Never raises because of the server: the training is over and its result stands.
     """
     record = read_json(run_file(handle.run_dir)) or {"run_id": handle.run_id, "experiment_id": handle.experiment_id}
-    reason = redact_uri(reason)[:_MAX_REASON_CHARS]
+    reason = redacted(reason)[:_MAX_REASON_CHARS]
     record["end"] = {"status": status, "time_ms": time.time_ns() // 1_000_000, "reason": reason, "sent": False}
     _write_record(handle.run_dir, record, handle.publish)
     try:
@@ -186,7 +187,7 @@ def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, t
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise UserError(
-            f"{run_file(run_dir)}: {redact_uri(tracking_uri)} has no run {record['run_id']}; set tracking_uri to the "
+            f"{run_file(run_dir)}: {redacted(tracking_uri)} has no run {record['run_id']}; set tracking_uri to the "
             "MLflow that has it, or remove this file to go on in a new MLflow run"
         ) from None
     if run.info.lifecycle_stage != "active":
@@ -230,7 +231,7 @@ def _make_running(client: MlflowClient, run: Run, tags: Mapping[str, str], param
 
 
 def _create_run(client: MlflowClient, record: Mapping[str, Any], run_name: str, tags: Mapping[str, str]) -> Run:
-    first_tags = {**_redacted(tags), RUN_KEY_TAG: record["run_key"], RESUMED_TAG: "0"}
+    first_tags = {**redacted_values(tags), RUN_KEY_TAG: record["run_key"], RESUMED_TAG: "0"}
     client.create_run(record["experiment_id"], tags=first_tags, run_name=run_name)
     run = _oldest_with_key(client, record)
     if run is None:
@@ -283,15 +284,11 @@ def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str
 def _log_missing(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
     from mlflow.entities import Param, RunTag
 
-    new = [Param(key, value) for key, value in _redacted(params).items() if key not in run.data.params]
+    new = [Param(key, value) for key, value in redacted_values(params).items() if key not in run.data.params]
     for chunk in _chunks(new, _PARAMS_PER_CALL):
         client.log_batch(run.info.run_id, params=chunk, synchronous=True)
-    for pairs in _chunks([RunTag(key, value) for key, value in _redacted(tags).items()], _PARAMS_PER_CALL):
+    for pairs in _chunks([RunTag(key, value) for key, value in redacted_values(tags).items()], _PARAMS_PER_CALL):
         client.log_batch(run.info.run_id, tags=pairs, synchronous=True)
-
-
-def _redacted(values: Mapping[str, str]) -> dict[str, str]:
-    return {key: redact_uri(str(value)) for key, value in values.items()}
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
@@ -14,7 +15,6 @@ from resnet_dist.tracking.segments import spool_folder
 from resnet_dist.tracking.sender import Sender
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.transport import MlflowTransport, Transport
-from resnet_dist.tracking.uris import redact_uri
 
 
 class SpoolTracker:
@@ -54,14 +54,14 @@ class SpoolTracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         if values:
-            self._spool.append_tags({key: redact_uri(str(value)) for key, value in values.items()})
+            self._spool.append_tags(redacted_values(values))
 
     def text(self, artifact_path: str, content: str) -> None:
         """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
         parts = PurePosixPath(artifact_path).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in artifact_path:
             raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {artifact_path!r}")
-        self._spool.append_text(artifact_path, redact_uri(content))
+        self._spool.append_text(artifact_path, redacted(content))
 
     def persist(self, timeout_s: float) -> bool:
         """Waits until everything logged so far is in storage. False if that took longer."""

@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.redaction import redacted
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.model_notes import STEP_TAG
 from resnet_dist.tracking.reasons import first_line
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect
-from resnet_dist.tracking.uris import redact_uri, sqlite_file
+from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch
             facts = Model.load(local).metadata or {}
             return _for_evaluation(mlflow.pytorch.load_model(local)), facts
         except (MlflowException, OSError) as error:
-            raise UserError(f"{uri}: cannot be loaded from {redact_uri(tracking_uri)}: {first_line(error)}") from error
+            raise UserError(f"{uri}: cannot be loaded from {redacted(tracking_uri)}: {first_line(error)}") from error
 
 
 def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVersion) -> list[str] | None:

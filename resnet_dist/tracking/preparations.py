@@ -10,12 +10,12 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from data_prep.redaction import redacted, redacted_value
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.details import DataInput, dataset_input
 from resnet_dist.tracking.mlflow_run import find_or_create_experiment
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults, prepare_store
-from resnet_dist.tracking.uris import redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,12 +98,12 @@ def _fill(client: MlflowClient, run: Run, preparation: Preparation) -> None:
     from mlflow.entities import Metric, Param
 
     run_id, time_ms = run.info.run_id, run.info.start_time
-    params = [Param(k, redact_uri(v)[:_MAX_VALUE_CHARS]) for k, v in preparation.params.items()]
+    params = [Param(k, redacted_value(k, v)[:_MAX_VALUE_CHARS]) for k, v in preparation.params.items()]
     metrics = [Metric(key, value, time_ms, 0) for key, value in preparation.metrics.items()]
     client.log_batch(run_id, params=[p for p in params if p.key not in run.data.params], metrics=metrics)
     client.log_inputs(run_id, [dataset_input(preparation.data)])
     for path, text in preparation.texts.items():
-        client.log_text(run_id, redact_uri(text), path)
+        client.log_text(run_id, redacted(text), path)
     client.set_terminated(run_id, "FINISHED")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from resnet_dist.tracking.uris import redact_uri
+from data_prep.redaction import redacted
 
 _MAX_CHARS = 300
 
 
 def first_line(error: BaseException) -> str:
     """The exception's own message, without secrets: what a server that answered has to say."""
-    lines = [line.strip() for line in redact_uri(str(error)).splitlines() if line.strip()]
+    lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:_MAX_CHARS]
 
 

@@ -9,8 +9,8 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
+from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.tracking.uris import redact_uri
 
 # Touches the server's database, which /health does not; any answer to it will do.
 _QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
@@ -34,7 +34,7 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
             return
         if deadline_s - time.monotonic() < _PAUSE_S:
             raise Fault(
-                f"{redact_uri(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s); "
+                f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s); "
                 "start it or correct tracking_uri in the profile, then run the same command again"
             )
         attempt_s *= 2
@@ -56,7 +56,7 @@ def _ask(tracking_uri: str, timeout_s: float) -> str | None:
     except urllib.error.HTTPError as error:
         if error.code == 403 and b"Invalid Host" in error.read(2000):
             raise UserError(
-                f"{redact_uri(tracking_uri)}: the MLflow server refuses the host name {address}; "
+                f"{redacted(tracking_uri)}: the MLflow server refuses the host name {address}; "
                 f"start it with --allowed-hosts '{address}'"
             ) from None
         return None if error.code < 500 else f"status {error.code}"

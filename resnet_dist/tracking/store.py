@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.reasons import root_reason
 from resnet_dist.tracking.server import require_answer
-from resnet_dist.tracking.uris import redact_uri, sqlite_file
+from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,16 +86,16 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
         status = error.get_http_status_code()  # 500 also where no answer came
         if status in _REFUSALS:
             raise UserError(
-                f"MLflow at {redact_uri(tracking_uri)} refuses this user ({doing}, status {status}); export "
+                f"MLflow at {redacted(tracking_uri)} refuses this user ({doing}, status {status}); export "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
                 "write there"
             ) from error
         kind = Unanswered if sqlite_file(tracking_uri) is None and (status >= 500 or status == _TOO_BUSY) else Fault
-        raise kind(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+        raise kind(f"MLflow at {redacted(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
     except (UserError, Fault, OSError, ValueError, TypeError):
         raise
     except Exception as error:
-        raise Fault(f"MLflow at {redact_uri(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+        raise Fault(f"MLflow at {redacted(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
 
 
 def patiently(work: Callable[[], T], until_s: float) -> T:

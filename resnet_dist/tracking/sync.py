@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
@@ -18,7 +19,6 @@ from resnet_dist.tracking.segments import spool_folders
 from resnet_dist.tracking.sender import backoff_s
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.transport import MlflowTransport, Unavailable
-from resnet_dist.tracking.uris import redact_uri
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -93,7 +93,7 @@ def _send_all(folder: Path, lane: Lane, tracking_uri: str, deadline_s: float) ->
             num_failures += 1
             if num_failures == _ATTEMPTS:
                 raise Fault(
-                    f"MLflow at {redact_uri(tracking_uri)} did not take the run {folder.name}: {error}; "
+                    f"MLflow at {redacted(tracking_uri)} did not take the run {folder.name}: {error}; "
                     "what is left stays in storage: run the same command again"
                 ) from error
             time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from data_prep.redaction import redacted
 from resnet_dist.errors import UserError
-
-_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@?#'\"]*(?:@[^/\s@?#'\"]*)*@")
-_SECRET_QUERY = re.compile(
-    r"(?P<name>[?&][A-Za-z0-9_.-]*(?:password|passwd|pwd|token|secret|key|sig|signature)=)[^&#\s'\"]*", re.I
-)
-
-
-def redact_uri(text: str) -> str:
-    """`text` with `***` for the user info and the secret query values of every URI in it.
-
-    Takes a URI or any longer text (an error message, a YAML file); text without such a URI comes back as it is.
-    """
-    return _SECRET_QUERY.sub(r"\g<name>***", _USER_INFO.sub(r"\g<scheme>***@", text))
 
 
 def absolute_tracking_uri(uri: str, base: Path) -> str:
@@ -39,11 +26,11 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
         return f"sqlite:///{base / name[1:]}{question}{query}"
     if not separator or scheme == "file":
         raise UserError(
-            f"tracking_uri: {redact_uri(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "
+            f"tracking_uri: {redacted(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "
             "use sqlite:///folder/mlflow.db or http://host:port"
         )
     raise UserError(
-        f"tracking_uri: {redact_uri(uri)}: {scheme} is not supported here; use sqlite:///folder/mlflow.db or "
+        f"tracking_uri: {redacted(uri)}: {scheme} is not supported here; use sqlite:///folder/mlflow.db or "
         "http://host:port (a server in front of a database: mlflow server --backend-store-uri ...)"
     )
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from data_prep.redaction import redacted
 from resnet_dist.config.loading import tree_to_yaml
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import Node, cluster_address
@@ -22,7 +23,8 @@ _SHOWN = 100
 
 def describe_sweep(prepared: PreparedSweep) -> str:
     state = replay(read_ledger(prepared.sweep_dir)) if ledger_file(prepared.sweep_dir).exists() else SweepState()
-    return f"# space\n{_space(prepared.space)}\n# trials\n{_trials(prepared, state)}\n# sweep\n{_rows(prepared, state)}"
+    rows = _rows(prepared, state)
+    return redacted(f"# space\n{_space(prepared.space)}\n# trials\n{_trials(prepared, state)}\n# sweep\n{rows}")
 
 
 def _space(space: Space) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.redaction import redacted
 from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
@@ -19,7 +20,6 @@ from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.sweep_run import end_sweep, open_sweep
 from resnet_dist.tracking.transport import driver_environment
-from resnet_dist.tracking.uris import redact_uri
 from resnet_dist.tune.ranking import Ranking
 
 Say = Callable[[str], None]
@@ -40,7 +40,7 @@ class SweepRecord:
         try:
             log_folder(self.handle, folder, "report")
         except (Fault, UserError, OSError) as error:
-            self.say(f"warning: the report is not in MLflow: {redact_uri(str(error))}")
+            self.say(f"warning: the report is not in MLflow: {redacted(str(error))}")
 
     def end(self, trials: Iterable[RunStorage], status: EndStatus, reason: str) -> None:
         self.tracker.close()
@@ -55,7 +55,7 @@ def begin_sweep_record(prepared: PreparedSweep, nodes: list[Node], say: Say) -> 
     texts = {
         "config/space.yaml": to_yaml(space),
         "config/base_recipe.yaml": tree_to_yaml(prepared.began.base),
-        "config/profile.yaml": redact_uri(to_yaml(profile)),
+        "config/profile.yaml": redacted(to_yaml(profile)),
     }
     code = read_code_version(Path(__file__).parents[3])
     handle = open_sweep(

@@ -51,6 +51,38 @@ def test_the_code_version_is_gits(tmp_path: Path) -> None:
     assert "-one\n+two" in changed.diff
 
 
+def test_secrets_are_not_in_the_changes(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    for name in (".env", "plain.txt", "p.yaml", "latin.txt"):
+        (tmp_path / name).write_text("one\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    (tmp_path / ".env").write_text("WORD=hunter1\n")
+    (tmp_path / "server.key").write_text("hunter2\n")
+    (tmp_path / "p.yaml").write_text("tracking_uri: http://me:hunter3@mlflow:5000\nenv: {GITHUB_PAT: hunter4}\n")
+    (tmp_path / "latin.txt").write_bytes("fünf\n".encode("latin-1"))
+    git(tmp_path, "mv", "plain.txt", "my_secret.txt")
+    git(tmp_path, "add", ".env", "server.key")
+    changed = read_code_version(tmp_path)
+    assert changed is not None
+    assert "hunter" not in changed.diff
+    assert "+tracking_uri: http://***@mlflow:5000\n+env: {GITHUB_PAT: ***}" in changed.diff
+    assert [line for line in changed.diff.splitlines() if line.startswith("left out by its name: ")] == [
+        f"left out by its name: {name}" for name in (".env", "my_secret.txt", "server.key")
+    ]
+
+
+def test_a_change_of_any_size_is_cut(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.txt").write_text("one\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    (tmp_path / "a.txt").write_text("more and more\n" * 1_000_000)
+    changed = read_code_version(tmp_path)
+    assert changed is not None
+    assert len(changed.diff) < 300_000
+
+
 def test_a_long_diff_is_cut_and_says_so() -> None:
     assert shortened("abc", 3) == "abc"
     assert shortened("äbc", 3) == "äb\n... cut here: 1 more bytes\n"

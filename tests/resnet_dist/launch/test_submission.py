@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,41 @@ def test_files_become_relative_and_the_name_is_the_one_train_gives() -> None:
         *("resnet_dist/recipes/digits_resnet20.yaml", "--set", "model.name=resnet8", "--json"),
         *("--on", "cluster/profiles/laptop.yaml", "--profile-set", "workers=2", "--name", name),
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "profile", "told"),
+    [
+        (
+            ("--profile-set", "tracking_uri=http://me:hunter2@mlflow:5000"),
+            PROFILE,
+            "tracking_uri=http://***@mlflow",
+        ),
+        (("--input", "https://host/a.tar?token=hunter2"), PROFILE, "--input https://host/a.tar?token=***"),
+        (("--set", "x.api_key=hunter2"), PROFILE, "--set x.api_key=***"),
+        (("--password", "hunter2"), PROFILE, "--password ***"),
+        (
+            (),
+            PROFILE.model_copy(update={"tracking_uri": "http://me:hun/ter2@mlflow"}),
+            "profile's tracking_uri:",
+        ),
+    ],
+)
+def test_what_holds_a_secret_is_not_submitted(given: tuple[str, ...], profile: Profile, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        plan_submission(
+            *("train", given, profile),
+            name="n", address="http://h:8265", working_dir=ROOT, python="python", now=datetime(2026, 1, 1, tzinfo=UTC),
+        )  # fmt: skip
+    assert "MLFLOW_TRACKING_PASSWORD" in str(caught.value)
+    assert "hun" not in str(caught.value)
+
+
+def test_files_named_like_secrets_are_not_sent(tmp_path: Path) -> None:
+    for name in (".env", "server.PEM", "my_secrets.yaml"):
+        (tmp_path / name).write_text("x: 1")
+        with pytest.raises(UserError, match="left out of what travels"):
+            require_sent(tmp_path / name, tmp_path)
 
 
 def test_a_sweep_is_named_after_its_space_and_its_base_recipe_must_travel() -> None:
