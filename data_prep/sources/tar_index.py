@@ -13,14 +13,20 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_prep.errors import UserError
+from data_prep.shown import shown
+from data_prep.sources.file_kinds import told_by_head
 
 BLOCK_BYTES = 512
 WINDOW_BYTES = 4096
 """Read at a time: a header, and often the small files and headers behind it."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Of a long name or a pax header."""
-MAX_TAIL_BYTES = 1 << 20
-"""Behind the end mark; writers pad to 10 KiB. More means that another archive was appended."""
+MAX_NAME_BYTES = 4096
+"""As long as a path may be on Linux."""
+MAX_TAIL_BYTES = 64 << 20
+"""Of zeros behind the end mark: writers fill up a record, of 10 KiB or, on tapes, some MiB."""
+TAIL_PIECE_BYTES = 64 << 10
+MAX_SIZE_DIGITS = 20
 ADLER_MODULUS = 65521
 
 REGULAR, FOLDER = (b"0", b"\0", b"7"), b"5"
@@ -44,58 +50,85 @@ class Member(NamedTuple):
     num_bytes: int
 
 
+class _Damaged(ValueError):
+    """What is wrong with a header, to follow the place where it is."""
+
+
 def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Iterator[Member]:
     """The files of the archive in the bytes start..stop-1, in its order; `stop` None: of a stream whose length is not
     known, where `read_at` gives fewer bytes at the end, and members' ends are for the caller to check.
 
-    UserError, naming `where` and the member, when the archive is damaged, cut short or holds something refused.
+    UserError, naming `where` and the member, when the archive is damaged, cut short, holds something refused, or when
+    anything but zeros follows it.
     """
     window = _Window(read_at, stop)
     at = start
-    long_name: str | None = None
+    long_name: bytes | None = None
     long_size: int | None = None
-    before = "its start"
+    before: bytes | None = None
     while True:
         header = b"" if stop is not None and at + BLOCK_BYTES > stop else window.read(at, BLOCK_BYTES)
         if len(header) < BLOCK_BYTES:
-            raise UserError(f"{where}: is cut short: it has no end mark behind {before}; copy or download it again")
+            if at == start and (told := told_by_head(header or window.read(at, (stop or BLOCK_BYTES) - at))):
+                raise UserError(f"{where}: {told}")
+            raise UserError(
+                f"{where}: is cut short: it has no end mark behind {_told(before)}; copy or download it again"
+            )
         if header.count(0) == BLOCK_BYTES:
-            if stop is not None and stop - at > MAX_TAIL_BYTES:
+            _check_tail(window, at, stop, f"{where}: ", _told(before))
+            if long_name is not None or long_size is not None:
                 raise UserError(
-                    f"{where}: {stop - at:,} bytes lie behind its end mark, after {before}; was another "
-                    "archive appended? name archives one by one"
+                    f"{where}: ends where a member should follow {_told(before)}; copy or download it again"
                 )
             return
-        _check_sum(header, f"{where}: the header behind {before}")
-        kind = header[156:157]
-        name = long_name or _name(header)
-        size = _number(header[124:136], f"{where}: {name}")
+        try:
+            _check_sum(header)
+            kind = header[156:157]
+            name = long_name or _name(header)
+            size = 0 if kind == FOLDER else _number(header[124:136])
+        except _Damaged as error:
+            told = told_by_head(header) if at == start else None
+            raise UserError(
+                f"{where}: {told}"
+                if told
+                else f"{where}: the header behind {_told(before)} is damaged: {error}; is it a tar? copy or download "
+                "it again"
+            ) from None
         if long_size is not None and kind in REGULAR:
             size = long_size
         data_at = at + BLOCK_BYTES
         at = data_at + -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if stop is not None and data_at + size > stop:
             raise UserError(
-                f"{where}: is cut short: {name} ends {data_at + size - stop:,} bytes behind the end; "
+                f"{where}: is cut short: {_told(name)} ends {data_at + size - stop:,} bytes behind the end; "
                 "copy or download it again"
             )
-        if kind in (GNU_LONG_NAME, PAX):
+        if kind in (GNU_LONG_NAME, PAX, PAX_GLOBAL):
             if size > MAX_EXTENSION_BYTES:
-                raise UserError(f"{where}: {name} has a header of {size:,} bytes; the archive is damaged or hostile")
+                raise UserError(
+                    f"{where}: {_told(name)} has a header of {size:,} bytes; the archive is damaged or hostile"
+                )
             extension = window.read(data_at, size)
-            if kind == GNU_LONG_NAME:
-                long_name = os.fsdecode(extension.rstrip(b"\0"))
-            else:
-                long_name, long_size = _read_pax(extension, long_name, f"{where}: {name}")
+            try:
+                if kind == GNU_LONG_NAME:
+                    long_name = extension.split(b"\0", 1)[0]
+                elif kind == PAX:
+                    long_name, long_size = _read_pax(extension, long_name, long_size)
+                elif _read_pax(extension, None, None) != (None, None):
+                    raise _Damaged("gives all members one name or size")
+            except _Damaged as error:
+                raise UserError(
+                    f"{where}: the extended header behind {_told(before)} {error}; copy or download the archive again"
+                ) from None
             continue
         before = name
-        if kind in REGULAR and not name.endswith("/"):
+        if kind in REGULAR and not (name.endswith(b"/") and not size):
             yield Member(_safe(name, where), data_at, size)
         elif kind in REFUSED:
-            raise UserError(f"{where}: {name} is {REFUSED[kind]}; expected plain files, pack what it stands for")
-        elif kind not in (*REGULAR, FOLDER, GNU_LONG_LINK, GNU_LABEL, PAX_GLOBAL):
-            raise UserError(f"{where}: {name} is of the unknown kind {kind!r}; expected plain files")
-        if kind not in (GNU_LONG_LINK, PAX_GLOBAL):
+            raise UserError(f"{where}: {_told(name)} is {REFUSED[kind]}; expected plain files, pack what it stands for")
+        elif kind not in (*REGULAR, FOLDER, GNU_LONG_LINK, GNU_LABEL):
+            raise UserError(f"{where}: {_told(name)} is of the unknown kind {kind!r}; expected plain files")
+        if kind != GNU_LONG_LINK:
             long_name = long_size = None
 
 
@@ -117,18 +150,36 @@ class _Window:
         return self._data[at : at + length]
 
 
-def _check_sum(header: bytes, what: str) -> None:
+def _check_tail(window: _Window, at: int, stop: int | None, where: str, before: str) -> None:
+    """UserError unless there are only zeros from `at`, where the end mark is, to the end."""
+    first = at
+    while stop is None or at < stop:
+        if at - first > MAX_TAIL_BYTES:
+            raise UserError(f"{where}more than {MAX_TAIL_BYTES:,} bytes lie behind its end mark, after {before}")
+        piece = window.read(at, TAIL_PIECE_BYTES if stop is None else min(TAIL_PIECE_BYTES, stop - at))
+        if not piece:
+            return
+        if piece.count(0) != len(piece):
+            data_at = at + len(piece) - len(piece.lstrip(b"\0"))
+            raise UserError(
+                f"{where}data lies behind its end mark, from byte {data_at:,} on, after {before}; was another archive "
+                "appended? unpack it whole with `tar --ignore-zeros -xf`, and pack it again"
+            )
+        at += len(piece)
+
+
+def _check_sum(header: bytes) -> None:
     """The header's sum is that of its bytes, its own eight taken as blanks.
 
     Adler-32's low half is 1 + the sum of bytes modulo 65,521: the sum at C speed.
     """
     field = header[148:156]
-    stored = _number(field, what)
+    stored = _number(field)
     if (stored + sum(field) - 8 * ord(" ") + 1 - (zlib.adler32(header) & 0xFFFF)) % ADLER_MODULUS:
-        raise UserError(f"{what} is damaged: its check sum is wrong; is it a tar? copy or download it again")
+        raise _Damaged("its check sum is wrong")
 
 
-def _number(field: bytes, what: str) -> int:
+def _number(field: bytes) -> int:
     """Octal digits, or GNU's base 256 for large ones."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
@@ -136,43 +187,54 @@ def _number(field: bytes, what: str) -> int:
     if not digits:
         return 0
     if not digits.isdigit() or max(digits) > ord("7"):
-        raise UserError(f"{what} is damaged: {digits!r} is no number; is it a tar? copy or download it again")
+        raise _Damaged(f"{digits!r} is no number")
     return int(digits, 8)
 
 
-def _name(header: bytes) -> str:
+def _name(header: bytes) -> bytes:
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0":
         prefix = header[345:500].split(b"\0", 1)[0]
         if prefix:
             name = prefix + b"/" + name
-    return os.fsdecode(name)
+    return name
 
 
-def _read_pax(records: bytes, name: str | None, what: str) -> tuple[str | None, int | None]:
+def _read_pax(records: bytes, name: bytes | None, size: int | None) -> tuple[bytes | None, int | None]:
     """The path and size of the next member, where the records (`<length> <key>=<value>\\n`) say them."""
-    size: int | None = None
     at = 0
-    while at < len(records):
+    while at < len(records) and records[at]:  # some writers fill up with zeros
         digits, _, _ = records[at : at + 16].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = records[at + len(digits) + 1 : at + length - 1].partition(b"=")
-        if length <= len(digits) or not equals:
-            raise UserError(f"{what} has a pax header that is damaged; copy or download the archive again")
+        if length <= len(digits) or not equals or records[at + length - 1 : at + length] != b"\n":
+            raise _Damaged("is damaged")
         if key == b"path":
-            name = os.fsdecode(value)
-        elif key == b"size" and value.isdigit():
+            name = value
+        elif key == b"size":
+            if not value.isdigit() or len(value) > MAX_SIZE_DIGITS:
+                raise _Damaged(f"says {value[:40]!r} for a size")
             size = int(value)
-        elif key.startswith(b"GNU.sparse"):
-            raise UserError(f"{what} belongs to a sparse file; expected plain files")
+        elif key.startswith((b"GNU.sparse", b"SCHILY.realsize")):
+            raise _Damaged("belongs to a sparse file; expected plain files")
         at += length
     return name, size
 
 
-def _safe(name: str, where: str) -> str:
-    """UserError on a name that leads out of the archive's folder."""
+def _safe(raw: bytes, where: str) -> str:
+    """UserError on a name that leads out of the archive's folder, or is none."""
+    name = os.fsdecode(raw)
     while name.startswith("./"):
         name = name[2:]
     if name.startswith("/") or ".." in name.split("/"):
-        raise UserError(f"{where}: {name} is a name that leads out of the archive; it is damaged or hostile")
+        raise UserError(f"{where}: {shown(name)} is a name that leads out of the archive; it is damaged or hostile")
+    if not name or name.endswith("/") or "\0" in name or len(raw) > MAX_NAME_BYTES:
+        raise UserError(
+            f"{where}: holds a file named {shown(name) or 'nothing'} ({len(raw):,} bytes); expected a name of at most "
+            f"{MAX_NAME_BYTES:,} bytes; the archive is damaged or hostile"
+        )
     return name
+
+
+def _told(name: bytes | None) -> str:
+    return "its start" if name is None else shown(os.fsdecode(name))
