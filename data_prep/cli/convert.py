@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from data_prep.cli.options import AsJson, ClassOrder, Devkit, Input, Labels, SourceKind, print_json
+from data_prep.cli.options import (
+    AsJson,
+    ClassOrder,
+    Devkit,
+    ImageColumn,
+    Input,
+    LabelColumn,
+    Labels,
+    SourceKind,
+    print_json,
+)
 from data_prep.convert.config import (
     DEFAULT_MAX_BAD,
     DEFAULT_QUALITY,
@@ -38,6 +48,8 @@ def convert(
     labels: Labels = None,
     devkit: Devkit = None,
     class_order: ClassOrder = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Ray tasks at a time; 0: no Ray, in this process.  [default: all CPUs]")
     ] = None,
@@ -92,7 +104,7 @@ def convert(
     settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, check)
     bad_policy = _bad_policy(on_error, max_bad)
 
-    options = SourceOptions(labels, devkit, class_order)
+    options = SourceOptions(labels, devkit, class_order, image_column, label_column)
 
     def reopen() -> Source:
         return open_source(source, input_, requested_split(split, Path(output)), options)
@@ -121,11 +133,12 @@ def convert(
     seconds = time.monotonic() - started_s
     if outcome.already_done:
         typer.echo(f"{place.shown}: already done, nothing to do")
-    left_out = manifest.source["num_left_out"]
+    left_out, named = manifest.source["num_left_out"], manifest.source.get("left_out", [])
     typer.echo(
         f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
         f"{manifest.num_untouched:,} with the source's own bytes, {manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
         + (f"; {left_out:,} files of the source are no images by their name and were left out" if left_out else "")
+        + (f" ({', '.join(named)}{', ...' if left_out > len(named) else ''})" if named else "")
     )
     if manifest.quarantined:
         typer.echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")

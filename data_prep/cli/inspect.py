@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from data_prep.cli.options import AsJson, ClassOrder, Devkit, Input, Labels, SourceKind, print_json
+from data_prep.cli.options import (
+    AsJson,
+    ClassOrder,
+    Devkit,
+    ImageColumn,
+    Input,
+    LabelColumn,
+    Labels,
+    SourceKind,
+    print_json,
+)
 
 
 def inspect(
@@ -17,6 +27,8 @@ def inspect(
     labels: Labels = None,
     devkit: Devkit = None,
     class_order: ClassOrder = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     headers: Annotated[int, typer.Option(min=1, help="Images whose headers are read, spread evenly.")] = 500,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +44,9 @@ def inspect(
 
     request = SplitRequest(split, explicit=split is not None)
     with progress_on(sys.stderr) as progress:
-        opened = open_source(source, input_, request, SourceOptions(labels, devkit, class_order))
+        opened = open_source(
+            source, input_, request, SourceOptions(labels, devkit, class_order, image_column, label_column)
+        )
         found = survey(opened, headers, on_header=progress.decoded)
     show(found, sys.stdout)
     if as_json:

@@ -24,11 +24,25 @@ Input = Annotated[
 ]
 Labels = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="image-folder: the class of every image. webdataset: the names of the classes."),
+    typer.Option(
+        metavar="FILE",
+        help="image-folder: the class of every image. hf-parquet, webdataset: the names of the classes.",
+    ),
 ]
 Devkit = Annotated[str | None, typer.Option(metavar="FILE", help="ilsvrc: the devkit, if not beside the images.")]
 ClassOrder = Annotated[
-    str | None, typer.Option(metavar="text|number", help="image-folder: how numbered classes are sorted into labels.")
+    str | None,
+    typer.Option(metavar="text|number", help="How classes that are named by numbers are sorted into labels."),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="hf-parquet: the images' column. webdataset: the ending of their files."),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="hf-parquet: the labels' column. webdataset: the ending of their files, or key in .json."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from data_prep.cli.options import AsJson, ClassOrder, Devkit, Labels, local_path, print_json
+from data_prep.cli.options import AsJson, ClassOrder, Devkit, ImageColumn, LabelColumn, Labels, local_path, print_json
 from data_prep.errors import UserError
 
 
@@ -25,6 +25,8 @@ def verify(
     labels: Labels = None,
     devkit: Devkit = None,
     class_order: ClassOrder = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a beton against its manifest: size, digests, structure, counts, and that its images decode.
@@ -41,7 +43,7 @@ def verify(
 
     count = _decode_count(decode)
     beton = local_path(beton)
-    options = SourceOptions(labels, devkit, class_order)
+    options = SourceOptions(labels, devkit, class_order, image_column, label_column)
     opened = None if source is None else open_source(source, input_, requested_split(split, beton), options)
     with progress_on(sys.stderr) as progress:
         report = run_verification(beton, count, on_decoded=progress.decoded)

@@ -55,7 +55,7 @@ def make_plan(
         for number, start in enumerate(range(0, num_samples, UNIT_SAMPLES))
     )
     what = {
-        "source": asdict(source),
+        "source": {name: value for name, value in asdict(source).items() if name != "left_out"},
         "settings": settings.as_dict(),
         "versions": dict(versions),
         "num_samples": num_samples,

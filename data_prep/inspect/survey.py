@@ -166,9 +166,6 @@ def find_oddities(source: Source, headers: list[Header]) -> list[str]:
             (indices,) = np.nonzero(odd)
             if len(indices):
                 found.append(f"{len(indices):,} files are {what}: " + _named(source.key(int(i)) for i in indices))
-    doubles = [key for key, count in Counter(source.key(i) for i in range(len(source))).items() if count > 1]
-    if doubles:
-        found.append(f"{len(doubles):,} names occur more than once: " + _named(doubles))
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     (empty,) = np.nonzero(counts == 0)
     if len(empty):
@@ -183,9 +180,11 @@ def find_oddities(source: Source, headers: list[Header]) -> list[str]:
         found.append(
             "classes are named by numbers, so nothing proves their order: compare some images with their labels"
         )
-    left_out = source.describe().num_left_out
-    if left_out:
-        found.append(f"{left_out:,} files are no images by their name and are left out")
+    described = source.describe()
+    if described.num_left_out:
+        named = f": {', '.join(described.left_out)}" if described.left_out else ""
+        more = ", ..." if named and described.num_left_out > len(described.left_out) else ""
+        found.append(f"{described.num_left_out:,} files are no images by their name and are left out{named}{more}")
     return found
 
 

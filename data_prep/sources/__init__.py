@@ -18,6 +18,8 @@ class SourceKind(NamedTuple):
     """Names of `SourceOptions` that it understands."""
 
 
+TABLE_OPTIONS = ("labels", "class_order", "image_column", "label_column")
+
 SOURCES = {
     "cifar10": SourceKind("data_prep.sources.cifar:Cifar10"),
     "cifar100": SourceKind("data_prep.sources.cifar:Cifar100"),
@@ -27,7 +29,7 @@ SOURCES = {
     "image-folder": SourceKind("data_prep.sources.image_folder:ImageFolder", ("labels", "class_order")),
     "kaggle": SourceKind("data_prep.sources.kaggle:Kaggle"),
     "synthetic": SourceKind("data_prep.sources.synthetic:Synthetic"),
-    "webdataset": SourceKind("data_prep.sources.webdataset:WebDataset", ("labels",)),
+    "webdataset": SourceKind("data_prep.sources.webdataset:WebDataset", TABLE_OPTIONS),
 }
 """`--source` name -> where it is."""
 
@@ -37,11 +39,16 @@ class SourceOptions:
     """What only some sources understand; None: not given."""
 
     labels: str | None = None
-    """image-folder: a file with the class of every image. webdataset: a file with the class names in label order."""
+    """image-folder: a file with the class of every image. hf-parquet, webdataset: one with the class names in label
+    order."""
     devkit: str | None = None
     """ilsvrc: ILSVRC2012_devkit_t12.tar.gz, where it does not lie beside the images."""
     class_order: str | None = None
-    """image-folder: `text` or `number`, see `class_order.order_classes`."""
+    """`text` or `number`, see `class_order.order_classes`; of labels that are texts in tables and shards, too."""
+    image_column: str | None = None
+    """hf-parquet: the column of images. webdataset: the ending of their files."""
+    label_column: str | None = None
+    """hf-parquet: the column of labels. webdataset: the ending of their files, or their key in the `.json`."""
 
 
 def open_source(

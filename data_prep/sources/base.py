@@ -17,6 +17,10 @@ IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 """Of Pillow's. Others are for documents: of EPS its reader hands the file to Ghostscript, to be run without a limit."""
 
 
+MAX_NAMED = 3
+"""Files that a source names of those it leaves out."""
+
+
 @dataclass(frozen=True)
 class Sample:
     data: bytes
@@ -45,6 +49,8 @@ class SourceDescription:
     """wnid -> label, where the source says wnids."""
     label_checks: list[str] = field(default_factory=list)
     """Known facts of ImageNet that the labels were checked against; empty when it is not ImageNet's 1,000 classes."""
+    left_out: list[str] = field(default_factory=list)
+    """The first MAX_NAMED names of `num_left_out`, where the source tells them. Not in the plan's hash."""
 
 
 class Source(Protocol):

@@ -9,6 +9,9 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.errors import UserError
 from data_prep.sources.class_order import order_classes
 
@@ -107,6 +110,18 @@ def number_classes(
         )
     class_names = tuple(names) if names is not None else tuple(str(label) for label in range(largest + 1))
     return class_names, {label: label for label in numbers}
+
+
+def labels_without_samples(labels: NDArray[np.int64], class_names: Sequence[str]) -> list[str]:
+    """A note when classes that are only numbers have no samples: do they count from 1?"""
+    if class_names != tuple(str(label) for label in range(len(class_names))):
+        return []
+    (empty,) = np.nonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    return (
+        [f"no sample has {len(empty):,} of the labels 0..{len(class_names) - 1}, first {empty[0]}"]
+        if len(empty)
+        else []
+    )
 
 
 def _checked(number: int) -> int:

@@ -203,7 +203,8 @@ def _name(header: bytes) -> bytes:
 def _read_pax(records: bytes, name: bytes | None, size: int | None) -> tuple[bytes | None, int | None]:
     """The path and size of the next member, where the records (`<length> <key>=<value>\\n`) say them."""
     at = 0
-    while at < len(records) and records[at]:  # some writers fill up with zeros
+    records = records.rstrip(b"\0")  # some writers fill up with zeros
+    while at < len(records):
         digits, _, _ = records[at : at + 16].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = records[at + len(digits) + 1 : at + length - 1].partition(b"=")

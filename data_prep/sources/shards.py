@@ -1,0 +1,229 @@
+"""The files that a data set in shards (tars, parquet) consists of, and those of one split, by their names.
+
+A name that is not understood is refused: taken for another split, or for all of them, it would change what is trained
+on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from data_prep.errors import UserError
+from data_prep.shown import shown
+from data_prep.sources.file_kinds import COMPRESSED_SUFFIXES
+from data_prep.sources.find_places import GLOB, find_places, place_of
+from data_prep.sources.places import IS_URL, Place, without_credentials
+from data_prep.sources.splits import SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
+
+COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>.*)")
+HASH = re.compile(r"[-_.][0-9a-f]{6,64}$")
+"""What the Hub adds to the names of uploaded shards."""
+NUMBER = re.compile(r"(?<![^\W_])\d+(?![^\W_])")
+"""Between separators: that of a shard. `2017` in `train2017` is none."""
+UNFINISHED_SUFFIXES = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".tmp", ".aria2")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Files in the order of their names."""
+
+    shown: str
+    """The location, without credentials."""
+    root: str | None
+    """Name of the folder that was given; None for files, globs and patterns, which say themselves what is wanted."""
+    places: tuple[Place, ...]
+    names: tuple[str, ...]
+    """Of each: its path under the folder; `<folder>/<file>` where single files are given."""
+
+
+@dataclass(frozen=True)
+class _Name:
+    group: str
+    """What the shards of one split have in common."""
+    said: str
+    """That, for people."""
+    number: int | None = None
+    count: int | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """Those that mean a split."""
+        return [word for word in re.split(r"[\W_]+", self.said) if splits_in(word)]
+
+
+def find_shards(location: str, suffix: str, kind: str) -> Shards:
+    """`suffix`: of the files looked for in a folder (`.tar`); `kind`: what they are called. UserError when there are
+    none, or some that cannot be read as they are."""
+    expected = f"expected a folder of {kind}, a file, a glob, or a pattern with braces"
+    try:
+        places = find_places(location)
+        is_pattern = len(places) != 1 or GLOB.search(location) is not None
+        shown_as = _show_pattern(location) if is_pattern else places[0].shown
+        if not is_pattern and places[0].kind() == "folder":
+            found = sorted(file.name for file in places[0].files())
+            names = [name for name in found if name.lower().endswith(suffix)]
+            _refuse_unreadable([name for name in found if name not in set(names)], suffix, shown_as)
+            if not names:
+                raise UserError(f"--input {shown_as}: no {kind} there; {expected}")
+            return Shards(shown_as, places[0].name, tuple(places[0].child(name) for name in names), tuple(names))
+        kinds = [place.kind() for place in places]
+    except OSError as error:
+        raise UserError(f"{error.filename or '--input'}: cannot be listed: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"--input: {error}") from None
+    if not places:
+        raise UserError(f"--input {shown_as}: no {kind} there; {expected}")
+    missing = [place.shown for place, kind_ in zip(places, kinds, strict=True) if kind_ is None]
+    if missing:
+        raise UserError(f"--input {missing[0]}: does not exist; {len(missing):,} of {len(places):,} files are missing")
+    folder = next((place.shown for place, kind_ in zip(places, kinds, strict=True) if kind_ == "folder"), None)
+    if folder is not None:
+        raise UserError(
+            f"--input {folder}: is a folder, one of {len(places):,} places named; name files, or one folder"
+        )
+    twice = next((name for name, count in Counter(place.shown for place in places).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"--input {shown_as}: names {twice} twice, and its samples would be there twice")
+    return Shards(shown_as, None, tuple(places), tuple(f"{place.parent().name}/{place.name}" for place in places))
+
+
+def choose_shards(shards: Shards, split: SplitRequest) -> tuple[str, list[int]]:
+    """The name of the split that is meant, and which shards it has. UserError when names do not tell."""
+    where = shards.shown
+    named = [_read_name(name, is_below=shards.root is not None) for name in shards.names]
+    groups: dict[str, list[int]] = {}
+    for index, read in enumerate(named):
+        groups.setdefault(read.group, []).append(index)
+    by_group = {group: named[indices[0]] for group, indices in groups.items()}
+    without = [group for group, name in by_group.items() if not splits_in(name.said)]
+    if not without or (len(groups) > 1 and all(name.count is not None for name in by_group.values())):
+        available = _short_names(by_group)
+    elif len(without) == len(groups):
+        available = {by_group[without[0]].said: without[0]} if len(groups) == 1 else {}
+        if split.name not in available or not split.explicit:
+            above = [shards.root] if shards.root is not None else sorted({path.split("/")[0] for path in shards.names})
+            name = split_of_whole(split, where, above if len(above) == 1 else ())
+            _check_set(shards, named, range(len(named)))
+            return name, list(range(len(named)))
+    else:
+        odd = shards.names[groups[without[0]][0]]
+        clear = next(index for group, indices in groups.items() if group not in without for index in indices)
+        raise UserError(
+            f"{where}: the name of {shown(odd)} says no split, that of {shown(shards.names[clear])} does; name the "
+            "files of one split with a glob"
+        )
+    name = choose_split(sorted(available), split, where)
+    indices = groups[available[name]]
+    _check_set(shards, named, indices)
+    return name, indices
+
+
+def names_in_keys(shards: Shards, indices: Sequence[int]) -> list[str]:
+    """What the chosen shards are called in the keys of samples: by the file's name alone where that is clear."""
+    names = [PurePosixPath(shards.names[index]).name for index in indices]
+    return names if len(set(names)) == len(names) else [shards.names[index] for index in indices]
+
+
+def _read_name(path: str, *, is_below: bool) -> _Name:
+    """`data/train-00000-of-00002-0123abcd.parquet`: number 0 of 2 of the group `train`. Where the file's own name says
+    no split, that of the nearest folder that does belongs to the group; one that is not below the given folder
+    (`is_below`) has to be named like a split and nothing else."""
+    file = PurePosixPath(path)
+    stem = file.stem
+    counted = COUNTED.fullmatch(stem)
+    if counted:
+        text = f"{counted['set']}#{HASH.sub('', counted['rest'])}"
+        number, count = int(counted["number"]), int(counted["count"])
+    else:
+        text, number, count = NUMBER.sub("#", stem), None, None
+    said = re.sub(r"[-_.\s]*#[-_.\s]*", "-", text).strip("-_. ")
+    if not splits_in(said):
+        folders = list(file.parents)[:-1]
+        folder = next((f for f in folders if (splits_in if is_below else is_split_name)(f.name)), None)
+        if folder is not None:
+            return _Name(f"{folder}/", folder.name, number, count)
+    return _Name(text, said, number, count)
+
+
+def _short_names(by_group: dict[str, _Name]) -> dict[str, str]:
+    """Name of a split -> its group. `in1k-validation` is `validation` unless another one is, too."""
+    words = Counter(word for name in by_group.values() for word in {word.lower() for word in name.words})
+    said = Counter(name.said for name in by_group.values())
+    names: dict[str, str] = {}
+    for group, name in by_group.items():
+        its = [word.lower() for word in name.words]
+        is_clear = len(its) == 1 and words[its[0]] == 1
+        names[its[0] if is_clear else name.said if said[name.said] == 1 else group.strip("/")] = group
+    return names
+
+
+def _check_set(shards: Shards, named: Sequence[_Name], indices: Sequence[int]) -> None:
+    """UserError when the files of a folder cannot be one set: some are missing, or two sets are mixed."""
+    if shards.root is None:
+        return
+    where = shards.shown
+    first_in: dict[str, str] = {}
+    for index in indices:
+        path = PurePosixPath(shards.names[index])
+        other = first_in.setdefault(path.name, str(path))
+        if other != str(path):
+            raise UserError(
+                f"{where}: holds {shown(other)} and {shown(path)}, so perhaps two data sets; name the folder of one, "
+                "or all files with a glob"
+            )
+    by_number: dict[tuple[int, int], str] = {}
+    for index in indices:
+        name = named[index]
+        if name.number is None or name.count is None:
+            continue
+        other = by_number.setdefault((name.count, name.number), shards.names[index])
+        if other != shards.names[index]:
+            raise UserError(
+                f"{where}: {shown(other)} and {shown(shards.names[index])} are both number {name.number} of "
+                f"{name.count}, so of two data sets; name the files of one with a glob"
+            )
+    counts = sorted({count for count, _ in by_number})
+    if len(counts) > 1:
+        raise UserError(
+            f"{where}: {shown(by_number[min(by_number)])} and {shown(by_number[max(by_number)])} are of sets of "
+            f"{counts[0]} and of {counts[-1]} files; name the files of one with a glob"
+        )
+    if not counts:
+        return
+    found = {number for _, number in by_number}
+    first = 1 if 0 not in found and counts[0] in found else 0
+    missing = counts[0] - sum(first <= number < first + counts[0] for number in found)
+    if missing:
+        gap = next(number for number in range(first, first + counts[0]) if number not in found)
+        raise UserError(
+            f"{where}: {missing:,} of {counts[0]:,} files are missing, the first is number {gap}; download them, or "
+            "name those you want with a glob"
+        )
+    if len(found) > counts[0]:
+        odd = by_number[max(by_number)]
+        raise UserError(f"{where}: {shown(odd)} is beyond its own count; name the files you want with a glob")
+
+
+def _refuse_unreadable(names: Sequence[str], suffix: str, where: str) -> None:
+    """UserError when the folder has shards that are compressed, or not yet downloaded."""
+    for name in names:
+        low = name.lower()
+        if low.endswith(COMPRESSED_SUFFIXES) and (
+            f"{suffix}." in low or low.endswith((".tgz", ".tbz", ".tbz2", ".txz"))
+        ):
+            raise UserError(
+                f"{where}: {shown(name)} is compressed, and pieces of it cannot be read in place; unpack it first "
+                f"(gunzip, unxz, unzstd), or name the files you want with a glob"
+            )
+        if low.endswith(UNFINISHED_SUFFIXES) and suffix in low:
+            raise UserError(
+                f"{where}: {shown(name)} is an unfinished download; finish it, or name the files you want with a glob"
+            )
+
+
+def _show_pattern(location: str) -> str:
+    return without_credentials(location) if IS_URL.match(location) else place_of(location).shown

@@ -1,0 +1,151 @@
+"""The files of a split are found by their names; one that is not understood is refused, never taken for all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.sources.shards import Shards, choose_shards, find_shards, names_in_keys
+from data_prep.sources.splits import SplitRequest
+
+ANY = SplitRequest(None, explicit=False)
+HASHES = ("-a67ea39dba1f0f10", "-0123456789abcdef")
+
+
+def named(split: str) -> SplitRequest:
+    return SplitRequest(split, explicit=True)
+
+
+def implied(split: str) -> SplitRequest:
+    return SplitRequest(split, explicit=False)
+
+
+def chosen(names: list[str], request: SplitRequest, root: str | None = "data") -> tuple[str, list[str]]:
+    shards = Shards("here", root, (), tuple(sorted(names)))
+    split, indices = choose_shards(shards, request)
+    return split, [shards.names[index] for index in indices]
+
+
+LAYOUTS = [
+    ([f"train-0000{n}-of-00002{HASHES[n]}.parquet" for n in (0, 1)], [f"valid-00000-of-00001{HASHES[0]}.parquet"]),
+    (["data/train/0000.parquet", "data/train/0001.parquet"], ["data/validation/0000.parquet"]),
+    (["default/partial-train/0000.parquet"], ["default/partial-validation/0000.parquet"]),
+    (["train_0.parquet", "train_1.parquet"], ["val_0.parquet"]),
+    (["cifar-train.parquet"], ["cifar-test.parquet"]),
+    (["my-dataset-train-00000-of-00001.parquet"], ["my-dataset-test-00000-of-00001.parquet"]),
+    (["0000-train.parquet", "0001-train.parquet"], ["0000-val.parquet"]),
+    (["TRAIN.1.parquet", "TRAIN.2.parquet"], ["VAL.1.parquet"]),
+    (["train2017.parquet"], ["val2017.parquet"]),
+    (["data-00000-of-00002-train.parquet", "data-00001-of-00002-train.parquet"], ["data-00000-of-00001-dev.parquet"]),
+    (["imagenet1k-train-0000.tar", "imagenet1k-train-0001.tar"], ["imagenet1k-validation-00.tar"]),
+    (["train/00/0.tar", "train/01/1.tar"], ["val/00/0.tar"]),
+    (["train-00001-of-00002.tar", "train-00002-of-00002.tar"], ["test-00000-of-00001.tar"]),
+]
+
+
+@pytest.mark.parametrize(("train", "val"), LAYOUTS, ids=[train[0] for train, _ in LAYOUTS])
+def test_splits_are_read_wherever_their_word_stands(train: list[str], val: list[str]) -> None:
+    names = [*train, *val]
+    assert chosen(names, implied("train"))[1] == train
+    assert chosen(names, implied("val"))[1] == val
+    with pytest.raises(UserError, match=r"^here: holds the splits .*say which with --split"):
+        chosen(names, ANY)
+
+
+def test_a_split_is_called_by_its_word_where_that_is_clear() -> None:
+    assert chosen(["in1k-validation-00.tar", "in1k-train-00.tar"], implied("val"))[0] == "validation"
+    assert chosen(["train-1.tar", "train-extra-1.tar"], implied("train")) == ("train", ["train-1.tar"])
+    assert chosen(["train-1.tar", "train-extra-1.tar"], named("train-extra"))[1] == ["train-extra-1.tar"]
+    assert chosen(["unsupervised-0-of-1.parquet", "labelled-0-of-1.parquet"], named("labelled"))[0] == "labelled"
+
+
+@pytest.mark.parametrize(
+    ("names", "request_", "message"),
+    [
+        (["0000.parquet", "0001.parquet"], implied("train"), "not divided into splits.*both hold all of it"),
+        (["0000.parquet"], named("val"), "--split val: here is not divided into splits"),
+        (["mydata-00000-of-00001.parquet"], implied("val"), "not divided into splits"),
+        (["train-0.tar", "extra-0.tar"], implied("train"), r"name of extra-0\.tar says no split, that of train-0\.tar"),
+        (["train-0.tar", "0001.tar"], named("train"), r"the name of 0001\.tar says no split"),
+        (["trainval-0.tar"], implied("train"), "holds the splits trainval, none of which"),
+        (["in1k-train-0.tar", "in21k-train-0.tar"], implied("train"), "of which in1k-train, in21k-train may be"),
+        (["a/train/0.parquet", "b/train/0.parquet"], implied("train"), "of which a/train, b/train may be"),
+        (["a/train-0.tar", "b/train-0.tar"], implied("train"), "holds a/train-0.tar and b/train-0.tar, so perhaps two"),
+        (["train-0.tar", "val-0.tar"], named("all"), "--split all does not put together"),
+    ],
+)
+def test_names_that_do_not_tell_are_refused(names: list[str], request_: SplitRequest, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        chosen(names, request_)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00001-of-00002.parquet"], "1 of 2 files are missing, the first is number 0"),
+        ([f"train-00000-of-00003{HASHES[0]}.parquet"], "2 of 3 files are missing, the first is number 1"),
+        ([f"train-00000-of-00001{hash_}.parquet" for hash_ in HASHES], "are both number 0 of 1, so of two data sets"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "of sets of 1 and of 2 files"),
+        (["train-0-of-1.tar", "train-7-of-1.tar"], "train-7-of-1.tar is beyond its own count"),
+        (["train-0-of-99999999999.tar"], "99,999,999,998 of 99,999,999,999 files are missing"),
+    ],
+)
+def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
+    for request in (implied("train"), named("train"), ANY):
+        with pytest.raises(UserError, match=message):
+            chosen(names, request)
+    assert chosen(names, named("train"), root=None)[1] == sorted(names)  # files that were named one by one
+
+
+def test_without_splits_all_files_are_taken_on_purpose_only() -> None:
+    names = ["0000.parquet", "0001.parquet"]
+    assert chosen(names, ANY) == chosen(names, named("all")) == ("all", names)
+    assert chosen(names, implied("train"), root="train")[1] == names
+    assert chosen(["train/0.parquet"], implied("train"), root=None) == ("train", ["train/0.parquet"])
+    assert chosen(["test_of_mine/0.parquet"], ANY, root=None)[0] == "all"
+    assert chosen(["mydata-00000-of-00001.parquet"], named("mydata"))[0] == "mydata"
+
+
+def test_samples_are_told_apart_by_their_shards_paths() -> None:
+    shards = Shards("here", None, (), ("a/0.tar", "b/0.tar", "b/1.tar"))
+    assert names_in_keys(shards, [0, 2]) == ["0.tar", "1.tar"]
+    assert names_in_keys(shards, [0, 1]) == ["a/0.tar", "b/0.tar"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.txt"], "no tars there"),
+        (["train-0.tar.gz"], r"train-0\.tar\.gz is compressed, and pieces of it cannot be read in place; unpack it"),
+        (["0.tar", "train-1.tgz"], r"train-1\.tgz is compressed"),
+        (["0.tar", "1.tar.part"], r"1\.tar\.part is an unfinished download"),
+        (["0.tar", "1.tar.incomplete"], "unfinished download"),
+    ],
+)
+def test_shards_that_cannot_be_read_are_not_passed_over(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        find_shards(str(tmp_path), ".tar", "tars")
+
+
+def test_places_are_files_each_named_once(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.TAR", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "sub").mkdir()
+    assert find_shards(str(tmp_path), ".tar", "tars").names == ("0.tar", "1.TAR")
+    assert find_shards(str(tmp_path / "{0.tar,1.TAR}"), ".tar", "tars").names == (
+        f"{tmp_path.name}/0.tar",
+        f"{tmp_path.name}/1.TAR",
+    )
+    for pattern, message in [
+        ("{0.tar,0.tar}", r"names .*/0\.tar twice"),
+        ("{0.tar,./0.tar}", r"names .*/0\.tar twice"),
+        ("{0.tar,sub}", "sub: is a folder, one of 2 places named"),
+        ("{0..3}.tar", r"1\.tar: does not exist; 3 of 4 files are missing"),
+        ("x-*.tar", "no tars there"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            find_shards(str(tmp_path / pattern), ".tar", "tars")
