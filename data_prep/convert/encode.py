@@ -23,12 +23,15 @@ from data_prep.convert.jpeg_headers import read_jpeg_headers
 from data_prep.convert.shrink import shrink
 from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.header import (
+    MAX_COEFFICIENT_BYTES,
     MAX_DECODED_SIDE_PX,
-    SOF_PROGRESSIVE,
     JpegHeader,
+    coefficient_bytes,
     is_jpeg,
     is_read_by_ffcv,
+    plain,
     read_jpeg_header,
+    read_odd_jpeg_header,
 )
 from data_prep.jpeg.native_check import are_sound
 from data_prep.sources.base import IMAGE_FORMATS
@@ -172,8 +175,7 @@ def _may_stay(settings: ConvertSettings, index: int) -> bool:
 
 def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> bool:
     is_small = settings.max_side is None or max(header.height, header.width) <= settings.max_side
-    if header.frame == SOF_PROGRESSIVE and header.height * header.width > MAX_DECODED_PIXELS:
-        return False  # its decoder holds all coefficients: 6 bytes a pixel, in training too
+    is_small = is_small and coefficient_bytes(header) <= MAX_COEFFICIENT_BYTES
     return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
 
 
@@ -185,6 +187,8 @@ def _is_read_to_its_end(data: bytes) -> bool:
         return False
     except turbojpeg.Damaged as error:
         raise BadSample(f"is damaged: {error}") from None
+    except turbojpeg.TooLarge as error:
+        raise BadSample(f"is too large to decode: {error}") from None
     return True
 
 
@@ -226,17 +230,18 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     As torchvision's ImageFolder does: alpha is dropped, and, unless `exif` is `apply`, an EXIF orientation is ignored.
     A JPEG that is to be shrunk much is decoded at a fraction of its size, see `DRAFT_RESERVE`.
     """
-    header = read_jpeg_header(data)
-    if header is not None and not (settings.exif == "apply" and _is_turned(data)):
+    header = read_odd_jpeg_header(data)
+    if header and header.height and header.width and not (settings.exif == "apply" and _is_turned(data)):
         size = _shrunk_size((header.width, header.height), settings.max_side)
         reduction = _reduction((header.width, header.height), size)
-        _require_little_held(header)
         _require_decodable((header.width // reduction, header.height // reduction))
         try:
             pixels = turbojpeg.decode_rgb(data, reduction)
             return shrink(pixels, size)
         except turbojpeg.Damaged as error:
             raise BadSample(f"is damaged: {error}") from None
+        except turbojpeg.TooLarge as error:
+            raise BadSample(f"is too large to decode: {error}") from None
         except turbojpeg.Unreadable:
             pass  # CMYK and the like: Pillow may know it
     return _decode_with_pillow(data, settings)
@@ -245,16 +250,8 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
 def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    header = read_jpeg_header(data)
-    if header is not None:
-        _require_little_held(header)
-    try:
-        if is_jpeg(data):
-            turbojpeg.check(data)  # Pillow would not tell
-    except turbojpeg.Damaged as error:
-        raise BadSample(f"is damaged: {error}") from None
-    except turbojpeg.Unreadable:
-        pass
+    if is_jpeg(data) and not _is_read_to_its_end(data):  # Pillow would not tell what is damaged
+        data = plain(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF, and Pillow's own limit on size, which is above ours
@@ -292,12 +289,6 @@ def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
     if longer > layout.MAX_SIDE_PX:
         raise BadSample(f"is {size[0]} x {size[1]} px, the format ends at {layout.MAX_SIDE_PX}; use --max-side")
     return size
-
-
-def _require_little_held(header: JpegHeader) -> None:
-    """The decoder of a progressive file holds all of it, however small its pixels are wanted."""
-    if header.frame == SOF_PROGRESSIVE:
-        _require_decodable((header.width, header.height))
 
 
 def _require_decodable(size: tuple[int, int]) -> None:

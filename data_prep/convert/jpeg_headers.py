@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from data_prep.jpeg.header import JpegHeader, read_jpeg_header
+from data_prep.jpeg.header import SOF_PROGRESSIVE, JpegHeader, read_jpeg_header
 from data_prep.native_library import library as native_library
 from data_prep.sources.ends import TAIL_BYTES, Ends
 
@@ -46,7 +46,8 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
             found.append(None)
         elif answer == TOLD:
             sampling = _sampling(*factors[number][:count])
-            found.append(JpegHeader(height, width, frame, PRECISION, sampling, has_end=True))
+            in_one_scan = frame != SOF_PROGRESSIVE
+            found.append(JpegHeader(height, width, frame, PRECISION, sampling, True, in_one_scan, has_tables=True))
         else:
             head, tail = ends.of(number)
             found.append(read_jpeg_header(bytes(head), bytes(tail)))

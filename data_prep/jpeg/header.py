@@ -6,19 +6,37 @@ passed on untouched. Markers: ITU-T T.81, table B.1.
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+SOI, EOI, SOS, DQT, DHT, APP0, APP14 = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xE0, 0xEE
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
-SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
+SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE, SOF_ARITHMETIC, SOF_ARITHMETIC_PROGRESSIVE = 0xC0, 0xC1, 0xC2, 0xC9, 0xCA
 MAX_DECODED_SIDE_PX = 65_500
 """libjpeg's JPEG_MAX_DIMENSION: it refuses the rest of what the format could be."""
+MAX_COEFFICIENT_BYTES = 256 << 20
+"""That a decoder may hold: of a JPEG in one scan it holds a few rows, of any other all coefficients at once.
+
+In training too: resnet_dist/data/native/jpeg_region.c has this number and the next.
+"""
+MAX_SCAN_PIXELS = 2_000_000_000
+"""Scans times pixels: each scan is a pass over all of them, and a few bytes order one."""
 END = bytes([0xFF, EOI])
-START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
+PROGRESSIVE = frozenset({SOF_PROGRESSIVE, SOF_ARITHMETIC_PROGRESSIVE})
+ARITHMETIC = frozenset({SOF_ARITHMETIC, SOF_ARITHMETIC_PROGRESSIVE})
+LIBJPEG_FRAMES = frozenset({SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE}) | ARITHMETIC
+WITHOUT_LENGTH = frozenset({SOI, EOI, TEM, *range(RST0, RST7 + 1)})
 
 LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 """Sampling factors of the first of three components that libturbojpeg knows by name (chroma 1x1)."""
+
+_BEHIND_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+"""In a scan's data 0xFF is followed by 0, or by the code of a restart."""
+_BLOCK_BYTES = 128
+"""Of the coefficients of 8 x 8 values."""
 
 
 class JpegHeader(NamedTuple):
@@ -32,69 +50,231 @@ class JpegHeader(NamedTuple):
     """(horizontal, vertical) factors of each component."""
     has_end: bool
     """An end-of-image marker follows the scan. Without one the file was cut short."""
+    in_one_scan: bool
+    """All components are in the first scan, and whole: it is decoded row by row."""
+    has_tables: bool
+    """It brings the tables that it is decoded with; of a progressive file this is told of the first scan's.
+
+    Where one is missing, a decoder takes that of an image before, or the standard's, or refuses the file.
+    """
+
+
+_Segment = tuple[int, int, bool, int, int, int]
+"""Its marker; where it starts, behind the one before or behind that one's scan; whether nothing lies between there and
+the marker but bytes of 255, which may; where its length begins, where its content, and where it ends.
+
+A plain tuple: these are made for every image.
+"""
 
 
 def is_jpeg(data: bytes) -> bool:
-    return data[:3] == b"\xff\xd8\xff"
+    return data[:2] == b"\xff\xd8"
 
 
 def read_jpeg_header(data: bytes, tail: bytes = b"") -> JpegHeader | None:
-    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan.
+    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan without a step over bytes.
 
     `data` may be a file's first bytes only, and `tail` its last: what is told of the file by them holds for the whole
-    of it, but for a header that is not in `data`, and for an end that is in neither.
+    of it, but for a header that is not in `data`, and for an end, or the tables of later scans, that are in neither.
     """
-    if not is_jpeg(data):
-        return None
-    frame: tuple[int, int] | None = None  # the marker, and where its segment begins
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in (SOI, EOI, TEM) or RST0 <= marker <= RST7:
-            return None
-        length = data[at + 2] << 8 | data[at + 3]
-        end = at + 2 + length
-        if length < 2 or end > len(data):
-            return None
-        if marker in START_OF_FRAME:
-            if frame is not None or not _is_frame(data, at + 4, length - 2):
-                return None
-            frame = marker, at + 4
-        if marker == SOS:
-            # Within a scan 0xFF is always stuffed, so an 0xFFD9 behind it is an end of image.
-            return frame and _read_frame(data, *frame, has_end=END in tail or data.rfind(END, end) >= 0)
-        at = end
-    return None
+    return _read(data, tail, is_strict=True) if is_jpeg(data) else None
+
+
+def read_odd_jpeg_header(data: bytes) -> JpegHeader | None:
+    """As `read_jpeg_header`, of a whole file; bytes between segments are stepped over, as libjpeg does."""
+    return _read(data, b"", is_strict=False) if is_jpeg(data) else None
 
 
 def is_read_by_ffcv(header: JpegHeader) -> bool:
-    """Whether the stock decoder (libjpeg-turbo through ffcv 1.0.2) gives this file's pixels as RGB."""
+    """Whether the stock decoder (libjpeg-turbo through ffcv 1.0.2) gives this file's pixels as RGB, if it is sound.
+
+    Its decoder keeps the tables of images before; all else of one is forgotten at the next one's first marker.
+    """
     return (
         header.frame in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE)
         and header.precision == 8
         and 0 < header.height <= MAX_DECODED_SIDE_PX
         and 0 < header.width <= MAX_DECODED_SIDE_PX
         and header.has_end
+        and header.has_tables
         and _is_known_sampling(header.sampling)
     )
 
 
+def coefficient_bytes(header: JpegHeader) -> int:
+    """That a decoder holds at once, besides some rows."""
+    if header.in_one_scan or not header.sampling:
+        return 0
+    most_across, most_down = (max(1, *factors) for factors in zip(*header.sampling, strict=True))
+    blocks = 0
+    for across, down in header.sampling:
+        columns = _round_up(-(-header.width * across // (8 * most_across)), max(across, 1))
+        blocks += columns * _round_up(-(-header.height * down // (8 * most_down)), max(down, 1))
+    return _BLOCK_BYTES * blocks
+
+
+def why_too_large(data: bytes, header: JpegHeader) -> str | None:
+    """Why a decoder would hold too much of the whole file `data`, or pass over it too often; None: it would not."""
+    held = coefficient_bytes(header)
+    if held > MAX_COEFFICIENT_BYTES:
+        return (
+            f"{header.width} x {header.height} px in several scans are {held >> 20:,} MiB of coefficients at once, "
+            f"more than {MAX_COEFFICIENT_BYTES >> 20}"
+        )
+    scans = 0 if header.in_one_scan else data.count(bytes([0xFF, SOS]))
+    if scans * header.width * header.height > MAX_SCAN_PIXELS:
+        return f"{scans} scans of {header.width} x {header.height} px"
+    return None
+
+
+def plain(data: bytes) -> bytes:
+    """The same picture without what libjpeg warns of though no pixel depends on it.
+
+    Bytes between segments; a version of JFIF that it does not know; Adobe's code of a colour transform that it does not
+    know, for the one that it takes instead; a spectral selection in a scan that has none. A scan's data stay as they
+    are, and so does all from the first segment on that is incomplete.
+    """
+    segments = list(_segments(data))
+    num_components = next((data[segment[4] + 5] for segment in segments if _is_frame(data, segment)), 0)
+    parts, behind, is_sequential = [data[:2]], 2, False
+    for marker, start, _, length_at, body, end in segments:
+        content = bytearray(data[body:end])
+        if marker in START_OF_FRAME:
+            is_sequential = marker in LIBJPEG_FRAMES - PROGRESSIVE
+        elif marker == APP0 and len(content) >= 14 and content.startswith(b"JFIF\0"):
+            content[5] = 1
+        elif marker == APP14 and len(content) >= 12 and content.startswith(b"Adobe"):
+            content[11] = _known_transform(content[11], num_components)
+        elif marker == SOS and is_sequential and len(content) >= 6:
+            content[-3:] = bytes([0, 63, 0])
+        parts += [data[behind:start], bytes([0xFF, marker]), data[length_at:body], bytes(content)]
+        behind = end
+    return b"".join(parts) + data[behind:]
+
+
+def _known_transform(transform: int, num_components: int) -> int:
+    known, otherwise = {3: ((0, 1), 1), 4: ((0, 2), 2)}.get(num_components, ((transform,), transform))
+    return transform if transform in known else otherwise
+
+
 def _is_known_sampling(sampling: tuple[tuple[int, int], ...]) -> bool:
     if len(sampling) == 1:
-        return True
+        return 1 <= sampling[0][0] <= 4 and 1 <= sampling[0][1] <= 4
     return len(sampling) == 3 and sampling[0] in LUMA_SAMPLING and sampling[1] == sampling[2] == (1, 1)
 
 
-def _is_frame(data: bytes, start: int, num_bytes: int) -> bool:
-    return num_bytes >= 6 and num_bytes == 6 + 3 * data[start + 5]
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
-def _read_frame(data: bytes, marker: int, start: int, *, has_end: bool) -> JpegHeader:
-    precision, height, width, num_components = struct.unpack_from(">BHHB", data, start)
-    factors = data[start + 7 : start + 6 + 3 * num_components : 3]
-    return JpegHeader(height, width, marker, precision, tuple((f >> 4, f & 15) for f in factors), has_end)
+def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
+    frame: _Segment | None = None
+    header: JpegHeader | None = None
+    tables: list[_Segment] = []
+    for segment in _segments(data):
+        marker = segment[0]
+        if header is not None:
+            if marker == EOI:
+                return header
+        elif marker in WITHOUT_LENGTH:
+            if is_strict or marker in (SOI, EOI):
+                return None
+        elif is_strict and not segment[2]:
+            return None
+        if marker in (DQT, DHT):
+            tables.append(segment)
+        elif marker in START_OF_FRAME:
+            if frame is not None or not _is_frame(data, segment):
+                return None
+            frame = segment
+        elif marker == SOS:
+            if frame is None:
+                return None
+            has_tables = _has_tables(data, frame, segment, tables)
+            header = _header(data, frame, segment, has_tables, END in tail or data.rfind(END, segment[5]) >= 0)
+            if not has_tables or header.in_one_scan or header.frame in PROGRESSIVE:
+                return header
+    return header and header._replace(has_tables=False)  # not all scans of it are in `data`
+
+
+def _segments(data: bytes) -> Iterator[_Segment]:
+    """A JPEG's segments as libjpeg finds them, up to the end of the image, or to one that is incomplete."""
+    at, size = 2, len(data)
+    while True:
+        start, is_clean = at, True
+        while True:
+            code = data.find(b"\xff", at) + 1
+            is_clean = is_clean and code == at + 1
+            while code < size and data[code] == 0xFF:
+                code += 1
+            if code == 0 or code >= size:
+                return
+            if data[code]:
+                break
+            is_clean, at = False, code + 1
+        marker, at = data[code], code + 1
+        body = end = at
+        if marker not in WITHOUT_LENGTH:
+            if at + 2 > size:
+                return
+            body, end = at + 2, at + (data[at] << 8 | data[at + 1])
+            if end < body or end > size:
+                return
+        yield marker, start, is_clean, at, body, end
+        if marker == EOI:
+            return
+        at = end
+        if marker == SOS:
+            behind = _BEHIND_SCAN.search(data, end)
+            if behind is None:
+                return
+            at = behind.start()
+
+
+def _has_tables(data: bytes, frame: _Segment, scan: _Segment, tables: list[_Segment]) -> bool:
+    """Whether the scan's tables are among those that came before it."""
+    (*_, frame_at, frame_end), (*_, at, end) = frame, scan
+    if end - at < 4 or end - at != 4 + 2 * data[at]:
+        return False
+    defined = {number for segment in tables for number in _tables(data, segment)}
+    is_progressive, is_arithmetic = frame[0] in PROGRESSIVE, frame[0] in ARITHMETIC
+    has_dc = not is_progressive or (data[end - 3] == 0 and data[end - 1] >> 4 == 0)
+    has_ac = not is_progressive or data[end - 3] > 0
+    components = data[frame_at + 6 : frame_end]
+    for k in range(at + 1, end - 3, 2):
+        place, numbers = components[::3].find(data[k : k + 1]), data[k + 1]
+        if place < 0 or (DQT, components[3 * place + 2]) not in defined:
+            return False
+        if is_arithmetic:
+            continue
+        if (has_dc and (DHT, numbers >> 4) not in defined) or (has_ac and (DHT, 0x10 | numbers & 15) not in defined):
+            return False
+    return True
+
+
+def _tables(data: bytes, segment: _Segment) -> list[tuple[int, int]]:
+    """Marker and number of each table in it; of Huffman tables class << 4 | number, where class 1 is AC."""
+    marker, *_, at, end = segment
+    found = []
+    while at < end:
+        first = data[at]
+        if marker == DHT:
+            found.append((marker, first))
+            at += 17 + sum(data[at + 1 : at + 17])
+        else:
+            found.append((marker, first & 15))
+            at += 129 if first >> 4 else 65
+    return found if at == end else []
+
+
+def _is_frame(data: bytes, segment: _Segment) -> bool:
+    marker, *_, at, end = segment
+    return marker in START_OF_FRAME and end - at >= 6 and end - at == 6 + 3 * data[at + 5]
+
+
+def _header(data: bytes, frame: _Segment, scan: _Segment, has_tables: bool, has_end: bool) -> JpegHeader:
+    marker, *_, at, end = frame
+    precision, height, width = struct.unpack_from(">BHH", data, at)
+    sampling = tuple((factors >> 4, factors & 15) for factors in data[at + 7 : end : 3])
+    in_one_scan = marker not in PROGRESSIVE and data[scan[4] : scan[4] + 1] == data[at + 5 : at + 6]
+    return JpegHeader(height, width, marker, precision, sampling, has_end, in_one_scan, has_tables)

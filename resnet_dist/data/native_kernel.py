@@ -39,6 +39,7 @@ class Status(IntEnum):
     OUTSIDE_FILE = 6
     VIEW_UNFIT = 7
     NO_MEMORY = 8
+    TOO_MUCH_HELD = 9
 
 
 _REASONS = {
@@ -49,6 +50,7 @@ _REASONS = {
     Status.OUTSIDE_FILE: "it lies outside the file",
     Status.VIEW_UNFIT: "its crop does not lie within it",
     Status.NO_MEMORY: "there is not enough memory",
+    Status.TOO_MUCH_HELD: "its JPEG has several scans, and its coefficients take more than 256 MiB",
 }
 
 

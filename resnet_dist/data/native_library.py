@@ -15,7 +15,7 @@ from resnet_dist.errors import UserError
 # A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
 # must still find the kernel that was installed with the environment.
 MODULE = "_resnet_dist_decode"
-_INTERFACE = 3  # as in kernel.c; grows when arguments change
+_INTERFACE = 4  # as in kernel.c; grows when arguments or statuses change
 
 
 def open_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:

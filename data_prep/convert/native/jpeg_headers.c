@@ -9,7 +9,8 @@ enum { ASK_PYTHON, TOLD, NONE };
 
 /* `jpeg_headers.HEADER`. */
 typedef struct {
-    uint8_t answer; /* TOLD: 8 bits a value, an end of image, 1 or 3 components; NONE: it does not lie in the head */
+    uint8_t answer; /* TOLD: 8 bits a value, an end of image, 1 or 3 components, in one scan unless it is progressive, with
+                     * the tables that the first scan takes; NONE: it does not lie in the head */
     uint8_t frame, num_components, factors[3]; /* horizontal << 4 | vertical */
     uint16_t height, width;
 } Header;
@@ -26,6 +27,58 @@ static int read_frame(const uint8_t *at, unsigned size, Header *header)
     return 1;
 }
 
+/* The tables that were defined, a bit for each number: of quantization; of Huffman codes for DC, and 16 bits on for AC. */
+typedef struct {
+    uint32_t quantization, huffman;
+} Tables;
+
+static int define_quantization(const uint8_t *at, const uint8_t *end, Tables *tables)
+{
+    while (at < end) {
+        int size = *at >> 4 ? 129 : 65;
+        if (end - at < size)
+            return 0;
+        tables->quantization |= 1u << (*at & 15);
+        at += size;
+    }
+    return 1;
+}
+
+static int define_huffman(const uint8_t *at, const uint8_t *end, Tables *tables)
+{
+    while (end - at >= 17) {
+        int size = 17;
+        if (*at >> 4 > 1)
+            return 0;
+        tables->huffman |= 1u << *at;
+        for (int bits = 1; bits <= 16; bits++)
+            size += at[bits];
+        if (end - at < size)
+            return 0;
+        at += size;
+    }
+    return at == end;
+}
+
+/* Whether the first scan is of a known kind, and all that it takes was defined. `frame`: its header's content. */
+static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, int is_progressive, const Tables *tables)
+{
+    if (size < 4 || size != 4 + 2u * at[0] || at[0] > frame[5] || (at[0] < frame[5] && !is_progressive))
+        return 0;
+    int has_dc = !is_progressive || (at[size - 3] == 0 && at[size - 1] >> 4 == 0);
+    int has_ac = !is_progressive || at[size - 3] > 0;
+    for (const uint8_t *chosen = at + 1; chosen < at + size - 3; chosen += 2) {
+        const uint8_t *component = frame + 6, *end = component + 3 * frame[5];
+        while (component < end && component[0] != chosen[0])
+            component += 3;
+        if (component == end || component[2] > 15 || !(tables->quantization >> component[2] & 1) ||
+            (has_dc && !(tables->huffman >> (chosen[1] >> 4) & 1)) ||
+            (has_ac && !(tables->huffman >> (16 + (chosen[1] & 15)) & 1)))
+            return 0;
+    }
+    return 1;
+}
+
 static int has_end(const uint8_t *at, const uint8_t *end)
 {
     while (end - at >= 2 && (at = memchr(at, 0xFF, (size_t)(end - at) - 1)))
@@ -38,6 +91,8 @@ static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t
 {
     if (head_end - at < 3 || at[0] != 0xFF || at[1] != SOI || at[2] != 0xFF)
         return ASK_PYTHON;
+    const uint8_t *frame = NULL;
+    Tables tables = {0, 0};
     for (at += 2; head_end - at >= 4 && at[0] == 0xFF;) {
         unsigned marker = at[1], length = two_bytes(at + 2);
         if (marker == 0xFF || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2)
@@ -49,10 +104,17 @@ static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t
             if (!read_frame(segment, length - 2, header))
                 return ASK_PYTHON;
             header->frame = (uint8_t)marker;
+            frame = segment;
+        } else if (marker == DQT || marker == DHT) {
+            if (!(marker == DQT ? define_quantization : define_huffman)(segment, next, &tables))
+                return ASK_PYTHON;
         } else if (marker > SOF_PROGRESSIVE && marker < RST0 && marker != DHT && marker != DAC && marker != JPG)
             return ASK_PYTHON;
         if (marker == SOS)
-            return header->num_components && (has_end(head_end, tail_end) || has_end(next, head_end)) ? TOLD : ASK_PYTHON;
+            return frame && has_tables(segment, length - 2, frame, header->frame == SOF_PROGRESSIVE, &tables) &&
+                           (has_end(head_end, tail_end) || has_end(next, head_end))
+                       ? TOLD
+                       : ASK_PYTHON;
         at = next;
     }
     return head_end - at < 4 ? NONE : ASK_PYTHON;

@@ -4,8 +4,6 @@
 #include <dlfcn.h>
 #include <string.h>
 
-#include <jerror.h>
-
 #include "cpu.h"
 
 /* libjpeg-turbo's, from jpegint.h, which not every distribution installs. The same from version 1.2 to 3.1; a version
@@ -24,10 +22,12 @@ struct jpeg_entropy_decoder {
 enum {
     MAX_DC_SIZE = 11, /* bits of a value, with 8 bits a sample (ITU T.81, tables F.1 and F.2) */
     MAX_AC_SIZE = 10,
-    END_OF_BLOCK = 128 /* an advance that no run reaches */
+    END_OF_BLOCK = 128, /* an advance that no run reaches */
+    MAX_PIXELS = 48000000
 };
 
-/* Position of the k-th coefficient. Damaged data may run past the last, which is noticed at the end of the block. */
+/* Position of the k-th coefficient. A run past the last one ends its block; its value goes to the last place, as in
+ * libjpeg. */
 static const uint8_t NATURAL_ORDER[DCTSIZE2 + END_OF_BLOCK] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
     41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
@@ -130,9 +130,11 @@ static int build(CodeTable *table, const JHUFF_TBL *source, int is_ac)
     return 1;
 }
 
-static void broken(j_decompress_ptr jpeg, int message)
+/* What a code that is none means, or data that end too early, is for libjpeg to say: it ignores some of it. */
+static void step_aside(j_decompress_ptr jpeg)
 {
-    jpeg->err->msg_code = message;
+    Huffman *huffman = jpeg->client_data;
+    huffman->stepped_aside = 1;
     jpeg->err->error_exit((j_common_ptr)jpeg);
 }
 
@@ -144,7 +146,7 @@ static __attribute__((noinline)) Code long_code(uint64_t window, const CodeTable
         if (code <= table->last_code[bits])
             return table->by_place[(code + table->offset[bits]) & 255];
     }
-    broken(jpeg, JWRN_HUFF_BAD_CODE);
+    step_aside(jpeg);
     return 0;
 }
 
@@ -246,23 +248,23 @@ FOR_EACH_CPU static boolean decode_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks)
                     k = step_over_ac(&bits, ac, k, jpeg);
             }
         }
-        if (k >= DCTSIZE2 && k < END_OF_BLOCK)
-            broken(jpeg, JWRN_HUFF_BAD_CODE);
     }
     if (8 * (bits.next - huffman->end) > bits.num_bits)
-        broken(jpeg, JWRN_HIT_MARKER);
+        step_aside(jpeg);
     huffman->bits = bits;
     if (++huffman->column == jpeg->MCUs_per_row)
         huffman->column = 0;
     return TRUE;
 }
 
-/* One scan of all components, Huffman codes, no restarts. */
+/* One scan of all components, Huffman codes, no restarts; so few blocks that no sum of DC differences overflows, which
+ * some versions of libjpeg refuse. */
 static int is_common(j_decompress_ptr jpeg)
 {
+    int64_t pixels = (int64_t)jpeg->image_width * jpeg->image_height;
     return !jpeg->progressive_mode && !jpeg->arith_code && jpeg->restart_interval == 0 && jpeg->data_precision == 8 &&
            jpeg->comps_in_scan == jpeg->num_components && jpeg->Ss == 0 && jpeg->Se == DCTSIZE2 - 1 &&
-           jpeg->Ah == 0 && jpeg->Al == 0;
+           jpeg->Ah == 0 && jpeg->Al == 0 && pixels <= MAX_PIXELS;
 }
 
 static int build_tables(Huffman *huffman, j_decompress_ptr jpeg)
@@ -277,8 +279,9 @@ static int build_tables(Huffman *huffman, j_decompress_ptr jpeg)
     return 1;
 }
 
-/* The data up to the next marker, without the zeros that follow an FF; MCU_BYTES of zeros behind it. */
-static void take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean)
+/* The data up to the next marker, without the zeros that follow an FF; MCU_BYTES of zeros behind it. False if there is
+ * none: libjpeg warns of the end of the file when it looks ahead, which some crops bring about and others do not. */
+static int take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean)
 {
     const uint8_t *next = jpeg->src->next_input_byte, *end = next + jpeg->src->bytes_in_buffer;
     huffman->bits = (Bits){.next = clean};
@@ -290,13 +293,17 @@ static void take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *
         next += length;
         while (next < end && *next == 0xFF) /* any number of them may come before the zero */
             next++;
-        if (next == end || *next != 0)
-            break;
+        if (next == end)
+            return 0;
+        if (*next != 0) {
+            huffman->end = clean;
+            memset(clean, 0, MCU_BYTES);
+            return 1;
+        }
         *clean++ = 0xFF;
         next++;
     }
-    huffman->end = clean;
-    memset(clean, 0, MCU_BYTES);
+    return 0;
 }
 
 static int same_library(void (*one)(void), void (*other)(void))
@@ -317,14 +324,13 @@ int huffman_fits(j_decompress_ptr jpeg)
 void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean, JDIMENSION first_column,
                        JDIMENSION num_columns)
 {
-    if (!is_common(jpeg) || !build_tables(huffman, jpeg))
+    if (!is_common(jpeg) || !build_tables(huffman, jpeg) || !take_out_stuffing(huffman, jpeg, clean))
         return;
     JDIMENSION mcu_width = (JDIMENSION)(DCTSIZE * (jpeg->num_components == 1 ? 1 : jpeg->max_h_samp_factor));
     huffman->column = 0;
     huffman->first_column = first_column / mcu_width;
     huffman->last_column = (first_column + num_columns - 1) / mcu_width;
     memset(huffman->last_dc, 0, sizeof huffman->last_dc);
-    take_out_stuffing(huffman, jpeg, clean);
     jpeg->client_data = huffman;
     jpeg->entropy->decode_mcu = decode_mcu;
 }

@@ -4,6 +4,9 @@
  * there and leaves the inverse transform, upsampling and colours to libjpeg. What it gains: stuffing is taken out
  * beforehand, one look-up gives run and length of nearly every coefficient, hardly a branch is left to guess, and
  * blocks outside the wanted columns are stepped over without unpacking them.
+ *
+ * It decodes what libjpeg decodes, to the same coefficients. Where it is not sure of that, with a code that is none or
+ * data that end too early, it steps aside: the image is decoded again by libjpeg, whose word is the only one on damage.
  */
 #ifndef RESNET_DIST_HUFFMAN_H
 #define RESNET_DIST_HUFFMAN_H
@@ -51,6 +54,7 @@ typedef struct Huffman {
     const uint8_t *end; /* of the data; MCU_BYTES of zeros follow */
     unsigned last_dc[MAX_COMPS_IN_SCAN];
     JDIMENSION column, first_column, last_column; /* in MCUs: the current one, and those that are wanted */
+    int stepped_aside; /* error_exit was called for no other reason */
     CodeTable dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
 } Huffman;
 
@@ -60,7 +64,7 @@ int huffman_fits(j_decompress_ptr jpeg);
 
 enum { MCU_BYTES = 4096 }; /* no MCU takes more: 10 blocks of 63 coefficients of 26 bits and one of 27 are 2,082 */
 
-/* Takes over if the JPEG is of the common kind: after jpeg_start_decompress and jpeg_crop_scanline, before the first
+/* Takes over if the JPEG is of the common kind. It may step aside later, by way of error_exit. Called after jpeg_start_decompress and jpeg_crop_scanline, before the first
  * row. Only where huffman_fits. A Huffman of zeros is a valid start. Columns in px. `clean`: memory for what the source
  * has left and MCU_BYTES. `huffman` and `clean` must live as long as `jpeg`, whose client_data the former becomes; the
  * next image may use both. */

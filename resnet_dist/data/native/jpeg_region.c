@@ -11,9 +11,10 @@
  * decode's, so two more on every side are decoded and dropped. */
 enum { MARGIN = 2 };
 
-/* A few bytes can order any number of passes over an image of any size. Encoders make about ten. */
+/* A few bytes can order any number of passes over an image of any size. Encoders make about ten. Both limits are those
+ * of data_prep/jpeg/header.py. */
 enum { MAX_SCANS = 500 };
-static const long MAX_COEFFICIENT_BYTES = 1L << 30;
+static const int64_t MAX_COEFFICIENT_BYTES = 256 << 20;
 
 typedef struct {
     struct jpeg_error_mgr manager; /* first: libjpeg hands out its address */
@@ -49,6 +50,35 @@ static void limit_scans(j_common_ptr common)
     }
 }
 
+/* A JPEG of several scans is in memory as a whole. */
+static int64_t coefficient_bytes(j_decompress_ptr jpeg)
+{
+    int64_t blocks = 0;
+    for (int k = 0; k < jpeg->num_components && jpeg_has_multiple_scans(jpeg); k++) {
+        const jpeg_component_info *component = &jpeg->comp_info[k];
+        int64_t across = component->h_samp_factor, down = component->v_samp_factor;
+        blocks += (component->width_in_blocks + across - 1) / across * across *
+                  ((component->height_in_blocks + down - 1) / down * down);
+    }
+    return blocks * (int64_t)sizeof(JBLOCK);
+}
+
+/* Whether a part decoded by itself may differ from that part of the whole. libjpeg smooths over what a progressive file
+ * lacks, looking at blocks further away than MARGIN; and sampling factors that hardly a file has are not worth a proof. */
+static int needs_the_whole(j_decompress_ptr jpeg)
+{
+    for (int k = 0; k < jpeg->num_components && jpeg->num_components > 1; k++) {
+        int across = jpeg->comp_info[k].h_samp_factor, down = jpeg->comp_info[k].v_samp_factor;
+        if (k > 0 ? across != 1 || down != 1 : (across > 2 || down > 2) && (across != 4 || down != 1))
+            return 1;
+    }
+    for (int k = 0; k < jpeg->num_components && jpeg->progressive_mode; k++)
+        for (int coefficient = 0; coefficient < DCTSIZE2; coefficient++)
+            if (jpeg->coef_bits[k][coefficient] != 0)
+                return 1;
+    return 0;
+}
+
 /* May leave by longjmp at any call of libjpeg; owns nothing. */
 static int decode(j_decompress_ptr jpeg, int height, int width, Region region, uint8_t *clean, Scratch *scratch,
                   uint8_t *row, TakeRow take_row, void *taker)
@@ -61,6 +91,8 @@ static int decode(j_decompress_ptr jpeg, int height, int width, Region region, u
         return COLOURS_UNKNOWN;
     if (region.height == 0 || region.width == 0)
         return OK;
+    if (coefficient_bytes(jpeg) > MAX_COEFFICIENT_BYTES)
+        return TOO_MUCH_HELD;
     jpeg->out_color_space = JCS_RGB;
     jpeg->dct_method = JDCT_ISLOW;
     jpeg->do_fancy_upsampling = TRUE;
@@ -68,11 +100,13 @@ static int decode(j_decompress_ptr jpeg, int height, int width, Region region, u
 
     int right = region.left + region.width + MARGIN, left = region.left > MARGIN ? region.left - MARGIN : 0;
     JDIMENSION first_column = left, num_columns = (right < width ? right : width) - left;
+    JDIMENSION skipped = region.top > MARGIN ? region.top - MARGIN : 0;
+    if (needs_the_whole(jpeg))
+        first_column = 0, num_columns = width, skipped = 0;
     if (num_columns < (JDIMENSION)width)
         jpeg_crop_scanline(jpeg, &first_column, &num_columns); /* moves first_column left, to a block's edge */
     if (clean != NULL)
         huffman_take_over(scratch->huffman, jpeg, clean, first_column, num_columns);
-    JDIMENSION skipped = region.top > MARGIN ? region.top - MARGIN : 0;
     if (skipped > 0 && jpeg_skip_scanlines(jpeg, skipped) != skipped)
         return JPEG_BROKEN;
     for (int y = skipped; y < region.top + region.height; y++) {
@@ -92,6 +126,8 @@ int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region
         scratch->huffman = calloc(1, sizeof *scratch->huffman);
     if (own_huffman && (clean == NULL || scratch->huffman == NULL))
         return NO_MEMORY;
+    if (own_huffman)
+        scratch->huffman->stepped_aside = 0; /* by an earlier image, if this one never comes to huffman.c */
     struct jpeg_decompress_struct jpeg;
     struct jpeg_progress_mgr progress = {.progress_monitor = limit_scans};
     Errors errors = {.message = message};
@@ -104,13 +140,13 @@ int jpeg_region(const uint8_t *data, size_t bytes, int height, int width, Region
     if (setjmp(errors.escape) == 0) {
         /* One decompressor per image: it would keep an earlier image's tables for one that has none. */
         jpeg_create_decompress(&jpeg);
-        jpeg.mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
+        jpeg.mem->max_memory_to_use = 0; /* whatever the environment's JPEGMEM says */
         jpeg.progress = &progress;
         jpeg_mem_src(&jpeg, data, bytes);
         status = decode(&jpeg, height, width, region, clean, scratch, row, take_row, taker);
     }
     jpeg_destroy_decompress(&jpeg); /* not jpeg_finish: rows are left */
-    return status;
+    return own_huffman && scratch->huffman->stepped_aside ? ASK_LIBJPEG : status;
 }
 
 /* Whether huffman.c knows the inside of this process' libjpeg, found by means of any baseline JPEG. */

@@ -13,6 +13,8 @@
 
 enum { MODE_JPEG, MODE_RAW }; /* as ffcv's RGBImageField numbers them */
 enum { MAX_SIDE = 65535 };
+/* Of what is resized only the window is computed, so this bounds no memory: the net's size and window need 32 bits. */
+static const int64_t MAX_RESIZED_SIDE = INT32_MAX - MAX_SIDE;
 
 /* What an image shows: `box` is cut out and resized; of that, the size x size window at (window_top, window_left). */
 typedef struct {
@@ -58,8 +60,8 @@ static bool fits(const Stored *image, const View *view, int size)
 {
     bool box = view->box_top >= 0 && view->box_left >= 0 && view->box_height > 0 && view->box_width > 0 &&
                view->box_top <= image->height - view->box_height && view->box_left <= image->width - view->box_width;
-    if (!box || view->resized_height < 1 || view->resized_width < 1 || view->resized_height > MAX_SIDE ||
-        view->resized_width > MAX_SIDE)
+    if (!box || view->resized_height < 1 || view->resized_width < 1 || view->resized_height > MAX_RESIZED_SIDE ||
+        view->resized_width > MAX_RESIZED_SIDE)
         return false;
     if (view->resized_height == view->box_height && view->resized_width == view->box_width)
         return view->window_top >= -MAX_SIDE && view->window_top <= MAX_SIDE && view->window_left >= -MAX_SIDE &&
@@ -131,7 +133,8 @@ typedef struct {
     char *message;
 } Batch;
 
-static int show(const Batch *batch, const Stored *image, const View *view, Picture *picture, Scratch *scratch)
+static int show(const Batch *batch, const Stored *image, const View *view, int own_huffman, Picture *picture,
+                Scratch *scratch)
 {
     Region region;
     char unread[MESSAGE_BYTES];
@@ -147,7 +150,7 @@ static int show(const Batch *batch, const Stored *image, const View *view, Pictu
     if (image->mode != MODE_JPEG)
         return MODE_UNKNOWN;
     return jpeg_region(image->data, (size_t)image->bytes, (int)image->height, (int)image->width, region,
-                       batch->own_huffman != 0, scratch, row, take_row, picture, message);
+                       own_huffman, scratch, row, take_row, picture, message);
 }
 
 static int decode_one(const Batch *batch, int64_t k, uint8_t *output, Scratch *scratch)
@@ -160,7 +163,10 @@ static int decode_one(const Batch *batch, int64_t k, uint8_t *output, Scratch *s
     if (image.height < 1 || image.width < 1 || image.height > MAX_SIDE || image.width > MAX_SIDE)
         return VIEW_UNFIT;
     image.data = batch->file + offset;
-    return show(batch, &image, &batch->views[k], &picture, scratch);
+    int status = show(batch, &image, &batch->views[k], batch->own_huffman != 0, &picture, scratch);
+    if (status == ASK_LIBJPEG)
+        status = show(batch, &image, &batch->views[k], 0, &picture, scratch);
+    return status;
 }
 
 static void work(void *given, int64_t k, Scratch *scratch)
@@ -178,7 +184,7 @@ static void work(void *given, int64_t k, Scratch *scratch)
 /* Tells whether library and Python sources belong together: as in native_library.py. */
 int resnet_dist_interface(void)
 {
-    return 3;
+    return 4;
 }
 
 /* The arguments are those of `NativeKernel` in native_kernel.py. Writes `images` [num_images][size][size][3] and

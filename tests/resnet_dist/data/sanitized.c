@@ -109,7 +109,7 @@ static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mo
                        num_operations, size, below(8) > 0, images, statuses, below(2) ? message : NULL);
     uint64_t sum = 0; /* every px of a good image was written: MemorySanitizer and valgrind look at this */
     for (int64_t k = 0; k < num; k++) {
-        if (statuses[k] < 0 || statuses[k] > 8)
+        if (statuses[k] < 0 || statuses[k] > 9)
             exit(3);
         for (int64_t j = 0; statuses[k] == 0 && j < 3 * size * size; j++)
             sum += images[k * 3 * size * size + j];
@@ -123,7 +123,7 @@ static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mo
 
 int main(int argc, char **argv)
 {
-    int64_t header[4], counts[2][9] = {{0}};
+    int64_t header[4], counts[2][10] = {{0}};
     if (argc != 3)
         return 2;
     state = strtoull(argv[1], NULL, 10) * 0x9E3779B97F4A7C15u | 1;
@@ -146,7 +146,7 @@ int main(int argc, char **argv)
     resnet_dist_pool_close(pool);
     resnet_dist_pool_release(pool);
     for (int row = 0; row < 2; row++)
-        for (int k = 0; k < 9; k++)
-            printf("%lld%c", (long long)counts[row][k], k < 8 ? ' ' : '\n');
+        for (int k = 0; k < 10; k++)
+            printf("%lld%c", (long long)counts[row][k], k < 9 ? ' ' : '\n');
     return 0;
 }
