@@ -47,7 +47,7 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
         elif answer == TOLD:
             sampling = _sampling(*factors[number][:count])
             in_one_scan = frame != SOF_PROGRESSIVE
-            found.append(JpegHeader(height, width, frame, PRECISION, sampling, True, in_one_scan, has_tables=True))
+            found.append(JpegHeader(height, width, frame, PRECISION, sampling, True, in_one_scan, True, True))
         else:
             head, tail = ends.of(number)
             found.append(read_jpeg_header(bytes(head), bytes(tail)))

@@ -35,6 +35,9 @@ LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 
 _BEHIND_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 """In a scan's data 0xFF is followed by 0, or by the code of a restart."""
+JFIF, JFIF_BYTES, ADOBE, ADOBE_BYTES = b"JFIF\0", 14, b"Adobe", 12
+ALL_OF_A_BLOCK = bytes([0, 63, 0])
+"""The selection of coefficients at the end of a sequential scan's header: there is nothing to select."""
 _BLOCK_BYTES = 128
 """Of the coefficients of 8 x 8 values."""
 
@@ -57,6 +60,8 @@ class JpegHeader(NamedTuple):
 
     Where one is missing, a decoder takes that of an image before, or the standard's, or refuses the file.
     """
+    is_plain: bool
+    """libjpeg warns of nothing before the first scan's data: see `plain`."""
 
 
 _Segment = tuple[int, int, bool, int, int, int]
@@ -97,6 +102,7 @@ def is_read_by_ffcv(header: JpegHeader) -> bool:
         and 0 < header.width <= MAX_DECODED_SIDE_PX
         and header.has_end
         and header.has_tables
+        and header.is_plain
         and _is_known_sampling(header.sampling)
     )
 
@@ -141,12 +147,12 @@ def plain(data: bytes) -> bytes:
         content = bytearray(data[body:end])
         if marker in START_OF_FRAME:
             is_sequential = marker in LIBJPEG_FRAMES - PROGRESSIVE
-        elif marker == APP0 and len(content) >= 14 and content.startswith(b"JFIF\0"):
+        elif marker == APP0 and len(content) >= JFIF_BYTES and content.startswith(JFIF):
             content[5] = 1
-        elif marker == APP14 and len(content) >= 12 and content.startswith(b"Adobe"):
+        elif marker == APP14 and len(content) >= ADOBE_BYTES and content.startswith(ADOBE):
             content[11] = _known_transform(content[11], num_components)
         elif marker == SOS and is_sequential and len(content) >= 6:
-            content[-3:] = bytes([0, 63, 0])
+            content[-3:] = ALL_OF_A_BLOCK
         parts += [data[behind:start], bytes([0xFF, marker]), data[length_at:body], bytes(content)]
         behind = end
     return b"".join(parts) + data[behind:]
@@ -171,18 +177,23 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
     frame: _Segment | None = None
     header: JpegHeader | None = None
     tables: list[_Segment] = []
+    applications: list[_Segment] = []
+    is_clean = True
     for segment in _segments(data):
         marker = segment[0]
+        is_clean = is_clean and segment[2]
         if header is not None:
             if marker == EOI:
                 return header
         elif marker in WITHOUT_LENGTH:
             if is_strict or marker in (SOI, EOI):
                 return None
-        elif is_strict and not segment[2]:
+        elif is_strict and not is_clean:
             return None
         if marker in (DQT, DHT):
             tables.append(segment)
+        elif marker in (APP0, APP14):
+            applications.append(segment)
         elif marker in START_OF_FRAME:
             if frame is not None or not _is_frame(data, segment):
                 return None
@@ -191,7 +202,9 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
             if frame is None:
                 return None
             has_tables = _has_tables(data, frame, segment, tables)
-            header = _header(data, frame, segment, has_tables, END in tail or data.rfind(END, segment[5]) >= 0)
+            is_plain = is_clean and _is_plain(data, frame, segment, applications)
+            has_end = END in tail or data.rfind(END, segment[5]) >= 0
+            header = _header(data, frame, segment, has_end, has_tables, is_plain)
             if not has_tables or header.in_one_scan or header.frame in PROGRESSIVE:
                 return header
     return header and header._replace(has_tables=False)  # not all scans of it are in `data`
@@ -204,10 +217,12 @@ def _segments(data: bytes) -> Iterator[_Segment]:
         start, is_clean = at, True
         while True:
             code = data.find(b"\xff", at) + 1
+            if code == 0:
+                return
             is_clean = is_clean and code == at + 1
             while code < size and data[code] == 0xFF:
                 code += 1
-            if code == 0 or code >= size:
+            if code == size:
                 return
             if data[code]:
                 break
@@ -267,14 +282,31 @@ def _tables(data: bytes, segment: _Segment) -> list[tuple[int, int]]:
     return found if at == end else []
 
 
+def _is_plain(data: bytes, frame: _Segment, scan: _Segment, applications: list[_Segment]) -> bool:
+    has_jfif, transform = False, 0
+    for marker, *_, at, end in applications:
+        if marker == APP0 and end - at >= JFIF_BYTES and data.startswith(JFIF, at):
+            has_jfif = True
+            if data[at + 5] != 1:
+                return False
+        elif marker == APP14 and end - at >= ADOBE_BYTES and data.startswith(ADOBE, at):
+            transform = data[at + 11]
+    num_components = data[frame[4] + 5]
+    if not (has_jfif and num_components == 3) and transform != _known_transform(transform, num_components):
+        return False
+    return frame[0] in PROGRESSIVE or data[scan[5] - 3 : scan[5]] == ALL_OF_A_BLOCK
+
+
 def _is_frame(data: bytes, segment: _Segment) -> bool:
     marker, *_, at, end = segment
     return marker in START_OF_FRAME and end - at >= 6 and end - at == 6 + 3 * data[at + 5]
 
 
-def _header(data: bytes, frame: _Segment, scan: _Segment, has_tables: bool, has_end: bool) -> JpegHeader:
+def _header(
+    data: bytes, frame: _Segment, scan: _Segment, has_end: bool, has_tables: bool, is_plain: bool
+) -> JpegHeader:
     marker, *_, at, end = frame
     precision, height, width = struct.unpack_from(">BHH", data, at)
     sampling = tuple((factors >> 4, factors & 15) for factors in data[at + 7 : end : 3])
     in_one_scan = marker not in PROGRESSIVE and data[scan[4] : scan[4] + 1] == data[at + 5 : at + 6]
-    return JpegHeader(height, width, marker, precision, sampling, has_end, in_one_scan, has_tables)
+    return JpegHeader(height, width, marker, precision, sampling, has_end, in_one_scan, has_tables, is_plain)

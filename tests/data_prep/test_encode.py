@@ -283,35 +283,56 @@ def test_what_would_not_fit_in_memory_is_refused(image_file) -> None:
     assert encode(jpeg, ConvertSettings(max_side=100)).width == 100
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def packed_zeros(num_bits: int) -> bytes:
+    return bytes(num_bits // 8) + (bytes([(1 << -num_bits % 8) - 1]) if num_bits % 8 else b"")
+
+
+ONES = segment(0xDB, b"\0" + b"\x01" * 64)
+SHORT_DC, SHORT_AC = (segment(0xC4, kind + b"\x01" + bytes(15) + b"\x00") for kind in (b"\x00", b"\x10"))
+"""Tables of one code of one bit: no difference, and nothing but zeros."""
+
+
 def progressive(side: int, num_scans: int) -> bytes:
     """A gray square whose file is tiny, with `num_scans` scans of which all but the first say nothing."""
-
-    def segment(marker: int, body: bytes) -> bytes:
-        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-    def packed(bits: str) -> bytes:
-        bits += "1" * (-len(bits) % 8)
-        return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
-
-    num_blocks = (-(-side // 8)) ** 2
+    data = packed_zeros((-(-side // 8)) ** 2)
     frame = segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
-    dc = segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + segment(0xDA, b"\x01\x01\x00\x00\x00\x00")
-    ac = segment(0xC4, b"\x10\x01" + bytes(15) + b"\x00") + segment(0xDA, b"\x01\x01\x00\x01\x3f\x00")
-    first, rest = dc + packed("0" * num_blocks), ac + packed("0" * num_blocks)
-    return b"\xff\xd8" + segment(0xDB, b"\0" + b"\x01" * 64) + frame + first + rest * (num_scans - 1) + b"\xff\xd9"
+    dc, ac = (segment(0xDA, b"\x01\x01\x00" + selection) for selection in (b"\x00\x00\x00", b"\x01\x3f\x00"))
+    rest = (SHORT_AC + ac + data) * (num_scans - 1)
+    return b"\xff\xd8" + ONES + frame + SHORT_DC + dc + data + rest + b"\xff\xd9"
+
+
+def in_scans(height: int, width: int) -> bytes:
+    """A baseline file with a scan for each component, of which a decoder holds all coefficients."""
+    frame = segment(0xC0, struct.pack(">BHHB", 8, height, width, 3) + b"\x01\x11\0\x02\x11\0\x03\x11\0")
+    data = packed_zeros(2 * -(-width // 8) * -(-height // 8))
+    scans = b"".join(segment(0xDA, bytes([1, component, 0, 0, 63, 0])) + data for component in (1, 2, 3))
+    return b"\xff\xd8" + ONES + frame + SHORT_DC + SHORT_AC + scans + b"\xff\xd9"
 
 
 @pytest.mark.parametrize("check_kind", ["decode", "headers"])
 def test_small_files_that_take_much_to_decode_are_refused(check_kind: str) -> None:
     settings = ConvertSettings(check=check_kind)  # type: ignore[arg-type]
     assert encode(progressive(64, 2), settings).untouched
-    with pytest.raises(BadSample, match="is too large to decode: 6001 x 6001 px"):
-        encode(progressive(6001, 1), settings)
-    with pytest.raises(BadSample, match="is too large to decode: 6001 x 6001 px"):
-        encode(progressive(6001, 1), ConvertSettings(check=check_kind, max_side=100))  # type: ignore[arg-type]
-    if check_kind == "decode":
-        with pytest.raises(BadSample, match="is damaged: Progressive JPEG image has more than 500 scans"):
-            encode(progressive(64, 600), settings)
+    settings = ConvertSettings(check=check_kind, max_side=100)  # type: ignore[arg-type]
+    for file, reason in (
+        (
+            progressive(12_000, 1),
+            "12000 x 12000 px in several scans are 274 MiB of coefficients at once, more than 256",
+        ),
+        (in_scans(10_000, 10_000), "10000 x 10000 px in several scans are 572 MiB"),
+        (progressive(2300, 400), "400 scans of 2300 x 2300 px"),
+    ):
+        with pytest.raises(BadSample, match=f"is too large to decode: {reason}"):
+            encode(file, settings)
+    with pytest.raises(BadSample, match="is too large to decode: 12000 x 12000 px"):
+        encode(progressive(12_000, 1), ConvertSettings(check=check_kind))  # type: ignore[arg-type]
+    with pytest.raises(BadSample, match="is damaged: Progressive JPEG image has more than 500 scans"):
+        encode(progressive(64, 600), ConvertSettings())
+    assert encode(in_scans(64, 100), ConvertSettings(check=check_kind)).untouched  # type: ignore[arg-type]
 
 
 def test_documents_are_not_handed_to_their_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

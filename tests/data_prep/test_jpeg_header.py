@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from data_prep.jpeg.header import JpegHeader, is_read_by_ffcv, read_jpeg_header
 
 FRAME = struct.pack(">2BHBHHB", 0xFF, 0xC0, 17, 8, 5, 7, 3) + bytes([1, 0x22, 0, 2, 0x11, 0, 3, 0x11, 0])
-SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
-MINIMAL = b"\xff\xd8" + FRAME + SCAN + b"\x12\x34" + b"\xff\xd9"
+SCAN = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x00\x03\x00\x00\x3f\x00"
+QUANTIZATION = b"\xff\xdb\x00\x43\x00" + bytes([1] * 64)
+DC, AC = (b"\xff\xc4\x00\x14" + kind + b"\x01" + bytes(15) + b"\x00" for kind in (b"\x00", b"\x10"))
+MINIMAL = b"\xff\xd8" + QUANTIZATION + DC + AC + FRAME + SCAN + b"\x12\x34" + b"\xff\xd9"
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ MINIMAL = b"\xff\xd8" + FRAME + SCAN + b"\x12\x34" + b"\xff\xd9"
 )
 def test_headers_of_pillows_files(picture, image_file, options, frame, sampling) -> None:
     header = read_jpeg_header(image_file(picture(33, 47), **options))
-    assert header == JpegHeader(33, 47, frame, 8, sampling, has_end=True)
+    assert header == JpegHeader(33, 47, frame, 8, sampling, True, frame == 0xC0, True, True)
     assert is_read_by_ffcv(header)
 
 
@@ -84,6 +86,20 @@ def test_an_end_is_not_made_up_where_head_and_tail_meet() -> None:
         (MINIMAL.replace(b"\x00\x05\x00\x07", b"\x00\x00\x00\x07"), False),  # height told later (DNL)
         (MINIMAL.replace(b"\x01\x22\x00", b"\x01\x31\x00"), False),  # 4:1:0-like sampling
         (MINIMAL.replace(b"\x02\x11\x00", b"\x02\x21\x00"), False),
+        # Tables that the decoder would take from another image, or another scan's
+        (MINIMAL.replace(QUANTIZATION, b""), False),
+        (MINIMAL.replace(DC, b""), False),
+        (MINIMAL.replace(AC, b""), False),
+        (MINIMAL.replace(SCAN, SCAN.replace(b"\x03\x00\x00\x3f", b"\x03\x10\x00\x3f")), False),
+        (MINIMAL.replace(SCAN, SCAN.replace(b"\x03\x00\x00\x3f", b"\x03\x01\x00\x3f")), False),
+        (MINIMAL.replace(FRAME, FRAME.replace(b"\x03\x11\x00", b"\x03\x11\x01")), False),
+        (MINIMAL.replace(AC, b"") + AC, False),
+        # What libjpeg warns of
+        (MINIMAL.replace(SCAN, SCAN.replace(b"\x00\x3f\x00", b"\x00\x00\x00")), False),
+        (MINIMAL.replace(FRAME, b"\xff\xe0\x00\x10JFIF\0\x01\x01\x00\0\x01\0\x01\0\0" + FRAME), True),
+        (MINIMAL.replace(FRAME, b"\xff\xe0\x00\x10JFIF\0\x02\x01\x00\0\x01\0\x01\0\0" + FRAME), False),
+        (MINIMAL.replace(FRAME, b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\x01" + FRAME), True),
+        (MINIMAL.replace(FRAME, b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\x02" + FRAME), False),
     ],
 )
 def test_what_ffcv_reads(data: bytes, readable: bool) -> None:
@@ -104,7 +120,7 @@ def test_what_ffcv_reads(data: bytes, readable: bool) -> None:
         b"\xff\xd8" + FRAME + FRAME + SCAN,
         b"\xff\xd8\xff\xd9" + FRAME + SCAN,
         b"\xff\xd8\xff\xe0\x00\x01" + FRAME + SCAN,  # a length that cannot be
-        b"\xff\xd8" + FRAME + b"\x00" + SCAN,
+        MINIMAL.replace(SCAN, b"\x00" + SCAN),
         MINIMAL.replace(b"\x00\x11\x08", b"\x00\x12\x08"),
     ],
 )

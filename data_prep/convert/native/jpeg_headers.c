@@ -10,7 +10,7 @@ enum { ASK_PYTHON, TOLD, NONE };
 /* `jpeg_headers.HEADER`. */
 typedef struct {
     uint8_t answer; /* TOLD: 8 bits a value, an end of image, 1 or 3 components, in one scan unless it is progressive, with
-                     * the tables that the first scan takes; NONE: it does not lie in the head */
+                     * the tables that the first scan takes, nothing that libjpeg warns of; NONE: it does not lie in the head */
     uint8_t frame, num_components, factors[3]; /* horizontal << 4 | vertical */
     uint16_t height, width;
 } Header;
@@ -60,10 +60,12 @@ static int define_huffman(const uint8_t *at, const uint8_t *end, Tables *tables)
     return at == end;
 }
 
-/* Whether the first scan is of a known kind, and all that it takes was defined. `frame`: its header's content. */
+/* Whether the first scan is of a plain kind, and all that it takes was defined. `frame`: its header's content. */
 static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, int is_progressive, const Tables *tables)
 {
     if (size < 4 || size != 4 + 2u * at[0] || at[0] > frame[5] || (at[0] < frame[5] && !is_progressive))
+        return 0;
+    if (!is_progressive && (at[size - 3] != 0 || at[size - 2] != 63 || at[size - 1] != 0))
         return 0;
     int has_dc = !is_progressive || (at[size - 3] == 0 && at[size - 1] >> 4 == 0);
     int has_ac = !is_progressive || at[size - 3] > 0;
@@ -77,6 +79,14 @@ static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, in
             return 0;
     }
     return 1;
+}
+
+/* Of what libjpeg looks at: a known version of JFIF, a known colour transform. */
+static int is_plain_application(int marker, const uint8_t *at, const uint8_t *end)
+{
+    if (marker == APP0)
+        return end - at < 14 || memcmp(at, "JFIF", 5) || at[5] == 1;
+    return marker != APP14 || end - at < 12 || memcmp(at, "Adobe", 5) || at[11] <= 1;
 }
 
 static int has_end(const uint8_t *at, const uint8_t *end)
@@ -108,6 +118,8 @@ static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t
         } else if (marker == DQT || marker == DHT) {
             if (!(marker == DQT ? define_quantization : define_huffman)(segment, next, &tables))
                 return ASK_PYTHON;
+        } else if (!is_plain_application((int)marker, segment, next)) {
+            return ASK_PYTHON;
         } else if (marker > SOF_PROGRESSIVE && marker < RST0 && marker != DHT && marker != DAC && marker != JPG)
             return ASK_PYTHON;
         if (marker == SOS)

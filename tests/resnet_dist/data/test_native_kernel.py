@@ -216,7 +216,7 @@ def test_what_cannot_be_decoded_has_a_status_of_its_own(picture: Pixels, to_jpeg
     no_quantisation = good[: good.index(b"\xff\xdb")] + good[good.index(b"\xff\xc0") :]
     cases: list[tuple[bytes | Pixels, tuple[int, int], int | None, Status]] = [
         (good, (height, width), None, Status.OK),
-        (good[:-2], (height, width), None, Status.OK),  # no end marker; but every px is there
+        (good[:-2], (height, width), None, Status.JPEG_BROKEN),  # every px is there, but libjpeg misses the end
         (good[: len(good) // 2], (height, width), None, Status.JPEG_BROKEN),
         (good[:at] + b"\xff\xd9" + good[at:], (height, width), None, Status.JPEG_BROKEN),
         (b"\xff" * 500, (height, width), None, Status.JPEG_BROKEN),
@@ -269,6 +269,7 @@ def test_an_image_without_tables_does_not_use_an_earlier_images(picture: Pixels,
         [0, 0, 10, 10, 10, 10, 2**40, 0],
         [0, 0, 10, 10, 10, 10, -(2**63), 0],
         [0, 0, 10, 10, 2**40, 32, 0, 0],
+        [0, 0, 10, 10, 2**31, 32, 0, 0],
     ],
 )
 def test_a_view_that_does_not_fit_is_refused(view: list[int], picture: Pixels) -> None:
