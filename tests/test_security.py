@@ -132,13 +132,16 @@ def test_weights_are_loaded_as_weights_only() -> None:
     assert [name for name, given in loads if given.get("weights_only") != "True"] == []
 
 
-def test_yaml_is_read_by_safe_loaders() -> None:
-    from resnet_dist.config import loading
+def test_yaml_is_read_by_one_safe_loader() -> None:
+    """`read_yaml` bounds what it builds; nothing else parses YAML."""
+    from resnet_dist.config import read_yaml
 
-    for name, tree in modules():
-        for what, call in calls(tree):
-            if what == "yaml.load":
-                assert issubclass(vars(loading)[keywords(call)["Loader"]], yaml.SafeLoader), name
+    parsers = {
+        name for name, tree in modules() for what, _ in calls(tree) if re.fullmatch(r"yaml\.\w*(load|parse)", what)
+    }
+    assert parsers <= {"resnet_dist/config/read_yaml.py"}
+    loaders = [value for value in vars(read_yaml).values() if isinstance(value, type) and "Loader" in value.__name__]
+    assert [issubclass(loader, yaml.SafeLoader) for loader in loaders] == [True]
 
 
 class Harm:
@@ -199,6 +202,77 @@ def deployments() -> Iterator[tuple[str, Any]]:
         for tree in yaml.safe_load_all(path.read_text()):
             if isinstance(tree, dict):
                 yield path.relative_to(ROOT).as_posix(), tree
+
+
+def compose_services() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, tree in deployments():
+        for service, spec in tree.get("services", {}).items() if "compose" in name else ():
+            yield f"{name}: {service}", spec
+
+
+def test_containers_can_gain_no_rights() -> None:
+    services = dict(compose_services())
+    assert len(services) >= 7
+    for name, spec in services.items():
+        assert spec.get("cap_drop") == ["ALL"], name
+        assert spec.get("security_opt") == ["no-new-privileges:true"], name
+        assert not spec.get("privileged"), name
+
+
+def test_nodes_are_administrators_of_nothing() -> None:
+    """Whoever submits a job reads its nodes' environment."""
+    nodes = {name: spec for name, spec in compose_services() if re.search(r": (head|worker|convert)$", name)}
+    assert len(nodes) == 3
+    for name, spec in nodes.items():
+        assert spec["environment"]["MLFLOW_TRACKING_USERNAME"] == "nodes", name
+        assert spec["environment"]["AWS_ACCESS_KEY_ID"] == "nodes", name
+        assert not re.search("ADMIN|BUCKET_PASSWORD|DB_PASSWORD", str(spec)), name
+
+
+def test_kuberay_workers_hold_no_token_of_kubernetes() -> None:
+    groups = [group for name, tree in deployments() if "kuberay" in name and "overlays" not in name
+              for group in worker_groups(tree)]  # fmt: skip
+    assert len(groups) >= 6
+    for group in groups:
+        assert group["template"]["spec"].get("automountServiceAccountToken") is False, group["groupName"]
+
+
+def worker_groups(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield from (group for group in tree.get("workerGroupSpecs", ()) if "template" in group)
+        for value in tree.values():
+            yield from worker_groups(value)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "is_good"),
+    [
+        ("mlflow.example.org:5000,10.0.0.7:*,[::1]:5000,localhost", True),
+        ("10.*", False),  # 10.evil.example is a name that anybody can own
+        ("mlflow.example.org:5000,*", False),
+        ("*.example.org", False),
+        ("a b", False),
+    ],
+)
+def test_the_mlflow_server_answers_to_whole_names_only(hosts: str, is_good: bool) -> None:
+    """A wrong PG_USER ends the script behind the check."""
+    env = {"PATH": "/usr/bin:/bin", "ALLOWED_HOSTS": hosts, "PG_USER": "!"}
+    server = ROOT / "cluster/mlflow/server.sh"
+    done = subprocess.run(["bash", server], env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert ("ALLOWED_HOSTS" not in done.stderr) == is_good
+    given = [
+        host
+        for name, tree in deployments()
+        for host in re.findall(r"allowed-hosts=(?:\$\{\w+:-)?([^}\s']+)", str(tree))
+    ]
+    assert given
+    for host in ",".join(given).split(","):
+        assert re.fullmatch(r"[\w.-]+(:(\d+|\*))?", host), host
+
+
+def test_the_licence_is_there() -> None:
+    assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
 
 
 def test_kuberay_clusters_ask_for_a_token() -> None:

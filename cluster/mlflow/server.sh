@@ -2,12 +2,12 @@
 # An MLflow server for a team on one Debian or Ubuntu machine: PostgreSQL for the numbers, a folder or a bucket for files.
 #
 #   cluster/mlflow/server.sh                      # http://127.0.0.1:5000, files in ./mlflow-artifacts
-#   ARTIFACTS=s3://bucket/mlflow HOST=0.0.0.0 ALLOWED_HOSTS='mlflow.example.org:5000,10.*' AUTH=basic cluster/mlflow/server.sh
+#   ARTIFACTS=s3://bucket/mlflow HOST=0.0.0.0 ALLOWED_HOSTS='mlflow.example.org:5000,10.0.0.7:*' AUTH=basic cluster/mlflow/server.sh
 #
 # Run it again after a reboot or a kill: it goes on with the same database. Ctrl-C ends it; PostgreSQL stays up.
 #
 #   HOST, PORT       where it listens                                                     127.0.0.1, 5000
-#   ALLOWED_HOSTS    names that clients may call it by (MLflow refuses all others)        localhost and 127.0.0.1
+#   ALLOWED_HOSTS    names that clients may call it by, with a port or :* (MLflow refuses all others)   localhost and 127.0.0.1
 #   ARTIFACTS        a folder, or s3://bucket/path (credentials: AWS_*, MLFLOW_S3_ENDPOINT_URL)   ./mlflow-artifacts
 #   WORKERS          server processes                                                     2
 #   AUTH             none or basic                                                        none
@@ -26,12 +26,18 @@ ALLOWED_HOSTS=${ALLOWED_HOSTS:-"localhost:$PORT,127.0.0.1:$PORT"}
 ARTIFACTS=${ARTIFACTS:-"$PWD/mlflow-artifacts"}
 PG_USER=${PG_USER:-mlflow} PG_DATABASE=${PG_DATABASE:-mlflow} PG_PORT=${PG_PORT:-5432}
 VENV=${VENV:-.venv-mlflow}
-MLFLOW=mlflow==3.17.2
+LOCK=$(dirname "${BASH_SOURCE[0]}")/requirements.lock
 
 fail() { echo "server.sh: $*" >&2; exit 2; }
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 
 [[ $AUTH == none || $AUTH == basic ]] || fail "AUTH is '$AUTH'; set none or basic"
+IFS=, read -ra names <<<"$ALLOWED_HOSTS"
+for name in "${names[@]}"; do
+  # MLflow takes * for any characters, so 10.* would let 10.evil.example through: a name that anybody can own.
+  [[ $name =~ ^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(:([0-9]+|\*))?$ ]] ||
+    fail "ALLOWED_HOSTS: '$name' is not a host's whole name; write HOST, HOST:PORT or HOST:*, one by one, with commas"
+done
 [[ $PG_USER =~ ^[a-z_][a-z0-9_]*$ && $PG_DATABASE =~ ^[a-z_][a-z0-9_]*$ ]] ||
   fail "PG_USER and PG_DATABASE may hold a-z, 0-9 and _ only"
 if [[ $AUTH == basic ]]; then
@@ -41,14 +47,11 @@ elif [[ $HOST != 127.0.0.1 && $HOST != localhost ]]; then
   echo "server.sh: warning: without AUTH=basic, everybody who reaches $HOST:$PORT can read, change and delete runs" >&2
 fi
 
-if ! [[ -x $VENV/bin/mlflow ]]; then
-  echo "server.sh: installing $MLFLOW into $VENV"
-  python3 -m venv "$VENV"
-  extras=(); [[ $ARTIFACTS == s3://* ]] && extras+=(boto3)
-  [[ $AUTH == basic ]] && MLFLOW="mlflow[auth]==${MLFLOW#*==}"
-  "$VENV/bin/pip" install --quiet --disable-pip-version-check "$MLFLOW" psycopg2-binary "${extras[@]}"
+if ! "$VENV/bin/python" -c 'import psycopg2' 2>/dev/null; then
+  echo "server.sh: installing MLflow into $VENV"
+  [[ -x $VENV/bin/python ]] || python3 -m venv "$VENV"
+  "$VENV/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$LOCK"
 fi
-"$VENV/bin/python" -c 'import psycopg2' 2>/dev/null || "$VENV/bin/pip" install --quiet --disable-pip-version-check psycopg2-binary
 
 if [[ -n ${PG_HOST:-} ]]; then
   [[ -n ${MLFLOW_DB_PASSWORD:-} ]] || fail "PG_HOST needs MLFLOW_DB_PASSWORD"

@@ -61,7 +61,9 @@ class Ranking:
         if sum(row.num_runs > 0 for row in self.rows) == 1:
             return "no other point reached its end, so nothing is known of how the first place compares"
         if not self.noise:
-            return "how much of the differences is chance is not known: no point was run with more than one seed"
+            if all(row.num_runs <= 1 for row in self.rows):
+                return "noise unknown: every point has one seed (`--set seeds=3`)"
+            return "noise unknown: the seeds of each point gave the same score"
         level = [row for row in self.rows[1:] if row.in_noise]
         spread = self.best.spread
         deviation = (

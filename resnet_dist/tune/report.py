@@ -124,6 +124,10 @@ def _progress(space: Space, state: SweepState) -> tuple[list[float], list[float]
     return spent, best
 
 
+def _duration(hours: float) -> str:
+    return f"{hours:.3g} h" if hours >= 1 else f"{60 * hours:.2g} min"
+
+
 def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, sweep_dir: Path) -> str:
     """Markdown."""
     length = float(builder.proxy(ranking.rows[0].point).train.total_epochs) if ranking.rows else 0.0
@@ -135,8 +139,8 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
         f"{numbers['trials']:g} trials: {numbers['finished']:g} finished, {numbers['stopped']:g} stopped early, "
         f"{numbers['diverged']:g} diverged, {numbers['failed']:g} failed, {open_trials} not over.",
         f"{numbers['epochs_spent']:.4g} epochs spent, {numbers['epochs_saved']:.4g} saved by stopping early; "
-        f"{numbers['trial_hours']:.3g} trial hours in {numbers['wall_hours']:.3g} hours by the clock; the command was "
-        f"started {state.num_drivers} times.",
+        f"{_duration(numbers['trial_hours'])} of trials in {_duration(numbers['wall_hours'])}; "
+        f"{state.num_drivers} starts.",
         "",
         f"By {space.metric} of the last evaluation; {ranking.verdict()}.",
         "",

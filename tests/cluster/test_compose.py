@@ -46,7 +46,7 @@ def test_the_nodes_share_no_folder(compose: dict[str, Any]) -> None:
 def test_the_profile_is_for_these_services(compose: dict[str, Any]) -> None:
     profile = load_profile(FOLDER / "profile.yaml")
     assert (profile.workers.min, profile.workers.max) == (1, compose["services"]["worker"]["deploy"]["replicas"])
-    made = re.search(r"makedirs\('([\w-]+)'", str(compose["services"]["bucket_is_there"]["command"]))
+    made = re.search(r"mc mb --ignore-existing here/([\w-]+)", compose["services"]["bucket_is_there"]["entrypoint"][-1])
     assert made is not None
     for url in (profile.data_root, profile.storage):
         assert url.startswith(f"s3://{made.group(1)}/")

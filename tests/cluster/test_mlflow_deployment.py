@@ -106,9 +106,10 @@ def test_pods_run_without_rights_and_within_limits(manifests: list[Tree]) -> Non
 
 
 def test_all_places_start_the_same_mlflow(manifests: list[Tree], compose: Tree) -> None:
-    (version,) = re.findall(r"^mlflow==(\S+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    assert f'"mlflow[auth]=={version}"' in (MLFLOW / "Dockerfile").read_text()
-    assert f"MLFLOW=mlflow=={version}\n" in (MLFLOW / "server.sh").read_text()
+    locks = [file.read_text() for file in (ROOT / "requirements.lock", MLFLOW / "requirements.lock")]
+    (version,) = {found for lock in locks for found in re.findall(r"^mlflow==([^\s;]+)", lock, re.MULTILINE)}
+    for file in ("Dockerfile", "server.sh"):
+        assert "--require-hashes" in (MLFLOW / file).read_text(), file
     images = [compose["services"]["mlflow"]["image"], *values_of(of_kind(manifests, "Deployment")["mlflow"], "image")]
     assert all(image.endswith(f":{version}") for image in images)
     (in_map,) = of_kind(manifests, "ConfigMap")["mlflow-auth"]["data"].values()

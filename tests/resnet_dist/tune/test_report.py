@@ -97,7 +97,7 @@ def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: 
     }
     assert "20 trials: 10 finished, 6 stopped early, 4 diverged, 0 failed, 0 not over" in report.text
     assert "74 epochs spent, 24 saved by stopping early" in report.text
-    assert "no point was run with more than one seed" in report.text
+    assert "noise unknown: every point has one seed" in report.text
     rows = list(csv.DictReader((report.folder / "ranking.csv").open()))
     assert [row["status"] for row in rows] == ["finished"] * 10 + ["stopped"] * 6 + ["diverged"] * 4
     assert (rows[0]["optim.lr"], rows[0]["optim.weight_decay"]) == ("0.1", "0.001")
@@ -266,7 +266,7 @@ def test_the_verdict_claims_nothing_where_nothing_was_compared(tmp_path: Path) -
     alone = [(0, seed, "finished", 95 + seed) for seed in range(2)]
     assert "no other point reached its end" in ranking_of(tmp_path / "a", *alone, (1, 0, "stopped", 90)).verdict()
     equal = [(number, seed, "finished", 95 - number) for number in range(2) for seed in range(2)]
-    assert "is not known" in ranking_of(tmp_path / "b", *equal).verdict()
+    assert "noise unknown: the seeds of each point gave the same score" in ranking_of(tmp_path / "b", *equal).verdict()
     assert ranking_of(tmp_path / "c", (0, 0, "diverged", 0)).verdict() == "no trial reached its end"
 
 
