@@ -75,8 +75,8 @@ class CenterCrop(Section):
     """Shorter side to `resize`, then the central `size` x `size`: the 1-crop test protocol."""
 
     kind: Literal["center_crop"]
-    size: PositiveInt
-    resize: PositiveInt
+    size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    resize: Annotated[int, Field(gt=0, le=MAX_SIZE)]
 
     @model_validator(mode="after")
     def _fits(self) -> CenterCrop:

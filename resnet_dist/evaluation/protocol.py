@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from resnet_dist.config.published import PAPER_SCALES
-from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.config.recipe_data import MAX_SIZE, CenterCrop
 from resnet_dist.errors import UserError
 
 Kind = Literal["1-crop", "flip", "10-crop", "multi-scale"]
@@ -67,6 +67,7 @@ class Protocol:
             raise UserError(
                 f"--size {size}: is larger than the resized image's shorter side ({resize}); raise --resize"
             )
+        _require_side("--size, --resize", resize)
         return CenterCrop(kind="center_crop", size=size, resize=resize)
 
     def views(self, own: CenterCrop) -> tuple[View, ...]:
@@ -74,12 +75,18 @@ class Protocol:
         if self.kind == "multi-scale":
             if self.size or self.resize:
                 raise UserError("--size, --resize: are of crops; multi-scale takes --scales")
+            _require_side("--scales", max(self.scales))
             return tuple(View(scale, "whole", 0) for scale in self.scales)
         crop = self.crop(own)
         places: tuple[Place, ...] = ("centre",)
         if self.kind == "10-crop":
             places = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
         return tuple(View(crop.resize, place, crop.size) for place in places)
+
+
+def _require_side(option: str, px: int) -> None:
+    if px > MAX_SIZE:
+        raise UserError(f"{option}: {px:,} px is more than {MAX_SIZE:,}")
 
 
 def window(view: View, width: int, height: int) -> Box:

@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from resnet_dist.config.loading import recipe_from_yaml, recipe_of
 from resnet_dist.config.recipe import Recipe, recipe_hash
-from resnet_dist.errors import UserError
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.location import open_storage, split
-from resnet_dist.tracking.model_loading import load_classifier
+from resnet_dist.tracking.model_loading import load_weights
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
 from resnet_dist.training.precision import Precision
 from resnet_dist.training.state import evaluated_weights
+
+_NET = "net."
+"""Before the names of the bare net's tensors in a logged model."""
+_MAX_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -62,26 +65,25 @@ def _from_checkpoint(location: str) -> TrainedModel:
         recipe = recipe_of(found.card.recipe, location)
         weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
         class_names = found.card.identity.class_names or None
-    return TrainedModel(location, recipe, _classifier(recipe, weights), class_names)
+    return TrainedModel(location, recipe, _classifier(recipe, weights, location), class_names)
 
 
 def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
     """A logged model is a graph for one size of images; its weights go into the net that its recipe builds."""
-    graph, metadata = load_classifier(uri, tracking_uri=tracking_uri)
-    if "recipe" not in metadata:
-        raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe")
-    recipe = recipe_from_yaml(metadata["recipe"], uri)
-    return TrainedModel(uri, recipe, _classifier(recipe, _net_weights(graph)), tuple(metadata["class_names"]))
+    weights, metadata = load_weights(uri, tracking_uri=tracking_uri)
+    names = metadata.get("class_names")
+    if "recipe" not in metadata or not isinstance(names, list):
+        raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe, or no class names")
+    recipe = recipe_from_yaml(metadata["recipe"])
+    net = {name.removeprefix(_NET): value for name, value in weights.items() if name.startswith(_NET)}
+    return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)))
 
 
-def _net_weights(graph: nn.Module) -> dict[str, torch.Tensor]:
-    marker = "net."
-    return {
-        name[name.index(marker) + len(marker) :]: value for name, value in graph.state_dict().items() if marker in name
-    }
-
-
-def _classifier(recipe: Recipe, weights: Mapping[str, torch.Tensor]) -> ImageClassifier:
+def _classifier(recipe: Recipe, weights: Mapping[str, torch.Tensor], source: str) -> ImageClassifier:
     classifier = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
-    classifier.net.load_state_dict(weights)
+    try:
+        classifier.net.load_state_dict(weights)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise Fault(f"{source}: its weights are not those of its own recipe's net: {why[:_MAX_REASON]}") from None
     return classifier.eval()

@@ -1,4 +1,4 @@
-"""A logged classifier, or one that was saved to a folder, as a module that evaluates."""
+"""What a logged classifier, or one that was saved to a folder, consists of: its tensors and its metadata."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module (uint8 [N, H, W, 3] -> logits, on the CPU) and the metadata that `log_classifier` was given.
+def load_weights(uri: str, *, tracking_uri: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a logged net by their names in it (`net.conv1.weight`), on the CPU, and the metadata that
+    `log_classifier` was given. Runs nothing that the model brings: not its code, no pickle, not its graph.
 
     `uri`: `models:/m-...`, `models:/NAME@alias`, `runs:/RUN/NAME` or a folder; `tracking_uri` None: mlflow's own
-    setting (MLFLOW_TRACKING_URI). The module is a graph in evaluation mode for ever: `.eval()` changes nothing,
-    `.train()` raises; `.to(device)` moves it. Raises UserError if there is no such model, Fault if the server does not
-    answer.
+    setting (MLFLOW_TRACKING_URI). Raises UserError if there is no such model, Fault if the server does not answer.
     """
-    import mlflow.pytorch
+    import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
@@ -49,9 +48,31 @@ def load_classifier(uri: str, *, tracking_uri: str | None = None) -> tuple[torch
             location = _location(connect(tracking_uri), uri) if remote else uri
             local = download_artifacts(location, dst_path=folder, tracking_uri=tracking_uri)
             facts = Model.load(local).metadata or {}
-            return _for_evaluation(mlflow.pytorch.load_model(local)), facts
+            archive = Path(local) / "data" / "model.pt2"
+            if not archive.is_file():
+                raise UserError(f"{uri}: has no data/model.pt2: it was not logged by resnet-dist")
+            return _tensors(archive, uri), facts
         except (MlflowException, OSError) as error:
             raise UserError(f"{uri}: cannot be loaded from {redacted(tracking_uri)}: {first_line(error)}") from error
+
+
+def _tensors(archive: Path, uri: str) -> dict[str, torch.Tensor]:
+    """What `torch.export.save` stored; `torch.export.load` would also evaluate the graph's expressions as Python."""
+    import torch
+    from torch.export.pt2_archive import _package as package
+    from torch.export.pt2_archive.constants import WEIGHTS_CONFIG_FILENAME_FORMAT
+
+    # torch's own errors for a damaged archive are of many kinds, asserts among them
+    try:
+        reader = package.PT2ArchiveReader(str(archive))
+        config = package._load_payload_config(reader, WEIGHTS_CONFIG_FILENAME_FORMAT.format("model"))
+        pickled = [name for name, entry in config.config.items() if entry.use_pickle]
+        if pickled:
+            raise UserError(f"{uri}: {pickled[0]} is a pickle, which could run any program: it is not loaded")
+        weights = package._load_state_dict(reader, "model")
+    except (AssertionError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{uri}: data/model.pt2 is damaged or no exported net: {first_line(error)}") from None
+    return {name: value.detach() for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
 def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVersion) -> list[str] | None:
@@ -69,27 +90,6 @@ def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVe
             return None
     names = facts.get("class_names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def _for_evaluation(graph: torch.nn.Module) -> torch.nn.Module:
-    """The graph with an `eval()` that can be called: torch's own raises, as it cannot switch a graph's mode."""
-    import torch
-
-    class LoadedClassifier(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.graph = graph
-            self.training = False
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.graph(images)
-
-        def train(self, mode: bool = True) -> LoadedClassifier:
-            if mode:
-                raise RuntimeError("a logged model cannot be trained; resume from a checkpoint of its run")
-            return self
-
-    return LoadedClassifier()
 
 
 def _location(client: MlflowClient, uri: str) -> str:

@@ -227,7 +227,13 @@ def test_other_test_sizes_keep_the_recipes_ratio_unless_told(protocol: Protocol,
 
 @pytest.mark.parametrize(
     ("protocol", "message"),
-    [(Protocol(resize=200), "raise --resize"), (Protocol("multi-scale", size=288), "multi-scale takes --scales")],
+    [
+        (Protocol(resize=200), "raise --resize"),
+        (Protocol("multi-scale", size=288), "multi-scale takes --scales"),
+        (Protocol("multi-scale", scales=(224, 20000)), "--scales: 20,000 px is more than 16,384"),
+        (Protocol(size=16384), "--size, --resize: 18,725 px is more than 16,384"),
+        (Protocol(resize=10**9), "--size, --resize: 1,000,000,000 px is more than"),
+    ],
 )
 def test_sides_that_do_not_fit_are_refused(protocol: Protocol, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import io
+import json
+import re
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -15,7 +19,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.model_loading import load_classifier
+from resnet_dist.tracking.model_loading import load_weights
 from resnet_dist.tracking.models import log_classifier
 
 CLASSES = tuple("0123456789")
@@ -47,6 +51,13 @@ def logged(handle):
     return MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])
 
 
+def assert_same_tensors(weights, classifier):
+    wanted = dict(classifier.state_dict())
+    assert weights.keys() >= {name for name in wanted if name.startswith("net.")}
+    for name, value in weights.items():
+        assert torch.equal(value, wanted[name]), name
+
+
 def images(num: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(num).integers(0, 256, (num, 32, 32, 3), dtype=np.uint8))
 
@@ -61,22 +72,18 @@ def test_a_logged_model_gives_the_same_logits_for_any_batch(sqlite_uri, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
     plain = mlflow.pytorch.load_model(uri)
     by_run = mlflow.pytorch.load_model(f"runs:/{handle.run_id}/last")
-    module, metadata = load_classifier(uri, tracking_uri=sqlite_uri)
     reference = classifier.eval()
     try:
         for num in (1, 2, 5, 33):
             with torch.no_grad():
                 wanted = reference(images(num))
-                for loaded in (plain, by_run, module):
+                for loaded in (plain, by_run):
                     torch.testing.assert_close(loaded(images(num)), wanted, rtol=0, atol=1e-5)
     finally:
         classifier.train()
+    weights, metadata = load_weights(uri, tracking_uri=sqlite_uri)
     assert metadata == METADATA | {"class_names": list(CLASSES), "step": 120}
-    assert module.eval() is module
-    assert not module.training
-    with pytest.raises(RuntimeError, match="resume from a checkpoint"):
-        module.train()
-    assert module.to("meta")(images(3).to("meta")).device.type == "meta"  # no device is fixed in the graph
+    assert_same_tensors(weights, classifier)
     (model,) = logged(handle)
     assert (str(model.status), model.name, model.source_run_id) == ("READY", "last", handle.run_id)
     assert model.params == {"optim.lr": "0.1"}
@@ -138,7 +145,7 @@ def test_a_kill_at_any_moment_leaves_one_good_model_after_the_rerun(
     assert str(model.status) == "READY"
     run = MlflowClient(sqlite_uri).get_run(handle.run_id)
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
-    load_classifier(uri, tracking_uri=sqlite_uri)
+    load_weights(uri, tracking_uri=sqlite_uri)
 
 
 def test_a_failure_leaves_no_row_behind(sqlite_uri, tmp_path, classifier, monkeypatch):
@@ -168,12 +175,12 @@ def test_an_example_that_would_fix_the_batch_is_a_mistake_of_the_caller(sqlite_u
 def test_a_model_that_is_not_there_is_the_users_to_mend(sqlite_uri, tmp_path, monkeypatch):
     for uri in ("models:/m-0123456789abcdef", "models:/nobody@champion", f"runs:/{'a' * 32}/last"):
         with pytest.raises(UserError, match="cannot be loaded"):
-            load_classifier(uri, tracking_uri=sqlite_uri)
+            load_weights(uri, tracking_uri=sqlite_uri)
     with pytest.raises(UserError, match="MLmodel"):
-        load_classifier(str(tmp_path))
+        load_weights(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no MLflow database"):
-        load_classifier("models:/m-0123456789abcdef", tracking_uri="sqlite:///absent.db")
+        load_weights("models:/m-0123456789abcdef", tracking_uri="sqlite:///absent.db")
     assert not (tmp_path / "absent.db").exists()
 
 
@@ -188,17 +195,73 @@ def test_a_model_is_found_by_its_run_and_by_its_registered_name(sqlite_uri, tmp_
         client.create_model_version("digits", uri, run_id=handle.run_id)
     client.set_registered_model_alias("digits", "champion", "1")
     for name in (f"runs:/{handle.run_id}/last", "models:/digits/1", "models:/digits@champion"):
-        assert load_classifier(name, tracking_uri=sqlite_uri)[1]["step"] == 120
+        assert load_weights(name, tracking_uri=sqlite_uri)[1]["step"] == 120
 
 
 def test_through_a_real_server(server, tmp_path, classifier):
     handle = begin(server.uri, tmp_path / "run")
     uri = log(handle, classifier)
     assert log(handle, classifier) == uri
-    module, metadata = load_classifier(uri, tracking_uri=server.uri)
-    reference = classifier.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(module(images(5)), reference(images(5)), rtol=0, atol=1e-5)
-    classifier.train()
+    weights, metadata = load_weights(uri, tracking_uri=server.uri)
+    assert_same_tensors(weights, classifier)
     assert metadata["class_names"] == list(CLASSES)
     assert len(logged(handle)) == 1
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def change_record(archive, ending, change):
+    """Changes the one record of the archive whose name ends so."""
+    with zipfile.ZipFile(archive) as old:
+        records = {info.filename: old.read(info) for info in old.infolist()}
+    (name,) = [name for name in records if name.endswith(ending)]
+    records[name] = change(records[name])
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, content in records.items():
+            new.writestr(name, content)
+
+
+def as_pickles(config):
+    tree = json.loads(config)
+    for entry in tree["config"].values():
+        entry["use_pickle"] = True
+    return json.dumps(tree).encode()
+
+
+def with_code_as_a_size(graph):
+    """torch.export.load evaluates the expressions of symbolic sizes."""
+    return re.sub(rb'"expr_str":\s*"[^"]*"', b"\"expr_str\": \"__import__('pathlib').Path('ran').touch()\"", graph)
+
+
+def test_nothing_that_a_model_brings_is_run(sqlite_uri, tmp_path, classifier, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log(begin(sqlite_uri, tmp_path / "run"), classifier)
+    (folder,) = (path.parent for path in tmp_path.rglob("MLmodel"))
+    archive = folder / "data" / "model.pt2"
+    for file in (folder / "code").rglob("*.py"):
+        file.write_text("from pathlib import Path; Path('ran').touch()")
+    change_record(archive, "models/model.json", with_code_as_a_size)
+    assert_same_tensors(load_weights(str(folder))[0], classifier)
+    file = io.BytesIO()
+    torch.save(Evil(), file)
+    change_record(archive, "weights/weight_0", lambda _: file.getvalue())
+    change_record(archive, "model_weights_config.json", as_pickles)
+    with pytest.raises(UserError, match="is a pickle, which could run any program"):
+        load_weights(str(folder))
+    archive.rename(folder / "data" / "model.pth")  # what mlflow takes for a pickle of a whole module
+    with pytest.raises(UserError, match=r"has no data/model\.pt2"):
+        load_weights(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive" * 100])
+def test_a_damaged_archive_is_told_in_a_line(tmp_path, content):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "model.pt2").write_bytes(content)
+    (tmp_path / "MLmodel").write_text("flavors: {}\n")
+    with pytest.raises(UserError, match="is damaged or no exported net") as refused:
+        load_weights(str(tmp_path))
+    assert "\n" not in str(refused.value)
