@@ -74,6 +74,7 @@ def evaluate(
     Example: resnet-dist evaluate runs/demo --data data/digits/val.beton --protocol flip --output evaluations/demo
     """
     from resnet_dist.evaluation.protocol import Protocol
+    from resnet_dist.evaluation.report import as_json_numbers
     from resnet_dist.launch.evaluate import evaluate_models
     from resnet_dist.launch.evaluation_record import Place, log_evaluation, write_files
     from resnet_dist.tracking.uris import absolute_tracking_uri
@@ -95,7 +96,7 @@ def evaluate(
         typer.echo(f"warning: {warning}", err=True)
     metrics = evaluated.metrics()
     if as_json:
-        typer.echo(json.dumps(metrics, sort_keys=True))
+        typer.echo(json.dumps(as_json_numbers(metrics), sort_keys=True))
     else:
         typer.echo(
             f"top-1 {metrics['val/top1']:.2f} %  top-5 {metrics['val/top5']:.2f} %  loss {metrics['val/loss']:.6f}  "

@@ -64,4 +64,9 @@ class AveragedClassifier(nn.Module):
         shown = [pictures, pictures.flip(2)] if member.flips else [pictures]
         with member.precision.autocast(pictures.device):
             logits = [member.classifier(side) for side in shown]
-        return torch.stack([side.to(member.precision.weights).softmax(dim=1) for side in logits]).mean(dim=0)
+        return torch.stack([_probabilities(side.to(member.precision.weights)) for side in logits]).mean(dim=0)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """NaN where a logit is not finite: an infinite one would vanish in the mean."""
+    return logits.softmax(dim=1).where(logits.isfinite().all(dim=1, keepdim=True), torch.nan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,11 +31,15 @@ class ClassLine:
     times: int
 
 
-def class_lines(confusion: NDArray[np.int64], class_names: Sequence[str]) -> list[ClassLine]:
-    """One line for each class, by label. `confusion` [C, C]: samples by true class and answer."""
+def class_lines(
+    confusion: NDArray[np.int64], class_names: Sequence[str], class_counts: Sequence[int]
+) -> list[ClassLine]:
+    """One line for each class, by label. `confusion` [C, C]: samples by true class and answer. `class_counts`: samples
+    of each class; those without an answer, because the net gave NaN, are wrong ones.
+    """
     lines = []
-    for label, (row, name) in enumerate(zip(confusion, class_names, strict=True)):
-        samples, right = int(row.sum()), int(row[label])
+    for label, (row, name, samples) in enumerate(zip(confusion, class_names, class_counts, strict=True)):
+        right = int(row[label])
         wrong = row.copy()
         wrong[label] = 0
         rival = int(wrong.argmax())
@@ -81,5 +86,10 @@ def calibration_table(calibration: Calibration) -> list[dict[str, Any]]:
 
 def as_json(facts: Mapping[str, Any], metrics: Mapping[str, float], calibration: Calibration) -> str:
     """`result.json`: what was evaluated how, the numbers, the calibration by bin."""
-    tree = {**facts, "metrics": dict(metrics), "calibration": calibration_table(calibration)}
-    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    tree = {**facts, "metrics": as_json_numbers(metrics), "calibration": calibration_table(calibration)}
+    return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_json_numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity: null."""
+    return {key: value if math.isfinite(value) else None for key, value in metrics.items()}

@@ -55,6 +55,7 @@ class Evaluated:
         assert self.result.calibration is not None
         return {
             **self.result.metrics(),
+            **({"val/not_finite": float(self.result.num_not_finite)} if self.result.num_not_finite else {}),
             "val/ece": self.result.calibration.ece,
             "val/images_per_s": self.images_per_s,
         }
@@ -92,8 +93,13 @@ def evaluate_models(
             make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)
     job = EvaluationJob(models, protocol, beton, num_threads)
     result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
-    said = tuple(warning for warning in warnings if warning is not None)
-    return Evaluated(job, manifest, result, manifest.num_samples / seconds, said)
+    said = [warning for warning in warnings if warning is not None]
+    if result.num_not_finite:
+        said.append(
+            f"the {'net' if len(models) == 1 else 'nets'} gave NaN or infinity for {result.num_not_finite} of "
+            f"{result.num_samples} samples (the first: sample {result.first_not_finite}); they count as wrong"
+        )
+    return Evaluated(job, manifest, result, manifest.num_samples / seconds, tuple(said))
 
 
 def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Evaluation, float]:

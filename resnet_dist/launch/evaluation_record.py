@@ -59,7 +59,7 @@ def write_files(evaluated: Evaluated, folder: Path) -> None:
     assert result.confusion is not None
     assert result.calibration is not None
     folder.mkdir(parents=True, exist_ok=True)
-    lines = class_lines(result.confusion, names)
+    lines = class_lines(result.confusion, names, evaluated.manifest.class_counts)
     texts = {
         "result.json": as_json(facts, evaluated.metrics(), result.calibration),
         "per_class.csv": as_csv(lines),

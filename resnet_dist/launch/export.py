@@ -147,6 +147,12 @@ def _images(model: TrainedModel, data: Path | None) -> Tensor:
 def _difference(model: TrainedModel, file_format: Format, path: Path, images: Tensor) -> tuple[float, float]:
     """Largest difference of a logit from the net's own, and the largest logit."""
     own = model.classifier(images)
+    if not own.isfinite().all():
+        broken = int((~own.isfinite().all(dim=1)).int().argmax())
+        raise Fault(
+            f"{model.name}: gives NaN or infinity for image {broken} of the check; its weights are of no use: export "
+            "another checkpoint"
+        )
     theirs = _RUNNERS[file_format](path, images)
     if theirs.shape != own.shape:
         raise Fault(f"{path}: the exported net answers {list(theirs.shape)}, expected {list(own.shape)}")

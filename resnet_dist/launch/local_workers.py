@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -52,6 +53,10 @@ def _worker(rank: int, work: Callable[[int, int], Any], num_workers: int, folder
         raise
     finally:
         dist.destroy_process_group()
+    # On a busy machine gloo's threads may outlive the interpreter, which then aborts after its work is done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _pickled(error: Exception) -> bytes:

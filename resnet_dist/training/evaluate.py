@@ -21,7 +21,7 @@ from resnet_dist.training.calibration import NUM_BINS, Calibration, calibration_
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.precision import Precision
 
-_COUNTS = 5
+_COUNTS = 6
 """Columns of a batch besides its calibration."""
 
 
@@ -48,6 +48,8 @@ class Evaluation:
     not asked for."""
     calibration: Calibration | None = None
     """None if it was not asked for."""
+    first_not_finite: int | None = None
+    """The first sample with a NaN or infinite logit."""
 
     @property
     def is_finite(self) -> bool:
@@ -95,8 +97,8 @@ def evaluate(
     classes, the confusion matrix and the calibration are counted too.
 
     The fixed batches [k * batch_size, (k + 1) * batch_size) are dealt to the workers whole. Each worker fills its rows
-    of a table of (samples, top-1, top-5, loss sum, not finite, calibration), a row a batch; the rows are summed in
-    batch order, so the sums are the same to the last bit whatever the number of workers.
+    of a table of (samples, top-1, top-5, loss sum, not finite, place of the first of these, calibration), a row a
+    batch; the rows are summed in batch order, so the sums are the same to the last bit whatever the number of workers.
 
     Raises:
         Fault: the number of samples seen is not `num_samples`.
@@ -115,13 +117,15 @@ def evaluate(
                 table[row, _COUNTS:] = calibration_row(logits, batch.labels).cpu()
                 pair = batch.labels * confusion_classes + logits.argmax(dim=1)
                 pairs.append(pair[logits.isfinite().all(dim=1)].cpu())
-    total = sum_over_workers(table).sum(dim=0)
+    by_batch = sum_over_workers(table)
+    total = by_batch.sum(dim=0)
     if int(total[0]) != num_samples:
         raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
     confusion = _confusion(pairs, confusion_classes) if confusion_classes else None
     calibration = calibration_of(total[_COUNTS:]) if confusion_classes else None
     num_seen, num_top1, num_top5, num_not_finite = (int(total[column]) for column in (0, 1, 2, 4))
-    return Evaluation(num_seen, num_top1, num_top5, float(total[3]), num_not_finite, confusion, calibration)
+    first = next((row * batch_size + int(by_batch[row, 5]) for row in by_batch[:, 4].nonzero()[:, 0].tolist()), None)
+    return Evaluation(num_seen, num_top1, num_top5, float(total[3]), num_not_finite, confusion, calibration, first)
 
 
 def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:
@@ -139,13 +143,16 @@ def sparse_json(confusion: NDArray[np.int64]) -> str:
 
 
 def _row(logits: Tensor, labels: Tensor) -> Tensor:
-    """(samples, top-1 correct, top-5 correct, summed loss, samples not finite) of one batch, float64."""
+    """(samples, top-1 correct, top-5 correct, summed loss, samples not finite, the first one's place) of one batch,
+    float64.
+    """
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
     finite = logits.isfinite().all(dim=1)  # topk puts NaN first: a net that knows nothing would be right by chance
     ranked = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]) & finite[:, None]
     loss = cross_entropy(logits, labels, reduction="none").double().sum()
     counts = torch.stack([torch.ones_like(labels).sum(), ranked[:, 0].sum(), ranked.any(dim=1).sum()])
-    return torch.cat([counts.double(), loss[None], (~finite).sum().double()[None]])
+    broken = torch.stack([(~finite).sum(), (~finite).int().argmax()])
+    return torch.cat([counts.double(), loss[None], broken.double()])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,42 @@ def test_two_processes_give_the_same_numbers_to_the_last_bit(pictures: Any) -> N
     assert both.metrics() == alone.metrics()
     assert both.calibration == alone.calibration
     np.testing.assert_array_equal(both.confusion, alone.confusion)
+
+
+class BreaksOn(nn.Module):
+    """Gives one broken logit for each picture that is as bright as the one at `place` of the beton."""
+
+    def __init__(self, net: nn.Module, bad: float, pixels: Tensor) -> None:
+        super().__init__()
+        self.net, self.bad, self.pixels = net, bad, pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(images)
+        is_it = (images == self.pixels).flatten(1).all(dim=1, keepdim=True)
+        return logits.index_fill(1, torch.tensor([2]), self.bad).where(is_it, logits)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", ["1-crop", "10-crop"])
+@pytest.mark.parametrize("num_nets", [1, 2])
+def test_a_net_that_gives_nan_for_a_picture_is_counted_and_the_picture_named(
+    pictures: Any, bad: float, kind: Any, num_nets: int
+) -> None:
+    """However many views and nets are averaged: one that has no answer leaves the sample without one."""
+    manifest = load_manifest(pictures.beton)
+    views = ViewLoader(
+        pictures.beton, manifest, [View(RESIZE, "centre", SIZE)], batch_size=7, num_threads=1, device=CPU
+    )
+    (batch,) = views.batches(np.arange(7))
+    views.close()
+    nets = [trained(torchvision_net(seed)) for seed in range(num_nets)]
+    fifth = batch.images[view][0].images[5]
+    broken = replace(nets[0], classifier=BreaksOn(nets[0].classifier, bad, fifth))
+    job = EvaluationJob((broken, *nets[1:]), Protocol(kind), pictures.beton, num_threads=1)
+    result, _ = _evaluate_share(job, 0, 1)
+    assert (result.num_not_finite, result.first_not_finite, result.is_finite) == (1, 5, False)
+    assert result.confusion is not None
+    assert result.confusion.sum() == 6
 
 
 def fails_on_the_second(rank: int, world_size: int) -> int:

@@ -17,6 +17,7 @@ from resnet_dist.evaluation.report import as_csv, as_json, class_lines
 from resnet_dist.training.calibration import Calibration, calibration_of, calibration_row
 
 CONFUSION = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
+COUNTS = (4, 0, 4)
 NAMES = ("cat, tabby", "dog", "owl")
 
 
@@ -39,13 +40,24 @@ def test_a_net_that_is_always_sure_and_right_is_calibrated() -> None:
 
 
 def test_every_class_has_a_line() -> None:
-    cat, dog, owl = class_lines(CONFUSION, NAMES)
+    cat, dog, owl = class_lines(CONFUSION, NAMES, COUNTS)
     assert (cat.samples, cat.right, cat.top1_error, cat.most_confused_with, cat.times) == (4, 3, 25.0, "dog", 1)
     assert (dog.samples, dog.top1_error, dog.answers, dog.most_confused_with) == (0, None, 1, "")
     assert (owl.top1_error, owl.answers, owl.most_confused_with, owl.times) == (50.0, 2, "cat, tabby", 2)
     rows = list(csv.DictReader(io.StringIO(as_csv([cat, dog, owl]))))
     assert [row["name"] for row in rows] == list(NAMES)
     assert [row["top1_error"] for row in rows] == ["25.00", "", "50.00"]
+
+
+def test_samples_without_an_answer_are_wrong_ones() -> None:
+    cat, dog, _ = class_lines(CONFUSION, NAMES, (6, 2, 4))
+    assert (cat.samples, cat.right, cat.top1_error) == (6, 3, 50.0)
+    assert (dog.samples, dog.right, dog.top1_error) == (2, 0, 100.0)
+
+
+def test_json_has_no_nan() -> None:
+    text = as_json({}, {"val/loss": float("nan"), "val/top1": 50.0}, calibration([[0.6, 0.4]], [0]))
+    assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"val/loss": None, "val/top1": 50.0}
 
 
 def test_files_and_figures(tmp_path: Path) -> None:
@@ -56,6 +68,6 @@ def test_files_and_figures(tmp_path: Path) -> None:
     assert tree["calibration"][1]["accuracy"] == 100.0
     for path in (
         draw_calibration(found, tmp_path / "calibration.png"),
-        draw_classes(class_lines(CONFUSION, NAMES), tmp_path / "per_class.png"),
+        draw_classes(class_lines(CONFUSION, NAMES, COUNTS), tmp_path / "per_class.png"),
     ):
         assert Image.open(path).width > 400

@@ -63,6 +63,14 @@ def test_what_cannot_be_exported_is_refused(
         export_model("runs/demo", tmp_path / "net.pt2")
 
 
+def test_a_net_that_gives_nan_is_told_so(model: TrainedModel, tmp_path: Path) -> None:
+    with torch.no_grad():
+        next(model.classifier.parameters()).fill_(torch.nan)
+    with pytest.raises(Fault, match="gives NaN or infinity for image 0 of the check"):
+        export_model("any", tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logits_that_are_no_numbers_do_not_pass(
     model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

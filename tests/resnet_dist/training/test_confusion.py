@@ -77,6 +77,7 @@ def test_an_answer_that_is_not_finite_is_wrong_and_counted(bad: float, confusion
         confusion_classes=confusion_classes,
     )
     assert (result.num_samples, result.num_not_finite, result.is_finite) == (12, 4, False)
+    assert result.first_not_finite == 0
     assert result.num_top1 == sum(k % 3 == k % 2 for k in range(12) if k % 3)
     if result.confusion is not None and result.calibration is not None:
         assert (result.confusion.sum(), result.confusion.trace()) == (8, result.num_top1)
