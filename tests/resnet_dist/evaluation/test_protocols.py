@@ -203,9 +203,10 @@ class BreaksOn(nn.Module):
         return logits.index_fill(1, torch.tensor([2]), self.bad).where(is_it, logits)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("kind", ["1-crop", "10-crop"])
-@pytest.mark.parametrize("num_nets", [1, 2])
+@pytest.mark.parametrize(
+    ("bad", "kind", "num_nets"),
+    [(torch.nan, "1-crop", 1), (torch.inf, "10-crop", 1), (-torch.inf, "flip", 2), (torch.nan, "1-crop", 2)],
+)
 def test_a_net_that_gives_nan_for_a_picture_is_counted_and_the_picture_named(
     pictures: Any, bad: float, kind: Any, num_nets: int
 ) -> None:
@@ -217,7 +218,7 @@ def test_a_net_that_gives_nan_for_a_picture_is_counted_and_the_picture_named(
     (batch,) = views.batches(np.arange(7))
     views.close()
     nets = [trained(torchvision_net(seed)) for seed in range(num_nets)]
-    fifth = batch.images[view][0].images[5]
+    fifth = next(iter(batch.images.values()))[0].images[5]
     broken = replace(nets[0], classifier=BreaksOn(nets[0].classifier, bad, fifth))
     job = EvaluationJob((broken, *nets[1:]), Protocol(kind), pictures.beton, num_threads=1)
     result, _ = _evaluate_share(job, 0, 1)
