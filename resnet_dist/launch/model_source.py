@@ -74,7 +74,7 @@ def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
     names = metadata.get("class_names")
     if "recipe" not in metadata or not isinstance(names, list):
         raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe, or no class names")
-    recipe = recipe_from_yaml(metadata["recipe"])
+    recipe = recipe_from_yaml(str(metadata["recipe"]), f"{uri}: its recipe")
     net = {name.removeprefix(_NET): value for name, value in weights.items() if name.startswith(_NET)}
     return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)))
 

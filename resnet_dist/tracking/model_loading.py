@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from data_prep.redaction import redacted
@@ -70,9 +72,11 @@ def _tensors(archive: Path, uri: str) -> dict[str, torch.Tensor]:
         if pickled:
             raise UserError(f"{uri}: {pickled[0]} is a pickle, which could run any program: it is not loaded")
         weights = package._load_state_dict(reader, "model")
-    except (AssertionError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(weights, bytes):  # as earlier versions of PyTorch stored them
+            weights = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
+    except (AssertionError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
         raise UserError(f"{uri}: data/model.pt2 is damaged or no exported net: {first_line(error)}") from None
-    return {name: value.detach() for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    return {name: value.detach() for name, value in weights.items()}
 
 
 def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVersion) -> list[str] | None:
