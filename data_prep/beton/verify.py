@@ -5,7 +5,6 @@ A wrong chunk is told with the samples whose bytes it holds.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from data_prep.beton.digest import CHUNK_BYTES, digest_file
 from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import UserError
+from data_prep.jpeg.stored import why_unfit
 
 MAX_NAMED = 5
 """Samples or chunks named in one problem; the others are counted."""
@@ -119,17 +119,9 @@ def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
 
 def _decode(reader: BetonReader, index: int) -> str | None:
     """Why this image is not the one its metadata describes, or None."""
-    from PIL import Image
-
     if reader.mode(index) == layout.MODE_RAW:
         return None  # its size was checked by the reader; any bytes are pixels
-    try:
-        image = Image.open(io.BytesIO(reader.image_bytes(index)), formats=["JPEG"])
-        image.load()
-    except Exception as error:  # noqa: BLE001  # damaged files raise half a dozen kinds; each is a finding, not a fault
-        return str(error)
-    expected = (reader.width(index), reader.height(index))
-    return None if image.size == expected else f"is {image.size} px, the metadata says {expected}"
+    return why_unfit(bytes(reader.image_bytes(index)), reader.height(index), reader.width(index))
 
 
 def shorten(items: list[str]) -> str:

@@ -23,10 +23,8 @@ from data_prep.convert.jpeg_headers import read_jpeg_headers
 from data_prep.convert.shrink import shrink
 from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.header import (
-    MAX_COEFFICIENT_BYTES,
     MAX_DECODED_SIDE_PX,
     JpegHeader,
-    coefficient_bytes,
     is_jpeg,
     is_read_by_ffcv,
     plain,
@@ -175,7 +173,6 @@ def _may_stay(settings: ConvertSettings, index: int) -> bool:
 
 def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> bool:
     is_small = settings.max_side is None or max(header.height, header.width) <= settings.max_side
-    is_small = is_small and coefficient_bytes(header) <= MAX_COEFFICIENT_BYTES
     return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
 
 

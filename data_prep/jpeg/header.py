@@ -93,7 +93,8 @@ def read_odd_jpeg_header(data: bytes) -> JpegHeader | None:
 def is_read_by_ffcv(header: JpegHeader) -> bool:
     """Whether the stock decoder (libjpeg-turbo through ffcv 1.0.2) gives this file's pixels as RGB, if it is sound.
 
-    Its decoder keeps the tables of images before; all else of one is forgotten at the next one's first marker.
+    And training's own, within its limit on memory. The stock decoder keeps the tables of images before; all else that
+    one brings is forgotten at the next one's first marker.
     """
     return (
         header.frame in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE)
@@ -103,6 +104,7 @@ def is_read_by_ffcv(header: JpegHeader) -> bool:
         and header.has_end
         and header.has_tables
         and header.is_plain
+        and coefficient_bytes(header) <= MAX_COEFFICIENT_BYTES
         and _is_known_sampling(header.sampling)
     )
 

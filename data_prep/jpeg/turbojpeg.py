@@ -139,7 +139,7 @@ def _shape(header: JpegHeader | None) -> tuple[int, int, bool]:
 
 def encode_rgb(pixels: NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
     """A baseline JPEG. `pixels`: uint8 [height, width, 3], contiguous."""
-    library = _library()
+    library = open_library()
     handle = library.tjInitCompress()
     data, size = ctypes.c_void_p(), ctypes.c_ulong()
     height, width, _ = pixels.shape
@@ -156,7 +156,7 @@ def encode_rgb(pixels: NDArray[np.uint8], quality: int, subsampling: str) -> byt
 
 def library_version() -> str:
     """The name of the library's file, which carries its version: `libturbojpeg.so.0.2.0`."""
-    _library()
+    open_library()
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.rpartition("/")[2]
         if name.startswith("libturbojpeg"):
@@ -166,7 +166,7 @@ def library_version() -> str:
 
 @contextmanager
 def _decompressor() -> Iterator[tuple[Any, Any]]:
-    library = _library()
+    library = open_library()
     handle = library.tjInitDecompress()
     if not handle:
         raise MemoryError("libjpeg-turbo cannot start")
@@ -190,7 +190,8 @@ def _message(library: Any, handle: Any) -> str:
 
 
 @cache
-def _library() -> Any:
+def open_library() -> Any:
+    """libturbojpeg, with its functions' types."""
     name = ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0"
     try:
         library = ctypes.CDLL(name)

@@ -122,7 +122,7 @@ def test_images_that_do_not_decode_are_named(tmp_path: Path, convert_here) -> No
 
     (problem,) = verify(beton, decode=None).problems
     assert problem.startswith("2 of 20 images do not decode: 7 (")
-    assert problem.endswith("11 (is (32, 32) px, the metadata says (31, 32))")
+    assert problem.endswith("11 (is 32 x 32 px, the metadata says 31 x 32)")
     assert verify(beton, decode=2).num_decoded == 2
     assert verify(beton, decode=2).ok  # the first and the last
 

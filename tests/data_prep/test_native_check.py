@@ -12,7 +12,8 @@ from data_prep import native_library
 from data_prep.convert import encode as encoding
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode_all
-from data_prep.fuzz import KINDS, is_read_without_a_warning, mutate
+from data_prep.fuzz.mutants import KINDS, mutate
+from data_prep.fuzz.verdicts import is_read_without_a_warning
 from data_prep.jpeg.native_check import are_sound
 
 pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")

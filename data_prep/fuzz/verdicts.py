@@ -1,0 +1,128 @@
+"""Do conversion, `verify` and training say the same of a JPEG, and show the same pixels?"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.jpeg import turbojpeg
+from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header, read_odd_jpeg_header
+from data_prep.jpeg.native_check import are_sound
+from data_prep.jpeg.stored import why_unfit
+from resnet_dist.data.crops import Views
+from resnet_dist.data.kernels import OK, StoredImages
+from resnet_dist.data.native_kernel import NativeKernel
+from resnet_dist.data.operations import OPERATION
+
+SIZE = 24
+"""px of what is shown."""
+Pixels = NDArray[np.uint8]
+
+
+class Verdict(NamedTuple):
+    is_sound: bool
+    """libjpeg-turbo reads it to its end without a warning."""
+    is_kept: bool
+    """Conversion stores it as it is."""
+    disagreement: str | None
+    """Which two of the decoders are not of one mind."""
+
+
+class Judge:
+    """Keeps what takes time to make. `before`: the JPEG that a decoder read last, whose tables it may still have."""
+
+    def __init__(self, before: bytes) -> None:
+        self._ours, self._libjpegs = NativeKernel(own_huffman=True), NativeKernel(own_huffman=False)
+        self._stock = _KeptDecoder(before)
+
+    def verdict(self, data: bytes, draw: np.random.Generator) -> Verdict:
+        is_sound = is_read_without_a_warning(data)
+        header = read_jpeg_header(data)
+        is_kept = is_sound and header is not None and is_read_by_ffcv(header)
+        return Verdict(is_sound, is_kept, self._disagreement(data, is_sound, is_kept, draw))
+
+    def _disagreement(self, data: bytes, is_sound: bool, is_kept: bool, draw: np.random.Generator) -> str | None:
+        if are_sound([data])[0] and not is_sound:
+            return "the C that checks calls it sound, libjpeg-turbo does not"
+        header = read_odd_jpeg_header(data)
+        height, width = (1, 1) if header is None else (max(header.height, 1), max(header.width, 1))
+        if (why_unfit(data, height, width) is None) != is_kept:
+            return "convert and verify differ"
+        if max(height, width) > 65_500:
+            return None
+        views = some_views(height, width, draw)
+        ours, our_statuses = show(self._ours, data, height, width, views)
+        theirs, their_statuses = show(self._libjpegs, data, height, width, views)
+        if not np.array_equal(our_statuses, their_statuses):
+            return f"the entropy decoders: statuses {our_statuses.tolist()} and libjpeg's {their_statuses.tolist()}"
+        if not np.array_equal(ours[our_statuses == OK], theirs[our_statuses == OK]):
+            return "the entropy decoders: pixels"
+        if not is_kept:
+            return None
+        if our_statuses.any():
+            return f"convert keeps it, training refuses it: statuses {our_statuses.tolist()}"
+        whole = turbojpeg.decode_rgb(data, 1)
+        for view, shown in zip(views[:-2], ours, strict=False):
+            top, left = view[6:8]
+            if not np.array_equal(shown, whole[top : top + SIZE, left : left + SIZE]):
+                return f"the part at {top}, {left} is not that of the whole"
+        return None if np.array_equal(self._stock.decode(data, height, width), whole) else "a decoder that read another"
+
+
+def some_views(height: int, width: int, draw: np.random.Generator) -> Views:
+    """The last two are resized: a part, and the whole; the others are parts as they are, if there is room for one."""
+    views = []
+    if min(height, width) >= SIZE:
+        places = [(0, 0), (height - SIZE, width - SIZE)]
+        places += draw.integers(0, (height - SIZE + 1, width - SIZE + 1), (6, 2)).tolist()
+        views = [[0, 0, height, width, height, width, top, left] for top, left in places]
+    h, w = (int(draw.integers(1, side + 1)) for side in (height, width))
+    top, left = (int(draw.integers(0, side + 1)) for side in (height - h, width - w))
+    views += [[top, left, h, w, SIZE, SIZE, 0, 0], [0, 0, height, width, SIZE, SIZE, 0, 0]]
+    return np.array(views, np.int64)
+
+
+def show(kernel: NativeKernel, data: bytes, height: int, width: int, views: Views) -> tuple[Pixels, NDArray[np.int64]]:
+    """Pixels and statuses of one stored JPEG under several views."""
+    num = len(views)
+    file = np.frombuffer(data, np.uint8)
+    each = np.ones(num, np.int64)
+    stored = StoredImages(0 * each, len(data) * each, np.zeros(num, np.uint8), height * each, width * each)
+    images, statuses = np.zeros((num, SIZE, SIZE, 3), np.uint8), np.empty(num, np.int64)
+    kernel.decode(file, stored, views, np.zeros(num, np.bool_), np.zeros((num, 0), OPERATION), images, statuses)
+    return images, statuses
+
+
+def is_read_without_a_warning(data: bytes) -> bool:
+    try:
+        turbojpeg.check(data)
+    except (turbojpeg.Damaged, turbojpeg.TooLarge, turbojpeg.Unreadable):
+        return False
+    return True
+
+
+class _KeptDecoder:
+    """As ffcv's: one TurboJPEG handle for all images."""
+
+    def __init__(self, before: bytes) -> None:
+        self._library: Any = turbojpeg.open_library()
+        self._handle = self._library.tjInitDecompress()
+        self._before = before
+
+    def decode(self, data: bytes, height: int, width: int) -> Pixels:
+        """Behind `before`."""
+        self._decode(self._before, np.empty((1024, 1024, 3), np.uint8))
+        return self._decode(data, np.empty((height, width, 3), np.uint8))
+
+    def _decode(self, data: bytes, pixels: Pixels) -> Pixels:
+        height, width, _ = pixels.shape
+        target = (ctypes.c_void_p(pixels.ctypes.data), width, 0, height, turbojpeg.RGB, 0)
+        self._library.tjDecompress2(self._handle, data, len(data), *target)
+        return pixels
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._library.tjDestroy(self._handle)
