@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 MAX_CHARACTERS = 300
 """Of one name: a member of an archive may be called by a megabyte."""
+
+
+NUM_LISTED = 3
 
 
 def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
@@ -20,3 +25,10 @@ def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, safe to show, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - NUM_LISTED:,} more" if len(listed) > NUM_LISTED else ""
+    return ", ".join(map(shown, listed[:NUM_LISTED])) + more

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.sources.base import SourceDescription, digest_of
+from data_prep.sources.base import SourceDescription, digest_of, facts_of
 
 UNIT_SAMPLES = 1024
 """About 112 MB of ImageNet's files: some seconds of work, lost at most once by a killed worker."""
@@ -55,7 +55,7 @@ def make_plan(
         for number, start in enumerate(range(0, num_samples, UNIT_SAMPLES))
     )
     what = {
-        "source": {name: value for name, value in asdict(source).items() if name != "left_out"},
+        "source": facts_of(asdict(source)),
         "settings": settings.as_dict(),
         "versions": dict(versions),
         "num_samples": num_samples,

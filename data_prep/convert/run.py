@@ -33,7 +33,7 @@ from data_prep.convert.reading import Found, read_all
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, UserError
 from data_prep.shown import shown
-from data_prep.sources.base import Source
+from data_prep.sources.base import Source, facts_of
 
 PUBLISHING = "publishing"
 """Of the work: from now on what stands under the final name may be ours, without its manifest."""
@@ -221,7 +221,7 @@ def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest 
         return None
     manifest = Manifest.from_json(text, output.name_of(MANIFEST))
     require_size(output.shown, num_bytes, manifest)
-    if manifest.source != asdict(plan.source) or manifest.settings != plan.settings.as_dict():
+    if facts_of(manifest.source) != facts_of(asdict(plan.source)) or manifest.settings != plan.settings.as_dict():
         raise UserError(
             f"{output.shown}: exists and was made from another source or with other settings (see its manifest); "
             "remove it or choose another --output"

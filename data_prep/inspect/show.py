@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from data_prep.inspect.survey import Header, Spread, Survey
+from data_prep.shown import shown
 
 MAX_CLASSES_SHOWN = 20
 WIDTH = 160
@@ -21,14 +22,15 @@ def show(survey: Survey, stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else WIDTH)
     facts = Table.grid(padding=(0, 2))
     for name, value in describe(survey).items():
-        facts.add_row(name, value)
+        facts.add_row(name, shown(value, None))
     first = Table("label", "class", "bytes", "image", "first samples", box=None, padding=(0, 2, 0, 0))
     for header in survey.first:
         class_name = survey.class_names[header.label]
-        first.add_row(str(header.label), class_name, f"{header.num_bytes:,}", _image(header), header.key)
+        values = (str(header.label), class_name, f"{header.num_bytes:,}", _image(header), header.key)
+        first.add_row(*map(shown, values))
     classes = Table("label", "class", "samples", box=None, padding=(0, 2, 0, 0))
     for row in class_rows(survey):
-        classes.add_row(*row)
+        classes.add_row(*map(shown, row))
     for table in (facts, classes, first):
         for column in table.columns:
             column.overflow = "fold"

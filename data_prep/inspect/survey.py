@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header
-from data_prep.sources.base import IMAGE_FORMATS, Source
-from data_prep.sources.class_order import sorted_by_number
+from data_prep.shown import shown
+from data_prep.sources.base import IMAGE_FORMATS, Source, notes_of
+from data_prep.sources.class_order import are_numbered
+from data_prep.sources.left_out import skipped_notes
 from data_prep.sources.places import MAX_SAMPLE_BYTES
 
 NUM_FIRST = 5
+MANY_CLASSES = 10
 NUM_NAMED = 3
 """Samples that a finding names."""
 EXIF_ORIENTATION = 0x0112
@@ -176,16 +179,18 @@ def find_oddities(source: Source, headers: list[Header]) -> list[str]:
             f"{len(misnamed):,} files are not of the kind they are named: "
             + _named(f"{h.key} is {h.file_format}" for h in misnamed)
         )
-    if len(source.class_names) > 1 and sorted_by_number(source.class_names) and not source.describe().label_map:
+    (single,) = np.nonzero(counts == 1)
+    if len(single) >= MANY_CLASSES and 2 * len(single) >= len(counts):
+        found.append(
+            f"{len(single):,} of {len(counts):,} classes have one sample only: "
+            + _named(source.class_names[int(i)] for i in single)
+        )
+    if are_numbered(source.class_names) and not source.describe().label_map:
         found.append(
             "classes are named by numbers, so nothing proves their order: compare some images with their labels"
         )
-    described = source.describe()
-    if described.num_left_out:
-        named = f": {', '.join(described.left_out)}" if described.left_out else ""
-        more = ", ..." if named and described.num_left_out > len(described.left_out) else ""
-        found.append(f"{described.num_left_out:,} files are no images by their name and are left out{named}{more}")
-    return found
+    found += notes_of(source) or skipped_notes(source.describe())
+    return [shown(finding, None) for finding in found]
 
 
 def _is_misnamed(header: Header) -> bool:

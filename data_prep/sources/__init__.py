@@ -26,7 +26,10 @@ SOURCES = {
     "digits": SourceKind("data_prep.sources.digits:Digits"),
     "hf-parquet": SourceKind("data_prep.sources.hf_parquet:HfParquet"),
     "ilsvrc": SourceKind("data_prep.sources.ilsvrc:Ilsvrc", ("devkit",)),
-    "image-folder": SourceKind("data_prep.sources.image_folder:ImageFolder", ("labels", "class_order")),
+    "image-folder": SourceKind(
+        "data_prep.sources.image_folder:ImageFolder",
+        ("labels", "file_column", "label_column", "class_order", "folders_are"),
+    ),
     "kaggle": SourceKind("data_prep.sources.kaggle:Kaggle"),
     "synthetic": SourceKind("data_prep.sources.synthetic:Synthetic"),
     "webdataset": SourceKind("data_prep.sources.webdataset:WebDataset", TABLE_OPTIONS),
@@ -48,7 +51,12 @@ class SourceOptions:
     image_column: str | None = None
     """hf-parquet: the column of images. webdataset: the ending of their files."""
     label_column: str | None = None
-    """hf-parquet: the column of labels. webdataset: the ending of their files, or their key in the `.json`."""
+    """hf-parquet: the column of labels. webdataset: the ending of their files, or their key in the `.json`.
+    image-folder: the column of `labels` with the classes, by title or number from 1."""
+    file_column: str | None = None
+    """image-folder: the same of the files."""
+    folders_are: str | None = None
+    """image-folder: `classes` or `splits`, where that is not clear."""
 
 
 def open_source(

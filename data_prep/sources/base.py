@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xxhash
@@ -51,6 +51,11 @@ class SourceDescription:
     """Known facts of ImageNet that the labels were checked against; empty when it is not ImageNet's 1,000 classes."""
     left_out: list[str] = field(default_factory=list)
     """The first MAX_NAMED names of `num_left_out`, where the source tells them. Not in the plan's hash."""
+
+
+def facts_of(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a description what tells two sources apart: `left_out`, which older manifests do not have, only names some."""
+    return {name: value for name, value in described.items() if name != "left_out"}
 
 
 class Source(Protocol):
@@ -101,6 +106,18 @@ class SourceWithEnds(Source, Protocol):
         """`source[index].data` of each, one behind the other, which are as many bytes. Raises as `source[index]`
         does."""
         ...
+
+
+@runtime_checkable
+class SourceWithNotes(Source, Protocol):
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the source was understood, one line each."""
+        ...
+
+
+def notes_of(source: Source) -> tuple[str, ...]:
+    return source.notes if isinstance(source, SourceWithNotes) else ()
 
 
 class SourceClass(Protocol):

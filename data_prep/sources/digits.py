@@ -41,7 +41,7 @@ class Digits:
         bunch = load_digits()
         images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
         labels = bunch.target.astype(np.int64)
-        name = "all" if split.name is None else choose_split(("train", "val"), split, "digits")
+        name = "all" if split.name is None or split.is_whole else choose_split(("train", "val"), split, "digits")
         ids = split_ids(labels, name)
         return cls(images[ids], labels[ids], ids, name)
 

@@ -36,6 +36,8 @@ class FolderFiles:
     sizes: NDArray[np.int64]
     stamps: NDArray[np.int64]
     description: SourceDescription
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the folder was understood, one line each."""
 
     def describe(self) -> SourceDescription:
         return self.description

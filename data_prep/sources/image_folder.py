@@ -1,106 +1,178 @@
 """Image files in one folder per class, as torchvision's ImageFolder reads them: `<root>/[<split>/]<class>/**/<file>`.
 
 Classes are the folder names, sorted as text. With a label file (`labels`) the folders mean nothing: it names the class
-of every file. Hidden files are passed over; files without an image's suffix are left out and counted.
+of every file, and its split if it has a column of splits. Hidden files are passed over; files without an image's suffix
+are left out and told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.class_order import CLASS_ORDERS, order_classes
+from data_prep.shown import few, shown
+from data_prep.sources.class_order import CLASS_ORDERS, GIVEN, notes_on_order, order_classes
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
-from data_prep.sources.label_file import label_files, read_label_file
+from data_prep.sources.label_file import Columns, LabelTable, label_files, read_label_file
+from data_prep.sources.left_out import count_of, left_out_notes, why_empty
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import ListedFile, Place
-from data_prep.sources.splits import SplitRequest, choose_split, is_split_name
+from data_prep.sources.split_folders import FOLDERS_ARE, Folder, find_splits, refuse_nested
+from data_prep.sources.splits import WHOLE, SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
+
+
+class Root(NamedTuple):
+    """The folder that holds the class folders, or the images of a flat set."""
+
+    place: Place
+    split: str
+    notes: list[str]
 
 
 class ImageFolder(FolderFiles):
     @classmethod
     def open(
-        cls, location: str | None, split: SplitRequest, *, labels: str | None = None, class_order: str | None = None
+        cls,
+        location: str | None,
+        split: SplitRequest,
+        *,
+        labels: str | None = None,
+        file_column: str | None = None,
+        label_column: str | None = None,
+        class_order: str | None = None,
+        folders_are: str | None = None,
     ) -> Self:
         if location is None:
             raise UserError("--source image-folder needs --input: the folder that holds one folder per class")
-        if class_order not in (None, *CLASS_ORDERS):
+        if class_order not in (None, GIVEN, *CLASS_ORDERS):
             raise UserError(f"--class-order {class_order}: expected one of {', '.join(CLASS_ORDERS)}")
+        if folders_are not in (None, *FOLDERS_ARE):
+            raise UserError(f"--folders-are {folders_are}: expected one of {', '.join(FOLDERS_ARE)}")
+        if labels is None and (file_column or label_column):
+            raise UserError("--file-column and --label-column are of the table that --labels names; add that")
         given = place_of(location)
         try:
             if given.kind() != "folder":
                 raise UserError(f"--input {given.shown}: is not a folder; expected one that holds one folder per class")
             if labels is not None:
-                return cls._with_labels(*_choose_flat_root(given, split), place_of(labels), class_order)
-            root, name = _choose_root(given, split)
-            opened = cls._scan(root, name, class_order)
-            return opened.noting(_differences(given, root, opened.class_names))
+                columns = Columns(file_column, label_column)
+                return cls._with_labels(given, split, place_of(labels), columns, class_order)
+            root = _choose_root(given, split, folders_are)
+            opened = cls._scan(root, class_order, folders_are)
+            return opened.noting(_differences(given, root.place, opened.class_names))
         except OSError as error:
             raise UserError(f"{error.filename or given.shown}: cannot be listed: {error.strerror or error}") from None
 
     @classmethod
-    def _scan(cls, root: Place, split: str, class_order: str | None) -> Self:
-        folders = root.subfolders()
+    def _scan(cls, root: Root, class_order: str | None, folders_are: str | None) -> Self:
+        hidden: list[str] = []
+        folders = root.place.subfolders(hidden)
         if not folders:
             raise UserError(
-                f"{root.shown}: holds no class folders; expected {root.name}/<class>/<image files>, or name a file of "
-                "labels with --labels"
+                f"{root.place.shown}: holds no class folders; expected {root.place.name}/<class>/<image files>, or "
+                "name a file of labels with --labels"
             )
-        class_names = order_classes(folders, class_order, root.shown)
-        files, counts, num_left_out = list_classes(root, class_names)
-        if 0 in counts:
-            empty = root.child(class_names[counts.index(0)])
-            raise UserError(f"{empty.shown}: this class folder holds no images; fill or remove it")
-        labels = np.repeat(np.arange(len(class_names), dtype=np.int64), counts)
-        return cls._of(root, split, class_names, files, labels, num_left_out)
+        files, left_out, counts = list_classes(root.place, folders, hidden)
+        if folders_are != "classes":
+            refuse_nested((file.name for file in files), root.place.shown)
+        class_names = order_classes(folders, class_order, root.place.shown)
+        if class_order != GIVEN:
+            _require_no_empty(root.place, class_names, counts, left_out)
+        number = {name: label for label, name in enumerate(class_names)}
+        by_label = sorted(range(len(folders)), key=lambda place: number[folders[place]])
+        ends = np.cumsum([0, *(counts[name] for name in folders)])
+        ordered = [file for place in by_label for file in files[ends[place] : ends[place + 1]]]
+        labels = np.repeat(np.arange(len(class_names), dtype=np.int64), [counts[name] for name in class_names])
+        beside = [file.name for file in root.place.files(deep=False) if is_image_name(file.name)]
+        notes = [
+            *root.notes,
+            *(
+                [f"{count_of(len(beside), 'image')} skipped, in no class folder: {few(sorted(beside))}"]
+                if beside
+                else []
+            ),
+            *left_out_notes(left_out, hidden),
+            *_order_notes(class_names, class_order),
+        ]
+        return cls._of(root, class_names, ordered, labels, len(left_out), notes)
 
     @classmethod
-    def _with_labels(cls, root: Place, split: str, label_file: Place, class_order: str | None) -> Self:
-        listed = sorted(root.files())
+    def _with_labels(
+        cls, given: Place, split: SplitRequest, label_file: Place, columns: Columns, class_order: str | None
+    ) -> Self:
+        hidden: list[str] = []
+        listed = sorted(given.files(hidden=hidden))
+        names = [file.name for file in listed if is_image_name(file.name)]
+        table = read_label_file(label_file, columns, names)
+        root, wanted = _choose_labelled(given, split, table)
+        if root.place != given:
+            prefix = f"{root.place.name}/"
+            listed = [file._replace(name=file.name[len(prefix) :]) for file in listed if file.name.startswith(prefix)]
         files = [file for file in listed if is_image_name(file.name)]
+        left_out = [file.name for file in listed if not is_image_name(file.name)]
         if not files:
-            raise UserError(f"{root.shown}: holds no images")
+            raise UserError(f"{root.place.shown}: holds no images{why_empty(left_out)}")
         names = [file.name for file in files]
-        class_names, labels = label_files(names, read_label_file(label_file), class_order, label_file.shown)
-        num_left_out = len(listed) - len(files)
-        return cls._of(root, split, class_names, files, labels, num_left_out)
+        class_names, labels, chosen = label_files(names, table, class_order, split=wanted, folder=root.place.name)
+        notes = [*root.notes, *table.notes, *left_out_notes(left_out, hidden), *_order_notes(class_names, class_order)]
+        counts = np.bincount(labels, minlength=len(class_names))
+        if class_order != GIVEN and 0 in counts:
+            notes.append(f"classes without images: {few([class_names[i] for i in np.flatnonzero(counts == 0)])}")
+        return cls._of(root, class_names, [files[number] for number in chosen], labels, len(left_out), notes)
 
     @classmethod
     def _of(
         cls,
-        root: Place,
-        split: str,
+        root: Root,
         class_names: tuple[str, ...],
         files: Sequence[ListedFile],
         labels: NDArray[np.int64],
         num_left_out: int,
+        notes: Sequence[str],
     ) -> Self:
         names, sizes, stamps, description = describe_files(
-            "image-folder", root, split, class_names, files, labels, num_left_out
+            "image-folder", root.place, root.split, class_names, files, labels, num_left_out
         )
-        return cls(root, class_names, names, labels, sizes, stamps, description)
+        return cls(root.place, class_names, names, labels, sizes, stamps, description, tuple(notes))
 
 
-def list_classes(root: Place, class_names: Sequence[str]) -> tuple[list[ListedFile], list[int], int]:
-    """The images in these folders, by class and then by name; how many each has; how many other files there are."""
+def list_classes(
+    root: Place, folders: Sequence[str], hidden: list[str]
+) -> tuple[list[ListedFile], list[str], dict[str, int]]:
+    """The images in these folders, by folder and then by name; the other files; how many images each folder has."""
 
-    def list_class(class_name: str) -> list[ListedFile]:
-        return sorted(root.child(class_name).files(f"{class_name}/"))
+    def list_class(folder: str) -> list[ListedFile]:
+        return sorted(root.child(folder).files(f"{folder}/", hidden=hidden))
 
     files: list[ListedFile] = []
-    counts: list[int] = []
-    num_listed = 0
-    for listed in list_each(list_class, class_names):
+    left_out: list[str] = []
+    counts: dict[str, int] = {}
+    for folder, listed in zip(folders, list_each(list_class, folders), strict=True):
         images = [file for file in listed if is_image_name(file.name)]
         files += images
-        counts.append(len(images))
-        num_listed += len(listed)
-    return files, counts, num_listed - len(files)
+        counts[folder] = len(images)
+        if len(images) < len(listed):
+            left_out += [file.name for file in listed if not is_image_name(file.name)]
+    return files, left_out, counts
+
+
+def _require_no_empty(root: Place, class_names: Sequence[str], counts: dict[str, int], left_out: list[str]) -> None:
+    empty = next((name for name in class_names if not counts[name]), None)
+    if empty is not None:
+        inside = [name.partition("/")[2] for name in left_out if name.startswith(f"{empty}/")]
+        raise UserError(
+            f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; fill or remove it, or "
+            "give the names of all classes, in order, with --classes FILE (a list, or the beton of the training set)"
+        )
+
+
+def _order_notes(class_names: Sequence[str], class_order: str | None) -> list[str]:
+    return notes_on_order(class_names) if class_order is None else []
 
 
 def _differences(given: Place, root: Place, class_names: Sequence[str]) -> list[str]:
@@ -114,21 +186,64 @@ def _differences(given: Place, root: Place, class_names: Sequence[str]) -> list[
     return notes
 
 
-def _choose_root(given: Place, split: SplitRequest) -> tuple[Place, str]:
-    """The folder that holds the class folders, and the split's name."""
-    splits = [name for name in given.subfolders() if is_split_name(name) and given.child(name).subfolders()]
-    return _choose(given, splits, split, "with class folders in it")
+def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> Root:
+    """The folder that holds the class folders."""
+    folders = given.subfolders()
+    splits = _split_folders(given, folders, folders_are, split)
+    if not splits and len(folders) == 1 and folders_are is None:  # data/ around train/ and val/
+        inner = given.child(folders[0])
+        splits = _split_folders(inner, inner.subfolders(), folders_are, split)
+        if splits:
+            given, folders = inner, inner.subfolders()
+    if splits:
+        name = choose_split(splits, split, given.shown)
+        others = [folder for folder in folders if folder not in splits]
+        notes = [f"no splits, and left out: {few(others)}"] if others else []
+        return Root(given.child(name), name, notes)
+    if split.explicit and not split.is_whole and folders_are is None:
+        known = ", ".join(map(shown, folders[:10])) + (", ..." if len(folders) > 10 else "")
+        called = [folder for folder in folders if folder.lower() == str(split.name).lower()]
+        if called:
+            raise UserError(
+                f"--split {shown(split.name)}: {given.child(called[0]).shown} holds no class folders: it is a class, "
+                "not a split"
+            )
+        if not is_split_name(given.name):
+            raise UserError(
+                f"--split {shown(split.name)}: {given.shown} is not divided into splits, its folders ({known}) are "
+                "classes; --split all takes all of it"
+            )
+    return Root(given, split_of_whole(split, given.shown, [given.name, given.parent().name]), [])
 
 
-def _choose_flat_root(given: Place, split: SplitRequest) -> tuple[Place, str]:
-    """The folder that holds the images."""
-    return _choose(given, [name for name in given.subfolders() if is_split_name(name)], split, "with images in it")
+def _split_folders(given: Place, folders: Sequence[str], folders_are: str | None, split: SplitRequest) -> list[str]:
+    """Those that hold a split, and the one that `--split` names, if it holds folders."""
+    if folders_are == "classes":
+        return []
+
+    def has_folders(name: str) -> bool:
+        return bool(given.child(name).subfolders())
+
+    if folders_are == "splits":
+        return [name for name in folders if has_folders(name)]
+    named = split.name if split.explicit and not split.is_whole else None
+    asked = [name for name in folders if named is not None and name.lower() == named.lower() and has_folders(name)]
+    if asked:
+        return [*asked, *(name for name in folders if name not in asked and is_split_name(name) and has_folders(name))]
+    return find_splits([Folder(name, bool(splits_in(name)) and has_folders(name)) for name in folders], given.shown)
 
 
-def _choose(given: Place, splits: list[str], split: SplitRequest, expected: str) -> tuple[Place, str]:
-    if not splits:
-        if split.explicit:
-            raise UserError(f"--split {split.name}: {given.shown} has no folder of that name {expected}")
-        return given, split.name or "all"
-    name = choose_split(splits, split, given.shown)
-    return given.child(name), name
+def _choose_labelled(given: Place, split: SplitRequest, table: LabelTable) -> tuple[Root, str | None]:
+    """The folder that holds the images, and the split as the table calls it; None: all of its lines are meant."""
+    names = [table.where.rpartition("/")[2].rpartition(".")[0], given.name, given.parent().name]
+    if table.splits:
+        if split.is_whole:
+            return Root(given, WHOLE, []), None
+        name = choose_split(sorted(set(table.splits.values())), split, table.where)
+        return Root(given, name, []), name
+    folders = [] if split.is_whole else given.subfolders()
+    splits = find_splits([Folder(name, bool(splits_in(name))) for name in folders], given.shown)
+    if splits:
+        name = choose_split(splits, split, given.shown)
+        return Root(given.child(name), name, []), None
+    return Root(given, split_of_whole(split, given.shown, names), []), None

@@ -6,20 +6,22 @@ words, one a line) and `LOC_val_solution.csv` (the classes of the flat `val` fol
 
 from __future__ import annotations
 
-import csv
+from itertools import islice
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
+from data_prep.shown import shown
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
 from data_prep.sources.image_folder import list_classes
 from data_prep.sources.imagenet import WNID
-from data_prep.sources.label_file import read_text
+from data_prep.sources.left_out import left_out_notes, why_empty
 from data_prep.sources.places import ListedFile, Place
 from data_prep.sources.splits import SplitRequest, choose_split
+from data_prep.sources.table import read_lines, read_table
 
 IMAGES = "ILSVRC/Data/CLS-LOC"
 SYNSETS = "LOC_synset_mapping.txt"
@@ -51,33 +53,45 @@ class Kaggle(FolderFiles):
                 f"{given.shown}: the labels of the test images were never published; choose another --split"
             )
         class_names = _read_synsets(given.child(SYNSETS))
+        hidden: list[str] = []
         root = images.child(name)
         if name == "train":
-            files, labels, num_left_out = _list_train(root, class_names)
+            files, labels, left_out = _list_train(root, class_names, hidden)
         else:
-            files, labels, num_left_out = _list_val(root, class_names, given.child(VAL_SOLUTION))
+            files, labels, left_out = _list_val(root, class_names, given.child(VAL_SOLUTION), hidden)
         names, sizes, stamps, description = describe_files(
-            "kaggle", root, name, class_names, files, labels, num_left_out
+            "kaggle", root, name, class_names, files, labels, len(left_out)
         )
-        return cls(root, class_names, names, labels, sizes, stamps, description)
+        notes = tuple(left_out_notes(left_out, hidden))
+        return cls(root, class_names, names, labels, sizes, stamps, description, notes)
 
 
-def _list_train(root: Place, class_names: tuple[str, ...]) -> tuple[list[ListedFile], NDArray[np.int64], int]:
+def _list_train(
+    root: Place, class_names: tuple[str, ...], hidden: list[str]
+) -> tuple[list[ListedFile], NDArray[np.int64], list[str]]:
     folders = set(root.subfolders())
     if folders != set(class_names):
         odd = min(folders ^ set(class_names))
-        where = "is in no line of" if odd in folders else "has no folder but stands in"
-        raise UserError(f"{root.shown}: {odd} {where} {SYNSETS}; the download is not whole, or was changed")
-    files, counts, num_left_out = list_classes(root, class_names)
-    return files, np.repeat(np.arange(len(class_names), dtype=np.int64), counts), num_left_out
+        where = "is in no line of" if odd in folders else "has no folder but is in"
+        raise UserError(f"{root.shown}: {shown(odd)} {where} {SYNSETS}; the download is not whole, or was changed")
+    files, left_out, counts = list_classes(root, class_names, hidden)
+    empty = next((name for name in class_names if not counts[name]), None)
+    if empty is not None:
+        inside = [name for name in left_out if name.startswith(f"{empty}/")]
+        raise UserError(
+            f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; the download is "
+            "not whole"
+        )
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int64), [counts[name] for name in class_names])
+    return files, labels, left_out
 
 
 def _list_val(
-    root: Place, class_names: tuple[str, ...], solution: Place
-) -> tuple[list[ListedFile], NDArray[np.int64], int]:
+    root: Place, class_names: tuple[str, ...], solution: Place, hidden: list[str]
+) -> tuple[list[ListedFile], NDArray[np.int64], list[str]]:
     """By class and then by name, as the validation set lies in folders per class elsewhere."""
     label_of = {wnid: label for label, wnid in enumerate(class_names)}
-    listed = root.files(deep=False)
+    listed = root.files(deep=False, hidden=hidden)
     wnids = _read_solution(solution)
     labelled: list[tuple[int, ListedFile]] = []
     for file in listed:
@@ -90,20 +104,20 @@ def _list_val(
             labelled.append((label_of[wnid], file))
     if wnids:
         raise UserError(
-            f"{root.shown}: {len(wnids):,} images that {solution.name} names are missing, first {min(wnids)}; "
+            f"{root.shown}: {len(wnids):,} images that {solution.name} names are missing, first {shown(min(wnids))}; "
             "the download is not whole"
         )
     labelled.sort()
     labels = np.array([label for label, _ in labelled], dtype=np.int64)
-    return [file for _, file in labelled], labels, len(listed) - len(labelled)
+    return [file for _, file in labelled], labels, [file.name for file in listed if not is_image_name(file.name)]
 
 
 def _read_synsets(place: Place) -> tuple[str, ...]:
     """The wnids in label order: ascending, in the published file and here."""
-    wnids = [line.split()[0] for line in read_text(place).splitlines() if line.strip()]
+    wnids = [cells[0].split()[0] for _, cells in read_lines(place)]
     bad = next((wnid for wnid in wnids if not WNID.fullmatch(wnid)), None)
     if bad is not None or not wnids:
-        raise UserError(f"{place.shown}: expected lines of a wnid and words, found {bad or 'none'}")
+        raise UserError(f"{place.shown}: expected lines of a wnid and words, found {shown(bad or 'none')}")
     if wnids != sorted(set(wnids)):
         raise UserError(f"{place.shown}: the wnids should ascend, each once: label 0 is the first of them")
     return tuple(wnids)
@@ -111,12 +125,12 @@ def _read_synsets(place: Place) -> tuple[str, ...]:
 
 def _read_solution(place: Place) -> dict[str, str]:
     """Image name without suffix -> wnid, of lines `<ImageId>,<wnid> <box> [<wnid> <box> ...]`."""
-    rows = list(csv.reader(read_text(place).splitlines()))
     wnids: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        words = row[1].split() if len(row) > 1 else []
+    for line, cells in islice(read_table(place), 1, None):
+        words = cells[1].split() if len(cells) > 1 else []
         if not words or not WNID.fullmatch(words[0]):
-            raise UserError(f"{place.shown}: line {number} should be <image>,<wnid> <box>")
-        if wnids.setdefault(row[0], words[0]) != words[0]:
-            raise UserError(f"{place.shown}: {row[0]} has two classes, {wnids[row[0]]} and {words[0]}")
+            raise UserError(f"{place.shown}: line {line} should be <image>,<wnid> <box>")
+        name = cells[0]
+        if wnids.setdefault(name, words[0]) != words[0]:
+            raise UserError(f"{place.shown}: {shown(name)} has two classes, {wnids[name]} and {words[0]}")
     return wnids

@@ -1,97 +1,441 @@
-"""Text files that name classes: `<file> <class>` for images in one flat folder, or one class name a line."""
+"""A table that names the class of every image: its columns are found or asked for, and what would be lost is refused.
+
+One image, one class: columns of zeros and ones, several labels in a cell and fractions are told apart from that and
+refused.
+"""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.class_order import order_classes
+from data_prep.shown import few, shown
+from data_prep.sources.class_order import GIVEN, NUMBER
 from data_prep.sources.imagenet import WNID, are_wnids
+from data_prep.sources.labels import MAX_NAME_CHARS, Label, number_classes, text_label
 from data_prep.sources.places import Place
+from data_prep.sources.splits import splits_in
+from data_prep.sources.table import Row, read_lines, read_table
 
-HEADERS = frozenset(
-    {"image", "imageid", "image_id", "img", "file", "filename", "file_name", "name", "path", "id", "key"}
+FILE_TITLES = frozenset(
+    (
+        *("image", "imageid", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path"),
+        *("file", "fileid", "file_id", "filename", "file_name", "filepath", "file_path", "fname", "fn"),
+        *("name", "path", "id", "key", "uri"),
+    )
 )
+LABEL_TITLE = re.compile(
+    r"(label|class|category|target|tag|species|breed|y|diagnosis)s?([ _-]?(id|name|idx|index|code|num|number|\d+))?"
+)
+SPLIT_TITLES = frozenset(("split", "set", "subset", "partition", "phase", "usage", "fold", "data_set", "dataset"))
+NUM_HEAD_ROWS = 1_000
+"""From which the columns are told."""
+FRACTION = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?", re.IGNORECASE)
+HIDDEN = re.compile(r"-1(\.0*)?")
+WHOLE = re.compile(r"(\d{1,18})\.0*")
+"""A whole number as a table of floats writes it: 3.0."""
+LISTED = re.compile(r"[|;,]")
+NOT_SUPPORTED = "one class for each image is supported, several labels and regression are not"
 
 
-def read_label_file(place: Place) -> dict[str, str]:
-    """File name -> class, of lines `<file>,<class>` (comma, tab or blanks; a line with titles may lead)."""
-    lines = [line for line in read_text(place).splitlines() if line.strip()]
-    if not lines:
+@dataclass(frozen=True)
+class Columns:
+    """Titles of columns, or their numbers from 1; None: to be found."""
+
+    file: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    where: str
+    classes: Mapping[str, str]
+    """File, as the table names it, -> what stands in the column of labels."""
+    splits: Mapping[str, str]
+    """File -> what stands in the column of splits; empty: there is none."""
+    first_lines: Mapping[str, int]
+    """Label -> the line where it occurs first."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Numbers of columns."""
+
+    file: int
+    label: int
+    split: int | None = None
+    num_header_rows: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def read_label_file(place: Place, columns: Columns, files: Iterable[str]) -> LabelTable:
+    """`files`: the names of the images that there are, so that titles and the column of files can be told.
+
+    UserError when a column is missing or not clear, a row has no file or no label, or a file has two.
+    """
+    rows = read_table(place)
+    head = list(islice(rows, NUM_HEAD_ROWS))
+    if not head:
         raise UserError(f"{place.shown}: is empty; expected lines of <file>,<class>")
-    separator = "," if "," in lines[0] else "\t" if "\t" in lines[0] else None
-    rows = list(csv.reader(lines, delimiter=separator)) if separator else [line.split(None, 1) for line in lines]
-    if rows[0][0].strip().lower() in HEADERS:
-        rows = rows[1:]
+    known = _known_cells(head, files)
+    found = _find_columns(head, columns, known, place.shown)
     classes: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1 + len(lines) - len(rows)):
-        if len(row) < 2 or not row[0].strip() or not row[1].strip():
-            raise UserError(f"{place.shown}: line {number} should be <file>,<class>")
-        name, class_name = row[0].strip().removeprefix("./"), _without_box(row[1].strip())
-        if classes.setdefault(name, class_name) != class_name:
-            raise UserError(f"{place.shown}: {name} has two classes, {classes[name]} and {class_name}")
-    return classes
+    splits: dict[str, str] = {}
+    first_lines: dict[str, int] = {}
+    num_repeated = 0
+    for line, cells in chain(head[found.num_header_rows :], rows):
+        name, label, split = (
+            cells[column] if column is not None and column < len(cells) else "" for column in _numbers(found)
+        )
+        if not name or not label or (found.split is not None and not split):
+            missing = "split" if name and label else "class" if name else "file"
+            raise UserError(f"{place.shown}: line {line} should be <file>,<class>: it has no {missing}")
+        name, label = _file_name(name), _without_box(label)
+        if len(label) > MAX_NAME_CHARS:
+            raise UserError(f"{place.shown}: line {line}: the class has {len(label):,} characters; expected its name")
+        first_lines.setdefault(label, line)
+        num_repeated += name in classes
+        if classes.setdefault(name, label) != label:
+            raise UserError(
+                f"{place.shown}: {shown(name)} has two classes, {shown(classes[name])} and {shown(label)}; "
+                f"{NOT_SUPPORTED}"
+            )
+        if found.split is not None and splits.setdefault(name, split) != split:
+            raise UserError(f"{place.shown}: {shown(name)} is in two splits, {shown(splits[name])} and {shown(split)}")
+    notes = [*found.notes, *([f"{num_repeated:,} lines repeat others"] if num_repeated else [])]
+    return LabelTable(place.shown, classes, splits, first_lines, tuple(f"{place.name}: {note}" for note in notes))
 
 
 def label_files(
-    names: Sequence[str], classes: dict[str, str], class_order: str | None, where: str
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Class names by label, and the label of each file. A label file may leave out the files' suffixes.
+    names: Sequence[str],
+    table: LabelTable,
+    class_order: str | None,
+    *,
+    split: str | None = None,
+    folder: str = "",
+) -> tuple[tuple[str, ...], NDArray[np.int64], list[int]]:
+    """Class names by label, the label of each image that is in the split, and which of the names these are.
 
-    Classes that are numbers from 0 are the labels themselves. UserError unless every file has a class and every line
-    a file.
+    A table may leave out the files' suffixes, and may put the name of their folder before them. The classes are those
+    of all splits, so that their labels mean the same. UserError unless every image has a class and every line of the
+    split an image.
     """
-    by_file = [_class_of(name, classes) for name in names]
-    unlabelled = [name for name, (_, class_name) in zip(names, by_file, strict=True) if class_name is None]
-    if unlabelled:
-        raise UserError(
-            f"{where}: names no class for {len(unlabelled):,} of {len(names):,} images, first {unlabelled[0]}"
-        )
-    unused = classes.keys() - {key for key, _ in by_file}
-    if unused or len({key for key, _ in by_file}) != len(by_file):
-        name = min(unused, default="one name")
-        raise UserError(
-            f"{where}: has {len(classes):,} names for {len(names):,} images; {name} is not exactly one file"
-        )
-    named = [class_name for _, class_name in by_file if class_name is not None]
-    distinct = set(named)
-    if class_order is None and all(name.isdecimal() and str(int(name)) == name for name in distinct):
-        if "0" not in distinct:
-            raise UserError(
-                f"{where}: labels are numbers from {min(map(int, distinct))}, expected from 0; say --class-order "
-                "number to count them from their smallest"
-            )
-        class_names = tuple(str(label) for label in range(max(map(int, distinct)) + 1))
-    else:
-        class_names = order_classes(distinct, class_order, where)
-    label_of = {name: label for label, name in enumerate(class_names)}
-    return class_names, np.array([label_of[name] for name in named], dtype=np.int64)
+    keys = [_key_of(name, table.classes, folder) for name in names]
+    _require_all_labelled(names, keys, table)
+    chosen = [number for number, key in enumerate(keys) if split is None or table.splits[str(key)] == split]
+    wanted = table.classes.keys() if split is None else {key for key, its in table.splits.items() if its == split}
+    _require_all_found(names, [str(keys[number]) for number in chosen], wanted, table)
+    class_names, label_of = _number_labels(table, class_order)
+    labels = [label_of[table.classes[str(keys[number])]] for number in chosen]
+    return class_names, np.array(labels, dtype=np.int64), chosen
 
 
 def read_class_names(place: Place) -> tuple[str, ...]:
     """One class a line, in label order; of `<wnid> <words>`, as in LOC_synset_mapping.txt, the wnid."""
-    names = [line.strip() for line in read_text(place).splitlines() if line.strip()]
+    lines = read_lines(place)
+    names = [cells[0] for _, cells in lines]
     wnids = [name.split()[0] for name in names]
     if are_wnids(wnids):
         names = wnids
-    if not names or len(set(names)) != len(names):
-        raise UserError(f"{place.shown}: expected one class name a line, each once, in label order")
+    if not names:
+        raise UserError(f"{place.shown}: is empty; expected one class name a line, in label order")
+    first: dict[str, int] = {}
+    for (line, _), name in zip(lines, names, strict=True):
+        if len(name) > MAX_NAME_CHARS:
+            raise UserError(f"{place.shown}: line {line} has {len(name):,} characters; expected the name of a class")
+        if first.setdefault(name, line) != line:
+            raise UserError(
+                f"{place.shown}: {shown(name)} is in line {first[name]} and in line {line}; expected one class name a "
+                "line, each once, in label order"
+            )
     return tuple(names)
 
 
-def read_text(place: Place) -> str:
-    """UserError when it does not exist or is no text."""
-    try:
-        return place.read().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{place.shown}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # also UnicodeDecodeError
-        raise UserError(f"{place.shown}: cannot be read as text: {error}") from None
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _numbers(found: _Found) -> tuple[int, int, int | None]:
+    return found.file, found.label, found.split
+
+
+def _find_columns(head: Sequence[Row], asked: Columns, known: frozenset[str], where: str) -> _Found:
+    titles = _titles(head, known)
+    rows = head[1:] if titles else head
+    if not rows:
+        raise UserError(f"{where}: holds titles and no lines of <file>,<class>")
+    width = len(head[0].cells)
+    if width < 2:
+        raise UserError(f"{where}: line {head[0].line} should be <file>,<class>: it has one column")
+    columns = [[row.cells[number] if number < len(row.cells) else "" for row in rows] for number in range(width)]
+    names = titles or [f"number {number + 1}" for number in range(width)]
+    listed = ", ".join(map(shown, names))
+    file = _asked(asked.file, titles, width, "--file-column", where)
+    label = _asked(asked.label, titles, width, "--label-column", where)
+    if file is None:
+        file = _file_column(columns, titles, known, taken=label)
+    split = _split_column(columns, titles, {file, label}, where)
+    others = [
+        number for number in range(width) if number not in (file, split) and not _is_row_number(columns, titles, number)
+    ]
+    if label is None and titles and len(others) > 1:
+        by_title = [number for number in others if LABEL_TITLE.fullmatch(titles[number].lower())]
+        label = by_title[0] if len(by_title) == 1 else None
+        if (
+            label is None
+            and len(by_title) < 2
+            and all(set(columns[number]) <= {"0", "1", "0.0", "1.0"} for number in others)
+        ):
+            raise UserError(
+                f"{where}: the columns {few([names[number] for number in others])} hold 0 and 1, one for each class: "
+                f"{NOT_SUPPORTED}; write the name of the one class into one column"
+            )
+    if label is None and len(others) == 1:
+        label = others[0]
+    if label is None:
+        hint = "say which holds the classes with --label-column" if others else "none of them holds classes"
+        raise UserError(f"{where}: has the columns {listed}; {hint}")
+    if file == label:
+        raise UserError(f"{where}: the column {shown(names[file])} cannot hold both files and classes")
+    if not titles and width == 2 and not _is_table_of_two(rows, label):
+        raise UserError(f"{where}: its lines hold several values after the file; put commas or tabs between columns")
+    unused = [names[number] for number in range(width) if number not in (file, label, split) and titles]
+    notes = [f"files are in the column {shown(names[file])}, classes in {shown(names[label])}"] if unused else []
+    notes += [f"not used: {few(unused)}"] if unused else []
+    return _Found(file, label, split, 1 if titles else 0, notes)
+
+
+def _titles(head: Sequence[Row], known: frozenset[str]) -> list[str] | None:
+    """The first row, if it is one of titles: it names no image, and either later rows do or it looks like titles."""
+    first = head[0].cells
+    if any(_file_name(cell) in known for cell in first):
+        return None
+    later = any(_file_name(cell) in known for row in head[1:] for cell in row.cells)
+    looks = any(cell.lower() in FILE_TITLES or LABEL_TITLE.fullmatch(cell.lower()) for cell in first)
+    return first if looks or (later and not re.search(r"\.\w{2,4}$", first[0])) else None
+
+
+def _asked(title: str | None, titles: Sequence[str] | None, width: int, option: str, where: str) -> int | None:
+    if title is None:
+        return None
+    for same in (lambda other: other == title, lambda other: other.lower() == title.lower()):
+        found = [number for number, other in enumerate(titles or ()) if same(other)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"{where}: {len(found)} columns are called {shown(title)}; {option} 2 means the second column"
+            )
+    if title.isascii() and title.isdigit() and len(title) < 6 and 1 <= int(title) <= width:
+        return int(title) - 1
+    there = f"the columns {', '.join(map(shown, titles))}" if titles else f"{width} columns without titles"
+    raise UserError(f"{where}: {option} {shown(title)}: there is no such column; it has {there}")
+
+
+def _file_column(
+    columns: Sequence[Sequence[str]], titles: Sequence[str] | None, known: frozenset[str], taken: int | None
+) -> int:
+    """The one with the most names of images in it; else the one titled so; else the first."""
+    free = [number for number in range(len(columns)) if number != taken]
+    hits = {number: sum(_file_name(cell) in known for cell in columns[number]) for number in free}
+    titled = [number for number in free if titles and titles[number].lower() in FILE_TITLES]
+    return max(free, key=lambda number: (hits[number], number in titled, -number))
+
+
+def _split_column(
+    columns: Sequence[Sequence[str]], titles: Sequence[str] | None, taken: set[int | None], where: str
+) -> int | None:
+    """The column that says the split. UserError when there are two, or one that is called so and not understood."""
+    found = []
+    for number, cells in enumerate(columns):
+        if number in taken or not titles:
+            continue
+        values = sorted(set(cells) - {""})
+        understood = bool(values) and all(len(splits_in(value)) == 1 for value in values)
+        title = titles[number].lower()
+        is_titled = title in SPLIT_TITLES
+        if understood and (is_titled or splits_in(title) or LABEL_TITLE.fullmatch(title) is None):
+            found.append(number)
+        elif title == "split" or (splits_in(title) and len(values) <= 2):
+            raise UserError(
+                f"{where}: the column {shown(titles[number])} seems to say the split, by {few(values)}; write train, "
+                "val or test into it, or remove it"
+            )
+    if len(found) > 1:
+        raise UserError(f"{where}: {few([str((titles or ())[n]) for n in found])} both say the split; remove one")
+    return found[0] if found else None
+
+
+def _is_row_number(columns: Sequence[Sequence[str]], titles: Sequence[str] | None, number: int) -> bool:
+    """The nameless column that tables count their rows in."""
+    if not titles or titles[number].lower() not in ("", "unnamed: 0", "index"):
+        return False
+    cells = columns[number]
+    return cells in ([str(n) for n in range(len(cells))], [str(n) for n in range(1, len(cells) + 1)])
+
+
+def _is_table_of_two(rows: Sequence[Row], label: int) -> bool:
+    """Not, where each line has words behind the class that are all numbers or all splits: columns without a comma."""
+    tails = [row.cells[label].split()[1:] for row in rows if label < len(row.cells)]
+    if not all(tails) or WNID.fullmatch(rows[0].cells[label].split()[0]):
+        return True
+    return not all(tail[-1].isdecimal() or splits_in(tail[-1]) for tail in tails)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _file_name(cell: str) -> str:
+    return cell.removeprefix("./")
+
+
+def _keys(name: str, folder: str = "") -> tuple[str, ...]:
+    """What a table may call a file."""
+    stem = name[: name.rindex(".")] if "." in name.rpartition("/")[2] else name
+    return (name, stem, f"{folder}/{name}", f"{folder}/{stem}") if folder else (name, stem)
+
+
+def _known_cells(head: Sequence[Row], files: Iterable[str]) -> frozenset[str]:
+    """Those of the rows that are names of images, or ends of their paths."""
+    wanted = {_file_name(cell) for row in head for cell in row.cells}
+    ends: dict[str, set[str]] = {}
+    for cell in wanted:
+        ends.setdefault(cell.rpartition("/")[2], set()).add(cell)
+    found: set[str] = set()
+    for name in files:
+        for key in _keys(name.rpartition("/")[2]):
+            found |= ends.get(key, set())
+    return frozenset(found)
+
+
+def _key_of(name: str, classes: Mapping[str, str], folder: str) -> str | None:
+    return next((key for key in _keys(name, folder) if key in classes), None)
+
+
+def _require_all_labelled(names: Sequence[str], keys: Sequence[str | None], table: LabelTable) -> None:
+    missing = [name for name, key in zip(names, keys, strict=True) if key is None]
+    if not missing:
+        return
+    hint = _nearly(missing[0], table.classes) or (
+        "; remove them, or give them another split in a column `split`" if len(missing) < len(names) else ""
+    )
+    raise UserError(
+        f"{table.where}: names no class for {len(missing):,} of {len(names):,} images, first {shown(missing[0])}{hint}"
+    )
+
+
+def _nearly(name: str, classes: Mapping[str, str]) -> str:
+    """A hint, when the table names the file otherwise."""
+    ends = {key.lower() for key in _keys(name.rpartition("/")[2])}
+    for other in classes:
+        end = other.replace("\\", "/").rpartition("/")[2]
+        if end.lower() in ends:
+            what = "in upper and lower case" if end not in _keys(name.rpartition("/")[2]) else "in its folder"
+            return f"; it names {shown(other)}, which differs {what}: names must be as they are below --input"
+    return ""
+
+
+def _require_all_found(names: Sequence[str], used: Sequence[str], wanted: Iterable[str], table: LabelTable) -> None:
+    doubled = next((key for key, count in Counter(used).items() if count > 1), None)
+    if doubled is not None:
+        raise UserError(f"{table.where}: {shown(doubled)} is not exactly one file: several images have this name")
+    unused = sorted(set(wanted) - set(used))
+    if unused:
+        raise UserError(
+            f"{table.where}: names {len(used) + len(unused):,} images, of which {len(unused):,} do not exist: "
+            f"{few(unused)}"
+        )
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def _number_labels(table: LabelTable, class_order: str | None) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The class names, and the label of each text in the column of labels."""
+    plain = _whole_numbers(table.first_lines)
+    if class_order == GIVEN:  # whatever they look like, a list of classes says that they are classes
+        names = tuple(sorted(set(plain.values())))
+        by_name = {name: label for label, name in enumerate(names)}
+        return names, {text: by_name[name] for text, name in plain.items()}
+    _refuse_fractions(plain.values(), table)
+    _refuse_several(table)
+    found: dict[Label, str] = {}
+    label_of: dict[str, Label] = {}
+    for text, name in plain.items():
+        line = f"line {table.first_lines[text]}"
+        try:
+            label_of[text] = text_label(name)
+        except ValueError as error:
+            raise UserError(f"{table.where}: {line}: {error}") from None
+        found.setdefault(label_of[text], line)
+    numbers = [label for label in found if isinstance(label, int)]
+    if class_order is None and len(numbers) == len(found):
+        _require_from_zero(numbers, table.where)
+    class_names, numbers_of = number_classes(found, None, class_order, table.where)
+    return class_names, {text: numbers_of[label] for text, label in label_of.items()}
+
+
+def _require_from_zero(numbers: Sequence[int], where: str) -> None:
+    if min(numbers) > 0:
+        raise UserError(
+            f"{where}: labels are numbers from {min(numbers)}, expected from 0; if they are classes, say --class-order "
+            "number to count them from their smallest, else name another column with --label-column"
+        )
+    if max(numbers) >= max(1_000, 10 * len(numbers)):
+        raise UserError(
+            f"{where}: labels are {len(numbers):,} different numbers up to {max(numbers):,}; if they are classes, say "
+            "--class-order number to count them, else name another column with --label-column"
+        )
+
+
+def _whole_numbers(texts: Iterable[str]) -> dict[str, str]:
+    """Each text -> the same, or, where all are whole numbers, as `3` what a table of floats writes as `3.0`."""
+    whole = {text: WHOLE.fullmatch(text) for text in texts}
+    if not all(match or NUMBER.fullmatch(text) for text, match in whole.items()):
+        return {text: text for text in whole}
+    return {text: str(int(match[1])) if match else text for text, match in whole.items()}
+
+
+def _refuse_fractions(texts: Collection[str], table: LabelTable) -> None:
+    """UserError when all labels are numbers and some have a fraction."""
+    odd = next((text for text in texts if FRACTION.fullmatch(text) and not HIDDEN.fullmatch(text)), None)
+    if odd is not None and all(FRACTION.fullmatch(text) or NUMBER.fullmatch(text) for text in texts):
+        raise UserError(
+            f"{table.where}: labels are numbers with fractions, {shown(odd)} in line {table.first_lines[odd]}: "
+            f"{NOT_SUPPORTED}; name a column of classes with --label-column"
+        )
+
+
+def _refuse_several(table: LabelTable) -> None:
+    """UserError when cells hold several labels: `0 3`, `cat|dog`, `['cat']`."""
+    texts = set(table.first_lines)
+
+    def refuse(text: str) -> None:
+        raise UserError(
+            f"{table.where}: line {table.first_lines[text]} has several labels, {shown(text)}: {NOT_SUPPORTED}; if "
+            "this is the name of one class, list all classes in a file for --classes"
+        )
+
+    words = [text.split() for text in texts if len(text.split()) > 1]
+    parted = [parts for parts in words if set(parts) <= texts]
+    for parts, text in ((LISTED.split(text), text) for text in sorted(texts)):
+        stripped = [part.strip() for part in parts if part.strip()]
+        if text.startswith(("[", "{")) or (len(stripped) > 1 and set(stripped) <= texts) or _all_numbers(stripped):
+            refuse(text)
+    for text in sorted(texts):
+        if _all_numbers(text.split()) or (text.split() in parted and 2 * len(parted) >= len(words)):
+            refuse(text)
+
+
+def _all_numbers(parts: Sequence[str]) -> bool:
+    return len(parts) > 1 and all(map(NUMBER.fullmatch, parts))
 
 
 def _without_box(class_name: str) -> str:
@@ -99,10 +443,3 @@ def _without_box(class_name: str) -> str:
     first, *rest = class_name.split()
     is_boxed = WNID.fullmatch(first) and rest and all(word.isdecimal() or word == first for word in rest)
     return first if is_boxed else class_name
-
-
-def _class_of(name: str, classes: dict[str, str]) -> tuple[str, str | None]:
-    for key in (name, str(PurePosixPath(name).with_suffix(""))):
-        if key in classes:
-            return key, classes[key]
-    return name, None

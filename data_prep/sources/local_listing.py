@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -47,6 +48,10 @@ def _status(folder: str, name: str) -> FileStatus:
         status = Path(folder, name).stat()
     except FileNotFoundError:  # a link to nothing, or just gone
         return FileStatus(0, NO_FILE)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return FileStatus(0, NO_FILE)
+        raise
     if not stat.S_ISREG(status.st_mode):
         return FileStatus(0, NO_FILE)
     return FileStatus(status.st_size, status.st_mtime_ns)

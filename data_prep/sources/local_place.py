@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
+from data_prep.errors import UserError
+from data_prep.shown import shown
 from data_prep.sources.local_listing import stat_files
 from data_prep.sources.places import NO_FILE, FileStatus, ListedFile, Reader, changed, check_sample_size
 
@@ -36,12 +39,15 @@ class LocalPlace:
         path = Path(self.path)
         return "folder" if path.is_dir() else "file" if path.is_file() else None
 
-    def subfolders(self) -> list[str]:
+    def subfolders(self, hidden: list[str] | None = None) -> list[str]:
         with os.scandir(self.path) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = [entry.name for entry in entries if _is_folder(entry)]
+        if hidden is not None:
+            hidden += [name for name in names if name.startswith(".")]
+        return sorted(name for name in names if not name.startswith("."))
 
-    def files(self, prefix: str = "", *, deep: bool = True) -> list[ListedFile]:
-        return list(_local_files(self.path, prefix, deep))
+    def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
+        return list(_local_files(self.path, prefix, deep, [] if hidden is None else hidden))
 
     def status(self) -> FileStatus:
         status = Path(self.path).stat()
@@ -110,16 +116,48 @@ class _Descriptor:
             self.close()
 
 
-def _local_files(folder: str, prefix: str, deep: bool) -> Iterator[ListedFile]:
-    names: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if not entry.is_dir():  # known from the listing itself, but for links
-                names.append(name)
-            elif deep:
-                yield from _local_files(entry.path, f"{prefix}{name}/", deep)
-    for name, (num_bytes, stamp) in zip(names, stat_files(folder, names), strict=True):
-        yield ListedFile(f"{prefix}{name}", num_bytes, stamp)
+class _Folder(NamedTuple):
+    path: str
+    prefix: str
+    real_above: tuple[str, ...]
+    """Where each link on the way here lies, without links."""
+
+
+def _local_files(top: str, prefix: str, deep: bool, hidden: list[str]) -> Iterator[ListedFile]:
+    waiting = [_Folder(top, prefix, ())]
+    while waiting:
+        folder = waiting.pop()
+        names: list[str] = []
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    hidden.append(f"{folder.prefix}{name}")
+                elif not _is_folder(entry):  # known from the listing itself, but for links
+                    names.append(name)
+                elif deep:
+                    above = folder.real_above
+                    if entry.is_symlink():
+                        above = (*above, _require_no_loop(entry.path, folder))
+                    waiting.append(_Folder(entry.path, f"{folder.prefix}{name}/", above))
+        for name, (num_bytes, stamp) in zip(names, stat_files(folder.path, names), strict=True):
+            yield ListedFile(f"{folder.prefix}{name}", num_bytes, stamp)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself, listed as what it is: no file
+            return False
+        raise
+
+
+def _require_no_loop(link: str, folder: _Folder) -> str:
+    """The real path of the link's folder. UserError when the link leads to a folder that it is in: a listing of that
+    has no end."""
+    here, target = os.path.realpath(folder.path), os.path.realpath(link)
+    for inside in (here, *folder.real_above):
+        if f"{inside}/".startswith(f"{target.rstrip('/')}/"):
+            raise UserError(f"{shown(link)}: is a link to a folder that it is in, {shown(target)}; remove the link")
+    return here

@@ -67,13 +67,13 @@ class Place(Protocol):
         """None: there is nothing."""
         ...
 
-    def subfolders(self) -> list[str]:
-        """Names, sorted as text, without hidden ones."""
+    def subfolders(self, hidden: list[str] | None = None) -> list[str]:
+        """Names, sorted as text; those of hidden ones are added to `hidden`."""
         ...
 
-    def files(self, prefix: str = "", *, deep: bool = True) -> list[ListedFile]:
-        """Files below this folder, in no order; hidden ones and hidden folders are passed over. `prefix` is put before
-        each name."""
+    def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
+        """Files below this folder, in no order. `prefix` is put before each name. Hidden files and folders are passed
+        over, and their names added to `hidden`. UserError where links lead back to a folder that they are in."""
         ...
 
     def status(self) -> FileStatus: ...

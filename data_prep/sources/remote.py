@@ -103,11 +103,14 @@ class RemotePlace:
         # Over HTTP a folder is a page of links.
         return "folder" if info["type"] == "directory" or info.get("mimetype") == "text/html" else "file"
 
-    def subfolders(self) -> list[str]:
-        return sorted(name for name, info in self._entries() if info["type"] == "directory")
+    def subfolders(self, hidden: list[str] | None = None) -> list[str]:
+        names = [name for name, info in self._entries() if info["type"] == "directory"]
+        if hidden is not None:
+            hidden += [name for name in names if name.startswith(".")]
+        return sorted(name for name in names if not name.startswith("."))
 
-    def files(self, prefix: str = "", *, deep: bool = True) -> list[ListedFile]:
-        return list(self._walk(prefix, deep))
+    def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
+        return list(self._walk(prefix, deep, [] if hidden is None else hidden))
 
     def status(self) -> FileStatus:
         return _status(self._info())
@@ -173,14 +176,16 @@ class RemotePlace:
             listed = self.file_system.ls(f"{self._path}/" if self._path.startswith("http") else self._path, detail=True)
         entries = [(info["name"].rstrip("/"), info) for info in listed]
         inside = [(name.rpartition("/")[2], info) for name, info in entries if name != self._path and "?" not in name]
-        return [(name, info) for name, info in inside if name and not name.startswith(".")]
+        return [(name, info) for name, info in inside if name not in ("", ".", "..")]
 
-    def _walk(self, prefix: str, deep: bool) -> Iterator[ListedFile]:
+    def _walk(self, prefix: str, deep: bool, hidden: list[str]) -> Iterator[ListedFile]:
         for name, info in self._entries():
-            if info["type"] != "directory":
+            if name.startswith("."):
+                hidden.append(f"{prefix}{name}")
+            elif info["type"] != "directory":
                 yield ListedFile(f"{prefix}{name}", *_status(info))
             elif deep:
-                yield from self.child(name)._walk(f"{prefix}{name}/", deep)
+                yield from self.child(name)._walk(f"{prefix}{name}/", deep, hidden)
 
 
 class _ReadAhead:

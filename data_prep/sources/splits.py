@@ -111,14 +111,15 @@ def choose_split(available: Sequence[str], request: SplitRequest, where: str) ->
 def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = ()) -> str:
     """The split to record of a source that is not divided into splits: it is taken whole, or refused.
 
-    `names`: of the folders or files it consists of, nearest first; `/data/train` is train though there is no split in
-    it. UserError when a split is asked for that neither the source nor its name knows: else train.beton and val.beton
-    would hold the same images.
+    `names`: of the folder or file it is, and then of those around it, which must say nothing else; `/data/train` is
+    train though there is no split in it. UserError when a split is asked for that neither the source nor its name
+    knows: else train.beton and val.beton would hold the same images.
     """
     if request.name is None or request.is_whole:
         return WHOLE
     meant = splits_in(request.name)
-    by_name = next(((name, splits) for name in names if len(splits := splits_in(name)) == 1), None)
+    telling = [name for number, name in enumerate(names) if is_split_name(name) or not number]
+    by_name = next(((name, splits) for name in telling if len(splits := splits_in(name)) == 1), None)
     if by_name is not None and by_name[1] == meant:
         return request.name
     what = "is not divided into splits" if by_name is None else f"is {min(by_name[1])}, by the name {shown(by_name[0])}"

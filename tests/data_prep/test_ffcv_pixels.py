@@ -31,7 +31,7 @@ def test_stock_loader_against_the_source(encode: str, picture, image_file, conve
             (root / f"c{number}").mkdir(parents=True)
             file = root / f"c{number}" / "a.JPEG"
             file.write_bytes(image_file(picture(side, side + 9, seed=seed), quality=92))
-    beton = tmp_path / "train.beton"
+    beton = tmp_path / "all.beton"
     convert_here("image-folder", str(tree), beton, encode=encode, max_side=100)
 
     right, wrong = (_compare(beton, root) for root in (tree, other))

@@ -71,7 +71,7 @@ def test_odd_things_are_named(odd_tree: Path) -> None:
         "2 of 8 files read are no good: dog/2.jpg is empty; dog/3.jpg is not an image that Pillow knows",
         "1 files are empty: dog/2.jpg",
         "1 files are not of the kind they are named: dog/0.JPEG is PNG",
-        "1 files are no images by their name and are left out",
+        "1 file skipped, not an image suffix (.txt 1): dog/4.txt",
     )
 
 
@@ -91,7 +91,7 @@ def test_numbers_and_classes_without_samples_are_found(
     assert found.findings[1:] == (
         "1 classes have no samples: 1",
         "classes are named by numbers, so nothing proves their order: compare some images with their labels",
-        "1 files are no images by their name and are left out: 0.tar/c.txt",
+        "1 file skipped, not an image suffix: 0.tar/c.txt",
     )
 
 

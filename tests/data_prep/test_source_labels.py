@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.class_order import order_classes
+from data_prep.sources.class_order import notes_on_order, order_classes
 from data_prep.sources.imagenet import check_labels, label_map
 from data_prep.sources.splits import SplitRequest
 
@@ -102,19 +104,72 @@ def test_a_tree_with_a_renamed_imagenet_class_is_refused(tmp_path: Path) -> None
         (["10", "2", "1"], "text", ["1", "10", "2"]),
         (["class-10", "class-9"], "number", ["class-9", "class-10"]),
         (["10 cats", "9 dogs"], None, ["10 cats", "9 dogs"]),
+        (["a", "10", "2"], "number", ["2", "10", "a"]),
+        (["10 cats", "9 dogs"], "number", ["9 dogs", "10 cats"]),
+        (["-1", "0", "10", "2"], "number", ["-1", "0", "2", "10"]),
+        (["10.0", "2.0", "0.5"], "number", ["0.5", "2.0", "10.0"]),
+        (["bird2", "dog1", "cat0"], "number", ["cat0", "dog1", "bird2"]),
+        (["001.owl", "010.emu", "002.kiwi"], None, ["001.owl", "002.kiwi", "010.emu"]),
     ],
 )
 def test_order_classes(names: list[str], order: str | None, expected: list[str]) -> None:
     assert list(order_classes(names, order, "here")) == expected
 
 
-@pytest.mark.parametrize("pattern", ["{}", "class_{}", "{}-x"])
+@pytest.mark.parametrize("pattern", ["{}", "class_{}", "{}-x", "{}.0", "v{}.x"])
 def test_numbers_sorted_as_text_are_refused(pattern: str) -> None:
     names = [pattern.format(number) for number in range(11)]
     with pytest.raises(UserError, match=r"sorted as text label 2 would be .*10.*, not .*2.*; say --class-order number"):
         order_classes(names, None, "here")
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "second"),
+    [
+        ([*map(str, range(11)), "background"], "10", "2"),
+        (["0.0", "1.0", "10.0", "2.0"], "10.0", "2.0"),
+        (["01", "02", "3", "10"], "10", "3"),
+        (["class1", "class2", "class10", "other"], "class10", "class2"),
+        ([f"{n}_{name}" for n, name in enumerate("abcdefghijkl")], "10_k", "1_b"),
+        (["cat0", "dog1", "bird2"], "bird2", "cat0"),
+        (["1-2", "1-10", "1-1"], "1-10", "1-2"),
+        ([f"{kind}{n}" for kind in ("bus", "train") for n in (1, 2, 10)], "bus10", "bus2"),
+    ],
+)
+def test_numbers_that_mean_an_order_are_not_sorted_as_text(names: list[str], first: str, second: str) -> None:
+    with pytest.raises(UserError, match=f"would be {first}, not {second}; say --class-order number .* --classes FILE"):
+        order_classes(names, None, "here")
+    for order in ("number", "text"):
+        assert sorted(order_classes(names, order, "here")) == sorted(names)
+    by_number = order_classes(names, "number", "here")
+    assert by_number.index(second) < by_number.index(first)
+
+
+@pytest.mark.parametrize("names", [["-1", "0", "1"], ["-1", "cat", "dog"], ["-1.0", "0.0"]])
+def test_a_class_that_marks_hidden_labels_is_asked_about(names: list[str]) -> None:
+    with pytest.raises(
+        UserError, match=rf"here: one class is {names[0]}, which marks hidden labels.*--class-order number"
+    ):
+        order_classes(names, None, "here")
+    assert order_classes(names, "number", "here")[0] == names[0]
+
+
+def test_names_with_numbers_that_mean_no_order() -> None:
+    cars = ["Audi 100 Sedan 1994", "Audi 80", "BMW 3 Series 2012", "Fiat 500", "Volvo 240", "VW Golf"]
+    assert order_classes(cars, None, "here") == tuple(sorted(cars))
+    assert notes_on_order(sorted(cars)) == ["classes are sorted as text: Audi 100 Sedan 1994 comes before Audi 80"]
     with pytest.raises(UserError, match="--class-order number needs classes named by numbers, here is a"):
-        order_classes(["a", "1"], "number", "here")
+        order_classes(["b", "a"], "number", "here")
+
+
+@given(st.lists(st.text(alphabet="ab01-._ ٣²", max_size=6), unique=True, min_size=1, max_size=8))
+@settings(max_examples=100)
+def test_any_names_have_an_order_by_number(names: list[str]) -> None:
+    for order in ("number", "text", None):
+        try:
+            assert sorted(order_classes(names, order, "here")) == sorted(names)
+        except UserError:
+            assert order != "text"
 
 
 def test_a_tree_of_numbered_folders(tmp_path: Path) -> None:
@@ -184,7 +239,9 @@ def test_kaggles_solution_file_is_a_label_file(flat: Path) -> None:
 def test_numbers_in_a_label_file_are_the_labels(flat: Path) -> None:
     source = open_flat(flat, "a.jpg 10\nb.jpg 0\nmore/c.png 2\n")
     assert (source.class_names, source.labels.tolist()) == (tuple(map(str, range(11))), [10, 0, 2])
-    with pytest.raises(UserError, match="labels are numbers from 1, expected from 0; say --class-order number"):
+    with pytest.raises(
+        UserError, match="labels are numbers from 1, expected from 0; if they are classes, say --class-order"
+    ):
         open_flat(flat, "a.jpg 10\nb.jpg 1\nmore/c.png 2\n")
     counted = open_flat(flat, "a.jpg 10\nb.jpg 1\nmore/c.png 2\n", "number")
     assert (counted.class_names, counted.labels.tolist()) == (("1", "2", "10"), [2, 0, 1])
@@ -195,7 +252,7 @@ def test_numbers_in_a_label_file_are_the_labels(flat: Path) -> None:
     [
         ("", "is empty"),
         ("a.jpg,1\nb.jpg,1\n", "names no class for 1 of 3 images, first more/c.png"),
-        ("a.jpg,x\nb.jpg,x\nmore/c.png,x\nd.jpg,x\n", "has 4 names for 3 images; d.jpg is not exactly one file"),
+        ("a.jpg,x\nb.jpg,x\nmore/c.png,x\nd.jpg,x\n", "names 4 images, of which 1 do not exist: d.jpg"),
         ("a.jpg,x\nb.jpg\n", "line 2 should be <file>,<class>"),
         ("file,class\na.jpg,\n", "line 2 should be"),
         ("a.jpg,x\na.jpg,y\n", "a.jpg has two classes, x and y"),
@@ -211,5 +268,5 @@ def test_label_file_and_split(flat: Path, tmp_path: Path) -> None:
     flat.rename(tmp_path / "both" / "val")
     source = open_flat(tmp_path / "both", "a,1\nb,0\nmore/c,0\n", split=SplitRequest("val", explicit=False))
     assert (source.describe().split, source.key(0)) == ("val", "a.jpg")
-    with pytest.raises(UserError, match=r"none\.txt: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"none\.txt: does not exist, or is no file"):
         open_source("image-folder", str(tmp_path / "both"), ANY, SourceOptions(labels=str(tmp_path / "none.txt")))

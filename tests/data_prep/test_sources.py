@@ -194,10 +194,16 @@ def test_image_folder_with_splits(image_tree: Path, tmp_path: Path) -> None:
     assert open_source("image-folder", str(root), named("train")).describe().split == "train"
     with pytest.raises(UserError, match="holds the splits train, validation; say which with --split"):
         open_source("image-folder", str(root), ANY)
-    # A tree without splits is taken whole under an implied name, but not under an explicit one.
-    assert len(open_source("image-folder", str(image_tree), implied("val"))) == 6
-    with pytest.raises(UserError, match="--split val"):
-        open_source("image-folder", str(image_tree), named("val"))
+    # A tree without splits is taken whole on purpose, or under a name that asks for no split.
+    assert len(open_source("image-folder", str(image_tree), named("all"))) == 6
+    assert len(open_source("image-folder", str(image_tree), ANY)) == 6
+    for request in (implied("val"), named("val")):
+        with pytest.raises(UserError, match=r"is not divided into splits.*--split all"):
+            open_source("image-folder", str(image_tree), request)
+    image_tree.rename(tmp_path / "Validation")
+    assert open_source("image-folder", str(tmp_path / "Validation"), implied("val")).describe().split == "val"
+    with pytest.raises(UserError, match=r"is val, by the name Validation, but the output's name .train. asks"):
+        open_source("image-folder", str(tmp_path / "Validation"), implied("train"))
 
 
 def test_splits_with_other_classes_are_noted(tmp_path: Path) -> None:
@@ -213,7 +219,7 @@ def test_splits_with_other_classes_are_noted(tmp_path: Path) -> None:
 
 def test_a_class_called_train_is_no_split(image_tree: Path) -> None:
     (image_tree / "cat").rename(image_tree / "train")
-    assert open_source("image-folder", str(image_tree), implied("train")).class_names == ("dog", "emu", "train")
+    assert open_source("image-folder", str(image_tree), ANY).class_names == ("dog", "emu", "train")
 
 
 def test_image_folder_identity_survives_a_copy_and_notices_changes(image_tree: Path, tmp_path: Path) -> None:

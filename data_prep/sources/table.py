@@ -1,0 +1,122 @@
+"""Small text files and tables in them, from a user's hand or a spreadsheet: read within bounds, or refused by line."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from data_prep.errors import UserError
+from data_prep.shown import shown
+from data_prep.sources.places import Place
+
+MAX_TEXT_BYTES = 256 << 20
+"""A line for each of ImageNet's images takes 60 MB."""
+SEPARATORS = "\t,;"
+NUM_HEAD_LINES = 200
+"""From which a table's separator is told."""
+
+
+class Row(NamedTuple):
+    line: int
+    cells: list[str]
+
+
+def read_text(place: Place) -> str:
+    """UTF-8, or UTF-16 with its mark. UserError when it does not exist, is no file, too large, or no text."""
+    try:
+        kind = place.kind()
+        if kind != "file":
+            raise UserError(
+                f"{place.shown}: {'is a folder' if kind else 'does not exist, or is no file'}; expected text"
+            )
+        with place.open() as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{place.shown}: cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise UserError(f"{place.shown}: has more than {MAX_TEXT_BYTES:,} bytes; expected a text file with few")
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{place.shown}: line {line} cannot be read as text ({error.reason}); save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{place.shown}: line {line} holds a NUL character: this is no text; save the file as UTF-8")
+    return text
+
+
+def read_lines(place: Place) -> list[Row]:
+    """Of one cell each, without white space around it; empty lines are passed over."""
+    lines = io.StringIO(read_text(place), newline="")
+    return [Row(number, [line.strip()]) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_table(place: Place) -> Iterator[Row]:
+    """Rows of cells between tabs, commas or semicolons, with or without quotes, or of a word and the rest of its line.
+
+    Lines without anything in them are passed over, and empty cells at a row's end that the first row does not have.
+    UserError, naming the line, where quotes do not match or a row has more cells than the first.
+    """
+    text = read_text(place)
+    separator = _separator(text)
+    rows = _split_at(text, separator, place.shown) if separator else _split_at_blanks(text)
+    width = 0
+    for line, cells in rows:
+        if not any(cells):
+            continue
+        while width and len(cells) > width and not cells[-1]:
+            cells.pop()
+        width = width or len(cells)
+        if len(cells) > width:
+            raise UserError(
+                f"{place.shown}: line {line} has {len(cells)} columns, the first line {width}; put a name that holds "
+                f"{'a tab' if separator == chr(9) else shown(separator)} in quotes"
+            )
+        yield Row(line, cells)
+
+
+def _separator(text: str) -> str | None:
+    """The one that cuts the first lines into equally many cells, more than one; None: white space does."""
+    head = [line for line in islice(io.StringIO(text, newline=""), NUM_HEAD_LINES) if line.strip()]
+    candidates = [separator for separator in SEPARATORS if head and separator in head[0]]
+    for separator in candidates:
+        if len(set(_widths(head, separator))) == 1:
+            return separator
+    return candidates[0] if candidates else None
+
+
+def _widths(lines: Sequence[str], separator: str) -> Iterator[int]:
+    try:
+        for row in csv.reader(lines, delimiter=separator, skipinitialspace=True):
+            yield len(row)
+    except csv.Error:
+        yield 0
+
+
+def _split_at(text: str, separator: str, where: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    line = 1
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f"{where}: line {line} cannot be read ({error}); is a quote not closed? One within a name is doubled"
+            ) from None
+        yield Row(line, [cell.strip() for cell in cells])
+
+
+def _split_at_blanks(text: str) -> Iterator[Row]:
+    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
+        yield Row(number, [cell.strip() for cell in line.split(None, 1)])

@@ -1,0 +1,257 @@
+"""Folders are taken for what they are, splits or classes, or refused; nothing in them is dropped without a word."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.inspect.show import show
+from data_prep.inspect.survey import survey
+from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.base import Source, notes_of
+from data_prep.sources.splits import SplitRequest
+
+ANY = SplitRequest(None, explicit=False)
+Tree = Callable[..., Path]
+
+
+def named(split: str) -> SplitRequest:
+    return SplitRequest(split, explicit=True)
+
+
+def implied(split: str) -> SplitRequest:
+    return SplitRequest(split, explicit=False)
+
+
+def open_tree(root: Path, split: SplitRequest = ANY, **options: str) -> Source:
+    return open_source("image-folder", str(root), split, SourceOptions(**options))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """Files below a folder, their content their name: `tree("train/cat/1.jpg", ...)`."""
+
+    def make(*names: str) -> Path:
+        root = tmp_path / "data"
+        for name in names:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.fsencode(name))
+        return root
+
+    return make
+
+
+def both(first: str, second: str, wrap: str = "") -> list[str]:
+    return [f"{wrap}{split}/{name}/1.jpg" for split in (first, second) for name in ("cat", "dog")]
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("Training", "Testing"),
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("train_set", "test_set"),
+        ("Training Set", "Validation Set"),
+        ("train2017", "val2017"),
+        ("trn", "dev"),
+        ("train", "holdout"),
+        ("train", "eval"),
+        ("cars_train", "cars_test"),
+        ("trainImages", "testImages"),
+    ],
+)
+@pytest.mark.parametrize("wrap", ["", "dataset/", "images/"])
+def test_split_folders_are_found_however_they_are_written(train: str, val: str, wrap: str, tree: Tree) -> None:
+    root = tree(*both(train, val, wrap))
+    for request, split in ((implied("train"), train), (implied("val"), val), (named(train.upper()), train)):
+        source = open_tree(root, request)
+        assert (source.class_names, source.describe().split) == (("cat", "dog"), split)
+        assert [source[i].data.decode() for i in range(2)] == [f"{wrap}{split}/{name}/1.jpg" for name in ("cat", "dog")]
+    with pytest.raises(UserError, match=r"holds the splits .*; say which with --split"):
+        open_tree(root)
+
+
+def test_what_is_no_split_beside_splits_is_told(tree: Tree) -> None:
+    root = tree(*both("train", "val"), "extra/cat/1.jpg", "notes/readme.txt")
+    assert notes_of(open_tree(root, implied("train"))) == ("no splits, and left out: extra, notes",)
+    assert open_tree(root, named("EXTRA")).describe().split == "extra"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["train/1.jpg", "test/2.jpg"],
+            "test, train seem to be splits by their names, and hold no class folders.*--labels",
+        ),
+        (["train/1.jpg"], "train seem to be splits"),
+        (
+            ["trainA/1.jpg", "trainB/1.jpg", "testA/1.jpg", "testB/2.jpg"],
+            "testA, testB, trainA and 1 more seem to be splits",
+        ),
+        (["train/1.jpg", "test/1.jpg", "plane/1.jpg"], "test, train seem to be splits"),
+        (["train/a/1.jpg", "car/1.jpg", "bus/1.jpg"], "train may be a split or a class; say --split train"),
+        (["train station/in/1.jpg", "airport/in/1.jpg"], "train station may be a split or a class"),
+        (
+            ["cat/train/1.jpg", "cat/val/1.jpg", "dog/train/1.jpg", "dog/val/1.jpg"],
+            "cat holds train, val: splits below a",
+        ),
+        (
+            ["images/train/1.jpg", "images/val/1.jpg", "labels/train/1.txt"],
+            r"images holds train, val.*--input \S*/images;",
+        ),
+        (
+            ["flowers/daisy/1.jpg", "flowers/rose/1.jpg"],
+            r"in one folder only, flowers.*in daisy, rose.*--input \S*/flowers",
+        ),
+        (["color/cat/1.jpg", "color/dog/1.jpg", "gray/cat/1.jpg"], "color, gray each hold a folder cat.*--split color"),
+        (["lernen/cat/1.jpg", "pruefen/cat/1.jpg"], "lernen, pruefen each hold a folder cat"),
+    ],
+)
+def test_folders_that_are_not_clear_are_refused_with_a_way_out(files: list[str], message: str, tree: Tree) -> None:
+    root = tree(*files)
+    with pytest.raises(UserError, match=rf"{root}: .*{message}.*--folders-are classes takes each folder as a class"):
+        open_tree(root)
+    images = [name for name in files if name.endswith(".jpg")]
+    if {name.partition("/")[0] for name in images} == {name.partition("/")[0] for name in files}:
+        taken = open_tree(root, folders_are="classes")
+        assert sorted(taken.key(i) for i in range(len(taken))) == sorted(images)
+
+
+def test_any_folders_are_splits_when_told_so(tree: Tree) -> None:
+    root = tree(*both("color", "gray"), "car/1.jpg")
+    assert open_tree(root, named("gray"), folders_are="splits").class_names == ("cat", "dog")
+    assert open_tree(root, named("Gray")).describe().split == "gray"
+    with pytest.raises(UserError, match="holds the splits color, gray; say which"):
+        open_tree(root, folders_are="splits")
+    with pytest.raises(UserError, match="--folders-are shapes: expected one of classes, splits"):
+        open_tree(root, folders_are="shapes")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train/1.jpg", "car/1.jpg", "bus/1.jpg"],
+        ["train_station/1.jpg", "airport/1.jpg", "bus_station/2.jpg"],
+        ["cat/indoor/1.jpg", "cat/2.jpg", "dog/outdoor/2.jpg"],
+        ["cat/2020/1.jpg", "dog/2021/1.jpg", "emu/2022/1.jpg"],
+        ["cat/train/1.jpg", "dog/1.jpg"],
+    ],
+)
+def test_classes_stay_classes(files: list[str], tree: Tree) -> None:
+    source = open_tree(tree(*files))
+    assert source.class_names == tuple(sorted({name.partition("/")[0] for name in files}))
+    assert len(source) == len(files)
+
+
+def test_a_split_that_is_not_there_is_refused_with_what_there_is(tree: Tree) -> None:
+    root = tree("cat/1.jpg", "dog/1.jpg")
+    with pytest.raises(UserError, match=r"--split Cat: \S*/cat holds no class folders: it is a class, not a split"):
+        open_tree(root, named("Cat"))
+    with pytest.raises(
+        UserError, match=r"--split vali: .* its folders \(cat, dog\) are classes; --split all takes all"
+    ):
+        open_tree(root, named("vali"))
+    assert len(open_tree(root, named("ALL"))) == 2
+    split = tree(*both("train", "val")) / "."
+    with pytest.raises(UserError, match="holds the splits train, val, none of which is what --split vali asks for"):
+        open_tree(split, named("vali"))
+
+
+def test_the_folder_given_may_be_the_split(tree: Tree) -> None:
+    root = tree(*both("train", "images/val"))
+    for folder, request in (("train", "train"), ("images/val", "val"), ("images/val", "dev")):
+        assert len(open_tree(root / folder, implied(request))) == 2
+    with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\) asks for a split"):
+        open_tree(root / "train", implied("val"))
+
+
+# --- what is left out -------------------------------------------------------------------------------------------------
+
+
+def test_files_left_out_are_told_by_suffix_and_name(tree: Tree) -> None:
+    root = tree(
+        *("cat/1.JPG", "cat/2.heic", "cat/3.HEIC", "cat/IMG_4", "cat/notes.txt", "cat/._1.JPG", "cat/.5.jpg"),
+        *("cat/.cache/6.jpg", ".old/cat/7.jpg", "dog/1.Jpeg", "8.png"),
+    )
+    assert notes_of(open_tree(root)) == (
+        "1 image skipped, in no class folder: 8.png",
+        "4 files skipped, not an image suffix (.heic 2, no suffix 1, .txt 1): cat/2.heic, cat/3.HEIC, cat/IMG_4 and 1 "
+        "more; .heic are not read: convert such images to JPEG or PNG first",
+        "3 hidden files or folders skipped: .old, cat/.5.jpg, cat/.cache",
+    )
+    assert [open_tree(root).key(i) for i in range(2)] == ["cat/1.JPG", "dog/1.Jpeg"]
+
+
+def test_a_folder_of_images_that_are_not_read_says_so(tree: Tree) -> None:
+    root = tree("cat/1.heic", "cat/2.avif", "dog/1.jpg")
+    with pytest.raises(
+        UserError,
+        match=r"/cat: this class folder holds no images but 1.heic, 2.avif \(.avif and .heic are not read: convert",
+    ):
+        open_tree(root)
+
+
+def test_links_are_followed_and_never_for_ever(tree: Tree) -> None:
+    root = tree("cat/1.jpg", "dog/1.jpg", "../elsewhere/2.jpg")
+    (root / "cat/more").symlink_to(root.parent / "elsewhere")
+    (root / "cat/self.jpg").symlink_to("self.jpg")
+    (root / "cat/self").symlink_to("self")
+    (root / "cat/gone.jpg").symlink_to("nothing")
+    source = open_tree(root)
+    keys = ["cat/1.jpg", "cat/gone.jpg", "cat/more/2.jpg", "cat/self.jpg", "dog/1.jpg"]
+    assert [source.key(i) for i in range(len(source))] == keys
+    for index in (1, 3):
+        with pytest.raises(OSError, match="is no file, nor a link to one"):
+            source[index]
+    (root / "dog/up").symlink_to("..")
+    with pytest.raises(UserError, match=r"dog/up: is a link to a folder that it is in, .*data; remove the link"):
+        open_tree(root)
+    (root / "dog/up").unlink()
+    (root / "cat/d").symlink_to(root / "dog")
+    (root / "dog/c").symlink_to(root / "cat")
+    with pytest.raises(UserError, match="is a link to a folder that it is in"):
+        open_tree(root)
+
+
+def test_folders_within_folders_have_no_limit(tree: Tree) -> None:
+    deep = "d/" * 1_200
+    root = tree("cat/1.jpg", "dog/1.jpg")
+    folder = os.open(root / "cat", os.O_RDONLY)
+    for _ in deep.split("/")[:-1]:
+        os.mkdir("d", dir_fd=folder)  # below a descriptor
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("1.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    source = open_tree(root)
+    assert [source.key(i) for i in range(3)] == ["cat/1.jpg", f"cat/{deep}1.jpg", "dog/1.jpg"]
+
+
+def test_odd_names_do_not_reach_the_terminal(tree: Tree) -> None:
+    odd = "x\t\x1b[31m\n\udce9.jpg"
+    root = tree(f"c\x1bat/{odd}", "dog/1.jpg")
+    source = open_tree(root)
+    assert source.key(0) == f"c\x1bat/{odd}"
+    text = io.StringIO()
+    show(survey(source, 5, on_header=lambda *_: None), text)
+    assert r"c\x1bat/x\t\x1b[31m\n\udce9.jpg" in text.getvalue()
+    assert "\x1b" not in text.getvalue()
+    text.getvalue().encode()
+
+
+def test_classes_that_are_nearly_the_same_are_told(tree: Tree) -> None:
+    assert notes_of(open_tree(tree("Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"))) == (
+        "two classes have nearly the same name: 'Cat' and 'cat'",
+    )

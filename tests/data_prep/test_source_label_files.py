@@ -1,0 +1,404 @@
+"""A table of labels is read as it is meant, or refused by line and column; nothing in it is passed over in silence."""
+
+from __future__ import annotations
+
+import random
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from data_prep.errors import UserError
+from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.base import Source, notes_of
+from data_prep.sources.label_file import read_class_names
+from data_prep.sources.local_place import LocalPlace
+from data_prep.sources.splits import SplitRequest
+
+ANY = SplitRequest(None, explicit=False)
+NUM_IMAGES = 12
+Open = Callable[..., Source]
+
+
+def names() -> list[str]:
+    return [f"img_{number:02d}.jpg" for number in range(NUM_IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("labels") / "images"
+    root.mkdir()
+    for name in names():
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+@pytest.fixture
+def open_with(images: Path, tmp_path: Path) -> Open:
+    """The images with a table: `open_with(text or bytes, split=..., label_column=...)`."""
+
+    def make(table: str | bytes, split: SplitRequest = ANY, name: str = "labels.csv", **options: str) -> Source:
+        path = tmp_path / name
+        path.write_bytes(table.encode() if isinstance(table, str) else table)
+        return open_source("image-folder", str(images), split, SourceOptions(labels=str(path), **options))
+
+    return make
+
+
+def table(titles: str, row: Callable[[int, str], str]) -> str:
+    return "\n".join([titles, *(row(number, name) for number, name in enumerate(names()))]) + "\n"
+
+
+def label_names(source: Source) -> list[str]:
+    return [source.class_names[label] for label in source.labels]
+
+
+ANIMALS = [f"cat{number % 3}" for number in range(NUM_IMAGES)]
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        table("filename,width,height,class", lambda i, name: f"{name},500,{375 + i},cat{i % 3}"),
+        table("filename,label,source", lambda i, name: f"{name},cat{i % 3},web"),
+        table(",filename,label", lambda i, name: f"{i},{name},cat{i % 3}"),
+        table("label,filename", lambda i, name: f"cat{i % 3},{name}"),
+        table("species;picture", lambda i, name: f"cat{i % 3};{name}"),
+        table("picture\tspecies", lambda i, name: f"{name}\tcat{i % 3}"),
+        table("what,is it", lambda i, name: f"{name},cat{i % 3}"),
+        table("img_00.jpg cat0", lambda i, name: f"{name} cat{i % 3}"),
+        table("Path,Label", lambda i, name: f"./images/{name},cat{i % 3}".replace("./images/", "images/")),
+        table("id,label", lambda i, name: f"{name.removesuffix('.jpg')},cat{i % 3}"),
+        table('"file","class"', lambda i, name: f'"{name}", "cat{i % 3}"'),
+    ],
+)
+def test_the_columns_are_found(text: str, open_with: Open) -> None:
+    assert label_names(open_with(text)) == ANIMALS
+
+
+def test_the_columns_can_be_named(open_with: Open) -> None:
+    text = table("name,class,kind,other", lambda i, name: f"{name},x,cat{i % 3},img_{i:02d}.jpg")
+    assert label_names(open_with(text, label_column="kind", file_column="name")) == ANIMALS
+    assert label_names(open_with(text, label_column="3", file_column="NAME")) == ANIMALS
+    bare = table("img_00.jpg,1,cat0", lambda i, name: f"{name},{i},cat{i % 3}")
+    assert label_names(open_with(bare, label_column="3")) == ANIMALS
+    with pytest.raises(
+        UserError, match=r"labels.csv: --label-column sort: there is no such column; it has the columns name"
+    ):
+        open_with(text, label_column="sort")
+    with pytest.raises(
+        UserError, match=r"labels.csv: --file-column 9: there is no such column; it has 3 columns without"
+    ):
+        open_with(bare, file_column="9")
+    with pytest.raises(UserError, match="the column kind cannot hold both files and classes"):
+        open_with(text, label_column="kind", file_column="kind")
+    with pytest.raises(UserError, match="--file-column and --label-column are of the table that --labels names"):
+        open_source("image-folder", "/", ANY, SourceOptions(label_column="x"))
+
+
+def test_columns_that_are_not_used_are_told(open_with: Open) -> None:
+    text = table("filename,width,height,class", lambda i, name: f"{name},500,375,cat{i % 3}")
+    assert notes_of(open_with(text)) == (
+        "labels.csv: files are in the column filename, classes in class",
+        "labels.csv: not used: width, height",
+    )
+
+
+# --- what is no class -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("titles", "row", "message"),
+    [
+        (
+            "image_id,healthy,rust,scab",
+            lambda i: f"{i % 3 == 0:d},{i % 3 == 1:d},{i % 3 == 2:d}",
+            "healthy, rust, scab hold 0 and 1",
+        ),
+        (
+            "image,a,b",
+            lambda i: "1.0,0.0",
+            "the columns a, b hold 0 and 1, one for each class: one class for each image is",
+        ),
+        (
+            "image,label1,label2",
+            lambda i: "cat,dog",
+            "has the columns image, label1, label2; say which.*--label-column",
+        ),
+        ("image,width,height", lambda i: "500,375", "has the columns image, width, height; say which"),
+        ("image,tags", lambda i: f"{i % 3} {3 + i % 2}", r"line 2 has several labels, 0 3: one class for each image"),
+        ("image,tags", lambda i: f"{i % 3}|{3 + i % 2}", r"line 2 has several labels, 0\|3"),
+        ("image,tags", lambda i: ["cat", "dog", "cat;dog"][i % 3], "line 4 has several labels, cat;dog"),
+        ("image,tags", lambda i: ["cat", "dog", '"dog, cat"'][i % 3], "line 4 has several labels, dog, cat"),
+        ("image,tags", lambda i: ["cat", "dog", "cat dog"][i % 3], "line 4 has several labels, cat dog"),
+        ("image,tags", lambda i: '"[0, 3]"', "several labels"),
+        ("image,tags", lambda i: "['cat']", "several labels"),
+        ("image,age", lambda i: f"{i / 7:.3f}", r"labels are numbers with fractions, 0.000 in line 2|0.143 in line 3"),
+        ("image,age", lambda i: "1e-3", "numbers with fractions, 1e-3|several"),
+        ("image,label", lambda i: str(i - 1), r"line 2: the label is '-1'; .*hidden labels \(-1\)"),
+        ("image,label", lambda i: f"{i - 1}.0", r"line 2: the label is '-1.0'; .*hidden labels"),
+        ("image,label", lambda i: "" if i == 4 else "cat", r"line 6 should be <file>,<class>: it has no class"),
+        ("image,label", lambda i: "nan" if i == 4 else "cat", r"line 6: the label is missing \(nan\)"),
+        ("image,label", lambda i: "9999999999", "9999999999"),
+        ("image,label", lambda i: str([0, 999_998][i % 2]), "2 different numbers up to 999,998"),
+        ("image,label", lambda i: "9" * 5000, "has 5,000 characters"),
+        ("image,label", lambda i: "0.5" if i else "cat", "line 3: the label is '0.5'"),
+        (
+            "image,width",
+            lambda i: str(500 + i),
+            "if they are classes, say --class-order number.*else name another column",
+        ),
+    ],
+)
+def test_what_is_not_one_class_is_refused(
+    titles: str, row: Callable[[int], str], message: str, open_with: Open
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_with(table(titles, lambda i, name: f"{name},{row(i)}"))
+
+
+def test_names_that_only_look_like_several_labels_are_classes(open_with: Open) -> None:
+    for label in ('"big, red"', "hot dog", "a|b", "1 2 buckle"):
+        source = open_with(table("image,label", lambda i, name, label=label: f"{name},{['x', label][i % 2]}"))
+        assert set(source.class_names) == {"x", label.strip('"')}
+
+
+def test_whole_numbers_of_a_table_of_floats_are_labels(open_with: Open) -> None:
+    source = open_with(table("image,label", lambda i, name: f"{name},{(i + 10) % 12}.0"))
+    assert source.class_names == tuple(map(str, range(12)))
+    assert source.labels.tolist() == [(i + 10) % 12 for i in range(NUM_IMAGES)]
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("title", ["split", "subset", "Phase", "whatever"])
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "Testing"), ("TRAIN", "valid")])
+def test_a_column_of_splits_is_kept_to(title: str, train: str, val: str, open_with: Open) -> None:
+    text = table(f"filename,label,{title}", lambda i, name: f"{name},cat{i % 3},{val if i % 4 == 0 else train}")
+    first, second = (open_with(text, SplitRequest(split, explicit=False)) for split in ("train", "val"))
+    assert [[s.key(i) for i in range(len(s))] for s in (first, second)] == [
+        [name for i, name in enumerate(names()) if i % 4],
+        [name for i, name in enumerate(names()) if not i % 4],
+    ]
+    assert first.class_names == second.class_names == ("cat0", "cat1", "cat2")
+    assert first.describe().split == train
+    assert len(open_with(text, SplitRequest("all", explicit=True))) == NUM_IMAGES
+    with pytest.raises(UserError, match=r"holds the splits .*; say which"):
+        open_with(text)
+
+
+def test_a_class_without_images_in_a_split_keeps_its_label_and_is_told(open_with: Open) -> None:
+    text = table("file,label,split", lambda i, name: f"{name},{'abc'[i % 3]},{'val' if i == 2 else 'train'}")
+    source = open_with(text, SplitRequest("val", explicit=True))
+    assert (source.class_names, source.labels.tolist()) == (("a", "b", "c"), [2])
+    assert "classes without images: a, b" in notes_of(source)
+
+
+@pytest.mark.parametrize(
+    ("titles", "row", "message"),
+    [
+        ("file,label,split", lambda i: f"cat,{i % 5}", "the column split seems to say the split, by 0, 1, 2"),
+        (
+            "file,label,is_valid",
+            lambda i: f"cat,{i % 2 == 0}",
+            "the column is_valid seems to say the split, by False, True",
+        ),
+        (
+            "file,label,is_training_image",
+            lambda i: f"cat,{i % 2}",
+            "the column is_training_image seems to say the split",
+        ),
+        (
+            "file,label,split",
+            lambda i: f"cat,{'train' if i else ''}",
+            "line 2 should be <file>,<class>: it has no split",
+        ),
+        (
+            "file,label,split",
+            lambda i: f"cat,{'train' if i else 'trainval'}",
+            "seems to say the split, by train, trainval",
+        ),
+        ("file,label,split,phase", lambda i: "cat,train,val", "split, phase both say the split"),
+    ],
+)
+def test_a_column_of_splits_that_is_not_clear_is_refused(
+    titles: str, row: Callable[[int], str], message: str, open_with: Open
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_with(table(titles, lambda i, name: f"{name},{row(i)}"), SplitRequest("train", explicit=True))
+
+
+def test_the_name_of_the_table_says_its_split(open_with: Open) -> None:
+    text = table("file,label", lambda i, name: f"{name},cat{i % 3}")
+    assert open_with(text, SplitRequest("train", explicit=False), name="train_labels.csv").describe().split == "train"
+    with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\)"):
+        open_with(text, SplitRequest("val", explicit=False), name="train.csv")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (
+            lambda name: name.upper(),
+            r"names no class for 12 of 12 images, first img_00.jpg; it names IMG_00.JPG, which differs in upper",
+        ),
+        (lambda name: f"/data/{name}", "it names /data/img_00.jpg, which differs in its folder"),
+        (lambda name: f"images\\{name}", r"it names images\\img_00.jpg, which differs in its folder"),
+        (
+            lambda name: name if name != "img_03.jpg" else "img_99.jpg",
+            "names no class for 1 of 12 images, first img_03.jpg",
+        ),
+    ],
+)
+def test_files_must_be_named_as_they_are(rename: Callable[[str], str], message: str, open_with: Open) -> None:
+    with pytest.raises(UserError, match=message):
+        open_with(table("file,label", lambda i, name: f"{rename(name)},cat"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("img_50.jpg,cat\nimg_51.jpg,cat\n", "names 14 images, of which 2 do not exist: img_50.jpg, img_51.jpg"),
+        ("img_00.jpg,dog\n", "img_00.jpg has two classes, cat and dog"),
+        ("img_00,dog\n", "names 13 images, of which 1 do not exist: img_00"),
+        (",dog\n", "line 14 should be <file>,<class>: it has no file"),
+        ("img_00.jpg\n", "line 14 should be <file>,<class>: it has no class"),
+        ("img_00.jpg,big, red\n", "line 14 has 3 columns, the first line 2; put a name that holds , in quotes"),
+        ('img_00.jpg,"cat\n', r"line 14 cannot be read .*is a quote not closed"),
+        ('img_00.jpg,"c"at"\n', "line 14 cannot be read"),
+        ('img_00.jpg,"' + "x" * 200_000 + '"\n', "line 14 cannot be read .*field larger"),
+        ("img_00.jpg,ca\0t\n", "line 14 holds a NUL character"),
+    ],
+)
+def test_a_line_that_cannot_be_meant_is_refused_by_number(more: str, message: str, open_with: Open) -> None:
+    with pytest.raises(UserError, match=message):
+        open_with(table("file,label", lambda i, name: f"{name},cat") + more)
+
+
+def test_lines_that_repeat_others_are_told(open_with: Open) -> None:
+    source = open_with(table("file,label", lambda i, name: f"{name},cat") + "img_00.jpg,cat\n")
+    assert notes_of(source) == ("labels.csv: 1 lines repeat others",)
+
+
+@pytest.mark.parametrize("end", ["\n\n\n", "\n,\n", "\n  \n\t\n", "", "\r\n\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_files_of_all_editors_are_read(end: str, encoding: str, newline: str, open_with: Open) -> None:
+    text = table("file,label", lambda i, name: f"{name},kätzchen{i % 3}").strip().replace("\n", newline) + end
+    assert label_names(open_with(text.encode(encoding))) == [f"kätzchen{i % 3}" for i in range(NUM_IMAGES)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("img_00.jpg,k\xe4tzchen\n".encode("latin-1"), "line 1 cannot be read as text .*save the file as UTF-8"),
+        ("img_00.jpg,cat\n".encode("utf-16-le"), "line 1 holds a NUL character"),
+        (b"\xff\xfe\0\0i\0\0\0", "NUL character"),
+        (b"\x89PNG\r\n\x1a\n", "cannot be read as text"),
+        (b"\n \n", "is empty"),
+        (b"file,label\n", "holds titles and no lines"),
+        (b"img_00.jpg\n", "it has one column"),
+    ],
+)
+def test_what_is_no_table_is_refused(data: bytes, message: str, open_with: Open) -> None:
+    with pytest.raises(UserError, match=message):
+        open_with(data)
+
+
+def test_endless_and_odd_files_are_refused_at_once(images: Path, tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge.csv").touch()
+    os.truncate(tmp_path / "huge.csv", 1 << 40)
+    for path, message in [
+        ("/dev/zero", "does not exist, or is no file"),
+        (tmp_path / "pipe", "does not exist, or is no file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "huge.csv", "has more than 268,435,456 bytes"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            open_source("image-folder", str(images), ANY, SourceOptions(labels=str(path)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
+
+
+# --- any bytes --------------------------------------------------------------------------------------------------------
+
+GOOD = table("file,label,split", lambda i, name: f'{name},"cat {i % 3}",{"train" if i % 4 else "val"}').encode()
+ODD = [
+    b'"',
+    b",",
+    b"\n",
+    b"\r",
+    b"\0",
+    b"\xff",
+    b"\t",
+    b";",
+    b" ",
+    b"-1",
+    b"0.5",
+    b"9" * 30,
+    b"train",
+    b"nan",
+    b"\xef\xbb\xbf",
+]
+
+
+def mutated(seed: int) -> bytes:
+    draw = random.Random(seed)
+    data = bytearray(GOOD)
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(data) + 1)
+        data[at : at + draw.choice((0, 0, 1, 3, 20))] = draw.choice((*ODD, bytes([draw.randrange(256)])))
+    return bytes(data)
+
+
+def read_right_or_refused(read: Callable[[], Source]) -> None:
+    try:
+        source = read()
+    except UserError:
+        return
+    assert 0 < len(source) <= NUM_IMAGES
+    assert len(source.class_names) <= 1_000
+    assert min(source.labels) >= 0
+    assert max(source.labels) < len(source.class_names)
+
+
+@given(st.integers(0, 10**9))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_mutated_table_is_read_or_refused(open_with: Open, seed: int) -> None:
+    for split in ("train", "all"):
+        read_right_or_refused(lambda split=split: open_with(mutated(seed), SplitRequest(split, explicit=True)))
+
+
+@given(
+    st.one_of(st.binary(max_size=200), st.text(alphabet='img_0.jpg,;\t\n"\r -1 catrin', max_size=200).map(str.encode))
+)
+@example(b",")
+@example(b'"')
+@example(b" \n\x85\x1c,")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_a_table_or_refused(open_with: Open, data: bytes) -> None:
+    for options in ({}, {"label_column": "1"}, {"class_order": "number"}):
+        read_right_or_refused(lambda options=options: open_with(data, **options))
+
+
+@given(st.one_of(st.binary(max_size=100), st.text(alphabet="abn0123 \n\r\0", max_size=100).map(str.encode)))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_class_names_or_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "names").write_bytes(data)
+    try:
+        found = read_class_names(LocalPlace(str(tmp_path / "names")))
+    except UserError:
+        return
+    assert len(set(found)) == len(found) > 0
