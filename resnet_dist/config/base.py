@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
     """Frozen; rejects unknown keys; takes `"1e-3"` for a float (PyYAML reads it as a string)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, values: Any) -> Any:
+        """Python's True is 1: `total_epochs: yes` would train one epoch."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key) if isinstance(value, bool) else None
+            allowed = set(_plain_types(field.annotation)) if field is not None else {Any}
+            if {int, float} & allowed and not {bool, Any} & allowed:
+                raise ValueError(f"{key} is a number, got {str(value).lower()}")
+        return values
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """What `annotation` is made of, unions and Annotated taken apart."""
+    inner = get_args(annotation)
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for part in inner if get_origin(annotation) is not Annotated else inner[:1]:
+            yield from _plain_types(part)
+    elif get_origin(annotation) is Literal:
+        yield from map(type, inner)
+    else:
+        yield annotation
 
 
 def without_recorded_defaults(tree: Any, recorded: Mapping[str, Any], path: str = "") -> Any:

@@ -31,6 +31,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_plain_number(self, node: yaml.ScalarNode) -> int | float:
+        """Without what YAML 1.1 silently makes of 010 (8) and 1:30 (90)."""
+        digits = node.value.lstrip("+-")
+        if ":" in digits or (len(digits) > 1 and digits[0] == "0" and digits[1] in "0123456789_"):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the number {node.value!r} could be read in two ways; write it plainly", node.start_mark
+            )
+        is_int = node.tag == "tag:yaml.org,2002:int"
+        value: int | float = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+        return value
+
+
+for _tag in ("int", "float"):
+    _UniqueKeyLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _UniqueKeyLoader.construct_plain_number)
+
 
 def parse_yaml(text: str) -> Any:
     """The document in `text` as dicts, lists and scalars; None if it is empty.

@@ -158,7 +158,14 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _positive_std(self) -> DataConfig:
+    def _grey_levels(self) -> DataConfig:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
+        if 0 < max(self.mean) <= 1 or max(self.std) < 1:
+            raise ValueError(
+                f"mean {list(self.mean)} and std {list(self.std)} look like shares of 1; they are grey levels 0..255: "
+                "multiply them by 255"
+            )
+        if not 0 <= min(self.mean) <= max(self.mean) <= 255 or max(self.std) > 255:
+            raise ValueError(f"mean {list(self.mean)} and std {list(self.std)} are not grey levels 0..255")
         return self

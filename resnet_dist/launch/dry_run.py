@@ -20,6 +20,14 @@ def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
     return redacted(f"# recipe\n{to_yaml(recipe)}\n# profile\n{to_yaml(profile)}\n# run\n{run}")
 
 
+def _left_out(recipe: Recipe, prepared: Prepared) -> str:
+    """A step has a whole global batch, so an epoch leaves the rest out: other images in each epoch."""
+    num_left_out = prepared.train.num_samples % recipe.train.global_batch_size
+    if num_left_out == 0 or recipe.data.augmentation_repeats > 1:
+        return ""
+    return f", {num_left_out:,} images left out of each epoch, others each time"
+
+
 def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str:
     train, plan = recipe.train, prepared.plan
     most = profile.workers.max
@@ -35,9 +43,9 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
         "share of a worker": f"{shares} micro-batches of each step",
         "train samples": f"{prepared.train.num_samples:,} in {prepared.train_source}",
         "val samples": f"{prepared.val.num_samples:,} in {prepared.val_source}",
-        "read from": f"each node's own copy under {profile.cache}" if profile.cache else "there",
+        "read from": f"each node's own copy under {profile.cache}" if profile.cache else "the paths above",
         "data digest": prepared.identity.data_digest,
-        "steps per epoch": f"{plan.steps_per_epoch:,}",
+        "steps per epoch": f"{plan.steps_per_epoch:,}{_left_out(recipe, prepared)}",
         "steps in all": f"{plan.last_step:,} (schedule over {plan.total_steps:,})",
         "MLflow": f"experiment {profile.experiment} at {profile.tracking_uri}",
     }

@@ -94,6 +94,15 @@ def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
         ("optim.lr=.nan", "finite"),
         ("data.eval.size=40", "must not be larger than resize (32)"),
         ("data.dataset=../secrets", "data.dataset"),
+        ("data.mean=[0.485, 0.456, 0.406]", "look like shares of 1"),
+        ("data.std=[0.229, 0.224, 0.225]", "multiply them by 255"),
+        ("data.mean=[500, 0, 0]", "not grey levels"),
+        ("data.mean=[-1, 0, 0]", "not grey levels"),
+        ("train.total_epochs=yes", "total_epochs is a number, got true"),
+        ("optim.lr=true", "is a number, got true"),
+        ("train.max_steps=on", "is a number, got true"),
+        ("seed=010", "in two ways"),
+        ("optim.lr=1:30.5", "in two ways"),
     ],
 )
 def test_bad_overrides(recipe_file: Path, override: str, told: str) -> None:
