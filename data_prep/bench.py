@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import MAX_DECODED_PIXELS
 from data_prep.convert.pool import Pool, ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
+from data_prep.pixels import LIMITS
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 
@@ -129,7 +129,7 @@ def make_large(tree: Path) -> None:
     """One image as large as is decoded at all, stored as PNG so that it is encoded anew."""
     from PIL import Image
 
-    side = int(MAX_DECODED_PIXELS**0.5)
+    side = int(LIMITS.pixels**0.5)
     (tree / "large").mkdir(parents=True)
     row = np.arange(side, dtype=np.uint8)
     Image.fromarray(np.broadcast_to(row[None, :, None], (side, side, 3)).copy()).save(

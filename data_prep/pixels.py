@@ -71,6 +71,8 @@ class Limits:
     decoded_bytes: int = 768 << 20
     """That decoding may take, with all a decoder holds at once: a WebP's canvases, the components of a JPEG 2000 file,
     a tile of a TIFF, the coefficients of a JPEG in several scans."""
+    coefficient_bytes: int = 256 << 20
+    """Of a JPEG in several scans, of which a decoder holds all, at whatever fraction of its size it is decoded."""
     scans: int = 500
     """Of a JPEG; libjpeg-turbo's own limit."""
     scan_pixels: int = 2_000_000_000
@@ -136,7 +138,7 @@ def to_rgb(
         _forget_orientation(image)
         image.load()
         rgb = _to_rgb(image, settings.background, key, depth)
-        return _turned(rgb, orientation(data, file_format)) if settings.exif == "apply" else rgb
+        return turned(rgb, orientation(data, file_format)) if settings.exif == "apply" else rgb
 
 
 def to_rgb_image(image: Image.Image, settings: PictureSettings = PictureSettings()) -> Image.Image:
@@ -196,46 +198,57 @@ _MAGIC = {
     b"\xff\x4f\xff\x51": "JPEG2000",
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
 }
+_CONVERT = "convert it to JPEG or PNG first"
 _NOT_READ = (
-    (4, rb"ftyp(avif|avis)", "an AVIF picture"),
-    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture"),
-    (4, rb"ftyp(crx )", "a camera's raw file"),
-    (4, rb"ftyp", "a film"),
-    (0, rb"RIFF....AVI ", "a film"),
-    (0, rb"\x1aE\xdf\xa3", "a film"),
-    (0, rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
-    (0, rb"8BPS", "a Photoshop file"),
-    (0, rb"DDS ", "a DDS texture"),
-    (0, rb"%!PS|\xc5\xd0\xd3\xc6|.{0,64}%!PS-Adobe", "a PostScript file"),
-    (0, rb"%PDF", "a PDF file"),
-    (0, rb"\0\0[\x01\x02]\0[^\0]", "an icon"),
-    (0, rb"icns", "an icon"),
-    (0, rb"qoif", "a QOI picture"),
-    (0, rb"\x76\x2f\x31\x01", "an OpenEXR picture"),
-    (0, rb"#\?RADIANCE|#\?RGBE", "a Radiance picture"),
-    (0, rb"P7\s", "a PAM picture"),
-    (0, rb"PF\s", "a PFM picture of 32-bit colours"),
-    (0, rb"SIMPLE  =", "a FITS file"),
-    (0, rb"\x01\xda[\0\x01][\x01\x02]", "an SGI picture"),
-    (0, rb"\x59\xa6\x6a\x95", "a Sun raster"),
-    (0, rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]", "a PCX picture"),
-    (0, rb"/\* XPM \*/", "an XPM picture"),
-    (0, rb"#define \w+_width", "an XBM picture"),
-    (0, rb"gimp xcf", "a GIMP file"),
-    (0, rb"FLIF", "a FLIF picture"),
-    (0, rb"BPG\xfb", "a BPG picture"),
-    (0, rb"II\xbc\x01|WMPHOTO", "a JPEG XR picture"),
-    (0, rb"II\x55\0|IIRO|IIRS|FUJIFILMCCD-RAW", "a camera's raw file"),
-    (0, rb".{128}DICM", "a DICOM file"),
-    (0, rb"AT&TFORM", "a DjVu file"),
-    (0, rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive"),
-    (0, rb"\x89HDF|CDF[\x01\x02]", "a file of arrays"),
-    (0, rb"\x93NUMPY", "a file of arrays"),
-    (0, rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?)?<svg", "an SVG drawing"),
-    (0, rb"(?i)\xef?\xbb?\xbf?\s*(<!doctype html|<html|<head)", "a web page"),
-    (0, rb"version https://git-lfs", "a pointer of Git LFS and not the file itself"),
+    (4, rb"ftyp(avif|avis)", "an AVIF picture", _CONVERT),
+    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture", _CONVERT),
+    (4, rb"ftyp(crx )", "a camera's raw file", _CONVERT),
+    (4, rb"ftyp", "a film", "take pictures out of it first"),
+    (0, rb"RIFF....AVI ", "a film", "take pictures out of it first"),
+    (0, rb"\x1aE\xdf\xa3", "a film", "take pictures out of it first"),
+    (0, rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture", _CONVERT),
+    (0, rb"8BPS", "a Photoshop file", _CONVERT),
+    (0, rb"DDS ", "a DDS texture", _CONVERT),
+    (0, rb"%!PS|\xc5\xd0\xd3\xc6|.{0,64}%!PS-Adobe", "a PostScript file", _CONVERT),
+    (0, rb"%PDF", "a PDF file", _CONVERT),
+    (0, rb"\0\0[\x01\x02]\0[^\0]", "an icon", _CONVERT),
+    (0, rb"icns", "an icon", _CONVERT),
+    (0, rb"qoif", "a QOI picture", _CONVERT),
+    (0, rb"\x76\x2f\x31\x01", "an OpenEXR picture", _CONVERT),
+    (0, rb"#\?RADIANCE|#\?RGBE", "a Radiance picture", _CONVERT),
+    (0, rb"P7\s", "a PAM picture", _CONVERT),
+    (0, rb"PF\s", "a PFM picture of 32-bit colours", _CONVERT),
+    (0, rb"SIMPLE  =", "a FITS file", _CONVERT),
+    (0, rb"\x01\xda[\0\x01][\x01\x02]", "an SGI picture", _CONVERT),
+    (0, rb"\x59\xa6\x6a\x95", "a Sun raster", _CONVERT),
+    (0, rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]", "a PCX picture", _CONVERT),
+    (0, rb"/\* XPM \*/", "an XPM picture", _CONVERT),
+    (0, rb"#define \w+_width", "an XBM picture", _CONVERT),
+    (0, rb"gimp xcf", "a GIMP file", _CONVERT),
+    (0, rb"FLIF", "a FLIF picture", _CONVERT),
+    (0, rb"BPG\xfb", "a BPG picture", _CONVERT),
+    (0, rb"II\xbc\x01|WMPHOTO", "a JPEG XR picture", _CONVERT),
+    (0, rb"II\x55\0|IIRO|IIRS|FUJIFILMCCD-RAW", "a camera's raw file", _CONVERT),
+    (0, rb".{128}DICM", "a DICOM file", _CONVERT),
+    (0, rb"AT&TFORM", "a DjVu file", _CONVERT),
+    (0, rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive", "unpack it first"),
+    (0, rb"\x89HDF|CDF[\x01\x02]", "a file of arrays", _CONVERT),
+    (0, rb"\x93NUMPY", "a file of arrays", _CONVERT),
+    (
+        0,
+        rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?)?<svg",
+        "an SVG drawing",
+        _CONVERT,
+    ),
+    (
+        0,
+        rb"(?i)\xef?\xbb?\xbf?\s*(<!doctype html|<html|<head)",
+        "a web page",
+        "the download went wrong: load the file again",
+    ),
+    (0, rb"version https://git-lfs", "a pointer of Git LFS and not the file itself", "fetch it with `git lfs pull`"),
 )
-"""Offset, pattern and name of what is often found among pictures and is not read."""
+"""Offset, pattern and name of what is often found among pictures and is not read, and what to do about it."""
 
 
 def _unknown(data: bytes) -> BadPicture:
@@ -244,11 +257,11 @@ def _unknown(data: bytes) -> BadPicture:
     if not data.strip(b"\0"):
         return BadPicture("holds zeros only")
     start = data[:1024]
-    found = next((name for at, magic, name in _NOT_READ if re.match(magic, start[at:], re.DOTALL)), None)
-    if found is None and data[-18:] == b"TRUEVISION-XFILE.\0":
-        found = "a TGA picture"
-    if found is not None:
-        return BadPicture(f"is {found}; convert it to JPEG or PNG first")
+    for at, magic, name, remedy in _NOT_READ:
+        if re.match(magic, start[at:], re.DOTALL):
+            return BadPicture(f"is {name}; {remedy}")
+    if data[-18:] == b"TRUEVISION-XFILE.\0":
+        return BadPicture(f"is a TGA picture; {_CONVERT}")
     return BadPicture("is no picture of a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000")
 
 
@@ -312,7 +325,7 @@ def _open(data: bytes, at_least: tuple[int, int] | None) -> tuple[ImageFile.Imag
         parts = _jpeg_parts(data)
         if parts is not None:
             require_sides(parts.width, parts.height)
-            file = parts.without_metadata
+            file = _without(data, parts.metadata)
     elif file_format == "WEBP":
         size = _webp_size(data)
         if size is not None:
@@ -332,7 +345,7 @@ def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes
     pixels = width * height
     held = pixels * 8  # as Pillow has them, and in RGB
     if file_format == "JPEG":
-        held += _require_few_scans(data)
+        held += _coefficient_bytes(data)
     elif file_format == "WEBP":
         held = pixels * 16
     elif file_format == "JPEG2000":
@@ -351,46 +364,50 @@ def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes
 class _JpegParts(NamedTuple):
     width: int
     height: int
-    components: int
+    sampling: bytes
+    """Of each component the factors, horizontal << 4 | vertical."""
     is_progressive: bool
-    scan_at: int
-    """Where the first scan's marker is."""
-    exif: bytes
-    without_metadata: bytes
-    """What libjpeg looks at: Pillow reads more of it, and refuses a good picture for odd metadata."""
+    first_scan: int
+    """Where its marker is."""
+    exif: tuple[int, int]
+    """Where it starts and ends; (0, 0) where there is none."""
+    metadata: list[tuple[int, int]]
+    """Segments that libjpeg does not look at."""
 
 
 def _jpeg_parts(data: bytes) -> _JpegParts | None:
     """None where the markers cannot be followed to the first scan."""
-    at, frame, exif = 2, None, b""
-    kept, dropped = [data[:2]], False
+    at, frame, exif = 2, None, (0, 0)
+    metadata: list[tuple[int, int]] = []
     while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         marker = data[at + 1]
         if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:
             at += 1 if marker == 0xFF else 2
             continue
-        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker == 0xD9 or end < at + 4 or end > len(data):
+        body, end = at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == 0xD9 or end < body or end > len(data):
             return None
-        body = at + 4
         if marker == 0xDA:
-            if frame is None:
-                return None
-            rest = data if not dropped else b"".join(kept) + data[at:]
-            return _JpegParts(frame[1], frame[0], frame[2], frame[3], at, exif, rest)
+            return frame and _JpegParts(*frame, at, exif, metadata)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if end - body < 6 or frame is not None:
                 return None
-            height, width, components = struct.unpack_from(">HHB", data, body + 1)
-            frame = height, width, components, marker in (0xC2, 0xC6, 0xCA, 0xCE)
-        if marker == 0xE1 and not exif and data.startswith(b"Exif\0", body):
-            exif = data[body + 6 : end]
+            height, width = struct.unpack_from(">HH", data, body + 1)
+            frame = width, height, data[body + 7 : end : 3], marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        if marker == 0xE1 and exif == (0, 0) and data.startswith(b"Exif\0", body):
+            exif = body + 6, end
         if _is_metadata(data, marker, body, end):
-            dropped = True
-        else:
-            kept.append(data[at:end])
+            metadata.append((at, end))
         at = end
     return None
+
+
+def _without(data: bytes, pieces: list[tuple[int, int]]) -> bytes:
+    """Pillow reads more of a JPEG than libjpeg does, and refuses a good picture for odd metadata."""
+    if not pieces:
+        return data
+    starts, ends = zip(*pieces, strict=True)
+    return b"".join(data[start:end] for start, end in zip((0, *ends), (*starts, len(data)), strict=True))
 
 
 def _is_metadata(data: bytes, marker: int, start: int, end: int) -> bool:
@@ -402,17 +419,32 @@ def _is_metadata(data: bytes, marker: int, start: int, end: int) -> bool:
     return 0xE0 <= marker <= 0xEF or marker == 0xFE
 
 
-def _require_few_scans(data: bytes) -> int:
-    """Returns the bytes of the coefficients that libjpeg holds; of a file of one scan it holds a few rows."""
+def _coefficient_bytes(data: bytes) -> int:
+    """That libjpeg holds: of a JPEG in a single scan a few rows, of any other all. BadPicture for too many."""
     parts = _jpeg_parts(data)
     if parts is None:
         return 0
-    scans = data.count(b"\xff\xda", parts.scan_at)  # in a scan 0xFF is always followed by 0
+    num_components = data[parts.first_scan + 4 : parts.first_scan + 5]
+    if not parts.is_progressive and num_components == bytes([len(parts.sampling)]):
+        return 0
+    scans = data.count(b"\xff\xda", parts.first_scan)  # within a scan's data 0xFF is always followed by 0
     if scans > LIMITS.scans or scans * parts.width * parts.height > LIMITS.scan_pixels:
-        raise BadPicture(f"has {scans:,} scans, more than can be decoded in time; encode it again with fewer")
-    if not parts.is_progressive and data[parts.scan_at + 4 : parts.scan_at + 5] == bytes([parts.components]):
-        return 0  # all components in the first scan: none is waited for
-    return 2 * parts.components * parts.width * parts.height
+        raise BadPicture(
+            f"has {scans:,} scans of {parts.width} x {parts.height} px, more than can be decoded in time; encode it "
+            "again with fewer"
+        )
+    across, down = [factors >> 4 for factors in parts.sampling], [factors & 15 for factors in parts.sampling]
+    blocks = sum(
+        -(-parts.width * a // (8 * max(1, *across))) * -(-parts.height * d // (8 * max(1, *down)))
+        for a, d in zip(across, down, strict=True)
+    )
+    held = 128 * blocks
+    if held > LIMITS.coefficient_bytes:
+        raise BadPicture(
+            f"is {parts.width} x {parts.height} px in several scans, {held >> 20:,} MiB of coefficients at once, more "
+            f"than {LIMITS.coefficient_bytes >> 20}; make it smaller, or store it in one scan, first"
+        )
+    return held
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -555,8 +587,9 @@ _TURNS = {
 }
 
 
-def _turned(image: Image.Image, found: int) -> Image.Image:
-    return image.transpose(_TURNS[found]) if found in _TURNS else image
+def turned(image: Image.Image, turn: int) -> Image.Image:
+    """Upright, by an `orientation`."""
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def orientation(data: bytes, file_format: str | None = None) -> int:
@@ -566,10 +599,8 @@ def orientation(data: bytes, file_format: str | None = None) -> int:
     """
     file_format = file_format or picture_format(data)
     if file_format == "JPEG":
-        if b"Exif\0" not in data[:1024] and b"Exif\0" not in data:
-            return 1
         parts = _jpeg_parts(data)
-        block = parts.exif if parts is not None else b""
+        block = data[slice(*parts.exif)] if parts is not None else b""
     elif file_format == "PNG":
         block = _chunk(data, 8, b"eXIf", ">I4s", trailer=4)
     elif file_format == "WEBP":

@@ -85,7 +85,13 @@ WALLS = {
         "data_prep.beton",
         "data_prep.sources",
     ),
-    "data_prep.bench": ("data_prep.errors", "data_prep.beton", "data_prep.sources", "data_prep.convert"),
+    "data_prep.bench": (
+        "data_prep.errors",
+        "data_prep.pixels",
+        "data_prep.beton",
+        "data_prep.sources",
+        "data_prep.convert",
+    ),
     "data_prep.bench_planning": ("data_prep.beton", "data_prep.sources", "data_prep.convert"),
     "data_prep.fuzz": ("data_prep.jpeg", "resnet_dist.data"),  # holds all decoders against each other
     "data_prep.ffcv_pixels": ("data_prep.errors", "data_prep.pixels", "data_prep.beton", "data_prep.sources"),

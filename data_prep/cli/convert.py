@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from contextlib import ExitStack
@@ -70,6 +71,12 @@ def convert(
     exif: Annotated[str, typer.Option(help="An EXIF orientation: ignore, as published figures do, or apply.")] = (
         "ignore"
     ),
+    background: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B", help="Colour behind transparent pixels, 0..255 each.  [default: alpha is dropped]"
+        ),
+    ] = None,
     check: Annotated[
         str, typer.Option(help="JPEGs: decode each to its end, or headers only, faster and blind to bit rot.")
     ] = "decode",
@@ -101,7 +108,7 @@ def convert(
 
     started_s = time.monotonic()
     place = open_output(output if IS_URL.match(output) else Path(output).expanduser().absolute())
-    settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, check)
+    settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check)
     bad_policy = _bad_policy(on_error, max_bad)
 
     options = SourceOptions(labels, devkit, class_order, image_column, label_column)
@@ -170,6 +177,7 @@ def _settings(
     subsampling: str | None,
     page_mib: int,
     exif: str,
+    background: str | None,
     check: str,
 ) -> ConvertSettings:
     if encode == "raw" and (quality is not None or subsampling is not None):
@@ -186,8 +194,17 @@ def _settings(
         raw_share=default_share if raw_share is None else raw_share,
         seed=seed or 0,
         exif=exif,  # type: ignore[arg-type]
+        background=None if background is None else _colour(background),
         check=check,  # type: ignore[arg-type]
     )
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    parts = re.fullmatch(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*", text, re.ASCII)
+    if parts is None or max(map(int, parts.groups())) > 255:
+        raise UserError(f"--background {text}: expected R,G,B, each 0..255, such as 255,255,255")
+    red, green, blue = map(int, parts.groups())
+    return red, green, blue
 
 
 def _bad_policy(on_error: str, max_bad: str | None) -> BadPolicy:

@@ -50,8 +50,8 @@ def compare_with_source(
 
 def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:
     try:
-        return ConvertSettings(**manifest.settings)
-    except TypeError:
+        return ConvertSettings.from_dict(manifest.settings)
+    except (TypeError, ValueError):
         raise UserError(
             f"{beton}: its manifest has no settings of `data-prep convert`; nothing to compare with"
         ) from None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from data_prep.beton import layout
 from data_prep.errors import UserError
+from data_prep.pixels import Exif, PictureSettings
 
 Encoding = Literal["original", "jpeg", "raw", "mixed"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
-Exif = Literal["ignore", "apply"]
 Check = Literal["decode", "headers"]
 OnError = Literal["fail", "quarantine"]
 
@@ -42,6 +43,8 @@ class ConvertSettings:
     """With `mixed`: which samples those are, by their index in the source."""
     exif: Exif = "ignore"
     """An EXIF orientation: `ignore`, as torchvision's ImageFolder and all published figures do, or `apply`."""
+    background: tuple[int, int, int] | None = None
+    """Red, green and blue that transparent pixels show. None: alpha is dropped, as torchvision's ImageFolder does."""
     check: Check = "decode"
     """What a JPEG must pass whose own bytes are stored: `decode`, libjpeg-turbo reads it to its end without a warning;
     `headers`, its markers. One that is encoded anew is decoded without a warning in either case."""
@@ -62,8 +65,31 @@ class ConvertSettings:
         if self.seed < 0 or self.seed >= 1 << 64:
             raise UserError(f"--seed {self.seed}: expected 0..2**64-1")
 
+        try:
+            self.picture  # noqa: B018
+        except ValueError:
+            raise UserError(f"--background {self.background}: expected R,G,B, each 0..255") from None
+
+    @property
+    def picture(self) -> PictureSettings:
+        return PictureSettings(self.exif, self.background)
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON has it."""
+        return {**asdict(self), **self.picture.as_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConvertSettings:
+        """Of `as_dict`, or of what an older version wrote. TypeError for settings that are no conversion's."""
+        background = PictureSettings.from_dict(values).background
+        return cls(**{**values, "background": background})
+
+    def made(self, values: Mapping[str, Any]) -> bool:
+        """Whether these settings, of a manifest, are the same."""
+        try:
+            return self == self.from_dict(values)
+        except (TypeError, ValueError, UserError):
+            return False
 
 
 @dataclass(frozen=True)

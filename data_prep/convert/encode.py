@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import struct
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -18,12 +16,12 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import RANGE_BYTES
-from data_prep.convert.config import ConvertSettings
+from data_prep.convert.config import DEFAULT_QUALITY, ConvertSettings
 from data_prep.convert.jpeg_headers import read_jpeg_headers
 from data_prep.convert.shrink import shrink
+from data_prep.errors import Fault, UserError
 from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.header import (
-    MAX_DECODED_SIDE_PX,
     JpegHeader,
     is_jpeg,
     is_read_by_ffcv,
@@ -32,18 +30,11 @@ from data_prep.jpeg.header import (
     read_odd_jpeg_header,
 )
 from data_prep.jpeg.native_check import are_sound
-from data_prep.sources.base import IMAGE_FORMATS
+from data_prep.pixels import SMALLER, BadPicture, orientation, read_header, require_sides, require_size, to_rgb, turned
 from data_prep.sources.ends import Ends
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-ENCODING_VERSION = "2"
-"""Raised whenever a change of this file changes stored bytes. Stands in every manifest."""
-
-MAX_DECODED_PIXELS = 36_000_000
-"""Four bytes each in Pillow, twice where the colours are converted: what 512 MiB for a worker allow."""
+ENCODING_VERSION = "3"
+"""Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. Stands in every manifest."""
 
 DRAFT_RESERVE = 2
 """A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as this many times the sides wanted are left to the resize filter.
@@ -52,7 +43,9 @@ On ImageNet files shrunk to 256 px: 0.07 grey levels (mean, 0.7 at worst) from t
 With a reserve of 1 it would be 1.9 (6.8) in 0.42, which is no longer nothing.
 """
 
-ORIENTATION_TAG = 0x0112
+MAX_OFF_IN_FFCV = 64
+"""Grey levels that the stock ffcv decoder may be off at most in what is encoded anew: its fast DCT is off by 20 at most
+on photographs at quality 95, by 51 at quality 100, and overflows on graphics of full contrast."""
 
 
 class BadSample(Exception):
@@ -68,6 +61,8 @@ class Encoded:
     width: int
     untouched: bool
     """`data` is the source's own."""
+    has_turn: bool = False
+    """The source carries an EXIF orientation, applied or not."""
 
 
 class LeftInSource(NamedTuple):
@@ -78,6 +73,8 @@ class LeftInSource(NamedTuple):
     num_bytes: int
     check: int
     """`sample_digest` of `Ends.checked`."""
+    has_turn: bool
+    """As of `Encoded`, as far as the file's first bytes tell."""
 
 
 def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
@@ -90,7 +87,8 @@ def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource 
         if header is None or not _stays(header, num_bytes, settings):
             found.append(None)
         else:
-            found.append(LeftInSource(header.height, header.width, num_bytes, sample_digest(ends.checked(number))))
+            check, has_turn = sample_digest(ends.checked(number)), orientation(bytes(ends.of(number)[0])) != 1
+            found.append(LeftInSource(header.height, header.width, num_bytes, check, has_turn))
     return found
 
 
@@ -111,25 +109,45 @@ def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
 
     BadSample, with the reason, when it cannot be stored.
     """
-    (result,) = encode_all([data], [index], settings)
+    result = next(encode_all([data], [index], settings))
     if isinstance(result, BadSample):
         raise result
     return result
 
 
-def encode_all(files: Sequence[bytes], indices: Sequence[int], settings: ConvertSettings) -> list[Encoded | BadSample]:
-    """As `encode`, of several files, which takes less time: their JPEGs are checked together."""
+def encode_all(
+    files: Sequence[bytes], indices: Sequence[int], settings: ConvertSettings
+) -> Iterator[Encoded | BadSample]:
+    """As `encode`, of several files, which takes less time: their JPEGs are checked together.
+
+    Each is encoded when it is asked for: pixels may be a thousand times as many bytes as their file.
+    """
     stays = [_as_it_is(data, settings, index) for data, index in zip(files, indices, strict=True)]
     to_check = [encoded.data for encoded in stays if encoded is not None] if settings.check == "decode" else []
     sound = iter(are_sound(to_check))
-    results: list[Encoded | BadSample] = []
     for data, index, encoded in zip(files, indices, stays, strict=True):
-        is_sound = encoded is not None and (settings.check == "headers" or next(sound))
-        try:
-            results.append(encoded if encoded is not None and is_sound else _encode(data, settings, index, encoded))
-        except BadSample as error:
-            results.append(error)
-    return results
+        if encoded is not None and (settings.check == "headers" or next(sound)):
+            yield encoded
+        else:
+            yield _encoded_or_bad(data, settings, index, encoded)
+
+
+def _encoded_or_bad(
+    data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None
+) -> Encoded | BadSample:
+    """Whatever goes wrong with one image is a matter of this image."""
+    try:
+        return _encode(data, settings, index, as_it_is)
+    except BadSample as error:
+        return error
+    except BadPicture as error:
+        return BadSample(str(error))
+    except (UserError, Fault):
+        raise
+    except MemoryError:
+        return BadSample("needs more memory than there is")
+    except Exception as error:  # noqa: BLE001
+        return BadSample(f"cannot be stored: {type(error).__name__}: {error}")
 
 
 def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None) -> Encoded:
@@ -142,7 +160,7 @@ def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encode
     encoded = _as_pixels(pixels, settings) if _is_wanted_raw(index, settings) else _as_jpeg(pixels, settings)
     if len(encoded.data) > settings.page_bytes:
         raise _too_large(len(encoded.data), settings)
-    return encoded
+    return replace(encoded, has_turn=orientation(data) != 1)
 
 
 def _is_wanted_raw(index: int, settings: ConvertSettings) -> bool:
@@ -162,9 +180,10 @@ def _as_it_is(data: bytes, settings: ConvertSettings, index: int) -> Encoded | N
     header = read_jpeg_header(data)
     if header is None or not _stays(header, len(data), settings):
         return None
-    if settings.exif == "apply" and _is_turned(data):
+    has_turn = orientation(data) != 1
+    if settings.exif == "apply" and has_turn:
         return None
-    return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True)
+    return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True, has_turn=has_turn)
 
 
 def _may_stay(settings: ConvertSettings, index: int) -> bool:
@@ -173,6 +192,10 @@ def _may_stay(settings: ConvertSettings, index: int) -> bool:
 
 def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> bool:
     is_small = settings.max_side is None or max(header.height, header.width) <= settings.max_side
+    try:
+        require_size(header.width, header.height)
+    except BadPicture:
+        return False
     return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
 
 
@@ -189,17 +212,6 @@ def _is_read_to_its_end(data: bytes) -> bool:
     return True
 
 
-def _is_turned(data: bytes) -> bool:
-    from PIL import Image
-
-    if b"Exif\0" not in data[:1024] and b"Exif\0" not in data:
-        return False
-    try:
-        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).getexif().get(ORIENTATION_TAG, 1) != 1
-    except Exception:  # noqa: BLE001  # a damaged tag raises half a dozen kinds; then there is no orientation to apply
-        return False
-
-
 def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
     if pixels.nbytes > settings.page_bytes:
         raise _too_large(pixels.nbytes, settings)
@@ -208,11 +220,19 @@ def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
 
 
 def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
+    """As pixels where no JPEG of it is read as it should be."""
     height, width, _ = pixels.shape
-    if max(height, width) > MAX_DECODED_SIDE_PX:
-        raise BadSample(f"is {width} x {height} px, libjpeg ends at {MAX_DECODED_SIDE_PX}; use --max-side")
-    data = turbojpeg.encode_rgb(pixels, settings.quality, settings.subsampling)
-    return Encoded(data, layout.MODE_JPEG, height, width, untouched=False)
+    for quality, subsampling in _attempts(settings):
+        data = turbojpeg.encode_rgb(pixels, quality, subsampling)
+        if turbojpeg.off_in_ffcv(data, height, width) <= MAX_OFF_IN_FFCV:
+            return Encoded(data, layout.MODE_JPEG, height, width, untouched=False)
+    return _as_pixels(pixels, settings)
+
+
+def _attempts(settings: ConvertSettings) -> list[tuple[int, str]]:
+    """Qualities and samplings to encode with, the wanted ones first, each once."""
+    wanted = (settings.quality, settings.subsampling)
+    return list(dict.fromkeys([wanted, (settings.quality, "4:4:4"), (min(settings.quality, DEFAULT_QUALITY), "4:4:4")]))
 
 
 def _too_large(size: int, settings: ConvertSettings) -> BadSample:
@@ -222,19 +242,18 @@ def _too_large(size: int, settings: ConvertSettings) -> BadSample:
 
 
 def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
-    """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample when it cannot be.
+    """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample or BadPicture when it cannot be.
 
-    As torchvision's ImageFolder does: alpha is dropped, and, unless `exif` is `apply`, an EXIF orientation is ignored.
     A JPEG that is to be shrunk much is decoded at a fraction of its size, see `DRAFT_RESERVE`.
     """
     header = read_odd_jpeg_header(data)
-    if header and header.height and header.width and not (settings.exif == "apply" and _is_turned(data)):
-        size = _shrunk_size((header.width, header.height), settings.max_side)
-        reduction = _reduction((header.width, header.height), size)
-        _require_decodable((header.width // reduction, header.height // reduction))
+    if header is not None:
+        size, remedy = (header.width, header.height), "use --max-side" if settings.max_side is None else SMALLER
+        require_sides(*size, remedy)
+        reduction = _reduction(size, _shrunk_size(size, settings.max_side))
+        require_size(*(-(-side // reduction) for side in size), remedy)
         try:
-            pixels = turbojpeg.decode_rgb(data, reduction)
-            return shrink(pixels, size)
+            return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
         except turbojpeg.Damaged as error:
             raise BadSample(f"is damaged: {error}") from None
         except turbojpeg.TooLarge as error:
@@ -244,31 +263,27 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     return _decode_with_pillow(data, settings)
 
 
-def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _finished(
+    pixels: NDArray[np.uint8], data: bytes, header: JpegHeader, settings: ConvertSettings
+) -> NDArray[np.uint8]:
+    from PIL import Image
 
+    size = _shrunk_size((header.width, header.height), settings.max_side)
+    turn = orientation(data) if settings.exif == "apply" else 1
+    if turn != 1:
+        pixels = np.ascontiguousarray(turned(Image.fromarray(pixels), turn))
+        size = size[::-1] if turn >= 5 else size
+    return shrink(pixels, size)
+
+
+def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
     if is_jpeg(data) and not _is_read_to_its_end(data):  # Pillow would not tell what is damaged
         data = plain(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF, and Pillow's own limit on size, which is above ours
-            image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            size = _shrunk_size(image.size, settings.max_side)
-            image.draft("", (size[0] * DRAFT_RESERVE, size[1] * DRAFT_RESERVE))
-            _require_decodable(image.size)
-            image.load()
-            if settings.exif == "apply" and image.getexif().get(ORIENTATION_TAG, 1) != 1:
-                before = image.size
-                image = ImageOps.exif_transpose(image)
-                size = size[::-1] if image.size == before[::-1] else size
-    except UnidentifiedImageError:
-        raise BadSample("is not an image that Pillow knows") from None
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise BadSample(f"is too large to decode: {error}") from None
-    # What Pillow's decoders raise on damaged files is not one family: see its own fuzzers' list.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error) as error:
-        raise BadSample(f"cannot be decoded: {error}") from None
-    return shrink(np.ascontiguousarray(_to_rgb(image)), size)
+    header = read_odd_jpeg_header(data) or read_header(data)
+    size = _shrunk_size((header.width, header.height), settings.max_side)
+    image = to_rgb(data, settings.picture, at_least=(size[0] * DRAFT_RESERVE, size[1] * DRAFT_RESERVE))
+    size = size[::-1] if settings.exif == "apply" and orientation(data) >= 5 else size
+    return shrink(np.ascontiguousarray(image), size)
 
 
 def _reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
@@ -278,31 +293,12 @@ def _reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
 
 
 def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """The longer side to `max_side` px when it is longer, the other in proportion. BadSample beyond 65,535."""
+    """The longer side to `max_side` px when it is longer, the other in proportion."""
     longer = max(size)
-    if max_side is not None and longer > max_side:
-        width, height = (max(1, round(side * max_side / longer)) for side in size)
-        return width, height
-    if longer > layout.MAX_SIDE_PX:
-        raise BadSample(f"is {size[0]} x {size[1]} px, the format ends at {layout.MAX_SIDE_PX}; use --max-side")
-    return size
-
-
-def _require_decodable(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_DECODED_PIXELS:
-        raise BadSample(f"is too large to decode: {size[0]} x {size[1]} px, more than {MAX_DECODED_PIXELS:,} in all")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I", "F"):
-        raise BadSample(f"has pixels of 32 bits (Pillow mode {image.mode}), expected 8 or 16")
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    if max_side is None or longer <= max_side:
+        return size
+    width, height = (max(1, round(side * max_side / longer)) for side in size)
+    return width, height
 
 
 @cache

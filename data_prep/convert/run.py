@@ -221,7 +221,7 @@ def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest 
         return None
     manifest = Manifest.from_json(text, output.name_of(MANIFEST))
     require_size(output.shown, num_bytes, manifest)
-    if facts_of(manifest.source) != facts_of(asdict(plan.source)) or manifest.settings != plan.settings.as_dict():
+    if facts_of(manifest.source) != facts_of(asdict(plan.source)) or not plan.settings.made(manifest.settings):
         raise UserError(
             f"{output.shown}: exists and was made from another source or with other settings (see its manifest); "
             "remove it or choose another --output"

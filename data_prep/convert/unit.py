@@ -93,10 +93,10 @@ def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
         left, source_bytes = _leave_in_source(job, unit, part)
         for batch in _batches(job.source, (index for index in range(unit.start, unit.stop) if index not in left)):
             read = {seen.sample: seen.found for seen in batch if isinstance(seen.found, bytes)}
-            stored = dict(zip(read, encode_all(list(read.values()), list(read), job.settings), strict=True))
+            encoded = encode_all(list(read.values()), list(read), job.settings)
             source_bytes += sum(map(len, read.values()))
             for index, label, found in batch:
-                result = stored[index] if isinstance(found, bytes) else found
+                result = next(encoded) if isinstance(found, bytes) else found
                 if isinstance(result, BadSample):
                     part.put_bad(BadSampleReport(index, job.source.key(index), str(result)))
                     num_bad += 1
@@ -154,8 +154,12 @@ def _batches(source: Source, indices: Iterable[int]) -> Iterator[list[_Seen]]:
 def _read(source: Source, index: int) -> _Seen:
     try:
         sample = source[index]
-    except (OSError, ValueError) as error:
+    except (UserError, Fault):
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever its container holds
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
         return _Seen(index, -1, BadSample(f"cannot be read: {reason}"))
     if not 0 <= sample.label < len(source.class_names):
         return _Seen(index, -1, BadSample(f"has label {sample.label}, expected 0..{len(source.class_names) - 1}"))

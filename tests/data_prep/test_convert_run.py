@@ -301,7 +301,7 @@ def test_bad_samples_are_all_listed_and_nothing_is_written(image_tree: Path, tmp
         ["2", "dog/0.JPEG"],
         ["5", "emu/1.JPEG"],
     ]
-    assert [row[2] for row in listed[2:]] == ["is empty", "is not an image that Pillow knows"]
+    assert [row[2] for row in listed[2:]] == ["is empty", "is a web page; the download went wrong: load the file again"]
     assert not output.exists()
     assert not manifest_path(output).exists()
 

@@ -194,16 +194,16 @@ def test_bad_files_are_refused_with_a_reason(picture, image_file) -> None:
     for strictness in ("decode", "headers"):
         for data, reason in [
             (b"", "is empty"),
-            (b"hello", "is not an image that Pillow knows"),
-            (b"\xff\xd8\xff", "(is damaged|cannot be decoded|is not an image)"),
+            (b"hello", "is no picture of a format that is read"),
+            (b"\xff\xd8\xff", "is damaged"),
             (
                 jpeg[: len(jpeg) // 2],
-                "(is damaged: Premature end of JPEG file|cannot be decoded: image file is truncated)",
+                "is damaged: Premature end of JPEG file",
             ),
-            (jpeg[:100], "(is damaged|cannot be decoded|is not an image)"),
-            (png[: len(png) // 2], "cannot be decoded"),
-            (png[:60] + bytes([png[60] ^ 255]) + png[61:], "cannot be decoded"),
-            (image_file(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "has pixels of 32 bits"),
+            (jpeg[:100], "is damaged"),
+            (png[: len(png) // 2], "is damaged or of an unusual kind: image file is truncated"),
+            (png[:60] + bytes([png[60] ^ 255]) + png[61:], "is damaged or of an unusual kind: broken"),
+            (image_file(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "has gray values that are fractions"),
         ]:
             for mode in ("original", "jpeg", "raw"):
                 with pytest.raises(BadSample, match=reason):
@@ -277,10 +277,14 @@ def test_mixed_is_a_share_of_raw_that_depends_on_seed_and_index_alone(picture, i
 
 def test_what_would_not_fit_in_memory_is_refused(image_file) -> None:
     huge = image_file(Image.new("1", (8000, 8000)), "PNG")
-    with pytest.raises(BadSample, match="is too large to decode: 8000 x 8000 px, more than 36,000,000"):
+    with pytest.raises(BadSample, match="is 8000 x 8000 px, more than 36,000,000 px in all; make it smaller first"):
         encode(huge, ConvertSettings(max_side=100))
-    jpeg = image_file(Image.new("L", (8000, 8000)), "JPEG")  # decoded at 1/8
-    assert encode(jpeg, ConvertSettings(max_side=100)).width == 100
+    for mode in ("L", "CMYK"):
+        jpeg = image_file(Image.new(mode, (8000, 8000)), "JPEG")  # decoded at 1/8
+        assert encode(jpeg, ConvertSettings(max_side=100)).width == 100
+        for encoding in ("original", "jpeg", "raw"):
+            with pytest.raises(BadSample, match="is 8000 x 8000 px, more than 36,000,000 px in all; use --max-side"):
+                encode(jpeg, ConvertSettings(encode=encoding))
 
 
 def segment(marker: int, body: bytes) -> bytes:
@@ -328,7 +332,7 @@ def test_small_files_that_take_much_to_decode_are_refused(check_kind: str) -> No
     ):
         with pytest.raises(BadSample, match=f"is too large to decode: {reason}"):
             encode(file, settings)
-    with pytest.raises(BadSample, match="is too large to decode: 12000 x 12000 px"):
+    with pytest.raises(BadSample, match="is 12000 x 12000 px, more than 36,000,000 px in all; use --max-side"):
         encode(progressive(12_000, 1), ConvertSettings(check=check_kind))  # type: ignore[arg-type]
     with pytest.raises(BadSample, match="is damaged: Progressive JPEG image has more than 500 scans"):
         encode(progressive(64, 600), ConvertSettings())
@@ -340,22 +344,22 @@ def test_documents_are_not_handed_to_their_interpreters(tmp_path: Path, monkeypa
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n{} loop\n%%EOF\n"
-    with pytest.raises(BadSample, match="is not an image that Pillow knows"):
+    with pytest.raises(BadSample, match="is a PostScript file; convert it to JPEG or PNG first"):
         encode(eps, ConvertSettings())
     assert not (tmp_path / "was-run").exists()
 
 
 @pytest.mark.parametrize("check_kind", ["decode", "headers"])
 def test_sides_that_libjpeg_refuses_are_not_kept(check_kind: str, image_file) -> None:
-    data = bytearray(image_file(Image.new("RGB", (65_500, 8))))
+    data = bytearray(image_file(Image.new("RGB", (65_500, 66))))
     settings = ConvertSettings(check=check_kind)  # type: ignore[arg-type]
     assert encode(bytes(data), settings).untouched
     at = data.find(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", 8, 65_501)
+    data[at : at + 4] = struct.pack(">HH", 66, 65_501)
     with pytest.raises(BadSample):
         encode(bytes(data), settings)
-    with pytest.raises(BadSample, match="is 65501 x 1 px, libjpeg ends at 65500; use --max-side"):
-        encode(image_file(Image.new("RGB", (65_501, 1)), "PNG"), settings)
+    with pytest.raises(BadSample, match="is 65501 x 66 px, more than 65,500 px on a side; make it smaller first"):
+        encode(image_file(Image.new("RGB", (65_501, 66)), "PNG"), settings)
 
 
 def test_an_image_larger_than_a_page_is_refused(image_file) -> None:
@@ -365,13 +369,6 @@ def test_an_image_larger_than_a_page_is_refused(image_file) -> None:
     assert len(encode(fits, settings).data) == 1024 * 682 * 3
     with pytest.raises(BadSample, match=r"has 2098176 bytes to store, more than a page of 2097152; use --max-side"):
         encode(too_large, settings)
-
-
-def test_an_image_wider_than_the_format_is_refused(image_file) -> None:
-    wide = image_file(Image.new("RGB", (70_000, 1)), "PNG")
-    with pytest.raises(BadSample, match="is 70000 x 1 px, the format ends at 65535"):
-        encode(wide, ConvertSettings())
-    assert encode(wide, ConvertSettings(max_side=700)).width == 700
 
 
 @pytest.mark.parametrize(
