@@ -8,7 +8,6 @@ buffer is ours, so that images may differ in size. Each is compared with what Pi
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from data_prep.beton import layout
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import Fault, UserError
+from data_prep.pixels import PictureSettings, to_rgb
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
 from data_prep.sources.splits import requested_split
@@ -69,11 +69,11 @@ def read_with_ffcv(beton: Path, reader: BetonReader, samples: NDArray[np.int64])
             yield flat[: height * width * 3].reshape(height, width, 3), int(label)
 
 
-def pillow_pixels(data: bytes, max_side: int | None) -> NDArray[np.uint8]:
+def pillow_pixels(data: bytes, max_side: int | None, settings: PictureSettings) -> NDArray[np.uint8]:
     """The file as RGB, uint8 [height, width, 3], shrunk with the filter that conversions use."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = to_rgb(data, settings)
     longer = max(image.size)
     if max_side is None or longer <= max_side:
         return np.asarray(image)
@@ -87,9 +87,7 @@ def compare(beton: Path, source: Source, count: int | None) -> tuple[dict[str, l
     `count`: how many images, spread evenly; None for all.
     """
     manifest, reader = load_manifest(beton), BetonReader(beton)
-    max_side = manifest.settings.get("max_side")
-    if manifest.settings.get("exif") == "apply":
-        raise UserError(f"{beton}: made with --exif apply, which is not compared here")
+    max_side, settings = manifest.settings.get("max_side"), PictureSettings.from_dict(manifest.settings)
     left_out = {int(entry["index"]) for entry in manifest.quarantined}
     indices = [index for index in range(len(source)) if index not in left_out]
     number = len(reader) if count is None else min(count, len(reader))
@@ -98,7 +96,7 @@ def compare(beton: Path, source: Source, count: int | None) -> tuple[dict[str, l
     wrong = []
     for sample, (pixels, label) in zip(samples.tolist(), read_with_ffcv(beton, reader, samples), strict=True):
         original = source[indices[sample]]
-        expected = pillow_pixels(original.data, max_side)
+        expected = pillow_pixels(original.data, max_side, settings)
         if expected.shape != pixels.shape:
             wrong.append(f"{original.key}: stored as {pixels.shape}, expected {expected.shape}")
             continue

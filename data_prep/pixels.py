@@ -110,6 +110,9 @@ class PictureSettings:
         return cls(**found)
 
 
+SMALLER = "make it smaller first"
+
+
 class PictureHeader(NamedTuple):
     """What a file says of its picture, before it is decoded."""
 
@@ -148,22 +151,22 @@ def to_rgb_image(image: Image.Image, settings: PictureSettings = PictureSettings
         return _to_rgb(image, settings.background, image.info.get("transparency"), _gray_depth(image))
 
 
-def read_header(data: bytes) -> PictureHeader:
-    """BadPicture as `to_rgb` raises it for what can be told without decoding."""
+def read_header(data: bytes, remedy: str = SMALLER) -> PictureHeader:
+    """BadPicture as `to_rgb` raises it for what can be told without decoding. `remedy`: for one that is too large."""
     with _as_bad_picture():
-        image, file_format = _open(data, None)
-        _require_decodable(image, file_format, data)
+        image, file_format = _open(data, None, remedy)
+        _require_decodable(image, file_format, data, remedy)
         return PictureHeader(file_format, image.mode, image.width, image.height, orientation(data, file_format))
 
 
-def require_size(width: int, height: int, remedy: str = "make it smaller first") -> None:
+def require_size(width: int, height: int, remedy: str = SMALLER) -> None:
     """BadPicture for a picture of no pixels, or beyond `LIMITS`."""
     require_sides(width, height, remedy)
     if width * height > LIMITS.pixels:
         raise BadPicture(f"is {width} x {height} px, more than {LIMITS.pixels:,} px in all; {remedy}")
 
 
-def require_sides(width: int, height: int, remedy: str = "make it smaller first") -> None:
+def require_sides(width: int, height: int, remedy: str = SMALLER) -> None:
     """As `require_size`, but for the number of pixels, of which fewer may be decoded."""
     if width < 1 or height < 1:
         raise BadPicture(f"is {width} x {height} px: it has no pixels")
@@ -315,7 +318,7 @@ def _silence_libtiff() -> None:
         pass
 
 
-def _open(data: bytes, at_least: tuple[int, int] | None) -> tuple[ImageFile.ImageFile, str]:
+def _open(data: bytes, at_least: tuple[int, int] | None, remedy: str = SMALLER) -> tuple[ImageFile.ImageFile, str]:
     """Not decoded yet; its sides are within the limits."""
     file_format = picture_format(data)
     if file_format is None:
@@ -324,24 +327,24 @@ def _open(data: bytes, at_least: tuple[int, int] | None) -> tuple[ImageFile.Imag
     if file_format == "JPEG":
         parts = _jpeg_parts(data)
         if parts is not None:
-            require_sides(parts.width, parts.height)
+            require_sides(parts.width, parts.height, remedy)
             file = _without(data, parts.metadata)
     elif file_format == "WEBP":
         size = _webp_size(data)
         if size is not None:
-            require_size(*size)
+            require_size(*size, remedy)
     elif file_format == "TIFF":
         file = _with_orientation_1(data)  # Pillow turns TIFFs by itself when it decodes them
     image = READERS[file_format](io.BytesIO(file))
-    require_sides(*image.size)
+    require_sides(*image.size, remedy)
     if at_least is not None:
         image.draft("", at_least)
     return image, file_format
 
 
-def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes) -> None:
+def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes, remedy: str = SMALLER) -> None:
     width, height = image.size
-    require_size(width, height)
+    require_size(width, height, remedy)
     pixels = width * height
     held = pixels * 8  # as Pillow has them, and in RGB
     if file_format == "JPEG":
@@ -350,7 +353,7 @@ def _require_decodable(image: ImageFile.ImageFile, file_format: str, data: bytes
         held = pixels * 16
     elif file_format == "JPEG2000":
         width, height, components = _jpeg2000_size(data) or (width, height, len(image.getbands()))
-        require_size(width, height)
+        require_size(width, height, remedy)
         held = width * height * (4 * components + 8)
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         held += _tiff_piece_bytes(image)

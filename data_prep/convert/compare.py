@@ -18,7 +18,7 @@ from data_prep.beton.verify import shorten, spread
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode, encoder_versions
 from data_prep.errors import UserError
-from data_prep.sources.base import Source
+from data_prep.sources.base import Source, UnreadableSample, read_sample
 
 
 def compare_with_source(
@@ -66,10 +66,10 @@ def _difference(
     reader: BetonReader, sample: int, source: Source, index: int, settings: ConvertSettings, same_libraries: bool
 ) -> str | None:
     try:
-        original = source[index]
+        original = read_sample(source, index)
         encoded = encode(original.data, settings, index)
-    except (OSError, ValueError, BadSample) as error:
-        return f"cannot be read: {error}"
+    except (UnreadableSample, BadSample) as error:
+        return str(error)
     if original.label != reader.label(sample):
         return f"label {original.label}, stored is {reader.label(sample)}"
     if encoded.mode != reader.mode(sample):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data_prep.beton import layout
 from data_prep.errors import UserError
-from data_prep.pixels import Exif, PictureSettings
+
+if TYPE_CHECKING:
+    from data_prep.pixels import PictureSettings
 
 Encoding = Literal["original", "jpeg", "raw", "mixed"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
+Exif = Literal["ignore", "apply"]
 Check = Literal["decode", "headers"]
 OnError = Literal["fail", "quarantine"]
 
@@ -72,6 +75,8 @@ class ConvertSettings:
 
     @property
     def picture(self) -> PictureSettings:
+        from data_prep.pixels import PictureSettings  # Pillow is not needed to show a command's help
+
         return PictureSettings(self.exif, self.background)
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,6 +86,8 @@ class ConvertSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConvertSettings:
         """Of `as_dict`, or of what an older version wrote. TypeError for settings that are no conversion's."""
+        from data_prep.pixels import PictureSettings
+
         background = PictureSettings.from_dict(values).background
         return cls(**{**values, "background": background})
 

@@ -251,7 +251,7 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
         size, remedy = (header.width, header.height), "use --max-side" if settings.max_side is None else SMALLER
         require_sides(*size, remedy)
         reduction = _reduction(size, _shrunk_size(size, settings.max_side))
-        require_size(*(-(-side // reduction) for side in size), remedy)
+        require_size(-(-size[0] // reduction), -(-size[1] // reduction), remedy)
         try:
             return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
         except turbojpeg.Damaged as error:

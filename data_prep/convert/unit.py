@@ -22,7 +22,7 @@ from data_prep.convert.output import Output, read_small
 from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole_note
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
-from data_prep.sources.base import Source, SourceWithEnds
+from data_prep.sources.base import Source, SourceWithEnds, UnreadableSample, read_sample
 from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
 
 BATCH_BYTES = 1 << 20
@@ -153,14 +153,9 @@ def _batches(source: Source, indices: Iterable[int]) -> Iterator[list[_Seen]]:
 
 def _read(source: Source, index: int) -> _Seen:
     try:
-        sample = source[index]
-    except (UserError, Fault):
-        raise
-    except Exception as error:  # noqa: BLE001  # whatever its container holds
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if not isinstance(error, OSError | ValueError):
-            reason = f"{type(error).__name__}: {reason}"
-        return _Seen(index, -1, BadSample(f"cannot be read: {reason}"))
+        sample = read_sample(source, index)
+    except UnreadableSample as error:
+        return _Seen(index, -1, BadSample(str(error)))
     if not 0 <= sample.label < len(source.class_names):
         return _Seen(index, -1, BadSample(f"has label {sample.label}, expected 0..{len(source.class_names) - 1}"))
     return _Seen(index, sample.label, sample.data)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header
+from data_prep.jpeg.header import is_jpeg, is_read_by_ffcv, read_jpeg_header
+from data_prep.pixels import BadPicture
+from data_prep.pixels import read_header as picture_header
 from data_prep.shown import shown
-from data_prep.sources.base import IMAGE_FORMATS, Source, notes_of
+from data_prep.sources.base import Source, UnreadableSample, notes_of, read_sample
 from data_prep.sources.class_order import are_numbered
 from data_prep.sources.left_out import skipped_notes
 from data_prep.sources.places import MAX_SAMPLE_BYTES
@@ -25,10 +24,8 @@ NUM_FIRST = 5
 MANY_CLASSES = 10
 NUM_NAMED = 3
 """Samples that a finding names."""
-EXIF_ORIENTATION = 0x0112
 SUFFIXES = {
-    "JPEG": ("jpg", "jpeg"),
-    "MPO": ("jpg", "jpeg", "mpo"),
+    "JPEG": ("jpg", "jpeg", "mpo"),
     "PNG": ("png",),
     "GIF": ("gif",),
     "BMP": ("bmp",),
@@ -126,33 +123,21 @@ def survey(source: Source, num_headers: int, on_header: Callable[[int, int], Non
 def read_header(source: Source, index: int) -> Header:
     """Reads one file; only its header is decoded."""
     try:
-        sample = source[index]
-    except (OSError, ValueError) as error:
-        return Header(source.key(index), int(source.labels[index]), -1, problem=f"cannot be read: {error}")
+        sample = read_sample(source, index)
+    except UnreadableSample as error:
+        return Header(source.key(index), int(source.labels[index]), -1, problem=str(error))
     return _parse(sample.data, sample.label, sample.key)
 
 
 def _parse(data: bytes, label: int, key: str) -> Header:
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        return Header(key, label, 0, problem="is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a suspiciously large image: its size is shown
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            rotated = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
-    except UnidentifiedImageError:
-        return Header(key, label, len(data), problem="is not an image that Pillow knows")
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
-        return Header(key, label, len(data), problem=f"has a damaged header: {error}")
-    except Image.DecompressionBombError as error:
-        return Header(key, label, len(data), problem=f"is too large: {error}")
+        picture = picture_header(data, "convert it with --max-side" if is_jpeg(data) else "make it smaller first")
+    except BadPicture as error:
+        return Header(key, label, len(data), problem=str(error))
     jpeg = read_jpeg_header(data)
     passed = jpeg is not None and is_read_by_ffcv(jpeg)
-    return Header(
-        key, label, len(data), image.format or "", image.mode, image.height, image.width, passed, is_rotated=rotated
-    )
+    found = (picture.format, picture.mode, picture.height, picture.width)
+    return Header(key, label, len(data), *found, is_passed_through=passed, is_rotated=picture.orientation != 1)
 
 
 def find_oddities(source: Source, headers: list[Header]) -> list[str]:

@@ -10,12 +10,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.errors import Fault, UserError
+from data_prep.shown import shown
 from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.splits import SplitRequest
-
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
-"""Of Pillow's. Others are for documents: of EPS its reader hands the file to Ghostscript, to be run without a limit."""
-
 
 MAX_NAMED = 3
 """Files that a source names of those it leaves out."""
@@ -58,6 +56,10 @@ def facts_of(described: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "left_out"}
 
 
+class UnreadableSample(Exception):
+    """One sample cannot be read; the message is one line that continues its name."""
+
+
 class Source(Protocol):
     """Images and labels by index, always in the same order.
 
@@ -89,8 +91,8 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Sample:
-        """OSError or ValueError, with a reason, when this sample cannot be read. Fault when the source was changed
-        since it was opened: then no sample can be trusted."""
+        """Called by `read_sample`. OSError or ValueError, with a reason, when this sample cannot be read. Fault when
+        the source was changed since it was opened: then no sample can be trusted."""
         ...
 
 
@@ -124,6 +126,21 @@ class SourceClass(Protocol):
     def open(self, location: str | None, split: SplitRequest, **options: str) -> Source:
         """`options`: those of `SourceOptions` that the source takes and the user gave."""
         ...
+
+
+def read_sample(source: Source, index: int) -> Sample:
+    """UnreadableSample for whatever is wrong with this sample or its place in a container. UserError and Fault as from
+    `source[index]`: they are of the source as a whole."""
+    try:
+        return source[index]
+    except (UserError, Fault):
+        raise
+    except OSError as error:
+        raise UnreadableSample(f"cannot be read: {shown(error.strerror or error)}") from None
+    except ValueError as error:
+        raise UnreadableSample(f"cannot be read: {shown(error)}") from None
+    except Exception as error:  # noqa: BLE001  # a parser met what it did not foresee
+        raise UnreadableSample(f"cannot be read: {type(error).__name__}: {shown(error)}") from None
 
 
 def digest_of(parts: Iterable[bytes | str | int]) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from data_prep.ffcv_pixels import as_table, pillow_pixels
+from data_prep.pixels import PictureSettings
 
 
 def test_pillow_pixels_are_the_files(picture, image_file) -> None:
     image = picture(20, 31)
-    assert (pillow_pixels(image_file(image, "PNG"), None) == image).all()
-    assert pillow_pixels(image_file(image, "PNG"), 15).shape == (10, 15, 3)
+    assert (pillow_pixels(image_file(image, "PNG"), None, PictureSettings()) == image).all()
+    assert pillow_pixels(image_file(image, "PNG"), 15, PictureSettings()).shape == (10, 15, 3)
 
 
 def test_table() -> None:
