@@ -189,7 +189,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-EVERYWHERE = ("data_prep.redaction", "data_prep.shown")
+EVERYWHERE = ("data_prep.redaction", "data_prep.shown", "data_prep.strict_json")
 """Import nothing of the project and may be imported by all."""
 
 

@@ -1,10 +1,24 @@
-"""Durable files: nothing appears under its final name before its bytes are on the disk."""
+"""Files that others may see or write beside us: durable, whole under their names, and never through a planted link.
+
+Whoever may write to a folder can put a symbolic link, a pipe or a device where we expect a file. What is opened here is
+a regular file, and what is written goes to a new file that then takes the name, whatever had it.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from data_prep.errors import UserError
+
+_PRIVATE = 0o700
 
 
 def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -13,6 +27,36 @@ def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int)
     while len(view):
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
+    """As `os.open`. OSError for a link (unless `follow`) and for whatever is no regular file, such as a pipe, on which
+    another call would wait for ever."""
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "is a symbolic link", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
+
+
+def read_small(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
+    """All of a regular file. OSError (EFBIG) when it has more than `max_bytes`."""
+    with open(open_regular(path, os.O_RDONLY, follow=follow), "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
+    return data
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file under that name: what had it, be it a link, is removed first."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -26,12 +70,14 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
-def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    """A reader sees the old file or the new one; if `durable`, even after a power cut."""
+@contextmanager
+def written_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """The file appears under its name when the block ends well. A reader sees the old file or the new one; if
+    `durable`, even after a power cut."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with create(temporary) as file:
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -41,6 +87,53 @@ def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> Non
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    write_bytes_atomically(path, text.encode("utf-8", errors="backslashreplace"), durable=durable)
+
+
+def write_bytes_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    with written_atomically(path, durable=durable) as file:
+        file.write(data)
+
+
+def append(path: Path, text: str) -> None:
+    """To a file that grows, by one call, so that what two processes append does not mix."""
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        data = text.encode("utf-8", errors="backslashreplace")
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder below one that others may write to. OSError when a link or something else has its name."""
+    path.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+
+
+def make_private_folder(path: Path) -> None:
+    """A folder of this user that no other one may write to or read. UserError when it is another's, or open to them."""
+    path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path}: is a link or a file; choose a folder of your own")
+    if status.st_uid != os.geteuid():
+        raise UserError(f"{path}: belongs to another user (uid {status.st_uid}); choose a folder of your own")
+    if status.st_mode & 0o077:
+        raise UserError(f"{path}: is open to other users; close it with `chmod 700 {path}`, or choose another folder")
+
+
+def remove_folder(path: Path) -> None:
+    """With all in it; of a link in its place only the link."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ source and settings give the same manifest.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,20 +16,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.digest import CHUNK_BYTES, FileDigest
-from data_prep.beton.files import write_text_atomically
+from data_prep.beton import layout
+from data_prep.beton.digest import (
+    ALGORITHM,
+    CHUNK_BYTES,
+    Algorithm,
+    FileDigest,
+    combine,
+    is_hex_digest,
+    parse_digest,
+)
+from data_prep.beton.files import read_small, write_text_atomically
 from data_prep.beton.layout import MODE_NAMES
 from data_prep.beton.pages import BetonLayout
 from data_prep.errors import UserError
+from data_prep.shown import shown
+from data_prep.strict_json import parse
 
-MANIFEST_SCHEMA_VERSION = 2
+MANIFEST_SCHEMA_VERSION = 3
+_ALGORITHM_OF: Mapping[int, Algorithm] = {2: "xxh3_128", MANIFEST_SCHEMA_VERSION: ALGORITHM}
+"""By schema version: those that are read."""
+MAX_MANIFEST_BYTES = 64 << 20
+"""ImageNet's has 1.3 MB, of 17,000 chunks."""
+MAX_CLASS_NAME_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
 class Manifest:
     schema_version: int
     digest: str
-    """`xxh3_128_tree:<hex>` of the whole beton: xxh3_128 of the digests in `chunks`, see `beton/digest.py`."""
+    """`blake3_tree:<hex>` of the whole beton: BLAKE3 of the digests in `chunks`, see `beton/digest.py`; xxh3_128 in
+    schema 2."""
     beton_bytes: int
     page_bytes: int
     num_samples: int
@@ -55,33 +73,57 @@ class Manifest:
     """Samples left out on the user's word: `index` in the source, `key`, `reason`. Empty: nothing was left out."""
     chunk_bytes: int
     chunks: tuple[str, ...]
-    """Hex xxh3_128 of consecutive chunks of `chunk_bytes`."""
+    """Hex digests of consecutive chunks of `chunk_bytes`."""
+    samples_digest: str = ""
+    """`blake3:<hex>` of `<name>.samples.bin`, see `beton/contents.py`. Empty: there is none."""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def algorithm(self) -> Algorithm:
+        """Of the digests."""
+        return parse_digest(self.digest).algorithm
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether the digests tell intent from accident: those of schema 2 can be forged."""
+        return parse_digest(self.digest).is_proof
+
     def to_json(self) -> str:
+        """UserError when it is more than is read again."""
         lines = [
             f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(self).items()
         ]
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        if len(text) * 4 > MAX_MANIFEST_BYTES < len(text.encode("utf-8", errors="backslashreplace")):
+            raise UserError(
+                f"the manifest would have more than {MAX_MANIFEST_BYTES >> 20} MiB, with {len(self.quarantined):,} "
+                "samples left out; remove them from the source instead"
+            )
+        return text
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
         """`where` names the file in errors. UserError, naming the field, when `text` is no such manifest."""
         try:
-            tree = json.loads(text)
+            tree = parse(text, max_bytes=MAX_MANIFEST_BYTES)
         except ValueError as error:
             raise UserError(f"{where}: is not valid JSON ({error}); make the beton again") from None
         if not isinstance(tree, dict):
             raise UserError(f"{where}: expected a JSON object; make the beton again")
-        if tree.get("schema_version") != MANIFEST_SCHEMA_VERSION:
+        version = tree.get("schema_version")
+        if type(version) is not int or version not in _ALGORITHM_OF:
             raise UserError(
-                f"{where}: schema_version is {tree.get('schema_version')!r}, this version of data_prep reads "
-                f"{MANIFEST_SCHEMA_VERSION}; make the beton again"
+                f"{where}: schema_version is {shown(repr(version), 60)}, this version of data_prep reads "
+                f"{' and '.join(map(str, _ALGORITHM_OF))}; make the beton again"
             )
-        return cls(**{field.name: _read_field(tree, field.name, where) for field in fields(cls)})
+        manifest = cls(**{field.name: _read_field(tree, field.name, where) for field in fields(cls)})
+        reason = _contradiction(manifest)
+        if reason is not None:
+            raise UserError(f"{where}: {reason}; get the manifest that was made with the beton, or make both again")
+        return manifest
 
 
 def manifest_path(beton: Path) -> Path:
@@ -93,14 +135,15 @@ def read_manifest(beton: Path) -> Manifest:
     """The manifest of `beton`, without a look at the beton. UserError when it is missing or not readable."""
     path = manifest_path(beton)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path, MAX_MANIFEST_BYTES, follow=True).decode("utf-8")
     except FileNotFoundError:
         raise UserError(
             f"{path}: does not exist, so {beton.name} is unfinished or was not made by data-prep; "
             f"make it with `data-prep convert --output {beton}`"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
     return Manifest.from_json(text, str(path))
 
 
@@ -138,6 +181,7 @@ def describe_beton(
     source: Mapping[str, Any],
     versions: Mapping[str, str],
     quarantined: tuple[Mapping[str, Any], ...] = (),
+    samples_digest: str = "",
 ) -> Manifest:
     """The manifest of a beton with that layout and those bytes."""
     image = beton.metadata["image"]
@@ -161,6 +205,7 @@ def describe_beton(
         quarantined=quarantined,
         chunk_bytes=CHUNK_BYTES,
         chunks=digest.chunks,
+        samples_digest=samples_digest,
     )
 
 
@@ -191,14 +236,17 @@ _INTEGERS = frozenset(
 )
 _LISTS_OF: Mapping[str, type] = {"class_names": str, "class_counts": int, "quarantined": dict, "chunks": str}
 _MAPPINGS = frozenset({"mode_counts", "settings", "source", "versions"})
+_MAX_INTEGER = (1 << 63) - 1
 
 
 def _read_field(tree: Mapping[str, Any], name: str, where: str) -> Any:
+    if name == "samples_digest" and name not in tree:
+        return ""  # schema 2, and betons that were not converted
     if name not in tree:
         raise UserError(f"{where}: {name} is missing; make the beton again")
     value = tree[name]
     if name in _INTEGERS:
-        valid, expected = type(value) is int and value >= 0, "a number of at least 0"
+        valid, expected = _is_count(value), "a number of at least 0"
     elif name in _LISTS_OF:
         valid, expected = _is_list_of(value, _LISTS_OF[name]), f"a list of {_LISTS_OF[name].__name__}"
     elif name in _MAPPINGS:
@@ -210,5 +258,71 @@ def _read_field(tree: Mapping[str, Any], name: str, where: str) -> Any:
     return tuple(value) if name in _LISTS_OF else value
 
 
-def _is_list_of(value: Any, item_type: type) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(type(v) is item_type for v in value)
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_INTEGER
+
+
+def _is_list_of(value: object, item_type: type) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(_is_count(v) if item_type is int else type(v) is item_type for v in value)
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """Why the fields, each well-formed, cannot be those of one beton."""
+    try:
+        digest = parse_digest(manifest.digest)
+        of_samples = parse_digest(manifest.samples_digest) if manifest.samples_digest else None
+    except ValueError as error:
+        return f"digest: {error}"
+    num_chunks = -(-manifest.beton_bytes // CHUNK_BYTES)
+    smallest_bytes = layout.METADATA_START + manifest.num_samples * layout.SAMPLE_METADATA.itemsize
+    modes = manifest.mode_counts
+    if not digest.is_tree or digest.algorithm != _ALGORITHM_OF[manifest.schema_version]:
+        return f"digest is {manifest.digest}, which does not go with schema_version {manifest.schema_version}"
+    if of_samples is not None and (of_samples.is_tree or not of_samples.is_proof):
+        return f"samples_digest is {manifest.samples_digest}, expected {ALGORITHM}:..."
+    if manifest.chunk_bytes != CHUNK_BYTES:
+        return f"chunk_bytes is {manifest.chunk_bytes}, expected {CHUNK_BYTES}"
+    if len(manifest.chunks) != num_chunks:
+        return f"has {len(manifest.chunks)} chunks, {manifest.beton_bytes} bytes have {num_chunks}"
+    for number, chunk in enumerate(manifest.chunks):
+        if not is_hex_digest(chunk, digest.algorithm):
+            return f"chunks: {number} is {shown(chunk, 40)!r}, which is no digest"
+    if combine(manifest.chunks, digest.algorithm).whole != manifest.digest:
+        return "its digest is not that of its chunks"
+    if not layout.is_page_size(manifest.page_bytes):
+        return f"page_bytes is {manifest.page_bytes}, expected a power of two"
+    if not manifest.num_samples or smallest_bytes > manifest.beton_bytes:
+        return f"num_samples is {manifest.num_samples}, which {manifest.beton_bytes} bytes do not hold"
+    if (reason := class_names_problem(manifest.class_names)) is not None:
+        return reason
+    if len(manifest.class_counts) != manifest.num_classes or sum(manifest.class_counts) != manifest.num_samples:
+        return (
+            f"class_counts are of {len(manifest.class_counts)} classes and {sum(manifest.class_counts)} samples, "
+            f"expected {manifest.num_classes} and {manifest.num_samples}"
+        )
+    if set(modes) != set(MODE_NAMES) or not all(map(_is_count, modes.values())):
+        return f"mode_counts should be numbers of {' and '.join(MODE_NAMES)}"
+    if sum(modes.values()) != manifest.num_samples or manifest.num_untouched > manifest.num_samples:
+        return f"mode_counts or num_untouched do not go with num_samples {manifest.num_samples}"
+    for low, high in (("min_height", "max_height"), ("min_width", "max_width")):
+        if not 1 <= getattr(manifest, low) <= getattr(manifest, high) <= layout.MAX_SIDE_PX:
+            return f"{low} and {high} are no sides of images: {getattr(manifest, low)}, {getattr(manifest, high)}"
+    for entry in manifest.quarantined:
+        if not (_is_count(entry.get("index")) and all(isinstance(entry.get(name), str) for name in ("key", "reason"))):
+            return "quarantined: expected an index, a key and a reason for each"
+    if not all(isinstance(version, str) for version in manifest.versions.values()):
+        return "versions should be strings"
+    return None
+
+
+def class_names_problem(names: Sequence[str]) -> str | None:
+    """Why these cannot be the names of classes, in a manifest or in any table made of it."""
+    if not names:
+        return "class_names is empty"
+    for label, name in enumerate(names):
+        if not name or len(name) > MAX_CLASS_NAME_CHARACTERS or any(unicodedata.category(c) == "Cc" for c in name):
+            expected = f"1..{MAX_CLASS_NAME_CHARACTERS} characters, none of them a control character"
+            return f"class_names: class {label} is {shown(repr(name), 80)}, expected {expected}"
+    return None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.digest import CHUNK_BYTES, FileDigest, RunningDigests, chunk_digest, combine
-from data_prep.beton.files import publish, write_at
+from data_prep.beton.files import open_regular, publish, write_at
 from data_prep.beton.pages import BetonLayout
 
 RANGE_BYTES = 8 * CHUNK_BYTES
@@ -232,7 +232,7 @@ def write_beton(
     chunks: list[str] = []
     try:
         create_sized(temporary, beton.total_bytes)
-        descriptor = os.open(temporary, os.O_RDWR)
+        descriptor = open_regular(temporary, os.O_RDWR)
         try:
             for number in range(num_ranges(beton)):
                 part = cut(beton, number)
@@ -249,7 +249,7 @@ def write_beton(
 
 def create_sized(path: Path, total_bytes: int) -> None:
     """A file of that many bytes, all zero and not yet taking space; one that is there already keeps its bytes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         os.ftruncate(descriptor, total_bytes)
     finally:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_prep.cli.options import AsJson, ClassOrder, Devkit, ImageColumn, LabelColumn, Labels, local_path, print_json
 from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.beton.manifest import Manifest
 
 
 def verify(
@@ -55,19 +58,29 @@ def verify(
         print(f"data-prep: {beton}: {problem}", file=sys.stderr)
     if not problems:
         compared = "" if opened is None else f"; as many are what {source} gives"
-        typer.echo(f"{beton}: whole; {manifest.num_samples:,} images, {report.num_decoded:,} of them decoded{compared}")
+        typer.echo(
+            f"{beton}: whole: every byte has the digest that its manifest says ({_kind_shown(manifest)}); "
+            f"{report.num_decoded:,} of its {manifest.num_samples:,} images decoded{compared}"
+        )
         typer.echo(f"digest {manifest.digest}")
     if as_json:
         print_json(
             ok=not problems,
             path=str(beton),
             digest=manifest.digest,
+            protects_against="forgery" if manifest.is_proof else "accidents",
             num_samples=manifest.num_samples,
             num_decoded=report.num_decoded,
             problems=problems,
         )
     if problems:
         raise typer.Exit(1)
+
+
+def _kind_shown(manifest: Manifest) -> str:
+    if manifest.is_proof:
+        return manifest.algorithm
+    return f"{manifest.algorithm}, which protects against accidents only: made by an earlier version"
 
 
 def _decode_count(option: str) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +13,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.beton import ranges
-from data_prep.beton.files import publish, write_text_atomically
+from data_prep.beton.files import (
+    create,
+    make_folder,
+    open_regular,
+    publish,
+    read_small,
+    remove_folder,
+    write_bytes_atomically,
+    write_text_atomically,
+)
+from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload, read_digests
 from data_prep.beton.space import free_bytes, lacking_bytes, require_space
 from data_prep.convert.output import Written
@@ -47,7 +56,7 @@ class FileOutput:
 
     def read_text(self, end: str) -> str | None:
         path = self.path.with_suffix(end)
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        return read_small(path, MAX_MANIFEST_BYTES, follow=True).decode("utf-8", "replace") if path.exists() else None
 
     def write_text(self, end: str, text: str | None) -> None:
         path = self.path.with_suffix(end)
@@ -56,6 +65,9 @@ class FileOutput:
         else:
             write_text_atomically(path, text)
 
+    def write_bytes(self, end: str, data: bytes) -> None:
+        write_bytes_atomically(self.path.with_suffix(end), data)
+
     def has_work(self) -> bool:
         return self._work.exists()
 
@@ -63,8 +75,8 @@ class FileOutput:
     def taken(self) -> Iterator[None]:
         """The lock goes with the process, however that ends."""
         try:
-            self._work.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            make_folder(self._work)
+            descriptor = open_regular(self._work / "lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise UserError(f"{self._work}: cannot be written: {error.strerror}; choose another --output") from None
         try:
@@ -90,7 +102,7 @@ class FileOutput:
         return {entry.name for entry in self._work.iterdir()}
 
     def reader(self, name: str) -> _FileReader:
-        return _FileReader(os.open(self._work / name, os.O_RDONLY))
+        return _FileReader(open_regular(self._work / name, os.O_RDONLY))
 
     def size_of(self, name: str) -> int:
         return (self._work / name).stat().st_size
@@ -105,7 +117,7 @@ class FileOutput:
         # The name is unique: an orphan of a killed run may still be writing the same.
         temporary = self._work / f"{name}.{socket.gethostname()}-{os.getpid()}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with create(temporary) as file:
                 yield file
             temporary.replace(self._work / name)
         finally:
@@ -115,7 +127,7 @@ class FileOutput:
         (self._work / name).unlink(missing_ok=True)
 
     def remove_work(self) -> None:
-        shutil.rmtree(self._work, ignore_errors=True)
+        remove_folder(self._work)
 
     def range_bytes(self, total_bytes: int | None) -> int:
         return ranges.RANGE_BYTES
@@ -125,7 +137,7 @@ class FileOutput:
         for stale in self._work.glob("*.unfinished"):
             if stale != target or is_new:
                 stale.unlink(missing_ok=True)
-        target.touch()
+        os.close(open_regular(target, os.O_RDWR | os.O_CREAT))
         return str(target)
 
     def has_room(self, target: str, num_bytes: int) -> bool:
@@ -136,7 +148,7 @@ class FileOutput:
         os.truncate(target, total_bytes)  # it must be there: ranges may have been written to it
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
-        descriptor = os.open(target, os.O_RDWR)
+        descriptor = open_regular(Path(target), os.O_RDWR)
         try:
             written = Written(ranges.write_range(descriptor, part, payload))
             if machine() != self.driver_machine:
@@ -148,7 +160,7 @@ class FileOutput:
             os.close(descriptor)
 
     def holds(self, target: str, part: FileRange, written: Written) -> bool:
-        descriptor = os.open(target, os.O_RDWR)
+        descriptor = open_regular(Path(target), os.O_RDWR)
         try:
             if read_digests(descriptor, part) != written.chunks:
                 return False
@@ -159,7 +171,7 @@ class FileOutput:
             os.close(descriptor)
 
     def publish(self, target: str, receipts: Sequence[str]) -> None:
-        descriptor = os.open(target, os.O_RDWR)
+        descriptor = open_regular(Path(target), os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:

@@ -6,6 +6,7 @@ lie under `<output>.work/`. Credentials and endpoint come from the environment, 
 
 from __future__ import annotations
 
+import errno
 import socket
 import tempfile
 import uuid
@@ -15,6 +16,7 @@ from functools import cached_property
 from typing import Any, BinaryIO
 
 from data_prep.beton import ranges
+from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload
 from data_prep.convert.output import BETON, Written
 from data_prep.errors import UserError
@@ -92,15 +94,21 @@ class ObjectOutput:
 
     def read_text(self, end: str) -> str | None:
         try:
+            num_bytes = self._size(self._named(end))
+            if num_bytes > MAX_MANIFEST_BYTES:
+                raise OSError(errno.EFBIG, f"has more than {MAX_MANIFEST_BYTES:,} bytes", self.name_of(end))
             with failures(self.name_of(end)):
                 return self._fs.cat_file(self._named(end)).decode("utf-8", errors="replace")
         except FileNotFoundError:
             return None
 
+    def write_bytes(self, end: str, data: bytes) -> None:
+        with failures(self.name_of(end)):
+            self._fs.pipe_file(self._named(end), data)
+
     def write_text(self, end: str, text: str | None) -> None:
         if text is not None:
-            with failures(self.name_of(end)):
-                self._fs.pipe_file(self._named(end), text.encode("utf-8", errors="backslashreplace"))
+            self.write_bytes(end, text.encode("utf-8", errors="backslashreplace"))
         elif self.read_text(end) is not None:
             self._rm(self._named(end))
 

@@ -25,6 +25,8 @@ class Written:
     """Digests."""
     receipt: str = ""
     """The store's own word for it, where it gives one."""
+    contents: bytes = b""
+    """`beton.contents.CONTENT` of each sample, known where its file was read for the first time; empty: of none."""
 
 
 class Reader(Protocol):
@@ -58,6 +60,10 @@ class Output(Protocol):
 
     def write_text(self, end: str, text: str | None) -> None:
         """A reader sees the old text or the new one; None takes it away."""
+        ...
+
+    def write_bytes(self, end: str, data: bytes) -> None:
+        """As `write_text`."""
         ...
 
     # --- the work: small files and parts, under names of their own

@@ -17,11 +17,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.beton import layout
+from data_prep.beton.contents import CONTENT, NO_CONTENT
 from data_prep.beton.digest import sample_digest
 from data_prep.convert.encode import Encoded, LeftInSource
 from data_prep.convert.output import Output
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault
+from data_prep.strict_json import parse
 
 PART_ROW = np.dtype(
     [
@@ -33,15 +35,17 @@ PART_ROW = np.dtype(
         ("size", "<u8"),
         ("check", "<u8"),
         ("spill", "<i8"),
+        ("content", CONTENT),
     ]
 )
-"""`beton.pages.STORED_ROW`, a digest (`check`), and the offset of the stored bytes in the part, or where else they are.
+"""`beton.pages.STORED_ROW`, a digest (`check`), the offset of the stored bytes in the part, or where else they are, and
+`content_of` the source's file.
 
 `size` is 0 for a sample that cannot be stored. `check`: `sample_digest` of the stored bytes, unless:
 """
 IN_SOURCE = -1
 ENDS_IN_SOURCE = -2
-"""In the source too, but only the ends have been read: `check` is of them."""
+"""In the source too, but only the ends have been read: `check` is of them, and `content` is not known yet."""
 
 TRAILER = np.dtype(
     [
@@ -54,7 +58,8 @@ TRAILER = np.dtype(
         ("digest", "S32"),
     ]
 )
-MAGIC = b"dp-part3"
+MAGIC = b"dp-part4"
+MAX_BAD_BYTES = 64 << 20
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
 """Of a note that a unit's files must be read whole: something was wrong with one when it was to be written."""
@@ -86,11 +91,11 @@ class PartWriter:
         self._spilled_bytes = 0
         self._bad: list[BadSampleReport] = []
 
-    def put(self, index: int, encoded: Encoded, label: int, *, spill: bool) -> None:
+    def put(self, index: int, encoded: Encoded, label: int, content: bytes, *, spill: bool) -> None:
         """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
         where = self._spilled_bytes if spill else IN_SOURCE
         size, check = len(encoded.data), sample_digest(encoded.data)
-        row = (encoded.mode, encoded.untouched, encoded.width, encoded.height, label, size, check, where)
+        row = (encoded.mode, encoded.untouched, encoded.width, encoded.height, label, size, check, where, content)
         self._rows[index - self._unit.start] = row
         if spill:
             self._file.write(encoded.data)
@@ -98,7 +103,17 @@ class PartWriter:
 
     def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
         rows = [
-            (layout.MODE_JPEG, True, found.width, found.height, label, found.num_bytes, found.check, ENDS_IN_SOURCE)
+            (
+                layout.MODE_JPEG,
+                True,
+                found.width,
+                found.height,
+                label,
+                found.num_bytes,
+                found.check,
+                ENDS_IN_SOURCE,
+                NO_CONTENT,
+            )
             for found, label in zip(left, labels, strict=True)
         ]
         self._rows[np.subtract(indices, self._unit.start, dtype=np.int64)] = np.array(rows, dtype=PART_ROW)
@@ -151,7 +166,11 @@ def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> Part:
     found = tuple(trailer[name] for name in ("magic", "plan", "unit", "num_rows", "bad_bytes", "digest"))
     if found != expected or len(rows) != rows_bytes:
         raise Fault(f"{shown}: is damaged or of another conversion")
-    return Part(unit, np.frombuffer(rows, dtype=PART_ROW), [BadSampleReport(**entry) for entry in json.loads(bad)])
+    try:
+        reports = [BadSampleReport(**entry) for entry in parse(bad, max_bytes=MAX_BAD_BYTES)]
+    except (ValueError, TypeError):
+        raise Fault(f"{shown}: is damaged") from None
+    return Part(unit, np.frombuffer(rows, dtype=PART_ROW), reports)
 
 
 def _digest(rows: bytes, bad: bytes) -> bytes:

@@ -6,15 +6,17 @@ its digests; a later run compares them with what stands in the file, so neither 
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.digest import sample_digest
+from data_prep.beton.contents import CONTENT, content_of
+from data_prep.beton.digest import ALGORITHM, CHUNK_BYTES, is_hex_digest, sample_digest
 from data_prep.beton.ranges import FileRange
 from data_prep.convert.output import Output, Reader, Written, read_small
 from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name, whole_note
@@ -22,8 +24,11 @@ from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
 from data_prep.sources.base import Source, SourceWithEnds, digest_of
 from data_prep.sources.ends import ends_of
+from data_prep.strict_json import parse
 
 NOTE_PREFIX = "range-"
+MAX_NOTE_BYTES = 1 << 30
+"""Of a range of 64 MiB, 20 kB for ImageNet's images; as many samples as fit in there."""
 
 PLACED_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
 """Index in the source; the others as in `part.PART_ROW`."""
@@ -52,6 +57,11 @@ class PlaceTask:
     def __str__(self) -> str:
         return str(self.range)
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether some of the files are read whole for the first time."""
+        return bool((self.samples["spill"] == ENDS_IN_SOURCE).any())
+
     def digest(self) -> str:
         """Hex. Of tasks of one plan those with equal digests write the same bytes to the same place, or fail."""
         part = self.range
@@ -77,11 +87,12 @@ def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
     part, digest = task.range, task.digest()
     note = f"{NOTE_PREFIX}{part.number:06d}.{digest[:16]}"
     try:
-        written = _noted(job.output, note)
+        written = _noted(job.output, note, task)
         if written is None or not job.output.holds(job.target, part, written):
             with _Images(job, task) as images:
                 written = job.output.write_range(job.target, part, images.put)
-            job.output.write(note, "\n".join([written.receipt, *written.chunks]).encode())
+            written = replace(written, contents=images.contents())
+            job.output.write(note, _as_note(written))
     except OSError as error:
         raise Fault(
             f"{job.output.work_shown}: cannot be written: {error.strerror or error}; mend that, then run the same "
@@ -90,12 +101,28 @@ def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
     return RangeReport(part.number, digest, part.stop - part.start, written, socket.gethostname())
 
 
-def _noted(output: Output, note: str) -> Written | None:
-    text = read_small(output, note)
+def _as_note(written: Written) -> bytes:
+    return json.dumps({**asdict(written), "contents": written.contents.hex()}).encode()
+
+
+def _noted(output: Output, name: str, task: PlaceTask) -> Written | None:
+    """What an earlier run noted, if that is whole; others may write where it lies, and a power cut tears it."""
+    text = read_small(output, name)
     if text is None:
         return None
-    receipt, *chunks = text.decode().split("\n")
-    return Written(tuple(chunks), receipt)
+    try:
+        note = parse(text, max_bytes=MAX_NOTE_BYTES)
+        written = Written(tuple(note["chunks"]), note["receipt"], bytes.fromhex(note["contents"]))
+    except (ValueError, TypeError, KeyError):
+        return None
+    part = task.range
+    is_whole = (
+        isinstance(written.receipt, str)
+        and len(written.chunks) == -(-(part.stop - part.start) // CHUNK_BYTES)
+        and all(is_hex_digest(chunk, ALGORITHM) for chunk in written.chunks)
+        and len(written.contents) == (CONTENT.itemsize * len(task.samples) if task.reads_first else 0)
+    )
+    return written if is_whole else None
 
 
 class _Images:
@@ -108,6 +135,7 @@ class _Images:
         self._in_place = job.source if isinstance(job.source, SourceWithEnds) else None
         self._unit = -1
         self._part: Reader | None = None
+        self._contents = bytearray(CONTENT.itemsize * len(self._rows)) if task.reads_first else bytearray()
 
     def __enter__(self) -> _Images:
         return self
@@ -116,8 +144,13 @@ class _Images:
         if self._part is not None:
             self._part.close()
 
+    def contents(self) -> bytes:
+        """`Written.contents`."""
+        return bytes(self._contents)
+
     def put(self, sample: int, sizes: Sequence[int], into: memoryview) -> None:
         """`beton.ranges.Payload`."""
+        place = (sample - self._first_sample) * CONTENT.itemsize
         rows = self._rows[sample - self._first_sample :][: len(sizes)]
         is_read = self._read_together(rows, into)
         at = 0
@@ -130,6 +163,9 @@ class _Images:
                 self._from_source(index, image, is_first_reading=where == ENDS_IN_SOURCE)
             if sample_digest(ends_of(image) if where == ENDS_IN_SOURCE else image) != check:
                 self._forget_changed(index)
+            if where == ENDS_IN_SOURCE:
+                self._contents[place : place + CONTENT.itemsize] = content_of(image)
+            place += CONTENT.itemsize
 
     def _read_together(self, rows: Sequence[tuple[int, int, int]], into: memoryview) -> bool:
         """All of them at once, where all lie in the source. One by one it is told which of them cannot be read."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from data_prep.beton.manifest import MANIFEST_SCHEMA_VERSION
 from data_prep.convert.config import ConvertSettings
 from data_prep.sources.base import SourceDescription, digest_of, facts_of
 
@@ -60,6 +61,7 @@ def make_plan(
         "versions": dict(versions),
         "num_samples": num_samples,
         "unit_samples": UNIT_SAMPLES,
+        "manifest": MANIFEST_SCHEMA_VERSION,
     }
     digest = digest_of([json.dumps(what, sort_keys=True)]).partition(":")[2]
     return Plan(digest, units, settings, source, versions)

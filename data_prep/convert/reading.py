@@ -57,7 +57,7 @@ def read_or_place(job: _Job, item: object) -> UnitReport | RangeReport | ImageCh
 def read_all(means: Means, policy: BadPolicy) -> Found:
     """Leaves every part whole in the work."""
     plan, output = means.plan, means.output
-    before = finished_parts(output, plan)
+    before = finished_parts(output, plan, means.progress.note)
     # What was bad may have been mended, or could not be read for a passing reason.
     finished = [part for part in before if policy.on_error == "quarantine" or not part.bad]
     is_new = len(finished) < len(before) or _is_one_read_anew(means, finished)

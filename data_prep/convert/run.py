@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.digest import combine
-from data_prep.beton.manifest import Manifest, describe_beton, require_size
+from data_prep.beton.contents import CONTENT, CONTENTS
+from data_prep.beton.digest import combine, digest_bytes
+from data_prep.beton.manifest import Manifest, class_names_problem, describe_beton, require_size
 from data_prep.beton.pages import BetonLayout, lay_out
 from data_prep.beton.ranges import cut, num_ranges
 from data_prep.convert.ahead import placed_rows
@@ -23,8 +24,8 @@ from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.encode import encoder_versions
 from data_prep.convert.means import Means
 from data_prep.convert.open_output import open_output
-from data_prep.convert.output import BAD_SAMPLES, MANIFEST, QUARANTINE, Output, Written
-from data_prep.convert.part import BadSampleReport
+from data_prep.convert.output import BAD_SAMPLES, MANIFEST, QUARANTINE, Output
+from data_prep.convert.part import ENDS_IN_SOURCE, BadSampleReport
 from data_prep.convert.place import PlaceJob, PlaceTask, RangeReport, place_range
 from data_prep.convert.plan import Plan, make_plan
 from data_prep.convert.pool import Pool
@@ -69,6 +70,8 @@ def convert(
     place = open_output(output) if isinstance(output, Path) else output
     if len(source) == 0:
         raise UserError(f"{source.describe().location}: holds no samples")
+    if (problem := class_names_problem(source.class_names)) is not None:
+        raise UserError(f"{source.describe().location}: {problem}; rename it")
     plan = make_plan(len(source), source.describe(), settings, encoder_versions())
     with _told_where(place):
         finished = _finished_before(place, plan, bad_policy)
@@ -140,7 +143,8 @@ def _write(
     if target is None or len(ahead) < len(found.written):  # then these ranges are not the beton's
         target, ahead = output.begin(plan.digest, is_new=found.is_new or bool(found.written)), {}
     output.make_room(target, beton.total_bytes)
-    written = _write_ranges(means, tasks, PlaceJob(means.source, output, target), ahead)
+    reports = _write_ranges(means, tasks, PlaceJob(means.source, output, target), ahead)
+    contents = tasks.contents(rows["content"][rows["size"] > 0], reports).tobytes()
     if reopen is not None and means.reads_again and reopen().describe() != plan.source:
         raise Fault(
             f"{plan.source.location}: changed while it was being converted; no beton was written; run the same "
@@ -148,20 +152,23 @@ def _write(
         )
     means.stop.check()
     output.require_taken()
-    output.write_text(QUARANTINE, _as_table(bad) if bad else None)
-    output.write(PUBLISHING, b"")
-    output.publish(target, [part.receipt for part in written])
     manifest = describe_beton(
         beton,
-        combine([chunk for part in written for chunk in part.chunks]),
+        combine([chunk for report in reports for chunk in report.written.chunks]),
         class_names=means.source.class_names,
         num_untouched=int(rows["untouched"].sum()),
         settings=plan.settings.as_dict(),
         source=asdict(plan.source),
         versions=plan.versions,
         quarantined=tuple(asdict(report) for report in bad),
+        samples_digest=digest_bytes(contents),
     )
-    output.write_text(MANIFEST, manifest.to_json())
+    text = manifest.to_json()
+    output.write_text(QUARANTINE, _as_table(bad) if bad else None)
+    output.write_bytes(CONTENTS, contents)
+    output.write(PUBLISHING, b"")
+    output.publish(target, [report.written.receipt for report in reports])
+    output.write_text(MANIFEST, text)
     return manifest
 
 
@@ -183,6 +190,16 @@ class _Tasks(Sequence[PlaceTask]):
         part = cut(self._beton, number, self._range_bytes)
         return PlaceTask(part, self._placed[part.samples])
 
+    def contents(self, known: NDArray[np.void], reports: Sequence[RangeReport]) -> NDArray[np.void]:
+        """Of all samples: those that are `known` from reading the units, and those that were read with the ranges."""
+        contents = known.copy()
+        for report in reports:
+            if report.written.contents:
+                task = self[report.number]
+                here = np.flatnonzero(task.samples["spill"] == ENDS_IN_SOURCE)
+                contents[task.range.samples.start + here] = np.frombuffer(report.written.contents, dtype=CONTENT)[here]
+        return contents
+
     def matching(self, written: Mapping[str, RangeReport]) -> dict[int, RangeReport]:
         """By number, what was written of just these ranges."""
         return {
@@ -192,7 +209,7 @@ class _Tasks(Sequence[PlaceTask]):
         }
 
 
-def _write_ranges(means: Means, tasks: _Tasks, job: PlaceJob, ahead: Mapping[int, RangeReport]) -> list[Written]:
+def _write_ranges(means: Means, tasks: _Tasks, job: PlaceJob, ahead: Mapping[int, RangeReport]) -> list[RangeReport]:
     """Those that are not written ahead. In the order of the ranges."""
     reports = dict(ahead)
     written_bytes = sum(report.num_bytes for report in reports.values())
@@ -207,7 +224,7 @@ def _write_ranges(means: Means, tasks: _Tasks, job: PlaceJob, ahead: Mapping[int
             written_bytes += report.num_bytes
             by_node[report.node] += report.num_bytes
             means.progress.written(written_bytes, tasks.total_bytes, by_node)
-    return [reports[number].written for number in range(len(tasks))]
+    return [reports[number] for number in range(len(tasks))]
 
 
 def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.beton.contents import content_of
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import (
     BadSample,
@@ -101,7 +102,8 @@ def _encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
                     part.put_bad(BadSampleReport(index, job.source.key(index), str(result)))
                     num_bad += 1
                 else:
-                    part.put(index, result, label, spill=not (result.untouched and job.reads_again))
+                    spill = not (result.untouched and job.reads_again)
+                    part.put(index, result, label, content_of(read[index]), spill=spill)
         part.finish()
     return UnitReport(unit, source_bytes, num_bad, socket.gethostname())
 

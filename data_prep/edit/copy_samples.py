@@ -23,6 +23,9 @@ from data_prep.beton.reader import BetonReader
 from data_prep.beton.space import require_space
 from data_prep.errors import Fault, UserError
 
+MAX_GENERATIONS = 3
+"""Of inputs of inputs, that a manifest tells of."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -56,7 +59,7 @@ class _Compared:
         for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
             if number in self._done:
                 continue
-            if chunk_digest(reader.chunk(number)) != manifest.chunks[number]:
+            if chunk_digest(reader.chunk(number), manifest.algorithm) != manifest.chunks[number]:
                 raise Fault(
                     f"{reader.path}: bytes {number * CHUNK_BYTES:,} and on are not what its manifest says; run "
                     f"`data-prep verify {reader.path}`, which names the samples, and get a good copy"
@@ -144,12 +147,24 @@ def _rows(inputs: Sequence[Input], chosen: Chosen) -> NDArray[np.void]:
     return rows
 
 
+def _ancestry(source: Mapping[str, Any], generations: int) -> dict[str, Any]:
+    """Where the samples of an input come from; of its own inputs' inputs only so many, for a chain of merges has no
+    end."""
+    inputs = source.get("inputs", ())
+    kept = [
+        {**entry, "source": _ancestry(entry["source"], generations - 1)}
+        for entry in inputs
+        if generations and isinstance(entry, dict) and isinstance(entry.get("source"), dict)
+    ]
+    return {**source, "inputs": kept} if inputs else dict(source)
+
+
 def _name_of(item: Input) -> dict[str, Any]:
     manifest = item.manifest
     return {
         "file": item.reader.path.name,
         "digest": manifest.digest,
         "num_samples": manifest.num_samples,
-        "source": manifest.source,
+        "source": _ancestry(manifest.source, MAX_GENERATIONS),
         "quarantined": list(manifest.quarantined),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.beton.class_names import difference
-from data_prep.beton.digest import combine
+from data_prep.beton.digest import digest_bytes
 from data_prep.beton.manifest import Manifest
 from data_prep.edit.copy_samples import Chosen, Input, copy_samples, open_input
 from data_prep.errors import UserError
@@ -26,7 +26,7 @@ def merge(betons: Sequence[Path], output: Path, on_written: Callable[[int, int],
         labels=np.concatenate([item.reader.labels for item in inputs]),
         class_names=inputs[0].manifest.class_names,
     )
-    identity = combine([item.manifest.digest.partition(":")[2] for item in inputs]).whole
+    identity = digest_bytes(" ".join(item.manifest.digest for item in inputs).encode())
     source = {"name": "merge", "location": "", "split": inputs[0].manifest.source.get("split", "all")}
     return copy_samples(inputs, chosen, output, source={**source, "identity": identity}, on_written=on_written)
 

@@ -169,7 +169,7 @@ def _require_digests(beton: Path, manifest: Manifest, reader: BetonReader) -> No
     with beton.open("rb") as file:
         for chunk in sorted(chunks):
             file.seek(chunk * CHUNK_BYTES)
-            if chunk_digest(file.read(CHUNK_BYTES)) != manifest.chunks[chunk]:
+            if chunk_digest(file.read(CHUNK_BYTES), manifest.algorithm) != manifest.chunks[chunk]:
                 raise UserError(
                     f"{beton}: bytes from {chunk * CHUNK_BYTES} on do not have the digest that its manifest tells: "
                     "ask `data-prep verify` what changed, and copy or convert it again"
