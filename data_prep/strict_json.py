@@ -66,7 +66,7 @@ def _no_constant(name: str) -> NoReturn:
 
 def _require_shallow(value: Any) -> None:
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             item
             for container in level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,8 @@ class FileOutput:
                     ) from None
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
                     raise
-            for scrap in self._work.glob("*.tmp"):
+            beside = self.path.parent.glob(f".{glob.escape(self.path.stem)}.*.tmp")  # of the files under final names
+            for scrap in (*self._work.glob("*.tmp"), *beside):
                 scrap.unlink(missing_ok=True)
             yield
         finally:

@@ -97,14 +97,15 @@ def test_a_truncated_file_is_found(beton: Path) -> None:
 
 
 def test_another_betons_manifest_is_found(beton: Path) -> None:
-    change_manifest(beton, num_samples=399, max_width=1, class_counts=[400])
+    counts = {"class_counts": [399, 0, 0, 0], "mode_counts": {"jpeg": 0, "raw": 399}, "num_untouched": 0}
+    change_manifest(beton, num_samples=399, max_width=139, min_width=139, **counts)
     assert [problem.split(":")[0] for problem in verify(beton, decode=0).problems] == [
         "num_samples",
         "class_counts",
+        "mode_counts",
         "max_width",
+        "min_width",
     ]
-    change_manifest(beton, digest="xxh3_128:0")
-    assert "not this manifest's beton" in verify(beton, decode=0).problems[0]
 
 
 def test_images_that_do_not_decode_are_named(tmp_path: Path, convert_here) -> None:

@@ -79,9 +79,11 @@ def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path:
         local = convert_to(tmp_path / f"{name}.beton", **settings)
         remote = convert_to(f"s3://prep/same/{name}.beton", **settings)
         assert remote.manifest == local.manifest
-        for end in (".beton", ".manifest.json"):
+        for end in (".beton", ".manifest.json", ".samples.bin"):
             assert read(bucket, f"same/{name}{end}") == (tmp_path / f"{name}{end}").read_bytes()
-    assert names(bucket, "same/") == [f"same/{n}{end}" for n in ("kept", "raw") for end in (".beton", ".manifest.json")]
+    assert names(bucket, "same/") == [
+        f"same/{n}{end}" for n in ("kept", "raw") for end in (".beton", ".manifest.json", ".samples.bin")
+    ]
     assert not bucket.list_multipart_uploads(Bucket="prep").get("Uploads")
     staged = stage("s3://prep/same/kept.beton", tmp_path / "cache")
     assert staged.read_bytes() == (tmp_path / "kept.beton").read_bytes()
@@ -162,7 +164,11 @@ def test_killed_between_beton_and_manifest_it_is_made_again(bucket: Any, monkeyp
     assert "between/a.beton" in names(bucket, "between/")
     assert "between/a.manifest.json" not in names(bucket, "between/")
     assert convert_to(output).num_units_taken_over == 3
-    assert names(bucket, "between/") == ["between/a.beton", "between/a.manifest.json"]
+    assert names(bucket, "between/") == [
+        "between/a.beton",
+        "between/a.manifest.json",
+        "between/a.samples.bin",
+    ]
 
 
 publish = ObjectOutput.publish

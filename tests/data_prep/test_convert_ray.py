@@ -97,7 +97,7 @@ def test_any_number_of_workers_makes_the_same_files(
     output = tmp_path / "a.beton"
     run(SOURCE, output, workers)
     assert (output.read_bytes(), manifest_path(output).read_bytes()) == expected
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
 def test_workers_write_what_is_complete_while_others_read(
@@ -329,4 +329,4 @@ def test_a_killed_driver_costs_only_the_units_in_flight(tmp_path: Path, expected
     last = json.loads(stdout.splitlines()[-1])
     assert last["digest"] == expected_many
     assert last["num_units_taken_over"] >= 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.beton", "all.manifest.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.beton", "all.manifest.json", "all.samples.bin"]

@@ -75,14 +75,14 @@ def test_a_beton_is_its_images_in_order(tmp_path: Path, convert_here) -> None:
         stored = np.asarray(Image.open(io.BytesIO(reader.image_bytes(i))))
         assert np.abs(stored.astype(int) - THREE_UNITS.pixels(i)).mean() < 4
         assert reader.label(i) == i % 10
-    assert names_in(tmp_path) == ["a.beton", "a.manifest.json"]
+    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
 def test_the_same_source_gives_the_same_files_again(tmp_path: Path, convert_here) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         convert_here(THREE_UNITS, None, tmp_path / name / "a.beton")
-    for file in ("a.beton", "a.manifest.json"):
+    for file in ("a.beton", "a.manifest.json", "a.samples.bin"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
@@ -111,9 +111,9 @@ def write_part(output: FileOutput, unit: WorkUnit, digest: str) -> Path:
     path = work_path(output.path) / part_name(unit.number)
     with output.writing(part_name(unit.number)) as file:
         part = PartWriter(file, digest, unit)
-        part.put(10, Encoded(b"first", MODE_JPEG, 4, 5, untouched=False), 1, spill=True)
+        part.put(10, Encoded(b"first", MODE_JPEG, 4, 5, untouched=False), 1, b"A" * 16, spill=True)
         part.put_bad(BadSampleReport(11, "key", "reason"))
-        part.put(12, Encoded(b"second", MODE_JPEG, 6, 7, untouched=True), 2, spill=False)
+        part.put(12, Encoded(b"second", MODE_JPEG, 6, 7, untouched=True), 2, b"B" * 15 + b"\0", spill=False)
         assert not path.exists()
         part.finish()
     return path
@@ -134,6 +134,7 @@ def test_a_damaged_part_is_noticed(file_output: FileOutput) -> None:
     assert part.rows["size"].tolist() == [5, 0, 6]
     assert part.rows["spill"].tolist() == [0, 0, IN_SOURCE]
     assert part.rows["width"].tolist() == [5, 0, 7]
+    assert [content.tobytes() for content in part.rows["content"]] == [b"A" * 16, bytes(16), b"B" * 15 + b"\0"]
     assert part.bad == [BadSampleReport(11, "key", "reason")]
     whole = path.read_bytes()
     assert whole.startswith(b"first")
@@ -155,7 +156,7 @@ def test_a_damaged_part_is_noticed(file_output: FileOutput) -> None:
 def test_an_unfinished_part_leaves_nothing(file_output: FileOutput) -> None:
     def stop_half_way() -> None:
         with file_output.writing(part_name(0)) as file:
-            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).put(0, Encoded(b"x", MODE_JPEG, 4, 5, False), 1, spill=True)
+            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).put(0, Encoded(b"x", MODE_JPEG, 4, 5, False), 1, b"A" * 16, spill=True)
             raise Stopped(15)
 
     with pytest.raises(Stopped):
@@ -203,7 +204,7 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(tmp_path: Path, convert_
         outcome = convert_here(THREE_UNITS, None, output)
         assert outcome.num_units_taken_over == (looks + 1) // 2
         assert output.read_bytes() == expected
-        assert names_in(output.parent) == ["a.beton", "a.manifest.json"]
+        assert names_in(output.parent) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
 def test_a_stop_while_writing_leaves_no_beton_and_goes_on(tmp_path: Path, convert_here) -> None:
@@ -269,7 +270,7 @@ def test_what_a_kill_after_the_manifest_left_is_cleared(tmp_path: Path, convert_
     convert_here("synthetic", "n=5", output)
     work_path(output).mkdir()
     assert convert_here("synthetic", "n=5", output).already_done
-    assert names_in(tmp_path) == ["a.beton", "a.manifest.json"]
+    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
 def test_two_conversions_do_not_share_an_output(tmp_path: Path, convert_here) -> None:
@@ -535,9 +536,11 @@ def test_kills_at_random_moments_do_not_change_a_byte(tmp_path: Path) -> None:
                 assert load_manifest(output) == load_manifest(expected)
     assert process.returncode == 0
     assert num_killed >= 1
-    for end in (".beton", ".manifest.json"):
+    for end in (".beton", ".manifest.json", ".samples.bin"):
         assert output.with_suffix(end).read_bytes() == expected.with_suffix(end).read_bytes()
-    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "expected.beton", "expected.manifest.json"]
+    assert names_in(tmp_path) == [
+        f"{name}{end}" for name in ("a", "expected") for end in (".beton", ".manifest.json", ".samples.bin")
+    ]
 
 
 def test_a_jpeg_of_a_file_system_is_not_copied_into_the_parts(image_tree: Path, tmp_path: Path) -> None:

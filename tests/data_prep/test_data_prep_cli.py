@@ -35,7 +35,7 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
     made = json.loads(first.stdout.splitlines()[-1])
     expected = {"ok": True, "path": str(output), "num_samples": 12, "num_classes": 10, "already_done": False}
     assert expected.items() <= made.items()
-    assert made["digest"].startswith("xxh3_128_tree:")
+    assert made["digest"].startswith("blake3_tree:")
 
     checked = data_prep("verify", output, "--decode", "all", "--json")
     assert checked.returncode == 0, checked.stderr
@@ -44,6 +44,7 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
         "ok": True,
         "path": str(output),
         "digest": made["digest"],
+        "protects_against": "forgery",
         "num_samples": 12,
         "num_decoded": 12,
         "problems": [],
@@ -53,7 +54,8 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
     compared = data_prep("verify", output, *against, "n=12,size=16")
     assert compared.returncode == 0, compared.stderr
     assert compared.stdout.startswith(
-        f"{output}: whole; 12 images, 12 of them decoded; as many are what synthetic gives"
+        f"{output}: whole: every byte has the digest that its manifest says (blake3); 12 of its 12 images decoded; "
+        "as many are what synthetic gives"
     )
     differs = data_prep("verify", output, *against, "n=12,size=16,seed=1")
     assert differs.returncode == 1
@@ -242,7 +244,12 @@ def test_quarantine_and_mixed_from_the_command_line(tmp_path: Path, image_tree: 
     assert made.returncode == 0, made.stderr
     last = json.loads(made.stdout.splitlines()[-1])
     assert (last["num_samples"], last["num_quarantined"], last["num_untouched"]) == (5, 1, 0)
-    assert sorted(p.name for p in output.parent.iterdir()) == ["a.beton", "a.manifest.json", "a.quarantine.tsv"]
+    assert sorted(p.name for p in output.parent.iterdir()) == [
+        "a.beton",
+        "a.manifest.json",
+        "a.quarantine.tsv",
+        "a.samples.bin",
+    ]
 
 
 def test_subset_merge_and_stage_from_the_command_line(tmp_path: Path) -> None:

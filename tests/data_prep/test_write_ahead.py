@@ -169,7 +169,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
         f"range {number}" for number in range(6)
     ]
     assert output.read_bytes() == expected
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
 def test_bytes_that_do_not_stand_in_the_file_any_more_are_written_again(
