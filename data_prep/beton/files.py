@@ -128,6 +128,15 @@ def make_private_folder(path: Path) -> None:
         raise UserError(f"{path}: is open to other users; close it with `chmod 700 {path}`, or choose another folder")
 
 
+def require_safe_folder(path: Path) -> None:
+    """UserError when another user could put something else in the place of what this one keeps in the folder."""
+    status = path.stat()
+    others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    if status.st_uid not in (os.geteuid(), 0) or others_write:
+        whose = f"belongs to another user (uid {status.st_uid})" if not others_write else "may be written to by others"
+        raise UserError(f"{path}: {whose}; choose a folder of your own, that no other user may write to")
+
+
 def remove_folder(path: Path) -> None:
     """With all in it; of a link in its place only the link."""
     if path.is_symlink():

@@ -1,22 +1,42 @@
 """Copies a beton from shared or object storage to a node's own disk, once, and proves every chunk on the way.
 
 Safe when all processes of a node ask at the same time: one copies, the others wait for it. A copy that was interrupted
-goes on: what is there is compared with the manifest, chunk by chunk, and only the rest is fetched.
+is resumed: what is there is compared with the manifest, chunk by chunk, and only the rest is fetched. What is there is
+believed because the folder is this user's own, and no other one can write to it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.beton.digest import CHUNK_BYTES, chunk_digest, combine
-from data_prep.beton.files import publish, write_at
-from data_prep.beton.manifest import Manifest, manifest_path, read_manifest, write_manifest
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.beton.contents import CONTENT, CONTENTS, parse_contents
+from data_prep.beton.digest import CHUNK_BYTES, Algorithm, chunk_digest, parse_digest
+from data_prep.beton.files import (
+    make_private_folder,
+    open_regular,
+    publish,
+    read_small,
+    require_safe_folder,
+    write_at,
+    write_bytes_atomically,
+)
+from data_prep.beton.manifest import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 from data_prep.beton.ranges import create_sized
 from data_prep.beton.space import require_space
 from data_prep.errors import Fault, UserError
@@ -38,32 +58,45 @@ def stage(
 
     The copy lies in `folder/<digest>/`, with its manifest; when it is there already, that is all that is looked at.
     `on_copied(bytes, in all)` is called by the process that copies, `check` by one that waits; both may raise to stop.
-    UserError when the source or
-    its manifest is missing; Fault when the source is damaged, the disk is full, or another process has not finished
-    the copy in `wait_limit_s`.
+    UserError when the source or its manifest is missing, or the folder is open to other users; Fault when the source is
+    damaged, the disk is full, or another process has not finished the copy in `wait_limit_s`.
     """
     manifest = read_source_manifest(source)
     staged = staged_path(source, manifest, folder)
     place = staged.parent
-    if _is_staged(staged, manifest):
-        _bring_manifest_up_to_date(staged, manifest)
-        return staged
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        _make_place(place)
+        if _is_staged(staged, manifest):
+            _bring_manifest_up_to_date(staged, manifest)
+            return staged
         with _locked(place / "lock", wait_limit_s, check):
             if not _is_staged(staged, manifest):
                 _copy(str(source), staged, manifest, on_copied)
-        _bring_manifest_up_to_date(staged, manifest)
+            _bring_manifest_up_to_date(staged, manifest)
     except FileNotFoundError:
         raise UserError(f"{source}: does not exist, though its manifest does") from None
     except OSError as error:
-        raise Fault(f"{error.filename or place}: staging {source} failed: {error.strerror or error}") from None
+        raise Fault(
+            f"{error.filename or place}: staging {source} failed: {error.strerror or error}; choose a folder on this "
+            "machine's own disk that you may write to"
+        ) from None
     return staged
 
 
 def staged_path(source: str | Path, manifest: Manifest, folder: Path) -> Path:
     """Where `stage` puts the copy, known before it is made and the same on every node."""
-    return folder.expanduser().absolute() / manifest.digest.partition(":")[2][:16] / str(source).rpartition("/")[2]
+    return folder.expanduser().absolute() / parse_digest(manifest.digest).short / str(source).rpartition("/")[2]
+
+
+def _make_place(place: Path) -> None:
+    """The folder of one beton, and the one with all of them."""
+    folder = place.parent
+    if not folder.exists():
+        make_private_folder(folder)
+    require_safe_folder(folder)
+    if place.is_dir() and not place.is_symlink() and place.stat().st_uid == os.geteuid():
+        place.chmod(0o700)  # earlier versions left them open
+    make_private_folder(place)
 
 
 def read_source_manifest(source: str | Path) -> Manifest:
@@ -72,10 +105,9 @@ def read_source_manifest(source: str | Path) -> Manifest:
     if "://" not in source:
         return read_manifest(Path(source).expanduser())
     name = source.rpartition("/")[2]
-    url = source.removesuffix(".beton") + ".manifest.json"
+    url = _beside(source, ".manifest.json")
     try:
-        with _open(url) as file:
-            text = file.read().decode("utf-8")
+        text = _read_beside(url, MAX_MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{url}: does not exist, so {name} is unfinished or was not made by data-prep") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -83,10 +115,51 @@ def read_source_manifest(source: str | Path) -> Manifest:
     return Manifest.from_json(text, url)
 
 
+def read_contents(source: str | Path, manifest: Manifest) -> NDArray[np.void] | None:
+    """What the samples beside `source`, a path or a URL, were in their source; None where that is not told.
+
+    UserError when it is not what the manifest says.
+    """
+    if not manifest.samples_digest:
+        return None
+    where = _beside(str(source), CONTENTS)
+    try:
+        data = _read_beside(where, manifest.num_samples * CONTENT.itemsize)
+        return parse_contents(data, manifest)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(
+            f"{where}: {reason}; copy it again, or remove it: then nobody can tell which samples train and val share"
+        ) from None
+
+
+def _beside(source: str, end: str) -> str:
+    return source.removesuffix(".beton") + end
+
+
+def _read_beside(where: str, max_bytes: int) -> bytes:
+    if "://" not in where:
+        return read_small(Path(where).expanduser(), max_bytes, follow=True)
+    with _open(where) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(f"has more than {max_bytes:,} bytes")
+    return data
+
+
 def _is_staged(staged: Path, manifest: Manifest) -> bool:
-    """The manifest is written last, so its presence says that the beton was whole; its size is looked at again."""
+    """The manifest is written last, so its presence says that the beton was whole; its size is looked at again.
+
+    Fault when what is there is no file of this user's.
+    """
     if not manifest_path(staged).exists() or not staged.exists():
         return False
+    for path in (staged, manifest_path(staged)):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise UserError(f"{path}: is no file of this user's; remove it, or choose another folder")
     return read_manifest(staged).digest == manifest.digest and staged.stat().st_size == manifest.beton_bytes
 
 
@@ -99,7 +172,7 @@ def _bring_manifest_up_to_date(staged: Path, manifest: Manifest) -> None:
 @contextmanager
 def _locked(path: Path, wait_limit_s: float, check: Callable[[], None]) -> Iterator[None]:
     """The lock goes with the process, however that ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline_s = time.monotonic() + wait_limit_s
     try:
         while True:
@@ -117,33 +190,34 @@ def _locked(path: Path, wait_limit_s: float, check: Callable[[], None]) -> Itera
 
 
 def _copy(source: str, staged: Path, manifest: Manifest, on_copied: Callable[[int, int], None]) -> None:
-    if combine(manifest.chunks).whole != manifest.digest or manifest.chunk_bytes != CHUNK_BYTES:
-        raise Fault(f"the manifest of {source} contradicts itself: its digest is not that of its chunks")
     unfinished = staged.with_name(staged.name + ".unfinished")
     require_space(unfinished, manifest.beton_bytes)
     is_new = not unfinished.exists()
     create_sized(unfinished, manifest.beton_bytes)
-    descriptor = os.open(unfinished, os.O_RDWR)
+    descriptor, algorithm = open_regular(unfinished, os.O_RDWR), manifest.algorithm
     try:
         with _open(source) as file:
             for number, expected in enumerate(manifest.chunks):
                 start = number * CHUNK_BYTES
                 size = min(CHUNK_BYTES, manifest.beton_bytes - start)
-                if is_new or chunk_digest(os.pread(descriptor, size, start)) != expected:
-                    write_at(descriptor, _read_chunk(file, source, start, size, expected), start)
+                if is_new or chunk_digest(os.pread(descriptor, size, start), algorithm) != expected:
+                    write_at(descriptor, _read_chunk(file, source, start, size, expected, algorithm), start)
                 on_copied(start + size, manifest.beton_bytes)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     publish(unfinished, staged)
+    contents = read_contents(source, manifest)
+    if contents is not None:
+        write_bytes_atomically(staged.with_suffix(CONTENTS), contents.tobytes())
     write_manifest(staged, manifest)
 
 
-def _read_chunk(file: BinaryIO, source: str, start: int, size: int, expected: str) -> bytes:
+def _read_chunk(file: BinaryIO, source: str, start: int, size: int, expected: str, algorithm: Algorithm) -> bytes:
     for _ in range(MAX_ATTEMPTS):
         file.seek(start)
         data = file.read(size)
-        if chunk_digest(data) == expected:
+        if chunk_digest(data, algorithm) == expected:
             return data
     raise Fault(
         f"{source}: bytes {start}..{start + size - 1} are not what its manifest says, read {MAX_ATTEMPTS} times; "

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.digest import CHUNK_BYTES, chunk_digest
-from data_prep.beton.files import temporary_beside
+from data_prep.beton.contents import CONTENT, CONTENTS
+from data_prep.beton.digest import CHUNK_BYTES, chunk_digest, digest_bytes
+from data_prep.beton.files import temporary_beside, write_bytes_atomically
 from data_prep.beton.manifest import Manifest, describe_beton, load_manifest, manifest_path, write_manifest
 from data_prep.beton.pages import STORED_ROW, lay_out
 from data_prep.beton.ranges import payload_of, write_beton
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.space import require_space
+from data_prep.beton.stage import read_contents
 from data_prep.errors import Fault, UserError
 
 MAX_GENERATIONS = 3
@@ -95,7 +97,7 @@ def copy_samples(
     """
     if output.suffix != ".beton":
         raise UserError(f"--output {output}: expected a name that ends in .beton")
-    for path in (output, manifest_path(output)):
+    for path in (output, manifest_path(output), output.with_suffix(CONTENTS)):
         if path.exists():
             raise UserError(f"{path}: exists; remove it or choose another --output")
     if not len(chosen.samples):
@@ -118,6 +120,7 @@ def copy_samples(
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(output)
         require_space(temporary, beton.total_bytes)
+        contents = _contents(inputs, chosen)
         digest = write_beton(output, beton, payload_of(stored), temporary=temporary, after_range=on_written)
         settings = [item.manifest.settings for item in inputs]
         manifest = describe_beton(
@@ -128,11 +131,26 @@ def copy_samples(
             settings=settings[0] if all(s == settings[0] for s in settings) else {"inputs": settings},
             source={**source, "inputs": [_name_of(item) for item in inputs]},
             versions=inputs[0].manifest.versions,
+            samples_digest="" if contents is None else digest_bytes(contents),
         )
+        if contents is not None:
+            write_bytes_atomically(output.with_suffix(CONTENTS), contents)
         write_manifest(output, manifest)
     except OSError as error:
         raise Fault(f"{output}: cannot be written: {error.strerror}; mend that, then run the same command") from None
     return manifest
+
+
+def _contents(inputs: Sequence[Input], chosen: Chosen) -> bytes | None:
+    """Of the new beton's samples; None when one of the inputs does not tell."""
+    contents = np.zeros(len(chosen.samples), dtype=CONTENT)
+    for number, item in enumerate(inputs):
+        theirs = read_contents(item.reader.path, item.manifest)
+        if theirs is None:
+            return None
+        here = chosen.inputs == number
+        contents[here] = theirs[chosen.samples[here]]
+    return contents.tobytes()
 
 
 def _rows(inputs: Sequence[Input], chosen: Chosen) -> NDArray[np.void]:

@@ -103,7 +103,8 @@ class Profile(Section):
     starts where the command starts. With `cache`, also a URL: `s3://bucket/data`."""
     cache: str | None = None
     """Folder on every node's own disk: before the first step each node copies the betons there, once, every chunk
-    proven by the manifest. null: workers read `data_root` itself."""
+    proven by the manifest. It must belong to this user or root, and no other user may write to it; `~` is that of the
+    machine where the command starts. null: workers read `data_root` itself."""
     cache_timeout_s: PositiveFloat = 7200.0
     """Longest time for that copy, on the slowest node."""
     storage: str
@@ -146,7 +147,7 @@ def absolute_paths(profile: Profile, base: Path) -> Profile:
     if "://" in profile.data_root and profile.cache is None:
         raise UserError(
             f"data_root {profile.data_root}: is a URL, and workers read files; set cache to a folder on the nodes' own "
-            "disks, for example /tmp/resnet-dist"
+            "disks, for example ~/.cache/resnet-dist"
         )
     return profile.model_copy(
         update={

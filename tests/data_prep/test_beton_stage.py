@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import uuid
@@ -37,8 +39,8 @@ def test_a_staged_beton_is_the_same_and_is_copied_once(shared: Path, tmp_path: P
     path = stage(shared, tmp_path / "cache", on_copied=lambda done, total: copied.append((done, total)))
     assert path.read_bytes() == shared.read_bytes()
     assert load_manifest(path) == load_manifest(shared)
-    assert path.parent.name == load_manifest(shared).digest.partition(":")[2][:16]
-    assert folder_names(path.parent) == ["lock", "train.beton", "train.manifest.json"]
+    assert path.parent.name == load_manifest(shared).digest.partition(":")[2][:32]
+    assert folder_names(path.parent) == ["lock", "train.beton", "train.manifest.json", "train.samples.bin"]
     assert len(copied) == 5
     assert copied[-1] == (shared.stat().st_size, shared.stat().st_size)
     assert stage(shared, tmp_path / "cache", on_copied=lambda *_: pytest.fail("copied again")) == path
@@ -65,9 +67,9 @@ def test_an_interrupted_copy_goes_on_and_redoes_what_is_damaged(
     fetched = []
     read_chunk = module._read_chunk
 
-    def spy(file, source, start, size, expected):
+    def spy(file, source, start, *rest):
         fetched.append(start // CHUNK_BYTES)
-        return read_chunk(file, source, start, size, expected)
+        return read_chunk(file, source, start, *rest)
 
     monkeypatch.setattr(module, "_read_chunk", spy)
     path = stage(shared, tmp_path)
@@ -131,3 +133,83 @@ def test_what_is_missing_is_named(shared: Path, tmp_path: Path) -> None:
     shutil.copy(manifest_path(shared), tmp_path)
     with pytest.raises(UserError, match=r"train\.beton: does not exist, though its manifest does"):
         stage(tmp_path / "train.beton", tmp_path / "cache")
+
+
+def test_the_cache_is_this_users_alone(shared: Path, tmp_path: Path) -> None:
+    place = stage(shared, tmp_path / "a" / "cache").parent
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (place, place.parent)] == [0o700, 0o700]
+    place.chmod(0o755)  # as an earlier version left it
+    stage(shared, tmp_path / "a" / "cache")
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_a_cache_that_others_can_write_to_is_refused(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(UserError, match=r"cache: may be written to by others; choose a folder of your own"):
+        stage(shared, tmp_path / "cache")
+    (tmp_path / "cache").chmod(0o1777)  # as /tmp: others cannot replace what is ours
+    assert stage(shared, tmp_path / "cache").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_planted_is_refused(shared: Path, tmp_path: Path) -> None:
+    other_uid = 12345
+    (tmp_path / "cache").mkdir()
+    os.chown(tmp_path / "cache", other_uid, other_uid)
+    with pytest.raises(UserError, match=r"cache: belongs to another user \(uid 12345\)"):
+        stage(shared, tmp_path / "cache")
+    os.chown(tmp_path / "cache", 0, 0)
+    (tmp_path / "cache").chmod(0o1777)
+    place = module.staged_path(shared, load_manifest(shared), tmp_path / "cache").parent
+    place.mkdir()
+    os.chown(place, other_uid, other_uid)
+    with pytest.raises(UserError, match=r"belongs to another user \(uid 12345\)"):
+        stage(shared, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["train.beton", "train.beton.unfinished", "lock", "train.manifest.json"])
+def test_a_link_in_the_cache_is_not_followed(shared: Path, tmp_path: Path, name: str) -> None:
+    place = module.staged_path(shared, load_manifest(shared), tmp_path / "cache").parent
+    place.mkdir(parents=True, mode=0o700)
+    place.parent.chmod(0o700)
+    target = tmp_path / "target"
+    target.write_text("mine")
+    (place / name).symlink_to(target)
+    if name.startswith("train.") and not name.endswith(".unfinished"):
+        stage(shared, tmp_path / "cache")
+        assert not (place / name).is_symlink()
+    else:
+        with pytest.raises(Fault, match="is a symbolic link"):
+            stage(shared, tmp_path / "cache")
+    assert target.read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_the_folder_is_refused(shared: Path, tmp_path: Path) -> None:
+    place = module.staged_path(shared, load_manifest(shared), tmp_path / "cache").parent
+    place.parent.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link or a file"):
+        stage(shared, tmp_path / "cache")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_digest_that_is_a_path_makes_no_folder(shared: Path, tmp_path: Path) -> None:
+    shutil.copy(shared, tmp_path)
+    text = manifest_path(shared).read_text().replace(load_manifest(shared).digest, f"x:{tmp_path}/y")
+    (tmp_path / "train.manifest.json").write_text(text)
+    with pytest.raises(UserError, match="is no digest"):
+        stage(tmp_path / "train.beton", tmp_path / "cache")
+    assert folder_names(tmp_path) == ["train.beton", "train.manifest.json"]
+
+
+def test_a_manifest_behind_a_url_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setattr(module, "MAX_MANIFEST_BYTES", 1000)
+    url = f"memory://{uuid.uuid4().hex}/train.beton"
+    with fsspec.open(url.replace(".beton", ".manifest.json"), "wb") as file:
+        file.write(b" " * 1001)
+    with pytest.raises(UserError, match="cannot be read: has more than 1,000 bytes"):
+        stage(url, tmp_path)

@@ -62,7 +62,7 @@ def test_a_golden_beton(tmp_path: Path, convert_here) -> None:
         hashlib.sha256(output.read_bytes()).hexdigest()
         == "313e9355d7f4f30331c154139e056af086fd3d470f9b07a6a078cf54ae66da33"
     )
-    assert outcome.manifest.digest == "xxh3_128_tree:aed40399786daa80d1c32bef9c09c5af"
+    assert outcome.manifest.digest == "blake3_tree:12520fa6ac4a2a79621b2e349a1ed06aa0ac1a7d7fc2c2477326a87970907bf1"
 
 
 def test_a_beton_is_its_images_in_order(tmp_path: Path, convert_here) -> None:
@@ -156,7 +156,9 @@ def test_a_damaged_part_is_noticed(file_output: FileOutput) -> None:
 def test_an_unfinished_part_leaves_nothing(file_output: FileOutput) -> None:
     def stop_half_way() -> None:
         with file_output.writing(part_name(0)) as file:
-            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).put(0, Encoded(b"x", MODE_JPEG, 4, 5, False), 1, b"A" * 16, spill=True)
+            PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).put(
+                0, Encoded(b"x", MODE_JPEG, 4, 5, False), 1, b"A" * 16, spill=True
+            )
             raise Stopped(15)
 
     with pytest.raises(Stopped):
