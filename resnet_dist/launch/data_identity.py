@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.beton.class_names import difference
+from data_prep.beton.digest import parse_digest
 from data_prep.beton.manifest import Manifest, load_manifest
 from resnet_dist.errors import UserError
 from resnet_dist.training.job import Job
@@ -22,8 +23,8 @@ def data_digest(train: Manifest, val: Manifest) -> str:
 
 
 def short(digest: str) -> str:
-    """The first 16 hex digits of `kind:hex`."""
-    return digest.partition(":")[2][:16]
+    """As many hex digits of `kind:hex` as nobody can give to other data; 16 of betons of earlier versions."""
+    return parse_digest(digest).short
 
 
 def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:

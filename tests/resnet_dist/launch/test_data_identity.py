@@ -37,5 +37,5 @@ def test_a_node_with_other_betons_is_told_so(tmp_path: Path) -> None:
     job = Job(load_recipe(RECIPE), RunPlan(1, 1, 1, 1, 1, None, 1), identity, train, val, loader_threads=1)
     require_same_data(job)
     other = beton(tmp_path / "other.beton", 5)
-    with pytest.raises(UserError, match=r"holds data train=[0-9a-f]{16} val=.*, the run is of train=.*; put the same"):
+    with pytest.raises(UserError, match=r"holds data train=[0-9a-f]{32} val=.*, the run is of train=.*; put the same"):
         require_same_data(replace(job, train_beton=other))
