@@ -49,6 +49,10 @@ def made_kinds(seed: int = 0) -> Mapping[str, bytes]:
             f"{name}, only DC": _jpeg(draw, factors, in_bands[:1], is_progressive=True),
             f"{name}, a component missing": _jpeg(draw, factors, by_component[:2]),
         }
+    # libjpeg decodes otherwise where much of the file is left
+    kinds |= {f"{name}, much behind": kinds[name] + bytes(8192) for name in ("gray", "4:4:4", "4:2:0")}
+    runs_over = _jpeg(draw, [(2, 2), (1, 1), (1, 1)], [three], runs_over=True)
+    kinds |= {"runs past the last coefficient": runs_over, "the same, much behind": runs_over + bytes(8192)}
     for name, sampling in odd.items():
         kinds[name] = _jpeg(draw, sampling, [three])
         kinds[f"{name}, progressive"] = _jpeg(draw, sampling, in_bands, is_progressive=True)
@@ -62,6 +66,7 @@ def _jpeg(
     *,
     is_progressive: bool = False,
     restart_interval: int = 0,
+    runs_over: bool = False,
 ) -> bytes:
     height, width = draw.randrange(33, 90), draw.randrange(33, 90)
     most = tuple(max(factors[side] for factors in sampling) for side in (0, 1))
@@ -84,7 +89,7 @@ def _jpeg(
     for scan in scans:
         header = bytes([len(scan.components)]) + b"".join(bytes([k + 1, 0]) for k in scan.components)
         parts.append(_segment(0xDA, header + bytes([scan.first, scan.last, 0])))
-        parts.append(_coded(components, sampling, most, (height, width), scan, restart_interval))
+        parts.append(_coded(components, sampling, most, (height, width), scan, restart_interval, runs_over))
     return b"".join(parts) + b"\xff\xd9"
 
 
@@ -108,6 +113,7 @@ def _coded(
     sides: tuple[int, int],
     scan: Scan,
     restart_interval: int,
+    runs_over: bool,
 ) -> bytes:
     parts, bits, last_dc = [], "", dict.fromkeys(scan.components, 0)
     for number, mcu in enumerate(_mcus(components, sampling, most, sides, scan)):
@@ -120,11 +126,12 @@ def _coded(
                 last_dc[component] = block[0]
                 bits += f"{DC_SYMBOLS.index(_size(difference)):04b}" + _value(difference)
             if scan.last > 0:
-                bits += _coded_ac(block, max(scan.first, 1), scan.last)
+                bits += _coded_ac(block, max(scan.first, 1), scan.last, runs_over)
     return b"".join(parts) + _packed(bits)
 
 
-def _coded_ac(block: Block, first: int, last: int) -> str:
+def _coded_ac(block: Block, first: int, last: int, runs_over: bool) -> str:
+    """`runs_over`: zeros at the end are told as a run that is too long, and a value behind it."""
     bits, run = "", 0
     for value in block[first : last + 1]:
         if value == 0:
@@ -133,6 +140,8 @@ def _coded_ac(block: Block, first: int, last: int) -> str:
         bits += f"{AC_SYMBOLS.index(SIXTEEN_ZEROS):08b}" * (run // 16)
         bits += f"{AC_SYMBOLS.index((run % 16) << 4 | _size(value)):08b}" + _value(value)
         run = 0
+    if run and runs_over:
+        return bits + f"{AC_SYMBOLS.index(15 << 4 | 2):08b}11" * -(-run // 16)
     return bits + (f"{AC_SYMBOLS.index(END_OF_BLOCK):08b}" if run else "")
 
 

@@ -69,7 +69,13 @@ class Judge:
             top, left = view[6:8]
             if not np.array_equal(shown, whole[top : top + SIZE, left : left + SIZE]):
                 return f"the part at {top}, {left} is not that of the whole"
-        return None if np.array_equal(self._stock.decode(data, height, width), whole) else "a decoder that read another"
+        return (
+            None if np.array_equal(self.behind_another(data, height, width), whole) else "a decoder that read another"
+        )
+
+    def behind_another(self, data: bytes, height: int, width: int) -> Pixels:
+        """The whole picture by the decoder that read `before`."""
+        return self._stock.decode(data, height, width)
 
 
 def some_views(height: int, width: int, draw: np.random.Generator) -> Views:

@@ -93,15 +93,19 @@ class KeyedDecoder:
         bad = sample_id.copy()
         number, reason = bad[0] % len(self._reader), self._reason(file, epoch, bad, status)
         told = f"sample {number} of {self._reader.path} cannot be decoded: {reason}"
+        lists_all = f"`data-prep verify {self._reader.path} --decode all` lists all such samples"
+        leaves_out = "`data-prep convert --on-error quarantine` leaves them out, on the record"
+        if self._on_bad_sample == "error" and isinstance(self._transform, CenterCrop):
+            raise Fault(f"{told}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
         if self._on_bad_sample == "error":
-            raise Fault(f"{told}; check with `data-prep verify`, or set data.on_bad_sample: skip")
+            raise Fault(f"{told}; {lists_all}, {leaves_out}; or set data.on_bad_sample: skip")
         others = replacement_ids(len(self._reader), self._seed, epoch, int(bad[0]))
         for other in others:
             sample_id[0] = other
             if self._show(file, epoch, sample_id, bad, image)[0] == OK:
                 _log.warning("%s; sample %d takes its place in epoch %d", told, other, epoch)
                 return
-        raise Fault(f"{told}, nor can {len(others)} that might take its place; check with `data-prep verify`")
+        raise Fault(f"{told}, nor can {len(others)} that might take its place; {lists_all}")
 
     def _reason(self, file: NDArray[np.uint8], epoch: int, sample_id: NDArray[np.int64], status: int) -> str:
         stored = self._stored_images(sample_id)

@@ -280,7 +280,9 @@ static int build_tables(Huffman *huffman, j_decompress_ptr jpeg)
 }
 
 /* The data up to the next marker, without the zeros that follow an FF; MCU_BYTES of zeros behind it. False if there is
- * none: libjpeg warns of the end of the file when it looks ahead, which some crops bring about and others do not. */
+ * no marker: libjpeg warns of the end of the file when it looks ahead, so after some MCUs and not after others. False
+ * where several FFs are followed by a zero: libjpeg takes them for one, but may leave in the block what it read when it
+ * took them for a marker. */
 static int take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean)
 {
     const uint8_t *next = jpeg->src->next_input_byte, *end = next + jpeg->src->bytes_in_buffer;
@@ -291,15 +293,16 @@ static int take_out_stuffing(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *c
         memcpy(clean, next, length);
         clean += length;
         next += length;
-        while (next < end && *next == 0xFF) /* any number of them may come before the zero */
+        int num_fills = 0;
+        for (; next < end && *next == 0xFF; num_fills++)
             next++;
-        if (next == end)
-            return 0;
-        if (*next != 0) {
+        if (next < end && *next != 0) {
             huffman->end = clean;
             memset(clean, 0, MCU_BYTES);
             return 1;
         }
+        if (next == end || num_fills > 1)
+            return 0;
         *clean++ = 0xFF;
         next++;
     }

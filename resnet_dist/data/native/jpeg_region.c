@@ -11,9 +11,10 @@
  * decode's, so two more on every side are decoded and dropped. */
 enum { MARGIN = 2 };
 
-/* A few bytes can order any number of passes over an image of any size. Encoders make about ten. Both limits are those
- * of data_prep/jpeg/header.py. */
+/* A few bytes can order any number of passes over an image of any size. Encoders make about ten. The limits are those
+ * of data_prep/jpeg/header.py and, on the number of scans, of TurboJPEG. */
 enum { MAX_SCANS = 500 };
+static const int64_t MAX_SCAN_PIXELS = 2000000000; /* scans times pixels */
 static const int64_t MAX_COEFFICIENT_BYTES = 256 << 20;
 
 typedef struct {
@@ -44,8 +45,11 @@ static void print_nothing(j_common_ptr common)
 static void limit_scans(j_common_ptr common)
 {
     Errors *errors = (Errors *)common->err;
-    if (((j_decompress_ptr)common)->input_scan_number > MAX_SCANS) {
-        snprintf(errors->message, MESSAGE_BYTES, "more than %d scans", MAX_SCANS);
+    j_decompress_ptr jpeg = (j_decompress_ptr)common;
+    int64_t scans = jpeg->input_scan_number, pixels = (int64_t)jpeg->image_width * jpeg->image_height;
+    if (scans > MAX_SCANS || (jpeg_has_multiple_scans(jpeg) && scans * pixels > MAX_SCAN_PIXELS)) {
+        snprintf(errors->message, MESSAGE_BYTES, "more than %d scans of %u x %u px", (int)scans - 1, jpeg->image_width,
+                 jpeg->image_height);
         longjmp(errors->escape, 1);
     }
 }

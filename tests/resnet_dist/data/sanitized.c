@@ -46,6 +46,8 @@ static void any_view(int64_t view[8], int64_t height, int64_t width, int64_t siz
     view[0] = below(height - box_height + 1), view[1] = below(width - box_width + 1);
     view[2] = box_height, view[3] = box_width;
     view[4] = copies ? box_height : between(size, 3 * size), view[5] = copies ? box_width : between(size, 3 * size);
+    if (!copies && below(10) == 0)
+        view[4 + below(2)] = between(size, INT32_MAX - 65535);
     view[6] = copies ? between(-size, size) : below(view[4] - size + 1);
     view[7] = copies ? between(-size, size) : below(view[5] - size + 1);
     if (unfit)

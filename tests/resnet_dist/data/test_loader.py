@@ -23,7 +23,8 @@ from data_prep.beton.digest import digest_file
 from data_prep.beton.layout import METADATA_START
 from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe_data import PadCrop, RandomResizedCrop
+from data_prep.beton.verify import verify
+from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data import decoders, pixel_kernel
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.epoch_thread import EpochThread
@@ -415,6 +416,26 @@ def test_a_skipped_sample_is_replaced_by_the_same_one_everywhere(
     assert seen[0] == seen[1]
     assert f"sample 18 of {beton} cannot be decoded" in caplog.text
     assert f"sample {other} takes its place in epoch 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("transform", "advice", "not_advice"),
+    [
+        (RandomResizedCrop(kind="random_resized_crop", size=48), r"or set data\.on_bad_sample: skip", "An evaluation"),
+        (CenterCrop(kind="center_crop", size=48, resize=56), "An evaluation counts every sample", "on_bad_sample"),
+    ],
+)
+def test_the_advice_on_a_bad_sample_is_one_that_helps(
+    transform: Any, advice: str, not_advice: str, photo_beton: Path, tmp_path: Path, open_loader: OpenLoader
+) -> None:
+    """Training may skip it, an evaluation may not; `verify` finds it."""
+    beton = damaged(tmp_path / "bad.beton", photo_beton, 18, cut)
+    with pytest.raises(Fault, match=advice) as caught:
+        list(open_loader(beton, transform).epoch(0, ALL))
+    assert not_advice not in str(caught.value)
+    assert f"`data-prep verify {beton} --decode all`" in str(caught.value)
+    (problem,) = verify(beton, decode=None).problems
+    assert problem.startswith("1 of 40 images do not decode: 18 (")
 
 
 def test_another_file_of_the_same_size_is_refused(photo_beton: Path, tmp_path: Path, open_loader: OpenLoader) -> None:

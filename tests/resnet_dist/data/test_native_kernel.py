@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import data_prep
+from data_prep.fuzz.kinds import made_kinds
+from data_prep.jpeg.header import read_jpeg_header
 from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.data import native_kernel, native_library
 from resnet_dist.data.kernels import StoredImages
@@ -236,6 +238,48 @@ def test_what_cannot_be_decoded_has_a_status_of_its_own(picture: Pixels, to_jpeg
     assert results == [[expected] for *_, expected in cases]
 
 
+def test_a_jpeg_of_several_scans_may_not_hold_much(to_jpeg: ToJpeg) -> None:
+    """Its frame says 60,000 x 60,000 px, so a decoder would reserve 20 GB before it looks at the data."""
+    for options, status in (({"progressive": True}, Status.TOO_MUCH_HELD), ({}, Status.JPEG_BROKEN)):
+        data = bytearray(to_jpeg(np.zeros((16, 16, 3), np.uint8), **options))
+        at = data.index(b"\xff\xc2" if options else b"\xff\xc0") + 5
+        data[at : at + 4] = 2 * (60_000).to_bytes(2, "big")
+        view = np.array([[0, 0, 60_000, 60_000, 32, 32, 0, 0]])
+        assert decode(bytes(data), (60_000, 60_000), view, 32)[1] == [status]
+
+
+@pytest.mark.parametrize(
+    ("sides", "shorter"), [((600, 2), 256), ((2, 600), 232), ((1, 300), 256), ((10, 3000), 256), ((20, 3000), 512)]
+)
+def test_a_window_of_an_elongated_picture_is_pillows(sides: tuple[int, int], shorter: int) -> None:
+    """A side passes 65,535 px when the shorter one is resized to the net's; only the window is computed."""
+    image = np.random.default_rng(4).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    tall, wide = (shorter * side // min(sides) for side in sides)
+    assert max(tall, wide) > 65_535
+    top, left = (tall - 224) // 2, (wide - 224) // 2
+    expected = resized(image, tall, wide)[top : top + 224, left : left + 224]
+    view = np.array([[0, 0, *sides, tall, wide, top, left]])
+    for flip in (False, True):
+        (ours,), statuses = decode(image, sides, view, 224, flips=np.array([flip]))
+        assert statuses == [Status.OK]
+        assert np.array_equal(ours, expected[:, ::-1] if flip else expected)
+
+
+@pytest.mark.parametrize("sides", [(65_500, 1), (1, 65_500)])
+def test_the_most_elongated_picture_has_windows_anywhere(sides: tuple[int, int]) -> None:
+    """Every row or column is of its own gray, by steps of 3, so what is shown tells where it was."""
+    factor, size, most = 16_384, 256, max(sides)
+    grays = (np.arange(most) % 80 * 3).astype(np.uint8)
+    image = np.repeat(grays.reshape(*sides, 1), 3, axis=2)
+    for place in (0, 79, most // 2, most - 1):
+        start = min(place * factor + factor // 2, most * factor - size)  # the middle of that row: no other has a share
+        top, left = (start, 0) if sides[1] == 1 else (0, start)
+        view = np.array([[0, 0, *sides, *(factor * side for side in sides), top, left]])
+        (ours,), statuses = decode(image, sides, view, size)
+        assert statuses == [Status.OK]
+        assert ours[0, 0].tolist() == [grays[place]] * 3
+
+
 def test_an_image_without_tables_does_not_use_an_earlier_images(picture: Pixels, to_jpeg: ToJpeg) -> None:
     """Without quantisation it cannot be decoded; without Huffman tables the standard's are meant."""
     height, width = picture.shape[:2]
@@ -359,6 +403,7 @@ def corpus(photographs: list[Pixels], to_jpeg: ToJpeg) -> list[tuple[bytes, int,
     small = photographs[3][:45, :39]
     arithmetic = bytearray(to_jpeg(small))
     arithmetic[arithmetic.index(b"\xff\xc0") + 1] = 0xC9  # what follows is no arithmetic code, but is read as such
+    made = [(data, header.height, header.width) for data in made_kinds().values() if (header := read_jpeg_header(data))]
     sizes = [small[:1, :1], small[:1], small[:, :1], small[:9, :17]]
     wide = np.tile(small[:3], (1, 300, 1))
     records = [(image, 0, *small.shape[:2]) for image in (*jpeg_kinds(small, to_jpeg).values(), cmyk(small))]
@@ -370,7 +415,7 @@ def corpus(photographs: list[Pixels], to_jpeg: ToJpeg) -> list[tuple[bytes, int,
         for data, mode, height, width in records
         for part in range(12)
     ]
-    return records + cuts
+    return records + cuts + [(data, 0, height, width) for data, height, width in made]
 
 
 def test_no_byte_is_touched_that_should_not_be(
