@@ -24,7 +24,7 @@ SOURCES = {
     "cifar10": SourceKind("data_prep.sources.cifar:Cifar10"),
     "cifar100": SourceKind("data_prep.sources.cifar:Cifar100"),
     "digits": SourceKind("data_prep.sources.digits:Digits"),
-    "hf-parquet": SourceKind("data_prep.sources.hf_parquet:HfParquet"),
+    "hf-parquet": SourceKind("data_prep.sources.hf_parquet:HfParquet", TABLE_OPTIONS),
     "ilsvrc": SourceKind("data_prep.sources.ilsvrc:Ilsvrc", ("devkit",)),
     "image-folder": SourceKind(
         "data_prep.sources.image_folder:ImageFolder",

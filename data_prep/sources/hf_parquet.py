@@ -1,97 +1,170 @@
 """Parquet files as the Hugging Face Hub lays them out, read directly.
 
-Columns: `image` (or `img`), a struct of `bytes` and `path`; `label` (or `fine_label`), a ClassLabel whose names stand
-in the schema's metadata under `huggingface`. Files are named `<split>-00000-of-00002.parquet`, or lie in `<split>/`.
-`--input` is a folder, one file, or a glob, local or a URL. Where paths end with a wnid, as imagenet-1k's do, labels are
-held against it.
+Columns: `image` (or `img`), a struct of `bytes` and `path`, or the bytes themselves; `label` (or `labels`,
+`fine_label`), a ClassLabel whose names are in the schema's metadata under `huggingface`, other whole numbers, or text.
+Files are named `<split>-00000-of-00002.parquet`, or have the split elsewhere in their name or their folder's. `--input`
+is a folder, one file, a glob or a pattern with braces, local or a URL. Where paths end with a wnid, as imagenet-1k's
+do, labels are held against it.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
+from data_prep.shown import shown
 from data_prep.sources.base import Sample, SourceDescription, digest_of
-from data_prep.sources.find_places import GLOB, find_places, place_of
-from data_prep.sources.imagenet import check_labels
-from data_prep.sources.places import IS_URL, Place, changed, without_credentials
-from data_prep.sources.ranges import record
-from data_prep.sources.row_group import LARGE_GROUP_BYTES, RowGroup, column_bytes, open_parquet
-from data_prep.sources.splits import SPLIT_WORDS, SplitRequest, choose_split
+from data_prep.sources.find_places import place_of
+from data_prep.sources.imagenet import NUM_VAL, check_labels
+from data_prep.sources.label_file import read_class_names
+from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes
+from data_prep.sources.parquet_schema import Columns, compare_columns, compare_names, find_columns, names_of_classes
+from data_prep.sources.places import changed
+from data_prep.sources.ranges import RecordedFile, record
+from data_prep.sources.row_group import (
+    LARGE_GROUP_BYTES,
+    RowGroup,
+    open_parquet,
+    rows_at_once,
+    telling_damage,
+)
+from data_prep.sources.shards import choose_shards, find_shards, names_in_keys
+from data_prep.sources.splits import SplitRequest
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label")
 WNID_IN_PATH = r"_(?P<wnid>n\d{8})\.\w+$"
-SHARD_NAME = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<count>\d+)")
+TABLE_ROWS = 1 << 16
+"""Of labels and paths, read at a time."""
+FEW_ROWS = 100_000
+"""As many rows a file may have whatever its size; more only if it has a byte for each."""
+MAX_LABEL_BYTES, MAX_PATH_BYTES = 1100, 1000
+"""Of a row's label and path, on average."""
+
+
+class Asked(NamedTuple):
+    """What the user said of the files."""
+
+    class_names: tuple[str, ...] | None = None
+    class_order: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The row groups of a file."""
+
+    num_rows: list[int]
+    image_bytes: list[int]
+    images_at_once: list[int]
+    labels_at_once: int
+    paths_at_once: int
+    """0: they are too long to be worth a look."""
+
+
+@dataclass(frozen=True)
+class FileContents:
+    """What opening a file tells."""
+
+    shown: str
+    names: list[str]
+    """Of all columns."""
+    columns: Columns
+    class_names: tuple[str, ...] | None
+    groups: Groups
+    values: list[Label]
+    """The distinct labels, and for each the first row that has it."""
+    first_rows: list[int]
+    codes: NDArray[np.int64]
+    """[rows]; which of `values`."""
+    wnids: NDArray[np.int64] | None
+    """[rows]; the number of the wnid in the path, where all rows have one."""
+    paths: list[str]
+    """Of files with few rows, where there are any: the validation set's say which image is which."""
 
 
 class HfParquet:
     """Rows in the order of the sorted file names. Keeps its place in the row group read last: reading in order reads
     once."""
 
-    def __init__(self, location: str, split: str, files: Sequence[Place]) -> None:
+    def __init__(
+        self, location: str, split: str, files: Sequence[RecordedFile], names: Sequence[str], asked: Asked
+    ) -> None:
         self._location = location
         self._split = split
-        self._files = tuple(record(file) for file in files)
-        self._names = tuple(file.name for file in files)
-        group_rows: list[int] = []
-        group_files: list[int] = []
-        group_numbers: list[int] = []
-        group_bytes: list[int] = []
-        labels: list[NDArray[np.int64]] = []
-        paths: list[Any] = []
-        schema: Any = None
-        for number, file in enumerate(files):
-            with open_parquet(file) as table:
-                if schema is None:
-                    schema = table.schema_arrow
-                    self._image_column = _find_column(schema, IMAGE_COLUMNS, file.shown)
-                    self._label_column = _find_column(schema, LABEL_COLUMNS, file.shown)
-                    self.class_names = _class_names(schema, self._label_column, file.shown)
-                if table.schema_arrow.names != schema.names:
-                    raise UserError(f"{file.shown}: has other columns than {self._names[0]}; name one kind with a glob")
-                for group in range(table.num_row_groups):
-                    group_rows.append(table.metadata.row_group(group).num_rows)
-                    group_files.append(number)
-                    group_numbers.append(group)
-                    group_bytes.append(column_bytes(table.metadata.row_group(group), f"{self._image_column}.bytes"))
-                labels.append(_read_labels(table, self._label_column, file.shown))
-                paths.append(_read_paths(table, self._image_column))
+        self._files = tuple(files)
+        self._names = tuple(names)
+        opened = [read_contents(file, asked) for file in files]
+        first = opened[0]
+        self._columns = first.columns
+        for other in opened[1:]:
+            compare_columns(first.columns, other.columns, first.shown, other.shown)
+            compare_names(first.class_names, other.class_names, first.shown, other.shown)
+            if other.names != first.names:
+                raise UserError(
+                    f"{other.shown}: has the columns {shown(', '.join(other.names))}, {first.shown} has "
+                    f"{shown(', '.join(first.names))}; name files of one kind with a glob"
+                )
+        group_rows = [count for file in opened for count in file.groups.num_rows]
         self._group_ends = np.cumsum(group_rows, dtype=np.int64)
-        self._group_files = np.array(group_files, dtype=np.int64)
-        self._group_numbers = np.array(group_numbers, dtype=np.int64)
-        self._group_bytes = np.array(group_bytes, dtype=np.int64)
-        self.labels = np.concatenate(labels)
+        counts = [len(file.groups.num_rows) for file in opened]
+        self._group_files = np.repeat(np.arange(len(opened), dtype=np.int64), counts)
+        self._group_numbers = np.array([number for count in counts for number in range(count)], dtype=np.int64)
+        self._group_bytes = np.array([size for file in opened for size in file.groups.image_bytes], dtype=np.int64)
+        self._images_at_once = np.array(
+            [rows for file in opened for rows in file.groups.images_at_once], dtype=np.int64
+        )
+        if not sum(group_rows):
+            raise UserError(f"{location}: holds no samples: none of {len(files):,} files has a row")
+        found: dict[Label, str] = {}
+        for file, name in zip(opened, names, strict=True):
+            for value, row in zip(file.values, file.first_rows, strict=True):
+                found.setdefault(value, f"{name} row {row}")
+        known = asked.class_names if asked.class_names is not None else first.class_names
+        self.class_names, label_of = number_classes(found, known, asked.class_order, location)
+        self.labels = np.concatenate(
+            [np.array([label_of[value] for value in file.values], dtype=np.int64)[file.codes] for file in opened]
+        )
         self.sizes: NDArray[np.int64] | None = None
-        self._check_labels()
-        self._wnids = wnids_in_paths(paths, self.labels, location)
-        self._label_checks = check_labels(self._wnids, self.labels, _names_of_val(paths), location)
+        self._wnids: dict[str, int] = {}
+        if all(file.wnids is not None for file in opened):
+            self._wnids = wnids_with_labels(
+                np.concatenate([file.wnids for file in opened if file.wnids is not None]), self.labels, location
+            )
+        paths = [path for file in opened for path in file.paths]
+        self._label_checks = [
+            *check_labels(self._wnids, self.labels, paths if len(paths) == len(self.labels) else (), location),
+            *(labels_without_samples(self.labels, self.class_names) if known is None else ()),
+        ]
         self._checked: set[int] = set()
         self._reading: tuple[int, RowGroup] | None = None
 
     @classmethod
-    def open(cls, location: str | None, split: SplitRequest) -> Self:
+    def open(
+        cls,
+        location: str | None,
+        split: SplitRequest,
+        *,
+        labels: str | None = None,
+        class_order: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Self:
         if location is None:
             raise UserError("--source hf-parquet needs --input: a folder of parquet files, one file, or a glob")
+        shards = find_shards(location, ".parquet", "parquet files")
+        name, indices = choose_shards(shards, split)
+        class_names = read_class_names(place_of(labels)) if labels else None
         try:
-            where, is_folder, files = _find_files(location)
-            by_split = group_by_split(files)
-            if set(by_split) == {"all"} and not split.explicit:
-                return cls(where, "all", by_split["all"])
-            name = choose_split(sorted(by_split), split, where)
-            if is_folder:
-                _check_complete([file.name for file in by_split[name]], where)
-            return cls(where, name, by_split[name])
+            files = [record(shards.places[index]) for index in indices]
+            asked = Asked(class_names, class_order, image_column, label_column)
+            return cls(shards.shown, name, files, names_in_keys(shards, indices), asked)
         except OSError as error:
-            where = without_credentials(location)
-            raise UserError(f"{error.filename or where}: cannot be read: {error.strerror or error}") from None
+            raise UserError(f"{error.filename or shards.shown}: cannot be read: {error.strerror or error}") from None
 
     def describe(self) -> SourceDescription:
         sizes = [str(file.status.num_bytes) for file in self._files]
@@ -141,9 +214,16 @@ class HfParquet:
                 reading[1].close()
             number = int(self._group_files[group])
             self._check_unchanged(number)
-            is_large = self._group_bytes[group] > LARGE_GROUP_BYTES
-            place = self._files[number].place
-            reading = group, RowGroup(place, int(self._group_numbers[group]), self._image_column, is_large)
+            reading = (
+                group,
+                RowGroup(
+                    self._files[number].place,
+                    int(self._group_numbers[group]),
+                    self._columns,
+                    int(self._images_at_once[group]),
+                    is_large=bool(self._group_bytes[group] > LARGE_GROUP_BYTES),
+                ),
+            )
         data = reading[1].image_bytes(row)
         self._reading = reading
         return data
@@ -154,41 +234,31 @@ class HfParquet:
             raise changed(place.shown)
         self._checked.add(number)
 
-    def _check_labels(self) -> None:
-        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= len(self.class_names)):
-            hint = "; hidden test labels are -1: choose another --split" if self.labels.min() < 0 else ""
-            raise UserError(
-                f"{self._location}: split {self._split} has labels {self.labels.min()}..{self.labels.max()}, "
-                f"expected 0..{len(self.class_names) - 1}{hint}"
-            )
+
+def read_contents(file: RecordedFile, asked: Asked) -> FileContents:
+    """UserError when the file is no parquet file of images and labels, or contradicts itself."""
+    place, where = file.place, file.place.shown
+    with open_parquet(place) as table, telling_damage(place):
+        columns = find_columns(table.schema_arrow, asked.image_column, asked.label_column, where)
+        class_names = _class_names(table.schema_arrow, columns.label, asked.class_names, where)
+        groups = _read_groups(table.metadata, columns, file.status.num_bytes, where)
+        num_rows = sum(groups.num_rows)
+        values, first_rows, codes = _read_labels(table, columns.label, groups.labels_at_once, where)
+        if len(codes) != num_rows:
+            raise UserError(f"{where}: has {num_rows:,} rows and {len(codes):,} labels; copy or download it again")
+        wnids: NDArray[np.int64] | None = None
+        paths: list[str] = []
+        if columns.path_leaf is not None and groups.paths_at_once:
+            wnids, paths = _read_paths(table, columns.path_leaf, groups.paths_at_once, num_rows)
+        names = table.schema_arrow.names
+    return FileContents(where, names, columns, class_names, groups, values, first_rows, codes, wnids, paths)
 
 
-def group_by_split(files: Sequence[Place]) -> dict[str, list[Place]]:
-    """Files by the split in their name, else by the name of their folder if that is a split, else under `all`."""
-    groups: dict[str, list[Place]] = {}
-    for file in files:
-        stem = PurePosixPath(file.name).stem
-        shard = SHARD_NAME.fullmatch(stem)
-        name = shard["split"] if shard else next((n for n in (stem, file.parent().name) if n in SPLIT_WORDS), "all")
-        groups.setdefault(name, []).append(file)
-    return groups
-
-
-def wnids_in_paths(paths: Sequence[Any], labels: NDArray[np.int64], where: str) -> dict[str, int]:
-    """wnid -> label when every path ends with a wnid (`n01440764_10026_n01440764.JPEG`), else empty.
+def wnids_with_labels(numbers: NDArray[np.int64], labels: NDArray[np.int64], where: str) -> dict[str, int]:
+    """wnid -> label. `numbers`: of the wnid (`n01440764_10026_n01440764.JPEG`) in each sample's path.
 
     UserError when a wnid has two labels, or a label two wnids.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not paths or any(column is None for column in paths):
-        return {}
-    column = pa.chunked_array(paths)
-    wnids = pc.struct_field(pc.extract_regex(column, WNID_IN_PATH), "wnid")
-    if wnids.null_count or not len(wnids):
-        return {}
-    numbers = pc.cast(pc.utf8_slice_codeunits(wnids, 1), pa.int64()).to_numpy()
     pairs = np.unique(np.stack([labels, numbers]), axis=1).T
     for column_number, what in enumerate(("label", "wnid")):
         values, counts = np.unique(pairs[:, column_number], return_counts=True)
@@ -198,70 +268,114 @@ def wnids_in_paths(paths: Sequence[Any], labels: NDArray[np.int64], where: str) 
     return {f"n{number:08d}": int(label) for label, number in pairs}
 
 
-def _names_of_val(paths: Sequence[Any]) -> Iterator[str]:
-    for column in paths:
-        if column is not None:
-            yield from (str(path) for path in column.to_pylist())
-
-
-def _check_complete(names: Sequence[str], where: str) -> None:
-    """UserError when the names say that there are more files, which were not downloaded."""
-    shards = [match for name in names if (match := SHARD_NAME.fullmatch(PurePosixPath(name).stem))]
-    for count in {int(shard["count"]) for shard in shards}:
-        found = {int(shard["number"]) for shard in shards if int(shard["count"]) == count}
-        missing = sorted(set(range(count)) - found)
-        if missing:
+def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) -> Groups:
+    """UserError when the file contradicts itself, or is made to take memory."""
+    numbers = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
+    num_rows: list[int] = []
+    images: list[Any] = []
+    labels_at_once = paths_at_once = TABLE_ROWS
+    label_bytes = path_bytes = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        image, label = (row_group.column(numbers[leaf]) for leaf in (columns.image_leaf, columns.label))
+        if not 0 <= row_group.num_rows == image.num_values == label.num_values:
             raise UserError(
-                f"{where}: {len(missing)} of {count} parquet files are missing, the first is number {missing[0]}; "
-                "download them, or name those you want with a glob"
+                f"{where}: row group {group} has {row_group.num_rows:,} rows, {image.num_values:,} images and "
+                f"{label.num_values:,} labels; copy or download it again"
             )
-
-
-def _find_files(location: str) -> tuple[str, bool, list[Place]]:
-    """What to show of the location, whether it is a folder, and the parquet files in order."""
-    places = find_places(location)
-    is_pattern = len(places) != 1 or GLOB.search(location) is not None
-    shown = places[0].shown if not is_pattern else location if IS_URL.match(location) else place_of(location).shown
-    shown = without_credentials(shown)
-    kinds = [place.kind() for place in places]
-    is_folder = kinds == ["folder"]
-    if is_folder:
-        names = sorted(file.name for file in places[0].files() if file.name.endswith(".parquet"))
-        places = [places[0].child(name) for name in names]
-    if not places or None in kinds:
-        raise UserError(f"--input {shown}: no parquet files there; expected a folder, a file or a glob")
-    return shown, is_folder, places
-
-
-def _read_labels(table: Any, column: str, where: str) -> NDArray[np.int64]:
-    labels = table.read(columns=[column]).column(column)
-    if labels.null_count:
-        raise UserError(f"{where}: {labels.null_count} rows have no {column}")
-    return labels.to_numpy().astype(np.int64)
-
-
-def _read_paths(table: Any, column: str) -> Any:
-    """None where there is no column of paths."""
-    if f"{column}.path" not in [table.schema.column(i).path for i in range(len(table.schema))]:
-        return None
-    read = table.read(columns=[f"{column}.path"]).column(column).combine_chunks()
-    return read.field("path")
-
-
-def _find_column(schema: Any, candidates: Sequence[str], where: str) -> str:
-    for name in candidates:
-        if name in schema.names:
-            return name
-    raise UserError(f"{where}: has the columns {', '.join(schema.names)}, expected one named {' or '.join(candidates)}")
-
-
-def _class_names(schema: Any, label_column: str, where: str) -> tuple[str, ...]:
-    """From the schema's metadata, as the `datasets` library writes it."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        names = features[label_column]["names"]
-    except (KeyError, TypeError, ValueError):
+        num_rows.append(row_group.num_rows)
+        images.append(image)
+        label_bytes += label.total_uncompressed_size
+        if columns.has_text_labels:
+            labels_at_once = min(labels_at_once, rows_at_once(label, TABLE_ROWS))
+        if columns.path_leaf is not None:
+            path = row_group.column(numbers[columns.path_leaf])
+            path_bytes += path.total_uncompressed_size
+            paths_at_once = min(paths_at_once, rows_at_once(path, TABLE_ROWS))
+    total = sum(num_rows)
+    if total != metadata.num_rows:
         raise UserError(
-            f"{where}: the schema's metadata (key huggingface) does not say the class names of {label_column}"
-        ) from None
-    return tuple(str(name) for name in names)
+            f"{where}: says that it has {metadata.num_rows:,} rows, its row groups have {total:,}; copy or download it "
+            "again"
+        )
+    if total > max(FEW_ROWS, num_bytes):
+        raise UserError(
+            f"{where}: says that it has {total:,} rows in {num_bytes:,} bytes, so no images; it is damaged, or made to "
+            "take memory"
+        )
+    if label_bytes > MAX_LABEL_BYTES * (total + 1000):
+        raise UserError(
+            f"{where}: the labels in {shown(columns.label)} take {label_bytes:,} bytes for {total:,} rows; expected "
+            "numbers or the names of classes"
+        )
+    return Groups(
+        num_rows,
+        [image.total_uncompressed_size for image in images],
+        [rows_at_once(image) for image in images],
+        labels_at_once,
+        paths_at_once if path_bytes <= MAX_PATH_BYTES * total else 0,
+    )
+
+
+def _read_labels(
+    table: Any, column: str, num_rows_at_once: int, where: str
+) -> tuple[list[Label], list[int], NDArray[np.int64]]:
+    """The distinct labels, the first row with each, and for every row which of them it has."""
+    import pyarrow as pa
+
+    code_of: dict[Label, int] = {}
+    first_rows: list[int] = []
+    codes: list[NDArray[np.int64]] = []
+    row = 0
+    for batch in table.iter_batches(batch_size=num_rows_at_once, columns=[column], use_threads=False):
+        cells = batch.column(0)
+        if cells.null_count:
+            missing = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
+            raise UserError(f"{where}: row {row + missing} has no {shown(column)}")
+        encoded = cells if isinstance(cells, pa.DictionaryArray) else cells.dictionary_encode()
+        found, first, inverse = np.unique(encoded.indices.to_numpy(), return_index=True, return_inverse=True)
+        its_codes = np.empty(len(found), dtype=np.int64)
+        for number, (index, at) in enumerate(zip(found.tolist(), first.tolist(), strict=True)):
+            try:
+                label = exact_label(encoded.dictionary[index].as_py())
+            except ValueError as error:
+                raise UserError(f"{where}: row {row + at}: {shown(column)}: {error}") from None
+            if label not in code_of:
+                code_of[label] = len(code_of)
+                first_rows.append(row + at)
+            its_codes[number] = code_of[label]
+        codes.append(its_codes[inverse])
+        row += len(cells)
+    return list(code_of), first_rows, np.concatenate(codes) if codes else np.empty(0, dtype=np.int64)
+
+
+def _read_paths(
+    table: Any, leaf: str, num_rows_at_once: int, num_rows: int
+) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """The wnids' numbers, None unless every path ends with one; the paths themselves of few rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    numbers: list[NDArray[np.int64]] = []
+    paths: list[str] = []
+    for batch in table.iter_batches(batch_size=num_rows_at_once, columns=[leaf], use_threads=False):
+        cells = batch.column(0).field("path").cast(pa.large_string())
+        wnids = pc.struct_field(pc.extract_regex(cells, WNID_IN_PATH), "wnid")
+        if wnids.null_count:
+            return None, []
+        numbers.append(pc.cast(pc.utf8_slice_codeunits(wnids, 1), pa.int64()).to_numpy())
+        paths += cells.to_pylist() if num_rows <= NUM_VAL else []
+    return np.concatenate(numbers) if numbers else None, paths
+
+
+def _class_names(schema: Any, label: str, given: tuple[str, ...] | None, where: str) -> tuple[str, ...] | None:
+    """As the file says, None when it does not. UserError when it says something else than the user's file."""
+    try:
+        class_names = names_of_classes(schema, label, where)
+    except UserError:
+        if given is None:
+            raise
+        return None
+    if class_names is not None and given is not None:
+        compare_names(class_names, given, where, "--labels")
+    return class_names

@@ -6,40 +6,66 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from data_prep.errors import UserError
+from data_prep.errors import Fault, UserError
+from data_prep.shown import shown
+from data_prep.sources.file_kinds import HEAD_BYTES, told_by_head
 from data_prep.sources.local_place import LocalPlace
-from data_prep.sources.places import Place
+from data_prep.sources.parquet_schema import Columns
+from data_prep.sources.places import MAX_SAMPLE_BYTES, Place, check_sample_size
 
 LARGE_GROUP_BYTES = 64 << 20
 """The Hub's row groups of images have 100 rows, some 11 MB."""
-LARGE_BATCH_ROWS = 32
+BATCH_ROWS = 32
+"""More are slower: images of one batch are copied into one piece of memory."""
+BATCH_BYTES = 64 << 20
+"""Of images in one batch, whatever the file says; pyarrow takes some four times as much to put them together."""
 STREAM_BYTES = 1 << 20
+MAX_RATIO = {"UNCOMPRESSED": 1, "SNAPPY": 24, "LZ4": 256, "LZ4_RAW": 256, "GZIP": 1032}
+"""How many times its size data can be once unpacked, by how these formats work. Others: as much as the file says."""
+ENCODINGS_IN_FULL = frozenset({"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"})
+"""Each value is there in full: all of them together have no more bytes than the column's pages."""
 
 
 class RowGroup:
-    """The images of one row group, forwards only. A large one is read a few rows at a time: pyarrow takes three times a
-    row group's size to read it at once."""
+    """The images of one row group, forwards only, a few rows at a time: pyarrow takes three times a row group's size
+    to read it at once. A large one (`is_large`) is also read from storage piece by piece."""
 
-    def __init__(self, place: Place, number: int, image_column: str, is_large: bool) -> None:
+    def __init__(self, place: Place, number: int, columns: Columns, num_rows_at_once: int, *, is_large: bool) -> None:
         self._stack = ExitStack()
         table = self._stack.enter_context(open_parquet(place, is_streamed=is_large))
-        num_rows = LARGE_BATCH_ROWS if is_large else table.metadata.row_group(number).num_rows
-        column = [f"{image_column}.bytes"]
-        self._batches = table.iter_batches(batch_size=num_rows, row_groups=[number], columns=column, use_threads=False)
+        self._batches = table.iter_batches(
+            batch_size=num_rows_at_once, row_groups=[number], columns=[columns.image_leaf], use_threads=False
+        )
+        self._is_struct = columns.is_struct
         self.first = 0
         """Row that the images in memory begin with."""
         self._images: Any = ()
 
     def image_bytes(self, row: int) -> bytes | None:
-        """`row` must not lie before `first`."""
-        while row >= self.first + len(self._images):
-            self.first += len(self._images)
-            self._images = ()
-            batch = next(self._batches, None)
-            if batch is None:
-                raise ValueError("the row group ends before it")
-            self._images = batch.column(0).field("bytes")
-        return self._images[row - self.first].as_py()
+        """`row` must not lie before `first`. OSError or ValueError, with a reason, when it cannot be read."""
+        import pyarrow as pa
+
+        try:
+            while row >= self.first + len(self._images):
+                self.first += len(self._images)
+                self._images = ()
+                batch = next(self._batches, None)
+                if batch is None:
+                    raise ValueError("the row group ends before it")
+                column = batch.column(0)
+                self._images = column.field("bytes") if self._is_struct else column
+            image = self._images[row - self.first]
+            image = image.value if isinstance(image, pa.DictionaryScalar) else image
+            if not image.is_valid:
+                return None
+            check_sample_size(image.as_buffer().size)
+            return image.as_py()
+        except MemoryError:
+            raise ValueError("the row group takes more memory than there is") from None
+        except OSError as error:
+            raise OSError(_one_line(error)) from None
+        except pa.ArrowException as error:
+            raise ValueError(f"the row group cannot be read: {_one_line(error)}") from None
 
     def close(self) -> None:
         self._images = ()
@@ -49,27 +75,63 @@ class RowGroup:
 @contextmanager
 def open_parquet(place: Place, *, is_streamed: bool = False) -> Iterator[Any]:
     """`is_streamed`: read through a small buffer, not by whole columns."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    options = {"pre_buffer": False, "buffer_size": STREAM_BYTES} if is_streamed else {}
-    if isinstance(place, LocalPlace):
-        try:
-            table = pq.ParquetFile(place.path, memory_map=not is_streamed, **options)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{place.shown}: cannot be read as parquet: {error}") from None
-        with table:
-            yield table
-        return
-    with place.open() as file:
-        try:
-            table = pq.ParquetFile(file, **{"pre_buffer": True, **options})
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{place.shown}: cannot be read as parquet: {error}") from None
-        with table:
-            yield table
+    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": STREAM_BYTES} if is_streamed else {}
+    with ExitStack() as stack:
+        with telling_damage(place):
+            if isinstance(place, LocalPlace):
+                table = pq.ParquetFile(place.path, memory_map=not is_streamed, **options)
+            else:
+                table = pq.ParquetFile(stack.enter_context(place.open()), **{"pre_buffer": True, **options})
+            stack.enter_context(table)
+        yield table
 
 
-def column_bytes(row_group: Any, path: str) -> int:
-    columns = (row_group.column(number) for number in range(row_group.num_columns))
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == path)
+@contextmanager
+def telling_damage(place: Place) -> Iterator[None]:
+    """Whatever pyarrow raises on a file that is damaged, as a UserError of one line."""
+    try:
+        yield
+    except (Fault, UserError):
+        raise
+    except MemoryError:
+        raise UserError(
+            f"{place.shown}: takes more memory to open than there is; it is damaged, or made to do that"
+        ) from None
+    except Exception as error:  # pyarrow's have no common base, and some are Python's own
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        told = _told(place)
+        raise UserError(
+            f"{place.shown}: {told or f'cannot be read as parquet: {_one_line(error)}; copy or download it again'}"
+        ) from None
+
+
+def rows_at_once(column: Any, most: int = BATCH_ROWS) -> int:
+    """How many rows of a column (`pyarrow.parquet.ColumnChunkMetaData`) have at most some BATCH_BYTES, or are one
+    row, whatever it holds.
+
+    A value may be there once and be meant often (dictionaries), or share its beginning with the one before.
+    """
+    largest = column.total_uncompressed_size
+    if set(column.encodings) <= ENCODINGS_IN_FULL:
+        return most if largest <= MAX_SAMPLE_BYTES else 1
+    if column.has_dictionary_page and "DELTA_BYTE_ARRAY" not in column.encodings:
+        packed = column.data_page_offset - column.dictionary_page_offset
+        in_dictionary = packed * MAX_RATIO.get(column.compression, largest)
+        largest = min(largest, in_dictionary) if packed > 0 and largest <= BATCH_BYTES else largest
+    return max(1, min(most, BATCH_BYTES // max(1, largest)))
+
+
+def _told(place: Place) -> str | None:
+    try:
+        with place.open() as file:
+            head = file.read(HEAD_BYTES)
+    except (OSError, ValueError):
+        return None
+    return None if head.startswith(b"PAR1") else told_by_head(head)
+
+
+def _one_line(error: BaseException) -> str:
+    return shown(" ".join(str(error).split()) or type(error).__name__)

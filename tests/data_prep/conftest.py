@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import io
+import json
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Collection
@@ -32,6 +35,7 @@ Encode = Callable[..., bytes]
 TurboFile = Callable[[np.ndarray, str], bytes]
 ConvertHere = Callable[..., Outcome]
 EndsIn = Callable[..., Ends]
+OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +173,60 @@ def convert_here() -> ConvertHere:
             stop=stop,
             bad_policy=BadPolicy() if max_bad is None else BadPolicy("quarantine", max_bad),
         )
+
+    return run
+
+
+OPEN_ALL = """
+import json, resource, sys
+import numpy, pyarrow.parquet, PIL.Image, scipy.io
+import data_prep.sources.cifar, data_prep.sources.hf_parquet, data_prep.sources.ilsvrc, data_prep.sources.webdataset
+from data_prep.errors import Fault, UserError
+from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.splits import SplitRequest
+
+mib, cases = json.load(sys.stdin)
+with open("/proc/self/statm") as statm:
+    now = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (mib << 20),) * 2)
+told = []
+for source, location, options in cases:
+    try:
+        opened = open_source(source, location, SplitRequest("all", explicit=True), SourceOptions(**options))
+        bad = []
+        for index in range(len(opened)):
+            try:
+                opened[index]
+            except (OSError, ValueError) as error:
+                bad.append(str(error))
+        told.append(f"read {len(opened) - len(bad)} of {len(opened)}{': ' if bad else ''}{'; '.join(bad[:3])}")
+        opened = None
+    except (Fault, UserError) as error:
+        told.append(f"refused: {error}")
+    except BaseException as error:
+        told.append(f"unexpected {type(error).__name__}: {error}")
+json.dump(told, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="session")
+def open_all_within() -> OpenAllWithin:
+    """Opens sources and reads all their samples, in a process of its own that may take `mib` MiB more than it has at
+    its start: `open_all_within(200, [("webdataset", "a.tar", {})])`. One line for each says what came of it."""
+
+    def run(mib: int, cases: list[tuple[str, str, dict[str, str]]]) -> list[str]:
+        environment = os.environ | {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN_ALL],
+            input=json.dumps([mib, cases]).encode(),
+            capture_output=True,
+            timeout=120,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        return json.loads(done.stdout)
 
     return run
 

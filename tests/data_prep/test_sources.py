@@ -19,10 +19,8 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.hf_parquet import group_by_split
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.listing import PackedStrings
-from data_prep.sources.local_place import LocalPlace
 from data_prep.sources.splits import SplitRequest, choose_split, requested_split
 
 ANY = SplitRequest(None, explicit=False)
@@ -308,7 +306,7 @@ def test_hf_parquet_reads_rows_in_order_and_at_random(hub: Path) -> None:
 
 def test_large_row_groups_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.sources.hf_parquet.LARGE_GROUP_BYTES", 100)
-    monkeypatch.setattr("data_prep.sources.row_group.LARGE_BATCH_ROWS", 3)
+    monkeypatch.setattr("data_prep.sources.hf_parquet.rows_at_once", lambda column, most=3: 3)
     write_parquet(tmp_path / "0.parquet", [b"image %d" % i for i in range(30)], [0] * 30, row_group_size=20)
     source = open_source("hf-parquet", str(tmp_path), ANY)
     for i in [*range(30), 29, 19, 5, 4, 18, 0]:
@@ -327,19 +325,14 @@ def test_hf_parquet_takes_a_file_or_a_glob(hub: Path) -> None:
 
 def test_hf_parquet_notices_a_missing_download(hub: Path) -> None:
     (hub / "data" / "train-00000-of-00002.parquet").unlink()
-    with pytest.raises(UserError, match="1 of 2 parquet files are missing, the first is number 0"):
+    with pytest.raises(UserError, match="1 of 2 files are missing, the first is number 0"):
         open_source("hf-parquet", str(hub), named("train"))
     assert len(open_source("hf-parquet", str(hub / "data" / "train-*"), named("train"))) == 3
 
 
-def test_group_by_split_reads_names_and_folders() -> None:
-    files = ["a/train-00000-of-00002.parquet", "b/validation/0000.parquet", "c/test.parquet", "d/0001.parquet"]
-    assert list(group_by_split([LocalPlace(f) for f in files])) == ["train", "validation", "test", "all"]
-
-
 def test_cifars_column_names_work_too(tmp_path: Path) -> None:
     write_parquet(tmp_path / "0.parquet", [b"x"], [2], image_column="img", label_column="fine_label")
-    source = open_source("hf-parquet", str(tmp_path), implied("train"))
+    source = open_source("hf-parquet", str(tmp_path), ANY)
     assert (source[0].data, source[0].label, source.describe().split) == (b"x", 2, "all")
 
 
@@ -352,12 +345,11 @@ def test_a_row_without_bytes_is_a_bad_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "labels", "message"),
     [
-        ({"metadata": False}, [0, 1], r"0\.parquet: the schema's metadata \(key huggingface\) does not say"),
         ({"image_column": "picture"}, [0, 1], "has the columns picture, label, expected one named image or img"),
-        ({"label_column": "y"}, [0, 1], "expected one named label or fine_label"),
-        ({}, [0, -1], r"has labels -1\.\.0, expected 0\.\.2; hidden test labels are -1"),
-        ({}, [0, 3], r"has labels 0\.\.3, expected 0\.\.2$"),
-        ({}, [0, None], "1 rows have no label"),
+        ({"label_column": "y"}, [0, 1], "expected one named label or labels or fine_label; --label-column says which"),
+        ({}, [0, -1], r"0\.parquet: row 1: label: the label is -1; hidden test labels are -1: choose another split"),
+        ({}, [0, 3], r"0\.parquet row 1 has label 3, expected 0\.\.2: 3 classes have a name"),
+        ({}, [0, None], r"0\.parquet: row 1 has no label"),
     ],
 )
 def test_hf_parquet_mistakes(

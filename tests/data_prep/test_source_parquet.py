@@ -1,0 +1,307 @@
+"""Parquet files are held against themselves and one another: columns, types, class names, counts, and memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.base import Source
+from data_prep.sources.splits import SplitRequest
+
+OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
+ANY = SplitRequest(None, explicit=False)
+CATS = ["cat", "dog"]
+NUM_MUTANTS = 200
+
+
+def images(*data: bytes | None) -> pa.Array:
+    return pa.array(
+        [{"bytes": each, "path": f"{i}.png"} for i, each in enumerate(data)],
+        type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+
+
+def write(path: Path, columns: dict[str, Any], names: Any = None, **options: Any) -> Path:
+    table = pa.table(columns) if isinstance(columns, dict) else columns
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, **options)
+    return path
+
+
+def opened(path: Path, **options: str) -> Source:
+    return open_source("hf-parquet", str(path), ANY, SourceOptions(**options))
+
+
+TWO = images(b"a", b"b")
+PLAIN = pa.array([b"a", b"b"], pa.binary())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        TWO,
+        PLAIN,
+        PLAIN.cast(pa.large_binary()),
+        PLAIN.cast(pa.binary(1)),
+        PLAIN.cast(pa.binary_view()),
+        PLAIN.dictionary_encode(),
+        pa.StructArray.from_arrays([PLAIN], ["bytes"]),
+        pa.StructArray.from_arrays([PLAIN.cast(pa.large_binary()), pa.array([1, 2])], ["bytes", "path"]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_images_are_read_from_columns_of_bytes(tmp_path: Path, column: pa.Array) -> None:
+    source = opened(write(tmp_path / "0.parquet", {"image": column, "label": [1, 0]}, CATS))
+    assert [(source[i].data, source[i].label) for i in (0, 1, 0)] == [(b"a", 1), (b"b", 0), (b"a", 1)]
+    assert source.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "expected"),
+    [
+        (pa.array([2, 0], pa.uint8()), ("0", "1", "2"), [2, 0]),
+        (pa.array([2, 0], pa.uint64()), ("0", "1", "2"), [2, 0]),
+        (pa.array(["dog", "cat"]), ("cat", "dog"), [1, 0]),
+        (pa.array(["dog", "cat"], pa.large_string()), ("cat", "dog"), [1, 0]),
+        (pa.array(["dog", "cat"], pa.string_view()), ("cat", "dog"), [1, 0]),
+        (pa.array(["dog", "cat"]).dictionary_encode(), ("cat", "dog"), [1, 0]),
+        (pa.array(["1", "0"]), ("0", "1"), [1, 0]),
+        (pa.array([1, 0]).dictionary_encode(), ("0", "1"), [1, 0]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else None,
+)
+def test_labels_are_numbers_or_texts(
+    tmp_path: Path, labels: pa.Array, class_names: tuple[str, ...], expected: list[int]
+) -> None:
+    source = opened(write(tmp_path / "0.parquet", {"image": TWO, "label": labels}))
+    assert (source.class_names, source.labels.tolist()) == (class_names, expected)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        ({"image": TWO, "label": pa.array([0.0, 1.0])}, CATS, "column label is of type double; expected whole numbers"),
+        ({"image": TWO, "label": pa.array(np.float16([0.5, 1]))}, CATS, "column label is of type halffloat"),
+        ({"image": TWO, "label": [True, False]}, CATS, "column label is of type bool"),
+        ({"image": TWO, "label": pa.array([1, 0], pa.decimal128(5, 2))}, CATS, r"of type decimal128\(5, 2\)"),
+        ({"image": TWO, "label": [[0], [1]]}, CATS, "of type list.*several labels for one image"),
+        ({"image": TWO, "label": [{"id": 1}, {"id": 0}]}, CATS, "of type struct"),
+        ({"image": TWO, "label": pa.nulls(2)}, CATS, "of type null"),
+        ({"image": TWO, "label": [b"0", b"1"]}, CATS, "of type binary"),
+        ({"image": TWO, "label": pa.array([1, 2], pa.timestamp("s"))}, CATS, "of type timestamp"),
+        ({"image": ["a.jpg", "b.jpg"], "label": [0, 1]}, CATS, "column image is of type string; expected the im"),
+        ({"image": [[b"a"], [b"b"]], "label": [0, 1]}, CATS, "column image is of type list"),
+        ({"image": [{"path": "a"}, {"path": "b"}], "label": [0, 1]}, CATS, "column image is of type struct<path"),
+        ({"image": [{"bytes": "a"}, {"bytes": "b"}], "label": [0, 1]}, CATS, "column image is of type struct<bytes"),
+        ({"image": TWO, "label": [0, 1]}, "cat", 'has "cat" for the names of the classes of label, expected a list'),
+        ({"image": TWO, "label": [0, 1]}, {"0": "cat"}, "name the classes with --labels FILE"),
+        ({"image": TWO, "label": [0, 1]}, [], r"has \[\] for the names"),
+        ({"image": TWO, "label": [0, 1]}, [1, 2], r"has \[1, 2\] for the names"),
+        ({"image": TWO, "label": [0, 1]}, ["cat"], r"0\.parquet row 1 has label 1, expected 0\.\.0"),
+        ({"image": TWO, "label": ["cat", "emu"]}, CATS, "row 1 has the label 'emu', which is none of the 2"),
+        ({"image": TWO, "label": [0, -1]}, CATS, r"0\.parquet: row 1: label: the label is -1; hidden test labels"),
+        ({"image": TWO, "label": [0, None]}, CATS, "row 1 has no label"),
+        ({"image": TWO, "label": ["cat", ""]}, None, "row 1: label: the label is missing"),
+        ({"image": TWO, "label": ["cat", "nan"]}, None, r"the label is missing \(nan\)"),
+        ({"image": TWO, "label": ["0.5", "1.5"]}, None, "the label is '0.5'; expected a whole number"),
+        ({"image": TWO, "label": pa.array([0, 2**64 - 1], pa.uint64())}, None, "is 18446744073709551615; expected the"),
+        ({"image": TWO, "label": [0, 9_999_999_999]}, None, "row 1: label: the label is 9999999999"),
+        ({"image": TWO, "label": [0, 1], "labels": [1, 0]}, None, "label and labels; say with --label-column"),
+        ({"image": TWO, "img": TWO, "label": [1, 0]}, None, "has the columns image and img; say with --image-column"),
+        ({"Image": TWO, "label": [1, 0]}, None, "Image, label, expected one named image or img; --image-c"),
+        ({"image": TWO, "class": [1, 0]}, None, "--label-column says which it is"),
+        (pa.Table.from_arrays([TWO, *[pa.array([1, 0])] * 2], ["image", "label", "label"]), None, "2 columns named"),
+        ({"image": TWO[:0], "label": pa.array([], pa.int64())}, CATS, "holds no samples: none of 1 files has a row"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused(tmp_path: Path, columns: Any, names: Any, message: str) -> None:
+    path = write(tmp_path / "0.parquet", columns, names)
+    with pytest.raises(UserError, match=message) as refused:
+        opened(path)
+    assert "0.parquet" in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_metadata_that_says_nothing_of_the_label_is_no_mistake(tmp_path: Path) -> None:
+    table = pa.table({"image": TWO, "label": [1, 0]})
+    for described in ({}, {"info": None}, {"info": {"features": {"label": {"dtype": "int64", "_type": "Value"}}}}):
+        path = write(tmp_path / "0.parquet", table.replace_schema_metadata({"huggingface": json.dumps(described)}))
+        assert opened(path).class_names == ("0", "1")
+    for text in ("{", "[" * 100_000):
+        path = write(tmp_path / "0.parquet", table.replace_schema_metadata({"huggingface": text}))
+        with pytest.raises(UserError, match=r"metadata \(key huggingface\) is no JSON; name the classes with --labels"):
+            opened(path)
+
+
+def test_columns_and_names_may_be_said(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    path = write(tmp_path / "0.parquet", {"photo": PLAIN, "img": TWO, "breed": ["dog", "cat"], "label": [0, 0]}, "cat")
+    source = opened(path, image_column="photo", label_column="breed", labels=str(names))
+    assert ([source[i].data for i in range(2)], source.labels.tolist()) == ([b"a", b"b"], [1, 0])
+    assert opened(path, labels=str(names), image_column="img").class_names == ("cat", "dog")  # in place of the odd ones
+    with pytest.raises(UserError, match="none of them picture; --image-column says which it is"):
+        opened(path, image_column="picture")
+    path = write(tmp_path / "0.parquet", {"img": TWO, "label": [0, 1]}, ["dog", "cat"])
+    with pytest.raises(UserError, match=r"class 0 is 'dog' in .*0\.parquet, 'cat' in --labels; the names are the same"):
+        opened(path, labels=str(names))
+    path = write(tmp_path / "0.parquet", {"img": images(*[b"x"] * 4), "label": ["c1", "c10", "c2", "c3"]})
+    with pytest.raises(UserError, match="--class-order number"):
+        opened(path)
+    assert opened(path, class_order="number").class_names == ("c1", "c2", "c3", "c10")
+
+
+def test_the_hubs_two_labels_of_cifar100(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.parquet", {"img": TWO, "fine_label": [5, 0], "coarse_label": [1, 0]})
+    assert opened(path).labels.tolist() == [5, 0]
+    assert opened(path, label_column="coarse_label").labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        (
+            {"image": TWO, "label": [0, 1]},
+            ["dog", "cat"],
+            r"class 0 is 'cat' in .*/0\.parquet, 'dog' in .*/1\.parquet; the",
+        ),
+        ({"image": TWO, "label": [0, 1]}, ["cat", "dog", "emu"], r"class 2 is missing in .*0\.parquet \(2 classes\)"),
+        ({"image": TWO, "label": [0, 1]}, None, r"1\.parquet: does not name its classes, and .*0\.parquet does"),
+        (
+            {"image": TWO, "label": ["cat", "dog"]},
+            CATS,
+            r"1\.parquet: the labels in label are texts, in .*0\.parquet numb",
+        ),
+        ({"image": PLAIN, "label": [0, 1]}, CATS, r"1\.parquet: the images in image are of another type than in"),
+        ({"image": TWO, "label": [0.0, 1.0]}, CATS, r"1\.parquet: the column label is of type double"),
+        (
+            {"image": TWO, "label": [0, 1], "x": [1, 2]},
+            CATS,
+            r"1\.parquet: has the columns image, label, x, .*0\.parquet has",
+        ),
+        ({"image": TWO, "label": [0, None]}, CATS, r"1\.parquet: row 1 has no label"),
+    ],
+)
+def test_shards_are_held_against_one_another(tmp_path: Path, columns: Any, names: Any, message: str) -> None:
+    write(tmp_path / "0.parquet", {"image": TWO, "label": [0, 1]}, CATS)
+    write(tmp_path / "1.parquet", columns, names)
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path)
+
+
+def test_shards_may_differ_in_what_does_not_matter(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", {"image": TWO, "label": pa.array([0, 1], pa.int32())}, CATS)
+    write(tmp_path / "1.parquet", {"image": TWO, "label": pa.array([1, 1], pa.int64())}, CATS)
+    write(tmp_path / "2.parquet", {"image": TWO[:0], "label": pa.array([], pa.int64())}, CATS)
+    source = opened(tmp_path)
+    assert (source.labels.tolist(), source.key(3)) == ([0, 1, 1, 1], "1.parquet row 1")
+
+
+def test_shards_of_two_splits_with_hashes_are_two_splits(tmp_path: Path) -> None:
+    for name, data in (
+        ("train-00000-of-00001-a67ea39dba1f0f10", b"t"),
+        ("valid-00000-of-00001-0123456789abcdef", b"v"),
+    ):
+        write(tmp_path / f"{name}.parquet", {"image": images(data), "label": [0]}, CATS)
+    for split, data in (("train", b"t"), ("val", b"v")):
+        source = open_source("hf-parquet", str(tmp_path), SplitRequest(split, explicit=False))
+        assert [source[i].data for i in range(len(source))] == [data]
+
+
+def test_what_is_no_parquet_is_told_by_what_it_is(tmp_path: Path) -> None:
+    for data, message in (
+        (b"<!DOCTYPE html><html>Sign in", "is a web page; is a login needed"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS's note"),
+        (b"\x1f\x8b\x08\0", "is compressed with gzip"),
+        (b"PAR1" + bytes(100), "cannot be read as parquet: .*; copy or download it again"),
+        (b"", "cannot be read as parquet"),
+    ):
+        (tmp_path / "0.parquet").write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            opened(tmp_path)
+
+
+def often(value: bytes | str, count: int) -> pa.Array:
+    """One value many times, stored once."""
+    kind = pa.binary() if isinstance(value, bytes) else pa.string()
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value], kind))
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path, open_all_within: OpenAllWithin) -> None:
+    """Values that are stored once and meant often, and pages that unpack to a thousand times their size."""
+    large, none = bytes(24 << 20), pa.nulls(20_000, pa.binary())
+    paths = pa.StructArray.from_arrays([none, often("y" * 80_000, 20_000)], ["bytes", "path"])
+    one = {"label": pa.array([0] * 20_000, pa.int8())}
+    prefixes = {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY", "label": "PLAIN"}}
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+        "rows": (
+            {"image": pa.nulls(3_000_000, pa.binary()), "label": np.zeros(3_000_000, np.int8)},
+            {},
+            "rows in 1?[0-9],[0-9]{3} bytes, so no images",
+        ),
+        "images": ({"image": often(large, 40), "label": [0] * 40}, {}, "read 40 of 40$"),
+        "prefixes": ({"image": pa.array([large] * 12), "label": [0] * 12}, prefixes, "read 12 of 12$"),
+        "label": ({"image": PLAIN, "label": often("x" * len(large), 2)}, {}, "labels in label take 25,1.* for 2 rows"),
+        "labels": ({"image": none, "label": often("x" * 80_000, 20_000)}, {}, "row 0: label: the label is 'xxx"),
+        "paths": ({"image": paths} | one, {}, "read 0 of 20000: the parquet file holds no bytes for it, only a path"),
+    }
+    for name, (columns, options, _) in cases.items():
+        path = write(tmp_path / f"{name}.parquet", columns, compression="zstd", store_schema=False, **options)
+        assert path.stat().st_size < 200_000, name
+    told = open_all_within(400, [("hf-parquet", str(tmp_path / f"{name}.parquet"), {}) for name in cases])
+    for text, (name, (_, _, expected)) in zip(told, cases.items(), strict=True):
+        assert re.search(expected, text), (name, text)
+
+
+def mutant(draw: np.random.Generator, whole: bytes) -> bytes:
+    """Some bytes changed, cut out or put in; often in the footer, which says where everything is."""
+    data = bytearray(whole)
+    for _ in range(int(draw.integers(1, 4))):
+        in_footer = draw.random() < 0.6
+        at = int(draw.integers(len(data) * 2 // 3 if in_footer else 0, len(data)))
+        match draw.integers(4):
+            case 0:
+                data[at] ^= 1 << int(draw.integers(8))
+            case 1:
+                data[at : at + 4] = draw.bytes(4)
+            case 2:
+                del data[at : at + int(draw.integers(1, 30))]
+            case _:
+                data[at:at] = draw.choice([b"\xff" * 5, b"\0" * 4, b"\x7f\xff\xff\xff"])
+    return bytes(data)
+
+
+def test_damaged_files_are_refused_or_read_within_memory(tmp_path: Path, open_all_within: OpenAllWithin) -> None:
+    images_, texts = [b"image %d" % i for i in range(12)], ["cat", "dog"] * 6
+    deltas = {"image": "DELTA_BYTE_ARRAY", "label": "DELTA_LENGTH_BYTE_ARRAY"}
+    numbers = {"image": images(*images_), "label": [i % 2 for i in range(12)]}
+    kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (numbers, {"row_group_size": 5}),
+        (numbers, {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"}),
+        ({"image": images_, "label": texts}, {"compression": "zstd"}),
+        ({"image": images_, "label": texts}, {"use_dictionary": False, "column_encoding": deltas}),
+    ]
+    draw = np.random.default_rng(0)
+    cases = []
+    for columns, options in kinds:
+        whole = write(tmp_path / "0.parquet", columns, CATS, **options).read_bytes()
+        for _ in range(NUM_MUTANTS // len(kinds)):
+            path = tmp_path / f"{len(cases)}.parquet"
+            path.write_bytes(mutant(draw, whole))
+            cases.append(("hf-parquet", str(path), {}))
+    told = open_all_within(600, cases)
+    assert [text for text in told if text.startswith("unexpected") or not text.isprintable()] == []
+    assert {text.split(":")[0].partition(" of ")[2] for text in told if text.startswith("read")} == {"12"}
+    assert sum(text.startswith("refused") for text in told) > len(told) // 4
