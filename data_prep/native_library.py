@@ -28,6 +28,7 @@ def library() -> Any:
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     try:
         library.data_prep_jpegs_are_sound.argtypes = [pointer, pointer, number, pointer]
+        library.data_prep_whole_jpeg_headers.argtypes = [pointer, pointer, size, pointer]
         library.data_prep_jpeg_headers.argtypes = [pointer, size, size, pointer, size, size, pointer]
         library.data_prep_read_ends.argtypes = [pointer, pointer, size, size, size, pointer, size, pointer]
         library.data_prep_read_files.argtypes = [pointer, pointer, size, pointer, size]
@@ -35,6 +36,6 @@ def library() -> Any:
         library.data_prep_shrink.argtypes = [pointer, *[number] * 4, pointer]
     except AttributeError:
         return None
-    for name in ("jpegs_are_sound", "jpeg_headers", "stat_files", "read_ends"):
+    for name in ("jpegs_are_sound", "jpeg_headers", "whole_jpeg_headers", "stat_files", "read_ends"):
         getattr(library, f"data_prep_{name}").restype = None
     return library

@@ -17,7 +17,7 @@ from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import RANGE_BYTES
 from data_prep.convert.config import DEFAULT_QUALITY, ConvertSettings
-from data_prep.convert.jpeg_headers import read_jpeg_headers
+from data_prep.convert.jpeg_headers import read_jpeg_headers, read_whole_jpeg_headers
 from data_prep.convert.shrink import shrink
 from data_prep.errors import Fault, UserError
 from data_prep.jpeg import turbojpeg
@@ -26,7 +26,6 @@ from data_prep.jpeg.header import (
     is_jpeg,
     is_read_by_ffcv,
     plain,
-    read_jpeg_header,
     read_odd_jpeg_header,
 )
 from data_prep.jpeg.native_check import are_sound
@@ -122,7 +121,10 @@ def encode_all(
 
     Each is encoded when it is asked for: pixels may be a thousand times as many bytes as their file.
     """
-    stays = [_as_it_is(data, settings, index) for data, index in zip(files, indices, strict=True)]
+    stays = [
+        _as_it_is(data, header, settings, index)
+        for data, header, index in zip(files, read_whole_jpeg_headers(files), indices, strict=True)
+    ]
     to_check = [encoded.data for encoded in stays if encoded is not None] if settings.check == "decode" else []
     sound = iter(are_sound(to_check))
     for data, index, encoded in zip(files, indices, stays, strict=True):
@@ -173,12 +175,9 @@ def is_raw(index: int, settings: ConvertSettings) -> bool:
     return draw < settings.raw_share * 2.0**64
 
 
-def _as_it_is(data: bytes, settings: ConvertSettings, index: int) -> Encoded | None:
+def _as_it_is(data: bytes, header: JpegHeader | None, settings: ConvertSettings, index: int) -> Encoded | None:
     """The source's own bytes, if by its markers ffcv reads the file, and it is small enough; None otherwise."""
-    if not _may_stay(settings, index):
-        return None
-    header = read_jpeg_header(data)
-    if header is None or not _stays(header, len(data), settings):
+    if header is None or not _may_stay(settings, index) or not _stays(header, len(data), settings):
         return None
     has_turn = orientation(data) != 1
     if settings.exif == "apply" and has_turn:

@@ -1,10 +1,13 @@
-"""The headers of many JPEGs by their ends: of plain files by this package's own C (`native/jpeg_headers.c`)."""
+"""The headers of many JPEGs, by their ends or whole: of plain files by C of this package (`native/jpeg_headers.c`)."""
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.jpeg.header import SOF_PROGRESSIVE, JpegHeader, read_jpeg_header
 from data_prep.native_library import library as native_library
@@ -39,6 +42,25 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
             TAIL_BYTES,
             headers.ctypes.data,
         )
+
+    def ask_python(number: int) -> JpegHeader | None:
+        head, tail = ends.of(number)
+        return read_jpeg_header(bytes(head), bytes(tail))
+
+    return _told(headers, ask_python)
+
+
+def read_whole_jpeg_headers(files: Sequence[bytes]) -> list[JpegHeader | None]:
+    """`read_jpeg_header` of each file."""
+    headers = np.zeros(len(files), dtype=HEADER)
+    library = native_library()
+    if library is not None:
+        data, sizes = (ctypes.c_char_p * len(files))(*files), (ctypes.c_size_t * len(files))(*map(len, files))
+        library.data_prep_whole_jpeg_headers(data, sizes, len(files), headers.ctypes.data)
+    return _told(headers, lambda number: read_jpeg_header(files[number]))
+
+
+def _told(headers: NDArray[np.void], ask_python: Callable[[int], JpegHeader | None]) -> list[JpegHeader | None]:
     factors = headers["factors"].tolist()
     found: list[JpegHeader | None] = []
     for number, (answer, frame, count, _, height, width) in enumerate(headers.tolist()):
@@ -49,8 +71,7 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
             in_one_scan = frame != SOF_PROGRESSIVE
             found.append(JpegHeader(height, width, frame, PRECISION, sampling, True, in_one_scan, True, True))
         else:
-            head, tail = ends.of(number)
-            found.append(read_jpeg_header(bytes(head), bytes(tail)))
+            found.append(ask_python(number))
     return found
 
 

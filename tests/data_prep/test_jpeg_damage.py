@@ -232,3 +232,4 @@ def test_all_tools_have_the_same_limits() -> None:
     assert f"MAX_SCAN_PIXELS = {jpeg_header.MAX_SCAN_PIXELS};" in source
     assert f"MAX_SCANS = {picture_files.LIMITS.scans} " in source
     assert picture_files.LIMITS.scan_pixels == jpeg_header.MAX_SCAN_PIXELS
+    assert picture_files.LIMITS.coefficient_bytes == jpeg_header.MAX_COEFFICIENT_BYTES

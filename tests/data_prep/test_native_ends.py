@@ -63,6 +63,7 @@ def test_of_any_bytes_c_tells_what_python_tells(plain, ends_in, data: st.DataObj
     noise = data.draw(st.binary(max_size=6))
     at = data.draw(st.integers(0, headers))
     files = [bytes(whole[:at] + noise + whole[at:]), bytes(whole[: data.draw(st.integers(0, len(whole)))]), noise]
+    assert jpeg_headers.read_whole_jpeg_headers(files) == [read_jpeg_header(file) for file in files]
     for max_head_bytes in (HEAD_BYTES, 300, 8 * HEAD_BYTES):
         ends = ends_in(files, max_head_bytes)
         assert jpeg_headers.read_jpeg_headers(ends) == by_python(ends)

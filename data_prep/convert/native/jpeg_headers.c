@@ -91,6 +91,8 @@ static int is_plain_application(int marker, const uint8_t *at, const uint8_t *en
 
 static int has_end(const uint8_t *at, const uint8_t *end)
 {
+    if (end - at >= 2 && end[-2] == 0xFF && end[-1] == EOI)
+        return 1;
     while (end - at >= 2 && (at = memchr(at, 0xFF, (size_t)(end - at) - 1)))
         if (*++at == EOI)
             return 1;
@@ -145,4 +147,13 @@ __attribute__((visibility("default"))) void data_prep_jpeg_headers(const uint8_t
         memset(headers + k, 0, sizeof *headers);
         headers[k].answer = (uint8_t)read_header(row, row + head, row + head + tail, headers + k);
     }
+}
+
+/* Of whole files. */
+__attribute__((visibility("default"))) void data_prep_whole_jpeg_headers(const uint8_t *const *files, const size_t *sizes,
+                                                                         int64_t count, Header *headers)
+{
+    memset(headers, 0, (size_t)count * sizeof *headers);
+    for (int64_t k = 0; k < count; k++)
+        headers[k].answer = (uint8_t)read_header(files[k], files[k] + sizes[k], files[k] + sizes[k], headers + k);
 }
