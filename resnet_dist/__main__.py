@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from resnet_dist.cli import main
+from data_prep.import_path import look_here_last
 
 if __name__ == "__main__":
+    look_here_last()  # `python -m` looks here first: before anything else is imported
+    from resnet_dist.cli import main
+
     main()

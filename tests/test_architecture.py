@@ -14,7 +14,7 @@ PACKAGES = ("data_prep", "resnet_dist")
 
 # A third-party library, and the packages or modules that alone may import it.
 FENCES = {
-    "ray": ("data_prep.convert", "data_prep.bench", "resnet_dist.launch"),
+    "ray": ("data_prep.ray_cluster", "data_prep.convert", "data_prep.bench", "resnet_dist.launch"),
     "mlflow": ("resnet_dist.tracking",),
     "ffcv": (
         "resnet_dist.data",
@@ -70,7 +70,15 @@ FENCES = {
 # A part of the house, and the parts whose modules it may import besides its own.
 WALLS = {
     "data_prep.errors": (),
-    "data_prep.exit_codes": ("data_prep.errors",),
+    "data_prep.import_path": (),
+    "data_prep.environment": ("data_prep.errors", "data_prep.import_path"),
+    "data_prep.ray_cluster": ("data_prep.errors", "data_prep.import_path", "data_prep.environment"),
+    "data_prep.exit_codes": (
+        "data_prep.errors",
+        "data_prep.import_path",
+        "data_prep.environment",
+        "data_prep.ray_cluster.faults",
+    ),
     "data_prep.native_library": (),
     "data_prep.pixels": (),
     "data_prep.jpeg": ("data_prep.errors", "data_prep.native_library"),
@@ -84,6 +92,8 @@ WALLS = {
         "data_prep.pixels",
         "data_prep.beton",
         "data_prep.sources",
+        "data_prep.environment",
+        "data_prep.ray_cluster",
     ),
     "data_prep.bench": (
         "data_prep.errors",
@@ -135,6 +145,9 @@ WALLS = {
         "resnet_dist.evaluation",
         "resnet_dist.training",
         "resnet_dist.tracking",
+        "data_prep.environment",
+        "data_prep.import_path",
+        "data_prep.ray_cluster",
         "data_prep.beton",
     ),
     "resnet_dist.evaluation": (

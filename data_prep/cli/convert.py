@@ -31,6 +31,7 @@ from data_prep.convert.config import (
     ConvertSettings,
 )
 from data_prep.convert.pool import Pool
+from data_prep.environment import cluster_address
 from data_prep.errors import UserError
 
 
@@ -121,9 +122,10 @@ def convert(
         pool: Pool = ThisProcess(stop)
         if workers != 0:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            address = cluster_address(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")
             from data_prep.convert.driver import RayPool
 
-            pool = stack.enter_context(RayPool(workers, os.environ.get("RAY_ADDRESS"), progress, stop))
+            pool = stack.enter_context(RayPool(workers, address, progress, stop))
         outcome = run_conversion(
             opened,
             settings,

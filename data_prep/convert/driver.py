@@ -5,7 +5,6 @@ On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray th
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
@@ -22,6 +21,8 @@ from data_prep.convert.pool import Item, Job, Report
 from data_prep.convert.progress import Progress
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, Stopped, UserError
+from data_prep.ray_cluster.connection import connect, start_local
+from data_prep.ray_cluster.faults import as_raised, explain
 
 MAX_LOSSES = 3
 """Times one task may be lost (worker or node died) before the conversion ends."""
@@ -108,19 +109,9 @@ class RayPool:
 
 def _connect(workers: int | None, address: str | None) -> None:
     if address is None:
-        num_cpus = workers or len(os.sched_getaffinity(0))
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        return
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}") from None
+        start_local(num_cpus=workers or len(os.sched_getaffinity(0)), dashboard=False)
+    else:
+        connect(address, source="RAY_ADDRESS")
 
 
 def _run_tasks(
@@ -173,13 +164,13 @@ def _result(ref: ray.ObjectRef, item: object) -> Any:
     """The task's report, or `_Lost`. Fault or UserError when the task itself failed."""
     try:
         return ray.get(ref)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, Fault | UserError):
-            raise type(cause)(str(cause)) from None
-        raise Fault(f"{item} cannot be converted: {type(cause).__name__}: {cause}") from error
     except RayError as error:
-        return _Lost(str(error).strip().split("\n", 1)[0])
+        told = explain(error)
+        if told.passes:
+            return _Lost(told.sentence)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, Fault | UserError):
+            raise type(error.cause)(told.sentence) from None
+        raise as_raised(error, f"{item} cannot be converted") from error
 
 
 def _check_stall(stalled_s: float, num_running: int, num_cpus: int) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import ray
 
+from data_prep.environment import cluster_address, without_proxy
+from data_prep.ray_cluster.connection import connect, start_local
 from resnet_dist.config.profile import FailureConfig, Profile
-from resnet_dist.errors import Fault, UserError
+from resnet_dist.errors import UserError
 
 NAMESPACE = "resnet-dist"
-_CONNECT_LIMIT_S = 10.0
 _COUNT_AGAIN_S = 30.0
 
 
@@ -31,12 +30,18 @@ class Node:
     """Ray's."""
 
 
-def cluster_address(profile: Profile, environment: Mapping[str, str]) -> str | None:
+def cluster_of(profile: Profile, environment: Mapping[str, str]) -> str | None:
     """The address to connect to, in order of precedence; None means a local Ray that this process starts and ends.
 
-    1. `ray_address` of the profile. 2. RAY_ADDRESS, which Ray sets for the driver of a submitted job.
+    1. `ray_address` of the profile. 2. RAY_ADDRESS, which Ray sets for the driver of a submitted job. Raises UserError.
     """
-    return profile.ray_address or environment.get("RAY_ADDRESS")
+    return cluster_address(*_given_address(profile, environment))
+
+
+def _given_address(profile: Profile, environment: Mapping[str, str]) -> tuple[str | None, str]:
+    if profile.ray_address:
+        return profile.ray_address, "the profile's ray_address"
+    return environment.get("RAY_ADDRESS"), "RAY_ADDRESS"
 
 
 def start_timeout_s(failure: FailureConfig) -> float:
@@ -69,55 +74,21 @@ def ray_session(profile: Profile, *, dashboard: bool = False) -> Iterator[None]:
     """Connects, and disconnects at the end; a local Ray is ended with it.
 
     `dashboard`: of a local Ray. Without it Ray Train cannot give back what a worker group held whose driver died.
-    Raises UserError if there is no cluster, Fault if a local Ray does not start.
+    Raises UserError if there is no cluster, or another than this Ray can talk to; Fault if a local Ray does not start.
     """
-    address = cluster_address(profile, os.environ)
+    given, source = _given_address(profile, os.environ)
+    address = cluster_address(given, source)
     for key, value in ray_settings(profile, local=address is None).items():
         os.environ.setdefault(key, value)
     if address is None:
-        _start_local(profile, dashboard)
+        start_local(num_cpus=profile.local_cpus, dashboard=dashboard, namespace=NAMESPACE)
     else:
-        _connect(address)
+        os.environ.update(without_proxy(os.environ, [address.rpartition("://")[2].rpartition(":")[0]]))
+        connect(address, source=source, namespace=NAMESPACE)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _connect(address: str) -> None:
-    mend = "start one, or mend ray_address or RAY_ADDRESS"
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        # Ray itself tries for minutes, and prints C++ warnings meanwhile.
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
-        except OSError as error:
-            raise UserError(f"no Ray cluster at {address}: {error.strerror or error}; {mend}") from None
-    try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError) as error:
-        raise UserError(f"no Ray cluster at {address}: {error}; {mend}") from None
-
-
-def _start_local(profile: Profile, dashboard: bool) -> None:
-    if "RAY_AUTH_MODE" not in os.environ:
-        # Ray listens on all interfaces and turns token authentication on by itself. A token of this process alone
-        # keeps others out, and leaves no file behind that would change how later Rays of this user start.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try:
-        ray.init(
-            address="local",
-            num_cpus=profile.local_cpus,
-            include_dashboard=dashboard,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    except Exception as error:  # Ray gives a local node 30 s to come up, and then raises just that
-        raise Fault(
-            f"Ray did not start on this machine: {' '.join(str(error).split())} The same command may work when the "
-            "machine is less busy; or start Ray by `ray start --head` and set RAY_ADDRESS"
-        ) from error
 
 
 def alive_nodes() -> list[Node]:
@@ -162,17 +133,46 @@ def workers_that_fit(nodes: Sequence[Node], cpus_per_worker: int, gpus_per_worke
     )
 
 
-def require_capacity(nodes: list[Node], profile: Profile) -> None:
-    """UserError, with what was found, if the cluster cannot hold the profile's workers."""
+def require_capacity(nodes: Sequence[Node], profile: Profile, environment: Mapping[str, str] = os.environ) -> None:
+    """UserError, with what was found and what would help, if the nodes cannot hold the profile's workers."""
     wanted = profile.node_labels.items()
     fitting = [node for node in nodes if wanted <= node.labels.items()]
     fit = workers_that_fit(fitting, profile.cpus_per_worker, profile.gpus_per_worker)
-    if fit < profile.workers.min:
-        found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in fitting) or "no nodes"
-        if wanted:
-            found += f" with {', '.join(f'{key}={value}' for key, value in wanted)}, of {len(nodes)} in all"
-        raise UserError(
-            f"the profile asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and "
-            f"{profile.gpus_per_worker} GPUs, the cluster holds {fit} ({found}); set workers to {max(fit, 1)} or less, "
-            "or add nodes"
-        )
+    if fit >= profile.workers.min:
+        return
+    found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in fitting) or "no nodes"
+    if wanted:
+        found += f" with {', '.join(f'{key}={value}' for key, value in wanted)}, of {len(nodes)} in all"
+    raise UserError(
+        f"the profile asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and "
+        f"{profile.gpus_per_worker} GPUs, the cluster holds {fit} ({found}); {remedy(fitting, profile, environment)}"
+    )
+
+
+def remedy(nodes: Sequence[Node], profile: Profile, environment: Mapping[str, str]) -> str:
+    """What would let the workers fit into nodes that lack room for them. Pure."""
+    cpus, gpus = profile.cpus_per_worker, profile.gpus_per_worker
+    if not nodes:
+        return "add such nodes, or correct node_labels" if profile.node_labels else "add nodes"
+    if fit := workers_that_fit(nodes, cpus, gpus):
+        return f"set workers to {fit} or less, or add nodes"
+    if gpus and workers_that_fit(nodes, cpus, 0) and not any(node.gpus for node in nodes):
+        return f"{no_gpus(environment)}set gpus_per_worker to 0 to train on CPUs, or add nodes with GPUs"
+    if workers_that_fit(nodes, 1, gpus):
+        return f"set cpus_per_worker to {max(int(node.cpus) for node in nodes)} or less, or add larger nodes"
+    if gpus:
+        return f"{no_gpus(environment)}no node has both; use another profile, or add nodes with GPUs"
+    return "add nodes with CPUs"
+
+
+def no_gpus(environment: Mapping[str, str]) -> str:
+    """Why Ray may see none where there are some; "" if nothing says so."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ""
+    return f"CUDA_VISIBLE_DEVICES={visible} says which GPUs of this machine are seen; unset it, "
+
+
+def this_machine(profile: Profile, num_gpus: int) -> Node:
+    """The one node of the local Ray that would be started."""
+    return Node("this machine", float(profile.local_cpus or os.cpu_count() or 1), float(num_gpus))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 import ray.train
-from ray.exceptions import RayActorError, RayError
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from data_prep.ray_cluster.faults import explain, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import start_timeout_s
@@ -52,10 +55,11 @@ class Fit:
             log = storage.folder / "failure.log"
             log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
             storage.publish(log)
-            if isinstance(self._error, RayActorError):
-                raise ControllerLost("Ray Train's controller, a process beside the driver, died") from None
+            if is_lost_process(self._error):
+                why = explain(self._error).sentence
+                raise ControllerLost(f"Ray Train's controller, a process beside the driver, died: {why}") from None
             if isinstance(self._error, ControllerError) and isinstance(self._error.controller_failure, OSError):
-                reason = _last_line(self._error.controller_failure)
+                reason = explain(self._error.controller_failure).sentence
                 raise ControllerLost(f"Ray Train's controller could not write its bookkeeping: {reason}") from None
             raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
         returned = self._result.return_value if self._result else None
@@ -64,6 +68,16 @@ class Fit:
         if not isinstance(returned, WorkerResult):
             raise Fault(f"training ended without a result: rank 0 returned {returned!r}")
         return returned
+
+
+class WorkersLost(UserCallback):
+    """Says why a worker group ended, which Ray Train keeps to itself while it may try again."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._control.warn.remote(f"a worker failed: {first_cause(worker_exceptions)}")
 
 
 def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
@@ -97,6 +111,7 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
                 controller_failure_limit=max(1, math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1),
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
+            callbacks=[WorkersLost(setup.control)],
             worker_runtime_env=worker_environment(profile),
         ),
     )
@@ -112,16 +127,16 @@ def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
     return {"env_vars": merged} if merged else None
 
 
+def first_cause(failures: Mapping[int, BaseException]) -> str:
+    """Of a worker group: that of its lowest rank, but a death before what it led to in the others. Pure."""
+    told = {rank: explain(failure) for rank, failure in sorted(failures.items())}
+    dead = [rank for rank, why in told.items() if why.kind in ("memory", "node", "killed")]
+    rank = next(iter(dead or told))
+    return f"rank {rank}: {told[rank].sentence}"
+
+
 def _cause(error: BaseException) -> str:
-    """The last line of what went wrong first: the lowest rank's own exception, not the wrapping around it."""
+    """What went wrong first: a worker's own exception, not the wrapping around it."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        rank, failure = min(error.worker_failures.items())
-        return f"rank {rank}: {_last_line(failure)}"
-    if isinstance(error, TrainingFailedError | RayError):
-        return _last_line(error)
-    return repr(error)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        return first_cause(error.worker_failures)
+    return explain(error).sentence

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.claim import NO_CLAIM, give_back, give_back_request
-from resnet_dist.launch.cluster import ray_session, require_capacity, workers_with_room
+from resnet_dist.launch.cluster import cluster_of, ray_session, require_capacity, this_machine, workers_with_room
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
 from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
@@ -67,6 +68,8 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     startup.passed("checks")
     if (done := read_result(prepared.storage)) is not None:
         return done
+    if cluster_of(profile, os.environ) is None:
+        require_capacity([this_machine(profile, torch.cuda.device_count())], profile)
     if prepared.none_whole:
         require_none_written(prepared.storage, prepared.damaged)
     screen = Screen(prepared.plan)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import Node, workers_with_room
+from resnet_dist.launch.cluster import Node, no_gpus, remedy, workers_with_room
 from resnet_dist.launch.room import worker_bundles
 
 
@@ -35,18 +36,25 @@ def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list
     return [{name: amount for name, amount in bundle.items() if amount} for _ in range(at_once)]
 
 
-def require_room(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> None:
+def require_room(
+    space: Space, trial_profile: Profile, nodes: Sequence[Node], environment: Mapping[str, str] = os.environ
+) -> None:
     """UserError, with what was found, if not even one trial fits."""
     if trials_at_once(space, trial_profile, nodes) > 0:
         return
     resources, profile = space.resources, trial_profile
     found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
     if resources.path == "light":
+        has_gpu = any(node.gpus for node in nodes)
         raise UserError(
             f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {found}; "
-            "lower resources.cpus or resources.gpus, or add nodes"
+            + (
+                f"{no_gpus(environment)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
+                if resources.gpus and not has_gpu
+                else "lower resources.cpus or resources.gpus, or add nodes"
+            )
         )
     raise UserError(
         f"a trial asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and {profile.gpus_per_worker} "
-        f"GPUs, the cluster has {found}; lower the profile's workers, or add nodes"
+        f"GPUs, the cluster has {found}; {remedy(nodes, profile, environment)}"
     )

@@ -11,7 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from data_prep.ray_cluster.faults import explain
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes
 from resnet_dist.launch.signals import StopSignal
@@ -23,13 +25,14 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.sweep_run import end_trial
 from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.tune.cost import summary
-from resnet_dist.tune.events import Outcome
+from resnet_dist.tune.events import Outcome, Verdict
 from resnet_dist.tune.ranking import rank
 from resnet_dist.tune.recipes import describe
 from resnet_dist.tune.state import TrialState
 from resnet_dist.tune.sweep import Sweep, stopped_at
 
 _LOOK_EVERY_S = 2.0
+_THE_SAME = "the same command resumes the sweep"
 _HOPELESS = 3
 """The sweep ends if its first trials all fail: it is not the points' fault."""
 
@@ -42,6 +45,8 @@ class Conductor:
         """Why the sweep cannot go on; Tune is told to end."""
         self._prepared, self._sweep, self._record, self._control, self._stop = prepared, sweep, record, control, stop
         self._in_flight: set[str] = set()
+        self._verdicts: dict[str, tuple[int, Verdict]] = {}
+        """Trial -> the step that it reported last, and the answer."""
         self._room = 0
         self._looked_s = -_LOOK_EVERY_S
         self._alive_s = time.monotonic()
@@ -60,6 +65,7 @@ class Conductor:
             return None
         self._sweep.start(trial)
         self._in_flight.add(trial.name)
+        self._verdicts.pop(trial.name, None)  # one that resumes may evaluate a step again
         recipe = self._prepared.builder.proxy(trial.point, trial.seed_number)
         run = self._prepared.trial_run(trial.name)
         return {"trial": trial.name, "run": run, "recipe": recipe.model_dump(mode="json")}
@@ -83,8 +89,13 @@ class Conductor:
         if "end" in result:
             self._ended(trial, TrialEnd(**result["end"]))
             return
-        verdict = self._sweep.report(trial, result["epoch"], result["step"], result["metrics"])
-        ray.get(self._control.tell.remote(trial, verdict), timeout=60.0)
+        step = int(result["step"])
+        if self._verdicts.get(trial, (None, None))[0] != step:  # else told before, and lost on its way
+            self._verdicts[trial] = (step, self._sweep.report(trial, result["epoch"], step, result["metrics"]))
+        try:
+            ray.get(self._control.tell.remote(trial, step, self._verdicts[trial][1]), timeout=60.0)
+        except RayError as error:
+            self.fatal = Fault(f"the sweep's own actor does not answer ({explain(error).sentence}); {_THE_SAME}")
 
     def died(self, trial: str, why: str) -> None:
         """The trial's process is gone; it goes on from its checkpoint, unless it failed too often."""
@@ -118,7 +129,9 @@ class Conductor:
             self._asked_s = now_s
             self._record.say(f"{why}; {len(self._in_flight)} trials in flight save a checkpoint first")
             self._control.request_stop.remote()
-        elif now_s - self._asked_s > failure.stop_grace_s:
+        elif now_s - self._asked_s <= failure.stop_grace_s:
+            self._control.request_stop.remote()  # again and again: the actor may have been killed and come back
+        else:
             self.fatal = Fault(
                 f"trials did not stop within {failure.stop_grace_s:g} s (failure.stop_grace_s): "
                 f"{', '.join(sorted(self._in_flight))}; the same command goes on from their last checkpoints"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import alive_nodes, cluster_address, ray_session, ray_settings
+from resnet_dist.launch.cluster import alive_nodes, cluster_of, ray_session, ray_settings
 from resnet_dist.launch.room import asked_for, await_nodes
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.launch.sweep.capacity import require_room, trial_bundles, trials_at_once
@@ -93,7 +93,7 @@ def _conduct(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: S
     space, profile = prepared.space, prepared.profile
     control = start_sweep_control()
     conductor = Conductor(prepared, sweep, record, control, stop)
-    local = cluster_address(profile, os.environ) is None
+    local = cluster_of(profile, os.environ) is None
     light = space.resources.path == "light"
     setup = TrialSetup(
         profile=prepared.trial_profile,

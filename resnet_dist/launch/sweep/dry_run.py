@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
-import torch
-
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import tree_to_yaml
 from resnet_dist.config.space import Space
-from resnet_dist.launch.cluster import Node, cluster_address
+from resnet_dist.launch.dry_run import nodes_to_come
 from resnet_dist.launch.sweep.capacity import require_room, trials_at_once
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.tune.cost import expected_epochs, most_epochs
@@ -90,12 +86,11 @@ def _trial_gets(prepared: PreparedSweep) -> str:
 
 
 def _at_once(prepared: PreparedSweep) -> int | None:
-    if cluster_address(prepared.profile, os.environ) is not None:
+    nodes = nodes_to_come(prepared.profile)
+    if nodes is None:
         return prepared.space.resources.max_concurrent
-    cpus = float(prepared.profile.local_cpus or os.cpu_count() or 1)
-    here = [Node("this machine", cpus, float(torch.cuda.device_count()))]
-    require_room(prepared.space, prepared.trial_profile, here)
-    return trials_at_once(prepared.space, prepared.trial_profile, here)
+    require_room(prepared.space, prepared.trial_profile, nodes)
+    return trials_at_once(prepared.space, prepared.trial_profile, nodes)
 
 
 def _warm_start(prepared: PreparedSweep) -> dict[str, str]:

@@ -11,16 +11,22 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.air.execution._internal import RayActorManager
+from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+from ray.exceptions import RayActorError
 from ray.tune.error import TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from data_prep.ray_cluster.faults import explain, explain_text, is_lost_process
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault
 from resnet_dist.launch.sweep.conductor import Conductor
@@ -73,7 +79,7 @@ class _Scheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._conductor.died(trial.config["trial"], f"its process died: {_first_line(trial.get_error())}")
+        self._conductor.died(trial.config["trial"], f"its process died: {_why(trial)}")
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         trials = tune_controller.get_live_trials()
@@ -121,10 +127,12 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
         ),
     )
     try:
-        tuner.fit()
-    except TuneError as error:
+        with _every_death_of_an_actor():
+            tuner.fit()
+    except Exception as error:
         if conductor.fatal is None:
-            raise Fault(f"Ray Tune ended the sweep: {_last_line(error)}") from error
+            why = explain_text(str(error), "error") if isinstance(error, TuneError) else explain(error)
+            raise Fault(f"Ray Tune ended the sweep: {why.sentence}; the same command resumes it") from error
     finally:
         shutil.rmtree(sweep_dir / _FOLDER, ignore_errors=True)
     if conductor.fatal is not None:
@@ -136,9 +144,34 @@ def _name(trial: Trial) -> str:
     return f"{trial.config['trial']}-{trial.trial_id}"
 
 
-def _first_line(error: BaseException | None) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _why(trial: Trial) -> str:
+    """Tune keeps the exception in a file beside the trial; `Trial.get_error` looks elsewhere for it."""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file or os.devnull).read_bytes())
+    except Exception:  # noqa: BLE001 - no such file, or an exception that cannot be read here
+        return "Ray does not say why"
+    return explain(error).sentence
 
 
-def _last_line(error: BaseException) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+@contextmanager
+def _every_death_of_an_actor() -> Iterator[None]:
+    """Inside, Tune takes whatever Ray says of a lost actor for its death: out of memory or with its node, it would end
+    the sweep (ray 2.60, `RayActorManager._actor_task_failed` knows RayActorError alone).
+    """
+    original = RayActorManager._actor_task_failed
+
+    def failed(self: RayActorManager, task: TrackedActorTask, error: Exception) -> None:
+        original(self, task, as_actor_error(error))
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = original
+
+
+def as_actor_error(error: Exception) -> Exception:
+    """The same death, as the one class of them that Tune knows."""
+    if not is_lost_process(error) or isinstance(error, RayActorError):
+        return error
+    return RayActorError(None, str(error))

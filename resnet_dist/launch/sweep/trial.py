@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from data_prep.ray_cluster.faults import explain
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.preflight import prepare
@@ -34,7 +35,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
         except Fault as error:
             end = TrialEnd("fault", error=str(error))
         except Exception as error:  # noqa: BLE001 - a trial that fails must not end the sweep
-            end = TrialEnd("fault", error=f"{type(error).__name__}: {error}")
+            end = TrialEnd("fault", error=explain(error).sentence)
     fields = asdict(end)
     fields["metrics"] = judged(end.metrics)
     say({"end": fields})

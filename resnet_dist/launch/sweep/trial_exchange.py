@@ -13,11 +13,14 @@ from ray import tune
 from ray.exceptions import RayError
 
 from resnet_dist.config.profile import Profile
+from resnet_dist.errors import Fault
 from resnet_dist.tracking.mlflow_run import EndStatus
 from resnet_dist.training.job import Outcome
 from resnet_dist.tune.events import Verdict
 
 _STOP_POLL_S = 1.0
+_ANSWER_LIMIT_S = 60.0
+_MOST_REPORTS = 5
 SAID = "said"
 TRIAL_ANSWER_LIMIT_S = 60.0
 """How long MLflow may take to open a trial's run. Many trials may begin at once, and one that gives up has its start-up
@@ -69,14 +72,20 @@ class Wishes:
         self._done.set()
 
     def judge(self, epoch: float, step: int, metrics: Mapping[str, float]) -> Verdict:
-        say({"epoch": epoch, "step": step, "metrics": judged(metrics)})
-        verdict: Verdict = ray.get(self._control.verdict.remote(self._trial), timeout=60.0)
+        verdict: Verdict | None = None
+        for _ in range(_MOST_REPORTS):  # the actor between us may have been killed, and come back without it
+            say({"epoch": epoch, "step": step, "metrics": judged(metrics)})
+            verdict = ray.get(self._control.verdict.remote(self._trial, step), timeout=_ANSWER_LIMIT_S)
+            if verdict is not None:
+                break
+        if verdict is None:
+            raise Fault(f"the sweep's driver has not judged step {step}, reported {_MOST_REPORTS} times")
         if verdict != "go on":
             self.stop.set()
         return verdict
 
     def asked(self) -> bool:
-        return bool(ray.get(self._control.stop_requested.remote(), timeout=60.0))
+        return bool(ray.get(self._control.stop_requested.remote(), timeout=_ANSWER_LIMIT_S))
 
     def _poll(self) -> None:
         while not self._done.wait(_STOP_POLL_S):

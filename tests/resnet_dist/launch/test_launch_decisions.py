@@ -16,7 +16,7 @@ from resnet_dist.launch import room
 from resnet_dist.launch.claim import Claim
 from resnet_dist.launch.cluster import (
     Node,
-    cluster_address,
+    cluster_of,
     ray_session,
     require_capacity,
     workers_that_fit,
@@ -60,9 +60,9 @@ def test_only_nodes_with_the_labels_count() -> None:
 
 
 def test_the_profile_comes_before_the_environment() -> None:
-    assert cluster_address(PROFILE, {}) is None
-    assert cluster_address(PROFILE, {"RAY_ADDRESS": "job:1"}) == "job:1"
-    assert cluster_address(PROFILE.model_copy(update={"ray_address": "mine:1"}), {"RAY_ADDRESS": "job:1"}) == "mine:1"
+    assert cluster_of(PROFILE, {}) is None
+    assert cluster_of(PROFILE, {"RAY_ADDRESS": "job:1"}) == "job:1"
+    assert cluster_of(PROFILE.model_copy(update={"ray_address": "mine:1"}), {"RAY_ADDRESS": "job:1"}) == "mine:1"
 
 
 def test_a_local_ray_that_does_not_start_is_a_fault_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,8 @@ def test_a_local_ray_that_does_not_start_is_a_fault_of_one_line(monkeypatch: pyt
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"})
-    why = r"^Ray did not start on this machine: The current node timed out during startup\. The same"
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    why = r"^Ray did not start on this machine: The current node timed out during startup\. \(its logs: \S+\)$"
     with pytest.raises(Fault, match=why), ray_session(PROFILE):
         pass
 

@@ -1,0 +1,79 @@
+"""Where Python looks for modules: last of all where a command was started, and nowhere that hides its own modules.
+
+A file `random.py` or a folder `yaml/` beside the command would otherwise be imported in the place of the real one, here
+or in Ray's workers, and end as anything at all. The first function comes before every other import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+PACKAGES = ("data_prep", "resnet_dist")
+CODE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib may be hidden
+"""The folder of both packages: a checkout, the upload of a job, or where packages are installed."""
+
+
+def look_here_last() -> None:
+    """Moves the current folder and that of our code to the end of `sys.path`; our packages stay what they are."""
+    for package in PACKAGES:
+        try:
+            __import__(package)
+        except ImportError:  # data preparation may be installed alone
+            continue
+    sys.path[:] = behind(sys.path, (os.getcwd(), CODE_ROOT))  # noqa: PTH109
+
+
+def behind(path: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """`path` with `folders` last, but for those that hold installed packages. Pure."""
+    moved = {"", *folders}
+    last = [entry for entry in path if entry in moved and not is_for_packages(entry)]
+    return [*(entry for entry in path if entry not in last), *last]
+
+
+def is_for_packages(folder: str) -> bool:
+    """By its name."""
+    return folder.rstrip("/").rpartition("/")[2] in ("site-packages", "dist-packages")
+
+
+def hiding(folder: str, path: Sequence[str]) -> Iterator[str]:
+    """The names of files and folders in `folder` that hide a module of Python's or one that `path` leads to.
+
+    `folder` comes before `path`. What other projects call their tests and tools hides nothing that is needed.
+    """
+    from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return
+    others = [entry for entry in path if entry not in ("", folder)]
+    names = sorted(os.listdir(folder))  # noqa: PTH208
+    holds_packages = is_for_packages(folder) or any(name.endswith(".dist-info") for name in names)
+    for name in names:
+        module = _module(folder, name)
+        if module is None or module in PACKAGES or module in _UNUSED:
+            continue
+        if BuiltinImporter.find_spec(module) or FrozenImporter.find_spec(module):
+            continue  # Python has it before it looks anywhere
+        installed = None if holds_packages else PathFinder.find_spec(module, others)
+        if module in sys.stdlib_module_names or (installed is not None and installed.origin):
+            yield name
+
+
+_UNUSED = {
+    *("antigravity", "benchmark", "benchmarks", "build", "conftest", "doc", "docs", "ensurepip", "example", "examples"),
+    *("idlelib", "lib2to3", "pydoc_data", "scripts", "setup", "src", "test", "tests", "this", "tools", "turtle"),
+    *("turtledemo", "venv"),
+}
+"""Modules of these names are common, and none that we need."""
+
+
+def _module(folder: str, name: str) -> str | None:
+    """The name by which Python would import this file or folder."""
+    from importlib.machinery import all_suffixes
+
+    if os.path.isfile(os.path.join(folder, name, "__init__.py")):  # noqa: PTH113, PTH118
+        return name
+    stems = [name.removesuffix(suffix) for suffix in all_suffixes() if name.endswith(suffix)]
+    stem = min(stems, key=len, default="")
+    return stem if stem.isidentifier() else None
