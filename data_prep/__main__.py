@@ -1,11 +1,17 @@
-"""`python -m data_prep` is `data-prep`: what `ray job submit -- python -m data_prep ...` runs."""
+"""The command `data-prep`, and `python -m data_prep`, which is what `ray job submit` runs."""
 
 from __future__ import annotations
 
-from data_prep.import_path import look_here_last
+from data_prep.import_path import begin
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    begin("data-prep")  # before anything else is imported
+    from data_prep.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
-    look_here_last()  # `python -m` looks here first: before anything else is imported
-    from data_prep.cli import main
-
     main()

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_prep.errors import UserError
-from data_prep.import_path import CODE_ROOT, hiding, is_for_packages
+from data_prep.import_path import CODE_ROOT, hiding, is_for_packages, told_hidden
 
 Environment = Mapping[str, str]
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -284,21 +284,13 @@ def _modules(environment: Environment, machine: Machine) -> Ordered:
     """PYTHONPATH for the processes that follow: an empty entry in it is the folder in which they start."""
     given = environment.get("PYTHONPATH", "")
     entries = [str(Path(machine.folder) / entry.strip()) for entry in given.split(os.pathsep) if entry.strip()]
-    why = dict.fromkeys(entries, "PYTHONPATH names its folder")
     if machine.code and machine.code not in entries:
-        why[machine.code] = "this project's code lies beside it"
-    mistakes = [
-        f"{folder}/{names[0]}: would be imported in the place of the real module of that name, because {reason}; "
-        f"rename or move it{f', and {shown_names(names[1:])} there' if names[1:] else ''}"
-        for folder, reason in why.items()
-        if (names := list(machine.hiding(folder)))
-    ]
-    return Ordered({"PYTHONPATH": os.pathsep.join(why) or None, "PYTHONSAFEPATH": "1"}, mistakes=tuple(mistakes))
-
-
-def shown_names(names: Sequence[str], most: int = 5) -> str:
-    """Some names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        entries.append(machine.code)
+    folders = list(dict.fromkeys(entries))
+    told = [told_hidden(folder, list(machine.hiding(folder))) for folder in folders]
+    return Ordered(
+        {"PYTHONPATH": os.pathsep.join(folders) or None, "PYTHONSAFEPATH": "1"}, mistakes=tuple(filter(None, told))
+    )
 
 
 def _ray_settings(environment: Environment, machine: Machine) -> Ordered:
@@ -330,8 +322,8 @@ def _host_and_port(address: str) -> tuple[str, int | None]:
     """`head:6379/x`, `[::1]:6379`, `::1`, `head`: the host, and the port if there is one; -1 for one that is none."""
     address = address.partition("/")[0]
     if address.startswith("["):
-        host, _, rest = address[1:].partition("]")
-        port = rest.removeprefix(":") if rest.startswith(":") else rest and "?"
+        host, bracket, rest = address[1:].partition("]")
+        port = rest.removeprefix(":") if bracket and rest[:1] in ("", ":") else "?"
     elif address.count(":") > 1:
         return address, None
     else:

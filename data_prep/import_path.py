@@ -1,7 +1,7 @@
 """Where Python looks for modules: last of all where a command was started, and nowhere that hides its own modules.
 
 A file `random.py` or a folder `yaml/` beside the command would otherwise be imported in the place of the real one, here
-or in Ray's workers, and end as anything at all. The first function comes before every other import.
+or in Ray's workers, and end as anything at all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,30 @@ from collections.abc import Iterator, Sequence
 PACKAGES = ("data_prep", "resnet_dist")
 CODE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib may be hidden
 """The folder of both packages: a checkout, the upload of a job, or where packages are installed."""
+
+
+def begin(command: str) -> None:
+    """Puts `sys.path` in order; ends the process with exit code 2 if a folder of PYTHONPATH hides other modules. Before
+    any other import: whatever those need may be hidden too.
+    """
+    look_here_last()
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = dict.fromkeys(os.path.abspath(entry.strip()) for entry in given if entry.strip())  # noqa: PTH100
+    told = [line for folder in folders if (line := told_hidden(folder, list(hiding(folder, sys.path))))]
+    if told and "--help" not in sys.argv:
+        print(f"{command}: {'; '.join(told)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def told_hidden(folder: str, names: Sequence[str]) -> str:
+    """What to say of `names` in `folder`, which hide other modules; "" if there are none."""
+    if not names:
+        return ""
+    others = f" (as {', '.join(names[1:4])}{' and more' if len(names) > 4 else ''})" if names[1:] else ""
+    return (
+        f"{folder}/{names[0]}: hides the module of that name that is needed{others}, because PYTHONPATH or this "
+        "project's code leads there; rename or move it"
+    )
 
 
 def look_here_last() -> None:

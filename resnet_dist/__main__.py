@@ -1,11 +1,17 @@
-"""`python -m resnet_dist ...` is `resnet-dist ...`: what `ray job submit` runs."""
+"""The command `resnet-dist`, and `python -m resnet_dist`, which is what `ray job submit` runs."""
 
 from __future__ import annotations
 
-from data_prep.import_path import look_here_last
+from data_prep.import_path import begin
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    begin("resnet-dist")  # before anything else is imported
+    from resnet_dist.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
-    look_here_last()  # `python -m` looks here first: before anything else is imported
-    from resnet_dist.cli import main
-
     main()

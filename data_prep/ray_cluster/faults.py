@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,13 +80,24 @@ class Explained:
 
 def explain(error: BaseException) -> Explained:
     """What happened, of any exception; the sentence is one line without Ray's own advice. Pure."""
+    if failures := getattr(error, "worker_failures", None):
+        return first_death(failures)[1]
     raised = _unwrapped(error)
     chain = [raised, *_causes(raised)]
     for cause in chain:
         if isinstance(cause, UserError | Fault):
             return Explained("mistake" if isinstance(cause, UserError) else "error", " ".join(str(cause).split()))
     of_ray = next((cause for cause in chain if is_lost_process(cause)), None)
-    return Explained("error", _own_words(raised)) if of_ray is None else explain_text(str(of_ray), _kind(of_ray))
+    return Explained("error", _own_words(raised)) if of_ray is None else explain_text(_text(of_ray), _kind(of_ray))
+
+
+def first_death(failures: Mapping[int, BaseException]) -> tuple[int, Explained]:
+    """Of a worker group: a process that died, before what its death led to in the others; else the lowest rank's. The
+    rank, and what happened. Pure."""
+    told = {rank: explain(failure) for rank, failure in sorted(failures.items())}
+    dead = [rank for rank, why in told.items() if why.kind in ("memory", "node", "killed")]
+    rank = next(iter(dead or told))
+    return rank, told[rank]
 
 
 def explain_text(text: str, kind: Kind = "cluster") -> Explained:
@@ -100,7 +111,7 @@ def explain_text(text: str, kind: Kind = "cluster") -> Explained:
         kind = "node"
     if kind == "killed" or (kind == "cluster" and _KILLED.search(text)):
         return Explained("killed", _killed(text, where))
-    sentence = _SENTENCES[kind] if kind != "node" else f"the node{where.removeprefix(' on node')} is gone"
+    sentence = f"the node {found.group(1)} is gone" if kind == "node" and found else _SENTENCES[kind]
     detail = _detail(text)
     return Explained(kind, f"{sentence}: {detail}" if detail else sentence)
 
@@ -166,6 +177,13 @@ def _kind(error: BaseException) -> Kind:
     return next((kind for name, kind in _KINDS if name in names), "cluster")
 
 
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - some want attributes that others set
+        return ""
+
+
 def _memory(text: str) -> str:
     found = _NODE_AND_MEMORY.search(text)
     if found is None:
@@ -198,7 +216,7 @@ def _detail(text: str) -> str:
 
 
 def _own_words(error: BaseException) -> str:
-    text = str(error)
+    text = _text(error)
     if isinstance(error, RayTaskError):
         return _detail(text) or "a task failed"
     if isinstance(error, OSError) and text:

@@ -13,7 +13,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from data_prep.ray_cluster.faults import explain, is_lost_process
+from data_prep.ray_cluster.faults import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import start_timeout_s
@@ -77,7 +77,7 @@ class WorkersLost(UserCallback):
         self._control = control
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self._control.warn.remote(f"a worker failed: {first_cause(worker_exceptions)}")
+        self._control.warn.remote(f"a worker failed: {_of_ranks(worker_exceptions)}")
 
 
 def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
@@ -127,16 +127,13 @@ def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
     return {"env_vars": merged} if merged else None
 
 
-def first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Of a worker group: that of its lowest rank, but a death before what it led to in the others. Pure."""
-    told = {rank: explain(failure) for rank, failure in sorted(failures.items())}
-    dead = [rank for rank, why in told.items() if why.kind in ("memory", "node", "killed")]
-    rank = next(iter(dead or told))
-    return f"rank {rank}: {told[rank].sentence}"
-
-
 def _cause(error: BaseException) -> str:
     """What went wrong first: a worker's own exception, not the wrapping around it."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
-        return first_cause(error.worker_failures)
+        return _of_ranks(error.worker_failures)
     return explain(error).sentence
+
+
+def _of_ranks(failures: Mapping[int, BaseException]) -> str:
+    rank, told = first_death(failures)
+    return f"rank {rank}: {told.sentence}"

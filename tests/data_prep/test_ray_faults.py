@@ -1,0 +1,211 @@
+"""Whatever Ray raises has a kind and a sentence; and what is no Ray cluster is told as what it is."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.exceptions
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from data_prep.environment import private_folder
+from data_prep.errors import Fault, UserError
+from data_prep.exit_codes import ending
+from data_prep.ray_cluster.connection import connect, session_folder, why_not_started
+from data_prep.ray_cluster.faults import as_raised, explain, is_lost_process
+
+OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, \
+ID: 601c06) was 22.70GB used / 23.54GB limit (0.964)
+OOM kill reason: Memory usage 24373796864B exceeded threshold of 24012677120B (95.0% of 25276502016B limit)
+Object store memory usage: [- objects spillable: 0
+]
+Selected to kill: (Task: job ID=01000000, task name=eat, pid=13877, actual memory used=3.12GB, worker ID=0b4d)
+Top 10 memory users: PID	MEM(GB)	COMMAND
+13877	3.12	ray::eat
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/x"""
+KILLED = """The actor died unexpectedly before finishing this task.
+	class_name: A
+	actor_id: f0ccf26fce8c09bd2259f20501000000
+	pid: 14412
+	ip: 10.0.0.7
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
+by the OOM killer due to high memory usage, (2) ray stop --force was called"""
+MEMORY_TOLD = "node 10.0.0.7 ran out of memory (22.7 of 23.5 GB, 3.1 GB of it in the process that was ended); fewer"
+KILLED_TOLD = "a process on node 10.0.0.7 was killed or crashed (out of memory? `dmesg` on the node tells)"
+
+
+def classes() -> list[type[RayError]]:
+    found = [found for _, found in inspect.getmembers(ray.exceptions, inspect.isclass)]
+    return [some for some in found if issubclass(some, RayError)]
+
+
+def instance(some: type[RayError], text: str = "why\nhow") -> RayError:
+    """One with every attribute that one of them has, made without its own constructor."""
+    error = some.__new__(some, text)
+    names = "message error_msg error_message client_exc reason_message _original_stack_trace function_name proctitle"
+    for name in names.split():
+        error.__dict__[name] = text
+    error.__dict__ |= {"object_ref_hex": "ab", "call_site": "", "owner_address": None, "task_id": None, "reason": None}
+    error.__dict__ |= {"traceback_str": text, "pid": 1, "ip": "1.2.3.4", "actor_repr": None}
+    if issubclass(some, RayTaskError):
+        error.__dict__["cause"] = KeyError("x")
+    return error
+
+
+def died(text: str) -> ActorDiedError:
+    error = ActorDiedError()
+    error.error_msg = text
+    return error
+
+
+def failed_task(cause: Exception) -> RayTaskError:
+    return RayTaskError("f", f"Traceback (most recent call last):\n  File x\n{cause!r}", cause, "p", 1, "1.2.3.4")
+
+
+def test_there_are_many_kinds_of_exception() -> None:
+    assert len(classes()) > 30
+
+
+@pytest.mark.parametrize("some", classes(), ids=lambda some: some.__name__)
+def test_no_exception_of_ray_is_unexpected(some: type[RayError]) -> None:
+    plain = instance(some)
+    for error in (plain, failed_task(plain), WorkerGroupError("x", {0: plain}), ControllerError(plain)):
+        told = explain(error)
+        assert told.sentence == " ".join(told.sentence.split())
+        assert 0 < len(told.sentence) < 500
+        assert "Traceback" not in told.sentence
+        assert "unexpected" not in told.sentence
+        assert "None" not in told.sentence
+    assert is_lost_process(plain) == (not issubclass(some, RayTaskError))
+    code, message = ending(plain, {})
+    assert code in (1, 2)
+    assert message
+
+
+def test_an_exception_that_cannot_be_shown_has_a_name() -> None:
+    error = ray.exceptions.OutOfMemoryError.__new__(ray.exceptions.OutOfMemoryError)  # no message: str() raises
+    assert explain(error).kind == "memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (OutOfMemoryError(OUT_OF_MEMORY), "memory", MEMORY_TOLD),
+        (died(OUT_OF_MEMORY), "memory", MEMORY_TOLD),
+        (failed_task(OutOfMemoryError(OUT_OF_MEMORY)), "memory", MEMORY_TOLD),
+        (WorkerGroupError("", {1: OutOfMemoryError(OUT_OF_MEMORY)}), "memory", MEMORY_TOLD),
+        (died(KILLED), "killed", KILLED_TOLD),
+        (WorkerCrashedError(), "killed", "a process was killed or crashed"),
+        (NodeDiedError("the node is dead"), "node", "a node is gone"),
+        (WorkerGroupError("", {0: RuntimeError("peer closed"), 1: died(KILLED)}), "killed", KILLED_TOLD),
+        (ray.exceptions.ObjectStoreFullError("x"), "memory", "Ray's object store is full"),
+        (ray.exceptions.OutOfDiskError("x"), "disk", "a node's disk is full"),
+        (ray.exceptions.ActorUnavailableError("rpc", None), "killed", "a process did not answer"),
+        (ray.exceptions.RuntimeEnvSetupError("pip failed"), "environment", "a node could not set up the job's"),
+        (ray.exceptions.ActorUnschedulableError("no GPU"), "room", "no node of the cluster can run this"),
+        (ray.exceptions.GetTimeoutError("slow"), "timeout", "Ray gave no answer in time"),
+        (failed_task(KeyError("no such thing")), "error", "KeyError: 'no such thing'"),
+        (failed_task(UserError("give --x")), "mistake", "give --x"),
+        (failed_task(Fault("the disk broke")), "error", "the disk broke"),
+        (ControllerError(OSError(28, "No space left on device")), "error", "[Errno 28] No space left on device"),
+        (RuntimeError("x"), "error", "RuntimeError: x"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_happened_is_told(error: Exception, kind: str, sentence: str) -> None:
+    told = explain(error)
+    assert told.kind == kind
+    assert told.sentence.startswith(sentence)
+
+
+def test_a_cause_is_found_behind_what_a_library_raised() -> None:
+    """As Ray Tune does with what it does not know."""
+    raised = RuntimeError("Caught unexpected exception: ...")
+    raised.__cause__ = OutOfMemoryError(OUT_OF_MEMORY)
+    assert explain(raised).sentence.startswith(MEMORY_TOLD)
+
+
+def test_what_is_raised_in_its_place() -> None:
+    assert isinstance(as_raised(failed_task(UserError("x")), "doing"), UserError)
+    assert str(as_raised(NodeDiedError(""), "the conversion")) == "the conversion: a node is gone"
+    assert isinstance(as_raised(ray.exceptions.AuthenticationError("x"), "doing"), UserError)
+
+
+class _Dashboard(BaseHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def http_port() -> Iterator[int]:
+    server = HTTPServer(("127.0.0.1", 0), _Dashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_dashboard_is_no_head(http_port: int) -> None:
+    with pytest.raises(
+        UserError, match=r"no Ray cluster at 127\.0\.0\.1:\d+ \(RAY_ADDRESS\): something listens .*8265"
+    ):
+        connect(f"127.0.0.1:{http_port}", source="RAY_ADDRESS")
+
+
+def test_nobody_listens_and_nobody_is_called_so() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match=r"no Ray cluster at \S+ \(here\): Connection refused"):
+            connect(f"127.0.0.1:{taken.getsockname()[1]}", source="here")
+    with pytest.raises(UserError, match=r"no Ray cluster at no-such-host.invalid:6379 \(here\): "):
+        connect("no-such-host.invalid:6379", source="here")
+
+
+def test_sessions_lie_where_a_socket_fits_and_nobody_else_may_go(tmp_path: Path) -> None:
+    me = f"ray-{os.getuid()}"
+    assert session_folder({"RAY_TMPDIR": "/tmp"}) == Path(f"/tmp/{me}/ray")
+    assert session_folder({"RAY_TMPDIR": f"/tmp/{me}"}) == Path(f"/tmp/{me}/ray")
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    assert session_folder({"TMPDIR": str(deep)}) == Path(f"/tmp/{me}/ray")
+    assert Path(f"/tmp/{me}").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(UserError, match=r"RAY_TMPDIR=\S+x: \S+ is too long a name; set RAY_TMPDIR to .* of \d+ bytes"):
+        session_folder({"RAY_TMPDIR": str(deep)})
+    with pytest.raises(UserError, match=r"RAY_TMPDIR=/nowhere: /nowhere does not exist"):
+        session_folder({"RAY_TMPDIR": "/nowhere"})
+    with pytest.raises(UserError, match=r"RAY_TMPDIR=/proc: /proc "):
+        session_folder({"RAY_TMPDIR": "/proc"})
+    assert private_folder("/tmp") == Path(f"/tmp/{me}")
+
+
+@pytest.mark.parametrize(
+    ("error", "log", "load", "told"),
+    [
+        (
+            OSError(30, "Read-only file system", "/tmp/ray"),
+            "",
+            0,
+            "Read-only file system: '/tmp/ray'; RAY_TMPDIR names",
+        ),
+        (Exception("timed out during startup"), "", 9.0, "the machine is busy (load 9.0 for each CPU)"),
+        (Exception("timed out during startup"), "", 0.2, "timed out during startup (its logs: "),
+        (Exception("timed out"), "bind: Address already in use", 9.0, "a port that it wants is taken"),
+        (Exception("timed out"), "mmap: No space left on device", 9.0, "no space is left on the device"),
+        (Exception("timed out"), "thread: Resource temporarily unavailable", 9.0, "may start no more processes"),
+        (ValueError("the minimum allowed size of the object store"), "", 0, "less memory free than Ray's object store"),
+    ],
+)
+def test_why_a_local_ray_did_not_start(tmp_path: Path, error: Exception, log: str, load: float, told: str) -> None:
+    (tmp_path / "raylet.err").write_text(log)
+    why = why_not_started(error, tmp_path, load)
+    assert told in why
+    assert ("less so" in why) == (load > 1.5 and not log)
