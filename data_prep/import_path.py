@@ -75,7 +75,7 @@ def hiding(folder: str, path: Sequence[str]) -> Iterator[str]:
     holds_packages = is_for_packages(folder) or any(name.endswith(".dist-info") for name in names)
     for name in names:
         module = _module(folder, name)
-        if module is None or module in PACKAGES or module in _UNUSED:
+        if module is None or module in _UNUSED or module.lstrip("_").startswith(PACKAGES):
             continue
         if BuiltinImporter.find_spec(module) or FrozenImporter.find_spec(module):
             continue  # Python has it before it looks anywhere

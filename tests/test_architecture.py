@@ -71,6 +71,7 @@ FENCES = {
 WALLS = {
     "data_prep.errors": (),
     "data_prep.import_path": (),
+    "data_prep.last_signal": (),
     "data_prep.environment": ("data_prep.errors", "data_prep.import_path"),
     "data_prep.ray_cluster": ("data_prep.errors", "data_prep.import_path", "data_prep.environment"),
     "data_prep.exit_codes": (
@@ -94,6 +95,7 @@ WALLS = {
         "data_prep.sources",
         "data_prep.environment",
         "data_prep.ray_cluster",
+        "data_prep.last_signal",
     ),
     "data_prep.bench": (
         "data_prep.errors",
@@ -145,6 +147,7 @@ WALLS = {
         "resnet_dist.evaluation",
         "resnet_dist.training",
         "resnet_dist.tracking",
+        "data_prep.last_signal",
         "data_prep.environment",
         "data_prep.import_path",
         "data_prep.ray_cluster",

@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -168,6 +168,16 @@ def convert(
             num_units_taken_over=outcome.num_units_taken_over,
             seconds=round(seconds, 3),
         )
+
+
+def require_settings(**options: Any) -> None:
+    """UserError for options, by the names of `convert`'s arguments, that would be refused whatever the source holds."""
+    from data_prep.sources import require_known
+
+    require_known(options["source"])
+    keys = ("encode", "raw_share", "seed", "max_side", "quality", "subsampling", "page_mib", "exif", "check")
+    _settings(**{key: options[key] for key in keys})
+    _bad_policy(options["on_error"], options["max_bad"])
 
 
 def _settings(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from data_prep.errors import Stopped
+from data_prep.last_signal import end_at_once
 
 
 class StopFlag:
@@ -28,6 +29,7 @@ class StopFlag:
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         if self._signal_number is not None:
+            end_at_once(128 + signal_number, "what is not yet written is done again")
             raise KeyboardInterrupt
         self._signal_number = signal_number
 

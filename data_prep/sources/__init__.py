@@ -59,6 +59,11 @@ class SourceOptions:
     """image-folder: `classes` or `splits`, where that is not clear."""
 
 
+def require_known(name: str) -> None:
+    if name not in SOURCES:
+        raise UserError(f"--source {name}: unknown; known sources: {', '.join(sorted(SOURCES))}")
+
+
 def open_source(
     name: str,
     location: str | None,
@@ -69,8 +74,7 @@ def open_source(
 
     UserError when it cannot be found or understood.
     """
-    if name not in SOURCES:
-        raise UserError(f"--source {name}: unknown; known sources: {', '.join(sorted(SOURCES))}")
+    require_known(name)
     kind = SOURCES[name]
     given = {option: value for option, value in asdict(options).items() if value is not None}
     for option in given:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+import typer.main
 
+from data_prep.environment import bypasses_proxy, without_proxy
 from resnet_dist.cli.options import ProfileFile, ProfileSets
-from resnet_dist.config.loading import load_profile
+from resnet_dist.config.loading import load_profile, load_recipe
+from resnet_dist.config.profile import Profile
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Words that `submit` does not know are the command's own."""
@@ -42,43 +49,106 @@ def submit(
 ) -> None:
     """Run `train`, `tune` or data-prep's `convert` as a job on a Ray cluster, and follow it to its end.
 
-    All other options go to the command. Ends with the job's exit code; Ctrl-C ends the following, not the job.
+    All other options go to the command. Ends with the job's exit code; Ctrl-C stops showing the log, the job keeps
+    running.
 
     Example: resnet-dist submit train resnet_dist/recipes/resnet152_90ep.yaml --on cluster/profiles/node8.yaml
     """
-    from resnet_dist.launch.submission import auth_settings, job_arguments, jobs_address, plan_submission
+    from resnet_dist.launch.code_version import read_code_version
+    from resnet_dist.launch.submission import (
+        auth_settings,
+        job_arguments,
+        job_lines,
+        jobs_address,
+        plan_submission,
+        ray_command,
+    )
+    from resnet_dist.launch.upload import Upload, packed_bytes, read_checkout, require_fits
 
     profile = load_profile(on, profile_set)
+    upload = Upload(working_dir, read_checkout(working_dir))
     run_name, arguments = job_arguments(
-        command, context.args, profile_file=on, profile_sets=profile_set, name=name, working_dir=working_dir
+        command, context.args, profile_file=on, profile_sets=profile_set, name=name, upload=upload
     )
+    require_understood(command, context.args, profile, on, run_name)
     submission = plan_submission(
         command,
         arguments,
         profile,
         name=run_name,
         address=jobs_address(address, profile, os.environ),
-        working_dir=working_dir,
+        upload=upload,
         python=python,
         now=datetime.now(UTC),
+        code=read_code_version(working_dir.resolve()) if profile.record_changes else None,
     )
-    auth = auth_settings(os.environ, Path.home())
-    if dry_run:
-        typer.echo(" ".join([*(f"{key}={value}" for key, value in auth.items()), submission.command_line()]))
-        return
-    os.environ.update(auth)
-    from resnet_dist.launch.job_client import follow, send  # after the mode is set: Ray reads it when imported
+    settings = auth_settings(os.environ, Path.home())
+    host = urlsplit(submission.address).hostname or ""
+    if bypasses_proxy(submission.address):
+        settings |= {k: v for k, v in without_proxy(os.environ, [host]).items() if os.environ.get(k) != v}
+    os.environ.update(settings)
+    from resnet_dist.launch.job_client import MOST_BYTES, files_to_send, follow, send  # Ray reads the mode on import
 
-    client = send(submission)
-    later = f"follow it: ray job logs -f {submission.submission_id}, stop it: ray job stop {submission.submission_id}"
-    typer.echo(f"job {submission.submission_id} at {submission.address}; {later}", err=True)
+    files = files_to_send(submission)
+    require_fits(files, MOST_BYTES, lambda paths, most: packed_bytes(working_dir, paths, most))
+    for note in upload.notes():
+        typer.echo(f"note: {note}", err=True)
+    ray = ray_command(settings, shutil.which("ray"), Path(sys.executable))
+    if dry_run:
+        typer.echo(submission.command_line(ray))
+        return
+    megabytes = sum(files.values()) / 1e6
+    typer.echo(
+        f"sending {len(files)} files, {megabytes:.1f} MB: all users of the head's machine can read them", err=True
+    )
+    client = send(submission, ray)
+    lines = job_lines(submission.address, submission.submission_id, ray)
+    typer.echo(f"job {submission.submission_id} at {submission.address}\n{lines}", err=True)
     if detach:
         return
-    typer.echo("Ctrl-C ends the following, the job goes on", err=True)
+    typer.echo("Ctrl-C stops showing the log; the job keeps running", err=True)
     try:
-        code = follow(client, submission.submission_id, lambda text: typer.echo(text, nl=False))
+        show_now = partial(typer.echo, nl=False)
+        code = follow(client, submission.submission_id, show_now, lines.partition("\n")[0])
     except KeyboardInterrupt:
-        typer.echo(f"\nthe job goes on; {later}", err=True)
+        typer.echo(f"\nthe job keeps running\n{lines}", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
     sys.stdout.flush()
     raise typer.Exit(code)
+
+
+def require_understood(command: str, given: Sequence[str], profile: Profile, on: Path, name: str) -> None:
+    """Refuses what the command would refuse on the cluster, as far as that shows without its data: unknown options, a
+    wrong recipe or space, a net that cannot be built. Raises UserError.
+    """
+    if command == "convert":
+        from data_prep.cli.convert import convert, require_settings
+
+        require_settings(**_parsed(convert, command, given))
+        return
+    words = [*given, "--on", str(on), "--name", name]
+    if command == "tune":
+        from resnet_dist.cli.tune import run
+        from resnet_dist.launch.preflight import require_compatible, require_micro_batch_each, require_net
+        from resnet_dist.launch.sweep.prepare import read_sweep
+
+        told = _parsed(run, "run", words[1:] if words[0] == "run" else words)
+        read = read_sweep(told["space"], told["set_"], profile, name)
+        recipe, profile = read.proxy, read.trial_profile
+    else:
+        from resnet_dist.cli.train import train
+        from resnet_dist.launch.preflight import require_compatible, require_micro_batch_each, require_net
+
+        told = _parsed(train, command, words)
+        recipe = load_recipe(told["recipe"], told["set_"])
+    require_micro_batch_each(recipe, profile)
+    require_compatible(recipe, profile)
+    require_net(recipe)
+
+
+def _parsed(function: Callable[..., None], name: str, words: Sequence[str]) -> dict[str, Any]:
+    """The values of the words as the command itself would take them. Raises typer's exception for those it refuses."""
+    alone = typer.Typer(add_completion=False)
+    alone.command()(function)
+    context = typer.main.get_command(alone).make_context(name, list(words))
+    return dict(context.params)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import platform
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +22,11 @@ _MAX_READ_BYTES = 1 << 20
 _LIMIT_S = 10.0
 
 
+CODE_KEY = "RESNET_DIST_CODE"
+"""Environment variable of a job with the version of its code: an upload is no git checkout."""
+_MAX_TEXT_CHARACTERS = 24_000
+
+
 @dataclass(frozen=True)
 class CodeVersion:
     commit: str
@@ -29,9 +38,10 @@ class CodeVersion:
 
 
 def read_code_version(folder: Path) -> CodeVersion | None:
-    """None where `folder` is no git checkout (an installed package, a Ray job's upload), or git is missing or slow."""
+    """Of a git checkout, or of the one that a job was submitted from; None for an installed package, and where git is
+    missing or slow."""
     if not (folder / ".git").exists():
-        return None
+        return from_text(os.environ.get(CODE_KEY, ""))
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=normal")
     diff = _diff(folder)
@@ -39,6 +49,27 @@ def read_code_version(folder: Path) -> CodeVersion | None:
         return None
     untracked = [f"untracked: {line[3:]}" for line in status.splitlines() if line.startswith("??")]
     return CodeVersion(commit.strip(), bool(status.strip()), shortened(redacted("\n".join([*untracked, *diff]))))
+
+
+def as_text(code: CodeVersion) -> str:
+    """For an environment variable: plain characters, and short, whatever the changes are."""
+    max_bytes = _MAX_DIFF_BYTES
+    while True:
+        tree = {"commit": code.commit, "dirty": code.dirty, "diff": shortened(code.diff, max_bytes)}
+        text = base64.b64encode(zlib.compress(json.dumps(tree).encode(), level=9)).decode()
+        if len(text) <= _MAX_TEXT_CHARACTERS or not max_bytes:
+            return text
+        max_bytes //= 2
+
+
+def from_text(text: str) -> CodeVersion | None:
+    """None for what `as_text` did not make."""
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), 2 * _MAX_READ_BYTES)
+        tree = json.loads(unpacked)
+        return CodeVersion(str(tree["commit"]), bool(tree["dirty"]), str(tree["diff"]))
+    except (ValueError, TypeError, KeyError, zlib.error):
+        return None
 
 
 def _diff(folder: Path) -> list[str] | None:

@@ -4,33 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import ray
+from ray._private.ray_constants import (
+    DASHBOARD_CLIENT_MAX_SIZE,
+    RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
+    get_runtime_env_default_excludes,
+)
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from requests.utils import get_environ_proxies
 
+from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.submission import RUN_KEY, Submission
+from resnet_dist.launch.submission import RUN_KEY, Submission, job_lines
 
+MOST_BYTES = DASHBOARD_CLIENT_MAX_SIZE
+"""Of an upload."""
 _RETRY_S = 2.0
 _SILENCE_LIMIT_S = 300.0
 """How long the head may not answer before following ends; the job goes on."""
 _STOPPED = 143
 
 
-def send(submission: Submission) -> JobSubmissionClient:
-    """Uploads and starts the job. Raises UserError when there is no such cluster, or a job drives the run already."""
+def files_to_send(submission: Submission) -> dict[str, int]:
+    """Path -> bytes of what Ray will put into the upload."""
+    _be_quiet()
+    folder = Path(submission.working_dir).absolute()
+    excludes = [*get_runtime_env_default_excludes(), *submission.excludes]
+    found: dict[str, int] = {}
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+
+    with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(folder, [_get_excludes(folder, excludes)], note, include_gitignore=with_gitignore)
+    return found
+
+
+def send(submission: Submission, ray_words: Sequence[str]) -> JobSubmissionClient:
+    """Uploads and starts the job. Raises UserError when there is no such cluster, or a job drives the run already.
+
+    `ray_words`: how Ray's command is called here, for what is told.
+    """
     client = _connect(submission.address)
     name = submission.metadata[RUN_KEY]
-    for job in client.list_jobs():
-        if not job.status.is_terminal() and (job.metadata or {}).get(RUN_KEY) == name:
-            raise UserError(
-                f"--name {name}: job {job.submission_id} is already at work on it; follow it with `ray job logs -f "
-                f"{job.submission_id}`, or stop it with `ray job stop {job.submission_id}`"
-            )
+    try:
+        at_work = [job for job in client.list_jobs() if not job.status.is_terminal()]
+    except (OSError, RuntimeError) as error:
+        raise Fault(f"the cluster at {submission.address} does not list its jobs: {_first_line(error)}") from None
+    for job in at_work:
+        if (job.metadata or {}).get(RUN_KEY) == name:
+            lines = job_lines(submission.address, str(job.submission_id), ray_words).replace("\n", "; ")
+            raise UserError(f"--name {name}: job {job.submission_id} is already at work on it; {lines}")
     try:
         client.submit_job(
             entrypoint=shlex.join(submission.entrypoint),
@@ -38,13 +72,16 @@ def send(submission: Submission) -> JobSubmissionClient:
             runtime_env=submission.runtime_env,
             metadata=dict(submission.metadata),
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise Fault(f"the cluster at {submission.address} did not take the job: {_first_line(error)}") from None
     return client
 
 
-def follow(client: JobSubmissionClient, submission_id: str, show: Callable[[str], None]) -> int:
-    """Shows the job's output until it ends, over lost connections too, and returns its exit code."""
+def follow(client: JobSubmissionClient, submission_id: str, show: Callable[[str], None], how_later: str) -> int:
+    """Shows the job's output until it ends, over lost connections too, and returns its exit code.
+
+    `how_later`: the words that show it again, for whom it is told that the head is silent.
+    """
     shown = 0
 
     def show_new(text: str, begins_at: int) -> None:
@@ -72,8 +109,8 @@ def follow(client: JobSubmissionClient, submission_id: str, show: Callable[[str]
         except (OSError, RuntimeError) as error:
             if time.monotonic() - answered_s > _SILENCE_LIMIT_S:
                 raise Fault(
-                    f"the head has not answered for {_SILENCE_LIMIT_S:g} s ({_first_line(error)}); the job may go on: "
-                    f"ray job logs -f {submission_id}"
+                    f"the head has not answered for {_SILENCE_LIMIT_S:g} s ({_first_line(error)}); the job may still "
+                    f"be running; {how_later}"
                 ) from None
         time.sleep(_RETRY_S)
 
@@ -89,8 +126,7 @@ def _exit_code(status: JobStatus, driver: int | None, message: str | None, show:
 
 
 def _connect(address: str) -> JobSubmissionClient:
-    for talkative in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)  # each file that is not uploaded is a line otherwise
+    _be_quiet()
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
@@ -99,13 +135,27 @@ def _connect(address: str) -> JobSubmissionClient:
             "the cluster's token"
         ) from None
     except (ConnectionError, RuntimeError) as error:
+        through = proxy_for(address)
         raise UserError(
             f"no Ray cluster takes jobs at {address}: {_first_line(error)}; start its dashboard, or give --address"
+            + (f"; the proxy {redacted(through)} stands between: NO_PROXY leaves it out" if through else "")
         ) from None
     theirs = getattr(client, "_server_ray_version", None)
     if theirs and theirs != ray.__version__:
         raise UserError(f"{address} runs Ray {theirs}, this is {ray.__version__}; use the cluster's image, or its Ray")
     return client
+
+
+def _be_quiet() -> None:
+    """Each file that is not uploaded is a line otherwise."""
+    for talkative in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+
+
+def proxy_for(address: str) -> str | None:
+    """The proxy through which `requests` would go."""
+    proxy: str | None = get_environ_proxies(address).get(urlsplit(address).scheme)
+    return proxy
 
 
 def _first_line(error: BaseException) -> str:

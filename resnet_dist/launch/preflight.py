@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.beton.stage import read_source_manifest, staged_path
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.config.run_name import require_run_name
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.errors import UserError
@@ -26,8 +26,6 @@ from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.job import Job
 from resnet_dist.training.plan import RunPlan, plan_run
-
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     """Checks everything that needs no cluster; touches no GPU and starts nothing. Raises UserError."""
-    if not RUN_NAME.fullmatch(name):
-        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
+    require_run_name(name)
     require_micro_batch_each(recipe, profile)
     require_compatible(recipe, profile)
     require_buildable(recipe)
@@ -157,6 +154,10 @@ def require_buildable(recipe: Recipe) -> None:
     """Builds the model without memory for weights, and opens the decoder: what they refuse is told here."""
     if recipe.data.decoder == "native":
         open_kernel(recipe.data.decoder, num_threads=1, max_image_bytes=0)
+    require_net(recipe)
+
+
+def require_net(recipe: Recipe) -> None:
     with torch.device("meta"), _NoValues():
         build_classifier(recipe)
 

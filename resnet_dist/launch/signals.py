@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from data_prep.last_signal import end_at_once
 
 
 @dataclass
@@ -22,12 +24,16 @@ class StopSignal:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopSignal]:
-    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs a SIGTERM handler of its own."""
+def stop_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[StopSignal]:
+    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs a SIGTERM handler of its own.
+
+    `end`: what is done at the second signal, given the exit code and what is lost.
+    """
     stop = StopSignal()
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.number is not None:
+            end(stop.exit_code, "steps since the last checkpoint are trained again")
             raise KeyboardInterrupt
         stop.number = number
 

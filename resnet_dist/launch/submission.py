@@ -6,28 +6,28 @@ The code travels as the job's working directory; the libraries are those of the 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from data_prep.redaction import SECRET_FILES, holds_secret, is_secret_file, redacted
+from data_prep.environment import cleaned
+from data_prep.redaction import holds_secret, redacted
 from resnet_dist.config.loading import flatten, load_recipe, load_space
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import recipe_hash
+from resnet_dist.config.run_name import as_run_name, require_run_name
 from resnet_dist.errors import UserError
+from resnet_dist.launch.code_version import CODE_KEY, CodeVersion, as_text
+from resnet_dist.launch.upload import Upload
 
 MODULES = {"train": "resnet_dist", "tune": "resnet_dist", "convert": "data_prep"}
 """Commands that make sense as a job, and the package that has them."""
-NOT_SENT = (
-    *(".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*.db", "*.log", "__pycache__"),
-    *SECRET_FILES,
-)
-"""Left out of the upload, besides what .gitignore and .rayignore name, in their syntax."""
 RUN_KEY = "resnet-dist-run"
 """Metadata key of a job: which run it drives."""
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -43,20 +43,34 @@ class Submission:
     submission_id: str
     entrypoint: tuple[str, ...]
     working_dir: str
+    excludes: tuple[str, ...]
     env: Mapping[str, str]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runtime_env(self) -> dict[str, Any]:
-        return {"working_dir": self.working_dir, "excludes": list(NOT_SENT), "env_vars": dict(self.env)}
+        return {"working_dir": self.working_dir, "excludes": list(self.excludes), "env_vars": dict(self.env)}
 
-    def command_line(self) -> str:
-        """The `ray job submit` line that sends the same job."""
+    def command_line(self, ray: Sequence[str] = ("ray",)) -> str:
+        """The `ray job submit` line that sends the same job. `ray`: how that command is called here."""
         rest = {key: value for key, value in self.runtime_env.items() if key != "working_dir"}
-        words = ["ray", "job", "submit", "--address", self.address, "--submission-id", self.submission_id]
+        words = [*ray, "job", "submit", "--address", self.address, "--submission-id", self.submission_id]
         words += ["--working-dir", self.working_dir, "--runtime-env-json", json.dumps(rest)]
         words += ["--metadata-json", json.dumps(dict(self.metadata)), "--", *self.entrypoint]
         return shlex.join(words)
+
+
+def job_lines(address: str, submission_id: str, ray: Sequence[str] = ("ray",)) -> str:
+    """How to follow a job and to stop it, to be typed as it stands."""
+    follow = shlex.join([*ray, "job", "logs", "--address", address, "--follow", submission_id])
+    return f"follow it: {follow}\nstop it:   {shlex.join([*ray, 'job', 'stop', '--address', address, submission_id])}"
+
+
+def ray_command(settings: Mapping[str, str], found: str | None, python: Path) -> list[str]:
+    """Ray's command with the variables that it needs. `found`: that in PATH; another than ours is not meant."""
+    beside = python.parent / "ray"
+    command = "ray" if found == str(beside) or not beside.exists() else str(beside)
+    return [*(["env", *(f"{key}={value}" for key, value in settings.items())] if settings else []), command]
 
 
 def plan_submission(
@@ -66,31 +80,50 @@ def plan_submission(
     *,
     name: str,
     address: str,
-    working_dir: Path,
+    upload: Upload,
     python: str,
     now: datetime,
+    code: CodeVersion | None = None,
 ) -> Submission:
-    """The job that runs `command` with `arguments`. Raises UserError for what could only work on this machine."""
+    """The job that runs `command` with `arguments`. Raises UserError for what could only work on this machine.
+
+    `code`: what is uploaded, which the nodes cannot ask git about.
+    """
     require_no_secret(arguments, profile)
     require_seen_by_nodes(command, arguments, profile)
     # The driver's own limit must pass first: it saves a checkpoint, and says so when it could not.
-    env = {**profile.env, "RAY_JOB_STOP_WAIT_TIME_S": f"{profile.failure.stop_grace_s + _STOP_MARGIN_S:g}"}
+    told = {CODE_KEY: as_text(code)} if code else {}
+    env = {**profile.env, **told, "RAY_JOB_STOP_WAIT_TIME_S": f"{profile.failure.stop_grace_s + _STOP_MARGIN_S:g}"}
     return Submission(
         address=address,
         submission_id=f"{name}-{now:%Y%m%d-%H%M%S}",
         entrypoint=(python, "-m", MODULES[command], command, *arguments),
-        working_dir=str(working_dir),
+        working_dir=str(upload.folder),
+        excludes=upload.excludes,
         env=env,
-        metadata={RUN_KEY: name},
+        metadata={RUN_KEY: name, **({"resnet-dist-commit": code.commit} if code else {})},
     )
 
 
 def jobs_address(given: str | None, profile: Profile, environment: Mapping[str, str]) -> str:
-    """In order of precedence: the option, the profile, RAY_API_SERVER_ADDRESS, this machine. Raises UserError."""
-    address = given or profile.jobs_address or environment.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"{address}: jobs go to the dashboard of the head, an address like http://HEAD:8265")
-    return address.rstrip("/")
+    """In order of precedence: the option, the profile, RAY_API_SERVER_ADDRESS, RAY_ADDRESS if it is a dashboard's, this
+    machine. Raises UserError.
+    """
+    ray_address = cleaned(environment.get("RAY_ADDRESS", ""))
+    candidates = (
+        *(given, profile.jobs_address, environment.get("RAY_API_SERVER_ADDRESS")),
+        *((ray_address,) if ray_address.startswith(("http://", "https://")) else ()),
+    )
+    address = next((text for value in candidates if (text := cleaned(value or ""))), _DEFAULT_ADDRESS).rstrip("/")
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or " " in address:
+        raise UserError(f"{redacted(address)}: jobs go to the dashboard of the head, an address like http://HEAD:8265")
+    if parts.username is not None:
+        raise UserError(
+            f"{redacted(address)}: holds a user's name, which `ps` and the profile show; a Ray cluster asks for a "
+            "token instead: RAY_AUTH_TOKEN_PATH"
+        )
+    return address
 
 
 def auth_settings(environment: Mapping[str, str], home: Path) -> dict[str, str]:
@@ -108,7 +141,7 @@ def job_arguments(
     profile_file: Path,
     profile_sets: Sequence[str],
     name: str | None,
-    working_dir: Path,
+    upload: Upload,
 ) -> tuple[str, tuple[str, ...]]:
     """The run's name, and the command's arguments as the nodes will read them: files relative to the upload.
 
@@ -117,14 +150,15 @@ def job_arguments(
     if command not in MODULES:
         raise UserError(f"submit {command}: takes {', '.join(MODULES)}")
     files = [argument for argument in given if _is_yaml(argument)]
-    arguments = [require_sent(Path(a), working_dir) if a in files else a for a in given]
+    arguments = [upload.require_sent(Path(a)) if a in files else a for a in given]
     if command == "tune" and files:
         space = load_space(Path(files[0]), [value for _, value in _options(given, ("--set",))])
-        require_sent(Path(files[0]).parent / space.base, working_dir)
+        upload.require_sent(Path(files[0]).parent / space.base)
     name = name or _default_name(command, files, given)
+    require_run_name(name)
     if command == "convert":
         return name, tuple(arguments)
-    arguments += ["--on", require_sent(profile_file, working_dir)]
+    arguments += ["--on", upload.require_sent(profile_file)]
     arguments += [word for value in profile_sets for word in ("--profile-set", value)]
     return name, (*arguments, "--name", name)
 
@@ -136,7 +170,7 @@ def _default_name(command: str, files: Sequence[str], given: Sequence[str]) -> s
         if not outputs:
             raise UserError("submit convert: give --output")
         folder, _, beton = outputs[-1].rpartition("/")
-        return f"convert-{folder.rpartition('/')[2]}-{beton.removesuffix('.beton')}".replace("--", "-")
+        return as_run_name(f"convert-{folder.rpartition('/')[2]}-{beton.removesuffix('.beton')}")[:128]
     if not files:
         raise UserError(f"submit {command}: give a YAML file, as resnet-dist {command} takes it")
     if command == "tune":
@@ -147,23 +181,6 @@ def _default_name(command: str, files: Sequence[str], given: Sequence[str]) -> s
 
 def _is_yaml(argument: str) -> bool:
     return not argument.startswith("-") and "=" not in argument and argument.endswith((".yaml", ".yml"))
-
-
-def require_sent(file: Path, working_dir: Path) -> str:
-    """`file` as the job names it: relative to the upload. Raises UserError for one that does not travel."""
-    if not file.is_file():
-        raise UserError(f"{file}: does not exist")
-    try:
-        sent = file.resolve().relative_to(working_dir.resolve())
-    except ValueError:
-        raise UserError(
-            f"{file}: lies outside {working_dir.resolve()}, which is all that travels to the cluster; move it there, "
-            "or give --working-dir"
-        ) from None
-    for part in (f"/{sent.parts[0]}", *sent.parts):
-        if is_secret_file(part) or any(fnmatch(part, pattern) for pattern in NOT_SENT):
-            raise UserError(f"{file}: {part} is left out of what travels to the cluster; copy the file elsewhere")
-    return str(sent)
 
 
 def require_no_secret(arguments: Sequence[str], profile: Profile) -> None:
@@ -179,29 +196,27 @@ def require_no_secret(arguments: Sequence[str], profile: Profile) -> None:
 
 
 def require_seen_by_nodes(command: str, arguments: Sequence[str], profile: Profile) -> None:
-    """A job starts in a folder of its own that goes away with it: relative paths would lead there."""
+    """A job starts in a folder of its own that goes away with it: relative paths would lead there. All are told."""
     if command == "convert":
-        for option, value in _options(arguments, ("--input", "--output", "--labels", "--devkit")):
-            _require_anywhere(option, value)
-        return
-    _require_anywhere("data_root", profile.data_root)
-    _require_anywhere("storage", profile.storage)
-    for key in ("cache", "sweeps"):
-        if (value := getattr(profile, key)) is not None:
-            _require_anywhere(key, value)
-    if profile.tracking_uri.startswith("sqlite:") and not profile.tracking_uri.startswith("sqlite:////"):
-        raise UserError(
-            f"tracking_uri {profile.tracking_uri}: is relative to the folder of a job, which goes away with it; set "
-            "tracking_uri to an MLflow server, http://HOST:5000"
+        named = _options(arguments, ("--input", "--output", "--labels", "--devkit"))
+    else:
+        keys = ("data_root", "storage", "cache", "sweeps")
+        named = [(key, str(value)) for key in keys if (value := getattr(profile, key)) is not None]
+    relative = [f"{key} {value}" for key, value in named if "://" not in value and not value.startswith(("/", "~"))]
+    told = []
+    if relative:
+        what = "is" if len(relative) == 1 else "are"
+        told.append(
+            f"{', '.join(relative)}: {what} relative to the folder of a job, which goes away with it; give a path "
+            "that all nodes see, or a URL"
         )
-
-
-def _require_anywhere(key: str, value: str) -> None:
-    if "://" not in value and not value.startswith(("/", "~")):
-        raise UserError(
-            f"{key} {value}: is relative to the folder of a job, which goes away with it; give a path that all nodes "
-            "see, or a URL"
+    if command != "convert" and re.match(r"sqlite:(?!////)", profile.tracking_uri):
+        told.append(
+            f"tracking_uri {profile.tracking_uri}: is relative to the folder of a job, which goes away with it; "
+            "set tracking_uri to an MLflow server, http://HOST:5000"
         )
+    if told:
+        raise UserError("; ".join(told))
 
 
 def _options(arguments: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,9 +12,10 @@ from data_prep.beton.class_names import difference
 from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe, recipe_changes
+from resnet_dist.config.run_name import require_run_name
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
-from resnet_dist.launch.preflight import RUN_NAME, manifest_of, prepare, require_micro_batch_each
+from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, is_url, open_storage
 from resnet_dist.training.checkpoint import Identity
@@ -58,24 +59,41 @@ class PreparedSweep:
         return plan.last_step / plan.steps_per_epoch
 
 
-def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> PreparedSweep:
-    """Reads the space and checks all that needs no cluster. `overrides`: `a.b=c`, keys of the space.
+@dataclass(frozen=True)
+class ReadSweep:
+    """What is known of a sweep without its data."""
 
-    Raises UserError with every mistake of one kind at once.
-    """
+    space: Space
+    base: dict[str, Any]
+    """The base recipe as it was read."""
+    proxy: Recipe
+    """A trial's recipe, before any point is put in."""
+    trial_profile: Profile
+
+
+def read_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> ReadSweep:
+    """Reads the space and its base recipe, and checks what needs neither data nor cluster. Raises UserError."""
     space = load_space(file, overrides)
-    if not RUN_NAME.fullmatch(name):
-        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only, at most 128")
+    require_run_name(name)
     ledgers = profile.sweeps or profile.storage
     if is_url(ledgers):
         raise UserError(
             f"{'sweeps' if profile.sweeps else 'storage'} {ledgers}: a sweep's ledger is appended to, which object "
             "storage cannot do; set sweeps to a folder of this machine, or storage to one that all nodes share"
         )
-    sweep_dir = Path(ledgers) / name
     base = read_tree((file.parent / Path(space.base).expanduser()).resolve())
     proxy = require_proxy(space, base, str(file))
-    trial_profile = profile_of_trials(space, profile, beside(profile.storage, name))
+    return ReadSweep(space, base, proxy, profile_of_trials(space, profile, beside(profile.storage, name)))
+
+
+def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> PreparedSweep:
+    """Reads the space and checks all that needs no cluster. `overrides`: `a.b=c`, keys of the space.
+
+    Raises UserError with every mistake of one kind at once.
+    """
+    read = read_sweep(file, overrides, profile, name)
+    space, base, proxy, trial_profile = read.space, read.base, read.proxy, read.trial_profile
+    sweep_dir = Path(profile.sweeps or profile.storage) / name
     # A model and an optimizer are built and a decoder opened once, for all; as if the sweep were a run, so that a
     # mistake leaves no folder.
     data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,13 +126,35 @@ def test_the_line_of_progress() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_is_a_wish_the_second_an_order(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
-    with stop_signals() as stop:
+    ends: list[tuple[int, str]] = []
+    with stop_signals(lambda code, lost: ends.append((code, lost))) as stop:
         assert stop.number is None
         os.kill(os.getpid(), number)
         assert (stop.number, stop.exit_code) == (number, code)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
+    assert ends == [(code, "steps since the last checkpoint are trained again")]
     assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_says_so_and_ends_a_process_that_does_not_end() -> None:
+    program = """
+import signal, threading
+from data_prep.last_signal import end_at_once
+def second(*_):
+    end_at_once(130, "steps since the last checkpoint are trained again", limit_s=0.1)
+    raise KeyboardInterrupt
+signal.signal(signal.SIGINT, second)
+try:
+    signal.raise_signal(signal.SIGINT)
+finally:
+    threading.Event().wait()  # a clean-up that hangs
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith(
+        "stopping at once: steps since the last checkpoint are trained again; the same"
+    )
 
 
 def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Path) -> None:
