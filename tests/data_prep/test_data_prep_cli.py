@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -136,7 +137,36 @@ def test_a_cluster_that_does_not_answer_is_the_users(tmp_path: Path, monkeypatch
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # the address of the job server, a likely mistake
     result = data_prep("convert", "--source", "digits", "--output", tmp_path / "a.beton")
     assert result.returncode == 2, result.stderr
-    assert "no Ray cluster answers at http://127.0.0.1:8265 (RAY_ADDRESS)" in result.stderr
+    assert "RAY_ADDRESS=http://127.0.0.1:8265: is a dashboard, which takes jobs; give 127.0.0.1:6379" in result.stderr
+
+
+def test_an_odd_environment_is_put_in_order_for_ray_and_its_workers(tmp_path: Path) -> None:
+    """Empty and dead values, a folder too long for a socket, and files beside the command named like modules."""
+    here = tmp_path / "here"
+    for name in ("statistics.py", "random.py", "numpy/__init__.py", "PIL/__init__.py", "socket.py"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("raise RuntimeError('imported in the place of another')\n")
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    odd = {
+        "RAY_ADDRESS": " '' ",
+        "RAY_worker_niceness": "",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "",
+        "TMPDIR": str(deep),
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+        "HOME": str(tmp_path / "none"),
+        "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:",
+    }
+    environment = {**os.environ, **odd}
+    for key in ("RAY_TMPDIR", "NO_PROXY", "no_proxy"):
+        environment.pop(key, None)
+    command = [sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--input", "n=12,size=16"]
+    command += ["--output", str(tmp_path / "val.beton"), "--workers", "1"]
+    result = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=WAIT_LIMIT_S)
+    assert result.returncode == 0, result.stderr
+    assert "12 images of 10 classes" in result.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
