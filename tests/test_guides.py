@@ -33,7 +33,7 @@ def commands(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8").replace("\\\n    ", "")
     for line in text.splitlines():
         if line.startswith("    ") and line.strip():
-            yield line.strip()
+            yield re.sub(r"^\(umask 077; (.*)\)$", r"\1", line.strip())
 
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections import Counter
@@ -13,9 +14,10 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data_prep.ray_cluster.faults import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, workers_with_room
+from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, workers_with_room
 from resnet_dist.launch.fit import worker_environment
 from resnet_dist.launch.node_facts import (
     PROBE_FILE,
@@ -81,9 +83,8 @@ def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check
     nodes = alive_nodes()
     room = workers_with_room(nodes, profile)
     state: Literal["ok", "bad"] = "ok" if room >= profile.workers.min else "bad"
-    yield Check(
-        "cluster", state, f"{len(nodes)} nodes with room for {room} workers; the profile asks for {profile.workers}"
-    )
+    asked = f"{len(nodes)} nodes with room for {room} workers; the profile asks for {profile.workers}"
+    yield Check("cluster", state, asked if state == "ok" else f"{asked}: {remedy(nodes, profile, os.environ)}")
     useful = [node for node in nodes if workers_with_room([node], profile)]
     question = Question(profile.data_root, profile.cache, storage.location, profile.tracking_uri, token)
     examiners = {node.node_id: _examiner(node, profile) for node in useful}
@@ -195,7 +196,7 @@ def _answer(node: Node, examiner: Any, facts: Any) -> Answer:
     except ray.exceptions.GetTimeoutError:
         return Answer(node, problem=f"gave no answer within {NODE_LIMIT_S:g} s: overloaded, or its GPUs are taken")
     except RayError as error:
-        return Answer(node, problem=f"could not run a process: {' '.join(str(error).split())[-300:]}")
+        return Answer(node, problem=f"could not run a process: {explain(error).sentence}")
     return Answer(node, known, there_s - (before_s + after_s) / 2, (after_s - before_s) / 2)
 
 
@@ -206,11 +207,8 @@ def _speed(examiners: Sequence[Any], nodes: Sequence[Node], backend: str) -> Che
         asked = [examiner.speed.remote(rank, *place) for rank, examiner in enumerate(examiners)]
         speeds: list[Speed] = ray.get(asked, timeout=2 * _SPEED_LIMIT_S)
     except RayError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()]
-        mend = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
-        return Check(
-            "cluster", "bad", f"{backend}: the nodes cannot talk ({reason[-1] if reason else error!r}); {mend}"
-        )
+        fix = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
+        return Check("cluster", "bad", f"{backend}: the nodes cannot talk ({explain(error).sentence}); {fix}")
     return judge_speed(max(speeds, key=lambda speed: speed.large_s), backend, len(nodes))
 
 

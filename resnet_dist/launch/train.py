@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from data_prep.ray_cluster.faults import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
@@ -215,7 +216,8 @@ def _begin_again(control: ray.actor.ActorHandle, limit_s: float) -> None:
             return
         except RayError as error:
             if time.monotonic() > deadline:
-                raise Fault(f"the driver's own actor has not answered for {limit_s:g} s: {error}") from None
+                why = explain(error).sentence
+                raise Fault(f"the driver's own actor has not answered for {limit_s:g} s: {why}") from None
             time.sleep(_SHOW_EVERY_S)
 
 
