@@ -127,7 +127,7 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
         ),
     )
     try:
-        with _every_death_of_an_actor():
+        with every_death_of_an_actor():
             tuner.fit()
     except Exception as error:
         if conductor.fatal is None:
@@ -154,7 +154,7 @@ def _why(trial: Trial) -> str:
 
 
 @contextmanager
-def _every_death_of_an_actor() -> Iterator[None]:
+def every_death_of_an_actor() -> Iterator[None]:
     """Inside, Tune takes whatever Ray says of a lost actor for its death: out of memory or with its node, it would end
     the sweep (ray 2.60, `RayActorManager._actor_task_failed` knows RayActorError alone).
     """
