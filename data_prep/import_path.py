@@ -68,8 +68,8 @@ def hiding(folder: str, path: Sequence[str]) -> Iterator[str]:
     """
     from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
-    if not os.path.isdir(folder):  # noqa: PTH112
-        return
+    if not os.path.isdir(folder) or os.path.samefile(folder, os.path.dirname(os.__file__)):  # noqa: PTH112, PTH120, PTH121
+        return  # nothing there, or Python's own modules
     others = [entry for entry in path if entry not in ("", folder)]
     names = sorted(os.listdir(folder))  # noqa: PTH208
     holds_packages = is_for_packages(folder) or any(name.endswith(".dist-info") for name in names)

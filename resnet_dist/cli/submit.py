@@ -97,11 +97,9 @@ def submit(
     if dry_run:
         typer.echo(submission.command_line(ray))
         return
-    megabytes = sum(files.values()) / 1e6
-    typer.echo(
-        f"sending {len(files)} files, {megabytes:.1f} MB: all users of the head's machine can read them", err=True
-    )
     client = send(submission, ray)
+    megabytes = sum(files.values()) / 1e6
+    typer.echo(f"sent {len(files)} files, {megabytes:.1f} MB; all users of the head's machine can read them", err=True)
     lines = job_lines(submission.address, submission.submission_id, ray)
     typer.echo(f"job {submission.submission_id} at {submission.address}\n{lines}", err=True)
     if detach:

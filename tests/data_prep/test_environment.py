@@ -218,6 +218,7 @@ def test_what_hides_other_modules(tmp_path: Path) -> None:
     assert list(hiding(str(tmp_path / "here"), path)) == ["statistics.py"]
     assert list(hiding(str(tmp_path / "nowhere"), path)) == []
     assert list(hiding(CODE_ROOT, [CODE_ROOT, *sys.path])) == []
+    assert list(hiding(str(Path(os.__file__).parent), sys.path)) == []
 
 
 def test_pythonpath_without_the_current_folder_and_without_what_hides_others() -> None:

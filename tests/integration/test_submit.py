@@ -62,7 +62,7 @@ def test_ctrl_c_detaches_stop_saves_and_the_same_command_goes_on(cli: Any, head:
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=60)
     assert following.returncode == 130
-    assert "the job goes on" in err
+    assert "the job keeps running" in err
 
     again = cli.run(command)
     assert again.returncode == 2
