@@ -34,6 +34,7 @@ def library() -> Any:
         library.data_prep_read_files.argtypes = [pointer, pointer, size, pointer, size]
         library.data_prep_stat_files.argtypes = [pointer, size, pointer, pointer]
         library.data_prep_shrink.argtypes = [pointer, *[number] * 4, pointer]
+        library.data_prep_may_overflow.argtypes = [pointer, number, number]
     except AttributeError:
         return None
     for name in ("jpegs_are_sound", "jpeg_headers", "whole_jpeg_headers", "stat_files", "read_ends"):

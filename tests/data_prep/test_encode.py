@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,23 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_prep.beton import layout
+from data_prep.convert import encode as encoding
+from data_prep.convert import stock_decoder
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, decode_rgb, encode, ends_may_do, leave_in_source
+from data_prep.convert.encode import (
+    BadSample,
+    Encoded,
+    decode_rgb,
+    encode,
+    encode_all,
+    ends_may_do,
+    leave_in_source,
+)
 from data_prep.errors import UserError
+from data_prep.jpeg import turbojpeg
+from data_prep.jpeg.header import read_jpeg_header
 from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check
+from data_prep.pixels import to_rgb
 from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, empty_ends
 
 
@@ -260,6 +275,93 @@ def test_an_odd_marker_is_no_damage(picture, image_file) -> None:
     assert difference(Image.open(io.BytesIO(encoded.data)), picture()) < 4
 
 
+def checkerboard(across: int, down: int, low: int, high: int) -> Image.Image:
+    y, x = np.mgrid[0:64, 0:64]
+    gray = np.where((x // across + y // down) % 2, high, low).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
+
+
+def shown_by_ffcv(data: bytes) -> np.ndarray:
+    """With the flags of libffcv."""
+    header = read_jpeg_header(data)
+    shown = np.empty((header.height, header.width, 3), np.uint8)
+    with turbojpeg._decompressor() as (library, handle):
+        target = (shown.ctypes.data, header.width, 0, header.height, turbojpeg.RGB, turbojpeg.FAST_DCT)
+        assert library.tjDecompress2(handle, data, len(data), *target) == 0
+    return shown
+
+
+@pytest.mark.parametrize("with_c", [True, False])
+@pytest.mark.parametrize("options", [{}, {"encode": "jpeg"}, {"quality": 100}, {"quality": 90, "subsampling": "4:2:0"}])
+def test_what_is_encoded_is_what_the_stock_decoder_shows(
+    options: dict[str, object], with_c: bool, picture, image_file, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_c:
+        monkeypatch.setattr(stock_decoder, "native_library", lambda: None)
+    settings = ConvertSettings(**options)
+    photo = encode(image_file(picture(50, 70), "PNG"), settings)
+    assert photo.mode == layout.MODE_JPEG
+    stored_as = {}
+    for across, down in ((1, 1), (2, 4), (4, 4), (4, 7), (8, 4), (5, 5), (64, 1)):
+        for low, high in ((0, 255), (60, 200)):
+            image = checkerboard(across, down, low, high)
+            encoded = encode(image_file(image, "PNG"), settings)
+            shown = encoded.data if encoded.mode == layout.MODE_RAW else shown_by_ffcv(encoded.data).tobytes()
+            off = np.abs(np.frombuffer(shown, np.uint8).astype(int) - np.frombuffer(image.tobytes(), np.uint8))
+            assert off.max() < 80, (across, down, low)
+            stored_as[across, down, low] = encoded.mode
+    assert stored_as[4, 4, 0] == layout.MODE_RAW  # at any quality its sums overflow
+    assert list(stored_as.values()).count(layout.MODE_RAW) < 4
+
+
+def test_the_pixels_of_a_large_file_are_made_when_they_are_asked_for(image_file) -> None:
+    drawing = image_file(Image.new("L", (1500, 1500)), "PNG")
+    assert len(drawing) < 20_000
+    tracemalloc.start()
+    for encoded in encode_all([drawing] * 8, range(8), ConvertSettings(encode="raw")):
+        assert isinstance(encoded, Encoded)
+        assert len(encoded.data) == 6_750_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 6_750_000
+
+
+def test_one_image_that_breaks_the_reader_is_a_bad_sample(picture, image_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever error it is: here of a decoder that does not say how it fails."""
+    good, other = image_file(picture(), "PNG"), image_file(picture(seed=3), "PNG")
+
+    def break_on_other(data: bytes, *_: object, **__: object) -> Image.Image:
+        if data == other:
+            return 1 // 0
+        return to_rgb(data)
+
+    monkeypatch.setattr(encoding, "to_rgb", break_on_other)
+    found = list(encode_all([good, other, good], range(3), ConvertSettings()))
+    assert [isinstance(one, BadSample) for one in found] == [False, True, False]
+    assert str(found[1]).startswith("cannot be stored: ZeroDivisionError: ")
+
+
+def test_a_zero_height_is_a_bad_sample(picture, image_file) -> None:
+    data = bytearray(image_file(picture()))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 2] = b"\0\0"
+    for encode_as in ("original", "jpeg", "raw"):
+        with pytest.raises(BadSample, match="x 0 px: it has no pixels"):
+            encode(bytes(data), ConvertSettings(encode=encode_as))
+
+
+def test_a_background_is_shown_through_transparent_pixels(image_file) -> None:
+    image = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
+    white = ConvertSettings(encode="raw", background=(255, 255, 255))
+    assert encode(image_file(image, "PNG"), white).data == bytes([255] * 48)
+    assert encode(image_file(image, "PNG"), ConvertSettings(encode="raw")).data == bytes([200, 100, 50] * 16)
+    assert ConvertSettings.from_dict(json.loads(json.dumps(white.as_dict()))) == white
+    older = {name: value for name, value in ConvertSettings().as_dict().items() if name != "background"}
+    assert ConvertSettings.from_dict(older) == ConvertSettings()
+    assert ConvertSettings().made(older)
+    assert not white.made(older)
+
+
 def test_mixed_is_a_share_of_raw_that_depends_on_seed_and_index_alone(picture, image_file) -> None:
     data = image_file(picture(8, 8), quality=90)
     settings = ConvertSettings(encode="mixed", raw_share=0.3)
@@ -282,9 +384,9 @@ def test_what_would_not_fit_in_memory_is_refused(image_file) -> None:
     for mode in ("L", "CMYK"):
         jpeg = image_file(Image.new(mode, (8000, 8000)), "JPEG")  # decoded at 1/8
         assert encode(jpeg, ConvertSettings(max_side=100)).width == 100
-        for encoding in ("original", "jpeg", "raw"):
+        for kind in ("original", "jpeg", "raw"):
             with pytest.raises(BadSample, match="is 8000 x 8000 px, more than 36,000,000 px in all; use --max-side"):
-                encode(jpeg, ConvertSettings(encode=encoding))
+                encode(jpeg, ConvertSettings(encode=kind))
 
 
 def segment(marker: int, body: bytes) -> bytes:
@@ -378,6 +480,7 @@ def test_an_image_larger_than_a_page_is_refused(image_file) -> None:
         ({"raw_share": 1.5}, r"--raw-share 1.5: expected 0\.\.1"),
         ({"seed": -1}, "--seed -1"),
         ({"exif": "maybe"}, "--exif maybe: expected one of ignore, apply"),
+        ({"background": (0, 0, 256)}, r"--background \(0, 0, 256\): expected R,G,B"),
         ({"check": "none"}, "--check none: expected one of decode, headers"),
         ({"quality": 0}, r"--quality 0: expected 1\.\.100"),
         ({"max_side": 0}, "--max-side 0"),
