@@ -41,6 +41,7 @@ from data_prep.beton.ranges import create_sized
 from data_prep.beton.space import require_space
 from data_prep.errors import Fault, UserError
 
+MANIFEST = ".manifest.json"
 POLL_S = 0.2
 MAX_ATTEMPTS = 3
 """Readings of one chunk until its digest is right: a network may garble what the storage holds whole."""
@@ -101,18 +102,25 @@ def _make_place(place: Path) -> None:
 
 def read_source_manifest(source: str | Path) -> Manifest:
     """The manifest beside `source`, a path or a URL. UserError when it is missing or cannot be read."""
-    source = str(source)
-    if "://" not in source:
-        return read_manifest(Path(source).expanduser())
-    name = source.rpartition("/")[2]
-    url = _beside(source, ".manifest.json")
+    manifest = find_manifest(source)
+    if manifest is None:
+        where, name = _beside(str(source), MANIFEST), str(source).rpartition("/")[2]
+        way_out = "" if "://" in where else f"; make it with `data-prep convert --output {source}`"
+        raise UserError(f"{where}: does not exist, so {name} is unfinished or was not made by data-prep{way_out}")
+    return manifest
+
+
+def find_manifest(source: str | Path) -> Manifest | None:
+    """The manifest beside `source`, a path or a URL; None: there is none. UserError when it cannot be read."""
+    where = _beside(str(source), MANIFEST)
     try:
-        text = _read_beside(url, MAX_MANIFEST_BYTES).decode("utf-8")
+        text = _read_beside(where, MAX_MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{url}: does not exist, so {name} is unfinished or was not made by data-prep") from None
+        return None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{url}: cannot be read: {error}") from None
-    return Manifest.from_json(text, url)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{where}: cannot be read: {reason}") from None
+    return Manifest.from_json(text, where)
 
 
 def read_contents(source: str | Path, manifest: Manifest) -> NDArray[np.void] | None:

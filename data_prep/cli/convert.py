@@ -154,6 +154,8 @@ def convert(
     if manifest.source["label_checks"]:
         typer.echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
     typer.echo(f"digest {manifest.digest}")
+    for warning in outcome.warnings:
+        typer.echo(f"data-prep: warning: {warning}", err=True)
     if as_json:
         print_json(
             ok=True,
@@ -165,6 +167,7 @@ def convert(
             num_untouched=manifest.num_untouched,
             beton_bytes=manifest.beton_bytes,
             already_done=outcome.already_done,
+            warnings=list(outcome.warnings),
             num_units_taken_over=outcome.num_units_taken_over,
             seconds=round(seconds, 3),
         )

@@ -76,11 +76,16 @@ def _listed(option: str | None) -> tuple[str, ...]:
 
 
 def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
+    from data_prep.beton.splits_beside import shared_samples
+
     typer.echo(
         f"{output}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
         f"{manifest.beton_bytes / 1e6:,.1f} MB"
     )
     typer.echo(f"digest {manifest.digest}")
+    warnings = shared_samples(str(output), manifest)
+    for warning in warnings:
+        typer.echo(f"data-prep: warning: {warning}", err=True)
     if as_json:
         print_json(
             ok=True,
@@ -89,4 +94,5 @@ def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
             num_samples=manifest.num_samples,
             num_classes=manifest.num_classes,
             beton_bytes=manifest.beton_bytes,
+            warnings=warnings,
         )

@@ -19,6 +19,7 @@ from data_prep.beton.digest import combine, digest_bytes
 from data_prep.beton.manifest import Manifest, class_names_problem, describe_beton, require_size
 from data_prep.beton.pages import BetonLayout, lay_out
 from data_prep.beton.ranges import cut, num_ranges
+from data_prep.beton.splits_beside import shared_samples
 from data_prep.convert.ahead import placed_rows
 from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.encode import encoder_versions
@@ -47,6 +48,8 @@ class Outcome:
     """The beton stood there whole, from an earlier run: nothing was done."""
     num_units_taken_over: int
     """Work units that an earlier, interrupted run had finished."""
+    warnings: tuple[str, ...] = ()
+    """Of samples that are in another split too."""
 
 
 def convert(
@@ -77,7 +80,8 @@ def convert(
         finished = _finished_before(place, plan, bad_policy)
         if finished is not None:
             place.remove_work()  # a run killed between the manifest and its end left it
-            return Outcome(finished, already_done=True, num_units_taken_over=0)
+            shared = tuple(shared_samples(place.shown, finished))
+            return Outcome(finished, already_done=True, num_units_taken_over=0, warnings=shared)
         with place.taken():
             means = Means(source, plan, place, pool, progress, stop)
             found = read_all(means, bad_policy)
@@ -90,7 +94,8 @@ def convert(
                 raise found.changed
             manifest = _write(means, rows, found, bad, reopen)
             place.remove_work()
-    return Outcome(manifest, already_done=False, num_units_taken_over=found.num_taken_over)
+    shared = tuple(shared_samples(place.shown, manifest))
+    return Outcome(manifest, already_done=False, num_units_taken_over=found.num_taken_over, warnings=shared)
 
 
 @contextmanager

@@ -39,13 +39,15 @@ class Recipe(Section):
 
 
 _UNSET = object()
-RECORDED_DEFAULTS: Mapping[str, Any] = {}
+RECORDED_DEFAULTS: Mapping[str, Any] = {"data.allow_overlap": False}
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
+_DECIDES_NO_NUMBER = "allow_overlap"
+"""Of the data section: a run may be resumed with another value."""
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """16 hex digits of the SHA-256 of the recipe's canonical JSON: sorted keys, without those at a recorded default."""
-    hashed = without_recorded_defaults(recipe.model_dump(mode="json"), RECORDED_DEFAULTS)
+    hashed = _hashed(recipe.model_dump(mode="json"))
     canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -56,8 +58,14 @@ def recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     >>> recipe_changes({"optim": {"lr": 0.05}}, {"optim": {"lr": 0.02}})
     ['optim.lr 0.05 -> 0.02']
     """
-    old, new = (without_recorded_defaults(tree, RECORDED_DEFAULTS) for tree in (before, after))
-    return _changes(old, new, "")
+    return _changes(_hashed(before), _hashed(after), "")
+
+
+def _hashed(dumped: Mapping[str, Any]) -> Any:
+    hashed = without_recorded_defaults(dumped, RECORDED_DEFAULTS)
+    if isinstance(hashed.get("data"), Mapping):
+        hashed["data"] = {key: value for key, value in hashed["data"].items() if key != _DECIDES_NO_NUMBER}
+    return hashed
 
 
 def _changes(before: Any, after: Any, path: str) -> list[str]:

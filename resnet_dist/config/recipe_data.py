@@ -144,6 +144,10 @@ class DataConfig(Section):
     """What a training image that cannot be decoded does. error: ends the run and is named. skip: another takes its
     place, chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is an error."""
 
+    allow_overlap: bool = False
+    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused where
+    more than 1 % are. It changes no number, so a run may be resumed with another value."""
+
     @model_validator(mode="after")
     def _grows(self) -> DataConfig:
         progressive = self.progressive_size

@@ -64,4 +64,5 @@ def _run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared) -> str
         "MLflow": f"experiment {profile.experiment} at {profile.tracking_uri}",
     }
     width = max(map(len, rows))
-    return "".join(f"{key:<{width}}  {value}\n" for key, value in rows.items())
+    warnings = "".join(f"warning: {warning}\n" for warning in prepared.warnings)
+    return "".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()) + warnings

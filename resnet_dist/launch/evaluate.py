@@ -26,6 +26,7 @@ from resnet_dist.evaluation.views import Group, ViewBatch, ViewLoader
 from resnet_dist.launch.data_identity import require_classes_of
 from resnet_dist.launch.local_workers import on_local_workers
 from resnet_dist.launch.model_source import TrainedModel, load_model
+from resnet_dist.launch.overlap import training_data_note
 from resnet_dist.launch.preflight import require_classes
 from resnet_dist.training.backends import set_backends
 from resnet_dist.training.evaluate import Evaluation, Labelled, evaluate
@@ -88,12 +89,13 @@ def evaluate_models(
             )
             warnings.append(require_classes_of(model.name, model.class_names, manifest, beton, way_out))
         require_classes(model.recipe, manifest, beton)
+        warnings.append(training_data_note(manifest, beton, model.data_digest))
         protocol.views(model.recipe.data.eval)
         if protocol.fully_convolutional:
             make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)
     job = EvaluationJob(models, protocol, beton, num_threads)
     result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
-    said = [warning for warning in warnings if warning is not None]
+    said = list(dict.fromkeys(warning for warning in warnings if warning is not None))
     if result.num_not_finite:
         said.append(
             f"the {'net' if len(models) == 1 else 'nets'} gave NaN or infinity for {result.num_not_finite} of "

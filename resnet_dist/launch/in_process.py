@@ -57,6 +57,8 @@ def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id:
         return done
     if prepared.none_whole:
         require_none_written(prepared.storage, prepared.damaged)
+    for warning in prepared.warnings:
+        _say(f"warning: {warning}")
     nodes = [Node("localhost", os.cpu_count() or 1, 0)]
     record = begin_record(recipe, profile, name, prepared, nodes, _say, parent_run_id=parent_run_id)
     status: EndStatus = "FAILED"

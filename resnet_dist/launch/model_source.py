@@ -32,6 +32,8 @@ class TrainedModel:
     """On the CPU, in evaluation mode."""
     class_names: tuple[str, ...] | None
     """By label; None if the source does not know them: a checkpoint of an earlier version."""
+    data_digest: str = ""
+    """Of the data that it was trained on, as in a run's identity; empty if the source does not know."""
 
     @property
     def recipe_hash(self) -> str:
@@ -64,8 +66,9 @@ def _from_checkpoint(location: str) -> TrainedModel:
             )
         recipe = recipe_of(found.card.recipe, location)
         weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
-        class_names = found.card.identity.class_names or None
-    return TrainedModel(location, recipe, _classifier(recipe, weights, location), class_names)
+        identity = found.card.identity
+    classifier = _classifier(recipe, weights, location)
+    return TrainedModel(location, recipe, classifier, identity.class_names or None, identity.data_digest)
 
 
 def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
@@ -76,7 +79,8 @@ def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
         raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe, or no class names")
     recipe = recipe_from_yaml(str(metadata["recipe"]), f"{uri}: its recipe")
     net = {name.removeprefix(_NET): value for name, value in weights.items() if name.startswith(_NET)}
-    return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)))
+    trained_on = str(metadata.get("data_digest", ""))
+    return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)), trained_on)
 
 
 def _classifier(recipe: Recipe, weights: Mapping[str, torch.Tensor], source: str) -> ImageClassifier:

@@ -20,6 +20,7 @@ from resnet_dist.data.crops import require_sides
 from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.errors import UserError
 from resnet_dist.launch.data_identity import NO_CLASS_NAMES, data_digest, empty_classes, require_same_classes
+from resnet_dist.launch.overlap import check_overlap
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage
 from resnet_dist.training.assemble import build_classifier
@@ -48,6 +49,8 @@ class Prepared:
     """The names of checkpoints newer than the newest whole one."""
     none_whole: bool = False
     """There are checkpoints, and these are all."""
+    data_warnings: tuple[str, ...] = ()
+    """Those of `warnings` that are about the data."""
 
     @property
     def run_dir(self) -> Path:
@@ -82,6 +85,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     require_same_classes(train, val, folder)
     for source, manifest in ((train_source, train), (val_source, val)):
         require_fitting_data(recipe, manifest, source)
+    shared = check_overlap(train, val, train_source, val_source, allow=recipe.data.allow_overlap)
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
     identity = Identity(recipe_hash(recipe), data_digest(train, val), train.class_names)
@@ -95,8 +99,8 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         else:
             damaged = tuple(newest_first(storage.names()))
             warnings = [f"{storage.location}/{name}: was never written to its end; left out" for name in damaged]
-    empty = (empty_classes(train, train_source), empty_classes(val, val_source))
-    warnings += [warning for warning in empty if warning is not None]
+    of_data = (shared, empty_classes(train, train_source), empty_classes(val, val_source))
+    data_warnings = [warning for warning in of_data if warning is not None]
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
         train_source,
@@ -108,9 +112,10 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         identity,
         plan,
         storage,
-        tuple(warnings),
+        (*warnings, *data_warnings),
         damaged,
         none_whole=found is None and bool(damaged),
+        data_warnings=tuple(data_warnings),
     )
 
 

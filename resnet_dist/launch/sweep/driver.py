@@ -44,6 +44,8 @@ class SweepEnd:
 
 def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
     """Runs the sweep to its end, to the end of its budget, or to a stop. Raises UserError, Fault."""
+    for warning in prepared.warnings:
+        say(f"warning: {warning}")
     with open_ledger(prepared.sweep_dir) as ledger:
         if not ledger.events:
             ledger.append(prepared.began)

@@ -20,7 +20,9 @@ _SHOWN = 100
 def describe_sweep(prepared: PreparedSweep) -> str:
     state = replay(read_ledger(prepared.sweep_dir)) if ledger_file(prepared.sweep_dir).exists() else SweepState()
     rows = _rows(prepared, state)
-    return redacted(f"# space\n{_space(prepared.space)}\n# trials\n{_trials(prepared, state)}\n# sweep\n{rows}")
+    warnings = "".join(f"warning: {warning}\n" for warning in prepared.warnings)
+    text = f"# space\n{_space(prepared.space)}\n# trials\n{_trials(prepared, state)}\n# sweep\n{rows}{warnings}"
+    return redacted(text)
 
 
 def _space(space: Space) -> str:

@@ -44,6 +44,8 @@ class PreparedSweep:
     began: Began
     builder: Builder
     planned: tuple[Point, ...] | None
+    warnings: tuple[str, ...] = ()
+    """Of the data."""
 
     def trial_run(self, trial: str) -> str:
         """A trial's name in storage and in MLflow."""
@@ -117,6 +119,7 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
         began,
         builder,
         tuple(planned) if planned is not None else None,
+        data.data_warnings,
     )
 
 

@@ -50,7 +50,7 @@ def data(tmp_path: Path) -> Path:
     """A data set of four classes under tmp_path/digits."""
     for name, num_samples in (("train", 16), ("val", 8)):
         stop = StopFlag()
-        source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8)
+        source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8, split=name)
         beton = tmp_path / "digits" / f"{name}.beton"
         beton.parent.mkdir(exist_ok=True)
         convert(source, ConvertSettings(), beton, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
