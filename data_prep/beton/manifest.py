@@ -139,7 +139,7 @@ def read_manifest(beton: Path) -> Manifest:
     except FileNotFoundError:
         raise UserError(
             f"{path}: does not exist, so {beton.name} is unfinished or was not made by data-prep; "
-            f"make it with `data-prep convert --output {beton}`"
+            "run the command that was making it again, or see `data-prep convert --help`"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -150,7 +150,7 @@ def read_manifest(beton: Path) -> Manifest:
 def load_manifest(beton: Path) -> Manifest:
     """The manifest of a beton that exists and has the size the manifest says. UserError otherwise."""
     if not beton.is_file():
-        raise UserError(f"{beton}: does not exist; make it with `data-prep convert --output {beton}`")
+        raise UserError(f"{beton}: does not exist; `data-prep convert --help` says how to make one")
     manifest = read_manifest(beton)
     require_size(str(beton), beton.stat().st_size, manifest)
     return manifest

@@ -229,7 +229,7 @@ def _read_chunk(file: BinaryIO, source: str, start: int, size: int, expected: st
             return data
     raise Fault(
         f"{source}: bytes {start}..{start + size - 1} are not what its manifest says, read {MAX_ATTEMPTS} times; "
-        "`data-prep verify` tells which samples are touched"
+        "copy it there again, or convert it again"
     )
 
 

@@ -43,7 +43,7 @@ def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], Non
     after each.
     """
     if not beton.is_file():
-        raise UserError(f"{beton}: does not exist; make it with `data-prep convert --output {beton}`")
+        raise UserError(f"{beton}: does not exist; `data-prep convert --help` says how to make one")
     manifest = read_manifest(beton)
     try:
         reader = BetonReader(beton)

@@ -14,8 +14,11 @@ import typer
 
 from data_prep.cli.options import (
     AsJson,
+    Classes,
     ClassOrder,
     Devkit,
+    FileColumn,
+    FoldersAre,
     ImageColumn,
     Input,
     LabelColumn,
@@ -33,6 +36,7 @@ from data_prep.convert.config import (
 from data_prep.convert.pool import Pool
 from data_prep.environment import cluster_address
 from data_prep.errors import UserError
+from data_prep.shown import shown
 
 
 def convert(
@@ -45,13 +49,16 @@ def convert(
     ],
     input_: Input = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of the source.  [default: the output's name, if train, val or test]")
+        str | None, typer.Option(help="Split of the source; all: the whole.  [default: what the output's name says]")
     ] = None,
     labels: Labels = None,
     devkit: Devkit = None,
     class_order: ClassOrder = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    file_column: FileColumn = None,
+    folders_are: FoldersAre = None,
+    classes: Classes = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Ray tasks at a time; 0: no Ray, in this process.  [default: all CPUs]")
     ] = None,
@@ -64,7 +71,7 @@ def convert(
     seed: Annotated[int | None, typer.Option(help="mixed: which samples those are.  [default: 0]")] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink images whose longer side is longer, px.")] = None,
     quality: Annotated[
-        int | None, typer.Option(help=f"JPEG quality of images encoded anew.  [default: {DEFAULT_QUALITY}]")
+        int | None, typer.Option(help=f"JPEG quality of images encoded again.  [default: {DEFAULT_QUALITY}]")
     ] = None,
     subsampling: Annotated[
         str | None, typer.Option(help="Their chroma subsampling: 4:4:4, 4:2:2 or 4:2:0.  [default: 4:4:4]")
@@ -88,13 +95,15 @@ def convert(
     page_mib: Annotated[int, typer.Option(help="Page of the beton, MiB; the largest image must fit in one.")] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a data set, or go on where an interrupted conversion stands.
+    """Convert a data set, or resume an interrupted conversion.
 
     The result is the same, byte for byte, whatever the number of workers and interruptions. With RAY_ADDRESS set the
     work runs on that cluster, else on a Ray of this machine.
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
+    from data_prep.cli.opening import Asked
+    from data_prep.convert.class_lists import compare_with_siblings
     from data_prep.convert.open_output import open_output
     from data_prep.convert.output import QUARANTINE
     from data_prep.convert.pool import ThisProcess
@@ -102,8 +111,9 @@ def convert(
     from data_prep.convert.run import convert as run_conversion
     from data_prep.convert.stop import stop_on_signals
     from data_prep.native_library import is_built
-    from data_prep.sources import SourceOptions, open_source
-    from data_prep.sources.base import Source
+    from data_prep.sources import SourceOptions
+    from data_prep.sources.base import notes_of
+    from data_prep.sources.left_out import skipped_notes
     from data_prep.sources.places import IS_URL
     from data_prep.sources.splits import requested_split
 
@@ -112,13 +122,16 @@ def convert(
     settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check)
     bad_policy = _bad_policy(on_error, max_bad)
 
-    options = SourceOptions(labels, devkit, class_order, image_column, label_column)
-
-    def reopen() -> Source:
-        return open_source(source, input_, requested_split(split, Path(output)), options)
+    options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
+    asked = Asked(source, input_, requested_split(split, Path(output)), options, classes)
 
     with stop_on_signals() as stop, progress_on(sys.stderr) as progress, ExitStack() as stack:
-        opened = reopen()
+        opened = asked.open()
+        notes = [*notes_of(opened)]
+        if place.num_bytes() is None:
+            notes += compare_with_siblings(opened.class_names, place.shown)
+        for note in notes:
+            typer.echo(f"note: {shown(note, None)}", err=True)
         pool: Pool = ThisProcess(stop)
         if workers != 0:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -134,25 +147,24 @@ def convert(
             progress=progress,
             stop=stop,
             bad_policy=bad_policy,
-            reopen=reopen,
+            reopen=asked.open,
         )
     if not is_built():
         typer.echo("the C part is not built of these sources: the same bytes at half the speed; make setup", err=True)
     manifest = outcome.manifest
     seconds = time.monotonic() - started_s
     if outcome.already_done:
-        typer.echo(f"{place.shown}: already done, nothing to do")
-    left_out, named = manifest.source["num_left_out"], manifest.source.get("left_out", [])
-    typer.echo(
-        f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
-        f"{manifest.num_untouched:,} with the source's own bytes, {manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
-        + (f"; {left_out:,} files of the source are no images by their name and were left out" if left_out else "")
-        + (f" ({', '.join(named)}{', ...' if left_out > len(named) else ''})" if named else "")
+        _echo(f"{place.shown}: already done, nothing to do")
+    skipped = "" if notes_of(opened) else "".join(f"; {note}" for note in skipped_notes(opened.describe()))
+    _echo(
+        f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, split "
+        f"{manifest.source['split']}, {manifest.num_untouched:,} with the source's own bytes, "
+        f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s{skipped}"
     )
     if manifest.quarantined:
-        typer.echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
+        _echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
     if manifest.source["label_checks"]:
-        typer.echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
+        _echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
     typer.echo(f"digest {manifest.digest}")
     for warning in outcome.warnings:
         typer.echo(f"data-prep: warning: {warning}", err=True)
@@ -169,6 +181,7 @@ def convert(
             already_done=outcome.already_done,
             warnings=list(outcome.warnings),
             num_units_taken_over=outcome.num_units_taken_over,
+            notes=notes,
             seconds=round(seconds, 3),
         )
 
@@ -181,6 +194,10 @@ def require_settings(**options: Any) -> None:
     keys = ("encode", "raw_share", "seed", "max_side", "quality", "subsampling", "page_mib", "exif", "check")
     _settings(**{key: options[key] for key in keys})
     _bad_policy(options["on_error"], options["max_bad"])
+
+
+def _echo(line: str) -> None:
+    typer.echo(shown(line, None))  # file names from outside are in it
 
 
 def _settings(

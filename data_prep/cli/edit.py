@@ -10,7 +10,7 @@ import typer
 
 from data_prep.beton.manifest import Manifest
 from data_prep.cli.options import AsJson, checked, local_path, print_json
-from data_prep.errors import UserError
+from data_prep.shown import shown
 
 Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="The new beton.", show_default=False)]
 
@@ -20,7 +20,7 @@ def merge(
     output: Output,
     as_json: AsJson = False,
 ) -> None:
-    """Put betons of the same classes one behind the other. Nothing is encoded anew.
+    """Put betons of the same classes one after the other. Nothing is encoded again.
 
     Example: data-prep merge part1.beton part2.beton --output train.beton
     """
@@ -38,48 +38,42 @@ def subset(
     beton: Annotated[Path, typer.Argument(metavar="FILE.beton", show_default=False)],
     output: Output,
     classes: Annotated[
-        str | None, typer.Option(metavar="A,B,...|@FILE", help="Keep these; their labels are numbered anew.")
+        list[str] | None,
+        typer.Option(metavar="A,B,...|@FILE", help="Keep these classes, labels from 0 again; may be repeated."),
     ] = None,
-    every: Annotated[int | None, typer.Option(help="Keep every k-th sample.")] = None,
-    first: Annotated[int | None, typer.Option(help="Keep so many.")] = None,
-    indices: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep those listed, one number a line.")] = None,
+    every: Annotated[int | None, typer.Option(help="Keep every k-th sample.", metavar="K")] = None,
+    first: Annotated[int | None, typer.Option(help="Keep the first N samples.", metavar="N")] = None,
+    indices: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep only these samples, one index per line.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a smaller beton of some samples of another. Nothing is encoded anew.
+    """Make a smaller beton of some samples of another. Nothing is encoded again.
 
     Example: data-prep subset data/imagenet/train.beton --output tenth.beton --every 10
     """
     from data_prep.convert.progress import progress_on
     from data_prep.convert.stop import stop_on_signals
-    from data_prep.edit.subset import Selection, read_indices
+    from data_prep.edit.subset import Selection, read_classes, read_indices
     from data_prep.edit.subset import subset as run_subset
 
     output, beton = local_path(output), local_path(beton)
     selection = Selection(
-        classes=_listed(classes), every=every, first=first, indices=None if indices is None else read_indices(indices)
+        classes=read_classes(classes or (), beton),
+        every=every,
+        first=first,
+        indices=None if indices is None else read_indices(indices),
     )
     with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
         manifest = run_subset(beton, selection, output, checked(stop, progress))
     _tell_made(output, manifest, as_json)
 
 
-def _listed(option: str | None) -> tuple[str, ...]:
-    """`A,B` or `@FILE` with one name per line."""
-    if option is None:
-        return ()
-    if not option.startswith("@"):
-        return tuple(name.strip() for name in option.split(",") if name.strip())
-    try:
-        return tuple(line.strip() for line in Path(option[1:]).read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {option}: cannot be read: {error}") from None
-
-
 def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
     from data_prep.beton.splits_beside import shared_samples
 
     typer.echo(
-        f"{output}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
+        f"{shown(output, None)}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
         f"{manifest.beton_bytes / 1e6:,.1f} MB"
     )
     typer.echo(f"digest {manifest.digest}")

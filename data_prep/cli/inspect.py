@@ -9,8 +9,11 @@ import typer
 
 from data_prep.cli.options import (
     AsJson,
+    Classes,
     ClassOrder,
     Devkit,
+    FileColumn,
+    FoldersAre,
     ImageColumn,
     Input,
     LabelColumn,
@@ -29,6 +32,9 @@ def inspect(
     class_order: ClassOrder = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    file_column: FileColumn = None,
+    folders_are: FoldersAre = None,
+    classes: Classes = None,
     headers: Annotated[int, typer.Option(min=1, help="Images whose headers are read, spread evenly.")] = 500,
     as_json: AsJson = False,
 ) -> None:
@@ -36,17 +42,17 @@ def inspect(
 
     Example: data-prep inspect --source image-folder --input imagenet --split val
     """
+    from data_prep.cli.opening import Asked
     from data_prep.convert.progress import progress_on
     from data_prep.inspect.show import show
     from data_prep.inspect.survey import survey
-    from data_prep.sources import SourceOptions, open_source
+    from data_prep.sources import SourceOptions
     from data_prep.sources.splits import SplitRequest
 
     request = SplitRequest(split, explicit=split is not None)
+    options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
     with progress_on(sys.stderr) as progress:
-        opened = open_source(
-            source, input_, request, SourceOptions(labels, devkit, class_order, image_column, label_column)
-        )
+        opened = Asked(source, input_, request, options, classes).open()
         found = survey(opened, headers, on_header=progress.decoded)
     show(found, sys.stdout)
     if as_json:

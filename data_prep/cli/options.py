@@ -41,7 +41,22 @@ ImageColumn = Annotated[
 LabelColumn = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="hf-parquet: the labels' column. webdataset: the ending of their files, or key in .json."
+        metavar="NAME",
+        help="hf-parquet, and the table of --labels: the labels' column. webdataset: the ending of their files, or key "
+        "in .json.",
+    ),
+]
+FileColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The table of --labels: the column of the files' names.")
+]
+FoldersAre = Annotated[
+    str | None,
+    typer.Option(metavar="classes|splits", help="image-folder: what the folders of --input are, where not clear."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Exactly these classes, in this order: a name per line, or the training set's .beton."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_prep.cli.options import AsJson, ClassOrder, Devkit, ImageColumn, LabelColumn, Labels, local_path, print_json
+from data_prep.cli.options import (
+    AsJson,
+    Classes,
+    ClassOrder,
+    Devkit,
+    FileColumn,
+    FoldersAre,
+    ImageColumn,
+    LabelColumn,
+    Labels,
+    local_path,
+    print_json,
+)
 from data_prep.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,12 +36,15 @@ def verify(
         str | None, typer.Option(metavar="NAME", help="Compare as many samples with this source, encoded once more.")
     ] = None,
     input_: Annotated[str | None, typer.Option("--input", metavar="PATH", help="What that source reads.")] = None,
-    split: Annotated[str | None, typer.Option(help="Its split.  [default: the beton's name]")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split.  [default: the beton's]")] = None,
     labels: Labels = None,
     devkit: Devkit = None,
     class_order: ClassOrder = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    file_column: FileColumn = None,
+    folders_are: FoldersAre = None,
+    classes: Classes = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a beton against its manifest: size, digests, structure, counts, and that its images decode.
@@ -38,16 +53,21 @@ def verify(
 
     Example: data-prep verify data/imagenet/train.beton --decode all
     """
+    from data_prep.beton.manifest import load_manifest
     from data_prep.beton.verify import verify as run_verification
+    from data_prep.cli.opening import Asked
     from data_prep.convert.compare import compare_with_source
     from data_prep.convert.progress import progress_on
-    from data_prep.sources import SourceOptions, open_source
-    from data_prep.sources.splits import requested_split
+    from data_prep.sources import SourceOptions
+    from data_prep.sources.splits import SplitRequest
 
     count = _decode_count(decode)
     beton = local_path(beton)
-    options = SourceOptions(labels, devkit, class_order, image_column, label_column)
-    opened = None if source is None else open_source(source, input_, requested_split(split, beton), options)
+    options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
+    opened = None
+    if source is not None:
+        name = load_manifest(beton).source.get("split") if split is None else split
+        opened = Asked(source, input_, SplitRequest(name, explicit=name is not None), options, classes).open()
     with progress_on(sys.stderr) as progress:
         report = run_verification(beton, count, on_decoded=progress.decoded)
         problems = list(report.problems)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.beton.class_names import difference
 from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import shorten, spread
@@ -36,7 +37,8 @@ def compare_with_source(
         left_out = len(manifest.quarantined)
         return [f"the source has {len(source):,} samples, the beton {len(reader):,} and {left_out} left out"]
     if source.class_names != manifest.class_names:
-        return ["the source's classes are not the manifest's"]
+        words = difference(source.class_names, manifest.class_names, "the source", "the beton")
+        return [f"has other classes than its source: {words}; if it was made with --classes, say that here too"]
     same_libraries = manifest.versions == encoder_versions()
     wrong = []
     chosen = spread(len(reader), count)
@@ -53,7 +55,7 @@ def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:
         return ConvertSettings.from_dict(manifest.settings)
     except (TypeError, ValueError):
         raise UserError(
-            f"{beton}: its manifest has no settings of `data-prep convert`; nothing to compare with"
+            f"{beton}: its manifest has no settings of a conversion; compare the betons that it was made of"
         ) from None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class _Compared:
             if chunk_digest(reader.chunk(number), manifest.algorithm) != manifest.chunks[number]:
                 raise Fault(
                     f"{reader.path}: bytes {number * CHUNK_BYTES:,} and on are not what its manifest says; run "
-                    f"`data-prep verify {reader.path}`, which names the samples, and get a good copy"
+                    f"`data-prep verify {quote(str(reader.path))}`, which names the samples, and get a good copy"
                 )
             self._done.add(number)
 

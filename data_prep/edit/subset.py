@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.manifest import Manifest
+from data_prep.beton.manifest import Manifest, read_manifest
 from data_prep.edit.copy_samples import Chosen, Input, copy_samples, open_input
 from data_prep.errors import UserError
+from data_prep.shown import few, shown
+from data_prep.sources.find_places import place_of
+from data_prep.sources.table import read_lines
+
+MAX_DIGITS = 30
+"""Of an index; no beton has so many samples, and Python reads no number of 5,000."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Selection:
     """At most one of `every`, `first` and `indices`; it is applied to the samples of `classes`. UserError otherwise."""
 
     classes: tuple[str, ...] = ()
-    """Empty: all. Only these stay, in the order they had, and the labels are numbered anew."""
+    """Empty: all. Only these stay, in the order they had, and the labels are numbered from 0 again."""
     every: int | None = None
     """Every k-th sample, beginning with the first."""
     first: int | None = None
@@ -64,18 +70,49 @@ def subset(
 
 def read_indices(path: Path) -> tuple[int, ...]:
     """One id per line. UserError, naming the line, when one is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--indices {path}: cannot be read: {error}") from None
     indices = []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text and not (text.isascii() and text.isdecimal()):
-            raise UserError(f"{path} line {number}: expected the number of a sample, found {text[:40]}")
-        if text:
-            indices.append(int(text))
+    for number, (text,) in read_lines(place_of(str(path))):
+        if not (text.isascii() and text.isdecimal()) or len(text) > MAX_DIGITS:
+            raise UserError(f"{path} line {number}: expected the number of a sample, found {shown(text, 40)}")
+        indices.append(int(text))
     return tuple(indices)
+
+
+def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
+    """The classes of the beton that options name: `A,B`, or `@FILE` with one a line; names, or wnids that it knows.
+
+    A name may hold commas. UserError for one that is none of the beton's.
+    """
+    manifest = read_manifest(beton)
+    wnids = {
+        wnid: manifest.class_names[label]
+        for wnid, label in dict(manifest.source.get("label_map") or {}).items()
+        if type(label) is int and 0 <= label < manifest.num_classes
+    }
+    known = {**wnids, **{name: name for name in manifest.class_names}}
+    found: list[str] = []
+    for option in options:
+        if option.startswith("@") and option not in known:
+            asked = [cells[0] for _, cells in read_lines(place_of(option[1:]))]
+        else:
+            asked = list(_cut_at_commas(option, known))
+        unknown = sorted(set(asked) - known.keys())
+        if unknown:
+            raise UserError(f"--classes: {beton} has no class {few(unknown)}; it has {few(manifest.class_names)}")
+        found += [known[name] for name in asked]
+    return tuple(dict.fromkeys(found))
+
+
+def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
+    """The longest names that are known, and what is left between commas."""
+    pieces = option.split(",")
+    while pieces:
+        ends = range(len(pieces), 0, -1)
+        count = next((end for end in ends if ",".join(pieces[:end]).strip() in known), 1)
+        name = ",".join(pieces[:count]).strip()
+        pieces = pieces[count:]
+        if name:
+            yield name
 
 
 def _keep_classes(item: Input, selection: Selection) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -85,8 +122,7 @@ def _keep_classes(item: Input, selection: Selection) -> tuple[tuple[str, ...], N
         return names, np.arange(len(names))
     unknown = sorted(set(selection.classes) - set(names))
     if unknown:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UserError(f"--classes: {item.reader.path} has no class {', '.join(unknown)}; it has {shown}")
+        raise UserError(f"--classes: {item.reader.path} has no class {few(unknown)}; it has {few(names)}")
     kept = [label for label, name in enumerate(names) if name in set(selection.classes)]
     new_labels = np.full(len(names), -1, dtype=np.int64)
     new_labels[kept] = np.arange(len(kept))

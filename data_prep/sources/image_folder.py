@@ -120,9 +120,6 @@ class ImageFolder(FolderFiles):
         names = [file.name for file in files]
         class_names, labels, chosen = label_files(names, table, class_order, split=wanted, folder=root.place.name)
         notes = [*root.notes, *table.notes, *left_out_notes(left_out, hidden), *_order_notes(class_names, class_order)]
-        counts = np.bincount(labels, minlength=len(class_names))
-        if class_order != GIVEN and 0 in counts:
-            notes.append(f"classes without images: {few([class_names[i] for i in np.flatnonzero(counts == 0)])}")
         return cls._of(root, class_names, [files[number] for number in chosen], labels, len(left_out), notes)
 
     @classmethod
@@ -138,7 +135,10 @@ class ImageFolder(FolderFiles):
         names, sizes, stamps, description = describe_files(
             "image-folder", root.place, root.split, class_names, files, labels, num_left_out
         )
-        return cls(root.place, class_names, names, labels, sizes, stamps, description, tuple(notes))
+        counts = np.bincount(labels, minlength=len(class_names))
+        empty = [class_names[label] for label in np.flatnonzero(counts == 0)]
+        all_notes = [*notes, *([f"classes without images: {few(empty)}"] if empty else [])]
+        return cls(root.place, class_names, names, labels, sizes, stamps, description, tuple(all_notes))
 
 
 def list_classes(

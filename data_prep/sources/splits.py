@@ -97,7 +97,7 @@ def choose_split(available: Sequence[str], request: SplitRequest, where: str) ->
     if request.is_whole:
         raise UserError(
             f"{where}: holds the splits {listed}, which --split all does not put together; convert each and put them "
-            "together with `data-prep merge`"
+            "together with `data-prep merge A.beton B.beton --output ALL.beton`"
         )
     found = _of_meaning(available, request)
     if len(found) == 1:

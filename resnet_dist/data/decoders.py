@@ -7,6 +7,7 @@ its key only, so neither threads nor batches show in the result.
 from __future__ import annotations
 
 import logging
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,8 +94,8 @@ class KeyedDecoder:
         bad = sample_id.copy()
         number, reason = bad[0] % len(self._reader), self._reason(file, epoch, bad, status)
         told = f"sample {number} of {self._reader.path} cannot be decoded: {reason}"
-        lists_all = f"`data-prep verify {self._reader.path} --decode all` lists all such samples"
-        leaves_out = "`data-prep convert --on-error quarantine` leaves them out, on the record"
+        lists_all = f"`data-prep verify {quote(str(self._reader.path))} --decode all` lists all such samples"
+        leaves_out = "converting again with --on-error quarantine leaves them out, on the record"
         if self._on_bad_sample == "error" and isinstance(self._transform, CenterCrop):
             raise Fault(f"{told}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
         if self._on_bad_sample == "error":

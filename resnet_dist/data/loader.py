@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -172,5 +173,5 @@ def _require_digests(beton: Path, manifest: Manifest, reader: BetonReader) -> No
             if chunk_digest(file.read(CHUNK_BYTES), manifest.algorithm) != manifest.chunks[chunk]:
                 raise UserError(
                     f"{beton}: bytes from {chunk * CHUNK_BYTES} on do not have the digest that its manifest tells: "
-                    "ask `data-prep verify` what changed, and copy or convert it again"
+                    f"`data-prep verify {quote(str(beton))}` tells what changed; copy or convert it again"
                 )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import numpy as np
@@ -72,7 +73,8 @@ class PictureReader:
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             raise Fault(
-                f"sample {sample_id} of {reader.path} cannot be decoded: {error}; check with `data-prep verify`"
+                f"sample {sample_id} of {reader.path} cannot be decoded: {error}; check with `data-prep verify "
+                f"{quote(str(reader.path))} --decode all`"
             ) from None
 
 

@@ -100,7 +100,7 @@ def report(losses: Losses, mean_error: float, std_error: float) -> str:
     ]
     header = ["batch norm", "learning rate", f"steps to a loss of {_TARGET_LOSS:g}", "loss over the last 11 steps"]
     return (
-        "# Batch norm\n\nWritten by `resnet-dist study batchnorm`.\n\n"
+        "# Batch norm\n\nWritten by `study batchnorm`.\n\n"
         f"- Two parameters a map: {parameters_of(128)} for 128 maps, whatever the map's size: input [N, 128, 32, 32].\n"
         "- In training mode a map's mean is beta and its standard deviation gamma: off by at most "
         f"{mean_error:.1e} and {std_error:.1e} over 128 maps.\n\n"

@@ -70,7 +70,7 @@ def report(histories: Mapping[Trial, History]) -> str:
     parts = [
         "# Degradation on handwritten digits",
         "",
-        "Written by `resnet-dist study degradation`. Plain and residual CIFAR nets of He et al. 2015 on scikit-learn's "
+        "Written by `study degradation`. Plain and residual CIFAR nets of He et al. 2015 on scikit-learn's "
         "digits at 8 px (1,442 training, 355 validation images), 308 steps of 128 images, learning rate divided by "
         "ten after half and three quarters. Training error: mean over the last epoch, as the net saw it; validation "
         "error: after the last step.",

@@ -72,7 +72,7 @@ def report(norms: Norms, depths: Sequence[int], seeds: Sequence[int]) -> str:
     low, high = depths[0], depths[-1]
     residual = _mean(norms, "resnet", high, seeds, 0) / _mean(norms, "resnet", low, seeds, 0)
     return (
-        "# Gradients at initialisation\n\nWritten by `resnet-dist study gradients`. Length of the gradient of a "
+        "# Gradients at initialisation\n\nWritten by `study gradients`. Length of the gradient of a "
         f"block's first convolution, one batch of 128 digits at 8 px, seeds {', '.join(map(str, seeds))}.\n\n"
         f"{markdown_table(header, rows)}\n\n"
         f"- Plain nets: times {factor:.3f} a layer (geometric mean over depths {low} to {high}): the first block's "

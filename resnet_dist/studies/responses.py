@@ -88,7 +88,7 @@ def report(found: Responses, nets: Sequence[str]) -> str:
         for net in nets
     ]
     return (
-        "# Layer responses\n\nWritten by `resnet-dist study responses`: digits at 8 px, seed 0. Standard deviation of "
+        "# Layer responses\n\nWritten by `study responses`: digits at 8 px, seed 0. Standard deviation of "
         "each 3x3 layer's output after batch norm, before ReLU and addition, on one batch.\n\n"
         f"{markdown_table(['setting', 'net', 'mean over layers', 'median'], rows)}\n\n"
         "The paper's claim, weaker responses in ResNets than in their plain twins, shows only where gamma has been "

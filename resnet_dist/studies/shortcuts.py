@@ -51,7 +51,7 @@ def report(histories: Mapping[tuple[str, int], History], seeds: Sequence[int]) -
         [option, *(_both(histories, option, seeds, key) for key in (TRAIN, "train/loss", VAL))] for option in OPTIONS
     ]
     return (
-        "# Shortcut options\n\nWritten by `resnet-dist study shortcuts`.\n\n"
+        "# Shortcut options\n\nWritten by `study shortcuts`.\n\n"
         f"{markdown_table(['net', 'option', 'parameters', 'multiply-adds, 10^6'], counts)}\n\n"
         f"ResNet-20 on digits at 8 px, 308 steps, seeds {', '.join(map(str, seeds))}, as `study degradation`:\n\n"
         f"{markdown_table(['option', 'training error %', 'training loss', 'validation error %'], errors)}\n\n"

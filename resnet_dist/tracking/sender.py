@@ -67,7 +67,10 @@ class Sender:
         except Superseded:
             _log.warning("%s: another process has taken over this run; this one sends no more", self._spool.path)
         except Exception:  # noqa: BLE001 - training goes on whatever happens here, and the spool has the events
-            _log.exception("%s: the sender has ended; send the rest with `resnet-dist tracking sync`", self._spool.path)
+            _log.exception(
+                "%s: the sender has ended; send the rest with `resnet-dist tracking sync RUN --tracking-uri URI`",
+                self._spool.path,
+            )
         finally:
             with self._changed:
                 self._ended = True

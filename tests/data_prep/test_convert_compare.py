@@ -62,5 +62,5 @@ def test_a_beton_of_other_making_has_no_source(image_tree: Path, tmp_path: Path,
     convert_here("image-folder", str(image_tree), beton)
     path = manifest_path(beton)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"inputs": []}}))
-    with pytest.raises(UserError, match="no settings of `data-prep convert`"):
+    with pytest.raises(UserError, match="no settings of a conversion"):
         compare_with_source(beton, open_tree(image_tree), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import verify
 from data_prep.edit.merge import merge
-from data_prep.edit.subset import Selection, read_indices, subset
+from data_prep.edit.subset import Selection, read_classes, read_indices, subset
 from data_prep.errors import Fault, UserError
 
 NUM_SAMPLES, NUM_CLASSES = 23, 4
@@ -134,5 +135,37 @@ def test_a_list_of_indices(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("3\n-1\n")
     with pytest.raises(UserError, match="list line 2: expected the number of a sample, found -1"):
         read_indices(tmp_path / "list")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_indices(tmp_path / "none")
+    (tmp_path / "list").write_text("9" * 5000)
+    with pytest.raises(UserError, match=r"list line 1: expected the number of a sample, found 9+\.\.\.9+$"):
+        read_indices(tmp_path / "list")
+    for path in (tmp_path / "none", Path("/dev/zero")):
+        with pytest.raises(UserError, match="does not exist, or is no file"):
+            read_indices(path)
+
+
+def test_classes_are_named_in_all_their_spellings(whole: Path, tmp_path: Path) -> None:
+    manifest = json.loads(manifest_path(whole).read_text())
+    manifest["class_names"] = ["cat", "dog, big", "dog", "@home"]
+    manifest["source"]["label_map"] = {"n00000001": 0, "n00000003": 2, "n00000009": 9, "odd": "x"}
+    beton = tmp_path / "a.beton"
+    manifest_path(beton).write_text(json.dumps(manifest))
+    (tmp_path / "list").write_text("dog, big\r\n\n n00000003 \n")
+    for options, expected in [
+        (["cat,dog"], ("cat", "dog")),
+        (["dog, big"], ("dog, big",)),
+        (["cat,dog, big,dog"], ("cat", "dog, big", "dog")),
+        (["dog", "cat", "dog"], ("dog", "cat")),
+        (["n00000001,n00000003"], ("cat", "dog")),
+        ([f"@{tmp_path / 'list'}"], ("dog, big", "dog")),
+        (["@home"], ("@home",)),
+        ([" cat , "], ("cat",)),
+        ([], ()),
+    ]:
+        assert read_classes(options, beton) == expected
+    for options, message in [
+        (["dog, small"], "has no class small; it has cat, dog, big, dog and 1 more"),
+        (["n00000009"], "has no class n00000009"),
+        (["@/dev/zero"], "does not exist, or is no file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_classes(options, beton)

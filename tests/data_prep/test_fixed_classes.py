@@ -1,0 +1,142 @@
+"""A list of classes that is given makes labels mean the same in every split, for every source."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli.opening import Asked
+from data_prep.convert.class_lists import compare_with_siblings, read_class_list, sibling_betons
+from data_prep.errors import UserError
+from data_prep.sources import SourceOptions
+from data_prep.sources.base import Source, SourceWithEnds, notes_of
+from data_prep.sources.splits import SplitRequest
+
+ANY = SplitRequest(None, explicit=False)
+NAMES = ("emu", "cat", "owl", "dog")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    path = tmp_path / "classes.txt"
+    path.write_text("\n".join(NAMES) + "\n")
+    return path
+
+
+def open_as(source: str, location: Path, classes: Path, split: SplitRequest = ANY, **options: str) -> Source:
+    return Asked(source, str(location), split, SourceOptions(**options), str(classes)).open()
+
+
+def test_a_folder_has_the_classes_listed_in_their_order(image_tree: Path, listed: Path) -> None:
+    source = pickle.loads(pickle.dumps(open_as("image-folder", image_tree, listed)))
+    assert source.class_names == NAMES
+    assert [(source.key(i), source[i].label, int(source.labels[i])) for i in range(6)] == [
+        *(("cat/0.JPEG", 1, 1), ("cat/1.JPEG", 1, 1)),
+        *(("dog/0.JPEG", 3, 3), ("dog/1.JPEG", 3, 3)),
+        *(("emu/0.JPEG", 0, 0), ("emu/1.JPEG", 0, 0)),
+    ]
+    assert notes_of(source) == (f"1 of the 4 classes of {listed} are not here: owl",)
+    assert isinstance(source, SourceWithEnds)
+    data = bytearray(int(source.sizes[4]))  # type: ignore[index]
+    source.read_into([4], memoryview(data))
+    assert data == (image_tree / "emu/0.JPEG").read_bytes()
+    plain = Asked("image-folder", str(image_tree), ANY, SourceOptions()).open()
+    assert source.describe().identity != plain.describe().identity
+    listed.write_text("cat\ndog\nemu\n")
+    assert open_as("image-folder", image_tree, listed).describe() == plain.describe()
+
+
+def test_a_class_folder_may_be_empty_and_its_name_odd_when_listed(image_tree: Path, listed: Path) -> None:
+    (image_tree / "owl").mkdir()
+    assert "classes without images: owl" in notes_of(open_as("image-folder", image_tree, listed))
+    for old, new in zip(("cat", "dog", "emu"), ("0", "10", "2"), strict=True):
+        (image_tree / old).rename(image_tree / new)
+    (image_tree / "owl").rename(image_tree / "-1")
+    listed.write_text("0\n1\n2\n10\n-1\n")
+    source = open_as("image-folder", image_tree, listed)
+    assert (source.class_names, source.labels.tolist()) == (("0", "1", "2", "10", "-1"), [0, 0, 3, 3, 2, 2])
+
+
+def test_a_class_that_is_not_listed_is_refused_by_name(image_tree: Path, listed: Path) -> None:
+    listed.write_text("cat\nemu\n")
+    with pytest.raises(
+        UserError, match=rf"{image_tree}: has images of dog, which {listed} does not list; add the name"
+    ):
+        open_as("image-folder", image_tree, listed)
+    with pytest.raises(UserError, match="--class-order and --classes: both say the order"):
+        open_as("image-folder", image_tree, listed, class_order="text")
+
+
+def test_a_table_of_labels_has_the_classes_listed(image_tree: Path, listed: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    images = sorted(str(path.relative_to(image_tree)) for path in image_tree.rglob("*.JPEG"))
+    table.write_text("\n".join(f"{name},{label}" for name, label in zip(images, [1, 3, 1, 3, 1, 3], strict=True)))
+    listed.write_text("0\n1\n2\n3\n")
+    source = open_as("image-folder", image_tree, listed, labels=str(table))
+    assert (source.class_names, source.labels.tolist()) == (("0", "1", "2", "3"), [1, 3, 1, 3, 1, 3])
+    table.write_text(
+        "\n".join(f"{name},{label}" for name, label in zip(images, ["-1", "0 3", "0", "1", "2", "-1"], strict=True))
+    )
+    listed.write_text("-1\n0\n0 3\n1\n2\n")
+    assert open_as("image-folder", image_tree, listed, labels=str(table)).labels.tolist() == [0, 2, 1, 3, 4, 0]
+
+
+def test_other_sources_have_the_classes_listed(tmp_path: Path, tar_of: Callable[[dict[str, bytes]], bytes]) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_of({"a.jpg": b"1", "a.cls": b"2", "b.jpg": b"2", "b.cls": b"0"}))
+    (tmp_path / "names").write_text("".join(f"{n}\n" for n in range(5)))
+    source = open_as("webdataset", tmp_path / "0.tar", tmp_path / "names")
+    assert (source.class_names, source.labels.tolist()) == (("0", "1", "2", "3", "4"), [2, 0])
+    (tmp_path / "names").write_text("2\n1\n0\n")
+    assert open_as("webdataset", tmp_path / "0.tar", tmp_path / "names").labels.tolist() == [0, 2]
+
+
+def test_a_list_is_text_or_a_beton(tmp_path: Path, convert_here) -> None:
+    convert_here("synthetic", "n=5,classes=4", tmp_path / "a.beton")
+    expected = ("class-0", "class-1", "class-2", "class-3")
+    assert read_class_list(str(tmp_path / "a.beton")) == read_class_list(str(tmp_path / "a.manifest.json")) == expected
+    (tmp_path / "odd.json").write_text("[" * 50)
+    (tmp_path / "twice").write_text("a\nb\na\n")
+    (tmp_path / "long").write_text("a" * 5000)
+    for name, message in [
+        ("none", "does not exist, or is no file"),
+        ("none.beton", r"none\.manifest\.json: does not exist"),
+        ("odd.json", "odd.json: "),
+        ("twice", "a is in line 1 and in line 3; expected one class name a line"),
+        ("long", "line 1 has 5,000 characters"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_class_list(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("beton", "siblings"),
+    [
+        ("o/val.beton", ["train", "training", "validation", "test"]),
+        ("o/cars_train_v2.beton", ["cars_training_v2", "cars_val_v2", "cars_validation_v2", "cars_test_v2"]),
+        ("o/trainval.beton", []),
+        ("o/all.beton", []),
+    ],
+)
+def test_siblings_differ_in_their_split(beton: str, siblings: list[str]) -> None:
+    assert sibling_betons(beton) == [f"o/{name}.beton" for name in siblings]
+
+
+def test_other_classes_than_the_training_set_beside_are_refused(tmp_path: Path, convert_here) -> None:
+    convert_here("synthetic", "n=5,classes=4", tmp_path / "train.beton")
+    names = [f"class-{number}" for number in range(4)]
+    val = str(tmp_path / "val.beton")
+    assert compare_with_siblings(names, val) == []
+    for other in (names[:3], names[::-1]):
+        with pytest.raises(
+            UserError, match=rf"val.beton: would have other classes.*say --classes {tmp_path}/train.beton"
+        ):
+            compare_with_siblings(other, val)
+    (tmp_path / "train.manifest.json").rename(tmp_path / "val.manifest.json")
+    notes = compare_with_siblings(names[::-1], str(tmp_path / "train.beton"))
+    assert len(notes) == 1
+    assert notes[0].endswith(f"convert {val} again, with --classes {tmp_path}/train.beton")
+    (tmp_path / "val.manifest.json").write_text("{}")
+    assert compare_with_siblings(names[::-1], str(tmp_path / "train.beton")) == []
