@@ -59,7 +59,7 @@ def subset(
 
     output, beton = local_path(output), local_path(beton)
     selection = Selection(
-        classes=read_classes(classes or (), beton),
+        classes=read_classes(classes, beton) if classes else (),
         every=every,
         first=first,
         indices=None if indices is None else read_indices(indices),

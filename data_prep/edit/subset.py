@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.manifest import Manifest, read_manifest
+from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.edit.copy_samples import Chosen, Input, copy_samples, open_input
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
@@ -83,7 +83,7 @@ def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
 
     A name may hold commas. UserError for one that is none of the beton's.
     """
-    manifest = read_manifest(beton)
+    manifest = load_manifest(beton)
     wnids = {
         wnid: manifest.class_names[label]
         for wnid, label in dict(manifest.source.get("label_map") or {}).items()

@@ -198,7 +198,7 @@ def require_no_secret(arguments: Sequence[str], profile: Profile) -> None:
 def require_seen_by_nodes(command: str, arguments: Sequence[str], profile: Profile) -> None:
     """A job starts in a folder of its own that goes away with it: relative paths would lead there. All are told."""
     if command == "convert":
-        named = _options(arguments, ("--input", "--output", "--labels", "--devkit"))
+        named = _options(arguments, ("--input", "--output", "--labels", "--devkit", "--classes"))
     else:
         keys = ("data_root", "storage", "cache", "sweeps")
         named = [(key, str(value)) for key in keys if (value := getattr(profile, key)) is not None]

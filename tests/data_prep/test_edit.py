@@ -147,7 +147,7 @@ def test_classes_are_named_in_all_their_spellings(whole: Path, tmp_path: Path) -
     manifest = json.loads(manifest_path(whole).read_text())
     manifest["class_names"] = ["cat", "dog, big", "dog", "@home"]
     manifest["source"]["label_map"] = {"n00000001": 0, "n00000003": 2, "n00000009": 9, "odd": "x"}
-    beton = tmp_path / "a.beton"
+    beton = Path(shutil.copy(whole, tmp_path / "a.beton"))
     manifest_path(beton).write_text(json.dumps(manifest))
     (tmp_path / "list").write_text("dog, big\r\n\n n00000003 \n")
     for options, expected in [
