@@ -33,7 +33,7 @@ FENCES = {
         "resnet_dist.storage.objects",
     ),
     "botocore": ("resnet_dist.storage.objects",),
-    "aiohttp": ("resnet_dist.storage.objects",),
+    "aiohttp": ("data_prep.sources.http_client", "resnet_dist.storage.objects"),
     "sklearn": ("data_prep.sources",),
     "scipy": ("data_prep.sources", "resnet_dist.tune.points", "resnet_dist.tune.ranking"),
     "optuna": ("resnet_dist.tune.importance", "resnet_dist.launch.sweep"),

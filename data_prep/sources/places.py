@@ -10,7 +10,7 @@ import re
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
-from data_prep.errors import Fault
+from data_prep.errors import Fault, UserError
 from data_prep.redaction import MASK, redacted
 
 MAX_SAMPLE_BYTES = 256 << 20
@@ -103,6 +103,15 @@ def changed(shown: str) -> Fault:
     return Fault(
         f"{shown}: changed while it was being read; run the same command again when nothing writes there any more"
     )
+
+
+def read_small(place: Place, max_bytes: int, what: str) -> bytes:
+    """A whole file, which `what` says. UserError when it has more than `max_bytes`, also if it never ends."""
+    with place.open() as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{place.shown}: has more than {max_bytes:,} bytes; expected {what}")
+    return data
 
 
 def check_sample_size(num_bytes: int) -> None:

@@ -5,6 +5,7 @@ Every failure becomes an OSError without credentials in its message; passing one
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +24,16 @@ from data_prep.sources.places import (
     without_credentials,
 )
 
-DENIED = (401, 403)
+DENIED, MISSING = (401, 403), (404, 410)
 """HTTP statuses."""
 ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
 PROBE_BYTES = 4096
+SMALL_BYTES = 8 << 20
+"""Over HTTP a file that is not larger, or does not say how large it is, is fetched whole."""
+BUFFER_BYTES = 1 << 20
+FILE_SUFFIXES = (".tar", ".parquet", ".gz", ".tgz", ".zip", ".csv", ".tsv", ".txt", ".json")
+"""Of names that are no folder's."""
 READ_AHEAD_BYTES = 8 << 20
 """One request's worth when a large file is read in order: 8 MiB take as long as the latency of an object store."""
 MAX_GAP_BYTES = 64 << 10
@@ -47,6 +53,10 @@ TAGS = (
 """Entries of fsspec's `info` that change with the file; which ones there are is the storage's choice."""
 
 
+class NotAsAsked(OSError):
+    """A server sends something else than it was asked for; asking again does not help."""
+
+
 def remote_place(url: str) -> RemotePlace:
     place = RemotePlace(url, _file_system(url)[1])
     place.file_system.invalidate_cache()
@@ -63,8 +73,13 @@ def remote_glob(pattern: str) -> list[Place]:
 def _file_system(url: str) -> tuple[Any, str]:
     import fsspec.core
 
+    options = {}
+    if _is_http(url):
+        from data_prep.sources.http_client import bounded_session
+
+        options = {"get_client": bounded_session}
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise UserError(f"{without_credentials(url)}: cannot be opened: {without_credentials(str(error))}") from None
 
@@ -100,8 +115,15 @@ class RemotePlace:
             info = self._info()
         except FileNotFoundError:
             return None
-        # Over HTTP a folder is a page of links.
-        return "folder" if info["type"] == "directory" or info.get("mimetype") == "text/html" else "file"
+        if info["type"] == "directory":
+            return "folder"
+        if info.get("mimetype") != "text/html":
+            return "file"
+        if self.name.lower().endswith(FILE_SUFFIXES):
+            raise UserError(
+                f"{self.shown}: the server sends a web page, not the file; is a login needed, or the address wrong?"
+            )
+        return "folder"  # over HTTP a page of links
 
     def subfolders(self, hidden: list[str] | None = None) -> list[str]:
         names = [name for name, info in self._entries() if info["type"] == "directory"]
@@ -116,8 +138,8 @@ class RemotePlace:
         return _status(self._info())
 
     def read(self, expected: FileStatus | None = None) -> bytes:
-        if expected is not None:
-            check_sample_size(expected.num_bytes)
+        if expected is not None or not _is_http(self._path):  # what comes over HTTP is bounded anyway
+            check_sample_size((expected or self.status()).num_bytes)
         try:
             data = self._fetch(None, None)
         except FileNotFoundError:
@@ -131,16 +153,11 @@ class RemotePlace:
     def reader(self, expected: FileStatus) -> Reader:
         if self.status() != expected:
             raise changed(self.shown)
-        if self._path.startswith("http"):
-            self._check_sends_parts(expected.num_bytes)
+        if expected.num_bytes < 0:
+            raise OSError(f"{self.shown}: the server does not say how long it is; copy the data to a disk first")
+        if _is_http(self._path) and expected.num_bytes > PROBE_BYTES:  # or each sample would be told as bad
+            self.read_range(PROBE_BYTES // 2, PROBE_BYTES // 2 + 1)
         return _ReadAhead(self, expected.num_bytes)
-
-    def _check_sends_parts(self, num_bytes: int) -> None:
-        """OSError when the server would send the whole file for each part: fsspec's `open` notices, `cat_file` not."""
-        if num_bytes > PROBE_BYTES:
-            with failures(self._path), self.file_system.open(self._path, "rb", block_size=PROBE_BYTES) as file:
-                file.seek(PROBE_BYTES // 2)
-                file.read(1)
 
     def read_range(self, start: int, stop: int) -> bytes:
         data = self._fetch(start, stop)
@@ -150,7 +167,14 @@ class RemotePlace:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        with failures(self._path), self.file_system.open(self._path, "rb") as file:
+        if not _is_http(self._path):
+            with failures(self._path), self.file_system.open(self._path, "rb") as file:
+                yield file
+            return
+        num_bytes = self.status().num_bytes
+        whole = self._fetch(None, None) if num_bytes <= SMALL_BYTES else None
+        raw = io.BytesIO(whole) if whole is not None else _Pieces(self, num_bytes)
+        with raw if isinstance(raw, io.BytesIO) else io.BufferedReader(raw, BUFFER_BYTES) as file:
             yield file
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
@@ -158,7 +182,7 @@ class RemotePlace:
             try:
                 with failures(self._path):
                     return self.file_system.cat_file(self._path, start=start, end=stop)
-            except (FileNotFoundError, PermissionError):
+            except (FileNotFoundError, PermissionError, NotAsAsked):
                 raise
             except OSError:
                 if attempt == ATTEMPTS - 1:
@@ -173,7 +197,7 @@ class RemotePlace:
     def _entries(self) -> list[tuple[str, Mapping[str, Any]]]:
         with failures(self._path):
             # A trailing slash: some HTTP servers list folders only under it, others redirect.
-            listed = self.file_system.ls(f"{self._path}/" if self._path.startswith("http") else self._path, detail=True)
+            listed = self.file_system.ls(f"{self._path}/" if _is_http(self._path) else self._path, detail=True)
         entries = [(info["name"].rstrip("/"), info) for info in listed]
         inside = [(name.rpartition("/")[2], info) for name, info in entries if name != self._path and "?" not in name]
         return [(name, info) for name, info in inside if name not in ("", ".", "..")]
@@ -216,6 +240,35 @@ class _ReadAhead:
         self._data = b""
 
 
+class _Pieces(io.RawIOBase):
+    """A remote file for those who read files: a request for each piece."""
+
+    def __init__(self, place: RemotePlace, num_bytes: int) -> None:
+        super().__init__()
+        self._place = place
+        self._num_bytes = num_bytes
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        return self._at
+
+    def readinto(self, into: Any) -> int:
+        stop = min(self._at + len(into), self._num_bytes)
+        if stop <= self._at:
+            return 0
+        data = self._place.read_range(self._at, stop)
+        into[: len(data)] = data
+        self._at = stop
+        return len(data)
+
+
 def _status(info: Mapping[str, Any]) -> FileStatus:
     size = info.get("size")
     tag = "|".join(f"{name}={info[name]}" for name in TAGS if info.get(name) is not None)
@@ -230,16 +283,24 @@ def failures(path: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        if getattr(error.__cause__, "status", None) in DENIED:  # fsspec's HTTP says of every failure: not found
+        cause = error.__cause__  # fsspec's HTTP says of every failure: not found
+        if getattr(cause, "status", None) in DENIED:
             raise PermissionError(f"{without_credentials(path)}: access denied") from None
+        if _is_http(path) and isinstance(cause, Exception) and getattr(cause, "status", 0) not in MISSING:
+            raise OSError(f"{without_credentials(path)}: {_clean(cause)}") from None
         raise FileNotFoundError(f"{without_credentials(path)}: does not exist") from None
     except PermissionError as error:
         raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
     except Exception as error:  # noqa: BLE001  # botocore, aiohttp, ...: no common base
         if getattr(error, "status", None) in DENIED:
             raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
-        hint = "; copy the data to a disk first" if "range requests" in str(error) else ""
-        raise OSError(f"{without_credentials(path)}: {_clean(error)}{hint}") from None
+        if isinstance(error, NotAsAsked):
+            raise NotAsAsked(f"{without_credentials(path)}: {error}; copy the data to a disk first") from None
+        raise OSError(f"{without_credentials(path)}: {_clean(error)}") from None
+
+
+def _is_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
 
 
 def _clean(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.places import Place
+from data_prep.sources.places import Place, read_small
 
 MAX_TEXT_BYTES = 256 << 20
 """A line for each of ImageNet's images takes 60 MB."""
@@ -33,12 +33,9 @@ def read_text(place: Place) -> str:
             raise UserError(
                 f"{place.shown}: {'is a folder' if kind else 'does not exist, or is no file'}; expected text"
             )
-        with place.open() as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
+        data = read_small(place, MAX_TEXT_BYTES, "a text file with few")
     except OSError as error:
         raise UserError(f"{place.shown}: cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise UserError(f"{place.shown}: has more than {MAX_TEXT_BYTES:,} bytes; expected a text file with few")
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")

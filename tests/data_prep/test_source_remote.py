@@ -22,6 +22,7 @@ import pytest
 
 from data_prep.errors import Fault, UserError
 from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.label_file import read_class_names
 from data_prep.sources.places import without_credentials
 from data_prep.sources.remote import READ_AHEAD_BYTES, RemotePlace, remote_place
 from data_prep.sources.splits import SplitRequest
@@ -253,9 +254,106 @@ def test_a_server_without_ranges_is_named(
     (root / "a.tar").write_bytes(wds_tar(tar_of, range(20)))
     monkeypatch.setattr(RangeHandler, "serves_ranges", False)
     with pytest.raises(
-        UserError, match=r"a\.tar: .*doesn't appear to support range requests.*; copy the data to a disk"
+        UserError,
+        match=r"a\.tar: the server does not send the part of a file.*range requests.*; copy the data to a disk",
     ):
         open_source("webdataset", f"{url}/a.tar", ANY)
+
+
+class OddHandler(http.server.BaseHTTPRequestHandler):
+    """Answers as the path says, whatever is asked for."""
+
+    num_sent: ClassVar[int] = 0
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        kind = self.path.split("/")[1]
+        if kind == "loop":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
+        is_part = "Range" in self.headers and kind in ("endless-part", "other-part")
+        self.send_response(206 if is_part else 500 if kind == "broken" else 200)
+        self.send_header("Content-Type", "text/html" if kind in ("page", "links") else "application/octet-stream")
+        if is_part:
+            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            other = (kind == "other-part") * 512
+            self.send_header("Content-Range", f"bytes {first + other}-{last + other}/1000000")
+        if kind in ("endless-part", "other-part") and not with_body:
+            self.send_header("Content-Length", "1000000")
+        if kind == "short":
+            self.send_header("Content-Length", "1000000")
+        if kind == "page":
+            self.send_header("Content-Length", "6")
+        self.end_headers()
+        if not with_body:
+            return
+        if kind in ("page", "short"):
+            self.wfile.write(b"<html>")
+            return
+        try:
+            while True:  # until the other side has had enough
+                self.wfile.write(bytes(1 << 16))
+                type(self).num_sent += 1 << 16
+        except OSError:
+            pass
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("endless/0.tar", "the server does not say how long it is; copy the data to a disk first"),
+        (
+            "endless-part/0.tar",
+            "the server sends more than the 1,000,000 bytes that may come|more than the [0-9,]+ bytes",
+        ),
+        ("other-part/0.tar", "the server does not send the part of a file that it is asked for"),
+        ("page/0.tar", r"page/0\.tar: the server sends a web page, not the file; is a login needed"),
+        ("short/0.tar", "part of a file"),
+        ("links", "the server sends more than the 1,048,576 bytes that may come"),
+        ("loop/0.tar", r"loop/0\.tar: TooManyRedirects"),
+        ("broken/0.tar", r"broken/0\.tar: ClientResponseError: 500"),
+    ],
+)
+def test_a_server_that_answers_oddly_ends_in_one_line(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.sources.remote.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("data_prep.sources.http_client.MAX_PAGE_BYTES", 1 << 20)
+    OddHandler.num_sent = 0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHandler) as httpd:
+        httpd.daemon_threads = True
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            with pytest.raises(UserError, match=message) as refused:
+                open_source("webdataset", f"http://127.0.0.1:{httpd.server_address[1]}/{path}", ANY)
+        finally:
+            httpd.shutdown()
+            thread.join()
+    assert str(refused.value).isprintable()
+    assert OddHandler.num_sent < 64 << 20  # what was in flight
+
+
+def test_an_endless_text_is_read_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.sources.http_client.MAX_SAMPLE_BYTES", 1 << 20)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHandler) as httpd:
+        httpd.daemon_threads = True
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{httpd.server_address[1]}/endless/labels.txt"
+            with pytest.raises(UserError, match="sends more than the 1,048,576 bytes that may come"):
+                read_class_names(remote_place(url))
+        finally:
+            httpd.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(("failures", "succeeds"), [(2, True), (3, False)])
