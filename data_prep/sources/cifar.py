@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
@@ -20,14 +20,14 @@ from data_prep.errors import UserError
 from data_prep.sources.base import Sample, SourceDescription, digest_of
 from data_prep.sources.cifar_pickle import read_cifar_pickle
 from data_prep.sources.find_places import place_of
-from data_prep.sources.places import Place
+from data_prep.sources.places import Place, read_small
 from data_prep.sources.splits import SplitRequest, choose_split
 from data_prep.sources.tar_index import walk_tar
 
 SIDE_PX = 32
 PIXEL_BYTES = 3 * SIDE_PX * SIDE_PX
-MAX_FILE_BYTES = 256 << 20
-"""Of one file within; the largest real one has 154 MB."""
+MAX_FILES_BYTES = 256 << 20
+"""Of the files that a split needs; the real ones have 155 MB."""
 MAX_UNPACKED_BYTES = 1 << 30
 
 
@@ -47,6 +47,8 @@ class Version:
     """Of a binary record, before its pixels; the last one is the label."""
 
 
+NUM_IMAGES = {"train": 50_000, "test": 10_000}
+"""Of both data sets, as many of each class."""
 TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 VERSIONS = {
     10: (
@@ -85,7 +87,21 @@ class Cifar:
         identity = digest_of(
             ["cifar", split, *class_names, self.labels.tobytes(), *(planes.tobytes() for planes in self._planes)]
         )
-        self._description = SourceDescription(f"cifar{self.num_classes}", location, split, identity, state=identity)
+        counts = np.bincount(self.labels, minlength=self.num_classes)
+        expected = NUM_IMAGES[split] // self.num_classes
+        label = int(np.argmax(counts != expected))
+        notes = [
+            f"holds {len(self.labels):,} of CIFAR-{self.num_classes}'s {NUM_IMAGES[split]:,} images of {split}, "
+            f"{counts[label]:,} with label {label}, where {expected:,} were published"
+        ]
+        self._description = SourceDescription(
+            f"cifar{self.num_classes}",
+            location,
+            split,
+            identity,
+            state=identity,
+            label_checks=notes if (counts != expected).any() else [],
+        )
 
     @classmethod
     def open(cls, location: str | None, split: SplitRequest) -> Self:
@@ -100,16 +116,23 @@ class Cifar:
             else:
                 with given.open() as file:
                     version, files = _read_archive(file, VERSIONS[cls.num_classes], name, given.shown)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if given.kind() is not None:
+                raise UserError(f"{given.shown}: cannot be read: {error}") from None
             raise UserError(
                 f"--input {given.shown}: does not exist; expected {dash}-python.tar.gz, or its folder"
             ) from None
         except (EOFError, OSError, zlib.error) as error:
             raise UserError(f"{given.shown}: cannot be read: {error}; download it again") from None
-        class_names = _class_names(version, files[version.names], cls.num_classes, f"{given.shown}: {version.names}")
+        class_names, batch_size = _read_names(version, files[version.names], cls.num_classes, given.shown)
         batches = []
         for batch in version.batches[name]:
             planes, labels = _read_batch(version, files.pop(batch), cls.num_classes, f"{given.shown}: {batch}")
+            if batch_size is not None and batch_size != len(labels):
+                raise UserError(
+                    f"{given.shown}: {batch} has {len(labels):,} images, {batch_size:,} by {version.names}; download "
+                    "it again"
+                )
             batches.append((batch, planes, labels))
         return cls(given.shown, name, class_names, batches)
 
@@ -151,7 +174,11 @@ class Cifar100(Cifar):
 def _read_folder(folder: Place, versions: Sequence[Version], split: str) -> tuple[Version, dict[str, bytes]]:
     for version in versions:
         if folder.child(version.names).kind() == "file":
-            return version, {name: folder.child(name).read() for name in (version.names, *version.batches[split])}
+            names = (version.names, *version.batches[split])
+            missing = next((name for name in names if folder.child(name).kind() != "file"), None)
+            if missing is not None:
+                raise UserError(f"{folder.shown}: holds no {missing}; download it again")
+            return version, {name: read_small(folder.child(name), MAX_FILES_BYTES, "CIFAR's files") for name in names}
     raise UserError(f"--input {folder.shown}: holds neither {versions[0].names} nor {versions[1].names}")
 
 
@@ -162,11 +189,18 @@ def _read_archive(
     wanted = {name for version in versions for name in (version.names, *version.batches[split])}
     unpacked = _Unpacked(file, where)
     files: dict[str, bytes] = {}
+    num_bytes = 0
     for member in walk_tar(unpacked.read_at, 0, None, where):
         name = member.name.rpartition("/")[2]
         if name in wanted:
-            if member.num_bytes > MAX_FILE_BYTES:
-                raise UserError(f"{where}: {name} has {member.num_bytes:,} bytes: this is not CIFAR")
+            if name in files:
+                raise UserError(f"{where}: holds {name} twice: this is not CIFAR as it was published")
+            num_bytes += member.num_bytes
+            if num_bytes > MAX_FILES_BYTES:
+                raise UserError(
+                    f"{where}: with {name} its files have {num_bytes:,} bytes, expected at most {MAX_FILES_BYTES:,}: "
+                    "this is not CIFAR"
+                )
             files[name] = unpacked.read_at(member.offset, member.num_bytes)
             if len(files[name]) != member.num_bytes:
                 raise UserError(f"{where}: is cut short within {name}; download it again")
@@ -206,24 +240,34 @@ class _Unpacked:
         return self._data[:length]
 
 
-def _class_names(version: Version, data: bytes, num_classes: int, where: str) -> tuple[str, ...]:
-    if version.names_key is None:
-        names = [line.strip() for line in data.decode("utf-8", errors="replace").splitlines() if line.strip()]
-    else:
-        found = _load(data, where).get(version.names_key)
-        listed = found if isinstance(found, list) else []
-        names = [name.decode("utf-8", errors="replace") if isinstance(name, bytes) else str(name) for name in listed]
+def _read_names(version: Version, data: bytes, num_classes: int, where: str) -> tuple[tuple[str, ...], int | None]:
+    """The class names, and how many images each batch should have, where the file says so."""
+    where = f"{where}: {version.names}"
+    batch_size: Any = None
+    try:
+        if version.names_key is None:
+            names = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
+        else:
+            meta = _load(data, where)
+            found = meta.get(version.names_key)
+            listed = found if isinstance(found, list) and all(isinstance(name, bytes | str) for name in found) else []
+            names = [name.decode("utf-8") if isinstance(name, bytes) else name for name in listed]
+            batch_size = meta.get("num_cases_per_batch")
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: its names are no UTF-8; download it again") from None
     if len(names) != num_classes or len(set(names)) != num_classes:
-        raise UserError(f"{where}: names {len(names)} classes, expected {num_classes}")
-    return tuple(names)
+        raise UserError(f"{where}: names {len(names)} classes, expected {num_classes}, each once")
+    return tuple(names), batch_size if type(batch_size) is int and abs(batch_size) < 1 << 63 else None
 
 
 def _read_batch(
     version: Version, data: bytes, num_classes: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Pixels, [n, 3072] as planes of red, green and blue, and labels."""
-    read: Callable[[Version, bytes, str], tuple[Any, Any]] = _read_pickle if version.labels_key else _read_binary
-    planes, labels = read(version, data, where)
+    if version.labels_key:
+        planes, labels = _read_pickle(version, data, num_classes, where)
+    else:
+        planes, labels = _read_binary(version, data, where)
     if planes.ndim != 2 or planes.shape[1] != PIXEL_BYTES or len(planes) != len(labels) or not len(labels):
         raise UserError(f"{where}: {len(labels)} labels and pixels of shape {planes.shape}, expected n and (n, 3072)")
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -231,14 +275,28 @@ def _read_batch(
     return planes, labels
 
 
-def _read_pickle(version: Version, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read_pickle(
+    version: Version, data: bytes, num_classes: int, where: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     batch = _load(data, where)
     planes, labels = batch.get("data"), batch.get(version.labels_key)
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
-    if not isinstance(planes, np.ndarray) or not isinstance(labels, list) or not all(type(n) is int for n in labels):
+    if not isinstance(planes, np.ndarray) or not isinstance(labels, list):
         raise UserError(f"{where}: holds no data and {version.labels_key}, as CIFAR's python version has them")
+    for row, label in enumerate(labels):
+        if type(label) is not int or not 0 <= label < num_classes:
+            raise UserError(f"{where}: image {row}: the label is {_short(label)}, expected 0..{num_classes - 1}")
+    names = batch.get("filenames")
+    if isinstance(names, list) and len(names) != len(labels):
+        raise UserError(f"{where}: has {len(labels):,} labels and {len(names):,} file names; download it again")
     return planes, np.array(labels, dtype=np.int64)
+
+
+def _short(value: object) -> str:
+    if type(value) is int and abs(value) < 1 << 63:
+        return str(value)
+    return f"a {type(value).__name__}" if type(value) is not int else "a number of more than 64 bits"
 
 
 def _read_binary(version: Version, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from data_prep.errors import UserError
 from data_prep.sources.imagenet import WNID
-from data_prep.sources.places import Place
+from data_prep.sources.places import Place, read_small
 from data_prep.sources.tar_index import walk_tar
 
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
+MAX_ID_DIGITS = 9
+COMPRESSED, TAG_BYTES, MAT_HEADER_BYTES = 15, 8, 128
+"""Of MATLAB's files, version 5: a kind of element, its head, and that of the file."""
 MAX_UNPACKED_BYTES = 64 << 20
 """The real one unpacks to some 4 MB."""
 
@@ -36,7 +40,7 @@ def read_devkit(place: Place) -> Devkit:
     wnids = tuple(sorted(wnid_of_id.values()))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     lines = files[GROUND_TRUTH].split()
-    val_ids = tuple(int(line) for line in lines if line.isdigit())
+    val_ids = tuple(int(line) for line in lines if line.isdigit() and len(line) <= MAX_ID_DIGITS)
     bad = next((number for number in val_ids if number not in wnid_of_id), None)
     if len(val_ids) != len(lines) or not val_ids or bad is not None:
         raise UserError(
@@ -50,7 +54,7 @@ def _read_files(place: Place) -> dict[str, bytes]:
     if kind is None:
         raise UserError(f"{place.shown}: does not exist; name the devkit (ILSVRC2012_devkit_t12.tar.gz) with --devkit")
     if kind == "folder":
-        return {name: place.child(name).read() for name in (GROUND_TRUTH, META)}
+        return {name: read_small(place.child(name), MAX_UNPACKED_BYTES, "the devkit") for name in (GROUND_TRUTH, META)}
     try:
         with place.open() as file:
             return _unpack(file, place.shown)
@@ -69,6 +73,8 @@ def _unpack(file: BinaryIO, where: str) -> dict[str, bytes]:
     for member in walk_tar(lambda start, length: data[start : start + length], 0, len(data), where):
         for wanted in (GROUND_TRUTH, META):
             if member.name == wanted or member.name.endswith("/" + wanted):
+                if wanted in found:
+                    raise UserError(f"{where}: holds {wanted} twice; expected ILSVRC2012_devkit_t12.tar.gz")
                 found[wanted] = data[member.offset : member.offset + member.num_bytes]
     missing = [wanted for wanted in (GROUND_TRUTH, META) if wanted not in found]
     if missing:
@@ -87,6 +93,7 @@ def _read_meta(data: bytes, where: str) -> dict[int, str]:
         return [value.item() if hasattr(value, "item") else value for cell in cells for value in cell]
 
     try:
+        _check_unpacked(data)
         synsets = np.atleast_1d(loadmat(io.BytesIO(data), squeeze_me=True)["synsets"])
         ids, wnids = column("ILSVRC2012_ID"), column("WNID")
         children = column("num_children") if "num_children" in (synsets.dtype.names or ()) else [0] * len(ids)
@@ -101,3 +108,17 @@ def _read_meta(data: bytes, where: str) -> dict[int, str]:
     if not leaves or bad is not None or len(wnid_of_id) != len(leaves) or len({w for _, w in leaves}) != len(leaves):
         raise UserError(f"{where}: expected one wnid for each ILSVRC2012_ID, found {bad or 'doubles or nothing'}")
     return wnid_of_id
+
+
+def _check_unpacked(data: bytes) -> None:
+    """ValueError when the compressed elements of a MATLAB file unpack to more than MAX_UNPACKED_BYTES."""
+    left = MAX_UNPACKED_BYTES
+    at = MAT_HEADER_BYTES
+    order = "<" if data[126:128] == b"IM" else ">"
+    while at + TAG_BYTES <= len(data):
+        kind, num_bytes = struct.unpack_from(f"{order}II", data, at)
+        at += TAG_BYTES + num_bytes
+        if kind == COMPRESSED:
+            left -= len(zlib.decompressobj().decompress(data[at - num_bytes : at], left + 1))
+            if left < 0:
+                raise ValueError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")

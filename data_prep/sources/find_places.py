@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 from pathlib import Path
 
+from data_prep.shown import shown
 from data_prep.sources.local_place import LocalPlace
 from data_prep.sources.places import IS_URL, Place
 
 GLOB = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
-NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+NUMBER_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 MAX_EXPANDED = 1_000_000
 
 
@@ -48,20 +50,29 @@ def find_places(location: str) -> list[Place]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """As a shell does, for numbers and lists: `a-{00..02}` -> `a-00`, `a-01`, `a-02`."""
-    match = BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    span = NUMBER_RANGE.fullmatch(match[1])
-    if span:
-        first, last = int(span[1]), int(span[2])
-        if last - first >= MAX_EXPANDED:
-            raise ValueError(f"{match[0]} counts to more than {MAX_EXPANDED:,}")
-        width = len(span[1]) if span[1].startswith("0") else 0
-        choices = [str(number).zfill(width) for number in range(first, last + 1)]
-    elif "," in match[1]:
-        choices = match[1].split(",")
-    else:  # not ours to expand
-        return [match.string[: match.end()] + rest for rest in expand_braces(pattern[match.end() :])]
-    rests = expand_braces(pattern[match.end() :])
-    return [pattern[: match.start()] + choice + rest for choice in choices for rest in rests]
+    """As a shell does, for numbers and lists: `a-{00..02}` -> `a-00`, `a-01`, `a-02`. ValueError beyond MAX_EXPANDED,
+    before any is made."""
+    pieces: list[list[str]] = []
+    count, at = 1, 0
+    for match in BRACES.finditer(pattern):
+        choices = _choices(match)
+        pieces += [[pattern[at : match.start()]], choices]
+        at = match.end()
+        count *= len(choices)
+        if count > MAX_EXPANDED:
+            raise ValueError(f"{shown(pattern)} counts to more than {MAX_EXPANDED:,}")
+    pieces.append([pattern[at:]])
+    return ["".join(chosen) for chosen in itertools.product(*pieces)]
+
+
+def _choices(braces: re.Match[str]) -> list[str]:
+    span = NUMBER_RANGE.fullmatch(braces[1])
+    if span is None:
+        return braces[1].split(",") if "," in braces[1] else [braces[0]]  # a single word is not ours to expand
+    first, last = int(span[1]), int(span[2])
+    if last - first >= MAX_EXPANDED:
+        raise ValueError(f"{braces[0]} counts to more than {MAX_EXPANDED:,}")
+    if last < first:
+        raise ValueError(f"{braces[0]} counts down; put the smaller number first")
+    width = len(span[1]) if span[1].startswith("0") else 0
+    return [str(number).zfill(width) for number in range(first, last + 1)]

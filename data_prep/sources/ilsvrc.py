@@ -8,6 +8,7 @@ order of the same images in folders per class: by wnid, then by name.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple, Self
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.shown import shown as escape
+from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of
 from data_prep.sources.devkit import Devkit, read_devkit
 from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.find_places import place_of
@@ -51,7 +53,7 @@ class Ilsvrc:
         split: str,
         class_names: tuple[str, ...],
         images: list[Listed],
-        num_left_out: int,
+        left_out: list[str],
         notes: list[str],
     ) -> None:
         names = [image.name for image in images]
@@ -71,9 +73,10 @@ class Ilsvrc:
             split,
             identity,
             digest_of([identity, *archive.status]),
-            num_left_out,
+            len(left_out),
             label_map=label_of,
             label_checks=[*check_labels(label_of, self.labels, names, shown), *notes],
+            left_out=_first_names(left_out),
         )
 
     @classmethod
@@ -100,9 +103,11 @@ class Ilsvrc:
     def _open_train(cls, archive: RecordedFile, devkit: Devkit | None) -> Self:
         shown = archive.place.shown
         members = list(_walk(archive, shown))
-        tars = {
-            match[1]: member for member in members if (match := CLASS_TAR.fullmatch(member.name.rpartition("/")[2]))
-        }
+        tars: dict[str, Member] = {}
+        for member in members:
+            match = CLASS_TAR.fullmatch(member.name.rpartition("/")[2])
+            if match is not None and tars.setdefault(match[1], member) != member:
+                raise UserError(f"{shown}: holds {match[0]} twice; download it again")
         if not tars:
             raise UserError(f"{shown}: holds no class archives; expected <wnid>.tar")
         class_names = devkit.wnids if devkit else tuple(sorted(tars))
@@ -117,35 +122,38 @@ class Ilsvrc:
             return list(_walk(archive, f"{shown}: {wnid}.tar", tars[wnid]))
 
         images: list[Listed] = []
-        num_left_out = len(members) - len(tars)
+        taken = set(tars.values())
+        left_out = [member.name for member in members if member not in taken]
         for wnid, listed in zip(sorted(tars), list_each(list_class, sorted(tars)), strict=True):
             found = [m for m in listed if is_image_name(m.name)]
             images += sorted(Listed(label_of[wnid], f"{wnid}/{m.name}", m.offset, m.num_bytes) for m in found)
-            num_left_out += len(listed) - len(found)
+            left_out += [f"{wnid}.tar/{m.name}" for m in listed if not is_image_name(m.name)]
+            _require_each_once([m.name for m in found], f"{shown}: {wnid}.tar")
         without = sorted(set(class_names) - {image.name[:9] for image in images})
         notes = [f"{len(without):,} classes have no images, first {without[0]}"] if without else []
-        return cls(archive, "train", class_names, images, num_left_out, notes)
+        return cls(archive, "train", class_names, images, left_out, notes)
 
     @classmethod
     def _open_val(cls, archive: RecordedFile, devkit: Devkit) -> Self:
         shown = archive.place.shown
         images: list[Listed] = []
-        num_left_out = 0
+        left_out: list[str] = []
         for member in _walk(archive, shown):
             name = member.name.rpartition("/")[2]
             match = VAL_NAME.match(name)
             if match is None or not is_image_name(name):
-                num_left_out += 1
+                left_out.append(member.name)
                 continue
             number = int(match[1])
             if not 1 <= number <= len(devkit.val_ids):
-                raise UserError(f"{shown}: {member.name}: the devkit knows the images 1..{len(devkit.val_ids):,}")
+                raise UserError(f"{shown}: {name}: the devkit knows the images 1..{len(devkit.val_ids):,}")
             label = devkit.label_of_id[devkit.val_ids[number - 1]]
             images.append(Listed(label, f"{devkit.wnids[label]}/{name}", member.offset, member.num_bytes))
+        _require_each_once([image.name.rpartition("/")[2].partition(".")[0] for image in images], shown)
         notes = []
         if len(images) != len(devkit.val_ids):
             notes.append(f"holds {len(images):,} of the {len(devkit.val_ids):,} images that the devkit knows")
-        return cls(archive, "val", devkit.wnids, sorted(images), num_left_out, notes)
+        return cls(archive, "val", devkit.wnids, sorted(images), left_out, notes)
 
     def describe(self) -> SourceDescription:
         return self._description
@@ -187,7 +195,20 @@ def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:
     if VAL_NAME.match(name):
         return given, choose_split(["val"], split, given.shown)
     hint = "; the test images' labels were never published" if "_test_" in name else ""
-    raise UserError(f"{given.shown}: begins with {name or 'nothing'}: neither the train nor the val archive{hint}")
+    raise UserError(
+        f"{given.shown}: begins with {escape(name) or 'nothing'}: neither the train nor the val archive{hint}"
+    )
+
+
+def _require_each_once(names: Sequence[str], where: str) -> None:
+    """UserError when an archive has two images of one name."""
+    if len(set(names)) != len(names):
+        name = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(f"{where}: holds {escape(name)} twice; download it again")
+
+
+def _first_names(names: Sequence[str]) -> list[str]:
+    return [escape(name) for name in sorted(names)[:MAX_NAMED]]
 
 
 def _walk(archive: RecordedFile, where: str, within: Member | None = None) -> Iterator[Member]:

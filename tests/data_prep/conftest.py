@@ -192,7 +192,8 @@ resource.setrlimit(resource.RLIMIT_AS, (now + (mib << 20),) * 2)
 told = []
 for source, location, options in cases:
     try:
-        opened = open_source(source, location, SplitRequest("all", explicit=True), SourceOptions(**options))
+        split = {"cifar10": "test", "ilsvrc": "val"}.get(source)
+        opened = open_source(source, location, SplitRequest(split, explicit=False), SourceOptions(**options))
         bad = []
         for index in range(len(opened)):
             try:

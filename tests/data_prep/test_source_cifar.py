@@ -39,7 +39,9 @@ BATCHES = {f"data_batch_{n}": (planes(3, n), [n, 9, 0]) for n in range(1, 6)} | 
 def python_10(protocol: int = 2) -> dict[str, bytes]:
     """With text as bytes, as Python 2 wrote it."""
     files = {
-        f"cifar-10-batches-py/{name}": pickle.dumps({b"data": data, b"labels": labels, b"filenames": [b"x"]}, protocol)
+        f"cifar-10-batches-py/{name}": pickle.dumps(
+            {b"data": data, b"labels": labels, b"filenames": [b"x"] * len(labels)}, protocol
+        )
         for name, (data, labels) in BATCHES.items()
     }
     meta = {b"label_names": [name.encode() for name in NAMES_10], b"num_vis": 3072}
@@ -180,7 +182,9 @@ def test_cifar_mistakes(tmp_path: Path, tar_of: TarOf) -> None:
     refused("is cut short within", gzip.compress(tar_of(binary_10())[:-9000], 1))
     refused("is it a tar", b"anything at all" * 100)
     batch = {"data": planes(2, 1), "labels": [1, 10]}
-    refused(r"test_batch: has labels 1\.\.10, expected 0\.\.9", whole | {f"{folder}/test_batch": pickle.dumps(batch)})
+    refused(
+        r"test_batch: image 1: the label is 10, expected 0\.\.9", whole | {f"{folder}/test_batch": pickle.dumps(batch)}
+    )
     batch = {"data": planes(2, 1), "labels": [1]}
     refused("1 labels and pixels of shape", whole | {f"{folder}/test_batch": pickle.dumps(batch)})
     refused("holds no data and labels", whole | {f"{folder}/test_batch": pickle.dumps({"x": 1})})
@@ -190,6 +194,77 @@ def test_cifar_mistakes(tmp_path: Path, tar_of: TarOf) -> None:
         open_source("cifar10", str(tmp_path / "none.tar.gz"), named("test"))
     with pytest.raises(UserError, match=r"holds neither batches\.meta nor"):
         open_source("cifar10", str(tmp_path), named("test"))
+
+
+def test_cifar_is_held_against_itself(tmp_path: Path, tar_of: TarOf) -> None:
+    archive = tmp_path / "a.tar"
+    whole, folder = python_10(), "cifar-10-batches-py"
+
+    def refused(message: str, batch: dict[str, Any] | None = None, meta: dict[str, Any] | None = None) -> None:
+        files = whole | (
+            {f"{folder}/test_batch": pickle.dumps({"data": planes(2, 1), "labels": [0, 1]} | batch)} if batch else {}
+        )
+        files |= {f"{folder}/batches.meta": pickle.dumps({"label_names": NAMES_10} | meta)} if meta else {}
+        archive.write_bytes(tar_of(files))
+        with pytest.raises(UserError, match=message) as told:
+            open_source("cifar10", str(archive), named("test"))
+        assert str(told.value).isprintable()
+
+    for label, said in (
+        (True, "a bool"),
+        (1.0, "a float"),
+        (10**30, "a number of more than 64 bits"),
+        (-1, "-1"),
+        (None, "a NoneType"),
+    ):
+        refused(f"test_batch: image 1: the label is {said}, expected 0..9", {"labels": [0, label]})
+    refused("has 2 labels and 1 file names", {"filenames": ["x"]})
+    refused("1 labels and pixels of shape", {"labels": [0]})
+    refused("it holds a key twice", {"data": planes(2, 1), b"data": planes(2, 2)})
+    refused("names 10 classes, expected 10, each once", meta={"label_names": ["x"] * 10})
+    refused("names 0 classes", meta={"label_names": [*NAMES_10[:9], None]})
+    refused("its names are no UTF-8", meta={"label_names": [*NAMES_10[:9], b"\xff"]})
+    refused("test_batch has 2 images, 10,000 by batches.meta", meta={"num_cases_per_batch": 10_000})
+    archive.write_bytes(tar_of(whole | {f"copy/{name.partition('/')[2]}": data for name, data in whole.items()}))
+    with pytest.raises(UserError, match="holds test_batch twice"):
+        open_source("cifar10", str(archive), named("test"))
+    archive.write_bytes(tar_of(whole))
+    note = "holds 2 of CIFAR-10's 10,000 images of test, 0 with label 0, where 1,000 were published"
+    assert open_source("cifar10", str(archive), named("test")).describe().label_checks == [note]
+    for name, data in whole.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / folder / "test_batch").unlink()
+    with pytest.raises(UserError, match=f"{folder}: holds no test_batch; download it again"):
+        open_source("cifar10", str(tmp_path / folder), named("test"))
+
+
+def test_small_pickles_and_archives_take_little_memory(
+    tmp_path: Path, tar_of: TarOf, open_all_within: Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
+) -> None:
+    """What makes much of little: a step a byte, a place far away, one text encoded often, zeros without end."""
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"x" * (1 << 20)
+    copies = b"c_codecs\nencode\nq\x01" + text + b"q\x02X\x06\0\0\0latin1q\x03\x86q\x04"
+    hostile = {
+        "lists": b"(" + b"]" * (8 << 20) + b"l.",
+        "memo": b"Nr\xff\xff\xff\x7f.",
+        "copies": b"\x80\x02](" + copies + b"h\x01h\x04R" * 5000 + b"e.",
+        "length": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        "number": b"I" + b"9" * 10_000 + b"\n.",
+        "nested": b"(" * 200_000 + b"t" * 200_000 + b".",
+    }
+    cases = []
+    for name, payload in hostile.items():
+        (tmp_path / name).write_bytes(
+            gzip.compress(tar_of(python_10() | {"cifar-10-batches-py/test_batch": payload}), 1)
+        )
+        cases.append(("cifar10", str(tmp_path / name), {}))
+    (tmp_path / "zeros").write_bytes(gzip.compress(bytes(80 << 20), 1))
+    told = open_all_within(300, [*cases, ("cifar10", str(tmp_path / "zeros"), {})])
+    expected = ("1,000,000 parts", "1,000,000 parts", "more data than it has", "pickle", "pickle", "pickle", "end mark")
+    assert [part in line and line.startswith("refused") for part, line in zip(expected, told, strict=True)] == [
+        True
+    ] * 7
 
 
 def test_an_archive_without_end_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

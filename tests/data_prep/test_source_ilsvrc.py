@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from data_prep.sources.base import Source
 from data_prep.sources.splits import SplitRequest
 
 TarOf = Callable[[dict[str, bytes]], bytes]
+OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
 Picture = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 
@@ -69,8 +74,6 @@ def meta_mat() -> bytes:
 
 
 def devkit(tar_of: TarOf, *, ids: list[int] | None = None, meta: bytes | None = None) -> bytes:
-    import gzip
-
     root = "ILSVRC2012_devkit_t12"
     files = {
         f"{root}/readme.txt": b"hello",
@@ -244,8 +247,6 @@ def test_ilsvrc_mistakes(archives: Path, tar_of: TarOf, tmp_path: Path) -> None:
 
 
 def test_a_devkit_that_unpacks_without_end_is_refused(archives: Path) -> None:
-    import gzip
-
     (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(65 << 20), 1))
     with pytest.raises(UserError, match="unpacks to more than 67,108,864 bytes: this is not the devkit"):
         open_source("ilsvrc", str(archives), named("val"))
@@ -270,3 +271,54 @@ def test_kaggle_mistakes(kaggle: Path) -> None:
     refused("the wnids should ascend")
     (kaggle / "LOC_synset_mapping.txt").unlink()
     refused(r"LOC_synset_mapping\.txt: does not exist, or is no file", "train")
+
+
+def test_an_image_that_is_there_twice_is_refused(archives: Path, tar_of: TarOf, val_images: dict[int, bytes]) -> None:
+    train, val = archives / "ILSVRC2012_img_train.tar", archives / "ILSVRC2012_img_val.tar"
+    names = {val_name(n): val_images[n] for n in range(1, 6)}
+    val.write_bytes(tar_of({**names, f"again/{val_name(3)}": val_images[3], "odd/notes.txt": b"?"}))
+    with pytest.raises(UserError, match=r"img_val\.tar: holds ILSVRC2012_val_00000003 twice; download it again"):
+        open_source("ilsvrc", str(archives), named("val"))
+    val.write_bytes(tar_of({**names, "odd/notes.txt": b"?"}))
+    described = open_source("ilsvrc", str(archives), named("val")).describe()
+    assert (described.num_left_out, described.left_out) == (1, ["odd/notes.txt"])
+    one = tar_of({"n01000001_1.JPEG": b"1"})
+    train.write_bytes(tar_of({"n01000001.tar": one, "copy/n01000001.tar": one}))
+    with pytest.raises(UserError, match=r"img_train\.tar: holds n01000001\.tar twice"):
+        open_source("ilsvrc", str(archives), named("train"))
+    train.write_bytes(tar_of({"n01000001.tar": tar_of({"a.JPEG": b"1", "./a.JPEG": b"2"})}))
+    with pytest.raises(UserError, match=r"n01000001\.tar: holds a\.JPEG twice"):
+        open_source("ilsvrc", str(archives), named("train"))
+    train.write_bytes(tar_of({"n01000001.tar": one + one}))
+    with pytest.raises(UserError, match=r"n01000001\.tar: data lies behind its end mark"):
+        open_source("ilsvrc", str(archives), named("train"))
+
+
+def test_devkits_are_bounded(tmp_path: Path, tar_of: TarOf, open_all_within: OpenAllWithin, archives: Path) -> None:
+    """A file within that unpacks to a thousand times its size, and one that is there twice."""
+    packed = zlib.compress(bytes(100 << 20), 1)
+    bomb = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + struct.pack("<II", 15, len(packed)) + packed
+    cases = {
+        "mat": devkit(tar_of, meta=bomb),
+        "gzip": gzip.compress(bytes(100 << 20), 1),
+        "numbers": gzip.compress(
+            tar_of({"data/meta.mat": meta_mat(), "data/ILSVRC2012_validation_ground_truth.txt": b"9" * 5000})
+        ),
+        "twice": gzip.compress(tar_of({"a/data/meta.mat": b"1", "b/data/meta.mat": b"2"})),
+    }
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+    told = open_all_within(
+        250, [("ilsvrc", str(archives / "ILSVRC2012_img_val.tar"), {"devkit": str(tmp_path / name)}) for name in cases]
+    )
+    for text, expected in zip(
+        told,
+        (
+            "meta.mat: cannot be read .*unpacks to more than 67,108,864",
+            "unpacks to more",
+            "found other text",
+            "holds data/meta.mat twice",
+        ),
+        strict=True,
+    ):
+        assert re.search(expected, text), text

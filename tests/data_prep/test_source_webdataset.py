@@ -118,9 +118,20 @@ def test_expand_braces(pattern: str, expanded: list[str]) -> None:
     assert expand_braces(pattern) == expanded
 
 
-def test_braces_are_bounded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="counts to more than 1,000,000"):
-        open_source("webdataset", f"{tmp_path}/{{0..9999999}}.tar", ANY)
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0..9999999}.tar", "counts to more than 1,000,000"),
+        ("{0..999999}{0..999999}.tar", "counts to more than 1,000,000"),
+        ("{a,b}" * 30, "counts to more than 1,000,000"),
+        ("{0..9}" * 2000, "counts to more than 1,000,000"),
+        ("{9..0}.tar", "counts down"),
+        ("{0..%s}.tar" % ("9" * 5000), "does not exist|too long"),
+    ],
+)
+def test_braces_are_bounded(tmp_path: Path, pattern: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_source("webdataset", f"{tmp_path}/{pattern}", ANY)
 
 
 def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -> None:
