@@ -14,9 +14,11 @@ setup: .venv/.ready  ## System packages (if it may install them), .venv, pinned 
 .venv/.ready: cluster/setup.sh requirements.lock pyproject.toml setup.py $(wildcard resnet_dist/data/native/*.[ch] data_prep/native/*.[ch] data_prep/*/native/*.[ch])
 	@bash cluster/setup.sh
 
-lock:  ## Renew requirements.lock from pyproject.toml.
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-emit-index-url \
-	  --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+COMPILE := $(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --no-annotate --strip-extras --no-header \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+lock:  ## Renew the pinned versions and their hashes: requirements.lock, and the MLflow server's.
+	$(COMPILE) --extra dev -o requirements.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock -o cluster/mlflow/requirements.lock cluster/mlflow/requirements.in
 
 audit: setup  ## Ask the vulnerability databases about every pinned dependency: needs the internet.
 	@[ -x .venv-audit/bin/pip-audit ] || { python3 -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit==2.10.1; }

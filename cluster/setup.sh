@@ -34,10 +34,11 @@ fi
 
 [[ -x .venv/bin/python ]] || "$PYTHON" -m venv .venv
 echo "setup: installing the pinned dependencies into .venv (minutes the first time)"
-lock=requirements.lock index=()
+lock=requirements.lock index=()    # its hashes make pip refuse any other file of the same name
 if [[ $VARIANT == cpu ]]; then
+  # PyTorch's CPU builds are other files of the same versions, so versions alone are held here.
   lock=.venv/requirements-cpu.lock index=(--extra-index-url https://download.pytorch.org/whl/cpu)
-  grep -Ev '^(nvidia-(cu|nccl|nv)|cuda-|triton==)' requirements.lock >"$lock"
+  sed -E 's/ *\\$//; /^ +--hash/d; /^(nvidia-(cu|nccl|nv)|cuda-|triton==)/d' requirements.lock >"$lock"
 elif [[ $VARIANT != cuda ]]; then
   fail "VARIANT is '$VARIANT'; set cuda or cpu"
 fi

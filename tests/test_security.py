@@ -170,10 +170,21 @@ def test_a_recipe_cannot_run_code(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_the_lock_pins_everything_once() -> None:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.lstrip().startswith("#")]
-    assert len(pins) > 100
+LOCKS = ("requirements.lock", "cluster/mlflow/requirements.lock")
+
+
+def pins_of(lock: str) -> dict[Requirement, int]:
+    """Each pinned requirement, and how many hashes it has."""
+    text = (ROOT / lock).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    return {Requirement(line.partition("--hash")[0]): line.count("--hash=sha256:") for line in lines}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_pins_everything_once_and_by_hash(lock: str) -> None:
+    pins = pins_of(lock)
+    assert len(pins) > 60
+    assert [str(pin) for pin, num_hashes in pins.items() if num_hashes == 0] == []
     for pin in pins:
         (specifier,) = pin.specifier
         assert specifier.operator == "==", pin
@@ -188,9 +199,7 @@ def test_the_lock_holds_what_the_project_asks_for() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pinned = {canonicalize_name((pin := Requirement(line)).name): next(iter(pin.specifier)).version
-              for line in lines if line and not line.lstrip().startswith("#")}  # fmt: skip
+    pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins_of("requirements.lock")}
     for requirement in asked:
         version = pinned.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement.name} is not in the lock"
