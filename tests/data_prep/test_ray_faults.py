@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import platform
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import ray.exceptions
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from data_prep.environment import private_folder
 from data_prep.errors import Fault, UserError
 from data_prep.exit_codes import ending
+from data_prep.ray_cluster import connection
 from data_prep.ray_cluster.connection import connect, session_folder, why_not_started
 from data_prep.ray_cluster.faults import as_raised, explain, is_lost_process
 
@@ -159,6 +165,35 @@ def test_a_dashboard_is_no_head(http_port: int) -> None:
         UserError, match=r"no Ray cluster at 127\.0\.0\.1:\d+ \(RAY_ADDRESS\): something listens .*8265"
     ):
         connect(f"127.0.0.1:{http_port}", source="RAY_ADDRESS")
+
+
+class _Head(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
+    """A head of Ray 1.2.3, as far as it is asked."""
+
+    def InternalKVGet(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        versions = {"ray_version": "1.2.3", "python_version": "3.8.1"}
+        return gcs_service_pb2.InternalKVGetReply(value=json.dumps(versions).encode())
+
+
+def test_a_cluster_of_other_versions_is_told_with_both() -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    gcs_service_pb2_grpc.add_InternalKVGcsServiceServicer_to_server(_Head(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(UserError) as told:
+            connect(f"127.0.0.1:{port}", source="RAY_ADDRESS")
+    finally:
+        server.stop(None)
+    mine = f"this is Ray {ray.__version__} and Python {platform.python_version()}"
+    assert f"127.0.0.1:{port} runs Ray 1.2.3 and Python 3.8.1, {mine}; both must be the same" in str(told.value)
+
+
+def test_a_silent_server_is_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_ANSWER_LIMIT_S", 0.2)
+    told = r"something listens there, but no Ray head"
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match=told):
+        connect(f"127.0.0.1:{silent.getsockname()[1]}", source="here")
 
 
 def test_nobody_listens_and_nobody_is_called_so() -> None:
