@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,9 +192,8 @@ def require_settings(**options: Any) -> None:
     from data_prep.sources import require_known
 
     require_known(options["source"])
-    keys = ("encode", "raw_share", "seed", "max_side", "quality", "subsampling", "page_mib", "exif", "check")
-    _settings(**{key: options[key] for key in keys})
-    _bad_policy(options["on_error"], options["max_bad"])
+    for check in (_settings, _bad_policy):
+        check(**{key: options[key] for key in signature(check).parameters})
 
 
 def _echo(line: str) -> None:

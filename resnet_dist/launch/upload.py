@@ -17,6 +17,8 @@ NOT_SENT = (".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*
 """Left out of the upload, besides secrets and what .gitignore and .rayignore name, in their syntax."""
 _LIMIT_S = 60.0
 _NAMES_TOLD = 5
+_MOST_OTHERS = 2000
+"""Untracked files and folders, each of which Ray is told to leave out."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Checkout:
     untracked: tuple[str, ...] = ()
     """Whatever git neither tracks nor ignores."""
     others: tuple[str, ...] = ()
-    """`untracked`, and what is ignored: a folder in the place of all that is in it."""
+    """`untracked`, and what is ignored, but for what is left out anyhow: a folder in the place of all that is in it."""
     ignored: frozenset[str] = frozenset()
     """Tracked, although .gitignore names it: Ray leaves it out."""
 
@@ -44,7 +46,7 @@ class Upload:
     def excludes(self) -> tuple[str, ...]:
         """What Ray leaves out, in the syntax of .gitignore."""
         others = self.checkout.others if self.checkout else ()
-        return (*NOT_SENT, *SECRET_FILES, *(f"/{_escaped(path)}" for path in others if not is_left_out(path)))
+        return (*NOT_SENT, *SECRET_FILES, *(f"/{_escaped(path)}" for path in others))
 
     def notes(self) -> list[str]:
         """What a user may miss there."""
@@ -98,10 +100,16 @@ def read_checkout(folder: Path) -> Checkout | None:
     tracked = _listed(folder)
     if not tracked:
         return None
+    others = [p for p in _listed(folder, "--others", "--directory", "--no-empty-directory") if not is_left_out(p)]
+    if len(others) > _MOST_OTHERS:
+        raise UserError(
+            f"{folder.resolve()}: {len(others):,} files that git does not track lie beside those that it does, for "
+            f"example {names(others)}; move them elsewhere"
+        )
     return Checkout(
         frozenset(tracked),
         tuple(_listed(folder, "--others", "--exclude-standard", "--directory", "--no-empty-directory")),
-        tuple(_listed(folder, "--others", "--directory", "--no-empty-directory")),
+        tuple(others),
         frozenset(_listed(folder, "--cached", "--ignored", "--exclude-standard")),
     )
 

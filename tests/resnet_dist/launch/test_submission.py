@@ -245,6 +245,14 @@ def test_only_what_git_tracks_travels_and_the_rest_is_told(tmp_path: Path) -> No
             upload.require_sent(folder / name)
 
 
+def test_too_many_untracked_files_are_told(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "repo")
+    for number in range(2001):
+        (folder / "code" / f"{number}.jpg").touch()
+    with pytest.raises(UserError, match=r"2,00\d files that git does not track lie beside .* and 2,?\d+ more; move"):
+        read_checkout(folder)
+
+
 def test_without_git_all_but_secrets_and_data_travel(tmp_path: Path) -> None:
     folder = repository(tmp_path / "repo")
     shutil.rmtree(folder / ".git")
