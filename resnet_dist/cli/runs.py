@@ -87,14 +87,23 @@ def record_data(
 @tracking_app.command()
 def sync(
     run: Annotated[str, typer.Argument(help="The run under the profile's storage: a folder or s3://.")],
-    tracking_uri: Annotated[str, typer.Option(help="The MLflow server, or sqlite file, that the run belongs to.")],
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="The MLflow server, or sqlite file, that the run belongs to.  [default: $MLFLOW_TRACKING_URI]"
+        ),
+    ] = None,
 ) -> None:
-    """Send what a run could not send while its MLflow server was away.
+    """Bring to MLflow what it does not have of a run: metrics, model, registration, end. Harmless at any time.
 
     Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
     """
+    from resnet_dist.launch.completion import sync_run
     from resnet_dist.storage.location import open_storage
-    from resnet_dist.tracking.sync import sync as sync_run
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
-    typer.echo(str(sync_run(open_storage(run), absolute_tracking_uri(tracking_uri, Path.cwd()))))
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise UserError("--tracking-uri: give the MLflow that the run belongs to, for example sqlite:///runs/mlflow.db")
+    storage, uri = open_storage(run), absolute_tracking_uri(uri, Path.cwd())
+    typer.echo(sync_run(storage, uri, lambda line: typer.echo(line, err=True)))

@@ -17,7 +17,7 @@ from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.preflight import Prepared, prepare, require_none_written
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.tracking.history import History, read_history
-from resnet_dist.tracking.mlflow_run import EndStatus, end_run, recorded_end, recorded_run
+from resnet_dist.tracking.mlflow_run import EndStatus, recorded_end, recorded_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.training.context import LocalContext, WriteCheckpoint
@@ -66,7 +66,7 @@ def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id:
     try:
         result = _train(recipe, profile, record)
         status, reason = ("FAILED", _DIVERGED) if result.outcome == "diverged" else ("FINISHED", "finished")
-        record.end(f"{result.outcome} after step {result.step}")
+        record.events.note(f"{result.outcome} after step {result.step}")
     except KeyboardInterrupt:
         status, reason = "KILLED", "interrupted"
         raise
@@ -74,7 +74,7 @@ def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id:
         reason = f"failed: {error}"
         raise
     finally:
-        end_run(record.handle, status, reason)
+        record.close(status, reason)
     return Trained(prepared, result.outcome, read_history(prepared.run_dir, record.handle.run_id))
 
 

@@ -158,6 +158,12 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
     return HeldLease(Lease(storage, number + 1), timeout_s, left)
 
 
+def driver_of(storage: RunStorage) -> Holder | None:
+    """Who holds the run, unless it gave it back or is known to be dead."""
+    holder = _holder(storage, _newest(storage))
+    return None if _is_over(holder) else holder
+
+
 def this_process() -> Holder:
     return Holder(socket.gethostname(), os.getpid(), _start_of(os.getpid()), namespace=_namespace())
 
@@ -166,7 +172,11 @@ def _watch(
     storage: RunStorage, number: int, before: Holder | None, timeout_s: float, say: Callable[[str], None]
 ) -> None:
     """Returns when the holder gave no sign of life for `timeout_s`. Raises UserError when it gave one."""
-    say(f"{storage.location}: an earlier driver did not say that it ended; waiting {timeout_s:g} s for a sign of life")
+    who = f" (pid {before.pid} on {before.host})" if before else ""
+    say(
+        f"{storage.location}: another process{who} may still be using this run; waiting up to {timeout_s:g} s for its "
+        "heartbeat"
+    )
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         time.sleep(min(_LOOK_EVERY_S, timeout_s / _BEATS_IN_TIMEOUT))

@@ -211,7 +211,7 @@ def _mistaken(setup: WorkerSetup, error: UserError) -> str:
 def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:
     """Rank 0's, for everything of the run; on every other node one worker's, for what the machine does."""
     if rank == 0:
-        return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri)
+        return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri, warn=setup.control.warn.remote)
     if local_rank == 0 and node_rank > 0:
         return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri, writer=f"node-{node_rank}")
     return None

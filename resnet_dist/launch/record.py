@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from data_prep.redaction import redacted
@@ -23,17 +24,21 @@ from resnet_dist.launch.code_version import library_versions, read_code_version
 from resnet_dist.launch.describe import data_inputs, description, links, run_params, run_tags
 from resnet_dist.launch.events import EventLog, count_events
 from resnet_dist.launch.preflight import Prepared
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.details import log_details, log_folder, set_tags
 from resnet_dist.tracking.history import read_history
-from resnet_dist.tracking.mlflow_run import RunHandle, open_run
+from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, open_run, record_end, send_end_status
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.preparations import PreparationRun, find_preparations
+from resnet_dist.tracking.server import Unanswered
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.transport import driver_environment
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import glance, newest_first
 
 Say = Callable[[str], None]
+Undelivered = Fault | UserError | OSError
+"""Why MLflow does not have something."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,18 @@ class Record:
     events: EventLog
     say: Say
 
-    def end(self, outcome: str) -> None:
-        """After the workers ended, however they did: sends what they could not, then plots, checkpoints and events."""
-        with self.told("what the workers left unsent waits in storage"):
-            sync(self.prepared.storage, self.handle.tracking_uri, limit_s=600.0)
-        self.events.note(outcome)
-        log = self.events.read()
-        with self.told("plots, checkpoints and events are not in MLflow"):
-            checkpoints = json.dumps(list_checkpoints(self.prepared), indent=1)
-            log_details(self.handle, texts={"events.log": log, "checkpoints.json": checkpoints})
-            set_tags(self.handle, count_events(log))
-            with tempfile.TemporaryDirectory(prefix="resnet-dist-plots-") as folder:
-                history = read_history(self.handle.run_dir, self.handle.run_id)
-                if draw_plots(history, self.prepared.val.class_names, Path(folder)):
-                    log_folder(self.handle, Path(folder), "plots")
+    def close(self, status: EndStatus, reason: str) -> None:
+        """After the workers ended, however they did: what they could not send, plots, checkpoints and events, and the
+        run's end. What MLflow does not take waits in storage, and one line says so.
+        """
+        record_end(self.handle, status, reason)
+        storage = self.prepared.storage
+        why = send_measured(storage, self.handle, self.prepared.val.class_names)
+        if not isinstance(why, Unanswered):
+            end = send_end(storage, self.handle)
+            why = why or end
+        if why is not None:
+            self.say(f"warning: {short(why)}; {waits(storage.location, self.handle.tracking_uri)}")
 
     @contextmanager
     def told(self, consequence: str) -> Iterator[None]:
@@ -133,12 +136,61 @@ def begin_record(
     return record
 
 
-def list_checkpoints(prepared: Prepared) -> list[dict[str, object]]:
+def send_measured(storage: RunStorage, handle: RunHandle, class_names: Sequence[str]) -> Undelivered | None:
+    """Brings to MLflow what the workers left, then plots, checkpoints and events; what stopped it, if anything did."""
+    return _first_failure(
+        partial(sync, storage, handle.tracking_uri, limit_s=600.0, with_end=False),
+        partial(_log_files, storage, handle, class_names),
+    )
+
+
+def send_end(storage: RunStorage, handle: RunHandle) -> Undelivered | None:
+    """Brings the end to MLflow that `record_end` kept."""
+    return _first_failure(partial(send_end_status, storage.folder, handle.tracking_uri, publish=storage.publish))
+
+
+def _first_failure(*steps: Callable[[], object]) -> Undelivered | None:
+    """Does them all, but asks a server that is away only once."""
+    first: Undelivered | None = None
+    for step in steps:
+        try:
+            step()
+        except (Fault, UserError, OSError) as error:
+            first = first or error
+            if isinstance(error, Unanswered):
+                break
+    return first
+
+
+def short(why: Undelivered) -> str:
+    """Why, without what to do about it: that is said once, by `waits`."""
+    return redacted(why.why if isinstance(why, Unanswered) else str(why))
+
+
+def waits(location: str, tracking_uri: str) -> str:
+    """What becomes of what MLflow did not take."""
+    return (
+        "what it does not have is kept in storage and goes there by "
+        f"`resnet-dist tracking sync {location} --tracking-uri {redacted(tracking_uri)}`"
+    )
+
+
+def _log_files(storage: RunStorage, handle: RunHandle, class_names: Sequence[str]) -> None:
+    log = EventLog(storage).read()
+    checkpoints = json.dumps(list_checkpoints(storage), indent=1)
+    log_details(handle, texts={"events.log": log, "checkpoints.json": checkpoints})
+    set_tags(handle, count_events(log))
+    with tempfile.TemporaryDirectory(prefix="resnet-dist-plots-") as folder:
+        history = read_history(handle.run_dir, handle.run_id)
+        if draw_plots(history, class_names, Path(folder)):
+            log_folder(handle, Path(folder), "plots")
+
+
+def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
     """The checkpoints in storage, newest first, and the best weights: where they lie, their step and metrics.
 
     Only the cards are read: a damaged one is found by whoever opens it.
     """
-    storage = prepared.storage
     found: list[dict[str, object]] = []
     for name in [*newest_first(storage.names()), *(f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP)))]:
         card = glance(storage, name)

@@ -23,22 +23,23 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.claim import NO_CLAIM, give_back, give_back_request
 from resnet_dist.launch.cluster import cluster_of, ray_session, require_capacity, this_machine, workers_with_room
+from resnet_dist.launch.completion import complete, trained_before
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
 from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
-from resnet_dist.launch.hand_over import hand_over
 from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.node_cache import node_cache
-from resnet_dist.launch.preflight import prepare, require_none_written
+from resnet_dist.launch.preflight import Prepared, prepare, require_none_written
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
-from resnet_dist.launch.result import RunResult, read_result, write_result
+from resnet_dist.launch.result import RunResult, read_result
 from resnet_dist.launch.room import HeadWatch, asked_for, await_nodes, wait_for_room, worker_bundles
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.launch.startup import Startup
+from resnet_dist.launch.trained import Trained, trained_run, write_trained
 from resnet_dist.storage.base import TEMPORARY, RunStorage
-from resnet_dist.tracking.mlflow_run import EndStatus, end_run
+from resnet_dist.tracking.mlflow_run import EndStatus
 from resnet_dist.tracking.transport import server_credentials
 from resnet_dist.training.checkpoint import damaged_names, newest_first, newest_step
 from resnet_dist.training.job import WorkerResult
@@ -76,7 +77,28 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     screen = Screen(prepared.plan)
     for warning in prepared.warnings:
         screen.say(f"warning: {warning}")
-    with held(prepared.storage, profile.failure.driver_timeout_s, screen.say) as lease, ray_session(profile):
+    with held(prepared.storage, profile.failure.driver_timeout_s, screen.say) as lease:
+        trained = trained_before(prepared)
+        if trained is None:
+            ended = _train_on_cluster(recipe, profile, name, prepared, screen, startup, lease, parent_run_id)
+            if isinstance(ended, Stopped):
+                return ended
+            trained = ended
+        return complete(trained, prepared.storage, profile.tracking_uri, screen.say)
+
+
+def _train_on_cluster(
+    recipe: Recipe,
+    profile: Profile,
+    name: str,
+    prepared: Prepared,
+    screen: Screen,
+    startup: Startup,
+    lease: HeldLease,
+    parent_run_id: str | None,
+) -> Trained | Stopped:
+    """Trains to the end or to a stop; of what is trained, MLflow has no more than the workers sent."""
+    with ray_session(profile):
         with asked_for(profile, worker_bundles(profile)):
             nodes = await_nodes(
                 profile, lambda nodes: workers_with_room(nodes, profile) >= profile.workers.min, screen.say
@@ -93,6 +115,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
 
             status: EndStatus = "FAILED"
             reason = "an unexpected error"
+            trained: Trained | None = None
             try:
                 result = train_and_record(recipe, profile, record, screen, stop, lease, observe)
                 if result.outcome == "stopped":
@@ -103,19 +126,18 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
                         f"training diverged: {result.reason} ({prepared.storage.location}); lower optim.lr or lengthen "
                         "schedule.warmup, and use a new --name"
                     )
-                finished = hand_over(recipe, profile, name, record, result)
-                status, reason = "FINISHED", "finished"
+                trained = trained_run(recipe, profile, name, prepared, result)
+                write_trained(prepared.storage, trained)
+                return trained
             except KeyboardInterrupt:
                 status, reason = "KILLED", "interrupted"
                 raise
-            except (UserError, Fault) as error:
+            except (UserError, Fault, OSError) as error:
                 reason = f"failed: {error}"
                 raise
             finally:
-                if lease.is_ours():
-                    end_run(record.handle, status, reason)
-    write_result(prepared.storage, finished)
-    return finished
+                if trained is None and lease.is_ours():
+                    record.close(status, reason)
 
 
 def train_and_record(
@@ -127,7 +149,8 @@ def train_and_record(
     lease: HeldLease,
     observe: Callable[[Status], None] = lambda status: None,
 ) -> WorkerResult:
-    """Lets the workers train to the end or to a stop, and sends what came of it to MLflow; connected to Ray.
+    """Lets the workers train to the end or to a stop, and notes what came of it; connected to Ray. `record.close` is
+    the caller's.
 
     `observe` is called about twice a second with where the run stands, and may set `stop`.
     """
@@ -135,11 +158,11 @@ def train_and_record(
         result = _train_on_ray(recipe, profile, record, screen, stop, lease, observe)
     except (UserError, Fault) as error:
         if lease.is_ours():
-            record.end(f"failed: {error}")
+            record.events.note(f"failed: {error}")
         raise
     if not lease.is_ours():
         lease.lease.require_held()
-    record.end(f"{result.outcome} after step {result.step}")
+    record.events.note(f"{result.outcome} after step {result.step}")
     return result
 
 

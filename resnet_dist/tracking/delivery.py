@@ -75,6 +75,10 @@ class Delivery:
     def acknowledged_seq(self) -> int:
         return self._cursor.seq if self._cursor else 0
 
+    @property
+    def num_bad_lines(self) -> int:
+        return self._reader.num_bad_lines
+
     def num_unread_bytes(self) -> int:
         return self._reader.num_unread_bytes()
 
@@ -142,7 +146,10 @@ def _read_cursor(path: Path) -> Cursor | None:
     """None if there is no readable cursor. Then everything is sent again, which changes nothing at the server."""
     try:
         tree = read_json(path)
-        return Cursor(int(tree["seq"]), dict(tree["server_steps"])) if tree else None
-    except (UserError, KeyError, TypeError, ValueError):
+        if not tree:
+            return None
+        steps = {str(key): int(step) for key, step in tree["server_steps"].items()}
+        return Cursor(int(tree["seq"]), steps)
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         _log.warning("%s: damaged; starting over with what the server has", path)
         return None

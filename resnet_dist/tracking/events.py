@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 
@@ -44,12 +45,8 @@ class Text:
 
 
 Event = Metrics | Tags | Text
-_KINDS: dict[str, type[Opened] | type[Metrics] | type[Tags] | type[Text]] = {
-    "opened": Opened,
-    "metrics": Metrics,
-    "tags": Tags,
-    "text": Text,
-}
+_INT64 = 2**63
+_MAX_PATH_CHARS = 500
 
 
 def encode(record: Opened | Event) -> bytes:
@@ -62,15 +59,61 @@ def encode(record: Opened | Event) -> bytes:
 
 
 def decode(line: bytes) -> Opened | Event:
-    """The inverse of `encode`, newline or not. Raises ValueError for anything that `encode` did not write."""
+    """The inverse of `encode`, newline or not. Raises ValueError for anything that `encode` did not write: a spool lies
+    in storage, where others may write too, and what comes out of here is sent to a server.
+    """
     try:
         fields = json.loads(line)
-        record = _KINDS[fields.pop("kind")](**fields)
-        if isinstance(record, Metrics):
-            return Metrics(record.seq, record.time_ms, record.step, {k: float(v) for k, v in record.values.items()})
-        return record
-    except (KeyError, TypeError, AttributeError) as error:
+        kind = fields.pop("kind")
+        if kind == "metrics":
+            return Metrics(**_numbered(fields), step=_whole(fields["step"], -_INT64), values=_values(fields["values"]))
+        if kind == "tags":
+            return Tags(**_numbered(fields), values={_text(k): _text(v) for k, v in fields["values"].items()})
+        if kind == "text":
+            return Text(
+                **_numbered(fields), path=artifact_path(_text(fields["path"])), content=_text(fields["content"])
+            )
+        if kind == "opened":
+            kept = {_text(stem): _whole(num_bytes) for stem, num_bytes in fields["kept_bytes"].items()}
+            return Opened(_whole(fields["time_ms"]), _text(fields["host"]), _whole(fields["pid"]), kept)
+        raise ValueError(f"kind {kind!r}")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"not a line of a spool: {line[:80]!r}") from error
+
+
+def artifact_path(path: str) -> str:
+    """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or {"\\", "\0"} & set(path) or len(path) > _MAX_PATH_CHARS:
+        raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {path[:200]!r}")
+    return path
+
+
+def sendable(text: str) -> str:
+    """The text with what UTF-8 and databases have no place for written out: lone surrogates and NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _numbered(fields: Mapping[str, Any]) -> dict[str, int]:
+    return {"seq": _whole(fields["seq"]), "time_ms": _whole(fields["time_ms"])}
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value < _INT64:
+        raise ValueError(f"expected a whole number, got {value!r:.40}")
+    return value
+
+
+def _values(values: Any) -> dict[str, float]:
+    if any(type(value) not in (int, float, str) for value in values.values()):
+        raise ValueError("expected numbers")
+    return {_text(key): float(value) for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or sendable(value) != value:
+        raise ValueError("expected text")
+    return value
 
 
 def unseen(values: Mapping[str, float], step: int, newest_steps: Mapping[str, int]) -> dict[str, float]:

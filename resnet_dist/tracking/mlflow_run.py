@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault, UserError
@@ -36,6 +36,7 @@ _PARAMS_PER_CALL = 100
 _MAX_REASON_CHARS = 500
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for agents
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def in_place(path: Path) -> None:
@@ -58,17 +59,39 @@ def run_file(run_dir: Path) -> Path:
     return run_dir / "mlflow_run.json"
 
 
+def _read_record(run_dir: Path) -> dict[str, Any] | None:
+    """None if there is no such file. Raises UserError for what `_write_record` did not write."""
+    record = read_json(run_file(run_dir))
+    if record is None:
+        return None
+    end = record.get("end")
+    texts = {key: record[key] for key in ("run_key", "run_id", "experiment_id") if key in record}
+    is_whole = "experiment_id" in texts and all(isinstance(v, str) and _ID.fullmatch(v) for v in texts.values())
+    if end is not None:
+        is_whole = (
+            is_whole
+            and isinstance(end, dict)
+            and end.get("status") in get_args(EndStatus)
+            and type(end.get("time_ms")) is int
+            and isinstance(end.get("reason"), str)
+            and isinstance(end.get("sent"), bool)
+        )
+    if not is_whole:
+        raise UserError(f"{run_file(run_dir)}: is damaged; remove it to continue in a new MLflow run")
+    return record
+
+
 def recorded_run(run_dir: Path, tracking_uri: str) -> RunHandle | None:
     """The run that this folder belongs to, without asking the server; None before `open_run` has created it."""
-    record = read_json(run_file(run_dir)) or {}
-    if "run_id" not in record:
+    record = _read_record(run_dir)
+    if record is None or "run_id" not in record:
         return None
     return RunHandle(record["run_id"], record["experiment_id"], run_dir, tracking_uri)
 
 
 def has_ended(run_dir: Path) -> bool:
     """Whether the folder's run was given an end status since it was last opened."""
-    return "end" in (read_json(run_file(run_dir)) or {})
+    return "end" in (_read_record(run_dir) or {})
 
 
 @dataclass(frozen=True)
@@ -79,7 +102,7 @@ class RunEnd:
 
 def recorded_end(run_dir: Path) -> RunEnd | None:
     """How the folder's run ended since it was last opened; None if it did not. Asks no server."""
-    end = (read_json(run_file(run_dir)) or {}).get("end")
+    end = (_read_record(run_dir) or {}).get("end")
     return RunEnd(end["status"], end["reason"]) if end else None
 
 
@@ -110,7 +133,7 @@ def open_run(
     until_s = time.monotonic() + answer_limit_s
     prepare_store(tracking_uri, answer_limit_s=answer_limit_s)
     client = connect(tracking_uri)
-    resumes = "run_id" in (read_json(run_file(run_dir)) or {})
+    resumes = "run_id" in (_read_record(run_dir) or {})
 
     def find() -> Run:
         with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
@@ -133,10 +156,7 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
 
     True if the server has it. Never raises because of the server: the training is over and its result stands.
     """
-    record = read_json(run_file(handle.run_dir)) or {"run_id": handle.run_id, "experiment_id": handle.experiment_id}
-    reason = redacted(reason)[:_MAX_REASON_CHARS]
-    record["end"] = {"status": status, "time_ms": time.time_ns() // 1_000_000, "reason": reason, "sent": False}
-    _write_record(handle.run_dir, record, handle.publish)
+    record_end(handle, status, reason)
     try:
         return send_end_status(
             handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s, publish=handle.publish
@@ -146,11 +166,21 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
         return False
 
 
+def record_end(handle: RunHandle, status: EndStatus, reason: str = "") -> None:
+    """Keeps the run's end in `mlflow_run.json`, for `send_end_status`. Its time is that of the first such call."""
+    record = _read_record(handle.run_dir) or {"run_id": handle.run_id, "experiment_id": handle.experiment_id}
+    reason = redacted(reason)[:_MAX_REASON_CHARS]
+    before = record.get("end") or {}
+    time_ms = before["time_ms"] if before.get("status") == status else time.time_ns() // 1_000_000
+    record["end"] = {"status": status, "time_ms": time_ms, "reason": reason, "sent": False}
+    _write_record(handle.run_dir, record, handle.publish)
+
+
 def send_end_status(
     run_dir: Path, tracking_uri: str, *, answer_limit_s: float = 10.0, publish: Callable[[Path], None] = in_place
 ) -> bool:
     """Sends the end that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
-    record = read_json(run_file(run_dir)) or {}
+    record = _read_record(run_dir) or {}
     end = record.get("end")
     if not end or end["sent"]:
         return False
@@ -168,6 +198,14 @@ def send_end_status(
     patiently(tell, until_s)
     _write_record(run_dir, {**record, "end": {**end, "sent": True}}, publish)
     return True
+
+
+def require_run(handle: RunHandle) -> None:
+    """Raises UserError unless the server has the run, as that of the handle's folder; Fault if it does not answer."""
+    require_answer(handle.tracking_uri)
+    record = _read_record(handle.run_dir) or {"run_id": handle.run_id}
+    with mlflow_faults(handle.tracking_uri, "looking for the run"):
+        _known_run(connect(handle.tracking_uri), record, handle.run_dir, handle.tracking_uri)
 
 
 def _write_record(run_dir: Path, record: dict[str, Any], publish: Callable[[Path], None]) -> None:
@@ -188,12 +226,17 @@ def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, t
             raise
         raise UserError(
             f"{run_file(run_dir)}: {redacted(tracking_uri)} has no run {record['run_id']}; set tracking_uri to the "
-            "MLflow that has it, or remove this file to go on in a new MLflow run"
+            "MLflow that has it, or remove this file to continue in a new MLflow run"
         ) from None
+    if run.data.tags.get(RUN_KEY_TAG) != record.get("run_key"):  # or somebody's points end in another's run
+        raise UserError(
+            f"{run_file(run_dir)}: the MLflow run {record['run_id']} belongs to another folder (its tag {RUN_KEY_TAG} "
+            "is not this file's run_key); remove this file to continue in a new MLflow run"
+        )
     if run.info.lifecycle_stage != "active":
         raise UserError(
             f"{run_file(run_dir)}: the MLflow run {record['run_id']} was deleted; bring it back with "
-            f"`mlflow runs restore --run-id {record['run_id']}`, or remove this file to go on in a new MLflow run"
+            f"`mlflow runs restore --run-id {record['run_id']}`, or remove this file to continue in a new MLflow run"
         )
     return run
 
@@ -207,7 +250,7 @@ def _find_or_create(
     tracking_uri: str,
     publish: Callable[[Path], None],
 ) -> Run:
-    record = read_json(run_file(run_dir))
+    record = _read_record(run_dir)
     if record is None:
         record = {"run_key": uuid.uuid4().hex, "experiment_id": _experiment_id(client, experiment, tracking_uri)}
         _write_record(run_dir, record, publish)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.delivery import LANES, Delivery, lane_files
+from resnet_dist.tracking.events import artifact_path, sendable
 from resnet_dist.tracking.segments import spool_folder
 from resnet_dist.tracking.sender import Sender
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.transport import MlflowTransport, Transport
+
+_log = logging.getLogger(__name__)
 
 
 class SpoolTracker:
@@ -32,11 +36,14 @@ class SpoolTracker:
         writer: str = "",
         close_limit_s: float = 10.0,
         max_backoff_s: float = 30.0,
+        warn: Callable[[str], object] = _log.warning,
     ) -> None:
         """`storage`: the run's, the same for every attempt (a path: that folder); `run_id`: from `open_run`; `writer`:
         as in `spool_folder`, for whoever logs besides rank 0.
 
-        `close_limit_s`: the longest that `close` waits for the server. Raises Fault if storage cannot be written.
+        `close_limit_s`: the longest that `close` waits for the server. `warn` hears of its outages.
+
+        Raises Fault if storage cannot be written.
         """
         self._storage = FolderStorage(storage) if isinstance(storage, Path) else storage
         self._folder = folder = spool_folder(self._storage.folder, run_id, writer)
@@ -47,21 +54,18 @@ class SpoolTracker:
         self._close_limit_s = close_limit_s
         transport: Transport = MlflowTransport(tracking_uri, run_id)
         deliveries = [Delivery(folder, lane, transport, may_send=self._spool.is_newest) for lane in LANES]
-        self._sender = Sender(self._spool, deliveries, max_backoff_s=max_backoff_s)
+        self._sender = Sender(self._spool, deliveries, max_backoff_s=max_backoff_s, warn=warn)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._spool.append_metrics({key: float(value) for key, value in values.items()}, int(step))
 
     def tags(self, values: Mapping[str, str]) -> None:
         if values:
-            self._spool.append_tags(redacted_values(values))
+            self._spool.append_tags({sendable(k): sendable(v) for k, v in redacted_values(values).items()})
 
-    def text(self, artifact_path: str, content: str) -> None:
+    def text(self, path: str, content: str) -> None:
         """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
-        parts = PurePosixPath(artifact_path).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\0" in artifact_path:
-            raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {artifact_path!r}")
-        self._spool.append_text(artifact_path, redacted(content))
+        self._spool.append_text(sendable(artifact_path(path)), sendable(redacted(content)))
 
     def persist(self, timeout_s: float) -> bool:
         """Waits until everything logged so far is in storage. False if that took longer."""

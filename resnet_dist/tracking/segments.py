@@ -8,10 +8,14 @@ line of a segment fixes how many bytes of the older ones count.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.tracking.events import Event, Opened, decode
+
+MAX_LINE_BYTES = 64 << 20
+"""Of a line that is read."""
 
 
 def spool_folder(run_dir: Path, run_id: str, writer: str = "") -> Path:
@@ -24,7 +28,7 @@ def spool_folder(run_dir: Path, run_id: str, writer: str = "") -> Path:
 
 def spool_folders(run_dir: Path) -> list[Path]:
     """Every spool in a run's folder, rank 0's first."""
-    return sorted(path for path in run_dir.glob("tracking*/*") if path.is_dir())
+    return sorted(path for path in run_dir.glob("tracking*/*") if path.is_dir() and not path.is_symlink())
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,32 @@ def segments(folder: Path) -> list[Segment]:
     return []
 
 
-def parse(data: bytes) -> tuple[list[Opened | Event], int]:
-    """The records of the whole, readable lines at the start of `data`, and how many bytes they take."""
+@dataclass(frozen=True)
+class Parsed:
+    records: list[Opened | Event]
+    """Of every readable line."""
+    num_bytes: int
+    """Of the whole lines."""
+    num_bad: int
+    """Whole lines that no spool wrote."""
+    num_before_bad: int
+    """Records before the first bad line."""
+    bytes_before_bad: int
+
+
+def parse(data: bytes) -> Parsed:
+    """The whole lines at the start of `data`."""
     records: list[Opened | Event] = []
-    num_bytes = 0
+    num_bytes = num_bad = 0
+    before_bad: tuple[int, int] | None = None
     while (end := data.find(b"\n", num_bytes)) >= 0:
         try:
             records.append(decode(data[num_bytes:end]))
         except ValueError:
-            break
+            before_bad = before_bad or (len(records), num_bytes)
+            num_bad += 1
         num_bytes = end + 1
-    return records, num_bytes
+    return Parsed(records, num_bytes, num_bad, *(before_bad or (len(records), num_bytes)))
 
 
 class SpoolReader:
@@ -65,6 +84,8 @@ class SpoolReader:
         self._segments = segments(folder)
         self._index = 0
         self._offset = 0
+        self.num_bad_lines = 0
+        """Lines that no spool wrote, passed over so far."""
 
     def read(self, newest_limit_bytes: int | None = None, chunk_bytes: int = 1 << 18) -> list[Event]:
         """The next events, about `chunk_bytes` of them; empty when there are no more now.
@@ -86,32 +107,58 @@ class SpoolReader:
         return []
 
     def num_unread_bytes(self) -> int:
-        """Bytes after the last line read in the segment being read: a torn line, or one not written by a spool."""
+        """Bytes after the last line read in the segment being read: a torn line."""
         if self._index >= len(self._segments):
             return 0
         return self._segments[self._index].path.stat().st_size - self._offset
 
     def _read_lines(self, path: Path, limit: int | None, chunk_bytes: int) -> list[Opened | Event]:
-        available = (path.stat().st_size if limit is None else limit) - self._offset
+        num_bytes = path.stat().st_size
+        available = (num_bytes if limit is None else min(limit, num_bytes)) - self._offset
         while available > 0:
             with path.open("rb") as file:
                 file.seek(self._offset)
-                records, num_bytes = parse(file.read(min(chunk_bytes, available)))
-            if num_bytes or chunk_bytes >= available:
-                self._offset += num_bytes
-                return records
-            chunk_bytes *= 2  # a line longer than the chunk: a text artifact
+                parsed = parse(file.read(min(chunk_bytes, available)))
+            if parsed.num_bytes or chunk_bytes >= available:
+                self._offset += parsed.num_bytes
+                self.num_bad_lines += parsed.num_bad
+                if parsed.records or not parsed.num_bytes:
+                    return parsed.records
+                available -= parsed.num_bytes  # bad lines only: go on behind them
+            elif chunk_bytes >= MAX_LINE_BYTES:
+                available -= self._pass_over(path, available)
+            else:
+                chunk_bytes *= 2  # a line longer than the chunk: a text artifact
         return []
+
+    def _pass_over(self, path: Path, available: int) -> int:
+        """A line longer than any of a spool: how many bytes it takes."""
+        self.num_bad_lines += 1
+        began = self._offset
+        with path.open("rb") as file:
+            file.seek(began)
+            while self._offset < began + available and (data := file.read(MAX_LINE_BYTES)):
+                end = data.find(b"\n")
+                self._offset += end + 1 if end >= 0 else len(data)
+                if end >= 0:
+                    break
+        return self._offset - began
 
 
 def segment_paths(folder: Path) -> list[Path]:
     """Every segment's file, oldest first."""
-    return sorted((path for path in folder.glob("[0-9]*.jsonl")), key=lambda path: int(path.stem))
+    found = [(number, path) for path in folder.glob("*.jsonl") if (number := segment_number(path.name)) is not None]
+    return [path for _, path in sorted(found) if path.is_file() and not path.is_symlink()]
+
+
+def segment_number(name: str) -> int | None:
+    """`0007.jsonl` -> 7; None for files that are no segments."""
+    return int(name[:-6]) if re.fullmatch(r"[0-9]{1,9}\.jsonl", name) else None
 
 
 def _opening(path: Path) -> Opened | None:
     with contextlib.suppress(ValueError), path.open("rb") as file:
-        line = file.readline()
+        line = file.readline(MAX_LINE_BYTES)
         record = decode(line)
         if line.endswith(b"\n") and isinstance(record, Opened):
             return record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from resnet_dist.tracking.delivery import Delivery, Superseded
 from resnet_dist.tracking.spool import Spool
@@ -25,7 +25,16 @@ def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
 
 
 class Sender:
-    def __init__(self, spool: Spool, deliveries: Sequence[Delivery], *, max_backoff_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        deliveries: Sequence[Delivery],
+        *,
+        max_backoff_s: float = 30.0,
+        warn: Callable[[str], object] = _log.warning,
+    ) -> None:
+        """`warn` hears when an outage begins and when it is over."""
+        self._warn = warn
         self._spool = spool
         self._deliveries = deliveries
         self._max_backoff_s = max_backoff_s
@@ -81,9 +90,11 @@ class Sender:
         while self._wait_for_work(num_failures):
             errors = [error for delivery in self._deliveries if (error := self._send_waiting(delivery))]
             if errors and not num_failures:
-                _log.warning("MLflow cannot be reached (%s); training goes on, the spool keeps everything", errors[0])
+                self._warn(
+                    f"MLflow does not take metrics ({errors[0]}); training continues and keeps them until it does"
+                )
             if num_failures and not errors:
-                _log.warning("MLflow answers again; what waited in the spool has arrived")
+                self._warn("MLflow takes metrics again; all that was kept has arrived")
             num_failures = num_failures + 1 if errors else 0
 
     def _send_waiting(self, delivery: Delivery) -> Exception | None:

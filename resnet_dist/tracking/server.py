@@ -17,12 +17,21 @@ _QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
 _PAUSE_S = 0.5
 
 
+class Unanswered(Fault):
+    """The server was too slow, away or out of order; the same call may succeed a moment later."""
+
+    def __init__(self, why: str, mend: str = "") -> None:
+        super().__init__(f"{why}; {mend}" if mend else why)
+        self.why = why
+
+
 def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float = 3.0) -> None:
     """Returns as soon as the server answers; at once for an URI without a server.
 
     `attempt_s`: how long it may take at first; twice as long each time that it did not.
 
-    Raises Fault after `limit_s` without an answer (down, hung, or a 5xx status), UserError if it refuses the host name.
+    Raises Unanswered after `limit_s` without an answer (down, hung, or a 5xx status), UserError if it refuses the host
+    name.
     """
     if not tracking_uri.startswith(("http://", "https://")):
         return
@@ -33,9 +42,9 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
         if reason is None:
             return
         if deadline_s - time.monotonic() < _PAUSE_S:
-            raise Fault(
-                f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s); "
-                "start it or correct tracking_uri in the profile, then run the same command again"
+            raise Unanswered(
+                f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s)",
+                "start it or correct tracking_uri in the profile, then run the same command again",
             )
         attempt_s *= 2
         time.sleep(_PAUSE_S)

@@ -13,7 +13,7 @@ from pathlib import Path
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.events import Event, Metrics, Opened, Tags, Text, encode, unseen
-from resnet_dist.tracking.segments import parse, segments
+from resnet_dist.tracking.segments import parse, segment_number, segments
 
 _log = logging.getLogger(__name__)
 _RETRY_WRITE_S = 1.0
@@ -130,20 +130,23 @@ class Spool:
     def _segment_numbers(self) -> list[int]:
         """Of all segments in storage, those of other machines too."""
         names = self._storage.names(str(self._folder.relative_to(self._storage.folder)))
-        return [int(stem) for name in names if name.endswith(".jsonl") and (stem := name[:-6]).isdigit()]
+        return [number for name in names if (number := segment_number(name)) is not None]
 
     def _take_stock(self) -> dict[str, int]:
-        """Reads the older segments; how many bytes of each count from now on."""
+        """Reads the older segments; how many bytes of each count from now on: those before the first damage, as what
+        was logged after it is computed and logged again. But its numbers are taken: it may have been sent.
+        """
         kept: dict[str, int] = {}
         for segment in segments(self._folder):
             data = segment.path.read_bytes()[: segment.num_bytes]
-            records, kept[segment.path.stem] = parse(data)
-            self.num_dropped_lines += len(data[kept[segment.path.stem] :].splitlines())
-            for record in records:
+            parsed = parse(data)
+            kept[segment.path.stem] = parsed.bytes_before_bad
+            self.num_dropped_lines += len(data[parsed.bytes_before_bad :].splitlines())
+            for index, record in enumerate(parsed.records):
                 if isinstance(record, Opened):
                     continue
-                self._last_seq = record.seq
-                if isinstance(record, Metrics):
+                self._last_seq = max(self._last_seq, record.seq)
+                if isinstance(record, Metrics) and index < parsed.num_before_bad:
                     self.newest_steps.update(dict.fromkeys(record.values, record.step))
         if self.num_dropped_lines:
             _log.warning("%s: %d torn or unreadable lines dropped", self._folder, self.num_dropped_lines)

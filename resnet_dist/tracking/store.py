@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.reasons import root_reason
-from resnet_dist.tracking.server import require_answer
+from resnet_dist.tracking.server import Unanswered, require_answer
 from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ _SCHEMA_LIMIT_S = 120.0
 _REFUSALS = (401, 403)
 _TOO_BUSY = 429
 _PAUSE_S = 0.3
-
-
-class Unanswered(Fault):
-    """The server was too slow, away or out of order; the same call may succeed a moment later."""
 
 
 def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:

@@ -16,7 +16,7 @@ from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal
 from resnet_dist.launch.sweep.trial_exchange import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
 from resnet_dist.launch.train import train_and_record
-from resnet_dist.tracking.mlflow_run import EndStatus, end_run
+from resnet_dist.tracking.mlflow_run import EndStatus
 from resnet_dist.tune.events import Verdict
 
 
@@ -73,5 +73,5 @@ def _train(
         raise
     finally:
         if lease.is_ours():
-            end_run(record.handle, *end)
+            record.close(*end)
     return TrialEnd(result.outcome, verdict, epoch, result.step, result.metrics, record.handle.run_id)

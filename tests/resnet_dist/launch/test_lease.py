@@ -80,7 +80,7 @@ def test_a_silent_driver_of_another_machine_is_waited_for(tmp_path: Path) -> Non
     said: list[str] = []
     held = take(FolderStorage(tmp_path), 0.6, said.append)
     assert held.lease.number == 2
-    assert "waiting 0.6 s for a sign of life" in said[0]
+    assert "may still be using this run; waiting up to 0.6 s for its heartbeat" in said[0]
     held.release()
 
 
@@ -133,7 +133,7 @@ def test_a_pid_of_another_namespace_says_nothing(tmp_path: Path) -> None:
     driver_file(tmp_path, 1, asdict(replace(this_process(), pid=2**22 + 1, namespace="pid:[1]")))
     said: list[str] = []
     take(FolderStorage(tmp_path), 0.3, said.append).release()
-    assert "waiting 0.3 s for a sign of life" in said[0]
+    assert "waiting up to 0.3 s for its heartbeat" in said[0]
 
 
 def test_an_overtaken_driver_knows_that_the_run_is_not_its_own(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from resnet_dist.launch.events import EventLog
 from resnet_dist.launch.record import Record
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.mlflow_run import RunHandle, open_run
+from resnet_dist.tracking.mlflow_run import RunHandle, open_run, recorded_end
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
 
@@ -40,7 +40,9 @@ def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_pat
     write = partial(save_checkpoint, state={}, card=card)
     FolderStorage(run_dir).commit(checkpoint_name(1, 10), write, last=CARD)
 
-    record(handle, said).end("failed: rank 0 was killed")
+    kept = record(handle, said)
+    kept.events.note("failed: rank 0 was killed")
+    kept.close("FAILED", "failed: rank 0 was killed")
 
     assert said == []
     client = MlflowClient(uri)
@@ -55,16 +57,26 @@ def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_pat
         "metrics": {"val/top1": 50.0},
         "path": str(run_dir / "epoch=001-step=00000010"),
     }
-    assert client.get_run(handle.run_id).data.tags["restarts"] == "0"
+    run = client.get_run(handle.run_id)
+    assert (run.info.status, run.data.tags["ended"], run.data.tags["restarts"]) == (
+        "FAILED",
+        "failed: rank 0 was killed",
+        "0",
+    )
 
 
-def test_a_store_that_is_away_costs_two_warnings(tmp_path: Path) -> None:
+def test_a_run_that_mlflow_does_not_take_costs_one_warning(tmp_path: Path) -> None:
     uri, run_dir, said = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run", list[str]()
     handle = open_run(uri, "exp", "r", run_dir, {}, {})
-    away = RunHandle("0" * 32, handle.experiment_id, run_dir, uri)
-    SpoolTracker(run_dir, away.run_id, uri, close_limit_s=0.1).close()
-    record(away, said).end("finished after step 10")
-    assert [line.partition(":")[0] for line in said] == ["warning", "warning"]
-    assert "what the workers left unsent waits in storage" in said[0]
-    assert "plots, checkpoints and events are not in MLflow" in said[1]
-    assert "finished after step 10" in EventLog(FolderStorage(run_dir)).read()
+    MlflowClient(uri).delete_run(handle.run_id)
+    kept = record(handle, said)
+    kept.events.note("stopped after step 10")
+    kept.close("KILLED", "stopped after step 10")
+    (line,) = said
+    assert line.startswith("warning: ")
+    assert "was deleted" in line
+    assert f"`resnet-dist tracking sync {run_dir} --tracking-uri {uri}`" in line
+    assert "stopped after step 10" in EventLog(FolderStorage(run_dir)).read()
+    end = recorded_end(run_dir)
+    assert end is not None
+    assert (end.status, end.reason) == ("KILLED", "stopped after step 10")

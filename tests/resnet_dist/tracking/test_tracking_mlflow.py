@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import math
 import signal
 import subprocess
@@ -150,9 +151,46 @@ def test_a_run_that_stays_deleted_holds_up_no_other_of_its_folder(sqlite_uri, tm
     spool = Spool(spool_folder(handle.run_dir, handle.run_id))
     spool.append_metrics({"loss": 2.0}, 1)
     assert spool.close(30)
-    with pytest.raises(Fault, match=f"did not take the run {deleted.run_id}"):
-        sync(handle.run_dir, sqlite_uri)
+    report = sync(handle.run_dir, sqlite_uri)
+    assert report.strangers == (f"tracking/{deleted.run_id}",)
     assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 1
+
+
+def test_no_point_gets_into_another_run_than_the_folders_own(sqlite_uri, tmp_path, stored_rows):
+    victim, handle = begin(sqlite_uri, tmp_path / "victim"), begin(sqlite_uri, tmp_path / "run")
+    for run_id in (victim.run_id, handle.run_id):
+        spool = Spool(spool_folder(handle.run_dir, run_id))
+        spool.append_metrics({"loss": 0.0}, 1)
+        assert spool.close(30)
+    report = sync(handle.run_dir, sqlite_uri)
+    assert (report.num_points, report.strangers) == (1, (f"tracking/{victim.run_id}",))
+    assert stored_rows(sqlite_file(sqlite_uri), victim.run_id) == []
+    record = json.loads(run_file(handle.run_dir).read_text())
+    run_file(handle.run_dir).write_text(json.dumps(record | {"run_id": victim.run_id}))
+    for send in (sync, lambda folder, uri: open_run(uri, "exp", "r", folder, {}, {})):
+        with pytest.raises(UserError, match="belongs to another folder"):
+            send(handle.run_dir, sqlite_uri)
+    assert stored_rows(sqlite_file(sqlite_uri), victim.run_id) == []
+
+
+def test_a_bad_line_is_counted_and_passed_over(sqlite_uri, tmp_path, stored_rows):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    folder = spool_folder(handle.run_dir, handle.run_id)
+    spool = Spool(folder)
+    for step in (1, 2, 3):
+        spool.append_metrics({"loss": float("nan") if step == 2 else math.inf}, step)
+    assert spool.close(30)
+    lines = spool.path.read_bytes().splitlines(keepends=True)
+    bad = [b'{"kind":"text","seq":9,"time_ms":1,"path":"../../x","content":"x"}\n', b"\xff\0\n", b"[" * 100_000 + b"\n"]
+    spool.path.write_bytes(b"".join([*lines[:2], *bad, *lines[2:], b'{"torn']))
+    (folder / "\u00b2.jsonl").write_bytes(b"no segment")
+    (folder / "texts.cursor.json").write_text('{"seq": 1e999, "server_steps": ' + "[" * 100_000)
+    report = sync(handle.run_dir, sqlite_uri)
+    assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (3, 3, 6)
+    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
+    assert [(step, value > 1e308, is_nan) for _, step, _, value, is_nan in rows] == [
+        (1, True, False), (2, False, True), (3, True, False)
+    ]  # fmt: skip
 
 
 def test_a_database_that_is_not_on_this_node_is_not_made_anew(tmp_path):

@@ -90,7 +90,8 @@ def test_a_damaged_middle_ends_the_segment_there(tmp_path):
     first.path.write_bytes(b"".join(lines))
     second = Spool(tmp_path)
     second.close(30)
-    assert second.last_seq == 1
+    assert second.newest_steps == {"loss": 1}
+    assert second.last_seq == 4  # those numbers are taken: `sync` may have sent what stands behind the damage
     assert numbered(read_all(tmp_path)) == [(1, 1)]
 
 
@@ -197,7 +198,7 @@ def test_full_storage_loses_nothing_and_leaves_whole_lines(tmp_path, monkeypatch
     monkeypatch.undo()
     assert next(outcomes, "used up") == "used up"
     assert numbered(read_all(tmp_path)) == [(n, n) for n in range(1, 51)]
-    assert parse(spool.path.read_bytes())[1] == spool.path.stat().st_size
+    assert parse(spool.path.read_bytes()).num_bytes == spool.path.stat().st_size
 
 
 def test_reading_goes_on_where_it_stopped_and_not_past_the_limit(tmp_path):

@@ -1,0 +1,148 @@
+"""A training is over and MLflow is not there, or refuses: nothing says that it failed, and any command completes it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from resnet_dist.bench.mlflow_server import MlflowServer
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.config.recipe import recipe_hash
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.completion import complete, sync_run
+from resnet_dist.launch.lease import held
+from resnet_dist.launch.result import read_result
+from resnet_dist.launch.trained import Trained, read_trained, write_trained
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.mlflow_run import RunHandle, open_run, record_end, recorded_end
+from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.segments import spool_folder
+from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.uris import sqlite_file
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
+
+RECIPE = load_recipe(
+    Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml", ["model.name=resnet8", "data.dataset=tiny"]
+)
+NAMES = tuple("0123456789")
+
+
+def trained_run(uri: str, storage: FolderStorage) -> tuple[Trained, RunHandle]:
+    """As a training leaves it whose MLflow went away: spool, checkpoint, what it reached."""
+    handle = open_run(uri, "exp", "demo", storage.folder, {}, {})
+    spool = Spool(spool_folder(storage.folder, handle.run_id))
+    spool.append_metrics({"train/loss": 0.5, "val/top1": 75.0}, 10)
+    assert spool.close(30)
+    identity = Identity(recipe_hash(RECIPE), "data", NAMES)
+    state = {"net": build_classifier(RECIPE).net.state_dict()}
+    card = Card(1, 10, identity, RECIPE.model_dump(mode="json"), {"val/top1": 75.0}, files={})
+    storage.commit(checkpoint_name(1, 10), partial(save_checkpoint, state=state, card=card), last=CARD)
+    data = DataInput("tiny/val", "0" * 32, "validation", "/data/tiny/val.beton")
+    trained = Trained("demo", 10, {"val/top1": 75.0}, RECIPE, identity, data, "xxh3:" + "0" * 32, register_models=True)
+    write_trained(storage, trained)
+    return trained, handle
+
+
+def require_complete(uri: str, handle: RunHandle, storage: FolderStorage) -> None:
+    client = MlflowClient(uri)
+    run = client.get_run(handle.run_id)
+    assert (run.info.status, run.data.tags["ended"], run.data.metrics["val/top1"]) == ("FINISHED", "finished", 75.0)
+    version = client.get_model_version_by_alias("tiny-resnet8", "champion")
+    assert (version.run_id, int(version.version)) == (handle.run_id, 1)
+    assert len(client.search_model_versions("name = 'tiny-resnet8'")) == 1
+    result = read_result(storage)
+    assert result is not None
+    assert (result.step, result.metrics, result.name) == (10, {"val/top1": 75.0}, "demo")
+
+
+def test_what_was_trained_comes_back_as_it_was_written(tmp_path: Path, sqlite_uri: str) -> None:
+    storage = FolderStorage(tmp_path / "run")
+    trained, _ = trained_run(sqlite_uri, storage)
+    assert read_trained(storage) == trained
+    for content in ("{}", "[1]", "x", "[" * 100_000, json.dumps({"name": 3, "step": 1e999, "metrics": 5})):
+        (storage.folder / "trained.json").write_text(content)
+        assert read_trained(storage) is None
+
+
+def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) -> None:
+    storage, said = FolderStorage(tmp_path / "run"), list[str]()
+    trained, handle = trained_run(server.uri, storage)
+    server.kill()
+    with pytest.raises(Fault) as caught:
+        complete(trained, storage, server.uri, said.append)
+    words = str(caught.value)
+    assert words.startswith("training finished after step 10 at 75.00 % top-1")
+    assert words.count("does not answer") == 1
+    assert (
+        f"`resnet-dist tracking sync {storage.location} --tracking-uri {server.uri}`, or by the same command" in words
+    )
+    assert said == []
+    end = recorded_end(storage.folder)
+    assert end is not None
+    assert end.status == "FINISHED"
+    server.start()
+    words = sync_run(storage, server.uri, said.append)
+    assert words.startswith("training finished after step 10 at 75.00 % top-1: run ")
+    assert "marked FINISHED" in words
+    require_complete(server.uri, handle, storage)
+    assert sync_run(storage, server.uri, said.append) == "nothing was waiting; run was marked FINISHED"
+
+
+def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
+    storage, said = FolderStorage(tmp_path / "run"), list[str]()
+    trained, handle = trained_run(sqlite_uri, storage)
+    with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
+        database.execute(
+            "create trigger t before insert on model_versions begin select raise(abort, 'the registry is full'); end"
+        )
+    for _ in range(2):
+        with pytest.raises(Fault, match=r"finished after step 10 at 75.00 % top-1.*Model Version creation error"):
+            complete(trained, storage, sqlite_uri, said.append)
+    run = MlflowClient(sqlite_uri).get_run(handle.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["ended"].startswith("finished; its model is not in MLflow yet: MLflow at ")
+    with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
+        database.execute("drop trigger t")
+    with held(storage, 3, said.append), pytest.raises(UserError, match="a driver is at work on this run"):
+        sync_run(storage, sqlite_uri, said.append)
+    sync_run(storage, sqlite_uri, said.append)
+    require_complete(sqlite_uri, handle, storage)
+    assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.end_time == run.info.end_time
+
+
+def test_sync_says_how_a_run_stands(tmp_path: Path, sqlite_uri: str) -> None:
+    storage, said = FolderStorage(tmp_path / "run"), list[str]()
+    handle = open_run(sqlite_uri, "exp", "demo", storage.folder, {}, {})
+    tracker = SpoolTracker(storage, handle.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)
+    tracker.metrics({"train/loss": 0.5}, 1)
+    tracker.close()
+    with held(storage, 5, said.append):
+        assert "sent 1 points; run in progress (pid " in sync_run(storage, sqlite_uri, said.append)
+    assert sync_run(storage, sqlite_uri, said.append).startswith("nothing was waiting; the run has not ended")
+    record_end(handle, "FAILED", "failed: a node was lost")
+    assert sync_run(storage, sqlite_uri, said.append) == (
+        "nothing was waiting; run marked FAILED (failed: a node was lost)"
+    )
+    assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.status == "FAILED"
+    assert said[0].startswith("reading 0.0 MB of metrics")
+
+
+def test_a_run_file_of_any_content_is_named(tmp_path: Path, sqlite_uri: str) -> None:
+    storage = FolderStorage(tmp_path / "run")
+    handle = open_run(sqlite_uri, "exp", "demo", storage.folder, {}, {})
+    record = {"run_key": "k", "run_id": handle.run_id, "experiment_id": "1"}
+    for damaged in (
+        record | {"end": 5}, record | {"end": {}}, record | {"run_id": 5}, record | {"run_id": "../x"}, [], "x", None,
+        record | {"end": {"status": "DONE", "time_ms": 1, "reason": "", "sent": False}}, {"run_key": "k"},
+        record | {"end": {"status": "FAILED", "time_ms": 1e9, "reason": "", "sent": False}},
+    ):  # fmt: skip
+        (storage.folder / "mlflow_run.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"mlflow_run\.json"):
+            sync_run(storage, sqlite_uri, print)
