@@ -5,6 +5,9 @@ One module per group of commands; exit codes are those of `data_prep.exit_codes`
 
 from __future__ import annotations
 
+import os
+import sys
+
 import typer
 
 from data_prep.exit_codes import run_and_exit
@@ -20,6 +23,7 @@ from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train
 from resnet_dist.cli.tune import tune_app
+from resnet_dist.tracking.environment import settle_environment
 
 app = typer.Typer(
     add_completion=False,
@@ -45,4 +49,6 @@ app.add_typer(study_app, name="study")
 
 def main() -> None:
     """Runs the command line and exits."""
+    for line in settle_environment(os.environ):
+        print(f"resnet-dist: {line}", file=sys.stderr)
     run_and_exit(app, "resnet-dist")

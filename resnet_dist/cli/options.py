@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from data_prep.redaction import redacted
 from resnet_dist.config.loading import load_profile, load_recipe
 from resnet_dist.config.profile import Profile, absolute_paths
 from resnet_dist.config.recipe import Recipe
@@ -28,4 +30,9 @@ def load_profile_file(on: Path, profile_sets: list[str]) -> Profile:
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
-    return profile.model_copy(update={"tracking_uri": absolute_tracking_uri(profile.tracking_uri, Path.cwd())})
+    uri = absolute_tracking_uri(profile.tracking_uri, Path.cwd())
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given and given.rstrip("/") not in (uri, profile.tracking_uri):
+        line = f"MLFLOW_TRACKING_URI ({redacted(given)}) is not used: the profile's tracking_uri is {redacted(uri)}"
+        typer.echo(line, err=True)
+    return profile.model_copy(update={"tracking_uri": uri})

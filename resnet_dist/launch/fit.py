@@ -20,7 +20,7 @@ from resnet_dist.launch.cluster import start_timeout_s
 from resnet_dist.launch.ray_context import WorkerSetup, worker_main
 from resnet_dist.launch.ray_storage import ray_storage
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.transport import client_environment
+from resnet_dist.tracking.environment import client_environment
 from resnet_dist.training.job import WorkerResult
 
 

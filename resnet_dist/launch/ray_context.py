@@ -24,6 +24,7 @@ from resnet_dist.launch.lease import Lease
 from resnet_dist.launch.node_cache import NodeCache, fill
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.base import NullTracker, Tracker
+from resnet_dist.tracking.environment import settle_environment
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.training.checkpoint import CARD
@@ -174,6 +175,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     from resnet_dist.training.worker import run_worker  # brings ffcv and numba, which the driver can do without
 
     setup = config["setup"]
+    settle_environment(os.environ)  # a node may have settings of its own
     os.environ.update(setup.credentials)
     place = ray.train.get_context()
     try:

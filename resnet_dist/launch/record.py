@@ -6,7 +6,6 @@ None of this can fail a run: if the server does not take it, a line says so and 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.preparations import PreparationRun, find_preparations
 from resnet_dist.tracking.server import Unanswered
 from resnet_dist.tracking.sync import sync
-from resnet_dist.tracking.transport import driver_environment
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import glance, newest_first
 
@@ -88,8 +86,6 @@ def begin_record(
 
     Raises Fault if MLflow does not answer: nothing has been started yet.
     """
-    for key, value in driver_environment().items():
-        os.environ.setdefault(key, value)
     storage = prepared.storage
     storage.pull()
     texts = {

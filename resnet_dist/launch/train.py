@@ -39,8 +39,8 @@ from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.launch.startup import Startup
 from resnet_dist.launch.trained import Trained, trained_run, write_trained
 from resnet_dist.storage.base import TEMPORARY, RunStorage
+from resnet_dist.tracking.environment import server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus
-from resnet_dist.tracking.transport import server_credentials
 from resnet_dist.training.checkpoint import damaged_names, newest_first, newest_step
 from resnet_dist.training.job import WorkerResult
 

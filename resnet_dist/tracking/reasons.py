@@ -19,4 +19,6 @@ def root_reason(error: BaseException) -> str:
     while (below := error.__cause__ or error.__context__) and id(below) not in seen:
         seen.add(id(below))
         error = below
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return first_line(OSError(error.strerror))  # without its number
     return first_line(error)

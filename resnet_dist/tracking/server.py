@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import ssl
+import os
 import time
-import urllib.error
-import urllib.request
+import warnings
 from urllib.parse import urlsplit
 
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.reasons import first_line, root_reason
 
 # Touches the server's database, which /health does not; any answer to it will do.
 _QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
@@ -51,27 +50,41 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
 
 
 def _ask(tracking_uri: str, timeout_s: float) -> str | None:
-    """None if the server answered, else what happened instead."""
+    """None if the server answered, else what happened instead. Asked as MLflow does, but without a password."""
+    import requests
+
     parts = urlsplit(tracking_uri)
     address = parts.netloc.rpartition("@")[2]
-    # No certificate check and no password: this only asks whether somebody is there, and sends nothing.
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     url = f"{parts.scheme}://{address}{parts.path.rstrip('/')}{_QUESTION}"
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = False if insecure else os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     try:
-        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
-        with opener.open(url, timeout=timeout_s):
-            return None
-    except urllib.error.HTTPError as error:
-        if error.code == 403 and b"Invalid Host" in error.read(2000):
-            raise UserError(
-                f"{redacted(tracking_uri)}: the MLflow server refuses the host name {address}; "
-                f"start it with --allowed-hosts '{address}'"
-            ) from None
-        return None if error.code < 500 else f"status {error.code}"
-    except TimeoutError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that certificates are not looked at was the user's own wish
+            answer = requests.get(url, timeout=timeout_s, verify=verify, stream=True)
+        with answer:
+            if answer.status_code == 403 and b"Invalid Host" in next(answer.iter_content(2000), b""):
+                raise UserError(
+                    f"{redacted(tracking_uri)}: the MLflow server refuses the host name {address}; "
+                    f"start it with --allowed-hosts '{address}'"
+                )
+            return None if answer.status_code < 500 else f"status {answer.status_code}"
+    except requests.exceptions.SSLError as error:
+        raise UserError(f"{redacted(tracking_uri)}: {_tls_mistake(root_reason(error))}") from None
+    except requests.exceptions.Timeout:
         return "no reply"
-    except urllib.error.URLError as error:
-        return "no reply" if isinstance(error.reason, TimeoutError) else str(error.reason)
-    except (OSError, http.client.HTTPException) as error:
-        return str(error) or type(error).__name__
+    except requests.exceptions.ConnectionError as error:
+        return root_reason(error)
+    except (requests.exceptions.RequestException, OSError) as error:  # OSError: no such file of certificates
+        raise UserError(f"{redacted(tracking_uri)}: the MLflow server cannot be asked: {first_line(error)}") from None
+
+
+def _tls_mistake(reason: str) -> str:
+    """What is wrong with a TLS connection, and what to do about it."""
+    _, failed, what = reason.partition("certificate verify failed: ")
+    if not failed:
+        return f"it does not speak TLS ({reason}); write http:// instead of https://, or another port"
+    return (
+        f"its certificate is not accepted ({what.partition(' (_ssl')[0]}); export "
+        "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE.pem with that of its authority, or correct tracking_uri"
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.environment import require_readable
 from resnet_dist.tracking.reasons import root_reason
 from resnet_dist.tracking.server import Unanswered, require_answer
 from resnet_dist.tracking.uris import sqlite_file
@@ -64,9 +65,11 @@ def _quiet_schema() -> Iterator[None]:
 
 
 def connect(tracking_uri: str) -> MlflowClient:
+    """Raises UserError for a variable of the environment that MLflow does not take."""
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri)
+    require_readable(os.environ)
+    return MlflowClient(tracking_uri, registry_uri=tracking_uri)  # not MLFLOW_REGISTRY_URI
 
 
 @contextmanager

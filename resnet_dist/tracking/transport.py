@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from resnet_dist.tracking.batches import Batch
 from resnet_dist.tracking.reasons import first_line, root_reason
+from resnet_dist.tracking.store import connect
 from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
@@ -81,35 +81,5 @@ class MlflowTransport:
             database = sqlite_file(self._tracking_uri)
             if database and not database.exists():  # mlflow would make a new, empty one
                 raise Unavailable(f"{database} is not on this node")
-            from mlflow import MlflowClient
-
-            self._client = MlflowClient(self._tracking_uri)
+            self._client = connect(self._tracking_uri)
         return self._client
-
-
-def driver_environment() -> dict[str, str]:
-    """Environment variables of the driver: artifact storage that is out of order costs seconds, not four minutes."""
-    return {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
-
-
-def server_credentials(environment: Mapping[str, str]) -> dict[str, str]:
-    """What mlflow's client reads to log in: for workers on other machines, which do not have the driver's environment.
-
-    Never part of a runtime environment: Ray's dashboard shows those.
-    """
-    keys = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-    return {key: environment[key] for key in keys if key in environment}
-
-
-def client_environment() -> dict[str, str]:
-    """Environment variables of a process that tracks in the background: apply them to the workers, not to the driver.
-
-    mlflow reads them at every request. Its defaults (7 retries, 120 s each) keep one call for 247 s when the server is
-    down; the sender has its own backoff and wants a short answer, but not so short that a busy server never gets
-    to give it: what it then does is asked for again and again. The driver uploads models: `driver_environment`.
-    """
-    return {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from resnet_dist.tracking.details import log_folder
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.sweep_run import end_sweep, open_sweep
-from resnet_dist.tracking.transport import driver_environment
 from resnet_dist.tune.ranking import Ranking
 
 Say = Callable[[str], None]
@@ -49,8 +47,6 @@ class SweepRecord:
 
 def begin_sweep_record(prepared: PreparedSweep, nodes: list[Node], say: Say) -> SweepRecord:
     """Opens the sweep's MLflow run, or continues it. Raises Fault if MLflow does not answer."""
-    for key, value in driver_environment().items():
-        os.environ.setdefault(key, value)
     space, profile = prepared.space, prepared.profile
     texts = {
         "config/space.yaml": to_yaml(space),

@@ -19,6 +19,7 @@ from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.sweep.light import train_light
 from resnet_dist.launch.sweep.trial_exchange import TrialEnd, TrialSetup, Wishes, judged, say
 from resnet_dist.launch.sweep.workers import train_with_workers
+from resnet_dist.tracking.environment import settle_environment
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
@@ -26,6 +27,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
 
     Whatever goes wrong inside comes back as words; only the death of the process is an exception to Tune.
     """
+    settle_environment(os.environ)  # a node may have settings of its own
     os.environ.update(setup.environment)
     with Wishes(setup.control, config["trial"]) as wishes:
         try:

@@ -31,7 +31,7 @@ from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import describe
 from resnet_dist.launch.signals import stop_signals
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.transport import server_credentials
+from resnet_dist.tracking.environment import server_credentials
 from resnet_dist.training.plan import RunPlan
 
 PROFILE = Profile(
