@@ -44,6 +44,7 @@ def complete(trained: Trained, storage: RunStorage, tracking_uri: str, say: Say)
     record_end(handle, "FINISHED", _UNDER_WAY)
     try:
         require_run(handle)
+        say(f"{trained.words}; metrics, plots and model go to MLflow now")
         unsent = send_measured(storage, handle, trained.identity.class_names)
         if isinstance(unsent, Unanswered):
             raise unsent

@@ -30,7 +30,7 @@ def test_a_dead_server_is_two_words():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     transport = MlflowTransport(f"http://me:hunter2@127.0.0.1:{port}", "a" * 32)
-    with pytest.raises(Unavailable, match="^Connection refused$"):
+    with pytest.raises(Unavailable, match=r"^Connection refused$"):
         transport.send(Batch(points=(Point("loss", 1.0, 0, 1),)))
-    with pytest.raises(Unavailable, match="^Connection refused$"):
+    with pytest.raises(Unavailable, match=r"^Connection refused$"):
         transport.newest_steps()
