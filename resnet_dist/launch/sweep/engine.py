@@ -160,8 +160,8 @@ def every_death_of_an_actor() -> Iterator[None]:
     """
     original = RayActorManager._actor_task_failed
 
-    def failed(self: RayActorManager, task: TrackedActorTask, error: Exception) -> None:
-        original(self, task, as_actor_error(error))
+    def failed(self: RayActorManager, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
+        original(self, tracked_actor_task, as_actor_error(exception))
 
     RayActorManager._actor_task_failed = failed
     try:

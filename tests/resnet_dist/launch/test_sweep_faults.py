@@ -29,7 +29,7 @@ def failed_by(error: Exception) -> list[Exception]:
     actor = SimpleNamespace(actor_id=1, _on_error=None)
     task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _, exception: told.append(exception))
     manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
-    RayActorManager._actor_task_failed(cast(Any, manager), task, error)
+    RayActorManager._actor_task_failed(cast(Any, manager), tracked_actor_task=cast(Any, task), exception=error)
     return told
 
 
