@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import RayActorError
@@ -145,12 +145,15 @@ def _name(trial: Trial) -> str:
 
 
 def _why(trial: Trial) -> str:
-    """Tune keeps the exception in a file beside the trial; `Trial.get_error` looks elsewhere for it."""
+    """Tune writes each failure's text into a file beside the trial. The pickle beside it is not opened: the folder is
+    on storage that others may write to.
+    """
     try:
-        error = cloudpickle.loads(Path(trial.pickled_error_file or os.devnull).read_bytes())
-    except Exception:  # noqa: BLE001 - no such file, or an exception that cannot be read here
-        return "Ray does not say why"
-    return explain(error).sentence
+        text = Path(trial.error_file or os.devnull).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    newest = text.rpartition("Failure # ")[2].partition("\n")[2]
+    return explain_text(newest).sentence if newest.strip() else "Ray does not say why"
 
 
 @contextmanager
