@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, which `make setup` makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock audit demo ui test test-browser test-slow chaos lint bench clean
+.PHONY: help setup lock audit demo ui test test-browser test-slow test-corpora chaos lint bench clean
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -41,6 +41,9 @@ test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-ge
 
 test-slow: setup  ## The long tests too.
 	$(BIN)/python -m pytest
+
+test-corpora: setup  ## Are all tools of one mind about the files of a folder? make test-corpora FOLDER=images
+	$(BIN)/python -m data_prep.fuzz.corpus $(FOLDER)
 
 ROUNDS ?= 20
 chaos: setup  ## Runs on Ray nodes as network namespaces, a fault in each round (root, Linux): make chaos ROUNDS=20

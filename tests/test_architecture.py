@@ -110,7 +110,15 @@ WALLS = {
         "data_prep.convert",
     ),
     "data_prep.bench_planning": ("data_prep.beton", "data_prep.sources", "data_prep.convert"),
-    "data_prep.fuzz": ("data_prep.jpeg", "resnet_dist.data"),  # holds all decoders against each other
+    "data_prep.fuzz": (  # holds all decoders against each other
+        "data_prep.pixels",
+        "data_prep.jpeg",
+        "data_prep.beton",
+        "data_prep.convert",
+        "data_prep.cli",
+        "data_prep.ffcv_pixels",
+        "resnet_dist.data",
+    ),
     "data_prep.ffcv_pixels": ("data_prep.errors", "data_prep.pixels", "data_prep.beton", "data_prep.sources"),
     "data_prep.inspect": ("data_prep.errors", "data_prep.pixels", "data_prep.sources", "data_prep.jpeg"),
     "resnet_dist.errors": ("data_prep.errors",),

@@ -1,0 +1,291 @@
+"""`python -m data_prep.fuzz.corpus FOLDER`: are all tools of one mind about the files of a folder, whatever these are?
+
+Each file is converted in every way, inspected, read by the picture reader, verified, and shown by training's decoders,
+in processes of limited memory; then the folder as a whole is converted, verified, and read by the stock ffcv `Loader`.
+Prints what became of the files, and where two tools differ: then the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from data_prep.beton import layout
+from data_prep.beton.manifest import load_manifest
+from data_prep.beton.reader import BetonReader
+from data_prep.convert.config import ConvertSettings, Encoding
+from data_prep.convert.encode import BadSample, Encoded, encode
+from data_prep.convert.stock_decoder import MAX_OFF
+from data_prep.fuzz.kinds import made_kinds
+from data_prep.fuzz.verdicts import Judge
+from data_prep.jpeg.stored import why_unfit
+from data_prep.pixels import BadPicture, PictureSettings, picture_format, read_header, to_rgb
+
+ENCODINGS: tuple[Encoding, ...] = tuple(kind for kind in get_args(Encoding) if kind != "mixed")
+PAGE_BYTES = 256 << 20
+FILES_AT_A_TIME = 50
+MEMORY_MIB = 3072
+"""Of address space, most of which the libraries take: one picture may take `pixels.LIMITS.decoded_bytes`."""
+SECONDS_A_FILE = 120
+MOST_PIXELS_IN_FFCV = 4_000_000
+"""Of an image that the stock loader is asked for: all its buffers are as large as the largest needs."""
+MOST_MEAN_IN_FFCV = 6.0
+"""Grey levels that the stock loader's fast DCT may be off on the average."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one file."""
+
+    path: str
+    format: str
+    result: str
+    """What became of it: `kept`, `encoded`, `refused`."""
+    reason: str = ""
+    """Why it was refused."""
+    disagreements: tuple[str, ...] = ()
+
+
+def examine(path: str, data: bytes, judge: Judge) -> Outcome:
+    stored = {kind: _stored(data, ConvertSettings(encode=kind, page_bytes=PAGE_BYTES)) for kind in ENCODINGS}
+    file_format = picture_format(data) or "other"
+    refusals = {kind: str(result) for kind, result in stored.items() if isinstance(result, BadSample)}
+    if refusals:
+        reason = next(iter(refusals.values()))
+        return Outcome(path, file_format, "refused", reason, tuple(_differ_in_refusal(data, file_format, refusals)))
+    kept = [result for result in stored.values() if isinstance(result, Encoded)]
+    found = [
+        *_differ_in_pixels(data, kept[ENCODINGS.index("raw")]),
+        *(
+            f"{kind}: {what}"
+            for kind, one in zip(ENCODINGS, kept, strict=True)
+            for what in _differ_in_store(one, judge)
+        ),
+    ]
+    return Outcome(path, file_format, "kept" if kept[0].untouched else "encoded", "", tuple(found))
+
+
+def _stored(data: bytes, settings: ConvertSettings) -> Encoded | BadSample:
+    try:
+        return encode(data, settings)
+    except BadSample as error:
+        return error
+
+
+def _differ_in_refusal(data: bytes, file_format: str, refusals: dict[Encoding, str]) -> Iterator[str]:
+    if len(refusals) < len(ENCODINGS):
+        yield f"refused with --encode {', '.join(refusals)} only: {next(iter(refusals.values()))}"
+    if any("object at 0x" in reason or not reason.isprintable() for reason in refusals.values()):
+        yield "the reason is no readable line"
+    if file_format != "JPEG":  # Pillow does not tell of a JPEG's damage, conversion does
+        try:
+            to_rgb(data)
+            yield "convert refuses it, the picture reader reads it"
+        except BadPicture:
+            pass
+
+
+def _differ_in_pixels(data: bytes, raw: Encoded) -> Iterator[str]:
+    shape = raw.height, raw.width, 3
+    try:
+        header = read_header(data)
+    except BadPicture as error:
+        yield f"convert stores it, inspect says that it {error}"
+        return
+    if (header.height, header.width) != shape[:2]:
+        yield f"inspect says {header.width} x {header.height} px, {raw.width} x {raw.height} are stored"
+    try:
+        seen = np.asarray(to_rgb(data))
+    except BadPicture as error:
+        yield f"convert stores it, the picture reader says that it {error}"
+        return
+    if seen.shape != shape or seen.tobytes() != raw.data:
+        yield "the picture reader shows other pixels than those that are stored"
+    chosen = PictureSettings("apply", (255, 0, 255))
+    other = _stored(data, ConvertSettings("raw", None, 95, "4:4:4", PAGE_BYTES, 0.0, 0, chosen.exif, chosen.background))
+    if not isinstance(other, Encoded) or other.data != np.asarray(to_rgb(data, chosen)).tobytes():
+        yield "with a turn and a background, the picture reader shows other pixels than those that are stored"
+
+
+def _differ_in_store(stored: Encoded, judge: Judge) -> Iterator[str]:
+    if stored.mode == layout.MODE_RAW:
+        return
+    unfit = why_unfit(stored.data, stored.height, stored.width)
+    if unfit is not None:
+        yield f"convert stores what verify refuses: {unfit}"
+    verdict = judge.verdict(stored.data, np.random.default_rng(len(stored.data)))
+    if verdict.disagreement is not None:
+        yield verdict.disagreement
+    pixels = np.asarray(to_rgb(stored.data))
+    if not np.array_equal(judge.behind_another(stored.data, stored.height, stored.width), pixels):
+        yield "libjpeg-turbo and the picture reader show different pixels"
+
+
+def examine_all(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
+    """In child processes; one that dies names the file that it died of."""
+    for start in range(0, len(paths), FILES_AT_A_TIME):
+        few = paths[start : start + FILES_AT_A_TIME]
+        while few:
+            done = 0
+            for outcome in _in_a_child(few, memory_mib):
+                yield outcome
+                done += 1
+            if done < len(few):
+                said = "ended the process (memory, time, or a crash)"
+                yield Outcome(few[done], "?", "refused", said, (said,))
+                done += 1
+            few = few[done:]
+
+
+def _in_a_child(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
+    command = [sys.executable, "-m", "data_prep.fuzz.corpus", "--child", "--memory-mib", str(memory_mib)]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(list(paths)).encode(),
+            stdout=subprocess.PIPE,
+            timeout=SECONDS_A_FILE * len(paths),
+            check=False,
+        )
+        lines = done.stdout
+    except subprocess.TimeoutExpired as error:
+        lines = error.stdout or b""
+    for line in lines.splitlines():
+        values = json.loads(line)
+        yield Outcome(**{**values, "disagreements": tuple(values["disagreements"])})
+
+
+def _be_the_child() -> None:
+    judge = Judge(before=next(iter(made_kinds().values())))
+    for path in json.load(sys.stdin):
+        print(json.dumps(asdict(examine(path, Path(path).read_bytes(), judge))), flush=True)
+
+
+def convert_as_a_whole(paths: Sequence[str], outcomes: Sequence[Outcome], memory_mib: int) -> Iterator[str]:
+    """Where a conversion of all files, by the command, is not what was found of each."""
+    expected = {f"all/{number:06}.jpg": outcome for number, outcome in enumerate(outcomes)}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree" / "all"
+        tree.mkdir(parents=True)
+        for name, path in zip(expected, paths, strict=True):
+            (tree.parent / name).symlink_to(Path(path).absolute())
+        for encoding in ENCODINGS:
+            beton = Path(folder) / encoding / "all.beton"
+            beton.parent.mkdir()
+            options = ["--encode", encoding, "--workers", "0", "--on-error", "quarantine", "--max-bad", "100%"]
+            source = ["--source", "image-folder", "--input", str(tree.parent), "--output", str(beton)]
+            said = _run(["convert", *source, *options, "--page-mib", str(PAGE_BYTES >> 20)], memory_mib)
+            if said is not None:
+                if any(outcome.result != "refused" for outcome in outcomes):
+                    yield f"convert --encode {encoding}: {said}"
+                continue
+            left_out = {entry["key"] for entry in load_manifest(beton).quarantined}
+            for name, outcome in expected.items():
+                if (name in left_out) != (outcome.result == "refused"):
+                    yield f"convert --encode {encoding}: {outcome.path} alone is {outcome.result}, not among others"
+            said = _run(["verify", str(beton), "--decode", "all"], memory_mib)
+            if said is not None:
+                yield f"verify of --encode {encoding}: {said}"
+            keys = [name for name in expected if name not in left_out]
+            yield from (
+                f"--encode {encoding}: {expected[keys[sample]].path}: {what}" for sample, what in _by_ffcv(beton)
+            )
+            beton.unlink()
+
+
+def _run(arguments: Sequence[str], memory_mib: int) -> str | None:
+    """What the command says when it fails."""
+    code = "import sys; from data_prep.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3600,
+        env={**os.environ, "COLUMNS": "400"},
+        preexec_fn=lambda: _limit_memory(memory_mib),
+    )
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return None if done.returncode == 0 else f"exit code {done.returncode}: {' | '.join(lines[-3:])}"
+
+
+def _by_ffcv(beton: Path) -> Iterator[tuple[int, str]]:
+    """Samples that the stock loader does not show as they should be, and how far it is off."""
+    from data_prep.ffcv_pixels import read_with_ffcv
+
+    reader = BetonReader(beton)
+    small = np.flatnonzero(
+        reader.heights.astype(np.int64) * reader.widths <= 4_000_000
+    )  # its buffers are for the largest
+    if not len(small):
+        return
+    for sample, (shown, _) in zip(small.tolist(), read_with_ffcv(beton, reader, small), strict=True):
+        data = bytes(reader.image_bytes(sample))
+        raw = reader.mode(sample) == layout.MODE_RAW
+        pixels = np.frombuffer(data, np.uint8).reshape(shown.shape) if raw else np.asarray(to_rgb(data))
+        off = np.abs(shown.astype(np.int16) - pixels)
+        if off.max() > (0 if raw else MAX_OFF) or off.mean() > MOST_MEAN_IN_FFCV:
+            yield sample, f"the stock loader is off by {off.mean():.1f} grey levels on the average, {off.max()} at most"
+
+
+def _limit_memory(memory_mib: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+
+
+def as_table(outcomes: Iterable[Outcome]) -> str:
+    counts = Counter((outcome.format, outcome.result) for outcome in outcomes)
+    lines = ["| format | kept as it is | encoded | refused |", "|---|---|---|---|"]
+    for file_format in sorted({file_format for file_format, _ in counts}):
+        each = (f"{counts[file_format, result]:,}" for result in ("kept", "encoded", "refused"))
+        lines.append(f"| {file_format} | {' | '.join(each)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.fuzz.corpus", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="of files of any kind, at any depth")
+    parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help="of address space for each process")
+    parser.add_argument("--each-alone", action="store_true", help="leave out the conversions of the whole folder")
+    parser.add_argument("--reasons", action="store_true", help="list why files were refused")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        _limit_memory(arguments.memory_mib)
+        _be_the_child()
+        return 0
+    if arguments.folder is None or not arguments.folder.is_dir():
+        parser.error("give a folder")
+    paths = sorted(str(path) for path in arguments.folder.rglob("*") if path.is_file())
+    outcomes = []
+    for outcome in examine_all(paths, arguments.memory_mib):
+        outcomes.append(outcome)
+        for what in outcome.disagreements:
+            print(f"{outcome.path}: {what}", flush=True)
+    differences = sum(len(outcome.disagreements) for outcome in outcomes)
+    if not arguments.each_alone and paths:
+        for what in convert_as_a_whole(paths, outcomes, arguments.memory_mib):
+            differences += 1
+            print(what, flush=True)
+    print(as_table(outcomes))
+    if arguments.reasons:
+        for outcome in outcomes:
+            if outcome.reason:
+                print(f"{outcome.path} {outcome.reason}")
+    print(f"{len(outcomes):,} files, {differences:,} disagreements")
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
