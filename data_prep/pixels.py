@@ -180,7 +180,7 @@ def require_sides(width: int, height: int, remedy: str = SMALLER) -> None:
 
 def picture_format(data: bytes) -> str | None:
     """One of `FORMATS` by the file's first bytes, or None."""
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(b"\xff\xd8"):
         return "JPEG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
@@ -382,11 +382,14 @@ def _jpeg_parts(data: bytes) -> _JpegParts | None:
     """None where the markers cannot be followed to the first scan."""
     at, frame, exif = 2, None, (0, 0)
     metadata: list[tuple[int, int]] = []
+    behind = 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         marker = data[at + 1]
         if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:
             at += 1 if marker == 0xFF else 2
             continue
+        if at > behind:
+            metadata.append((behind, at))  # bytes between segments, which libjpeg steps over
         body, end = at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == 0xD9 or end < body or end > len(data):
             return None
@@ -401,7 +404,7 @@ def _jpeg_parts(data: bytes) -> _JpegParts | None:
             exif = body + 6, end
         if _is_metadata(data, marker, body, end):
             metadata.append((at, end))
-        at = end
+        at = behind = end
     return None
 
 

@@ -162,6 +162,9 @@ def convert(
         f"{manifest.source['split']}, {manifest.num_untouched:,} with the source's own bytes, "
         f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s{skipped}"
     )
+    if outcome.num_turned:
+        done = "applied" if settings.exif == "apply" else "ignored, as by torchvision; --exif apply turns them upright"
+        _echo(f"{outcome.num_turned:,} images carry an EXIF orientation, which was {done}")
     if manifest.quarantined:
         _echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
     if manifest.source["label_checks"]:

@@ -29,6 +29,7 @@ PART_ROW = np.dtype(
     [
         ("mode", "<u1"),
         ("untouched", "<u1"),
+        ("has_turn", "<u1"),
         ("width", "<u2"),
         ("height", "<u2"),
         ("label", "<i8"),
@@ -58,7 +59,7 @@ TRAILER = np.dtype(
         ("digest", "S32"),
     ]
 )
-MAGIC = b"dp-part4"
+MAGIC = b"dp-part5"
 MAX_BAD_BYTES = 64 << 20
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
@@ -95,7 +96,8 @@ class PartWriter:
         """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
         where = self._spilled_bytes if spill else IN_SOURCE
         size, check = len(encoded.data), sample_digest(encoded.data)
-        row = (encoded.mode, encoded.untouched, encoded.width, encoded.height, label, size, check, where, content)
+        shape = encoded.mode, encoded.untouched, encoded.has_turn, encoded.width, encoded.height
+        row = (*shape, label, size, check, where, content)
         self._rows[index - self._unit.start] = row
         if spill:
             self._file.write(encoded.data)
@@ -106,6 +108,7 @@ class PartWriter:
             (
                 layout.MODE_JPEG,
                 True,
+                found.has_turn,
                 found.width,
                 found.height,
                 label,

@@ -50,6 +50,8 @@ class Outcome:
     """Work units that an earlier, interrupted run had finished."""
     warnings: tuple[str, ...] = ()
     """Of samples that are in another split too."""
+    num_turned: int = 0
+    """Of the images that were stored now, those that carry an EXIF orientation."""
 
 
 def convert(
@@ -95,7 +97,10 @@ def convert(
             manifest = _write(means, rows, found, bad, reopen)
             place.remove_work()
     shared = tuple(shared_samples(place.shown, manifest))
-    return Outcome(manifest, already_done=False, num_units_taken_over=found.num_taken_over, warnings=shared)
+    turned = int(rows["has_turn"].sum())
+    return Outcome(
+        manifest, already_done=False, num_units_taken_over=found.num_taken_over, warnings=shared, num_turned=turned
+    )
 
 
 @contextmanager

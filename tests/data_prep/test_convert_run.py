@@ -629,3 +629,21 @@ def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("settings", [{}, {"exif": "apply"}, {"check": "headers"}, {"encode": "raw"}])
+def test_images_that_carry_a_turn_are_counted(
+    settings: dict[str, str], image_tree: Path, image_file, picture, tmp_path: Path, convert_here
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, data in {
+        "a.JPEG": image_file(picture(30, 40), exif=exif),
+        "b.JPEG": image_file(picture(30, 40), "PNG", exif=exif),
+        "c.JPEG": image_file(picture(30, 40), exif=b"Exif\0\0nothing of the kind"),
+        "d.JPEG": image_file(picture(30, 40), exif=exif)[:-300],
+    }.items():
+        (image_tree / "cat" / name).write_bytes(data)
+    assert (
+        convert_here("image-folder", str(image_tree), tmp_path / "all.beton", max_bad="1", **settings).num_turned == 2
+    )

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from data_prep.beton.manifest import load_manifest
+from data_prep.beton.reader import BetonReader
 from data_prep.convert.file_output import work_path
 
 WAIT_LIMIT_S = 120.0
@@ -308,3 +311,24 @@ def test_subset_merge_and_stage_from_the_command_line(tmp_path: Path) -> None:
     path = Path(json.loads(staged.stdout.splitlines()[-1])["path"])
     assert path.read_bytes() == whole.read_bytes()
     assert staged.stdout.splitlines()[0] == str(path)
+
+
+def test_convert_says_what_became_of_turns_and_takes_a_background(tmp_path: Path, image_file, picture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder = tmp_path / "tree" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "0.jpg").write_bytes(image_file(picture(30, 40), exif=exif))
+    (folder / "1.png").write_bytes(image_file(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"))
+    source = ["--source", "image-folder", "--input", str(tmp_path / "tree"), "--workers", "0", "--encode", "raw"]
+    done = data_prep("convert", *source, "--output", tmp_path / "all.beton", "--background", "250,128,1")
+    assert (done.returncode, done.stderr) == (0, done.stderr)
+    assert "1 images carry an EXIF orientation, which was ignored, as by torchvision; --exif apply" in done.stdout
+    assert load_manifest(tmp_path / "all.beton").settings["background"] == [250, 128, 1]
+    assert bytes(BetonReader(tmp_path / "all.beton").image_bytes(1)[:3]) == bytes([250, 128, 1])
+    again = data_prep("convert", *source, "--output", tmp_path / "all.beton", "--background", "250,128,1")
+    assert "already done" in again.stdout
+    for wrong in ("white", "1,2", "1,2,256", "-1,2,3"):
+        refused = data_prep("convert", *source, "--output", tmp_path / "b.beton", "--background", wrong)
+        assert refused.returncode == 2
+        assert f"--background {wrong}: expected R,G,B, each 0..255" in refused.stderr

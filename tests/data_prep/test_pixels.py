@@ -341,6 +341,14 @@ def test_odd_metadata_is_no_damage(segment: bytes) -> None:
     assert np.array_equal(pixels_of(data[:2] + segment + data[2:]), pixels_of(data))
 
 
+def test_bytes_between_a_jpegs_segments_are_stepped_over() -> None:
+    data = file_of(scene(), "JPEG")
+    second = data.index(b"\xff\xdb")
+    for odd in (data[:2] + b"junk" + data[2:], data[:second] + b"\0\0\x7f" + data[second:]):
+        assert np.array_equal(pixels_of(odd), pixels_of(data))
+        assert read_header(odd) == read_header(data)
+
+
 @pytest.mark.parametrize(
     ("size", "said"),
     [
