@@ -125,7 +125,13 @@ WALLS = {
     "resnet_dist.accelerators": (),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
-    "resnet_dist.data": ("resnet_dist.errors", "resnet_dist.config", "data_prep.beton", "data_prep.pixels"),
+    "resnet_dist.data": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "data_prep.beton",
+        "data_prep.jpeg",
+        "data_prep.pixels",
+    ),
     "resnet_dist.storage": ("resnet_dist.errors", "data_prep.beton.files"),
     "resnet_dist.tracking": (
         "resnet_dist.errors",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.jpeg import turbojpeg
-from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header
+from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header, read_odd_jpeg_header
 from data_prep.jpeg.native_check import are_sound
 
 
@@ -25,3 +28,14 @@ def why_unfit(data: bytes, height: int, width: int) -> str | None:
     if not header.has_tables:
         return "has no tables of its own: decoders that keep an earlier image's show other pixels"
     return None if is_read_by_ffcv(header) else "is a JPEG of a kind that training does not read"
+
+
+def decode(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """RGB [height, width, 3], Pillow's pixels. ValueError with the reason, wherever training refuses a part of it."""
+    header = read_odd_jpeg_header(data)
+    if header is not None and (header.height, header.width) != (height, width):
+        raise ValueError(f"is {header.width} x {header.height} px, the metadata says {width} x {height}")
+    try:
+        return turbojpeg.decode_sound_rgb(data)
+    except (turbojpeg.Damaged, turbojpeg.TooLarge, turbojpeg.Unreadable) as error:
+        raise ValueError(str(error)) from None

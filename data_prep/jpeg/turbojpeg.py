@@ -68,6 +68,11 @@ def decode_rgb(data: bytes, reduction: int) -> NDArray[np.uint8]:
         return odd.result
 
 
+def decode_sound_rgb(data: bytes) -> NDArray[np.uint8]:
+    """As `decode_rgb`, whole, but Unreadable also for what decides no pixel: what training refuses is refused here."""
+    return _read_strictly(data, partial(_decode_rgb, reduction=1))
+
+
 class _Odd(Unreadable):
     """The result came from `plain(data)`."""
 

@@ -1,13 +1,12 @@
-"""Whole images of a beton, by Pillow: for test protocols that show more of an image than one square crop.
+"""Whole images of a beton: for test protocols that show more of an image than one square crop.
 
-The pixels are those of the native decoder, which are Pillow's.
+The pixels are those of the native decoder, which are Pillow's, and so is the resize.
 """
 
 from __future__ import annotations
 
-import io
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
@@ -19,11 +18,15 @@ from PIL import Image
 
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import Manifest
+from data_prep.jpeg.stored import decode
+from data_prep.pixels import resized_window
 from resnet_dist.data.loader import open_reader
 from resnet_dist.errors import Fault
 
 T = TypeVar("T")
 _BATCHES_AHEAD = 2
+_MOST_PIXELS = 16_000_000
+"""Of a resized picture that is made as a whole."""
 
 
 class PictureReader:
@@ -65,16 +68,11 @@ class PictureReader:
         try:
             if reader.mode(sample_id) != MODE_JPEG:
                 return Image.frombytes("RGB", size, stored)
-            with Image.open(io.BytesIO(stored)) as image:
-                if image.size != size:
-                    raise ValueError(
-                        f"it has {image.size[0]} x {image.size[1]} px, the beton says {size[0]} x {size[1]}"
-                    )
-                return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+            return Image.fromarray(decode(stored, *size[::-1]))
+        except ValueError as error:
             raise Fault(
-                f"sample {sample_id} of {reader.path} cannot be decoded: {error}; check with `data-prep verify "
-                f"{quote(str(reader.path))} --decode all`"
+                f"sample {sample_id} of {reader.path} cannot be decoded: {error}; "
+                f"`data-prep verify {quote(str(reader.path))} --decode all` lists all such samples"
             ) from None
 
 
@@ -84,9 +82,27 @@ def resized_sides(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return shorter_side * size[0] // shorter, shorter_side * size[1] // shorter
 
 
-def resized(picture: Image.Image, shorter_sides: Sequence[int]) -> dict[int, Image.Image]:
-    """The picture with each of the shorter sides: Pillow's bilinear filter with antialiasing, as in training."""
-    return {
-        side: picture.resize(resized_sides(picture.size, side), Image.Resampling.BILINEAR)
-        for side in set(shorter_sides)
-    }
+class Resized:
+    """Parts of the picture with its shorter side resized: Pillow's bilinear filter with antialiasing, as in training.
+
+    A whole picture is resized once for each length; an elongated one, which would grow beyond all bounds, only where it
+    is looked at.
+    """
+
+    def __init__(self, picture: Image.Image) -> None:
+        self._picture = picture
+        self._wholes: dict[int, Image.Image] = {}
+
+    def size(self, shorter_side: int) -> tuple[int, int]:
+        """Width and height."""
+        return resized_sides(self._picture.size, shorter_side)
+
+    def part(self, shorter_side: int, box: tuple[int, int, int, int]) -> Image.Image:
+        """`box`: left, top, right, bottom, px of the resized picture."""
+        left, top, right, bottom = box
+        size = self.size(shorter_side)
+        if size[0] * size[1] > _MOST_PIXELS:
+            return resized_window(self._picture, size, (left, top, right - left, bottom - top))
+        if shorter_side not in self._wholes:
+            self._wholes[shorter_side] = self._picture.resize(size, Image.Resampling.BILINEAR)
+        return self._wholes[shorter_side].crop(box)

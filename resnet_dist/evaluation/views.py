@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.beton.manifest import Manifest
-from resnet_dist.data.pictures import PictureReader, resized
+from resnet_dist.data.pictures import PictureReader, Resized
 from resnet_dist.evaluation.protocol import View, window
 
 Pixels = NDArray[np.uint8]
@@ -72,12 +72,11 @@ class ViewLoader:
 
     def _shown(self, picture: Image.Image) -> list[Pixels]:
         """One array [H, W, 3] for each view."""
-        scales = resized(picture, [view.shorter_side for view in self._views])
-        shown = []
-        for view in self._views:
-            image = scales[view.shorter_side]
-            shown.append(np.asarray(image.crop(window(view, *image.size))))
-        return shown
+        resized = Resized(picture)
+        return [
+            np.asarray(resized.part(view.shorter_side, window(view, *resized.size(view.shorter_side))))
+            for view in self._views
+        ]
 
 
 def _grouped(pictures: Sequence[Pixels], device: torch.device) -> list[Group]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import data_prep
 from data_prep import native_library
 from data_prep.convert import encode as encoding
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.encode import BadSample, encode_all
+from data_prep.fuzz.kinds import made_kinds
 from data_prep.fuzz.mutants import KINDS, mutate
 from data_prep.fuzz.verdicts import is_read_without_a_warning
 from data_prep.jpeg.native_check import are_sound
@@ -121,3 +126,27 @@ def test_where_it_is_not_built_the_outcome_is_the_same(baseline, monkeypatch) ->
     with_it = outcomes()
     monkeypatch.setattr(encoding, "are_sound", lambda files: [False] * len(files))
     assert outcomes() == with_it
+
+
+def test_no_byte_is_touched_that_should_not_be(baseline, tmp_path: Path) -> None:
+    """Under AddressSanitizer, which ends the process at the first stray access or leak."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    assert compiler is not None, "a C compiler built the extension; where has it gone?"
+    package, program = Path(data_prep.__file__).parent, tmp_path / "sanitized"
+    folders = (package / "convert" / "native", package / "native")
+    sources = [str(path) for folder in folders for path in sorted(folder.glob("*.c"))]
+    flags = [f"-I{package / 'native'}", "-g", "-O1", "-std=gnu11", "-fno-sanitize-recover=all"]
+    driver = str(Path(__file__).with_name("sanitized.c"))
+    command = [compiler, *flags, "-fsanitize=address,undefined", "-o", str(program), driver, *sources, "-lm"]
+    build = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if build.returncode != 0 and "asan" in build.stderr:
+        pytest.skip("this compiler comes without AddressSanitizer")
+    assert build.returncode == 0, build.stderr
+    files = [*baseline.values(), *made_kinds().values()]
+    records = b"".join(len(data).to_bytes(8, "little") + data for data in files)
+    run = subprocess.run([program, "60"], input=records, capture_output=True, timeout=250)
+    assert run.returncode == 0, run.stderr[-3000:]
+    num_read, num_told, num_sound = map(int, run.stdout.split())
+    assert num_read == 61 * len(files)
+    assert num_told > num_read / 4
+    assert num_sound > len(baseline)
