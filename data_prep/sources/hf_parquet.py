@@ -29,6 +29,7 @@ from data_prep.sources.ranges import RecordedFile, record
 from data_prep.sources.row_group import (
     LARGE_GROUP_BYTES,
     RowGroup,
+    leaf_numbers,
     open_parquet,
     rows_at_once,
     telling_damage,
@@ -60,7 +61,6 @@ class Groups:
 
     num_rows: list[int]
     image_bytes: list[int]
-    images_at_once: list[int]
     labels_at_once: int
     paths_at_once: int
     """0: they are too long to be worth a look."""
@@ -103,7 +103,8 @@ class HfParquet:
         self._columns = first.columns
         for other in opened[1:]:
             compare_columns(first.columns, other.columns, first.shown, other.shown)
-            compare_names(first.class_names, other.class_names, first.shown, other.shown)
+            if asked.class_names is None:  # else each is held against those
+                compare_names(first.class_names, other.class_names, first.shown, other.shown)
             if other.names != first.names:
                 raise UserError(
                     f"{other.shown}: has the columns {shown(', '.join(other.names))}, {first.shown} has "
@@ -115,9 +116,6 @@ class HfParquet:
         self._group_files = np.repeat(np.arange(len(opened), dtype=np.int64), counts)
         self._group_numbers = np.array([number for count in counts for number in range(count)], dtype=np.int64)
         self._group_bytes = np.array([size for file in opened for size in file.groups.image_bytes], dtype=np.int64)
-        self._images_at_once = np.array(
-            [rows for file in opened for rows in file.groups.images_at_once], dtype=np.int64
-        )
         if not sum(group_rows):
             raise UserError(f"{location}: holds no samples: none of {len(files):,} files has a row")
         found: dict[Label, str] = {}
@@ -220,7 +218,6 @@ class HfParquet:
                     self._files[number].place,
                     int(self._group_numbers[group]),
                     self._columns,
-                    int(self._images_at_once[group]),
                     is_large=bool(self._group_bytes[group] > LARGE_GROUP_BYTES),
                 ),
             )
@@ -270,9 +267,9 @@ def wnids_with_labels(numbers: NDArray[np.int64], labels: NDArray[np.int64], whe
 
 def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) -> Groups:
     """UserError when the file contradicts itself, or is made to take memory."""
-    numbers = {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
+    numbers = leaf_numbers(metadata)
     num_rows: list[int] = []
-    images: list[Any] = []
+    image_bytes: list[int] = []
     labels_at_once = paths_at_once = TABLE_ROWS
     label_bytes = path_bytes = 0
     for group in range(metadata.num_row_groups):
@@ -284,7 +281,7 @@ def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) ->
                 f"{label.num_values:,} labels; copy or download it again"
             )
         num_rows.append(row_group.num_rows)
-        images.append(image)
+        image_bytes.append(image.total_uncompressed_size)
         label_bytes += label.total_uncompressed_size
         if columns.has_text_labels:
             labels_at_once = min(labels_at_once, rows_at_once(label, TABLE_ROWS))
@@ -310,8 +307,7 @@ def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) ->
         )
     return Groups(
         num_rows,
-        [image.total_uncompressed_size for image in images],
-        [rows_at_once(image) for image in images],
+        image_bytes,
         labels_at_once,
         paths_at_once if path_bytes <= MAX_PATH_BYTES * total else 0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,8 +21,8 @@ BATCH_ROWS = 32
 BATCH_BYTES = 64 << 20
 """Of images in one batch, whatever the file says; pyarrow takes some four times as much to put them together."""
 STREAM_BYTES = 1 << 20
-MAX_RATIO = {"UNCOMPRESSED": 1, "SNAPPY": 24, "LZ4": 256, "LZ4_RAW": 256, "GZIP": 1032}
-"""How many times its size data can be once unpacked, by how these formats work. Others: as much as the file says."""
+PAGE_HEAD = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\0-\x7f])")
+PAGE_HEAD_BYTES = 16
 ENCODINGS_IN_FULL = frozenset({"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"})
 """Each value is there in full: all of them together have no more bytes than the column's pages."""
 
@@ -30,11 +31,15 @@ class RowGroup:
     """The images of one row group, forwards only, a few rows at a time: pyarrow takes three times a row group's size
     to read it at once. A large one (`is_large`) is also read from storage piece by piece."""
 
-    def __init__(self, place: Place, number: int, columns: Columns, num_rows_at_once: int, *, is_large: bool) -> None:
+    def __init__(self, place: Place, number: int, columns: Columns, *, is_large: bool) -> None:
         self._stack = ExitStack()
         table = self._stack.enter_context(open_parquet(place, is_streamed=is_large))
+        chunk = table.metadata.row_group(number).column(leaf_numbers(table.metadata)[columns.image_leaf])
         self._batches = table.iter_batches(
-            batch_size=num_rows_at_once, row_groups=[number], columns=[columns.image_leaf], use_threads=False
+            batch_size=rows_at_once(chunk, in_dictionary=_dictionary_bytes(place, chunk)),
+            row_groups=[number],
+            columns=[columns.image_leaf],
+            use_threads=False,
         )
         self._is_struct = columns.is_struct
         self.first = 0
@@ -108,20 +113,39 @@ def telling_damage(place: Place) -> Iterator[None]:
         ) from None
 
 
-def rows_at_once(column: Any, most: int = BATCH_ROWS) -> int:
+def leaf_numbers(metadata: Any) -> dict[str, int]:
+    """Of a file's innermost columns, by their paths."""
+    return {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
+
+
+def rows_at_once(chunk: Any, most: int = BATCH_ROWS, in_dictionary: int | None = None) -> int:
     """How many rows of a column (`pyarrow.parquet.ColumnChunkMetaData`) have at most some BATCH_BYTES, or are one
     row, whatever it holds.
 
     A value may be there once and be meant often (dictionaries), or share its beginning with the one before.
+    `in_dictionary`: bytes of the dictionary, where they are known.
     """
-    largest = column.total_uncompressed_size
-    if set(column.encodings) <= ENCODINGS_IN_FULL:
+    largest = chunk.total_uncompressed_size
+    if set(chunk.encodings) <= ENCODINGS_IN_FULL:
         return most if largest <= MAX_SAMPLE_BYTES else 1
-    if column.has_dictionary_page and "DELTA_BYTE_ARRAY" not in column.encodings:
-        packed = column.data_page_offset - column.dictionary_page_offset
-        in_dictionary = packed * MAX_RATIO.get(column.compression, largest)
-        largest = min(largest, in_dictionary) if packed > 0 and largest <= BATCH_BYTES else largest
+    if in_dictionary is not None and "DELTA_BYTE_ARRAY" not in chunk.encodings and largest <= BATCH_BYTES:
+        largest = min(largest, in_dictionary)
     return max(1, min(most, BATCH_BYTES // max(1, largest)))
+
+
+def _dictionary_bytes(place: Place, chunk: Any) -> int | None:
+    """Of a local file, as the dictionary's page says: it begins with two fields of Thrift's compact protocol, the kind
+    of page and its size once unpacked. None: not known."""
+    if not isinstance(place, LocalPlace) or not chunk.has_dictionary_page:
+        return None
+    with place.open() as file:
+        file.seek(chunk.dictionary_page_offset)
+        head = file.read(PAGE_HEAD_BYTES)
+    match = PAGE_HEAD.match(head)
+    if match is None:
+        return None
+    digits = [byte & 0x7F for byte in match[1]]
+    return sum(digit << 7 * number for number, digit in enumerate(digits)) >> 1
 
 
 def _told(place: Place) -> str | None:

@@ -75,7 +75,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
                 f"{where}: is cut short: it has no end mark behind {_told(before)}; copy or download it again"
             )
         if header.count(0) == BLOCK_BYTES:
-            _check_tail(window, at, stop, f"{where}: ", _told(before))
+            _check_tail(window, start, at, stop, f"{where}: ", _told(before))
             if long_name is not None or long_size is not None:
                 raise UserError(
                     f"{where}: ends where a member should follow {_told(before)}; copy or download it again"
@@ -150,7 +150,7 @@ class _Window:
         return self._data[at : at + length]
 
 
-def _check_tail(window: _Window, at: int, stop: int | None, where: str, before: str) -> None:
+def _check_tail(window: _Window, start: int, at: int, stop: int | None, where: str, before: str) -> None:
     """UserError unless there are only zeros from `at`, where the end mark is, to the end."""
     first = at
     while stop is None or at < stop:
@@ -160,10 +160,10 @@ def _check_tail(window: _Window, at: int, stop: int | None, where: str, before: 
         if not piece:
             return
         if piece.count(0) != len(piece):
-            data_at = at + len(piece) - len(piece.lstrip(b"\0"))
+            data_at = at + len(piece) - len(piece.lstrip(b"\0")) - start
             raise UserError(
-                f"{where}data lies behind its end mark, from byte {data_at:,} on, after {before}; was another archive "
-                "appended? unpack it whole with `tar --ignore-zeros -xf`, and pack it again"
+                f"{where}data lies behind its end mark, from byte {data_at} on, after {before}; was another archive "
+                f"appended? take them apart with `head -c {data_at}` and `tail -c +{data_at + 1}`"
             )
         at += len(piece)
 

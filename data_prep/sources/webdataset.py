@@ -218,12 +218,15 @@ def list_shard(shard: RecordedFile, columns: Columns) -> ListedShard:
 
 
 def _with_endings(members: Iterator[Member]) -> Iterator[tuple[str, str, Member]]:
-    """(key, ending, member): the key ends at the first dot of the file's name. Hidden files are passed over."""
+    """(key, ending, member): the key ends at the first dot of the file's name. A hidden file is on its own, and those
+    that macOS puts beside each file are passed over."""
     for member in members:
         folder, slash, name = member.name.rpartition("/")
         stem, _, ending = name.partition(".")
         if stem:
             yield f"{folder}{slash}{stem}", ending.lower(), member
+        elif not name.startswith(("._", ".DS_Store")):
+            yield member.name, "", member
 
 
 def _image(files: Mapping[str, Member], columns: Columns) -> Member | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import pickle
+import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
@@ -136,14 +141,14 @@ def test_braces_are_bounded(tmp_path: Path, pattern: str, message: str) -> None:
 
 def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -> None:
     files = {"a.b/x.png": b"png", "a.b/x.json": b'{"label": 1}', "y.JPEG": b"jpeg", "y.json": b'{"label": 0}'}
-    (tmp_path / "0.tar").write_bytes(tar_of(files | {"notes.txt": b"?", ".hidden": b"?"}))
+    (tmp_path / "0.tar").write_bytes(tar_of(files | {"notes.txt": b"?", ".hidden": b"?", "._x.png": b"?"}))
     names = tmp_path / "names.txt"
     names.write_text("n01000001 cat, pussy\nn02000002 dog\n")
     source = open_source("webdataset", str(tmp_path), ANY, SourceOptions(labels=str(names)))
     assert [(source[i].data, source[i].label) for i in range(2)] == [(b"png", 1), (b"jpeg", 0)]
     assert source.key(0) == "0.tar/a.b/x"
     assert (source.class_names, source.describe().label_map["n02000002"]) == (("n01000001", "n02000002"), 1)
-    assert (source.describe().num_left_out, source.describe().left_out) == (1, ["0.tar/notes.txt"])
+    assert (source.describe().num_left_out, source.describe().left_out) == (2, ["0.tar/notes.txt", "0.tar/.hidden"])
     names.write_text("cat\n")
     with pytest.raises(UserError, match=r"0\.tar/a\.b/x has label 1, expected 0\.\.0: 1 classes have a name"):
         open_source("webdataset", str(tmp_path), ANY, SourceOptions(labels=str(names)))
@@ -264,3 +269,37 @@ def test_the_image_of_a_sample_may_be_said(tmp_path: Path, tar_of: TarOf) -> Non
         assert source.describe().left_out == ["0.tar/info.json"]
     with pytest.raises(UserError, match=r"0: has no \.webp \(--image-column\), only \.jpg, \.seg\.png, \.tif, \.cls"):
         open_source("webdataset", str(tmp_path), ANY, SourceOptions(image_column="webp"))
+
+
+member_names = st.builds(
+    "{}{}.{}".format,
+    st.sampled_from(["", "s/", "s/.x/", "./"]),
+    st.sampled_from(["a", "b", "c.d", "", "._a"]),
+    st.sampled_from(["jpg", "JPG", "png", "cls", "json", "txt", "v2.jpg", "seg.png", "heic", ""]),
+)
+contents = st.sampled_from([b"0", b"1", b"01", b"cat", b"-1", b"1.5", b'{"label": 1}', b'{"label": 0.5}', b"", b"\xff"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(member_names, contents), min_size=1, max_size=9))
+@example([("a.jpg", b"0"), ("a.cls", b"1"), ("b.jpg", b"1"), ("b.json", b'{"label": 1}'), ("c.txt", b"0")])
+def test_every_file_is_in_a_sample_or_told_as_left_out(members: list[tuple[str, bytes]]) -> None:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "0.tar").write_bytes(target.getvalue())
+        try:
+            source = open_source("webdataset", folder, ANY)
+        except UserError as error:
+            assert str(error).isprintable()  # noqa: PT017  # either may be
+            return
+        samples = {source.key(i).removeprefix("0.tar/"): source[i].data for i in range(len(source))}
+    seen = [(n.removeprefix("./"), data) for n, data in members if not n.rpartition("/")[2].startswith("._")]
+    shown = [(name, data) for name, data in seen if not name.rpartition("/")[2].startswith(".")]
+    assert sorted(data for name, data in shown if name.lower().endswith((".jpg", ".png"))) == sorted(samples.values())
+    stems = ["/".join([*name.split("/")[:-1], name.split("/")[-1].partition(".")[0]]) for name, _ in seen]
+    assert source.describe().num_left_out == sum(stem not in samples for stem in stems)
