@@ -171,6 +171,7 @@ WALLS = {
         "data_prep.import_path",
         "data_prep.ray_cluster",
         "data_prep.beton",
+        "data_prep.pixels",
     ),
     "resnet_dist.evaluation": (
         "resnet_dist.errors",

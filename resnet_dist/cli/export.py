@@ -41,6 +41,6 @@ def export(
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)
-    if done.warning:
-        typer.echo(f"warning: {done.warning}", err=True)
+    for warning in done.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the net's own")

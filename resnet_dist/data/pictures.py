@@ -6,7 +6,7 @@ The pixels are those of the native decoder, which are Pillow's, and so is the re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
@@ -19,9 +19,9 @@ from PIL import Image
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import Manifest
 from data_prep.jpeg.stored import decode
-from data_prep.pixels import resized_window
+from data_prep.pixels import LIMITS, resized_window
 from resnet_dist.data.loader import open_reader
-from resnet_dist.errors import Fault
+from resnet_dist.errors import Fault, UserError
 
 T = TypeVar("T")
 _BATCHES_AHEAD = 2
@@ -74,6 +74,20 @@ class PictureReader:
                 f"sample {sample_id} of {reader.path} cannot be decoded: {error}; "
                 f"`data-prep verify {quote(str(reader.path))} --decode all` lists all such samples"
             ) from None
+
+    def require_small(self, shorter_sides: Sequence[int]) -> None:
+        """UserError, naming the sample, if one is too elongated to be shown whole with such a shorter side."""
+        widths, heights = self._reader.widths.astype(np.int64), self._reader.heights.astype(np.int64)
+        for side in shorter_sides:
+            longer = side * np.maximum(widths, heights) // np.maximum(np.minimum(widths, heights), 1)
+            too_large = np.flatnonzero(side * longer > LIMITS.pixels)
+            if len(too_large):
+                first = int(too_large[0])
+                raise UserError(
+                    f"sample {first} of {self._reader.path} is {widths[first]} x {heights[first]} px: with a shorter "
+                    f"side of {side} px all of it has more than {LIMITS.pixels:,} px; take smaller --scales or "
+                    "--protocol 10-crop"
+                )
 
 
 def resized_sides(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:

@@ -42,7 +42,10 @@ class ViewBatch:
 
 
 class ViewLoader:
-    """Batches of all `views` of a beton's samples, on `device`. Every image is decoded once, resized once a scale."""
+    """Batches of all `views` of a beton's samples, on `device`. Every image is decoded once, resized once a scale.
+
+    UserError if there is one that is too elongated to be shown whole.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class ViewLoader:
         device: torch.device,
     ) -> None:
         self._reader = PictureReader(beton, manifest, num_threads)
+        self._reader.require_small([view.shorter_side for view in views if view.place == "whole"])
         self._views = tuple(views)
         self._batch_size = batch_size
         self._device = device

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep.beton.class_names import difference
 from data_prep.beton.digest import parse_digest
 from data_prep.beton.manifest import Manifest, load_manifest
+from data_prep.pixels import PictureSettings
 from resnet_dist.errors import UserError
 from resnet_dist.training.job import Job
 
@@ -56,6 +58,63 @@ def require_classes_of(
     if differ is not None:
         raise UserError(f"{beton}: is not of the model's classes: {differ}; {way_out}")
     return None
+
+
+def picture_settings(manifest: Manifest) -> dict[str, Any]:
+    """How its pictures became pixels: what whoever shows the net other pictures has to do too.
+
+    `exif` and `background` as `data_prep.pixels.PictureSettings` has them, and `max_side`. Of a beton that was merged
+    from unlike ones, the defaults for what differs. UserError for values that conversion does not know.
+    """
+    conversions = _conversions(manifest.settings)
+    found = {**PictureSettings().as_dict(), "max_side": None}
+    for key in found:
+        values = [settings.get(key, found[key]) for settings in conversions]
+        if values and all(value == values[0] for value in values):
+            found[key] = values[0]
+    if known_pictures(found) is None:
+        raise UserError(f"a manifest's settings {found} are not ones that data-prep writes; make the beton again")
+    return found
+
+
+def known_pictures(values: Any) -> dict[str, Any] | None:
+    """`values`, if they are what `picture_settings` returns."""
+    if not isinstance(values, Mapping) or "exif" not in values:
+        return None
+    side = values.get("max_side")
+    try:
+        PictureSettings.from_dict(values)
+    except (ValueError, TypeError):
+        return None
+    return dict(values) if side is None or (type(side) is int and side > 0) else None
+
+
+def mixed_pictures(manifest: Manifest, beton: str) -> str | None:
+    """A warning if the beton was merged from betons whose pictures were converted unlike."""
+    for key, default in {"exif": "ignore", "background": None}.items():
+        values = [settings.get(key, default) for settings in _conversions(manifest.settings)]
+        if any(value != values[0] for value in values):
+            return f"{beton}: was merged from betons with other settings of --{key}; convert them alike"
+    return None
+
+
+def other_pictures(first: Mapping[str, Any], second: Mapping[str, Any], in_first: str, in_second: str) -> str | None:
+    """A warning if EXIF orientations or transparent pixels were treated otherwise; both as `picture_settings`."""
+    for key in ("exif", "background"):
+        if first.get(key) != second.get(key):
+            return (
+                f"{in_first} was converted with --{key} {first.get(key)}, {in_second} with {second.get(key)}: the net "
+                "sees other pictures than it was trained on; convert both alike"
+            )
+    return None
+
+
+def _conversions(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of every conversion that a beton's samples went through: a merged one has its inputs'."""
+    inputs = settings.get("inputs")
+    if not isinstance(inputs, list):
+        return [settings]
+    return [leaf for part in inputs if isinstance(part, dict) for leaf in _conversions(part)]
 
 
 def empty_classes(manifest: Manifest, beton: str) -> str | None:

@@ -23,7 +23,7 @@ from resnet_dist.evaluation.averaging import AveragedClassifier, Member
 from resnet_dist.evaluation.dense import make_fully_convolutional
 from resnet_dist.evaluation.protocol import Protocol, View
 from resnet_dist.evaluation.views import Group, ViewBatch, ViewLoader
-from resnet_dist.launch.data_identity import require_classes_of
+from resnet_dist.launch.data_identity import mixed_pictures, other_pictures, picture_settings, require_classes_of
 from resnet_dist.launch.local_workers import on_local_workers
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.overlap import training_data_note
@@ -80,7 +80,7 @@ def evaluate_models(
     """
     manifest = load_manifest(beton)
     models = tuple(load_model(source, tracking_uri) for source in sources)
-    warnings = []
+    warnings = [mixed_pictures(manifest, str(beton))]
     for model in models:
         if not ignore_class_names:
             way_out = (
@@ -90,6 +90,8 @@ def evaluate_models(
             warnings.append(require_classes_of(model.name, model.class_names, manifest, beton, way_out))
         require_classes(model.recipe, manifest, beton)
         warnings.append(training_data_note(manifest, beton, model.data_digest))
+        if model.pictures is not None:
+            warnings.append(other_pictures(model.pictures, picture_settings(manifest), model.name, str(beton)))
         protocol.views(model.recipe.data.eval)
         if protocol.fully_convolutional:
             make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)

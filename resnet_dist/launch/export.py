@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from data_prep.beton.files import fsync_folder, temporary_beside, write_text_atomically
 from data_prep.beton.manifest import load_manifest
+from data_prep.pixels import PictureSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_identity import require_classes_of
+from resnet_dist.launch.data_identity import other_pictures, picture_settings, require_classes_of
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.preflight import require_classes
 
@@ -42,7 +43,7 @@ class Exported:
     max_difference: float
     """Largest difference of a logit from the net's own."""
     largest_logit: float
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def export_model(source: str, path: Path, *, tracking_uri: str | None = None, data: Path | None = None) -> Exported:
@@ -56,7 +57,17 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     if file_format is None:
         raise UserError(f"{path}: end its name in {', '.join(SUFFIXES)}, which says what it becomes")
     model = load_model(source, tracking_uri)
-    class_names, warning = _class_names(model, data)
+    class_names, *warnings = _class_names(model, data)
+    pictures = model.pictures
+    if data is not None:
+        of_data = picture_settings(load_manifest(data))
+        pictures = of_data if pictures is None else pictures
+        warnings.append(other_pictures(pictures, of_data, model.name, str(data)))
+    if pictures is None:
+        warnings.append(
+            f"{model.name}: does not know how its data was converted (an earlier version wrote it); its file says "
+            "the default settings: give --data FILE.beton"
+        )
     images = _images(model, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -76,13 +87,15 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     finally:
         temporary.unlink(missing_ok=True)
     card = path.with_name(f"{path.name}.json")
-    facts = describe(model, file_format, class_names)
+    facts = describe(model, file_format, class_names, pictures or {})
     facts["check"] = {"images": len(images), "max_difference": max_difference, "largest_logit": largest}
     write_text_atomically(card, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    return Exported(path, card, max_difference, largest, warning)
+    return Exported(path, card, max_difference, largest, tuple(said for said in warnings if said is not None))
 
 
-def describe(model: TrainedModel, file_format: Format, class_names: tuple[str, ...]) -> dict[str, Any]:
+def describe(
+    model: TrainedModel, file_format: Format, class_names: tuple[str, ...], pictures: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a user of the file has to know."""
     crop = model.recipe.data.eval
     return {
@@ -93,6 +106,7 @@ def describe(model: TrainedModel, file_format: Format, class_names: tuple[str, .
         "recipe_hash": model.recipe_hash,
         "input": {"name": "images", "dtype": "uint8", "shape": ["N", crop.size, crop.size, 3], "colours": "RGB"},
         "preprocessing": [
+            *_to_pixels(pictures),
             f"resize so that the shorter side is {crop.resize} px (bilinear, antialiased, as Pillow does)",
             f"cut out the central {crop.size} x {crop.size} px",
             "nothing else: mean and standard deviation are taken off inside",
@@ -100,6 +114,21 @@ def describe(model: TrainedModel, file_format: Format, class_names: tuple[str, .
         "output": {"name": "logits", "shape": ["N", len(class_names)], "meaning": "softmax gives probabilities"},
         "class_names": list(class_names),
     }
+
+
+def _to_pixels(pictures: Mapping[str, Any]) -> list[str]:
+    """What has to happen to a picture's file before it is resized; `pictures` as `picture_settings` has it."""
+    settings, max_side = PictureSettings.from_dict(pictures), pictures.get("max_side")
+    turn = {
+        "ignore": "do not turn the picture as its EXIF orientation says",
+        "apply": "turn the picture as its EXIF orientation says",
+    }[settings.exif]
+    alpha = "drop alpha" if settings.background is None else f"put it onto the colour {list(settings.background)}"
+    shrink = f"shrink it so that the longer side is at most {max_side} px (Pillow's Hamming filter)"
+    return [
+        f"{turn}; make it RGB of 8 bits: of 16 bits the upper 8, {alpha}, no colour profile",
+        *([shrink] if max_side else []),
+    ]
 
 
 def _class_names(model: TrainedModel, data: Path | None) -> tuple[tuple[str, ...], str | None]:

@@ -79,6 +79,7 @@ def _log(
         input_example=np.zeros((2, crop.size, crop.size, 3), dtype=np.uint8),
         resize=crop.resize,
         class_names=trained.identity.class_names,
+        pictures=trained.pictures,
         metadata=model_card(trained, metrics),
         step=step,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from resnet_dist.config.loading import recipe_from_yaml, recipe_of
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.data_identity import known_pictures
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.location import open_storage, split
 from resnet_dist.tracking.model_loading import load_weights
@@ -34,6 +36,8 @@ class TrainedModel:
     """By label; None if the source does not know them: a checkpoint of an earlier version."""
     data_digest: str = ""
     """Of the data that it was trained on, as in a run's identity; empty if the source does not know."""
+    pictures: Mapping[str, Any] | None = None
+    """How its data's pictures became pixels (`data_identity.picture_settings`); None if the source does not know."""
 
     @property
     def recipe_hash(self) -> str:
@@ -66,9 +70,9 @@ def _from_checkpoint(location: str) -> TrainedModel:
             )
         recipe = recipe_of(found.card.recipe, location)
         weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
-        identity = found.card.identity
+        identity, pictures = found.card.identity, known_pictures(found.card.pictures)
     classifier = _classifier(recipe, weights, location)
-    return TrainedModel(location, recipe, classifier, identity.class_names or None, identity.data_digest)
+    return TrainedModel(location, recipe, classifier, identity.class_names or None, identity.data_digest, pictures)
 
 
 def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
@@ -79,8 +83,8 @@ def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
         raise UserError(f"{uri}: was not logged by resnet-dist: it has no recipe, or no class names")
     recipe = recipe_from_yaml(str(metadata["recipe"]), f"{uri}: its recipe")
     net = {name.removeprefix(_NET): value for name, value in weights.items() if name.startswith(_NET)}
-    trained_on = str(metadata.get("data_digest", ""))
-    return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)), trained_on)
+    trained_on, pictures = str(metadata.get("data_digest", "")), known_pictures(metadata.get("pictures"))
+    return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)), trained_on, pictures)
 
 
 def _classifier(recipe: Recipe, weights: Mapping[str, torch.Tensor], source: str) -> ImageClassifier:

@@ -19,7 +19,15 @@ from resnet_dist.config.run_name import require_run_name
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.errors import UserError
-from resnet_dist.launch.data_identity import NO_CLASS_NAMES, data_digest, empty_classes, require_same_classes
+from resnet_dist.launch.data_identity import (
+    NO_CLASS_NAMES,
+    data_digest,
+    empty_classes,
+    mixed_pictures,
+    other_pictures,
+    picture_settings,
+    require_same_classes,
+)
 from resnet_dist.launch.overlap import check_overlap
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.location import beside, open_storage
@@ -65,6 +73,7 @@ class Prepared:
             identity=self.identity,
             train_beton=self.train_beton,
             val_beton=self.val_beton,
+            pictures=picture_settings(self.train),
             loader_threads=profile.cpus_per_worker,
             recompute_activations=profile.recompute_activations,
         )
@@ -99,7 +108,14 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         else:
             damaged = tuple(newest_first(storage.names()))
             warnings = [f"{storage.location}/{name}: was never written to its end; left out" for name in damaged]
-    of_data = (shared, empty_classes(train, train_source), empty_classes(val, val_source))
+    of_data = (
+        shared,
+        empty_classes(train, train_source),
+        empty_classes(val, val_source),
+        mixed_pictures(train, train_source),
+        mixed_pictures(val, val_source),
+        other_pictures(picture_settings(train), picture_settings(val), "train.beton", "val.beton"),
+    )
     data_warnings = [warning for warning in of_data if warning is not None]
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(

@@ -13,6 +13,7 @@ from resnet_dist.config.loading import recipe_from_yaml, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
+from resnet_dist.launch.data_identity import known_pictures, picture_settings
 from resnet_dist.launch.describe import data_inputs
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.storage.base import RunStorage
@@ -39,6 +40,8 @@ class Trained:
     validation_digest: str
     """With the name of its algorithm."""
     register_models: bool
+    pictures: Mapping[str, Any]
+    """How the training data's pictures became pixels: `data_identity.picture_settings`."""
 
     @property
     def words(self) -> str:
@@ -57,6 +60,7 @@ def trained_run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared,
         validation=data_inputs(recipe, prepared)[1],
         validation_digest=prepared.val.digest,
         register_models=profile.register_models,
+        pictures=picture_settings(prepared.train),
     )
 
 
@@ -90,4 +94,5 @@ def _parsed(tree: dict[str, Any]) -> Trained:
         identity=replace(Identity(**identity), class_names=tuple(identity["class_names"])),
         validation=DataInput(**tree["validation"]),
         register_models=tree["register_models"] is True,
+        pictures=known_pictures(tree.get("pictures")) or {},
     )

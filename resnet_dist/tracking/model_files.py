@@ -1,18 +1,17 @@
 """The files of a logged model: loaded and served by plain mlflow, without our code.
 
 It has two flavours: `mlflow.pytorch.load_model` gives the net (uint8 images -> logits), `mlflow.pyfunc.load_model` and
-`mlflow models serve` take pictures as they come and answer with class names (`served_classifier.py`, copied into it).
+`mlflow models serve` take pictures as they come and answer with class names (`served_classifier.py`, copied into it
+with `data_prep/pixels.py`).
 """
 
 from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import io
-import json
-import shutil
 import warnings
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from resnet_dist.tracking.served_classifier import Protocol
+
+_CODE = "code"
 _SERVING_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow")
 
 
@@ -57,8 +59,8 @@ def write_model(module: torch.nn.Module, folder: Path, input_example: NDArray[np
         )
 
 
-def make_servable(folder: Path, example: NDArray[np.uint8], class_names: Sequence[str], resize: int) -> None:
-    """Puts `served_classifier.py` into the exported model, as what its pyfunc flavour loads."""
+def make_servable(folder: Path, example: NDArray[np.uint8], protocol: Protocol) -> None:
+    """Puts `served_classifier.py` into the exported model, as what its pyfunc flavour loads. `example`: one image."""
     from mlflow.models import Model, ModelSignature
     from mlflow.models.utils import _save_example  # mlflow has no public way to give a saved model another example
     from mlflow.types import ColSpec, DataType, Schema
@@ -67,18 +69,15 @@ def make_servable(folder: Path, example: NDArray[np.uint8], class_names: Sequenc
 
     from resnet_dist.tracking import served_classifier
 
-    code = folder / "code"
-    code.mkdir()
-    shutil.copy(served_classifier.__file__, code)
-    protocol = {"class_names": list(class_names), "size": example.shape[0], "resize": resize}
-    (folder / served_classifier.PROTOCOL).write_text(json.dumps(protocol), encoding="utf-8")
+    loader = copy_code(folder / _CODE)
+    (folder / served_classifier.PROTOCOL).write_text(protocol.to_json(), encoding="utf-8")
     model = Model.load(str(folder))
     pyfunc = model.flavors["python_function"]
     del pyfunc["data"], pyfunc["pickle_module_name"], pyfunc["config"]  # the pytorch flavour's; ours: the whole folder
-    pyfunc |= {"loader_module": "served_classifier", "code": "code"}
+    pyfunc |= {"loader_module": loader, "code": _CODE}
     model.signature = ModelSignature(
         # Any: bytes, base64 or an array; mlflow has no type that is one of these.
-        inputs=Schema([ColSpec(AnyType(), served_classifier.COLUMN)]),
+        inputs=Schema([ColSpec(AnyType(), served_classifier.COLUMN, required=False)]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "class"),
@@ -93,3 +92,25 @@ def make_servable(folder: Path, example: NDArray[np.uint8], class_names: Sequenc
         old.unlink()
     _save_example(model, {served_classifier.COLUMN: [base64.b64encode(png.getvalue()).decode()]}, str(folder))
     model.save(str(folder / "MLmodel"))
+
+
+def copy_code(folder: Path) -> str:
+    """Copies what a served model runs to `folder`, and returns the name of the module to load.
+
+    The package is named by its content: Python keeps modules by their names, and a process may hold models of several
+    versions.
+    """
+    from data_prep import pixels
+    from resnet_dist.tracking import served_classifier
+
+    texts = {
+        name: Path(str(module.__file__)).read_text(encoding="utf-8")
+        for name, module in (("pixels", pixels), ("served_classifier", served_classifier))
+    }
+    package = f"served_{hashlib.sha256(''.join(texts.values()).encode()).hexdigest()[:16]}"
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").touch()
+    for name, text in texts.items():
+        ours = text.replace("from data_prep.pixels import", f"from {package}.pixels import")
+        (folder / package / f"{name}.py").write_text(ours, encoding="utf-8")
+    return f"{package}.served_classifier"

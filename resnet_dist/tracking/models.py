@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.pixels import PictureSettings
 from resnet_dist.tracking.details import DataInput
 from resnet_dist.tracking.experiment_view import NOTE_TAG
 from resnet_dist.tracking.history import History
@@ -36,6 +37,7 @@ def log_classifier(
     input_example: NDArray[np.uint8],
     resize: int,
     class_names: Sequence[str],
+    pictures: Mapping[str, Any],
     metadata: Mapping[str, Any],
     step: int,
 ) -> str:
@@ -45,6 +47,7 @@ def log_classifier(
     `module`: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
     `input_example`: uint8 [2, S, S, 3]; fixes S, while N stays free (with N = 1 torch.export would fix it too).
     `resize`: a served picture's shorter side becomes `resize` px before its centre of S x S px is taken.
+    `pictures`: how the data's pictures became pixels: the conversion's settings `exif`, `background` and `max_side`.
     `metadata`: JSON values; comes back from `load_classifier` with `class_names` and `step` added.
 
     Raises Fault if the server does not answer or MLflow fails. The module is exported (torch.export, `pt2`) before the
@@ -53,16 +56,25 @@ def log_classifier(
     """
     if input_example.dtype != np.uint8 or input_example.ndim != 4 or len(input_example) < 2:
         raise ValueError(f"input_example: expected uint8 [2, S, S, 3], got {input_example.dtype} {input_example.shape}")
+    from resnet_dist.tracking.served_classifier import Protocol
+
+    protocol = Protocol(
+        tuple(class_names),
+        size=input_example.shape[1],
+        resize=resize,
+        pictures=PictureSettings.from_dict(pictures),
+        max_side=pictures.get("max_side"),
+    )
     require_answer(handle.tracking_uri)
     with mlflow_faults(handle.tracking_uri, f"logging the model {name}"):
         client = connect(handle.tracking_uri)
         model = _finished_model(client, handle, name, step)
         if model is None:
-            facts = {**metadata, "class_names": list(class_names), "step": step}
+            facts = {**metadata, "class_names": list(class_names), "pictures": dict(pictures), "step": step}
             with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
                 local = Path(folder) / "model"
                 write_model(module, local, input_example, facts)
-                make_servable(local, input_example[0], class_names, resize)
+                make_servable(local, input_example[0], protocol)
                 model = _upload(client, handle, local, name, step)
         _link(client, handle, model.model_id, step)
         return f"models:/{model.model_id}"

@@ -61,6 +61,7 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
         recipe=recipe,
         plan=job.plan,
         identity=job.identity,
+        pictures=job.pictures,
         ctx=ctx,
         tracker=tracker,
         state=state,

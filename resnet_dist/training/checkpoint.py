@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,9 @@ class Card:
     recipe: Mapping[str, Any]
     metrics: Mapping[str, float]
     files: Mapping[str, str]
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """How the train beton's pictures became pixels: `exif`, `background`, `max_side` of its conversion. Empty in
+    checkpoints of versions that did not keep it."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.training.checkpoint import Identity
@@ -24,6 +24,8 @@ class Job:
     train_beton: Path
     val_beton: Path
     loader_threads: int
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """How the train beton's pictures became pixels."""
     recompute_activations: bool = False
     """Less memory, more computing, the same numbers."""
 

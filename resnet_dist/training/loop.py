@@ -235,4 +235,5 @@ def card_of(run: Run) -> Card:
     """What is known of the run at the step where it stands."""
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}  # JSON has no NaN
-    return Card(epoch, step, run.identity, run.recipe.model_dump(mode="json"), metrics, files={})
+    recipe = run.recipe.model_dump(mode="json")
+    return Card(epoch, step, run.identity, recipe, metrics, files={}, pictures=run.pictures)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -50,6 +52,8 @@ class Run:
     window: Window
     health: Health
     device_use: DeviceUse
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """How the train beton's pictures became pixels."""
     agreement: Agreement = field(default_factory=Agreement)
     background: Background = field(default_factory=Background)
     metrics: dict[str, float] = field(default_factory=dict)

@@ -73,7 +73,15 @@ def logged_site(uri: str, folder: Path) -> Site:
     log_details(handle, description="A **described** run.", texts={"events.log": "zebra\n"}, inputs=[VAL])
     example = np.zeros((2, 8, 8, 3), np.uint8)
     model = log_classifier(
-        handle, Tiny(), name="model", input_example=example, resize=8, class_names="abc", metadata={}, step=20
+        handle,
+        Tiny(),
+        name="model",
+        input_example=example,
+        resize=8,
+        class_names="abc",
+        pictures={},
+        metadata={},
+        step=20,
     )
     log_model_metrics(handle, model, ["val/top1"], 20, history, VAL)
     register(handle, "digits-tiny", model, Score("cd", 81.25), {}, tuple("abc"))

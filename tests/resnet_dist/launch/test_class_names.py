@@ -191,7 +191,7 @@ def test_a_checkpoint_alone_is_exported_with_its_names(
     forget_names(run)
     done = export_model(str(run), tmp_path / "net.pt", data=data / "val.beton")
     assert json.loads(done.card.read_text())["class_names"] == list(MINERALS)
-    assert "keeps no class names" in str(done.warning)
+    assert "keeps no class names" in done.warnings[0]
 
 
 def test_damaged_names_make_a_damaged_card(prepared: Callable[[], Prepared], recipe: Recipe) -> None:

@@ -55,6 +55,7 @@ def logged(sqlite_uri: str, tmp_path: Path) -> Path:
         input_example=np.zeros((2, SIZE, SIZE, 3), dtype=np.uint8),
         resize=RESIZE,
         class_names=CLASSES,
+        pictures={},
         metadata={},
         step=1,
     )

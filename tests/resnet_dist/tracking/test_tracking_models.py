@@ -42,7 +42,7 @@ def begin(uri: str, run_dir: Path):
 
 
 def log(handle, module, **changes):
-    arguments = {"name": "last", "input_example": EXAMPLE, "resize": 36, "class_names": CLASSES}
+    arguments = {"name": "last", "input_example": EXAMPLE, "resize": 36, "class_names": CLASSES, "pictures": {}}
     arguments |= {"metadata": METADATA, "step": 120}
     return log_classifier(handle, module, **(arguments | changes))
 
@@ -82,7 +82,7 @@ def test_a_logged_model_gives_the_same_logits_for_any_batch(sqlite_uri, tmp_path
     finally:
         classifier.train()
     weights, metadata = load_weights(uri, tracking_uri=sqlite_uri)
-    assert metadata == METADATA | {"class_names": list(CLASSES), "step": 120}
+    assert metadata == METADATA | {"class_names": list(CLASSES), "pictures": {}, "step": 120}
     assert_same_tensors(weights, classifier)
     (model,) = logged(handle)
     assert (str(model.status), model.name, model.source_run_id) == ("READY", "last", handle.run_id)

@@ -26,7 +26,15 @@ class MeanGrey(torch.nn.Module):
 def log(handle, step=1, class_names=CLASSES):
     example = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     return log_classifier(
-        handle, MeanGrey(), name="m", input_example=example, resize=8, class_names=class_names, metadata={}, step=step
+        handle,
+        MeanGrey(),
+        name="m",
+        input_example=example,
+        resize=8,
+        class_names=class_names,
+        pictures={},
+        metadata={},
+        step=step,
     )
 
 
