@@ -25,7 +25,7 @@ LOADERS: dict[str, Callable[..., Any]] = {
     "tune_spaces": load_space,
 }
 MADE_ON_THE_WAY = {"tune_spaces/search_2.yaml"}
-OF_THE_SYSTEM = {"cd", "curl", "export", "git", "source", "ssh", "docker", "kubectl", "sbatch", "kustomize"}
+OF_THE_SYSTEM = {"cd", "curl", "export", "git", "printf", "source", "ssh", "docker", "kubectl", "sbatch", "kustomize"}
 
 
 def commands(page: Path) -> Iterator[str]:

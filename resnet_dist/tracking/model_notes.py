@@ -12,8 +12,8 @@ def model_note(model_uri: str, run_name: str, step: int) -> str:
         f"The weights of the run *{run_name}* after step {step}, with the preparation of pictures and the names of the "
         "classes. It takes pictures as they come, and needs nothing of the project that trained it:\n\n"
         f"    mlflow models serve --model-uri {model_uri} --env-manager local --port 5001\n"
-        "    curl -H 'Content-Type: application/json' localhost:5001/invocations \\\n"
-        '      -d "{\\"inputs\\": {\\"image\\": [\\"$(base64 -w0 PICTURE)\\"]}}"\n'
+        """    printf '{"inputs": {"image": ["%s"]}}' "$(base64 < PICTURE)" \\\n"""
+        "      | curl -H 'Content-Type: application/json' localhost:5001/invocations -d @-\n"
     )
 
 

@@ -302,7 +302,10 @@ def _decoded(text: str) -> bytes:
 
 
 def _levels(value: Any) -> NDArray[np.uint8]:
-    levels = np.asarray(value)
+    try:
+        levels = np.asarray(value)
+    except ValueError:
+        raise ValueError("nested lists of unequal lengths, or too deep") from None
     if levels.ndim != 3 or levels.shape[2] != 3:
         raise ValueError(
             f"an array of shape {list(levels.shape)}" if levels.ndim else f"of type {type(value).__name__}"
