@@ -105,8 +105,8 @@ def describe(
         "net": model.recipe.model.name,
         "recipe_hash": model.recipe_hash,
         "input": {"name": "images", "dtype": "uint8", "shape": ["N", crop.size, crop.size, 3], "colours": "RGB"},
+        "decoding": _to_pixels(pictures),
         "preprocessing": [
-            *_to_pixels(pictures),
             f"resize so that the shorter side is {crop.resize} px (bilinear, antialiased, as Pillow does)",
             f"cut out the central {crop.size} x {crop.size} px",
             "nothing else: mean and standard deviation are taken off inside",
