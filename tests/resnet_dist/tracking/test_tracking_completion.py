@@ -45,7 +45,9 @@ def trained_run(uri: str, storage: FolderStorage) -> tuple[Trained, RunHandle]:
     card = Card(1, 10, identity, RECIPE.model_dump(mode="json"), {"val/top1": 75.0}, files={})
     storage.commit(checkpoint_name(1, 10), partial(save_checkpoint, state=state, card=card), last=CARD)
     data = DataInput("tiny/val", "0" * 32, "validation", "/data/tiny/val.beton")
-    trained = Trained("demo", 10, {"val/top1": 75.0}, RECIPE, identity, data, "xxh3:" + "0" * 32, register_models=True)
+    trained = Trained(
+        "demo", 10, {"val/top1": 75.0}, RECIPE, identity, data, "xxh3:" + "0" * 32, register_models=True, pictures={}
+    )
     write_trained(storage, trained)
     return trained, handle
 
