@@ -13,6 +13,7 @@ import hashlib
 import io
 import warnings
 from importlib.metadata import version
+from inspect import getfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,12 @@ def copy_code(folder: Path) -> str:
     The package is named by its content: Python keeps modules by their names, and a process may hold models of several
     versions.
     """
-    from data_prep import pixels
-    from resnet_dist.tracking import served_classifier
+    from data_prep.pixels import PictureSettings
+    from resnet_dist.tracking.served_classifier import ServedClassifier
 
     texts = {
-        name: Path(str(module.__file__)).read_text(encoding="utf-8")
-        for name, module in (("pixels", pixels), ("served_classifier", served_classifier))
+        name: Path(getfile(part)).read_text(encoding="utf-8")
+        for name, part in (("pixels", PictureSettings), ("served_classifier", ServedClassifier))
     }
     package = f"served_{hashlib.sha256(''.join(texts.values()).encode()).hexdigest()[:16]}"
     (folder / package).mkdir(parents=True)
