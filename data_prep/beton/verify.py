@@ -115,7 +115,13 @@ def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
 
 
 def _decode(reader: BetonReader, index: int) -> str | None:
-    """Why this image is not the one its metadata describes, or None."""
+    """Why this image is not the one its metadata describes, or is refused by what reads whole images; or None."""
+    from data_prep.pixels import BadPicture, require_size  # Pillow is not needed to show a command's help
+
+    try:
+        require_size(reader.width(index), reader.height(index), "convert it again with --max-side")
+    except BadPicture as error:
+        return str(error)
     if reader.mode(index) == layout.MODE_RAW:
         return None  # its size was checked by the reader; any bytes are pixels
     return why_unfit(bytes(reader.image_bytes(index)), reader.height(index), reader.width(index))

@@ -1,0 +1,115 @@
+"""docs/limits.md says the limits that the code has. To write it again: python tests/test_limits.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.beton import layout, manifest
+from data_prep.jpeg import header as jpeg
+from data_prep.pixels import LIMITS
+from data_prep.sources import cifar, devkit, find_places, hf_parquet, labels, places, table, tar_index, webdataset
+from resnet_dist.config import read_yaml, recipe_data
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
+HEAD = """# Limits
+
+What is larger is refused by name, in one line that says what to do: a sample is then a bad sample, which `--on-error
+quarantine` leaves out; anything else ends the command. They keep a small file from taking a machine's memory or hours.
+
+The limits on a picture are the same for every format and every tool: `convert`, `inspect`, `verify`, `evaluate` and a
+served model. They are checked on the file's header, before it is decoded (`data_prep/pixels.py`, `LIMITS`).
+"""
+
+
+def mib(num_bytes: int) -> str:
+    assert num_bytes % (1 << 20) == 0
+    return f"{num_bytes >> 20:,} MiB"
+
+
+def tables() -> dict[str, list[tuple[str, str, str]]]:
+    """Title -> what is limited, by how much, and what to know."""
+    return {
+        "A picture": [
+            (
+                "pixels that are decoded",
+                f"{LIMITS.pixels:,}",
+                "`--max-side` has a large JPEG decoded at 1/2, 1/4 or 1/8 of its size; other formats are decoded whole",
+            ),
+            ("a side", f"{LIMITS.side:,} px", "libjpeg's own limit"),
+            ("longer to shorter side", f"{LIMITS.aspect:,} to 1", "only what a crop shows is resized"),
+            (
+                "memory of decoding",
+                mib(LIMITS.decoded_bytes),
+                "all that the format's decoder holds at once: a WebP's canvases, JPEG 2000's components, a TIFF's tile",
+            ),
+            (
+                "coefficients of a JPEG in several scans",
+                mib(LIMITS.coefficient_bytes),
+                "held whole, at whatever fraction it is decoded; in training too",
+            ),
+            ("scans of a JPEG", f"{LIMITS.scans}", "libjpeg-turbo's own limit"),
+            ("scans times pixels of a JPEG", f"{LIMITS.scan_pixels:,}", "each scan is a pass over all of them"),
+            ("a stored image", "a page of the beton", "8 MiB by default: `--page-mib`"),
+        ],
+        "A source": [
+            ("a sample's file", mib(places.MAX_SAMPLE_BYTES), "and any other file that is read at once"),
+            ("classes", f"{labels.MAX_CLASSES:,}", "labels 0 to one less"),
+            ("a class's name", f"{labels.MAX_NAME_CHARS:,} characters", ""),
+            ("a table of labels", mib(table.MAX_TEXT_BYTES), "`--labels`, `--classes`, Kaggle's tables"),
+            ("names that `{0..9}` and `*` stand for", f"{find_places.MAX_EXPANDED:,}", ""),
+            ("a name in a tar", f"{tar_index.MAX_NAME_BYTES:,} bytes", ""),
+            ("an extended header in a tar", mib(tar_index.MAX_EXTENSION_BYTES), ""),
+            ("zeros behind a tar's end", mib(tar_index.MAX_TAIL_BYTES), "anything else there is refused"),
+            ("a label's file in a WebDataset", mib(webdataset.MAX_LABEL_BYTES), "`.cls` and `.json`"),
+            (
+                "rows of a parquet file",
+                f"{hf_parquet.FEW_ROWS:,}",
+                "more only if it has a byte for each: a few bytes can claim billions",
+            ),
+            (
+                "a CIFAR archive, unpacked",
+                mib(cifar.MAX_UNPACKED_BYTES),
+                f"its files together {mib(cifar.MAX_FILES_BYTES)}",
+            ),
+            ("a devkit, unpacked", mib(devkit.MAX_UNPACKED_BYTES), ""),
+        ],
+        "A beton": [
+            ("a side of a stored image", f"{layout.MAX_SIDE_PX:,} px", "of the format"),
+            ("a page", mib(layout.MAX_PAGE_BYTES), "`--page-mib`, a power of two"),
+            ("a manifest", mib(manifest.MAX_MANIFEST_BYTES), ""),
+        ],
+        "A run": [
+            ("a recipe, profile or space", mib(read_yaml.MAX_TEXT_BYTES), ""),
+            ("its nesting", f"{read_yaml.MAX_DEPTH} levels", ""),
+            ("its values", f"{read_yaml.MAX_NODES:,}", "aliases counted as often as they stand for something"),
+            ("a side of what the net sees", f"{recipe_data.MAX_SIZE:,} px", ""),
+        ],
+    }
+
+
+def document() -> str:
+    parts = [HEAD]
+    for title, rows in tables().items():
+        lines = [f"\n## {title}\n", "| What | At most | |", "|---|---|---|"]
+        parts.append(
+            "\n".join([*lines, *(f"| {what} | {most} | {note} |".replace("|  |", "| |") for what, most, note in rows)])
+            + "\n"
+        )
+    return "".join(parts)
+
+
+def test_the_document_says_what_the_code_does() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document()
+
+
+def test_limits_that_are_written_twice_are_the_same() -> None:
+    """`pixels.py` stands alone, for it travels with models."""
+    assert (LIMITS.side, LIMITS.coefficient_bytes, LIMITS.scan_pixels) == (
+        jpeg.MAX_DECODED_SIDE_PX,
+        jpeg.MAX_COEFFICIENT_BYTES,
+        jpeg.MAX_SCAN_PIXELS,
+    )
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(), encoding="utf-8")
