@@ -1,4 +1,4 @@
-"""The ways a command ends early: the user can mend it, something broke, or a signal came."""
+"""The ways a command ends early: the user can fix it, something broke, or a signal came."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 class UserError(Exception):
-    """A mistake the user can mend. One readable line: what is wrong, where, and how to mend it. Exit code 2."""
+    """A mistake the user can fix. One readable line: what is wrong, where, and how to fix it. Exit code 2."""
 
 
 class Fault(Exception):

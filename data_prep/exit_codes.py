@@ -38,7 +38,7 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
     except typer.TyperException as error:
         _fail(command, error.exit_code, error.format_message() or "see --help")
     except Stopped as error:
-        _fail(command, 128 + error.signal_number, f"stopped by {error}; the same command goes on from where it was")
+        _fail(command, 128 + error.signal_number, f"stopped by {error}; the same command resumes")
     except (typer.Abort, KeyboardInterrupt):
         _fail(command, 130, "interrupted")
     except Exception as error:  # noqa: BLE001 - the last line of defence

@@ -25,6 +25,7 @@ from data_prep.cli.options import (
     LabelColumn,
     Labels,
     SourceKind,
+    echo,
     print_json,
 )
 from data_prep.convert.config import (
@@ -132,7 +133,7 @@ def convert(
         if place.num_bytes() is None:
             notes += compare_with_siblings(opened.class_names, place.shown)
         for note in notes:
-            typer.echo(f"note: {shown(note, None)}", err=True)
+            typer.echo(shown(f"data-prep: note: {note}", None), err=True)
         pool: Pool = ThisProcess(stop)
         if workers != 0:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -155,9 +156,9 @@ def convert(
     manifest = outcome.manifest
     seconds = time.monotonic() - started_s
     if outcome.already_done:
-        _echo(f"{place.shown}: already done, nothing to do")
+        echo(f"{place.shown}: already done, nothing to do")
     skipped = "" if notes_of(opened) else "".join(f"; {note}" for note in skipped_notes(opened.describe()))
-    _echo(
+    echo(
         f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, split "
         f"{manifest.source['split']}, {manifest.num_untouched:,} with the source's own bytes, "
         f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s{skipped}"
@@ -166,9 +167,9 @@ def convert(
         done = "applied" if settings.exif == "apply" else "ignored, as by torchvision; --exif apply turns them upright"
         _echo(f"{outcome.num_turned:,} images carry an EXIF orientation, which was {done}")
     if manifest.quarantined:
-        _echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
+        echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
     if manifest.source["label_checks"]:
-        _echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
+        echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
     typer.echo(f"digest {manifest.digest}")
     for warning in outcome.warnings:
         typer.echo(f"data-prep: warning: {warning}", err=True)
@@ -197,10 +198,6 @@ def require_settings(**options: Any) -> None:
     require_known(options["source"])
     for check in (_settings, _bad_policy):
         check(**{key: options[key] for key in signature(check).parameters})
-
-
-def _echo(line: str) -> None:
-    typer.echo(shown(line, None))  # file names from outside are in it
 
 
 def _settings(

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from data_prep.beton.manifest import Manifest
-from data_prep.cli.options import AsJson, checked, local_path, print_json
-from data_prep.shown import shown
+from data_prep.cli.options import AsJson, checked, echo, local_path, print_json
 
 Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="The new beton.", show_default=False)]
 
@@ -72,8 +71,8 @@ def subset(
 def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
     from data_prep.beton.splits_beside import shared_samples
 
-    typer.echo(
-        f"{shown(output, None)}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
+    echo(
+        f"{output}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "
         f"{manifest.beton_bytes / 1e6:,.1f} MB"
     )
     typer.echo(f"digest {manifest.digest}")

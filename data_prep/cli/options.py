@@ -12,6 +12,7 @@ import typer
 from data_prep.convert.progress import Progress
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import UserError
+from data_prep.shown import shown
 
 SourceKind = Annotated[
     str,
@@ -68,6 +69,11 @@ def local_path(path: Path) -> Path:
     if slash and scheme.isalnum() and not path.exists():
         raise UserError(f"{path}: a URL; `data-prep stage URL --to DIR` copies a beton to this machine first")
     return path.expanduser().absolute()
+
+
+def echo(line: str) -> None:
+    """To stdout; names of files, from outside, are in it."""
+    typer.echo(shown(line, None))
 
 
 def print_json(**values: Any) -> None:

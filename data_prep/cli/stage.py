@@ -19,7 +19,7 @@ def stage(
 ) -> None:
     """Copy a beton from shared or object storage to this machine, once, and print the copy's path.
 
-    Every chunk is compared with the manifest; an interrupted copy goes on; processes that ask meanwhile wait.
+    Every chunk is compared with the manifest; an interrupted copy resumes; processes that ask meanwhile wait.
 
     Example: data-prep stage s3://bucket/imagenet/train.beton --to /local/cache
     """

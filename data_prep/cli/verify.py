@@ -18,10 +18,12 @@ from data_prep.cli.options import (
     ImageColumn,
     LabelColumn,
     Labels,
+    echo,
     local_path,
     print_json,
 )
 from data_prep.errors import UserError
+from data_prep.shown import shown
 
 if TYPE_CHECKING:
     from data_prep.beton.manifest import Manifest
@@ -75,10 +77,10 @@ def verify(
             problems += compare_with_source(beton, opened, count, on_compared=progress.decoded)
     manifest = report.manifest
     for problem in problems:
-        print(f"data-prep: {beton}: {problem}", file=sys.stderr)
+        print(shown(f"data-prep: {beton}: {problem}", None), file=sys.stderr)
     if not problems:
         compared = "" if opened is None else f"; as many are what {source} gives"
-        typer.echo(
+        echo(
             f"{beton}: whole: every byte has the digest that its manifest says ({_kind_shown(manifest)}); "
             f"{report.num_decoded:,} of its {manifest.num_samples:,} images decoded{compared}"
         )

@@ -95,7 +95,7 @@ def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
             job.output.write(note, _as_note(written))
     except OSError as error:
         raise Fault(
-            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; mend that, then run the same "
+            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; fix that, then run the same "
             "command again"
         ) from None
     return RangeReport(part.number, digest, part.stop - part.start, written, socket.gethostname())

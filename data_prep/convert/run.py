@@ -109,7 +109,7 @@ def _told_where(output: Output) -> Iterator[None]:
         yield
     except OSError as error:
         raise Fault(
-            f"{output.shown}: cannot be written: {error.strerror or error}; mend that, then run the same command again"
+            f"{output.shown}: cannot be written: {error.strerror or error}; fix that, then run the same command again"
         ) from None
 
 

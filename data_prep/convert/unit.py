@@ -76,7 +76,7 @@ def encode_unit(job: EncodeJob, unit: WorkUnit) -> UnitReport:
         return _encode_unit(job, unit)
     except OSError as error:  # a source's own are reports by now
         raise Fault(
-            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; mend that, then run the same "
+            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; fix that, then run the same "
             "command again"
         ) from None
 

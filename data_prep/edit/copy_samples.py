@@ -138,7 +138,7 @@ def copy_samples(
             write_bytes_atomically(output.with_suffix(CONTENTS), contents)
         write_manifest(output, manifest)
     except OSError as error:
-        raise Fault(f"{output}: cannot be written: {error.strerror}; mend that, then run the same command") from None
+        raise Fault(f"{output}: cannot be written: {error.strerror}; fix that, then run the same command") from None
     return manifest
 
 

@@ -92,9 +92,7 @@ class Ilsvrc:
             if name == "train":
                 return cls._open_train(record(archive), known)
             if known is None:
-                raise UserError(
-                    f"{archive.shown}: its labels stand in {DEVKIT}; put it beside, or name it with --devkit"
-                )
+                raise UserError(f"{archive.shown}: its labels are in {DEVKIT}; put it beside, or name it with --devkit")
             return cls._open_val(record(archive), known)
         except OSError as error:
             raise UserError(f"{error.filename or given.shown}: cannot be read: {error.strerror or error}") from None

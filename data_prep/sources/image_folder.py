@@ -79,7 +79,7 @@ class ImageFolder(FolderFiles):
             )
         files, left_out, counts = list_classes(root.place, folders, hidden)
         if folders_are != "classes":
-            refuse_nested((file.name for file in files), root.place.shown)
+            refuse_nested([file.name for file in files], root.place.shown)
         class_names = order_classes(folders, class_order, root.place.shown)
         if class_order != GIVEN:
             _require_no_empty(root.place, class_names, counts, left_out)

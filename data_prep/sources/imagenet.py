@@ -50,7 +50,7 @@ def check_labels(label_of: Mapping[str, int], labels: NDArray[np.int64], names: 
         if label_of.get(wnid) != label:
             raise UserError(
                 f"{where}: of ImageNet's 1,000 classes {wnid} should be label {label}, here it is "
-                f"{label_of.get(wnid, 'none')}: a class is missing, renamed or out of order; mend the classes' names"
+                f"{label_of.get(wnid, 'none')}: a class is missing, renamed or out of order; fix the classes' names"
             )
     checks = [f"label {label} is {wnid}" for label, wnid in LANDMARKS.items()]
     by_label = sorted(label_of, key=lambda wnid: label_of[wnid])

@@ -301,7 +301,7 @@ def test_a_job_on_a_running_cluster_stops_on_sigterm_and_goes_on(
     stdout, stderr = process.communicate(timeout=WAIT_LIMIT_S)
     assert process.returncode == 143, stderr
     assert json.loads(stdout.splitlines()[-1])["ok"] is False
-    assert stderr.splitlines()[-1] == "data-prep: stopped by SIGTERM; the same command goes on from where it was"
+    assert stderr.splitlines()[-1] == "data-prep: stopped by SIGTERM; the same command resumes"
     assert "Traceback" not in stderr
     assert not output.exists()
 

@@ -488,7 +488,7 @@ def test_a_source_that_grows_meanwhile_ends_the_conversion(image_tree: Path, tmp
 
 def test_an_output_folder_that_vanishes_ends_the_conversion(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "a.beton"
-    with pytest.raises(Fault, match=r"cannot be written: No such file or directory; mend that"):
+    with pytest.raises(Fault, match=r"cannot be written: No such file or directory; fix that"):
         convert_tampered(THREE_UNITS, output, lambda job: shutil.rmtree(job.output.work_shown))
     assert not output.exists()
 

@@ -186,7 +186,7 @@ def test_a_signal_ends_in_order(number: signal.Signals, code: int, tmp_path: Pat
     process.send_signal(number)
     _, stderr = process.communicate(timeout=WAIT_LIMIT_S)
     assert process.returncode == code
-    assert stderr.splitlines()[-1] == f"data-prep: stopped by {number.name}; the same command goes on from where it was"
+    assert stderr.splitlines()[-1] == f"data-prep: stopped by {number.name}; the same command resumes"
     assert not output.exists()
 
 
@@ -230,7 +230,7 @@ def test_a_write_that_fails_is_named_and_leaves_no_beton(moment: str, tmp_path: 
     )
     assert result.returncode == 1
     what = "a.beton.work" if moment == "while encoding" else "a.beton"
-    expected = f"data-prep: {out}/{what}: cannot be written: File too large; mend that, then run the same command"
+    expected = f"data-prep: {out}/{what}: cannot be written: File too large; fix that, then run the same command"
     assert result.stderr.splitlines()[-1].startswith(expected)
     assert "Traceback" not in result.stderr
     assert [p.name for p in out.iterdir()] == ["a.beton.work"]

@@ -153,7 +153,7 @@ def test_ilsvrc_val_has_the_devkits_labels(archives: Path, val_images: dict[int,
     shutil.unpack_archive(archives / "ILSVRC2012_devkit_t12.tar.gz", elsewhere, filter="data")
     (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     val = archives / "ILSVRC2012_img_val.tar"
-    with pytest.raises(UserError, match=r"its labels stand in ILSVRC2012_devkit_t12\.tar\.gz; put it beside, or name"):
+    with pytest.raises(UserError, match=r"its labels are in ILSVRC2012_devkit_t12\.tar\.gz; put it beside, or name"):
         open_source("ilsvrc", str(val), named("val"))
     kit = SourceOptions(devkit=str(elsewhere / "ILSVRC2012_devkit_t12"))
     check_val(open_source("ilsvrc", str(val), named("val"), kit), val_images)
@@ -250,6 +250,27 @@ def test_a_devkit_that_unpacks_without_end_is_refused(archives: Path) -> None:
     (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(65 << 20), 1))
     with pytest.raises(UserError, match="unpacks to more than 67,108,864 bytes: this is not the devkit"):
         open_source("ilsvrc", str(archives), named("val"))
+
+
+@pytest.mark.parametrize("line", ["9" * 5000, "1.0", "four", "-1", "17"])
+def test_a_devkit_with_other_ids_is_refused(line: str, archives: Path, tar_of: TarOf) -> None:
+    kit = devkit(tar_of, ids=[*VAL_IDS[:-1], line])  # type: ignore[list-item]
+    (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(kit)
+    with pytest.raises(UserError, match=r"expected one ILSVRC2012_ID a line, found (other text|17)"):
+        open_source("ilsvrc", str(archives), named("val"))
+
+
+def test_kaggles_tables_end_as_editors_end_them_and_classes_have_images(kaggle: Path) -> None:
+    images = kaggle / "ILSVRC/Data/CLS-LOC"
+    for name in ("LOC_val_solution.csv", "LOC_synset_mapping.txt"):
+        (kaggle / name).write_text((kaggle / name).read_text().replace("\n", "\r\n") + "\r\n\r\n")
+    assert len(open_source("kaggle", str(kaggle), named("val"))) == 5
+    for path in (images / "train" / "n02000002").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(
+        UserError, match=r"n02000002: this class folder holds no images but .*\.heic are not read.*not whole"
+    ):
+        open_source("kaggle", str(kaggle), named("train"))
 
 
 def test_kaggle_mistakes(kaggle: Path) -> None:
