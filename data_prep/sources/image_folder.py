@@ -22,7 +22,7 @@ from data_prep.sources.label_file import Columns, LabelTable, label_files, read_
 from data_prep.sources.left_out import count_of, left_out_notes, why_empty
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import ListedFile, Place
-from data_prep.sources.split_folders import FOLDERS_ARE, Folder, find_splits, refuse_nested
+from data_prep.sources.split_folders import FOLDERS_ARE, Folder, find_splits, refuse_container, refuse_nested
 from data_prep.sources.splits import WHOLE, SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
 
 
@@ -72,14 +72,12 @@ class ImageFolder(FolderFiles):
     def _scan(cls, root: Root, class_order: str | None, folders_are: str | None) -> Self:
         hidden: list[str] = []
         folders = root.place.subfolders(hidden)
-        if not folders:
-            raise UserError(
-                f"{root.place.shown}: holds no class folders; expected {root.place.name}/<class>/<image files>, or "
-                "name a file of labels with --labels"
-            )
+        _require_folders(root.place, folders)
         files, left_out, counts = list_classes(root.place, folders, hidden)
         if folders_are != "classes":
             refuse_nested([file.name for file in files], root.place.shown)
+        if folders_are != "classes" and class_order != GIVEN:
+            refuse_container(folders, root.place.shown)
         class_names = order_classes(folders, class_order, root.place.shown)
         if class_order != GIVEN:
             _require_no_empty(root.place, class_names, counts, left_out)
@@ -138,6 +136,8 @@ class ImageFolder(FolderFiles):
         counts = np.bincount(labels, minlength=len(class_names))
         empty = [class_names[label] for label in np.flatnonzero(counts == 0)]
         all_notes = [*notes, *([f"classes without images: {few(empty)}"] if empty else [])]
+        if len(class_names) == 1:
+            all_notes.append(f"there is one class only, {shown(class_names[0])}: a net has nothing to tell apart")
         return cls(root.place, class_names, names, labels, sizes, stamps, description, tuple(all_notes))
 
 
@@ -159,6 +159,14 @@ def list_classes(
         if len(images) < len(listed):
             left_out += [file.name for file in listed if not is_image_name(file.name)]
     return files, left_out, counts
+
+
+def _require_folders(root: Place, folders: Sequence[str]) -> None:
+    if not folders:
+        raise UserError(
+            f"{root.shown}: holds no class folders; expected {root.name}/<class>/<image files>, or name a file of "
+            "labels with --labels"
+        )
 
 
 def _require_no_empty(root: Place, class_names: Sequence[str], counts: dict[str, int], left_out: list[str]) -> None:
@@ -196,7 +204,9 @@ def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> 
         if splits:
             given, folders = inner, inner.subfolders()
     if splits:
-        name = choose_split(splits, split, given.shown)
+        flat = [name for name in folders if name not in splits and splits_in(name)]
+        beside = f" (beside {few(flat)}, without class folders)" if flat else ""
+        name = choose_split(splits, split, given.shown + beside)
         others = [folder for folder in folders if folder not in splits]
         notes = [f"no splits, and left out: {few(others)}"] if others else []
         return Root(given.child(name), name, notes)
@@ -213,7 +223,13 @@ def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> 
                 f"--split {shown(split.name)}: {given.shown} is not divided into splits, its folders ({known}) are "
                 "classes; --split all takes all of it"
             )
-    return Root(given, split_of_whole(split, given.shown, [given.name, given.parent().name]), [])
+    _require_folders(given, folders)
+    try:
+        return Root(given, split_of_whole(split, given.shown, [given.name, given.parent().name]), [])
+    except UserError:
+        if folders_are is None:  # a better reason, if there is one: it may hold splits after all
+            refuse_nested([file.name for file in list_classes(given, folders, [])[0]], given.shown)
+        raise
 
 
 def _split_folders(given: Place, folders: Sequence[str], folders_are: str | None, split: SplitRequest) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.splits import is_split_name, splits_in
+from data_prep.sources.splits import is_container_name, is_split_name, splits_in
 
 FOLDERS_ARE = ("classes", "splits")
 AS_CLASSES = "--folders-are classes takes each folder as a class, with all images below it"
@@ -38,7 +38,7 @@ def find_splits(folders: Collection[Folder], where: str) -> list[str]:
     kinds = {split for folder in named for split in splits_in(folder.name)}
     if named and (len(kinds) > 1 or len(named) == len(folders)):
         raise UserError(
-            f"{where}: {few([folder.name for folder in named])} seem to be splits by their names, and hold no class "
+            f"{where}: {few([folder.name for folder in named])}: splits by name, but without class "
             f"folders; expected <split>/<class>/<image>; --labels FILE names the class of each image; {AS_CLASSES}"
         )
     return []
@@ -50,24 +50,24 @@ def refuse_nested(names: Collection[str], where: str) -> None:
     `names`: `<class>/.../<file>` of all images. What is told apart: one folder around the classes, splits within each
     class, and splits or versions of the same data, which hold the same folders.
     """
-    if all(name.count("/") == 1 for name in names):  # mostly; and there may be a million
-        return
     inner: dict[str, set[str]] = {}
     direct: set[str] = set()
-    for name in names:
-        top, _, rest = name.partition("/")
-        folder, slash, _ = rest.partition("/")
-        if slash:
-            inner.setdefault(top, set()).add(folder)
-        else:
-            direct.add(top)
+    if not all(name.count("/") == 1 for name in names):  # mostly; and there may be a million
+        for name in names:
+            top, _, rest = name.partition("/")
+            folder, slash, _ = rest.partition("/")
+            if slash:
+                inner.setdefault(top, set()).add(folder)
+            else:
+                direct.add(top)
     for top, below in inner.items():
-        if len({split for name in below if is_split_name(name) for split in splits_in(name)}) > 1:
+        kinds = [split for name in below if is_split_name(name) for split in splits_in(name)]
+        if len(set(kinds)) > 1 or (top not in direct and len(kinds) == len(below)):
             raise UserError(
                 f"{where}: {shown(top)} holds {few(sorted(below))}: splits below a class are not understood; expected "
                 f"<split>/<class>/<image>; if {shown(top)} is no class, say --input {where}/{shown(top)}; {AS_CLASSES}"
             )
-    if direct:
+    if direct or not inner:
         return
     if len(inner) == 1:
         top, below = next(iter(inner.items()))
@@ -84,11 +84,21 @@ def refuse_nested(names: Collection[str], where: str) -> None:
         )
 
 
+def refuse_container(folders: Collection[str], where: str) -> None:
+    """UserError when the only class would be a folder called `images`, or the like."""
+    name = next(iter(folders), "")
+    if len(folders) == 1 and is_container_name(name):
+        raise UserError(
+            f"{where}: its only folder is {shown(name)}; expected one folder for each class; --labels FILE names the "
+            f"class of each image; {AS_CLASSES}"
+        )
+
+
 def _shared(inner: Mapping[str, set[str]]) -> str | None:
-    """A folder that at least half of the classes hold."""
+    """A folder that at least half of the classes hold; not if it is the only one there is, as `<class>/images/`."""
     counts: dict[str, int] = {}
     for below in inner.values():
         for name in below:
             counts[name] = counts.get(name, 0) + 1
     name = max(sorted(counts), key=lambda name: counts[name])
-    return name if counts[name] > 1 and 2 * counts[name] >= len(inner) else None
+    return name if len(counts) > 1 and counts[name] > 1 and 2 * counts[name] >= len(inner) else None

@@ -28,7 +28,7 @@ OTHER_WORDS = frozenset(
     (
         *("set", "data", "dataset", "subset", "split", "partition", "part", "shard", "full", "raw"),
         *("image", "img", "picture", "pic", "photo", "file", "folder", "dir", "directory", "sample", "example"),
-        *("class", "label"),
+        *("class", "label", "jpg", "jpeg", "png"),
     )
 )
 """What may be added to a split's name without another meaning: `Training Set`, `train_images`."""
@@ -69,6 +69,12 @@ def splits_in(name: str) -> frozenset[Split]:
 def is_split_name(name: str) -> bool:
     """Whether the name says one split and nothing else, but for numbers and words like `set` and `images`."""
     return len(splits_in(name)) == 1 and all(_pieces(token) for token in _tokens(name))
+
+
+def is_container_name(name: str) -> bool:
+    """Whether the name says no more than `images`, `data` or the like."""
+    pieces = [_pieces(token) for token in _tokens(name)]
+    return bool(pieces) and all(words is not None and OTHER_WORDS.issuperset(words) for words in pieces)
 
 
 def requested_split(option: str | None, output: Path) -> SplitRequest:
@@ -120,7 +126,7 @@ def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = (
     meant = splits_in(request.name)
     telling = [name for number, name in enumerate(names) if is_split_name(name) or not number]
     by_name = next(((name, splits) for name in telling if len(splits := splits_in(name)) == 1), None)
-    if by_name is not None and by_name[1] == meant:
+    if by_name is not None and (by_name[1] == meant or (meant, by_name[1]) == ({"val"}, {"test"})):
         return request.name
     what = "is not divided into splits" if by_name is None else f"is {min(by_name[1])}, by the name {shown(by_name[0])}"
     if request.explicit:

@@ -92,14 +92,14 @@ def test_what_is_no_split_beside_splits_is_told(tree: Tree) -> None:
     [
         (
             ["train/1.jpg", "test/2.jpg"],
-            "test, train seem to be splits by their names, and hold no class folders.*--labels",
+            "test, train: splits by name, but without class folders.*--labels",
         ),
-        (["train/1.jpg"], "train seem to be splits"),
+        (["train/1.jpg"], "train: splits by name"),
         (
             ["trainA/1.jpg", "trainB/1.jpg", "testA/1.jpg", "testB/2.jpg"],
-            "testA, testB, trainA and 1 more seem to be splits",
+            "testA, testB, trainA and 1 more: splits by name",
         ),
-        (["train/1.jpg", "test/1.jpg", "plane/1.jpg"], "test, train seem to be splits"),
+        (["train/1.jpg", "test/1.jpg", "plane/1.jpg"], "test, train: splits by name"),
         (["train/a/1.jpg", "car/1.jpg", "bus/1.jpg"], "train may be a split or a class; say --split train"),
         (["train station/in/1.jpg", "airport/in/1.jpg"], "train station may be a split or a class"),
         (
@@ -115,7 +115,10 @@ def test_what_is_no_split_beside_splits_is_told(tree: Tree) -> None:
             r"in one folder only, flowers.*in daisy, rose.*--input \S*/flowers",
         ),
         (["color/cat/1.jpg", "color/dog/1.jpg", "gray/cat/1.jpg"], "color, gray each hold a folder cat.*--split color"),
-        (["lernen/cat/1.jpg", "pruefen/cat/1.jpg"], "lernen, pruefen each hold a folder cat"),
+        (["lernen/cat/1.jpg", "lernen/dog/1.jpg", "pruefen/cat/1.jpg"], "lernen, pruefen each hold a folder cat"),
+        (["cat/train/1.jpg", "dog/train/1.jpg"], "cat holds train: splits below a class are not understood"),
+        (["images/1.jpg", "images/2.jpg"], "its only folder is images; expected one folder for each class"),
+        (["JPEGImages/1.jpg"], "its only folder is JPEGImages"),
     ],
 )
 def test_folders_that_are_not_clear_are_refused_with_a_way_out(files: list[str], message: str, tree: Tree) -> None:
@@ -145,7 +148,7 @@ def test_any_folders_are_splits_when_told_so(tree: Tree) -> None:
         ["train_station/1.jpg", "airport/1.jpg", "bus_station/2.jpg"],
         ["cat/indoor/1.jpg", "cat/2.jpg", "dog/outdoor/2.jpg"],
         ["cat/2020/1.jpg", "dog/2021/1.jpg", "emu/2022/1.jpg"],
-        ["cat/train/1.jpg", "dog/1.jpg"],
+        ["cat/images/1.jpg", "dog/images/1.jpg", "emu/images/1.jpg"],
     ],
 )
 def test_classes_stay_classes(files: list[str], tree: Tree) -> None:
@@ -166,6 +169,21 @@ def test_a_split_that_is_not_there_is_refused_with_what_there_is(tree: Tree) -> 
     split = tree(*both("train", "val")) / "."
     with pytest.raises(UserError, match="holds the splits train, val, none of which is what --split vali asks for"):
         open_tree(split, named("vali"))
+
+
+def test_the_shape_is_told_before_the_split(tree: Tree) -> None:
+    root = tree(*both("color", "gray"))
+    with pytest.raises(UserError, match=r"color, gray each hold a folder cat.*--split color"):
+        open_tree(root, implied("train"))
+    assert open_tree(root, named("gray")).describe().split == "gray"
+    with pytest.raises(
+        UserError, match=r"data \(beside test, without class folders\): holds the splits train, none of"
+    ):
+        open_tree(tree("../more/data/train/a/1.jpg", "../more/data/test/1.jpg").parent / "more/data", implied("test"))
+
+
+def test_one_class_only_is_told(tree: Tree) -> None:
+    assert notes_of(open_tree(tree("cat/1.jpg"))) == ("there is one class only, cat: a net has nothing to tell apart",)
 
 
 def test_the_folder_given_may_be_the_split(tree: Tree) -> None:
