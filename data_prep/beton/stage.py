@@ -105,7 +105,7 @@ def read_source_manifest(source: str | Path) -> Manifest:
     manifest = find_manifest(source)
     if manifest is None:
         where, name = _beside(str(source), MANIFEST), str(source).rpartition("/")[2]
-        way_out = "" if "://" in where else f"; make it with `data-prep convert --output {source}`"
+        way_out = "" if "://" in where else "; `data-prep convert --help` says how to make one"
         raise UserError(f"{where}: does not exist, so {name} is unfinished or was not made by data-prep{way_out}")
     return manifest
 

@@ -165,7 +165,7 @@ def convert(
     )
     if outcome.num_turned:
         done = "applied" if settings.exif == "apply" else "ignored, as by torchvision; --exif apply turns them upright"
-        _echo(f"{outcome.num_turned:,} images carry an EXIF orientation, which was {done}")
+        echo(f"{outcome.num_turned:,} images carry an EXIF orientation, which was {done}")
     if manifest.quarantined:
         echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
     if manifest.source["label_checks"]:

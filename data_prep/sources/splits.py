@@ -126,7 +126,7 @@ def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = (
     meant = splits_in(request.name)
     telling = [name for number, name in enumerate(names) if is_split_name(name) or not number]
     by_name = next(((name, splits) for name in telling if len(splits := splits_in(name)) == 1), None)
-    if by_name is not None and (by_name[1] == meant or (meant, by_name[1]) == ({"val"}, {"test"})):
+    if by_name is not None and (by_name[1] == meant or (meant == {"val"} and by_name[1] == {"test"})):
         return request.name
     what = "is not divided into splits" if by_name is None else f"is {min(by_name[1])}, by the name {shown(by_name[0])}"
     if request.explicit:

@@ -286,7 +286,7 @@ def test_a_line_that_cannot_be_meant_is_refused_by_number(more: str, message: st
 
 
 def test_lines_that_repeat_others_are_told(open_with: Open) -> None:
-    source = open_with(table("file,label", lambda i, name: f"{name},cat") + "img_00.jpg,cat\n")
+    source = open_with(table("file,label", lambda i, name: f"{name},cat{i % 2}") + "img_00.jpg,cat0\n")
     assert notes_of(source) == ("labels.csv: 1 lines repeat others",)
 
 

@@ -144,3 +144,9 @@ def test_a_source_without_splits_is_taken_whole_only_on_purpose() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             split_of_whole(request_, "here", names)
+
+
+def test_a_folder_called_test_may_be_taken_for_val() -> None:
+    assert split_of_whole(implied("val"), "here", ["test"]) == "val"
+    with pytest.raises(UserError, match="is val, by the name val"):
+        split_of_whole(implied("test"), "here", ["val"])
