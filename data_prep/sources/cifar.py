@@ -111,14 +111,15 @@ class Cifar:
         given = place_of(location)
         name = choose_split(("train", "test"), split, given.shown)
         try:
-            if given.kind() == "folder":
+            kind = given.kind()
+            if kind is None:  # a pipe, too, which would hold us up
+                raise FileNotFoundError
+            if kind == "folder":
                 version, files = _read_folder(given, VERSIONS[cls.num_classes], name)
             else:
                 with given.open() as file:
                     version, files = _read_archive(file, VERSIONS[cls.num_classes], name, given.shown)
-        except FileNotFoundError as error:
-            if given.kind() is not None:
-                raise UserError(f"{given.shown}: cannot be read: {error}") from None
+        except FileNotFoundError:
             raise UserError(
                 f"--input {given.shown}: does not exist; expected {dash}-python.tar.gz, or its folder"
             ) from None
@@ -175,10 +176,8 @@ def _read_folder(folder: Place, versions: Sequence[Version], split: str) -> tupl
     for version in versions:
         if folder.child(version.names).kind() == "file":
             names = (version.names, *version.batches[split])
-            missing = next((name for name in names if folder.child(name).kind() != "file"), None)
-            if missing is not None:
-                raise UserError(f"{folder.shown}: holds no {missing}; download it again")
-            return version, {name: read_small(folder.child(name), MAX_FILES_BYTES, "CIFAR's files") for name in names}
+            what = "one of CIFAR's files; download it again"
+            return version, {name: read_small(folder.child(name), MAX_FILES_BYTES, what) for name in names}
     raise UserError(f"--input {folder.shown}: holds neither {versions[0].names} nor {versions[1].names}")
 
 

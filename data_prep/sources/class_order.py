@@ -23,6 +23,12 @@ MIN_INDEX = 3
 Numbers = tuple[Decimal, ...]
 
 
+def require_order(class_order: str | None) -> None:
+    """UserError on a word that is no order."""
+    if class_order not in (None, GIVEN, *CLASS_ORDERS):
+        raise UserError(f"--class-order {shown(class_order)}: expected one of {', '.join(CLASS_ORDERS)}")
+
+
 def order_classes(names: Collection[str], class_order: str | None, where: str) -> tuple[str, ...]:
     """Names by label. `class_order`: `text`, as torchvision's ImageFolder sorts; `number`; None: whichever is meant,
     which is clear as long as both are the same order.

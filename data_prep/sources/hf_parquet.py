@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.class_order import require_order
 from data_prep.sources.find_places import place_of
 from data_prep.sources.imagenet import NUM_VAL, check_labels
 from data_prep.sources.label_file import read_class_names
@@ -154,6 +155,7 @@ class HfParquet:
     ) -> Self:
         if location is None:
             raise UserError("--source hf-parquet needs --input: a folder of parquet files, one file, or a glob")
+        require_order(class_order)
         shards = find_shards(location, ".parquet", "parquet files")
         name, indices = choose_shards(shards, split)
         class_names = read_class_names(place_of(labels)) if labels else None

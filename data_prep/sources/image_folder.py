@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.class_order import CLASS_ORDERS, GIVEN, notes_on_order, order_classes
+from data_prep.sources.class_order import GIVEN, notes_on_order, order_classes, require_order
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
 from data_prep.sources.label_file import Columns, LabelTable, label_files, read_label_file
@@ -49,8 +49,7 @@ class ImageFolder(FolderFiles):
     ) -> Self:
         if location is None:
             raise UserError("--source image-folder needs --input: the folder that holds one folder per class")
-        if class_order not in (None, GIVEN, *CLASS_ORDERS):
-            raise UserError(f"--class-order {class_order}: expected one of {', '.join(CLASS_ORDERS)}")
+        require_order(class_order)
         if folders_are not in (None, *FOLDERS_ARE):
             raise UserError(f"--folders-are {folders_are}: expected one of {', '.join(FOLDERS_ARE)}")
         if labels is None and (file_column or label_column):

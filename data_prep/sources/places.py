@@ -106,7 +106,11 @@ def changed(shown: str) -> Fault:
 
 
 def read_small(place: Place, max_bytes: int, what: str) -> bytes:
-    """A whole file, which `what` says. UserError when it has more than `max_bytes`, also if it never ends."""
+    """A whole file, of which `what` says what it should be. UserError when it is none (a pipe would hold us up), or has
+    more than `max_bytes`, also if it never ends."""
+    kind = place.kind()
+    if kind != "file":
+        raise UserError(f"{place.shown}: {'is a folder' if kind else 'does not exist, or is no file'}; expected {what}")
     with place.open() as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

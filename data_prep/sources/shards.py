@@ -16,7 +16,7 @@ from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.file_kinds import COMPRESSED_SUFFIXES
 from data_prep.sources.find_places import GLOB, find_places, place_of
-from data_prep.sources.places import IS_URL, Place, without_credentials
+from data_prep.sources.places import IS_URL, NO_FILE, Place, without_credentials
 from data_prep.sources.splits import SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
 
 COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>.*)")
@@ -64,7 +64,13 @@ def find_shards(location: str, suffix: str, kind: str) -> Shards:
         is_pattern = len(places) != 1 or GLOB.search(location) is not None
         shown_as = _show_pattern(location) if is_pattern else places[0].shown
         if not is_pattern and places[0].kind() == "folder":
-            found = sorted(file.name for file in places[0].files())
+            files = places[0].files()
+            odd = min(
+                (file.name for file in files if file.stamp == NO_FILE and suffix in file.name.lower()), default=None
+            )
+            if odd is not None:
+                raise UserError(f"{shown_as}: {shown(odd)} is no file, nor a link to one; remove it")
+            found = sorted(file.name for file in files)
             names = [name for name in found if name.lower().endswith(suffix)]
             _refuse_unreadable([name for name in found if name not in set(names)], suffix, shown_as)
             if not names:

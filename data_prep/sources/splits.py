@@ -100,6 +100,8 @@ def choose_split(available: Sequence[str], request: SplitRequest, where: str) ->
     for exact in ([name for name in available if name == asked], [n for n in available if n.lower() == asked.lower()]):
         if len(exact) == 1:
             return exact[0]
+    if request.is_whole and len(available) == 1:
+        return available[0]
     if request.is_whole:
         raise UserError(
             f"{where}: holds the splits {listed}, which --split all does not put together; convert each and put them "

@@ -28,12 +28,7 @@ class Row(NamedTuple):
 def read_text(place: Place) -> str:
     """UTF-8, or UTF-16 with its mark. UserError when it does not exist, is no file, too large, or no text."""
     try:
-        kind = place.kind()
-        if kind != "file":
-            raise UserError(
-                f"{place.shown}: {'is a folder' if kind else 'does not exist, or is no file'}; expected text"
-            )
-        data = read_small(place, MAX_TEXT_BYTES, "a text file with few")
+        data = read_small(place, MAX_TEXT_BYTES, "a text file")
     except OSError as error:
         raise UserError(f"{place.shown}: cannot be read: {error.strerror or error}") from None
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of
+from data_prep.sources.class_order import require_order
 from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import SUFFIXES
@@ -150,6 +151,7 @@ class WebDataset:
     ) -> Self:
         if location is None:
             raise UserError("--source webdataset needs --input: a folder of tars, a glob, or a pattern with braces")
+        require_order(class_order)
         shards = find_shards(location, ".tar", "tars")
         name, indices = choose_shards(shards, split)
         class_names = read_class_names(place_of(labels)) if labels else None

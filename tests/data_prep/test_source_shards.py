@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.shards import Shards, choose_shards, find_shards, names_in_keys
 from data_prep.sources.splits import SplitRequest
 
@@ -149,3 +151,14 @@ def test_places_are_files_each_named_once(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             find_shards(str(tmp_path / pattern), ".tar", "tars")
+
+
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(UserError, match=r"0\.tar is no file, nor a link to one"):
+        open_source("webdataset", str(tmp_path), ANY)
+    for source in ("webdataset", "hf-parquet", "cifar10"):
+        with pytest.raises(UserError, match=r"0\.tar: does not exist"):
+            open_source(source, str(tmp_path / "0.tar"), implied("train"))
+    with pytest.raises(UserError, match="--class-order size: expected one of text, number"):
+        open_source("webdataset", str(tmp_path), ANY, SourceOptions(class_order="size"))

@@ -100,6 +100,7 @@ def test_the_outputs_name_asks_for_a_split(output: str, split: str | None) -> No
         (["train", "trainval"], named("TrainVal"), "trainval"),
         (["train", "holdout"], implied("test"), "holdout"),
         (["all"], named("all"), "all"),
+        (["train"], named("all"), "train"),
     ],
 )
 def test_a_split_is_found_by_what_its_name_means(available: list[str], request_: SplitRequest, chosen: str) -> None:
