@@ -10,6 +10,8 @@ from ray._raylet import PlacementGroupID
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from data_prep.ray_cluster.faults import explain
+
 _log = logging.getLogger(__name__)
 _COORDINATOR = "AutoscalingCoordinator"
 """Ray's detached actor of this name, in a namespace of this name: it shares the nodes out among elastic trainings."""
@@ -56,7 +58,8 @@ def give_back_request(request: str) -> None:
     try:
         coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
         ray.get(coordinator.cancel_request.remote(request), timeout=_ANSWER_LIMIT_S)
-    except RayError:
-        _log.warning("%s was not given back; it ends by itself within 3 minutes", request, exc_info=True)
+    except RayError as error:
+        why = explain(error).sentence
+        _log.warning("%s was not given back (%s); it ends by itself within 3 minutes", request, why)
     except ValueError:
         return  # no elastic training has run on this cluster
