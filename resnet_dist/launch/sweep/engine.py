@@ -18,6 +18,7 @@ from typing import Any
 
 from ray import tune
 from ray.air.execution._internal import RayActorManager
+from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import RayActorError
 from ray.tune.error import TuneError
@@ -159,18 +160,21 @@ def _why(trial: Trial) -> str:
 @contextmanager
 def every_death_of_an_actor() -> Iterator[None]:
     """Inside, Tune takes whatever Ray says of a lost actor for its death: out of memory or with its node, it would end
-    the sweep (ray 2.60, `RayActorManager._actor_task_failed` knows RayActorError alone).
+    the sweep (ray 2.60: `RayActorManager` knows RayActorError alone).
     """
-    original = RayActorManager._actor_task_failed
+    of_task, of_start = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
 
-    def failed(self: RayActorManager, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
-        original(self, tracked_actor_task, as_actor_error(exception))
+    def task_failed(self: RayActorManager, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
+        of_task(self, tracked_actor_task, as_actor_error(exception))
 
-    RayActorManager._actor_task_failed = failed
+    def start_failed(self: RayActorManager, tracked_actor: TrackedActor, exception: Exception) -> None:
+        of_start(self, tracked_actor, as_actor_error(exception))
+
+    RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = task_failed, start_failed
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = original
+        RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = of_task, of_start
 
 
 def as_actor_error(error: Exception) -> Exception:

@@ -37,7 +37,12 @@ def failed_by(error: Exception) -> list[Exception]:
 def test_every_lost_process_is_a_dead_actor_to_tune(error: Exception) -> None:
     with every_death_of_an_actor():
         (told,) = failed_by(error)
+        at_start: list[Exception] = []
+        actor = SimpleNamespace(actor_id=1, _on_error=lambda _, exception: at_start.append(exception))
+        manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+        RayActorManager._actor_start_failed(cast(Any, manager), tracked_actor=cast(Any, actor), exception=error)
     assert isinstance(told, RayActorError)
+    assert isinstance(at_start[0], RayActorError)
     assert explain(told).passes
     with pytest.raises(RuntimeError, match="unexpected exception"):
         failed_by(OutOfMemoryError(LOW))  # Tune by itself, outside
