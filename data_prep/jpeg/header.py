@@ -11,7 +11,20 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SOI, EOI, SOS, DQT, DHT, APP0, APP14 = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xE0, 0xEE
+SOI, EOI, SOS, DQT, DHT, DAC, DNL, DRI, APP0, APP14, APP15 = (
+    0xD8,
+    0xD9,
+    0xDA,
+    0xDB,
+    0xC4,
+    0xCC,
+    0xDC,
+    0xDD,
+    0xE0,
+    0xEE,
+    0xEF,
+)
+COM = 0xFE
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE, SOF_ARITHMETIC, SOF_ARITHMETIC_PROGRESSIVE = 0xC0, 0xC1, 0xC2, 0xC9, 0xCA
 MAX_DECODED_SIDE_PX = 65_500
@@ -24,20 +37,27 @@ In training too: resnet_dist/data/native/jpeg_region.c has this number and the n
 MAX_SCAN_PIXELS = 2_000_000_000
 """Scans times pixels: each scan is a pass over all of them, and a few bytes order one."""
 END = bytes([0xFF, EOI])
-START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, DAC}
 PROGRESSIVE = frozenset({SOF_PROGRESSIVE, SOF_ARITHMETIC_PROGRESSIVE})
 ARITHMETIC = frozenset({SOF_ARITHMETIC, SOF_ARITHMETIC_PROGRESSIVE})
 LIBJPEG_FRAMES = frozenset({SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE}) | ARITHMETIC
 WITHOUT_LENGTH = frozenset({SOI, EOI, TEM, *range(RST0, RST7 + 1)})
+STEPPED_OVER = frozenset({DAC, DNL, COM, *range(APP0, APP15 + 1)})
+"""Here; by libjpeg too, but for what it knows of application segments and of arithmetic coding."""
 
 LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 """Sampling factors of the first of three components that libturbojpeg knows by name (chroma 1x1)."""
 
-_BEHIND_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """In a scan's data 0xFF is followed by 0, or by the code of a restart."""
+MOST_SEGMENTS = 50_000
+"""A segment has up to 65,535 bytes, and a sample at most 256 MiB."""
 JFIF, JFIF_BYTES, ADOBE, ADOBE_BYTES = b"JFIF\0", 14, b"Adobe", 12
 ALL_OF_A_BLOCK = bytes([0, 63, 0])
 """The selection of coefficients at the end of a sequential scan's header: there is nothing to select."""
+MOST_TABLES = 64
+"""In one segment; eight of Huffman codes and four of quantization can be told apart."""
 _BLOCK_BYTES = 128
 """Of the coefficients of 8 x 8 values."""
 
@@ -178,7 +198,7 @@ def _round_up(value: int, step: int) -> int:
 def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
     frame: _Segment | None = None
     header: JpegHeader | None = None
-    tables: list[_Segment] = []
+    tables: set[tuple[int, int]] = set()
     applications: list[_Segment] = []
     is_clean = True
     for segment in _segments(data):
@@ -193,7 +213,8 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
         elif is_strict and not is_clean:
             return None
         if marker in (DQT, DHT):
-            tables.append(segment)
+            if not _define(data, segment, tables):
+                return None
         elif marker in (APP0, APP14):
             applications.append(segment)
         elif marker in START_OF_FRAME:
@@ -209,27 +230,24 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
             header = _header(data, frame, segment, has_end, has_tables, is_plain)
             if not has_tables or header.in_one_scan or header.frame in PROGRESSIVE:
                 return header
+        elif marker == DRI:
+            if segment[5] - segment[4] != 2:
+                return None
+        elif marker not in STEPPED_OVER and marker not in WITHOUT_LENGTH:
+            return None  # libjpeg knows no such marker, or has much to say of it
     return header and header._replace(has_tables=False)  # not all scans of it are in `data`
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """A JPEG's segments as libjpeg finds them, up to the end of the image, or to one that is incomplete."""
+    """A JPEG's segments as libjpeg finds them, up to the end of the image, to one that is incomplete, or too many."""
     at, size = 2, len(data)
-    while True:
-        start, is_clean = at, True
-        while True:
-            code = data.find(b"\xff", at) + 1
-            if code == 0:
-                return
-            is_clean = is_clean and code == at + 1
-            while code < size and data[code] == 0xFF:
-                code += 1
-            if code == size:
-                return
-            if data[code]:
-                break
-            is_clean, at = False, code + 1
-        marker, at = data[code], code + 1
+    for _ in range(MOST_SEGMENTS):
+        start = at
+        found = _MARKER.search(data, at)
+        if found is None:
+            return
+        is_clean = found.start() == start or not data[start : found.start()].strip(b"\xff")
+        marker, at = data[found.end() - 1], found.end()
         body = end = at
         if marker not in WITHOUT_LENGTH:
             if at + 2 > size:
@@ -248,19 +266,20 @@ def _segments(data: bytes) -> Iterator[_Segment]:
             at = behind.start()
 
 
-def _has_tables(data: bytes, frame: _Segment, scan: _Segment, tables: list[_Segment]) -> bool:
-    """Whether the scan's tables are among those that came before it."""
+def _has_tables(data: bytes, frame: _Segment, scan: _Segment, defined: set[tuple[int, int]]) -> bool:
+    """Whether the scan's tables are among those that were defined before it."""
     (*_, frame_at, frame_end), (*_, at, end) = frame, scan
     if end - at < 4 or end - at != 4 + 2 * data[at]:
         return False
-    defined = {number for segment in tables for number in _tables(data, segment)}
     is_progressive, is_arithmetic = frame[0] in PROGRESSIVE, frame[0] in ARITHMETIC
     has_dc = not is_progressive or (data[end - 3] == 0 and data[end - 1] >> 4 == 0)
     has_ac = not is_progressive or data[end - 3] > 0
     components = data[frame_at + 6 : frame_end]
-    for k in range(at + 1, end - 3, 2):
-        place, numbers = components[::3].find(data[k : k + 1]), data[k + 1]
-        if place < 0 or (DQT, components[3 * place + 2]) not in defined:
+    places = [components[::3].find(data[k : k + 1]) for k in range(at + 1, end - 3, 2)]
+    if -1 in places or len(set(places)) < len(places):
+        return False
+    for place, numbers in zip(places, data[at + 2 : end - 3 : 2], strict=True):
+        if (DQT, components[3 * place + 2]) not in defined:
             return False
         if is_arithmetic:
             continue
@@ -269,19 +288,41 @@ def _has_tables(data: bytes, frame: _Segment, scan: _Segment, tables: list[_Segm
     return True
 
 
-def _tables(data: bytes, segment: _Segment) -> list[tuple[int, int]]:
-    """Marker and number of each table in it; of Huffman tables class << 4 | number, where class 1 is AC."""
+def _define(data: bytes, segment: _Segment, defined: set[tuple[int, int]]) -> bool:
+    """Adds marker and number of each table; of Huffman tables class << 4 | number, where class 1 is AC.
+
+    False for a segment that libjpeg refuses. It refuses a table that is no code only where a scan takes it.
+    """
     marker, *_, at, end = segment
-    found = []
-    while at < end:
+    for _ in range(MOST_TABLES):
+        if at >= end:
+            return at == end
         first = data[at]
-        if marker == DHT:
-            found.append((marker, first))
-            at += 17 + sum(data[at + 1 : at + 17])
-        else:
-            found.append((marker, first & 15))
+        if first & 15 > 3 or (marker == DHT and first >> 4 > 1):
+            return False
+        if marker == DQT:
+            defined.add((marker, first & 15))
             at += 129 if first >> 4 else 65
-    return found if at == end else []
+            continue
+        counts = data[at + 1 : at + 17]
+        symbols = data[at + 17 : at + 17 + sum(counts)]
+        at += 17 + sum(counts)
+        if at > end or len(symbols) > 256:
+            return False
+        is_code = _is_code(counts) and (first >= 0x10 or max(symbols, default=0) <= 15)
+        (defined.add if is_code else defined.discard)((marker, first))
+    return False
+
+
+def _is_code(counts: bytes) -> bool:
+    """Whether so many codes of 1, 2, ... bits can be told apart, and none is all ones."""
+    code, longest = 0, max((bits for bits, count in enumerate(counts, 1) if count), default=0)
+    for bits, count in enumerate(counts[:longest], 1):
+        code += count
+        if count and code >= 1 << bits:
+            return False
+        code <<= 1
+    return True
 
 
 def _is_plain(data: bytes, frame: _Segment, scan: _Segment, applications: list[_Segment]) -> bool:

@@ -96,6 +96,8 @@ def _read_strictly(data: bytes, read: Callable[[bytes, JpegHeader | None], _Resu
         return read(data, header)
     except _Complaint as complaint:
         first = str(complaint)
+    if header is None:
+        raise Damaged(f"its markers cannot be followed to a picture ({first})")
     same_picture = plain(data)
     if same_picture == data:
         raise Damaged(first)

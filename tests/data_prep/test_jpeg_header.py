@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.jpeg.header import JpegHeader, is_read_by_ffcv, read_jpeg_header
+from data_prep.jpeg.header import JpegHeader, is_read_by_ffcv, plain, read_jpeg_header, read_odd_jpeg_header
 
 FRAME = struct.pack(">2BHBHHB", 0xFF, 0xC0, 17, 8, 5, 7, 3) + bytes([1, 0x22, 0, 2, 0x11, 0, 3, 0x11, 0])
 SCAN = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x00\x03\x00\x00\x3f\x00"
@@ -94,6 +94,9 @@ def test_an_end_is_not_made_up_where_head_and_tail_meet() -> None:
         (MINIMAL.replace(SCAN, SCAN.replace(b"\x03\x00\x00\x3f", b"\x03\x01\x00\x3f")), False),
         (MINIMAL.replace(FRAME, FRAME.replace(b"\x03\x11\x00", b"\x03\x11\x01")), False),
         (MINIMAL.replace(AC, b"") + AC, False),
+        (MINIMAL.replace(SCAN, SCAN.replace(b"\x03\x01\x00\x02\x00\x03\x00", b"\x03\x01\x00\x02\x00\x02\x00")), False),
+        (MINIMAL.replace(DC, b"\xff\xc4\x00\x15\x00\x02" + bytes(15) + b"\x00\x01"), False),  # all ones
+        (MINIMAL.replace(DC, DC[:-1] + b"\x10"), False),  # a DC difference of 16 bits
         # What libjpeg warns of
         (MINIMAL.replace(SCAN, SCAN.replace(b"\x00\x3f\x00", b"\x00\x00\x00")), False),
         (MINIMAL.replace(FRAME, b"\xff\xe0\x00\x10JFIF\0\x01\x01\x00\0\x01\0\x01\0\0" + FRAME), True),
@@ -121,11 +124,31 @@ def test_what_ffcv_reads(data: bytes, readable: bool) -> None:
         b"\xff\xd8\xff\xd9" + FRAME + SCAN,
         b"\xff\xd8\xff\xe0\x00\x01" + FRAME + SCAN,  # a length that cannot be
         MINIMAL.replace(SCAN, b"\x00" + SCAN),
+        MINIMAL.replace(SCAN, b"\xff\xf0\x00\x02" + SCAN),  # markers that libjpeg does not know
+        MINIMAL.replace(SCAN, b"\xff\x02\x00\x02" + SCAN),
+        MINIMAL.replace(SCAN, b"\xff\xdd\x00\x05\0\0\0" + SCAN),
+        MINIMAL.replace(QUANTIZATION, QUANTIZATION.replace(b"\x43\x00", b"\x43\x04")),
+        MINIMAL.replace(DC, DC.replace(b"\x14\x00", b"\x14\x04")),
+        MINIMAL.replace(DC, DC.replace(b"\x14\x00", b"\x15\x00") + b"\0"),
         MINIMAL.replace(b"\x00\x11\x08", b"\x00\x12\x08"),
     ],
 )
 def test_what_is_no_jpeg_has_no_header(data: bytes) -> None:
     assert read_jpeg_header(data) is None
+
+
+@pytest.mark.parametrize(
+    "filler", [b"\xff\x00", b"\xff", b"\xff\xe0\x00\x02", b"\x00", b"\xff\xd0", DC, b"\xff\xc4\xff\xff" + bytes(65_533)]
+)
+@pytest.mark.parametrize("is_in_scan", [False, True])
+def test_a_large_file_of_anything_is_read_in_no_time(filler: bytes, is_in_scan: bool) -> None:
+    """Eight million bytes, which a step for each byte, or a pattern that tries each twice, would not finish."""
+    at = MINIMAL.index(SCAN) + (len(SCAN) if is_in_scan else 0)
+    data = MINIMAL[:at] + filler * (8_000_000 // len(filler)) + MINIMAL[at:]
+    read_jpeg_header(data)
+    read_odd_jpeg_header(data)
+    plain(data)
+    read_jpeg_header(data[:-8])
 
 
 @given(st.binary(max_size=200), st.integers(0, len(MINIMAL)))

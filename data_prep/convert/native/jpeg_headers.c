@@ -36,7 +36,7 @@ static int define_quantization(const uint8_t *at, const uint8_t *end, Tables *ta
 {
     while (at < end) {
         int size = *at >> 4 ? 129 : 65;
-        if (end - at < size)
+        if (end - at < size || (*at & 15) > 3)
             return 0;
         tables->quantization |= 1u << (*at & 15);
         at += size;
@@ -47,15 +47,22 @@ static int define_quantization(const uint8_t *at, const uint8_t *end, Tables *ta
 static int define_huffman(const uint8_t *at, const uint8_t *end, Tables *tables)
 {
     while (end - at >= 17) {
-        int size = 17;
-        if (*at >> 4 > 1)
+        int count = 0, code = 0;
+        if (*at >> 4 > 1 || (*at & 15) > 3)
             return 0;
+        for (int bits = 1; bits <= 16; bits++, code <<= 1) {
+            count += at[bits];
+            code += at[bits];
+            if (at[bits] && code >= 1 << bits) /* no codes, or one is all ones */
+                return 0;
+        }
+        if (count > 256 || end - at < 17 + count)
+            return 0;
+        for (int k = 0; k < count && *at < 16; k++)
+            if (at[17 + k] > 15)
+                return 0;
         tables->huffman |= 1u << *at;
-        for (int bits = 1; bits <= 16; bits++)
-            size += at[bits];
-        if (end - at < size)
-            return 0;
-        at += size;
+        at += 17 + count;
     }
     return at == end;
 }
@@ -69,11 +76,16 @@ static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, in
         return 0;
     int has_dc = !is_progressive || (at[size - 3] == 0 && at[size - 1] >> 4 == 0);
     int has_ac = !is_progressive || at[size - 3] > 0;
+    int last = -1;
     for (const uint8_t *chosen = at + 1; chosen < at + size - 3; chosen += 2) {
-        const uint8_t *component = frame + 6, *end = component + 3 * frame[5];
-        while (component < end && component[0] != chosen[0])
-            component += 3;
-        if (component == end || component[2] > 15 || !(tables->quantization >> component[2] & 1) ||
+        int place = 0;
+        while (place < frame[5] && frame[6 + 3 * place] != chosen[0])
+            place++;
+        if (place <= last || place == frame[5]) /* each once; if in another order, Python may say */
+            return 0;
+        last = place;
+        const uint8_t *component = frame + 6 + 3 * place;
+        if (component[2] > 3 || !(tables->quantization >> component[2] & 1) ||
             (has_dc && !(tables->huffman >> (chosen[1] >> 4) & 1)) ||
             (has_ac && !(tables->huffman >> (16 + (chosen[1] & 15)) & 1)))
             return 0;
@@ -107,7 +119,7 @@ static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t
     Tables tables = {0, 0};
     for (at += 2; head_end - at >= 4 && at[0] == 0xFF;) {
         unsigned marker = at[1], length = two_bytes(at + 2);
-        if (marker == 0xFF || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2)
+        if (marker == 0xFF || marker == 0 || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2)
             return ASK_PYTHON;
         if (head_end - at < 2 + (long)length)
             return NONE;
@@ -120,9 +132,9 @@ static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t
         } else if (marker == DQT || marker == DHT) {
             if (!(marker == DQT ? define_quantization : define_huffman)(segment, next, &tables))
                 return ASK_PYTHON;
-        } else if (!is_plain_application((int)marker, segment, next)) {
+        } else if (marker != SOS && (marker < APP0 || marker > APP15) && marker != COM && (marker != DRI || length != 4)) {
             return ASK_PYTHON;
-        } else if (marker > SOF_PROGRESSIVE && marker < RST0 && marker != DHT && marker != DAC && marker != JPG)
+        } else if (!is_plain_application((int)marker, segment, next))
             return ASK_PYTHON;
         if (marker == SOS)
             return frame && has_tables(segment, length - 2, frame, header->frame == SOF_PROGRESSIVE, &tables) &&
