@@ -303,3 +303,11 @@ def test_whatever_else_starts_ray_asks_for_a_token() -> None:
     for folder, text in code.items():
         if re.search(r"\bray (start|symmetric-run)\b", text):
             assert re.search(r"RAY_AUTH_MODE[\"']?\s*[:=]\s*[\"']?token", text), f"{folder}: starts Ray without a token"
+
+
+def test_every_test_that_the_security_page_names_is_there() -> None:
+    named = re.findall(r"`((?:tests/|test_)[\w/.*]+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 15
+    for name in named:
+        pattern = name if name.startswith("tests/") else f"tests/**/{name}"
+        assert list(ROOT.glob(pattern.rstrip("/"))), name
