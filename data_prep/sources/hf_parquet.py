@@ -35,10 +35,12 @@ from data_prep.sources.row_group import (
     rows_at_once,
     telling_damage,
 )
-from data_prep.sources.shards import choose_shards, find_shards, names_in_keys
+from data_prep.sources.shards import Chosen, choose_shards, find_shards, names_in_keys, refuse_splits_within
 from data_prep.sources.splits import SplitRequest
 
 WNID_IN_PATH = r"_(?P<wnid>n\d{8})\.\w+$"
+SPLIT_COLUMN = "split"
+MAX_SPLITS = 100
 TABLE_ROWS = 1 << 16
 """Of labels and paths, read at a time."""
 FEW_ROWS = 100_000
@@ -84,6 +86,8 @@ class FileContents:
     """[rows]; which of `values`."""
     wnids: NDArray[np.int64] | None
     """[rows]; the number of the wnid in the path, where all rows have one."""
+    splits: list[str]
+    """What a column of splits says."""
     paths: list[str]
     """Of files with few rows, where there are any: the validation set's say which image is which."""
 
@@ -93,10 +97,16 @@ class HfParquet:
     once."""
 
     def __init__(
-        self, location: str, split: str, files: Sequence[RecordedFile], names: Sequence[str], asked: Asked
+        self,
+        location: str,
+        split: SplitRequest,
+        chosen: Chosen,
+        files: Sequence[RecordedFile],
+        names: Sequence[str],
+        asked: Asked,
     ) -> None:
         self._location = location
-        self._split = split
+        self._split = chosen.split
         self._files = tuple(files)
         self._names = tuple(names)
         opened = [read_contents(file, asked) for file in files]
@@ -111,6 +121,8 @@ class HfParquet:
                     f"{other.shown}: has the columns {shown(', '.join(other.names))}, {first.shown} has "
                     f"{shown(', '.join(first.names))}; name files of one kind with a glob"
                 )
+        said = sorted({value for file in opened for value in file.splits})
+        refuse_splits_within(said, f"the column {SPLIT_COLUMN}", split, location)
         group_rows = [count for file in opened for count in file.groups.num_rows]
         self._group_ends = np.cumsum(group_rows, dtype=np.int64)
         counts = [len(file.groups.num_rows) for file in opened]
@@ -138,6 +150,7 @@ class HfParquet:
         self._label_checks = [
             *check_labels(self._wnids, self.labels, paths if len(paths) == len(self.labels) else (), location),
             *(labels_without_samples(self.labels, self.class_names) if known is None else ()),
+            *chosen.notes,
         ]
         self._checked: set[int] = set()
         self._reading: tuple[int, RowGroup] | None = None
@@ -157,12 +170,12 @@ class HfParquet:
             raise UserError("--source hf-parquet needs --input: a folder of parquet files, one file, or a glob")
         require_order(class_order)
         shards = find_shards(location, ".parquet", "parquet files")
-        name, indices = choose_shards(shards, split)
+        chosen = choose_shards(shards, split)
         class_names = read_class_names(place_of(labels)) if labels else None
         try:
-            files = [record(shards.places[index]) for index in indices]
+            files = [record(shards.places[index]) for index in chosen.indices]
             asked = Asked(class_names, class_order, image_column, label_column)
-            return cls(shards.shown, name, files, names_in_keys(shards, indices), asked)
+            return cls(shards.shown, split, chosen, files, names_in_keys(shards, chosen.indices), asked)
         except OSError as error:
             raise UserError(f"{error.filename or shards.shown}: cannot be read: {error.strerror or error}") from None
 
@@ -250,7 +263,8 @@ def read_contents(file: RecordedFile, asked: Asked) -> FileContents:
         if columns.path_leaf is not None and groups.paths_at_once:
             wnids, paths = _read_paths(table, columns.path_leaf, groups.paths_at_once, num_rows)
         names = table.schema_arrow.names
-    return FileContents(where, names, columns, class_names, groups, values, first_rows, codes, wnids, paths)
+        splits = _read_splits(table) if SPLIT_COLUMN not in (columns.label, columns.image) else []
+    return FileContents(where, names, columns, class_names, groups, values, first_rows, codes, wnids, splits, paths)
 
 
 def wnids_with_labels(numbers: NDArray[np.int64], labels: NDArray[np.int64], where: str) -> dict[str, int]:
@@ -364,6 +378,24 @@ def _read_paths(
         numbers.append(pc.cast(pc.utf8_slice_codeunits(wnids, 1), pa.int64()).to_numpy())
         paths += cells.to_pylist() if num_rows <= NUM_VAL else []
     return np.concatenate(numbers) if numbers else None, paths
+
+
+def _read_splits(table: Any) -> list[str]:
+    """The different texts in a column of splits, of which there are few; none when there is no such column."""
+    import pyarrow as pa
+
+    field = table.schema_arrow.field(SPLIT_COLUMN) if table.schema_arrow.names.count(SPLIT_COLUMN) == 1 else None
+    if field is None or not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+        return []
+    number = leaf_numbers(table.metadata)[SPLIT_COLUMN]
+    chunks = (table.metadata.row_group(group).column(number) for group in range(table.num_row_groups))
+    num_rows_at_once = min((rows_at_once(chunk, TABLE_ROWS) for chunk in chunks), default=1)
+    found: set[str] = set()
+    for batch in table.iter_batches(batch_size=num_rows_at_once, columns=[SPLIT_COLUMN], use_threads=False):
+        found |= set(batch.column(0).unique().to_pylist()) - {None}
+        if len(found) > MAX_SPLITS:  # it says something else
+            return []
+    return list(found)
 
 
 def _class_names(schema: Any, label: str, given: tuple[str, ...] | None, where: str) -> tuple[str, ...] | None:

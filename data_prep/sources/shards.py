@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from data_prep.errors import UserError
-from data_prep.shown import shown
+from data_prep.shown import few, shown
 from data_prep.sources.file_kinds import COMPRESSED_SUFFIXES
 from data_prep.sources.find_places import GLOB, find_places, place_of
 from data_prep.sources.places import IS_URL, NO_FILE, Place, without_credentials
@@ -97,8 +97,17 @@ def find_shards(location: str, suffix: str, kind: str) -> Shards:
     return Shards(shown_as, None, tuple(places), tuple(f"{place.parent().name}/{place.name}" for place in places))
 
 
-def choose_shards(shards: Shards, split: SplitRequest) -> tuple[str, list[int]]:
-    """The name of the split that is meant, and which shards it has. UserError when names do not tell."""
+@dataclass(frozen=True)
+class Chosen:
+    split: str
+    indices: list[int]
+    """Which of the shards."""
+    notes: list[str] = field(default_factory=list)
+    """Of shards that are left out though their names say the same split."""
+
+
+def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
+    """The split that is meant, and its shards. UserError when names do not tell."""
     where = shards.shown
     named = [_read_name(name, is_below=shards.root is not None) for name in shards.names]
     groups: dict[str, list[int]] = {}
@@ -114,7 +123,7 @@ def choose_shards(shards: Shards, split: SplitRequest) -> tuple[str, list[int]]:
             above = [shards.root] if shards.root is not None else sorted({path.split("/")[0] for path in shards.names})
             name = split_of_whole(split, where, above if len(above) == 1 else ())
             _check_set(shards, named, range(len(named)))
-            return name, list(range(len(named)))
+            return Chosen(name, list(range(len(named))))
     else:
         odd = shards.names[groups[without[0]][0]]
         clear = next(index for group, indices in groups.items() if group not in without for index in indices)
@@ -125,7 +134,22 @@ def choose_shards(shards: Shards, split: SplitRequest) -> tuple[str, list[int]]:
     name = choose_split(sorted(available), split, where)
     indices = groups[available[name]]
     _check_set(shards, named, indices)
-    return name, indices
+    alike = [other for other in sorted(available) if other != name and splits_in(other) == splits_in(name)]
+    return Chosen(name, indices, [f"{few(alike)} of {where} not taken, only {shown(name)}"] if alike else [])
+
+
+def refuse_splits_within(values: Iterable[str], kind: str, split: SplitRequest, where: str) -> None:
+    """`values`: of a column, or names of folders, which are a `kind`. UserError when they say several splits, unless
+    all of them are asked for."""
+    by_split: dict[str, str] = {}
+    for value in values:
+        if is_split_name(value):
+            by_split.setdefault(next(iter(splits_in(value))), value)
+    if len(by_split) > 1 and not split.is_whole:
+        raise UserError(
+            f"{where}: samples of several splits, by {kind} {few(sorted(by_split.values()))}: train.beton and "
+            "val.beton would both hold all of them; write each split into files of its own, or say --split all"
+        )
 
 
 def names_in_keys(shards: Shards, indices: Sequence[int]) -> list[str]:

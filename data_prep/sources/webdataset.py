@@ -44,7 +44,7 @@ from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import Reader
 from data_prep.sources.ranges import FileRanges, RecordedFile, record
-from data_prep.sources.shards import choose_shards, find_shards, names_in_keys
+from data_prep.sources.shards import Chosen, choose_shards, find_shards, names_in_keys, refuse_splits_within
 from data_prep.sources.splits import SplitRequest
 from data_prep.sources.tar_index import Member, walk_tar
 
@@ -89,7 +89,8 @@ class WebDataset:
     def __init__(
         self,
         location: str,
-        split: str,
+        split: SplitRequest,
+        chosen: Chosen,
         shards: Sequence[RecordedFile],
         shard_names: Sequence[str],
         class_names: tuple[str, ...] | None,
@@ -111,6 +112,8 @@ class WebDataset:
         if not samples:
             raise UserError(f"{location}: holds no samples")
         names = [sample.key for sample in samples]
+        folders = {folder for parent in {name.rpartition("/")[0] for name in names} for folder in parent.split("/")}
+        refuse_splits_within(sorted(folders), "the folders", split, location)
         self.class_names, label_of = number_classes(found, class_names, class_order, location)
         self.labels = np.array([label_of[sample.label] for sample in samples], dtype=np.int64)
         self.sizes: NDArray[np.int64] = np.array([sample.num_bytes for sample in samples], dtype=np.int64)
@@ -124,7 +127,7 @@ class WebDataset:
         self._description = SourceDescription(
             "webdataset",
             location,
-            split,
+            chosen.split,
             identity,
             digest_of([identity, *(value for shard in shards for value in shard.status)]),
             sum(shard.num_left_out for shard in listed),
@@ -132,6 +135,7 @@ class WebDataset:
             label_checks=[
                 *check_labels(wnids, self.labels, names, location),
                 *labels_without_samples(self.labels, self.class_names),
+                *chosen.notes,
             ],
             left_out=[f"{n}/{name}" for n, s in zip(shard_names, listed, strict=True) for name in s.left_out][
                 :MAX_NAMED
@@ -153,12 +157,13 @@ class WebDataset:
             raise UserError("--source webdataset needs --input: a folder of tars, a glob, or a pattern with braces")
         require_order(class_order)
         shards = find_shards(location, ".tar", "tars")
-        name, indices = choose_shards(shards, split)
+        chosen = choose_shards(shards, split)
         class_names = read_class_names(place_of(labels)) if labels else None
         columns = Columns(_ending(image_column), label_column)
         try:
-            recorded = [record(shards.places[index]) for index in indices]
-            return cls(shards.shown, name, recorded, names_in_keys(shards, indices), class_names, class_order, columns)
+            files = [record(shards.places[index]) for index in chosen.indices]
+            names = names_in_keys(shards, chosen.indices)
+            return cls(shards.shown, split, chosen, files, names, class_names, class_order, columns)
         except OSError as error:
             raise UserError(f"{error.filename or shards.shown}: cannot be read: {error.strerror or error}") from None
 

@@ -227,6 +227,16 @@ def test_shards_of_two_splits_with_hashes_are_two_splits(tmp_path: Path) -> None
         assert [source[i].data for i in range(len(source))] == [data]
 
 
+def test_a_column_may_say_the_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.parquet", {"image": TWO, "label": [0, 1], "split": ["train", "test"]}, CATS)
+    with pytest.raises(UserError, match=r"samples of several splits, by the column split test, train: .*--split all"):
+        opened(path)
+    assert len(open_source("hf-parquet", str(path), SplitRequest("all", explicit=True))) == 2
+    for values in (["train", "train"], ["banana split", "peas"], [1, 2], [None, "val"]):
+        write(path, {"image": TWO, "label": [0, 1], "split": values}, CATS)
+        assert len(opened(path)) == 2
+
+
 def test_what_is_no_parquet_is_told_by_what_it_is(tmp_path: Path) -> None:
     for data, message in (
         (b"<!DOCTYPE html><html>Sign in", "is a web page; is a login needed"),

@@ -26,8 +26,8 @@ def implied(split: str) -> SplitRequest:
 
 def chosen(names: list[str], request: SplitRequest, root: str | None = "data") -> tuple[str, list[str]]:
     shards = Shards("here", root, (), tuple(sorted(names)))
-    split, indices = choose_shards(shards, request)
-    return split, [shards.names[index] for index in indices]
+    found = choose_shards(shards, request)
+    return found.split, [shards.names[index] for index in found.indices]
 
 
 LAYOUTS = [
@@ -60,6 +60,9 @@ def test_a_split_is_called_by_its_word_where_that_is_clear() -> None:
     assert chosen(["in1k-validation-00.tar", "in1k-train-00.tar"], implied("val"))[0] == "validation"
     assert chosen(["train-1.tar", "train-extra-1.tar"], implied("train")) == ("train", ["train-1.tar"])
     assert chosen(["train-1.tar", "train-extra-1.tar"], named("train-extra"))[1] == ["train-extra-1.tar"]
+    shards = Shards("here", "data", (), ("train-1.tar", "train-extra-1.tar", "val-1.tar"))
+    assert choose_shards(shards, implied("train")).notes == ["train-extra of here not taken, only train"]
+    assert choose_shards(shards, implied("val")).notes == []
     assert chosen(["unsupervised-0-of-1.parquet", "labelled-0-of-1.parquet"], named("labelled"))[0] == "labelled"
 
 

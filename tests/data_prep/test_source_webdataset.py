@@ -231,6 +231,21 @@ def test_no_sample_is_lost(tmp_path: Path, tar_of: TarOf) -> None:
         open_source("webdataset", str(tmp_path), ANY)
 
 
+def test_folders_within_a_shard_may_be_splits(tmp_path: Path, tar_of: TarOf) -> None:
+    files = {
+        f"d/{split}/{n}.{end}": data
+        for split in ("Train", "val")
+        for n in "01"
+        for end, data in (("jpg", b"1"), ("cls", b"0"))
+    }
+    (tmp_path / "all.tar").write_bytes(tar_of(files))
+    with pytest.raises(UserError, match=r"samples of several splits, by the folders Train, val: .*--split all"):
+        open_source("webdataset", str(tmp_path), ANY)
+    assert len(open_source("webdataset", str(tmp_path), SplitRequest("all", explicit=True))) == 4
+    (tmp_path / "all.tar").write_bytes(tar_of({name: data for name, data in files.items() if "val" in name}))
+    assert len(open_source("webdataset", str(tmp_path), ANY)) == 2
+
+
 def test_labels_may_be_names_or_numbers(tmp_path: Path, tar_of: TarOf) -> None:
     def opened(contents: list[bytes], ending: str = "cls", **options: str) -> Source:
         files = {f"{n}.{end}": data for n, text in enumerate(contents) for end, data in (("jpg", b"1"), (ending, text))}
