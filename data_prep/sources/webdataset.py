@@ -53,6 +53,7 @@ LABEL_ENDING, TABLE_ENDING, TABLE_KEY = "cls", "json", "label"
 MAX_LABEL_BYTES = 1 << 20
 NUMBER_IN_TABLE = re.compile(rb'"label"\s*:\s*([0-9]+)')
 """Where it says what the `.cls` says, as it nearly always does, the `.json` need not be parsed."""
+SPLIT_IN_TABLE = re.compile(rb'"split"\s*:\s*"([^"\\]{1,40})"')
 
 
 class Columns(NamedTuple):
@@ -78,6 +79,8 @@ class ListedShard:
     """Files that belong to no sample."""
     left_out: list[str]
     """The first of them."""
+    splits: frozenset[str]
+    """What the `.json` files say under `split`."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -114,6 +117,8 @@ class WebDataset:
         names = [sample.key for sample in samples]
         folders = {folder for parent in {name.rpartition("/")[0] for name in names} for folder in parent.split("/")}
         refuse_splits_within(sorted(folders), "the folders", split, location)
+        said = sorted({value for shard in listed for value in shard.splits})
+        refuse_splits_within(said, "the key split in .json", split, location)
         self.class_names, label_of = number_classes(found, class_names, class_order, location)
         self.labels = np.array([label_of[sample.label] for sample in samples], dtype=np.int64)
         self.sizes: NDArray[np.int64] = np.array([sample.num_bytes for sample in samples], dtype=np.int64)
@@ -197,6 +202,7 @@ def list_shard(shard: RecordedFile, columns: Columns) -> ListedShard:
     keys: set[str] = set()
     num_left_out = 0
     left_out: list[str] = []
+    splits: set[str] = set()
     with closing(shard.place.reader(shard.status)) as reader:
         members = walk_tar(reader.read_at, 0, shard.status.num_bytes, where)
         for key, group in groupby(_with_endings(members), key=itemgetter(0)):
@@ -217,11 +223,11 @@ def list_shard(shard: RecordedFile, columns: Columns) -> ListedShard:
                     num_left_out += len(files)
                     left_out += [shown(member.name) for member in files.values()][: MAX_NAMED - len(left_out)]
                 else:
-                    label = _label(files, columns.label, reader)
+                    label = _label(files, columns.label, reader, splits)
                     samples.append(ShardSample(key, image.offset, image.num_bytes, label))
             except _NotUnderstood as error:
                 raise UserError(f"{where}: {shown(key)}{error}") from None
-    return ListedShard(samples, num_left_out, left_out)
+    return ListedShard(samples, num_left_out, left_out, frozenset(splits))
 
 
 def _with_endings(members: Iterator[Member]) -> Iterator[tuple[str, str, Member]]:
@@ -267,22 +273,25 @@ def _image(files: Mapping[str, Member], columns: Columns) -> Member | None:
     return None
 
 
-def _label(files: Mapping[str, Member], column: str | None, reader: Reader) -> Label:
-    """_NotUnderstood when the sample has no label, something else for one, or two that differ."""
+def _label(files: Mapping[str, Member], column: str | None, reader: Reader, splits: set[str]) -> Label:
+    """What the `.json` says of the split is added to `splits`. _NotUnderstood when the sample has no label, something
+    else for one, or two that differ."""
     if column is not None:
         ending = column.removeprefix(".").lower()
         if ending in files and ending != TABLE_ENDING:
             return _text_label(files[ending], reader, ending)
         if TABLE_ENDING in files:
-            return _table_label(files[TABLE_ENDING], column, reader)
+            return _table_label(files[TABLE_ENDING], column, reader, splits)
         raise _NotUnderstood(f": has no .{shown(ending)} (--label-column) and no .json, so no label")
     if LABEL_ENDING not in files:
         if TABLE_ENDING not in files:
             raise _NotUnderstood(": has neither .cls nor .json, so no label")
-        return _table_label(files[TABLE_ENDING], TABLE_KEY, reader)
+        return _table_label(files[TABLE_ENDING], TABLE_KEY, reader, splits)
     label = _text_label(files[LABEL_ENDING], reader, LABEL_ENDING)
     if TABLE_ENDING in files and files[TABLE_ENDING].num_bytes <= MAX_LABEL_BYTES:
-        _compare(label, _read_small(files[TABLE_ENDING], reader))
+        table = _read_small(files[TABLE_ENDING], reader)
+        splits |= _splits_in(table)
+        _compare(label, table)
     return label
 
 
@@ -314,9 +323,11 @@ def _text_label(member: Member, reader: Reader, ending: str) -> Label:
         raise _NotUnderstood(f".{shown(ending)}: {error}") from None
 
 
-def _table_label(member: Member, column: str, reader: Reader) -> Label:
+def _table_label(member: Member, column: str, reader: Reader, splits: set[str]) -> Label:
     try:
-        table = _parse(_read_small(member, reader))
+        text = _read_small(member, reader)
+        splits |= _splits_in(text)
+        table = _parse(text)
         if column not in table:
             raise ValueError(f"has no label under the key {shown(column)}; say with --label-column which key is meant")
         return exact_label(table[column])
@@ -324,6 +335,10 @@ def _table_label(member: Member, column: str, reader: Reader) -> Label:
         raise _NotUnderstood(f".{TABLE_ENDING}: holds JSON nested too deeply") from None
     except ValueError as error:
         raise _NotUnderstood(f".{TABLE_ENDING}: {error}") from None
+
+
+def _splits_in(table: bytes) -> set[str]:
+    return {text.decode("utf-8", "replace") for text in SPLIT_IN_TABLE.findall(table)} if b'"split"' in table else set()
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -246,6 +246,18 @@ def test_folders_within_a_shard_may_be_splits(tmp_path: Path, tar_of: TarOf) -> 
     assert len(open_source("webdataset", str(tmp_path), ANY)) == 2
 
 
+@pytest.mark.parametrize("with_cls", [False, True])
+def test_the_tables_of_samples_may_say_the_split(tmp_path: Path, tar_of: TarOf, with_cls: bool) -> None:
+    files = {}
+    for n, split in enumerate((b"train", b"validation")):
+        files |= {f"{n}.jpg": b"1", f"{n}.json": b'{"label": 0, "split": "%s"}' % split}
+        files |= {f"{n}.cls": b"0"} if with_cls else {}
+    (tmp_path / "all.tar").write_bytes(tar_of(files))
+    with pytest.raises(UserError, match=r"several splits, by the key split in \.json train, validation"):
+        open_source("webdataset", str(tmp_path), ANY)
+    assert len(open_source("webdataset", str(tmp_path), SplitRequest("all", explicit=True))) == 2
+
+
 def test_labels_may_be_names_or_numbers(tmp_path: Path, tar_of: TarOf) -> None:
     def opened(contents: list[bytes], ending: str = "cls", **options: str) -> Source:
         files = {f"{n}.{end}": data for n, text in enumerate(contents) for end, data in (("jpg", b"1"), (ending, text))}
