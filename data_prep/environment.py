@@ -181,7 +181,7 @@ def this_machine() -> Machine:
     except KeyError:  # a container's user that is a number only
         home, has_name = "", False
     return Machine(
-        folder=str(Path.cwd()),
+        folder=_current_folder(),
         home=home if Path(home or "/nowhere").is_dir() else "",
         has_user_name=has_name,
         encoding=sys.getfilesystemencoding(),
@@ -192,6 +192,13 @@ def this_machine() -> Machine:
         hiding=lambda folder: list(hiding(folder, sys.path)),
         crashes_ray=_crashes_ray,
     )
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        raise UserError("the folder in which this command was started is gone; change to another") from None
 
 
 def unusable(folder: str) -> str:

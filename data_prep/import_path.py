@@ -21,7 +21,7 @@ def begin(command: str) -> None:
     """
     look_here_last()
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    folders = dict.fromkeys(os.path.abspath(entry.strip()) for entry in given if entry.strip())  # noqa: PTH100
+    folders = dict.fromkeys(entry.strip() for entry in given if entry.strip())
     told = [line for folder in folders if (line := told_hidden(folder, list(hiding(folder, sys.path))))]
     if told and "--help" not in sys.argv:
         print(f"{command}: {'; '.join(told)}", file=sys.stderr)
@@ -46,7 +46,11 @@ def look_here_last() -> None:
             __import__(package)
         except ImportError:  # data preparation may be installed alone
             continue
-    sys.path[:] = behind(sys.path, (os.getcwd(), CODE_ROOT))  # noqa: PTH109
+    try:
+        here = os.getcwd()  # noqa: PTH109
+    except OSError:  # removed meanwhile: nothing can be imported from there
+        here = ""
+    sys.path[:] = behind(sys.path, (here, CODE_ROOT))
 
 
 def behind(path: Sequence[str], folders: Sequence[str]) -> list[str]:

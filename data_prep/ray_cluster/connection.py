@@ -63,6 +63,8 @@ def connect(address: str, *, source: str, namespace: str | None = None) -> None:
     except (RuntimeError, ValueError) as error:
         if "Version mismatch" in str(error):
             raise UserError(_other_versions(str(error), address)) from None
+        if "No node info found" in str(error):  # there are nodes of another cluster
+            raise UserError(_no_node_here(address)) from None
         raise as_raised(error, at) from error
     except Exception as error:
         raise as_raised(error, at) from error
@@ -98,6 +100,7 @@ def session_folder(environment: Mapping[str, str]) -> Path:
     """
     wished = environment.get("RAY_TMPDIR")
     candidates = [wished] if wished else [environment.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev/shm"]
+    candidates = [str(Path(base).expanduser().absolute()) for base in candidates]
     problems = []
     for base in dict.fromkeys(candidates):
         why = unusable(base)
@@ -222,11 +225,15 @@ def _require_node_here(address: str) -> None:
     deadline = time.monotonic() + _NODE_LIMIT_S
     while not services.find_node_ids():
         if time.monotonic() > deadline:
-            raise UserError(
-                f"this machine is no node of the Ray cluster at {address}: start one here by `ray start --address "
-                f"{address}`, or send the command there as a job: resnet-dist submit"
-            )
+            raise UserError(_no_node_here(address))
         time.sleep(0.5)
+
+
+def _no_node_here(address: str) -> str:
+    return (
+        f"this machine is no node of the Ray cluster at {address}: start one here by `ray start --address {address}`, "
+        "or send the command there as a job: resnet-dist submit"
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -97,6 +97,8 @@ def names(paths: Sequence[str]) -> str:
 
 def read_checkout(folder: Path) -> Checkout | None:
     """None where there is no git, or git tracks nothing in this folder."""
+    if not folder.is_dir():
+        raise UserError(f"--working-dir {folder}: is no folder")
     tracked = _listed(folder)
     if not tracked:
         return None

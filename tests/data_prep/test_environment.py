@@ -251,6 +251,18 @@ def test_modules_beside_a_command_are_not_imported(package: str, tmp_path: Path)
     assert f"{tmp_path}/dataclasses.py: hides the module of that name" in done.stderr
 
 
+@pytest.mark.parametrize("package", ["data_prep", "resnet_dist"])
+def test_a_folder_that_is_gone(package: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    program = (
+        f"import os, runpy, sys; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir(os.getcwd())\nsys.argv = ['x', 'show']\n"
+        f"runpy.run_module({package!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    told = "the folder in which this command was started is gone; change to another"
+    assert (done.returncode, done.stderr.partition(": ")[2]) == (2, f"{told}\n")
+
+
 def test_help_is_there_whatever_the_environment() -> None:
     command = [sys.executable, "-m", "data_prep", "verify", "--help"]
     environment = {**os.environ, "OMP_NUM_THREADS": "many", "RAY_ADDRESS": "http://x"}
