@@ -129,6 +129,11 @@ def cluster_address(value: str | None, source: str) -> str | None:
     return f"ray://{place}:{port or 10001}" if is_client else f"{place}:{port or 6379}"
 
 
+def given_address(of_profile: str | None, environment: Environment) -> tuple[str | None, str]:
+    """What is to be the address of a cluster, and where that comes from."""
+    return (of_profile, "the profile's ray_address") if of_profile else (environment.get("RAY_ADDRESS"), "RAY_ADDRESS")
+
+
 def without_proxy(environment: Environment, hosts: Sequence[str]) -> dict[str, str]:
     """The changes after which no proxy stands between this process and `hosts`, nor within this machine.
 

@@ -36,7 +36,7 @@ from data_prep.convert.config import (
     ConvertSettings,
 )
 from data_prep.convert.pool import Pool
-from data_prep.environment import cluster_address
+from data_prep.environment import cluster_address, given_address
 from data_prep.errors import UserError
 from data_prep.shown import shown
 
@@ -137,7 +137,7 @@ def convert(
         pool: Pool = ThisProcess(stop)
         if workers != 0:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            address = cluster_address(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")
+            address = cluster_address(*given_address(None, os.environ))
             from data_prep.convert.driver import RayPool
 
             pool = stack.enter_context(RayPool(workers, address, progress, stop))

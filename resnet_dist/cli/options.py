@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from data_prep.environment import cluster_address, given_address
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import load_profile, load_recipe
 from resnet_dist.config.profile import Profile, absolute_paths
@@ -30,6 +31,7 @@ def load_profile_file(on: Path, profile_sets: list[str]) -> Profile:
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
+    cluster_address(*given_address(profile.ray_address, os.environ))  # a wrong one before heavy libraries are imported
     uri = absolute_tracking_uri(profile.tracking_uri, Path.cwd())
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given and given.rstrip("/") not in (uri, profile.tracking_uri):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from data_prep.environment import cluster_address, without_proxy
+from data_prep.environment import cluster_address, given_address, without_proxy
 from data_prep.ray_cluster.connection import connect, start_local
 from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import UserError
@@ -35,13 +35,7 @@ def cluster_of(profile: Profile, environment: Mapping[str, str]) -> str | None:
 
     1. `ray_address` of the profile. 2. RAY_ADDRESS, which Ray sets for the driver of a submitted job. Raises UserError.
     """
-    return cluster_address(*_given_address(profile, environment))
-
-
-def _given_address(profile: Profile, environment: Mapping[str, str]) -> tuple[str | None, str]:
-    if profile.ray_address:
-        return profile.ray_address, "the profile's ray_address"
-    return environment.get("RAY_ADDRESS"), "RAY_ADDRESS"
+    return cluster_address(*given_address(profile.ray_address, environment))
 
 
 def start_timeout_s(failure: FailureConfig) -> float:
@@ -76,7 +70,7 @@ def ray_session(profile: Profile, *, dashboard: bool = False) -> Iterator[None]:
     `dashboard`: of a local Ray. Without it Ray Train cannot give back what a worker group held whose driver died.
     Raises UserError if there is no cluster, or another than this Ray can talk to; Fault if a local Ray does not start.
     """
-    given, source = _given_address(profile, os.environ)
+    given, source = given_address(profile.ray_address, os.environ)
     address = cluster_address(given, source)
     for key, value in ray_settings(profile, local=address is None).items():
         os.environ.setdefault(key, value)

@@ -255,7 +255,8 @@ def test_modules_beside_a_command_are_not_imported(package: str, tmp_path: Path)
 def test_a_folder_that_is_gone(package: str, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     program = (
-        f"import os, runpy, sys; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir(os.getcwd())\nsys.argv = ['x', 'show']\n"
+        f"import os, runpy, sys; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir(os.getcwd())\n"
+        "sys.argv = ['x', 'show']\n"
         f"runpy.run_module({package!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
