@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import random
 import re
 import shlex
+import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ import typer
 import data_prep.cli
 import resnet_dist.cli
 from resnet_dist.config.loading import load_profile, load_recipe, load_space
+from resnet_dist.tracking.model_notes import model_note
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("[0-9]_*.md"))
@@ -97,6 +104,45 @@ def test_every_line_is_a_command_of_a_known_program() -> None:
 def test_the_program_takes_it(command: str) -> None:
     program, *words = words_of(command)
     parse(command_line(program), program, words)
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers with what was posted."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not to the tests' output."""
+
+
+SERVING = [
+    *(
+        text
+        for page in (ROOT / "README.md", *PAGES)
+        for text in re.findall(r"^    (printf .*?invocations.*?)$", page.read_text().replace("\\\n", ""), re.MULTILINE)
+    ),
+    model_note("models:/m-1", "run", 1).replace("\\\n", "").splitlines()[-1].strip(),
+]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("command", SERVING)
+def test_the_command_that_asks_a_served_model_takes_large_pictures(tmp_path: Path, command: str, shell: str) -> None:
+    """An argument of a program ends at 128 KiB."""
+    picture = random.Random(0).randbytes(3_000_000)
+    (tmp_path / "x").write_bytes(picture)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = re.sub(r"PICTURE(\.\w+)?", "x", command).replace("localhost:5001", f"127.0.0.1:{server.server_port}")
+        done = subprocess.run([shell, "-c", here], cwd=tmp_path, capture_output=True, timeout=60, check=True)
+        server.shutdown()
+    (sent,) = json.loads(done.stdout)["inputs"]["image"]
+    assert base64.b64decode(sent, validate=True) == picture
 
 
 def test_a_wrong_option_would_be_found() -> None:
