@@ -43,8 +43,8 @@ def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:
         if set(names) - set(others)
     ]
     raise UserError(
-        f"{folder}: a label does not mean the same in both betons: {''.join(lacks)}{differ}; convert both with one "
-        "list of classes"
+        f"{folder}: a label does not mean the same in both betons: {''.join(lacks)}{differ}; convert "
+        f"val.beton again with --classes {folder}/train.beton"
     )
 
 

@@ -84,8 +84,8 @@ def evaluate_models(
     for model in models:
         if not ignore_class_names:
             way_out = (
-                "give data of the same classes in the same order, or, if they only have other names, add "
-                "--ignore-class-names"
+                "convert it with the same classes in the same order (--classes FILE), or, if only their names are "
+                "others, add --ignore-class-names"
             )
             warnings.append(require_classes_of(model.name, model.class_names, manifest, beton, way_out))
         require_classes(model.recipe, manifest, beton)

@@ -136,7 +136,7 @@ def _class_names(model: TrainedModel, data: Path | None) -> tuple[tuple[str, ...
     warning = None
     if data is not None:
         manifest = load_manifest(data)
-        way_out = "leave --data out, or give data of the same classes in the same order"
+        way_out = "leave --data out, or convert it with the same classes in the same order (--classes FILE)"
         warning = require_classes_of(model.name, model.class_names, manifest, data, way_out)
         require_classes(model.recipe, manifest, data)
         if model.class_names is None:

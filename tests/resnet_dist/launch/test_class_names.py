@@ -160,7 +160,7 @@ def test_evaluate_refuses_data_of_other_classes(data: Path, prepared: Callable[[
     right = evaluate_models([str(run)], beton, Protocol())
     assert right.warnings == ()
     rename(beton, MINERALS)
-    refused = r"class 0 is 'ant' in .*step=0*2, 'agate' in .*val\.beton; give data .* add --ignore-class-names"
+    refused = r"class 0 is 'ant' in .*step=0*2, 'agate' in .*val\.beton; convert it .* add --ignore-class-names"
     for sources in ([str(run)], [str(run), str(run)]):
         with pytest.raises(UserError, match=refused):
             evaluate_models(sources, beton, Protocol())
