@@ -43,6 +43,7 @@ def made_kinds(seed: int = 0) -> Mapping[str, bytes]:
             name: _jpeg(draw, factors, [three]),
             f"{name}, restarts": _jpeg(draw, factors, [three], restart_interval=3),
             f"{name}, a scan for each": _jpeg(draw, factors, by_component),
+            f"{name}, one and three": _jpeg(draw, factors, [Scan((1,)), three]),
             f"{name}, two and one": _jpeg(draw, factors, [Scan((0, 2)), Scan((1,))], restart_interval=5),
             f"{name}, progressive": _jpeg(draw, factors, in_bands, is_progressive=True),
             f"{name}, progressive and incomplete": _jpeg(draw, factors, in_bands[:3], is_progressive=True),

@@ -54,8 +54,10 @@ _BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 MOST_SEGMENTS = 50_000
 """A segment has up to 65,535 bytes, and a sample at most 256 MiB."""
 JFIF, JFIF_BYTES, ADOBE, ADOBE_BYTES = b"JFIF\0", 14, b"Adobe", 12
-ALL_OF_A_BLOCK = bytes([0, 63, 0])
+ALL_OF_A_BLOCK = (0, 63, 0)
 """The selection of coefficients at the end of a sequential scan's header: there is nothing to select."""
+MOST_BITS_LEFT = 13
+"""For the scans behind the first of a progressive file."""
 MOST_TABLES = 64
 """In one segment; eight of Huffman codes and four of quantization can be told apart."""
 _BLOCK_BYTES = 128
@@ -174,7 +176,7 @@ def plain(data: bytes) -> bytes:
         elif marker == APP14 and len(content) >= ADOBE_BYTES and content.startswith(ADOBE):
             content[11] = _known_transform(content[11], num_components)
         elif marker == SOS and is_sequential and len(content) >= 6:
-            content[-3:] = ALL_OF_A_BLOCK
+            content[-3:] = bytes(ALL_OF_A_BLOCK)
         parts += [data[behind:start], bytes([0xFF, marker]), data[length_at:body], bytes(content)]
         behind = end
     return b"".join(parts) + data[behind:]
@@ -226,8 +228,11 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
                 return None
             has_tables = _has_tables(data, frame, segment, tables)
             is_plain = is_clean and _is_plain(data, frame, segment, applications)
-            has_end = END in tail or data.rfind(END, segment[5]) >= 0
-            header = _header(data, frame, segment, has_end, has_tables, is_plain)
+            if header is None:
+                has_end = END in tail or data.rfind(END, segment[5]) >= 0
+                header = _header(data, frame, segment, has_end, has_tables, is_plain)
+            else:  # the first scan has told how the file is decoded
+                header = header._replace(has_tables=has_tables, is_plain=header.is_plain and is_plain)
             if not has_tables or header.in_one_scan or header.frame in PROGRESSIVE:
                 return header
         elif marker == DRI:
@@ -337,7 +342,15 @@ def _is_plain(data: bytes, frame: _Segment, scan: _Segment, applications: list[_
     num_components = data[frame[4] + 5]
     if not (has_jfif and num_components == 3) and transform != _known_transform(transform, num_components):
         return False
-    return frame[0] in PROGRESSIVE or data[scan[5] - 3 : scan[5]] == ALL_OF_A_BLOCK
+    return _is_plain_selection(data, frame, scan)
+
+
+def _is_plain_selection(data: bytes, frame: _Segment, scan: _Segment) -> bool:
+    """Of a progressive file's first scan, or of any scan of another: no other selection of coefficients can be."""
+    first, last, approximation = data[scan[5] - 3 : scan[5]]
+    if frame[0] in PROGRESSIVE:
+        return first == last == 0 and approximation <= MOST_BITS_LEFT
+    return (first, last, approximation) == ALL_OF_A_BLOCK
 
 
 def _is_frame(data: bytes, segment: _Segment) -> bool:

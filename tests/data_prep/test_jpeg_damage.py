@@ -22,7 +22,7 @@ from data_prep.fuzz.kinds import made_kinds
 from data_prep.fuzz.mutants import KINDS, mutate
 from data_prep.fuzz.verdicts import Judge
 from data_prep.jpeg import header as jpeg_header
-from data_prep.jpeg.header import is_read_by_ffcv, plain, read_jpeg_header
+from data_prep.jpeg.header import coefficient_bytes, is_read_by_ffcv, plain, read_jpeg_header
 from data_prep.jpeg.stored import why_unfit
 from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check, decode_rgb, encode_rgb
 from resnet_dist.data import native_library
@@ -223,6 +223,16 @@ def test_tables_that_come_too_late_are_none(kinds: dict[str, bytes]) -> None:
 
 
 # One set of limits
+
+
+def test_the_first_scan_tells_whether_all_is_held(kinds: dict[str, bytes]) -> None:
+    """Whatever a later one has: else a file of a few bytes would take gigabytes."""
+    held = {name: coefficient_bytes(header) for name, data in kinds.items() if (header := read_jpeg_header(data))}
+    assert len(held) == len(kinds)
+    several = ("progressive", "only DC", "a scan for each", "one and three", "two and one", "a component missing")
+    assert {name for name, held_bytes in held.items() if held_bytes} == {
+        name for name in kinds if any(word in name for word in several)
+    }
 
 
 def test_all_tools_have_the_same_limits() -> None:

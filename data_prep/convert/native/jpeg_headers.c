@@ -72,10 +72,8 @@ static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, in
 {
     if (size < 4 || size != 4 + 2u * at[0] || at[0] > frame[5] || (at[0] < frame[5] && !is_progressive))
         return 0;
-    if (!is_progressive && (at[size - 3] != 0 || at[size - 2] != 63 || at[size - 1] != 0))
+    if (at[size - 3] != 0 || (is_progressive ? at[size - 2] != 0 || at[size - 1] > 13 : at[size - 2] != 63 || at[size - 1]))
         return 0;
-    int has_dc = !is_progressive || (at[size - 3] == 0 && at[size - 1] >> 4 == 0);
-    int has_ac = !is_progressive || at[size - 3] > 0;
     int last = -1;
     for (const uint8_t *chosen = at + 1; chosen < at + size - 3; chosen += 2) {
         int place = 0;
@@ -86,8 +84,8 @@ static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, in
         last = place;
         const uint8_t *component = frame + 6 + 3 * place;
         if (component[2] > 3 || !(tables->quantization >> component[2] & 1) ||
-            (has_dc && !(tables->huffman >> (chosen[1] >> 4) & 1)) ||
-            (has_ac && !(tables->huffman >> (16 + (chosen[1] & 15)) & 1)))
+            !(tables->huffman >> (chosen[1] >> 4) & 1) ||
+            (!is_progressive && !(tables->huffman >> (16 + (chosen[1] & 15)) & 1)))
             return 0;
     }
     return 1;
