@@ -90,18 +90,12 @@ class Cifar:
         counts = np.bincount(self.labels, minlength=self.num_classes)
         expected = NUM_IMAGES[split] // self.num_classes
         label = int(np.argmax(counts != expected))
-        notes = [
+        note = (
             f"holds {len(self.labels):,} of CIFAR-{self.num_classes}'s {NUM_IMAGES[split]:,} images of {split}, "
             f"{counts[label]:,} with label {label}, where {expected:,} were published"
-        ]
-        self._description = SourceDescription(
-            f"cifar{self.num_classes}",
-            location,
-            split,
-            identity,
-            state=identity,
-            label_checks=notes if (counts != expected).any() else [],
         )
+        self.notes = (note,) if (counts != expected).any() else ()
+        self._description = SourceDescription(f"cifar{self.num_classes}", location, split, identity, state=identity)
 
     @classmethod
     def open(cls, location: str | None, split: SplitRequest) -> Self:

@@ -147,11 +147,11 @@ class HfParquet:
                 np.concatenate([file.wnids for file in opened if file.wnids is not None]), self.labels, location
             )
         paths = [path for file in opened for path in file.paths]
-        self._label_checks = [
-            *check_labels(self._wnids, self.labels, paths if len(paths) == len(self.labels) else (), location),
-            *(labels_without_samples(self.labels, self.class_names) if known is None else ()),
-            *chosen.notes,
-        ]
+        self._label_checks = check_labels(
+            self._wnids, self.labels, paths if len(paths) == len(self.labels) else (), location
+        )
+        without = labels_without_samples(self.labels, self.class_names) if known is None else []
+        self.notes = (*chosen.notes, *without)
         self._checked: set[int] = set()
         self._reading: tuple[int, RowGroup] | None = None
 

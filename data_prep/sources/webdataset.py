@@ -40,6 +40,7 @@ from data_prep.sources.labels import (
     number_classes,
     text_label,
 )
+from data_prep.sources.left_out import skipped_notes
 from data_prep.sources.listing import PackedStrings, listing_identity
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import Reader
@@ -137,14 +138,15 @@ class WebDataset:
             digest_of([identity, *(value for shard in shards for value in shard.status)]),
             sum(shard.num_left_out for shard in listed),
             label_map=wnids,
-            label_checks=[
-                *check_labels(wnids, self.labels, names, location),
-                *labels_without_samples(self.labels, self.class_names),
-                *chosen.notes,
-            ],
+            label_checks=check_labels(wnids, self.labels, names, location),
             left_out=[f"{n}/{name}" for n, s in zip(shard_names, listed, strict=True) for name in s.left_out][
                 :MAX_NAMED
             ],
+        )
+        self.notes = (
+            *chosen.notes,
+            *labels_without_samples(self.labels, self.class_names),
+            *skipped_notes(self._description),
         )
 
     @classmethod

@@ -230,7 +230,7 @@ def test_cifar_is_held_against_itself(tmp_path: Path, tar_of: TarOf) -> None:
         open_source("cifar10", str(archive), named("test"))
     archive.write_bytes(tar_of(whole))
     note = "holds 2 of CIFAR-10's 10,000 images of test, 0 with label 0, where 1,000 were published"
-    assert open_source("cifar10", str(archive), named("test")).describe().label_checks == [note]
+    assert open_source("cifar10", str(archive), named("test")).notes == (note,)
     for name, data in whole.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)

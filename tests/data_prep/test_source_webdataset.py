@@ -268,7 +268,7 @@ def test_labels_may_be_names_or_numbers(tmp_path: Path, tar_of: TarOf) -> None:
     assert (texts.class_names, texts.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
     padded = opened([b"0003", b"0001\r\n"])
     assert (padded.class_names, padded.labels.tolist()) == (("0", "1", "2", "3"), [3, 1])
-    assert padded.describe().label_checks == ["no sample has 2 of the labels 0..3, first 0"]
+    assert padded.notes == ("no sample has 2 of the labels 0..3, first 0",)
     table = opened([b'{"id": 1, "label": "x"}', b'{"id": 0, "label": null}'], "json", label_column="id")
     assert table.labels.tolist() == [1, 0]
     assert opened([b"1", b"0"], "category.cls", label_column="category.cls").labels.tolist() == [1, 0]
