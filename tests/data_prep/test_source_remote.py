@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import pickle
@@ -245,6 +246,20 @@ def test_a_large_file_is_read_in_order_by_few_requests(server: tuple[Path, str])
     assert reader.read_at(2_000_000, 10) == data[2_000_000:2_000_010]
     with pytest.raises(OSError, match="ends 10 bytes early"):
         reader.read_at(len(data) - 10, 20)
+
+
+@pytest.mark.parametrize("small_bytes", [0, 8 << 20])
+def test_parquet_over_http_by_parts_and_whole(
+    server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, small_bytes: int
+) -> None:
+    root, url = server
+    write_parquet(root / "train-00000-of-00001.parquet", [0, 1, 2, 0, 1])
+    monkeypatch.setattr("data_prep.sources.remote.SMALL_BYTES", small_bytes)
+    source = open_source("hf-parquet", f"{url}/train-00000-of-00001.parquet", ANY)
+    assert [(source[i].data, source[i].label) for i in (0, 4, 2)] == [(b"image %d" % i, i % 3) for i in (0, 4, 2)]
+    assert any(part is not None for _, part in RangeHandler.requests) == (small_bytes == 0)
+    with remote_place(f"{url}/train-00000-of-00001.parquet").open() as file:
+        assert (file.read(4), file.seek(-4, io.SEEK_END) > 0, file.read(), file.read()) == (b"PAR1", True, b"PAR1", b"")
 
 
 def test_a_server_without_ranges_is_named(
