@@ -14,7 +14,7 @@ from data_prep.native_library import library as native_library
 
 MAX_OFF = 64
 """Grey levels that it may be off at most."""
-SURE_QUALITIES = range(80, 98)
+SURE_QUALITIES = range(80, 97)
 """Where only an overflow takes it further than `MAX_OFF`, and quantization adds too little to cause one."""
 
 
