@@ -119,7 +119,7 @@ def tree_of(root: Path, files: dict[str, bytes]) -> ImageFolder:
         path = root / "class" / os.fsdecode(os.fsencode(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    opened = ImageFolder.open(str(root), SplitRequest(None, explicit=False))
+    opened = ImageFolder.open(str(root), SplitRequest(None, explicit=False), folders_are="classes")
     return pickle.loads(pickle.dumps(opened))
 
 
