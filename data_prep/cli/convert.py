@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,8 +130,8 @@ def convert(
     with stop_on_signals() as stop, progress_on(sys.stderr) as progress, ExitStack() as stack:
         opened = asked.open()
         notes = [*notes_of(opened)]
-        if place.num_bytes() is None:
-            notes += compare_with_siblings(opened.class_names, place.shown)
+        with suppress(OSError):  # of a place that cannot be read: for the conversion to tell
+            notes += compare_with_siblings(opened.class_names, place.shown) if place.num_bytes() is None else []
         for note in notes:
             typer.echo(shown(f"data-prep: note: {note}", None), err=True)
         pool: Pool = ThisProcess(stop)

@@ -72,6 +72,38 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
     assert json.loads(again.stdout.splitlines()[-1])["already_done"] is True
 
 
+def test_own_images_from_a_folder_to_two_betons(image_tree: Path, tmp_path: Path) -> None:
+    """What is understood is said, and what would end in two equal or two different sets of classes is refused."""
+
+    def make(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        source = ("--source", "image-folder", "--input", str(image_tree), "--workers", "0")
+        return data_prep("convert", *source, "--output", tmp_path / name, *arguments)
+
+    whole = make("train.beton")
+    assert whole.returncode == 2
+    assert "is not divided into splits, but the output's name (train) asks for a split" in whole.stderr
+    for split, classes in (("Training", ("cat", "dog", "emu")), ("Testing", ("cat", "emu"))):
+        for name in classes:
+            (image_tree / split / name).mkdir(parents=True)
+            shutil.copy(image_tree / name / "0.JPEG", image_tree / split / name)
+    for name in ("cat", "dog", "emu"):
+        shutil.rmtree(image_tree / name)
+    (image_tree / "Testing" / "cat" / "1.heic").touch()
+    train = make("train.beton")
+    assert (train.returncode, "3 images of 3 classes, split Training" in train.stdout) == (0, True)
+    other = make("val.beton")
+    assert other.returncode == 2
+    assert "class 1 is 'dog' in" in other.stderr
+    assert f"say --classes {tmp_path}/train.beton" in other.stderr
+    val = make("val.beton", "--classes", str(tmp_path / "train.beton"), "--json")
+    assert val.returncode == 0, val.stderr
+    assert load_manifest(tmp_path / "val.beton").class_counts == (1, 0, 1)
+    notes = json.loads(val.stdout.splitlines()[-1])["notes"]
+    assert [line.partition("note: ")[2] for line in val.stderr.splitlines() if "note: " in line] == notes
+    assert notes[0].startswith("1 file skipped, not an image suffix (.heic 1): cat/1.heic")
+    assert notes[1] == f"1 of the 3 classes of {tmp_path}/train.beton are not here: dog"
+
+
 def test_verify_of_a_damaged_beton_ends_with_1(tmp_path: Path) -> None:
     output = tmp_path / "a.beton"
     assert convert(output, "--input", "n=3,size=16").returncode == 0
