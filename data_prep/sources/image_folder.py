@@ -115,7 +115,8 @@ class ImageFolder(FolderFiles):
         if not files:
             raise UserError(f"{root.place.shown}: holds no images{why_empty(left_out)}")
         names = [file.name for file in files]
-        class_names, labels, chosen = label_files(names, table, class_order, split=wanted, folder=root.place.name)
+        folders = (root.place.name, root.place.shown)
+        class_names, labels, chosen = label_files(names, table, class_order, split=wanted, folders=folders)
         notes = [*root.notes, *table.notes, *left_out_notes(left_out, hidden), *_order_notes(class_names, class_order)]
         return cls._of(root, class_names, [files[number] for number in chosen], labels, len(left_out), notes)
 
@@ -261,4 +262,4 @@ def _choose_labelled(given: Place, split: SplitRequest, table: LabelTable) -> tu
     if splits:
         name = choose_split(splits, split, given.shown)
         return Root(given.child(name), name, []), None
-    return Root(given, split_of_whole(split, given.shown, names), []), None
+    return Root(given, split_of_whole(split, table.where, names), []), None

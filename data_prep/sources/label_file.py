@@ -19,7 +19,7 @@ from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.class_order import GIVEN, NUMBER
 from data_prep.sources.imagenet import WNID, are_wnids
-from data_prep.sources.labels import MAX_NAME_CHARS, Label, number_classes, text_label
+from data_prep.sources.labels import MAX_CLASSES, MAX_NAME_CHARS, Label, number_classes, text_label
 from data_prep.sources.places import Place
 from data_prep.sources.splits import splits_in
 from data_prep.sources.table import Row, read_lines, read_table
@@ -102,6 +102,8 @@ def read_label_file(place: Place, columns: Columns, files: Iterable[str]) -> Lab
         if len(label) > MAX_NAME_CHARS:
             raise UserError(f"{place.shown}: line {line}: the class has {len(label):,} characters; expected its name")
         first_lines.setdefault(label, line)
+        if len(first_lines) > MAX_CLASSES:
+            raise UserError(f"{place.shown}: line {line}: more than {MAX_CLASSES:,} classes; is it the right column?")
         num_repeated += name in classes
         if classes.setdefault(name, label) != label:
             raise UserError(
@@ -120,15 +122,15 @@ def label_files(
     class_order: str | None,
     *,
     split: str | None = None,
-    folder: str = "",
+    folders: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], NDArray[np.int64], list[int]]:
     """Class names by label, the label of each image that is in the split, and which of the names these are.
 
-    A table may leave out the files' suffixes, and may put the name of their folder before them. The classes are those
+    A table may leave out the files' suffixes, and put one of `folders` before their names. The classes are those
     of all splits, so that their labels mean the same. UserError unless every image has a class and every line of the
     split an image.
     """
-    keys = [_key_of(name, table.classes, folder) for name in names]
+    keys = [_key_of(name, table.classes, folders) for name in names]
     _require_all_labelled(names, keys, table)
     chosen = [number for number, key in enumerate(keys) if split is None or table.splits[str(key)] == split]
     wanted = table.classes.keys() if split is None else {key for key, its in table.splits.items() if its == split}
@@ -147,6 +149,8 @@ def read_class_names(place: Place) -> tuple[str, ...]:
         names = wnids
     if not names:
         raise UserError(f"{place.shown}: is empty; expected one class name a line, in label order")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{place.shown}: lists {len(names):,} classes; expected at most {MAX_CLASSES:,}")
     first: dict[str, int] = {}
     for (line, _), name in zip(lines, names, strict=True):
         if len(name) > MAX_NAME_CHARS:
@@ -166,7 +170,7 @@ def _numbers(found: _Found) -> tuple[int, int, int | None]:
     return found.file, found.label, found.split
 
 
-def _find_columns(head: Sequence[Row], asked: Columns, known: frozenset[str], where: str) -> _Found:
+def _find_columns(head: Sequence[Row], asked: Columns, known: Mapping[str, int], where: str) -> _Found:
     titles = _titles(head, known)
     rows = head[1:] if titles else head
     if not rows:
@@ -180,7 +184,7 @@ def _find_columns(head: Sequence[Row], asked: Columns, known: frozenset[str], wh
     file = _asked(asked.file, titles, width, "--file-column", where)
     label = _asked(asked.label, titles, width, "--label-column", where)
     if file is None:
-        file = _file_column(columns, titles, known, taken=label)
+        file = _file_column(columns, titles, known, label, where)
     split = _split_column(columns, titles, {file, label}, where)
     others = [
         number for number in range(width) if number not in (file, split) and not _is_row_number(columns, titles, number)
@@ -212,7 +216,7 @@ def _find_columns(head: Sequence[Row], asked: Columns, known: frozenset[str], wh
     return _Found(file, label, split, 1 if titles else 0, notes)
 
 
-def _titles(head: Sequence[Row], known: frozenset[str]) -> list[str] | None:
+def _titles(head: Sequence[Row], known: Mapping[str, int]) -> list[str] | None:
     """The first row, if it is one of titles: it names no image, and either later rows do or it looks like titles."""
     first = head[0].cells
     if any(_file_name(cell) in known for cell in first):
@@ -240,13 +244,23 @@ def _asked(title: str | None, titles: Sequence[str] | None, width: int, option: 
 
 
 def _file_column(
-    columns: Sequence[Sequence[str]], titles: Sequence[str] | None, known: frozenset[str], taken: int | None
+    columns: Sequence[Sequence[str]],
+    titles: Sequence[str] | None,
+    known: Mapping[str, int],
+    taken: int | None,
+    where: str,
 ) -> int:
-    """The one with the most names of images in it; else the one titled so; else the first."""
+    """The one with the most names of images in it; else the one titled so; else the first. UserError when two with
+    titles could be it."""
     free = [number for number in range(len(columns)) if number != taken]
-    hits = {number: sum(_file_name(cell) in known for cell in columns[number]) for number in free}
+    hits = {number: sum(known.get(_file_name(cell), 0) for cell in columns[number]) for number in free}
     titled = [number for number in free if titles and titles[number].lower() in FILE_TITLES]
-    return max(free, key=lambda number: (hits[number], number in titled, -number))
+    best = max(free, key=lambda number: (hits[number], number in titled, -number))
+    equal = [n for n in free if hits[n] == hits[best] > 0 and (n in titled) == (best in titled)]
+    if titles and len(columns) > 2 and any(columns[n] != columns[best] for n in equal):
+        names = few([titles[number] for number in equal])
+        raise UserError(f"{where}: the columns {names} all name images; say which is meant with --file-column")
+    return best
 
 
 def _split_column(
@@ -296,27 +310,29 @@ def _file_name(cell: str) -> str:
     return cell.removeprefix("./")
 
 
-def _keys(name: str, folder: str = "") -> tuple[str, ...]:
+def _keys(name: str, folders: Sequence[str] = ()) -> tuple[str, ...]:
     """What a table may call a file."""
     stem = name[: name.rindex(".")] if "." in name.rpartition("/")[2] else name
-    return (name, stem, f"{folder}/{name}", f"{folder}/{stem}") if folder else (name, stem)
+    return (name, stem, *(f"{folder}/{key}" for folder in folders for key in (name, stem)))
 
 
-def _known_cells(head: Sequence[Row], files: Iterable[str]) -> frozenset[str]:
-    """Those of the rows that are names of images, or ends of their paths."""
+def _known_cells(head: Sequence[Row], files: Iterable[str]) -> dict[str, int]:
+    """Those of the rows that are names of images or ends of their paths (2), or the same without a suffix (1), which a
+    number can be by chance."""
     wanted = {_file_name(cell) for row in head for cell in row.cells}
     ends: dict[str, set[str]] = {}
     for cell in wanted:
         ends.setdefault(cell.rpartition("/")[2], set()).add(cell)
-    found: set[str] = set()
+    found: dict[str, int] = {}
     for name in files:
-        for key in _keys(name.rpartition("/")[2]):
-            found |= ends.get(key, set())
-    return frozenset(found)
+        for key, weight in zip(_keys(name.rpartition("/")[2]), (2, 1), strict=True):
+            for cell in ends.get(key, ()):
+                found[cell] = max(weight, found.get(cell, 0))
+    return found
 
 
-def _key_of(name: str, classes: Mapping[str, str], folder: str) -> str | None:
-    return next((key for key in _keys(name, folder) if key in classes), None)
+def _key_of(name: str, classes: Mapping[str, str], folders: Sequence[str]) -> str | None:
+    return next((key for key in _keys(name, folders) if key in classes), None)
 
 
 def _require_all_labelled(names: Sequence[str], keys: Sequence[str | None], table: LabelTable) -> None:

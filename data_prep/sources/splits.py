@@ -133,6 +133,11 @@ def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = (
     what = "is not divided into splits" if by_name is None else f"is {min(by_name[1])}, by the name {shown(by_name[0])}"
     if request.explicit:
         raise UserError(f"--split {shown(request.name)}: {where} {what}; --split all takes all of it")
+    if by_name is not None:
+        raise UserError(
+            f"{where}: {what}, but {request.asked} asks for another split; name the folder or file of that one, or "
+            "say --split all to take all of this one on purpose"
+        )
     raise UserError(
         f"{where}: {what}, but {request.asked} asks for a split: train.beton and val.beton would both hold all of it; "
         "say --split all to take all of it on purpose, or give the output another name, such as all.beton"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -15,6 +15,11 @@ from data_prep.sources.places import Place, read_small
 
 MAX_TEXT_BYTES = 256 << 20
 """A line for each of ImageNet's images takes 60 MB."""
+MAX_LINES = 20_000_000
+MAX_LINE_CHARACTERS = 128 << 10
+MAX_LINES_OF_ROW = 20
+"""A quoted name may hold ends of lines; a quote that is never closed holds the rest of the file."""
+LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 SEPARATORS = "\t,;"
 NUM_HEAD_LINES = 200
 """From which a table's separator is told."""
@@ -42,13 +47,15 @@ def read_text(place: Place) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(f"{place.shown}: line {line} holds a NUL character: this is no text; save the file as UTF-8")
+    if max(text.count("\n"), text.count("\r")) > MAX_LINES:
+        raise UserError(f"{place.shown}: has more than {MAX_LINES:,} lines; expected fewer")
     return text
 
 
 def read_lines(place: Place) -> list[Row]:
     """Of one cell each, without white space around it; empty lines are passed over."""
-    lines = io.StringIO(read_text(place), newline="")
-    return [Row(number, [line.strip()]) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = enumerate(_lines(read_text(place), place.shown), start=1)
+    return [Row(number, [line.strip()]) for number, line in lines if line.strip()]
 
 
 def read_table(place: Place) -> Iterator[Row]:
@@ -58,8 +65,10 @@ def read_table(place: Place) -> Iterator[Row]:
     UserError, naming the line, where quotes do not match or a row has more cells than the first.
     """
     text = read_text(place)
-    separator = _separator(text)
-    rows = _split_at(text, separator, place.shown) if separator else _split_at_blanks(text)
+    if text.lstrip()[:1] in ("[", "{"):
+        raise UserError(f"{place.shown}: looks like JSON; expected a table, with commas or tabs between columns")
+    separator = _separator(text, place.shown)
+    rows = _split_at(text, separator, place.shown) if separator else _split_at_blanks(text, place.shown)
     width = 0
     for line, cells in rows:
         if not any(cells):
@@ -75,9 +84,17 @@ def read_table(place: Place) -> Iterator[Row]:
         yield Row(line, cells)
 
 
-def _separator(text: str) -> str | None:
+def _lines(text: str, where: str) -> Iterator[str]:
+    """With their ends, as csv wants them; one after another, for StringIO takes four bytes a character."""
+    for number, match in enumerate(LINE.finditer(text), start=1):
+        if len(match[0]) > MAX_LINE_CHARACTERS:
+            raise UserError(f"{where}: line {number} has {len(match[0]):,} characters; expected a file and its class")
+        yield match[0]
+
+
+def _separator(text: str, where: str) -> str | None:
     """The one that cuts the first lines into equally many cells, more than one; None: white space does."""
-    head = [line for line in islice(io.StringIO(text, newline=""), NUM_HEAD_LINES) if line.strip()]
+    head = [line for line in islice(_lines(text, where), NUM_HEAD_LINES) if line.strip()]
     candidates = [separator for separator in SEPARATORS if head and separator in head[0]]
     for separator in candidates:
         if len(set(_widths(head, separator))) == 1:
@@ -94,10 +111,19 @@ def _widths(lines: Sequence[str], separator: str) -> Iterator[int]:
 
 
 def _split_at(text: str, separator: str, where: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    line = 1
+    num_waiting = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal num_waiting
+        for line in _lines(text, where):
+            num_waiting += 1
+            if num_waiting > MAX_LINES_OF_ROW:
+                raise csv.Error(f"it has more than {MAX_LINES_OF_ROW} lines")
+            yield line
+
+    reader = csv.reader(lines(), delimiter=separator, skipinitialspace=True, strict=True)
     while True:
-        line = reader.line_num + 1
+        line, num_waiting = reader.line_num + 1, 0
         try:
             cells = next(reader)
         except StopIteration:
@@ -109,6 +135,6 @@ def _split_at(text: str, separator: str, where: str) -> Iterator[Row]:
         yield Row(line, [cell.strip() for cell in cells])
 
 
-def _split_at_blanks(text: str) -> Iterator[Row]:
-    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
+def _split_at_blanks(text: str, where: str) -> Iterator[Row]:
+    for number, line in enumerate(_lines(text, where), start=1):
         yield Row(number, [cell.strip() for cell in line.split(None, 1)])

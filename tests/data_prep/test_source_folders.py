@@ -191,7 +191,7 @@ def test_the_folder_given_may_be_the_split(tree: Tree) -> None:
     root = tree(*both("train", "images/val"))
     for folder, request in (("train", "train"), ("images/val", "val"), ("images/val", "dev")):
         assert len(open_tree(root / folder, implied(request))) == 2
-    with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\) asks for a split"):
+    with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\) asks for another"):
         open_tree(root / "train", implied("val"))
 
 

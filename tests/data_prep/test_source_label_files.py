@@ -75,6 +75,7 @@ ANIMALS = [f"cat{number % 3}" for number in range(NUM_IMAGES)]
         table("img_00.jpg cat0", lambda i, name: f"{name} cat{i % 3}"),
         table("Path,Label", lambda i, name: f"./images/{name},cat{i % 3}".replace("./images/", "images/")),
         table("id,label", lambda i, name: f"{name.removesuffix('.jpg')},cat{i % 3}"),
+        table("name,file,label", lambda i, name: f"img_{(i + 1) % 12:02d},{name},cat{i % 3}"),
         table('"file","class"', lambda i, name: f'"{name}", "cat{i % 3}"'),
     ],
 )
@@ -98,6 +99,10 @@ def test_the_columns_can_be_named(open_with: Open) -> None:
         open_with(bare, file_column="9")
     with pytest.raises(UserError, match="the column kind cannot hold both files and classes"):
         open_with(text, label_column="kind", file_column="kind")
+    twice = table("one,two,label", lambda i, name: f"{name},img_{(i + 1) % 12:02d}.jpg,cat{i % 3}")
+    with pytest.raises(UserError, match="the columns one, two all name images; say which is meant with --file-column"):
+        open_with(twice)
+    assert label_names(open_with(twice, file_column="one")) == ANIMALS
     with pytest.raises(UserError, match="--file-column and --label-column are of the table that --labels names"):
         open_source("image-folder", "/", ANY, SourceOptions(label_column="x"))
 
@@ -252,7 +257,7 @@ def test_the_name_of_the_table_says_its_split(open_with: Open) -> None:
             lambda name: name.upper(),
             r"names no class for 12 of 12 images, first img_00.jpg; it names IMG_00.JPG, which differs in upper",
         ),
-        (lambda name: f"/data/{name}", "it names /data/img_00.jpg, which differs in its folder"),
+        (lambda name: f"/data/{name}", r"it names /data/img_00.jpg, which differs in its folder"),
         (lambda name: f"images\\{name}", r"it names images\\img_00.jpg, which differs in its folder"),
         (
             lambda name: name if name != "img_03.jpg" else "img_99.jpg",
@@ -276,13 +281,22 @@ def test_files_must_be_named_as_they_are(rename: Callable[[str], str], message: 
         ("img_00.jpg,big, red\n", "line 14 has 3 columns, the first line 2; put a name that holds , in quotes"),
         ('img_00.jpg,"cat\n', r"line 14 cannot be read .*is a quote not closed"),
         ('img_00.jpg,"c"at"\n', "line 14 cannot be read"),
-        ('img_00.jpg,"' + "x" * 200_000 + '"\n', "line 14 cannot be read .*field larger"),
+        ('img_00.jpg,"' + "x" * 200_000 + '"\n', "line 14 has 200,014 characters"),
+        (
+            'img_00.jpg,"cat' + "\n" * 5_000 + '"\n',
+            "line 14 cannot be read .*more than 20 lines.*is a quote not closed",
+        ),
+        ("a," * 100_000, "line 14 has 200,000 characters"),
         ("img_00.jpg,ca\0t\n", "line 14 holds a NUL character"),
     ],
 )
 def test_a_line_that_cannot_be_meant_is_refused_by_number(more: str, message: str, open_with: Open) -> None:
     with pytest.raises(UserError, match=message):
         open_with(table("file,label", lambda i, name: f"{name},cat") + more)
+
+
+def test_whole_paths_below_the_input_are_names(open_with: Open, images: Path) -> None:
+    assert label_names(open_with(table("file,label", lambda i, name: f"{images}/{name},cat{i % 3}"))) == ANIMALS
 
 
 def test_lines_that_repeat_others_are_told(open_with: Open) -> None:
@@ -308,6 +322,7 @@ def test_files_of_all_editors_are_read(end: str, encoding: str, newline: str, op
         (b"\n \n", "is empty"),
         (b"file,label\n", "holds titles and no lines"),
         (b"img_00.jpg\n", "it has one column"),
+        (b'{"file": "img_00.jpg", "label": "cat"}', "looks like JSON; expected a table"),
     ],
 )
 def test_what_is_no_table_is_refused(data: bytes, message: str, open_with: Open) -> None:

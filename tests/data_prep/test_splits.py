@@ -139,7 +139,11 @@ def test_a_source_without_splits_is_taken_whole_only_on_purpose() -> None:
             [],
             "is not divided into splits, but the output's name .train. asks for a split.*--split all",
         ),
-        (implied("val"), ["train"], "is train, by the name train, but the output's name .val. asks.*another name"),
+        (
+            implied("val"),
+            ["train"],
+            "is train, by the name train, but the output's name .val. asks for another split.*--split all",
+        ),
         (implied("train"), ["trainval"], "is not divided into splits"),
         (named("val"), [], "--split val: here is not divided into splits; --split all"),
     ]:
