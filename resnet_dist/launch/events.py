@@ -10,6 +10,7 @@ from data_prep.redaction import redacted
 from resnet_dist.launch.control import Status
 from resnet_dist.storage.base import RunStorage
 
+_MAX_READ_BYTES = 1 << 20
 _WORKERS = re.compile(r"^\S+ workers up: (\d+)")
 
 
@@ -52,7 +53,12 @@ class EventLog:
         self._num_warnings = max(self._num_warnings, len(status.warnings))
 
     def read(self) -> str:
-        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        """The newest megabyte of it."""
+        if not self.path.is_file():
+            return ""
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - _MAX_READ_BYTES))
+            return file.read(_MAX_READ_BYTES).decode("utf-8", "replace")
 
 
 def count_events(log: str) -> dict[str, str]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from data_prep.shown import shown
 from resnet_dist.tracking.listing import Difference, RunRow
 
 _COLORS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "red", "KILLED": "yellow"}
@@ -23,9 +25,9 @@ def print_runs(rows: Sequence[RunRow], console: Console) -> None:
         table.add_column(header, no_wrap=header != "run", overflow="fold")
     for row in rows:
         table.add_row(
-            row.name,
+            _plain(row.name),
             f"[{_COLORS.get(row.status, 'white')}]{row.status}[/]",
-            row.params.get("model.name", ""),
+            _plain(row.params.get("model.name", "")),
             _number(row, "val/top1", ".2f"),
             _number(row, "train/loss", ".4f"),
             _number(row, "speed/images_per_s", ".0f"),
@@ -36,10 +38,16 @@ def print_runs(rows: Sequence[RunRow], console: Console) -> None:
 
 
 def print_differences(first: RunRow, second: RunRow, found: Sequence[Difference], console: Console) -> None:
-    table = Table("", first.name, second.name, title="what differs, and every metric's last value")
+    names = (_plain(first.name), _plain(second.name))
+    table = Table("", *names, title="what differs, and every metric's last value")
     for pair in found:
-        table.add_row(pair.key, pair.first or "", pair.second or "")
+        table.add_row(*(_plain(text or "") for text in (pair.key, pair.first, pair.second)))
     console.print(table)
+
+
+def _plain(text: str) -> Text:
+    """As it is, but for control characters: names come from a server, and rich would read `[...]` as markup."""
+    return Text(shown(text))
 
 
 def _number(row: RunRow, key: str, form: str) -> str:

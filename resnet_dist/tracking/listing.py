@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data_prep.shown import shown
 from resnet_dist.errors import UserError
+from resnet_dist.tracking.mlflow_run import require_experiment_name
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
-from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _MAX_RUNS = 1000
+_MAX_NAMED = 20
 _COMPARED_TAGS = ("data_digest", "hardware", "workers", "restarts", "resizes", "mlflow.source.git.commit", "git.dirty")
 
 
@@ -46,20 +48,25 @@ def list_runs(tracking_uri: str, experiment: str | None = None, *, max_runs: int
 
     Raises UserError if there is no such database or experiment, Fault if the server does not answer.
     """
-    database = sqlite_file(tracking_uri)
-    if database and not database.exists():
-        raise UserError(f"--tracking-uri: there is no MLflow database {database}")
+    if experiment is not None:
+        require_experiment_name(experiment)
     require_answer(tracking_uri)
     with mlflow_faults(tracking_uri, "listing the runs"):
         client = connect(tracking_uri)
         names = {found.experiment_id: found.name for found in client.search_experiments()}
         wanted = [key for key, name in names.items() if experiment in (None, name)]
         if not wanted:
-            raise UserError(f"--experiment {experiment}: not here; there are {', '.join(sorted(names.values()))}")
+            raise UserError(f"--experiment {experiment}: not here; there are {_enumerated(names.values())}")
         order = ["attributes.start_time DESC"]
         return [
             _row(run, names) for run in client.search_runs(wanted, order_by=order, max_results=min(max_runs, _MAX_RUNS))
         ]
+
+
+def _enumerated(names: Iterable[str]) -> str:
+    ordered = sorted(map(shown, names))
+    more = f" and {len(ordered) - _MAX_NAMED} more" if len(ordered) > _MAX_NAMED else ""
+    return f"{', '.join(ordered[:_MAX_NAMED])}{more}"
 
 
 def metric_history(tracking_uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -18,6 +18,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.experiment_view import view_tags
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.small_files import read_json, write_json
+from resnet_dist.tracking.sqlite_store import ARTIFACTS
 from resnet_dist.tracking.store import connect, mlflow_faults, patiently, prepare_store
 from resnet_dist.tracking.uris import sqlite_file
 
@@ -301,15 +302,22 @@ def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
     return str(experiment.experiment_id)
 
 
+def require_experiment_name(name: str) -> None:
+    if name.strip().lower() in ("", "none", "null"):
+        raise UserError(f"experiment: {name!r} is no name; give one, or leave the option or key out")
+
+
 def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
-    """UserError if it was deleted."""
+    """UserError if it was deleted, or `name` means none."""
     from mlflow.exceptions import MlflowException
+
+    require_experiment_name(name)
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         database = sqlite_file(tracking_uri)
         # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
-        location = database and (database.parent / "mlartifacts" / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
+        location = database and (database.parent / ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
         try:
             client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:

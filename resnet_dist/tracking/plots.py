@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +18,27 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_log = logging.getLogger(__name__)
 _MAX_NAMED_CLASSES = 30
 
 
 def draw_plots(history: History, class_names: Sequence[str], folder: Path) -> list[Path]:
     """Writes one PNG for each plot that the history has numbers for; returns them."""
-    drawn = [
-        _learning_curves(history, folder / "learning_curves.png"),
-        _line(history, "train/lr", "learning rate", folder / "learning_rate.png"),
-        _line(history, "speed/images_per_s", "images per second, all workers", folder / "throughput.png"),
-        draw_ranks(history.points, folder / "throughput_by_rank.png"),
-        _confusion(history, class_names, folder / "confusion.png"),
-    ]
-    return [path for path in drawn if path is not None]
+    drawn: list[Path] = []
+    for draw in (
+        lambda: _learning_curves(history, folder / "learning_curves.png"),
+        lambda: _line(history, "train/lr", "learning rate", folder / "learning_rate.png"),
+        lambda: _line(history, "speed/images_per_s", "images per second, all workers", folder / "throughput.png"),
+        lambda: draw_ranks(history.points, folder / "throughput_by_rank.png"),
+        lambda: _confusion(history, class_names, folder / "confusion.png"),
+    ):
+        try:
+            path = draw()
+        except Exception as error:  # noqa: BLE001 - whatever stands in a spool, a plot less ends no run
+            _log.warning("a plot was not drawn: %s: %s", type(error).__name__, error)
+            continue
+        drawn += [path] if path is not None else []
+    return drawn
 
 
 def error_limit(curves: Sequence[Sequence[float]]) -> float:
@@ -78,12 +87,15 @@ def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path
     """Rows: the true class, columns: the answer; colour: share of the true class."""
     import numpy as np
 
-    if CONFUSION not in history.texts:
+    try:
+        tree = json.loads(history.texts[CONFUSION])
+        if tree["num_classes"] != len(class_names):
+            return None
+        counts = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+        for true, answered, number in tree["counts"]:
+            counts[true, answered] = number
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):  # the spool lies in storage
         return None
-    tree = json.loads(history.texts[CONFUSION])
-    counts = np.zeros((tree["num_classes"], tree["num_classes"]), dtype=np.int64)
-    for true, answered, number in tree["counts"]:
-        counts[true, answered] = number
     return draw_confusion(counts, class_names, path)
 
 

@@ -16,11 +16,13 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.environment import require_readable
 from resnet_dist.tracking.reasons import root_reason
 from resnet_dist.tracking.server import Unanswered, require_answer
+from resnet_dist.tracking.sqlite_store import create_empty, follow_moved_files, require_current
 from resnet_dist.tracking.uris import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SCHEMA_LIMIT_S = 120.0
 _REFUSALS = (401, 403)
@@ -39,15 +41,12 @@ def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
     if database is None:
         return
     try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with database.open("a+b") as file:  # mlflow would try for 100 s to open what cannot be opened
-            file.seek(0)
-            header = file.read(16)
-        if header not in (b"", b"SQLite format 3\0"):
-            raise UserError(f"tracking_uri: {database} is not a sqlite database; name another file")
+        create_empty(database)
         lock = database.with_name(f".{database.name}.lock")
         with _locked(lock), _quiet_schema(), mlflow_faults(tracking_uri, "creating its tables"):
             connect(tracking_uri).search_experiments(max_results=1)
+            if (line := follow_moved_files(database)) is not None:
+                _log.warning("%s", line)
     except OSError as error:
         raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
 
@@ -65,10 +64,12 @@ def _quiet_schema() -> Iterator[None]:
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """Raises UserError for a variable of the environment that MLflow does not take."""
+    """Raises UserError for a variable of the environment that MLflow does not take, and as `require_current`."""
     from mlflow import MlflowClient
 
     require_readable(os.environ)
+    if (database := sqlite_file(tracking_uri)) is not None:
+        require_current(database)
     return MlflowClient(tracking_uri, registry_uri=tracking_uri)  # not MLFLOW_REGISTRY_URI
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data_prep.redaction import redacted
@@ -18,12 +19,20 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
         return uri.rstrip("/")
     if scheme == "sqlite" and separator:
         name, question, query = rest.partition("?")
+        path = str(base / name[1:])
+        if question and not re.fullmatch(r"timeout=\d+(\.\d+)?", query):
+            raise UserError(f"tracking_uri: {redacted(uri)}: after the file's name only ?timeout=SECONDS is understood")
+        if odd := sorted({"%", "?"} & set(path)):
+            raise UserError(
+                f"tracking_uri: {path}: MLflow takes no database whose path holds {' and '.join(odd)}; name a file "
+                "elsewhere, or use an MLflow server, http://host:port"
+            )
         if not name.startswith("/") or name in ("/", "/:memory:") or name.endswith("/"):
             raise UserError(
                 f"tracking_uri: {uri} names no file, and a run is written by several processes; "
                 "use sqlite:///folder/mlflow.db"
             )
-        return f"sqlite:///{base / name[1:]}{question}{query}"
+        return f"sqlite:///{path}{question}{query}"
     if not separator or scheme == "file":
         raise UserError(
             f"tracking_uri: {redacted(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "

@@ -1,0 +1,21 @@
+"""Runs as tables: what a server calls them reaches a terminal as plain text."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from resnet_dist.launch.run_table import print_differences, print_runs
+from resnet_dist.tracking.listing import Difference, RunRow
+
+
+def test_no_name_of_a_run_is_an_escape_sequence_or_markup() -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    name = "[/] \x1b[2J[red]demo\r"
+    row = RunRow(name, "r" * 32, "exp", "FINISHED", 0, None, {}, {"model.name": "\x1b]0;x\a"}, {})
+    print_runs([row], console)
+    print_differences(row, row, [Difference("\x1b[1m", "[/]", None)], console)
+    assert not {"\x1b", "\a", "\r"} & set(output.getvalue())
+    assert r"[/] \x1b[2J[red]demo\r" in output.getvalue()
