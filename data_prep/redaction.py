@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import PurePosixPath
 
 MASK = "***"
@@ -100,6 +101,7 @@ _TOKEN = re.compile(
       | gh[pousr]_\w{16,} | github_pat_\w{16,} | gl[a-z]{2,6}-[\w-]{16,} | hf_\w{16,} | npm_\w{16,} | pypi-[\w-]{16,}
       | xox[a-z]-[\w-]{8,} | xapp-[\w-]{8,} | AIza[\w-]{30,} | ya29\.[\w.-]{16,} | dapi[0-9a-f]{32}
       | sk-[\w-]{20,} | [rs]k_(?:live|test)_\w{8,}
+      | (?<=hooks\.slack\.com/services/)[\w/-]{8,}
       | eyJ[\w-]{8,}\.[\w-]{4,}\.[\w-]*
     )
     | (?<=(?<!\w)Bearer\ )(?![A-Za-z]?[a-z]{0,18}(?![\w+/=.~-]))[\w+/=.~-]{8,}
@@ -111,9 +113,11 @@ _TOKEN = re.compile(
 # --- user info of URLs ------------------------------------------------------------------------------------------------
 
 _RUN = re.compile(r"\S+")
-_USER = re.compile(r"(?:[^\s/?#@:'\"]|['\"](?=\w))*")
-_PORT = re.compile(r":\d{1,5}(?:['\"](?:[,;)\]}]|\Z)|\Z)")
+_USER = re.compile(r"(?:[^\s/?#@:'\"]|['\"](?![,;)\]}]|\Z))*")
+_PORT = re.compile(r":\d{2,5}(?:['\"](?:[,;)\]}]|\Z)|\Z)")
 _QUOTE_AT_END = re.compile(r"['\"](?:[,;)\]}]|\Z)")
+_HOST = re.compile(r"[\w.\[\]-]+(?::\w+)?(?:[/?#][^'\"]*)?")
+_MAX_QUOTES = 20
 _NAMES_A_CONTAINER = ("abfs", "abfss", "wasb", "wasbs")
 """Schemes in which no user stands before the `@`: abfss://container@account."""
 _LOGIN_ALONE = re.compile(r"(?<![\w.:/@-])([\w.-]{1,64}):[^\s@/'\"]{1,256}@(?=[\w.-]{1,255}:\d{1,5}(?!\w))")
@@ -142,29 +146,39 @@ def _run_without_user_info(run: str) -> str:
             parts.append(MASK)
             done = at
         elif run[end : end + 1] == ":" and not _PORT.match(run, end):
-            quote = _QUOTE_AT_END.search(run, at)
-            at = done = run.rindex("@", at, quote.start() if quote else len(run))
+            at = done = _last_at(run, at)
             parts.append(MASK)
     return "".join([*parts, run[done:]])
+
+
+def _last_at(run: str, first: int) -> int:
+    """Where the host begins: at the last `@`, or the last one before a quote that ends a value with a host in it."""
+    for quote in islice(_QUOTE_AT_END.finditer(run, first), _MAX_QUOTES):
+        at = run.rindex("@", first, quote.start())
+        if _HOST.fullmatch(run, at + 1, quote.start()):
+            return at
+    return run.rindex("@", first)
 
 
 # --- values under secret names ----------------------------------------------------------------------------------------
 
 _NAME = re.compile(
     r"(?P<before>^[ \t+-]*|[?&;])?(?<![\w.-])-*(?P<name>\w[\w.-]{0,127})(?P<quote>\\?['\"])?"
-    r"[ \t]{0,4}(?P<sign>=>|:=|(?<!=)=(?!=)|:(?!//))[ \t]{0,4}",
+    r"[ \t]{0,4}(?P<sign>=>|:=|={1,2}|:(?!//))[ \t]{0,4}",
     re.MULTILINE,
 )
-_QUOTED = re.compile(r"(\\?(['\"]))(?:[^\\\n]|\\.){0,512}?\1(?!\w)")
+_QUOTED = re.compile(r"(\\?(['\"]))(?:[^\\\n]|\\.){0,512}?\1(?=[\s,;:)\]}>&]|\Z)")
 _END = r"['\"`)\]}>](?:[\s,;:)\]}>&]|\Z)|[,;&](?:\s|\Z|['\"]?[\w.-]{1,64}['\"]?[ ]?[=:])"
 _WORDS = re.compile(rf"(?:(?:Bearer|Basic|Digest|Token|Negotiate|ApiKey)[ \t]+)?(?:(?!{_END})\S)+", re.IGNORECASE)
 _BLOCK = re.compile(r"[|>][+-]?\d?[ \t]*(?:\n[+-]?[ \t]+.*)+")
 _LINE = re.compile(r".+")
+_VERSION = re.compile(r"\d+(?:\.\w+)+(?=[\s,;]|\Z)")
+"""Of a package: google-auth==2.62.2."""
 _NO_VALUE = re.compile(
     r"(?:a|an|and|are|as|be|bool|bytes|cannot|could|disabled|does|enabled|expected|export|false|for|give|has|in|int"
     r"|invalid|is|it|missing|must|needs|no|none|not|null|of|optional|or|refused|required|set|should|str|the|to"
     r"|true|unknown|use|was|will|wrong|(?:basic|token)(?![ \t]+[\w+/=.-]{6}))"
-    r"(?=\s|\Z|[.,:;)`'\"](?:\s|\Z|[.,;)`'\"]))",
+    r"(?=\s|\Z|[.,:;)`'\"]{1,2}(?:\s|\Z))",
     re.IGNORECASE,
 )
 """How a sentence goes on after a name, and what code has there."""
@@ -218,7 +232,9 @@ def _value(text: str, found: re.Match[str]) -> tuple[int, int] | None:
     if _NO_VALUE.match(text, start) or (found.group("sign") == ":" and _MAPPING.match(text, start)):
         return None
     is_yaml = found.group("sign") == ":" and (found.group("before") or "").strip("?&;") == found.group("before")
-    rules = (_BLOCK, _LINE) if is_yaml and not found.group("quote") else (_WORDS,)
+    if found.group("sign") == "==" and _VERSION.match(text, start):
+        return None
+    rules = (_BLOCK, _LINE) if is_yaml and not found.group("quote") else (_WORDS, _RUN)
     return next((value.span() for rule in rules if (value := rule.match(text, start))), None)
 
 

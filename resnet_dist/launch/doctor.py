@@ -54,6 +54,8 @@ def verdict(findings: list[Finding]) -> str:
     """One line: what the same command would do next."""
     if any(f.name == "result.json" and f.state == "ok" for f in findings):
         return "the run is complete"
+    if any(f.name == "trained.json" and f.state == "ok" for f in findings):
+        return "the training is over; its train command, or `resnet-dist tracking sync`, brings the rest to MLflow"
     whole = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
     return f"the run goes on from {whole.name}" if whole else "the run would begin at its first step"
 
@@ -80,14 +82,18 @@ def _leftovers(names: list[str]) -> Iterator[Finding]:
 def _bookkeeping(storage: RunStorage, names: list[str]) -> Iterator[Finding]:
     if RAY_SNAPSHOT in names:
         yield Finding(RAY_SNAPSHOT, "leftover", "Ray Train's list of checkpoints; a new start does not use it")
-    for name, what in (("mlflow_run.json", "which MLflow run this is"), ("result.json", "the result of the whole run")):
+    for name, what in (
+        ("mlflow_run.json", "which MLflow run this is"),
+        ("trained.json", "the training is over"),
+        ("result.json", "the result of the whole run"),
+    ):
         content = storage.read(name)
         if content is not None:
             try:
                 json.loads(content)
                 if name == "result.json":
                     read_result(storage)
-            except (ValueError, Fault) as error:
+            except (ValueError, RecursionError, Fault) as error:
                 yield Finding(name, "damaged", f"{what}: {error}")
             else:
                 yield Finding(name, "ok", what)

@@ -38,8 +38,9 @@ def print_runs(rows: Sequence[RunRow], console: Console) -> None:
 
 
 def print_differences(first: RunRow, second: RunRow, found: Sequence[Difference], console: Console) -> None:
-    names = (_plain(first.name), _plain(second.name))
-    table = Table("", *names, title="what differs, and every metric's last value")
+    table = Table("", title="what differs, and every metric's last value")
+    for run in (first, second):
+        table.add_column(_plain(run.name))
     for pair in found:
         table.add_row(*(_plain(text or "") for text in (pair.key, pair.first, pair.second)))
     console.print(table)

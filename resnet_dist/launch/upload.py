@@ -56,7 +56,7 @@ class Upload:
         if missed := [path for path in self.checkout.untracked if not is_left_out(path)]:
             told.append(f"not sent, because git does not track it: {names(missed)}")
         if secret := [path for path in sorted(self.checkout.tracked) if is_secret_file(path)]:
-            told.append(f"not sent, because its name is that of a secret: {names(secret)}")
+            told.append(f"not sent (named as secrets are): {names(secret)}")
         return told
 
     def require_sent(self, file: Path) -> str:

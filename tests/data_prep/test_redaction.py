@@ -73,7 +73,7 @@ def test_a_password_in_a_url_whatever_it_holds(user: str, password: str, before:
     assert "://***@host:5432/path " in text
 
 
-@pytest.mark.parametrize("password", ["1/x", "80?", "5'x", "a\"b'c", "@@", ":", "://", "x#y@z", "80#/"])
+@pytest.mark.parametrize("password", ["1/x", "80?", "5'x", "a\"b'c", "@@", ":", "://", "x#y@z", "80#/", '@",x', "')a"])
 def test_passwords_that_look_like_the_rest_of_a_url(password: str) -> None:
     assert redacted(f"at http://me:{password}@host/x: refused") == "at http://***@host/x: refused"
 
@@ -85,6 +85,8 @@ SHAPES = [
     "https://host/#{name}={value}",
     "export {name}={value}",
     "{name}='{value}'",
+    "{name}=={value}",
+    "{name}=''{value}",
     "--{name} {value} --next",
     "--{name}={value}",
     "{name}: {value}",
@@ -159,6 +161,7 @@ def test_private_keys_also_cut_off_and_in_a_diff(kind: str) -> None:
         "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE with the cluster's token",
         "Basic authentication is off",
         "credentials, endpoint: come from the environment", "without secrets: what a server has to say",
+        "not sent (named as secrets are): keys/server.pem",
         '{"key": "optim.lr", "first": "0.1"}', "#/experiments/3/runs?viewStateShareKey=abc", "google-auth==2.62.2",
         "-----BEGIN CERTIFICATE-----\nMIID\n-----END CERTIFICATE-----", "password=***", "http://***@host", "", "://@", "a://b:",
     ],

@@ -231,7 +231,7 @@ def test_only_what_git_tracks_travels_and_the_rest_is_told(tmp_path: Path) -> No
     assert files_to_send(submission) == {".gitignore": 26, "code/a.py": 2, "recipes/r.yaml": 5}
     assert upload.notes() == [
         "not sent, because git does not track it: code/b.py, notes/, recipes/it's [new]!.yaml",
-        "not sent, because its name is that of a secret: keys/server.pem",
+        "not sent (named as secrets are): keys/server.pem",
     ]
     assert upload.require_sent(folder / "recipes/r.yaml") == "recipes/r.yaml"
     for name, told in (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from resnet_dist.tracking.plots import error_limit
+from resnet_dist.tracking.base import CONFUSION
+from resnet_dist.tracking.history import History
+from resnet_dist.tracking.plots import draw_plots, error_limit
 from resnet_dist.tracking.rank_plot import StepShares, draw_ranks, slowest, step_shares
 
 Points = dict[str, list[tuple[int, float]]]
@@ -53,6 +56,24 @@ def test_any_number_of_workers_is_drawn(tmp_path: Path, num_ranks: int) -> None:
     assert path is not None
     with Image.open(path) as picture:
         assert picture.width > 900
+
+
+@pytest.mark.parametrize(
+    "confusion",
+    [
+        "[",
+        "[" * 100_000,
+        "{}",
+        '{"num_classes": 1000000000, "counts": []}',
+        '{"num_classes": 2, "counts": [[5, 0, 1]]}',
+    ],
+)
+def test_odd_numbers_cost_a_plot_and_no_run(tmp_path: Path, confusion: str) -> None:
+    odd = [(1, math.nan), (2, math.inf), (3, -1e308), (4, 1e308)]
+    keys = ("train/lr", "val/top1_error", "worker/0/images_per_s", "speed/images_per_s")
+    drawn = draw_plots(History(dict.fromkeys(keys, odd), {CONFUSION: confusion}), ("cat", "dog"), tmp_path)
+    assert tmp_path / "confusion.png" not in drawn
+    assert all(path.is_file() for path in drawn)
 
 
 def test_without_workers_times_there_is_no_plot(tmp_path: Path) -> None:
