@@ -311,3 +311,16 @@ def test_every_test_that_the_security_page_names_is_there() -> None:
     for name in named:
         pattern = name if name.startswith("tests/") else f"tests/**/{name}"
         assert list(ROOT.glob(pattern.rstrip("/"))), name
+
+
+def test_ray_tokens_are_made_readable_for_their_owner_alone() -> None:
+    """`ray get-auth-token --generate` leaves its file to the umask."""
+    pages = [
+        path
+        for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*"), *(ROOT / "cluster").rglob("*"))
+        if path.is_file()
+    ]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8", errors="ignore").splitlines()]
+    made = [line for line in lines if "get-auth-token --generate" in line]
+    assert len(made) >= 4
+    assert [line for line in made if "(umask 077; ray get-auth-token --generate)" not in line] == []
