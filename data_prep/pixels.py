@@ -329,6 +329,8 @@ def _open(data: bytes, at_least: tuple[int, int] | None, remedy: str = SMALLER) 
         if parts is not None:
             require_sides(parts.width, parts.height, remedy)
             file = _without(data, parts.metadata)
+    elif file_format == "PNG":
+        file = _without(data, _png_metadata(data))
     elif file_format == "WEBP":
         size = _webp_size(data)
         if size is not None:
@@ -408,8 +410,19 @@ def _jpeg_parts(data: bytes) -> _JpegParts | None:
     return None
 
 
+def _png_metadata(data: bytes) -> list[tuple[int, int]]:
+    """Chunks that decide no pixel: all that may be left out, but transparency. An animation has its first picture."""
+    found, at = [], 8
+    while at + 12 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        if name[0] & 0x20 and name != b"tRNS":
+            found.append((at, min(at + 12 + size, len(data))))
+        at += 12 + size
+    return found
+
+
 def _without(data: bytes, pieces: list[tuple[int, int]]) -> bytes:
-    """Pillow reads more of a JPEG than libjpeg does, and refuses a good picture for odd metadata."""
+    """Pillow reads more than the pixels take, and refuses a good picture for odd metadata."""
     if not pieces:
         return data
     starts, ends = zip(*pieces, strict=True)
@@ -561,9 +574,17 @@ def _is_signed(image: Image.Image) -> bool:
     return tags is not None and 2 in np.atleast_1d(tags.get(339, 1)).tolist()
 
 
+def _is_in_planes(image: Image.Image) -> bool:
+    """A TIFF of one plane after the other, of whose gray and alpha Pillow reads the gray only."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(284) == 2
+
+
 def _alpha(image: Image.Image, key: Any) -> Image.Image | None:
     """How opaque each pixel is, as an image of mode L; None: all are."""
     bands = image.getbands()
+    if len(bands) == 2 and _is_in_planes(image):
+        raise BadPicture("has its alpha in a plane of its own, which is read wrong; convert it to PNG first")
     if bands[-1] in ("A", "a"):
         return image.getchannel(bands[-1])
     if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":

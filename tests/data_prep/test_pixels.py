@@ -249,6 +249,28 @@ def test_opened_images_of_other_modes_are_near_the_colours_they_were_made_of(mod
     assert np.abs(np.asarray(to_rgb_image(image), dtype=int) - expected).mean() < limit
 
 
+def planes(compression: int) -> bytes:
+    """A TIFF of 2 x 1 px, gray and alpha in planes of their own."""
+    packed = (lambda row: bytes([len(row) - 1]) + row) if compression == 32773 else bytes
+    gray, alpha = packed(bytes([200, 100])), packed(bytes([255, 0]))
+    shorts = [(256, 2), (257, 1), (259, compression), (262, 1), (277, 2), (278, 1), (284, 2), (338, 2)]
+    start = 8 + 2 + 11 * 12 + 4
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in shorts]
+    entries.append(struct.pack("<HHIHH", 258, 3, 2, 8, 8))
+    entries += (struct.pack("<HHII", tag, 4, 2, at) for tag, at in ((273, start), (279, start + 8)))
+    entries.sort(key=lambda entry: entry[1::-1])
+    body = struct.pack("<4I", start + 16, start + 16 + len(gray), len(gray), len(alpha))
+    return b"II*\0" + struct.pack("<IH", 8, 11) + b"".join(entries) + bytes(4) + body + gray + alpha
+
+
+def test_alpha_in_a_plane_of_its_own_is_refused() -> None:
+    assert pixels_of(planes(32773))[0].tolist() == [[200] * 3, [100] * 3]
+    with pytest.raises(BadPicture, match="has its alpha in a plane of its own"):
+        to_rgb(planes(32773), ON_BLUE)
+    with pytest.raises(BadPicture, match="of an unusual kind"):
+        to_rgb(planes(1))
+
+
 def test_half_transparent_pixels_are_mixed_with_the_background() -> None:
     image = Image.new("RGBA", (1, 1), (200, 100, 50, 128))
     assert pixels_of(file_of(image, "PNG"), PictureSettings(background=(0, 0, 0)))[0, 0].tolist() == [100, 50, 25]
@@ -339,6 +361,25 @@ def test_an_orientation_in_xmp_alone_turns_no_format() -> None:
 def test_odd_metadata_is_no_damage(segment: bytes) -> None:
     data = file_of(scene(), "JPEG")
     assert np.array_equal(pixels_of(data[:2] + segment + data[2:]), pixels_of(data))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"iCCP", b"x\0\1"),
+        (b"zTXt", b"key\0\0" + zlib.compress(bytes(5 << 20))),
+        (b"acTL", bytes(8)),
+        (b"fcTL", bytes(26)),
+        (b"pHYs", b""),
+        (b"eXIf", b"LoremIpsum"),
+    ],
+)
+def test_odd_chunks_are_no_damage(chunk: tuple[bytes, bytes]) -> None:
+    rows = b"\0\xff\0\0\0\xff\0"
+    data = png(2, 1, 8, 2, rows, chunk)
+    assert pixels_of(data).tolist() == RED_GREEN.tolist()
+    at = data.index(chunk[0]) + 8 + len(chunk[1])
+    assert pixels_of(data[: at - 4] + b"sums" + data[at:]).tolist() == RED_GREEN.tolist()
 
 
 def test_bytes_between_a_jpegs_segments_are_stepped_over() -> None:
