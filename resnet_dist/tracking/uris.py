@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from data_prep.redaction import redacted
 from resnet_dist.errors import UserError
@@ -16,6 +17,7 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
     """
     scheme, separator, rest = uri.partition("://")
     if scheme in ("http", "https") and rest.strip("/"):
+        _require_host(uri)
         return uri.rstrip("/")
     if scheme == "sqlite" and separator:
         name, question, query = rest.partition("?")
@@ -41,6 +43,27 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
     raise UserError(
         f"tracking_uri: {redacted(uri)}: {scheme} is not supported here; use sqlite:///folder/mlflow.db or "
         "http://host:port (a server in front of a database: mlflow server --backend-store-uri ...)"
+    )
+
+
+def _require_host(uri: str) -> None:
+    """UserError for a URI that a client would read otherwise than it is meant; what is quoted would be a password."""
+    try:
+        parts = urlsplit(uri)
+        is_read_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_read_whole = False
+    user_info = redacted(uri) != uri
+    if is_read_whole and (not user_info or "@" in parts.netloc or "***@" not in redacted(uri)):
+        return
+    raise UserError(
+        f"tracking_uri: {redacted(uri)} is no address like http://host:port"
+        + (
+            "; give user and password as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write their / ? # @ "
+            "and % as %2F %3F %23 %40 and %25"
+            if user_info
+            else ""
+        )
     )
 
 

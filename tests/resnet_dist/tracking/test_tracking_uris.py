@@ -46,6 +46,19 @@ def test_a_database_without_a_server_is_refused_without_its_password():
     assert "***@db/mlflow" in str(caught.value)
 
 
+@pytest.mark.parametrize("password", ["hun/ter2", "hun?ter2", "hun#ter2", "1/hunter2"])
+def test_a_password_that_a_client_would_read_as_a_host_or_path_is_refused(password):
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        absolute_tracking_uri(f"http://me:{password}@mlflow:5000", BASE)
+    assert "hun" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["http://:5000", "http://mlflow:port", "http://[::1"])
+def test_an_address_without_host_or_port_is_refused(uri):
+    with pytest.raises(UserError, match="no address like"):
+        absolute_tracking_uri(uri, BASE)
+
+
 def test_sqlite_file():
     assert sqlite_file("sqlite:////var/m.db?timeout=20") == Path("/var/m.db")
     assert sqlite_file("http://mlflow:5000") is None
