@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,8 +14,10 @@ from data_prep.last_signal import end_at_once
 class StopFlag:
     """Set by a signal. A second signal raises KeyboardInterrupt at once, for the impatient."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[int, str], None] = end_at_once) -> None:
+        """`end`: what is done at the second signal, given the exit code and what is lost."""
         self._signal_number: int | None = None
+        self._end = end
 
     def check(self) -> None:
         """Raises Stopped once a signal has come."""
@@ -29,16 +31,16 @@ class StopFlag:
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         if self._signal_number is not None:
-            end_at_once(128 + signal_number, "what is not yet written is done again")
+            self._end(128 + signal_number, "what is not yet written is done again")
             raise KeyboardInterrupt
         self._signal_number = signal_number
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
+def stop_on_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[StopFlag]:
     """A flag that is set by signals within the block; the handlers from before come back behind it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    flag = StopFlag()
+    flag = StopFlag(end)
     flag.install()
     try:
         yield flag

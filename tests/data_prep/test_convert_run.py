@@ -619,8 +619,8 @@ def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
 def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
     from data_prep.convert.stop import stop_on_signals
 
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals() as stop:
+    before, ends = signal.getsignal(signal.SIGTERM), []
+    with stop_on_signals(lambda *end: ends.append(end)) as stop:
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped) as stopped:
@@ -629,6 +629,7 @@ def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+    assert ends == [(130, "what is not yet written is done again")]
 
 
 @pytest.mark.parametrize("settings", [{}, {"exif": "apply"}, {"check": "headers"}, {"encode": "raw"}])
