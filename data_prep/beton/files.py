@@ -21,6 +21,10 @@ from data_prep.errors import UserError
 _PRIVATE = 0o700
 
 
+class Unfit(OSError):
+    """What has the name is not what we read or write there: a link, a pipe, a device, too large a file."""
+
+
 def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Writes all of `data` at `offset`: one `pwrite` may write less than it was given."""
     view = memoryview(data)
@@ -30,26 +34,28 @@ def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int)
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
-    """As `os.open`. OSError for a link (unless `follow`) and for whatever is no regular file, such as a pipe, on which
+    """As `os.open`. Unfit for a link (unless `follow`) and for whatever is no regular file, such as a pipe, on which
     another call would wait for ever."""
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), mode)
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
-            raise OSError(errno.ELOOP, "is a symbolic link", str(path)) from None
+            raise Unfit(errno.ELOOP, "is a symbolic link", str(path)) from None
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise Unfit(errno.EINVAL, "is no regular file", str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise Unfit(errno.EINVAL, "is no regular file", str(path))
     return descriptor
 
 
 def read_small(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
-    """All of a regular file. OSError (EFBIG) when it has more than `max_bytes`."""
+    """All of a regular file. Unfit when it has more than `max_bytes`."""
     with open(open_regular(path, os.O_RDONLY, follow=follow), "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
+        raise Unfit(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
     return data
 
 
@@ -110,10 +116,10 @@ def append(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder below one that others may write to. OSError when a link or something else has its name."""
+    """Makes a folder below one that others may write to. Unfit when a link or something else has its name."""
     path.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+        raise Unfit(errno.ELOOP, "is a symbolic link", str(path))
 
 
 def make_private_folder(path: Path) -> None:

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data_prep.beton.files import write_text_atomically
 from data_prep.ray_cluster.faults import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
@@ -216,7 +217,7 @@ def _leave_probe(storage: RunStorage, token: str) -> None:
     try:
         storage.pull()
         path = storage.folder / PROBE_FILE
-        path.write_text(token)
+        write_text_atomically(path, token)
         storage.publish(path)
     except OSError as error:
         raise UserError(f"storage {storage.location} is not writable: {error}") from None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from data_prep.strict_json import parse
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.result import read_result
-from resnet_dist.storage.base import TEMPORARY, RunStorage
+from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import Damaged, newest_first, opened
 
@@ -90,7 +90,7 @@ def _bookkeeping(storage: RunStorage, names: list[str]) -> Iterator[Finding]:
         content = storage.read(name)
         if content is not None:
             try:
-                json.loads(content)
+                parse(content, max_bytes=MAX_SMALL_BYTES, allow_nan=True)
                 if name == "result.json":
                     read_result(storage)
             except (ValueError, RecursionError, Fault) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.beton.files import make_folder, read_small, write_text_atomically
+from data_prep.strict_json import parse
 from resnet_dist.config.loading import flatten
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.plots import draw_calibration, draw_classes
@@ -19,6 +20,7 @@ from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.plots import draw_confusion
 from resnet_dist.training.evaluate import sparse_json
 
+MAX_RESULT_BYTES = 16 << 20
 _FILES = "evaluation"
 
 
@@ -58,7 +60,7 @@ def write_files(evaluated: Evaluated, folder: Path) -> None:
     result, names = evaluated.result, evaluated.manifest.class_names
     assert result.confusion is not None
     assert result.calibration is not None
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lines = class_lines(result.confusion, names, evaluated.manifest.class_counts)
     texts = {
         "result.json": as_json(facts, evaluated.metrics(), result.calibration),
@@ -66,7 +68,7 @@ def write_files(evaluated: Evaluated, folder: Path) -> None:
         "confusion.json": sparse_json(result.confusion),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text_atomically(folder / name, text)
     draw_classes(lines, folder / "per_class.png")
     draw_calibration(result.calibration, folder / "calibration.png")
     draw_confusion(result.confusion, names, folder / "confusion.png")
@@ -78,8 +80,10 @@ def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
     if not run_file(folder).exists() or not before.exists():
         return
     try:
-        found = json.loads(before.read_text(encoding="utf-8"))
-    except ValueError:
+        found = parse(read_small(before, MAX_RESULT_BYTES), max_bytes=MAX_RESULT_BYTES, allow_nan=True)
+    except (OSError, ValueError):
+        return
+    if not isinstance(found, dict):
         return
     other = [key for key, value in facts.items() if key != "data" and found.get(key, value) != value]
     if other:

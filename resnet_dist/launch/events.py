@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from itertools import pairwise
 
+from data_prep.beton.files import Unfit, append, open_regular
 from data_prep.redaction import redacted
 from resnet_dist.launch.control import Status
 from resnet_dist.storage.base import RunStorage
@@ -31,8 +33,7 @@ class EventLog:
             f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {redacted(' '.join(event.split()))}\n"
         )
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._unwritten))
+            append(self.path, "".join(self._unwritten))
             self._unwritten.clear()
             self._storage.publish(self.path)
         except OSError:
@@ -54,11 +55,12 @@ class EventLog:
 
     def read(self) -> str:
         """The newest megabyte of it."""
-        if not self.path.is_file():
+        try:
+            with os.fdopen(open_regular(self.path, os.O_RDONLY), "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_READ_BYTES))
+                return file.read(_MAX_READ_BYTES).decode("utf-8", "replace")
+        except (FileNotFoundError, Unfit):
             return ""
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - _MAX_READ_BYTES))
-            return file.read(_MAX_READ_BYTES).decode("utf-8", "replace")
 
 
 def count_events(log: str) -> dict[str, str]:

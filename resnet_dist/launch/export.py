@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.beton.files import fsync_folder, temporary_beside, write_text_atomically
+from data_prep.beton.files import create, fsync_folder, temporary_beside, write_text_atomically
 from data_prep.beton.manifest import load_manifest
 from data_prep.pixels import PictureSettings
 from resnet_dist.data.loader import BetonLoader
@@ -71,6 +71,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     images = _images(model, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
+    create(temporary).close()  # a link that has its name would be written through
     try:
         with _quiet():
             _WRITERS[file_format](model.classifier, images[:2], temporary)

@@ -13,6 +13,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from data_prep.beton.files import write_text_atomically
 from data_prep.ray_cluster.faults import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
@@ -53,7 +54,7 @@ class Fit:
         """
         if self._error is not None:
             log = storage.folder / "failure.log"
-            log.write_text("".join(traceback.format_exception(self._error)), encoding="utf-8")
+            write_text_atomically(log, "".join(traceback.format_exception(self._error)))
             storage.publish(log)
             if is_lost_process(self._error):
                 why = explain(self._error).sentence

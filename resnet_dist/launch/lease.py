@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data_prep.beton.files import write_text_atomically
+from data_prep.beton.files import make_folder, write_text_atomically
+from resnet_dist.config.records import read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 
@@ -143,7 +144,7 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
     Raises UserError if it gives a sign of life.
     """
     storage.pull()
-    (storage.folder / _GROUP).mkdir(parents=True, exist_ok=True)
+    make_folder(storage.folder / _GROUP)
     while True:
         number = _newest(storage)
         holder = _holder(storage, number)
@@ -221,14 +222,14 @@ def _namespace() -> str:
 def _holder(storage: RunStorage, number: int) -> Holder | None:
     content = storage.read(f"{_GROUP}/{_name(number, '.json')}")
     try:
-        return None if content is None else Holder(**json.loads(content))
-    except (ValueError, TypeError):
+        return None if content is None else read_record(Holder, content)
+    except ValueError:
         return None
 
 
 def _newest(storage: RunStorage) -> int:
     stems = [name.removesuffix(".lease") for name in storage.names(_GROUP) if name.endswith(".lease")]
-    return max((int(stem) for stem in stems if stem.isdigit()), default=0)
+    return max((int(stem) for stem in stems if stem.isascii() and stem.isdecimal()), default=0)
 
 
 def _path(storage: RunStorage, number: int, suffix: str) -> Path:

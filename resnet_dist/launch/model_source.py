@@ -69,9 +69,10 @@ def _from_checkpoint(location: str) -> TrainedModel:
                 f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
             )
         recipe = recipe_of(found.card.recipe, location)
-        weights = evaluated_weights(load_state(found.directory, torch.device("cpu")))
+        classifier = _untrained(recipe)
+        weights = evaluated_weights(load_state(found.directory, torch.device("cpu"), classifier.net))
         identity, pictures = found.card.identity, known_pictures(found.card.pictures)
-    classifier = _classifier(recipe, weights, location)
+    _load(classifier, weights, location)
     return TrainedModel(location, recipe, classifier, identity.class_names or None, identity.data_digest, pictures)
 
 
@@ -84,14 +85,18 @@ def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
     recipe = recipe_from_yaml(str(metadata["recipe"]), f"{uri}: its recipe")
     net = {name.removeprefix(_NET): value for name, value in weights.items() if name.startswith(_NET)}
     trained_on, pictures = str(metadata.get("data_digest", "")), known_pictures(metadata.get("pictures"))
-    return TrainedModel(uri, recipe, _classifier(recipe, net, uri), tuple(map(str, names)), trained_on, pictures)
+    classifier = _untrained(recipe)
+    _load(classifier, net, uri)
+    return TrainedModel(uri, recipe, classifier, tuple(map(str, names)), trained_on, pictures)
 
 
-def _classifier(recipe: Recipe, weights: Mapping[str, torch.Tensor], source: str) -> ImageClassifier:
-    classifier = build_classifier(recipe).to(Precision(recipe.train.precision).weights)
+def _untrained(recipe: Recipe) -> ImageClassifier:
+    return build_classifier(recipe).to(Precision(recipe.train.precision).weights).eval()
+
+
+def _load(classifier: ImageClassifier, weights: Mapping[str, torch.Tensor], source: str) -> None:
     try:
         classifier.net.load_state_dict(weights)
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise Fault(f"{source}: its weights are not those of its own recipe's net: {why[:_MAX_REASON]}") from None
-    return classifier.eval()

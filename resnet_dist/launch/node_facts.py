@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import xxhash
 
+from data_prep.beton.files import write_text_atomically
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.code_version import library_versions
 from resnet_dist.storage.location import open_storage
@@ -116,7 +117,7 @@ def _try_storage(question: Question, address: str) -> str:
             return "does not show what the driver wrote: is it shared by all nodes?"
         storage.pull()
         path = storage.folder / f"from-{address}"
-        path.write_text(question.token)
+        write_text_atomically(path, question.token)
         storage.publish(path)
     except (OSError, Fault, UserError) as error:
         return str(error)

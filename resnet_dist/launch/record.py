@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from data_prep.beton.files import write_text_atomically
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
@@ -95,7 +96,7 @@ def begin_record(
     }
     for file, text in texts.items():
         path = storage.folder / file
-        path.write_text(text, encoding="utf-8")
+        write_text_atomically(path, text)
         storage.publish(path)
     code = read_code_version(Path(__file__).parents[2])
     tags = run_tags(profile, prepared.identity, nodes, code)

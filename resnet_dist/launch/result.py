@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from resnet_dist.config.records import read_record
 from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.small_files import write_json
@@ -31,8 +31,8 @@ def read_result(storage: RunStorage) -> RunResult | None:
     if content is None:
         return None
     try:
-        return RunResult(**json.loads(content))
-    except (ValueError, TypeError) as error:
+        return read_record(RunResult, content)
+    except ValueError as error:
         raise Fault(f"{storage.location}/{_FILE}: is damaged ({error}); delete it and run again") from None
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 
 TEMPORARY = ".tmp"
 """Ends the names of folders that are being written, where storage cannot give a folder its name last."""
+MAX_SMALL_BYTES = 256 << 20
+"""Of a small file."""
 
 
 class RunStorage(Protocol):

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.beton.files import fsync_folder
+from data_prep.beton.files import create, fsync_folder, make_folder, open_regular, read_small, remove_folder
 from resnet_dist.errors import UserError
-from resnet_dist.storage.base import TEMPORARY
+from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY
 
 
 class FolderStorage:
@@ -37,7 +37,13 @@ class FolderStorage:
 
     def pull(self) -> None:
         """All machines see the same folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_storage()
+        make_folder(self._folder)
+
+    def _make_storage(self) -> None:
+        """This user's alone if it is new; whoever shares runs with others makes the folder beforehand."""
+        if not self._folder.parent.exists():
+            self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def publish(self, path: Path) -> None:
         """It is there already."""
@@ -51,7 +57,7 @@ class FolderStorage:
         return True
 
     def extended(self, path: Path, num_bytes: int) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_regular(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -65,10 +71,11 @@ class FolderStorage:
         """The folder is filled under a temporary name; `write` syncs its files, the name is given last."""
         final = self._folder / name
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}{TEMPORARY}")
-        temporary.mkdir(parents=True)
+        make_folder(final.parent)
+        temporary.mkdir()
         try:
             write(temporary)
-            shutil.rmtree(final, ignore_errors=True)
+            remove_folder(final)
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -80,15 +87,15 @@ class FolderStorage:
         yield self._folder / name
 
     def read(self, name: str) -> bytes | None:
-        path = self._folder / name
+        """Unfit if it is a link, a pipe, or too large to be one of ours."""
         try:
-            return path.read_bytes()
+            return read_small(self._folder / name, MAX_SMALL_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def remove(self, name: str) -> None:
         path = self._folder / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             doomed = path if path.name.endswith(TEMPORARY) else path.with_name(f".{path.name}.removed{TEMPORARY}")
             if doomed != path:
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -101,9 +108,9 @@ class FolderStorage:
         storage = self._folder.parent
         probe = storage / f".write-test-{uuid.uuid4().hex}"
         try:
-            storage.mkdir(parents=True, exist_ok=True)
-            with probe.open("w") as file:
-                file.write("resnet-dist")
+            self._make_storage()
+            with create(probe) as file:
+                file.write(b"resnet-dist")
                 os.fsync(file.fileno())
             probe.unlink()
         except OSError as error:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.base import MAX_SMALL_BYTES
 
 _PART_BYTES = 256 << 10
 _CONNECT_LIMIT_S = 10
@@ -63,11 +64,13 @@ class ObjectStorage:
     def pull(self) -> None:
         with self._failures("reading"):
             names = [key.removeprefix(self._root + "/") for key in self._find("")]
-            small = [name for name in names if not name.startswith(_LARGE) and not name.endswith("/")]
+            small = [name for name in names if not name.startswith(_LARGE) and _is_plain(name)]
             contents = self._fs.cat([f"{self._root}/{name}" for name in small]) if small else {}
         growing: dict[Path, bytearray] = {}
         for name in sorted(small):  # parts of one file in the order of their offsets
             data, path = contents[f"{self._root}/{name}"], self.folder / name
+            if path.parent.suffix == _GROWING and not path.name.isdecimal():
+                continue  # no part of ours
             if path.parent.suffix == _GROWING:
                 whole = growing.setdefault(path.parent, bytearray())
                 del whole[int(path.name) :]
@@ -132,9 +135,12 @@ class ObjectStorage:
             yield Path(scratch)
 
     def read(self, name: str) -> bytes | None:
+        key = f"{self._root}/{name}"
         with self._failures("reading"):
             try:
-                content: bytes = self._fs.cat_file(f"{self._root}/{name}")
+                if (num_bytes := self._fs.info(key, refresh=True)["size"]) > MAX_SMALL_BYTES:
+                    raise StorageFault(f"{self._url}/{name}: has {num_bytes:,} bytes; remove it")
+                content: bytes = self._fs.cat_file(key)
             except FileNotFoundError:
                 return None
         return content
@@ -198,6 +204,11 @@ def connect() -> Any:
             "retries": {"mode": "standard", "max_attempts": 4},
         },
     )
+
+
+def _is_plain(key: str) -> bool:
+    """Whether a key means a file below the run's folder: others may write to the bucket."""
+    return not key.startswith("/") and all(part not in ("", ".", "..") for part in key.split("/")) and "\0" not in key
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.beton.files import make_folder, written_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -33,8 +35,9 @@ def style(axes: Axes, x_label: str, y_label: str) -> Axes:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    make_folder(path.parent)
+    with written_atomically(path, durable=False) as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."))
     return path
 
 

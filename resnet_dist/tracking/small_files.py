@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
-from data_prep.beton.files import write_text_atomically
+from data_prep.beton.files import make_folder, read_small, write_text_atomically
+from data_prep.strict_json import parse
 from resnet_dist.errors import UserError
 
-_MAX_BYTES = 16 << 20
+MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in the file, None if there is no such file. Raises UserError if it holds anything else."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise ValueError("is not a file")
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ValueError(f"has more than {_MAX_BYTES:,} bytes")
-        tree = json.loads(content)
+        tree = parse(read_small(path, MAX_JSON_BYTES), max_bytes=MAX_JSON_BYTES, allow_nan=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it if it is damaged") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object; remove the file if it is damaged")
@@ -34,5 +28,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, tree: dict[str, Any], *, durable: bool = True) -> None:
     """Replaces the file as a whole: a reader sees the old one or the new one; if `durable`, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text_atomically(path, json.dumps(tree, indent=1, sort_keys=True), durable=durable)

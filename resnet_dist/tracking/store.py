@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from data_prep.beton.files import open_regular
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.environment import require_readable
@@ -115,7 +116,7 @@ def patiently(work: Callable[[], T], until_s: float) -> T:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a lock between processes of one machine; the kernel frees it if the holder dies. Raises Fault."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         deadline_s = time.monotonic() + _SCHEMA_LIMIT_S
         while True:

@@ -17,16 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
+from torch import nn
 
 from data_prep.beton.class_names import difference
+from data_prep.beton.digest import ALGORITHM, Algorithm, digest_state, digest_stream, parse_digest
+from data_prep.beton.files import Unfit, create, read_small
 from resnet_dist.config.recipe import Recipe, recipe_changes
+from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
+from resnet_dist.training.state_file import Digesting, open_state, require_plain
 
 CARD = "checkpoint.json"
 STATE = "state.pt"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_ALGORITHM_OF: Mapping[int, Algorithm] = {1: "xxh3_128", SCHEMA_VERSION: ALGORITHM}
+"""By schema version: those that are read. The digests of the first find accidents only."""
+_MAX_COPIES, _MAX_OTHER_BYTES = 12, 64 << 20
+"""A state may have: the net, its average, what optimizer and reduction keep, twice the bytes for 16-bit nets."""
 _NAME = re.compile(r"epoch=(\d{3,})-step=(\d{8,})", re.ASCII)
 _MAX_CHANGES_SHOWN = 8
 _OF_THE_MEDIUM = (errno.EIO,)
@@ -82,25 +90,25 @@ def step_of(name: str) -> int | None:
 
 def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) -> None:
     """Writes state and card into the existing, empty `directory`, both fsynced, the card last."""
-    with (directory / STATE).open("wb") as state_file:
+    digest = digest_state()
+    with create(directory / STATE) as file:
         try:
-            torch.save(dict(state), state_file)
+            torch.save(dict(state), Digesting(file, digest))  # type: ignore[arg-type]  # it asks for no more
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # a full disk: PyTorch 2.14 says "unexpected pos" instead
                 raise error.__context__ from None
             raise
-        state_file.flush()
-        os.fsync(state_file.fileno())
-    files = {STATE: _digest(directory / STATE)}
-    text = json.dumps({**asdict(card), "files": files}, indent=2, sort_keys=True)
-    with (directory / CARD).open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    files = {STATE: f"{ALGORITHM}:{digest.hexdigest()}"}
+    with create(directory / CARD) as file:
+        file.write(json.dumps({**asdict(card), "files": files}, indent=2, sort_keys=True).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_card(directory: Path, where: str = "") -> Card:
-    """The card of a whole checkpoint; Damaged if the card is missing or a file's digest differs.
+    """The card of a whole checkpoint; Damaged if the card is missing, a file's digest differs, or the state is none.
 
     `where` names it in errors, if `directory` is not where it lies. Fault if storage does not give what it has: that
     says nothing of the checkpoint.
@@ -108,6 +116,8 @@ def read_card(directory: Path, where: str = "") -> Card:
     where = where or str(directory)
     try:
         return _read_card(directory, where)
+    except Unfit as error:
+        raise Damaged(f"{where}: {Path(error.filename).name} {error.strerror}: the checkpoint is damaged") from None
     except OSError as error:
         if error.errno in _OF_THE_MEDIUM:
             raise Damaged(f"{where}: cannot be read: {error.strerror}: the checkpoint is damaged") from None
@@ -116,14 +126,24 @@ def read_card(directory: Path, where: str = "") -> Card:
 
 def _read_card(directory: Path, where: str) -> Card:
     try:
-        card = _parse(json.loads((directory / CARD).read_text(encoding="utf-8")), where)
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
-        raise Damaged(f"{where}: no readable {CARD} ({error!r}): the checkpoint is incomplete") from None
-    for name, expected in card.files.items():
-        path = directory / name
-        found = _digest(path) if path.is_file() else "missing"
-        if found != expected:
-            raise Damaged(f"{where}/{name}: digest {found}, expected {expected}: the checkpoint is damaged")
+        card = _parse(read_small(directory / CARD, MAX_RECORD_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{where}: has no {CARD}: the checkpoint is incomplete") from None
+    except ValueError as error:
+        raise Damaged(f"{where}: its {CARD} cannot be read ({error}): the checkpoint is damaged") from None
+    if step_of(directory.name) not in (None, card.step):
+        raise Damaged(f"{where}: its {CARD} is of step {card.step}: the checkpoint is damaged")
+    expected = card.files[STATE]
+    try:
+        with open_state(directory / STATE) as file:
+            found = digest_stream(file, parse_digest(expected).algorithm)
+            if found != expected:
+                raise Damaged(f"{where}/{STATE}: digest {found}, expected {expected}: the checkpoint is damaged")
+            require_plain(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{where}/{STATE}: is missing: the checkpoint is damaged") from None
+    except ValueError as error:
+        raise Damaged(f"{where}/{STATE}: {error}: the checkpoint is damaged") from None
     return card
 
 
@@ -131,24 +151,49 @@ def glance(storage: RunStorage, name: str) -> Card | None:
     """What the card says, the other files unread; None if there is no readable one."""
     try:
         content = storage.read(f"{name}/{CARD}")
-        return None if content is None else _parse(json.loads(content), name)
-    except (Damaged, ValueError, TypeError, KeyError):
+        return None if content is None else _parse(content)
+    except (ValueError, Unfit):
         return None
 
 
-def _parse(raw: dict[str, Any], where: str) -> Card:
-    if raw["schema_version"] != SCHEMA_VERSION:
-        raise Damaged(f"{where}: checkpoint schema {raw['schema_version']}, this version reads {SCHEMA_VERSION}")
-    names = raw["identity"].get("class_names", [])
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError("class_names is no list of names")
-    return Card(**{**raw, "identity": Identity(**{**raw["identity"], "class_names": tuple(names)})})
+def _parse(content: bytes) -> Card:
+    """ValueError unless it is a card that tells the digest of the state, and of nothing else."""
+    card = read_record(Card, content)
+    if card.schema_version not in _ALGORITHM_OF:
+        known = " and ".join(map(str, _ALGORITHM_OF))
+        raise ValueError(f"is of schema {card.schema_version}, this version reads {known}")
+    if min(card.epoch, card.step) < 0:
+        raise ValueError(f"is of epoch {card.epoch} and step {card.step}")
+    if set(card.files) != {STATE}:
+        raise ValueError(f"tells the digests of {len(card.files)} files, expected that of {STATE}")
+    digest = parse_digest(card.files[STATE])
+    if digest.is_tree or digest.algorithm != _ALGORITHM_OF[card.schema_version]:
+        raise ValueError(f"has a digest that does not go with schema {card.schema_version}")
+    return card
 
 
-def load_state(directory: Path, device: torch.device) -> dict[str, Any]:
-    """The saved state, tensors on `device`. Only tensors and plain values are unpickled."""
-    loaded: dict[str, Any] = torch.load(directory / STATE, map_location=device, weights_only=True)
+def load_state(directory: Path, device: torch.device, net: nn.Module | None = None) -> dict[str, Any]:
+    """The saved state, tensors on `device`. Only tensors and plain values are unpickled.
+
+    Damaged if it is no such state, or far larger than one of `net`, if given, can be.
+    """
+    path = directory / STATE
+    with open_state(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        largest = None if net is None else _MAX_COPIES * _bytes_of(net) + _MAX_OTHER_BYTES
+        if largest is not None and num_bytes > largest:
+            raise Damaged(f"{path}: has {num_bytes:,} bytes, a state of this net at most {largest:,}")
+        try:
+            require_plain(file)
+        except ValueError as error:
+            raise Damaged(f"{path}: {error}: the checkpoint is damaged") from None
+        file.seek(0)
+        loaded: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     return loaded
+
+
+def _bytes_of(net: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
 @dataclass(frozen=True)
@@ -228,11 +273,3 @@ def require_same(found: Card, expected: Identity, recipe: Recipe, where: str) ->
             f"{where}: data_root holds this run's images under other class names: {differ}; use a new --name, or the "
             "manifests that the run began with"
         )
-
-
-def _digest(path: Path) -> str:
-    hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    return f"xxh3_128:{hasher.hexdigest()}"

@@ -9,6 +9,8 @@ from resnet_dist.training.checkpoint import load_state, newest_whole, require_sa
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.run import Run
 
+_MAX_REASON = 200
+
 
 def restore(run: Run) -> None:
     """Loads the newest whole checkpoint, if there is one. All workers call it together.
@@ -22,7 +24,15 @@ def restore(run: Run) -> None:
     with newest_whole(run.ctx.storage) as found:
         if found is not None:
             require_same(found.card, run.identity, run.recipe, run.ctx.storage.location)
-            run.state.load_state_dict(load_state(found.directory, run.ctx.device))
+            saved = load_state(found.directory, run.ctx.device, run.state.net)
+            try:
+                run.state.load_state_dict(saved)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                raise Fault(
+                    f"{run.ctx.storage.location}/{found.name}: its state is not one of this run ({why[:_MAX_REASON]}); "
+                    "remove that checkpoint"
+                ) from None
             run.metrics.update(found.card.metrics)
             run.saved_step = run.state.step
     step = run.state.step

@@ -7,11 +7,14 @@ So each worker watches itself; its end makes Ray start the workers again from th
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from data_prep.beton.files import create, make_folder
 
 EXIT_CODE = 70
 _DUMP_LIMIT_S = 10.0
@@ -53,8 +56,8 @@ class Watchdog:
             os._exit(EXIT_CODE)  # a thread that hangs in C cannot be asked to end
 
     def _write_dump(self, silent_s: float) -> None:
-        self._dump.parent.mkdir(parents=True, exist_ok=True)
-        with self._dump.open("w", encoding="utf-8") as file:
+        make_folder(self._dump.parent)
+        with create(self._dump) as raw, io.TextIOWrapper(raw, encoding="utf-8") as file:
             file.write(f"no progress for {silent_s:.0f} s (limit {self._limit_s:g} s); the worker ended here:\n\n")
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from data_prep.strict_json import parse
+from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
+
 Outcome = Literal["finished", "stopped", "diverged", "failed"]
 """stopped: early, by the scheduler. failed: its retries are used up."""
 Verdict = Literal["go on", "stop", "wait"]
@@ -105,8 +108,8 @@ def encode(event: Event) -> bytes:
 
 def decode(line: bytes) -> Event:
     """Raises ValueError for a line that is no event."""
-    try:
-        fields = json.loads(line)
-        return _KINDS[fields.pop("event")](**fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no event of a sweep: {error}") from None
+    fields = parse(line, max_bytes=MAX_RECORD_BYTES, allow_nan=True)
+    kind = _KINDS.get(str(fields.get("event"))) if isinstance(fields, dict) else None
+    if kind is None:
+        raise ValueError("is no event of a sweep")
+    return read_record(kind, line)

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.beton.files import open_regular, read_small
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tune.events import Event, decode, encode
 
 FILE = "ledger.jsonl"
+MAX_LEDGER_BYTES = 1 << 30
 
 
 def ledger_file(sweep_dir: Path) -> Path:
@@ -27,7 +29,7 @@ def read_ledger(sweep_dir: Path) -> list[Event]:
     """Everything so far; a last line that is being written is left out. Raises UserError, Fault for a damaged line."""
     path = ledger_file(sweep_dir)
     try:
-        data = path.read_bytes()
+        data = read_small(path, MAX_LEDGER_BYTES)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the folder of a sweep, <storage>/<sweep's name>") from None
     events = []
@@ -61,13 +63,13 @@ def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
     """For the one driver of the sweep; UserError while another one has it. The line of a killed writer is cut off."""
     path = ledger_file(sweep_dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{sweep_dir}: another command is running this sweep; wait for it, or stop it") from None
-        data = path.read_bytes()
+        data = read_small(path, MAX_LEDGER_BYTES)
         if not data.endswith(b"\n"):
             os.ftruncate(descriptor, data.rfind(b"\n") + 1)
         yield Ledger(descriptor, read_ledger(sweep_dir))

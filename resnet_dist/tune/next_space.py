@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data_prep.beton.files import write_text_atomically
 from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
 from resnet_dist.config.space import COORDINATES, Space
 from resnet_dist.errors import UserError
@@ -39,7 +40,7 @@ def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, li
     parameters, words = narrowed(space, ranking, keep, is_allowed)
     base = sweep_dir / "base_recipe.yaml"
     if not base.exists():
-        base.write_text(tree_to_yaml(state.began.base), encoding="utf-8")
+        write_text_atomically(base, tree_to_yaml(state.began.base))
     folder = output.resolve().parent
     tree: dict[str, Any] = {
         **space.model_dump(mode="json", exclude={"space", "first_points", "warm_start"}),

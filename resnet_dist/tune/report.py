@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.beton.files import write_text_atomically
+from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.space import Space
 from resnet_dist.config.space_search import Asha, HyperBand, Median
 from resnet_dist.errors import UserError
@@ -45,7 +45,7 @@ def write_report(sweep_dir: Path) -> Report:
     builder = Builder(space, began.base, began.num_proxy_samples, began.num_base_samples)
     ranking = rank(space, state)
     folder = sweep_dir / "report"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     shares = importance(space, ranking)
     figures = _draw(space, state, ranking, builder, shares, folder)
     text = _text(space, state, ranking, builder, sweep_dir)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data_prep.beton.files import write_text_atomically
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.launch.describe import run_params
@@ -80,7 +81,7 @@ def train_light(
             storage.remove(name)
     if (cache := node_cache(profile, (prepared.train_source, prepared.val_source))) is not None:
         fill(cache)
-    (storage.folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    write_text_atomically(storage.folder / "recipe.yaml", to_yaml(recipe))
     storage.publish(storage.folder / "recipe.yaml")
     handle = _open_run(recipe, setup, config, prepared)
     stacks = storage.folder / "stacks" / f"rank0-{time.strftime('%Y%m%d-%H%M%S')}.txt"
