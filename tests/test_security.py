@@ -26,6 +26,8 @@ PACKAGES = ("data_prep", "resnet_dist")
 READS_PICKLES = {"data_prep/sources/cifar_pickle.py"}
 # Read what their own processes put into a folder that only this user may enter, and what they just pickled themselves.
 PICKLES_TO_ITSELF = {"resnet_dist/launch/local_workers.py", "data_prep/bench_planning.py"}
+# Looks through a zip whose entries it requires to be stored as they are, and unpacks none to disk.
+READS_ZIPS = {"resnet_dist/training/state_file.py"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "shelve.open",
     "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",
@@ -116,6 +118,8 @@ def test_what_counts_as_written_down(line: str, is_one: bool) -> None:
 
 def test_nothing_is_run_or_unpacked_that_came_as_data() -> None:
     found = [(name, call) for name, tree in modules() for call, _ in calls(tree) if call in FORBIDDEN_CALLS]
+    allowed = {(name, "zipfile.ZipFile") for name in READS_ZIPS}
+    found = [hit for hit in found if hit not in allowed]
     assert [hit for hit in found if hit[0] not in PICKLES_TO_ITSELF or not hit[1].startswith("pickle.")] == []
     unpicklers = {name for name, tree in modules() if "Unpickler" in ast.unparse(tree)}
     assert unpicklers == READS_PICKLES

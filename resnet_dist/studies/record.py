@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
@@ -52,9 +53,9 @@ class Study:
 
     def publish(self, report: str) -> Path:
         """Writes the report (Markdown) beside the figures that were drawn, and puts both on the run's page."""
-        self.report_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.report_folder)
         path = self.report_folder / f"{self.name}.md"
-        path.write_text(report, encoding="utf-8")
+        write_text_atomically(path, report)
         self.tracker.flush(timeout_s=60.0)
         log_folder(self.handle, self.report_folder, REPORT)
         return path

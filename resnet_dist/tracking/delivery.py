@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from data_prep.beton.files import append
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.batches import Batch, halves, next_points, next_text, too_large
 from resnet_dist.tracking.events import Event
@@ -131,8 +132,7 @@ class Delivery:
             what = [f"metric {p.key} at step {p.step} = {p.value}" for p in batch.points]
             what += [f"tag {key}" for key, _ in batch.tags] + ([f"text {batch.text.path}"] if batch.text else [])
             _log.warning("MLflow refused %s: %s", what[0], reason)
-            with (self._folder / REJECTED_NAME).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"what": what[0], "reason": reason}) + "\n")
+            append(self._folder / REJECTED_NAME, json.dumps({"what": what[0], "reason": reason}) + "\n")
         self.num_rejected += len(rejected)
 
     def _acknowledge(self, cursor: Cursor) -> None:

@@ -37,7 +37,7 @@ def read_ledger(sweep_dir: Path) -> list[Event]:
         try:
             events.append(decode(line))
         except ValueError as error:
-            raise Fault(f"{path}: line {number} is damaged ({error}); mend or remove that line") from None
+            raise Fault(f"{path}: line {number} is damaged ({error}); fix or remove that line") from None
     return events
 
 

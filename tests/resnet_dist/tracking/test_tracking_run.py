@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,10 @@ def test_a_damaged_run_file_is_the_users_to_mend(sqlite_uri, tmp_path, content):
     run_file(tmp_path).write_text(content)
     with pytest.raises(UserError, match=r"mlflow_run\.json.*remove"):
         begin(sqlite_uri, tmp_path)
+
+
+def test_a_new_database_is_this_users_alone(template_database: Path) -> None:
+    assert stat.S_IMODE(template_database.stat().st_mode) == 0o600
 
 
 def test_a_file_that_is_no_database_is_the_users_to_mend(tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
@@ -60,6 +62,49 @@ def test_a_damaged_line_is_a_fault_with_its_number(tmp_path: Path) -> None:
     ledger_file(tmp_path).write_bytes(data)
     with pytest.raises(Fault, match=r"ledger.jsonl: line 4 is damaged"):
         read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b"null",
+        b'"TrialStarted"',
+        b'{"event": ["TrialStarted"]}',
+        b'{"event": "TrialStarted", "trial": 5, "time_s": 1.0}',
+        b'{"event": "TrialStarted", "trial": "a", "trial": "b", "time_s": 1.0}',
+        b'{"event": "TrialStarted", "trial": "a", "time_s": null}',
+        encode(EVENTS[5]).replace(b'"step":10', b'"step":1.5').rstrip(),
+        encode(EVENTS[5]).replace(b"50.0", b'"50.0"').rstrip(),
+        encode(EVENTS[5]).replace(b'"go on"', b'"perhaps"').rstrip(),
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_a_line_of_another_kind_is_a_fault_with_its_number(tmp_path: Path, line: bytes) -> None:
+    ledger_file(tmp_path).write_bytes(encode(EVENTS[0]) + line + b"\n" + encode(EVENTS[1]))
+    with pytest.raises(Fault, match=r"ledger.jsonl: line 2 is damaged \([^\n]*\); fix or remove that line"):
+        read_ledger(tmp_path)
+
+
+@given(data=st.data())
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_ledger_with_other_bytes_is_replayed_or_a_fault(tmp_path: Path, data: st.DataObject) -> None:
+    whole = b"".join(map(encode, EVENTS))
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, min(len(whole), start + 30)))
+    ledger_file(tmp_path).write_bytes(whole[:start] + data.draw(st.binary(max_size=30)) + whole[stop:])
+    try:
+        events = read_ledger(tmp_path)
+    except Fault as fault:
+        assert "\n" not in str(fault)  # noqa: PT017
+    else:
+        assert [decode(encode(event).rstrip()) for event in events] == events or "nan" in str(events)
+
+
+def test_numbers_that_are_none_are_kept() -> None:
+    event = TrialReported("t0000", 1.0, 10, {"val/loss": float("inf")}, "stop", 5.0)
+    assert decode(encode(event).rstrip()) == event
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
