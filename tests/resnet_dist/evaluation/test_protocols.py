@@ -179,6 +179,14 @@ def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any) -
     views.close()
 
 
+def test_a_picture_that_would_be_too_large_whole_is_named_before_any_is_read(pictures: Any) -> None:
+    arguments = {"batch_size": 4, "num_threads": 1, "device": CPU}
+    whole = [View(3_000, "whole", 0), View(12_000, "centre", 8)]
+    ViewLoader(pictures.beton, load_manifest(pictures.beton), whole[1:], **arguments).close()
+    with pytest.raises(UserError, match=r"sample 4 of .* is 200 x 64 px: with a shorter side of 3400 px .* 10-crop"):
+        ViewLoader(pictures.beton, load_manifest(pictures.beton), [View(3_400, "whole", 0), *whole], **arguments)
+
+
 def test_two_processes_give_the_same_numbers_to_the_last_bit(pictures: Any) -> None:
     model = trained(torchvision_net(1))
     make_fully_convolutional(model.classifier, SIZE, model.name)

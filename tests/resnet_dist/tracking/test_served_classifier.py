@@ -365,11 +365,31 @@ def test_real_pictures_over_http(logged: Path) -> None:
                 wanted = expected(picture)
                 np.testing.assert_allclose([answer["probabilities"][name] for name in CLASSES], wanted, atol=1e-6)
                 assert answer["class"] == CLASSES[int(wanted.argmax())]
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            post(port, {"inputs": {"image": ["bm8gcGljdHVyZQ=="]}})
-        assert refused.value.code == 400
-        answer = json.loads(refused.value.read())
-        assert answer["message"].startswith("row 0 is no picture of a format that is read: JPEG, PNG")
+        noise = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(noise, "JPEG")
+        assert len(noise.getvalue()) > 96 << 10
+        assert len(post(port, {"inputs": {"image": [base64.b64encode(noise.getvalue()).decode()]}})["predictions"]) == 1
+        bomb = io.BytesIO()
+        Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+        for inputs, why in (
+            ({"image": ["bm8gcGljdHVyZQ=="]}, "row 0 is no picture of a format that is read: JPEG, PNG"),
+            ({"image": [base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode()]}, "row 0 is a PostScript file"),
+            (
+                {"image": [base64.b64encode(bomb.getvalue()).decode()]},
+                "row 0 is 20000 x 20000 px, more than 36,000,000",
+            ),
+            ({"image": texts[:1] * 10_000}, "10,000 pictures in one request, more than 256"),
+            ({"image": []}, "there is no picture in the request"),
+            ({"picture": texts}, "there is no column 'image'"),
+            ({"image": [[[[0.5, 1.0, 2.0]]]]}, "row 0 is not a picture: levels of type float64"),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                post(port, {"inputs": inputs})
+            answer = json.loads(refused.value.read())
+            assert refused.value.code == 400
+            assert answer["message"].startswith(why)
+            assert "\n" not in answer["message"]
+            assert "stack_trace" not in answer
         example = json.loads((logged / "serving_input_example.json").read_text())
         assert len(post(port, example)["predictions"]) == 1
     finally:
