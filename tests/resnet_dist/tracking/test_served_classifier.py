@@ -366,7 +366,7 @@ def test_real_pictures_over_http(logged: Path) -> None:
                 np.testing.assert_allclose([answer["probabilities"][name] for name in CLASSES], wanted, atol=1e-6)
                 assert answer["class"] == CLASSES[int(wanted.argmax())]
         noise = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(noise, "JPEG")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)).save(noise, "JPEG")
         assert len(noise.getvalue()) > 96 << 10
         assert len(post(port, {"inputs": {"image": [base64.b64encode(noise.getvalue()).decode()]}})["predictions"]) == 1
         bomb = io.BytesIO()
