@@ -206,7 +206,7 @@ def test_bad_samples_and_what_cannot_be_written(bucket: Any, tmp_path: Path) -> 
             progress=NoProgress(),
             stop=StopFlag(),
         )
-    assert b"cat/a.jpg\tis not an image" in read(bucket, "bad/a.bad-samples.tsv")
+    assert b"cat/a.jpg\tis no picture of a format that is read" in read(bucket, "bad/a.bad-samples.tsv")
     with pytest.raises((UserError, Fault), match=r"s3://no-such-bucket/a\.beton"):
         convert_to("s3://no-such-bucket/a.beton")
     with pytest.raises(UserError, match="betons are written to a file system or to s3://"):

@@ -236,6 +236,9 @@ def test_an_error_in_a_task_is_named(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Broken(Synthetic):
         def __getitem__(self, index: int) -> Sample:
+            return Sample(b"", 0, "bad")
+
+        def key(self, index: int) -> str:
             raise KeyError("no such thing")
 
     with pytest.raises(Fault, match=r"samples 0\.\.4 cannot be converted: KeyError: 'no such thing'"):
