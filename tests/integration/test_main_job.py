@@ -76,7 +76,7 @@ def test_train_then_evaluate_checkpoint_and_model(cli: Any, head: Any) -> None:
     assert last_json(again.stdout) == result  # a finished run is not trained again
     other = cli.run(cli.train_command(*SHORT, "--set", "optim.lr=0.01"), RAY_ADDRESS=head.address)
     assert other.returncode == 2
-    assert "was made with recipe" in other.stderr
+    assert "began with another recipe: optim.lr 0.1 -> 0.01" in other.stderr
 
 
 def recorded(cli: Any, result: dict[str, Any]) -> None:
