@@ -33,7 +33,7 @@ demo: setup  ## The main job on real handwritten digits: convert, train on two w
 ui: setup  ## Open the MLflow UI of the laptop profile on http://127.0.0.1:5000.
 	$(BIN)/mlflow server --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
-test: setup  ## All tests that a change must pass, in under 15 minutes on two cores.
+test: setup  ## All tests that a change must pass: some 20 minutes on two cores.
 	$(BIN)/python -m pytest -m "not slow"
 
 test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-get install chromium).

@@ -55,7 +55,7 @@ def verdict(findings: list[Finding]) -> str:
     if any(f.name == "result.json" and f.state == "ok" for f in findings):
         return "the run is complete"
     if any(f.name == "trained.json" and f.state == "ok" for f in findings):
-        return "the training is over; its train command, or `resnet-dist tracking sync`, brings the rest to MLflow"
+        return "the training is over; its train command, or `tracking sync` of this folder, brings the rest to MLflow"
     whole = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
     return f"the run goes on from {whole.name}" if whole else "the run would begin at its first step"
 

@@ -106,9 +106,8 @@ def test_a_models_metrics_are_the_runs_points(sqlite_uri, tmp_path, stored_rows)
     database = Path(sqlite_uri.removeprefix("sqlite:///"))
     before = stored_rows(database, handle.run_id)
     example = np.zeros((2, 8, 8, 3), np.uint8)
-    uri = log_classifier(
-        handle, Zero(), name="m", input_example=example, resize=8, class_names="abc", metadata={}, step=20
-    )
+    given = {"name": "m", "input_example": example, "resize": 8, "class_names": "abc", "pictures": {}}
+    uri = log_classifier(handle, Zero(), **given, metadata={}, step=20)
     history = read_history(tmp_path / "run", handle.run_id)
     for _ in range(2):
         log_model_metrics(handle, uri, ["val/top1", "val/unknown"], 20, history, VAL)

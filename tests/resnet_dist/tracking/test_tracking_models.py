@@ -48,7 +48,10 @@ def log(handle, module, **changes):
 
 
 def logged(handle):
-    return MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])
+    """Those of the run: other tests' models may be on the same server."""
+    return MlflowClient(handle.tracking_uri).search_logged_models(
+        [handle.experiment_id], filter_string=f"source_run_id = '{handle.run_id}'"
+    )
 
 
 def assert_same_tensors(weights, classifier):
