@@ -123,7 +123,7 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
             above = [shards.root] if shards.root is not None else sorted({path.split("/")[0] for path in shards.names})
             name = split_of_whole(split, where, above if len(above) == 1 else ())
             _check_set(shards, named, range(len(named)))
-            return Chosen(name, list(range(len(named))))
+            return Chosen(name, list(range(len(named))), _gaps(shards, range(len(named))))
     else:
         odd = shards.names[groups[without[0]][0]]
         clear = next(index for group, indices in groups.items() if group not in without for index in indices)
@@ -135,7 +135,10 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
     indices = groups[available[name]]
     _check_set(shards, named, indices)
     alike = [other for other in sorted(available) if other != name and splits_in(other) == splits_in(name)]
-    return Chosen(name, indices, [f"{few(alike)} of {where} not taken, only {shown(name)}"] if alike else [])
+    if not split.explicit:
+        _refuse_numbered_alike(shards, {other: groups[available[other]] for other in (name, *alike)}, name)
+    notes = [f"{few(alike)} of {where} not taken, only {shown(name)}"] if alike else []
+    return Chosen(name, indices, [*notes, *_gaps(shards, indices)])
 
 
 def refuse_splits_within(values: Iterable[str], kind: str, split: SplitRequest, where: str) -> None:
@@ -236,6 +239,42 @@ def _check_set(shards: Shards, named: Sequence[_Name], indices: Sequence[int]) -
     if len(found) > counts[0]:
         odd = by_number[max(by_number)]
         raise UserError(f"{where}: {shown(odd)} is beyond its own count; name the files you want with a glob")
+
+
+def _refuse_numbered_alike(shards: Shards, groups: dict[str, list[int]], name: str) -> None:
+    """UserError when files of two groups differ only in numbers: `train.tar` and `train_2.tar`, `train (1).tar`."""
+    first = shards.names[groups[name][0]]
+    letters = _letters(first)
+    for other, indices in groups.items():
+        if other != name and _letters(shards.names[indices[0]]) == letters:
+            raise UserError(
+                f"{shards.shown}: {shown(first)} and {shown(shards.names[indices[0]])} may be parts of one split, or "
+                "copies; name the files that are meant with a glob or a pattern with braces, or remove the others"
+            )
+
+
+def _letters(path: str) -> str:
+    return re.sub(r"[\W\d_]+", "", PurePosixPath(path).with_suffix("").as_posix())
+
+
+def _gaps(shards: Shards, indices: Sequence[int]) -> list[str]:
+    """A note when files of a folder are numbered and a number between the first and the last is missing."""
+    if shards.root is None:
+        return []
+    by_set: dict[str, dict[int, str]] = {}
+    for index in indices:
+        path = shards.names[index]
+        stem = path[: -len(PurePosixPath(path).suffix)]
+        numbers = list(NUMBER.finditer(stem))
+        if len(numbers) == 1 and (found := numbers[0]):
+            key = f"{stem[: found.start()]}#{stem[found.end() :]}"
+            by_set.setdefault(key, {})[int(found[0])] = path
+    for numbered in by_set.values():
+        first, last = min(numbered), max(numbered)
+        gap = next((number for number in range(first, last) if number not in numbered), None)
+        if gap is not None and last - first < 2 * len(numbered) + 2:
+            return [f"files are numbered, and {gap} is missing behind {shown(numbered[gap - 1])}: is the set whole?"]
+    return []
 
 
 def _refuse_unreadable(names: Sequence[str], suffix: str, where: str) -> None:

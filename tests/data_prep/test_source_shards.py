@@ -79,6 +79,8 @@ def test_a_split_is_called_by_its_word_where_that_is_clear() -> None:
         (["a/train/0.parquet", "b/train/0.parquet"], implied("train"), "of which a/train, b/train may be"),
         (["a/train-0.tar", "b/train-0.tar"], implied("train"), "holds a/train-0.tar and b/train-0.tar, so perhaps two"),
         (["train-0.tar", "val-0.tar"], named("all"), "--split all does not put together"),
+        (["train.tar", "train_2.tar"], implied("train"), r"train\.tar and train_2\.tar may be parts of one split"),
+        (["train.tar", "train (1).tar", "val.tar"], implied("train"), r"train \(1\)\.tar may be parts of one split"),
     ],
 )
 def test_names_that_do_not_tell_are_refused(names: list[str], request_: SplitRequest, message: str) -> None:
@@ -102,6 +104,23 @@ def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
         with pytest.raises(UserError, match=message):
             chosen(names, request)
     assert chosen(names, named("train"), root=None)[1] == sorted(names)  # files that were named one by one
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["train-0.tar", "train-2.tar", "train-3.tar"], ["1 is missing behind train-0.tar"]),
+        (["train/0001.tar", "train/0003.tar"], ["2 is missing behind train/0001.tar"]),
+        (["train-1.tar", "train-2.tar", "train-10.tar", "train-20260101.tar"], []),
+        (["train-1.tar", "train-2.tar", "train-x-7.tar"], None),
+        (["train-00000-of-00002.tar", "train-00001-of-00002.tar"], []),
+    ],
+)
+def test_a_number_that_is_missing_between_others_is_told(names: list[str], told: list[str] | None) -> None:
+    notes = [note for note in choose_shards(Shards("here", "data", (), tuple(names)), named("train")).notes]
+    gaps = [note for note in notes if note.startswith("files are numbered")]
+    assert gaps == [f"files are numbered, and {gap}: is the set whole?" for gap in told or []]
+    assert choose_shards(Shards("here", None, (), tuple(names)), named("train")).notes == notes[: len(notes) - len(gaps)]
 
 
 def test_without_splits_all_files_are_taken_on_purpose_only() -> None:
