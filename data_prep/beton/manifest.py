@@ -147,10 +147,17 @@ def read_manifest(beton: Path) -> Manifest:
     return Manifest.from_json(text, str(path))
 
 
-def load_manifest(beton: Path) -> Manifest:
-    """The manifest of a beton that exists and has the size the manifest says. UserError otherwise."""
+def require_file(beton: Path) -> None:
+    """UserError when there is no such file."""
+    if beton.is_dir():
+        raise UserError(f"{beton}: is a folder; expected a .beton")
     if not beton.is_file():
         raise UserError(f"{beton}: does not exist; `data-prep convert --help` says how to make one")
+
+
+def load_manifest(beton: Path) -> Manifest:
+    """The manifest of a beton that exists and has the size the manifest says. UserError otherwise."""
+    require_file(beton)
     manifest = read_manifest(beton)
     require_size(str(beton), beton.stat().st_size, manifest)
     return manifest

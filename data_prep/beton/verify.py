@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton import layout
 from data_prep.beton.digest import CHUNK_BYTES, digest_file
-from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest
+from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest, require_file
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import UserError
 from data_prep.jpeg.stored import why_unfit
@@ -42,8 +42,7 @@ def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], Non
     `decode`: how many images, spread evenly, to decode with Pillow; None for all. `on_decoded(done, total)` is called
     after each.
     """
-    if not beton.is_file():
-        raise UserError(f"{beton}: does not exist; `data-prep convert --help` says how to make one")
+    require_file(beton)
     manifest = read_manifest(beton)
     try:
         reader = BetonReader(beton)

@@ -100,6 +100,8 @@ def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
         if unknown:
             raise UserError(f"--classes: {beton} has no class {few(unknown)}; it has {few(manifest.class_names)}")
         found += [known[name] for name in asked]
+    if options and not found:
+        raise UserError(f"--classes: names no class; {beton} has {few(manifest.class_names)}")
     return tuple(dict.fromkeys(found))
 
 

@@ -73,7 +73,8 @@ def sorted_by_number(names: Collection[str]) -> list[str]:
 
 def are_numbered(names: Collection[str]) -> bool:
     """Whether most names say no more than a number: 0, class_1, 2.0."""
-    return 2 * max(map(len, _alike(names).values()), default=0) >= len(names) > 1
+    most = max(map(len, _alike(names).values()), default=0)
+    return most > 1 and 2 * most >= len(names)
 
 
 def notes_on_order(class_names: Sequence[str]) -> list[str]:
@@ -81,9 +82,10 @@ def notes_on_order(class_names: Sequence[str]) -> list[str]:
     if sorted(class_names) != list(class_names):
         return []
     notes = []
-    by_number = sorted_by_number(class_names)
-    moved = next((pair for pair in zip(class_names, by_number, strict=True) if pair[0] != pair[1]), None)
-    if moved is not None and any(map(DIGITS.search, moved)):
+    by_number = [name for name in sorted_by_number(class_names) if DIGITS.search(name)]
+    by_text = [name for name in class_names if DIGITS.search(name)]
+    moved = next((pair for pair in zip(by_text, by_number, strict=True) if pair[0] != pair[1]), None)
+    if moved is not None:
         notes.append(f"classes are sorted as text: {shown(moved[0])} comes before {shown(moved[1])}")
     alike: dict[str, str] = {}
     for name in class_names:

@@ -287,7 +287,10 @@ def _label(files: Mapping[str, Member], column: str | None, reader: Reader, spli
         raise _NotUnderstood(f": has no .{shown(ending)} (--label-column) and no .json, so no label")
     if LABEL_ENDING not in files:
         if TABLE_ENDING not in files:
-            raise _NotUnderstood(": has neither .cls nor .json, so no label")
+            raise _NotUnderstood(
+                ": has neither .cls nor .json next to it, so no label; files of a sample lie side by side; "
+                "--label-column says which other ending holds it"
+            )
         return _table_label(files[TABLE_ENDING], TABLE_KEY, reader, splits)
     label = _text_label(files[LABEL_ENDING], reader, LABEL_ENDING)
     if TABLE_ENDING in files and files[TABLE_ENDING].num_bytes <= MAX_LABEL_BYTES:

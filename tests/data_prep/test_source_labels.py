@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.class_order import notes_on_order, order_classes
+from data_prep.sources.class_order import are_numbered, notes_on_order, order_classes
 from data_prep.sources.imagenet import check_labels, label_map
 from data_prep.sources.splits import SplitRequest
 
@@ -158,6 +158,9 @@ def test_names_with_numbers_that_mean_no_order() -> None:
     cars = ["Audi 100 Sedan 1994", "Audi 80", "BMW 3 Series 2012", "Fiat 500", "Volvo 240", "VW Golf"]
     assert order_classes(cars, None, "here") == tuple(sorted(cars))
     assert notes_on_order(sorted(cars)) == ["classes are sorted as text: Audi 100 Sedan 1994 comes before Audi 80"]
+    assert notes_on_order(["cat", "dog2"]) == []
+    assert not are_numbered(["cat", "dog2"])
+    assert are_numbered(["1", "2", "other"])
     with pytest.raises(UserError, match="--class-order number needs classes named by numbers, here is a"):
         order_classes(["b", "a"], "number", "here")
 

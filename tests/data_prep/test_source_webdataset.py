@@ -157,7 +157,7 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.jpg": b"1"}, r"0\.tar: a: has neither \.cls nor \.json, so no label"),
+        ({"a.jpg": b"1"}, r"0\.tar: a: has neither \.cls nor \.json next to it, so no label"),
         ({"a.jpg": b"1", "a.cls": b"1", "b.jpg": b"2"}, r"0\.tar: b: has neither \.cls nor \.json"),
         (
             {"a.jpg": b"1", "a.json": b"{}"},
