@@ -56,6 +56,9 @@ def ending(error: Exception, environment: Mapping[str, str]) -> tuple[int, str |
         return 2, str(error)
     if isinstance(error, Fault | OSError):  # OSError: a full disk, a lost permission, ...
         return 1, str(error)
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return 1, f"there is not enough memory{detail}; give it more (a container's limit, ulimit -v), or stop others"
     if isinstance(error, ValueError) and (why := blamed(error, environment)) is not None:
         return 2, why
     return 1, None

@@ -84,7 +84,12 @@ WALLS = {
     "data_prep.pixels": (),
     "data_prep.jpeg": ("data_prep.errors", "data_prep.native_library"),
     "data_prep.beton": ("data_prep.errors", "data_prep.jpeg", "data_prep.pixels"),
-    "data_prep.sources": ("data_prep.errors", "data_prep.native_library", "data_prep.beton.class_names"),
+    "data_prep.sources": (
+        "data_prep.errors",
+        "data_prep.native_library",
+        "data_prep.beton.class_names",
+        "data_prep.beton.files",
+    ),
     "data_prep.edit": (
         "data_prep.errors",
         "data_prep.beton",

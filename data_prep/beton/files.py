@@ -19,6 +19,7 @@ from typing import BinaryIO
 from data_prep.errors import UserError
 
 _PRIVATE = 0o700
+_PIECE_BYTES = 1 << 20
 
 
 class Unfit(OSError):
@@ -50,10 +51,18 @@ def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = Fa
     return descriptor
 
 
+def read_up_to(file: BinaryIO, num_bytes: int) -> bytes:
+    """Takes memory for what there is: one read would take it for all that there may be."""
+    data = bytearray()
+    while piece := file.read(min(_PIECE_BYTES, num_bytes - len(data))):
+        data += piece
+    return bytes(data)
+
+
 def read_small(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
     """All of a regular file. Unfit when it has more than `max_bytes`."""
     with open(open_regular(path, os.O_RDONLY, follow=follow), "rb") as file:
-        data = file.read(max_bytes + 1)
+        data = read_up_to(file, max_bytes + 1)
     if len(data) > max_bytes:
         raise Unfit(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
     return data

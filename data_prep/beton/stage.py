@@ -26,6 +26,7 @@ from data_prep.beton.files import (
     open_regular,
     publish,
     read_small,
+    read_up_to,
     require_safe_folder,
     write_at,
     write_bytes_atomically,
@@ -151,7 +152,7 @@ def _read_beside(where: str, max_bytes: int) -> bytes:
     if "://" not in where:
         return read_small(Path(where).expanduser(), max_bytes, follow=True)
     with _open(where) as file:
-        data = file.read(max_bytes + 1)
+        data = read_up_to(file, max_bytes + 1)
     if len(data) > max_bytes:
         raise OSError(f"has more than {max_bytes:,} bytes")
     return data

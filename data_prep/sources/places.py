@@ -10,6 +10,7 @@ import re
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
+from data_prep.beton.files import read_up_to
 from data_prep.errors import Fault, UserError
 from data_prep.redaction import MASK, redacted
 
@@ -112,7 +113,7 @@ def read_small(place: Place, max_bytes: int, what: str) -> bytes:
     if kind != "file":
         raise UserError(f"{place.shown}: {'is a folder' if kind else 'does not exist, or is no file'}; expected {what}")
     with place.open() as file:
-        data = file.read(max_bytes + 1)
+        data = read_up_to(file, max_bytes + 1)
     if len(data) > max_bytes:
         raise UserError(f"{place.shown}: has more than {max_bytes:,} bytes; expected {what}")
     return data

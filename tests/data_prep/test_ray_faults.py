@@ -97,6 +97,14 @@ def test_no_exception_of_ray_is_unexpected(some: type[RayError]) -> None:
     assert message
 
 
+def test_memory_that_is_not_there_is_told_as_that() -> None:
+    end = "; give it more (a container's limit, ulimit -v), or stop others"
+    assert ending(MemoryError(), {}) == (1, f"there is not enough memory{end}")
+    assert ending(MemoryError("malloc of size 9 failed"), {})[1] == (
+        f"there is not enough memory (malloc of size 9 failed){end}"
+    )
+
+
 def test_an_exception_that_cannot_be_shown_has_a_name() -> None:
     error = ray.exceptions.OutOfMemoryError.__new__(ray.exceptions.OutOfMemoryError)  # no message: str() raises
     assert explain(error).kind == "memory"

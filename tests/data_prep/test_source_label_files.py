@@ -21,6 +21,7 @@ from data_prep.sources.splits import SplitRequest
 ANY = SplitRequest(None, explicit=False)
 NUM_IMAGES = 12
 Open = Callable[..., Source]
+OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
 
 
 def names() -> list[str]:
@@ -328,6 +329,13 @@ def test_files_of_all_editors_are_read(end: str, encoding: str, newline: str, op
 def test_what_is_no_table_is_refused(data: bytes, message: str, open_with: Open) -> None:
     with pytest.raises(UserError, match=message):
         open_with(data)
+
+
+def test_a_small_table_takes_little_memory(images: Path, tmp_path: Path, open_all_within: OpenAllWithin) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("".join(f"{name},cat\n" for name in names()))
+    (told,) = open_all_within(160, [("image-folder", str(images), {"labels": str(table)})])
+    assert told == f"read {NUM_IMAGES} of {NUM_IMAGES}"
 
 
 def test_endless_and_odd_files_are_refused_at_once(images: Path, tmp_path: Path) -> None:
