@@ -34,7 +34,7 @@ from data_prep.convert.progress import Progress
 from data_prep.convert.reading import Found, read_all
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, UserError
-from data_prep.shown import shown
+from data_prep.shown import few, shown
 from data_prep.sources.base import Source, facts_of
 
 PUBLISHING = "publishing"
@@ -49,7 +49,7 @@ class Outcome:
     num_units_taken_over: int
     """Work units that an earlier, interrupted run had finished."""
     warnings: tuple[str, ...] = ()
-    """Of samples that are in another split too."""
+    """Of classes that lost all their images, and of samples that are in another split too."""
     num_turned: int = 0
     """Of the images that were stored now, those that carry an EXIF orientation."""
 
@@ -82,8 +82,8 @@ def convert(
         finished = _finished_before(place, plan, bad_policy)
         if finished is not None:
             place.remove_work()  # a run killed between the manifest and its end left it
-            shared = tuple(shared_samples(place.shown, finished))
-            return Outcome(finished, already_done=True, num_units_taken_over=0, warnings=shared)
+            warnings = (*_emptied(source, finished), *shared_samples(place.shown, finished))
+            return Outcome(finished, already_done=True, num_units_taken_over=0, warnings=warnings)
         with place.taken():
             means = Means(source, plan, place, pool, progress, stop)
             found = read_all(means, bad_policy)
@@ -91,15 +91,19 @@ def convert(
             _judge(bad, plan, bad_policy, place)
             rows = np.concatenate([part.rows for part in found.parts])
             if not (rows["size"] > 0).any():
-                raise UserError(f"{plan.source.location}: none of its images can be stored")
+                place.write_text(BAD_SAMPLES, _as_table(bad))
+                raise UserError(
+                    f"{plan.source.location}: none of its images can be stored (first: {shown(bad[0].key)} "
+                    f"{shown(bad[0].reason)}); all are listed in {place.name_of(BAD_SAMPLES)}"
+                )
             if found.changed is not None:
                 raise found.changed
             manifest = _write(means, rows, found, bad, reopen)
             place.remove_work()
-    shared = tuple(shared_samples(place.shown, manifest))
+    warnings = (*_emptied(source, manifest), *shared_samples(place.shown, manifest))
     turned = int(rows["has_turn"].sum())
     return Outcome(
-        manifest, already_done=False, num_units_taken_over=found.num_taken_over, warnings=shared, num_turned=turned
+        manifest, already_done=False, num_units_taken_over=found.num_taken_over, warnings=warnings, num_turned=turned
     )
 
 
@@ -127,6 +131,19 @@ def _judge(bad: Sequence[BadSampleReport], plan: Plan, policy: BadPolicy, output
         f"{output.name_of(BAD_SAMPLES)}; fix or remove them, or leave them out with --on-error quarantine --max-bad N, "
         "then run the same command again"
     )
+
+
+def _emptied(source: Source, manifest: Manifest) -> list[str]:
+    """A line when classes had images, and all of them were bad."""
+    if not manifest.quarantined:
+        return []
+    had = set(np.unique(source.labels).tolist())
+    names = [
+        name
+        for label, (name, count) in enumerate(zip(manifest.class_names, manifest.class_counts, strict=True))
+        if not count and label in had
+    ]
+    return [f"classes of which every image was bad, so that none is left: {few(names)}"] if names else []
 
 
 def _as_table(bad: Sequence[BadSampleReport]) -> str:

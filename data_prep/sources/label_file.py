@@ -42,6 +42,8 @@ HIDDEN = re.compile(r"-1(\.0*)?")
 WHOLE = re.compile(r"(\d{1,18})\.0*")
 """A whole number as a table of floats writes it: 3.0."""
 LISTED = re.compile(r"[|;,]")
+FLAGS = frozenset(("0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n"))
+"""What one column for each class holds."""
 NOT_SUPPORTED = "one class for each image is supported, several labels and regression are not"
 
 
@@ -189,17 +191,18 @@ def _find_columns(head: Sequence[Row], asked: Columns, known: Mapping[str, int],
     others = [
         number for number in range(width) if number not in (file, split) and not _is_row_number(columns, titles, number)
     ]
-    if label is None and titles and len(others) > 1:
-        by_title = [number for number in others if LABEL_TITLE.fullmatch(titles[number].lower())]
+    if label is None and len(others) > 1:
+        by_title = [number for number in others if titles and LABEL_TITLE.fullmatch(titles[number].lower())]
         label = by_title[0] if len(by_title) == 1 else None
         if (
             label is None
             and len(by_title) < 2
-            and all(set(columns[number]) <= {"0", "1", "0.0", "1.0"} for number in others)
+            and all({cell.lower() for cell in columns[number]} <= FLAGS for number in others)
         ):
             raise UserError(
-                f"{where}: the columns {few([names[number] for number in others])} hold 0 and 1, one for each class: "
-                f"{NOT_SUPPORTED}; write the name of the one class into one column"
+                f"{where}: the columns {few([names[number] for number in others])} hold 0 and 1, or words for them, "
+                f"one for each class: {NOT_SUPPORTED}; write the name of the one class into one column, or, if one of "
+                "these holds the classes, say so with --label-column"
             )
     if label is None and len(others) == 1:
         label = others[0]

@@ -60,7 +60,7 @@ def skipped_notes(described: SourceDescription) -> list[str]:
         return []
     more = ", ..." if names and count > len(names) else ""
     return [
-        f"{count_of(count, 'file')} skipped, not an image suffix" + (f": {', '.join(names)}{more}" if names else "")
+        f"{count_of(count, 'file')} skipped, no image by the name" + (f": {', '.join(names)}{more}" if names else "")
     ]
 
 

@@ -345,10 +345,21 @@ def test_quarantine_leaves_bad_samples_out_and_lists_them(image_tree: Path, tmp_
         convert_here("image-folder", str(image_tree), output)
 
 
+def test_a_class_that_lost_all_its_images_is_told(image_tree: Path, tmp_path: Path, convert_here) -> None:
+    for file in (image_tree / "emu").iterdir():
+        file.write_bytes(b"")
+    for _ in range(2):  # the second time it is done already
+        outcome = convert_here("image-folder", str(image_tree), tmp_path / "a.beton", max_bad="2")
+        assert outcome.warnings == ("classes of which every image was bad, so that none is left: emu",)
+
+
 def test_nothing_but_bad_samples_is_no_beton(image_tree: Path, tmp_path: Path, convert_here) -> None:
     for file in image_tree.rglob("*.JPEG"):
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="none of its images can be stored"):
+    with pytest.raises(
+        UserError,
+        match=r"none of its images can be stored \(first: cat/0.JPEG is empty\); all are listed in .*bad-samples.tsv",
+    ):
         convert_here("image-folder", str(image_tree), tmp_path / "a.beton", max_bad="100%")
     assert not (tmp_path / "a.beton").exists()
 

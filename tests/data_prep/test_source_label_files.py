@@ -127,10 +127,11 @@ def test_columns_that_are_not_used_are_told(open_with: Open) -> None:
             lambda i: f"{i % 3 == 0:d},{i % 3 == 1:d},{i % 3 == 2:d}",
             "healthy, rust, scab hold 0 and 1",
         ),
+        ("image,cat,dog", lambda number: f"{number % 2 == 0},{number % 2 == 1}", "cat, dog hold 0 and 1, or words"),
         (
             "image,a,b",
             lambda i: "1.0,0.0",
-            "the columns a, b hold 0 and 1, one for each class: one class for each image is",
+            "the columns a, b hold 0 and 1, or words for them, one for each class: one class for each image is",
         ),
         (
             "image,label1,label2",
