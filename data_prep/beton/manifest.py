@@ -148,11 +148,17 @@ def read_manifest(beton: Path) -> Manifest:
 
 
 def require_file(beton: Path) -> None:
-    """UserError when there is no such file."""
+    """UserError unless `beton` is a file, and no manifest."""
+    if beton.name.endswith(".manifest.json"):
+        raise UserError(f"{beton}: is a manifest; give the beton beside it, NAME.beton")
     if beton.is_dir():
-        raise UserError(f"{beton}: is a folder; expected a .beton")
-    if not beton.is_file():
+        inside = sorted(path.name for path in beton.glob("*.beton"))
+        such_as = f", such as {inside[0]} in it" if inside else ""
+        raise UserError(f"{beton}: is a folder; expected a .beton{such_as}")
+    if not beton.exists():
         raise UserError(f"{beton}: does not exist; `data-prep convert --help` says how to make one")
+    if not beton.is_file():
+        raise UserError(f"{beton}: is no regular file; expected a .beton")
 
 
 def load_manifest(beton: Path) -> Manifest:

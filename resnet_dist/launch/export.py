@@ -56,6 +56,8 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     file_format = SUFFIXES.get(path.suffix)
     if file_format is None:
         raise UserError(f"{path}: end its name in {', '.join(SUFFIXES)}, which says what it becomes")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     model = load_model(source, tracking_uri)
     class_names, *warnings = _class_names(model, data)
     pictures = model.pictures
@@ -69,9 +71,12 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
             "the default settings: give --data FILE.beton"
         )
     images = _images(model, data)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    create(temporary).close()  # a link that has its name would be written through
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        create(temporary).close()  # a link that has its name would be written through
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         with _quiet():
             _WRITERS[file_format](model.classifier, images[:2], temporary)

@@ -124,6 +124,8 @@ class _Locked(UserError):
 @contextmanager
 def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
     """Raises UserError for a file that is damaged, or cannot be read, or that somebody else holds for too long."""
+    if database.is_dir():
+        raise UserError(f"tracking_uri: {database} is a folder; name a database in it, such as mlflow.db")
     try:
         uri = f"file:{quote(str(database))}?mode={mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=_LIMIT_S)) as connection:

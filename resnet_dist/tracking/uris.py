@@ -35,6 +35,8 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
                 "use sqlite:///folder/mlflow.db"
             )
         return f"sqlite:///{path}{question}{query}"
+    if not separator and Path(uri).suffix in (".db", ".sqlite", ".sqlite3"):
+        raise UserError(f"tracking_uri: {uri} is a file's name; for an sqlite database write sqlite:///{uri}")
     if not separator or scheme == "file":
         raise UserError(
             f"tracking_uri: {redacted(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "

@@ -24,6 +24,17 @@ def beton(tmp_path: Path, convert_here) -> Path:
     return tmp_path / "train.beton"
 
 
+def test_what_is_given_in_a_betons_place_is_called_what_it_is(beton: Path) -> None:
+    for other, told in (
+        (beton.parent, "is a folder; expected a .beton, such as train.beton in it"),
+        (manifest_path(beton), "is a manifest; give the beton beside it"),
+        (beton.with_name("none.beton"), "does not exist"),
+        (Path("/dev/null"), "is no regular file"),
+    ):
+        with pytest.raises(UserError, match=f"^{other}: {told}"):
+            load_manifest(other)
+
+
 def test_manifest_says_what_is_in_the_beton(beton: Path) -> None:
     manifest = load_manifest(beton)
     assert manifest.num_samples == 5

@@ -78,6 +78,12 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"end its name in \.onnx, \.pt2, \.pt, \.ts"):
         export_model("any", tmp_path / "net.bin")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(UserError, match=r"folder\.pt2: is a folder"):
+        export_model("any", tmp_path / "folder.pt2")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"net\.pt2: cannot be written"):
+        export_model("any", tmp_path / "file" / "net.pt2")
     nameless = TrainedModel("runs/demo", model.recipe, model.classifier, None)
     monkeypatch.setattr(export, "load_model", lambda source, uri: nameless)
     with pytest.raises(UserError, match=r"give --data FILE\.beton"):

@@ -57,13 +57,15 @@ def test_another_programs_or_a_damaged_database_is_named(tmp_path: Path, sqlite_
     damaged.write_bytes(b"SQLite format 3\0" + b"\1" * 5000)
     text = tmp_path / "notes.txt"
     text.write_text("a text")
-    for path, told in ((other, "not MLflow's"), (damaged, "damaged"), (text, "not a sqlite"), (tmp_path, "no file")):
+    for path, told in ((other, "not MLflow's"), (damaged, "damaged"), (text, "not a sqlite"), (tmp_path, "is a folder|no file")):
         with pytest.raises(UserError, match=told):
             prepare_store(f"sqlite:///{path}")
     assert text.read_text() == "a text"
     with pytest.raises(UserError, match="there is no MLflow database"):
         list_runs(f"sqlite:///{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder; name a database in it"):
+        list_runs(f"sqlite:///{tmp_path}")
     with pytest.raises(UserError, match="'None' is no name"):
         list_runs(sqlite_uri, "None")
 

@@ -33,6 +33,12 @@ def test_a_folder_is_refused_with_the_mend(uri):
         absolute_tracking_uri(uri, BASE)
 
 
+@pytest.mark.parametrize("uri", ["runs/mlflow.db", "/data/mlflow.sqlite"])
+def test_a_databases_path_is_told_its_uri(uri):
+    with pytest.raises(UserError, match=f"write sqlite:///{uri}$"):
+        absolute_tracking_uri(uri, BASE)
+
+
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///folder/", "sqlite://m.db"])
 def test_a_database_that_other_processes_cannot_see_is_refused(uri):
     with pytest.raises(UserError, match="names no file"):
