@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from resnet_dist.config.records import read_record
 from resnet_dist.errors import Fault
@@ -27,13 +27,16 @@ class RunResult:
 
 
 def read_result(storage: RunStorage) -> RunResult | None:
+    """What the run's end wrote, with the places where the run's files are now: its folder may have been moved."""
     content = storage.read(_FILE)
     if content is None:
         return None
     try:
-        return read_record(RunResult, content)
+        result = read_record(RunResult, content)
     except ValueError as error:
         raise Fault(f"{storage.location}/{_FILE}: is damaged ({error}); delete it and run again") from None
+    checkpoint = f"{storage.location}/{result.checkpoint.rpartition('/')[2]}"
+    return replace(result, run_dir=storage.location, checkpoint=checkpoint)
 
 
 def write_result(storage: RunStorage, result: RunResult) -> None:

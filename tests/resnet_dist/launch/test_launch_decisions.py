@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,9 +161,13 @@ finally:
 def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     assert read_result(storage) is None
-    result = RunResult("n", "d", "r", "t", "m", "c", 22, {"val/top1": 99.0})
+    result = RunResult("n", str(tmp_path), "r", "t", "m", f"{tmp_path}/epoch=002", 22, {"val/top1": 99.0})
     write_result(storage, result)
     assert read_result(storage) == result
+    copy = shutil.copytree(tmp_path, tmp_path / "moved")
+    moved = read_result(FolderStorage(copy))
+    assert moved is not None
+    assert (moved.run_dir, moved.checkpoint) == (str(copy), f"{copy}/epoch=002")
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(Fault, match="delete it and run again"):
         read_result(storage)

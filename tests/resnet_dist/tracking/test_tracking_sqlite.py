@@ -57,7 +57,12 @@ def test_another_programs_or_a_damaged_database_is_named(tmp_path: Path, sqlite_
     damaged.write_bytes(b"SQLite format 3\0" + b"\1" * 5000)
     text = tmp_path / "notes.txt"
     text.write_text("a text")
-    for path, told in ((other, "not MLflow's"), (damaged, "damaged"), (text, "not a sqlite"), (tmp_path, "is a folder|no file")):
+    for path, told in (
+        (other, "not MLflow's"),
+        (damaged, "damaged"),
+        (text, "not a sqlite"),
+        (tmp_path, "no file|folder"),
+    ):
         with pytest.raises(UserError, match=told):
             prepare_store(f"sqlite:///{path}")
     assert text.read_text() == "a text"
