@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,8 @@ def verify(
     beton = local_path(beton)
     options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
     opened = None
+    if source is None and {input_, split, classes, *asdict(options).values()} != {None}:
+        raise UserError("--input and other options of a source: --source NAME says which; add it to compare with that")
     if source is not None:
         name = load_manifest(beton).source.get("split") if split is None else split
         opened = Asked(source, input_, SplitRequest(name, explicit=name is not None), options, classes).open()

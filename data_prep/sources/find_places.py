@@ -7,9 +7,10 @@ import itertools
 import re
 from pathlib import Path
 
+from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.local_place import LocalPlace
-from data_prep.sources.places import IS_URL, Place
+from data_prep.sources.places import IS_URL, Place, without_credentials
 
 GLOB = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -25,7 +26,10 @@ def place_of(location: str) -> Place:
         return LocalPlace(str(Path(location.removeprefix("file://")).resolve()))
     from data_prep.sources.remote import remote_place
 
-    return remote_place(location)
+    try:
+        return remote_place(location)
+    except OSError as error:
+        raise UserError(f"{without_credentials(location)}: cannot be read: {error.strerror or error}") from None
 
 
 def find_places(location: str) -> list[Place]:

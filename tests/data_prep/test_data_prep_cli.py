@@ -147,6 +147,8 @@ def test_verify_of_a_damaged_beton_ends_with_1(tmp_path: Path) -> None:
         (["merge", "none.beton", "no.beton", "--output", "a.beton"], "none.beton: does not exist"),
         (["stage", "none.beton", "--to", "cache"], "none.manifest.json: does not exist"),
         (["verify", "none.beton"], "none.beton: does not exist"),
+        (["verify", "none.beton", "--input", "images"], "--source NAME says which; add it"),
+        (["inspect", "--source", "image-folder", "--input", "zip:///x"], "zip:///x: cannot be read: Is a directory"),
         (["verify", "."], "is a folder; expected a .beton"),
         (["merge", ".", "..", "--output", "a.beton"], "is a folder; expected a .beton"),
         (["convert", "--source", "image-folder", "--input", "", "--output", "a.beton"], "--input: is empty; leave it"),
