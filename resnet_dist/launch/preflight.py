@@ -35,6 +35,7 @@ from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.job import Job
 from resnet_dist.training.plan import RunPlan, plan_run
+from resnet_dist.tune.ledger import FILE as LEDGER
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         none_whole=found is None and bool(damaged),
         data_warnings=tuple(data_warnings),
     )
+
+
+def require_no_sweep(storage: RunStorage) -> None:
+    """UserError for a sweep's folder: a run in it would write into the sweep's MLflow run."""
+    if storage.read(LEDGER) is not None:
+        raise UserError(f"{storage.location}: is a sweep's folder; give another --name")
 
 
 def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from resnet_dist.launch.doctor import RAY_SNAPSHOT
 from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
 from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.node_cache import node_cache
-from resnet_dist.launch.preflight import Prepared, prepare, require_none_written
+from resnet_dist.launch.preflight import Prepared, prepare, require_no_sweep, require_none_written
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result
@@ -67,6 +67,7 @@ def train(recipe: Recipe, profile: Profile, name: str, *, parent_run_id: str | N
     startup = Startup()
     startup.passed("imports")
     prepared = prepare(recipe, profile, name)
+    require_no_sweep(prepared.storage)
     startup.passed("checks")
     if (done := read_result(prepared.storage)) is not None:
         return done

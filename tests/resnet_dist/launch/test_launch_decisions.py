@@ -27,6 +27,7 @@ from resnet_dist.launch.cluster import (
 )
 from resnet_dist.launch.control import RunControl, Status
 from resnet_dist.launch.fit import worker_environment
+from resnet_dist.launch.preflight import require_no_sweep
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.result import RunResult, read_result, write_result
 from resnet_dist.launch.screen import describe
@@ -156,6 +157,13 @@ finally:
     assert done.stderr.strip().startswith(
         "stopping at once: steps since the last checkpoint are trained again; the same"
     )
+
+
+def test_no_run_is_trained_in_a_sweeps_folder(tmp_path: Path) -> None:
+    require_no_sweep(FolderStorage(tmp_path))
+    (tmp_path / "ledger.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="is a sweep's folder; give another --name"):
+        require_no_sweep(FolderStorage(tmp_path))
 
 
 def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Path) -> None:
