@@ -192,6 +192,7 @@ _ONLY_IN_QUERIES = {"KEY"}
 _DOTTED_KEY = re.compile(r"(?:access|account|api|auth|encryption|private|secret|shared)\.key\Z", re.IGNORECASE)
 _ABOUT_IT = {"DIR", "FILE", "MODE", "PATH", "REF", "SECONDS", "TYPE"}
 """Last words of names under which not the secret lies, but its place or kind: RAY_AUTH_TOKEN_PATH."""
+_EXCEPTION = re.compile(r"[a-z](Error|Exception|Warning)\Z")
 _PROSE = {
     "AUTH", "COOKIE", "COOKIES", "CREDENTIALS", "KEYS", "PASS", "PASSWORDS", "PAT", "SAS", "SECRETS", "SIG",
     "SIGNATURE", "TOKEN", "TOKENS",
@@ -213,6 +214,8 @@ def _without_named_values(text: str) -> str:
 def _names_a_secret(found: re.Match[str]) -> bool:
     before, whole = found.group("before"), found.group("name")
     name = whole if _DOTTED_KEY.search(whole) else whole.rpartition(".")[2]
+    if _EXCEPTION.search(name):  # NoCredentialsError: what follows is its message
+        return False
     if name.upper() in _ONLY_IN_QUERIES:
         return before in ("?", "&", ";")
     within_prose = found.group("sign") == ":" and before is None and not found.group("quote")

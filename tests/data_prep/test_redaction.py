@@ -219,3 +219,15 @@ def test_the_last_line_of_a_command_passes_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "hunter2secret" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NoCredentialsError: Unable to locate credentials",
+        "botocore.exceptions.TokenRetrievalError: Error when retrieving token from sso",
+        "google.auth.exceptions.DefaultCredentialsError: Your default credentials were not found",
+    ],
+)
+def test_the_message_of_an_exception_is_no_secret(text: str) -> None:
+    assert redacted(text) == text
