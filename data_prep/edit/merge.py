@@ -15,10 +15,12 @@ from data_prep.errors import UserError
 
 
 def merge(betons: Sequence[Path], output: Path, on_written: Callable[[int, int], None] = lambda *_: None) -> Manifest:
-    """All samples of the first, then all of the second, ... UserError when their class names differ."""
+    """All samples of the first, then all of the second, ... UserError when their class names differ, or the same images
+    are given twice."""
     if len(betons) < 2:
         raise UserError("merge needs at least two betons")
     inputs = [open_input(beton) for beton in betons]
+    _require_different(inputs)
     _require_same_classes(inputs)
     chosen = Chosen(
         inputs=np.concatenate([np.full(len(item.reader), number) for number, item in enumerate(inputs)]),
@@ -29,6 +31,18 @@ def merge(betons: Sequence[Path], output: Path, on_written: Callable[[int, int],
     identity = digest_bytes(" ".join(item.manifest.digest for item in inputs).encode())
     source = {"name": "merge", "location": "", "split": inputs[0].manifest.source.get("split", "all")}
     return copy_samples(inputs, chosen, output, source={**source, "identity": identity}, on_written=on_written)
+
+
+def _require_different(inputs: Sequence[Input]) -> None:
+    """By content, whatever their names: each of its samples would be there twice."""
+    first: dict[str, Input] = {}
+    for item in inputs:
+        same = first.setdefault(item.manifest.digest, item)
+        if same is not item:
+            raise UserError(
+                f"merge: {same.reader.path} and {item.reader.path} hold the same images; name them once (samples are "
+                "repeated on purpose with `data-prep subset BETON --output FILE --indices FILE`)"
+            )
 
 
 def _require_same_classes(inputs: Sequence[Input]) -> None:

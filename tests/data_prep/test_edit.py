@@ -82,9 +82,10 @@ def test_a_damaged_beton_does_not_become_one_that_verifies(where: str, whole: Pa
     data = bytearray(damaged.read_bytes())
     data[at] ^= 1
     damaged.write_bytes(data)
+    subset(whole, Selection(every=2), tmp_path / "half.beton")
     for edit in (
         lambda output: subset(damaged, Selection(first=10), output),
-        lambda output: merge([whole, damaged], output),
+        lambda output: merge([tmp_path / "half.beton", damaged], output),
     ):
         with pytest.raises(
             Fault, match=r"a\.beton: bytes [\d,]+ and on are not what its manifest says; run `data-prep verify"
@@ -101,6 +102,14 @@ def test_betons_of_other_classes_do_not_merge(whole: Path, tmp_path: Path, conve
     with pytest.raises(UserError, match=r"class 4 is missing in .*a\.beton \(4 classes\), 'class-4' in .*c\.beton"):
         merge([whole, tmp_path / "c.beton"], tmp_path / "d.beton")
     assert not (tmp_path / "d.beton").exists()
+
+
+def test_the_same_images_do_not_merge_twice_whatever_their_names(whole: Path, tmp_path: Path) -> None:
+    for name in ("a.beton", "a.manifest.json", "a.samples.bin"):
+        shutil.copy(whole.parent / name, tmp_path / f"copy{name[1:]}")
+    for again in (whole, tmp_path / "copy.beton"):
+        with pytest.raises(UserError, match="hold the same images; name them once"):
+            merge([whole, again], tmp_path / "d.beton")
 
 
 def test_mistakes_are_the_users(whole: Path, tmp_path: Path) -> None:
