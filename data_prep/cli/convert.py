@@ -164,7 +164,11 @@ def convert(
         f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s{skipped}"
     )
     if outcome.num_turned:
-        done = "applied" if settings.exif == "apply" else "ignored, as by torchvision; --exif apply turns them upright"
+        done = (
+            "applied"
+            if settings.exif == "apply"
+            else "ignored, as torchvision does with JPEGs; --exif apply turns them upright"
+        )
         echo(f"{outcome.num_turned:,} images carry an EXIF orientation, which was {done}")
     if manifest.quarantined:
         echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")

@@ -43,7 +43,7 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
         if deadline_s - time.monotonic() < _PAUSE_S:
             raise Unanswered(
                 f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s)",
-                "start it or correct tracking_uri in the profile, then run the same command again",
+                "start it or correct tracking_uri (of the profile, or --tracking-uri), then run the same command again",
             )
         attempt_s *= 2
         time.sleep(_PAUSE_S)

@@ -60,7 +60,7 @@ def sync(
     """
     storage = FolderStorage(storage) if isinstance(storage, Path) else storage
     if not storage.names():
-        raise UserError(f"{storage.location}: no tracked run here: there is no such run")
+        raise UserError(f"{storage.location}: holds no tracked run; give the folder of one, for example runs/NAME")
     storage.pull()
     run_dir = storage.folder
     handle = recorded_run(run_dir, tracking_uri)

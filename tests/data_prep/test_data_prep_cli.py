@@ -374,7 +374,10 @@ def test_convert_says_what_became_of_turns_and_takes_a_background(tmp_path: Path
     source = ["--source", "image-folder", "--input", str(tmp_path / "tree"), "--workers", "0", "--encode", "raw"]
     done = data_prep("convert", *source, "--output", tmp_path / "all.beton", "--background", "250,128,1")
     assert (done.returncode, done.stderr) == (0, done.stderr)
-    assert "1 images carry an EXIF orientation, which was ignored, as by torchvision; --exif apply" in done.stdout
+    assert (
+        "1 images carry an EXIF orientation, which was ignored, as torchvision does with JPEGs; --exif apply"
+        in done.stdout
+    )
     assert load_manifest(tmp_path / "all.beton").settings["background"] == [250, 128, 1]
     assert bytes(BetonReader(tmp_path / "all.beton").image_bytes(1)[:3]) == bytes([250, 128, 1])
     again = data_prep("convert", *source, "--output", tmp_path / "all.beton", "--background", "250,128,1")
