@@ -12,10 +12,9 @@ from pathlib import Path
 
 from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.space import Space
-from resnet_dist.config.space_search import Asha, HyperBand, Median
 from resnet_dist.errors import UserError
 from resnet_dist.tune.best_recipe import best_recipe_text
-from resnet_dist.tune.cost import summary
+from resnet_dist.tune.cost import rung_shares, summary
 from resnet_dist.tune.figures import Curve, Dot, bars, best_so_far, heat_map, learning_curves, parallel_coordinates
 from resnet_dist.tune.importance import importance
 from resnet_dist.tune.ledger import read_ledger
@@ -86,7 +85,10 @@ def _draw(
             path=folder / "heat_map.png",
         ),
         learning_curves(
-            curves, space.metric, [share * length for share in _rungs(space)], folder / "learning_curves.png"
+            curves,
+            space.metric,
+            [share * length for share in rung_shares(space.scheduler)],
+            folder / "learning_curves.png",
         ),
         parallel_coordinates(
             [row.point for row in done], [row.score for row in done], space.metric, folder / "parallel_coordinates.png"
@@ -95,19 +97,6 @@ def _draw(
         best_so_far(*_progress(space, state), space.metric, folder / "best_so_far.png"),
     ]
     return [path for path in drawn if path is not None]
-
-
-def _rungs(space: Space) -> list[float]:
-    """Shares of the schedule at which trials are judged."""
-    match space.scheduler:
-        case Asha(first_rung=share, rungs=rungs, reduction_factor=factor):
-            return [share * factor**rung for rung in range(rungs)]
-        case HyperBand(reduction_factor=factor):
-            return [1 / factor**2, 1 / factor]
-        case Median(grace=share):
-            return [share]
-        case _:
-            return []
 
 
 def _progress(space: Space, state: SweepState) -> tuple[list[float], list[float]]:
