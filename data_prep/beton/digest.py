@@ -114,7 +114,7 @@ class RunningDigests:
 def sample_digest(data: bytes | bytearray | memoryview) -> int:
     """xxh3_64 of one image's bytes: whether they are the same when they are read a second time, within a conversion.
 
-    It proves nothing to anyone: what stands in the beton has the digests above.
+    It proves nothing: the bytes in the beton have the digests above.
     """
     return xxhash.xxh3_64_intdigest(data)
 

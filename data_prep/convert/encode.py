@@ -34,7 +34,7 @@ from data_prep.pixels import SMALLER, BadPicture, orientation, read_header, requ
 from data_prep.sources.ends import Ends
 
 ENCODING_VERSION = "3"
-"""Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. Stands in every manifest."""
+"""Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. It is in every manifest."""
 
 DRAFT_RESERVE = 2
 """A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as this many times the sides wanted are left to the resize filter.

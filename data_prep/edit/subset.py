@@ -18,7 +18,7 @@ from data_prep.sources.find_places import place_of
 from data_prep.sources.table import read_lines
 
 MAX_DIGITS = 30
-"""Of an index; no beton has so many samples, and Python reads no number of 5,000."""
+"""Of an index; no beton has so many samples, and Python refuses numbers of more than 4,300."""
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,9 @@ class Columns:
 class LabelTable:
     where: str
     classes: Mapping[str, str]
-    """File, as the table names it, -> what stands in the column of labels."""
+    """File, as the table names it, -> its cell in the column of labels."""
     splits: Mapping[str, str]
-    """File -> what stands in the column of splits; empty: there is none."""
+    """File -> its cell in the column of splits; empty: there is no such column."""
     first_lines: Mapping[str, int]
     """Label -> the line where it occurs first."""
     notes: tuple[str, ...] = ()

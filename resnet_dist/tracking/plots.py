@@ -34,7 +34,7 @@ def draw_plots(history: History, class_names: Sequence[str], folder: Path) -> li
     ):
         try:
             path = draw()
-        except Exception as error:  # noqa: BLE001 - whatever stands in a spool, a plot less ends no run
+        except Exception as error:  # noqa: BLE001 - whatever is in a spool, a missing plot ends no run
             _log.warning("a plot was not drawn: %s: %s", type(error).__name__, error)
             continue
         drawn += [path] if path is not None else []
