@@ -1,7 +1,8 @@
-"""What tests of several packages need: an object store on loopback."""
+"""What tests of several packages need: an environment of their own, and an object store on loopback."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,16 @@ import boto3
 import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
+
+
+@pytest.fixture(autouse=True)
+def environment_restored() -> Iterator[None]:
+    """The command lines set variables of their process; run inside a test, they must not reach the next test."""
+    before = dict(os.environ)
+    yield
+    for key in os.environ.keys() - before.keys():
+        del os.environ[key]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
