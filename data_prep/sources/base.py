@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -151,3 +152,11 @@ def digest_of(parts: Iterable[bytes | str | int]) -> str:
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
     return f"xxh3_128:{state.hexdigest()}"
+
+
+def listing_identity(
+    class_names: Sequence[str], names: Sequence[str], sizes: NDArray[np.int64], labels: NDArray[np.int64]
+) -> str:
+    """Digest of what a listing says: the same for the same files in a folder and in an archive."""
+    packed = os.fsencode("\0".join(names))
+    return digest_of([len(class_names), *class_names, packed, sizes.tobytes(), labels.tobytes()])

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sources.ahead import FetchAhead
-from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.base import Sample, SourceDescription, digest_of, listing_identity
 from data_prep.sources.ends import HEAD_BYTES, Ends, empty_ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
-from data_prep.sources.listing import PackedStrings, listing_identity
+from data_prep.sources.listing import PackedStrings
 from data_prep.sources.local_listing import LocalListing
 from data_prep.sources.local_place import LocalPlace
 from data_prep.sources.places import FileStatus, ListedFile, Place

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown as escape
-from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of
+from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of, listing_identity
 from data_prep.sources.devkit import Devkit, read_devkit
 from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.find_places import place_of
 from data_prep.sources.folder_files import is_image_name
 from data_prep.sources.imagenet import VAL_NAME, check_labels, label_map
-from data_prep.sources.listing import PackedStrings, listing_identity
+from data_prep.sources.listing import PackedStrings
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import Place
 from data_prep.sources.ranges import FileRanges, RecordedFile, record

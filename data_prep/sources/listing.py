@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.base import digest_of
-
 
 class PackedStrings(Sequence[str]):
     """An immutable list of file names (any bytes the file system allows)."""
@@ -35,11 +33,3 @@ class PackedStrings(Sequence[str]):
             raise IndexError(f"{index} of {len(self)}")
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
-
-
-def listing_identity(
-    class_names: Sequence[str], names: Sequence[str], sizes: NDArray[np.int64], labels: NDArray[np.int64]
-) -> str:
-    """Digest of what a listing says: the same for the same files in a folder and in an archive."""
-    packed = os.fsencode("\0".join(names))
-    return digest_of([len(class_names), *class_names, packed, sizes.tobytes(), labels.tobytes()])

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of
+from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of, listing_identity
 from data_prep.sources.class_order import require_order
 from data_prep.sources.ends import HEAD_BYTES, Ends
 from data_prep.sources.find_places import place_of
@@ -41,7 +41,7 @@ from data_prep.sources.labels import (
     text_label,
 )
 from data_prep.sources.left_out import skipped_notes
-from data_prep.sources.listing import PackedStrings, listing_identity
+from data_prep.sources.listing import PackedStrings
 from data_prep.sources.parallel import list_each
 from data_prep.sources.places import Reader
 from data_prep.sources.ranges import FileRanges, RecordedFile, record
