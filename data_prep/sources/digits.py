@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.sources.base import Sample, SourceDescription, digest_of
 from data_prep.sources.splits import SplitRequest, choose_split
+from data_prep.sources.synthetic import JPEG_QUALITY
 
 SIDE_PX = 32
-JPEG_QUALITY = 95
+
 VAL_EVERY = 5
 RECIPE = f"bicubic to {SIDE_PX}, RGB, JPEG {JPEG_QUALITY} 4:4:4"
 
