@@ -33,7 +33,7 @@ FENCES = {
         "resnet_dist.storage.objects",
     ),
     "botocore": ("resnet_dist.storage.objects",),
-    "aiohttp": ("data_prep.sources.http_client", "resnet_dist.storage.objects"),
+    "aiohttp": ("data_prep.sources.files.remote", "resnet_dist.storage.objects"),
     "sklearn": ("data_prep.sources",),
     "scipy": ("data_prep.sources", "resnet_dist.tune.points", "resnet_dist.tune.ranking"),
     "optuna": ("resnet_dist.tune.importance", "resnet_dist.launch.sweep"),
@@ -93,8 +93,8 @@ WALLS = {
     "data_prep.edit": (
         "data_prep.errors",
         "data_prep.beton",
-        "data_prep.sources.find_places",
-        "data_prep.sources.table",
+        "data_prep.sources.files.find",
+        "data_prep.sources.files.table",
     ),
     "data_prep.convert": (
         "data_prep.errors",

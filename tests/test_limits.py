@@ -7,7 +7,11 @@ from pathlib import Path
 from data_prep.beton import layout, manifest
 from data_prep.jpeg import header as jpeg
 from data_prep.pixels import LIMITS
-from data_prep.sources import cifar, devkit, find_places, hf_parquet, labels, places, table, tar_index, webdataset
+from data_prep.sources import cifar, hf_parquet, labels, webdataset
+from data_prep.sources import ilsvrc as devkit
+from data_prep.sources.files import find as find_places
+from data_prep.sources.files import places, table
+from data_prep.sources.files import tar as tar_index
 from resnet_dist.config import read_yaml, recipe_data
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from data_prep.errors import UserError
 from data_prep.sources import SOURCES, SourceOptions, open_source
 from data_prep.sources.base import Source
-from data_prep.sources.class_order import GIVEN
-from data_prep.sources.fixed_classes import with_classes
+from data_prep.sources.labels import GIVEN, with_classes
 from data_prep.sources.splits import SplitRequest
 
 

@@ -10,10 +10,10 @@ from data_prep.beton.manifest import Manifest
 from data_prep.convert.open_output import open_output
 from data_prep.convert.output import BETON, MANIFEST
 from data_prep.errors import UserError
-from data_prep.sources.find_places import place_of
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.table import read_text
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.splits import SPLIT_WORDS, splits_in
-from data_prep.sources.table import read_text
 
 SIBLINGS = ("train", "training", "val", "validation", "test")
 

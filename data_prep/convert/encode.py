@@ -31,7 +31,7 @@ from data_prep.jpeg.header import (
 )
 from data_prep.jpeg.native_check import are_sound
 from data_prep.pixels import SMALLER, BadPicture, orientation, read_header, require_sides, require_size, to_rgb, turned
-from data_prep.sources.ends import Ends
+from data_prep.sources.files.places import Ends
 
 ENCODING_VERSION = "3"
 """Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. It is in every manifest."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_prep.jpeg.header import SOF_PROGRESSIVE, JpegHeader, read_jpeg_header
 from data_prep.native_library import library as native_library
-from data_prep.sources.ends import TAIL_BYTES, Ends
+from data_prep.sources.files.places import TAIL_BYTES, Ends
 
 HEADER = np.dtype(
     [

@@ -20,8 +20,8 @@ from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload
 from data_prep.convert.output import BETON, Written
 from data_prep.errors import UserError
-from data_prep.sources.places import without_credentials
-from data_prep.sources.remote import READ_AHEAD_BYTES, failures
+from data_prep.sources.files.places import without_credentials
+from data_prep.sources.files.remote import READ_AHEAD_BYTES, failures
 
 MAX_PARTS = 10_000
 """Of one upload: S3's limit."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.convert.file_output import FileOutput, machine
 from data_prep.convert.output import BETON, Output
 from data_prep.errors import UserError
-from data_prep.sources.places import IS_URL
+from data_prep.sources.files.places import IS_URL
 
 
 def open_output(location: Path | str) -> Output:

@@ -23,7 +23,7 @@ from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name, whole_n
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
 from data_prep.sources.base import Source, SourceWithEnds, digest_of
-from data_prep.sources.ends import ends_of
+from data_prep.sources.files.places import ends_of
 from data_prep.strict_json import parse
 
 NOTE_PREFIX = "range-"

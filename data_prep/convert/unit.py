@@ -24,7 +24,7 @@ from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Source, SourceWithEnds, UnreadableSample, read_sample
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
+from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES
 
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.

@@ -14,8 +14,8 @@ from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.edit.copy_samples import Chosen, Input, copy_samples, open_input
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.find_places import place_of
-from data_prep.sources.table import read_lines
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.table import read_lines
 
 MAX_DIGITS = 30
 """Of an index; no beton has so many samples, and Python refuses numbers of more than 4,300."""

@@ -23,7 +23,7 @@ TABLE_OPTIONS = ("labels", "class_order", "image_column", "label_column")
 SOURCES = {
     "cifar10": SourceKind("data_prep.sources.cifar:Cifar10"),
     "cifar100": SourceKind("data_prep.sources.cifar:Cifar100"),
-    "digits": SourceKind("data_prep.sources.digits:Digits"),
+    "digits": SourceKind("data_prep.sources.builtin:Digits"),
     "hf-parquet": SourceKind("data_prep.sources.hf_parquet:HfParquet", TABLE_OPTIONS),
     "ilsvrc": SourceKind("data_prep.sources.ilsvrc:Ilsvrc", ("devkit",)),
     "image-folder": SourceKind(
@@ -31,7 +31,7 @@ SOURCES = {
         ("labels", "file_column", "label_column", "class_order", "folders_are"),
     ),
     "kaggle": SourceKind("data_prep.sources.kaggle:Kaggle"),
-    "synthetic": SourceKind("data_prep.sources.synthetic:Synthetic"),
+    "synthetic": SourceKind("data_prep.sources.builtin:Synthetic"),
     "webdataset": SourceKind("data_prep.sources.webdataset:WebDataset", TABLE_OPTIONS),
 }
 """`--source` name -> where it is."""

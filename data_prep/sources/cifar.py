@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.sources.base import Sample, SourceDescription, digest_of
 from data_prep.sources.cifar_pickle import read_cifar_pickle
-from data_prep.sources.find_places import place_of
-from data_prep.sources.places import Place, read_small
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.places import Place, read_small
+from data_prep.sources.files.tar import walk_tar
 from data_prep.sources.splits import SplitRequest, choose_split
-from data_prep.sources.tar_index import walk_tar
 
 SIDE_PX = 32
 PIXEL_BYTES = 3 * SIDE_PX * SIDE_PX

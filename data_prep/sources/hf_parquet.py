@@ -19,18 +19,21 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import Sample, SourceDescription, digest_of
-from data_prep.sources.class_order import require_order
-from data_prep.sources.find_places import place_of
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.listing import RecordedFile, record
+from data_prep.sources.files.places import changed
 from data_prep.sources.imagenet import NUM_VAL, check_labels
 from data_prep.sources.label_file import read_class_names
-from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes
-from data_prep.sources.parquet_schema import Columns, compare_columns, compare_names, find_columns, names_of_classes
-from data_prep.sources.places import changed
-from data_prep.sources.ranges import RecordedFile, record
-from data_prep.sources.row_group import (
+from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes, require_order
+from data_prep.sources.parquet_file import (
     LARGE_GROUP_BYTES,
+    Columns,
     RowGroup,
+    compare_columns,
+    compare_names,
+    find_columns,
     leaf_numbers,
+    names_of_classes,
     open_parquet,
     rows_at_once,
     telling_damage,

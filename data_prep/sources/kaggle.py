@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.find_places import place_of
-from data_prep.sources.folder_files import FolderFiles, describe_files, is_image_name
-from data_prep.sources.image_folder import list_classes
+from data_prep.sources.base import left_out_notes, why_empty
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.places import ListedFile, Place
+from data_prep.sources.files.table import read_lines, read_table
+from data_prep.sources.image_folder import FolderFiles, describe_files, is_image_name, list_classes
 from data_prep.sources.imagenet import WNID
-from data_prep.sources.left_out import left_out_notes, why_empty
-from data_prep.sources.places import ListedFile, Place
 from data_prep.sources.splits import SplitRequest, choose_split
-from data_prep.sources.table import read_lines, read_table
 
 IMAGES = "ILSVRC/Data/CLS-LOC"
 SYNSETS = "LOC_synset_mapping.txt"

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.class_order import GIVEN, NUMBER
+from data_prep.sources.files.places import Place
+from data_prep.sources.files.table import Row, read_lines, read_table
 from data_prep.sources.imagenet import WNID, are_wnids
-from data_prep.sources.labels import MAX_CLASSES, MAX_NAME_CHARS, Label, number_classes, text_label
-from data_prep.sources.places import Place
+from data_prep.sources.labels import GIVEN, MAX_CLASSES, MAX_NAME_CHARS, NUMBER, Label, number_classes, text_label
 from data_prep.sources.splits import splits_in
-from data_prep.sources.table import Row, read_lines, read_table
 
 FILE_TITLES = frozenset(
     (

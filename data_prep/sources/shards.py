@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.file_kinds import COMPRESSED_SUFFIXES
-from data_prep.sources.find_places import GLOB, find_places, place_of
-from data_prep.sources.places import IS_URL, NO_FILE, Place, without_credentials
+from data_prep.sources.files.find import GLOB, find_places, place_of
+from data_prep.sources.files.places import IS_URL, NO_FILE, Place, without_credentials
+from data_prep.sources.files.tar import COMPRESSED_SUFFIXES
 from data_prep.sources.splits import SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
 
 COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>.*)")

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of, listing_identity
-from data_prep.sources.class_order import require_order
-from data_prep.sources.ends import HEAD_BYTES, Ends
-from data_prep.sources.find_places import place_of
-from data_prep.sources.folder_files import SUFFIXES
+from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of, listing_identity, skipped_notes
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedFile, list_each, record
+from data_prep.sources.files.places import HEAD_BYTES, Ends, Reader
+from data_prep.sources.files.tar import Member, walk_tar
+from data_prep.sources.image_folder import SUFFIXES
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.labels import (
@@ -38,16 +39,11 @@ from data_prep.sources.labels import (
     exact_label,
     labels_without_samples,
     number_classes,
+    require_order,
     text_label,
 )
-from data_prep.sources.left_out import skipped_notes
-from data_prep.sources.listing import PackedStrings
-from data_prep.sources.parallel import list_each
-from data_prep.sources.places import Reader
-from data_prep.sources.ranges import FileRanges, RecordedFile, record
 from data_prep.sources.shards import Chosen, choose_shards, find_shards, names_in_keys, refuse_splits_within
 from data_prep.sources.splits import SplitRequest
-from data_prep.sources.tar_index import Member, walk_tar
 
 IMAGE_ENDINGS = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
 LABEL_ENDING, TABLE_ENDING, TABLE_KEY = "cls", "json", "label"

@@ -27,7 +27,7 @@ from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
-from data_prep.sources.ends import HEAD_BYTES, Ends, empty_ends, ends_bytes
+from data_prep.sources.files.places import HEAD_BYTES, Ends, empty_ends, ends_bytes
 from data_prep.sources.splits import requested_split
 
 Picture = Callable[..., Image.Image]

@@ -30,9 +30,9 @@ from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Sample, Source, SourceDescription
+from data_prep.sources.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
-from data_prep.sources.synthetic import Synthetic
 
 NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
 SOURCE = Synthetic(num_samples=NUM_SAMPLES, min_side=16, max_side=24, file_format="png")

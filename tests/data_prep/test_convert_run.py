@@ -36,9 +36,9 @@ from data_prep.convert.run import PUBLISHING, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.errors import Fault, UserError
 from data_prep.sources.base import Sample, SourceDescription
+from data_prep.sources.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
-from data_prep.sources.synthetic import Synthetic
 
 THREE_UNITS = Synthetic(num_samples=2 * UNIT_SAMPLES + 100, min_side=8, max_side=12, file_format="png")
 
@@ -512,7 +512,7 @@ from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
-from data_prep.sources.synthetic import Synthetic
+from data_prep.sources.builtin import Synthetic
 
 source = Synthetic(num_samples=6000, min_side=32, max_side=64)
 settings = ConvertSettings(encode="mixed", raw_share=0.5, page_bytes=2 << 20)

@@ -31,7 +31,7 @@ from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.header import read_jpeg_header
 from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check
 from data_prep.pixels import to_rgb
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, empty_ends
+from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, empty_ends
 
 
 def reads_cleanly(data: bytes) -> bool:

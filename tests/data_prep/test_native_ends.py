@@ -15,10 +15,9 @@ from data_prep import native_library
 from data_prep.convert import jpeg_headers
 from data_prep.errors import Fault
 from data_prep.jpeg.header import read_jpeg_header
-from data_prep.sources import local_listing
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES, Ends, ends_of
+from data_prep.sources.files import local as local_listing
+from data_prep.sources.files.places import HEAD_BYTES, NO_FILE, TAIL_BYTES, Ends, ends_of
 from data_prep.sources.image_folder import ImageFolder
-from data_prep.sources.places import NO_FILE
 from data_prep.sources.splits import SplitRequest
 
 needs_c = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.base import Source, notes_of
+from data_prep.sources.files.local import LocalPlace
 from data_prep.sources.label_file import read_class_names
-from data_prep.sources.local_place import LocalPlace
 from data_prep.sources.splits import SplitRequest
 
 ANY = SplitRequest(None, explicit=False)

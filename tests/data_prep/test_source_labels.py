@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.class_order import are_numbered, notes_on_order, order_classes
 from data_prep.sources.imagenet import check_labels, label_map
+from data_prep.sources.labels import are_numbered, notes_on_order, order_classes
 from data_prep.sources.splits import SplitRequest
 
 ANY = SplitRequest(None, explicit=False)

@@ -23,9 +23,9 @@ import pytest
 
 from data_prep.errors import Fault, UserError
 from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.files.places import without_credentials
+from data_prep.sources.files.remote import READ_AHEAD_BYTES, RemotePlace, remote_place
 from data_prep.sources.label_file import read_class_names
-from data_prep.sources.places import without_credentials
-from data_prep.sources.remote import READ_AHEAD_BYTES, RemotePlace, remote_place
 from data_prep.sources.splits import SplitRequest
 
 TarOf = Callable[[dict[str, bytes]], bytes]
@@ -254,7 +254,7 @@ def test_parquet_over_http_by_parts_and_whole(
 ) -> None:
     root, url = server
     write_parquet(root / "train-00000-of-00001.parquet", [0, 1, 2, 0, 1])
-    monkeypatch.setattr("data_prep.sources.remote.SMALL_BYTES", small_bytes)
+    monkeypatch.setattr("data_prep.sources.files.remote.SMALL_BYTES", small_bytes)
     source = open_source("hf-parquet", f"{url}/train-00000-of-00001.parquet", ANY)
     assert [(source[i].data, source[i].label) for i in (0, 4, 2)] == [(b"image %d" % i, i % 3) for i in (0, 4, 2)]
     assert any(part is not None for _, part in RangeHandler.requests) == (small_bytes == 0)
@@ -339,8 +339,8 @@ class OddHandler(http.server.BaseHTTPRequestHandler):
     ],
 )
 def test_a_server_that_answers_oddly_ends_in_one_line(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.sources.remote.FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr("data_prep.sources.http_client.MAX_PAGE_BYTES", 1 << 20)
+    monkeypatch.setattr("data_prep.sources.files.remote.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("data_prep.sources.files.remote.MAX_PAGE_BYTES", 1 << 20)
     OddHandler.num_sent = 0
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHandler) as httpd:
         httpd.daemon_threads = True
@@ -357,7 +357,7 @@ def test_a_server_that_answers_oddly_ends_in_one_line(path: str, message: str, m
 
 
 def test_an_endless_text_is_read_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.sources.http_client.MAX_SAMPLE_BYTES", 1 << 20)
+    monkeypatch.setattr("data_prep.sources.files.remote.MAX_SAMPLE_BYTES", 1 << 20)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHandler) as httpd:
         httpd.daemon_threads = True
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
@@ -376,7 +376,7 @@ def test_a_passing_failure_is_tried_again(
     memory: Any, monkeypatch: pytest.MonkeyPatch, failures: int, succeeds: bool
 ) -> None:
     memory.pipe_file("/b/a", b"data")
-    monkeypatch.setattr("data_prep.sources.remote.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("data_prep.sources.files.remote.FIRST_PAUSE_S", 0.0)
     calls: list[int] = []
     real = type(memory).cat_file
 

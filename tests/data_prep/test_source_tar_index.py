@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from data_prep.sources.tar_index import Member, walk_tar
+from data_prep.sources.files.tar import Member, walk_tar
 
 TarOf = Callable[[dict[str, bytes]], bytes]
 
@@ -136,7 +136,7 @@ def test_what_follows_the_end_mark_is_never_ignored(tar_of: TarOf, gap: int, str
 
 
 def test_zeros_behind_the_end_mark_are_read_to_a_limit(monkeypatch: pytest.MonkeyPatch, tar_of: TarOf) -> None:
-    monkeypatch.setattr("data_prep.sources.tar_index.MAX_TAIL_BYTES", 1 << 20)
+    monkeypatch.setattr("data_prep.sources.files.tar.MAX_TAIL_BYTES", 1 << 20)
     assert walk(tar_of({}) + bytes(1 << 20)) == []
     with pytest.raises(UserError, match="more than 1,048,576 bytes lie behind its end mark"):
         next(walk_tar(lambda start, length: bytes(length), 0, 1 << 60, "a.tar"))

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.base import Source, SourceWithEnds
-from data_prep.sources.ends import HEAD_BYTES, TAIL_BYTES
-from data_prep.sources.find_places import expand_braces
-from data_prep.sources.local_place import LocalPlace
-from data_prep.sources.places import FileStatus
+from data_prep.sources.files.find import expand_braces
+from data_prep.sources.files.local import LocalPlace
+from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, FileStatus
 from data_prep.sources.splits import SplitRequest
 
 TarOf = Callable[[dict[str, bytes]], bytes]

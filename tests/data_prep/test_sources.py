@@ -19,8 +19,8 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
+from data_prep.sources.files.listing import PackedStrings
 from data_prep.sources.image_folder import ImageFolder
-from data_prep.sources.listing import PackedStrings
 from data_prep.sources.splits import SplitRequest, choose_split, requested_split
 
 ANY = SplitRequest(None, explicit=False)
@@ -306,7 +306,7 @@ def test_hf_parquet_reads_rows_in_order_and_at_random(hub: Path) -> None:
 
 def test_large_row_groups_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.sources.hf_parquet.LARGE_GROUP_BYTES", 100)
-    monkeypatch.setattr("data_prep.sources.row_group.rows_at_once", lambda *_, **__: 3)
+    monkeypatch.setattr("data_prep.sources.parquet_file.rows_at_once", lambda *_, **__: 3)
     write_parquet(tmp_path / "0.parquet", [b"image %d" % i for i in range(30)], [0] * 30, row_group_size=20)
     source = open_source("hf-parquet", str(tmp_path), ANY)
     for i in [*range(30), 29, 19, 5, 4, 18, 0]:

@@ -17,7 +17,7 @@ from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
-from data_prep.sources.synthetic import Synthetic
+from data_prep.sources.builtin import Synthetic
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe

@@ -14,7 +14,7 @@ from data_prep.convert.pool import ThisProcess
 from data_prep.convert.progress import NoProgress
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
-from data_prep.sources.synthetic import Synthetic
+from data_prep.sources.builtin import Synthetic
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.launch.data_identity import (

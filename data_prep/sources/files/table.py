@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.places import Place, read_small
+from data_prep.sources.files.places import Place, read_small
 
 MAX_TEXT_BYTES = 256 << 20
 """A line for each of ImageNet's images takes 60 MB."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.local_place import LocalPlace
-from data_prep.sources.places import IS_URL, Place, without_credentials
+from data_prep.sources.files.local import LocalPlace
+from data_prep.sources.files.places import IS_URL, Place, without_credentials
 
 GLOB = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -24,7 +24,7 @@ def place_of(location: str) -> Place:
         return LocalPlace(str(Path(location).expanduser().resolve()))
     if location.startswith("file://"):
         return LocalPlace(str(Path(location.removeprefix("file://")).resolve()))
-    from data_prep.sources.remote import remote_place
+    from data_prep.sources.files.remote import remote_place
 
     try:
         return remote_place(location)
@@ -42,7 +42,7 @@ def find_places(location: str) -> list[Place]:
         if not GLOB.search(expanded) or (IS_URL.match(expanded) and "*" not in expanded):
             found.append(place_of(expanded))
         elif IS_URL.match(expanded) and not expanded.startswith("file://"):
-            from data_prep.sources.remote import remote_glob
+            from data_prep.sources.files.remote import remote_glob
 
             found += remote_glob(expanded)
         elif Path(expanded).expanduser().exists():  # a name that only looks like a pattern
