@@ -90,6 +90,7 @@ WALLS = {
         "data_prep.beton.class_names",
         "data_prep.beton.files",
     ),
+    "data_prep.sources.files": ("data_prep.errors", "data_prep.native_library", "data_prep.beton.files"),
     "data_prep.edit": (
         "data_prep.errors",
         "data_prep.beton",

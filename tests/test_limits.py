@@ -7,11 +7,8 @@ from pathlib import Path
 from data_prep.beton import layout, manifest
 from data_prep.jpeg import header as jpeg
 from data_prep.pixels import LIMITS
-from data_prep.sources import cifar, hf_parquet, labels, webdataset
-from data_prep.sources import ilsvrc as devkit
-from data_prep.sources.files import find as find_places
-from data_prep.sources.files import places, table
-from data_prep.sources.files import tar as tar_index
+from data_prep.sources import cifar, hf_parquet, ilsvrc, labels, webdataset
+from data_prep.sources.files import find, places, table, tar
 from resnet_dist.config import read_yaml, recipe_data
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
@@ -60,10 +57,10 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             ("classes", f"{labels.MAX_CLASSES:,}", "labels 0 to one less"),
             ("a class's name", f"{labels.MAX_NAME_CHARS:,} characters", ""),
             ("a table of labels", mib(table.MAX_TEXT_BYTES), "`--labels`, `--classes`, Kaggle's tables"),
-            ("names that `{0..9}` and `*` stand for", f"{find_places.MAX_EXPANDED:,}", ""),
-            ("a name in a tar", f"{tar_index.MAX_NAME_BYTES:,} bytes", ""),
-            ("an extended header in a tar", mib(tar_index.MAX_EXTENSION_BYTES), ""),
-            ("zeros behind a tar's end", mib(tar_index.MAX_TAIL_BYTES), "anything else there is refused"),
+            ("names that `{0..9}` and `*` stand for", f"{find.MAX_EXPANDED:,}", ""),
+            ("a name in a tar", f"{tar.MAX_NAME_BYTES:,} bytes", ""),
+            ("an extended header in a tar", mib(tar.MAX_EXTENSION_BYTES), ""),
+            ("zeros behind a tar's end", mib(tar.MAX_TAIL_BYTES), "anything else there is refused"),
             ("a label's file in a WebDataset", mib(webdataset.MAX_LABEL_BYTES), "`.cls` and `.json`"),
             (
                 "rows of a parquet file",
@@ -75,7 +72,7 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
                 mib(cifar.MAX_UNPACKED_BYTES),
                 f"its files together {mib(cifar.MAX_FILES_BYTES)}",
             ),
-            ("a devkit, unpacked", mib(devkit.MAX_UNPACKED_BYTES), ""),
+            ("a devkit, unpacked", mib(ilsvrc.MAX_UNPACKED_BYTES), ""),
         ],
         "A beton": [
             ("a side of a stored image", f"{layout.MAX_SIDE_PX:,} px", "of the format"),

@@ -15,7 +15,7 @@ from data_prep import native_library
 from data_prep.convert import jpeg_headers
 from data_prep.errors import Fault
 from data_prep.jpeg.header import read_jpeg_header
-from data_prep.sources.files import local as local_listing
+from data_prep.sources.files import local
 from data_prep.sources.files.places import HEAD_BYTES, NO_FILE, TAIL_BYTES, Ends, ends_of
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
@@ -95,21 +95,21 @@ def test_c_tells_the_status_that_python_tells(tmp_path: Path) -> None:
     odd = os.fsdecode(b"odd-\xff-\xe2\x98\x83")
     (tmp_path / odd).write_bytes(b"123")
     names = [*sorted(path.name for path in tmp_path.iterdir()), "missing"]
-    found = dict(zip(names, local_listing.stat_files(str(tmp_path), names), strict=True))
-    assert found == {name: local_listing._status(str(tmp_path), name) for name in names}
+    found = dict(zip(names, local.stat_files(str(tmp_path), names), strict=True))
+    assert found == {name: local._status(str(tmp_path), name) for name in names}
     assert found["plain"] == found["link"] == (5, (tmp_path / "plain").stat().st_mtime_ns)
     assert {name for name, status in found.items() if status == (0, NO_FILE)} == {
         *("folder", "missing", "pipe", "to-folder", "to-nothing")
     }
-    assert local_listing.stat_files(str(tmp_path), []) == []
+    assert local.stat_files(str(tmp_path), []) == []
     with pytest.raises(OSError, match="File name too long"):
-        local_listing.stat_files(str(tmp_path), ["x" * 5000])
+        local.stat_files(str(tmp_path), ["x" * 5000])
 
 
 def test_without_the_c_python_tells(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = jpeg_headers.read_jpeg_headers(ends_in(plain))
     monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
-    monkeypatch.setattr(local_listing, "native_library", lambda: None)
+    monkeypatch.setattr(local, "native_library", lambda: None)
     assert jpeg_headers.read_jpeg_headers(ends_in(plain)) == expected
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_as_it_was_listed_is_left_out_and_told_when_it_is_read(tmp_p
 
 def test_without_the_c_every_file_is_read_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
-    monkeypatch.setattr(local_listing, "native_library", lambda: None)
+    monkeypatch.setattr(local, "native_library", lambda: None)
     source = tree_of(tmp_path, {"a.jpg": b"abc"})
     assert source.ends([0]).num_bytes.tolist() == [-1]
     into = memoryview(bytearray(3))
@@ -177,5 +177,5 @@ def test_without_the_c_every_file_is_read_by_python(tmp_path: Path, monkeypatch:
 @needs_c
 def test_a_file_larger_than_a_sample_may_be_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tree_of(tmp_path, {"a.jpg": b"abc", "b.jpg": b"abcd"})
-    monkeypatch.setattr(local_listing, "MAX_SAMPLE_BYTES", 3)
+    monkeypatch.setattr(local, "MAX_SAMPLE_BYTES", 3)
     assert source.ends(range(2)).num_bytes.tolist() == [3, -1]

@@ -1,6 +1,6 @@
 """The one seam between sources and storage: a `Place` is a file or folder, local or behind a URL that fsspec opens.
 
-`local_place.py` and `remote.py` have the two kinds, `find_places.py` tells which one a location means. Nothing that a
+`local.py` and `remote.py` have the two kinds, `find.py` tells which one a location means. Nothing that a
 place shows to people or writes into manifests holds credentials.
 """
 

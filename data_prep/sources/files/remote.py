@@ -76,11 +76,7 @@ def remote_glob(pattern: str) -> list[Place]:
 def _file_system(url: str) -> tuple[Any, str]:
     import fsspec.core
 
-    options = {}
-    if _is_http(url):
-        from data_prep.sources.files.remote import bounded_session
-
-        options = {"get_client": bounded_session}
+    options = {"get_client": bounded_session} if _is_http(url) else {}
     try:
         return fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
