@@ -13,6 +13,7 @@ from data_prep.environment import cluster_address, given_address, without_proxy
 from data_prep.ray_cluster.connection import connect, start_local
 from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import UserError
+from resnet_dist.tracking.environment import client_environment
 
 NAMESPACE = "resnet-dist"
 _COUNT_AGAIN_S = 30.0
@@ -61,6 +62,16 @@ def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
     if local:
         settings["RAY_TRAIN_METRICS_ENABLED"] = "0"
     return settings
+
+
+def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
+    """The profile's variables, and short MLflow requests for workers that talk to a server.
+
+    None where there are neither: Ray then gives workers that are already up.
+    """
+    client = client_environment() if profile.tracking_uri.startswith("http") else {}
+    merged = {**client, **profile.env}
+    return {"env_vars": merged} if merged else None
 
 
 @contextmanager

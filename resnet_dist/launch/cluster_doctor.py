@@ -18,8 +18,7 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.ray_cluster.faults import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, workers_with_room
-from resnet_dist.launch.fit import worker_environment
+from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, worker_environment, workers_with_room
 from resnet_dist.launch.node_facts import (
     PROBE_FILE,
     NodeFacts,

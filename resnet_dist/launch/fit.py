@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +18,15 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.ray_cluster.faults import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import start_timeout_s
+from resnet_dist.launch.cluster import alive_nodes, start_timeout_s, worker_environment, workers_with_room
 from resnet_dist.launch.ray_context import WorkerSetup, worker_main
 from resnet_dist.launch.ray_storage import ray_storage
+from resnet_dist.launch.signals import StopSignal
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.environment import client_environment
 from resnet_dist.training.job import WorkerResult
+
+
+_LOOK_EVERY_S = 1.0
 
 
 class ControllerLost(Fault):
@@ -118,14 +122,20 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
     )
 
 
-def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
-    """The profile's variables, and short MLflow requests for workers that talk to a server.
+def wait_for_room(profile: Profile, stop: StopSignal) -> None:
+    """Until the nodes that stay have room for the fewest workers, `failure.wait_for_resources_s` at most.
 
-    None where there are neither: Ray then gives workers that are already up.
+    Returns too when the user wishes to stop. Raises Fault at the limit.
     """
-    client = client_environment() if profile.tracking_uri.startswith("http") else {}
-    merged = {**client, **profile.env}
-    return {"env_vars": merged} if merged else None
+    limit_s = profile.failure.wait_for_resources_s
+    deadline = time.monotonic() + limit_s
+    while (room := workers_with_room(alive_nodes(), profile)) < profile.workers.min and stop.number is None:
+        if time.monotonic() > deadline:
+            raise Fault(
+                f"the nodes that are left have room for {room} workers of {profile.workers}, and no more came for "
+                f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and give the same command again"
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _cause(error: BaseException) -> str:

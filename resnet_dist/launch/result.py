@@ -10,7 +10,7 @@ from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.small_files import write_json
 
-_FILE = "result.json"
+_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class RunResult:
 
 def read_result(storage: RunStorage) -> RunResult | None:
     """What the run's end wrote, with the places where the run's files are now: its folder may have been moved."""
-    content = storage.read(_FILE)
+    content = storage.read(_RESULT)
     if content is None:
         return None
     try:
         result = read_record(RunResult, content)
     except ValueError as error:
-        raise Fault(f"{storage.location}/{_FILE}: is damaged ({error}); delete it and run again") from None
+        raise Fault(f"{storage.location}/{_RESULT}: is damaged ({error}); delete it and run again") from None
     checkpoint = f"{storage.location}/{result.checkpoint.rpartition('/')[2]}"
     return replace(result, run_dir=storage.location, checkpoint=checkpoint)
 
 
 def write_result(storage: RunStorage, result: RunResult) -> None:
-    write_json(storage.folder / _FILE, asdict(result))
-    storage.publish(storage.folder / _FILE)
+    write_json(storage.folder / _RESULT, asdict(result))
+    storage.publish(storage.folder / _RESULT)

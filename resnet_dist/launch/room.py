@@ -13,27 +13,10 @@ from ray.exceptions import RayError
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import Node, alive_nodes, workers_with_room
-from resnet_dist.launch.signals import StopSignal
+from resnet_dist.launch.cluster import Node, alive_nodes
 
 _LOOK_EVERY_S = 1.0
 _CONNECT_LIMIT_S = 3.0
-
-
-def wait_for_room(profile: Profile, stop: StopSignal) -> None:
-    """Until the nodes that stay have room for the fewest workers, `failure.wait_for_resources_s` at most.
-
-    Returns too when the user wishes to stop. Raises Fault at the limit.
-    """
-    limit_s = profile.failure.wait_for_resources_s
-    deadline = time.monotonic() + limit_s
-    while (room := workers_with_room(alive_nodes(), profile)) < profile.workers.min and stop.number is None:
-        if time.monotonic() > deadline:
-            raise Fault(
-                f"the nodes that are left have room for {room} workers of {profile.workers}, and no more came for "
-                f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and give the same command again"
-            )
-        time.sleep(_LOOK_EVERY_S)
 
 
 def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], say: Callable[[str], None]) -> list[Node]:

@@ -26,14 +26,14 @@ from resnet_dist.launch.cluster import cluster_of, ray_session, require_capacity
 from resnet_dist.launch.completion import complete, trained_before
 from resnet_dist.launch.control import Status, start_control
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
-from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer
+from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer, wait_for_room
 from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.node_cache import node_cache
 from resnet_dist.launch.preflight import Prepared, prepare, require_no_sweep, require_none_written
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.result import RunResult, read_result
-from resnet_dist.launch.room import HeadWatch, asked_for, await_nodes, wait_for_room, worker_bundles
+from resnet_dist.launch.room import HeadWatch, asked_for, await_nodes, worker_bundles
 from resnet_dist.launch.screen import Screen
 from resnet_dist.launch.signals import StopSignal, stop_signals
 from resnet_dist.launch.startup import Startup

@@ -22,7 +22,7 @@ from resnet_dist.tracking.small_files import write_json
 from resnet_dist.training.checkpoint import Identity, newest_step
 from resnet_dist.training.job import WorkerResult
 
-_FILE = "trained.json"
+_TRAINED = "trained.json"
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def write_trained(storage: RunStorage, trained: Trained) -> None:
     tree = {key: value for key, value in vars(trained).items() if key not in ("recipe", "identity", "validation")}
     tree |= {"recipe": to_yaml(trained.recipe)}
     tree |= {key: asdict(getattr(trained, key)) for key in ("identity", "validation")}
-    write_json(storage.folder / _FILE, tree)
-    storage.publish(storage.folder / _FILE)
+    write_json(storage.folder / _TRAINED, tree)
+    storage.publish(storage.folder / _TRAINED)
 
 
 def read_trained(storage: RunStorage) -> Trained | None:
     """None if there is none that can be read, or its checkpoint is not there: then it is for a training to go on."""
-    content = storage.read(_FILE)
+    content = storage.read(_TRAINED)
     if content is None:
         return None
     try:
@@ -90,7 +90,7 @@ def _parsed(tree: dict[str, Any]) -> Trained:
         **{key: tree[key] for key in ("name", "validation_digest")},
         step=int(tree["step"]),
         metrics={str(key): float(value) for key, value in tree["metrics"].items()},
-        recipe=recipe_from_yaml(tree["recipe"], _FILE),
+        recipe=recipe_from_yaml(tree["recipe"], _TRAINED),
         identity=replace(Identity(**identity), class_names=tuple(identity["class_names"])),
         validation=DataInput(**tree["validation"]),
         register_models=tree["register_models"] is True,

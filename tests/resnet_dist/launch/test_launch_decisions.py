@@ -22,11 +22,11 @@ from resnet_dist.launch.cluster import (
     cluster_of,
     ray_session,
     require_capacity,
+    worker_environment,
     workers_that_fit,
     workers_with_room,
 )
 from resnet_dist.launch.control import RunControl, Status
-from resnet_dist.launch.fit import worker_environment
 from resnet_dist.launch.preflight import require_no_sweep
 from resnet_dist.launch.ray_context import WorkerSetup
 from resnet_dist.launch.result import RunResult, read_result, write_result
