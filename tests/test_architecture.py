@@ -25,7 +25,7 @@ FENCES = {
     "numba": ("resnet_dist.data", "resnet_dist.bench.batches"),  # in the bench: to seed the peer's draws
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
-    "pyarrow": ("data_prep.sources", "resnet_dist.launch.ray_storage"),
+    "pyarrow": ("data_prep.sources", "resnet_dist.launch.execute"),
     "fsspec": (
         "data_prep.sources",
         "data_prep.beton.stage",

@@ -12,13 +12,9 @@ import typer
 
 from data_prep.exit_codes import run_and_exit
 from resnet_dist.cli.bench import bench_app
-from resnet_dist.cli.doctor import doctor
-from resnet_dist.cli.evaluate import evaluate
-from resnet_dist.cli.export import export
-from resnet_dist.cli.plan import plan
-from resnet_dist.cli.runs import runs, tracking_app
-from resnet_dist.cli.schedules import schedules
-from resnet_dist.cli.show import show
+from resnet_dist.cli.models import evaluate, export
+from resnet_dist.cli.recipes import plan, schedules, show
+from resnet_dist.cli.runs import doctor, runs, tracking_app
 from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train

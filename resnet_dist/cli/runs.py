@@ -1,18 +1,121 @@
-"""`resnet-dist runs` and `resnet-dist tracking ...`: the MLflow side of runs."""
+"""Runs as tables for a terminal."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from resnet_dist.cli.options import AsJson
+from data_prep.shown import shown
+from resnet_dist.cli.options import AsJson, ProfileSets, load_profile_file
 from resnet_dist.errors import UserError
+from resnet_dist.tracking.listing import Difference, RunRow
+
+_COLORS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "red", "KILLED": "yellow"}
+
+
+def print_runs(rows: Sequence[RunRow], console: Console) -> None:
+    """One line for each run, newest first; says so if there is none."""
+    if not rows:
+        console.print("no runs")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in ("run", "status", "model", "top-1 %", "loss", "images/s", "started", "id"):
+        table.add_column(header, no_wrap=header != "run", overflow="fold")
+    for row in rows:
+        table.add_row(
+            _plain(row.name),
+            f"[{_COLORS.get(row.status, 'white')}]{row.status}[/]",
+            _plain(row.params.get("model.name", "")),
+            _number(row, "val/top1", ".2f"),
+            _number(row, "train/loss", ".4f"),
+            _number(row, "speed/images_per_s", ".0f"),
+            time.strftime("%m-%d %H:%M", time.localtime(row.start_ms / 1000)),
+            row.run_id[:8],
+        )
+    console.print(table)
+
+
+def print_differences(first: RunRow, second: RunRow, found: Sequence[Difference], console: Console) -> None:
+    table = Table("", title="what differs, and every metric's last value")
+    for run in (first, second):
+        table.add_column(_plain(run.name))
+    for pair in found:
+        table.add_row(*(_plain(text or "") for text in (pair.key, pair.first, pair.second)))
+    console.print(table)
+
+
+def _plain(text: str) -> Text:
+    """As it is, but for control characters: names come from a server, and rich would read `[...]` as markup."""
+    return Text(shown(text))
+
+
+def _number(row: RunRow, key: str, form: str) -> str:
+    return format(row.metrics[key], form) if key in row.metrics else ""
+
+
+# `resnet-dist doctor`.
+
+
+def doctor(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run under the profile's storage: a folder or s3://.")
+    ] = None,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged or left over in RUN; nothing needs it.")
+    ] = False,
+    on: Annotated[Path | None, typer.Option("--on", metavar="PROFILE", help="Examine this profile's cluster.")] = None,
+    profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
+) -> None:
+    """Look through a run's storage - what is whole, where it would go on - or through a cluster before a run: versions,
+    clocks, disks, shared paths, ports, how fast the nodes talk.
+
+    Examples: resnet-dist doctor runs/demo      resnet-dist doctor --on cluster/profiles/laptop.yaml
+    """
+    if (run is None) == (on is None):
+        raise UserError("give either a RUN, to look through its storage, or --on PROFILE, to examine its cluster")
+    if on is not None:
+        _examine_cluster(on, profile_set)
+    elif run is not None:
+        _examine_run(run, mend=mend)
+
+
+def _examine_run(run: str, *, mend: bool) -> None:
+    from resnet_dist.launch.doctor import examine, repair, verdict
+    from resnet_dist.storage.location import open_storage
+
+    storage = open_storage(run)
+    findings = examine(storage)
+    for finding in findings:
+        typer.echo(f"{finding.state:<9} {finding.name:<32} {finding.what}")
+    for finding in repair(storage, findings) if mend else []:
+        typer.echo(f"removed   {finding.name}")
+    typer.echo(verdict(findings))
+
+
+def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
+    from resnet_dist.launch.doctor import Check, examine_cluster
+
+    def tell(check: Check) -> None:
+        typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")
+
+    if not examine_cluster(load_profile_file(on, profile_sets), tell):
+        typer.echo("the cluster is not fit for this profile: see the lines that begin with `bad`", err=True)
+        raise typer.Exit(1)
+
+
+# `resnet-dist runs` and `resnet-dist tracking ...`: the MLflow side of runs.
+
 
 tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
 
@@ -33,7 +136,7 @@ def runs(
     """
     from rich.console import Console
 
-    from resnet_dist.launch.run_table import print_differences, print_runs
+    from resnet_dist.cli.runs import print_differences, print_runs
     from resnet_dist.tracking.listing import differences, find_run, list_runs
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
@@ -70,7 +173,7 @@ def record_data(
 
     Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
     """
-    from resnet_dist.launch.preparation import record_beton
+    from resnet_dist.launch.record import record_beton
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -98,7 +201,7 @@ def sync(
 
     Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
     """
-    from resnet_dist.launch.completion import sync_run
+    from resnet_dist.launch.publish import sync_run
     from resnet_dist.storage.location import open_storage
     from resnet_dist.tracking.uris import absolute_tracking_uri
 

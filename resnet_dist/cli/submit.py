@@ -56,14 +56,17 @@ def submit(
     """
     from resnet_dist.launch.code_version import read_code_version
     from resnet_dist.launch.submission import (
+        Upload,
         auth_settings,
         job_arguments,
         job_lines,
         jobs_address,
+        packed_bytes,
         plan_submission,
         ray_command,
+        read_checkout,
+        require_fits,
     )
-    from resnet_dist.launch.upload import Upload, packed_bytes, read_checkout, require_fits
 
     profile = load_profile(on, profile_set)
     upload = Upload(working_dir, read_checkout(working_dir))

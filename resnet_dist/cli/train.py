@@ -33,7 +33,7 @@ def train(
     loaded, profile = load(recipe, on, set_, profile_set)
     run_name = name or f"{recipe.stem}-{recipe_hash(loaded)[:8]}"
     if dry_run:
-        from resnet_dist.launch.dry_run import describe_run
+        from resnet_dist.launch.preflight import describe_run
 
         typer.echo(describe_run(loaded, profile, run_name))
         return

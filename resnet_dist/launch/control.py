@@ -1,17 +1,59 @@
-"""One small actor beside the driver: wishes to stop go to the workers, their progress comes back."""
+"""Ctrl-C and SIGTERM as a wish that the driver can look at, instead of an exception at a random place."""
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from resnet_dist.launch.claim import NO_CLAIM, Claim
+from data_prep.last_signal import end_at_once
 from resnet_dist.launch.cluster import leaving_nodes
+from resnet_dist.launch.reservation import NO_CLAIM, Claim
+
+
+@dataclass
+class StopSignal:
+    """`number` is the first signal received, None so far. A second one interrupts at once."""
+
+    number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's convention: 128 + signal number (130 for Ctrl-C, 143 for SIGTERM)."""
+        return 128 + (self.number or 0)
+
+
+@contextmanager
+def stop_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[StopSignal]:
+    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs a SIGTERM handler of its own.
+
+    `end`: what is done at the second signal, given the exit code and what is lost.
+    """
+    stop = StopSignal()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.number is not None:
+            end(stop.exit_code, "steps since the last checkpoint are trained again")
+            raise KeyboardInterrupt
+        stop.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# One small actor beside the driver: wishes to stop go to the workers, their progress comes back.
+
 
 _LOOK_EVERY_S = 1.0
 

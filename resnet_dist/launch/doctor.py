@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
 
+import ray
+import torch
+import torch.distributed as dist
+import xxhash
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from data_prep.beton.files import write_text_atomically
+from data_prep.ray_cluster.faults import explain
 from data_prep.strict_json import parse
+from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.result import read_result
+from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, worker_environment, workers_with_room
+from resnet_dist.launch.code_version import library_versions
+from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
+from resnet_dist.storage.location import beside, open_storage
+from resnet_dist.tracking.server import require_answer
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import Damaged, newest_first, opened
 
@@ -97,3 +119,372 @@ def _bookkeeping(storage: RunStorage, names: list[str]) -> Iterator[Finding]:
                 yield Finding(name, "damaged", f"{what}: {error}")
             else:
                 yield Finding(name, "ok", what)
+
+
+# What one node says of itself, and what nodes measure together: the part of the doctor that runs on them.
+
+
+_PROBE_NUMBERS = 1 << 22
+"""16 MB in float32."""
+_WARM_UP, _REPEATS = 2, 5
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """One node, as its own process sees it. Answers of the kind `str` are what went wrong, "" if nothing."""
+
+    address: str
+    versions: Mapping[str, str]
+    code: str
+    """Digest of this project's Python files there."""
+    cpu: str
+    gpus: int
+    """What PyTorch sees, whatever Ray says."""
+    free_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Folder -> free space where it lies or would lie."""
+    data: str = ""
+    storage: str = ""
+    tracking: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What every node is asked to look at."""
+
+    data_root: str
+    cache: str | None
+    storage: str
+    """Of a run that serves for this examination."""
+    tracking_uri: str
+    token: str
+    """What the driver wrote into that storage."""
+
+
+PROBE_FILE = "from-the-driver"
+
+
+def examine_node(question: Question, address: str) -> NodeFacts:
+    folders = [question.cache, None if "://" in question.storage else question.storage, "/dev/shm", "/tmp"]
+    return NodeFacts(
+        address=address,
+        versions=library_versions(),
+        code=code_digest(Path(__file__).parents[2]),
+        cpu=_cpu(),
+        gpus=torch.cuda.device_count(),
+        free_bytes={folder: _free_bytes(Path(folder)) for folder in folders if folder},
+        data=_look_at_data(question.data_root),
+        storage=_try_storage(question, address),
+        tracking=_try_tracking(question.tracking_uri),
+    )
+
+
+def code_digest(root: Path) -> str:
+    """Of every Python file of both packages, by name and content."""
+    hasher = xxhash.xxh3_64()
+    for path in sorted(p for package in ("data_prep", "resnet_dist") for p in (root / package).rglob("*.py")):
+        hasher.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def _cpu() -> str:
+    """The processor's name: a kernel's sums depend on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _look_at_data(data_root: str) -> str:
+    if "://" in data_root:
+        return ""  # read by `data-prep stage`, which has its own checks
+    try:
+        found = [path for path in Path(data_root).iterdir() if path.is_dir()]
+    except OSError as error:
+        return f"{data_root}: {error.strerror}"
+    return "" if found else f"{data_root}: holds no data set"
+
+
+def _try_storage(question: Question, address: str) -> str:
+    """Reads what the driver wrote, and writes something for it."""
+    storage = open_storage(question.storage)
+    try:
+        found = storage.read(PROBE_FILE)
+        if found != question.token.encode():
+            return "does not show what the driver wrote: is it shared by all nodes?"
+        storage.pull()
+        path = storage.folder / f"from-{address}"
+        write_text_atomically(path, question.token)
+        storage.publish(path)
+    except (OSError, Fault, UserError) as error:
+        return str(error)
+    return ""
+
+
+def _try_tracking(tracking_uri: str) -> str:
+    try:
+        require_answer(tracking_uri, limit_s=5.0)
+    except (Fault, UserError) as error:
+        return str(error)
+    return ""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
+
+
+def measure_all_reduce(rank: int, world_size: int, address: str, port: int, backend: str, limit_s: float) -> Speed:
+    """All nodes call it together: one group over them, the first one listening at `address`. Raises RuntimeError."""
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=limit_s),
+    )
+    try:
+        device = torch.device("cuda" if backend == "nccl" else "cpu")
+        small, large = torch.zeros(1, device=device), torch.zeros(_PROBE_NUMBERS, device=device)
+        return Speed(_seconds(small), _seconds(large), large.numel() * large.element_size())
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of all-reduces over all nodes, one process each."""
+
+    small_s: float
+    """Of four bytes."""
+    large_s: float
+    num_bytes: int
+
+    def seconds_for(self, num_bytes: int) -> float:
+        """An all-reduce of this size, if time grows with the size."""
+        return self.small_s + (self.large_s - self.small_s) * num_bytes / self.num_bytes
+
+
+def _seconds(values: torch.Tensor) -> float:
+    """The median of some all-reduces."""
+    times = []
+    for repeat in range(_WARM_UP + _REPEATS):
+        began_s = time.perf_counter()
+        dist.all_reduce(values)
+        if values.is_cuda:
+            torch.cuda.synchronize()
+        if repeat >= _WARM_UP:
+            times.append(time.perf_counter() - began_s)
+    return sorted(times)[len(times) // 2]
+
+
+# `resnet-dist doctor --on PROFILE`: is the cluster fit for a run? Asks every node, and lets them talk together.
+
+
+NODE_LIMIT_S = 120.0
+"""For a node to start a process and to answer; torch's import from a slow disk takes most of it."""
+_SPEED_LIMIT_S = 60.0
+_CLOCK_LIMIT_S = 5.0
+_LOW_BYTES = {"/dev/shm": 1 << 30, "/tmp": 5 << 30}
+_LOW_STORAGE_BYTES = 10 << 30
+_GRADIENT_BYTES = 4 * 60_192_808
+"""ResNet-152's, in float32."""
+
+
+@dataclass(frozen=True)
+class Check:
+    where: str
+    """A node's address, or `cluster`."""
+    state: Literal["ok", "warning", "bad"]
+    what: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A node's facts, or why there are none."""
+
+    node: Node
+    facts: NodeFacts | None = None
+    clock_ahead_s: float = 0.0
+    """How much its clock is ahead of the driver's."""
+    clock_unsure_s: float = 0.0
+    """The answer's time under way: the difference is known to this only."""
+    problem: str = ""
+
+
+def examine_cluster(profile: Profile, tell: Callable[[Check], None]) -> bool:
+    """Tells every finding as soon as it is known. Returns whether a run can start. UserError without a cluster."""
+    bad = False
+    storage = open_storage(beside(profile.storage, f".doctor-{secrets.token_hex(4)}"))
+    storage.require_writable()
+    token = secrets.token_hex(16)
+    with ray_session(profile):
+        _leave_probe(storage, token)
+        try:
+            for check in _checks(profile, storage, token):
+                tell(check)
+                bad = bad or check.state == "bad"
+        finally:
+            _sweep_up(storage)
+    return not bad
+
+
+def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check]:
+    nodes = alive_nodes()
+    room = workers_with_room(nodes, profile)
+    state: Literal["ok", "bad"] = "ok" if room >= profile.workers.min else "bad"
+    asked = f"{len(nodes)} nodes with room for {room} workers; the profile asks for {profile.workers}"
+    yield Check("cluster", state, asked if state == "ok" else f"{asked}: {remedy(nodes, profile, os.environ)}")
+    useful = [node for node in nodes if workers_with_room([node], profile)]
+    question = Question(profile.data_root, profile.cache, storage.location, profile.tracking_uri, token)
+    examiners = {node.node_id: _examiner(node, profile) for node in useful}
+    answers = _ask_all(useful, examiners, question)
+    written = set(storage.names())
+    for answer in answers:
+        yield from judge_node(answer, profile, has_written=f"from-{answer.node.address}" in written)
+    yield from judge_together([answer.facts for answer in answers if answer.facts])
+    talking = [answer.node for answer in answers if answer.facts]
+    if len(talking) > 1:
+        for backend in ["gloo", *(["nccl"] if profile.gpus_per_worker else [])]:
+            yield _speed([examiners[node.node_id] for node in talking], talking, backend)
+
+
+def judge_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterator[Check]:
+    """What one node's answer means for a run with `profile`. Pure."""
+    where, facts = answer.node.address, answer.facts
+    if facts is None:
+        yield Check(where, "bad", answer.problem)
+        return
+    off_s = abs(answer.clock_ahead_s) - answer.clock_unsure_s
+    shown = f"clock {answer.clock_ahead_s:+.1f} s from the driver's (known to {answer.clock_unsure_s:.1f} s)"
+    if off_s > _CLOCK_LIMIT_S:
+        yield Check(where, "warning", f"{shown}: logs and TLS will disagree; run an NTP client there")
+    else:
+        yield Check(where, "ok", shown)
+    for folder, free in facts.free_bytes.items():
+        low = free < _LOW_BYTES.get(folder, _LOW_STORAGE_BYTES)
+        yield Check(where, "warning" if low else "ok", f"{folder}: {free / 1e9:.1f} GB free{', little' if low else ''}")
+    yield Check(where, "bad" if facts.data else "ok", facts.data or f"data_root {profile.data_root} can be read")
+    problem = facts.storage or ("" if has_written else "what this node wrote did not arrive")
+    text = f"storage {profile.storage}: {problem}" if problem else f"storage {profile.storage} is shared"
+    yield Check(where, "bad" if problem else "ok", text)
+    yield Check(where, "bad" if facts.tracking else "ok", facts.tracking or "MLflow can be reached")
+    if profile.gpus_per_worker and facts.gpus < answer.node.gpus:
+        yield Check(where, "bad", f"PyTorch sees {facts.gpus} GPUs, Ray {answer.node.gpus:g}: driver or PyTorch build?")
+
+
+def judge_together(facts: Sequence[NodeFacts]) -> Iterator[Check]:
+    """Where nodes differ that have to be the same. Pure."""
+    if not facts:
+        return
+    for kind, values, state in (
+        *((library, [f.versions.get(library, "none") for f in facts], "bad") for library in _all_libraries(facts)),
+        ("this project's code", [f.code for f in facts], "bad"),
+        ("processor", [f.cpu for f in facts], "warning"),
+    ):
+        usual, number = Counter(values).most_common(1)[0]
+        if number == len(facts):
+            continue
+        others = ", ".join(f"{f.address}: {value}" for f, value in zip(facts, values, strict=True) if value != usual)
+        why = "; bit-identical results are promised on equal processors only" if state == "warning" else ""
+        yield Check("cluster", "warning" if state == "warning" else "bad", f"{kind}: {usual}, but {others}{why}")
+    libraries = ", ".join(f"{library} {facts[0].versions.get(library)}" for library in ("python", "torch", "ray"))
+    yield Check("cluster", "ok", f"looked at versions ({libraries}, ...), code and processors of {len(facts)} nodes")
+
+
+def _all_libraries(facts: Sequence[NodeFacts]) -> list[str]:
+    return sorted({library for f in facts for library in f.versions})
+
+
+def judge_speed(speed: Speed, backend: str, num_nodes: int) -> Check:
+    """What a step's all-reduce will take. Pure."""
+    bandwidth = speed.num_bytes * 2 * (num_nodes - 1) / num_nodes / speed.large_s
+    return Check(
+        "cluster",
+        "ok",
+        f"{backend} over {num_nodes} nodes: {bandwidth / 1e6:.0f} MB/s a node, {1e3 * speed.small_s:.2f} ms for 4 B; "
+        f"ResNet-152's gradients would take {speed.seconds_for(_GRADIENT_BYTES):.2f} s a step",
+    )
+
+
+def _examiner(node: Node, profile: Profile) -> Any:
+    here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    gpus = 1 if profile.gpus_per_worker else 0
+    options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": here, "runtime_env": worker_environment(profile)}
+    return ray.remote(Examiner).options(**options).remote()
+
+
+class Examiner:
+    """The process on a node; an actor's body."""
+
+    def facts(self, question: Question, address: str) -> NodeFacts:
+        return examine_node(question, address)
+
+    def clock(self) -> float:
+        return time.time()
+
+    def free_port(self) -> int:
+        return free_port()
+
+    def speed(self, rank: int, world_size: int, address: str, port: int, backend: str) -> Speed:
+        return measure_all_reduce(rank, world_size, address, port, backend, _SPEED_LIMIT_S)
+
+
+def _ask_all(nodes: Sequence[Node], examiners: Mapping[str, Any], question: Question) -> list[Answer]:
+    """All nodes at once."""
+    asked = [(node, examiners[node.node_id]) for node in nodes]
+    facts = [examiner.facts.remote(question, node.address) for node, examiner in asked]
+    return [_answer(node, examiner, reference) for (node, examiner), reference in zip(asked, facts, strict=True)]
+
+
+def _answer(node: Node, examiner: Any, facts: Any) -> Answer:
+    try:
+        known: NodeFacts = ray.get(facts, timeout=NODE_LIMIT_S)
+        before_s = time.time()
+        there_s: float = ray.get(examiner.clock.remote(), timeout=NODE_LIMIT_S)
+        after_s = time.time()
+    except ray.exceptions.GetTimeoutError:
+        return Answer(node, problem=f"gave no answer within {NODE_LIMIT_S:g} s: overloaded, or its GPUs are taken")
+    except RayError as error:
+        return Answer(node, problem=f"could not run a process: {explain(error).sentence}")
+    return Answer(node, known, there_s - (before_s + after_s) / 2, (after_s - before_s) / 2)
+
+
+def _speed(examiners: Sequence[Any], nodes: Sequence[Node], backend: str) -> Check:
+    try:
+        port = ray.get(examiners[0].free_port.remote(), timeout=NODE_LIMIT_S)
+        place = (len(nodes), nodes[0].address, port, backend)
+        asked = [examiner.speed.remote(rank, *place) for rank, examiner in enumerate(examiners)]
+        speeds: list[Speed] = ray.get(asked, timeout=2 * _SPEED_LIMIT_S)
+    except RayError as error:
+        fix = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
+        return Check("cluster", "bad", f"{backend}: the nodes cannot talk ({explain(error).sentence}); {fix}")
+    return judge_speed(max(speeds, key=lambda speed: speed.large_s), backend, len(nodes))
+
+
+def _leave_probe(storage: RunStorage, token: str) -> None:
+    try:
+        storage.pull()
+        path = storage.folder / PROBE_FILE
+        write_text_atomically(path, token)
+        storage.publish(path)
+    except OSError as error:
+        raise UserError(f"storage {storage.location} is not writable: {error}") from None
+
+
+def _sweep_up(storage: RunStorage) -> None:
+    try:
+        for name in storage.names():
+            storage.remove(name)
+        if "://" not in storage.location:
+            storage.folder.rmdir()
+    except (OSError, Fault):
+        return  # a node still writes, or storage went away: a folder that begins with a dot stays

@@ -24,7 +24,7 @@ from data_prep.beton.manifest import load_manifest
 from data_prep.pixels import PictureSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_identity import other_pictures, picture_settings, require_classes_of
+from resnet_dist.launch.data_checks import other_pictures, picture_settings, require_classes_of
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.preflight import require_classes
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -238,3 +238,117 @@ def _path(storage: RunStorage, number: int, suffix: str) -> Path:
 
 def _name(number: int, suffix: str) -> str:
     return f"{number:05d}{suffix}"
+
+
+# Bringing a checkpoint to storage that may be full or away for a while.
+
+
+_RETRY_S = 2.0
+
+
+class StorageRefused(Fault):
+    """Storage did not take a checkpoint within its time."""
+
+
+def commit_within(
+    commit: Callable[[], None],
+    limit_s: float,
+    *,
+    what: str,
+    warn: Callable[[str], object],
+    sleep: Callable[[float], None] = time.sleep,
+    now_s: Callable[[], float] = time.monotonic,
+) -> None:
+    """Calls `commit` until it does not raise OSError (a full disk, a quota, a store that does not answer), `limit_s` at
+    most. `warn` hears of the first failure and of the success after it. Raises StorageRefused; anything else at once.
+    """
+    began_s, warned = now_s(), False
+    while True:
+        try:
+            commit()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if now_s() - began_s + _RETRY_S > limit_s:
+                raise StorageRefused(
+                    f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; make "
+                    "room or mend it, and give the same command again: it goes on from the checkpoint before"
+                ) from None
+            if not warned:
+                warn(f"{what} cannot be written: {reason}; tried again for up to {limit_s:g} s, training goes on")
+                warned = True
+            sleep(_RETRY_S)
+        else:
+            if warned:
+                warn(f"{what} is written after all")
+            return
+
+
+# A run's storage as its workers write to it: patient when it is full, closed to those whose driver was replaced.
+
+
+@dataclass(frozen=True)
+class GuardedStorage:
+    """`inner`, but for `commit`."""
+
+    inner: RunStorage
+    lease: Lease
+    limit_s: float
+    """Longest time to try."""
+    warn: Callable[[str], object]
+    give_up: Callable[[str], object]
+    """Hears why a checkpoint will never be written: a restart of the workers would not mend it."""
+
+    def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
+        """Raises Fault when the time is over, or if another driver has the run."""
+
+        def once() -> None:
+            try:
+                self.lease.require_held()
+            except UserError as error:  # it was there when the worker began: perhaps it is being mounted again
+                raise OSError(str(error)) from None
+            self.inner.commit(name, write, last)
+
+        try:
+            commit_within(once, self.limit_s, what=f"{self.location}/{name}", warn=self.warn)
+        except Fault as fault:
+            self.give_up(str(fault))
+            raise
+
+    @property
+    def location(self) -> str:
+        return self.inner.location
+
+    @property
+    def folder(self) -> Path:
+        return self.inner.folder
+
+    @property
+    def sync_every_s(self) -> float:
+        return self.inner.sync_every_s
+
+    def pull(self) -> None:
+        self.inner.pull()
+
+    def publish(self, path: Path) -> None:
+        self.inner.publish(path)
+
+    def claim(self, path: Path) -> bool:
+        return self.inner.claim(path)
+
+    def extended(self, path: Path, num_bytes: int) -> None:
+        self.inner.extended(path, num_bytes)
+
+    def names(self, group: str = "") -> list[str]:
+        return self.inner.names(group)
+
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        return self.inner.fetched(name)
+
+    def read(self, name: str) -> bytes | None:
+        return self.inner.read(name)
+
+    def remove(self, name: str) -> None:
+        self.inner.remove(name)
+
+    def require_writable(self) -> None:
+        self.inner.require_writable()

@@ -11,7 +11,7 @@ import torch
 from resnet_dist.config.loading import recipe_from_yaml, recipe_of
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_identity import known_pictures
+from resnet_dist.launch.data_checks import known_pictures
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.location import open_storage, split
 from resnet_dist.tracking.model_loading import load_weights

@@ -1,39 +1,135 @@
-"""What the driver tells MLflow of a run besides its numbers: at the start what it is, at the end what came of it.
-
-None of this can fail a run: if the server does not take it, a line says so and the training goes on.
-"""
+"""A run in words and tables, for whoever finds it in MLflow: parameters, tags, description. Pure."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_prep.beton.files import write_text_atomically
+from data_prep.beton.manifest import Manifest
+from data_prep.beton.stage import read_source_manifest
 from data_prep.redaction import redacted
-from resnet_dist.config.loading import to_yaml
+from resnet_dist.config.loading import flatten, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.code_version import library_versions, read_code_version
-from resnet_dist.launch.describe import data_inputs, description, links, run_params, run_tags
-from resnet_dist.launch.events import EventLog, count_events
+from resnet_dist.launch.code_version import CodeVersion, library_versions, read_code_version
 from resnet_dist.launch.preflight import Prepared
+from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.details import log_details, log_folder, set_tags
+from resnet_dist.tracking.details import DataInput, log_details, log_folder, set_tags
 from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, open_run, record_end, send_end_status
 from resnet_dist.tracking.plots import draw_plots
-from resnet_dist.tracking.preparations import PreparationRun, find_preparations
+from resnet_dist.tracking.preparations import (
+    Preparation,
+    PreparationRun,
+    as_params,
+    find_preparations,
+    record_preparation,
+)
 from resnet_dist.tracking.server import Unanswered
 from resnet_dist.tracking.sync import sync
 from resnet_dist.training.best import GROUP
-from resnet_dist.training.checkpoint import glance, newest_first
+from resnet_dist.training.checkpoint import Identity, glance, newest_first
+
+HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
+"""Keys of a profile that may change each time a run goes on: tags, because MLflow never changes a parameter."""
+
+
+def run_params(recipe: Recipe, profile: Profile) -> dict[str, str]:
+    """The recipe's keys as they are, the profile's under `profile.`."""
+    kept = {key: value for key, value in flatten(profile).items() if key.partition(".")[0] not in HARDWARE_KEYS}
+    return flatten(recipe) | {f"profile.{key}": value for key, value in kept.items()}
+
+
+def run_tags(profile: Profile, identity: Identity, nodes: Sequence[Node], code: CodeVersion | None) -> dict[str, str]:
+    """What may differ between two starts of one run, and what MLflow's own columns show."""
+    hardware = {key: value for key, value in flatten(profile).items() if key.partition(".")[0] in HARDWARE_KEYS}
+    return {
+        "recipe_hash": identity.recipe_hash,
+        "data_digest": identity.data_digest,
+        **{f"profile.{key}": value for key, value in hardware.items()},
+        "hardware": hardware_summary(nodes),
+        "mlflow.user": _user(),
+        "mlflow.source.name": "resnet-dist train",
+        "mlflow.source.type": "JOB",
+        **({"mlflow.source.git.commit": code.commit, "git.dirty": str(code.dirty).lower()} if code else {}),
+    }
+
+
+def hardware_summary(nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def data_inputs(recipe: Recipe, prepared: Prepared) -> list[DataInput]:
+    return [
+        DataInput(
+            name=f"{recipe.data.dataset}/{PurePosixPath(source).stem}",
+            digest=manifest.digest.partition(":")[2],
+            context=context,
+            location=source,
+            facts={
+                "num_samples": manifest.num_samples,
+                "num_classes": len(manifest.class_names),
+                "bytes": manifest.beton_bytes,
+            },
+        )
+        for source, manifest, context in (
+            (prepared.train_source, prepared.train, "training"),
+            (prepared.val_source, prepared.val, "validation"),
+        )
+    ]
+
+
+def links(inputs: Sequence[DataInput], found: Mapping[str, PreparationRun]) -> dict[str, PreparationRun]:
+    """`training` and `validation` -> the run that recorded how this data was made; `found` is by digest."""
+    return {data.context: found[data.digest] for data in inputs if data.digest in found}
+
+
+def description(recipe: Recipe, name: str, prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> str:
+    """Markdown: what is trained on what, and the commands that go on with it and check it."""
+    train, folder = recipe.train, prepared.storage.location
+    rows = {
+        "model": f"{recipe.model.name}, {recipe.model.num_classes} classes",
+        "data": f"{recipe.data.dataset}: {prepared.train.num_samples:,} train, {prepared.val.num_samples:,} validation",
+        **({"data made by": ", ".join(f"[{c}]({run.page})" for c, run in made_by.items())} if made_by else {}),
+        "length": f"{prepared.plan.last_step:,} steps, {prepared.plan.steps_per_epoch:,} an epoch",
+        "batch": f"{train.global_batch_size} images in micro-batches of {train.micro_batch_size}, {train.precision}",
+        "optimizer": f"{recipe.optim.name}, lr {recipe.optim.lr:g}, weight decay {recipe.optim.weight_decay:g}",
+        "schedule": recipe.schedule.kind,
+        "seed": str(recipe.seed),
+        "recipe hash": f"`{prepared.identity.recipe_hash}`",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    return (
+        f"{recipe.model.name} on {recipe.data.dataset}.\n\n| | |\n|---|---|\n{table}\n"
+        "Go on with it, or train it again under another name:\n\n"
+        f"    resnet-dist train {folder}/recipe.yaml --on {folder}/profile.yaml --name {name}\n\n"
+        "Evaluate its newest checkpoint:\n\n"
+        f"    resnet-dist evaluate {folder} --data {prepared.val_beton}\n\n"
+        "Send what an outage of MLflow kept back:\n\n"
+        f"    resnet-dist tracking sync {folder} --tracking-uri URI\n"
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
+
+
+# What the driver tells MLflow of a run besides its numbers: at the start what it is, at the end what came of it.
+
 
 Say = Callable[[str], None]
 Undelivered = Fault | UserError | OSError
@@ -195,3 +291,53 @@ def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
             path = f"{storage.location}/{name}"
             found.append({"name": name, "step": card.step, "metrics": dict(card.metrics), "path": path})
     return found
+
+
+# A beton's manifest, recorded in MLflow: `resnet-dist tracking record-data`.
+
+
+LONG = ("label_map", "label_checks")
+"""Facts of the source that are lists: they stand in the manifest, which is an artifact."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    beton: str
+    digest: str
+    run_id: str
+    is_new: bool
+
+
+def record_beton(tracking_uri: str, beton: str) -> Recorded:
+    """`beton`: a path or URL with its manifest beside it. UserError when that is missing, Fault from MLflow."""
+    location = beton if "://" in beton else str(Path(beton).expanduser().absolute())
+    manifest = read_source_manifest(location)
+    run, is_new = record_preparation(tracking_uri, preparation_of(manifest, location))
+    return Recorded(beton, manifest.digest, run.run_id, is_new)
+
+
+def preparation_of(manifest: Manifest, location: str) -> Preparation:
+    """Its digest is the one that trainings know the beton by."""
+    source = {key: value for key, value in manifest.source.items() if key not in LONG}
+    files = {"manifest.json": manifest.to_json()}
+    if manifest.quarantined:
+        files["quarantined.json"] = json.dumps([dict(entry) for entry in manifest.quarantined], indent=1)
+    counts = {
+        "num_samples": manifest.num_samples,
+        "num_classes": manifest.num_classes,
+        "num_untouched": manifest.num_untouched,
+        "num_quarantined": len(manifest.quarantined),
+        "bytes": manifest.beton_bytes,
+    }
+    return Preparation(
+        data=DataInput(
+            name=f"{manifest.source.get('name', 'beton')}/{PurePosixPath(location).stem}",
+            digest=manifest.digest.partition(":")[2],
+            context="made",
+            location=location,
+            facts=counts,
+        ),
+        params=as_params({"settings": manifest.settings, "source": source, "versions": manifest.versions}),
+        metrics={key: float(value) for key, value in counts.items()},
+        texts=files,
+    )

@@ -21,23 +21,35 @@ from data_prep.ray_cluster.faults import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.claim import NO_CLAIM, give_back, give_back_request
-from resnet_dist.launch.cluster import cluster_of, ray_session, require_capacity, this_machine, workers_with_room
-from resnet_dist.launch.completion import complete, trained_before
-from resnet_dist.launch.control import Status, start_control
+from resnet_dist.launch.cluster import (
+    HeadWatch,
+    asked_for,
+    await_nodes,
+    cluster_of,
+    ray_session,
+    require_capacity,
+    this_machine,
+    worker_bundles,
+    workers_with_room,
+)
+from resnet_dist.launch.control import Status, StopSignal, start_control, stop_signals
 from resnet_dist.launch.doctor import RAY_SNAPSHOT
-from resnet_dist.launch.fit import ControllerLost, Fit, build_trainer, wait_for_room
+from resnet_dist.launch.execute import ControllerLost, Fit, build_trainer, wait_for_room
 from resnet_dist.launch.lease import HeldLease, held
-from resnet_dist.launch.node_cache import node_cache
 from resnet_dist.launch.preflight import Prepared, prepare, require_no_sweep, require_none_written
-from resnet_dist.launch.ray_context import WorkerSetup
+from resnet_dist.launch.progress import Screen, Startup
+from resnet_dist.launch.publish import (
+    RunResult,
+    Trained,
+    complete,
+    read_result,
+    trained_before,
+    trained_run,
+    write_trained,
+)
 from resnet_dist.launch.record import Record, begin_record
-from resnet_dist.launch.result import RunResult, read_result
-from resnet_dist.launch.room import HeadWatch, asked_for, await_nodes, worker_bundles
-from resnet_dist.launch.screen import Screen
-from resnet_dist.launch.signals import StopSignal, stop_signals
-from resnet_dist.launch.startup import Startup
-from resnet_dist.launch.trained import Trained, trained_run, write_trained
+from resnet_dist.launch.reservation import NO_CLAIM, give_back, give_back_request
+from resnet_dist.launch.worker import WorkerSetup, node_cache
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.environment import server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus

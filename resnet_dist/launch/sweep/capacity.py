@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import Node, no_gpus, remedy, workers_with_room
-from resnet_dist.launch.room import worker_bundles
+from resnet_dist.launch.cluster import Node, no_gpus, remedy, worker_bundles, workers_with_room
 
 
 def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> int:

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from data_prep.ray_cluster.faults import explain
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes
-from resnet_dist.launch.signals import StopSignal
+from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.sweep.capacity import trials_at_once
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.launch.sweep.record import SweepRecord

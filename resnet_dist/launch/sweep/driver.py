@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import alive_nodes, cluster_of, ray_session, ray_settings
-from resnet_dist.launch.room import asked_for, await_nodes
-from resnet_dist.launch.signals import StopSignal, stop_signals
+from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
+from resnet_dist.launch.control import StopSignal, stop_signals
 from resnet_dist.launch.sweep.capacity import require_room, trial_bundles, trials_at_once
 from resnet_dist.launch.sweep.conductor import Conductor
 from resnet_dist.launch.sweep.control import start_sweep_control

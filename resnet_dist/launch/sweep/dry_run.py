@@ -5,7 +5,7 @@ from __future__ import annotations
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import tree_to_yaml
 from resnet_dist.config.space import Space
-from resnet_dist.launch.dry_run import nodes_to_come
+from resnet_dist.launch.preflight import nodes_to_come
 from resnet_dist.launch.sweep.capacity import require_room, trials_at_once
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.tune.cost import expected_epochs, most_epochs

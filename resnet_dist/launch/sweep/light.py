@@ -15,10 +15,10 @@ import torch
 from data_prep.beton.files import write_text_atomically
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.launch.describe import run_params
-from resnet_dist.launch.node_cache import fill, node_cache
 from resnet_dist.launch.preflight import Prepared
+from resnet_dist.launch.record import run_params
 from resnet_dist.launch.sweep.trial_exchange import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
+from resnet_dist.launch.worker import fill, node_cache
 from resnet_dist.storage.base import TEMPORARY
 from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker

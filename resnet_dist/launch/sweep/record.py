@@ -11,7 +11,7 @@ from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.code_version import read_code_version
-from resnet_dist.launch.describe import hardware_summary
+from resnet_dist.launch.record import hardware_summary
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.details import log_folder

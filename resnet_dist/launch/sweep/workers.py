@@ -8,12 +8,11 @@ from typing import Any
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.launch.cluster import alive_nodes
-from resnet_dist.launch.control import Status
+from resnet_dist.launch.control import Status, StopSignal
 from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.preflight import Prepared
+from resnet_dist.launch.progress import Screen
 from resnet_dist.launch.record import begin_record
-from resnet_dist.launch.screen import Screen
-from resnet_dist.launch.signals import StopSignal
 from resnet_dist.launch.sweep.trial_exchange import TRIAL_ANSWER_LIMIT_S, TrialEnd, TrialSetup, Wishes, mlflow_end
 from resnet_dist.launch.train import train_and_record
 from resnet_dist.tracking.mlflow_run import EndStatus

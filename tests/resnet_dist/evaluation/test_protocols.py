@@ -25,8 +25,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.dense import make_fully_convolutional
 from resnet_dist.evaluation.protocol import Box, Protocol, View, window
 from resnet_dist.evaluation.views import ViewLoader
-from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, open_protocol
-from resnet_dist.launch.local_workers import on_local_workers
+from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
 from resnet_dist.launch.model_source import TrainedModel
 from resnet_dist.training.assemble import build_classifier
 

@@ -14,9 +14,8 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch import cluster as room
 from resnet_dist.launch import control as control_module
-from resnet_dist.launch import room
-from resnet_dist.launch.claim import Claim
 from resnet_dist.launch.cluster import (
     Node,
     cluster_of,
@@ -26,12 +25,12 @@ from resnet_dist.launch.cluster import (
     workers_that_fit,
     workers_with_room,
 )
-from resnet_dist.launch.control import RunControl, Status
+from resnet_dist.launch.control import RunControl, Status, stop_signals
 from resnet_dist.launch.preflight import require_no_sweep
-from resnet_dist.launch.ray_context import WorkerSetup
-from resnet_dist.launch.result import RunResult, read_result, write_result
-from resnet_dist.launch.screen import describe
-from resnet_dist.launch.signals import stop_signals
+from resnet_dist.launch.progress import describe
+from resnet_dist.launch.publish import RunResult, read_result, write_result
+from resnet_dist.launch.reservation import Claim
+from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.environment import server_credentials
 from resnet_dist.training.plan import RunPlan

@@ -22,10 +22,9 @@ from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe, recipe_changes, recipe_hash
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.protocol import Protocol
-from resnet_dist.launch.dry_run import describe_run
+from resnet_dist.launch.data_checks import training_data_note
 from resnet_dist.launch.evaluate import evaluate_models
-from resnet_dist.launch.overlap import training_data_note
-from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.studies.record import study_recipe
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import Card, checkpoint_name, save_checkpoint

@@ -21,14 +21,17 @@ from resnet_dist.launch.code_version import CODE_KEY, CodeVersion, as_text, from
 from resnet_dist.launch.job_client import files_to_send
 from resnet_dist.launch.submission import (
     Submission,
+    Upload,
     auth_settings,
     job_arguments,
     job_lines,
     jobs_address,
+    packed_bytes,
     plan_submission,
     ray_command,
+    read_checkout,
+    require_fits,
 )
-from resnet_dist.launch.upload import Upload, packed_bytes, read_checkout, require_fits
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"

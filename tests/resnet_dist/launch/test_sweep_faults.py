@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayA
 
 from data_prep.ray_cluster.faults import explain
 from resnet_dist.errors import Fault
-from resnet_dist.launch.signals import StopSignal
+from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.sweep import conductor as conductor_module
 from resnet_dist.launch.sweep import trial_exchange
 from resnet_dist.launch.sweep.conductor import Conductor

@@ -22,9 +22,9 @@ from data_prep.beton.files import (
     write_text_atomically,
 )
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.events import EventLog
 from resnet_dist.launch.lease import take
-from resnet_dist.launch.result import read_result
+from resnet_dist.launch.progress import EventLog
+from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.storage.objects import _is_plain
 from resnet_dist.tracking.figures import new_figure, save

@@ -14,10 +14,8 @@ from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import recipe_hash
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.completion import complete, sync_run
 from resnet_dist.launch.lease import held
-from resnet_dist.launch.result import read_result
-from resnet_dist.launch.trained import Trained, read_trained, write_trained
+from resnet_dist.launch.publish import Trained, complete, read_result, read_trained, sync_run, write_trained
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.details import DataInput
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run, record_end, recorded_end

@@ -1,27 +1,29 @@
-"""`RunContext` over Ray Train: the only code that runs inside a Ray worker and knows it."""
+"""Data on every node's own disk before the first step: runs in the workers, which wait for each other."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from resnet_dist.config.profile import FailureConfig
+from data_prep.beton.stage import stage
+from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.claim import current_claim
-from resnet_dist.launch.data_identity import require_same_data
-from resnet_dist.launch.guarded_storage import GuardedStorage
-from resnet_dist.launch.lease import Lease
-from resnet_dist.launch.node_cache import NodeCache, fill
+from resnet_dist.launch.data_checks import require_same_data
+from resnet_dist.launch.lease import GuardedStorage, Lease
+from resnet_dist.launch.reservation import current_claim
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.base import NullTracker, Tracker
 from resnet_dist.tracking.environment import settle_environment
@@ -31,6 +33,46 @@ from resnet_dist.training.checkpoint import CARD
 from resnet_dist.training.context import WriteCheckpoint
 from resnet_dist.training.job import Job, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class NodeCache:
+    """What to copy (paths or URLs), to which folder, and for how long the slowest node may take."""
+
+    sources: Sequence[str]
+    folder: Path
+    timeout_s: float
+
+
+def node_cache(profile: Profile, sources: Sequence[str]) -> NodeCache | None:
+    if profile.cache is None:
+        return None
+    return NodeCache(tuple(sources), Path(profile.cache), profile.cache_timeout_s)
+
+
+def fill(cache: NodeCache) -> None:
+    """Copies what this node lacks, and returns when all workers' nodes have everything.
+
+    Workers of one node share the copy: the first one copies, the others wait for it. Waiting happens in a group of its
+    own, because the limits of the training's collectives are minutes and a copy of ImageNet may take an hour.
+    Raises Fault when the source is damaged, the disk full or the limit passed; UserError when the source is gone.
+    """
+    everybody = None
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        everybody = dist.new_group(backend="gloo", timeout=timedelta(seconds=cache.timeout_s))
+    for source in cache.sources:
+        stage(source, cache.folder, wait_limit_s=cache.timeout_s)
+    if everybody is None:
+        return
+    try:
+        dist.barrier(everybody)  # type: ignore[arg-type]  # new_group's stub allows for ranks outside
+    except RuntimeError as error:
+        raise Fault(f"another node did not copy its data into {cache.folder}: {error}") from None
+    dist.destroy_process_group(everybody)
+
+
+# `RunContext` over Ray Train: the only code that runs inside a Ray worker and knows it.
+
 
 _STOP_POLL_S = 1.0
 

@@ -19,12 +19,11 @@ from data_prep.ray_cluster.faults import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import alive_nodes, start_timeout_s, worker_environment, workers_with_room
-from resnet_dist.launch.ray_context import WorkerSetup, worker_main
-from resnet_dist.launch.ray_storage import ray_storage
-from resnet_dist.launch.signals import StopSignal
+from resnet_dist.launch.control import StopSignal
+from resnet_dist.launch.worker import WorkerSetup, worker_main
 from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.location import is_url, split
 from resnet_dist.training.job import WorkerResult
-
 
 _LOOK_EVERY_S = 1.0
 
@@ -148,3 +147,21 @@ def _cause(error: BaseException) -> str:
 def _of_ranks(failures: Mapping[int, BaseException]) -> str:
     rank, told = first_death(failures)
     return f"rank {rank}: {told.sentence}"
+
+
+# A run's storage in Ray Train's words.
+
+
+def ray_storage(location: str) -> tuple[str, str, Any]:
+    """`storage_path`, `name` and `storage_filesystem` of a RunConfig whose folder is `location`.
+
+    Ray gets the same S3 client as everybody else, so that one set of credentials and one endpoint hold for all.
+    """
+    parent, name = split(location)
+    if not is_url(location):
+        return parent, name, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    from resnet_dist.storage.objects import connect
+
+    return parent.partition("://")[2], name, PyFileSystem(FSSpecHandler(connect()))

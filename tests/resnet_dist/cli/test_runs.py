@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from resnet_dist.launch.run_table import print_differences, print_runs
+from resnet_dist.cli.runs import print_differences, print_runs
 from resnet_dist.tracking.listing import Difference, RunRow
 
 

@@ -1,17 +1,110 @@
-"""`resnet-dist plan`."""
+"""`resnet-dist show`: a net's layout as a table, as table 1 of He et al. 2015 with the counts."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from resnet_dist.cli.options import AsJson, ProfileSets, RecipeFile, Sets
-from resnet_dist.config.loading import load_profile, load_recipe
+from resnet_dist.config.image_size import train_size
+from resnet_dist.config.loading import load_profile, load_recipe, model_of_name
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
+from resnet_dist.models import Summary
+from resnet_dist.tracking.schedule_plot import ScheduleCurve
+from resnet_dist.training.schedule import lr_at
+
+
+def print_model(title: str, summary: Summary, console: Console) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading, justify in (("part", "left"), ("output", "left"), ("contents", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("parameters", justify="right")
+    table.add_column("MMACs", justify="right")
+    for part in summary.parts:
+        table.add_row(part.name, part.output, part.contents, f"{part.parameters:,}", f"{part.macs / 1e6:,.1f}")
+    table.add_section()
+    table.add_row("all", "", "", f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f}")
+    console.print(table)
+
+
+# `resnet-dist show`.
+
+
+def show(
+    model: Annotated[str, typer.Argument(metavar="NET_OR_RECIPE", help="A net's name, or a recipe's YAML file.")],
+    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    side: Annotated[int | None, typer.Option(min=1, help="Side of the image, px.  [default: the net's own]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a net's layout: sizes, blocks, exact parameters, multiply-adds.
+
+    Example: resnet-dist show resnet152 --set model.bottleneck_stride=1x1
+    """
+    from rich.console import Console
+
+    from resnet_dist.cli.recipes import print_model
+    from resnet_dist.models import summarise
+
+    if model.endswith((".yaml", ".yml")):
+        recipe = load_recipe(Path(model), set_)
+        options, side = recipe.model.build_options(), side or recipe.data.eval.size
+    else:
+        options = model_of_name(model, set_).build_options() | {"num_classes": None}
+    name = options.pop("name")
+    summary = summarise(name, side=side, **options)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "parameters": summary.parameters, "macs": summary.macs}))
+        return
+    print_model(name, summary, Console(width=None if sys.stdout.isatty() else 120))
+
+
+# `resnet-dist schedules`: what recipes plan, as curves over epochs.
+
+
+_POINTS_PER_EPOCH = 20
+
+
+def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
+    """The rate at 20 points of every epoch. Where a plateau decides, the rate before it is met, and a note."""
+    epochs, total = recipe.train.total_epochs, recipe.train.total_epochs * _POINTS_PER_EPOCH
+    steps = range(total)
+    rates = [
+        lr_at(step, recipe.schedule, base_lr=recipe.optim.lr, steps_per_epoch=_POINTS_PER_EPOCH, total_steps=total)
+        for step in steps
+    ]
+    sizes = [train_size(recipe.data, step // _POINTS_PER_EPOCH, epochs) for step in steps]
+    note = f"x {recipe.schedule.gamma:g} whenever the\nerror stops falling" if recipe.schedule.kind == "plateau" else ""
+    return ScheduleCurve(path.stem, [step / _POINTS_PER_EPOCH for step in steps], rates, sizes, note)
+
+
+# `resnet-dist schedules`.
+
+
+def schedules(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes' YAML files.")],
+    output: Annotated[Path, typer.Option("--output", metavar="PNG", help="File to draw to.")],
+    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
+) -> None:
+    """Draw the schedules of recipes side by side: learning rate and size of training images by epoch.
+
+    Example: resnet-dist schedules resnet_dist/recipes/*.yaml --output docs/recipes.png
+    """
+    loaded = [(path, load_recipe(path, set_)) for path in recipes]
+    from resnet_dist.cli.recipes import schedule_curve
+    from resnet_dist.tracking.schedule_plot import draw_schedules
+
+    typer.echo(str(draw_schedules([schedule_curve(path, recipe) for path, recipe in loaded], output)))
+
+
+# `resnet-dist plan`.
 
 
 def plan(

@@ -75,8 +75,7 @@ def evaluate(
     """
     from resnet_dist.evaluation.protocol import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
-    from resnet_dist.launch.evaluate import evaluate_models
-    from resnet_dist.launch.evaluation_record import Place, log_evaluation, write_files
+    from resnet_dist.launch.evaluate import Place, evaluate_models, log_evaluation, write_files
     from resnet_dist.tracking.uris import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -117,3 +116,43 @@ def sides(option: str, text: str) -> tuple[int, ...]:
     if not found or min(found) < 1:
         raise UserError(f"{option} {text}: give px with commas between, for example 224,256,384")
     return found
+
+
+# `resnet-dist export`.
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT_OR_MODEL_URI", help="A checkpoint's folder, a run's folder, or an MLflow model URI."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="What is written: .onnx, .pt2 (torch.export), .pt or .ts (TorchScript)."),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.beton", help="Images for the check, of the net's classes. Without it: made-up ones."
+        ),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+) -> None:
+    """Write a trained net as one file that needs nothing of this project, checked against the net.
+
+    What to do before and after it, and the class names, stand in FILE.json.
+
+    Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
+    """
+    from resnet_dist.launch.export import export_model
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)
+    for warning in done.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the net's own")

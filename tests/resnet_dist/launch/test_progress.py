@@ -8,7 +8,7 @@ from pathlib import Path
 
 import resnet_dist
 from resnet_dist.launch.control import Status
-from resnet_dist.launch.startup import Startup
+from resnet_dist.launch.progress import Startup
 
 RECIPES = Path(resnet_dist.__file__).parent / "recipes"
 

@@ -1,0 +1,178 @@
+"""What a person sees while a run works: a live bar on a terminal, plain lines in a job's log."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from data_prep.beton.files import Unfit, append, open_regular
+from data_prep.redaction import redacted
+from resnet_dist.launch.control import Status
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.tracking.system_metrics import process_began_s
+from resnet_dist.training.plan import RunPlan
+
+_LINE_EVERY_S = 5.0
+
+
+def describe(status: Status, plan: RunPlan) -> str:
+    """One line: where the run stands and how it does."""
+    metrics = status.metrics
+    parts = [f"epoch {plan.epoch_of(max(status.step - 1, 0)) + 1}/{-(-plan.last_step // plan.steps_per_epoch)}"]
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.4f}")
+    if "val/top1" in metrics:
+        parts.append(f"val top-1 {metrics['val/top1']:.2f} %")
+    if "speed/images_per_s" in metrics:
+        parts.append(f"{metrics['speed/images_per_s']:.0f} images/s")
+    return ", ".join(parts)
+
+
+class Screen:
+    """Shows statuses; lines go to stderr, so stdout holds results only."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._last = Status()
+        self._last_line_s = 0.0
+
+    @contextmanager
+    def live(self) -> Iterator[Screen]:
+        if not self._console.is_terminal:
+            yield self
+            return
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=self._console) as self._bar:
+            self._task = self._bar.add_task("waiting for workers", total=self._plan.last_step)
+            yield self
+        self._bar = None
+
+    def say(self, line: str) -> None:
+        self._console.print(redacted(line), markup=False)
+
+    def show(self, status: Status) -> None:
+        """Call it often; it prints what is new."""
+        if status.attempt > self._last.attempt:
+            again = "" if status.attempt == 1 else f" (attempt {status.attempt}: the workers were restarted)"
+            self.say(f"{status.world_size} workers are up{again}")
+        for warning in status.warnings[len(self._last.warnings) :]:
+            self.say(f"warning: {warning}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=status.step, description=describe(status, self._plan))
+        elif status.step != self._last.step and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
+            self.say(f"step {status.step}/{self._plan.last_step}: {describe(status, self._plan)}")
+            self._last_line_s = time.monotonic()
+        self._last = status
+
+
+# What happened to a run besides training: starts, restarts, resizes, ends. One line each, in `events.log`.
+
+
+_MAX_READ_BYTES = 1 << 20
+_WORKERS = re.compile(r"^\S+ workers up: (\d+)")
+
+
+class EventLog:
+    """Appends to the run's `events.log`, which outlives the driver."""
+
+    def __init__(self, storage: RunStorage) -> None:
+        self._storage = storage
+        self.path = storage.folder / "events.log"
+        self._attempt = 0
+        self._step = 0
+        self._num_warnings = 0
+        self._unwritten: list[str] = []
+
+    def note(self, event: str) -> None:
+        """One line, the time (UTC) before it."""
+        self._unwritten.append(
+            f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {redacted(' '.join(event.split()))}\n"
+        )
+        try:
+            append(self.path, "".join(self._unwritten))
+            self._unwritten.clear()
+            self._storage.publish(self.path)
+        except OSError:
+            return  # a full disk or a store that is away ends no run here; written with the next event
+
+    def observe(self, status: Status) -> None:
+        """Call it often; it notes every worker group that began, and every warning."""
+        if status.attempt < self._attempt:  # the actor was killed, and counts anew
+            self._attempt = self._num_warnings = 0
+        if status.attempt > self._attempt and status.resumed_step is not None:
+            before = f" (seen at step {self._step} before)" if self._attempt else ""
+            self.note(f"workers up: {status.world_size}, going on from step {status.resumed_step}{before}")
+            self._attempt = status.attempt
+        if status.resumed_step is not None:
+            self._step = status.step
+        for warning in status.warnings[self._num_warnings :]:
+            self.note(f"warning: {warning}")
+        self._num_warnings = max(self._num_warnings, len(status.warnings))
+
+    def read(self) -> str:
+        """The newest megabyte of it."""
+        try:
+            with os.fdopen(open_regular(self.path, os.O_RDONLY), "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_READ_BYTES))
+                return file.read(_MAX_READ_BYTES).decode("utf-8", "replace")
+        except (FileNotFoundError, Unfit):
+            return ""
+
+
+def count_events(log: str) -> dict[str, str]:
+    """Tags of the run: how often its workers were started again, and how often in another number."""
+    sizes = [int(match.group(1)) for line in log.splitlines() if (match := _WORKERS.match(line))]
+    resizes = sum(before != after for before, after in pairwise(sizes))
+    return {"restarts": str(max(len(sizes) - 1, 0)), "resizes": str(resizes)}
+
+
+# Where the seconds from the command to the first training steps went.
+
+
+class Startup:
+    """A clock that is read after every stage; the first one begins with this process."""
+
+    def __init__(self, clock: Callable[[], float] = time.time, began_s: float | None = None) -> None:
+        """`clock` and `began_s`: Unix time, in seconds."""
+        self._clock = clock
+        self._began_s = self._passed_s = process_began_s() if began_s is None else began_s
+        self._stages: list[str] = []
+        self._seen = 0
+        """Of the three things that statuses show: workers up, ready, first steps done."""
+
+    def passed(self, stage: str) -> None:
+        """`stage` ends now, the next one begins."""
+        now_s = self._clock()
+        self._stages.append(f"{stage} {now_s - self._passed_s:.1f}")
+        self._passed_s = now_s
+
+    def observe(self, status: Status) -> str | None:
+        """Call it with every status; its clock is as good as they are frequent. The whole line, once it is known."""
+        if self._seen == 0 and status.attempt:
+            self.passed("workers")
+            self._seen = 1
+        if self._seen == 1 and status.resumed_step is not None:
+            self.passed("data and net")
+            self._seen = 2
+        if self._seen == 2 and status.resumed_step is not None and status.step > status.resumed_step:
+            steps = status.step - status.resumed_step
+            self.passed("first step" if steps == 1 else f"first {steps} steps")
+            self._seen = 3
+            return f"start-up took {self._passed_s - self._began_s:.1f} s: {', '.join(self._stages)}"
+        return None

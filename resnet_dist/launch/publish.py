@@ -1,0 +1,328 @@
+"""`result.json`: written last of all into the run's folder; its presence means that the run is complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.redaction import redacted
+from data_prep.shown import shown
+from resnet_dist.config.loading import recipe_from_yaml, to_yaml
+from resnet_dist.config.profile import FailureConfig, Profile
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.records import read_record
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.data_checks import known_pictures, picture_settings
+from resnet_dist.launch.lease import driver_of, held
+from resnet_dist.launch.preflight import Prepared
+from resnet_dist.launch.record import Say, data_inputs, send_end, send_measured, short, waits
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.history import read_history
+from resnet_dist.tracking.mlflow_run import RunHandle, record_end, recorded_end, recorded_run, require_run
+from resnet_dist.tracking.models import log_classifier, log_model_metrics
+from resnet_dist.tracking.registry import Registration, Score, register
+from resnet_dist.tracking.server import Unanswered
+from resnet_dist.tracking.small_files import write_json
+from resnet_dist.tracking.sync import SyncReport, sync
+from resnet_dist.training.assemble import build_classifier
+from resnet_dist.training.best import open_best
+from resnet_dist.training.checkpoint import Identity, load_state, newest_step, newest_whole
+from resnet_dist.training.job import WorkerResult
+from resnet_dist.training.state import evaluated_weights
+
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    name: str
+    run_dir: str
+    run_id: str
+    """MLflow's."""
+    tracking_uri: str
+    model_uri: str
+    checkpoint: str
+    step: int
+    metrics: Mapping[str, float]
+
+
+def read_result(storage: RunStorage) -> RunResult | None:
+    """What the run's end wrote, with the places where the run's files are now: its folder may have been moved."""
+    content = storage.read(_RESULT)
+    if content is None:
+        return None
+    try:
+        result = read_record(RunResult, content)
+    except ValueError as error:
+        raise Fault(f"{storage.location}/{_RESULT}: is damaged ({error}); delete it and run again") from None
+    checkpoint = f"{storage.location}/{result.checkpoint.rpartition('/')[2]}"
+    return replace(result, run_dir=storage.location, checkpoint=checkpoint)
+
+
+def write_result(storage: RunStorage, result: RunResult) -> None:
+    write_json(storage.folder / _RESULT, asdict(result))
+    storage.publish(storage.folder / _RESULT)
+
+
+# `trained.json`: written into the run's folder when its training is over. With the checkpoint it is all that bringing
+
+
+_TRAINED = "trained.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    name: str
+    """Of the run."""
+    step: int
+    """Its last; there is a checkpoint of it."""
+    metrics: Mapping[str, float]
+    recipe: Recipe
+    identity: Identity
+    validation: DataInput
+    validation_digest: str
+    """With the name of its algorithm."""
+    register_models: bool
+    pictures: Mapping[str, Any]
+    """How the training data's pictures became pixels: `data_identity.picture_settings`."""
+
+    @property
+    def words(self) -> str:
+        """What was reached."""
+        top1 = self.metrics.get("val/top1")
+        return f"training finished after step {self.step}" + ("" if top1 is None else f" at {top1:.2f} % top-1")
+
+
+def trained_run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared, result: WorkerResult) -> Trained:
+    return Trained(
+        name=name,
+        step=result.step,
+        metrics=dict(result.metrics),
+        recipe=recipe,
+        identity=prepared.identity,
+        validation=data_inputs(recipe, prepared)[1],
+        validation_digest=prepared.val.digest,
+        register_models=profile.register_models,
+        pictures=picture_settings(prepared.train),
+    )
+
+
+def write_trained(storage: RunStorage, trained: Trained) -> None:
+    tree = {key: value for key, value in vars(trained).items() if key not in ("recipe", "identity", "validation")}
+    tree |= {"recipe": to_yaml(trained.recipe)}
+    tree |= {key: asdict(getattr(trained, key)) for key in ("identity", "validation")}
+    write_json(storage.folder / _TRAINED, tree)
+    storage.publish(storage.folder / _TRAINED)
+
+
+def read_trained(storage: RunStorage) -> Trained | None:
+    """None if there is none that can be read, or its checkpoint is not there: then it is for a training to go on."""
+    content = storage.read(_TRAINED)
+    if content is None:
+        return None
+    try:
+        trained = _parsed(json.loads(content))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError):
+        return None
+    return trained if trained.step == newest_step(storage) else None
+
+
+def _parsed(tree: dict[str, Any]) -> Trained:
+    identity = tree["identity"]
+    return Trained(
+        **{key: tree[key] for key in ("name", "validation_digest")},
+        step=int(tree["step"]),
+        metrics={str(key): float(value) for key, value in tree["metrics"].items()},
+        recipe=recipe_from_yaml(tree["recipe"], _TRAINED),
+        identity=replace(Identity(**identity), class_names=tuple(identity["class_names"])),
+        validation=DataInput(**tree["validation"]),
+        register_models=tree["register_models"] is True,
+        pictures=known_pictures(tree.get("pictures")) or {},
+    )
+
+
+# After training: the last and the best weights become models in MLflow, and the better one a candidate.
+
+
+def hand_over(trained: Trained, storage: RunStorage, handle: RunHandle, say: Callable[[str], object]) -> RunResult:
+    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them
+    if the profile said so, and says where everything is. Raises Fault; a second call does what is missing.
+    """
+    with newest_whole(storage) as found:
+        if found is None or found.card.step != trained.step:
+            raise Fault(f"{storage.location}: the checkpoint of step {trained.step} is missing or damaged")
+        checkpoint = f"{storage.location}/{found.name}"
+        last_uri = _log(trained, handle, "model", found.directory, trained.step, trained.metrics)
+    best_uri, metrics = last_uri, trained.metrics
+    with open_best(storage, trained.identity) as best:
+        if best is not None and best.card.metrics["val/top1"] > metrics["val/top1"]:
+            metrics = best.card.metrics
+            best_uri = _log(trained, handle, "model-best", best.directory, best.card.step, metrics)
+    if trained.register_models:
+        registered = _register(trained, handle, best_uri, metrics)
+        say(
+            f"registered {registered.name} version {registered.version} as candidate"
+            + (" and champion" if registered.is_champion else "; the champion stays" + _why(registered))
+        )
+    return RunResult(
+        name=trained.name,
+        run_dir=storage.location,
+        run_id=handle.run_id,
+        tracking_uri=redacted(handle.tracking_uri),
+        model_uri=last_uri,
+        checkpoint=checkpoint,
+        step=trained.step,
+        metrics=dict(trained.metrics),
+    )
+
+
+def model_card(trained: Trained, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What travels with a logged model: how it was made, and what to feed it."""
+    return {
+        "recipe": to_yaml(trained.recipe),
+        "recipe_hash": trained.identity.recipe_hash,
+        "data_digest": trained.identity.data_digest,
+        **{key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("val/")},
+    }
+
+
+def _log(
+    trained: Trained, handle: RunHandle, model_name: str, weights: Path, step: int, metrics: Mapping[str, float]
+) -> str:
+    model = build_classifier(trained.recipe)
+    model.net.load_state_dict(evaluated_weights(load_state(weights, torch.device("cpu"))))
+    crop = trained.recipe.data.eval
+    uri = log_classifier(
+        handle,
+        model.eval(),
+        name=model_name,
+        input_example=np.zeros((2, crop.size, crop.size, 3), dtype=np.uint8),
+        resize=crop.resize,
+        class_names=trained.identity.class_names,
+        pictures=trained.pictures,
+        metadata=model_card(trained, metrics),
+        step=step,
+    )
+    history = read_history(handle.run_dir, handle.run_id)
+    values = {key: value for key, value in metrics.items() if key.startswith("val/")}
+    log_model_metrics(handle, uri, values, step, history, trained.validation)
+    return uri
+
+
+def _register(trained: Trained, handle: RunHandle, model_uri: str, metrics: Mapping[str, float]) -> Registration:
+    recipe, identity = trained.recipe, trained.identity
+    return register(
+        handle,
+        f"{recipe.data.dataset}-{recipe.model.name}",
+        model_uri,
+        Score(trained.validation_digest, metrics["val/top1"]),
+        {"recipe_hash": identity.recipe_hash, "data_digest": identity.data_digest},
+        identity.class_names,
+    )
+
+
+def _why(registered: Registration) -> str:
+    if registered.other_classes is None:
+        return ""
+    return (
+        f", for it is of other classes: {registered.other_classes}; move the alias yourself to replace it, or train "
+        "under another data.dataset to keep both"
+    )
+
+
+# Bringing a run to MLflow whose training is over: by `train` itself, by the same command again, by `tracking sync`.
+
+
+_UNDER_WAY = "finished; its model is not in MLflow yet"
+
+
+def trained_before(prepared: Prepared) -> Trained | None:
+    """What an earlier command trained to the end that is still asked for, and could not bring to MLflow."""
+    trained = read_trained(prepared.storage)
+    if trained is None or trained.step != prepared.plan.last_step or prepared.damaged:
+        return None
+    return trained if trained.identity.is_of(prepared.identity) else None
+
+
+def complete(trained: Trained, storage: RunStorage, tracking_uri: str, say: Say) -> RunResult:
+    """Brings a finished training to MLflow: what its workers left, plots, models, their registration, its end.
+
+    A second call, from wherever, does what is missing. Raises Fault, or UserError if the server refuses this user, with
+    what was reached and how the rest gets there; nothing then says that the training failed.
+    """
+    storage.pull()
+    handle = recorded_run(storage.folder, tracking_uri)
+    if handle is None:
+        raise Fault(f"{storage.location}: {trained.words}, but which MLflow run it belongs to is not there any more")
+    handle = replace(handle, publish=storage.publish)
+    record_end(handle, "FINISHED", _UNDER_WAY)
+    try:
+        require_run(handle)
+        say(f"{trained.words}; metrics, plots and model go to MLflow now")
+        unsent = send_measured(storage, handle, trained.identity.class_names)
+        if isinstance(unsent, Unanswered):
+            raise unsent
+        result = hand_over(trained, storage, handle, say)
+        record_end(handle, "FINISHED", "finished")
+        if (why := send_end(storage, handle)) is not None:
+            raise why
+    except (Fault, UserError, OSError) as error:
+        record_end(handle, "FINISHED", f"{_UNDER_WAY}: {short(error)}")
+        if not isinstance(error, Unanswered):
+            send_end(storage, handle)
+        kind = UserError if isinstance(error, UserError) else Fault
+        raise kind(
+            f"{trained.words} ({storage.location}), but MLflow does not have all of it: {short(error)}; "
+            f"{waits(storage.location, tracking_uri)}, or by the same command again"
+        ) from error
+    if unsent is not None:
+        say(f"warning: {short(unsent)}; {waits(storage.location, tracking_uri)}")
+    write_result(storage, result)
+    return result
+
+
+def sync_run(storage: RunStorage, tracking_uri: str, say: Say) -> str:
+    """Brings to MLflow whatever it does not have of a run, as `train` would have; what came of it, in words.
+
+    Harmless at any time: a run that a driver is at work on gets its points only. Raises as `sync` and `complete` do.
+    """
+    trained = read_trained(storage) if read_result(storage) is None else None
+    if trained is None:
+        report = sync(storage, tracking_uri, say=say)
+        return _words(report, storage)
+    with held(storage, FailureConfig().driver_timeout_s, say):
+        result = complete(trained, storage, tracking_uri, say)
+    return f"{trained.words}: run {result.run_id} is complete in MLflow and marked FINISHED, model {result.model_uri}"
+
+
+def _words(report: SyncReport, storage: RunStorage) -> str:
+    sent = f"sent {report.num_points:,} points" + (f" and {report.num_texts:,} texts" if report.num_texts else "")
+    parts = [sent if report.num_points or report.num_texts else "nothing was waiting"]
+    end = recorded_end(storage.folder)
+    if end is not None:
+        was = "" if report.end_status_sent else "was "
+        parts.append(f"run {was}marked {end.status}" + (f" ({end.reason})" if end.reason != "finished" else ""))
+    elif (driver := driver_of(storage)) is not None:
+        parts.append(f"run in progress (pid {driver.pid} on {driver.host})")
+    else:
+        parts.append("the run has not ended: the `train` command with its name continues it")
+    if report.num_rejected:
+        parts.append(
+            f"MLflow refused {report.num_rejected:,} things for good: see tracking/*/rejected.jsonl of the run"
+        )
+    if report.num_bad_lines:
+        parts.append(f"{report.num_bad_lines:,} lines that no tracker wrote were passed over")
+    if report.num_unreadable_bytes:
+        parts.append(f"{report.num_unreadable_bytes:,} bytes at the end of the spool are no whole line")
+    if report.strangers:
+        parts.append(f"left alone, as of other MLflow runs: {', '.join(report.strangers)}")
+    return shown(redacted("; ".join(parts)), None)
