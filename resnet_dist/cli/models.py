@@ -1,4 +1,4 @@
-"""`resnet-dist evaluate`."""
+"""`resnet-dist evaluate` and `export`: what to do with a trained net."""
 
 from __future__ import annotations
 
@@ -116,9 +116,6 @@ def sides(option: str, text: str) -> tuple[int, ...]:
     if not found or min(found) < 1:
         raise UserError(f"{option} {text}: give px with commas between, for example 224,256,384")
     return found
-
-
-# `resnet-dist export`.
 
 
 def export(

@@ -1,4 +1,4 @@
-"""`resnet-dist show`: a net's layout as a table, as table 1 of He et al. 2015 with the counts."""
+"""`resnet-dist show`, `schedules` and `plan`: what a recipe is and what it would take, without a run."""
 
 from __future__ import annotations
 
@@ -6,36 +6,20 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from resnet_dist.cli.options import AsJson, ProfileSets, RecipeFile, Sets
-from resnet_dist.config.image_size import train_size
 from resnet_dist.config.loading import load_profile, load_recipe, model_of_name
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.models import Summary
-from resnet_dist.tracking.schedule_plot import ScheduleCurve
-from resnet_dist.training.schedule import lr_at
 
+if TYPE_CHECKING:
+    from resnet_dist.models import Summary
+    from resnet_dist.tracking.schedule_plot import ScheduleCurve
 
-def print_model(title: str, summary: Summary, console: Console) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for heading, justify in (("part", "left"), ("output", "left"), ("contents", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    table.add_column("parameters", justify="right")
-    table.add_column("MMACs", justify="right")
-    for part in summary.parts:
-        table.add_row(part.name, part.output, part.contents, f"{part.parameters:,}", f"{part.macs / 1e6:,.1f}")
-    table.add_section()
-    table.add_row("all", "", "", f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f}")
-    console.print(table)
-
-
-# `resnet-dist show`.
+_POINTS_PER_EPOCH = 20
 
 
 def show(
@@ -48,9 +32,6 @@ def show(
 
     Example: resnet-dist show resnet152 --set model.bottleneck_stride=1x1
     """
-    from rich.console import Console
-
-    from resnet_dist.cli.recipes import print_model
     from resnet_dist.models import summarise
 
     if model.endswith((".yaml", ".yml")):
@@ -63,29 +44,24 @@ def show(
     if as_json:
         typer.echo(json.dumps({"name": name, "parameters": summary.parameters, "macs": summary.macs}))
         return
-    print_model(name, summary, Console(width=None if sys.stdout.isatty() else 120))
+    print_model(name, summary)
 
 
-# `resnet-dist schedules`: what recipes plan, as curves over epochs.
+def print_model(title: str, summary: Summary) -> None:
+    """A net's layout as table 1 of He et al. 2015 has it, with the counts."""
+    from rich.console import Console
+    from rich.table import Table
 
-
-_POINTS_PER_EPOCH = 20
-
-
-def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
-    """The rate at 20 points of every epoch. Where a plateau decides, the rate before it is met, and a note."""
-    epochs, total = recipe.train.total_epochs, recipe.train.total_epochs * _POINTS_PER_EPOCH
-    steps = range(total)
-    rates = [
-        lr_at(step, recipe.schedule, base_lr=recipe.optim.lr, steps_per_epoch=_POINTS_PER_EPOCH, total_steps=total)
-        for step in steps
-    ]
-    sizes = [train_size(recipe.data, step // _POINTS_PER_EPOCH, epochs) for step in steps]
-    note = f"x {recipe.schedule.gamma:g} whenever the\nerror stops falling" if recipe.schedule.kind == "plateau" else ""
-    return ScheduleCurve(path.stem, [step / _POINTS_PER_EPOCH for step in steps], rates, sizes, note)
-
-
-# `resnet-dist schedules`.
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading, justify in (("part", "left"), ("output", "left"), ("contents", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("parameters", justify="right")
+    table.add_column("MMACs", justify="right")
+    for part in summary.parts:
+        table.add_row(part.name, part.output, part.contents, f"{part.parameters:,}", f"{part.macs / 1e6:,.1f}")
+    table.add_section()
+    table.add_row("all", "", "", f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def schedules(
@@ -98,13 +74,26 @@ def schedules(
     Example: resnet-dist schedules resnet_dist/recipes/*.yaml --output docs/recipes.png
     """
     loaded = [(path, load_recipe(path, set_)) for path in recipes]
-    from resnet_dist.cli.recipes import schedule_curve
     from resnet_dist.tracking.schedule_plot import draw_schedules
 
     typer.echo(str(draw_schedules([schedule_curve(path, recipe) for path, recipe in loaded], output)))
 
 
-# `resnet-dist plan`.
+def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
+    """The rate at 20 points of every epoch. Where a plateau decides, the rate before it is met, and a note."""
+    from resnet_dist.config.image_size import train_size
+    from resnet_dist.tracking.schedule_plot import ScheduleCurve
+    from resnet_dist.training.schedule import lr_at
+
+    epochs, total = recipe.train.total_epochs, recipe.train.total_epochs * _POINTS_PER_EPOCH
+    steps = range(total)
+    rates = [
+        lr_at(step, recipe.schedule, base_lr=recipe.optim.lr, steps_per_epoch=_POINTS_PER_EPOCH, total_steps=total)
+        for step in steps
+    ]
+    sizes = [train_size(recipe.data, step // _POINTS_PER_EPOCH, epochs) for step in steps]
+    note = f"x {recipe.schedule.gamma:g} whenever the\nerror stops falling" if recipe.schedule.kind == "plateau" else ""
+    return ScheduleCurve(path.stem, [step / _POINTS_PER_EPOCH for step in steps], rates, sizes, note)
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""Runs as tables for a terminal."""
+"""`resnet-dist runs`, `tracking ...` and `doctor`: what there is of runs, in MLflow, in storage, on a cluster."""
 
 from __future__ import annotations
 
@@ -9,23 +9,66 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from data_prep.shown import shown
 from resnet_dist.cli.options import AsJson, ProfileSets, load_profile_file
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.listing import Difference, RunRow
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from resnet_dist.tracking.listing import Difference, RunRow
+
+tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
 _COLORS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "red", "KILLED": "yellow"}
+
+
+def runs(
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.  [default: all]")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Two runs, by name or id, side by side.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that MLflow has, newest first, or compare two.
+
+    Example: resnet-dist runs --tracking-uri sqlite:///runs/mlflow.db --compare demo demo2
+    """
+    from rich.console import Console
+
+    from resnet_dist.tracking.listing import differences, find_run, list_runs
+    from resnet_dist.tracking.uris import absolute_tracking_uri
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise UserError("--tracking-uri: give the MLflow to list, for example sqlite:///runs/mlflow.db")
+    rows = list_runs(absolute_tracking_uri(uri, Path.cwd()), experiment)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if compare is not None:
+        first, second = (find_run(rows, name) for name in compare)
+        found = differences(first, second)
+        if as_json:
+            typer.echo(json.dumps([asdict(pair) for pair in found]))
+            return
+        print_differences(first, second, found, console)
+        return
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    print_runs(rows, console)
 
 
 def print_runs(rows: Sequence[RunRow], console: Console) -> None:
     """One line for each run, newest first; says so if there is none."""
+    from rich.table import Table
+
     if not rows:
         console.print("no runs")
         return
@@ -47,6 +90,8 @@ def print_runs(rows: Sequence[RunRow], console: Console) -> None:
 
 
 def print_differences(first: RunRow, second: RunRow, found: Sequence[Difference], console: Console) -> None:
+    from rich.table import Table
+
     table = Table("", title="what differs, and every metric's last value")
     for run in (first, second):
         table.add_column(_plain(run.name))
@@ -57,106 +102,13 @@ def print_differences(first: RunRow, second: RunRow, found: Sequence[Difference]
 
 def _plain(text: str) -> Text:
     """As it is, but for control characters: names come from a server, and rich would read `[...]` as markup."""
+    from rich.text import Text
+
     return Text(shown(text))
 
 
 def _number(row: RunRow, key: str, form: str) -> str:
     return format(row.metrics[key], form) if key in row.metrics else ""
-
-
-# `resnet-dist doctor`.
-
-
-def doctor(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run under the profile's storage: a folder or s3://.")
-    ] = None,
-    mend: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged or left over in RUN; nothing needs it.")
-    ] = False,
-    on: Annotated[Path | None, typer.Option("--on", metavar="PROFILE", help="Examine this profile's cluster.")] = None,
-    profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
-) -> None:
-    """Look through a run's storage - what is whole, where it would go on - or through a cluster before a run: versions,
-    clocks, disks, shared paths, ports, how fast the nodes talk.
-
-    Examples: resnet-dist doctor runs/demo      resnet-dist doctor --on cluster/profiles/laptop.yaml
-    """
-    if (run is None) == (on is None):
-        raise UserError("give either a RUN, to look through its storage, or --on PROFILE, to examine its cluster")
-    if on is not None:
-        _examine_cluster(on, profile_set)
-    elif run is not None:
-        _examine_run(run, mend=mend)
-
-
-def _examine_run(run: str, *, mend: bool) -> None:
-    from resnet_dist.launch.doctor import examine, repair, verdict
-    from resnet_dist.storage.location import open_storage
-
-    storage = open_storage(run)
-    findings = examine(storage)
-    for finding in findings:
-        typer.echo(f"{finding.state:<9} {finding.name:<32} {finding.what}")
-    for finding in repair(storage, findings) if mend else []:
-        typer.echo(f"removed   {finding.name}")
-    typer.echo(verdict(findings))
-
-
-def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
-    from resnet_dist.launch.doctor import Check, examine_cluster
-
-    def tell(check: Check) -> None:
-        typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")
-
-    if not examine_cluster(load_profile_file(on, profile_sets), tell):
-        typer.echo("the cluster is not fit for this profile: see the lines that begin with `bad`", err=True)
-        raise typer.Exit(1)
-
-
-# `resnet-dist runs` and `resnet-dist tracking ...`: the MLflow side of runs.
-
-
-tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
-
-
-def runs(
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
-    ] = None,
-    experiment: Annotated[str | None, typer.Option(help="Only this experiment.  [default: all]")] = None,
-    compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Two runs, by name or id, side by side.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the runs that MLflow has, newest first, or compare two.
-
-    Example: resnet-dist runs --tracking-uri sqlite:///runs/mlflow.db --compare demo demo2
-    """
-    from rich.console import Console
-
-    from resnet_dist.cli.runs import print_differences, print_runs
-    from resnet_dist.tracking.listing import differences, find_run, list_runs
-    from resnet_dist.tracking.uris import absolute_tracking_uri
-
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        raise UserError("--tracking-uri: give the MLflow to list, for example sqlite:///runs/mlflow.db")
-    rows = list_runs(absolute_tracking_uri(uri, Path.cwd()), experiment)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if compare is not None:
-        first, second = (find_run(rows, name) for name in compare)
-        found = differences(first, second)
-        if as_json:
-            typer.echo(json.dumps([asdict(pair) for pair in found]))
-            return
-        print_differences(first, second, found, console)
-        return
-    if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows]))
-        return
-    print_runs(rows, console)
 
 
 @tracking_app.command()
@@ -210,3 +162,50 @@ def sync(
         raise UserError("--tracking-uri: give the MLflow that the run belongs to, for example sqlite:///runs/mlflow.db")
     storage, uri = open_storage(run), absolute_tracking_uri(uri, Path.cwd())
     typer.echo(sync_run(storage, uri, lambda line: typer.echo(line, err=True)))
+
+
+def doctor(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run under the profile's storage: a folder or s3://.")
+    ] = None,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged or left over in RUN; nothing needs it.")
+    ] = False,
+    on: Annotated[Path | None, typer.Option("--on", metavar="PROFILE", help="Examine this profile's cluster.")] = None,
+    profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
+) -> None:
+    """Look through a run's storage - what is whole, where it would go on - or through a cluster before a run: versions,
+    clocks, disks, shared paths, ports, how fast the nodes talk.
+
+    Examples: resnet-dist doctor runs/demo      resnet-dist doctor --on cluster/profiles/laptop.yaml
+    """
+    if (run is None) == (on is None):
+        raise UserError("give either a RUN, to look through its storage, or --on PROFILE, to examine its cluster")
+    if on is not None:
+        _examine_cluster(on, profile_set)
+    elif run is not None:
+        _examine_run(run, mend=mend)
+
+
+def _examine_run(run: str, *, mend: bool) -> None:
+    from resnet_dist.launch.doctor import examine, repair, verdict
+    from resnet_dist.storage.location import open_storage
+
+    storage = open_storage(run)
+    findings = examine(storage)
+    for finding in findings:
+        typer.echo(f"{finding.state:<9} {finding.name:<32} {finding.what}")
+    for finding in repair(storage, findings) if mend else []:
+        typer.echo(f"removed   {finding.name}")
+    typer.echo(verdict(findings))
+
+
+def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
+    from resnet_dist.launch.doctor import Check, examine_cluster
+
+    def tell(check: Check) -> None:
+        typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")
+
+    if not examine_cluster(load_profile_file(on, profile_sets), tell):
+        typer.echo("the cluster is not fit for this profile: see the lines that begin with `bad`", err=True)
+        raise typer.Exit(1)

@@ -14,7 +14,7 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch import cluster as room
+from resnet_dist.launch import cluster
 from resnet_dist.launch import control as control_module
 from resnet_dist.launch.cluster import (
     Node,
@@ -212,21 +212,21 @@ def test_a_growing_cluster_is_asked_and_waited_for(monkeypatch: pytest.MonkeyPat
     profile = PROFILE.model_copy(update={"failure": PROFILE.failure.model_copy(update={"wait_for_nodes_s": 60.0})})
     seen = iter([[], [Node("a", 4, 0)], [Node("a", 12, 0)], [Node("a", 99, 0)]])
     asked: list[list[dict[str, float]]] = []
-    monkeypatch.setattr(room, "alive_nodes", lambda: next(seen))
-    monkeypatch.setattr(room, "request_resources", lambda bundles, **_: asked.append(bundles))
-    monkeypatch.setattr(room.time, "sleep", lambda _: None)
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: next(seen))
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles, **_: asked.append(bundles))
+    monkeypatch.setattr(cluster.time, "sleep", lambda _: None)
     said: list[str] = []
-    with room.asked_for(profile, room.worker_bundles(profile)):
-        nodes = room.await_nodes(profile, lambda n: workers_with_room(n, profile) >= profile.workers.min, said.append)
+    with cluster.asked_for(profile, cluster.worker_bundles(profile)):
+        nodes = cluster.await_nodes(profile, lambda n: workers_with_room(n, profile) >= 4, said.append)
     assert [node.cpus for node in nodes] == [12]
     assert asked == [[{"CPU": 3.0}] * 4, []]
     assert said == ["the cluster has no room yet: waiting up to 60 s for nodes (failure.wait_for_nodes_s)"]
 
 
 def test_a_cluster_that_stays_as_it_is_is_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "alive_nodes", list)
-    with room.asked_for(PROFILE, room.worker_bundles(PROFILE)):
-        assert room.await_nodes(PROFILE, bool, pytest.fail) == []
+    monkeypatch.setattr(cluster, "alive_nodes", list)
+    with cluster.asked_for(PROFILE, cluster.worker_bundles(PROFILE)):
+        assert cluster.await_nodes(PROFILE, bool, pytest.fail) == []
 
 
 def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
