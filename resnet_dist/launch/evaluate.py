@@ -46,7 +46,8 @@ from resnet_dist.launch.data_checks import (
 )
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.preflight import require_classes
-from resnet_dist.tracking.details import DataInput, log_details, log_folder
+from resnet_dist.tracking.details import log_details, log_folder
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run, open_run, run_file
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker
 from resnet_dist.tracking.plots import draw_confusion

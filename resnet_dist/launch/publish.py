@@ -23,7 +23,7 @@ from resnet_dist.launch.lease import driver_of, held
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.record import Say, data_inputs, send_end, send_measured, short, waits
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.mlflow_run import RunHandle, record_end, recorded_end, recorded_run, require_run
 from resnet_dist.tracking.models import log_classifier, log_model_metrics

@@ -24,7 +24,8 @@ from resnet_dist.launch.code_version import CodeVersion, library_versions, read_
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.details import DataInput, log_details, log_folder, set_tags
+from resnet_dist.tracking.details import log_details, log_folder, set_tags
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, open_run, record_end, send_end_status
 from resnet_dist.tracking.plots import draw_plots

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from resnet_dist.errors import UserError
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.folder import FolderStorage
 
 
 def open_storage(location: str) -> RunStorage:
@@ -16,6 +15,8 @@ def open_storage(location: str) -> RunStorage:
     """
     require_supported(location)
     if not is_url(location):
+        from resnet_dist.storage.folder import FolderStorage
+
         return FolderStorage(Path(location).expanduser().absolute())
     from resnet_dist.storage.objects import ObjectStorage
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from data_prep.beton.files import append
 from resnet_dist.errors import UserError
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.batches import Batch, halves, next_points, next_text, too_large
 from resnet_dist.tracking.events import Event
 from resnet_dist.tracking.segments import SpoolReader
@@ -20,6 +21,7 @@ from resnet_dist.tracking.small_files import read_json, write_json
 from resnet_dist.tracking.transport import Refused, Transport
 
 _log = logging.getLogger(__name__)
+_FIRST_BACKOFF_S = 0.5
 REJECTED_NAME = "rejected.jsonl"
 
 Lane = Literal["points", "texts"]
@@ -35,6 +37,20 @@ def lane_files(folder: Path) -> list[Path]:
     """The small files beside the segments, as far as they are there."""
     files = [*(cursor_file(folder, lane) for lane in LANES), folder / REJECTED_NAME]
     return [path for path in files if path.exists()]
+
+
+def publish_lanes(storage: RunStorage, folder: Path) -> None:
+    """What the server has acknowledged and refused of the spool in `folder`, for the next machine that sends it."""
+    for path in lane_files(folder):
+        storage.publish(path)
+
+
+def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
+    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and
+    the whole, so that the jobs of a cluster do not all return to a server in the same second.
+    """
+    whole = min(max_backoff_s, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30))
+    return whole * (0.5 + 0.5 * draw)
 
 
 class Superseded(Exception):

@@ -5,40 +5,16 @@ Everything here may be logged twice: a later driver of the same run replaces fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from data_prep.redaction import redacted, redacted_values
 from resnet_dist.tracking.mlflow_run import RunHandle
+from resnet_dist.tracking.preparations import DataInput, dataset_input
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
 
-if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
-
 _NOTE_TAG = "mlflow.note.content"
-_MAX_DIGEST_CHARS = 36
-
-
-@dataclass(frozen=True)
-class DataInput:
-    """A data set that the run read."""
-
-    name: str
-    digest: str
-    """MLflow keeps the first 36 characters."""
-    context: str
-    """What the run did with it: `training` or `validation`; `made` by a preparation."""
-    location: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers worth seeing: samples, classes, bytes."""
-
-    @property
-    def short_digest(self) -> str:
-        return self.digest[:_MAX_DIGEST_CHARS]
 
 
 def log_details(
@@ -56,19 +32,6 @@ def log_details(
             client.log_inputs(handle.run_id, [dataset_input(data) for data in inputs])
         for path, content in texts.items():
             client.log_text(handle.run_id, redacted(content), path)
-
-
-def dataset_input(data: DataInput) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=data.name,
-        digest=data.short_digest,
-        source_type="local",
-        source=json.dumps({"uri": redacted(data.location)}),
-        profile=json.dumps(dict(data.facts)),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])
 
 
 def set_tags(handle: RunHandle, tags: Mapping[str, str]) -> None:

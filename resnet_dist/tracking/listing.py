@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_prep.shown import shown
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.mlflow_run import require_experiment_name
+from resnet_dist.tracking.experiment_view import view_tags
+from resnet_dist.tracking.sqlite_store import ARTIFACTS
+from resnet_dist.tracking.uris import sqlite_file
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for agents
 _MAX_RUNS = 1000
 _MAX_NAMED = 20
 _COMPARED_TAGS = ("data_digest", "hardware", "workers", "restarts", "resizes", "mlflow.source.git.commit", "git.dirty")
+
+
+def viewed_experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
+    experiment = find_or_create_experiment(client, name, tracking_uri)
+    for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
+        if key not in experiment.tags:  # what a person wrote there stays
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+    return str(experiment.experiment_id)
+
+
+def require_experiment_name(name: str) -> None:
+    if name.strip().lower() in ("", "none", "null"):
+        raise UserError(f"experiment: {name!r} is no name; give one, or leave the option or key out")
+
+
+def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
+    """UserError if it was deleted, or `name` means none."""
+    from mlflow.exceptions import MlflowException
+
+    require_experiment_name(name)
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        database = sqlite_file(tracking_uri)
+        # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
+        location = database and (database.parent / ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
+        try:
+            client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
+                raise
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"experiment: {name} was deleted in MLflow; choose another name, or bring it back with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id if experiment else '...'}`"
+        )
+    return experiment
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.tracking.experiment_view import view_tags
+from resnet_dist.tracking.listing import viewed_experiment_id
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.small_files import read_json, write_json
 from resnet_dist.tracking.sqlite_store import ARTIFACTS
@@ -35,7 +35,6 @@ ENDED_TAG = "ended"
 """Why a run ended, in words. MLflow's status has four words, and none for a trial that was not worth finishing."""
 _PARAMS_PER_CALL = 100
 _MAX_REASON_CHARS = 500
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for agents
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -253,7 +252,7 @@ def _find_or_create(
 ) -> Run:
     record = _read_record(run_dir)
     if record is None:
-        record = {"run_key": uuid.uuid4().hex, "experiment_id": _experiment_id(client, experiment, tracking_uri)}
+        record = {"run_key": uuid.uuid4().hex, "experiment_id": viewed_experiment_id(client, experiment, tracking_uri)}
         _write_record(run_dir, record, publish)
     run = _known_run(client, record, run_dir, tracking_uri) or _create_run(client, record, run_name, tags)
     known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
@@ -292,44 +291,6 @@ def _oldest_with_key(client: MlflowClient, record: Mapping[str, Any]) -> Run | N
     for run in oldest_first[1:]:
         client.delete_run(run.info.run_id)
     return oldest_first[0] if oldest_first else None
-
-
-def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
-    experiment = find_or_create_experiment(client, name, tracking_uri)
-    for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
-        if key not in experiment.tags:  # what a person wrote there stays
-            client.set_experiment_tag(experiment.experiment_id, key, value)
-    return str(experiment.experiment_id)
-
-
-def require_experiment_name(name: str) -> None:
-    if name.strip().lower() in ("", "none", "null"):
-        raise UserError(f"experiment: {name!r} is no name; give one, or leave the option or key out")
-
-
-def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
-    """UserError if it was deleted, or `name` means none."""
-    from mlflow.exceptions import MlflowException
-
-    require_experiment_name(name)
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        database = sqlite_file(tracking_uri)
-        # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
-        location = database and (database.parent / ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
-        try:
-            client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
-                raise
-        experiment = client.get_experiment_by_name(name)
-    if experiment is None or experiment.lifecycle_stage != "active":
-        raise UserError(
-            f"experiment: {name} was deleted in MLflow; choose another name, or bring it back with "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id if experiment else '...'}`"
-        )
-    return experiment
 
 
 def _log_missing(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:

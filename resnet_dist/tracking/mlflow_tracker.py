@@ -11,14 +11,13 @@ from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.delivery import LANES, Delivery, lane_files
+from resnet_dist.tracking.delivery import LANES, Delivery, publish_lanes
 from resnet_dist.tracking.events import artifact_path, sendable
 from resnet_dist.tracking.segments import spool_folder
 from resnet_dist.tracking.sender import Sender
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.transport import MlflowTransport, Transport
 
-_log = logging.getLogger(__name__)
 
 
 class SpoolTracker:
@@ -81,9 +80,3 @@ class SpoolTracker:
         self._sender.close(timeout_s=1.0)
         with suppress(OSError):  # then everything is sent again, which changes nothing
             publish_lanes(self._storage, self._folder)
-
-
-def publish_lanes(storage: RunStorage, folder: Path) -> None:
-    """What the server has acknowledged and refused of the spool in `folder`, for the next machine that sends it."""
-    for path in lane_files(folder):
-        storage.publish(path)

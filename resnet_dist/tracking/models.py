@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.pixels import PictureSettings
-from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.experiment_view import NOTE_TAG
 from resnet_dist.tracking.history import History
 from resnet_dist.tracking.mlflow_run import RunHandle

@@ -8,24 +8,55 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.redaction import redacted, redacted_value
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.details import DataInput, dataset_input
-from resnet_dist.tracking.mlflow_run import find_or_create_experiment
+from resnet_dist.tracking.listing import find_or_create_experiment
 from resnet_dist.tracking.server import require_answer
 from resnet_dist.tracking.store import connect, mlflow_faults, prepare_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 EXPERIMENT = "data preparation"
 DIGEST_TAG = "data_prep.digest"
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_\-. :/]")
 _MAX_VALUE_CHARS = 6000
 """Of a parameter in MLflow."""
+_MAX_DIGEST_CHARS = 36
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """A data set that the run read."""
+
+    name: str
+    digest: str
+    """MLflow keeps the first 36 characters."""
+    context: str
+    """What the run did with it: `training` or `validation`; `made` by a preparation."""
+    location: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers worth seeing: samples, classes, bytes."""
+
+    @property
+    def short_digest(self) -> str:
+        return self.digest[:_MAX_DIGEST_CHARS]
+
+
+def dataset_input(data: DataInput) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=data.name,
+        digest=data.short_digest,
+        source_type="local",
+        source=json.dumps({"uri": redacted(data.location)}),
+        profile=json.dumps(dict(data.facts)),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])
 
 
 @dataclass(frozen=True)

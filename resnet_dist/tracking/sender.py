@@ -7,21 +7,12 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
-from resnet_dist.tracking.delivery import Delivery, Superseded
+from resnet_dist.tracking.delivery import Delivery, Superseded, backoff_s
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.transport import Unavailable
 
 _log = logging.getLogger(__name__)
-_FIRST_BACKOFF_S = 0.5
 _HURRIED_BACKOFF_S = 1.0
-
-
-def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
-    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and
-    the whole, so that the jobs of a cluster do not all return to a server in the same second.
-    """
-    whole = min(max_backoff_s, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30))
-    return whole * (0.5 + 0.5 * draw)
 
 
 class Sender:

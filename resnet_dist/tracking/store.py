@@ -28,7 +28,7 @@ T = TypeVar("T")
 _SCHEMA_LIMIT_S = 120.0
 _REFUSALS = (401, 403)
 _TOO_BUSY = 429
-_PAUSE_S = 0.3
+_RETRY_PAUSE_S = 0.3
 
 
 def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
@@ -110,7 +110,7 @@ def patiently(work: Callable[[], T], until_s: float) -> T:
         except Unanswered:
             if time.monotonic() > until_s:
                 raise
-            time.sleep(_PAUSE_S)
+            time.sleep(_RETRY_PAUSE_S)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from resnet_dist.tracking.details import log_details
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run, recorded_run, run_file
 from resnet_dist.tracking.sync import sync
 
-_log = logging.getLogger(__name__)
 KIND_TAG = "kind"
 SWEEP = "sweep"
 """Value of the tag `kind` of a parent run: it has no curves of its own."""

@@ -13,14 +13,11 @@ from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.delivery import LANES, Delivery, Lane
+from resnet_dist.tracking.delivery import LANES, Delivery, Lane, backoff_s, publish_lanes
 from resnet_dist.tracking.mlflow_run import recorded_run, require_run, run_file, send_end_status
-from resnet_dist.tracking.mlflow_tracker import publish_lanes
 from resnet_dist.tracking.segments import segment_paths, spool_folders
-from resnet_dist.tracking.sender import backoff_s
 from resnet_dist.tracking.transport import MlflowTransport, Unavailable
 
-_log = logging.getLogger(__name__)
 _ATTEMPTS = 5
 _SAY_EVERY_S = 5.0
 

@@ -13,7 +13,6 @@ import psutil
 from resnet_dist.tracking.base import Tracker
 from resnet_dist.tracking.gpu_metrics import NodeGpus
 
-_MB = 1e6
 _FIRST_AFTER_S = 1.0  # so that a short run has a point too
 
 

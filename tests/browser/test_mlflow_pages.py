@@ -15,7 +15,8 @@ import torch
 
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.tracking.base import CONFUSION
-from resnet_dist.tracking.details import DataInput, log_details, log_folder
+from resnet_dist.tracking.details import log_details, log_folder
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.history import read_history
 from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
 from resnet_dist.tracking.mlflow_tracker import SpoolTracker

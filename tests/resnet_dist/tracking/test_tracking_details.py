@@ -13,7 +13,8 @@ from PIL import Image
 
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.base import CONFUSION, NullTracker
-from resnet_dist.tracking.details import DataInput, log_details, log_folder, set_tags
+from resnet_dist.tracking.details import log_details, log_folder, set_tags
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.history import History, read_history
 from resnet_dist.tracking.listing import Difference, RunRow, differences, find_run, list_runs
 from resnet_dist.tracking.mlflow_run import end_run, open_run

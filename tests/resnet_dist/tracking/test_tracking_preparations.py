@@ -20,7 +20,7 @@ from data_prep.sources.splits import SplitRequest
 from resnet_dist.cli import app
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.record import links, preparation_of, record_beton
-from resnet_dist.tracking.details import DataInput
+from resnet_dist.tracking.preparations import DataInput
 from resnet_dist.tracking.preparations import DIGEST_TAG, EXPERIMENT, PreparationRun, find_preparations
 from resnet_dist.tracking.store import prepare_store
 
