@@ -22,7 +22,7 @@ import typer
 import data_prep.cli
 import resnet_dist.cli
 from resnet_dist.config.loading import load_profile, load_recipe, load_space
-from resnet_dist.tracking.model_notes import model_note
+from resnet_dist.tracking.models import model_note
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("[0-9]_*.md"))

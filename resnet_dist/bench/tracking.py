@@ -24,10 +24,9 @@ import torch
 
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.errors import Fault
-from resnet_dist.tracking.base import NullTracker, Tracker
-from resnet_dist.tracking.environment import client_environment
+from resnet_dist.tracking.connection import client_environment
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.tracker import NullTracker, SpoolTracker, Tracker
 
 State = Literal["no tracker", "up", "killed", "frozen"]
 STATES: tuple[State, ...] = ("no tracker", "up", "killed", "frozen")

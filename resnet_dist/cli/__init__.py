@@ -19,7 +19,7 @@ from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train
 from resnet_dist.cli.tune import tune_app
-from resnet_dist.tracking.environment import settle_environment
+from resnet_dist.tracking.connection import settle_environment
 
 app = typer.Typer(
     add_completion=False,

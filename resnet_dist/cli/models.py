@@ -76,7 +76,7 @@ def evaluate(
     from resnet_dist.evaluation.protocol import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
     from resnet_dist.launch.evaluate import Place, evaluate_models, log_evaluation, write_files
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = absolute_tracking_uri(uri, Path.cwd()) if uri else None
@@ -146,7 +146,7 @@ def export(
     Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
     """
     from resnet_dist.launch.export import export_model
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)

@@ -28,7 +28,7 @@ def load(recipe: Path, on: Path, sets: list[str], profile_sets: list[str]) -> tu
 
 def load_profile_file(on: Path, profile_sets: list[str]) -> Profile:
     """The profile with every path absolute."""
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
     cluster_address(*given_address(profile.ray_address, os.environ))  # a wrong one before heavy libraries are imported

@@ -17,7 +17,7 @@ from resnet_dist.errors import UserError
 
 if TYPE_CHECKING:
     from resnet_dist.models import Summary
-    from resnet_dist.tracking.schedule_plot import ScheduleCurve
+    from resnet_dist.tracking.plots import ScheduleCurve
 
 _POINTS_PER_EPOCH = 20
 
@@ -74,7 +74,7 @@ def schedules(
     Example: resnet-dist schedules resnet_dist/recipes/*.yaml --output docs/recipes.png
     """
     loaded = [(path, load_recipe(path, set_)) for path in recipes]
-    from resnet_dist.tracking.schedule_plot import draw_schedules
+    from resnet_dist.tracking.plots import draw_schedules
 
     typer.echo(str(draw_schedules([schedule_curve(path, recipe) for path, recipe in loaded], output)))
 
@@ -82,7 +82,7 @@ def schedules(
 def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
     """The rate at 20 points of every epoch. Where a plateau decides, the rate before it is met, and a note."""
     from resnet_dist.config.image_size import train_size
-    from resnet_dist.tracking.schedule_plot import ScheduleCurve
+    from resnet_dist.tracking.plots import ScheduleCurve
     from resnet_dist.training.schedule import lr_at
 
     epochs, total = recipe.train.total_epochs, recipe.train.total_epochs * _POINTS_PER_EPOCH

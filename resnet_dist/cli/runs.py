@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from resnet_dist.tracking.listing import Difference, RunRow
+    from resnet_dist.tracking.experiment import Difference, RunRow
 
 tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
 _COLORS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "red", "KILLED": "yellow"}
@@ -43,8 +43,8 @@ def runs(
     """
     from rich.console import Console
 
-    from resnet_dist.tracking.listing import differences, find_run, list_runs
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
+    from resnet_dist.tracking.experiment import differences, find_run, list_runs
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -126,7 +126,7 @@ def record_data(
     Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
     """
     from resnet_dist.launch.record import record_beton
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -154,8 +154,8 @@ def sync(
     Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
     """
     from resnet_dist.launch.publish import sync_run
-    from resnet_dist.storage.location import open_storage
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.storage.base import open_storage
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -189,7 +189,7 @@ def doctor(
 
 def _examine_run(run: str, *, mend: bool) -> None:
     from resnet_dist.launch.doctor import examine, repair, verdict
-    from resnet_dist.storage.location import open_storage
+    from resnet_dist.storage.base import open_storage
 
     storage = open_storage(run)
     findings = examine(storage)

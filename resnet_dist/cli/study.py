@@ -103,7 +103,7 @@ def curves(
     """
     from resnet_dist.studies.curves import read_curves
     from resnet_dist.studies.plots import draw_errors
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     if output.suffix != ".png":
         raise UserError(f"--output {output}: give a file that ends in .png")
@@ -124,7 +124,7 @@ def paper(
     Example: resnet-dist study paper --tracking-uri sqlite:///runs/mlflow.db --output paper.md
     """
     from resnet_dist.studies.paper import paper_table
-    from resnet_dist.tracking.uris import absolute_tracking_uri
+    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     text = paper_table([absolute_tracking_uri(uri, Path.cwd()) for uri in tracking_uri])
     if output is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_dist.evaluation.report import ClassLine, calibration_table
-from resnet_dist.tracking.figures import new_figure, save, style
+from resnet_dist.tracking.plots import new_figure, save, style
 from resnet_dist.training.calibration import NUM_BINS, Calibration
 
 _NUM_WORST = 20

@@ -17,7 +17,7 @@ from data_prep.environment import cluster_address, given_address, without_proxy
 from data_prep.ray_cluster.connection import connect, start_local
 from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.tracking.environment import client_environment
+from resnet_dist.tracking.connection import client_environment
 
 NAMESPACE = "resnet-dist"
 _COUNT_AGAIN_S = 30.0

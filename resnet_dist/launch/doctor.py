@@ -29,9 +29,8 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, worker_environment, workers_with_room
 from resnet_dist.launch.code_version import library_versions
 from resnet_dist.launch.publish import read_result
-from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
-from resnet_dist.storage.location import beside, open_storage
-from resnet_dist.tracking.server import require_answer
+from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage, beside, open_storage
+from resnet_dist.tracking.connection import require_answer
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import Damaged, newest_first, opened
 

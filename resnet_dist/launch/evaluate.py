@@ -46,11 +46,10 @@ from resnet_dist.launch.data_checks import (
 )
 from resnet_dist.launch.model_source import TrainedModel, load_model
 from resnet_dist.launch.preflight import require_classes
-from resnet_dist.tracking.details import log_details, log_folder
-from resnet_dist.tracking.preparations import DataInput
-from resnet_dist.tracking.mlflow_run import EndStatus, end_run, open_run, run_file
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.datasets import DataInput
+from resnet_dist.tracking.mlflow_run import EndStatus, end_run, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion
+from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.backends import set_backends
 from resnet_dist.training.evaluate import Evaluation, Labelled, evaluate, sparse_json
 from resnet_dist.training.precision import Precision

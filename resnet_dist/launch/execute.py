@@ -21,8 +21,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import alive_nodes, start_timeout_s, worker_environment, workers_with_room
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.worker import WorkerSetup, worker_main
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.location import is_url, split
+from resnet_dist.storage.base import RunStorage, is_url, split
 from resnet_dist.training.job import WorkerResult
 
 _LOOK_EVERY_S = 1.0

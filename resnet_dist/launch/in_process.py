@@ -16,9 +16,9 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.preflight import Prepared, prepare, require_none_written
 from resnet_dist.launch.record import Record, begin_record
-from resnet_dist.tracking.history import History, read_history
 from resnet_dist.tracking.mlflow_run import EndStatus, recorded_end, recorded_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.spool import History, read_history
+from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.training.context import LocalContext, WriteCheckpoint
 from resnet_dist.training.job import Outcome, WorkerResult

@@ -13,8 +13,8 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.data_checks import known_pictures
 from resnet_dist.models.classifier import ImageClassifier
-from resnet_dist.storage.location import open_storage, split
-from resnet_dist.tracking.model_loading import load_weights
+from resnet_dist.storage.base import open_storage, split
+from resnet_dist.tracking.registry import load_weights
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
 from resnet_dist.training.precision import Precision

@@ -34,8 +34,7 @@ from resnet_dist.launch.data_checks import (
     picture_settings,
     require_same_classes,
 )
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.location import beside, open_storage
+from resnet_dist.storage.base import RunStorage, beside, open_storage
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.job import Job

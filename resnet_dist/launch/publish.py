@@ -22,14 +22,13 @@ from resnet_dist.launch.data_checks import known_pictures, picture_settings
 from resnet_dist.launch.lease import driver_of, held
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.record import Say, data_inputs, send_end, send_measured, short, waits
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.preparations import DataInput
-from resnet_dist.tracking.history import read_history
+from resnet_dist.storage.base import RunStorage, write_json
+from resnet_dist.tracking.connection import Unanswered
+from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import RunHandle, record_end, recorded_end, recorded_run, require_run
 from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
-from resnet_dist.tracking.server import Unanswered
-from resnet_dist.tracking.small_files import write_json
+from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import SyncReport, sync
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.best import open_best

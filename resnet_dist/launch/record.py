@@ -24,19 +24,27 @@ from resnet_dist.launch.code_version import CodeVersion, library_versions, read_
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.details import log_details, log_folder, set_tags
-from resnet_dist.tracking.preparations import DataInput
-from resnet_dist.tracking.history import read_history
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, open_run, record_end, send_end_status
-from resnet_dist.tracking.plots import draw_plots
-from resnet_dist.tracking.preparations import (
+from resnet_dist.tracking.connection import Unanswered
+from resnet_dist.tracking.datasets import (
+    DataInput,
     Preparation,
     PreparationRun,
     as_params,
     find_preparations,
     record_preparation,
 )
-from resnet_dist.tracking.server import Unanswered
+from resnet_dist.tracking.mlflow_run import (
+    EndStatus,
+    RunHandle,
+    log_details,
+    log_folder,
+    open_run,
+    record_end,
+    send_end_status,
+    set_tags,
+)
+from resnet_dist.tracking.plots import draw_plots
+from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import sync
 from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import Identity, glance, newest_first

@@ -51,7 +51,7 @@ from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.reservation import NO_CLAIM, give_back, give_back_request
 from resnet_dist.launch.worker import WorkerSetup, node_cache
 from resnet_dist.storage.base import TEMPORARY, RunStorage
-from resnet_dist.tracking.environment import server_credentials
+from resnet_dist.tracking.connection import server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus
 from resnet_dist.training.checkpoint import damaged_names, newest_first, newest_step
 from resnet_dist.training.job import WorkerResult

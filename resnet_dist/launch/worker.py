@@ -25,10 +25,9 @@ from resnet_dist.launch.data_checks import require_same_data
 from resnet_dist.launch.lease import GuardedStorage, Lease
 from resnet_dist.launch.reservation import current_claim
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.base import NullTracker, Tracker
-from resnet_dist.tracking.environment import settle_environment
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
+from resnet_dist.tracking.tracker import NullTracker, SpoolTracker, Tracker
 from resnet_dist.training.checkpoint import CARD
 from resnet_dist.training.context import WriteCheckpoint
 from resnet_dist.training.job import Job, WorkerResult

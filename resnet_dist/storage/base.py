@@ -6,10 +6,15 @@ are ordinary files in `folder`, the storage itself or a working copy of it; the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from data_prep.beton.files import make_folder, read_small, write_text_atomically
+from data_prep.strict_json import parse
+from resnet_dist.errors import UserError
 
 TEMPORARY = ".tmp"
 """Ends the names of folders that are being written, where storage cannot give a folder its name last."""
@@ -67,3 +72,80 @@ class RunStorage(Protocol):
 
     def require_writable(self) -> None:
         """UserError, with the mend, unless a file can be written beside the run."""
+
+
+# From what a user writes to the storage it means.
+
+
+def open_storage(location: str) -> RunStorage:
+    """The storage of the run at `location`: a path, or `s3://bucket/prefix/run`. Opens no connection yet.
+
+    Raises UserError for any other URL.
+    """
+    require_supported(location)
+    if not is_url(location):
+        from resnet_dist.storage.folder import FolderStorage
+
+        return FolderStorage(Path(location).expanduser().absolute())
+    from resnet_dist.storage.objects import ObjectStorage
+
+    return ObjectStorage(location.rstrip("/"))
+
+
+def is_url(location: str) -> bool:
+    return "://" in location
+
+
+def require_supported(location: str) -> None:
+    """UserError for a URL that cannot hold runs."""
+    if not is_url(location):
+        return
+    scheme, _, rest = location.partition("://")
+    if scheme != "s3":
+        raise UserError(f"storage {location}: {scheme}:// is not supported; use a folder or s3://bucket/prefix")
+    if not rest.strip("/") or rest.startswith("/"):
+        raise UserError(f"storage {location}: names no bucket; use s3://bucket/prefix")
+    if "@" in rest or "?" in rest:
+        raise UserError(
+            "storage: the URL holds more than bucket and prefix; credentials and endpoint come from the environment "
+            "(AWS_PROFILE, AWS_ENDPOINT_URL, an instance's role)"
+        )
+
+
+def beside(location: str, name: str) -> str:
+    """The location of `name` under the folder or prefix `location`."""
+    return f"{location.rstrip('/')}/{name}"
+
+
+def split(location: str) -> tuple[str, str]:
+    """The folder or prefix that holds `location`, and its last name."""
+    if not is_url(location):
+        path = Path(location).expanduser().absolute().resolve()
+        return str(path.parent), path.name
+    parent, _, name = location.rstrip("/").rpartition("/")
+    return parent, name
+
+
+# The few small JSON files of a run, in its folder on this machine.
+
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in the file, None if there is no such file. Raises UserError if it holds anything else."""
+    try:
+        tree = parse(read_small(path, MAX_JSON_BYTES), max_bytes=MAX_JSON_BYTES, allow_nan=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it if it is damaged") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a JSON object; remove the file if it is damaged")
+    return tree
+
+
+def write_json(path: Path, tree: dict[str, Any], *, durable: bool = True) -> None:
+    """Replaces the file as a whole: a reader sees the old one or the new one; if `durable`, even after a power cut."""
+    make_folder(path.parent)
+    write_text_atomically(path, json.dumps(tree, indent=1, sort_keys=True), durable=durable)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from resnet_dist.config.loading import read_model_name
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.history import History, read_history
-from resnet_dist.tracking.listing import find_run, list_runs, metric_history
+from resnet_dist.tracking.experiment import find_run, list_runs, metric_history
 from resnet_dist.tracking.mlflow_run import recorded_run
+from resnet_dist.tracking.spool import History, read_history
 
 Points = list[tuple[int, float]]
 TRAIN, VAL = "train/top1_error", "val/top1_error"

@@ -15,7 +15,7 @@ from resnet_dist.config.loading import flatten, load_recipe, model_of_name
 from resnet_dist.config.published import PAPER_SCALES, Metric, Published, PublishedRow, PublishedTable, load_published
 from resnet_dist.models import summarise
 from resnet_dist.studies.tables import markdown_table
-from resnet_dist.tracking.listing import RunRow, list_runs
+from resnet_dist.tracking.experiment import RunRow, list_runs
 
 _FIGURES = Path(__file__).with_name("paper.yaml")
 _RECIPES = Path(__file__).parents[1] / "recipes"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_dist.studies.curves import Curve
-from resnet_dist.tracking.figures import new_figure, save, style
-from resnet_dist.tracking.plots import error_limit
+from resnet_dist.tracking.plots import error_limit, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

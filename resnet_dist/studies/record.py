@@ -15,9 +15,8 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
 from resnet_dist.launch.code_version import read_code_version
 from resnet_dist.launch.in_process import Trained, train_in_process
-from resnet_dist.tracking.details import log_details, log_folder
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, log_details, log_folder, open_run
+from resnet_dist.tracking.tracker import SpoolTracker
 
 _RECIPE = Path(__file__).with_name("digits.yaml")
 REPORT = "report"

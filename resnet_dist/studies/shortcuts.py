@@ -11,7 +11,7 @@ from resnet_dist.studies.curves import TRAIN, VAL, curve_of
 from resnet_dist.studies.plots import draw_errors
 from resnet_dist.studies.record import open_study
 from resnet_dist.studies.tables import markdown_table
-from resnet_dist.tracking.history import History
+from resnet_dist.tracking.spool import History
 
 OPTIONS = ("A", "B", "C")
 SEEDS = (0, 1)

@@ -1,19 +1,302 @@
-"""The writer of a spool: every event of a run becomes a line of JSON in the run's folder before anything is sent."""
+"""The events of a spool and their lines: pure, exact (floats survive the round trip), one JSON object per line."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.events import Event, Metrics, Opened, Tags, Text, encode, unseen
-from resnet_dist.tracking.segments import parse, segment_number, segments
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The first line of a segment: who writes it, and how many bytes of each older segment count."""
+
+    time_ms: int
+    host: str
+    pid: int
+    kept_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    seq: int
+    time_ms: int
+    """Unix time of the call. Part of MLflow's key of a point, so a point that is sent twice is one point."""
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    seq: int
+    time_ms: int
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    seq: int
+    time_ms: int
+    path: str
+    content: str
+
+
+Event = Metrics | Tags | Text
+_INT64 = 2**63
+_MAX_PATH_CHARS = 500
+
+
+def encode(record: Opened | Event) -> bytes:
+    """One line with its newline, pure ASCII. NaN and infinities are written as strings, as JSON has none."""
+    fields: dict[str, Any] = {"kind": type(record).__name__.lower()}
+    fields.update({name: getattr(record, name) for name in record.__slots__})
+    if isinstance(record, Metrics):
+        fields["values"] = {key: v if math.isfinite(v) else str(v) for key, v in record.values.items()}
+    return json.dumps(fields, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Opened | Event:
+    """The inverse of `encode`, newline or not. Raises ValueError for anything that `encode` did not write: a spool lies
+    in storage, where others may write too, and what comes out of here is sent to a server.
+    """
+    try:
+        fields = json.loads(line)
+        kind = fields.pop("kind")
+        if kind == "metrics":
+            return Metrics(**_numbered(fields), step=_whole(fields["step"], -_INT64), values=_values(fields["values"]))
+        if kind == "tags":
+            return Tags(**_numbered(fields), values={_text(k): _text(v) for k, v in fields["values"].items()})
+        if kind == "text":
+            return Text(
+                **_numbered(fields), path=artifact_path(_text(fields["path"])), content=_text(fields["content"])
+            )
+        if kind == "opened":
+            kept = {_text(stem): _whole(num_bytes) for stem, num_bytes in fields["kept_bytes"].items()}
+            return Opened(_whole(fields["time_ms"]), _text(fields["host"]), _whole(fields["pid"]), kept)
+        raise ValueError(f"kind {kind!r}")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a line of a spool: {line[:80]!r}") from error
+
+
+def artifact_path(path: str) -> str:
+    """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or {"\\", "\0"} & set(path) or len(path) > _MAX_PATH_CHARS:
+        raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {path[:200]!r}")
+    return path
+
+
+def sendable(text: str) -> str:
+    """The text with what UTF-8 and databases have no place for written out: lone surrogates and NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _numbered(fields: Mapping[str, Any]) -> dict[str, int]:
+    return {"seq": _whole(fields["seq"]), "time_ms": _whole(fields["time_ms"])}
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value < _INT64:
+        raise ValueError(f"expected a whole number, got {value!r:.40}")
+    return value
+
+
+def _values(values: Any) -> dict[str, float]:
+    if any(type(value) not in (int, float, str) for value in values.values()):
+        raise ValueError("expected numbers")
+    return {_text(key): float(value) for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or sendable(value) != value:
+        raise ValueError("expected text")
+    return value
+
+
+def unseen(values: Mapping[str, float], step: int, newest_steps: Mapping[str, int]) -> dict[str, float]:
+    """The values whose (key, step) was not logged yet: THE RULE OF REPLAYS.
+
+    After a restart, training resumes at its last checkpoint and computes again steps whose points were logged before
+    the fault. The steps of a key only grow, so a point is new exactly if its step is greater than the newest step of
+    its key; every other one is left out, and the first value stands. Two things can know that newest step:
+
+    - the spool, which holds every point of the run: asked here by the caller, from memory (`Spool.newest_steps`);
+    - the server, when the spool itself was lost or begins on another disk: asked once, by the background thread,
+      before a new spool's first batch (`Delivery`), and kept beside the spool; until then the points wait in the
+      spool, and what the server already has is left out when they are sent.
+    """
+    return {key: v for key, v in values.items() if key not in newest_steps or step > newest_steps[key]}
+
+
+# A spool on disk, as its readers see it: a folder of segments `0001.jsonl`, `0002.jsonl`, ...
+
+
+MAX_LINE_BYTES = 64 << 20
+"""Of a line that is read."""
+
+
+def spool_folder(run_dir: Path, run_id: str, writer: str = "") -> Path:
+    """Where the spool of an MLflow run lies: with the checkpoints, so it outlives the node that wrote it.
+
+    `writer`: empty for rank 0; a name like `node-1` for the spool of another node's system metrics.
+    """
+    return run_dir / ("tracking" + (f"-{writer}" if writer else "")) / run_id
+
+
+def spool_folders(run_dir: Path) -> list[Path]:
+    """Every spool in a run's folder, rank 0's first."""
+    return sorted(path for path in run_dir.glob("tracking*/*") if path.is_dir() and not path.is_symlink())
+
+
+@dataclass(frozen=True)
+class Segment:
+    path: Path
+    num_bytes: int | None
+    """How many bytes count; None for the newest segment: as many whole lines as there are."""
+
+
+def segments(folder: Path) -> list[Segment]:
+    """The segments that count, oldest first. Empty if there is no spool."""
+    paths = segment_paths(folder)
+    for last in reversed(range(len(paths))):
+        opened = _opening(paths[last])
+        if opened is not None:  # None: its writer was killed before the first line stood
+            old = [Segment(path, opened.kept_bytes.get(path.stem, 0)) for path in paths[:last]]
+            return [*old, Segment(paths[last], None)]
+    return []
+
+
+@dataclass(frozen=True)
+class Parsed:
+    records: list[Opened | Event]
+    """Of every readable line."""
+    num_bytes: int
+    """Of the whole lines."""
+    num_bad: int
+    """Whole lines that no spool wrote."""
+    num_before_bad: int
+    """Records before the first bad line."""
+    bytes_before_bad: int
+
+
+def parse(data: bytes) -> Parsed:
+    """The whole lines at the start of `data`."""
+    records: list[Opened | Event] = []
+    num_bytes = num_bad = 0
+    before_bad: tuple[int, int] | None = None
+    while (end := data.find(b"\n", num_bytes)) >= 0:
+        try:
+            records.append(decode(data[num_bytes:end]))
+        except ValueError:
+            before_bad = before_bad or (len(records), num_bytes)
+            num_bad += 1
+        num_bytes = end + 1
+    return Parsed(records, num_bytes, num_bad, *(before_bad or (len(records), num_bytes)))
+
+
+class SpoolReader:
+    """Reads the events of a spool in order, and goes on where it stopped when there are more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._segments = segments(folder)
+        self._index = 0
+        self._offset = 0
+        self.num_bad_lines = 0
+        """Lines that no spool wrote, passed over so far."""
+
+    def read(self, newest_limit_bytes: int | None = None, chunk_bytes: int = 1 << 18) -> list[Event]:
+        """The next events, about `chunk_bytes` of them; empty when there are no more now.
+
+        `newest_limit_bytes`: nothing after this many bytes of the newest segment is read yet.
+        """
+        while self._index < len(self._segments):
+            segment = self._segments[self._index]
+            newest = self._index == len(self._segments) - 1
+            limit = newest_limit_bytes if newest else segment.num_bytes
+            records = self._read_lines(segment.path, limit, chunk_bytes)
+            events = [record for record in records if not isinstance(record, Opened)]
+            if events:
+                return events
+            if not records:
+                if newest:
+                    return []
+                self._index, self._offset = self._index + 1, 0
+        return []
+
+    def num_unread_bytes(self) -> int:
+        """Bytes after the last line read in the segment being read: a torn line."""
+        if self._index >= len(self._segments):
+            return 0
+        return self._segments[self._index].path.stat().st_size - self._offset
+
+    def _read_lines(self, path: Path, limit: int | None, chunk_bytes: int) -> list[Opened | Event]:
+        num_bytes = path.stat().st_size
+        available = (num_bytes if limit is None else min(limit, num_bytes)) - self._offset
+        while available > 0:
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                parsed = parse(file.read(min(chunk_bytes, available)))
+            if parsed.num_bytes or chunk_bytes >= available:
+                self._offset += parsed.num_bytes
+                self.num_bad_lines += parsed.num_bad
+                if parsed.records or not parsed.num_bytes:
+                    return parsed.records
+                available -= parsed.num_bytes  # bad lines only: go on behind them
+            elif chunk_bytes >= MAX_LINE_BYTES:
+                available -= self._pass_over(path, available)
+            else:
+                chunk_bytes *= 2  # a line longer than the chunk: a text artifact
+        return []
+
+    def _pass_over(self, path: Path, available: int) -> int:
+        """A line longer than any of a spool: how many bytes it takes."""
+        self.num_bad_lines += 1
+        began = self._offset
+        with path.open("rb") as file:
+            file.seek(began)
+            while self._offset < began + available and (data := file.read(MAX_LINE_BYTES)):
+                end = data.find(b"\n")
+                self._offset += end + 1 if end >= 0 else len(data)
+                if end >= 0:
+                    break
+        return self._offset - began
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """Every segment's file, oldest first."""
+    found = [(number, path) for path in folder.glob("*.jsonl") if (number := segment_number(path.name)) is not None]
+    return [path for _, path in sorted(found) if path.is_file() and not path.is_symlink()]
+
+
+def segment_number(name: str) -> int | None:
+    """`0007.jsonl` -> 7; None for files that are no segments."""
+    return int(name[:-6]) if re.fullmatch(r"[0-9]{1,9}\.jsonl", name) else None
+
+
+def _opening(path: Path) -> Opened | None:
+    with contextlib.suppress(ValueError), path.open("rb") as file:
+        line = file.readline(MAX_LINE_BYTES)
+        record = decode(line)
+        if line.endswith(b"\n") and isinstance(record, Opened):
+            return record
+    return None
+
+
+# The writer of a spool: every event of a run becomes a line of JSON in the run's folder before anything is sent.
+
 
 _log = logging.getLogger(__name__)
 _RETRY_WRITE_S = 1.0
@@ -198,3 +481,33 @@ class Spool:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+# What a run has logged, read back from its spool: complete also when the server never saw it.
+
+
+@dataclass(frozen=True)
+class History:
+    points: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """(step, value) of every metric, in the order of steps."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    times_ms: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Unix time of every (metric, step)."""
+
+
+def read_history(run_dir: Path, run_id: str) -> History:
+    """Everything in the spool of rank 0; empty if there is none."""
+    folder = spool_folder(run_dir, run_id)
+    points: dict[str, list[tuple[int, float]]] = {}
+    texts: dict[str, str] = {}
+    times_ms: dict[tuple[str, int], int] = {}
+    reader = SpoolReader(folder)
+    while events := reader.read():
+        for event in events:
+            if isinstance(event, Metrics):
+                for key, value in event.values.items():
+                    points.setdefault(key, []).append((event.step, value))
+                    times_ms[key, event.step] = event.time_ms
+            elif isinstance(event, Text):
+                texts[event.path] = event.content
+    return History(points, texts, times_ms)

@@ -13,7 +13,7 @@ from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
-from resnet_dist.tracking.base import Tracker
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.average import MovingAverage
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse

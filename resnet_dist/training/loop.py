@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.tracking.base import CONFUSION
+from resnet_dist.tracking.tracker import CONFUSION
 from resnet_dist.training.best import keep_if_best
 from resnet_dist.training.bn_average import average_statistics
 from resnet_dist.training.checkpoint import Card, checkpoint_name, save_checkpoint

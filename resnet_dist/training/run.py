@@ -11,7 +11,7 @@ from torch import nn
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
-from resnet_dist.tracking.base import Tracker
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.agreement import Agreement
 from resnet_dist.training.background import Background
 from resnet_dist.training.checkpoint import Identity

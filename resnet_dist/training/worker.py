@@ -13,7 +13,7 @@ from resnet_dist.config.image_size import train_size
 from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
-from resnet_dist.tracking.base import Tracker
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.assemble import assemble
 from resnet_dist.training.backends import set_backends
 from resnet_dist.training.context import RunContext

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_dist.tracking.figures import new_figure, save, style
+from resnet_dist.tracking.plots import new_figure, save, style
 from resnet_dist.tune.coordinates import weight_decay_of
 
 if TYPE_CHECKING:

@@ -14,15 +14,13 @@ import pytest
 import torch
 
 from resnet_dist.bench.mlflow_server import MlflowServer
-from resnet_dist.tracking.base import CONFUSION
-from resnet_dist.tracking.details import log_details, log_folder
-from resnet_dist.tracking.preparations import DataInput
-from resnet_dist.tracking.history import read_history
-from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.datasets import DataInput
+from resnet_dist.tracking.mlflow_run import RunHandle, end_run, log_details, log_folder, open_run
 from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.registry import Score, register
+from resnet_dist.tracking.spool import read_history
+from resnet_dist.tracking.tracker import CONFUSION, SpoolTracker
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -12,7 +12,7 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.base import NullTracker
+from resnet_dist.tracking.tracker import NullTracker
 from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job
 from resnet_dist.training.worker import run_worker

@@ -20,7 +20,7 @@ from resnet_dist.launch.sweep.conductor import thin
 from resnet_dist.launch.sweep.light import train_light
 from resnet_dist.launch.sweep.prepare import prepare_sweep
 from resnet_dist.launch.sweep.trial_exchange import TrialSetup
-from resnet_dist.tracking.sweep_run import end_sweep, open_sweep
+from resnet_dist.tracking.sync import end_sweep, open_sweep
 
 ROOT = Path(__file__).parents[2]
 LAST_STEP = 44

@@ -21,9 +21,8 @@ from typing import Any
 import pytest
 
 from resnet_dist.bench.mlflow_server import MlflowServer
-from resnet_dist.storage.location import open_storage
-from resnet_dist.tracking.events import Metrics
-from resnet_dist.tracking.segments import SpoolReader, spool_folders
+from resnet_dist.storage.base import open_storage
+from resnet_dist.tracking.spool import Metrics, SpoolReader, spool_folders
 
 PASSWORD = "correct-horse-battery"  # of a server that lives as long as the test
 LAST_STEP = 66

@@ -22,7 +22,7 @@ from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.launch.sweep.record import SweepRecord
 from resnet_dist.launch.sweep.trial_exchange import TrialEnd
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.sweep_run import end_trial
+from resnet_dist.tracking.sync import end_trial
 from resnet_dist.training.checkpoint import newest_first
 from resnet_dist.tune.cost import summary
 from resnet_dist.tune.events import Outcome, Verdict

@@ -22,7 +22,7 @@ from resnet_dist.launch.sweep.record import Say, SweepRecord, begin_sweep_record
 from resnet_dist.launch.sweep.trial_exchange import TrialSetup
 from resnet_dist.launch.sweep.tune_scheduler import TuneScheduler
 from resnet_dist.launch.sweep.tune_search import TuneSearcher
-from resnet_dist.tracking.environment import client_environment, driver_environment, server_credentials
+from resnet_dist.tracking.connection import client_environment, driver_environment, server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus
 from resnet_dist.tune.events import DriverStarted, TrialAdded
 from resnet_dist.tune.ledger import Ledger, open_ledger

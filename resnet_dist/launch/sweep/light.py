@@ -21,7 +21,7 @@ from resnet_dist.launch.sweep.trial_exchange import TRIAL_ANSWER_LIMIT_S, TrialE
 from resnet_dist.launch.worker import fill, node_cache
 from resnet_dist.storage.base import TEMPORARY
 from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import CARD, newest_first
 from resnet_dist.training.context import WriteCheckpoint
 from resnet_dist.training.watchdog import Watchdog

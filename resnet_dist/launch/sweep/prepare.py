@@ -16,8 +16,7 @@ from resnet_dist.config.run_name import require_run_name
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.location import beside, is_url, open_storage
+from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.plan import plan_run
 from resnet_dist.tune.cost import judged_epoch, rung_shares

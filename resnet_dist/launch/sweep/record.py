@@ -14,10 +14,9 @@ from resnet_dist.launch.code_version import read_code_version
 from resnet_dist.launch.record import hardware_summary
 from resnet_dist.launch.sweep.prepare import PreparedSweep
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.details import log_folder
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.tracking.sweep_run import end_sweep, open_sweep
+from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, log_folder
+from resnet_dist.tracking.sync import end_sweep, open_sweep
+from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.tune.ranking import Ranking
 
 Say = Callable[[str], None]

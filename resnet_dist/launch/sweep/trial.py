@@ -19,7 +19,7 @@ from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.sweep.light import train_light
 from resnet_dist.launch.sweep.trial_exchange import TrialEnd, TrialSetup, Wishes, judged, say
 from resnet_dist.launch.sweep.workers import train_with_workers
-from resnet_dist.tracking.environment import settle_environment
+from resnet_dist.tracking.connection import settle_environment
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:

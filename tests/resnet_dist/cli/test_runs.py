@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from resnet_dist.cli.runs import print_differences, print_runs
-from resnet_dist.tracking.listing import Difference, RunRow
+from resnet_dist.tracking.experiment import Difference, RunRow
 
 
 def test_no_name_of_a_run_is_an_escape_sequence_or_markup() -> None:

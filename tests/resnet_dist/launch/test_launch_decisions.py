@@ -32,7 +32,7 @@ from resnet_dist.launch.publish import RunResult, read_result, write_result
 from resnet_dist.launch.reservation import Claim
 from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.environment import server_credentials
+from resnet_dist.tracking.connection import server_credentials
 from resnet_dist.training.plan import RunPlan
 
 PROFILE = Profile(

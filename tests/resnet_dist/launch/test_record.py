@@ -22,7 +22,7 @@ from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.launch.record import Record, hardware_summary, run_params, run_tags
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run, recorded_end
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
 
 ROOT = Path(__file__).parents[3]

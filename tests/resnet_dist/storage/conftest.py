@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.location import open_storage
+from resnet_dist.storage.base import RunStorage, open_storage
 
 
 @pytest.fixture(scope="module")

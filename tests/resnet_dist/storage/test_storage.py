@@ -12,11 +12,8 @@ import torch
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.doctor import examine, repair, verdict
 from resnet_dist.launch.lease import take
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.location import open_storage, split
-from resnet_dist.tracking.history import read_history
-from resnet_dist.tracking.segments import spool_folder
-from resnet_dist.tracking.spool import Spool
+from resnet_dist.storage.base import RunStorage, open_storage, split
+from resnet_dist.tracking.spool import Spool, read_history, spool_folder
 from resnet_dist.training.best import keep_if_best, open_best
 from resnet_dist.training.checkpoint import (
     CARD,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resnet_dist.studies.degradation import CONTROL_LR, LR, Trial, findings, plan_trials, report
 from resnet_dist.studies.record import study_recipe
-from resnet_dist.tracking.history import History
+from resnet_dist.tracking.spool import History
 
 
 def history(train: float, val: float = 5.0) -> History:

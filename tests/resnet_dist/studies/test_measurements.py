@@ -12,7 +12,7 @@ from torch import nn
 from resnet_dist.data.batch import Batch
 from resnet_dist.models import ImageClassifier, build_model
 from resnet_dist.studies import batchnorm, gradients, responses, shortcuts
-from resnet_dist.tracking.history import History
+from resnet_dist.tracking.spool import History
 
 
 def batch(num_images: int = 32) -> Batch:

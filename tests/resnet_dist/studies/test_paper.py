@@ -9,7 +9,7 @@ import pytest
 from resnet_dist.config.loading import flatten, load_recipe, model_of_name
 from resnet_dist.config.published import PublishedRow, PublishedTable, load_published
 from resnet_dist.studies.paper import as_markdown, counted, lines_of
-from resnet_dist.tracking.listing import RunRow
+from resnet_dist.tracking.experiment import RunRow
 
 RECIPES = Path(__file__).parents[3] / "resnet_dist" / "recipes"
 PUBLISHED = load_published(Path(__file__).parents[3] / "resnet_dist" / "studies" / "paper.yaml")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.bench.mlflow_server import MlflowServer
-from resnet_dist.tracking.environment import client_environment
-from resnet_dist.tracking.store import prepare_store
+from resnet_dist.tracking.connection import client_environment, prepare_store
 
 Row = tuple[str, int, int, float, bool]  # key, step, time_ms, value, is_nan
 

@@ -34,8 +34,7 @@ from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.data.crops import crop
 from resnet_dist.tracking import served_classifier
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.model_files import make_servable, write_model
-from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.models import log_classifier, make_servable, write_model
 from resnet_dist.tracking.served_classifier import Protocol, RequestLimits, ServedClassifier, center_crop
 
 SIZE, RESIZE = 8, 10

@@ -30,7 +30,7 @@ from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.pictures import PictureReader
 from resnet_dist.launch.data_checks import picture_settings
-from resnet_dist.tracking.model_files import make_servable, write_model
+from resnet_dist.tracking.models import make_servable, write_model
 from resnet_dist.tracking.served_classifier import Protocol, center_crop
 
 SIZE, RESIZE = 9, 12

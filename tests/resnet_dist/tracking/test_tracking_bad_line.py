@@ -17,10 +17,9 @@ from mlflow import MlflowClient
 
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.errors import Fault
-from resnet_dist.tracking.events import Metrics
 from resnet_dist.tracking.mlflow_run import end_run, open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.tracking.segments import SpoolReader, spool_folder
+from resnet_dist.tracking.spool import Metrics, SpoolReader, spool_folder
+from resnet_dist.tracking.tracker import SpoolTracker
 
 FATES = ("passed", "passed", "refused", "slow", "500", "answer lost", "cut in the middle")
 

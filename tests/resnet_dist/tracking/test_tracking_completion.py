@@ -17,12 +17,11 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import held
 from resnet_dist.launch.publish import Trained, complete, read_result, read_trained, sync_run, write_trained
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.preparations import DataInput
+from resnet_dist.tracking.connection import sqlite_file
+from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run, record_end, recorded_end
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.tracking.segments import spool_folder
-from resnet_dist.tracking.spool import Spool
-from resnet_dist.tracking.uris import sqlite_file
+from resnet_dist.tracking.spool import Spool, spool_folder
+from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
 

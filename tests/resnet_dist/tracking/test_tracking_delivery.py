@@ -4,11 +4,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.tracking.batches import MAX_POINTS, MAX_TAGS, Batch, halves, next_points, next_text, too_large
-from resnet_dist.tracking.delivery import LANES, REJECTED_NAME, Delivery, Superseded, cursor_file
-from resnet_dist.tracking.events import Metrics, Tags, Text
-from resnet_dist.tracking.spool import Spool
-from resnet_dist.tracking.transport import Refused, Unavailable
+from resnet_dist.tracking.spool import Metrics, Spool, Tags, Text
+from resnet_dist.tracking.sync import (
+    LANES,
+    MAX_POINTS,
+    MAX_TAGS,
+    REJECTED_NAME,
+    Batch,
+    Delivery,
+    Refused,
+    Superseded,
+    Unavailable,
+    cursor_file,
+    halves,
+    next_points,
+    next_text,
+    too_large,
+)
 
 
 class MemoryServer:

@@ -12,17 +12,15 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.base import CONFUSION, NullTracker
-from resnet_dist.tracking.details import log_details, log_folder, set_tags
-from resnet_dist.tracking.preparations import DataInput
-from resnet_dist.tracking.history import History, read_history
-from resnet_dist.tracking.listing import Difference, RunRow, differences, find_run, list_runs
-from resnet_dist.tracking.mlflow_run import end_run, open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
+from resnet_dist.tracking.datasets import DataInput
+from resnet_dist.tracking.experiment import Difference, RunRow, differences, find_run, list_runs
+from resnet_dist.tracking.mlflow_run import end_run, log_details, log_folder, open_run, set_tags
 from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.plots import draw_plots
+from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.system_metrics import NodeMonitor
+from resnet_dist.tracking.tracker import CONFUSION, NullTracker, SpoolTracker
 
 VAL = DataInput("digits/val", "cd" * 32, "validation", "/data/val.beton", {"num_samples": 355})
 

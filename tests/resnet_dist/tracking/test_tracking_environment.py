@@ -13,10 +13,15 @@ import pytest
 from mlflow import MlflowClient
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.environment import NOT_USED, driver_environment, server_credentials, settle_environment
+from resnet_dist.tracking.connection import (
+    NOT_USED,
+    connect,
+    driver_environment,
+    require_answer,
+    server_credentials,
+    settle_environment,
+)
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.server import require_answer
-from resnet_dist.tracking.store import connect
 
 
 def test_what_would_lead_a_run_elsewhere_is_taken_away_and_the_registry_is_told() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.tracking.events import Metrics, Opened, Tags, Text, decode, encode, unseen
+from resnet_dist.tracking.spool import Metrics, Opened, Tags, Text, decode, encode, unseen
 
 characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 names = st.text(characters, max_size=20)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.tracking.gpu_metrics import NodeGpus
+from resnet_dist.tracking.system_metrics import NodeGpus
 
-READ = "import json; from resnet_dist.tracking.gpu_metrics import NodeGpus; print(json.dumps(NodeGpus().values()))"
+READ = "import json; from resnet_dist.tracking.system_metrics import NodeGpus; print(json.dumps(NodeGpus().values()))"
 
 
 def read_with(library_folder: Path) -> dict[str, float]:

@@ -15,15 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.tracking.delivery import REJECTED_NAME, cursor_file
-from resnet_dist.tracking.events import Metrics
+from resnet_dist.tracking.connection import require_answer, sqlite_file
 from resnet_dist.tracking.mlflow_run import end_run, open_run, run_file
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.tracking.segments import SpoolReader, spool_folder
-from resnet_dist.tracking.server import require_answer
-from resnet_dist.tracking.spool import Spool
-from resnet_dist.tracking.sync import sync
-from resnet_dist.tracking.uris import sqlite_file
+from resnet_dist.tracking.spool import Metrics, Spool, SpoolReader, spool_folder
+from resnet_dist.tracking.sync import REJECTED_NAME, cursor_file, sync
+from resnet_dist.tracking.tracker import SpoolTracker
 
 
 def begin(uri: str, run_dir: Path):
@@ -260,7 +256,7 @@ def test_a_run_killed_during_an_outage_is_completed_by_sync(server, tmp_path, st
     server.kill()
     program = (
         "import os, sys, signal\nfrom pathlib import Path\n"
-        "from resnet_dist.tracking.mlflow_tracker import SpoolTracker\n"
+        "from resnet_dist.tracking.tracker import SpoolTracker\n"
         "tracker = SpoolTracker(Path(sys.argv[1]), sys.argv[2], sys.argv[3])\n"
         "for step in range(1, 201): tracker.metrics({'loss': 1 / step, 'lr': 0.1}, step)\n"
         "tracker.text('notes.txt', 'kept')\n"

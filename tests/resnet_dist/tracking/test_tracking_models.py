@@ -19,8 +19,8 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.model_loading import load_weights
 from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.registry import load_weights
 
 CLASSES = tuple("0123456789")
 EXAMPLE = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from resnet_dist.tracking.base import CONFUSION
-from resnet_dist.tracking.history import History
-from resnet_dist.tracking.plots import draw_plots, error_limit
-from resnet_dist.tracking.rank_plot import StepShares, draw_ranks, slowest, step_shares
+from resnet_dist.tracking.plots import StepShares, draw_plots, draw_ranks, error_limit, slowest, step_shares
+from resnet_dist.tracking.spool import History
+from resnet_dist.tracking.tracker import CONFUSION
 
 Points = dict[str, list[tuple[int, float]]]
 

@@ -20,9 +20,8 @@ from data_prep.sources.splits import SplitRequest
 from resnet_dist.cli import app
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.record import links, preparation_of, record_beton
-from resnet_dist.tracking.preparations import DataInput
-from resnet_dist.tracking.preparations import DIGEST_TAG, EXPERIMENT, PreparationRun, find_preparations
-from resnet_dist.tracking.store import prepare_store
+from resnet_dist.tracking.connection import prepare_store
+from resnet_dist.tracking.datasets import DIGEST_TAG, EXPERIMENT, DataInput, PreparationRun, find_preparations
 
 
 @pytest.fixture(scope="module")

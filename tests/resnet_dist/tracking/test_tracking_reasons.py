@@ -4,9 +4,8 @@ import socket
 
 import pytest
 
-from resnet_dist.tracking.batches import Batch, Point
-from resnet_dist.tracking.reasons import first_line, root_reason
-from resnet_dist.tracking.transport import MlflowTransport, Unavailable
+from resnet_dist.tracking.connection import first_line, root_reason
+from resnet_dist.tracking.sync import Batch, MlflowTransport, Point, Unavailable
 
 
 def test_the_first_line_without_secrets():

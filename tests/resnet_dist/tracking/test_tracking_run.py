@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking import mlflow_run
+from resnet_dist.tracking.connection import prepare_store
 from resnet_dist.tracking.mlflow_run import end_run, has_ended, open_run, run_file, send_end_status
-from resnet_dist.tracking.store import prepare_store
 
 
 def begin(uri: str, run_dir: Path, **changes):
@@ -228,7 +228,7 @@ def test_a_run_that_goes_on_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
 def test_importing_the_package_costs_no_mlflow():
     program = (
         "import sys\n"
-        "import resnet_dist.tracking.mlflow_tracker, resnet_dist.tracking.mlflow_run, resnet_dist.tracking.sync\n"
+        "import resnet_dist.tracking.tracker, resnet_dist.tracking.mlflow_run, resnet_dist.tracking.sync\n"
         "import resnet_dist.tracking.models\n"
         "print([name for name in ('mlflow', 'torch', 'ray') if name in sys.modules])\n"
     )

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.tracking.delivery import LANES, Delivery
-from resnet_dist.tracking.sender import Sender, backoff_s
 from resnet_dist.tracking.spool import Spool
-from resnet_dist.tracking.transport import Unavailable
+from resnet_dist.tracking.sync import LANES, Delivery, Unavailable
+from resnet_dist.tracking.tracker import Sender, backoff_s
 
 
 class Line:

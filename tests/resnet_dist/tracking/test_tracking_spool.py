@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.tracking.events import Metrics, Tags, Text
-from resnet_dist.tracking.segments import SpoolReader, parse, segments
-from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.spool import Metrics, Spool, SpoolReader, Tags, Text, parse, segments
 
 
 def read_all(folder: Path, **kwargs):

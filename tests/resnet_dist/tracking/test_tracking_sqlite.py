@@ -11,11 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.details import log_details
-from resnet_dist.tracking.listing import list_runs
-from resnet_dist.tracking.mlflow_run import end_run, open_run
-from resnet_dist.tracking.store import prepare_store
-from resnet_dist.tracking.uris import absolute_tracking_uri, sqlite_file
+from resnet_dist.tracking.connection import absolute_tracking_uri, prepare_store, sqlite_file
+from resnet_dist.tracking.experiment import list_runs
+from resnet_dist.tracking.mlflow_run import end_run, log_details, open_run
 
 
 def write(database: Path, *statements: str) -> None:

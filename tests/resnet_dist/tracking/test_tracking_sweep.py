@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from mlflow import MlflowClient
 
-from resnet_dist.tracking.details import log_folder
-from resnet_dist.tracking.mlflow_run import end_run, open_run
-from resnet_dist.tracking.mlflow_tracker import SpoolTracker
-from resnet_dist.tracking.sweep_run import end_sweep, end_trial, open_sweep, stopped_early
-from resnet_dist.tracking.sync import sync
+from resnet_dist.tracking.mlflow_run import end_run, log_folder, open_run
+from resnet_dist.tracking.sync import end_sweep, end_trial, open_sweep, stopped_early, sync
+from resnet_dist.tracking.tracker import SpoolTracker
 
 
 def begin(uri, folder):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.uris import absolute_tracking_uri, sqlite_file
+from resnet_dist.tracking.connection import absolute_tracking_uri, sqlite_file
 
 BASE = Path("/home/me/project")
 

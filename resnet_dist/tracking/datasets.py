@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.redaction import redacted, redacted_value
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.listing import find_or_create_experiment
-from resnet_dist.tracking.server import require_answer
-from resnet_dist.tracking.store import connect, mlflow_faults, prepare_store
+from resnet_dist.tracking.connection import connect, mlflow_faults, prepare_store, require_answer
+from resnet_dist.tracking.experiment import find_or_create_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,398 @@
+"""Tracking URIs: which ones work, where they point, and how they look without their secrets. Pure."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from data_prep.beton.files import open_regular
+from data_prep.redaction import redacted
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.tracking.sqlite_store import create_empty, follow_moved_files, require_current
+
+
+def absolute_tracking_uri(uri: str, base: Path) -> str:
+    """The URI with an absolute path, if it has one: `sqlite:///runs.db` starts at `base` (an absolute folder).
+
+    Raises UserError for a URI that cannot hold a training job's runs, with the mend.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if scheme in ("http", "https") and rest.strip("/"):
+        _require_host(uri)
+        return uri.rstrip("/")
+    if scheme == "sqlite" and separator:
+        name, question, query = rest.partition("?")
+        path = str(base / name[1:])
+        if question and not re.fullmatch(r"timeout=\d+(\.\d+)?", query):
+            raise UserError(f"tracking_uri: {redacted(uri)}: after the file's name only ?timeout=SECONDS is understood")
+        if odd := sorted({"%", "?"} & set(path)):
+            raise UserError(
+                f"tracking_uri: {path}: MLflow takes no database whose path holds {' and '.join(odd)}; name a file "
+                "elsewhere, or use an MLflow server, http://host:port"
+            )
+        if not name.startswith("/") or name in ("/", "/:memory:") or name.endswith("/"):
+            raise UserError(
+                f"tracking_uri: {uri} names no file, and a run is written by several processes; "
+                "use sqlite:///folder/mlflow.db"
+            )
+        return f"sqlite:///{path}{question}{query}"
+    if not separator and Path(uri).suffix in (".db", ".sqlite", ".sqlite3"):
+        raise UserError(f"tracking_uri: {uri} is a file's name; for an sqlite database write sqlite:///{uri}")
+    if not separator or scheme == "file":
+        raise UserError(
+            f"tracking_uri: {redacted(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "
+            "use sqlite:///folder/mlflow.db or http://host:port"
+        )
+    raise UserError(
+        f"tracking_uri: {redacted(uri)}: {scheme} is not supported here; use sqlite:///folder/mlflow.db or "
+        "http://host:port (a server in front of a database: mlflow server --backend-store-uri ...)"
+    )
+
+
+def _require_host(uri: str) -> None:
+    """UserError for a URI that a client would read otherwise than it is meant; what is quoted would be a password."""
+    try:
+        parts = urlsplit(uri)
+        is_read_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_read_whole = False
+    user_info = redacted(uri) != uri
+    if is_read_whole and (not user_info or "@" in parts.netloc or "***@" not in redacted(uri)):
+        return
+    raise UserError(
+        f"tracking_uri: {redacted(uri)} is no address like http://host:port"
+        + (
+            "; give user and password as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write their / ? # @ "
+            "and % as %2F %3F %23 %40 and %25"
+            if user_info
+            else ""
+        )
+    )
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of an absolute `sqlite:///` URI; None for every other URI."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
+
+
+# One readable line out of an exception of mlflow's, which often wraps four others and shows the whole address.
+
+
+_MAX_CHARS = 300
+
+
+def first_line(error: BaseException) -> str:
+    """The exception's own message, without secrets: what a server that answered has to say."""
+    lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:_MAX_CHARS]
+
+
+def root_reason(error: BaseException) -> str:
+    """The message of what happened first ("Connection refused"), without secrets: why a call did not get through."""
+    seen = {id(error)}
+    while (below := error.__cause__ or error.__context__) and id(below) not in seen:
+        seen.add(id(below))
+        error = below
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return first_line(OSError(error.strerror))  # without its number
+    return first_line(error)
+
+
+# Whether a tracking server answers, asked with short limits before mlflow's long retries can begin.
+
+
+# Touches the server's database, which /health does not; any answer to it will do.
+_QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+_PAUSE_S = 0.5
+
+
+class Unanswered(Fault):
+    """The server was too slow, away or out of order; the same call may succeed a moment later."""
+
+    def __init__(self, why: str, mend: str = "") -> None:
+        super().__init__(f"{why}; {mend}" if mend else why)
+        self.why = why
+
+
+def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float = 3.0) -> None:
+    """Returns as soon as the server answers; at once for an URI without a server.
+
+    `attempt_s`: how long it may take at first; twice as long each time that it did not.
+
+    Raises Unanswered after `limit_s` without an answer (down, hung, or a 5xx status), UserError if it refuses the host
+    name.
+    """
+    if not tracking_uri.startswith(("http://", "https://")):
+        return
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        left_s = deadline_s - time.monotonic()
+        reason = _ask(tracking_uri, timeout_s=max(0.5, min(attempt_s, left_s)))
+        if reason is None:
+            return
+        if deadline_s - time.monotonic() < _PAUSE_S:
+            raise Unanswered(
+                f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s)",
+                "start it or correct tracking_uri (of the profile, or --tracking-uri), then run the same command again",
+            )
+        attempt_s *= 2
+        time.sleep(_PAUSE_S)
+
+
+def _ask(tracking_uri: str, timeout_s: float) -> str | None:
+    """None if the server answered, else what happened instead. Asked as MLflow does, but without a password."""
+    import requests
+
+    parts = urlsplit(tracking_uri)
+    address = parts.netloc.rpartition("@")[2]
+    url = f"{parts.scheme}://{address}{parts.path.rstrip('/')}{_QUESTION}"
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = False if insecure else os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that certificates are not looked at was the user's own wish
+            answer = requests.get(url, timeout=timeout_s, verify=verify, stream=True)
+        with answer:
+            if answer.status_code == 403 and b"Invalid Host" in next(answer.iter_content(2000), b""):
+                raise UserError(
+                    f"{redacted(tracking_uri)}: the MLflow server refuses the host name {address}; "
+                    f"start it with --allowed-hosts '{address}'"
+                )
+            return None if answer.status_code < 500 else f"status {answer.status_code}"
+    except requests.exceptions.SSLError as error:
+        raise UserError(f"{redacted(tracking_uri)}: {_tls_mistake(root_reason(error))}") from None
+    except requests.exceptions.Timeout:
+        return "no reply"
+    except requests.exceptions.ConnectionError as error:
+        return root_reason(error)
+    except (requests.exceptions.RequestException, OSError) as error:  # OSError: no such file of certificates
+        raise UserError(f"{redacted(tracking_uri)}: the MLflow server cannot be asked: {first_line(error)}") from None
+
+
+def _tls_mistake(reason: str) -> str:
+    """What is wrong with a TLS connection, and what to do about it."""
+    _, failed, what = reason.partition("certificate verify failed: ")
+    if not failed:
+        return f"it does not speak TLS ({reason}); write http:// instead of https://, or another port"
+    return (
+        f"its certificate is not accepted ({what.partition(' (_ssl')[0]}); export "
+        "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE.pem with that of its authority, or correct tracking_uri"
+    )
+
+
+# The environment variables that MLflow's client reads, settled once for every command and worker.
+
+
+NOT_USED = (
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_ACTIVE_MODEL_ID",
+    "MLFLOW_ENABLE_ASYNC_LOGGING",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+    "MLFLOW_AUTOLOGGING_CONFIG",
+    "MLFLOW_REGISTRY_URI",
+)
+"""What would send something of a run elsewhere than where its profile says, or later than it is waited for."""
+_PASSED_ON = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_AWS_SIGV4",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_S3_IGNORE_TLS",
+    "MLFLOW_WORKSPACE",
+)
+
+
+def settle_environment(environment: MutableMapping[str, str]) -> list[str]:
+    """Makes MLflow's client do what the profile says, and answer within seconds where it would try for minutes; what
+    there is to say about it. Loads nothing.
+    """
+    said = []
+    registry, tracking = environment.get("MLFLOW_REGISTRY_URI"), environment.get("MLFLOW_TRACKING_URI")
+    if registry and registry != tracking:
+        said.append(f"MLFLOW_REGISTRY_URI ({redacted(registry)}) is not used: models go to the MLflow of their run")
+    for key in NOT_USED:
+        environment.pop(key, None)
+    for key in [key for key, value in environment.items() if key.startswith("MLFLOW_") and not value.strip()]:
+        del environment[key]  # set and empty, as containers have it
+    for key, value in driver_environment().items():
+        environment.setdefault(key, value)
+    return said
+
+
+def require_readable(environment: Mapping[str, str]) -> None:
+    """UserError for a variable with a value that MLflow does not take: it would say so at some request or other."""
+    import mlflow.environment_variables as known
+
+    for key, value in environment.items():
+        variable = getattr(known, key, None) if key.startswith("MLFLOW_") else None
+        if variable is not None and hasattr(variable, "get"):
+            try:
+                variable.get()
+            except ValueError as error:
+                mistake = f"{redacted(f'{key}={value}')}: MLflow does not take it ({error}); correct it"
+                raise UserError(mistake) from None
+
+
+def driver_environment() -> dict[str, str]:
+    """Environment variables of every command: a server that is out of order costs seconds, not four minutes."""
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+
+
+def server_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """What mlflow's client reads to find its way and log in: for workers on other machines,
+    which do not have the driver's environment.
+
+    Never part of a runtime environment: Ray's dashboard shows those.
+    """
+    return {key: environment[key] for key in _PASSED_ON if key in environment}
+
+
+def client_environment() -> dict[str, str]:
+    """Environment variables of a process that tracks in the background: apply them to the workers, not to the driver.
+
+    mlflow reads them at every request. Its defaults (7 retries, 120 s each) keep one call for 247 s when the server is
+    down; the sender has its own backoff and wants a short answer, but not so short that a busy server never gets
+    to give it: what it then does is asked for again and again. The driver uploads models: `driver_environment`.
+    """
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
+    }
+
+
+# The store behind a tracking URI: a server that answers, or a sqlite file with MLflow's tables in it.
+
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+_SCHEMA_LIMIT_S = 120.0
+_REFUSALS = (401, 403)
+_TOO_BUSY = 429
+_RETRY_PAUSE_S = 0.3
+
+
+def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
+    """Makes sure there is something to talk to: a server that answers, or a sqlite file with MLflow's tables in it.
+
+    Raises Fault. Processes that meet a fresh sqlite file together all try to create its tables and all but one fail
+    (mlflow 3.17), so the driver does it first, under a lock.
+    """
+    require_answer(tracking_uri, limit_s=answer_limit_s)
+    database = sqlite_file(tracking_uri)
+    if database is None:
+        return
+    try:
+        create_empty(database)
+        lock = database.with_name(f".{database.name}.lock")
+        with _locked(lock), _quiet_schema(), mlflow_faults(tracking_uri, "creating its tables"):
+            connect(tracking_uri).search_experiments(max_results=1)
+            if (line := follow_moved_files(database)) is not None:
+                _log.warning("%s", line)
+    except OSError as error:
+        raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
+
+
+@contextmanager
+def _quiet_schema() -> Iterator[None]:
+    """Keeps what mlflow says of every table it creates off the user's screen; warnings stay."""
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Raises UserError for a variable of the environment that MLflow does not take, and as `require_current`."""
+    from mlflow import MlflowClient
+
+    require_readable(os.environ)
+    if (database := sqlite_file(tracking_uri)) is not None:
+        require_current(database)
+    return MlflowClient(tracking_uri, registry_uri=tracking_uri)  # not MLFLOW_REGISTRY_URI
+
+
+@contextmanager
+def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
+    """Turns what mlflow raises into one line without secrets: UserError if the server refuses this user, else Fault;
+    Unanswered, a Fault, if the server may do it the next time.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        status = error.get_http_status_code()  # 500 also where no answer came
+        if status in _REFUSALS:
+            raise UserError(
+                f"MLflow at {redacted(tracking_uri)} refuses this user ({doing}, status {status}); export "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
+                "write there"
+            ) from error
+        kind = Unanswered if sqlite_file(tracking_uri) is None and (status >= 500 or status == _TOO_BUSY) else Fault
+        raise kind(f"MLflow at {redacted(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+    except (UserError, Fault, OSError, ValueError, TypeError):
+        raise
+    except Exception as error:
+        raise Fault(f"MLflow at {redacted(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
+
+
+def patiently(work: Callable[[], T], until_s: float) -> T:
+    """Does `work`, which may be begun again, until it succeeds, or `time.monotonic()` is past `until_s`.
+
+    Raises what `work` raises: an Unanswered of the last time, everything else of the first.
+    """
+    while True:
+        try:
+            return work()
+        except Unanswered:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(_RETRY_PAUSE_S)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes of one machine; the kernel frees it if the holder dies. Raises Fault."""
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        deadline_s = time.monotonic() + _SCHEMA_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise Fault(f"{path}: another process has held this lock for {_SCHEMA_LIMIT_S:.0f} s") from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
