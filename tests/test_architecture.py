@@ -47,7 +47,6 @@ FENCES = {
         "resnet_dist.evaluation",
         "resnet_dist.studies",
         "resnet_dist.tracking.models",
-        "resnet_dist.tracking.models",
         "resnet_dist.tracking.registry",
         "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
@@ -55,9 +54,6 @@ FENCES = {
     ),
     "matplotlib": (
         "resnet_dist.studies.plots",
-        "resnet_dist.tracking.plots",
-        "resnet_dist.tracking.plots",
-        "resnet_dist.tracking.plots",
         "resnet_dist.tracking.plots",
         "resnet_dist.tune.figures",
     ),
