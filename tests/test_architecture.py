@@ -76,7 +76,7 @@ WALLS = {
         "data_prep.environment",
         "data_prep.ray_cluster.faults",
     ),
-    "data_prep.native_library": (),
+    "data_prep.native_library": ("data_prep.errors",),
     "data_prep.pixels": (),
     "data_prep.jpeg": ("data_prep.errors", "data_prep.native_library"),
     "data_prep.beton": ("data_prep.errors", "data_prep.jpeg", "data_prep.pixels"),
@@ -131,8 +131,7 @@ WALLS = {
         "resnet_dist.errors",
         "resnet_dist.config",
         "data_prep.beton",
-        "data_prep.jpeg",
-        "data_prep.pixels",
+        "data_prep.native_library",
     ),
     "resnet_dist.storage": ("resnet_dist.errors", "data_prep.beton.files"),
     "resnet_dist.tracking": (
@@ -183,6 +182,8 @@ WALLS = {
         "resnet_dist.training",
         "resnet_dist.tracking.plots",
         "data_prep.beton",
+        "data_prep.jpeg",
+        "data_prep.pixels",
     ),
     "resnet_dist.studies": (
         "resnet_dist.errors",

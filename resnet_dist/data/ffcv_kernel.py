@@ -1,23 +1,38 @@
-"""The kernel around libffcv, stock ffcv's decoder, for `data.decoder: ffcv`.
+"""The decode kernel around libffcv, stock ffcv's decoder, for `data.decoder: ffcv`.
 
-It knows whole pixels only, and no window of a resized image: a view becomes the box that shows the same to half a px.
+libffcv decodes with libjpeg-turbo's fast integer DCT and resizes with OpenCV's INTER_AREA: on photographs 1 to 1.5
+grey levels from Pillow on average. It knows whole pixels only, and no window of a resized image: a view becomes the box
+that shows the same to half a px. What libjpeg-turbo warns about (a premature end, junk between markers) counts as
+broken.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from resnet_dist.data import pixel_kernel
 from resnet_dist.data.crops import Boxes, Sides, Views
-from resnet_dist.data.ffcv_names import ctypes_imdecode, ctypes_resize, lib
 from resnet_dist.data.kernels import StoredImages
 from resnet_dist.data.operations import Operations, Operator
-from resnet_dist.data.pixel_kernel import LibraryAddresses
+
+_intra_op_threads = torch.get_num_threads()
+from ffcv.libffcv import ctypes_imdecode, ctypes_resize, lib  # noqa: E402
+
+torch.set_num_threads(_intra_op_threads)  # importing ffcv sets it to 1, which would change the sums of CPU kernels
+
+OK, JPEG_BROKEN, JPEG_SIZE_DIFFERS, RAW_SIZE_DIFFERS, MODE_UNKNOWN = range(5)
+"""What a status can say."""
+
+_MODE_JPEG, _MODE_RAW = 0, 1  # as ffcv's RGBImageField numbers them
 
 _MIN_CHUNK_BYTES = 1 << 18
 """Decoded bytes of a chunk, about 1 ms of work: handing it to the pool takes 0.05 ms, which 32 px images must share."""
@@ -25,9 +40,9 @@ _CHUNKS_PER_THREAD = 4
 """Images differ in decoding time by half, so a thread that is done early takes another chunk."""
 
 _REASONS = {
-    pixel_kernel.JPEG_SIZE_DIFFERS: "the JPEG's size is not the one the beton says",
-    pixel_kernel.RAW_SIZE_DIFFERS: "the raw pixels do not have the size the beton says",
-    pixel_kernel.MODE_UNKNOWN: "its storage mode is unknown",
+    JPEG_SIZE_DIFFERS: "the JPEG's size is not the one the beton says",
+    RAW_SIZE_DIFFERS: "the raw pixels do not have the size the beton says",
+    MODE_UNKNOWN: "its storage mode is unknown",
 }
 
 
@@ -57,7 +72,7 @@ class FfcvKernel:
         operator = self._open_operator() if operations.shape[1] else None
 
         def decode(part: slice) -> None:
-            pixel_kernel.decode_crop_resize(
+            decode_crop_resize(
                 self._library,
                 file,
                 stored.part(part),
@@ -113,3 +128,148 @@ def _stretch(start: Sides, length: Sides, resized: Sides, window: Sides, size: i
 
 def _address(function: Any) -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
+# Stored bytes and boxes to pixels, compiled by numba. The machine code is kept on disk: seconds of compilation once per
+# machine, milliseconds in every later process. All that it inlines is in this file: numba's cache watches no other.
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class LibraryAddresses(NamedTuple):
+    """Where this process has libffcv's functions. Passed as data: numba cannot cache code with a pointer frozen in."""
+
+    imdecode: int
+    resize: int
+
+
+def _compiled(function: _Function) -> _Function:
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither this folder nor any cache folder is writable: compile in every process
+        return njit(nogil=True)(function)
+
+
+@intrinsic
+def _imdecode(typing_context, address, source, size, height, width, destination):  # type: ignore[no-untyped-def]
+    """`imdecode` of libffcv on the whole image, unscaled: 0, or -1 on an error or a warning of libjpeg-turbo."""
+    signature = types.int32(*[types.int64] * 6)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        i8, i32, i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+        c_type = ir.FunctionType(i32, [i64, i64, i32, i32, i64, *[i32] * 6, i8, i8])
+        function = builder.inttoptr(values[0], c_type.as_pointer())
+        h, w = builder.trunc(values[3], i32), builder.trunc(values[4], i32)
+        no_crop = [h, w, i32(0), i32(0), i32(1), i32(1), i8(0), i8(0)]  # y, x, numerator, denominator, crop, flip
+        return builder.call(function, [values[1], values[2], h, w, values[5], *no_crop])
+
+    return signature, codegen
+
+
+@intrinsic
+def _resize(typing_context, address, source, height, width, box, destination, size):  # type: ignore[no-untyped-def]
+    """`resize` of libffcv: `box` (top, bottom, left, right) of the source to `size` x `size`."""
+    signature = types.void(*[types.int64] * 4, types.UniTuple(types.int64, 4), types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        i64 = ir.IntType(64)
+        function = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [i64] * 11).as_pointer())
+        box = [builder.extract_value(values[4], k) for k in range(4)]
+        builder.call(function, [i64(0), *values[1:4], *box, values[5], values[6], values[6]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@_compiled
+def jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width in the JPEG's frame header; (0, 0) where no frame header can be reached."""
+    at = 2
+    while at + 9 <= data.size and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # TEM, RSTn: no length
+            at += 2
+        elif 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:  # SOFn, not DHT, JPG, DAC
+            return (int(data[at + 5]) << 8) + int(data[at + 6]), (int(data[at + 7]) << 8) + int(data[at + 8])
+        else:
+            at += 2 + (int(data[at + 2]) << 8) + int(data[at + 3])
+    return 0, 0
+
+
+@_compiled
+def _decode(library, data, mode, height, width, pixels):  # type: ignore[no-untyped-def]
+    """Fills `pixels` (height * width * 3 bytes) from `data`; returns the status."""
+    if mode == _MODE_RAW:
+        if data.size != pixels.size:
+            return RAW_SIZE_DIFFERS
+        pixels[:] = data
+        return OK
+    if mode != _MODE_JPEG:
+        return MODE_UNKNOWN
+    frame_height, frame_width = jpeg_size(data)
+    if frame_height == 0 or frame_width == 0:
+        return JPEG_BROKEN
+    # libffcv would scale a JPEG of another size into the buffer, return 0, and leave the rest of the buffer as it was.
+    if frame_height != height or frame_width != width:
+        return JPEG_SIZE_DIFFERS
+    if _imdecode(library.imdecode, data.ctypes.data, data.size, height, width, pixels.ctypes.data) != 0:
+        return JPEG_BROKEN
+    return OK
+
+
+@_compiled
+def _copy_with_zeros_outside(image, top, left, output):  # type: ignore[no-untyped-def]
+    size = output.shape[0]
+    output[:] = 0
+    first_row, last_row = max(0, -top), min(size, image.shape[0] - top)
+    first_column, last_column = max(0, -left), min(size, image.shape[1] - left)
+    for row in range(first_row, last_row):
+        for column in range(first_column, last_column):
+            for channel in range(3):
+                output[row, column, channel] = image[top + row, left + column, channel]
+
+
+@_compiled
+def _mirror(image):  # type: ignore[no-untyped-def]
+    width = image.shape[1]
+    for row in range(image.shape[0]):
+        for left in range(width // 2):
+            right = width - 1 - left
+            for channel in range(3):
+                kept = image[row, left, channel]
+                image[row, left, channel] = image[row, right, channel]
+                image[row, right, channel] = kept
+
+
+@_compiled
+def decode_crop_resize(  # type: ignore[no-untyped-def]
+    library, file, stored, boxes, flips, max_image_bytes, images, statuses
+):
+    """Decodes N images and writes box, resized and mirrored, of each.
+
+    library: LibraryAddresses; file: uint8 [file bytes]; stored: StoredImages of N; boxes: int64 [N, 4] (top, left,
+    height, width), within the image unless height and width are the output's; flips: bool [N]; max_image_bytes: the
+    largest height * width * 3. Writes images: uint8 [N, size, size, 3], and statuses: int64 [N]; the pixels of an image
+    whose status is not OK are undefined.
+    """
+    # One image's memory per call, so per thread; ffcv keeps one per sample of every batch in flight, which is 960 MB at
+    # 500 px and batch 256.
+    scratch = np.empty(max_image_bytes, np.uint8)
+    size = images.shape[1]
+    for k in range(len(images)):
+        height, width = stored.heights[k], stored.widths[k]
+        data = file[stored.offsets[k] : stored.offsets[k] + stored.sizes[k]]
+        pixels = scratch[: height * width * 3]
+        statuses[k] = _decode(library, data, stored.modes[k], height, width, pixels)
+        if statuses[k] != OK:
+            continue
+        top, left, box_height, box_width = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
+        if box_height == size and box_width == size:
+            _copy_with_zeros_outside(pixels.reshape(height, width, 3), top, left, images[k])
+        else:
+            box = (top, top + box_height, left, left + box_width)
+            _resize(library.resize, scratch.ctypes.data, height, width, box, images[k].ctypes.data, size)
+        if flips[k]:
+            _mirror(images[k])

@@ -24,7 +24,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.crops import Transform, require_sides
 from resnet_dist.data.decoders import KeyedDecoder
 from resnet_dist.data.device_copies import batch_places
-from resnet_dist.data.epoch_thread import EpochThread, Show
+from resnet_dist.data.epoch_thread import EpochThread
 from resnet_dist.data.kernels import Decoder
 from resnet_dist.data.read_ahead import ReadAhead, first_uses
 from resnet_dist.errors import UserError
@@ -74,14 +74,11 @@ class BetonLoader:
         self._device = device
         self._wait_limit_s = wait_limit_s
         self._size_at = size_at or (lambda _: transform.size)
-        self._decoders: dict[int, tuple[KeyedDecoder, Callable[[int], Show]]] = {}
+        self._decoders: dict[int, KeyedDecoder] = {}
 
-        def open_decoder(size: int) -> tuple[KeyedDecoder, Callable[[int], Show]]:
+        def open_decoder(size: int) -> KeyedDecoder:
             sized = transform.model_copy(update={"size": size})
-            keyed = KeyedDecoder(reader, sized, decoder, seed, num_threads, on_bad_sample)
-            if decoder == "ffcv":
-                return keyed, open_ffcv(beton, keyed, batch_size)
-            return keyed, lambda epoch: partial(keyed.decode, self._file, epoch)
+            return KeyedDecoder(reader, sized, decoder, seed, num_threads, on_bad_sample)
 
         self._open_decoder = open_decoder
         self._decoder_at(0)  # what cannot be opened is told now
@@ -102,10 +99,10 @@ class BetonLoader:
 
     def close(self) -> None:
         """Ends the decoding threads, without waiting."""
-        for keyed, _ in self._decoders.values():
-            keyed.close()
+        for decoder in self._decoders.values():
+            decoder.close()
 
-    def _decoder_at(self, epoch: int) -> tuple[KeyedDecoder, Callable[[int], Show]]:
+    def _decoder_at(self, epoch: int) -> KeyedDecoder:
         """Of the epoch's size: a thread that is still ending another epoch has its own."""
         size = self._size_at(epoch)
         if size not in self._decoders:
@@ -118,11 +115,11 @@ class BetonLoader:
             yield from self._decoded(epoch, sample_ids, hints)
 
     def _decoded(self, epoch: int, sample_ids: NDArray[np.int64], hints: ReadAhead) -> Generator[Batch, None, None]:
-        keyed, show = self._decoder_at(epoch)
+        decoder = self._decoder_at(epoch)
         thread = EpochThread(
             str(self._beton),
-            show(epoch),
-            batch_places(keyed.size, self._device, self._batch_size),
+            partial(decoder.decode, self._file, epoch),
+            batch_places(decoder.size, self._device, self._batch_size),
             self._labels,
             sample_ids,
             self._batch_size,
@@ -136,12 +133,6 @@ class BetonLoader:
                 yield batch
         finally:
             thread.close()
-
-
-def open_ffcv(beton: Path, decoder: KeyedDecoder, batch_size: int) -> Callable[[int], Show]:
-    from resnet_dist.data.ffcv_adapter import ImageLoader  # takes 4 s of CPU time and 100 MB
-
-    return ImageLoader(beton, decoder, batch_size).epoch
 
 
 def open_reader(beton: Path, manifest: Manifest) -> BetonReader:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.errors import UserError
+from data_prep.errors import UserError
 
 # A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
 # must still find the kernel that was installed with the environment.
-MODULE = "_resnet_dist_decode"
+DECODE_MODULE = "_resnet_dist_decode"
 _INTERFACE = 4  # as in kernel.c; grows when arguments or statuses change
 
 
 def open_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:
     """UserError where it was not built, saying what it is `needed_for` and what to do `otherwise`."""
-    spec = find_spec(MODULE)
+    spec = find_spec(DECODE_MODULE)
     if spec is not None and spec.origin is not None:
         library = ctypes.CDLL(spec.origin)
         if not hasattr(library, "resnet_dist_interface") or library.resnet_dist_interface() != _INTERFACE:
@@ -30,7 +30,7 @@ def open_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:
             )
         return library
     raise UserError(
-        f"{needed_for}, but the native kernel ({MODULE}) was not built for {sys.executable}: install "
+        f"{needed_for}, but the native kernel ({DECODE_MODULE}) was not built for {sys.executable}: install "
         f"libjpeg-turbo's header (apt-get install libjpeg-dev) and this package again (make setup){otherwise}"
     )
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.evaluation.protocol import View
-from resnet_dist.evaluation.views import ViewImages
+from resnet_dist.evaluation.protocol import View, ViewImages
 from resnet_dist.training.precision import Precision
 
 

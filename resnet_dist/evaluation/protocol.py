@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 from resnet_dist.config.published import PAPER_SCALES
 from resnet_dist.config.recipe_data import MAX_SIZE, CenterCrop
 from resnet_dist.errors import UserError
@@ -100,3 +102,16 @@ def window(view: View, width: int, height: int) -> Box:
             left = width - view.size if corner.endswith("right") else 0
             top = height - view.size if corner.startswith("bottom") else 0
     return Box(left, top, left + view.size, top + view.size)
+
+
+@dataclass
+class Group:
+    """Pictures of equal shape under one view."""
+
+    places: Tensor
+    """int64 [n]: their places in the batch."""
+    images: Tensor
+    """uint8 [n, H, W, 3], RGB."""
+
+
+ViewImages = dict[View, list[Group]]

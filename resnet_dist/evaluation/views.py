@@ -14,22 +14,9 @@ from torch import Tensor
 
 from data_prep.beton.manifest import Manifest
 from resnet_dist.data.pictures import PictureReader, Resized
-from resnet_dist.evaluation.protocol import View, window
+from resnet_dist.evaluation.protocol import Group, View, ViewImages, window
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass
-class Group:
-    """Pictures of equal shape under one view."""
-
-    places: Tensor
-    """int64 [n]: their places in the batch."""
-    images: Tensor
-    """uint8 [n, H, W, 3], RGB."""
-
-
-ViewImages = dict[View, list[Group]]
 
 
 @dataclass

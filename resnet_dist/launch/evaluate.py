@@ -34,9 +34,9 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.averaging import AveragedClassifier, Member
 from resnet_dist.evaluation.dense import make_fully_convolutional
 from resnet_dist.evaluation.plots import draw_calibration, draw_classes
-from resnet_dist.evaluation.protocol import Protocol, View
+from resnet_dist.evaluation.protocol import Group, Protocol, View
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines
-from resnet_dist.evaluation.views import Group, ViewBatch, ViewLoader
+from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.launch.data_checks import (
     mixed_pictures,
     other_pictures,

@@ -62,7 +62,7 @@ def corpus(picture: Callable[..., Image.Image], image_file: ImageFile) -> dict[s
     return files
 
 
-@pytest.mark.skipif(find_spec(native_library.MODULE) is None, reason="the native kernel was not built")
+@pytest.mark.skipif(find_spec(native_library.DECODE_MODULE) is None, reason="the native kernel was not built")
 def test_all_tools_are_of_one_mind(corpus: dict[str, bytes]) -> None:
     judge = Judge(before=next(iter(made_kinds().values())))
     outcomes = {name: examine(name, data, judge) for name, data in corpus.items()}
@@ -74,7 +74,7 @@ def test_all_tools_are_of_one_mind(corpus: dict[str, bytes]) -> None:
 
 
 @pytest.mark.slow  # conversions as commands, and ffcv compiles for 10 s
-@pytest.mark.skipif(find_spec(native_library.MODULE) is None, reason="the native kernel was not built")
+@pytest.mark.skipif(find_spec(native_library.DECODE_MODULE) is None, reason="the native kernel was not built")
 def test_a_folder_as_a_whole(corpus: dict[str, bytes], tmp_path: Path) -> None:
     for name, data in corpus.items():
         if "damaged" not in name:

@@ -48,7 +48,7 @@ def kinds(picture, image_file) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def judge(picture, image_file) -> Judge:
-    if find_spec(native_library.MODULE) is None:
+    if find_spec(native_library.DECODE_MODULE) is None:
         pytest.skip("the native kernel was not built")
     return Judge(before=image_file(picture(), optimize=True))
 
@@ -236,7 +236,7 @@ def test_the_first_scan_tells_whether_all_is_held(kinds: dict[str, bytes]) -> No
 
 
 def test_all_tools_have_the_same_limits() -> None:
-    native = Path(native_library.__file__).parent / "native" / "jpeg_region.c"
+    native = Path(__file__).parents[2] / "resnet_dist" / "data" / "native" / "jpeg_region.c"
     source = native.read_text(encoding="utf-8")
     assert f"MAX_COEFFICIENT_BYTES = {jpeg_header.MAX_COEFFICIENT_BYTES >> 20} << 20;" in source
     assert f"MAX_SCAN_PIXELS = {jpeg_header.MAX_SCAN_PIXELS};" in source

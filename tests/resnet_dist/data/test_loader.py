@@ -25,7 +25,7 @@ from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import verify
 from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
-from resnet_dist.data import decoders, pixel_kernel
+from resnet_dist.data import decoders, ffcv_kernel
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.epoch_thread import EpochThread
 from resnet_dist.data.loader import BetonLoader
@@ -210,13 +210,13 @@ def test_another_process_makes_the_same_pixels(
         import numpy as np
         from data_prep.beton.manifest import load_manifest
         from resnet_dist.config.recipe_data import RandomResizedCrop
-        from resnet_dist.data import pixel_kernel
+        from resnet_dist.data import ffcv_kernel
         from resnet_dist.data.loader import BetonLoader
         beton = Path({str(photo_beton)!r})
         loader = BetonLoader(beton, load_manifest(beton), RandomResizedCrop(kind="random_resized_crop", size=48),
                              decoder={decoder!r}, batch_size=5, seed=7, num_threads=2, device=torch.device("cpu"))
         images = b"".join(b.images.numpy().tobytes() for b in loader.epoch(4, np.arange(40)))
-        stats = pixel_kernel.decode_crop_resize.stats
+        stats = ffcv_kernel.decode_crop_resize.stats
         print(json.dumps([hashlib.sha256(images).hexdigest(), torch.get_num_threads(),
                           sum(stats.cache_hits.values()), sum(stats.cache_misses.values())]))
     """
@@ -229,7 +229,7 @@ def test_another_process_makes_the_same_pixels(
 def test_one_compilation_serves_every_transform(photo_beton: Path, tile_beton: Path, open_loader: OpenLoader) -> None:
     list(open_loader(photo_beton, decoder="ffcv", num_threads=2).epoch(0, ALL))
     list(open_loader(tile_beton, PAD, decoder="ffcv").epoch(1, np.arange(24)))
-    assert len(pixel_kernel.decode_crop_resize.signatures) == 1
+    assert len(ffcv_kernel.decode_crop_resize.signatures) == 1
 
 
 def test_without_a_writable_cache_folder_the_kernel_is_compiled_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_without_a_writable_cache_folder_the_kernel_is_compiled_in_memory(monkey
     def double(x: int) -> int:
         return 2 * x
 
-    assert pixel_kernel._compiled(double)(21) == 42
+    assert ffcv_kernel._compiled(double)(21) == 42
 
 
 # Faults

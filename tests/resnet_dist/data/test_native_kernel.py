@@ -371,7 +371,7 @@ def test_callers_take_turns_and_a_closed_kernel_goes_on_alone(picture: Pixels, t
 
 
 def test_without_the_extension_the_native_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "MODULE", "no_such_kernel")
+    monkeypatch.setattr(native_library, "DECODE_MODULE", "no_such_kernel")
     assert DataConfig.model_fields["decoder"].default == "native"
     with pytest.raises(UserError, match=r"was not built.*libjpeg-dev.*make setup.*data\.decoder: ffcv"):
         open_kernel("native", 1, 1)

@@ -19,9 +19,8 @@ from torchvision.transforms import Compose, Resize
 
 from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
-from resnet_dist.data import pixel_kernel
+from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.crops import Transform, crop, num_draws
-from resnet_dist.data.ffcv_kernel import whole_pixel_boxes
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import UserError
@@ -106,7 +105,7 @@ def test_libffcvs_resized_crops_are_near_pillows(
 ) -> None:
     images = stored_pixels(photo_beton, photographs)
     views, flips = geometry(transform, images, seed=7, epoch=3)
-    boxes = whole_pixel_boxes(views, 48)
+    boxes = ffcv_kernel.whole_pixel_boxes(views, 48)
     ours = pixels_of(open_loader(photo_beton, transform, decoder="ffcv"), 3, len(images))
     assert ours.shape == (40, 48, 48, 3)
     for k, image in enumerate(images):
@@ -120,7 +119,7 @@ def test_pad_crop_is_exact(decoder: str, tile_beton: Path, tiles: list[Pixels], 
     """Raw tiles against numpy's own padding: zeros outside, every pixel in its place, mirrored after the crop."""
     transform = PadCrop(kind="pad_crop", size=32, pad=4)
     views, flips = geometry(transform, tiles, seed=7, epoch=1)
-    boxes = whole_pixel_boxes(views, 32)
+    boxes = ffcv_kernel.whole_pixel_boxes(views, 32)
     assert 0 < flips.sum() < len(tiles)
     assert (boxes[:, :2] < 0).any()
     assert (boxes[:, :2] > 0).any()
@@ -170,9 +169,9 @@ def test_the_size_in_a_jpegs_header_is_read(photographs: list[Pixels], to_jpeg: 
     height, width = photographs[1].shape[:2]
     for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(40)}, {"comment": b"\xff\xc0"}):
         file = to_jpeg(photographs[1], **options)
-        assert pixel_kernel.jpeg_size(np.frombuffer(file, np.uint8)) == (height, width)
+        assert ffcv_kernel.jpeg_size(np.frombuffer(file, np.uint8)) == (height, width)
         header_end = file.index(bytes([height >> 8, height & 255, width >> 8, width & 255])) + 4
         filled = file[:2] + b"\xff\xff" + file[2:]
-        assert pixel_kernel.jpeg_size(np.frombuffer(filled, np.uint8)) == (height, width)
+        assert ffcv_kernel.jpeg_size(np.frombuffer(filled, np.uint8)) == (height, width)
         for length in range(header_end):
-            assert pixel_kernel.jpeg_size(np.frombuffer(file[:length], np.uint8)) == (0, 0)
+            assert ffcv_kernel.jpeg_size(np.frombuffer(file[:length], np.uint8)) == (0, 0)
