@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnet_dist.bench.image_files import write_files
+from resnet_dist.bench.peers import write_files
 from resnet_dist.errors import UserError
 
 BATCH_SIZE = 16
@@ -60,8 +60,8 @@ def _least_ms(beton: Path, size: int, num_batches: int, rounds: int, peers: Sequ
 def native(beton: Path, files: Path, size: int) -> MakeBatch:
     from data_prep.beton.manifest import load_manifest
     from resnet_dist.config.recipe_data import RandomResizedCrop
-    from resnet_dist.data.decoders import KeyedDecoder
-    from resnet_dist.data.device_copies import HostPlaces
+    from resnet_dist.data.batch import HostPlaces
+    from resnet_dist.data.decoder import KeyedDecoder
     from resnet_dist.data.loader import open_reader
 
     crop = RandomResizedCrop(kind="random_resized_crop", size=size)
@@ -78,7 +78,7 @@ def native(beton: Path, files: Path, size: int) -> MakeBatch:
 
 def native_free(beton: Path, files: Path, size: int) -> MakeBatch:
     """On draws of a running generator, seeded alike before every batch."""
-    from resnet_dist.data import decoders
+    from resnet_dist.data import decoder as decoders
 
     keyed_make, names = native(beton, files, size), vars(decoders)
     keyed = {name: names[name] for name in ("sample_keys", "uniform")}

@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
-from resnet_dist.bench.image_files import write_files
-from resnet_dist.bench.loader_peers import PEERS, Task
+from resnet_dist.bench.peers import PEERS, Task, write_files
 from resnet_dist.config.recipe_data import MAX_SIZE
 from resnet_dist.errors import Fault, UserError
 
@@ -119,7 +118,7 @@ def _result(start: dict[str, Any], passes: list[dict[str, Any]]) -> Result:
 
 @contextmanager
 def _process(task: Task) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "resnet_dist.bench.loader_peers", json.dumps(task._asdict())]
+    command = [sys.executable, "-m", "resnet_dist.bench.peers", json.dumps(task._asdict())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process

@@ -21,7 +21,7 @@ import numpy as np
 
 from data_prep.beton import layout, manifest, pages
 from data_prep.beton.ranges import payload_of, write_beton
-from resnet_dist.bench.loader_peers import anonymous_bytes
+from resnet_dist.bench.peers import anonymous_bytes
 from resnet_dist.errors import Fault
 
 PEERS = {"native": 7, "ours on libffcv": 7, "stock FFCV": 10}

@@ -10,11 +10,38 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
 
-from resnet_dist.bench.step_process import ARMS, Settings
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.data.batch import Batch
 from resnet_dist.errors import Fault
+from resnet_dist.models.registry import build_model
+from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.spool import Spool
+from resnet_dist.training.assemble import assemble, build_classifier
+from resnet_dist.training.checkpoint import Card, Identity, save_checkpoint
+from resnet_dist.training.context import LocalContext
+from resnet_dist.training.job import Job
+from resnet_dist.training.loop import train_epoch
+from resnet_dist.training.optim import build_optimizer
+from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.run import Run
+from resnet_dist.training.samples import Samples
 
 _LIMIT_S = 3600.0
 _NAMES = {
@@ -35,7 +62,7 @@ def run_processes(settings: Settings) -> dict[str, list[float]]:
         workers = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "resnet_dist.bench.step_process"),
+                    *(sys.executable, "-m", "resnet_dist.bench.step"),
                     *(json.dumps(settings), str(rank), f"{folder}/store"),
                 ],
                 stdout=subprocess.PIPE,
@@ -69,3 +96,234 @@ def table(settings: Settings, times: Mapping[str, Sequence[float]]) -> str:
         spread = f" ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})" if arm != "bare" else ""
         lines.append(f"| {_NAMES[arm]} | {1e3 * median(times[arm]):.1f} | {median(ratios):.3f}{spread} |")
     return "\n".join(lines)
+
+
+# What the host costs a step and a checkpoint: two of the planner's constants.
+
+
+_BLOCKS = 150
+
+
+def bench_host(folder: Path, rounds: int) -> str:
+    """A Markdown table. `folder`: where checkpoints are written."""
+    layer_us = 1e6 * host_s_per_layer(rounds)
+    num_bytes, write_s = checkpoint_write(folder, rounds)
+    return "\n".join(
+        [
+            "| | |",
+            "|---|---|",
+            f"| CPU time to start one layer's part of a step, us | {layer_us:.0f} |",
+            f"| checkpoint of ResNet-152 with SGD, MB | {num_bytes / 1e6:.0f} |",
+            f"| written, fsynced and digested, s | {write_s:.2f} |",
+            f"| that is, MB/s | {num_bytes / write_s / 1e6:.0f} |",
+        ]
+    )
+
+
+def host_s_per_layer(rounds: int) -> float:
+    """CPU seconds of a training step of layers that compute next to nothing, by their number."""
+    torch.set_num_threads(1)
+    net = nn.Sequential(
+        *(
+            layer
+            for _ in range(_BLOCKS)
+            for layer in (nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        )
+    )
+    images = torch.zeros(2, 4, 2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    times = []
+    for _ in range(5 * rounds):
+        begin = time.process_time()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = net(images).float().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.process_time() - begin)
+    return median(times[rounds:]) / (3 * _BLOCKS)
+
+
+def checkpoint_write(folder: Path, rounds: int) -> tuple[int, float]:
+    """(bytes, seconds) of one checkpoint of ResNet-152 and SGD's momentum."""
+    net = build_model("resnet152", 1000).state_dict()
+    state = {"net": net, "momentum": {name: torch.zeros_like(value) for name, value in net.items()}}
+    card = Card(epoch=0, step=0, identity=Identity("", ""), recipe={}, metrics={}, files={})
+    times = []
+    for _ in range(rounds):
+        with TemporaryDirectory(dir=folder) as name:
+            begin = time.perf_counter()
+            save_checkpoint(Path(name), state=state, card=card)
+            times.append(time.perf_counter() - begin)
+            num_bytes = sum(path.stat().st_size for path in Path(name).iterdir())
+    return num_bytes, median(times)
+
+
+# One worker of the step benchmark: the bare loop and ours in turns, in one process group.
+
+
+REDUCTIONS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
+ARMS = ("bare", *REDUCTIONS)
+"""A plain DDP loop; this project's, with `train.reduction: fast` and with `exact`."""
+
+
+class Settings(NamedTuple):
+    model: str
+    image_size: int
+    micro_batch_size: int
+    world_size: int
+    steps: int
+    """In a block."""
+    rounds: int
+    micro_batches: int = 1
+    """A worker's, in each step."""
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.world_size * self.micro_batches * self.micro_batch_size
+
+
+class InMemory:
+    """Every batch is the same one: the loader is measured elsewhere (`bench loader`)."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        for _ in range(0, len(sample_ids), len(self._batch.labels)):
+            yield self._batch
+
+
+class SpoolOnly:
+    """A tracker that writes to its spool as in a run, and sends nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._spool = Spool(folder)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self._spool.append_metrics(values, step)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._spool.append_tags(values)
+
+    def text(self, artifact_path: str, content: str) -> None:
+        self._spool.append_text(artifact_path, content)
+
+    def flush(self, timeout_s: float) -> bool:
+        return self._spool.persist(timeout_s)
+
+    def close(self) -> None:
+        self._spool.close(timeout_s=10.0)
+
+
+def recipe(settings: Settings, reduction: Literal["fast", "exact"]) -> Recipe:
+    crop = {"kind": "pad_crop", "size": settings.image_size}
+    return Recipe.model_validate(
+        {
+            "seed": 0,
+            "model": {"name": settings.model, "num_classes": 1000 if settings.image_size > 64 else 10},
+            "data": {
+                "dataset": "memory",
+                "train": crop,
+                "eval": {"kind": "center_crop", "size": settings.image_size, "resize": settings.image_size},
+                "mean": [100, 100, 100],
+                "std": [60, 60, 60],
+            },
+            "train": {
+                "global_batch_size": settings.global_batch_size,
+                "micro_batch_size": settings.micro_batch_size,
+                "total_epochs": settings.rounds + 1,
+                "reduction": reduction,
+            },
+            "optim": {"name": "sgd", "lr": 0.01, "weight_decay": 1e-4},
+            "schedule": {"kind": "cosine"},
+            "eval": {"batch_size": 64},
+        }
+    )
+
+
+def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
+    """What one writes by hand: DDP, a schedule, and the loss printed every ten steps; gradients of all but the last
+    micro-batch are kept back. Returns one block of it."""
+    config = recipe(settings, "fast")
+    model = build_classifier(config)
+    optimizer = build_optimizer(model, config.optim)
+    total = settings.steps * (settings.rounds + 1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    ddp: nn.Module = model
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
+    if settings.world_size > 1:
+        ddp = parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        no_sync = parallel.no_sync
+    ddp.train()
+
+    def backward() -> torch.Tensor:
+        loss = cross_entropy(ddp(batch.images), batch.labels) / settings.micro_batches
+        loss.backward()
+        return loss
+
+    def block() -> None:
+        for step in range(settings.steps):
+            optimizer.zero_grad()
+            for _ in range(settings.micro_batches - 1):
+                with no_sync():
+                    backward()
+            loss = backward()
+            optimizer.step()
+            schedule.step()
+            if (step + 1) % 10 == 0:
+                loss.item()
+
+    return block
+
+
+def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact"], rank: int, folder: Path) -> Run:
+    """Everything of a run but Ray and the loader: windows, divergence checks, spool, stop votes."""
+    num_samples = settings.steps * settings.global_batch_size
+    total = settings.steps * (settings.rounds + 1)
+    plan = RunPlan(settings.steps, total, total, 10**6, 10**6, None, log_every_steps=10)
+    job = Job(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
+    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=settings.world_size)
+    samples = Samples(InMemory(batch), num_samples)
+    return assemble(job, ctx, SpoolOnly(folder / "spool"), samples, samples)
+
+
+def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
+    """Seconds a step of every round, by arm. The arms take turns, so what else the machine does hits all of them."""
+    generator = torch.Generator().manual_seed(rank)
+    shape = (settings.micro_batch_size, settings.image_size, settings.image_size, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (settings.micro_batch_size,), generator=generator)
+    batch = Batch(images, labels, np.arange(settings.micro_batch_size))
+    blocks: dict[str, Callable[[], Any]] = {"bare": bare_loop(settings, batch)}
+    with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder:
+        for reduction in REDUCTIONS:
+            (Path(folder) / reduction).mkdir()
+            run = our_loop(settings, batch, reduction, rank, Path(folder) / reduction)
+            blocks[reduction] = partial(train_epoch, run)
+        times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for number in range(settings.rounds + 1):
+            for k in range(len(ARMS)):
+                arm = ARMS[(k + number) % len(ARMS)]  # no one always runs behind the same other
+                if settings.world_size > 1:
+                    dist.barrier()
+                began_s = time.perf_counter()
+                blocks[arm]()
+                if number:  # the first round warms up
+                    times[arm].append((time.perf_counter() - began_s) / settings.steps)
+    return times
+
+
+def main(settings: Settings, rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    if settings.world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings.world_size)
+    times = measure(settings, rank)
+    if rank == 0:
+        print(json.dumps(times), flush=True)
+    if settings.world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Settings(*json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3])

@@ -30,7 +30,7 @@ def bench_loader(
     """
     from resnet_dist.bench.loader import SETTINGS, read_setting
     from resnet_dist.bench.loader import bench_loader as measure
-    from resnet_dist.bench.loader_peers import PEERS
+    from resnet_dist.bench.peers import PEERS
 
     chosen = [read_setting(setting) for setting in settings] if settings else SETTINGS
     typer.echo(measure(beton, num_threads=threads, rounds=rounds, peers=peers or list(PEERS), settings=chosen))
@@ -171,7 +171,7 @@ def bench_host(
 
     Example: resnet-dist bench host --folder /shared/runs
     """
-    from resnet_dist.bench.host import bench_host as measure
+    from resnet_dist.bench.step import bench_host as measure
 
     typer.echo(measure(folder, rounds))
 
@@ -190,7 +190,7 @@ def bench_step(
 
     Example: resnet-dist bench step --model resnet20 --rounds 20
     """
+    from resnet_dist.bench.step import Settings
     from resnet_dist.bench.step import bench_step as measure
-    from resnet_dist.bench.step_process import Settings
 
     typer.echo(measure(Settings(model, image_size, micro_batch_size, workers, steps, rounds, micro_batches)))

@@ -73,7 +73,7 @@ def evaluate(
 
     Example: resnet-dist evaluate runs/demo --data data/digits/val.beton --protocol flip --output evaluations/demo
     """
-    from resnet_dist.evaluation.protocol import Protocol
+    from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
     from resnet_dist.launch.evaluate import Place, evaluate_models, log_evaluation, write_files
     from resnet_dist.tracking.connection import absolute_tracking_uri

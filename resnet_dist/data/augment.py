@@ -1,17 +1,17 @@
-"""Which operations become of a training image after its crop: keyed draws to `operations`, whole batches in numpy.
-
-Every entry of `data.train.augment` draws from a key of its own, so adding one at the end changes none before it. The
-definitions are torchvision's 0.29; the tests replay its transforms on our draws.
-"""
+"""Operations on decoded images, as data: which, with what numbers. `native/augment.c` applies them, without the GIL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
+from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.native_library import open_library, pointer
 from resnet_dist.config.recipe_augment import (
     Augmentation,
     ColorJitter,
@@ -20,10 +20,141 @@ from resnet_dist.config.recipe_augment import (
     RandomErasing,
     TrivialAugmentWide,
 )
-from resnet_dist.data.auto_augment import NUM_OPERATIONS, rand_augment_table, trivial_augment_wide_table
-from resnet_dist.data.exact_math import Reals, below, between, log_uniform, normal
-from resnet_dist.data.keyed_random import splitmix64, uniform
-from resnet_dist.data.operations import OPERATION, OperationKind, Operations
+from resnet_dist.data.keyed_random import Reals, below, between, log_uniform, normal, sin_cos, splitmix64, uniform
+
+OPERATION = np.dtype([("kind", "<i8"), ("values", "<f8", (8,))])
+"""As `Operation` in native/augment.h, which says what the values mean."""
+Operations = NDArray[np.void]
+"""`OPERATION` [N, K]: the K operations of each of N images, applied one after another."""
+
+
+class OperationKind(IntEnum):
+    IDENTITY = 0
+    BRIGHTNESS = 1
+    CONTRAST = 2
+    SATURATION = 3
+    SHARPNESS = 4
+    HUE = 5
+    POSTERIZE = 6
+    SOLARIZE = 7
+    AUTOCONTRAST = 8
+    EQUALIZE = 9
+    AFFINE = 10
+    ADD = 11
+    ERASE = 12
+    INVERT = 13
+
+
+def operation(kind: OperationKind, *values: float) -> Operations:
+    """One operation, a 0-d array."""
+    result = np.zeros((), OPERATION)
+    result["kind"] = kind
+    result["values"][: len(values)] = values
+    return result
+
+
+class Operator:
+    """Applies operations. UserError when the native kernel was not built."""
+
+    def __init__(self) -> None:
+        self._function = open_library("data.train.augment needs it").resnet_dist_augment
+        self._function.restype = ctypes.c_int
+
+    def apply(self, operations: Operations, images: NDArray[np.uint8]) -> None:
+        """operations: [N, K]; images: uint8 [N, size, size, 3], changed in place. MemoryError."""
+        num, num_operations = operations.shape
+        size = images.shape[1]
+        failed = self._function(
+            ctypes.c_int64(num),
+            ctypes.c_int64(num_operations),
+            pointer(operations, OPERATION, (num, num_operations)),
+            ctypes.c_int64(size),
+            pointer(images, np.uint8, (num, size, size, 3)),
+        )
+        if failed:
+            raise MemoryError(f"no memory for an image of {size} x {size} px")
+
+
+# The 14 operations of RandAugment and TrivialAugment-wide with their magnitudes, as torchvision 0.29 defines them.
+
+
+class _Kind(NamedTuple):
+    make: Callable[[float, int], Operations]
+    """From a magnitude and the image's size in px."""
+    signed: bool
+    """Whether the magnitude is negative in half of the draws."""
+
+
+def _affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Operations:
+    return operation(OperationKind.AFFINE, a, b, c, d, e, f)
+
+
+def _rotate(degrees: float, size: int) -> Operations:
+    """Counter-clockwise about the centre, as Pillow's `Image.rotate`."""
+    sine, cosine = sin_cos(-degrees)
+    center = size / 2
+    x, y = -cosine * center - sine * center + center, sine * center - cosine * center + center
+    return _affine(cosine, sine, x, -sine, cosine, y)
+
+
+def _enhance(kind: OperationKind) -> _Kind:
+    return _Kind(lambda magnitude, size: operation(kind, 1.0 + magnitude), signed=True)
+
+
+_KINDS = (
+    _Kind(lambda magnitude, size: operation(OperationKind.IDENTITY), signed=False),
+    _Kind(lambda magnitude, size: _affine(1.0, magnitude, 0.0, 0.0, 1.0, 0.0), signed=True),  # shear x
+    _Kind(lambda magnitude, size: _affine(1.0, 0.0, 0.0, magnitude, 1.0, 0.0), signed=True),  # shear y
+    _Kind(lambda magnitude, size: _affine(1.0, 0.0, -float(int(magnitude)), 0.0, 1.0, 0.0), signed=True),  # move x
+    _Kind(lambda magnitude, size: _affine(1.0, 0.0, 0.0, 0.0, 1.0, -float(int(magnitude))), signed=True),  # move y
+    _Kind(_rotate, signed=True),
+    _enhance(OperationKind.BRIGHTNESS),
+    _enhance(OperationKind.SATURATION),
+    _enhance(OperationKind.CONTRAST),
+    _enhance(OperationKind.SHARPNESS),
+    _Kind(lambda magnitude, size: operation(OperationKind.POSTERIZE, magnitude), signed=False),
+    _Kind(lambda magnitude, size: operation(OperationKind.SOLARIZE, magnitude), signed=False),
+    _Kind(lambda magnitude, size: operation(OperationKind.AUTOCONTRAST), signed=False),
+    _Kind(lambda magnitude, size: operation(OperationKind.EQUALIZE), signed=False),
+)
+NUM_OPERATIONS = len(_KINDS)
+
+
+def rand_augment_table(magnitude: int, bins: int, size: int) -> Operations:
+    """[14, 2]: by operation and sign, at magnitude `magnitude` of `bins`, for images of `size` x `size` px."""
+    moved = 150.0 / 331.0 * size
+    # identity, shears, moves, rotate, brightness, saturation, contrast, sharpness
+    largest = (0.0, 0.3, 0.3, moved, moved, 30.0, 0.9, 0.9, 0.9, 0.9)
+    return _table(largest, bins, size, posterize_by=4)[:, magnitude]
+
+
+def trivial_augment_wide_table(bins: int, size: int) -> Operations:
+    """[14, bins, 2]: by operation, magnitude and sign, for images of `size` x `size` px."""
+    return _table((0.0, 0.99, 0.99, 32.0, 32.0, 135.0, 0.99, 0.99, 0.99, 0.99), bins, size, posterize_by=6)
+
+
+def _table(largest: tuple[float, ...], bins: int, size: int, posterize_by: int) -> Operations:
+    table = np.zeros((NUM_OPERATIONS, bins, 2), OPERATION)
+    for bin_ in range(bins):
+        posterize = 8 - float(np.rint(bin_ / ((bins - 1) / posterize_by)))
+        solarize = _linspace(255.0, 0.0, bins, bin_)
+        magnitudes = (*(_linspace(0.0, most, bins, bin_) for most in largest), posterize, solarize, 0.0, 0.0)
+        for number, (kind, magnitude) in enumerate(zip(_KINDS, magnitudes, strict=True)):
+            for negative in (0, 1):
+                value = -magnitude if negative and kind.signed else magnitude
+                table[number, bin_, negative] = kind.make(value, size)
+    return table
+
+
+def _linspace(first: float, last: float, num: int, k: int) -> float:
+    """Number `k` of torch.linspace(first, last, num): single precision, from the nearer end."""
+    start, end = float(np.float32(first)), float(np.float32(last))
+    step = float(np.float32(np.float32(end - start) / np.float32(num - 1)))
+    return float(np.float32(start + step * k if k < num // 2 else end - step * (num - 1 - k)))
+
+
+# Which operations become of a training image after its crop: keyed draws to `operations`, whole batches in numpy.
+
 
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))

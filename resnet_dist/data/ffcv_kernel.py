@@ -20,9 +20,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from resnet_dist.data.augment import Operations, Operator
 from resnet_dist.data.crops import Boxes, Sides, Views
-from resnet_dist.data.kernels import StoredImages
-from resnet_dist.data.operations import Operations, Operator
+from resnet_dist.data.decoder import StoredImages
 
 _intra_op_threads = torch.get_num_threads()
 from ffcv.libffcv import ctypes_imdecode, ctypes_resize, lib  # noqa: E402
@@ -47,7 +47,7 @@ _REASONS = {
 
 
 class FfcvKernel:
-    """`resnet_dist.data.kernels.Kernel`."""
+    """`resnet_dist.data.decoder.Kernel`."""
 
     def __init__(self, num_threads: int, max_image_bytes: int) -> None:
         self._num_threads = num_threads

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep.native_library import open_library, pointer
 from resnet_dist.config.recipe_data import MAX_SIZE
+from resnet_dist.data.augment import OPERATION, Operations
 from resnet_dist.data.crops import Views
-from resnet_dist.data.kernels import StoredImages
-from resnet_dist.data.native_library import open_library, pointer
-from resnet_dist.data.operations import OPERATION, Operations
+from resnet_dist.data.decoder import StoredImages
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 200  # as in jpeg_region.h
@@ -55,7 +55,7 @@ _REASONS = {
 
 
 class NativeKernel:
-    """`resnet_dist.data.kernels.Kernel`. UserError when the extension was not built.
+    """`resnet_dist.data.decoder.Kernel`. UserError when the extension was not built.
 
     own_huffman: whether the kernel's entropy decoder is used, twice as fast as libjpeg's; None: if it proves itself.
     """

@@ -1,10 +1,17 @@
-"""The views of a batch as tensors: pictures of one shape together, because a net takes no others."""
+"""Whole images of a beton: for test protocols that show more of an image than one square crop.
+
+The pixels are those of the native decoder, which are Pillow's, and so is the resize.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +19,115 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import Manifest
-from resnet_dist.data.pictures import PictureReader, Resized
-from resnet_dist.evaluation.protocol import Group, View, ViewImages, window
+from data_prep.jpeg.stored import decode
+from data_prep.pixels import LIMITS, resized_window
+from resnet_dist.data.loader import open_reader
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.protocols import Group, View, ViewImages, window
+
+T = TypeVar("T")
+_BATCHES_AHEAD = 2
+_MOST_PIXELS = 16_000_000
+"""Of a resized picture that is made as a whole."""
+
+
+class PictureReader:
+    """Reads samples on `num_threads` threads, which decode and whatever `prepare` does. Raises UserError as
+    `BetonLoader` does for a beton that is not its manifest's.
+    """
+
+    def __init__(self, beton: Path, manifest: Manifest, num_threads: int) -> None:
+        self._reader = open_reader(beton, manifest)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pictures")
+        self.labels = self._reader.labels
+
+    def batches(
+        self, sample_ids: NDArray[np.int64], batch_size: int, prepare: Callable[[Image.Image], T]
+    ) -> Iterator[tuple[NDArray[np.int64], list[T]]]:
+        """Ids and prepared pictures, `batch_size` at a time in the order of `sample_ids`; two batches are read ahead.
+
+        Raises Fault, naming the sample, for one that does not decode.
+        """
+        parts = [sample_ids[start : start + batch_size] for start in range(0, len(sample_ids), batch_size)]
+        ahead: deque[list[Future[T]]] = deque()
+        for place, part in enumerate(parts):
+            while len(ahead) < _BATCHES_AHEAD and place + len(ahead) < len(parts):
+                ids = parts[place + len(ahead)].tolist()
+                ahead.append([self._pool.submit(self._prepared, k, prepare) for k in ids])
+            yield part, [done.result() for done in ahead.popleft()]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepared(self, sample_id: int, prepare: Callable[[Image.Image], T]) -> T:
+        return prepare(self.picture(sample_id))
+
+    def picture(self, sample_id: int) -> Image.Image:
+        """RGB, as stored."""
+        reader = self._reader
+        stored = bytes(reader.image_bytes(sample_id))
+        size = reader.width(sample_id), reader.height(sample_id)
+        try:
+            if reader.mode(sample_id) != MODE_JPEG:
+                return Image.frombytes("RGB", size, stored)
+            return Image.fromarray(decode(stored, *size[::-1]))
+        except ValueError as error:
+            raise Fault(
+                f"sample {sample_id} of {reader.path} cannot be decoded: {error}; "
+                f"`data-prep verify {quote(str(reader.path))} --decode all` lists all such samples"
+            ) from None
+
+    def require_small(self, shorter_sides: Sequence[int]) -> None:
+        """UserError, naming the sample, if one is too elongated to be shown whole with such a shorter side."""
+        widths, heights = self._reader.widths.astype(np.int64), self._reader.heights.astype(np.int64)
+        for side in shorter_sides:
+            longer = side * np.maximum(widths, heights) // np.maximum(np.minimum(widths, heights), 1)
+            too_large = np.flatnonzero(side * longer > LIMITS.pixels)
+            if len(too_large):
+                first = int(too_large[0])
+                raise UserError(
+                    f"sample {first} of {self._reader.path} is {widths[first]} x {heights[first]} px: with a shorter "
+                    f"side of {side} px all of it has more than {LIMITS.pixels:,} px; take smaller --scales or "
+                    "--protocol 10-crop"
+                )
+
+
+def resized_sides(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Width and height when the shorter side is `shorter_side`: torchvision's `Resize`."""
+    shorter = min(size)
+    return shorter_side * size[0] // shorter, shorter_side * size[1] // shorter
+
+
+class Resized:
+    """Parts of the picture with its shorter side resized: Pillow's bilinear filter with antialiasing, as in training.
+
+    A whole picture is resized once for each length; an elongated one, which would grow beyond all bounds, only where it
+    is looked at.
+    """
+
+    def __init__(self, picture: Image.Image) -> None:
+        self._picture = picture
+        self._wholes: dict[int, Image.Image] = {}
+
+    def size(self, shorter_side: int) -> tuple[int, int]:
+        """Width and height."""
+        return resized_sides(self._picture.size, shorter_side)
+
+    def part(self, shorter_side: int, box: tuple[int, int, int, int]) -> Image.Image:
+        """`box`: left, top, right, bottom, px of the resized picture."""
+        left, top, right, bottom = box
+        size = self.size(shorter_side)
+        if size[0] * size[1] > _MOST_PIXELS:
+            return resized_window(self._picture, size, (left, top, right - left, bottom - top))
+        if shorter_side not in self._wholes:
+            self._wholes[shorter_side] = self._picture.resize(size, Image.Resampling.BILINEAR)
+        return self._wholes[shorter_side].crop(box)
+
+
+# The views of a batch as tensors: pictures of one shape together, because a net takes no others.
+
 
 Pixels = NDArray[np.uint8]
 

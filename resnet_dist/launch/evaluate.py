@@ -31,11 +31,8 @@ from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.evaluation.averaging import AveragedClassifier, Member
-from resnet_dist.evaluation.dense import make_fully_convolutional
-from resnet_dist.evaluation.plots import draw_calibration, draw_classes
-from resnet_dist.evaluation.protocol import Group, Protocol, View
-from resnet_dist.evaluation.report import as_csv, as_json, class_lines
+from resnet_dist.evaluation.protocols import AveragedClassifier, Group, Member, Protocol, View, make_fully_convolutional
+from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.launch.data_checks import (
     mixed_pictures,

@@ -20,7 +20,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.data.crops import require_sides
-from resnet_dist.data.open_kernel import open_kernel
+from resnet_dist.data.decoder import open_kernel
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import Node, alive_nodes, cluster_of, ray_session, require_capacity, this_machine

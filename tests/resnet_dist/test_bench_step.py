@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from resnet_dist.bench.step import run_processes, table
-from resnet_dist.bench.step_process import ARMS, Settings
+from resnet_dist.bench.step import ARMS, Settings, run_processes, table
 
 SMALL = Settings("resnet8", 8, 2, 1, steps=10, rounds=4, micro_batches=2)
 

@@ -25,10 +25,17 @@ from resnet_dist.config.recipe_augment import (
     TrivialAugmentWide,
 )
 from resnet_dist.data import augment
-from resnet_dist.data.augment import draw_operations
-from resnet_dist.data.auto_augment import rand_augment_table, trivial_augment_wide_table
+from resnet_dist.data.augment import (
+    OPERATION,
+    OperationKind,
+    Operations,
+    Operator,
+    draw_operations,
+    operation,
+    rand_augment_table,
+    trivial_augment_wide_table,
+)
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64, uniform
-from resnet_dist.data.operations import OPERATION, OperationKind, Operations, Operator, operation
 
 Pixels = NDArray[np.uint8]
 

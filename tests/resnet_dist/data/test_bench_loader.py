@@ -12,7 +12,7 @@ from resnet_dist.bench import loader as bench
 from resnet_dist.bench import opening
 from resnet_dist.bench.batches import bench_batches
 from resnet_dist.bench.endurance import bench_endurance
-from resnet_dist.bench.loader_peers import Task
+from resnet_dist.bench.peers import Task
 from resnet_dist.errors import UserError
 
 

@@ -25,10 +25,10 @@ from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import verify
 from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
-from resnet_dist.data import decoders, ffcv_kernel
+from resnet_dist.data import decoder as decoders
+from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.epoch_thread import EpochThread
-from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.loader import BetonLoader, EpochThread
 from resnet_dist.data.native_kernel import NativeKernel
 from resnet_dist.data.order import replacement_ids, train_order
 from resnet_dist.errors import Fault, UserError

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import data_prep
+from data_prep import native_library
 from data_prep.fuzz.kinds import made_kinds
 from data_prep.jpeg.header import read_jpeg_header
 from resnet_dist.config.recipe_data import DataConfig
-from resnet_dist.data import native_kernel, native_library
-from resnet_dist.data.kernels import StoredImages
+from resnet_dist.data import native_kernel
+from resnet_dist.data.augment import OPERATION
+from resnet_dist.data.decoder import StoredImages, open_kernel
 from resnet_dist.data.native_kernel import NativeKernel, Status
-from resnet_dist.data.open_kernel import open_kernel
-from resnet_dist.data.operations import OPERATION
 from resnet_dist.errors import UserError
 
 Pixels = NDArray[np.uint8]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.verify import verify
-from resnet_dist.data.pictures import PictureReader, Resized
 from resnet_dist.errors import Fault
+from resnet_dist.evaluation.views import PictureReader, Resized
 
 Pixels = NDArray[np.uint8]
 

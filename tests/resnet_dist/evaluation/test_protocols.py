@@ -22,8 +22,7 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.evaluation.dense import make_fully_convolutional
-from resnet_dist.evaluation.protocol import Box, Protocol, View, window
+from resnet_dist.evaluation.protocols import Box, Protocol, View, make_fully_convolutional, window
 from resnet_dist.evaluation.views import ViewLoader
 from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
 from resnet_dist.launch.model_source import TrainedModel

@@ -22,7 +22,7 @@ from resnet_dist.config.loading import load_recipe, to_yaml
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.evaluation.protocol import Protocol
+from resnet_dist.evaluation.protocols import Protocol
 from resnet_dist.launch.data_checks import (
     data_digest,
     known_pictures,

@@ -21,7 +21,7 @@ from data_prep.sources.splits import SplitRequest
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe, recipe_changes, recipe_hash
 from resnet_dist.errors import UserError
-from resnet_dist.evaluation.protocol import Protocol
+from resnet_dist.evaluation.protocols import Protocol
 from resnet_dist.launch.data_checks import training_data_note
 from resnet_dist.launch.evaluate import evaluate_models
 from resnet_dist.launch.preflight import Prepared, describe_run, prepare

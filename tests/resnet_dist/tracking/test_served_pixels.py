@@ -28,7 +28,7 @@ from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
 from resnet_dist.config.recipe_data import CenterCrop
 from resnet_dist.data.loader import BetonLoader
-from resnet_dist.data.pictures import PictureReader
+from resnet_dist.evaluation.views import PictureReader
 from resnet_dist.launch.data_checks import picture_settings
 from resnet_dist.tracking.models import make_servable, write_model
 from resnet_dist.tracking.served_classifier import Protocol, center_crop

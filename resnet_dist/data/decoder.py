@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 from shlex import quote
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.reader import BetonReader
+from data_prep.native_library import open_library
 from resnet_dist.config.recipe_data import CenterCrop, OnBadSample
-from resnet_dist.data.augment import draw_operations
-from resnet_dist.data.crops import Transform, crop, num_draws
-from resnet_dist.data.kernels import OK, Decoder, StoredImages
+from resnet_dist.data.augment import Operations, draw_operations
+from resnet_dist.data.crops import Transform, Views, crop, num_draws
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
-from resnet_dist.data.native_library import open_library
-from resnet_dist.data.open_kernel import open_kernel
 from resnet_dist.data.order import replacement_ids
 from resnet_dist.errors import Fault
 
@@ -123,3 +122,72 @@ class KeyedDecoder:
             reader.heights[sample_ids].astype(np.int64),
             reader.widths[sample_ids].astype(np.int64),
         )
+
+
+# What the hot loop is given and gives. Two do it: `native_kernel.py`, and `ffcv_kernel.py` around libffcv.
+
+
+Decoder = Literal["native", "ffcv"]
+
+OK = 0
+"""The status of an image that was decoded; the others are each kernel's own."""
+
+
+class StoredImages(NamedTuple):
+    """N images as they lie in the file: five arrays [N]."""
+
+    offsets: NDArray[np.int64]
+    """Of the first byte, from the start of the file."""
+    sizes: NDArray[np.int64]
+    """Bytes."""
+    modes: NDArray[np.uint8]
+    heights: NDArray[np.int64]
+    """px"""
+    widths: NDArray[np.int64]
+    """px"""
+
+    def part(self, part: slice) -> StoredImages:
+        return StoredImages(
+            self.offsets[part], self.sizes[part], self.modes[part], self.heights[part], self.widths[part]
+        )
+
+
+class Kernel(Protocol):
+    def decode(
+        self,
+        file: NDArray[np.uint8],
+        stored: StoredImages,
+        views: Views,
+        flips: NDArray[np.bool_],
+        operations: Operations,
+        images: NDArray[np.uint8],
+        statuses: NDArray[np.int64],
+    ) -> None:
+        """Writes what `views` shows of N images, mirrored where `flips` says so, and applies their `operations` to it.
+
+        file: uint8 [bytes of the beton]; operations: [N, K]; images: uint8 [N, size, size, 3], RGB; statuses: [N].
+        Pixels of an image whose status is not OK are undefined. Calls of several threads come one after the other.
+        """
+
+    def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
+        """Why the one image given, shown as `size` x `size` px, ended with `status`."""
+
+    def close(self) -> None:
+        """Ends the threads, each after what it works on; does not wait for them."""
+
+
+# The kernel that a recipe's decoder means.
+
+
+def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:
+    """`max_image_bytes`: of the largest image, decoded. UserError if the native kernel was not built."""
+    kernel: Any  # imported here: numba and ffcv take seconds, and the native kernel may be missing
+    if decoder == "native":
+        from resnet_dist.data.native_kernel import NativeKernel
+
+        kernel = NativeKernel(num_threads)
+    else:
+        from resnet_dist.data.ffcv_kernel import FfcvKernel
+
+        kernel = FfcvKernel(num_threads, max_image_bytes)
+    return kernel

@@ -1,8 +1,4 @@
-"""The loaders that are compared, each in a process of its own: `python -m resnet_dist.bench.loader_peers '{...}'`.
-
-The process opens its loader, says how long that took, and then runs one pass over the data for every line on stdin.
-Imports stand in the functions: a peer pays for its own only.
-"""
+"""A beton's JPEGs as files, as the peers read them."""
 
 from __future__ import annotations
 
@@ -14,6 +10,26 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from data_prep.beton.layout import MODE_JPEG
+from data_prep.beton.reader import BetonReader
+from resnet_dist.errors import UserError
+
+
+def write_files(beton: Path, folder: Path) -> int:
+    """A folder per label, in the order of the samples within it; returns how many. UserError for raw pixels."""
+    reader = BetonReader(beton)
+    if (reader.modes != MODE_JPEG).any():
+        raise UserError(f"{beton}: holds raw pixels too; the peers read JPEG files only")
+    for k in range(len(reader)):
+        path = folder / f"{reader.label(k):04d}" / f"{k:08d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(reader.image_bytes(k))
+    return len(reader)
+
+
+# The loaders that are compared, each in a process of its own: `python -m resnet_dist.bench.peers '{...}'`.
+
 
 BATCH_SIZE = 64
 
@@ -42,7 +58,7 @@ def native_free(task: Task) -> Pass:
     """The native kernel on draws of a running generator in place of keyed ones: what the keys cost."""
     import numpy as np
 
-    from resnet_dist.data import decoders
+    from resnet_dist.data import decoder as decoders
 
     generator = np.random.default_rng(0)
     vars(decoders)["sample_keys"] = lambda *args: args[-1]
