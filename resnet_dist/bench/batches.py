@@ -78,9 +78,9 @@ def native(beton: Path, files: Path, size: int) -> MakeBatch:
 
 def native_free(beton: Path, files: Path, size: int) -> MakeBatch:
     """On draws of a running generator, seeded alike before every batch."""
-    from resnet_dist.data import decoder as decoders
+    from resnet_dist.data import decoder
 
-    keyed_make, names = native(beton, files, size), vars(decoders)
+    keyed_make, names = native(beton, files, size), vars(decoder)
     keyed = {name: names[name] for name in ("sample_keys", "uniform")}
 
     def make(batch: int, ids: NDArray[np.int64]) -> object:

@@ -58,11 +58,11 @@ def native_free(task: Task) -> Pass:
     """The native kernel on draws of a running generator in place of keyed ones: what the keys cost."""
     import numpy as np
 
-    from resnet_dist.data import decoder as decoders
+    from resnet_dist.data import decoder
 
     generator = np.random.default_rng(0)
-    vars(decoders)["sample_keys"] = lambda *args: args[-1]
-    vars(decoders)["uniform"] = lambda keys, num: generator.random((len(keys), num))
+    vars(decoder)["sample_keys"] = lambda *args: args[-1]
+    vars(decoder)["uniform"] = lambda keys, num: generator.random((len(keys), num))
     return _ours(task, "native")
 
 

@@ -1,3 +1,3 @@
-"""From a beton to batches: sample order, keyed random draws, crop geometry, decoding, and the one adapter on ffcv."""
+"""From a beton to batches: sample order, keyed random draws, crop geometry and decoding."""
 
 from __future__ import annotations

@@ -146,11 +146,6 @@ class StoredImages(NamedTuple):
     widths: NDArray[np.int64]
     """px"""
 
-    def part(self, part: slice) -> StoredImages:
-        return StoredImages(
-            self.offsets[part], self.sizes[part], self.modes[part], self.heights[part], self.widths[part]
-        )
-
 
 class Kernel(Protocol):
     def decode(

@@ -75,7 +75,7 @@ class FfcvKernel:
             decode_crop_resize(
                 self._library,
                 file,
-                stored.part(part),
+                tuple(column[part] for column in stored),
                 boxes[part],
                 flips[part],
                 self._max_image_bytes,
@@ -249,20 +249,27 @@ def decode_crop_resize(  # type: ignore[no-untyped-def]
 ):
     """Decodes N images and writes box, resized and mirrored, of each.
 
-    library: LibraryAddresses; file: uint8 [file bytes]; stored: StoredImages of N; boxes: int64 [N, 4] (top, left,
-    height, width), within the image unless height and width are the output's; flips: bool [N]; max_image_bytes: the
-    largest height * width * 3. Writes images: uint8 [N, size, size, 3], and statuses: int64 [N]; the pixels of an image
-    whose status is not OK are undefined.
+    Args:
+        library: LibraryAddresses.
+        file: uint8 [file bytes].
+        stored: the five arrays [N] of StoredImages as a plain tuple. numba's cache on disk would keep the class by the
+            name of its module, and could not be read once that has moved.
+        boxes: int64 [N, 4] (top, left, height, width), within the image unless height and width are the output's.
+        flips: bool [N].
+        max_image_bytes: the largest height * width * 3.
+        images: uint8 [N, size, size, 3], written; undefined where the status is not OK.
+        statuses: int64 [N], written.
     """
     # One image's memory per call, so per thread; ffcv keeps one per sample of every batch in flight, which is 960 MB at
     # 500 px and batch 256.
     scratch = np.empty(max_image_bytes, np.uint8)
+    offsets, sizes, modes, heights, widths = stored
     size = images.shape[1]
     for k in range(len(images)):
-        height, width = stored.heights[k], stored.widths[k]
-        data = file[stored.offsets[k] : stored.offsets[k] + stored.sizes[k]]
+        height, width = heights[k], widths[k]
+        data = file[offsets[k] : offsets[k] + sizes[k]]
         pixels = scratch[: height * width * 3]
-        statuses[k] = _decode(library, data, stored.modes[k], height, width, pixels)
+        statuses[k] = _decode(library, data, modes[k], height, width, pixels)
         if statuses[k] != OK:
             continue
         top, left, box_height, box_width = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]

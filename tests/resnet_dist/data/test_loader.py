@@ -25,7 +25,7 @@ from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import verify
 from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
-from resnet_dist.data import decoder as decoders
+from resnet_dist.data import decoder as decoder_module
 from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader, EpochThread
@@ -307,7 +307,7 @@ def test_an_error_in_an_operation_reaches_the_consumer(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("in the operation")
 
-    monkeypatch.setattr(decoders, "crop", fail)
+    monkeypatch.setattr(decoder_module, "crop", fail)
     with pytest.raises(ZeroDivisionError, match="in the operation"):
         next(open_loader(photo_beton).epoch(0, ALL))
 
