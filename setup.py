@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 NATIVE = Path("resnet_dist/data/native")
-DATA_PREP = (Path("data_prep/convert/native"), Path("data_prep/sources/native"))
+DATA_PREP = (Path("data_prep/converter/native"), Path("data_prep/sources/native"))
 SHARED = Path("data_prep/native")
 # No contraction: where the compiler may fuse a multiplication and an addition, weights of the resize would differ
 # between CPUs. SSE4.1 is 17 years old; newer instructions are chosen when the kernel is loaded (cpu.h).

@@ -25,8 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import Pool, ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, Pool, ThisProcess
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
 from data_prep.pixels import LIMITS

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton import layout
+from data_prep.beton.layout import ALLOCATION, SAMPLE_METADATA, field_descriptors, header, pages_start
 
 STORED_ROW = np.dtype(
     [("mode", "<u1"), ("untouched", "<u1"), ("width", "<u2"), ("height", "<u2"), ("label", "<i8"), ("size", "<u8")]
@@ -29,9 +29,9 @@ class BetonLayout:
 
     page_bytes: int
     metadata: NDArray[np.void]
-    """`layout.SAMPLE_METADATA`, one row per sample."""
+    """`SAMPLE_METADATA`, one row per sample."""
     allocations: NDArray[np.void]
-    """`layout.ALLOCATION`, one row per sample, ascending in `ptr`."""
+    """`ALLOCATION`, one row per sample, ascending in `ptr`."""
     page_starts: NDArray[np.int64]
     """Index of the first sample of each page, and one past the last sample at the end: `num_pages + 1` values."""
 
@@ -45,7 +45,7 @@ class BetonLayout:
 
     @property
     def pages_start(self) -> int:
-        return layout.pages_start(self.num_samples, self.page_bytes)
+        return pages_start(self.num_samples, self.page_bytes)
 
     @property
     def allocation_table_ptr(self) -> int:
@@ -58,8 +58,8 @@ class BetonLayout:
     @cached_property
     def front_matter(self) -> bytes:
         """Header, field descriptors, metadata. Zeros follow up to the first page."""
-        head = layout.header(self.num_samples, self.page_bytes, self.allocation_table_ptr)
-        return head + layout.field_descriptors() + self.metadata.tobytes()
+        head = header(self.num_samples, self.page_bytes, self.allocation_table_ptr)
+        return head + field_descriptors() + self.metadata.tobytes()
 
     @cached_property
     def table(self) -> bytes:
@@ -95,15 +95,15 @@ def pack(
 def lay_out(rows: NDArray[np.void], page_bytes: int) -> BetonLayout:
     """The layout of a beton from its `STORED_ROW`s, in sample order. ValueError when a sample does not fit a page."""
     offsets, page_starts = pack(rows["size"], page_bytes)
-    pointers = offsets + layout.pages_start(len(rows), page_bytes)
+    pointers = offsets + pages_start(len(rows), page_bytes)
 
-    metadata = np.zeros(len(rows), dtype=layout.SAMPLE_METADATA)
+    metadata = np.zeros(len(rows), dtype=SAMPLE_METADATA)
     for name in ("mode", "width", "height"):
         metadata["image"][name] = rows[name]
     metadata["image"]["data_ptr"] = pointers
     metadata["label"] = rows["label"]
 
-    allocations = np.zeros(len(rows), dtype=layout.ALLOCATION)
+    allocations = np.zeros(len(rows), dtype=ALLOCATION)
     allocations["sample_id"] = np.arange(len(rows))
     allocations["ptr"] = pointers
     allocations["size"] = rows["size"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data_prep.beton.manifest import Manifest
+from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.cli.options import AsJson, checked, echo, local_path, print_json
+from data_prep.errors import UserError
+from data_prep.shown import few, shown
 
 Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="The new beton.", show_default=False)]
 
@@ -53,7 +56,7 @@ def subset(
     """
     from data_prep.convert.progress import progress_on
     from data_prep.convert.stop import stop_on_signals
-    from data_prep.edit.subset import Selection, read_classes, read_indices
+    from data_prep.edit.subset import Selection
     from data_prep.edit.subset import subset as run_subset
 
     output, beton = local_path(output), local_path(beton)
@@ -89,3 +92,62 @@ def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
             beton_bytes=manifest.beton_bytes,
             warnings=warnings,
         )
+
+
+MAX_DIGITS = 30
+"""Of an index; no beton has so many samples, and Python refuses numbers of more than 4,300."""
+
+
+def read_indices(path: Path) -> tuple[int, ...]:
+    """One id per line. UserError, naming the line, when one is none."""
+    from data_prep.sources.files.find import place_of
+    from data_prep.sources.files.table import read_lines
+
+    indices = []
+    for number, (text,) in read_lines(place_of(str(path))):
+        if not (text.isascii() and text.isdecimal()) or len(text) > MAX_DIGITS:
+            raise UserError(f"{path} line {number}: expected the number of a sample, found {shown(text, 40)}")
+        indices.append(int(text))
+    return tuple(indices)
+
+
+def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
+    """The classes of the beton that options name: `A,B`, or `@FILE` with one a line; names, or wnids that it knows.
+
+    A name may hold commas. UserError for one that is none of the beton's.
+    """
+    from data_prep.sources.files.find import place_of
+    from data_prep.sources.files.table import read_lines
+
+    manifest = load_manifest(beton)
+    wnids = {
+        wnid: manifest.class_names[label]
+        for wnid, label in dict(manifest.source.get("label_map") or {}).items()
+        if type(label) is int and 0 <= label < manifest.num_classes
+    }
+    known = {**wnids, **{name: name for name in manifest.class_names}}
+    found: list[str] = []
+    for option in options:
+        if option.startswith("@") and option not in known:
+            asked = [cells[0] for _, cells in read_lines(place_of(option[1:]))]
+        else:
+            asked = list(_cut_at_commas(option, known))
+        unknown = sorted(set(asked) - known.keys())
+        if unknown:
+            raise UserError(f"--classes: {beton} has no class {few(unknown)}; it has {few(manifest.class_names)}")
+        found += [known[name] for name in asked]
+    if options and not found:
+        raise UserError(f"--classes: names no class; {beton} has {few(manifest.class_names)}")
+    return tuple(dict.fromkeys(found))
+
+
+def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
+    """The longest names that are known, and what is left between commas."""
+    pieces = option.split(",")
+    while pieces:
+        ends = range(len(pieces), 0, -1)
+        count = next((end for end in ends if ",".join(pieces[:end]).strip() in known), 1)
+        name = ",".join(pieces[:count]).strip()
+        pieces = pieces[count:]
+        if name:
+            yield name

@@ -17,8 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from data_prep.convert.cluster_cpus import ClusterCpus
-from data_prep.convert.pool import Item, Job, Report
-from data_prep.convert.progress import Progress
+from data_prep.convert.pool import Item, Job, Progress, Report
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, Stopped, UserError
 from data_prep.ray_cluster.connection import connect, start_local

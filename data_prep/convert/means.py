@@ -7,8 +7,7 @@ from pathlib import Path
 
 from data_prep.convert.output import Output
 from data_prep.convert.plan import Plan
-from data_prep.convert.pool import Pool
-from data_prep.convert.progress import Progress
+from data_prep.convert.pool import Pool, Progress
 from data_prep.convert.stop import StopFlag
 from data_prep.sources.base import Source
 

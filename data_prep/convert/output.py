@@ -139,7 +139,7 @@ def read_all(reader: Reader, num_bytes: int) -> bytes:
         reader.close()
 
 
-def read_small(output: Output, name: str) -> bytes | None:
+def read_work_file(output: Output, name: str) -> bytes | None:
     """A small file of the work; None: it is not there."""
     try:
         return read_all(output.reader(name), output.size_of(name))

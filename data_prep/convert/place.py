@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_prep.beton.contents import CONTENT, content_of
 from data_prep.beton.digest import ALGORITHM, CHUNK_BYTES, is_hex_digest, sample_digest
 from data_prep.beton.ranges import FileRange
-from data_prep.convert.output import Output, Reader, Written, read_small
+from data_prep.convert.output import Output, Reader, Written, read_work_file
 from data_prep.convert.part import ENDS_IN_SOURCE, IN_SOURCE, part_name, whole_note
 from data_prep.convert.plan import UNIT_SAMPLES
 from data_prep.errors import Fault
@@ -107,7 +107,7 @@ def _as_note(written: Written) -> bytes:
 
 def _noted(output: Output, name: str, task: PlaceTask) -> Written | None:
     """What an earlier run noted, if that is whole; others may write where it lies, and a power cut tears it."""
-    text = read_small(output, name)
+    text = read_work_file(output, name)
     if text is None:
         return None
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 from data_prep.convert.stop import StopFlag
@@ -38,3 +38,31 @@ class ThisProcess:
             self._stop.check()
             if item is not None:
                 yield task(job, item)
+
+
+class Progress(Protocol):
+    def note(self, text: str) -> None:
+        """One line of its own."""
+        ...
+
+    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
+        """So many samples are read and encoded, of `total`; `by_node`: by which machines, in this run."""
+        ...
+
+    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
+        """Of the beton, whose size may not be known yet; `by_node`: bytes by which machines, in this run."""
+        ...
+
+    def decoded(self, samples: int, total: int) -> None:
+        """Of the images that verify decodes."""
+        ...
+
+
+class NoProgress:
+    def note(self, text: str) -> None: ...
+
+    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None: ...
+
+    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None: ...
+
+    def decoded(self, samples: int, total: int) -> None: ...

@@ -5,37 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TextIO
+
+from data_prep.convert.pool import Progress
 
 PLAIN_INTERVAL_S = 5.0
-
-
-class Progress(Protocol):
-    def note(self, text: str) -> None:
-        """One line of its own."""
-        ...
-
-    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
-        """So many samples are read and encoded, of `total`; `by_node`: by which machines, in this run."""
-        ...
-
-    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
-        """Of the beton, whose size may not be known yet; `by_node`: bytes by which machines, in this run."""
-        ...
-
-    def decoded(self, samples: int, total: int) -> None:
-        """Of the images that verify decodes."""
-        ...
-
-
-class NoProgress:
-    def note(self, text: str) -> None: ...
-
-    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None: ...
-
-    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None: ...
-
-    def decoded(self, samples: int, total: int) -> None: ...
 
 
 @contextmanager

@@ -29,8 +29,7 @@ from data_prep.convert.output import BAD_SAMPLES, MANIFEST, QUARANTINE, Output
 from data_prep.convert.part import ENDS_IN_SOURCE, BadSampleReport
 from data_prep.convert.place import PlaceJob, PlaceTask, RangeReport, place_range
 from data_prep.convert.plan import Plan, make_plan
-from data_prep.convert.pool import Pool
-from data_prep.convert.progress import Progress
+from data_prep.convert.pool import Pool, Progress
 from data_prep.convert.reading import Found, read_all
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, UserError

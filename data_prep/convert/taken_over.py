@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_prep.convert.output import Output, names_like, read_small
+from data_prep.convert.output import Output, names_like, read_work_file
 from data_prep.convert.part import PART_PREFIX, WHOLE_PREFIX, Part, part_name, read_part
 from data_prep.convert.place import NOTE_PREFIX
 from data_prep.convert.plan import Plan, WorkUnit
@@ -15,7 +15,7 @@ PLAN_NAME = "plan"
 
 def finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -> list[Part]:
     """The units that an earlier run finished; parts and notes of another plan are removed, which `note` is told."""
-    before = read_small(output, PLAN_NAME)
+    before = read_work_file(output, PLAN_NAME)
     if before != plan.digest.encode():
         if before is not None:
             note("an unfinished conversion with other settings or files, or of another version, begins again")

@@ -19,7 +19,7 @@ from data_prep.convert.encode import (
     ends_may_do,
     leave_in_source,
 )
-from data_prep.convert.output import Output, read_small
+from data_prep.convert.output import Output, read_work_file
 from data_prep.convert.part import BadSampleReport, PartWriter, part_name, whole_note
 from data_prep.convert.plan import WorkUnit
 from data_prep.errors import Fault, UserError
@@ -113,7 +113,7 @@ def _leave_in_source(job: EncodeJob, unit: WorkUnit, part: PartWriter) -> tuple[
     if not job.reads_again or not isinstance(job.source, SourceWithEnds):
         return set(), 0
     asked = [index for index in range(unit.start, unit.stop) if ends_may_do(job.settings, index)]
-    if not asked or read_small(job.output, whole_note(unit.number)) is not None:
+    if not asked or read_work_file(job.output, whole_note(unit.number)) is not None:
         return set(), 0
     labels, num_classes = job.source.labels, len(job.source.class_names)
     left: set[int] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.manifest import Manifest, load_manifest
+from data_prep.beton.manifest import Manifest
 from data_prep.edit.copy_samples import Chosen, Input, copy_samples, open_input
 from data_prep.errors import UserError
-from data_prep.shown import few, shown
-from data_prep.sources.files.find import place_of
-from data_prep.sources.files.table import read_lines
-
-MAX_DIGITS = 30
-"""Of an index; no beton has so many samples, and Python refuses numbers of more than 4,300."""
+from data_prep.shown import few
 
 
 @dataclass(frozen=True)
@@ -66,55 +61,6 @@ def subset(
         "selection": selection.as_dict(),
     }
     return copy_samples([item], chosen, output, source=source, on_written=on_written)
-
-
-def read_indices(path: Path) -> tuple[int, ...]:
-    """One id per line. UserError, naming the line, when one is none."""
-    indices = []
-    for number, (text,) in read_lines(place_of(str(path))):
-        if not (text.isascii() and text.isdecimal()) or len(text) > MAX_DIGITS:
-            raise UserError(f"{path} line {number}: expected the number of a sample, found {shown(text, 40)}")
-        indices.append(int(text))
-    return tuple(indices)
-
-
-def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
-    """The classes of the beton that options name: `A,B`, or `@FILE` with one a line; names, or wnids that it knows.
-
-    A name may hold commas. UserError for one that is none of the beton's.
-    """
-    manifest = load_manifest(beton)
-    wnids = {
-        wnid: manifest.class_names[label]
-        for wnid, label in dict(manifest.source.get("label_map") or {}).items()
-        if type(label) is int and 0 <= label < manifest.num_classes
-    }
-    known = {**wnids, **{name: name for name in manifest.class_names}}
-    found: list[str] = []
-    for option in options:
-        if option.startswith("@") and option not in known:
-            asked = [cells[0] for _, cells in read_lines(place_of(option[1:]))]
-        else:
-            asked = list(_cut_at_commas(option, known))
-        unknown = sorted(set(asked) - known.keys())
-        if unknown:
-            raise UserError(f"--classes: {beton} has no class {few(unknown)}; it has {few(manifest.class_names)}")
-        found += [known[name] for name in asked]
-    if options and not found:
-        raise UserError(f"--classes: names no class; {beton} has {few(manifest.class_names)}")
-    return tuple(dict.fromkeys(found))
-
-
-def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
-    """The longest names that are known, and what is left between commas."""
-    pieces = option.split(",")
-    while pieces:
-        ends = range(len(pieces), 0, -1)
-        count = next((end for end in ends if ",".join(pieces[:end]).strip() in known), 1)
-        name = ",".join(pieces[:count]).strip()
-        pieces = pieces[count:]
-        if name:
-            yield name
 
 
 def _keep_classes(item: Input, selection: Selection) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from data_prep.inspect.survey import Header, Spread, Survey
 from data_prep.shown import shown
+
+if TYPE_CHECKING:
+    from data_prep.inspect.survey import Header, Spread, Survey
 
 MAX_CLASSES_SHOWN = 20
 WIDTH = 160

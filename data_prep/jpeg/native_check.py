@@ -1,4 +1,4 @@
-"""Which JPEGs are sound to their last bit, by this package's own C (`convert/native/jpeg_sound.c`).
+"""Which JPEGs are sound to their last bit, by this package's own C (`converter/native/jpeg_sound.c`).
 
 Where it was not built, libjpeg-turbo is asked about every file. The verdicts are the same, so nothing else depends on
 it.

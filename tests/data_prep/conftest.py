@@ -21,8 +21,7 @@ from PIL import Image
 
 from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.plan import UNIT_SAMPLES
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources import open_source

@@ -14,8 +14,7 @@ from data_prep.convert.config import BadPolicy, ConvertSettings
 from data_prep.convert.object_output import ObjectOutput
 from data_prep.convert.open_output import open_output
 from data_prep.convert.place import place_range
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, Stopped, UserError

@@ -25,7 +25,7 @@ from data_prep.convert.config import ConvertSettings
 from data_prep.convert.driver import MAX_LOSSES, TASKS_AHEAD, RayPool
 from data_prep.convert.file_output import work_path
 from data_prep.convert.plan import UNIT_SAMPLES
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.errors import Fault, UserError

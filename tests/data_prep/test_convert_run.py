@@ -30,8 +30,7 @@ from data_prep.convert.file_output import FileOutput, work_path
 from data_prep.convert.part import IN_SOURCE, BadSampleReport, PartWriter, part_name, read_part
 from data_prep.convert.place import place_range
 from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit, make_plan
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import PUBLISHING, convert
 from data_prep.convert.stop import StopFlag, Stopped
 from data_prep.errors import Fault, UserError
@@ -509,7 +508,7 @@ import sys
 from pathlib import Path
 from data_prep.convert.config import ConvertSettings
 from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources.builtin import Synthetic

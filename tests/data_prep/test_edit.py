@@ -11,8 +11,9 @@ import pytest
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
 from data_prep.beton.verify import verify
+from data_prep.cli.edit import read_classes, read_indices
 from data_prep.edit.merge import merge
-from data_prep.edit.subset import Selection, read_classes, read_indices, subset
+from data_prep.edit.subset import Selection, subset
 from data_prep.errors import Fault, UserError
 
 NUM_SAMPLES, NUM_CLASSES = 23, 4

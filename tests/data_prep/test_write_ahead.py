@@ -25,8 +25,7 @@ from data_prep.convert.file_output import FileOutput
 from data_prep.convert.part import PART_ROW, Part
 from data_prep.convert.place import PlaceTask
 from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.errors import Fault, Stopped, UserError

@@ -13,8 +13,7 @@ import pytest
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.stage import stage
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources.builtin import Synthetic

@@ -12,8 +12,7 @@ import pytest
 from data_prep.beton.digest import digest_file
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import Outcome, convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources import open_source

@@ -19,8 +19,7 @@ from PIL import Image
 
 from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
 from data_prep.pixels import PictureSettings

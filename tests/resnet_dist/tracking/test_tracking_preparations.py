@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.progress import NoProgress
+from data_prep.convert.pool import NoProgress, ThisProcess
 from data_prep.convert.run import convert
 from data_prep.convert.stop import StopFlag
 from data_prep.sources import open_source
