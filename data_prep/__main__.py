@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.import_path import begin
+from data_prep.runtime.import_path import begin
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import NoProgress, Pool, ThisProcess
-from data_prep.convert.run import convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, Pool, ThisProcess
+from data_prep.converter.convert import convert
+from data_prep.converter.settings import ConvertSettings
 from data_prep.pixels import LIMITS
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 
@@ -156,7 +156,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     import ray
 
-    from data_prep.convert.driver import RayPool
+    from data_prep.converter.ray_pool import RayPool
 
     tree, workers = arguments.work / "tree", arguments.workers
     total_bytes = make_tree(arguments.images, tree, arguments.files)

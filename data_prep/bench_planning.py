@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.beton.pages import STORED_ROW, lay_out
+from data_prep.beton.layout import STORED_ROW, lay_out
 from data_prep.beton.ranges import cut, num_ranges
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.plan import make_plan
+from data_prep.converter.plan import make_plan
+from data_prep.converter.settings import ConvertSettings
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 

@@ -27,8 +27,7 @@ from data_prep.beton.digest import (
     parse_digest,
 )
 from data_prep.beton.files import read_small, write_text_atomically
-from data_prep.beton.layout import MODE_NAMES
-from data_prep.beton.pages import BetonLayout
+from data_prep.beton.layout import MODE_NAMES, BetonLayout
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.strict_json import parse

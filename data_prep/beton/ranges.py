@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.digest import CHUNK_BYTES, FileDigest, RunningDigests, chunk_digest, combine
 from data_prep.beton.files import open_regular, publish, write_at
-from data_prep.beton.pages import BetonLayout
+from data_prep.beton.layout import BetonLayout
 
 RANGE_BYTES = 8 * CHUNK_BYTES
 """About 600 of ImageNet's files. Each task of Ray's costs some ms: with 32 MiB, and units half as large, all of them

@@ -28,6 +28,7 @@ from data_prep.beton.files import (
     read_small,
     read_up_to,
     require_safe_folder,
+    require_space,
     write_at,
     write_bytes_atomically,
 )
@@ -39,7 +40,6 @@ from data_prep.beton.manifest import (
     write_manifest,
 )
 from data_prep.beton.ranges import create_sized
-from data_prep.beton.space import require_space
 from data_prep.errors import Fault, UserError
 
 MANIFEST = ".manifest.json"

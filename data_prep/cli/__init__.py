@@ -1,18 +1,16 @@
 """The `data-prep` command: words to calls. Heavy libraries are imported where they are used.
 
-One module per group of commands; exit codes are those of `data_prep.exit_codes`.
+One module per group of commands; exit codes are those of `data_prep.runtime.exit_codes`.
 """
 
 from __future__ import annotations
 
 import typer
 
+from data_prep.cli.betons import merge, stage, subset, verify
 from data_prep.cli.convert import convert
-from data_prep.cli.edit import merge, subset
 from data_prep.cli.inspect import inspect
-from data_prep.cli.stage import stage
-from data_prep.cli.verify import verify
-from data_prep.exit_codes import run_and_exit
+from data_prep.runtime.exit_codes import run_and_exit
 
 app = typer.Typer(
     add_completion=False,

@@ -28,16 +28,16 @@ from data_prep.cli.options import (
     echo,
     print_json,
 )
-from data_prep.convert.config import (
+from data_prep.converter.context import Pool
+from data_prep.converter.settings import (
     DEFAULT_MAX_BAD,
     DEFAULT_QUALITY,
     DEFAULT_RAW_SHARE,
     BadPolicy,
     ConvertSettings,
 )
-from data_prep.convert.pool import Pool
-from data_prep.environment import cluster_address, given_address
 from data_prep.errors import UserError
+from data_prep.runtime.environment import cluster_address, given_address
 from data_prep.shown import shown
 
 
@@ -104,15 +104,13 @@ def convert(
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
-    from data_prep.cli.opening import Asked
-    from data_prep.convert.class_lists import compare_with_siblings
-    from data_prep.convert.open_output import open_output
-    from data_prep.convert.output import QUARANTINE
-    from data_prep.convert.pool import ThisProcess
-    from data_prep.convert.progress import progress_on
-    from data_prep.convert.run import convert as run_conversion
-    from data_prep.convert.stop import stop_on_signals
-    from data_prep.native_library import is_built
+    from data_prep.cli.progress import progress_on
+    from data_prep.converter.context import ThisProcess
+    from data_prep.converter.convert import convert as run_conversion
+    from data_prep.converter.output import QUARANTINE, open_output
+    from data_prep.converter.source import Asked, compare_with_siblings
+    from data_prep.native import is_built
+    from data_prep.runtime.stop import stop_on_signals
     from data_prep.sources import SourceOptions
     from data_prep.sources.base import notes_of, skipped_notes
     from data_prep.sources.files.places import IS_URL
@@ -137,7 +135,7 @@ def convert(
         if workers != 0:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             address = cluster_address(*given_address(None, os.environ))
-            from data_prep.convert.driver import RayPool
+            from data_prep.converter.ray_pool import RayPool
 
             pool = stack.enter_context(RayPool(workers, address, progress, stop))
         outcome = run_conversion(

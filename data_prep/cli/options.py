@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from data_prep.convert.pool import Progress
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import Progress
 from data_prep.errors import UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.shown import shown
 
 SourceKind = Annotated[

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.fuzz.kinds import made_kinds
-from data_prep.fuzz.mutants import KINDS, mutate
+from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
 from data_prep.fuzz.verdicts import Judge
 
 

@@ -25,12 +25,12 @@ import numpy as np
 from data_prep.beton import layout
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
-from data_prep.convert.config import ConvertSettings, Encoding
-from data_prep.convert.encode import BadSample, Encoded, encode
-from data_prep.convert.stock_decoder import MAX_OFF
-from data_prep.fuzz.kinds import made_kinds
+from data_prep.converter.encode import BadSample, Encoded, encode
+from data_prep.converter.picture import MAX_OFF
+from data_prep.converter.settings import ConvertSettings, Encoding
+from data_prep.fuzz.jpegs import made_kinds
 from data_prep.fuzz.verdicts import Judge
-from data_prep.jpeg.stored import why_unfit
+from data_prep.jpeg.check import why_unfit
 from data_prep.pixels import BadPicture, PictureSettings, picture_format, read_header, to_rgb
 
 ENCODINGS: tuple[Encoding, ...] = tuple(kind for kind in get_args(Encoding) if kind != "mixed")
@@ -223,7 +223,7 @@ def _run(arguments: Sequence[str], memory_mib: int) -> str | None:
 
 def _by_ffcv(beton: Path) -> Iterator[tuple[int, str]]:
     """Samples that the stock loader does not show as they should be, and how far it is off."""
-    from data_prep.ffcv_pixels import read_with_ffcv
+    from data_prep.fuzz.ffcv_pixels import read_with_ffcv
 
     reader = BetonReader(beton)
     small = np.flatnonzero(

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.jpeg import turbojpeg
+from data_prep.jpeg.check import are_sound, why_unfit
 from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header, read_odd_jpeg_header
-from data_prep.jpeg.native_check import are_sound
-from data_prep.jpeg.stored import why_unfit
 from resnet_dist.data.augment import OPERATION
 from resnet_dist.data.crops import Views
 from resnet_dist.data.decoder import OK, StoredImages

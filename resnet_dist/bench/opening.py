@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.beton import layout, manifest, pages
+from data_prep.beton import layout, manifest
+from data_prep.beton import layout as pages
 from data_prep.beton.ranges import payload_of, write_beton
 from resnet_dist.bench.peers import anonymous_bytes
 from resnet_dist.errors import Fault

@@ -1,6 +1,6 @@
 """The `resnet-dist` command: words to calls. Heavy libraries are imported where they are used.
 
-One module per group of commands; exit codes are those of `data_prep.exit_codes`.
+One module per group of commands; exit codes are those of `data_prep.runtime.exit_codes`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from data_prep.exit_codes import run_and_exit
+from data_prep.runtime.exit_codes import run_and_exit
 from resnet_dist.cli.bench import bench_app
 from resnet_dist.cli.models import evaluate, export
 from resnet_dist.cli.recipes import plan, schedules, show

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from data_prep.environment import cluster_address, given_address
 from data_prep.redaction import redacted
+from data_prep.runtime.environment import cluster_address, given_address
 from resnet_dist.config.loading import load_profile, load_recipe
 from resnet_dist.config.profile import Profile, absolute_paths
 from resnet_dist.config.recipe import Recipe

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import typer
 import typer.main
 
-from data_prep.environment import bypasses_proxy, without_proxy
+from data_prep.runtime.environment import bypasses_proxy, without_proxy
 from resnet_dist.cli.options import ProfileFile, ProfileSets
 from resnet_dist.config.loading import load_profile, load_recipe
 from resnet_dist.config.profile import Profile

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.native_library import open_library, pointer
+from data_prep.native import open_library, pointer
 from resnet_dist.config.recipe_augment import (
     Augmentation,
     ColorJitter,

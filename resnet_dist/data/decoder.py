@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.reader import BetonReader
-from data_prep.native_library import open_library
+from data_prep.native import open_library
 from resnet_dist.config.recipe_data import CenterCrop, OnBadSample
 from resnet_dist.data.augment import Operations, draw_operations
 from resnet_dist.data.crops import Transform, Views, crop, num_draws

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import Manifest
-from data_prep.jpeg.stored import decode
+from data_prep.jpeg.check import decode
 from data_prep.pixels import LIMITS, resized_window
 from resnet_dist.data.loader import open_reader
 from resnet_dist.errors import Fault, UserError

@@ -13,8 +13,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
-from data_prep.environment import cluster_address, given_address, without_proxy
-from data_prep.ray_cluster.connection import connect, start_local
+from data_prep.runtime.environment import cluster_address, given_address, without_proxy
+from data_prep.runtime.ray_connection import connect, start_local
 from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import client_environment

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data_prep.last_signal import end_at_once
+from data_prep.runtime.stop import end_at_once
 from resnet_dist.launch.cluster import leaving_nodes
 from resnet_dist.launch.reservation import NO_CLAIM, Claim
 

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_prep.beton.files import write_text_atomically
-from data_prep.ray_cluster.faults import explain
+from data_prep.runtime.ray_errors import explain
 from data_prep.strict_json import parse
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError

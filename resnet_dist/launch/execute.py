@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from data_prep.beton.files import write_text_atomically
-from data_prep.ray_cluster.faults import explain, first_death, is_lost_process
+from data_prep.runtime.ray_errors import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import alive_nodes, start_timeout_s, worker_environment, workers_with_room

@@ -10,7 +10,7 @@ from ray._raylet import PlacementGroupID
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from data_prep.ray_cluster.faults import explain
+from data_prep.runtime.ray_errors import explain
 
 _log = logging.getLogger(__name__)
 _COORDINATOR = "AutoscalingCoordinator"

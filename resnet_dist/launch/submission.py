@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_prep.environment import cleaned
 from data_prep.redaction import SECRET_FILES, holds_secret, is_secret_file, redacted
+from data_prep.runtime.environment import cleaned
 from data_prep.shown import shown
 from resnet_dist.config.loading import flatten, load_recipe, load_space
 from resnet_dist.config.profile import Profile

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from data_prep.ray_cluster.faults import explain
+from data_prep.runtime.ray_errors import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError

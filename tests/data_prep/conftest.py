@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.convert.config import BadPolicy, ConvertSettings
-from data_prep.convert.plan import UNIT_SAMPLES
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import Outcome, convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.plan import UNIT_SAMPLES
+from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
 from data_prep.sources.files.places import HEAD_BYTES, Ends, empty_ends, ends_bytes

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.beton import layout
-from data_prep.beton.pages import STORED_ROW, lay_out, pack
+from data_prep.beton.layout import STORED_ROW, lay_out, pack
 
 PAGE = 100
 

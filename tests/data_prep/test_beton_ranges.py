@@ -10,8 +10,7 @@ import pytest
 
 from data_prep.beton import ranges
 from data_prep.beton.digest import combine, digest_file
-from data_prep.beton.layout import MODE_RAW
-from data_prep.beton.pages import STORED_ROW, BetonLayout, lay_out
+from data_prep.beton.layout import MODE_RAW, STORED_ROW, BetonLayout, lay_out
 from data_prep.beton.ranges import create_sized, cut, num_ranges, payload_of, read_digests, write_beton, write_range
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import Fault
@@ -85,7 +84,7 @@ def test_bytes_that_do_not_fit_the_layout_are_refused_and_nothing_stays(tmp_path
 
 
 def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    from data_prep.beton.space import require_space
+    from data_prep.beton.files import require_space
 
     require_space(tmp_path / "a", 1000)
     with pytest.raises(Fault, match=r"GB free, 1,000,000,000\.00 GB are needed; make room there"):

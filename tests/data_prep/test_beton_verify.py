@@ -13,7 +13,7 @@ from data_prep.beton import layout
 from data_prep.beton.digest import CHUNK_BYTES, digest_file
 from data_prep.beton.manifest import manifest_path
 from data_prep.beton.reader import BetonReader
-from data_prep.beton.verify import verify
+from data_prep.converter.verify import verify
 from data_prep.errors import UserError
 from data_prep.sources.builtin import Synthetic
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.beton.manifest import manifest_path
-from data_prep.convert.compare import compare_with_source
+from data_prep.converter.verify import compare_with_source
 from data_prep.errors import UserError
 from data_prep.sources import open_source
 from data_prep.sources.base import Source

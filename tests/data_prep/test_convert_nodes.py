@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from data_prep.beton.manifest import manifest_path
-from data_prep.convert.file_output import work_path
-from data_prep.convert.plan import UNIT_SAMPLES
+from data_prep.converter.output import work_path
+from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.sources.builtin import Synthetic
 
 pytestmark = pytest.mark.slow

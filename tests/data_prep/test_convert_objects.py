@@ -10,14 +10,14 @@ import pytest
 
 from data_prep.beton import ranges
 from data_prep.beton.stage import stage
-from data_prep.convert.config import BadPolicy, ConvertSettings
-from data_prep.convert.object_output import ObjectOutput
-from data_prep.convert.open_output import open_output
-from data_prep.convert.place import place_range
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import Outcome, convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.object_output import ObjectOutput
+from data_prep.converter.output import open_output
+from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.converter.write import place_range
 from data_prep.errors import Fault, Stopped, UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from data_prep.convert import progress as module
-from data_prep.convert.progress import PlainProgress, progress_on
+from data_prep.cli import progress as module
+from data_prep.cli.progress import PlainProgress, progress_on
 
 
 class Clock:

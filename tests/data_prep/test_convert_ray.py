@@ -20,15 +20,15 @@ import ray
 from ray.exceptions import RaySystemError
 
 from data_prep.beton.manifest import manifest_path
-from data_prep.convert import cluster_cpus
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.driver import MAX_LOSSES, TASKS_AHEAD, RayPool
-from data_prep.convert.file_output import work_path
-from data_prep.convert.plan import UNIT_SAMPLES
-from data_prep.convert.pool import NoProgress
-from data_prep.convert.run import Outcome, convert
-from data_prep.convert.stop import StopFlag, Stopped
+from data_prep.converter import ray_pool as cluster_cpus
+from data_prep.converter.context import NoProgress
+from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.output import work_path
+from data_prep.converter.plan import UNIT_SAMPLES
+from data_prep.converter.ray_pool import MAX_LOSSES, TASKS_AHEAD, RayPool
+from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import Fault, UserError
+from data_prep.runtime.stop import StopFlag, Stopped
 from data_prep.sources.base import Sample, Source, SourceDescription
 from data_prep.sources.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
@@ -218,7 +218,7 @@ def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: 
 
 
 def test_a_worker_with_other_libraries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_prep.convert import run as module
+    from data_prep.converter import convert as module
 
     versions = module.encoder_versions() | {"pillow": "1.0"}
     monkeypatch.setattr(module, "encoder_versions", lambda: versions)

@@ -20,20 +20,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import native_library
+from data_prep import native as native_library
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
-from data_prep.convert.config import BadPolicy, ConvertSettings
-from data_prep.convert.encode import Encoded
-from data_prep.convert.file_output import FileOutput, work_path
-from data_prep.convert.part import IN_SOURCE, BadSampleReport, PartWriter, part_name, read_part
-from data_prep.convert.place import place_range
-from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit, make_plan
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import PUBLISHING, convert
-from data_prep.convert.stop import StopFlag, Stopped
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import PUBLISHING, convert
+from data_prep.converter.encode import Encoded
+from data_prep.converter.output import FileOutput, work_path
+from data_prep.converter.plan import (
+    IN_SOURCE,
+    UNIT_SAMPLES,
+    BadSampleReport,
+    PartWriter,
+    WorkUnit,
+    make_plan,
+    part_name,
+    read_part,
+)
+from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.converter.write import place_range
 from data_prep.errors import Fault, UserError
+from data_prep.runtime.stop import StopFlag, Stopped
 from data_prep.sources.base import Sample, SourceDescription
 from data_prep.sources.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
@@ -506,11 +514,11 @@ def test_an_output_folder_that_vanishes_ends_the_conversion(tmp_path: Path) -> N
 KILLED = """
 import sys
 from pathlib import Path
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import ThisProcess
-from data_prep.convert.pool import NoProgress
-from data_prep.convert.run import convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.settings import ConvertSettings
+from data_prep.converter.context import ThisProcess
+from data_prep.converter.context import NoProgress
+from data_prep.converter.convert import convert
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.builtin import Synthetic
 
 source = Synthetic(num_samples=6000, min_side=32, max_side=64)
@@ -627,7 +635,7 @@ def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
 
 
 def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
-    from data_prep.convert.stop import stop_on_signals
+    from data_prep.runtime.stop import stop_on_signals
 
     before, ends = signal.getsignal(signal.SIGTERM), []
     with stop_on_signals(lambda *end: ends.append(end)) as stop:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import native_library
+from data_prep import native as native_library
 from data_prep.fuzz.corpus import ENCODINGS, PAGE_BYTES, Outcome, as_table, examine
-from data_prep.fuzz.kinds import made_kinds
+from data_prep.fuzz.jpegs import made_kinds
 from data_prep.fuzz.verdicts import Judge
 
 ImageFile = Callable[..., bytes]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
-from data_prep.convert.file_output import work_path
+from data_prep.converter.output import work_path
 
 WAIT_LIMIT_S = 120.0
 COMMANDS = ("convert", "verify", "merge", "subset", "stage")

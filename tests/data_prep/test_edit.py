@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.beton.edit import Selection, merge, subset
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
-from data_prep.beton.verify import verify
-from data_prep.cli.edit import read_classes, read_indices
-from data_prep.edit.merge import merge
-from data_prep.edit.subset import Selection, subset
+from data_prep.cli.betons import read_classes, read_indices
+from data_prep.converter.verify import verify
 from data_prep.errors import Fault, UserError
 
 NUM_SAMPLES, NUM_CLASSES = 23, 4

@@ -14,10 +14,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_prep.beton import layout
-from data_prep.convert import encode as encoding
-from data_prep.convert import stock_decoder
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import (
+from data_prep.converter import encode as encoding
+from data_prep.converter import picture as stock_decoder
+from data_prep.converter.encode import (
     BadSample,
     Encoded,
     decode_rgb,
@@ -26,6 +25,7 @@ from data_prep.convert.encode import (
     ends_may_do,
     leave_in_source,
 )
+from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import UserError
 from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.header import read_jpeg_header

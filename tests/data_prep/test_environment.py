@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.environment import (
+from data_prep.errors import UserError
+from data_prep.runtime.environment import (
     Machine,
     blamed,
     cleaned,
@@ -23,9 +24,8 @@ from data_prep.environment import (
     unusable,
     without_proxy,
 )
-from data_prep.errors import UserError
-from data_prep.exit_codes import ending
-from data_prep.import_path import CODE_ROOT, behind, hiding
+from data_prep.runtime.exit_codes import ending
+from data_prep.runtime.import_path import CODE_ROOT, behind, hiding
 
 ME = Machine(folder="/work", home="/root", has_user_name=True, encoding="utf-8")
 SAFE = {"PYTHONSAFEPATH": "1"}

@@ -1,4 +1,4 @@
-"""`python -m data_prep.ffcv_pixels` tells right pixels from wrong ones."""
+"""`python -m data_prep.fuzz.ffcv_pixels` tells right pixels from wrong ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.ffcv_pixels import as_table, pillow_pixels
+from data_prep.fuzz.ffcv_pixels import as_table, pillow_pixels
 from data_prep.pixels import PictureSettings
 
 
@@ -46,7 +46,7 @@ def _compare(beton: Path, tree: Path) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "data_prep.ffcv_pixels",
+        "data_prep.fuzz.ffcv_pixels",
         str(beton),
         "--source",
         "image-folder",

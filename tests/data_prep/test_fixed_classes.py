@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli.opening import Asked
-from data_prep.convert.class_lists import compare_with_siblings, read_class_list, sibling_betons
+from data_prep.converter.source import Asked, compare_with_siblings, read_class_list, sibling_betons
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions
 from data_prep.sources.base import Source, SourceWithEnds, notes_of

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data_prep.cli.inspect import class_rows, show
+from data_prep.converter.survey import Spread, Survey, survey
 from data_prep.errors import UserError
-from data_prep.inspect.show import class_rows, show
-from data_prep.inspect.survey import Spread, Survey, survey
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 

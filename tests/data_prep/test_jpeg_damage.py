@@ -15,16 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import native_library
+from data_prep import native as native_library
 from data_prep import pixels as picture_files
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, encode
-from data_prep.fuzz.kinds import made_kinds
-from data_prep.fuzz.mutants import KINDS, mutate
+from data_prep.converter.encode import BadSample, encode
+from data_prep.converter.settings import ConvertSettings
+from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
 from data_prep.fuzz.verdicts import Judge
 from data_prep.jpeg import header as jpeg_header
+from data_prep.jpeg.check import why_unfit
 from data_prep.jpeg.header import coefficient_bytes, is_read_by_ffcv, plain, read_jpeg_header
-from data_prep.jpeg.stored import why_unfit
 from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check, decode_rgb, encode_rgb
 
 USUAL = ("gray", "4:4:4", "4:2:2", "4:4:0", "4:2:0", "4:1:1", "runs past", "the same")

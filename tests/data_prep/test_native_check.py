@@ -12,14 +12,13 @@ import pytest
 from PIL import Image
 
 import data_prep
-from data_prep import native_library
-from data_prep.convert import encode as encoding
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.encode import BadSample, encode_all
-from data_prep.fuzz.kinds import made_kinds
-from data_prep.fuzz.mutants import KINDS, mutate
+from data_prep import native as native_library
+from data_prep.converter import encode as encoding
+from data_prep.converter.encode import BadSample, encode_all
+from data_prep.converter.settings import ConvertSettings
+from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
 from data_prep.fuzz.verdicts import is_read_without_a_warning
-from data_prep.jpeg.native_check import are_sound
+from data_prep.jpeg.check import are_sound
 
 pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import native_library
-from data_prep.convert import jpeg_headers
+from data_prep import native as native_library
+from data_prep.converter import encode as jpeg_headers
 from data_prep.errors import Fault
 from data_prep.jpeg.header import read_jpeg_header
 from data_prep.sources.files import local

@@ -21,12 +21,12 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from data_prep.environment import private_folder
 from data_prep.errors import Fault, UserError
-from data_prep.exit_codes import ending
-from data_prep.ray_cluster import connection
-from data_prep.ray_cluster.connection import connect, session_folder, why_not_started
-from data_prep.ray_cluster.faults import as_raised, explain, is_lost_process
+from data_prep.runtime import ray_connection as connection
+from data_prep.runtime.environment import private_folder
+from data_prep.runtime.exit_codes import ending
+from data_prep.runtime.ray_connection import connect, session_folder, why_not_started
+from data_prep.runtime.ray_errors import as_raised, explain, is_lost_process
 
 OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, \
 ID: 601c06) was 22.70GB used / 23.54GB limit (0.964)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep import native_library
-from data_prep.convert import shrink as shrinking
-from data_prep.convert.encode import _shrunk_size
-from data_prep.convert.shrink import shrink
+from data_prep import native as native_library
+from data_prep.converter import picture as shrinking
+from data_prep.converter.encode import _shrunk_size
+from data_prep.converter.picture import shrink
 
 pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
 

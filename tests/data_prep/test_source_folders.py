@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.cli.inspect import show
+from data_prep.converter.survey import survey
 from data_prep.errors import UserError
-from data_prep.inspect.show import show
-from data_prep.inspect.survey import survey
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.base import Source, notes_of
 from data_prep.sources.splits import SplitRequest

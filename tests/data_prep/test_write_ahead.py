@@ -15,20 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.beton import layout, ranges
+from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import load_manifest
-from data_prep.beton.pages import lay_out
 from data_prep.beton.ranges import cut, num_ranges
-from data_prep.convert import reading
-from data_prep.convert.ahead import WriteAhead, placed_rows
-from data_prep.convert.config import BadPolicy, ConvertSettings
-from data_prep.convert.file_output import FileOutput
-from data_prep.convert.part import PART_ROW, Part
-from data_prep.convert.place import PlaceTask
-from data_prep.convert.plan import UNIT_SAMPLES, WorkUnit
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import Outcome, convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter import convert as reading
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.output import FileOutput
+from data_prep.converter.plan import PART_ROW, UNIT_SAMPLES, Part, WorkUnit
+from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.converter.write import PlaceTask, WriteAhead, placed_rows
 from data_prep.errors import Fault, Stopped, UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import Sample
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
@@ -211,7 +209,7 @@ def test_images_that_are_left_out_cost_at_most_time(
     if pages_move:  # as when the metadata of one sample less needs a page less
         real = layout.pages_start
         more = lambda count, page_bytes: real(count, page_bytes) + (count == NUM_FILES) * page_bytes  # noqa: E731
-        monkeypatch.setattr("data_prep.convert.ahead.layout.pages_start", more)
+        monkeypatch.setattr("data_prep.converter.write.layout.pages_start", more)
     pool = Watched()
     manifest = run(root, tmp_path / "a.beton", pool, max_bad="1").manifest
     assert manifest.num_samples == NUM_FILES - 1
@@ -352,8 +350,8 @@ def test_bad_samples_are_all_listed_although_a_file_changes_meanwhile(
 def test_without_room_for_more_than_it_takes_all_is_read_first(
     large_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.convert.file_output.free_bytes", lambda folder: 60 * MIB)
-    monkeypatch.setattr("data_prep.beton.space.free_bytes", lambda folder: 20 * MIB)
+    monkeypatch.setattr("data_prep.converter.output.free_bytes", lambda folder: 60 * MIB)
+    monkeypatch.setattr("data_prep.beton.files.free_bytes", lambda folder: 20 * MIB)
     pool = Watched()
     with pytest.raises(Fault, match=r"GB free, .* GB are needed; make room there"):
         run(large_tree, tmp_path / "a.beton", pool)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.native_library import library as native_library
+from data_prep.native import library as native_library
 from data_prep.shown import shown
 from data_prep.sources.files.listing import PackedStrings
 from data_prep.sources.files.places import (

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from data_prep.ray_cluster.faults import explain
+from data_prep.runtime.ray_errors import explain
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes
 from resnet_dist.launch.control import StopSignal

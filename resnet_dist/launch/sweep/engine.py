@@ -27,7 +27,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from data_prep.ray_cluster.faults import explain, explain_text, is_lost_process
+from data_prep.runtime.ray_errors import explain, explain_text, is_lost_process
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault
 from resnet_dist.launch.sweep.conductor import Conductor

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.beton import layout, manifest, pages
+from data_prep.beton import layout, manifest
+from data_prep.beton import layout as pages
 from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.ranges import payload_of, write_beton
 from resnet_dist.config.recipe_data import OnBadSample, RandomResizedCrop

@@ -23,7 +23,7 @@ from data_prep.beton.digest import digest_file
 from data_prep.beton.layout import METADATA_START
 from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
-from data_prep.beton.verify import verify
+from data_prep.converter.verify import verify
 from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data import decoder as decoder_module
 from resnet_dist.data import ffcv_kernel

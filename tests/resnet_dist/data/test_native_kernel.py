@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import data_prep
-from data_prep import native_library
-from data_prep.fuzz.kinds import made_kinds
+from data_prep import native as native_library
+from data_prep.fuzz.jpegs import made_kinds
 from data_prep.jpeg.header import read_jpeg_header
 from resnet_dist.config.recipe_data import DataConfig
 from resnet_dist.data import native_kernel

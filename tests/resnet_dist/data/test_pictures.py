@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.beton.manifest import load_manifest
-from data_prep.beton.verify import verify
+from data_prep.converter.verify import verify
 from resnet_dist.errors import Fault
 from resnet_dist.evaluation.views import PictureReader, Resized
 

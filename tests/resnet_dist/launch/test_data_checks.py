@@ -12,10 +12,10 @@ import pytest
 
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.stage import stage
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import convert
+from data_prep.converter.settings import ConvertSettings
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.builtin import Synthetic
 from resnet_dist.config.loading import load_recipe, to_yaml
 from resnet_dist.config.profile import Profile, Workers

@@ -141,7 +141,7 @@ def test_the_first_signal_is_a_wish_the_second_an_order(number: signal.Signals, 
 def test_the_second_signal_says_so_and_ends_a_process_that_does_not_end() -> None:
     program = """
 import signal, threading
-from data_prep.last_signal import end_at_once
+from data_prep.runtime.stop import end_at_once
 def second(*_):
     end_at_once(130, "steps since the last checkpoint are trained again", limit_s=0.1)
     raise KeyboardInterrupt

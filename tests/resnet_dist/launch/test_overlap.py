@@ -11,10 +11,10 @@ import pytest
 
 from data_prep.beton.digest import digest_file
 from data_prep.beton.manifest import load_manifest, manifest_path
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import Outcome, convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.settings import ConvertSettings
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 from resnet_dist.config.profile import Profile, Workers

@@ -9,7 +9,7 @@ import pytest
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from data_prep.ray_cluster.faults import explain
+from data_prep.runtime.ray_errors import explain
 from resnet_dist.errors import Fault
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.sweep import conductor as conductor_module

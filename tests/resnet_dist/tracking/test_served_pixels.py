@@ -18,11 +18,11 @@ from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 
 from data_prep.beton.manifest import Manifest, load_manifest
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import convert
+from data_prep.converter.settings import ConvertSettings
 from data_prep.pixels import PictureSettings
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
 from resnet_dist.config.recipe_data import CenterCrop

@@ -10,10 +10,10 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from data_prep.beton.manifest import Manifest, load_manifest
-from data_prep.convert.config import ConvertSettings
-from data_prep.convert.pool import NoProgress, ThisProcess
-from data_prep.convert.run import convert
-from data_prep.convert.stop import StopFlag
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import convert
+from data_prep.converter.settings import ConvertSettings
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 from resnet_dist.cli import app

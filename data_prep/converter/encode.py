@@ -1,0 +1,382 @@
+"""One sample of a source -> the bytes to store and what the beton says of them. Pure: the same on every machine."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from data_prep.beton import layout
+from data_prep.beton.digest import sample_digest
+from data_prep.beton.ranges import RANGE_BYTES
+from data_prep.converter.picture import is_shown_right, shrink
+from data_prep.converter.settings import DEFAULT_QUALITY, ConvertSettings
+from data_prep.errors import Fault, UserError
+from data_prep.jpeg import turbojpeg
+from data_prep.jpeg.check import are_sound
+from data_prep.jpeg.header import (
+    SOF_PROGRESSIVE,
+    JpegHeader,
+    is_jpeg,
+    is_read_by_ffcv,
+    plain,
+    read_jpeg_header,
+    read_odd_jpeg_header,
+)
+from data_prep.native import library as native_library
+from data_prep.pixels import SMALLER, BadPicture, orientation, read_header, require_sides, require_size, to_rgb, turned
+from data_prep.sources.files.places import TAIL_BYTES, Ends
+
+ENCODING_VERSION = "3"
+"""Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. It is in every manifest."""
+
+DRAFT_RESERVE = 2
+"""A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as this many times the sides wanted are left to the resize filter.
+
+On ImageNet files shrunk to 256 px: 0.07 grey levels (mean, 0.7 at worst) from the full decode, in 0.81 of the time.
+With a reserve of 1 it would be 1.9 (6.8) in 0.42, which is no longer nothing.
+"""
+
+
+class BadSample(Exception):
+    """This sample cannot be stored; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    data: bytes
+    mode: int
+    """`layout.MODE_JPEG` or `layout.MODE_RAW`."""
+    height: int
+    width: int
+    untouched: bool
+    """`data` is the source's own."""
+    has_turn: bool = False
+    """The source carries an EXIF orientation, applied or not."""
+
+
+class LeftInSource(NamedTuple):
+    """An image whose own bytes are stored, and which has not been read for that but for its ends."""
+
+    height: int
+    width: int
+    num_bytes: int
+    check: int
+    """`sample_digest` of `Ends.checked`."""
+    has_turn: bool
+    """As of `Encoded`, as far as the file's first bytes tell."""
+
+
+def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
+    """What `encode` would store untouched, where a file's ends tell that; None: the file must be read.
+
+    Only of files for which `ends_may_do`.
+    """
+    found: list[LeftInSource | None] = []
+    for number, (header, num_bytes) in enumerate(zip(read_jpeg_headers(ends), ends.num_bytes.tolist(), strict=True)):
+        if header is None or not _stays(header, num_bytes, settings):
+            found.append(None)
+        else:
+            check, has_turn = sample_digest(ends.checked(number)), orientation(bytes(ends.of(number)[0])) != 1
+            found.append(LeftInSource(header.height, header.width, num_bytes, check, has_turn))
+    return found
+
+
+def ends_may_do(settings: ConvertSettings, index: int) -> bool:
+    """Whether a file's ends may tell that it is stored as it is: with `check: headers` only."""
+    # An image of a page larger than a range is read once for each range that it lies in: only a digest of all its bytes
+    # tells that these readings agree.
+    return (
+        settings.check == "headers"
+        and settings.exif == "ignore"
+        and settings.page_bytes <= RANGE_BYTES
+        and _may_stay(settings, index)
+    )
+
+
+def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
+    """Stores an image file as `settings` say. `index`: of the sample in its source, which decides with `mixed`.
+
+    BadSample, with the reason, when it cannot be stored.
+    """
+    result = next(encode_all([data], [index], settings))
+    if isinstance(result, BadSample):
+        raise result
+    return result
+
+
+def encode_all(
+    files: Sequence[bytes], indices: Sequence[int], settings: ConvertSettings
+) -> Iterator[Encoded | BadSample]:
+    """As `encode`, of several files, which takes less time: their JPEGs are checked together.
+
+    Each is encoded when it is asked for: pixels may be a thousand times as many bytes as their file.
+    """
+    stays = [
+        _as_it_is(data, header, settings, index)
+        for data, header, index in zip(files, read_whole_jpeg_headers(files), indices, strict=True)
+    ]
+    to_check = [encoded.data for encoded in stays if encoded is not None] if settings.check == "decode" else []
+    sound = iter(are_sound(to_check))
+    for data, index, encoded in zip(files, indices, stays, strict=True):
+        if encoded is not None and (settings.check == "headers" or next(sound)):
+            yield encoded
+        else:
+            yield _encoded_or_bad(data, settings, index, encoded)
+
+
+def _encoded_or_bad(
+    data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None
+) -> Encoded | BadSample:
+    """Whatever goes wrong with one image is a matter of this image."""
+    try:
+        return _encode(data, settings, index, as_it_is)
+    except BadSample as error:
+        return error
+    except BadPicture as error:
+        return BadSample(str(error))
+    except (UserError, Fault):
+        raise
+    except MemoryError:
+        return BadSample("needs more memory than there is")
+    except Exception as error:  # noqa: BLE001
+        return BadSample(f"cannot be stored: {type(error).__name__}: {error}")
+
+
+def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None) -> Encoded:
+    """`as_it_is`: where the source's bytes could be stored if libjpeg-turbo reads them without a warning."""
+    if not data:
+        raise BadSample("is empty")
+    if as_it_is is not None and _is_read_to_its_end(data):
+        return as_it_is
+    pixels = decode_rgb(data, settings)
+    encoded = _as_pixels(pixels, settings) if _is_wanted_raw(index, settings) else _as_jpeg(pixels, settings)
+    if len(encoded.data) > settings.page_bytes:
+        raise _too_large(len(encoded.data), settings)
+    return replace(encoded, has_turn=orientation(data) != 1)
+
+
+def _is_wanted_raw(index: int, settings: ConvertSettings) -> bool:
+    return settings.encode == "raw" or (settings.encode == "mixed" and is_raw(index, settings))
+
+
+def is_raw(index: int, settings: ConvertSettings) -> bool:
+    """Whether `mixed` stores the sample as pixels: a draw keyed by seed and index, so the same on every run."""
+    draw = xxhash.xxh3_64_intdigest(struct.pack("<QQ", settings.seed, index))
+    return draw < settings.raw_share * 2.0**64
+
+
+def _as_it_is(data: bytes, header: JpegHeader | None, settings: ConvertSettings, index: int) -> Encoded | None:
+    """The source's own bytes, if by its markers ffcv reads the file, and it is small enough; None otherwise."""
+    if header is None or not _may_stay(settings, index) or not _stays(header, len(data), settings):
+        return None
+    has_turn = orientation(data) != 1
+    if settings.exif == "apply" and has_turn:
+        return None
+    return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True, has_turn=has_turn)
+
+
+def _may_stay(settings: ConvertSettings, index: int) -> bool:
+    return settings.encode in ("original", "mixed") and not _is_wanted_raw(index, settings)
+
+
+def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> bool:
+    is_small = settings.max_side is None or max(header.height, header.width) <= settings.max_side
+    try:
+        require_size(header.width, header.height)
+    except BadPicture:
+        return False
+    return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
+
+
+def _is_read_to_its_end(data: bytes) -> bool:
+    """False for a JPEG that the decoder takes offence at without calling it damaged, which is a BadSample."""
+    try:
+        turbojpeg.check(data)
+    except turbojpeg.Unreadable:
+        return False
+    except turbojpeg.Damaged as error:
+        raise BadSample(f"is damaged: {error}") from None
+    except turbojpeg.TooLarge as error:
+        raise BadSample(f"is too large to decode: {error}") from None
+    return True
+
+
+def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
+    if pixels.nbytes > settings.page_bytes:
+        raise _too_large(pixels.nbytes, settings)
+    height, width, _ = pixels.shape
+    return Encoded(pixels.tobytes(), layout.MODE_RAW, height, width, untouched=False)
+
+
+def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
+    """As pixels where the stock decoder would show no JPEG of it as it should."""
+    height, width, _ = pixels.shape
+    for quality, subsampling in _attempts(settings):
+        data = turbojpeg.encode_rgb(pixels, quality, subsampling)
+        if is_shown_right(data, pixels, quality, subsampling):
+            return Encoded(data, layout.MODE_JPEG, height, width, untouched=False)
+    return _as_pixels(pixels, settings)
+
+
+def _attempts(settings: ConvertSettings) -> list[tuple[int, str]]:
+    """Qualities and samplings to encode with, the wanted ones first, each once."""
+    wanted = (settings.quality, settings.subsampling)
+    return list(dict.fromkeys([wanted, (settings.quality, "4:4:4"), (min(settings.quality, DEFAULT_QUALITY), "4:4:4")]))
+
+
+def _too_large(size: int, settings: ConvertSettings) -> BadSample:
+    return BadSample(
+        f"has {size} bytes to store, more than a page of {settings.page_bytes}; use --max-side or a larger --page-mib"
+    )
+
+
+def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
+    """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample or BadPicture when it cannot be.
+
+    A JPEG that is to be shrunk much is decoded at a fraction of its size, see `DRAFT_RESERVE`.
+    """
+    header = read_odd_jpeg_header(data)
+    if header is not None:
+        size, remedy = (header.width, header.height), "use --max-side" if settings.max_side is None else SMALLER
+        require_sides(*size, remedy)
+        reduction = _reduction(size, _shrunk_size(size, settings.max_side))
+        require_size(-(-size[0] // reduction), -(-size[1] // reduction), remedy)
+        try:
+            return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
+        except turbojpeg.Damaged as error:
+            raise BadSample(f"is damaged: {error}") from None
+        except turbojpeg.TooLarge as error:
+            raise BadSample(f"is too large to decode: {error}") from None
+        except turbojpeg.Unreadable:
+            pass  # CMYK and the like: Pillow may know it
+    return _decode_with_pillow(data, settings)
+
+
+def _finished(
+    pixels: NDArray[np.uint8], data: bytes, header: JpegHeader, settings: ConvertSettings
+) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    size = _shrunk_size((header.width, header.height), settings.max_side)
+    turn = orientation(data) if settings.exif == "apply" else 1
+    if turn != 1:
+        pixels = np.ascontiguousarray(turned(Image.fromarray(pixels), turn))
+        size = size[::-1] if turn >= 5 else size
+    return shrink(pixels, size)
+
+
+def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
+    if is_jpeg(data) and not _is_read_to_its_end(data):  # Pillow would not tell what is damaged
+        data = plain(data)
+    header = read_odd_jpeg_header(data) or read_header(data)
+    size = _shrunk_size((header.width, header.height), settings.max_side)
+    image = to_rgb(data, settings.picture, at_least=(size[0] * DRAFT_RESERVE, size[1] * DRAFT_RESERVE))
+    size = size[::-1] if settings.exif == "apply" and orientation(data) >= 5 else size
+    return shrink(np.ascontiguousarray(image), size)
+
+
+def _reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
+    """The largest of 1, 2, 4, 8 that leaves the resize filter its reserve."""
+    factor = min(side // (target * DRAFT_RESERVE) for side, target in zip(size, wanted, strict=True))
+    return next((reduction for reduction in (8, 4, 2) if factor >= reduction), 1)
+
+
+def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """The longer side to `max_side` px when it is longer, the other in proportion."""
+    longer = max(size)
+    if max_side is None or longer <= max_side:
+        return size
+    width, height = (max(1, round(side * max_side / longer)) for side in size)
+    return width, height
+
+
+@cache
+def encoder_versions() -> Mapping[str, str]:
+    """Of what decides the bytes of images that are encoded anew: all workers of a conversion must have the same."""
+    from PIL import features
+
+    return {
+        "encoding": ENCODING_VERSION,
+        "pillow": importlib.metadata.version("pillow"),
+        "pillow's libjpeg_turbo": features.version_feature("libjpeg_turbo") or "unknown",
+        "libturbojpeg": turbojpeg.library_version(),
+    }
+
+
+# The headers of many JPEGs, by their ends or whole: of plain files by C of this package (`native/jpeg_headers.c`).
+
+
+HEADER = np.dtype(
+    [
+        ("answer", "u1"),
+        ("frame", "u1"),
+        ("num_components", "u1"),
+        ("factors", "u1", 3),
+        ("height", "<u2"),
+        ("width", "<u2"),
+    ]
+)
+ASK_PYTHON, TOLD, NONE = range(3)
+PRECISION = 8
+
+
+def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
+    """`read_jpeg_header` of each file; None also where the ends could not be read."""
+    headers = np.zeros(len(ends), dtype=HEADER)
+    library = native_library()
+    if library is not None:
+        rows, num_bytes = ends.rows, ends.num_bytes
+        library.data_prep_jpeg_headers(
+            rows.ctypes.data,
+            rows.strides[0],
+            len(ends),
+            num_bytes.ctypes.data,
+            ends.max_head_bytes,
+            TAIL_BYTES,
+            headers.ctypes.data,
+        )
+
+    def ask_python(number: int) -> JpegHeader | None:
+        head, tail = ends.of(number)
+        return read_jpeg_header(bytes(head), bytes(tail))
+
+    return _told(headers, ask_python)
+
+
+def read_whole_jpeg_headers(files: Sequence[bytes]) -> list[JpegHeader | None]:
+    """`read_jpeg_header` of each file."""
+    headers = np.zeros(len(files), dtype=HEADER)
+    library = native_library()
+    if library is not None:
+        data, sizes = (ctypes.c_char_p * len(files))(*files), (ctypes.c_size_t * len(files))(*map(len, files))
+        library.data_prep_whole_jpeg_headers(data, sizes, len(files), headers.ctypes.data)
+    return _told(headers, lambda number: read_jpeg_header(files[number]))
+
+
+def _told(headers: NDArray[np.void], ask_python: Callable[[int], JpegHeader | None]) -> list[JpegHeader | None]:
+    factors = headers["factors"].tolist()
+    found: list[JpegHeader | None] = []
+    for number, (answer, frame, count, _, height, width) in enumerate(headers.tolist()):
+        if answer == NONE:
+            found.append(None)
+        elif answer == TOLD:
+            sampling = _sampling(*factors[number][:count])
+            in_one_scan = frame != SOF_PROGRESSIVE
+            found.append(JpegHeader(height, width, frame, PRECISION, sampling, True, in_one_scan, True, True))
+        else:
+            found.append(ask_python(number))
+    return found
+
+
+@cache
+def _sampling(*factors: int) -> tuple[tuple[int, int], ...]:
+    return tuple((factor >> 4, factor & 15) for factor in factors)

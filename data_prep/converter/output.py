@@ -1,0 +1,364 @@
+"""Where a beton is made: its unfinished work, and what stands in the end under the final names.
+
+Two kinds: on a file system (`file_output.py`) and in an object store (`object_output.py`). Both are pickled to workers.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from data_prep.beton import ranges
+from data_prep.beton.files import (
+    create,
+    free_bytes,
+    lacking_bytes,
+    make_folder,
+    open_regular,
+    publish,
+    read_small,
+    remove_folder,
+    require_space,
+    write_bytes_atomically,
+    write_text_atomically,
+)
+from data_prep.beton.manifest import MAX_MANIFEST_BYTES
+from data_prep.beton.ranges import FileRange, Payload, read_digests
+from data_prep.errors import UserError
+from data_prep.sources.files.places import IS_URL
+
+BETON, MANIFEST = ".beton", ".manifest.json"
+BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
+"""Ends of the final names: why there is no beton; what is not in it."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A range that stands in the unfinished beton."""
+
+    chunks: tuple[str, ...]
+    """Digests."""
+    receipt: str = ""
+    """The store's own word for it, where it gives one."""
+    contents: bytes = b""
+    """`beton.contents.CONTENT` of each sample, known where its file was read for the first time; empty: of none."""
+
+
+class Reader(Protocol):
+    def read_at(self, start: int, num_bytes: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Output(Protocol):
+    """All methods raise OSError, with a reason in its `strerror`, where nothing else is said."""
+
+    @property
+    def shown(self) -> str:
+        """The beton's path or URL, for people."""
+        ...
+
+    @property
+    def work_shown(self) -> str: ...
+
+    # --- final names, all beside the beton
+
+    def name_of(self, end: str) -> str:
+        """`BAD_SAMPLES` -> `/data/train.bad-samples.tsv`, for people."""
+        ...
+
+    def num_bytes(self) -> int | None:
+        """Of the beton; None: there is none."""
+        ...
+
+    def read_text(self, end: str) -> str | None: ...
+
+    def write_text(self, end: str, text: str | None) -> None:
+        """A reader sees the old text or the new one; None takes it away."""
+        ...
+
+    def write_bytes(self, end: str, data: bytes) -> None:
+        """As `write_text`."""
+        ...
+
+    # --- the work: small files and parts, under names of their own
+
+    def has_work(self) -> bool: ...
+
+    def taken(self) -> AbstractContextManager[None]:
+        """The work belongs to this process inside. UserError when another one has it, or it cannot be written."""
+        ...
+
+    def require_taken(self) -> None:
+        """UserError when another process took the work over meanwhile."""
+        ...
+
+    def names(self) -> set[str]: ...
+
+    def reader(self, name: str) -> Reader:
+        """FileNotFoundError."""
+        ...
+
+    def size_of(self, name: str) -> int:
+        """FileNotFoundError."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Whole under its name, or not at all."""
+        ...
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A large file, seen under its name when the block ends well."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Also when it is not there."""
+        ...
+
+    def remove_work(self) -> None: ...
+
+    # --- the beton, in ranges
+
+    def range_bytes(self, total_bytes: int | None) -> int | None:
+        """Of the ranges that a beton is written in. None: that depends on its size, and `total_bytes` is None."""
+        ...
+
+    def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
+        """An unfinished beton: the one of that plan, if there is one, unless it `is_new`: then no orphan of an earlier
+        run writes to it; others are dropped. Returns what the ranges are written to."""
+        ...
+
+    def has_room(self, target: str, num_bytes: int) -> bool:
+        """Whether there is so much, with what the unfinished beton takes, as far as the storage tells."""
+        ...
+
+    def make_room(self, target: str, total_bytes: int) -> None:
+        """Before the last ranges are written: the beton will have that size. Fault when there is no room for it."""
+        ...
+
+    def write_range(self, target: str, part: FileRange, payload: Payload) -> Written: ...
+
+    def holds(self, target: str, part: FileRange, written: Written) -> bool:
+        """Whether a range that was written once is still there."""
+        ...
+
+    def publish(self, target: str, receipts: Sequence[str]) -> None:
+        """The beton appears under its final name, durably. `receipts`: of all ranges, in order."""
+        ...
+
+
+def read_all(reader: Reader, num_bytes: int) -> bytes:
+    try:
+        return reader.read_at(0, num_bytes)
+    finally:
+        reader.close()
+
+
+def read_work_file(output: Output, name: str) -> bytes | None:
+    """A small file of the work; None: it is not there."""
+    try:
+        return read_all(output.reader(name), output.size_of(name))
+    except FileNotFoundError:
+        return None
+
+
+def names_like(output: Output, *prefixes: str) -> Iterator[str]:
+    return (name for name in sorted(output.names()) if name.startswith(prefixes))
+
+
+# A beton on a file system that all workers see; the unfinished work lies in `<output>.work/`, owned by one driver.
+
+
+@dataclass(frozen=True)
+class FileOutput:
+    path: Path
+    driver_machine: str
+    """`machine()` of the driver, whose fsync at the end covers what is written there."""
+
+    @property
+    def shown(self) -> str:
+        return str(self.path)
+
+    @property
+    def work_shown(self) -> str:
+        return str(self._work)
+
+    @property
+    def _work(self) -> Path:
+        return work_path(self.path)
+
+    def name_of(self, end: str) -> str:
+        return str(self.path.with_suffix(end))
+
+    def num_bytes(self) -> int | None:
+        return self.path.stat().st_size if self.path.exists() else None
+
+    def read_text(self, end: str) -> str | None:
+        path = self.path.with_suffix(end)
+        return read_small(path, MAX_MANIFEST_BYTES, follow=True).decode("utf-8", "replace") if path.exists() else None
+
+    def write_text(self, end: str, text: str | None) -> None:
+        path = self.path.with_suffix(end)
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_text_atomically(path, text)
+
+    def write_bytes(self, end: str, data: bytes) -> None:
+        write_bytes_atomically(self.path.with_suffix(end), data)
+
+    def has_work(self) -> bool:
+        return self._work.exists()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """The lock goes with the process, however that ends."""
+        try:
+            make_folder(self._work)
+            descriptor = open_regular(self._work / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise UserError(f"{self._work}: cannot be written: {error.strerror}; choose another --output") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise UserError(
+                        f"{self.path}: another data-prep is writing it; wait for that one or stop it"
+                    ) from None
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+                    raise
+            beside = self.path.parent.glob(f".{glob.escape(self.path.stem)}.*.tmp")  # of the files under final names
+            for scrap in (*self._work.glob("*.tmp"), *beside):
+                scrap.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def require_taken(self) -> None:
+        pass  # a lock is not taken over
+
+    def names(self) -> set[str]:
+        return {entry.name for entry in self._work.iterdir()}
+
+    def reader(self, name: str) -> _FileReader:
+        return _FileReader(open_regular(self._work / name, os.O_RDONLY))
+
+    def size_of(self, name: str) -> int:
+        return (self._work / name).stat().st_size
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Not fsynced: after a power cut digests tell."""
+        # The name is unique: an orphan of a killed run may still be writing the same.
+        temporary = self._work / f"{name}.{socket.gethostname()}-{os.getpid()}.tmp"
+        try:
+            with create(temporary) as file:
+                yield file
+            temporary.replace(self._work / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        (self._work / name).unlink(missing_ok=True)
+
+    def remove_work(self) -> None:
+        remove_folder(self._work)
+
+    def range_bytes(self, total_bytes: int | None) -> int:
+        return ranges.RANGE_BYTES
+
+    def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
+        target = self._work / f"beton-{plan_digest[:16]}.unfinished"
+        for stale in self._work.glob("*.unfinished"):
+            if stale != target or is_new:
+                stale.unlink(missing_ok=True)
+        os.close(open_regular(target, os.O_RDWR | os.O_CREAT))
+        return str(target)
+
+    def has_room(self, target: str, num_bytes: int) -> bool:
+        return lacking_bytes(Path(target), num_bytes) <= free_bytes(self._work)
+
+    def make_room(self, target: str, total_bytes: int) -> None:
+        require_space(Path(target), total_bytes)
+        os.truncate(target, total_bytes)  # it must be there: ranges may have been written to it
+
+    def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
+        descriptor = open_regular(Path(target), os.O_RDWR)
+        try:
+            written = Written(ranges.write_range(descriptor, part, payload))
+            if machine() != self.driver_machine:
+                os.fsync(descriptor)
+            with suppress(OSError):  # a hint: the disk begins now, not at the fsync before the end
+                os.posix_fadvise(descriptor, part.start, part.stop - part.start, os.POSIX_FADV_DONTNEED)
+            return written
+        finally:
+            os.close(descriptor)
+
+    def holds(self, target: str, part: FileRange, written: Written) -> bool:
+        descriptor = open_regular(Path(target), os.O_RDWR)
+        try:
+            if read_digests(descriptor, part) != written.chunks:
+                return False
+            if machine() != self.driver_machine:
+                os.fsync(descriptor)
+            return True
+        finally:
+            os.close(descriptor)
+
+    def publish(self, target: str, receipts: Sequence[str]) -> None:
+        descriptor = open_regular(Path(target), os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        publish(Path(target), self.path)
+
+
+class _FileReader:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read_at(self, start: int, num_bytes: int) -> bytes:
+        return os.pread(self._descriptor, num_bytes, start)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def work_path(output: Path) -> Path:
+    return output.with_name(output.name + ".work")
+
+
+def machine() -> str:
+    """The running kernel: its page cache is what an fsync empties."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return socket.gethostname()
+
+
+# The output that a location means.
+
+
+def open_output(location: Path | str) -> Output:
+    """UserError when the name does not end in .beton, or it lies where nothing can be written."""
+    if not str(location).endswith(BETON):
+        raise UserError(f"--output {location}: expected a name that ends in {BETON}")
+    if IS_URL.match(str(location)):
+        from data_prep.converter.object_output import ObjectOutput  # brings fsspec
+
+        return ObjectOutput(str(location))
+    return FileOutput(Path(location), machine())

@@ -1,0 +1,237 @@
+"""What is to be done, as a pure function of source and settings: work units, and a hash that names the conversion.
+
+Units are cut by sample index, never by the number of workers, so a unit finished by any earlier run can be taken over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from data_prep.beton import layout
+from data_prep.beton.contents import CONTENT, NO_CONTENT
+from data_prep.beton.digest import sample_digest
+from data_prep.beton.manifest import MANIFEST_SCHEMA_VERSION
+from data_prep.converter.encode import Encoded, LeftInSource
+from data_prep.converter.output import Output
+from data_prep.converter.settings import ConvertSettings
+from data_prep.errors import Fault
+from data_prep.sources.base import SourceDescription, digest_of, facts_of
+from data_prep.strict_json import parse
+
+UNIT_SAMPLES = 1024
+"""About 112 MB of ImageNet's files: some seconds of work, lost at most once by a killed worker."""
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """The samples start..stop-1."""
+
+    number: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"samples {self.start}..{self.stop - 1}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    digest: str
+    """Hex. Equal plans make equal betons; parts of another plan are never used."""
+    units: tuple[WorkUnit, ...]
+    settings: ConvertSettings
+    source: SourceDescription
+    versions: Mapping[str, str]
+    """Of the libraries that decide re-encoded bytes: parts of two versions must not be mixed."""
+
+    @property
+    def num_samples(self) -> int:
+        return self.units[-1].stop
+
+
+def make_plan(
+    num_samples: int, source: SourceDescription, settings: ConvertSettings, versions: Mapping[str, str]
+) -> Plan:
+    """`num_samples` must be at least 1."""
+    units = tuple(
+        WorkUnit(number, start, min(start + UNIT_SAMPLES, num_samples))
+        for number, start in enumerate(range(0, num_samples, UNIT_SAMPLES))
+    )
+    what = {
+        "source": facts_of(asdict(source)),
+        "settings": settings.as_dict(),
+        "versions": dict(versions),
+        "num_samples": num_samples,
+        "unit_samples": UNIT_SAMPLES,
+        "manifest": MANIFEST_SCHEMA_VERSION,
+    }
+    digest = digest_of([json.dumps(what, sort_keys=True)]).partition(":")[2]
+    return Plan(digest, units, settings, source, versions)
+
+
+# What reading one work unit found, on disk: encoded images' bytes | one `PART_ROW` per sample | bad ones | trailer.
+
+
+PART_ROW = np.dtype(
+    [
+        ("mode", "<u1"),
+        ("untouched", "<u1"),
+        ("has_turn", "<u1"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("label", "<i8"),
+        ("size", "<u8"),
+        ("check", "<u8"),
+        ("spill", "<i8"),
+        ("content", CONTENT),
+    ]
+)
+"""`beton.pages.STORED_ROW`, a digest (`check`), the offset of the stored bytes in the part, or where else they are, and
+`content_of` the source's file.
+
+`size` is 0 for a sample that cannot be stored. `check`: `sample_digest` of the stored bytes, unless:
+"""
+IN_SOURCE = -1
+ENDS_IN_SOURCE = -2
+"""In the source too, but only the ends have been read: `check` is of them, and `content` is not known yet."""
+
+TRAILER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("plan", "S32"),
+        ("unit", "<u8"),
+        ("num_rows", "<u8"),
+        ("spilled_bytes", "<u8"),
+        ("bad_bytes", "<u8"),
+        ("digest", "S32"),
+    ]
+)
+MAGIC = b"dp-part5"
+MAX_BAD_BYTES = 64 << 20
+PART_PREFIX = "unit-"
+WHOLE_PREFIX = "whole-"
+"""Of a note that a unit's files must be read whole: something was wrong with one when it was to be written."""
+
+
+@dataclass(frozen=True)
+class BadSampleReport:
+    index: int
+    key: str
+    reason: str
+
+
+def part_name(unit_number: int) -> str:
+    return f"{PART_PREFIX}{unit_number:06d}.part"
+
+
+def whole_note(unit_number: int) -> str:
+    return f"{WHOLE_PREFIX}{unit_number:06d}"
+
+
+class PartWriter:
+    """Takes the unit's samples, each once; `finish` writes rows and trailer. Holds one sample in memory."""
+
+    def __init__(self, file: BinaryIO, plan_digest: str, unit: WorkUnit) -> None:
+        self._file = file
+        self._plan_digest = plan_digest
+        self._unit = unit
+        self._rows = np.zeros(len(unit), dtype=PART_ROW)
+        self._spilled_bytes = 0
+        self._bad: list[BadSampleReport] = []
+
+    def put(self, index: int, encoded: Encoded, label: int, content: bytes, *, spill: bool) -> None:
+        """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
+        where = self._spilled_bytes if spill else IN_SOURCE
+        size, check = len(encoded.data), sample_digest(encoded.data)
+        shape = encoded.mode, encoded.untouched, encoded.has_turn, encoded.width, encoded.height
+        row = (*shape, label, size, check, where, content)
+        self._rows[index - self._unit.start] = row
+        if spill:
+            self._file.write(encoded.data)
+            self._spilled_bytes += len(encoded.data)
+
+    def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
+        rows = [
+            (
+                layout.MODE_JPEG,
+                True,
+                found.has_turn,
+                found.width,
+                found.height,
+                label,
+                found.num_bytes,
+                found.check,
+                ENDS_IN_SOURCE,
+                NO_CONTENT,
+            )
+            for found, label in zip(left, labels, strict=True)
+        ]
+        self._rows[np.subtract(indices, self._unit.start, dtype=np.int64)] = np.array(rows, dtype=PART_ROW)
+
+    def put_bad(self, bad: BadSampleReport) -> None:
+        self._bad.append(bad)
+
+    def finish(self) -> None:
+        rows = self._rows.tobytes()
+        bad = json.dumps([asdict(b) for b in self._bad]).encode()
+        trailer = np.zeros(1, dtype=TRAILER)
+        trailer[0] = (
+            MAGIC,
+            self._plan_digest.encode(),
+            self._unit.number,
+            len(self._unit),
+            self._spilled_bytes,
+            len(bad),
+            _digest(rows, bad),
+        )
+        for piece in (rows, bad, trailer.tobytes()):
+            self._file.write(piece)
+
+
+@dataclass(frozen=True)
+class Part:
+    unit: WorkUnit
+    rows: NDArray[np.void]
+    bad: Sequence[BadSampleReport]
+
+
+def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> Part:
+    """Rows and bad samples. Fault when the part is not what its trailer says; spilled bytes are checked when used."""
+    name = part_name(unit.number)
+    shown = f"{output.work_shown}/{name}"
+    try:
+        size, reader = output.size_of(name), output.reader(name)
+        try:
+            tail = reader.read_at(max(0, size - TRAILER.itemsize), TRAILER.itemsize)
+            trailer = np.frombuffer(tail.ljust(TRAILER.itemsize, b"\0"), dtype=TRAILER)[0]
+            start = min(int(trailer["spilled_bytes"]), size)
+            rest = reader.read_at(start, max(0, size - TRAILER.itemsize - start))
+        finally:
+            reader.close()
+    except OSError as error:
+        raise Fault(f"{shown}: cannot be read: {error.strerror or error}") from None
+    rows_bytes = len(unit) * PART_ROW.itemsize
+    rows, bad = rest[:rows_bytes], rest[rows_bytes:]
+    expected = (MAGIC, plan_digest.encode(), unit.number, len(unit), len(bad), _digest(rows, bad))
+    found = tuple(trailer[name] for name in ("magic", "plan", "unit", "num_rows", "bad_bytes", "digest"))
+    if found != expected or len(rows) != rows_bytes:
+        raise Fault(f"{shown}: is damaged or of another conversion")
+    try:
+        reports = [BadSampleReport(**entry) for entry in parse(bad, max_bytes=MAX_BAD_BYTES)]
+    except (ValueError, TypeError):
+        raise Fault(f"{shown}: is damaged") from None
+    return Part(unit, np.frombuffer(rows, dtype=PART_ROW), reports)
+
+
+def _digest(rows: bytes, bad: bytes) -> bytes:
+    return xxhash.xxh3_128_hexdigest(rows + bad).encode()

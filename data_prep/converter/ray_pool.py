@@ -1,0 +1,213 @@
+"""Runs tasks on Ray: back-pressure, bounded waits, lost tasks again, and an end in order.
+
+On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray that lives as long as the pool.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from data_prep.converter.context import Item, Job, Progress, Report
+from data_prep.errors import Fault, Stopped, UserError
+from data_prep.runtime.ray_connection import connect, start_local
+from data_prep.runtime.ray_errors import as_raised, explain
+from data_prep.runtime.stop import StopFlag
+
+MAX_LOSSES = 3
+"""Times one task may be lost (worker or node died) before the conversion ends."""
+STALL_LIMIT_S = 900.0
+"""Longest time without a finished task."""
+POLL_S = 0.5
+TASKS_AHEAD = 2
+"""Submitted beyond those that can run, so that the next one does not wait for us; on a Ray of this machine only, for
+elsewhere an autoscaler might start a node for them."""
+
+
+@ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
+def _call(task: Callable[[Any, Any], Any], job: Any, item: Any) -> Any:
+    return task(job, item)
+
+
+class RayPool:
+    """`workers`: tasks at a time; None: one for each CPU that there is. `address`: a running cluster; None: start a
+    local Ray.
+
+    Connects when there is work to do; the end of the `with` block ends the connection, unless it was there before.
+    """
+
+    def __init__(self, workers: int | None, address: str | None, progress: Progress, stop: StopFlag) -> None:
+        self._workers = workers
+        self._address = address
+        self._progress = progress
+        self._stop = stop
+        self._cpus: ClusterCpus | None = None
+        self._is_ours = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            ray.shutdown()
+        self._cpus = None
+
+    def run(
+        self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
+    ) -> Generator[Report, None, None]:
+        """See `pool.Pool`. Fault when a task fails, is lost too often, or nothing is finished for too long."""
+        first = next(items, None)
+        if first is None:
+            return
+        cpus = self._cpus = self._cpus or self._open()
+        job_ref = ray.put(job)
+        yield from _run_tasks(
+            chain([first], items),
+            lambda item: _call.remote(task, job_ref, item),
+            cpus,
+            self._max_tasks,
+            self._progress,
+            self._stop,
+        )
+
+    def _open(self) -> ClusterCpus:
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            where = f"connecting to Ray at {self._address}" if self._address else "starting Ray on this machine"
+            self._progress.note(where)
+            try:
+                _connect(self._workers, self._address)
+            except SystemExit:  # what ray.init's own handler makes of a SIGTERM
+                raise Stopped(signal.SIGTERM) from None
+        self._stop.install()  # ray.init put its own handlers in place
+        self._stop.check()
+        cpus = ClusterCpus()
+        num_cpus = cpus.latest()
+        if num_cpus < 1:
+            self._progress.note(f"the Ray cluster has no CPUs yet: waiting for a node, {STALL_LIMIT_S:.0f} s at most")
+        elif self._workers is not None and self._workers > num_cpus:
+            self._progress.note(
+                f"the Ray cluster has {num_cpus} CPUs: until it has more, as many workers, not {self._workers}"
+            )
+        return cpus
+
+    def _max_tasks(self, num_cpus: int) -> int:
+        """To be submitted at a time. What is not running yet is what an autoscaler starts nodes for."""
+        at_a_time = self._workers or max(num_cpus, 1)
+        return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time >= num_cpus else 0)
+
+
+def _connect(workers: int | None, address: str | None) -> None:
+    if address is None:
+        start_local(num_cpus=workers or len(os.sched_getaffinity(0)), dashboard=False)
+    else:
+        connect(address, source="RAY_ADDRESS")
+
+
+def _run_tasks(
+    items: Iterator[Item | None],
+    submit: Callable[[Item], ray.ObjectRef],
+    cpus: ClusterCpus,
+    max_tasks: Callable[[int], int],
+    progress: Progress,
+    stop: StopFlag,
+) -> Generator[Any, None, None]:
+    again: list[Item] = []
+    running: dict[ray.ObjectRef, Item] = {}
+    losses: Counter[str] = Counter()
+    last_finished_s = time.monotonic()
+    try:
+        while True:
+            stop.check()
+            while (
+                len(running) < max_tasks(cpus.latest())
+                and (item := again.pop() if again else next(items, None)) is not None
+            ):
+                running[submit(item)] = item
+            if not running:
+                return
+            ready, _ = ray.wait(list(running), timeout=POLL_S)
+            if not ready:
+                _check_stall(time.monotonic() - last_finished_s, len(running), cpus.latest())
+                continue
+            last_finished_s = time.monotonic()
+            done = running.pop(ready[0])
+            report = _result(ready[0], done)
+            if not isinstance(report, _Lost):
+                yield report
+                continue
+            losses[str(done)] += 1
+            if losses[str(done)] > MAX_LOSSES:
+                raise Fault(f"{done} were lost {MAX_LOSSES + 1} times, last: {report}")
+            progress.note(f"{done} were lost and are done again: {report}")
+            again.append(done)
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
+
+
+class _Lost(str):
+    """Why a task was lost with its worker or node."""
+
+
+def _result(ref: ray.ObjectRef, item: object) -> Any:
+    """The task's report, or `_Lost`. Fault or UserError when the task itself failed."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        told = explain(error)
+        if told.passes:
+            return _Lost(told.sentence)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, Fault | UserError):
+            raise type(error.cause)(told.sentence) from None
+        raise as_raised(error, f"{item} cannot be converted") from error
+
+
+def _check_stall(stalled_s: float, num_running: int, num_cpus: int) -> None:
+    if stalled_s > STALL_LIMIT_S:
+        raise Fault(
+            f"no task of {num_running} was finished in {stalled_s:.0f} s; the Ray cluster had {num_cpus} CPUs when it "
+            "last answered; add nodes or look into theirs, then run the same command again"
+        )
+
+
+# How many CPUs a Ray cluster has, which changes as nodes come and go.
+
+
+ASKED_EVERY_S = 5.0
+FIRST_ANSWER_LIMIT_S = 30.0
+
+
+class ClusterCpus:
+    """Asked by a thread: Ray's question has no limit of its own, and a head that restarts answers late, or nothing."""
+
+    def __init__(self) -> None:
+        """Waits for the first answer, but not for ever."""
+        self._num_cpus = 0
+        self._start_asking().join(FIRST_ANSWER_LIMIT_S)
+
+    def latest(self) -> int:
+        """The last answer with any CPUs; 0: there was none. Does not wait."""
+        if not self._thread.is_alive() and time.monotonic() - self._asked_s > ASKED_EVERY_S:
+            self._start_asking()
+        return self._num_cpus
+
+    def _start_asking(self) -> threading.Thread:
+        self._asked_s = time.monotonic()
+        self._thread = threading.Thread(target=self._ask, daemon=True, name="cluster-cpus")
+        self._thread.start()
+        return self._thread
+
+    def _ask(self) -> None:
+        with suppress(Exception):  # of many kinds, when the head is gone: the next answer tells
+            self._num_cpus = int(ray.cluster_resources().get("CPU", 0)) or self._num_cpus

@@ -1,0 +1,199 @@
+"""Is a beton what its manifest says? Size, digests, structure, counts, and whether its images decode.
+
+A wrong chunk is told with the samples whose bytes it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.beton import layout
+from data_prep.beton.class_names import difference
+from data_prep.beton.digest import CHUNK_BYTES, digest_file
+from data_prep.beton.manifest import Manifest, count_classes, count_modes, load_manifest, read_manifest, require_file
+from data_prep.beton.reader import BetonReader
+from data_prep.converter.encode import BadSample, encode, encoder_versions
+from data_prep.converter.settings import ConvertSettings
+from data_prep.errors import UserError
+from data_prep.jpeg.check import why_unfit
+from data_prep.sources.base import Source, UnreadableSample, read_sample
+
+MAX_NAMED = 5
+"""Samples or chunks named in one problem; the others are counted."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    manifest: Manifest
+    problems: tuple[str, ...]
+    """One readable line each; empty when all is well."""
+    num_decoded: int
+    """Images that were decoded."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], None] = lambda *_: None) -> VerifyReport:
+    """Checks `beton` against its manifest. UserError when one of the two does not exist or is unreadable.
+
+    `decode`: how many images, spread evenly, to decode with Pillow; None for all. `on_decoded(done, total)` is called
+    after each.
+    """
+    require_file(beton)
+    manifest = read_manifest(beton)
+    try:
+        reader = BetonReader(beton)
+    except UserError as error:
+        return VerifyReport(manifest, (*_check_bytes(beton, manifest, None), str(error)), 0)
+    problems = _check_bytes(beton, manifest, reader) + _check_counts(reader, manifest)
+    chosen = spread(len(reader), decode)
+    bad = []
+    for done, index in enumerate(chosen.tolist(), 1):
+        reason = _decode(reader, index)
+        if reason is not None:
+            bad.append(f"{index} ({reason})")
+        on_decoded(done, len(chosen))
+    if bad:
+        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {shorten(bad)}")
+    return VerifyReport(manifest, tuple(problems), len(chosen))
+
+
+def _check_bytes(beton: Path, manifest: Manifest, reader: BetonReader | None) -> list[str]:
+    actual_bytes = beton.stat().st_size
+    if actual_bytes != manifest.beton_bytes:
+        return [f"the file has {actual_bytes} bytes, the manifest says {manifest.beton_bytes}: copied in part?"]
+    found = digest_file(beton, manifest.algorithm)
+    wrong = [i for i, (a, b) in enumerate(zip(found.chunks, manifest.chunks, strict=False)) if a != b]
+    if len(found.chunks) != len(manifest.chunks):
+        return ["the file's size changed while it was read"]
+    problems = []
+    for chunk in wrong[:MAX_NAMED]:
+        start, end = chunk * CHUNK_BYTES, min((chunk + 1) * CHUNK_BYTES, actual_bytes)
+        problems.append(f"bytes {start}..{end - 1} changed since they were written; {_touched(reader, start, end)}")
+    if len(wrong) > MAX_NAMED:
+        problems.append(f"{len(wrong) - MAX_NAMED} more chunks of {CHUNK_BYTES} bytes changed")
+    return problems
+
+
+def _touched(reader: BetonReader | None, start: int, end: int) -> str:
+    if reader is None:
+        return "the samples there are not known"
+    (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
+    if not len(samples):
+        return "no image lies there, but the tables do, or nothing"
+    return f"the images of {len(samples)} samples lie there: {shorten([str(i) for i in samples.tolist()])}"
+
+
+def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
+    labels_fit = len(reader) and int(reader.labels.min()) >= 0 and int(reader.labels.max()) < manifest.num_classes
+    found = {
+        "page_bytes": reader.page_bytes,
+        "num_samples": len(reader),
+        "class_counts": count_classes(reader.labels, manifest.num_classes) if labels_fit else "labels outside them",
+        "mode_counts": count_modes(reader.modes),
+        "max_height": int(reader.heights.max(initial=0)),
+        "max_width": int(reader.widths.max(initial=0)),
+        "min_height": int(reader.heights.min(initial=layout.MAX_SIDE_PX)),
+        "min_width": int(reader.widths.min(initial=layout.MAX_SIDE_PX)),
+    }
+    return [
+        f"{name}: the beton has {value}, the manifest says {getattr(manifest, name)}"
+        for name, value in found.items()
+        if value != getattr(manifest, name)
+    ]
+
+
+def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
+    """`count` indices from first to last, evenly; all when there are not more."""
+    if count is None or count >= num_samples:
+        return np.arange(num_samples)
+    return np.unique(np.linspace(0, num_samples - 1, num=count).astype(np.int64))
+
+
+def _decode(reader: BetonReader, index: int) -> str | None:
+    """Why this image is not the one its metadata describes, or is refused by what reads whole images; or None."""
+    from data_prep.pixels import BadPicture, require_size  # Pillow is not needed to show a command's help
+
+    try:
+        require_size(reader.width(index), reader.height(index), "convert it again with --max-side")
+    except BadPicture as error:
+        return str(error)
+    if reader.mode(index) == layout.MODE_RAW:
+        return None  # its size was checked by the reader; any bytes are pixels
+    return why_unfit(bytes(reader.image_bytes(index)), reader.height(index), reader.width(index))
+
+
+def shorten(items: list[str]) -> str:
+    more = len(items) - MAX_NAMED
+    return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+# Is a beton what its source gives? Samples are encoded once more, as the manifest's settings say, and compared.
+
+
+def compare_with_source(
+    beton: Path, source: Source, count: int | None, on_compared: Callable[[int, int], None] = lambda *_: None
+) -> list[str]:
+    """One readable line per problem. `count`: how many samples, spread evenly; None for all.
+
+    UserError when the beton was not made by `data-prep convert`, for then there is no source to compare with.
+    """
+    manifest = load_manifest(beton)
+    settings = _settings_of(manifest, beton)
+    reader = BetonReader(beton)
+    indices = _source_indices(manifest, len(source))
+    if len(indices) != len(reader):
+        left_out = len(manifest.quarantined)
+        return [f"the source has {len(source):,} samples, the beton {len(reader):,} and {left_out} left out"]
+    if source.class_names != manifest.class_names:
+        words = difference(source.class_names, manifest.class_names, "the source", "the beton")
+        return [f"has other classes than its source: {words}; if it was made with --classes, say that here too"]
+    same_libraries = manifest.versions == encoder_versions()
+    wrong = []
+    chosen = spread(len(reader), count)
+    for done, sample in enumerate(chosen.tolist(), 1):
+        reason = _difference(reader, sample, source, int(indices[sample]), settings, same_libraries)
+        if reason is not None:
+            wrong.append(f"{sample} ({source.key(int(indices[sample]))}: {reason})")
+        on_compared(done, len(chosen))
+    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {shorten(wrong)}"] if wrong else []
+
+
+def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:
+    try:
+        return ConvertSettings.from_dict(manifest.settings)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{beton}: its manifest has no settings of a conversion; compare the betons that it was made of"
+        ) from None
+
+
+def _source_indices(manifest: Manifest, num_source: int) -> NDArray[np.int64]:
+    left_out = {int(entry["index"]) for entry in manifest.quarantined if "index" in entry}
+    return np.array([index for index in range(num_source) if index not in left_out], dtype=np.int64)
+
+
+def _difference(
+    reader: BetonReader, sample: int, source: Source, index: int, settings: ConvertSettings, same_libraries: bool
+) -> str | None:
+    try:
+        original = read_sample(source, index)
+        encoded = encode(original.data, settings, index)
+    except (UnreadableSample, BadSample) as error:
+        return str(error)
+    if original.label != reader.label(sample):
+        return f"label {original.label}, stored is {reader.label(sample)}"
+    if encoded.mode != reader.mode(sample):
+        return "is stored as another kind"
+    if (encoded.height, encoded.width) != (reader.height(sample), reader.width(sample)):
+        return f"{encoded.width} x {encoded.height} px, stored are {reader.width(sample)} x {reader.height(sample)}"
+    if (encoded.untouched or same_libraries) and encoded.data != reader.image_bytes(sample):
+        return "other bytes"
+    return None

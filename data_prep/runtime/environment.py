@@ -1,0 +1,366 @@
+"""The environment of a command, put in order once, before anything else reads it.
+
+What is empty, quoted or relative becomes what was meant; what would end in another library's riddle, a crash or a wrong
+name is told by name. `ordered` decides, `put_in_order` acts. No libraries here: this runs before they are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data_prep.errors import UserError
+from data_prep.runtime.import_path import CODE_ROOT, hiding, is_for_packages, told_hidden
+
+Environment = Mapping[str, str]
+_ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_EMPTY_IS_UNSET = (
+    *(*_ADDRESSES, "RAY_TMPDIR", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS"),
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+)
+_NUMBERS_OF_THREADS = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
+)
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_NO_PROXIES = ("no_proxy", "NO_PROXY")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_RAY_SETTING = re.compile(r"RAY_[a-z]\w*")
+"""Variables that Ray's C++ reads, and crashes at if it cannot."""
+_PLAIN = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?|true|false", re.IGNORECASE)
+_PROBE_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `ordered` asks about the machine and the process."""
+
+    folder: str
+    """Where the command was started."""
+    home: str
+    """Of this user, as the system knows it; "": not at all."""
+    has_user_name: bool
+    """Whether the system knows a name for this user."""
+    encoding: str
+    """Of file names."""
+    code: str = ""
+    """The folder of our packages, for processes that start elsewhere; "": where installed packages are."""
+    names: tuple[str, ...] = ()
+    """Of this machine, and its addresses."""
+    temporary: str = "/tmp"
+    """Where a home can be made if there is none."""
+    unusable: Callable[[str], str] = lambda folder: ""
+    """Why nothing can be written into a folder; "" if it can."""
+    hiding: Callable[[str], Sequence[str]] = lambda folder: ()
+    """What in a folder of PYTHONPATH hides other modules."""
+    crashes_ray: Callable[[Environment], bool] = lambda settings: False
+    """Whether Ray cannot read these variables."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    changes: Mapping[str, str | None]
+    """Variables to set; None: to unset."""
+    notes: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
+    """The user's; nothing may start."""
+
+    def applied(self, environment: Environment) -> dict[str, str]:
+        merged = {**environment, **self.changes}
+        return {key: value for key, value in merged.items() if value is not None}
+
+
+def ordered(environment: Environment, machine: Machine) -> Ordered:
+    """What has to change in `environment`, what is worth a word, what cannot be meant. Pure, but for `machine`."""
+    changes: dict[str, str | None] = {}
+    notes: list[str] = []
+    mistakes: list[str] = []
+    for part in (_values, _temporary_folder, _user, _threads, _modules, _ray_settings, _encoding):
+        now = Ordered(changes).applied(environment)
+        found = part(now, machine)
+        changes.update(found.changes)
+        notes += found.notes
+        mistakes += found.mistakes
+    now = Ordered(changes).applied(environment)
+    clusters = [now[key] for key in _ADDRESSES if key in now and bypasses_proxy(now[key])]
+    changes.update(without_proxy(now, [*machine.names, *map(_host, clusters)]))
+    return Ordered({k: v for k, v in changes.items() if environment.get(k) != v}, tuple(notes), tuple(mistakes))
+
+
+def cleaned(value: str) -> str:
+    """Without blanks around it, and without the quotes that env files and YAML leave."""
+    value = value.strip()
+    while len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1].strip()
+    return value
+
+
+def cluster_address(value: str | None, source: str) -> str | None:
+    """`host:port` of a cluster, `ray://host:port` of its client server, `auto`, or None: a local Ray. `source`: where
+    `value` comes from, RAY_ADDRESS for example.
+
+    Raises UserError for what is no such address.
+    """
+    address = cleaned(value or "").rstrip("/")
+    if not address or address.lower() == "local":
+        return None
+    if address.lower() == "auto":
+        return "auto"
+    scheme, separator, rest = address.partition("://")
+    host, port = _host_and_port(rest if separator else address)
+    if separator and scheme.lower() in ("http", "https"):
+        raise UserError(
+            f"{source}={address}: is a dashboard, which takes jobs; give {host or 'HEAD'}:6379, the port of `ray start "
+            "--head`, or send the command there as a job: resnet-dist submit"
+        )
+    is_client = scheme.lower() == "ray"
+    is_host = bool(re.fullmatch(r"[\w.:%-]+", host)) and (port is None or 0 < port < 65536)
+    if (separator and not is_client) or not is_host:
+        raise UserError(f"{source}={address}: is no address of a Ray cluster; give HEAD:6379, auto or local")
+    place = f"[{host}]" if ":" in host else host
+    return f"ray://{place}:{port or 10001}" if is_client else f"{place}:{port or 6379}"
+
+
+def given_address(of_profile: str | None, environment: Environment) -> tuple[str | None, str]:
+    """What is to be the address of a cluster, and where that comes from."""
+    return (of_profile, "the profile's ray_address") if of_profile else (environment.get("RAY_ADDRESS"), "RAY_ADDRESS")
+
+
+def without_proxy(environment: Environment, hosts: Sequence[str]) -> dict[str, str]:
+    """The changes after which no proxy stands between this process and `hosts`, nor within this machine.
+
+    `requests` reads the one in small letters first, gRPC and curl both.
+    """
+    if not any(environment.get(key) or environment.get(key.lower()) for key in _PROXIES):
+        return {}
+    known = [word.strip() for key in _NO_PROXIES for word in environment.get(key, "").split(",")]
+    if "*" in known:
+        return {}
+    words = list(dict.fromkeys(word for word in (*known, *_LOOPBACK, *hosts) if word))
+    return {key: ",".join(words) for key in _NO_PROXIES}
+
+
+def bypasses_proxy(url: str) -> bool:
+    """Whether a cluster's URL is reached directly whatever the proxies: a private network, or no TLS."""
+    host = urlsplit(url).hostname or ""
+    return not url.startswith("https://") or "." not in host or bool(re.fullmatch(r"[\d.]+|.*:.*", host))
+
+
+def blamed(error: BaseException, environment: Environment) -> str | None:
+    """The variable of Ray's or of a numerical library whose value `error` quotes, as words; None: none does."""
+    for key, value in sorted(environment.items()):
+        if key.startswith(("RAY_", "OMP_", "MKL_", "NUMBA_", "TORCH_", "CUDA_", "TUNE_")) and repr(value) in str(error):
+            return f"{key}={value}: cannot be read ({error}); correct it or unset it"
+    return None
+
+
+def put_in_order(command: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Does it, with a line for what is worth one. Raises UserError with all mistakes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends nothing
+    done = ordered(environment, this_machine())
+    for key, value in done.changes.items():
+        if value is None:
+            environment.pop(key, None)
+        else:
+            environment[key] = value
+    for note in done.notes:
+        print(f"{command}: note: {note}", file=sys.stderr)
+    if done.mistakes:
+        raise UserError("; ".join(done.mistakes))
+
+
+def this_machine() -> Machine:
+    try:
+        user = pwd.getpwuid(os.getuid())
+        home, has_name = user.pw_dir, True
+    except KeyError:  # a container's user that is a number only
+        home, has_name = "", False
+    return Machine(
+        folder=_current_folder(),
+        home=home if Path(home or "/nowhere").is_dir() else "",
+        has_user_name=has_name,
+        encoding=sys.getfilesystemencoding(),
+        code="" if is_for_packages(CODE_ROOT) else CODE_ROOT,
+        names=_names_of_this_machine() if any(os.environ.get(k) or os.environ.get(k.lower()) for k in _PROXIES) else (),
+        temporary=tempfile.gettempdir(),
+        unusable=unusable,
+        hiding=lambda folder: list(hiding(folder, sys.path)),
+        crashes_ray=_crashes_ray,
+    )
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        raise UserError("the folder in which this command was started is gone; change to another") from None
+
+
+def unusable(folder: str) -> str:
+    """Why nothing can be written into `folder`; "" if it can."""
+    if not Path(folder).is_dir():
+        return "is no folder" if Path(folder).exists() else "does not exist"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def private_folder(base: str) -> Path | None:
+    """A folder below `base` that only this user can enter, the same at every call; None where there can be none."""
+    path = Path(base) / f"ray-{os.getuid()}"
+    try:
+        if _is_private(Path(base)):
+            return Path(base)  # as a folder given out before
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            return Path(tempfile.mkdtemp(prefix="ray-", dir=base))  # somebody else took the name
+        path.chmod(0o700)
+    except OSError:
+        return None
+    return path
+
+
+def _is_private(folder: Path) -> bool:
+    status = folder.lstat()
+    return folder.name.startswith("ray-") and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def _values(environment: Environment, machine: Machine) -> Ordered:
+    changes: dict[str, str | None] = {}
+    for key, value in environment.items():
+        if key in _EMPTY_IS_UNSET or _RAY_SETTING.fullmatch(key):
+            changes[key] = cleaned(value) or None
+    mode = changes.get("RAY_AUTH_MODE")
+    if mode and mode.lower() not in ("token", "disabled"):
+        return Ordered(changes, mistakes=(f"RAY_AUTH_MODE={mode}: is neither token nor disabled",))
+    return Ordered(changes)
+
+
+def _temporary_folder(environment: Environment, machine: Machine) -> Ordered:
+    """One that is not there is a user's leftover (a job's folder, a mount): Python passes over it, others do not."""
+    given = environment.get("TMPDIR")
+    if given is None:
+        return Ordered({})
+    folder = str(Path(machine.folder) / cleaned(given)) if cleaned(given) else ""
+    why = machine.unusable(folder) if folder else ""
+    if why:
+        return Ordered({"TMPDIR": None}, (f"TMPDIR={given}: {why}; temporary files go to {machine.temporary}",))
+    return Ordered({"TMPDIR": folder or None})
+
+
+def _user(environment: Environment, machine: Machine) -> Ordered:
+    changes: dict[str, str | None] = {}
+    notes: tuple[str, ...] = ()
+    home = environment.get("HOME", "")
+    if not home or not Path(home).is_dir():
+        changes["HOME"] = machine.home or _made_home(machine)
+        if home:
+            notes = (f"HOME={home}: is no folder; {changes['HOME']} is used",)
+    if not machine.has_user_name and not any(environment.get(key) for key in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        changes |= {"LOGNAME": f"uid-{os.getuid()}", "USER": f"uid-{os.getuid()}"}  # for getpass.getuser
+    return Ordered(changes, notes)
+
+
+def _made_home(machine: Machine) -> str:
+    folder = private_folder(machine.temporary)
+    return str(folder) if folder else machine.temporary
+
+
+def _threads(environment: Environment, machine: Machine) -> Ordered:
+    changes: dict[str, str | None] = {}
+    mistakes = []
+    for key in _NUMBERS_OF_THREADS:
+        if key not in environment:
+            continue
+        value = cleaned(environment[key])
+        changes[key] = value or None
+        pattern = r"[1-9]\d{0,5}( *, *[1-9]\d{0,5})*" if key == "OMP_NUM_THREADS" else r"[1-9]\d{0,5}"
+        if value and not re.fullmatch(pattern, value):
+            mistakes.append(f"{key}={value}: is no number of threads; give 1, 2, ... or unset it")
+    return Ordered(changes, mistakes=tuple(mistakes))
+
+
+def _modules(environment: Environment, machine: Machine) -> Ordered:
+    """PYTHONPATH for the processes that follow: an empty entry in it is the folder in which they start."""
+    given = environment.get("PYTHONPATH", "")
+    entries = [str(Path(machine.folder) / entry.strip()) for entry in given.split(os.pathsep) if entry.strip()]
+    if machine.code and machine.code not in entries:
+        entries.append(machine.code)
+    folders = list(dict.fromkeys(entries))
+    told = [told_hidden(folder, list(machine.hiding(folder))) for folder in folders]
+    return Ordered(
+        {"PYTHONPATH": os.pathsep.join(folders) or None, "PYTHONSAFEPATH": "1"}, mistakes=tuple(filter(None, told))
+    )
+
+
+def _ray_settings(environment: Environment, machine: Machine) -> Ordered:
+    """Ray ends without a word at a number that is none."""
+    doubtful = {k: v for k, v in environment.items() if _RAY_SETTING.fullmatch(k) and not _PLAIN.fullmatch(v)}
+    if not doubtful or not machine.crashes_ray(doubtful):
+        return Ordered({})
+    guilty = [k for k in doubtful if len(doubtful) == 1 or machine.crashes_ray({k: doubtful[k]})] or list(doubtful)
+    told = ", ".join(f"{key}={environment[key]}" for key in guilty)
+    return Ordered({}, mistakes=(f"{told}: cannot be read by Ray, which wants a number there; correct it or unset it",))
+
+
+def _encoding(environment: Environment, machine: Machine) -> Ordered:
+    if machine.encoding.lower().replace("-", "") == "utf8":
+        return Ordered({})
+    key = next((key for key in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(key)), "LC_ALL")
+    mistake = (
+        f"{key}={environment.get(key, '')}: file names would be read as {machine.encoding}, and classes named after "
+        "them be others than elsewhere; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+    )
+    return Ordered({}, mistakes=(mistake,))
+
+
+def _host(address: str) -> str:
+    return _host_and_port(address.partition("://")[2] or address)[0]
+
+
+def _host_and_port(address: str) -> tuple[str, int | None]:
+    """`head:6379/x`, `[::1]:6379`, `::1`, `head`: the host, and the port if there is one; -1 for one that is none."""
+    address = address.partition("/")[0]
+    if address.startswith("["):
+        host, bracket, rest = address[1:].partition("]")
+        port = rest.removeprefix(":") if bracket and rest[:1] in ("", ":") else "?"
+    elif address.count(":") > 1:
+        return address, None
+    else:
+        host, colon, port = address.partition(":")
+        port = port if colon else ""
+    if not port:
+        return host, None
+    return host, int(port) if re.fullmatch(r"[0-9]{1,5}", port) else -1
+
+
+def _names_of_this_machine() -> tuple[str, ...]:
+    name = socket.gethostname()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only the route is looked up
+            return name, str(probe.getsockname()[0])
+        except OSError:
+            return (name,)
+
+
+def _crashes_ray(settings: Environment) -> bool:
+    rest = {key: value for key, value in os.environ.items() if not _RAY_SETTING.fullmatch(key)}
+    command = [sys.executable, "-P", "-c", "import ray._raylet"]
+    try:
+        done = subprocess.run(command, env={**rest, **settings}, capture_output=True, timeout=_PROBE_LIMIT_S)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode < 0
