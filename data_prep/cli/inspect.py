@@ -44,7 +44,6 @@ def inspect(
 
     Example: data-prep inspect --source image-folder --input imagenet --split val
     """
-    from data_prep.cli.inspect import show
     from data_prep.cli.progress import progress_on
     from data_prep.converter.source import Asked
     from data_prep.converter.survey import survey

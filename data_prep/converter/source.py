@@ -95,7 +95,6 @@ class Asked:
         self._require_said()
         if self.classes is None:
             return open_source(self.source, self.location, self.split, self.options)
-        from data_prep.converter.source import read_class_list
 
         if self.options.class_order is not None:
             raise UserError("--class-order and --classes: both say the order of the classes; leave one out")

@@ -1,4 +1,4 @@
-"""`python -m data_prep.fuzz.ffcv_pixels BETON --source NAME --input PATH`: pixels of the stock ffcv `Loader` and Pillow's.
+"""`python -m data_prep.fuzz.ffcv_pixels BETON --source NAME --input PATH`: the stock ffcv `Loader`, and Pillow.
 
 The beton is read by ffcv's own reader, `Loader` and decoding, with the fast, inexact DCT of its libjpeg-turbo; only the
 buffer is ours, so that images may differ in size. Each is compared with what Pillow decodes from the source's own file

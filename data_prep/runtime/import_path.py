@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 PACKAGES = ("data_prep", "resnet_dist")
-CODE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib may be hidden
+CODE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - pathlib may be hidden
 """The folder of both packages: a checkout, the upload of a job, or where packages are installed."""
 
 
