@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything runs in .venv, which `make setup` makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock audit demo ui test test-browser test-slow test-corpora chaos lint bench clean
+.PHONY: help setup lock audit demo ui check test test-browser test-slow test-corpora chaos lint bench clean
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -33,8 +33,12 @@ demo: setup  ## The main job on real handwritten digits: convert, train on two w
 ui: setup  ## Open the MLflow UI of the laptop profile on http://127.0.0.1:5000.
 	$(BIN)/mlflow server --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
-test: setup  ## All tests that a change must pass: some 20 minutes on two cores.
-	$(BIN)/python -m pytest -m "not slow"
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+check: lint  ## Style, types, and the tests that start no Ray, no server and no long process: 3 minutes on two cores.
+	$(PYTEST) -m "not slow and not system"
+
+test: setup  ## All tests that a change must pass: some 12 minutes on two cores.
+	$(PYTEST) -m "not slow"
 
 test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-get install chromium).
 	$(BIN)/python -m pytest tests/browser

@@ -12,6 +12,24 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 
+SHARED_RAY = "shared Ray"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Makes the tests of one file, and all that share a session's Ray cluster, run in one process: fixtures are made
+    once. The longest come first, so that no process is left with them at the end. All of `integration/` and `browser/`
+    are `system` tests.
+    """
+    for item in items:
+        folder = item.path.relative_to(item.config.rootpath).parts[1]
+        if folder in ("integration", "browser"):
+            item.add_marker("system")
+        uses_head = "head" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group(SHARED_RAY if uses_head else item.path.name))
+    items.sort(key=lambda item: "head" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
 @pytest.fixture(autouse=True)
 def environment_restored() -> Iterator[None]:
     """The command lines set variables of their process; run inside a test, they must not reach the next test."""
