@@ -11,7 +11,6 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-
 SHARED_RAY = "shared Ray"
 
 
