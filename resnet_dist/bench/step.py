@@ -33,8 +33,9 @@ from resnet_dist.errors import Fault
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool
-from resnet_dist.training.assemble import assemble, build_classifier
+from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Card, Identity, save_checkpoint
+from resnet_dist.training.classifier import build_classifier
 from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import train_epoch

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import nn
-
-from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.order import micro_batch_share
-from resnet_dist.models import build_model
-from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.average import MovingAverage
+from resnet_dist.training.classifier import around, build_classifier, compiled
 from resnet_dist.training.context import RunContext
 from resnet_dist.training.device_use import DeviceUse
 from resnet_dist.training.health import Health
@@ -30,8 +25,6 @@ from resnet_dist.training.run import Run
 from resnet_dist.training.samples import Samples
 from resnet_dist.training.state import TrainState
 from resnet_dist.training.update import Update
-
-_RECOMPILE_LIMIT = 64
 
 
 def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> Run:
@@ -92,29 +85,3 @@ def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: S
             counts_replaced=recipe.data.on_bad_sample == "skip",
         ),
     )
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """`model` compiled, over the same parameters. For every size of images anew: a graph for all sizes would be another
-    one in a run that was resumed at the second size than in a run that began with the first.
-    """
-    # Each size takes two graphs, with running statistics and without. Past its limit torch would go on uncompiled.
-    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-    return result
-
-
-def build_classifier(recipe: Recipe) -> ImageClassifier:
-    """The recipe's network with its first weights, a function of `recipe.seed` alone."""
-    torch.manual_seed(recipe.seed)
-    return around(build_model(**recipe.model.build_options()), recipe)
-
-
-def around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
-    """The recipe's classifier around `net`, where the net is and in its format."""
-    classifier = ImageClassifier(
-        net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last
-    )
-    parameter = next(net.parameters())
-    return classifier.to(parameter.device, parameter.dtype)

@@ -32,7 +32,7 @@ def average_statistics(run: Run, num_steps: int) -> None:
         norm.train()
         norm.momentum = 1.0  # the running statistics are then those of the last micro-batch
     total, num_rows = torch.zeros(sum(2 * norm.num_features for norm in norms), dtype=torch.float64), 0
-    for local in islice(steps_from(run, run.recipe.train.total_epochs, 0), num_steps):
+    for local in islice(steps_from(run.train, run.recipe, run.ctx, run.recipe.train.total_epochs, 0), num_steps):
         table = torch.zeros((num_micro_batches, len(total)), dtype=torch.float64)
         for micro_batch, batch in local.items():
             with run.precision.autocast(run.ctx.device):

@@ -65,7 +65,9 @@ def train_epoch(run: Run) -> Outcome | None:
     plan = run.plan
     run.model.train()
     run.window.restart_clock()
-    for local in run.window.timed(steps_from(run, *divmod(run.state.step, plan.steps_per_epoch))):
+    for local in run.window.timed(
+        steps_from(run.train, run.recipe, run.ctx, *divmod(run.state.step, plan.steps_per_epoch))
+    ):
         train_step(run, local)
         step = run.state.step
         stop, save_wished = run.ctx.stop_requested(), run.ctx.save_requested()
@@ -182,7 +184,7 @@ def run_evaluation(run: Run) -> bool:
         average_statistics(run, run.recipe.train.bn_statistics_steps)
     result = evaluate(
         run.evaluated,
-        partial(batches_of, run, run.val, 0),
+        partial(batches_of, run.val, run.ctx, 0),
         num_samples=run.val.num_samples,
         batch_size=run.recipe.eval.batch_size,
         rank=run.ctx.rank,

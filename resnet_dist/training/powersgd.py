@@ -60,7 +60,7 @@ class PowerSgdReduction:
         """Every parameter's `grad` becomes the step's, on all workers."""
         stacked = [torch.stack([_matrix(p) for p in group]) for group in self._groups]
         mine = [gradient + residual for gradient, residual in zip(stacked, self._residuals, strict=True)]
-        whole = [_gradient(p) for p in self._whole]
+        whole = [gradient_of(p) for p in self._whole]
         sums = self._summed([m @ q for m, q in zip(mine, self._queries, strict=True)] + whole)
         bases = [torch.linalg.qr(p).Q for p in sums[: len(mine)]]
         shares = [m.mT @ b for m, b in zip(mine, bases, strict=True)]
@@ -97,9 +97,9 @@ class PowerSgdReduction:
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def gradient_of(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _matrix(parameter: nn.Parameter) -> Tensor:
-    return _gradient(parameter).reshape(len(parameter), -1)
+    return gradient_of(parameter).reshape(len(parameter), -1)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.training.compression import Compression, compress, round_gradients
-from resnet_dist.training.powersgd import PowerSgdReduction
+from resnet_dist.training.powersgd import PowerSgdReduction, gradient_of
 from resnet_dist.training.stopwatch import Stopwatch
 from resnet_dist.training.tree_sum import Accumulator, Node, subtrees, tree_sum
 
@@ -126,7 +126,7 @@ class ExactReduction:
 
     def backward(self, loss: Tensor, micro_batch: int) -> None:
         loss.backward()
-        gradient = torch.cat([_gradient(p).reshape(-1) for p in self._parameters])
+        gradient = torch.cat([gradient_of(p).reshape(-1) for p in self._parameters])
         for parameter in self._parameters:
             parameter.grad = None
         self._accumulator.add(self._sums, micro_batch, gradient, torch.add)
@@ -158,7 +158,3 @@ class ExactReduction:
             node: rows[i] for nodes, rows in zip(self._nodes, everyone, strict=True) for i, node in enumerate(nodes)
         }
         return tree_sum(sums, self._root, torch.add)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

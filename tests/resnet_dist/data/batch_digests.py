@@ -87,16 +87,14 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     num_samples = len(loader.page_of_sample)
     pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
     train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
-    run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1)),
-        ctx=SimpleNamespace(rank=rank, world_size=leg.world_size, beat=lambda: None),
-        train=Samples(loader, num_samples, pages),
-    )
+    recipe: Any = SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1))
+    ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, beat=lambda: None)
+    samples = Samples(loader, num_samples, pages)
     mixer = Mixer(Mixing(mixup_alpha=0.2, cutmix_alpha=1.0), seed=SEED, num_classes=10, dtype=torch.float32)
     found = {}
     step = leg.first_step
     while step < leg.end_step:
-        with closing(steps_from(run, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
+        with closing(steps_from(samples, recipe, ctx, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
             for local in steps:
                 for number, batch in local.items():
                     mixed = mixer(batch.images, batch.labels, step, number)

@@ -23,7 +23,7 @@ from resnet_dist.training.feed import steps_from
 from resnet_dist.training.job import Job
 from resnet_dist.training.loop import train_step
 from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.worker import open_data
+from resnet_dist.training.samples import open_data
 
 SPEC = importlib.util.spec_from_file_location("photographs", Path(__file__).parents[1] / "data" / "conftest.py")
 assert SPEC is not None
@@ -81,7 +81,7 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
         seen, sizes = [weight.detach().clone()], []
         for epoch in (0, epochs - 1):
             run.state.step = epoch
-            (local,) = steps_from(run, epoch, 0)
+            (local,) = steps_from(run.train, recipe, context, epoch, 0)
             sizes.append(local[0].images.shape[1])
             assert sorted(local) == [0, 1]
             train_step(run, local)

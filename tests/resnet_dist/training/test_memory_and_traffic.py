@@ -17,8 +17,9 @@ from resnet_dist.config.recipe_train import TrainConfig
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import require_compatible
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble, build_classifier
+from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.classifier import build_classifier
 from resnet_dist.training.compression import round_gradients
 from resnet_dist.training.context import LocalContext
 from resnet_dist.training.job import Job

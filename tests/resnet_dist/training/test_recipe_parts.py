@@ -17,10 +17,10 @@ from resnet_dist.config.recipe_optim import OptimConfig, PlateauSchedule
 from resnet_dist.config.recipe_train import EmaConfig, TrainConfig
 from resnet_dist.data.order import train_order
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import build_classifier
 from resnet_dist.training.average import MovingAverage
 from resnet_dist.training.best import open_best
 from resnet_dist.training.checkpoint import Identity, load_state, newest_whole
+from resnet_dist.training.classifier import build_classifier
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.losses import training_loss
 from resnet_dist.training.optim import build_optimizer
