@@ -39,7 +39,7 @@ FENCES = {
     "optuna": ("resnet_dist.tune.importance", "resnet_dist.launch.sweep"),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),
     "torchvision": ("resnet_dist.bench", "resnet_dist.models.baselines"),  # in benches: a peer too
-    "timm": ("resnet_dist.training.optim",),
+    "timm": ("resnet_dist.training.model",),
     "torch": (
         "resnet_dist.data",
         "resnet_dist.models",

@@ -27,7 +27,7 @@ READS_PICKLES = {"data_prep/sources/cifar_pickle.py"}
 # Read what their own processes put into a folder that only this user may enter, and what they just pickled themselves.
 PICKLES_TO_ITSELF = {"resnet_dist/launch/evaluate.py", "data_prep/bench_planning.py"}
 # Looks through a zip whose entries it requires to be stored as they are, and unpacks none to disk.
-READS_ZIPS = {"resnet_dist/training/state_file.py"}
+READS_ZIPS = {"resnet_dist/training/checkpoint.py"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "shelve.open",
     "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",

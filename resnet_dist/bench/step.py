@@ -33,16 +33,13 @@ from resnet_dist.errors import Fault
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Card, Identity, save_checkpoint
-from resnet_dist.training.classifier import build_classifier
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import train_epoch
-from resnet_dist.training.optim import build_optimizer
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.run import Run
-from resnet_dist.training.samples import Samples
+from resnet_dist.training.model import build_classifier, build_optimizer
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import Run, assemble
 
 _LIMIT_S = 3600.0
 _NAMES = {

@@ -14,7 +14,7 @@ from resnet_dist.config.published import PAPER_SCALES
 from resnet_dist.config.recipe_data import MAX_SIZE, CenterCrop
 from resnet_dist.errors import UserError
 from resnet_dist.models.classifier import ImageClassifier
-from resnet_dist.training.precision import Precision
+from resnet_dist.training.model import Precision
 
 Kind = Literal["1-crop", "flip", "10-crop", "multi-scale"]
 KINDS: tuple[Kind, ...] = ("1-crop", "flip", "10-crop", "multi-scale")

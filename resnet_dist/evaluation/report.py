@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.tracking.plots import new_figure, save, style
-from resnet_dist.training.calibration import NUM_BINS, Calibration
+from resnet_dist.training.evaluate import NUM_BINS, Calibration
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.beton.stage import read_contents
 from data_prep.pixels import PictureSettings
 from resnet_dist.errors import UserError
-from resnet_dist.training.job import Job
+from resnet_dist.training.context import Job
 
 NO_CLASS_NAMES = "keeps no class names (an earlier version wrote it), so they are not compared with the data's"
 _SHOWN = 3

@@ -31,8 +31,8 @@ from resnet_dist.launch.code_version import library_versions
 from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage, beside, open_storage
 from resnet_dist.tracking.connection import require_answer
-from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import Damaged, newest_first, opened
+from resnet_dist.training.checkpoint_manager import GROUP
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 State = Literal["ok", "damaged", "leftover"]

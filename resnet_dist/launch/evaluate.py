@@ -47,9 +47,8 @@ from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.backends import set_backends
 from resnet_dist.training.evaluate import Evaluation, Labelled, evaluate, sparse_json
-from resnet_dist.training.precision import Precision
+from resnet_dist.training.model import Precision, set_backends
 
 T = TypeVar("T")
 _LIMIT = timedelta(hours=1)

@@ -22,7 +22,7 @@ from resnet_dist.launch.cluster import alive_nodes, start_timeout_s, worker_envi
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.worker import WorkerSetup, worker_main
 from resnet_dist.storage.base import RunStorage, is_url, split
-from resnet_dist.training.job import WorkerResult
+from resnet_dist.training.context import WorkerResult
 
 _LOOK_EVERY_S = 1.0
 

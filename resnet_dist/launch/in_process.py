@@ -20,8 +20,7 @@ from resnet_dist.tracking.mlflow_run import EndStatus, recorded_end, recorded_ru
 from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import newest_first
-from resnet_dist.training.context import LocalContext, WriteCheckpoint
-from resnet_dist.training.job import Outcome, WorkerResult
+from resnet_dist.training.context import LocalContext, Outcome, WorkerResult, WriteCheckpoint
 
 _DIVERGED = "diverged"
 
@@ -79,7 +78,7 @@ def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id:
 
 
 def _train(recipe: Recipe, profile: Profile, record: Record) -> WorkerResult:
-    from resnet_dist.training.worker import run_worker  # brings ffcv and numba
+    from resnet_dist.training.loop import run_worker  # brings ffcv and numba
 
     prepared = record.prepared
     for name in prepared.damaged:  # they would be kept, as the newest

@@ -16,8 +16,7 @@ from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.base import open_storage, split
 from resnet_dist.tracking.registry import load_weights
 from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
-from resnet_dist.training.classifier import build_classifier
-from resnet_dist.training.precision import Precision
+from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.training.state import evaluated_weights
 
 _NET = "net."

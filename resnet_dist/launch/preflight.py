@@ -36,9 +36,9 @@ from resnet_dist.launch.data_checks import (
 )
 from resnet_dist.storage.base import RunStorage, beside, open_storage
 from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
-from resnet_dist.training.classifier import build_classifier
-from resnet_dist.training.job import Job
-from resnet_dist.training.plan import RunPlan, plan_run
+from resnet_dist.training.context import Job
+from resnet_dist.training.model import build_classifier
+from resnet_dist.training.schedule import RunPlan, plan_run
 from resnet_dist.tune.ledger import FILE as LEDGER
 
 

@@ -17,7 +17,7 @@ from data_prep.redaction import redacted
 from resnet_dist.launch.control import Status
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.system_metrics import process_began_s
-from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.schedule import RunPlan
 
 _LINE_EVERY_S = 5.0
 

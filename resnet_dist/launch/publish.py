@@ -30,10 +30,10 @@ from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import SyncReport, sync
-from resnet_dist.training.best import open_best
 from resnet_dist.training.checkpoint import Identity, load_state, newest_step, newest_whole
-from resnet_dist.training.classifier import build_classifier
-from resnet_dist.training.job import WorkerResult
+from resnet_dist.training.checkpoint_manager import open_best
+from resnet_dist.training.context import WorkerResult
+from resnet_dist.training.model import build_classifier
 from resnet_dist.training.state import evaluated_weights
 
 _RESULT = "result.json"

@@ -46,8 +46,8 @@ from resnet_dist.tracking.mlflow_run import (
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import sync
-from resnet_dist.training.best import GROUP
 from resnet_dist.training.checkpoint import Identity, glance, newest_first
+from resnet_dist.training.checkpoint_manager import GROUP
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
 """Keys of a profile that may change each time a run goes on: tags, because MLflow never changes a parameter."""

@@ -54,7 +54,7 @@ from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.tracking.connection import server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus
 from resnet_dist.training.checkpoint import damaged_names, newest_first, newest_step
-from resnet_dist.training.job import WorkerResult
+from resnet_dist.training.context import WorkerResult
 
 _SHOW_EVERY_S = 0.5
 _ANSWER_LIMIT_S = 5.0

@@ -29,8 +29,7 @@ from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import NullTracker, SpoolTracker, Tracker
 from resnet_dist.training.checkpoint import CARD
-from resnet_dist.training.context import WriteCheckpoint
-from resnet_dist.training.job import Job, WorkerResult
+from resnet_dist.training.context import Job, WorkerResult, WriteCheckpoint
 from resnet_dist.training.watchdog import Watchdog
 
 
@@ -213,7 +212,7 @@ class RayContext:
 
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     """Ray Train's `train_loop_per_worker`. A user's mistake is returned as its text: a restart would not mend it."""
-    from resnet_dist.training.worker import run_worker  # brings ffcv and numba, which the driver can do without
+    from resnet_dist.training.loop import run_worker  # brings ffcv and numba, which the driver can do without
 
     setup = config["setup"]
     settle_environment(os.environ)  # a node may have settings of its own

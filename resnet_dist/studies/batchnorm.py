@@ -16,7 +16,7 @@ from resnet_dist.studies.batch import training_batches
 from resnet_dist.studies.plots import draw_lines
 from resnet_dist.studies.record import open_study, study_recipe
 from resnet_dist.studies.tables import markdown_table
-from resnet_dist.training.classifier import build_classifier
+from resnet_dist.training.model import build_classifier
 
 BASE_LR = 0.02
 FACTORS = (1, 5, 30)

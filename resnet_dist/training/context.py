@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.training.checkpoint import CARD
+from resnet_dist.training.checkpoint import CARD, Identity
+from resnet_dist.training.schedule import RunPlan
 
 WriteCheckpoint = Callable[[Path], None]
 """Writes a checkpoint's files into an empty folder. Called once, maybe in another thread."""
@@ -92,3 +94,34 @@ class LocalContext:
 
     def beat(self) -> None:
         """Nobody watches a single process."""
+
+
+# The plain data between launcher and workers: a job goes in, a result comes back.
+
+
+Outcome = Literal["finished", "stopped", "diverged"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the launcher sends to every worker: plain data, the same for all."""
+
+    recipe: Recipe
+    plan: RunPlan
+    identity: Identity
+    train_beton: Path
+    val_beton: Path
+    loader_threads: int
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """How the train beton's pictures became pixels."""
+    recompute_activations: bool = False
+    """Less memory, more computing, the same numbers."""
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    outcome: Outcome
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    """What was seen, of a run that diverged."""

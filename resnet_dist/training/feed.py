@@ -1,18 +1,74 @@
-"""What a worker trains and evaluates on: its micro-batches, step by step."""
+"""Where a worker's batches come from."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from data_prep.beton.manifest import load_manifest
+from resnet_dist.config.image_size import train_size
 from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.order import micro_batch_share, train_order
-from resnet_dist.training.context import RunContext
-from resnet_dist.training.samples import Samples
+from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
+from resnet_dist.training.context import Job, RunContext
+
+
+class Loader(Protocol):
+    """`data.BetonLoader`, as training sees it."""
+
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of a fixed size, in the order of `sample_ids`; augmentation drawn for `epoch`."""
+
+
+class Samples(NamedTuple):
+    loader: Loader
+    num_samples: int
+    pages: PageShuffle | None = None
+    """If samples are not shuffled through the whole of the data, how."""
+
+
+def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
+    """The train and the val beton behind their loaders; `stack` closes them."""
+    recipe = job.recipe
+    pages = recipe.data.shuffle == "page"
+
+    def open_beton(beton: Path, transform: TrainTransform | CenterCrop, batch_size: int) -> Samples:
+        manifest = load_manifest(beton)
+        trains = not isinstance(transform, CenterCrop)
+        loader = BetonLoader(
+            beton,
+            manifest,
+            transform,
+            decoder=recipe.data.decoder,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            num_threads=job.loader_threads,
+            device=device,
+            on_bad_sample=recipe.data.on_bad_sample if trains else "error",
+            reads_ahead=pages and trains,
+            size_at=partial(train_size, recipe.data, total_epochs=recipe.train.total_epochs) if trains else None,
+            num_copies=recipe.data.augmentation_repeats if trains else 1,
+        )
+        stack.enter_context(closing(loader))
+        shuffle = PageShuffle(loader.page_of_sample, recipe.data.shuffle_window_pages) if pages and trains else None
+        return Samples(loader, manifest.num_samples, shuffle)
+
+    return (
+        open_beton(job.train_beton, recipe.data.train, recipe.train.micro_batch_size),
+        open_beton(job.val_beton, recipe.data.eval, recipe.eval.batch_size),
+    )
+
+
+# What a worker trains and evaluates on: its micro-batches, step by step.
 
 
 def steps_from(

@@ -10,26 +10,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.tracking.tracker import CONFUSION
-from resnet_dist.training.best import keep_if_best
-from resnet_dist.training.bn_average import average_statistics
-from resnet_dist.training.checkpoint import Card, checkpoint_name, save_checkpoint
+from resnet_dist.errors import Fault
+from resnet_dist.tracking.tracker import CONFUSION, Tracker
+from resnet_dist.training.checkpoint import (
+    Card,
+    checkpoint_name,
+    load_state,
+    newest_whole,
+    require_same,
+    save_checkpoint,
+)
+from resnet_dist.training.checkpoint_manager import keep_if_best
 from resnet_dist.training.collectives import share_buffers, sum_over_workers
+from resnet_dist.training.context import Job, Outcome, RunContext, WorkerResult
 from resnet_dist.training.evaluate import evaluate, sparse_json
-from resnet_dist.training.feed import batches_of, steps_from
-from resnet_dist.training.job import Outcome
-from resnet_dist.training.losses import training_loss
+from resnet_dist.training.feed import batches_of, open_data, steps_from
 from resnet_dist.training.metrics import WindowResult
-from resnet_dist.training.noise import layer_keys
-from resnet_dist.training.resume import restore
-from resnet_dist.training.run import Run
+from resnet_dist.training.model import set_backends
 from resnet_dist.training.schedule import lr_at
 from resnet_dist.training.state import copied
+from resnet_dist.training.step import layer_keys, training_loss
+from resnet_dist.training.trainer import Run, assemble
 
 
 def fit(run: Run) -> Outcome:
@@ -239,3 +249,105 @@ def card_of(run: Run) -> Card:
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}  # JSON has no NaN
     recipe = run.recipe.model_dump(mode="json")
     return Card(epoch, step, run.identity, recipe, metrics, files={}, pictures=run.pictures)
+
+
+# One worker of a run: plain data in, loaders opened, resumed where the run stands, trained, outcome out.
+
+
+def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
+    """Runs one worker to the end of the plan or to a stop. The result is the same on all workers.
+
+    Raises:
+        UserError: the checkpoint to resume from is of another recipe or of other data.
+        Fault: bad data, a damaged checkpoint, a loader that died.
+    """
+    set_backends(job.recipe.train)
+    with ExitStack() as stack:
+        run = assemble(job, ctx, tracker, *open_data(job, ctx.device, stack))
+        restore(run)
+        ctx.progress(run.state.step, {})
+        outcome = fit(run)
+        run.background.wait()
+        ctx.settle()  # while the watchdog still looks: Ray waits for what is left without a limit
+        return WorkerResult(outcome, run.state.step, run.metrics, run.diverged)
+
+
+# Putting a run where its newest checkpoint stands: at the start of every worker group, and after a diverged step.
+
+
+_MAX_REASON = 200
+
+
+def restore(run: Run) -> None:
+    """Loads the newest whole checkpoint, if there is one. All workers call it together.
+
+    Raises:
+        UserError: the checkpoint is of another recipe or of other data.
+        Fault: storage cannot be reached, or the workers found different ones.
+    """
+    run.ctx.settle()
+    sum_over_workers(torch.zeros(1))  # nobody looks before all have written
+    with newest_whole(run.ctx.storage) as found:
+        if found is not None:
+            require_same(found.card, run.identity, run.recipe, run.ctx.storage.location)
+            saved = load_state(found.directory, run.ctx.device, run.state.net)
+            try:
+                run.state.load_state_dict(saved)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                raise Fault(
+                    f"{run.ctx.storage.location}/{found.name}: its state is not one of this run ({why[:_MAX_REASON]}); "
+                    "remove that checkpoint"
+                ) from None
+            run.metrics.update(found.card.metrics)
+            run.saved_step = run.state.step
+    step = run.state.step
+    if int(sum_over_workers(torch.tensor([step]))) != step * run.ctx.world_size:
+        raise Fault(
+            f"worker {run.ctx.rank} found step {step} in storage, others another: is storage shared by all nodes?"
+        )
+
+
+# Batch norm's statistics after training: a plain average over many micro-batches instead of the moving average.
+
+
+@torch.no_grad()
+def average_statistics(run: Run, num_steps: int) -> None:
+    """Replaces the running statistics of the evaluated net. All workers call it together.
+
+    Over the images of the epoch after the last, augmented but not mixed, of `num_steps` steps (an epoch's at most);
+    dropout and drop-path are off, as they are when the statistics are used.
+    """
+    norms = [module for module in run.evaluated.modules() if isinstance(module, _BatchNorm)]
+    num_micro_batches = run.recipe.train.num_micro_batches
+    momenta, counters = [norm.momentum for norm in norms], [_counter(norm).clone() for norm in norms]
+    run.evaluated.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # the running statistics are then those of the last micro-batch
+    total, num_rows = torch.zeros(sum(2 * norm.num_features for norm in norms), dtype=torch.float64), 0
+    for local in islice(steps_from(run.train, run.recipe, run.ctx, run.recipe.train.total_epochs, 0), num_steps):
+        table = torch.zeros((num_micro_batches, len(total)), dtype=torch.float64)
+        for micro_batch, batch in local.items():
+            with run.precision.autocast(run.ctx.device):
+                run.evaluated(batch.images)
+            table[micro_batch] = torch.cat([s.double() for norm in norms for s in _statistics(norm)]).cpu()
+        total += sum_over_workers(table).sum(dim=0)
+        num_rows += num_micro_batches
+    averages = (total / num_rows).split([norm.num_features for norm in norms for _ in range(2)])
+    for statistic, average in zip([s for norm in norms for s in _statistics(norm)], averages, strict=True):
+        statistic.copy_(average)
+    for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
+        norm.momentum = momentum
+        _counter(norm).copy_(counter)
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _counter(norm: _BatchNorm) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    return norm.num_batches_tracked

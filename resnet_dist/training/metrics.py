@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from statistics import median
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from resnet_dist.training.collectives import sum_over_workers
-from resnet_dist.training.health import RankTimes
-from resnet_dist.training.stopwatch import Stopwatch
+from resnet_dist.accelerators import model_flops_utilisation, peak_flops
+from resnet_dist.config.image_size import train_size
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.models.summary import summarise
+from resnet_dist.training.collectives import Stopwatch, sum_over_workers
 
 T = TypeVar("T")
 
@@ -155,3 +159,119 @@ class Window:
     def restart_clock(self) -> None:
         """Leaves out of the speed what was done between two windows: evaluation, checkpoints."""
         self._started = time.perf_counter()
+
+
+# Which worker holds up the others: how long each is busy with a step, and the rule that calls one slow. Pure.
+
+
+SLOW_FACTOR = 1.5
+SLOW_WINDOWS = 3
+
+
+class RankTimes(NamedTuple):
+    """One worker's means over the steps of a window, in seconds a step."""
+
+    step_s: float
+    data_wait_s: float
+    all_reduce_wait_s: float
+    """Waiting for the other workers' gradients, and their way here."""
+
+    @property
+    def busy_s(self) -> float:
+        return self.step_s - self.all_reduce_wait_s
+
+    def metrics(self, rank: int, images_per_step: int) -> dict[str, float]:
+        """`images_per_s`: what this worker would do if it never waited for the others."""
+        values = {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
+        return {f"worker/{rank}/{name}": value for name, value in values.items()}
+
+
+def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
+    """How many times as long as the median of the others each worker is busy with one of its micro-batches.
+
+    `shares`: micro-batches of a step by worker; they may differ by one, and whoever has one more is not slow. A single
+    worker is 1.0.
+    """
+    busy_s = [t.busy_s / share for t, share in zip(times, shares, strict=True)]
+    if len(busy_s) == 1:
+        return [1.0]
+    others_s = [median(busy_s[:rank] + busy_s[rank + 1 :]) for rank in range(len(busy_s))]
+    return [mine / others if others > 0 else 1.0 for mine, others in zip(busy_s, others_s, strict=True)]
+
+
+def persistently_slow(windows: Sequence[Sequence[float]]) -> dict[int, float]:
+    """The workers whose slowness was above SLOW_FACTOR in each of SLOW_WINDOWS windows, and its least value there.
+
+    `windows`: what `slowness` gave, oldest first; only the last ones count.
+    """
+    last = windows[-SLOW_WINDOWS:]
+    if len(last) < SLOW_WINDOWS:
+        return {}
+    least = [min(values) for values in zip(*last, strict=True)]
+    return {rank: value for rank, value in enumerate(least) if value > SLOW_FACTOR}
+
+
+class Health:
+    """Watches the workers of one group; each is told of once, and again when it was fast in between."""
+
+    def __init__(self, shares: Sequence[int], micro_batch_size: int) -> None:
+        """`shares`: as in `slowness`; `micro_batch_size`: images in one micro-batch."""
+        self._shares = shares
+        self._micro_batch_size = micro_batch_size
+        self._windows: deque[list[float]] = deque(maxlen=SLOW_WINDOWS)
+        self._told: set[int] = set()
+
+    def metrics(self, times: Sequence[RankTimes]) -> dict[str, float]:
+        """The points of all workers' own curves."""
+        return {
+            key: value
+            for rank, (mine, share) in enumerate(zip(times, self._shares, strict=False))
+            for key, value in mine.metrics(rank, share * self._micro_batch_size).items()
+        }
+
+    def newly_slow(self, times: Sequence[RankTimes]) -> dict[int, float]:
+        """Rank and slowness of every worker that has become persistently slow with this window."""
+        self._windows.append(slowness(times, self._shares))
+        slow = persistently_slow(list(self._windows))
+        new = {rank: value for rank, value in slow.items() if rank not in self._told}
+        self._told = set(slow)
+        return new
+
+
+# How well the device is used: model FLOPs utilisation and peak memory, with every point of the curves; GPUs only.
+
+
+_MB = 1e6
+
+
+class DeviceUse:
+    """This worker's device. The others are taken to be like it: a group with several kinds of GPU has no one MFU."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, world_size: int) -> None:
+        self._device = device
+        self._data, self._total_epochs = recipe.data, recipe.train.total_epochs
+        self._macs_per_image = 0
+        self._flops: float | None = None
+        if device.type == "cuda":
+            flops = peak_flops(torch.cuda.get_device_name(device), recipe.train.precision)
+            self._flops = None if flops is None else flops * world_size
+            options = recipe.model.build_options()
+            self._macs_per_image = summarise(side=recipe.data.train.size, **options).macs if flops else 0
+
+    def metrics(self, images_per_s: float, epoch: int) -> dict[str, float]:
+        """Since the last call, at this speed of all workers together; empty on a CPU, no MFU on an unknown GPU.
+
+        Where images grow with the epochs, a smaller one is taken to cost as its pixels.
+
+        `gpu/memory_peak_megabytes` is what PyTorch's tensors took at most, without the allocator's reserve.
+        """
+        if self._device.type != "cuda":
+            return {}
+        values = {"gpu/memory_peak_megabytes": torch.cuda.max_memory_allocated(self._device) / _MB}
+        torch.cuda.reset_peak_memory_stats(self._device)
+        if self._flops is not None:
+            share = train_size(self._data, epoch, self._total_epochs) / self._data.train.size
+            values["speed/mfu"] = model_flops_utilisation(
+                images_per_s, round(self._macs_per_image * share**2), self._flops
+            )
+        return values

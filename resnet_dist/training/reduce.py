@@ -6,19 +6,19 @@ A step's loss is the mean over its M micro-batches. Batch-norm buffers are nobod
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_dist.config.low_rank import RANK, matrix, sent_as_factors
 from resnet_dist.data.order import micro_batch_share
-from resnet_dist.training.compression import Compression, compress, round_gradients
-from resnet_dist.training.powersgd import PowerSgdReduction, gradient_of
-from resnet_dist.training.stopwatch import Stopwatch
-from resnet_dist.training.tree_sum import Accumulator, Node, subtrees, tree_sum
+from resnet_dist.training.collectives import Stopwatch
 
 _CHUNK_NUMBERS = 1 << 22
 """How much of the gradient workers exchange at a time: bounds the memory of `exact` beyond its sums."""
@@ -158,3 +158,176 @@ class ExactReduction:
             node: rows[i] for nodes, rows in zip(self._nodes, everyone, strict=True) for i, node in enumerate(nodes)
         }
         return tree_sum(sums, self._root, torch.add)
+
+
+# What workers send each other of a gradient under `reduction: fast`: torch's communication hooks of DDP.
+
+
+Compression = Literal["none", "bf16", "fp16", "powersgd"]
+"""powersgd is no hook of DDP's: `powersgd.py`."""
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+
+
+def compress(ddp: DistributedDataParallel, compression: Compression) -> None:
+    """Each worker's part of the gradient is rounded, divided by the number of workers, and summed in that format."""
+    if compression != "none":
+        ddp.register_comm_hook(None, _HOOKS[compression])
+
+
+def round_gradients(parameters: Iterable[nn.Parameter], compression: Compression) -> None:
+    """What is left of `compress` where there is one worker: nothing is sent, but it trains as the others would."""
+    for parameter in parameters if compression != "none" else ():
+        if parameter.grad is not None:
+            parameter.grad.copy_(parameter.grad.to(_FORMATS[compression]))
+
+
+# Sums over a step's micro-batches in one fixed order, however the micro-batches are shared out.
+
+
+T = TypeVar("T")
+
+
+class Node(NamedTuple):
+    """The micro-batches start .. stop-1, a subtree of the tree."""
+
+    start: int
+    stop: int
+
+
+def split(node: Node) -> tuple[Node, Node]:
+    """The two halves of a node of two or more micro-batches."""
+    left = 1 << (node.stop - node.start - 1).bit_length() - 1
+    return Node(node.start, node.start + left), Node(node.start + left, node.stop)
+
+
+def parents(num_micro_batches: int) -> dict[tuple[Node, Node], Node]:
+    """Every pair of halves in the tree, with the node they make."""
+    found: dict[tuple[Node, Node], Node] = {}
+    pending = [Node(0, num_micro_batches)]
+    while pending:
+        node = pending.pop()
+        if node.stop - node.start > 1:
+            found[split(node)] = node
+            pending.extend(split(node))
+    return found
+
+
+def subtrees(share: range, num_micro_batches: int) -> list[Node]:
+    """The largest subtrees that lie in `share`, from left to right: what a worker with that share ends up with."""
+    stack: list[Node] = []
+    above = parents(num_micro_batches)
+    for micro_batch in share:
+        stack.append(Node(micro_batch, micro_batch + 1))
+        while len(stack) > 1 and (stack[-2], stack[-1]) in above:
+            stack[-2:] = [above[stack[-2], stack[-1]]]
+    return stack
+
+
+class Accumulator:
+    """Adds one worker's micro-batches, in their order, into the sums of its subtrees; holds log2(M) values at most."""
+
+    def __init__(self, num_micro_batches: int) -> None:
+        self._above = parents(num_micro_batches)
+
+    def add(self, sums: list[tuple[Node, T]], micro_batch: int, value: T, plus: Callable[[T, T], T]) -> None:
+        """Puts `value` of `micro_batch` on the stack `sums` and adds up what now makes whole nodes."""
+        sums.append((Node(micro_batch, micro_batch + 1), value))
+        while len(sums) > 1 and (sums[-2][0], sums[-1][0]) in self._above:
+            (left, a), (right, b) = sums[-2:]
+            sums[-2:] = [(self._above[left, right], plus(a, b))]
+
+
+def tree_sum(values: Mapping[Node, T], root: Node, plus: Callable[[T, T], T]) -> T:
+    """The sum at `root` from the sums of subtrees that cover it without overlap."""
+    if root in values:
+        return values[root]
+    left, right = split(root)
+    return plus(tree_sum(values, left, plus), tree_sum(values, right, plus))
+
+
+# PowerSGD (Vogels et al. 2019, algorithm 1): workers send low-rank factors of the gradient instead of the gradient.
+
+
+class PowerSgdReduction:
+    """A `reduce.Reduction`. Sends after the backward pass, not during it."""
+
+    def __init__(self, model: nn.Module, rank: int, world_size: int, num_micro_batches: int) -> None:
+        self.forward = model
+        self._is_first, self._world_size, self._scale = rank == 0, world_size, 1.0 / num_micro_batches
+        self._groups: list[list[nn.Parameter]] = []
+        """Parameters that are sent as factors, those of one shape together."""
+        self._whole: list[nn.Parameter] = []
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            if sent_as_factors(tuple(parameter.shape)):
+                by_shape.setdefault(matrix(tuple(parameter.shape)), []).append(parameter)
+            else:
+                self._whole.append(parameter)
+        self._groups = list(by_shape.values())
+        first = next(model.parameters())
+        self.wait = Stopwatch(first.device)
+        draws = torch.Generator().manual_seed(0)
+        self._queries: list[Tensor] = []
+        """Q of every group: [layers, columns, rank], equal on all workers."""
+        self._residuals: list[Tensor] = []
+        """What this worker has kept of the gradient, [layers, rows, columns]; their sum over the workers counts."""
+        for (rows, columns), group in by_shape.items():
+            query = torch.randn((len(group), columns, RANK), generator=draws, dtype=first.dtype)
+            self._queries.append(query.to(first.device))
+            self._residuals.append(torch.zeros((len(group), rows, columns), dtype=first.dtype, device=first.device))
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor, micro_batch: int) -> None:
+        (loss * self._scale).backward()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Every parameter's `grad` becomes the step's, on all workers."""
+        stacked = [torch.stack([_matrix(p) for p in group]) for group in self._groups]
+        mine = [gradient + residual for gradient, residual in zip(stacked, self._residuals, strict=True)]
+        whole = [gradient_of(p) for p in self._whole]
+        sums = self._summed([m @ q for m, q in zip(mine, self._queries, strict=True)] + whole)
+        bases = [torch.linalg.qr(p).Q for p in sums[: len(mine)]]
+        shares = [m.mT @ b for m, b in zip(mine, bases, strict=True)]
+        self._residuals = [m - b @ s.mT for m, b, s in zip(mine, bases, shares, strict=True)]
+        self._queries = self._summed(shares)
+        for group, basis, query in zip(self._groups, bases, self._queries, strict=True):
+            for parameter, gradient in zip(group, basis @ query.mT, strict=True):
+                parameter.grad = gradient.view_as(parameter)
+        for parameter, gradient in zip(self._whole, sums[len(mine) :], strict=True):
+            parameter.grad = gradient
+
+    def settle(self) -> None:
+        """The residuals of all workers become the first one's, which saves them. All workers call it together."""
+        sums = self._summed(self._residuals)
+        self._residuals = sums if self._is_first else [torch.zeros_like(residual) for residual in sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"queries": list(self._queries), "residuals": list(self._residuals)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self._queries, self._residuals = list(saved["queries"]), list(saved["residuals"])
+        if not self._is_first:
+            self._residuals = [torch.zeros_like(residual) for residual in self._residuals]
+
+    def _summed(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Over the workers, in one message."""
+        if self._world_size == 1:
+            return tensors
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self.wait.begin()
+        dist.all_reduce(flat)
+        self.wait.end()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _matrix(parameter: nn.Parameter) -> Tensor:
+    return gradient_of(parameter).reshape(len(parameter), -1)

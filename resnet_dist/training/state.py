@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resnet_dist.training.average import MovingAverage
-from resnet_dist.training.plateau import Plateau
-from resnet_dist.training.powersgd import PowerSgdReduction
+from resnet_dist.config.recipe_train import EmaConfig
+from resnet_dist.training.reduce import PowerSgdReduction
+from resnet_dist.training.schedule import Plateau
 
 _AVERAGE = "average"
 
@@ -84,3 +86,29 @@ def copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
     return [copied(item) for item in value] if isinstance(value, list) else value
+
+
+# The exponential moving average of a net's weights, which is evaluated and registered in their place.
+
+
+class MovingAverage:
+    """e = decay * e + (1 - decay) * w; batch norm's running statistics too, and its counters are copied."""
+
+    def __init__(self, net: nn.Module, config: EmaConfig, steps_per_epoch: int) -> None:
+        self.net = deepcopy(net).requires_grad_(False)
+        self._every_steps = config.every_steps
+        self._start_step = round(config.start_epochs * steps_per_epoch)
+        self._mix = get_ema_multi_avg_fn(config.decay)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, num_steps: int) -> None:
+        """After `num_steps` optimizer steps; does nothing if it is not due."""
+        if num_steps % self._every_steps:
+            return
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        mixed = [pair for pair in pairs if pair[0].is_floating_point() and num_steps > self._start_step]
+        for average, current in pairs if not mixed else [p for p in pairs if not p[0].is_floating_point()]:
+            average.copy_(current)
+        if mixed:
+            averages, currents = (list(side) for side in zip(*mixed, strict=True))
+            self._mix(averages, currents, 0)

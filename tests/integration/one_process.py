@@ -13,9 +13,8 @@ from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import NullTracker
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
-from resnet_dist.training.worker import run_worker
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.loop import run_worker
 
 RECIPE = Path(__file__).parents[2] / "resnet_dist" / "recipes" / "digits_resnet20.yaml"
 

@@ -72,7 +72,7 @@ def train_light(
     recipe: Recipe, setup: TrialSetup, config: Mapping[str, Any], prepared: Prepared, wishes: Wishes
 ) -> TrialEnd:
     """Trains the trial from where it stands to its end or to a stop. Raises UserError, Fault."""
-    from resnet_dist.training.worker import run_worker  # brings ffcv
+    from resnet_dist.training.loop import run_worker  # brings ffcv
 
     profile, storage = setup.profile, prepared.storage
     storage.pull()

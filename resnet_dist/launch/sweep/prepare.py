@@ -18,7 +18,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.plan import plan_run
+from resnet_dist.training.schedule import plan_run
 from resnet_dist.tune.cost import judged_epoch, rung_shares
 from resnet_dist.tune.events import Began, Event
 from resnet_dist.tune.ledger import ledger_file, read_ledger

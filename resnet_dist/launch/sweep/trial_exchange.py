@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
 from resnet_dist.tracking.mlflow_run import EndStatus
-from resnet_dist.training.job import Outcome
+from resnet_dist.training.context import Outcome
 from resnet_dist.tune.events import Verdict
 
 _STOP_POLL_S = 1.0

@@ -26,7 +26,7 @@ from resnet_dist.evaluation.protocols import Box, Protocol, View, make_fully_con
 from resnet_dist.evaluation.views import ViewLoader
 from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
 from resnet_dist.launch.model_source import TrainedModel
-from resnet_dist.training.classifier import build_classifier
+from resnet_dist.training.model import build_classifier
 
 RECIPE = Path(__file__).parents[3] / "resnet_dist" / "recipes" / "resnet152_90ep.yaml"
 SIZE, RESIZE, SCALES = 64, 72, (64, 72, 96)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
-from resnet_dist.training.calibration import Calibration, calibration_of, calibration_row
+from resnet_dist.training.evaluate import Calibration, calibration_of, calibration_row
 
 CONFUSION = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
 COUNTS = (4, 0, 4)

@@ -36,9 +36,9 @@ from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.sweep.prepare import prepare_sweep
 from resnet_dist.studies.record import study_recipe
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
-from resnet_dist.training.classifier import build_classifier
-from resnet_dist.training.job import Job
-from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.context import Job
+from resnet_dist.training.model import build_classifier
+from resnet_dist.training.schedule import RunPlan
 from resnet_dist.tune.ledger import open_ledger
 
 RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml"

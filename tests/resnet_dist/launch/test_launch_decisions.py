@@ -33,7 +33,7 @@ from resnet_dist.launch.reservation import Claim
 from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.connection import server_credentials
-from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.schedule import RunPlan
 
 PROFILE = Profile(
     workers=Workers(min=4, max=4), cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db"

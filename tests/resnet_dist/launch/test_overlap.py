@@ -26,7 +26,7 @@ from resnet_dist.launch.evaluate import evaluate_models
 from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.studies.record import study_recipe
 from resnet_dist.training.checkpoint import Card, checkpoint_name, save_checkpoint
-from resnet_dist.training.classifier import build_classifier
+from resnet_dist.training.model import build_classifier
 
 CLASSES = ("ant", "bee")
 

@@ -17,7 +17,7 @@ from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, StepNoise, ke
 from resnet_dist.models.options import ActivationOrder, NetOptions
 from resnet_dist.models.preactivation import PreactivationBasicBlock
 from resnet_dist.models.residual import ResidualBlock
-from resnet_dist.training.noise import layer_keys
+from resnet_dist.training.step import layer_keys
 
 RESNET_D = {"stem": "deep", "pooled_projection": True}
 RESNET_RS = {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25}

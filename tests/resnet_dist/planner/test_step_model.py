@@ -22,7 +22,7 @@ from resnet_dist.planner.network import Links, all_reduce, parse_net
 from resnet_dist.planner.overlap import Produced, buckets, exchange
 from resnet_dist.planner.step import mean_step, produced, step_of
 from resnet_dist.planner.workload import Workload, net_of, workload_of
-from resnet_dist.training.powersgd import PowerSgdReduction
+from resnet_dist.training.reduce import PowerSgdReduction
 
 RECIPES = Path(__file__).parents[3] / "resnet_dist/recipes"
 NVLINK = Links(local_bytes_s=235e9, net_bytes_s=50e9, gpus_per_node=8)

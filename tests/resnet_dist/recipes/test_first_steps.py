@@ -16,14 +16,12 @@ import resnet_dist
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.feed import steps_from
-from resnet_dist.training.job import Job
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import open_data, steps_from
 from resnet_dist.training.loop import train_step
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.samples import open_data
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import assemble
 
 SPEC = importlib.util.spec_from_file_location("photographs", Path(__file__).parents[1] / "data" / "conftest.py")
 assert SPEC is not None

@@ -16,7 +16,7 @@ from resnet_dist.config.image_size import train_size
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.models import build_model
-from resnet_dist.training.optim import build_optimizer
+from resnet_dist.training.model import build_optimizer
 from resnet_dist.training.schedule import lr_at, steps_per_epoch, total_steps
 
 FOLDER = Path(resnet_dist.__file__).parent / "recipes"

@@ -14,7 +14,6 @@ from resnet_dist.launch.doctor import examine, repair, verdict
 from resnet_dist.launch.lease import take
 from resnet_dist.storage.base import RunStorage, open_storage, split
 from resnet_dist.tracking.spool import Spool, read_history, spool_folder
-from resnet_dist.training.best import keep_if_best, open_best
 from resnet_dist.training.checkpoint import (
     CARD,
     STATE,
@@ -25,6 +24,7 @@ from resnet_dist.training.checkpoint import (
     newest_whole,
     save_checkpoint,
 )
+from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
 MINE = Identity("a" * 16, "d")
 

@@ -23,7 +23,7 @@ from resnet_dist.tracking.mlflow_run import RunHandle, open_run, record_end, rec
 from resnet_dist.tracking.spool import Spool, spool_folder
 from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
-from resnet_dist.training.classifier import build_classifier
+from resnet_dist.training.model import build_classifier
 
 RECIPE = load_recipe(
     Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml", ["model.name=resnet8", "data.dataset=tiny"]

@@ -22,15 +22,12 @@ import torch.distributed as dist
 from worker_process import NUM_TRAIN, NUM_VAL, SECTIONS, Memory, digest, recipe
 
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity, newest_first, step_of
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
-from resnet_dist.training.loop import fit
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.resume import restore
-from resnet_dist.training.run import Run
-from resnet_dist.training.samples import Samples
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import Samples
+from resnet_dist.training.loop import fit, restore
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import Run, assemble
 
 PLAN = RunPlan(4, 12, 12, 1, 1000, 3, log_every_steps=1)
 """Three epochs of four steps; a checkpoint every three steps, most of them in the middle of an epoch."""

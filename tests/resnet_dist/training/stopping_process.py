@@ -14,13 +14,12 @@ import torch.distributed as dist
 from worker_process import NUM_TRAIN, NUM_VAL, Memory, Points, recipe
 
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import fit
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.samples import Samples
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import assemble
 
 ASKED_AT_STEP = 2
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from resnet_dist.training.agreement import Agreement
+from resnet_dist.training.collectives import Agreement
 
 SCRIPT = Path(__file__).with_name("stopping_process.py")
 

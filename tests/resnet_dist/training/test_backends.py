@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_dist.config.recipe_train import TrainConfig
-from resnet_dist.training.backends import set_backends
+from resnet_dist.training.model import set_backends
 
 
 @pytest.fixture(autouse=True)

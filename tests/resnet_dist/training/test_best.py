@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.best import keep_if_best, open_best
 from resnet_dist.training.checkpoint import STATE, Card, Identity, load_state, newest_whole
+from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
 MINE = Identity("recipe", "data")
 

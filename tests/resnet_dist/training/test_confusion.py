@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resnet_dist.data.batch import Batch
 from resnet_dist.training.evaluate import evaluate, sparse_json
-from resnet_dist.training.precision import Precision
+from resnet_dist.training.model import Precision
 
 
 class AnswerIsPixel(nn.Module):

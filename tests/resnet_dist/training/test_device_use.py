@@ -10,7 +10,7 @@ import torch
 from resnet_dist.accelerators import peak_flops
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.training.device_use import DeviceUse
+from resnet_dist.training.metrics import DeviceUse
 
 
 @pytest.fixture

@@ -18,15 +18,12 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.config.recipe_train import DivergenceConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
-from resnet_dist.training.loop import fit, suspects
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.resume import restore
-from resnet_dist.training.run import Run
-from resnet_dist.training.samples import Samples
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import Samples
+from resnet_dist.training.loop import fit, restore, suspects
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import Run, assemble
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.training.health import SLOW_FACTOR, SLOW_WINDOWS, Health, RankTimes, persistently_slow, slowness
+from resnet_dist.training.metrics import SLOW_FACTOR, SLOW_WINDOWS, Health, RankTimes, persistently_slow, slowness
 
 
 def step_of(*busy_s: float) -> list[RankTimes]:

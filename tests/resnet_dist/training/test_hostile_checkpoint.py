@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from data_prep.beton.digest import digest_bytes
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.best import keep_if_best, open_best
 from resnet_dist.training.checkpoint import (
     CARD,
     STATE,
@@ -37,6 +36,7 @@ from resnet_dist.training.checkpoint import (
     read_card,
     save_checkpoint,
 )
+from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
 IDENTITY = Identity("a" * 16, "train=1 val=2", ("ant", "bee"))
 

@@ -17,17 +17,14 @@ from resnet_dist.config.recipe_train import TrainConfig
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import require_compatible
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.classifier import build_classifier
-from resnet_dist.training.compression import round_gradients
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import fit
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.recompute import recompute_blocks
-from resnet_dist.training.run import Run
-from resnet_dist.training.samples import Samples
+from resnet_dist.training.model import build_classifier, recompute_blocks
+from resnet_dist.training.reduce import round_gradients
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import Run, assemble
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from resnet_dist.data.batch import Batch
 from resnet_dist.errors import Fault
+from resnet_dist.training.collectives import Stopwatch
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.metrics import Window
-from resnet_dist.training.precision import Precision
-from resnet_dist.training.stopwatch import Stopwatch
+from resnet_dist.training.model import Precision
 
 CPU = torch.device("cpu")
 

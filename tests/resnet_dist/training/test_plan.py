@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.training.plan import RunPlan
+from resnet_dist.training.schedule import RunPlan
 
 plans = st.builds(
     RunPlan,

@@ -8,7 +8,7 @@ from torch import nn
 
 from resnet_dist.config.low_rank import RANK
 from resnet_dist.config.recipe_train import TrainConfig
-from resnet_dist.training.powersgd import PowerSgdReduction
+from resnet_dist.training.reduce import PowerSgdReduction
 
 
 def step(reduction: PowerSgdReduction, layer: nn.Module, gradients: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -17,17 +17,13 @@ from resnet_dist.config.recipe_optim import OptimConfig, PlateauSchedule
 from resnet_dist.config.recipe_train import EmaConfig, TrainConfig
 from resnet_dist.data.order import train_order
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.average import MovingAverage
-from resnet_dist.training.best import open_best
 from resnet_dist.training.checkpoint import Identity, load_state, newest_whole
-from resnet_dist.training.classifier import build_classifier
+from resnet_dist.training.checkpoint_manager import open_best
 from resnet_dist.training.evaluate import evaluate
-from resnet_dist.training.losses import training_loss
-from resnet_dist.training.optim import build_optimizer
-from resnet_dist.training.plateau import Plateau
-from resnet_dist.training.precision import Precision
-from resnet_dist.training.state import TrainState, evaluated_weights
-from resnet_dist.training.update import Update
+from resnet_dist.training.model import Precision, build_classifier, build_optimizer
+from resnet_dist.training.schedule import Plateau
+from resnet_dist.training.state import MovingAverage, TrainState, evaluated_weights
+from resnet_dist.training.step import Update, training_loss
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_dist.data.order import micro_batch_share
-from resnet_dist.training.tree_sum import Accumulator, Node, split, subtrees, tree_sum
+from resnet_dist.training.reduce import Accumulator, Node, split, subtrees, tree_sum
 
 T = TypeVar("T")
 

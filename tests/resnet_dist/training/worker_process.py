@@ -24,14 +24,12 @@ from numpy.typing import NDArray
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.assemble import assemble
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import LocalContext
-from resnet_dist.training.job import Job
-from resnet_dist.training.loop import fit
-from resnet_dist.training.plan import RunPlan
-from resnet_dist.training.resume import restore
-from resnet_dist.training.samples import Samples
+from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.feed import Samples
+from resnet_dist.training.loop import fit, restore
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.trainer import assemble
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
 

@@ -1,30 +1,73 @@
-"""From plain data to a run that can train: model, optimizer and bookkeeping put together."""
+"""What a worker has in hand while it trains."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from torch import nn
+
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.tracker import Tracker
-from resnet_dist.training.average import MovingAverage
-from resnet_dist.training.classifier import around, build_classifier, compiled
-from resnet_dist.training.context import RunContext
-from resnet_dist.training.device_use import DeviceUse
-from resnet_dist.training.health import Health
-from resnet_dist.training.job import Job
-from resnet_dist.training.metrics import Window
+from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.checkpoint_manager import Background
+from resnet_dist.training.collectives import Agreement
+from resnet_dist.training.context import Job, RunContext
+from resnet_dist.training.feed import Samples
+from resnet_dist.training.metrics import DeviceUse, Health, Window
 from resnet_dist.training.mixing import Mixer
-from resnet_dist.training.optim import build_optimizer
-from resnet_dist.training.powersgd import PowerSgdReduction
-from resnet_dist.training.precision import Precision
-from resnet_dist.training.recompute import recompute_blocks
-from resnet_dist.training.reduce import build_reduction
-from resnet_dist.training.run import Run
-from resnet_dist.training.samples import Samples
-from resnet_dist.training.state import TrainState
-from resnet_dist.training.update import Update
+from resnet_dist.training.model import Precision, around, build_classifier, build_optimizer, compiled, recompute_blocks
+from resnet_dist.training.reduce import PowerSgdReduction, Reduction, build_reduction
+from resnet_dist.training.schedule import RunPlan
+from resnet_dist.training.state import MovingAverage, TrainState
+from resnet_dist.training.step import Update
+
+
+@dataclass
+class Run:
+    """Everything one worker needs, put together by `worker.py`."""
+
+    recipe: Recipe
+    plan: RunPlan
+    identity: Identity
+    ctx: RunContext
+    tracker: Tracker
+    state: TrainState
+    model: nn.Module
+    evaluated: nn.Module
+    """`model`, or the moving average of its weights."""
+    reduction: Reduction
+    update: Update
+    statistics: BatchNormStatistics
+    noise: StepNoise
+    precision: Precision
+    mixer: Mixer
+    train: Samples
+    val: Samples
+    window: Window
+    health: Health
+    device_use: DeviceUse
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """How the train beton's pictures became pixels."""
+    agreement: Agreement = field(default_factory=Agreement)
+    background: Background = field(default_factory=Background)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The newest value of every metric."""
+    best_top1: float = -1.0
+    """Percent; of the weights that this worker group has given to `best/`."""
+    diverged: str = ""
+    """What was seen, once training has diverged."""
+    saved_step: int = -1
+    save_wanted: bool = False
+    """Whether a checkpoint is wanted besides those of the plan."""
+
+
+# From plain data to a run that can train: model, optimizer and bookkeeping put together.
 
 
 def assemble(job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> Run:

@@ -8,7 +8,7 @@ from torch import nn
 
 from resnet_dist.config.recipe_optim import OptimConfig
 from resnet_dist.models import ImageClassifier, build_model
-from resnet_dist.training.optim import build_optimizer, parameter_groups
+from resnet_dist.training.model import build_optimizer, parameter_groups
 
 
 @pytest.mark.parametrize(

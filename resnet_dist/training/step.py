@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from resnet_dist.config.recipe_train import BinaryCrossEntropy, TrainConfig
+from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
 from resnet_dist.training.state import TrainState
 
 
@@ -57,3 +61,27 @@ class Update:
         if self._state.average is not None:
             self._state.average.update(self._state.net, self._state.step + 1)
         return norm if measure else None
+
+
+# The loss of one micro-batch.
+
+
+def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig) -> Tensor:
+    """Mean loss, a scalar of the targets' type. Logits and targets [N, C]; a row of targets sums to 1."""
+    logits = logits.to(targets.dtype)
+    if not isinstance(train.loss, BinaryCrossEntropy):
+        return cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+    targets = (1.0 - train.label_smoothing) * targets + train.label_smoothing / targets.shape[1]
+    if train.loss.target_threshold is not None:
+        targets = (targets > train.loss.target_threshold).to(targets.dtype)
+    return binary_cross_entropy_with_logits(logits, targets)
+
+
+# The keys of a step's random layers (drop-path, dropout): pure functions of (seed, step, micro-batch, layer).
+
+
+def layer_keys(seed: int, step: int, micro_batch: int, num_layers: int) -> list[int]:
+    """One signed 64-bit key for each random layer of the net, for one micro-batch of optimizer step `step`."""
+    key = sample_keys(Stream.LAYER_NOISE, seed, step, [micro_batch])
+    keys: list[int] = splitmix64(key, np.arange(num_layers, dtype=np.uint64)).view(np.int64).tolist()
+    return keys
