@@ -14,7 +14,7 @@ PACKAGES = ("data_prep", "resnet_dist")
 
 # A third-party library, and the packages or modules that alone may import it.
 FENCES = {
-    "ray": ("data_prep.runtime", "data_prep.converter", "data_prep.bench", "resnet_dist.launch"),
+    "ray": ("data_prep.runtime", "data_prep.converter", "data_prep.bench", "resnet_dist.launch", "resnet_dist.sweeps"),
     "mlflow": ("resnet_dist.tracking",),
     "ffcv": (
         "resnet_dist.data",
@@ -35,8 +35,8 @@ FENCES = {
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("data_prep.sources.files.remote", "resnet_dist.storage.objects"),
     "sklearn": ("data_prep.sources",),
-    "scipy": ("data_prep.sources", "resnet_dist.tune.points", "resnet_dist.tune.ranking"),
-    "optuna": ("resnet_dist.tune.importance", "resnet_dist.launch.sweep"),
+    "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.ranking"),
+    "optuna": ("resnet_dist.sweeps.report", "resnet_dist.sweeps.searcher"),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),
     "torchvision": ("resnet_dist.bench", "resnet_dist.models.baselines"),  # in benches: a peer too
     "timm": ("resnet_dist.training.model",),
@@ -50,12 +50,13 @@ FENCES = {
         "resnet_dist.tracking.registry",
         "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
+        "resnet_dist.sweeps.trial",
         "resnet_dist.bench",
     ),
     "matplotlib": (
         "resnet_dist.studies.plots",
         "resnet_dist.tracking.plots",
-        "resnet_dist.tune.figures",
+        "resnet_dist.sweeps.figures",
     ),
     "onnxruntime": ("resnet_dist.launch.export",),
     "onnxscript": ("resnet_dist.launch.export",),
@@ -134,16 +135,10 @@ WALLS = {
         "resnet_dist.tracking.tracker",
         "data_prep.beton",
     ),
-    "resnet_dist.tune": (
-        "resnet_dist.errors",
-        "resnet_dist.config",
-        "resnet_dist.tracking.plots",
-        "data_prep.beton.files",
-    ),
     "resnet_dist.launch": (
         "resnet_dist.errors",
         "resnet_dist.config",
-        "resnet_dist.tune",
+        "resnet_dist.sweeps.ledger",  # the name of its file
         "resnet_dist.data",
         "resnet_dist.models",
         "resnet_dist.storage",
@@ -153,6 +148,16 @@ WALLS = {
         "data_prep.runtime",
         "data_prep.beton",
         "data_prep.pixels",
+    ),
+    "resnet_dist.sweeps": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.storage",
+        "resnet_dist.training",
+        "resnet_dist.tracking",
+        "resnet_dist.launch",
+        "data_prep.ray_cluster",
+        "data_prep.beton",
     ),
     "resnet_dist.evaluation": (
         "resnet_dist.errors",
@@ -186,7 +191,7 @@ WALLS = {
         "resnet_dist.models",
         "resnet_dist.storage",
         "resnet_dist.training",
-        "resnet_dist.tune",
+        "resnet_dist.sweeps.ledger",
         "data_prep.beton",
     ),
 }

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.errors import Fault
-from resnet_dist.tune.events import Event, TrialEnded, TrialStarted
-from resnet_dist.tune.ledger import read_ledger
+from resnet_dist.sweeps.ledger import Event, TrialEnded, TrialStarted, read_ledger
 
 PATHS = ("light", "train")
 _LIMIT_S = 3600.0

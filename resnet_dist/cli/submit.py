@@ -131,7 +131,7 @@ def require_understood(command: str, given: Sequence[str], profile: Profile, on:
     if command == "tune":
         from resnet_dist.cli.tune import run
         from resnet_dist.launch.preflight import require_compatible, require_micro_batch_each, require_net
-        from resnet_dist.launch.sweep.prepare import read_sweep
+        from resnet_dist.sweeps.prepare import read_sweep
 
         told = _parsed(run, "run", words[1:] if words[0] == "run" else words)
         read = read_sweep(told["space"], told["set_"], profile, name)

@@ -50,16 +50,16 @@ def run(
     More trials: the same command with a larger --set trials=N. Example: resnet-dist tune tune_spaces/digits_smoke.yaml
     --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.launch.sweep.prepare import prepare_sweep
+    from resnet_dist.sweeps.prepare import prepare_sweep
 
     profile = load_profile_file(on, profile_set)
     prepared = prepare_sweep(space, set_, profile, name or space.stem)
     if dry_run:
-        from resnet_dist.launch.sweep.dry_run import describe_sweep
+        from resnet_dist.sweeps.dry_run import describe_sweep
 
         typer.echo(describe_sweep(prepared), nl=False)
         return
-    from resnet_dist.launch.sweep.driver import run_sweep
+    from resnet_dist.sweeps.driver import run_sweep
 
     end = run_sweep(prepared, lambda line: typer.echo(line, err=True))
     if as_json:
@@ -80,7 +80,7 @@ def report(sweep: SweepDir) -> None:
 
     Example: resnet-dist tune report runs/digits_smoke
     """
-    from resnet_dist.tune.report import write_report
+    from resnet_dist.sweeps.report import write_report
 
     written = write_report(sweep)
     typer.echo(written.text)
@@ -99,7 +99,7 @@ def narrow(
 
     Example: resnet-dist tune narrow runs/lr_wd_random --output tune_spaces/lr_wd_2.yaml
     """
-    from resnet_dist.tune.next_space import next_space_text
+    from resnet_dist.sweeps.next_sweep import next_space_text
 
     if output.exists():
         raise UserError(f"--output {output}: exists; name another file")
@@ -126,8 +126,7 @@ def compare(
     That sweep's own scheduler must be fifo. Example: resnet-dist tune compare runs/lr_wd_random --scheduler '{kind:
     asha, first_rung: 0.33, rungs: 1}'
     """
-    from resnet_dist.launch.sweep.compare import compare as measure
-    from resnet_dist.tune.ledger import read_ledger
-    from resnet_dist.tune.state import replay
+    from resnet_dist.sweeps.compare import compare as measure
+    from resnet_dist.sweeps.ledger import read_ledger, replay
 
     typer.echo(measure(replay(read_ledger(sweep)), scheduler or ["{kind: asha}"], draws, at_once))

@@ -35,11 +35,11 @@ from resnet_dist.launch.data_checks import (
     require_same_classes,
 )
 from resnet_dist.storage.base import RunStorage, beside, open_storage
+from resnet_dist.sweeps.ledger import FILE as LEDGER
 from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.context import Job
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan, plan_run
-from resnet_dist.tune.ledger import FILE as LEDGER
 
 
 @dataclass(frozen=True)

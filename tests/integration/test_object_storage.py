@@ -16,10 +16,9 @@ from mlflow import MlflowClient
 from resnet_dist.config.loading import load_profile
 from resnet_dist.config.profile import absolute_paths
 from resnet_dist.launch.preflight import prepare
-from resnet_dist.launch.sweep.conductor import thin
-from resnet_dist.launch.sweep.light import train_light
-from resnet_dist.launch.sweep.prepare import prepare_sweep
-from resnet_dist.launch.sweep.trial_exchange import TrialSetup
+from resnet_dist.sweeps.prepare import prepare_sweep
+from resnet_dist.sweeps.ray_tune import thin
+from resnet_dist.sweeps.trial import TrialSetup, train_light
 from resnet_dist.tracking.sync import end_sweep, open_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,7 @@ from mlflow import MlflowClient
 
 from resnet_dist.cli import main
 from resnet_dist.config.loading import load_recipe
-from resnet_dist.tune.events import DriverStarted
-from resnet_dist.tune.ledger import read_ledger
-from resnet_dist.tune.state import SweepState, replay
+from resnet_dist.sweeps.ledger import DriverStarted, SweepState, read_ledger, replay
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_dist.bench.sweep_paths import steady_rate
 from resnet_dist.errors import Fault
-from resnet_dist.tune.events import Event, TrialEnded, TrialStarted
+from resnet_dist.sweeps.ledger import Event, TrialEnded, TrialStarted
 
 
 def ended(trial: str, time_s: float) -> TrialEnded:

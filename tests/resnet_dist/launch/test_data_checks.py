@@ -33,13 +33,13 @@ from resnet_dist.launch.data_checks import (
 from resnet_dist.launch.evaluate import evaluate_models
 from resnet_dist.launch.export import export_model
 from resnet_dist.launch.preflight import Prepared, prepare
-from resnet_dist.launch.sweep.prepare import prepare_sweep
 from resnet_dist.studies.record import study_recipe
+from resnet_dist.sweeps.ledger import open_ledger
+from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
 from resnet_dist.training.context import Job
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.tune.ledger import open_ledger
 
 RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml"
 

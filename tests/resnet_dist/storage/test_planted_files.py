@@ -28,9 +28,9 @@ from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.base import read_json, write_json
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.storage.objects import _is_plain
+from resnet_dist.sweeps.ledger import open_ledger, read_ledger
 from resnet_dist.tracking.plots import new_figure, save
 from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, read_card, save_checkpoint
-from resnet_dist.tune.ledger import open_ledger, read_ledger
 
 
 @pytest.fixture

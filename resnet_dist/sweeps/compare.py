@@ -1,0 +1,176 @@
+"""`tune compare`: what another scheduler would have done with the curves of a sweep whose trials all reached their end.
+
+The decisions are those of a real sweep (`tune.sweep.Sweep` over Ray Tune's scheduler); only the training is read from
+the ledger. So rungs can be chosen by evidence, and early stopping compared with random search at equal epochs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, quantiles
+from typing import Any
+
+from resnet_dist.config.loading import space_from_tree
+from resnet_dist.config.space import Space
+from resnet_dist.errors import UserError
+from resnet_dist.sweeps.ledger import DriverStarted, Event, SweepState, TrialState, spent_epochs
+from resnet_dist.sweeps.ranking import is_better, rank, score_of
+from resnet_dist.sweeps.scheduler import TuneScheduler
+from resnet_dist.sweeps.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Draw:
+    epochs: float
+    """Spent in all."""
+    regret: float
+    """The best known point's score less that of the point that was picked."""
+    is_best: bool
+
+
+class _Forgotten:
+    """A ledger that nobody reads."""
+
+    def append(self, event: Event) -> None: ...
+
+
+def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_once: int) -> str:
+    """A Markdown table. `schedulers`: YAML each. Raises UserError unless all points have reached their end.
+
+    Each draw shuffles the points and lets the rule see the runs of one seed. What it picks counts by its other seeds,
+    if there are any: then a regret holds no luck of the pick. The best known point is that of the mean over all seeds.
+    """
+    recorded = _Recorded(state)
+    spaces = {name: space_from_tree("--scheduler", recorded.tree, [f"scheduler={name}"]) for name in schedulers}
+    rows: list[tuple[str, list[Draw]]] = [
+        ("every point to its end", [recorded.first_points(draw, len(recorded.points)) for draw in range(num_draws)])
+    ]
+    for name, space in spaces.items():
+        stopped = [recorded.play(space, draw, at_once) for draw in range(num_draws)]
+        wholes = [max(round(told.epochs / recorded.length), 1) for told in stopped]
+        random_search = [recorded.first_points(draw, whole) for draw, whole in enumerate(wholes)]
+        rows += [(name, stopped), ("random search, as many epochs", random_search)]
+    lines = [
+        f"{len(recorded.points)} points with {recorded.num_seeds} seed(s), {recorded.length:g} epochs each; "
+        f"{num_draws} draws, {at_once} at once; {recorded.space.metric}; {rank(recorded.space, state).verdict()}.",
+        "",
+        "| rule | epochs | share of all | regret, mean | median | 90 % are below | the best point itself |",
+        "|---|---|---|---|---|---|---|",
+        *(_line(rule, draws, recorded) for rule, draws in rows),
+    ]
+    return "\n".join(lines)
+
+
+def _line(rule: str, draws: Sequence[Draw], recorded: _Recorded) -> str:
+    epochs, regrets = fmean(draw.epochs for draw in draws), [draw.regret for draw in draws]
+    share = epochs / (recorded.length * len(recorded.points))
+    deciles = quantiles(regrets, n=10)
+    hits = fmean(draw.is_best for draw in draws)
+    return (
+        f"| {rule} | {epochs:.1f} | {share:.0%} | {fmean(regrets):.2f} | {deciles[4]:.2f} | {deciles[8]:.2f} "
+        f"| {hits:.0%} |"
+    )
+
+
+class _Recorded:
+    """Runs of points: one list for each point, by seed."""
+
+    def __init__(self, state: SweepState) -> None:
+        if state.began is None:
+            raise UserError("compare: no sweep was begun here")
+        # Without a budget: the replay's clock counts calls. Without a search: the points are known.
+        self.tree = {**state.began.space, "budget": {}, "search": {"kind": "random"}}
+        self.space = Space.model_validate(self.tree)
+        self.points: dict[int, list[TrialState]] = {}
+        for trial in state.trials.values():
+            if trial.status in ("finished", "diverged"):
+                self.points.setdefault(trial.number, []).append(trial)
+        first_runs = [trial for trial in state.trials.values() if trial.seed_number == 0]
+        unknown = [trial.name for trial in first_runs if trial.status not in ("finished", "diverged")]
+        finished = [trial for trial in first_runs if trial.status == "finished"]
+        if unknown or not finished:
+            raise UserError(
+                "compare: needs a sweep with scheduler fifo whose points have all reached their end; not so: "
+                f"{', '.join(unknown[:10]) or 'no trial has finished'}"
+            )
+        # Seeds that every point has; one that diverged with its first seed is not run with others.
+        self.num_seeds = min(len(self.points[trial.number]) for trial in finished)
+        self.length = finished[0].epoch
+        sign = 1 if self.space.higher_is_better else -1
+        self._best = max(self.points, key=lambda number: sign * self._score(number, range(self.num_seeds)))
+
+    def first_points(self, draw: int, number: int) -> Draw:
+        """Random search: the first points of the draw's order, each to its end."""
+        order, seed = self._order(draw)
+        seen = order[:number]
+        picked = seen[0]
+        for point in seen[1:]:
+            if is_better(self.space, self._score(point, [seed]), self._score(picked, [seed])):
+                picked = point
+        return self._judged(picked, seed, sum(self._run(point, seed).epoch for point in seen))
+
+    def play(self, space: Space, draw: int, at_once: int) -> Draw:
+        """A sweep with the space's scheduler over the draw's order, one epoch of each running trial after the other."""
+        order, seed = self._order(draw)
+        clock = itertools.count()
+        sweep = Sweep(
+            space.model_copy(update={"seeds": 1}),
+            (),
+            _Forgotten(),
+            planned=[self.points[number][0].point for number in order],
+            total_epochs=lambda point: self.length,
+            scheduler=TuneScheduler(space),
+            searcher=None,
+            now_s=lambda: float(next(clock)),
+        )
+        sweep.begin(DriverStarted(0.0))
+        running: list[str] = []
+        while not sweep.is_over():
+            while len(running) < at_once and (trial := sweep.next_trial()) is not None:
+                sweep.start(trial)
+                running.append(trial.name)
+            running = [name for name in running if self._one_report(sweep, name, order, seed)]
+        best = rank(sweep.space, sweep.state).best
+        if best is None:
+            raise UserError("compare: the scheduler let no trial reach its end")
+        return self._judged(order[best.number], seed, spent_epochs(sweep.state))
+
+    def _one_report(self, sweep: Sweep, name: str, order: Sequence[int], seed: int) -> bool:
+        """The trial's next evaluation, or its end; whether it goes on."""
+        known = sweep.state.trials[name]
+        run = self._run(order[known.number], seed)
+        done = len(known.reports)
+        if done == len(run.reports):
+            end: Mapping[str, Any] = run.metrics
+            sweep.end(name, "finished" if run.status == "finished" else "diverged", run.epoch, 0, end, run.status, "")
+            return False
+        report = run.reports[done]
+        verdict = sweep.report(name, report.epoch, report.step, report.metrics)
+        if verdict == "stop":
+            sweep.end(name, "stopped", report.epoch, report.step, report.metrics, "stopped", "")
+        elif verdict == "wait":
+            sweep.leave(name, "waits")
+        return verdict == "go on"
+
+    def _order(self, draw: int) -> tuple[list[int], int]:
+        """The points as the draw shuffles them, and the seed whose runs it sees."""
+        order = sorted(self.points)
+        random.Random(draw).shuffle(order)
+        return order, draw % self.num_seeds
+
+    def _run(self, point: int, seed: int) -> TrialState:
+        runs = self.points[point]
+        return runs[seed] if seed < len(runs) else runs[0]
+
+    def _score(self, point: int, seeds: Sequence[int]) -> float:
+        runs = [self._run(point, seed) for seed in seeds]
+        return fmean(score_of(self.space, run.metrics if run.status == "finished" else {}) for run in runs)
+
+    def _judged(self, picked: int, seed: int, epochs: float) -> Draw:
+        others = [other for other in range(self.num_seeds) if other != seed] or [seed]
+        sign = 1 if self.space.higher_is_better else -1
+        regret = sign * (self._score(self._best, others) - self._score(picked, others))
+        return Draw(epochs, regret, picked == self._best)

@@ -1,0 +1,161 @@
+"""The driver of a sweep. It can be killed at any moment and called again with the same arguments: what is in the ledger
+is not done again, and what was running goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from resnet_dist.errors import Fault
+from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
+from resnet_dist.launch.control import StopSignal, stop_signals
+from resnet_dist.sweeps.ledger import DriverStarted, Ledger, TrialAdded, open_ledger
+from resnet_dist.sweeps.points import Point
+from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trial_bundles, trials_at_once
+from resnet_dist.sweeps.ray_tune import Conductor, run_trials
+from resnet_dist.sweeps.record import Say, SweepRecord, begin_sweep_record
+from resnet_dist.sweeps.report import write_report
+from resnet_dist.sweeps.scheduler import TuneScheduler
+from resnet_dist.sweeps.searcher import TuneSearcher
+from resnet_dist.sweeps.sweep import Sweep
+from resnet_dist.sweeps.trial import TrialSetup, start_sweep_control
+from resnet_dist.tracking.connection import client_environment, driver_environment, server_credentials
+from resnet_dist.tracking.mlflow_run import EndStatus
+
+
+@dataclass(frozen=True)
+class SweepEnd:
+    sweep_dir: Path
+    report_dir: Path
+    why: str
+    """`all trials ended`, or which limit of the budget was reached, or that it was stopped."""
+    exit_code: int = 0
+    best_recipe: Path | None = None
+
+
+def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
+    """Runs the sweep to its end, to the end of its budget, or to a stop. Raises UserError, Fault."""
+    for warning in prepared.warnings:
+        say(f"warning: {warning}")
+    with open_ledger(prepared.sweep_dir) as ledger:
+        if not ledger.events:
+            ledger.append(prepared.began)
+        sweep = _sweep(prepared, ledger)
+        sweep.begin(DriverStarted(time.time()))
+        if sweep.is_over():
+            return _finish(prepared, "all trials ended")
+        with ray_session(prepared.profile, dashboard=prepared.space.resources.path == "train"):
+            space, trial_profile = prepared.space, prepared.trial_profile
+            # For as many trials as may run at once, as long as the sweep lasts: Tune shows Ray only those that run.
+            with asked_for(prepared.profile, trial_bundles(space, trial_profile, _most_open(sweep))):
+                nodes = await_nodes(
+                    prepared.profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, say
+                )
+                require_room(space, trial_profile, nodes)
+                with stop_signals() as stop:
+                    record = begin_sweep_record(prepared, nodes, say)
+                    return _run_and_record(prepared, sweep, record, stop)
+
+
+def _most_open(sweep: Sweep) -> int:
+    """Trials that are not over, if every point reaches its end and so gets all its seeds."""
+    return sweep.num_points * sweep.space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
+
+
+def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> SweepEnd:
+    status: EndStatus = "FAILED"
+    reason = "an unexpected error"
+    try:
+        conductor = _conduct(prepared, sweep, record, stop)
+        why = conductor.why_no_more() or "all trials ended"
+        end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
+        record.log_report(end.report_dir)
+        status, reason = ("FINISHED" if sweep.is_over() else "KILLED"), why
+        return end
+    except KeyboardInterrupt:
+        status, reason = "KILLED", "interrupted"
+        raise
+    except Fault as error:
+        reason = f"failed: {error}"
+        raise
+    finally:
+        record.end((prepared.trial_storage(trial) for trial in sweep.state.trials), status, reason)
+
+
+def _conduct(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> Conductor:
+    space, profile = prepared.space, prepared.profile
+    control = start_sweep_control()
+    conductor = Conductor(prepared, sweep, record, control, stop)
+    local = cluster_of(profile, os.environ) is None
+    light = space.resources.path == "light"
+    setup = TrialSetup(
+        profile=prepared.trial_profile,
+        parent_run_id=record.handle.run_id,
+        is_light=light,
+        control=control,
+        environment={
+            **ray_settings(profile, local=local),
+            **driver_environment(),
+            # A trial with workers is a driver; its workers get theirs from Ray Train.
+            **(client_environment() if light and profile.tracking_uri.startswith("http") else {}),
+            **server_credentials(os.environ),
+        },
+    )
+    at_once = trials_at_once(space, prepared.trial_profile, alive_nodes())
+    record.say(f"{conductor.num_open()} trials to go, {at_once} at once")
+    _in_thread(lambda: run_trials(conductor, setup, space, prepared.sweep_dir))
+    return conductor
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """Runs `work` beside the main thread, which must be free for signals: Tune would replace their handlers."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="ray-tune", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if raised:
+        raise raised[0]
+
+
+def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:
+    known = [(dict(point), score) for point, score in prepared.began.known]
+    lengths: dict[str, float] = {}
+
+    def total_epochs(point: Point) -> float:
+        key = repr(point)
+        if key not in lengths:
+            lengths[key] = prepared.total_epochs(point)
+        return lengths[key]
+
+    searcher = None
+    if prepared.planned is None:
+        num_before = sum(isinstance(event, TrialAdded) and event.seed_number == 0 for event in ledger.events)
+        searcher = TuneSearcher(prepared.space, known, num_before)
+    return Sweep(
+        prepared.space,
+        list(ledger.events),
+        ledger,
+        planned=prepared.planned,
+        total_epochs=total_epochs,
+        scheduler=TuneScheduler(prepared.space),
+        searcher=searcher,
+        now_s=time.time,
+        key=prepared.builder.key,
+    )
+
+
+def _finish(prepared: PreparedSweep, why: str, exit_code: int = 0) -> SweepEnd:
+    report = write_report(prepared.sweep_dir)
+    return SweepEnd(prepared.sweep_dir, report.folder, why, exit_code, report.best_recipe)

@@ -1,0 +1,310 @@
+"""What can happen in a sweep: the lines of its ledger. Plain data; times are Unix seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.beton.files import open_regular, read_small
+from data_prep.strict_json import parse
+from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.sweeps.points import Point
+
+Outcome = Literal["finished", "stopped", "diverged", "failed"]
+"""stopped: early, by the scheduler. failed: its retries are used up."""
+Verdict = Literal["go on", "stop", "wait"]
+
+
+@dataclass(frozen=True)
+class Began:
+    """The sweep is new: what it is. The first line."""
+
+    name: str
+    sweep_hash: str
+    space: Mapping[str, Any]
+    base: Mapping[str, Any]
+    """The base recipe's file as read."""
+    num_proxy_samples: int
+    num_base_samples: int | None
+    data_digest: str
+    first_points: Sequence[Mapping[str, Any]]
+    """Tried before all others: the space's, and what a warm start brought."""
+    known: Sequence[tuple[Mapping[str, Any], float]]
+    """Points and scores of earlier sweeps over the same proxy, which the search begins with."""
+    time_s: float
+    class_names: Sequence[str] = ()
+    """Of the data, by label; empty in ledgers of versions that did not keep them."""
+
+
+@dataclass(frozen=True)
+class DriverStarted:
+    """Someone ran the command: from here on, what was running before is not."""
+
+    time_s: float
+
+
+@dataclass(frozen=True)
+class TrialAdded:
+    trial: str
+    number: int
+    """Of the point."""
+    seed_number: int
+    point: Mapping[str, Any]
+    time_s: float
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    trial: str
+    time_s: float
+
+
+@dataclass(frozen=True)
+class TrialReported:
+    """One evaluation, and what the scheduler said to it."""
+
+    trial: str
+    epoch: float
+    step: int
+    metrics: Mapping[str, float]
+    verdict: Verdict
+    time_s: float
+
+
+@dataclass(frozen=True)
+class TrialLeft:
+    """The trial stopped computing but is not over: it goes on from its checkpoint."""
+
+    trial: str
+    why: str
+    time_s: float
+    is_fault: bool = False
+    """Whether it counts as one of the trial's failures."""
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    trial: str
+    outcome: Outcome
+    epoch: float
+    step: int
+    metrics: Mapping[str, float]
+    reason: str
+    time_s: float
+    run_id: str = field(default="")
+    """MLflow's."""
+
+
+Event = Began | DriverStarted | TrialAdded | TrialStarted | TrialReported | TrialLeft | TrialEnded
+_KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (Began, DriverStarted, TrialAdded, TrialStarted, TrialReported, TrialLeft, TrialEnded)
+}
+
+
+def encode(event: Event) -> bytes:
+    return json.dumps({"event": type(event).__name__, **asdict(event)}, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Event:
+    """Raises ValueError for a line that is no event."""
+    fields = parse(line, max_bytes=MAX_RECORD_BYTES, allow_nan=True)
+    kind = _KINDS.get(str(fields.get("event"))) if isinstance(fields, dict) else None
+    if kind is None:
+        raise ValueError("is no event of a sweep")
+    return read_record(kind, line)
+
+
+# `ledger.jsonl` in the sweep's folder: everything that happened, one line each, appended and never changed.
+
+
+FILE = "ledger.jsonl"
+MAX_LEDGER_BYTES = 1 << 30
+
+
+def ledger_file(sweep_dir: Path) -> Path:
+    return sweep_dir / FILE
+
+
+def read_ledger(sweep_dir: Path) -> list[Event]:
+    """Everything so far; a last line that is being written is left out. Raises UserError, Fault for a damaged line."""
+    path = ledger_file(sweep_dir)
+    try:
+        data = read_small(path, MAX_LEDGER_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the folder of a sweep, <storage>/<sweep's name>") from None
+    events = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            events.append(decode(line))
+        except ValueError as error:
+            raise Fault(f"{path}: line {number} is damaged ({error}); fix or remove that line") from None
+    return events
+
+
+class Ledger:
+    """The one writer."""
+
+    def __init__(self, descriptor: int, events: list[Event]) -> None:
+        self._descriptor = descriptor
+        self.events = events
+        """All of them, those of this writer too."""
+
+    def append(self, event: Event) -> None:
+        """On return the event survives a power cut."""
+        line = encode(event)
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+        os.fsync(self._descriptor)
+        self.events.append(event)
+
+
+@contextmanager
+def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
+    """For the one driver of the sweep; UserError while another one has it. The line of a killed writer is cut off."""
+    path = ledger_file(sweep_dir)
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{sweep_dir}: another command is running this sweep; wait for it, or stop it") from None
+        data = read_small(path, MAX_LEDGER_BYTES)
+        if not data.endswith(b"\n"):
+            os.ftruncate(descriptor, data.rfind(b"\n") + 1)
+        yield Ledger(descriptor, read_ledger(sweep_dir))
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+# Where a sweep stands: its ledger read from the top. Pure.
+
+
+Status = Literal["waiting", "running", "paused", "finished", "stopped", "diverged", "failed"]
+"""waiting: to begin, or to go on from a checkpoint. paused: until the scheduler says more."""
+ENDED: tuple[Status, ...] = ("finished", "stopped", "diverged", "failed")
+
+
+@dataclass
+class TrialState:
+    name: str
+    number: int
+    seed_number: int
+    point: Point
+    status: Status = "waiting"
+    reports: list[TrialReported] = field(default_factory=list)
+    """By ascending epoch, each once."""
+    end: TrialEnded | None = None
+    num_faults: int = 0
+    seconds: float = 0.0
+    """Computing, over all its starts."""
+    last_fault: str = ""
+    told: Verdict = "go on"
+    """What the scheduler last said to it; it may not have acted on it yet."""
+
+    @property
+    def epoch(self) -> float:
+        """How far it came, as far as it said."""
+        return self.end.epoch if self.end else (self.reports[-1].epoch if self.reports else 0.0)
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The newest."""
+        if self.end and self.end.metrics:
+            return self.end.metrics
+        return self.reports[-1].metrics if self.reports else {}
+
+
+@dataclass
+class SweepState:
+    began: Began | None = None
+    trials: dict[str, TrialState] = field(default_factory=dict)
+    """In the order in which they were added."""
+    wall_s: float = 0.0
+    """Time that drivers were at work, from each one's start to its last event."""
+    num_drivers: int = 0
+    _driver_s: float = 0.0
+    last_s: float = 0.0
+    """When the newest event happened."""
+    _started_s: dict[str, float] = field(default_factory=dict)
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case Began():
+                self.began = event
+            case DriverStarted():
+                self._rest()
+                self.num_drivers += 1
+                self._driver_s = event.time_s
+            case TrialAdded():
+                point = dict(event.point)
+                self.trials[event.trial] = TrialState(event.trial, event.number, event.seed_number, point)
+            case TrialStarted():
+                self.trials[event.trial].status, self.trials[event.trial].told = "running", "go on"
+                self._started_s[event.trial] = event.time_s
+            case TrialReported():
+                reports = self.trials[event.trial].reports
+                self.trials[event.trial].told = event.verdict
+                if not reports or event.epoch > reports[-1].epoch:
+                    reports.append(event)
+            case TrialLeft():
+                self._left(event)
+            case TrialEnded():
+                trial = self.trials[event.trial]
+                trial.end, trial.status = event, event.outcome
+                trial.seconds += event.time_s - self._started_s.pop(event.trial, event.time_s)
+        self.last_s = max(self.last_s, event.time_s)
+
+    def wall_until(self, now_s: float) -> float:
+        """Seconds that drivers were at work, this one included."""
+        return self.wall_s + max(now_s - self._driver_s, 0.0)
+
+    def trial_seconds_until(self, now_s: float) -> float:
+        """Seconds that trials were computing, summed over them, those that run included."""
+        running = sum(max(now_s - started_s, 0.0) for started_s in self._started_s.values())
+        return sum(trial.seconds for trial in self.trials.values()) + running
+
+    def _left(self, event: TrialLeft) -> None:
+        trial = self.trials[event.trial]
+        trial.status = "paused" if trial.told == "wait" else "waiting"
+        trial.seconds += event.time_s - self._started_s.pop(event.trial, event.time_s)
+        if event.is_fault:
+            trial.num_faults += 1
+            trial.last_fault = event.why
+
+    def _rest(self) -> None:
+        """Nothing runs any more: the driver that started it has gone."""
+        if self.num_drivers:
+            self.wall_s += max(self.last_s - self._driver_s, 0.0)
+        for name, started_s in self._started_s.items():
+            trial = self.trials[name]
+            trial.seconds += max(self.last_s - started_s, 0.0)
+            if trial.status == "running":
+                trial.status = "paused" if trial.told == "wait" else "waiting"
+        self._started_s.clear()
+
+
+def replay(events: Iterable[Event]) -> SweepState:
+    state = SweepState()
+    for event in events:
+        state.apply(event)
+    return state
+
+
+def trial_name(number: int, seed_number: int) -> str:
+    """`t0007`, `t0007-s1` for the second seed of the same point."""
+    return f"t{number:04d}" + (f"-s{seed_number}" if seed_number else "")
+
+
+def spent_epochs(state: SweepState) -> float:
+    return sum(trial.epoch for trial in state.trials.values())

@@ -1,0 +1,298 @@
+"""The next, finer space around what a sweep found. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data_prep.beton.files import write_text_atomically
+from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
+from resnet_dist.config.space import COORDINATES, Space
+from resnet_dist.config.space_parameters import Choice, Derived, Grid, LogUniform, Parameter, QUniform, Uniform
+from resnet_dist.errors import UserError
+from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, read_ledger, replay
+from resnet_dist.sweeps.points import Point, lies_in
+from resnet_dist.sweeps.ranking import Ranking, rank, score_of, worst_score
+
+_LEAST = 4
+_MARGIN = 0.5
+"""Of the kept points' mean distance, beyond the outermost of them."""
+
+
+_SAME = 0.005
+"""Relative difference up to which a value is one of the old grid's: three digits are kept of a new one."""
+
+IsAllowed = Callable[[str, float], bool]
+"""Whether a recipe may have this value of this key."""
+
+
+def narrowed(
+    space: Space, ranking: Ranking, keep: float, is_allowed: IsAllowed
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(parameters of the next space, what was done to each in words), around the best share `keep` of all points.
+
+    A range whose best point lies near one of its ends is moved beyond that end, where `is_allowed`: the best may lie
+    outside. A point that cannot be told from the best by noise is kept too. Raises UserError with too few points.
+    """
+    done = [row for row in ranking.rows if row.num_runs]
+    if len(done) < _LEAST:
+        raise UserError(
+            f"narrow: {len(done)} points have reached their end, {_LEAST} are needed; run more trials first"
+        )
+    number = max(_LEAST, math.ceil(keep * len(ranking.rows)))
+    kept = [row for place, row in enumerate(done) if place < number or row.in_noise]
+    level = [done[0], *(row for row in done if row.in_noise)]
+    parameters: dict[str, dict[str, Any]] = {}
+    words: list[str] = []
+    for key, parameter in space.space.items():
+        if isinstance(parameter, Derived):
+            parameters[key] = _as_tree(parameter)
+            continue
+        values = [row.point[key] for row in (level if isinstance(parameter, Grid) else kept) if key in row.point]
+        if not values:
+            parameters[key], what = _as_tree(parameter), "kept: it plays no part near the best"
+        elif isinstance(parameter, Grid):
+            parameters[key], what = _narrow_grid(key, parameter, values, is_allowed)
+        else:
+            parameters[key], what = _narrow(key, parameter, values, is_allowed)
+        words.append(f"{key}: {what}")
+    return parameters, words
+
+
+def _narrow(key: str, parameter: Parameter, values: Sequence[Any], is_allowed: IsAllowed) -> tuple[dict[str, Any], str]:
+    """`values`: of the points that are kept, the best first."""
+    match parameter:
+        case LogUniform(low=low, high=high):
+            logs = _range([math.log(value) for value in values], math.log(low), math.log(high))
+            ends = _allowed_ends(key, (_round(math.exp(logs[0])), _round(math.exp(logs[1]))), low, high, is_allowed)
+        case Uniform(low=low, high=high):
+            raw = _range(values, low, high)
+            ends = _allowed_ends(key, (_round(raw[0]), _round(raw[1])), low, high, is_allowed)
+        case QUniform(low=low, high=high, step=step):
+            ends = max(min(values) - step, low), min(max(values) + step, high)
+        case Choice(values=listed):
+            left = [value for value in listed if value in values]
+            return {**_as_tree(parameter), "values": left}, f"{len(left)} of {len(listed)} values"
+        case _:
+            raise AssertionError(f"{parameter.kind} is not searched")
+    return {**_as_tree(parameter), "low": ends[0], "high": ends[1]}, _words(low, high, *ends)
+
+
+def _allowed_ends(
+    key: str, ends: tuple[float, float], low: float, high: float, is_allowed: IsAllowed
+) -> tuple[float, float]:
+    """An end that no recipe may have is drawn back to the old one."""
+    return (
+        ends[0] if ends[0] >= low or is_allowed(key, ends[0]) else low,
+        ends[1] if ends[1] <= high or is_allowed(key, ends[1]) else high,
+    )
+
+
+def _narrow_grid(key: str, parameter: Grid, values: Sequence[Any], is_allowed: IsAllowed) -> tuple[dict[str, Any], str]:
+    """From the lower neighbour of the best values to the upper one, the best of them in it: five values or as many as
+    before, made odd. `values`: of points that are level with the best, which is the first."""
+    listed = parameter.all_values()
+    tree = _as_tree(parameter)
+    for name in ("low", "high", "num", "log"):
+        tree.pop(name, None)
+    if len(listed) < 3 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in listed):
+        left = [value for value in listed if value in values]
+        return {**tree, "values": left}, f"{len(left)} of {len(listed)} values"
+    ordered = sorted(listed)
+    log = ordered[0] > 0 and ordered[-1] / ordered[0] > 4
+    whole = all(isinstance(value, int) for value in ordered)
+    low, high = min(values), max(values)
+    first = ordered[0] ** 2 / ordered[1] if log else 2 * ordered[0] - ordered[1]
+    last = ordered[-1] ** 2 / ordered[-2] if log else 2 * ordered[-1] - ordered[-2]
+    # One value of the old grid, or what would have been the next, to each side.
+    around = [_value(first, whole), *ordered, _value(last, whole)]
+    ends = around[around.index(low, 1) - 1], around[around.index(high, 1) + 1]
+    ends = _allowed_ends(key, ends, ordered[0], ordered[-1], is_allowed)
+    new = _with_best(ends[0], values[0], ends[1], max(5, len(listed) | 1), log)
+    chosen = sorted({value for x in new if is_allowed(key, value := _known(_value(x, whole), listed))} | {values[0]})
+    num_new = sum(value not in listed for value in chosen)
+    words = _words(ordered[0], ordered[-1], chosen[0], chosen[-1])
+    return {**tree, "values": chosen}, f"{words}, {len(chosen)} values, {num_new} of them new"
+
+
+def _with_best(low: float, best: float, high: float, num: int, log: bool) -> list[float]:
+    """`num` values from `low` to `high` of which one is `best`, on either side of it at equal distances."""
+    to, back = (math.log, math.exp) if log else (float, float)
+    width = to(high) - to(low)
+    below = round((num - 1) * (to(best) - to(low)) / width) if width else 0
+    below = min(max(below, int(best > low)), num - 1 - int(best < high))
+    above = num - 1 - below
+    return [
+        *(back(to(low) + (to(best) - to(low)) * i / below) for i in range(below)),
+        best,
+        *(back(to(best) + (to(high) - to(best)) * i / above) for i in range(1, above + 1)),
+    ]
+
+
+def _value(value: float, whole: bool) -> float | int:
+    return round(value) if whole else _round(value)
+
+
+def _known(value: float | int, listed: Sequence[Any]) -> Any:
+    """The old grid's value, if `value` is that one rounded: it is not paid twice."""
+    return next((old for old in listed if math.isclose(old, value, rel_tol=_SAME)), value)
+
+
+def _range(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """From the least to the greatest value with a margin, inside of [low, high] unless the best, the first of them,
+    lies at an end."""
+    width, best = high - low, values[0]
+    margin = _MARGIN * max((max(values) - min(values)) / max(len(values) - 1, 1), 0.05 * width)
+    new_low, new_high = max(min(values) - margin, low), min(max(values) + margin, high)
+    if best - low < 0.1 * width:
+        new_low = low - 0.25 * width
+    if high - best < 0.1 * width:
+        new_high = high + 0.25 * width
+    return new_low, new_high
+
+
+def _words(low: float, high: float, new_low: float, new_high: float) -> str:
+    moved = [
+        side for side, is_moved in (("below", new_low < low * 0.999), ("above", new_high > high * 1.001)) if is_moved
+    ]
+    beyond = f", beyond the old range {' and '.join(moved)}: the best lies at its end" if moved else ""
+    before, after = f"{low:g} .. {high:g}", f"{_round(new_low):g} .. {_round(new_high):g}"
+    return f"{before} is kept" if before == after else f"{before} became {after}{beyond}"
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _as_tree(parameter: Parameter) -> dict[str, Any]:
+    return parameter.model_dump(mode="json", exclude_defaults=True)
+
+
+# The file of the next, finer space, ready to be run.
+
+
+def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, list[str]]:
+    """(YAML, what was done in words). Raises UserError as `narrowed` does.
+
+    The base recipe is written beside `output` only by reference: the sweep's own copy, so that it cannot change.
+    """
+    state = replay(read_ledger(sweep_dir))
+    if state.began is None:
+        raise UserError(f"{sweep_dir}: no sweep was begun here")
+    space = Space.model_validate(state.began.space)
+    ranking = rank(space, state)
+    began = state.began
+
+    def is_allowed(key: str, value: float) -> bool:
+        if key in COORDINATES:
+            return value > 0
+        try:
+            recipe_from_tree(began.base, {**space.proxy, key: value})
+        except ValueError:
+            return False
+        return True
+
+    parameters, words = narrowed(space, ranking, keep, is_allowed)
+    base = sweep_dir / "base_recipe.yaml"
+    if not base.exists():
+        write_text_atomically(base, tree_to_yaml(state.began.base))
+    folder = output.resolve().parent
+    tree: dict[str, Any] = {
+        **space.model_dump(mode="json", exclude={"space", "first_points", "warm_start"}),
+        "base": os.path.relpath(base.resolve(), folder),
+        "space": parameters,
+        "warm_start": [os.path.relpath(sweep_dir.resolve(), folder)],
+    }
+    best = ranking.best
+    head = [
+        f"Narrowed from the sweep {state.began.name} ({state.began.sweep_hash}) around {best.score:.4g}."
+        if best
+        else ""
+    ]
+    head += words
+    return "".join(f"# {line}\n" for line in head) + "\n" + tree_to_yaml(tree), words
+
+
+# What earlier sweeps know that a new one can use. Pure, but for reading their ledgers.
+
+
+_BEST = 3
+
+
+def warm_start(
+    space: Space, base: Mapping[str, Any], data_digest: str, folders: Sequence[Path]
+) -> tuple[list[Point], list[tuple[Point, float]]]:
+    """(points to try first, points with scores for a model). Scores of another proxy do not compare, so its best
+    points are only tried first. Points outside of the space are left out.
+
+    Raises UserError for a folder without a sweep.
+    """
+    first: list[Point] = []
+    known: list[tuple[Point, float]] = []
+    for folder in folders:
+        state = replay(read_ledger(folder))
+        if state.began is None:
+            raise UserError(f"warm_start: {folder} holds no sweep")
+        scored = _scored(space, state)
+        if space.search.kind in ("tpe", "cma") and _is_same_proxy(space, base, data_digest, state.began):
+            known += scored
+        else:
+            best = sorted(scored, key=lambda pair: pair[1], reverse=space.higher_is_better)[:_BEST]
+            first += [point for point, _ in best if point not in first]
+    return first, known
+
+
+def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
+    """Points that reached their end, with the mean of their runs; those whose first run diverged, with the worst."""
+    runs: dict[int, list[TrialState]] = {}
+    for trial in state.trials.values():
+        runs.setdefault(trial.number, []).append(trial)
+    found: list[tuple[Point, float]] = []
+    for first, *others in runs.values():
+        if not lies_in(space, first.point):
+            continue
+        if first.status == "diverged":
+            found.append((first.point, worst_score(space)))
+        elif first.status == "finished":
+            over = [first, *(trial for trial in others if trial.status in ("finished", "diverged"))]
+            metrics = [trial.metrics if trial.status == "finished" else {} for trial in over]
+            found.append((first.point, fmean(score_of(space, values) for values in metrics)))
+    return found
+
+
+def _is_same_proxy(space: Space, base: Mapping[str, Any], data_digest: str, began: Began) -> bool:
+    """Searched keys may stand otherwise in the base: the points replace them."""
+    earlier = began.space
+    sides = [
+        (_without(base, space.space), dict(space.proxy), space.metric, data_digest, _derived(space)),
+        (
+            _without(began.base, space.space),
+            earlier["proxy"],
+            earlier["metric"],
+            began.data_digest,
+            _derived(Space.model_validate(earlier)),
+        ),
+    ]
+    return json.dumps(sides[0], sort_keys=True) == json.dumps(sides[1], sort_keys=True)
+
+
+def _derived(space: Space) -> dict[str, Any]:
+    derived = {key: parameter for key, parameter in space.space.items() if isinstance(parameter, Derived)}
+    return {key: parameter.model_dump(mode="json") for key, parameter in derived.items()}
+
+
+def _without(tree: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(tree))
+    for path in keys:
+        node: Any = copied
+        *sections, last = path.split(".")
+        for section in sections:
+            node = node.get(section, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return copied

@@ -1,0 +1,281 @@
+"""Points of a space that need no model: random, Sobol and grid ones. Pure functions of the space and a number."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from resnet_dist.config.loading import recipe_from_tree
+from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.config.space import COORDINATES, LR_PER_256, TAU_EPOCHS, Space
+from resnet_dist.config.space_parameters import (
+    Choice,
+    Derived,
+    Grid,
+    LogUniform,
+    Parameter,
+    QUniform,
+    Uniform,
+    listed_values,
+)
+from resnet_dist.errors import UserError
+
+Point = dict[str, Any]
+"""The values of the free parameters that are active there, by key, in the order of the space."""
+PointKey = Callable[[Point], Hashable]
+"""Equal for points that are the same run."""
+_DRAWS = (1, 4, 16)
+"""Times as many points as are wanted are drawn before a space counts as exhausted."""
+
+
+def planned_points(space: Space, num: int, key: PointKey = repr) -> list[Point] | None:
+    """The first `num` different points, given ones first; None if a model proposes them as results come in.
+
+    Points of one `key` are the same: a run of one recipe ends in the same bits, so to try it twice teaches nothing.
+    There are fewer than `num` where the space holds no more.
+    """
+    first = [dict(point) for point in space.first_points]
+    found: dict[Hashable, Point] = {}
+    for factor in _DRAWS:
+        match space.search.kind:
+            case "grid":
+                points = grid_points(space)
+            case "random":
+                points = [random_point(space, space.search.seed, index) for index in range(num * factor)]
+            case "sobol":
+                points = sobol_points(space, space.search.seed, num * factor)
+            case _:
+                return None
+        for point in [*first, *points]:
+            found.setdefault(key(point), point)
+        if len(found) >= num or space.search.kind == "grid":
+            break
+    return list(found.values())[:num]
+
+
+def random_point(space: Space, seed: int, index: int) -> Point:
+    """Independent of all other points, so a sweep can be made longer and started again."""
+    return _point(space, np.random.default_rng([seed, index]).random(len(space.free)).tolist())
+
+
+def sobol_points(space: Space, seed: int, num: int) -> list[Point]:
+    """The first `num` points of one scrambled sequence: a longer one begins with a shorter one."""
+    sequence = qmc.Sobol(len(space.free), scramble=True, rng=np.random.default_rng(seed))
+    return [_point(space, row) for row in sequence.random_base2(max(0, math.ceil(math.log2(num))))[:num].tolist()]
+
+
+def grid_points(space: Space) -> list[Point]:
+    """Every combination, the last parameter changing fastest; combinations that differ in nothing active once."""
+    values = [listed_values(parameter) or () for parameter in space.free.values()]
+    points: list[Point] = []
+    for combination in itertools.product(*values):
+        point = _active(space, dict(zip(space.free, combination, strict=True)))
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+    """Whether the conditions of `parameter` hold where the other parameters have `values`."""
+    return all(
+        key in values and (values[key] in wanted if isinstance(wanted, list) else values[key] == wanted)
+        for key, wanted in parameter.when.items()
+    )
+
+
+def lies_in(space: Space, point: Mapping[str, Any]) -> bool:
+    """Whether the space could have proposed `point`."""
+    return (
+        set(point) == set(_active(space, dict(point)))
+        and all(key in point or not is_active(parameter, point) for key, parameter in space.free.items())
+        and all(_holds(space.space[key], value) for key, value in point.items())
+    )
+
+
+def _holds(parameter: Parameter, value: Any) -> bool:
+    match parameter:
+        case LogUniform() | Uniform() | QUniform():
+            return isinstance(value, int | float) and parameter.low <= value <= parameter.high
+        case Choice() | Grid():
+            return value in (listed_values(parameter) or ())
+        case Derived():
+            return False
+
+
+def _point(space: Space, shares: Sequence[float]) -> Point:
+    values = {key: _at(parameter, share) for (key, parameter), share in zip(space.free.items(), shares, strict=True)}
+    return _active(space, values)
+
+
+def _active(space: Space, values: Point) -> Point:
+    point: Point = {}
+    for key, parameter in space.free.items():
+        if key in values and is_active(parameter, point):
+            point[key] = values[key]
+    return point
+
+
+def _at(parameter: Parameter, share: float) -> Any:
+    """The value that this share of the parameter's probability lies below; 0 <= share < 1. Six digits are enough."""
+    match parameter:
+        case LogUniform(low=low, high=high):
+            return float(f"{low * (high / low) ** share:.6g}")
+        case Uniform(low=low, high=high):
+            return float(f"{low + (high - low) * share:.6g}")
+        case QUniform():
+            return parameter.value(int(share * parameter.num_values))
+        case Choice(values=values):
+            return values[int(share * len(values))]
+        case _:
+            raise AssertionError(f"{parameter.kind} is not drawn")
+
+
+# Two coordinates that published recipes agree on better than on learning rate and weight decay. Pure.
+
+
+def lr_of(lr_per_256: float, *, global_batch_size: int) -> float:
+    """The learning rate of the whole global batch."""
+    return lr_per_256 * global_batch_size / 256
+
+
+def lr_per_256_of(lr: float, *, global_batch_size: int) -> float:
+    return lr * 256 / global_batch_size
+
+
+def weight_decay_of(tau_epochs: float, *, lr: float, momentum: float, steps_per_epoch: int) -> float:
+    return (1 - momentum) / (lr * tau_epochs * steps_per_epoch)
+
+
+def tau_epochs_of(weight_decay: float, *, lr: float, momentum: float, steps_per_epoch: int) -> float:
+    """Infinite without weight decay."""
+    if weight_decay == 0:
+        return float("inf")
+    return (1 - momentum) / (lr * weight_decay * steps_per_epoch)
+
+
+# From a point of the space to a recipe: of the cheap proxy for a trial, of the whole base for the result. Pure.
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes recipes of points. `base`: the base recipe's file as read; sample counts are of the training sets."""
+
+    space: Space
+    base: Mapping[str, Any]
+    num_proxy_samples: int
+    num_base_samples: int | None = None
+    """None: of the base recipe's own data, which are not here; then those of the proxy count."""
+
+    def proxy(self, point: Point, seed_number: int = 0) -> Recipe:
+        """What a trial trains. Raises ValueError with every mistake in one line."""
+        return self._build(point, self.space.proxy, self.num_proxy_samples, seed_number)
+
+    def full(self, point: Point) -> Recipe:
+        """The base recipe with the point's values and without the proxy's overrides. Raises ValueError."""
+        return self._build(point, {}, self.num_base_samples or self.num_proxy_samples, 0)
+
+    def key(self, point: Point) -> str:
+        """Equal for points whose trials are the same run, whatever they are written like."""
+        try:
+            return recipe_hash(self.proxy(point))
+        except ValueError:
+            return repr(point)  # a mistake, told elsewhere
+
+    def _build(self, point: Point, proxy: Mapping[str, Any], num_samples: int, seed_number: int) -> Recipe:
+        values: dict[str, Any] = dict(point)
+        for key, parameter in self.space.space.items():
+            if isinstance(parameter, Derived) and is_active(parameter, values):
+                values[key] = _derived(parameter, values, recipe_from_tree(self.base, proxy))
+        plain = {key: value for key, value in values.items() if key not in COORDINATES}
+        recipe = recipe_from_tree(self.base, {**proxy, **plain})
+        overrides = {**plain, **_decided(recipe, values, num_samples), "seed": recipe.seed + seed_number}
+        return recipe_from_tree(self.base, {**proxy, **overrides})
+
+
+def require_proxy(space: Space, base: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a trial before any point is put in. UserError with every mistake of base and proxy."""
+    try:
+        return recipe_from_tree(base, space.proxy)
+    except ValueError as error:
+        raise UserError(f"{where}: the base recipe with the proxy's keys: {error}") from None
+
+
+def require_buildable(builder: Builder, points: Sequence[Point], where: str) -> None:
+    """UserError with every different mistake that the points' recipes have, each with the first point that has it."""
+    found: dict[str, str] = {}
+    for point in points:
+        for kind, build in (("trial", builder.proxy), ("best recipe", builder.full)):
+            try:
+                build(point)
+            except ValueError as error:
+                found.setdefault(f"{kind}: {error}", f"the {kind} of {describe(point)}: {error}")
+    _raise(list(found.values()), where)
+
+
+def describe(point: Mapping[str, Any]) -> str:
+    """`optim.lr 0.1, optim.weight_decay 0.0001`."""
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
+    )
+
+
+def coordinates_of(recipe: Recipe, num_samples: int) -> dict[str, float]:
+    """(lr_per_256, tau_epochs) of a recipe, whatever it was searched by."""
+    batch = recipe.train.global_batch_size
+    return {
+        LR_PER_256: lr_per_256_of(recipe.optim.lr, global_batch_size=batch),
+        TAU_EPOCHS: tau_epochs_of(
+            recipe.optim.weight_decay,
+            lr=recipe.optim.lr,
+            momentum=_momentum(recipe),
+            steps_per_epoch=max(num_samples // batch, 1),
+        ),
+    }
+
+
+def _decided(recipe: Recipe, values: Mapping[str, Any], num_samples: int) -> dict[str, float]:
+    """What the coordinates in `values` make of learning rate and weight decay, everything else being known."""
+    batch, decided = recipe.train.global_batch_size, {}
+    lr = recipe.optim.lr
+    if LR_PER_256 in values:
+        lr = decided[COORDINATES[LR_PER_256]] = lr_of(values[LR_PER_256], global_batch_size=batch)
+    if TAU_EPOCHS in values:
+        decided[COORDINATES[TAU_EPOCHS]] = weight_decay_of(
+            values[TAU_EPOCHS],
+            lr=lr,
+            momentum=_momentum(recipe),
+            steps_per_epoch=max(num_samples // batch, 1),
+        )
+    return {key: float(f"{value:.6g}") for key, value in decided.items()}
+
+
+def _momentum(recipe: Recipe) -> float:
+    """That of SGD; lamb's rate is not multiplied by any."""
+    return recipe.optim.momentum if recipe.optim.name == "sgd" else 0.0
+
+
+def _derived(parameter: Derived, values: Mapping[str, Any], recipe: Recipe) -> int | float:
+    if parameter.of in values:
+        source = values[parameter.of]
+    else:
+        source = recipe.model_dump()
+        for key in parameter.of.split("."):
+            source = source.get(key) if isinstance(source, dict) else None
+    if not isinstance(source, int | float) or isinstance(source, bool):
+        raise ValueError(f"derived from {parameter.of}, which is no number but {source!r}")
+    value = parameter.factor * source**parameter.power
+    return round(value) if parameter.round else value
+
+
+def _raise(mistakes: Sequence[str], where: str) -> None:
+    if len(mistakes) == 1:
+        raise UserError(f"{where}: {mistakes[0]}")
+    if mistakes:
+        listed = "; ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+        raise UserError(f"{where}: {len(mistakes)} mistakes: {listed}")

@@ -1,0 +1,284 @@
+"""What can be known to be wrong with a sweep before Ray starts, and what it is going to be."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.beton.class_names import difference
+from resnet_dist.config.loading import load_space, read_tree, recipe_from_tree
+from resnet_dist.config.profile import Profile, Workers
+from resnet_dist.config.recipe import Recipe, recipe_changes
+from resnet_dist.config.run_name import require_run_name
+from resnet_dist.config.space import Space, sweep_hash
+from resnet_dist.errors import UserError
+from resnet_dist.launch.cluster import Node, no_gpus, remedy, worker_bundles, workers_with_room
+from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
+from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
+from resnet_dist.sweeps.cost import judged_epoch, rung_shares
+from resnet_dist.sweeps.ledger import Began, Event, ledger_file, read_ledger
+from resnet_dist.sweeps.next_sweep import warm_start
+from resnet_dist.sweeps.points import Builder, Point, planned_points, random_point, require_buildable, require_proxy
+from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.schedule import plan_run
+
+_MOST_POINTS = 1_000_000
+_LOOKED_AT = 64
+"""Random points that stand for those a model will propose, when a space is checked."""
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    space: Space
+    name: str
+    sweep_dir: Path
+    """Ledger and report, on this machine."""
+    profile: Profile
+    """The user's."""
+    trial_profile: Profile
+    began: Began
+    builder: Builder
+    planned: tuple[Point, ...] | None
+    warnings: tuple[str, ...] = ()
+    """Of the data."""
+
+    def trial_run(self, trial: str) -> str:
+        """A trial's name in storage and in MLflow."""
+        return f"{self.name}-{trial}"
+
+    def trial_storage(self, trial: str) -> RunStorage:
+        return open_storage(beside(self.trial_profile.storage, self.trial_run(trial)))
+
+    def total_epochs(self, point: Point) -> float:
+        """Length of a trial's own schedule, or where it ends before."""
+        recipe = self.builder.proxy(point)
+        plan = plan_run(recipe, self.trial_profile, self.builder.num_proxy_samples)
+        return plan.last_step / plan.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class ReadSweep:
+    """What is known of a sweep without its data."""
+
+    space: Space
+    base: dict[str, Any]
+    """The base recipe as it was read."""
+    proxy: Recipe
+    """A trial's recipe, before any point is put in."""
+    trial_profile: Profile
+
+
+def read_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> ReadSweep:
+    """Reads the space and its base recipe, and checks what needs neither data nor cluster. Raises UserError."""
+    space = load_space(file, overrides)
+    require_run_name(name)
+    ledgers = profile.sweeps or profile.storage
+    if is_url(ledgers):
+        raise UserError(
+            f"{'sweeps' if profile.sweeps else 'storage'} {ledgers}: a sweep's ledger is appended to, which object "
+            "storage cannot do; set sweeps to a folder of this machine, or storage to one that all nodes share"
+        )
+    base = read_tree((file.parent / Path(space.base).expanduser()).resolve())
+    proxy = require_proxy(space, base, str(file))
+    return ReadSweep(space, base, proxy, profile_of_trials(space, profile, beside(profile.storage, name)))
+
+
+def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> PreparedSweep:
+    """Reads the space and checks all that needs no cluster. `overrides`: `a.b=c`, keys of the space.
+
+    Raises UserError with every mistake of one kind at once.
+    """
+    read = read_sweep(file, overrides, profile, name)
+    space, base, proxy, trial_profile = read.space, read.base, read.proxy, read.trial_profile
+    sweep_dir = Path(profile.sweeps or profile.storage) / name
+    # A model and an optimizer are built and a decoder opened once, for all; as if the sweep were a run, so that a
+    # mistake leaves no folder.
+    data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
+    builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
+    began = _began(space, base, name, sweep_dir, builder, data.identity, file)
+    space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
+    builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
+    planned = planned_points(space, space.trials or _MOST_POINTS, builder.key)
+    looked_at = planned
+    if looked_at is None:
+        looked_at = [*space.first_points, *(random_point(space, 0, i) for i in range(_LOOKED_AT))]
+    require_buildable(builder, looked_at, str(file))
+    is_new = not ledger_file(sweep_dir).exists()
+    _require_plannable(builder, trial_profile, looked_at, str(file), is_new=is_new)
+    return PreparedSweep(
+        space,
+        name,
+        sweep_dir,
+        profile,
+        trial_profile,
+        began,
+        builder,
+        tuple(planned) if planned is not None else None,
+        data.data_warnings,
+    )
+
+
+def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
+    """One trial's hardware, and a place of the sweep's own as its storage. Models are not registered."""
+    resources = space.resources
+    light = {
+        "workers": Workers(min=1, max=1),
+        "cpus_per_worker": resources.cpus,
+        "gpus_per_worker": 1 if resources.gpus else 0,
+    }
+    # Elastic groups of several trials would take each other's room.
+    least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
+    update = light if resources.path == "light" else least
+    # The sweep asks for nodes, for all its trials.
+    failure = profile.failure.model_copy(update={"wait_for_nodes_s": 0.0})
+    return profile.model_copy(update={**update, "storage": storage, "register_models": False, "failure": failure})
+
+
+def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
+    """Of the base recipe's own data, if they are here; a proxy may train on a subset."""
+    recipe = recipe_from_tree(base, {})
+    try:
+        return manifest_of(f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}/train.beton").num_samples
+    except UserError:
+        return None
+
+
+def _began(
+    space: Space, base: dict[str, Any], name: str, sweep_dir: Path, builder: Builder, data: Identity, file: Path
+) -> Began:
+    """What the ledger says if the sweep has begun, else what it is going to say."""
+    events: Sequence[Event] = read_ledger(sweep_dir) if ledger_file(sweep_dir).exists() else ()
+    found = next((event for event in events if isinstance(event, Began)), None)
+    if found is not None:
+        _require_same(found, space, base, data, sweep_dir)
+        return found
+    folders = [(file.parent / Path(folder).expanduser()).resolve() for folder in space.warm_start]
+    first, known = warm_start(space, base, data.data_digest, folders)
+    return Began(
+        name=name,
+        sweep_hash=sweep_hash(space, base),
+        space=space.model_dump(mode="json"),
+        base=base,
+        num_proxy_samples=builder.num_proxy_samples,
+        num_base_samples=builder.num_base_samples,
+        data_digest=data.data_digest,
+        class_names=data.class_names,
+        first_points=[*space.first_points, *(point for point in first if point not in space.first_points)],
+        known=known,
+        time_s=time.time(),
+    )
+
+
+def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identity, sweep_dir: Path) -> None:
+    if began.data_digest != data.data_digest:
+        raise UserError(
+            f"{sweep_dir}: this sweep began on data {began.data_digest}, data_root now holds {data.data_digest}; use a "
+            "new --name, or the data that it began with"
+        )
+    differ = difference(began.class_names, data.class_names, "the sweep", "data_root") if began.class_names else None
+    if differ is not None:
+        raise UserError(
+            f"{sweep_dir}: data_root holds this sweep's images under other class names: {differ}; use a new --name, or "
+            "the manifests that it began with"
+        )
+    if list(space.warm_start) != list(began.space.get("warm_start", [])):
+        raise UserError(
+            f"{sweep_dir}: warm_start is read when a sweep begins, and this one began with another; use a new --name"
+        )
+    if began.sweep_hash == sweep_hash(space, base):
+        return
+    now = space.model_dump(mode="json")
+    free = {"base", "trials", "seeds", "budget", "resources", "warm_start"}
+    changed = [key for key in now if key not in free and now[key] != began.space.get(key)]
+    if not changed:
+        recipe = f"base recipe ({', '.join(recipe_changes(began.base, base)[:8])})"
+        changed = [recipe if base != began.base else "order of the parameters in space"]
+    raise UserError(
+        f"{sweep_dir}: this sweep began with another {', '.join(changed)}; use a new --name, or the space that "
+        "it began with (trials, seeds, budget and resources may change)"
+    )
+
+
+def require_judged_at_rungs(space: Space, epochs: float, eval_every_epochs: int) -> None:
+    """UserError if trials would be judged later than the scheduler says, for want of an evaluation."""
+    for share in rung_shares(space.scheduler):
+        due, judged = (judged_epoch(share, epochs, every) for every in (1, eval_every_epochs))
+        if judged > due:
+            raise UserError(
+                f"scheduler: {space.scheduler.kind} judges a trial at epoch {due:g} of {epochs:g}, but "
+                f"eval.every_epochs is {eval_every_epochs} and the next evaluation is at epoch {judged:g}; set "
+                "proxy: {eval.every_epochs: 1}, or a value that divides the epochs of the rungs"
+            )
+
+
+def _require_plannable(
+    builder: Builder, profile: Profile, points: Sequence[Point], where: str, *, is_new: bool
+) -> None:
+    """Schedules that fit, and a micro-batch for each worker; once for every different recipe but for its rates.
+
+    `is_new`: a sweep that began before rungs were held against evaluations may resume.
+    """
+    for point in points:
+        recipe: Recipe = builder.proxy(point)
+        try:
+            require_micro_batch_each(recipe, profile)
+            plan = plan_run(recipe, profile, builder.num_proxy_samples)
+            if is_new:
+                require_judged_at_rungs(builder.space, plan.last_step / plan.steps_per_epoch, recipe.eval.every_epochs)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+# How many trials fit into a cluster at once. A trial holds all it needs before it starts.
+
+
+def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> int:
+    """At most `resources.max_concurrent`."""
+    resources = space.resources
+    if resources.path == "light":
+        # A hundredth of a GPU: 3 * 0.333 fit on one.
+        fit = sum(
+            int(min(node.cpus // resources.cpus, (node.gpus + 0.01) // resources.gpus if resources.gpus else 1e9))
+            for node in nodes
+        )
+    else:
+        fit = workers_with_room(list(nodes), trial_profile) // trial_profile.workers.min
+    return min(fit, resources.max_concurrent or fit)
+
+
+def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list[dict[str, float]]:
+    """What so many trials need, `resources.max_concurrent` at most."""
+    resources = space.resources
+    at_once = min(num_trials, resources.max_concurrent or num_trials)
+    if resources.path == "train":
+        return worker_bundles(trial_profile) * at_once
+    bundle = {"CPU": float(resources.cpus), "GPU": float(resources.gpus)}
+    return [{name: amount for name, amount in bundle.items() if amount} for _ in range(at_once)]
+
+
+def require_room(
+    space: Space, trial_profile: Profile, nodes: Sequence[Node], environment: Mapping[str, str] = os.environ
+) -> None:
+    """UserError, with what was found, if not even one trial fits."""
+    if trials_at_once(space, trial_profile, nodes) > 0:
+        return
+    resources, profile = space.resources, trial_profile
+    found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
+    if resources.path == "light":
+        has_gpu = any(node.gpus for node in nodes)
+        raise UserError(
+            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {found}; "
+            + (
+                f"{no_gpus(environment)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
+                if resources.gpus and not has_gpu
+                else "lower resources.cpus or resources.gpus, or add nodes"
+            )
+        )
+    raise UserError(
+        f"a trial asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and {profile.gpus_per_worker} "
+        f"GPUs, the cluster has {found}; {remedy(nodes, profile, environment)}"
+    )

@@ -1,0 +1,171 @@
+"""What a trial is worth. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from scipy.special import stdtrit
+
+from resnet_dist.config.space import Space
+from resnet_dist.sweeps.ledger import SweepState, TrialState
+from resnet_dist.sweeps.points import Point
+
+_WORST = {"val/top1": 0.0, "val/top5": 0.0, "val/top1_error": 100.0, "val/top5_error": 100.0, "val/loss": 1e6}
+
+
+def score_of(space: Space, metrics: Mapping[str, float]) -> float:
+    """The space's metric; the worst there is if training diverged or did not get as far as an evaluation."""
+    value = metrics.get(space.metric, math.nan)
+    return value if math.isfinite(value) else worst_score(space)
+
+
+def worst_score(space: Space) -> float:
+    return _WORST[space.metric]
+
+
+def is_better(space: Space, first: float, second: float) -> bool:
+    return first > second if space.higher_is_better else first < second
+
+
+# Which point is best, and whether the difference to the next is more than noise. Pure.
+
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One point with all its runs."""
+
+    number: int
+    point: Point
+    trials: tuple[str, ...]
+    status: str
+    """Of its first run."""
+    epoch: float
+    """How far its first run came."""
+    score: float
+    """Mean over the runs that reached their end, or the newest score of one that did not; NaN if there is none. A run
+    with a further seed that diverged counts with the worst score."""
+    num_runs: int
+    """Runs that reached their end, or diverged with a further seed."""
+    num_diverged: int
+    spread: float | None
+    """Standard deviation over those runs, if there are two or more."""
+    in_noise: bool = False
+    """Whether its distance from the best, and that of all between them, may be chance."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    metric: str
+    rows: tuple[Ranked, ...]
+    """Best first: points that reached their end, by score; those stopped early, the farthest first; diverged ones."""
+    noise: float | None
+    """Standard deviation of one run over seeds, pooled over the points that were repeated; None if none was."""
+
+    @property
+    def best(self) -> Ranked | None:
+        return self.rows[0] if self.rows and self.rows[0].num_runs else None
+
+    def verdict(self) -> str:
+        """One sentence: how sure the first place is."""
+        if self.best is None:
+            is_over = all(row.status in ("diverged", "failed", "stopped") for row in self.rows)
+            return "no trial reached its end" if is_over and self.rows else "no trial has reached its end yet"
+        if sum(row.num_runs > 0 for row in self.rows) == 1:
+            return "no other point reached its end, so nothing is known of how the first place compares"
+        if not self.noise:
+            if all(row.num_runs <= 1 for row in self.rows):
+                return "noise unknown: every point has one seed (`--set seeds=3`)"
+            return "noise unknown: the seeds of each point gave the same score"
+        level = [row for row in self.rows[1:] if row.in_noise]
+        spread = self.best.spread
+        deviation = (
+            f"its runs vary by {spread:.3g} (standard deviation over {self.best.num_runs} seeds)"
+            if spread is not None
+            else f"one run varies by {self.noise:.3g} (standard deviation over seeds, pooled)"
+        )
+        if not level:
+            return f"the first place is more than chance: {deviation}"
+        return f"{len(level)} more points are inside the noise of the best: {deviation}"
+
+
+def rank(space: Space, state: SweepState) -> Ranking:
+    points: dict[int, list[TrialState]] = {}
+    for trial in state.trials.values():
+        points.setdefault(trial.number, []).append(trial)
+    rows = [_ranked(space, trials) for trials in points.values()]
+    sign = -1.0 if space.higher_is_better else 1.0
+    rows.sort(
+        key=lambda row: (
+            row.num_runs == 0,
+            row.status in ("diverged", "failed"),
+            0.0 if row.num_runs else -row.epoch,
+            sign * row.score if math.isfinite(row.score) else math.inf,
+            row.number,
+        )
+    )
+    scores = {number: _scores(space, trials) for number, trials in points.items()}
+    if rows and rows[0].num_runs:
+        best = scores[rows[0].number]
+        everything = list(scores.values())
+        # Up to the first that is told from the best: a worse one that varies more is no rival.
+        level = itertools.takewhile(lambda row: may_be_level(scores[row.number], best, everything), rows[1:])
+        rivals = {row.number for row in level}
+        rows = [replace(row, in_noise=row.number in rivals) for row in rows]
+    return Ranking(space.metric, tuple(rows), _pooled(list(scores.values()))[0])
+
+
+def _ranked(space: Space, trials: list[TrialState]) -> Ranked:
+    first = trials[0]
+    scores = _scores(space, trials)
+    newest = (
+        score_of(space, first.metrics) if first.metrics and first.status not in ("diverged", "failed") else math.nan
+    )
+    return Ranked(
+        number=first.number,
+        point=first.point,
+        trials=tuple(trial.name for trial in trials),
+        status=first.status,
+        epoch=first.epoch,
+        score=fmean(scores) if scores else newest,
+        num_runs=len(scores),
+        num_diverged=sum(trial.status == "diverged" for trial in trials),
+        spread=_pooled([scores])[0],
+    )
+
+
+def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
+    """Of runs that reached their end, and of those that diverged where the first seed did not."""
+    if trials[0].status in ("diverged", "failed"):
+        return []
+    over = [trial for trial in trials if trial.status in ("finished", "diverged")]
+    return [score_of(space, trial.metrics if trial.status == "finished" else {}) for trial in over]
+
+
+def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Sequence[Sequence[float]]) -> bool:
+    """Whether the difference of two means may be chance: Student's test (1908) for two samples, two-sided.
+
+    The standard deviation is that of these two points' own runs, for points far from the best vary much more than it:
+    on the digits by 0.02 to 0.15 in loss near the best, by 1 to 3 at rates too high. Where one of them has no second
+    run, it is that of `everything` repeated. False where nothing is known.
+    """
+    deviation, freedom = _pooled([scores, best] if min(len(scores), len(best)) > 1 else everything)
+    if not deviation or not scores or not best:
+        return False
+    standard_error = deviation * math.sqrt(1 / len(scores) + 1 / len(best))
+    return abs(fmean(scores) - fmean(best)) <= float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * standard_error
+
+
+def _pooled(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
+    """Standard deviation within groups, None without a group of two; its degrees of freedom."""
+    freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
+    if freedom == 0:
+        return None, 0
+    squares = sum((value - fmean(group)) ** 2 for group in groups if len(group) > 1 for value in group)
+    return math.sqrt(squares / freedom), freedom

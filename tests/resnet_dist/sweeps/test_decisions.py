@@ -1,0 +1,270 @@
+"""A sweep's decisions with Ray Tune's own searchers and schedulers, trials played by a formula, drivers killed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.config.space import Space
+from resnet_dist.launch.cluster import Node
+from resnet_dist.sweeps.ledger import DriverStarted, Event, SweepState, TrialAdded, TrialReported, decode, encode
+from resnet_dist.sweeps.points import planned_points
+from resnet_dist.sweeps.prepare import trials_at_once
+from resnet_dist.sweeps.ranking import rank
+from resnet_dist.sweeps.scheduler import TuneScheduler
+from resnet_dist.sweeps.searcher import TuneSearcher
+from resnet_dist.sweeps.sweep import Sweep
+
+EPOCHS = 9
+RANGES: dict[str, dict[str, Any]] = {
+    "optim.lr": {"kind": "loguniform", "low": 1e-3, "high": 1},
+    "optim.weight_decay": {"kind": "loguniform", "low": 1e-5, "high": 1e-2},
+}
+
+
+def a_space(search: str, scheduler: str, **more: Any) -> Space:
+    scheduler_config = more.pop("asha", {"kind": scheduler})
+    grid = {key: {**value, "kind": "grid", "num": 4, "log": True} for key, value in RANGES.items()}
+    return Space.model_validate(
+        {
+            "base": "b",
+            "space": more.pop("space", grid if search == "grid" else RANGES),
+            "search": {"kind": search},
+            "scheduler": scheduler_config,
+            "trials": None if search == "grid" else 16,
+            **more,
+        }
+    )
+
+
+class Writer(list[Event]):
+    def append(self, event: Event) -> None:
+        super().append(decode(encode(event).rstrip()))
+
+
+def top1(point: dict[str, float], epoch: int) -> float:
+    lr, decay = point["optim.lr"], point["optim.weight_decay"]
+    return 90 - 10 * abs(math.log10(lr / 0.1)) - 5 * abs(math.log10(lr * decay / 1e-5)) - 30 / epoch
+
+
+class Play:
+    """Drivers that work on one ledger, each killed after `kill_after` evaluations."""
+
+    def __init__(self, space: Space, kill_after: int | None, at_once: int = 3) -> None:
+        self.space, self.ledger, self.epochs_trained, self.num_drivers = space, Writer(), Counter[str](), 0
+        self._random, self._clock, self._at_once = random.Random(1), itertools.count(1), at_once
+        while not self._drive(kill_after):
+            assert self.num_drivers < 200, "the sweep does not end"
+
+    def now_s(self) -> float:
+        return float(next(self._clock))
+
+    def sweep(self) -> Sweep:
+        planned = planned_points(self.space, self.space.trials or 1_000)
+        num_before = sum(isinstance(event, TrialAdded) for event in self.ledger)
+        return Sweep(
+            self.space,
+            list(self.ledger),
+            self.ledger,
+            planned=planned,
+            total_epochs=lambda point: EPOCHS,
+            scheduler=TuneScheduler(self.space),
+            searcher=TuneSearcher(self.space, (), num_before) if planned is None else None,
+            now_s=self.now_s,
+        )
+
+    def _drive(self, kill_after: int | None) -> bool:
+        self.num_drivers += 1
+        sweep = self.sweep()
+        sweep.begin(DriverStarted(self.now_s()))
+        running: dict[str, int] = {}
+        for done in itertools.count():
+            if sweep.is_over():
+                self.state: SweepState = sweep.state
+                return True
+            if done == kill_after:
+                return False
+            while len(running) < self._at_once and (trial := sweep.next_trial()) is not None:
+                sweep.start(trial)
+                running[trial.name] = round(trial.epoch)  # its checkpoint
+            assert running, "nothing runs, and nothing is over"
+            self._one_epoch(sweep, running, self._random.choice(sorted(running)))
+        raise AssertionError
+
+    def _one_epoch(self, sweep: Sweep, running: dict[str, int], name: str) -> None:
+        running[name] = epoch = running[name] + 1
+        self.epochs_trained[name] += 1
+        point = sweep.state.trials[name].point
+        if point["optim.lr"] > 0.7 and epoch == 2:
+            sweep.end(name, "diverged", epoch, epoch * 10, {"val/top1": math.nan}, "diverged", "")
+            del running[name]
+            return
+        metrics = {"val/top1": top1(point, epoch)}
+        verdict = sweep.report(name, epoch, epoch * 10, metrics)
+        if epoch == EPOCHS:
+            assert verdict == "go on"
+            sweep.end(name, "finished", epoch, epoch * 10, metrics, "finished", "")
+        elif verdict == "stop":
+            sweep.end(name, "stopped", epoch, epoch * 10, metrics, "stopped", "")
+        elif verdict == "wait":
+            sweep.leave(name, "waits")
+        if verdict != "go on" or epoch == EPOCHS:
+            del running[name]
+
+
+PAIRS = [
+    (search, scheduler)
+    for search in ("random", "grid", "sobol", "tpe", "cma")
+    for scheduler in ("fifo", "asha", "median", "hyperband")
+    if not (search in ("tpe", "cma") and scheduler == "hyperband")
+]
+
+
+@pytest.mark.parametrize(("search", "scheduler"), PAIRS)
+def test_a_sweep_ends_however_often_its_driver_is_killed(search: str, scheduler: str) -> None:
+    play = Play(a_space(search, scheduler), kill_after=11)
+    assert play.num_drivers > 2
+    assert len(play.state.trials) == 16
+    assert {trial.status for trial in play.state.trials.values()} <= {"finished", "stopped", "diverged"}
+    # Nothing that a trial had reported was trained again, no ended trial begun again.
+    assert play.epochs_trained == {name: trial.epoch for name, trial in play.state.trials.items()}
+    if (search, scheduler) != (
+        "grid",
+        "median",
+    ):  # the grid's rates ascend: none is below the median of those before it
+        assert scheduler == "fifo" or any(trial.status == "stopped" for trial in play.state.trials.values())
+    if scheduler == "median":
+        assert not any(isinstance(event, TrialReported) and event.verdict == "wait" for event in play.ledger)
+
+
+@pytest.mark.parametrize(("search", "scheduler"), [pair for pair in PAIRS if pair[0] not in ("tpe", "cma")])
+def test_kills_change_no_result_where_points_are_planned(search: str, scheduler: str) -> None:
+    def outcome(play: Play) -> dict[str, tuple[str, float]]:
+        return {name: (trial.status, trial.epoch) for name, trial in play.state.trials.items()}
+
+    space = a_space(search, scheduler)
+    assert outcome(Play(space, kill_after=7, at_once=1)) == outcome(Play(space, kill_after=None, at_once=1))
+
+
+@pytest.mark.parametrize("search", ["tpe", "cma"])
+def test_a_model_goes_on_with_the_points_that_were_trained(search: str) -> None:
+    """What the searcher is told of a trial is about the ledger's point, not about another draw."""
+    play = Play(a_space(search, "asha"), kill_after=9)
+    points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
+    assert len(set(points)) == len(points)
+    searcher = play.sweep()._searcher
+    assert isinstance(searcher, TuneSearcher)
+    assert [tuple(trial.params.values()) for trial in searcher.study.trials] == points
+
+
+def test_asha_judges_at_its_rungs_and_keeps_the_best_third() -> None:
+    space = a_space("random", "asha", asha={"kind": "asha", "first_rung": 1 / 9, "rungs": 2})
+    play = Play(space, kill_after=None, at_once=16)
+    stopped_at = Counter(trial.epoch for trial in play.state.trials.values() if trial.status == "stopped")
+    assert set(stopped_at) <= {1.0, 3.0}
+    best = rank(space, play.state).best
+    assert best is not None
+    assert best.score == max(top1(trial.point, EPOCHS) for trial in play.state.trials.values())
+
+
+def test_diverged_is_worst_and_does_not_end_the_sweep() -> None:
+    play = Play(a_space("grid", "fifo"), kill_after=None)
+    statuses = Counter(trial.status for trial in play.state.trials.values())
+    assert statuses == {"finished": 12, "diverged": 4}
+    assert [row.status for row in rank(play.space, play.state).rows[-4:]] == ["diverged"] * 4
+
+
+def test_more_trials_are_added_to_a_finished_sweep() -> None:
+    play = Play(a_space("random", "asha", trials=6), kill_after=None)
+    before = {name: (trial.status, trial.epoch) for name, trial in play.state.trials.items()}
+    play.space = a_space("random", "asha", trials=9)
+    while not play._drive(None):
+        pass
+    after = {name: (trial.status, trial.epoch) for name, trial in play.state.trials.items()}
+    assert len(after) == 9
+    assert before.items() <= after.items()
+
+
+def test_a_repeated_seed_gives_the_spread_and_a_difference_inside_it_is_noise() -> None:
+    play = Play(a_space("grid", "fifo", seeds=2), kill_after=8)
+    names = set(play.state.trials)
+    assert {"t0000", "t0000-s1"} <= names
+    assert "t0012-s1" not in names  # diverged
+    assert len(names) == 12 * 2 + 4
+
+
+def test_the_budget_ends_a_sweep_and_a_larger_one_goes_on() -> None:
+    play = Play(a_space("random", "fifo"), kill_after=20)
+    play.space = a_space("random", "fifo", budget={"epochs": 10})
+    sweep = play.sweep()
+    assert sweep.spent_too_much() == f"budget.epochs: {16 * EPOCHS} of 10 spent"
+    assert sweep.next_trial() is None
+
+
+def test_an_evaluation_that_is_reported_again_has_the_same_answer() -> None:
+    """A trial killed between its report and its checkpoint evaluates again; the scheduler hears it once."""
+    play = Play(a_space("random", "asha"), kill_after=None)
+    stopped = next(trial for trial in play.state.trials.values() if trial.status == "stopped")
+    sweep = play.sweep()
+    num = len(play.ledger)
+    last = stopped.reports[-1]
+    assert sweep.report(stopped.name, last.epoch, last.step, last.metrics) == "stop"
+    assert len(play.ledger) == num
+    assert isinstance(play.ledger[-1], Event)
+    assert any(isinstance(event, TrialReported) for event in play.ledger)
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "expected"),
+    [
+        ({"cpus": 1}, [(2, 0)], 2),
+        ({"cpus": 3}, [(8, 0), (2, 0), (4, 0)], 3),
+        ({"cpus": 1, "gpus": 0.25}, [(16, 2)], 8),
+        ({"cpus": 4, "gpus": 0.25}, [(16, 2)], 4),
+        ({"cpus": 1, "max_concurrent": 3}, [(64, 0)], 3),
+        ({"path": "train"}, [(8, 4), (8, 4)], 4),
+        ({"cpus": 1}, [], 0),
+    ],
+)
+def test_how_many_trials_fit(resources: dict[str, Any], nodes: list[tuple[int, int]], expected: int) -> None:
+    from resnet_dist.config.profile import Profile
+    from resnet_dist.sweeps.prepare import profile_of_trials
+
+    space = a_space("random", "fifo", resources=resources)
+    profile = Profile.model_validate(
+        {"workers": "2..8", "cpus_per_worker": 2, "gpus_per_worker": 1, "data_root": "/d", "storage": "/s"}
+        | {"tracking_uri": "sqlite:////m.db"}
+    )
+    trial_profile = profile_of_trials(space, profile, Path("/s/sweep"))
+    found = [Node(f"n{number}", float(cpus), float(gpus)) for number, (cpus, gpus) in enumerate(nodes)]
+    assert trials_at_once(space, trial_profile, found) == expected
+
+
+def test_worker_groups_have_room_on_nodes_with_the_labels_only() -> None:
+    from resnet_dist.config.profile import Profile
+
+    space = a_space("random", "fifo", resources={"path": "train"})
+    profile = Profile.model_validate(
+        {"workers": 2, "cpus_per_worker": 2, "node_labels": {"market": "spot"}, "data_root": "/d", "storage": "/s"}
+        | {"tracking_uri": "sqlite:////m.db"}
+    )
+    found = [Node("a", 8.0, 0.0, {"market": "spot"}), Node("b", 64.0, 0.0)]
+    assert trials_at_once(space, profile, found) == 2
+
+
+@pytest.mark.parametrize("search", ["tpe", "random"])
+def test_a_point_is_trained_once_and_a_space_without_others_ends_the_sweep(search: str) -> None:
+    """A model that proposes a known point gets its score at once; nothing is trained for it."""
+    choices = {key: {"kind": "choice", "values": [1e-4, 1e-3]} for key in RANGES}
+    space = a_space(search, "fifo", space=choices, trials=7)
+    for kill_after in (None, 5):
+        play = Play(space, kill_after)
+        points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
+        assert sorted(points) == sorted(itertools.product([1e-4, 1e-3], repeat=2))
+        assert all(trial.status == "finished" for trial in play.state.trials.values())

@@ -1,0 +1,167 @@
+"""The ledger on disk, and what is known of a sweep from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resnet_dist.config.space import Space
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.sweeps.cost import expected_epochs, most_epochs, saved_epochs
+from resnet_dist.sweeps.ledger import (
+    DriverStarted,
+    Event,
+    TrialAdded,
+    TrialEnded,
+    TrialLeft,
+    TrialReported,
+    TrialStarted,
+    decode,
+    encode,
+    ledger_file,
+    open_ledger,
+    read_ledger,
+    replay,
+    spent_epochs,
+)
+from resnet_dist.sweeps.prepare import require_judged_at_rungs
+
+EVENTS: list[Event] = [
+    DriverStarted(0.0),
+    TrialAdded("t0000", 0, 0, {"optim.lr": 0.1}, 1.0),
+    TrialAdded("t0001", 1, 0, {"optim.lr": 0.2}, 1.0),
+    TrialStarted("t0000", 2.0),
+    TrialStarted("t0001", 2.0),
+    TrialReported("t0000", 1.0, 10, {"val/top1": 50.0}, "go on", 5.0),
+    TrialReported("t0001", 1.0, 10, {"val/top1": 10.0}, "stop", 6.0),
+    TrialEnded("t0001", "stopped", 1.0, 10, {"val/top1": 10.0}, "stopped early", 7.0, "run-1"),
+]
+
+
+def test_events_come_back_as_they_were_written(tmp_path: Path) -> None:
+    assert [decode(encode(event).rstrip()) for event in EVENTS] == EVENTS
+    with open_ledger(tmp_path) as ledger:
+        for event in EVENTS:
+            ledger.append(event)
+    assert read_ledger(tmp_path) == EVENTS
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_line_that_was_being_written_when_the_power_went_is_left_out_and_cut_off(tmp_path: Path, cut: int) -> None:
+    data = b"".join(map(encode, EVENTS))
+    ledger_file(tmp_path).write_bytes(data[:-cut])
+    assert read_ledger(tmp_path) == EVENTS[:-1]
+    with open_ledger(tmp_path) as ledger:
+        ledger.append(EVENTS[-1])
+    assert ledger_file(tmp_path).read_bytes() == data
+
+
+def test_a_damaged_line_is_a_fault_with_its_number(tmp_path: Path) -> None:
+    data = b"".join(map(encode, EVENTS)).replace(b'"TrialStarted"', b'"TrialStrated"', 1)
+    ledger_file(tmp_path).write_bytes(data)
+    with pytest.raises(Fault, match=r"ledger.jsonl: line 4 is damaged"):
+        read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b"null",
+        b'"TrialStarted"',
+        b'{"event": ["TrialStarted"]}',
+        b'{"event": "TrialStarted", "trial": 5, "time_s": 1.0}',
+        b'{"event": "TrialStarted", "trial": "a", "trial": "b", "time_s": 1.0}',
+        b'{"event": "TrialStarted", "trial": "a", "time_s": null}',
+        encode(EVENTS[5]).replace(b'"step":10', b'"step":1.5').rstrip(),
+        encode(EVENTS[5]).replace(b"50.0", b'"50.0"').rstrip(),
+        encode(EVENTS[5]).replace(b'"go on"', b'"perhaps"').rstrip(),
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_a_line_of_another_kind_is_a_fault_with_its_number(tmp_path: Path, line: bytes) -> None:
+    ledger_file(tmp_path).write_bytes(encode(EVENTS[0]) + line + b"\n" + encode(EVENTS[1]))
+    with pytest.raises(Fault, match=r"ledger.jsonl: line 2 is damaged \([^\n]*\); fix or remove that line"):
+        read_ledger(tmp_path)
+
+
+@given(data=st.data())
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_ledger_with_other_bytes_is_replayed_or_a_fault(tmp_path: Path, data: st.DataObject) -> None:
+    whole = b"".join(map(encode, EVENTS))
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, min(len(whole), start + 30)))
+    ledger_file(tmp_path).write_bytes(whole[:start] + data.draw(st.binary(max_size=30)) + whole[stop:])
+    try:
+        events = read_ledger(tmp_path)
+    except Fault as fault:
+        assert "\n" not in str(fault)  # noqa: PT017
+    else:
+        assert [decode(encode(event).rstrip()) for event in events] == events or "nan" in str(events)
+
+
+def test_numbers_that_are_none_are_kept() -> None:
+    event = TrialReported("t0000", 1.0, 10, {"val/loss": float("inf")}, "stop", 5.0)
+    assert decode(encode(event).rstrip()) == event
+
+
+def test_a_second_driver_is_refused(tmp_path: Path) -> None:
+    with (
+        open_ledger(tmp_path),
+        pytest.raises(UserError, match="another command is running this sweep"),
+        open_ledger(tmp_path),
+    ):
+        pass
+    with open_ledger(tmp_path):
+        pass
+
+
+def test_no_sweep_is_a_readable_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give the folder of a sweep"):
+        read_ledger(tmp_path / "nothing")
+
+
+def test_a_killed_drivers_trials_wait_and_time_counts_only_while_one_was_at_work() -> None:
+    state = replay(EVENTS)
+    assert {name: trial.status for name, trial in state.trials.items()} == {"t0000": "running", "t0001": "stopped"}
+    state.apply(DriverStarted(1000.0))
+    assert state.trials["t0000"].status == "waiting"
+    assert state.wall_until(1001.0) == 7.0 + 1.0
+    assert (state.trials["t0000"].seconds, state.trials["t0001"].seconds) == (5.0, 5.0)
+    assert (spent_epochs(state), saved_epochs(state, 3.0)) == (2.0, 2.0)
+
+
+def test_a_fault_counts_and_the_trial_goes_on() -> None:
+    state = replay([*EVENTS, TrialLeft("t0000", "its process died", 9.0, is_fault=True)])
+    trial = state.trials["t0000"]
+    assert (trial.status, trial.num_faults, trial.last_fault, trial.epoch) == ("waiting", 1, "its process died", 1.0)
+
+
+def a_space(**scheduler: Any) -> Space:
+    lr = {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}}
+    return Space.model_validate({"base": "b", "space": lr, "scheduler": scheduler, "trials": 16, "seeds": 2})
+
+
+def test_the_cost_of_successive_halving() -> None:
+    space = a_space(kind="asha", first_rung=0.25, rungs=1, reduction_factor=4)
+    assert most_epochs(space, 16, 8) == 16 * 8 * 2
+    # 16 to epoch 2, a quarter of them 6 more, and those once more with another seed.
+    assert expected_epochs(space, 16, 8) == 16 * 2 + 4 * 6 + 4 * 8
+    # evaluated every third epoch: judged at 3 instead of 2
+    assert expected_epochs(space, 16, 8, 3) == 16 * 3 + 4 * 5 + 4 * 8
+
+
+def test_rungs_without_an_evaluation_are_refused() -> None:
+    """Nobody would be judged before epoch 5 where the scheduler says 3."""
+    space = a_space(kind="asha", first_rung=0.11, rungs=2, reduction_factor=3)
+    require_judged_at_rungs(space, 24, 1)
+    with pytest.raises(UserError, match=r"judges a trial at epoch 3 of 24, but eval\.every_epochs is 5 .* at epoch 5"):
+        require_judged_at_rungs(space, 24, 5)
+    require_judged_at_rungs(a_space(kind="fifo"), 24, 5)
+    with pytest.raises(UserError, match="median"):
+        require_judged_at_rungs(a_space(kind="median", grace=0.3), 20, 5)

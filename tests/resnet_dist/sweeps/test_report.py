@@ -1,0 +1,294 @@
+"""What is made of a ledger: ranking, figures, the best recipe, the next space."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import ttest_ind
+
+from resnet_dist.config.loading import load_recipe, load_space, read_tree
+from resnet_dist.config.space import Space
+from resnet_dist.errors import UserError
+from resnet_dist.sweeps.ledger import (
+    Began,
+    DriverStarted,
+    TrialAdded,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    open_ledger,
+    read_ledger,
+    replay,
+)
+from resnet_dist.sweeps.next_sweep import narrowed, next_space_text, warm_start
+from resnet_dist.sweeps.points import planned_points
+from resnet_dist.sweeps.ranking import Ranked, Ranking, may_be_level, rank
+from resnet_dist.sweeps.report import write_report
+
+ROOT = Path(__file__).parents[3]
+BASE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"
+GRID = {
+    "optim.lr": {"kind": "grid", "values": [0.01, 0.03, 0.1, 0.3, 1.0]},
+    "optim.weight_decay": {"kind": "grid", "values": [1e-4, 1e-3, 1e-2, 1e-1]},
+}
+RANGES = {
+    "lr_per_256": {"kind": "loguniform", "low": 0.03, "high": 1},
+    "tau_epochs": {"kind": "loguniform", "low": 1, "high": 15},
+}
+
+
+def a_space(space: dict[str, Any], **more: Any) -> Space:
+    return Space.model_validate(
+        {
+            "base": str(BASE),
+            "proxy": {"model.name": "resnet8", "train.total_epochs": 6},
+            "space": space,
+            "scheduler": {"kind": "asha", "first_rung": 0.34, "rungs": 1, "reduction_factor": 2},
+            "search": {"kind": "grid" if space is GRID else "sobol"},
+            "trials": None if space is GRID else 16,
+            **more,
+        }
+    )
+
+
+def top1(rate: float, decay_or_tau: float) -> float:
+    return 95 - 8 * abs(math.log10(rate / 0.1)) - 3 * abs(math.log10(decay_or_tau / 2e-3))
+
+
+def play(folder: Path, space: Space, seeds: int = 1, noise: float = 0.1) -> None:
+    """A ledger as a sweep leaves it: the largest rate diverges, the lower half ends at the rung, the others run on."""
+    base = read_tree(BASE)
+    points = planned_points(space, space.trials or 1_000) or []
+    finals = [top1(*point.values()) for point in points]
+    with open_ledger(folder) as ledger:
+        ledger.append(Began("played", "hash", space.model_dump(mode="json"), base, 1442, 1442, "data", [], [], 0.0))
+        ledger.append(DriverStarted(0.0))
+        clock = itertools.count(1)
+        for number, point in enumerate(points):
+            for seed in range(seeds):
+                name = f"t{number:04d}" + (f"-s{seed}" if seed else "")
+                ledger.append(TrialAdded(name, number, seed, point, float(next(clock))))
+                ledger.append(TrialStarted(name, float(next(clock))))
+                if next(iter(point.values())) >= 0.9:
+                    ledger.append(TrialEnded(name, "diverged", 0.5, 5, {}, "diverged", float(next(clock)), "run"))
+                    break
+                last = 6 if finals[number] >= sorted(finals)[len(finals) // 2] else 2
+                metrics = {}
+                for epoch in range(1, last + 1):
+                    metrics = {"val/top1": finals[number] - 20 / epoch + (noise if seed else 0)}
+                    ledger.append(TrialReported(name, epoch, epoch * 11, metrics, "go on", float(next(clock))))
+                outcome = "finished" if last == 6 else "stopped"
+                end = float(next(clock))
+                ledger.append(TrialEnded(name, outcome, last, last * 11, metrics, outcome, end, f"run-{name}"))
+                if last != 6:
+                    break
+
+
+def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: Path) -> None:
+    space = a_space(GRID)
+    play(tmp_path, space)
+    report = write_report(tmp_path)
+    names = {path.name for path in report.folder.iterdir()}
+    assert names == {
+        *("ranking.md", "ranking.csv", "index.html", "heat_map.png", "learning_curves.png"),
+        *("parallel_coordinates.png", "importance.png", "best_so_far.png"),
+    }
+    assert "20 trials: 10 finished, 6 stopped early, 4 diverged, 0 failed, 0 not over" in report.text
+    assert "74 epochs spent, 24 saved by stopping early" in report.text
+    assert "noise unknown: every point has one seed" in report.text
+    rows = list(csv.DictReader((report.folder / "ranking.csv").open()))
+    assert [row["status"] for row in rows] == ["finished"] * 10 + ["stopped"] * 6 + ["diverged"] * 4
+    assert (rows[0]["optim.lr"], rows[0]["optim.weight_decay"]) == ("0.1", "0.001")
+    assert report.best_recipe is not None
+    best = load_recipe(report.best_recipe)
+    assert (best.optim.lr, best.optim.weight_decay, best.train.total_epochs) == (0.1, 1e-3, 15)
+    head = report.best_recipe.read_text()
+    for part in ("# Found by the sweep played", "# Proxy", "model.name resnet8", "run-t0009", "resnet-dist train"):
+        assert part in head
+
+
+def test_a_sweep_that_has_only_begun_has_a_report_too(tmp_path: Path) -> None:
+    space = a_space(GRID)
+    play(tmp_path, space)
+    lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    for count in (2, 3, 4, 5, 9):
+        (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines[:count]))
+        assert write_report(tmp_path).best_recipe is None
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.01, 0), (8.0, 9)])
+def test_differences_inside_the_spread_are_called_noise(tmp_path: Path, noise: float, expected: int) -> None:
+    space = a_space(GRID, seeds=2)
+    play(tmp_path, space, seeds=2, noise=noise)
+    ranking = rank(space, replay(read_ledger(tmp_path)))
+    assert ranking.noise == pytest.approx(noise / math.sqrt(2))
+    assert sum(row.in_noise for row in ranking.rows) == expected
+    assert ranking.best is not None
+    assert (ranking.best.num_runs, ranking.best.spread) == (2, pytest.approx(noise / math.sqrt(2)))
+
+
+def test_the_next_space_is_finer_and_begins_with_what_is_known(tmp_path: Path) -> None:
+    space = a_space(RANGES)
+    play(tmp_path / "sweep", space)
+    output = tmp_path / "next.yaml"
+    text, words = next_space_text(tmp_path / "sweep", 0.25, output)
+    output.write_text(text)
+    finer = load_space(output)
+    for key in RANGES:
+        old, new = space.space[key], finer.space[key]
+        assert math.log(new.high / new.low) < math.log(old.high / old.low)  # type: ignore[union-attr]
+    assert len(words) == 2
+    assert read_tree(output.parent / finer.base) == read_tree(BASE)
+    first, known = warm_start(finer, read_tree(BASE), "data", [output.parent / folder for folder in finer.warm_start])
+    assert first
+    assert not known  # sobol has no model to teach
+    tpe = load_space(output, ["search={kind: tpe}"])
+    first, known = warm_start(tpe, read_tree(BASE), "data", [output.parent / folder for folder in tpe.warm_start])
+    assert not first
+    assert known
+    first, known = warm_start(tpe, read_tree(BASE), "other", [output.parent / folder for folder in tpe.warm_start])
+    assert first  # other data: scores do not compare, points do
+    assert not known
+
+
+def test_a_model_is_taught_the_mean_over_seeds(tmp_path: Path) -> None:
+    space = a_space(RANGES, search={"kind": "tpe"}, seeds=2)
+    play(tmp_path, a_space(RANGES, seeds=2), seeds=2, noise=8.0)
+    best = rank(space, replay(read_ledger(tmp_path))).best
+    _, known = warm_start(space, read_tree(BASE), "data", [tmp_path])
+    assert best is not None
+    assert best.num_runs == 2
+    assert (best.point, pytest.approx(best.score)) in known
+
+
+def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
+    play(tmp_path / "sweep", a_space(GRID))
+    text, _ = next_space_text(tmp_path / "sweep", 0.25, tmp_path / "next.yaml")
+    (tmp_path / "next.yaml").write_text(text)
+    grid = load_space(tmp_path / "next.yaml").space
+    assert grid["optim.lr"].all_values() == pytest.approx([0.03, 0.0548, 0.1, 0.173, 0.3])  # type: ignore[union-attr]
+    assert grid["optim.weight_decay"].all_values()[0] == 1e-4  # type: ignore[union-attr]
+
+
+def test_a_value_of_the_old_grid_is_not_written_another_way(tmp_path: Path) -> None:
+    """0.0949 beside 0.0948683 would be one trial paid twice."""
+    grid = [0.03, 0.0948683, 0.3]
+    rows = [Ranked(n, {"optim.lr": lr}, (), "finished", 6, float(n), 1, 0, None) for n, lr in enumerate([0.3, *grid])]
+    space = a_space({"optim.lr": {"kind": "grid", "values": grid}}, search={"kind": "grid"}, trials=None)
+    parameters, words = narrowed(space, Ranking("val/loss", tuple(rows), None), 0.9, lambda *_: True)
+    values = parameters["optim.lr"]["values"]
+    assert all(b / a > 1.01 for a, b in itertools.pairwise(values))
+    assert 0.3 in values
+    assert " became 0.03 .. 0.3" not in words[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "grid", "best", "expected"),
+    [
+        ("train.global_batch_size", [64, 128, 256, 512], 128, [64, 91, 128, 181, 256]),
+        ("optim.momentum", [0.8, 0.9, 0.98], 0.98, [0.9, 0.92, 0.94, 0.96, 0.98]),
+        ("optim.weight_decay", [0, 1e-4, 1e-3], 0, [0, 2.5e-5, 5e-5, 7.5e-5, 1e-4]),
+        ("optim.lr", [0.01, 0.1, 1.0], 1.0, [0.1, 0.316, 1.0, 3.16, 10.0]),
+    ],
+)
+def test_a_narrowed_grid_holds_the_best_and_nothing_that_a_recipe_may_not_be(
+    key: str, grid: list[float], best: float, expected: list[float]
+) -> None:
+    when = {"optim.name": "sgd"}
+    parameter = {"kind": "grid", "values": grid, "when": when}
+    space = a_space(
+        {"optim.name": {"kind": "choice", "values": ["sgd"]}, key: parameter}, search={"kind": "grid"}, trials=None
+    )
+    rows = [
+        Ranked(number, {key: value}, (), "finished", 6, abs(value - best), 1, 0, None)
+        for number, value in enumerate(sorted([*grid, *grid], key=lambda value: abs(value - best)))
+    ]
+    allowed = {"train.global_batch_size": 1, "optim.momentum": 0, "optim.weight_decay": 0, "optim.lr": 0}
+    parameters, _ = narrowed(
+        space,
+        Ranking("val/loss", tuple(rows), None),
+        0.25,
+        lambda _, v: allowed[key] <= v < (1 if "mom" in key else 1e9),
+    )
+    assert parameters[key] == {"kind": "grid", "when": when, "values": pytest.approx(expected)}
+    assert best in parameters[key]["values"]
+
+
+def test_too_few_points_to_narrow(tmp_path: Path) -> None:
+    play(tmp_path, a_space(RANGES, trials=2))
+    with pytest.raises(UserError, match="points have reached their end, 4 are needed; run more trials first"):
+        next_space_text(tmp_path, 0.25, tmp_path / "next.yaml")
+
+
+runs_of_a_point = st.lists(st.floats(-10, 10), min_size=2, max_size=4)
+
+
+@given(runs_of_a_point, runs_of_a_point)
+def test_whether_two_points_are_level_is_students_test(scores: list[float], best: list[float]) -> None:
+    assume(np.var(scores) + np.var(best) > 1e-6)
+    p_value = ttest_ind(scores, best).pvalue
+    assume(abs(p_value - 0.05) > 1e-6)
+    assert may_be_level(scores, best, [[0.0, 1e9]]) == (p_value > 0.05)
+
+
+def ended(number: int, seed: int, outcome: str, score: float) -> list[Any]:
+    name = f"t{number:04d}" + (f"-s{seed}" if seed else "")
+    metrics = {} if outcome == "diverged" else {"val/top1": score}
+    return [
+        TrialAdded(name, number, seed, {"optim.lr": 0.1 * (number + 1), "optim.weight_decay": 1e-4}, 0.0),
+        TrialStarted(name, 0.0),
+        TrialEnded(name, outcome, 6, 66, metrics, outcome, 1.0, "run"),  # type: ignore[arg-type]
+    ]
+
+
+def ranking_of(folder: Path, *runs: tuple[int, int, str, float]) -> Ranking:
+    space = a_space(RANGES)
+    with open_ledger(folder) as ledger:
+        ledger.append(
+            Began("n", "hash", space.model_dump(mode="json"), read_tree(BASE), 1442, 1442, "data", [], [], 0.0)
+        )
+        for event in itertools.chain.from_iterable(ended(*run) for run in runs):
+            ledger.append(event)
+    return rank(space, replay(read_ledger(folder)))
+
+
+def test_a_point_that_diverges_with_some_seeds_counts_with_the_worst(tmp_path: Path) -> None:
+    steady = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
+    ranking = ranking_of(tmp_path, (0, 0, "finished", 95), (0, 1, "diverged", 0), (0, 2, "diverged", 0), *steady)
+    assert [(row.number, row.num_runs, row.num_diverged) for row in ranking.rows] == [(1, 3, 0), (0, 3, 2)]
+    assert ranking.rows[1].score == pytest.approx(95 / 3)
+    assert not ranking.rows[1].in_noise or "inside the noise" in ranking.verdict()
+
+
+def test_the_verdict_claims_nothing_where_nothing_was_compared(tmp_path: Path) -> None:
+    alone = [(0, seed, "finished", 95 + seed) for seed in range(2)]
+    assert "no other point reached its end" in ranking_of(tmp_path / "a", *alone, (1, 0, "stopped", 90)).verdict()
+    equal = [(number, seed, "finished", 95 - number) for number in range(2) for seed in range(2)]
+    assert "noise unknown: the seeds of each point gave the same score" in ranking_of(tmp_path / "b", *equal).verdict()
+    assert ranking_of(tmp_path / "c", (0, 0, "diverged", 0)).verdict() == "no trial reached its end"
+
+
+def test_a_worse_point_is_no_rival_because_it_varies_more(tmp_path: Path) -> None:
+    best = [(0, seed, "finished", 95 + 0.1 * seed) for seed in range(3)]
+    second = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
+    wild = [(2, seed, "finished", 60 + 30 * seed) for seed in range(3)]
+    ranking = ranking_of(tmp_path, *best, *second, *wild)
+    assert [row.number for row in ranking.rows] == [0, 1, 2]
+    assert not any(row.in_noise for row in ranking.rows)
+    assert "the first place is more than chance" in ranking.verdict()
+
+
+def test_points_that_vary_much_far_from_the_best_do_not_make_its_rivals_level() -> None:
+    best, rival, wild = [0.326, 0.201, 0.451], [0.817, 0.736, 0.898], [1.0, 3.9, 7.0]
+    assert not may_be_level(rival, best, [best, rival, wild])
+    assert may_be_level([0.817], best, [best, rival, wild])  # of one run nobody knows
+    assert may_be_level([0.397, 0.380, 0.415], best, [best, rival, wild])
+    assert not may_be_level([0.817], [0.326], [[0.817], [0.326]])
