@@ -156,7 +156,7 @@ WALLS = {
         "resnet_dist.training",
         "resnet_dist.tracking",
         "resnet_dist.launch",
-        "data_prep.ray_cluster",
+        "data_prep.runtime.ray_errors",
         "data_prep.beton",
     ),
     "resnet_dist.evaluation": (
