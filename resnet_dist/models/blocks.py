@@ -30,6 +30,9 @@ class PostactivationBlock(ResidualBlock):
             # He et al. 2016, appendix: projections are with pre-activation too.
             self.shares_activation = stride > 1 or in_channels != out_channels
 
+    def final_activation(self) -> nn.Module:
+        return nn.ReLU(inplace=True) if self.order == "relu_only_pre" else nn.Identity()
+
     @property
     def last_norm(self) -> nn.BatchNorm2d:
         raise NotImplementedError

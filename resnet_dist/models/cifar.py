@@ -10,7 +10,7 @@ from torch import nn
 
 from resnet_dist.models.keyed_noise import KeyedDropout
 from resnet_dist.models.options import NetOptions
-from resnet_dist.models.stages import BlockFactory, Stage, end_of_stages
+from resnet_dist.models.stages import BlockFactory, Stage
 
 
 class CifarResNet(nn.Module):
@@ -26,7 +26,8 @@ class CifarResNet(nn.Module):
         self.layer1 = Stage(make_block, 16, 16, num_blocks[0], stride=1)
         self.layer2 = Stage(make_block, self.layer1.out_channels, 32, num_blocks[1], stride=2)
         self.layer3 = Stage(make_block, self.layer2.out_channels, 64, num_blocks[2], stride=2)
-        self.end = end_of_stages(self.layer1, self.layer3)
+        self.layer1[0].follow_stem()
+        self.end = self.layer3[-1].final_activation()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
         self.fc = nn.Linear(self.layer3.out_channels, num_classes)

@@ -10,7 +10,7 @@ from torch import nn
 
 from resnet_dist.models.keyed_noise import KeyedDropout
 from resnet_dist.models.options import NetOptions
-from resnet_dist.models.stages import BlockFactory, Stage, end_of_stages
+from resnet_dist.models.stages import BlockFactory, Stage
 from resnet_dist.models.stems import WIDTH, first_convolution, first_pooling
 
 
@@ -29,7 +29,8 @@ class ImageNetResNet(nn.Module):
         self.layer2 = Stage(make_block, self.layer1.out_channels, 128, num_blocks[1], stride=2)
         self.layer3 = Stage(make_block, self.layer2.out_channels, 256, num_blocks[2], stride=2)
         self.layer4 = Stage(make_block, self.layer3.out_channels, 512, num_blocks[3], stride=2)
-        self.end = end_of_stages(self.layer1, self.layer4)
+        self.layer1[0].follow_stem()
+        self.end = self.layer4[-1].final_activation()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
         self.fc = nn.Linear(self.layer4.out_channels, num_classes)

@@ -22,8 +22,11 @@ class PreactivationBlock(ResidualBlock):
         self.shares_activation = stride > 1 or in_channels != out_channels
         self.preactivation: nn.Module = norm_relu(in_channels)
 
-    def without_preactivation(self) -> None:
+    def follow_stem(self) -> None:
         self.preactivation = nn.Identity()
+
+    def final_activation(self) -> nn.Module:
+        return norm_relu(self.out_channels)
 
     def residual(self, activated: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

@@ -38,6 +38,13 @@ class ResidualBlock(nn.Module):
         self._gates_residual = options.gate == "exclusive"
         self._scales = options.shortcut_scale, options.residual_scale
 
+    def follow_stem(self) -> None:
+        """Called on a net's first block, whose input the stem's ReLU has already passed."""
+
+    def final_activation(self) -> nn.Module:
+        """What stands between a net's last block and the pooling."""
+        return nn.Identity()
+
     def join(self, x: Tensor, residual: Tensor) -> Tensor:
         """The block's input and its residual function's output -> their sum, before any activation.
 

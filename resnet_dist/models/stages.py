@@ -7,7 +7,6 @@ from collections.abc import Callable
 from torch import nn
 
 from resnet_dist.models.blocks import PostactivationBlock
-from resnet_dist.models.preactivation import PreactivationBlock, norm_relu
 from resnet_dist.models.residual import ResidualBlock
 
 BlockFactory = Callable[[int, int, int], ResidualBlock]
@@ -25,18 +24,6 @@ class Stage(nn.Sequential):
             blocks.append(make_block(blocks[-1].out_channels, channels, 1))
         super().__init__(*blocks)
         self.out_channels = blocks[-1].out_channels
-
-
-def end_of_stages(first: Stage, last: Stage) -> nn.Module:
-    """What stands between the last block and the pooling: an activation where blocks begin with theirs, else nothing.
-
-    In pre-activation nets it also takes the activation from the first block, since the stem ends with one.
-    """
-    if isinstance(block := first[0], PostactivationBlock):
-        return nn.ReLU(inplace=True) if block.order == "relu_only_pre" else nn.Identity()
-    assert isinstance(block, PreactivationBlock)
-    block.without_preactivation()
-    return norm_relu(last.out_channels)
 
 
 def initialise(net: nn.Module, *, zero_init_residual: bool, gate_bias: float) -> None:
