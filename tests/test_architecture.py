@@ -38,7 +38,7 @@ FENCES = {
     "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.ranking"),
     "optuna": ("resnet_dist.sweeps.report", "resnet_dist.sweeps.searcher"),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),
-    "torchvision": ("resnet_dist.bench", "resnet_dist.models.baselines"),  # in benches: a peer too
+    "torchvision": ("resnet_dist.bench", "resnet_dist.models.registry"),  # in benches: a peer too
     "timm": ("resnet_dist.training.model",),
     "torch": (
         "resnet_dist.data",

@@ -9,7 +9,8 @@ from data_prep.jpeg import header as jpeg
 from data_prep.pixels import LIMITS
 from data_prep.sources import cifar, hf_parquet, ilsvrc, labels, webdataset
 from data_prep.sources.files import find, places, table, tar
-from resnet_dist.config import read_yaml, recipe_data
+from resnet_dist.config import loading as read_yaml
+from resnet_dist.config import recipe as recipe_data
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
 HEAD = """# Limits

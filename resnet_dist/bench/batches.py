@@ -59,7 +59,7 @@ def _least_ms(beton: Path, size: int, num_batches: int, rounds: int, peers: Sequ
 
 def native(beton: Path, files: Path, size: int) -> MakeBatch:
     from data_prep.beton.manifest import load_manifest
-    from resnet_dist.config.recipe_data import RandomResizedCrop
+    from resnet_dist.config.recipe import RandomResizedCrop
     from resnet_dist.data.batch import HostPlaces
     from resnet_dist.data.decoder import KeyedDecoder
     from resnet_dist.data.loader import open_reader

@@ -11,7 +11,7 @@ import torch
 
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.bench.peers import anonymous_bytes
-from resnet_dist.config.recipe_data import RandomResizedCrop
+from resnet_dist.config.recipe import RandomResizedCrop
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import epoch_permutation
 

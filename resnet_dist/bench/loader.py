@@ -20,7 +20,7 @@ from statistics import median
 from typing import IO, Any
 
 from resnet_dist.bench.peers import PEERS, Task, write_files
-from resnet_dist.config.recipe_data import MAX_SIZE
+from resnet_dist.config.recipe import MAX_SIZE
 from resnet_dist.errors import Fault, UserError
 
 SETTINGS = ((False, 224), (False, 160), (False, 128), (True, 224))

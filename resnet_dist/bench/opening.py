@@ -106,7 +106,7 @@ def ours(beton: Path, decoder: Any, watch: _Stopwatch) -> Callable[[], Any]:
     import torch
 
     from data_prep.beton.manifest import load_manifest
-    from resnet_dist.config.recipe_data import RandomResizedCrop
+    from resnet_dist.config.recipe import RandomResizedCrop
     from resnet_dist.data import loader as loader_module
     from resnet_dist.data.order import train_order
 

@@ -75,7 +75,7 @@ def _ours(task: Task, decoder: Any) -> Pass:
     import torch
 
     from data_prep.beton.manifest import load_manifest
-    from resnet_dist.config.recipe_data import CenterCrop, RandomResizedCrop
+    from resnet_dist.config.recipe import CenterCrop, RandomResizedCrop
     from resnet_dist.data.loader import BetonLoader
 
     beton = Path(task.beton)

@@ -157,7 +157,7 @@ def bench_plan() -> None:
 
     Example: resnet-dist bench plan
     """
-    from resnet_dist.planner.check import report
+    from resnet_dist.planner.published import report
 
     typer.echo(report(), nl=False)
 

@@ -81,7 +81,7 @@ def schedules(
 
 def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
     """The rate at 20 points of every epoch. Where a plateau decides, the rate before it is met, and a note."""
-    from resnet_dist.config.image_size import train_size
+    from resnet_dist.config.recipe import train_size
     from resnet_dist.tracking.plots import ScheduleCurve
     from resnet_dist.training.schedule import lr_at
 
@@ -139,10 +139,8 @@ def plan(
 
     Example: resnet-dist plan resnet_dist/recipes/resnet152_90ep.yaml --gpu h100 --gpus 8 --price 3
     """
-    from resnet_dist.planner.constants import NODE_MTBF_H, RESTART_S
-    from resnet_dist.planner.network import parse_net
-    from resnet_dist.planner.plan import Faults, Hardware, make_plan
-    from resnet_dist.planner.show import as_data, lines
+    from resnet_dist.planner.hardware import NODE_MTBF_H, RESTART_S, parse_net
+    from resnet_dist.planner.plan import Faults, Hardware, as_data, lines, make_plan
     from resnet_dist.planner.workload import workload_of
 
     profile = load_profile(on, profile_set) if on else None

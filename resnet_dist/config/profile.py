@@ -1,4 +1,4 @@
-"""The profile: how much hardware there is, where things lie, how patient to be. Nothing here may change a result."""
+"""Environment variables in a profile: plain settings only, neither secrets nor arithmetic."""
 
 from __future__ import annotations
 
@@ -6,11 +6,45 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
+from data_prep.redaction import holds_secret, is_secret_name
 from resnet_dist.config.base import Section
-from resnet_dist.config.environment import Environment
 from resnet_dist.errors import UserError
+
+_CHANGES_RESULTS = {"NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"}
+
+
+def _numbers_as_text(value: Any) -> Any:
+    """YAML reads `OMP_NUM_THREADS: 1` as a number; a bool (`yes`, `on`) stays one, and is refused."""
+    if not isinstance(value, dict):
+        return value
+    for key, given in value.items():  # first of all: what is wrong with a value is told with the value
+        if is_secret_name(str(key)) or holds_secret(str(given)):
+            raise ValueError(f"{key} is a secret; give it to the nodes' own environment, not to a file that is logged")
+    return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in value.items()}
+
+
+def _plain_settings(env: dict[str, str]) -> dict[str, str]:
+    for key in env:
+        if key in _CHANGES_RESULTS:
+            raise ValueError(f"{key} changes the arithmetic; precision is the recipe's: train.precision")
+    return env
+
+
+Environment = Annotated[dict[str, str], BeforeValidator(_numbers_as_text), AfterValidator(_plain_settings)]
+
+
+# The profile: how much hardware there is, where things lie, how patient to be. Nothing here may change a result.
 
 
 class CheckpointConfig(Section):

@@ -1,24 +1,519 @@
-"""The recipe: everything that decides the numbers of a run, and nothing else.
-
-A recipe names no host, path, worker count or GPU. Two runs of one recipe on one data set end with the same result
-whatever the hardware was, so its hash (`recipe_hash`) stands in every checkpoint and a checkpoint of another recipe is
-refused.
-"""
+"""A recipe's model section: which net, and what is chosen about it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from math import floor
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from resnet_dist.config.base import Section, without_recorded_defaults
-from resnet_dist.config.recipe_data import DataConfig
-from resnet_dist.config.recipe_model import ModelConfig
-from resnet_dist.config.recipe_optim import OptimConfig, ScheduleConfig
-from resnet_dist.config.recipe_train import TrainConfig
+
+ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ModelConfig(Section):
+    name: str
+    """A name of `resnet_dist.models.MODEL_NAMES`: resnet18 .. resnet200 (ImageNet), resnet20 .. resnet1202 (CIFAR),
+    plain18 .., vgg16, vgg19, googlenet."""
+    num_classes: PositiveInt
+    """Must equal the number of classes in the betons' manifests."""
+    zero_init_residual: bool = False
+    """Start the last batch norm of every block at gamma = 0 (Goyal et al. 2017, section 5.1)."""
+    shortcut: Literal["A", "B", "C"] | None = None
+    """A zero-padding, B projection where dimensions grow, C all projections (He et al. 2015, section 3.3); null: the
+    net's own default."""
+    bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
+    """Which convolution of a bottleneck takes the stride: 3x3 as torchvision ("v1.5"), 1x1 as the paper."""
+    activation_order: ActivationOrder = "original"
+    """Where batch norm and ReLU stand around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
+    pre: both before each convolution, the best of them; the three in the middle are there to be compared."""
+    stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
+    """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_strided, also a strided 3x3 instead of the
+    maximum (ResNet-RS)."""
+    pooled_projection: bool = False
+    """Projections take their stride by a 2x2 average (ResNet-D)."""
+    se_ratio: Rate = 0.0
+    """Squeeze-and-excitation: width of the narrow layer as a share of the block's output channels; 0: none."""
+    blur_pool: bool = False
+    """A 3x3 binomial blur before every strided convolution of a block (Zhang 2019, as in ffcv-imagenet)."""
+    drop_path: Rate = 0.0
+    """Rate at which the last block's residual function is left out for a sample; grows linearly from 0 at the first."""
+    dropout: Rate = 0.0
+    """Of the pooled features, before the classifier."""
+    gate: Literal["exclusive", "shortcut_only"] | None = None
+    """g = sigmoid(Wx + b), 1x1 (He et al. 2016, table 1). exclusive: (1 - g) * shortcut + g * residual, as in highway
+    networks; shortcut_only: (1 - g) * shortcut + residual."""
+    gate_bias: float = 0.0
+    """What b starts with; below 0 the shortcut is open."""
+    shortcut_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the shortcut (He et al. 2016, table 1: 0.5)."""
+    residual_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the residual function's output."""
+    shortcut_dropout: Rate = 0.0
+    """Dropout on the shortcut (He et al. 2016, table 1: 0.5, which fails)."""
+
+    def build_options(self) -> dict[str, Any]:
+        """The arguments of `models.build_model`."""
+        return self.model_dump()
+
+
+# What becomes of a training image after crop and flip: a recipe's `data.train.augment`, applied in the order written.
+
+
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class ColorJitter(Section):
+    """Brightness, contrast, saturation and hue, in random order (torchvision's `ColorJitter`)."""
+
+    kind: Literal["color_jitter"]
+    brightness: NonNegativeFloat = 0.0
+    """The factor is drawn from [max(0, 1 - brightness), 1 + brightness]; so for contrast and saturation."""
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The turn is drawn from [-hue, hue], in full circles."""
+
+
+class Lighting(Section):
+    """Noise along the colours' principal components (Krizhevsky et al. 2012, section 4.1); ImageNet's components."""
+
+    kind: Literal["lighting"]
+    std: NonNegativeFloat = 0.1
+    """Standard deviation of the three normal draws."""
+
+
+class RandAugment(Section):
+    """`ops` of 14 operations, all with one magnitude (Cubuk et al. 2019; torchvision's `RandAugment`)."""
+
+    kind: Literal["rand_augment"]
+    ops: Annotated[int, Field(ge=1, le=14)] = 2
+    magnitude: Annotated[int, Field(ge=0)] = 9
+    """0 to `bins` - 1."""
+    bins: Annotated[int, Field(ge=2)] = 31
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of each of the operations, by itself, to be applied; timm's policies have 0.5."""
+
+    @model_validator(mode="after")
+    def _within_bins(self) -> RandAugment:
+        if self.magnitude >= self.bins:
+            raise ValueError(f"magnitude ({self.magnitude}) must be below bins ({self.bins})")
+        return self
+
+
+class TrivialAugmentWide(Section):
+    """One of 14 operations with a random magnitude (Müller, Hutter 2021; torchvision's `TrivialAugmentWide`)."""
+
+    kind: Literal["trivial_augment_wide"]
+    bins: Annotated[int, Field(ge=2)] = 31
+
+
+class RandomErasing(Section):
+    """Covers a rectangle (Zhong et al. 2017; torchvision's `RandomErasing`)."""
+
+    kind: Literal["random_erasing"]
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.02, 0.33)
+    """Range of the rectangle's share of the image's area."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
+    """Range of its height / width; drawn log-uniformly."""
+    fill: tuple[Level, Level, Level] = (124, 116, 104)
+    """R, G, B. ImageNet's mean, so about 0 after normalisation, as torchvision's default."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> RandomErasing:
+        for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, 20.0)):
+            if low > high or high > most:
+                raise ValueError(f"{name} must be ascending and end at {most} or below, got {[low, high]}")
+        if self.ratio[0] < 0.05:
+            raise ValueError(f"ratio must begin at 0.05 or above, got {list(self.ratio)}")
+        return self
+
+
+Augmentation = Annotated[
+    ColorJitter | Lighting | RandAugment | TrivialAugmentWide | RandomErasing, Field(discriminator="kind")
+]
+
+
+# A recipe's data section: which images, and what becomes of them before the net sees them.
+
+
+Channels = tuple[float, float, float]
+OnBadSample = Literal["error", "skip"]
+MAX_SIZE = 16384
+"""Largest side of what the net sees, px."""
+
+
+class TrainCrop(Section):
+    """What the training crops have in common."""
+
+    size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    """Side of the square the net sees, px."""
+    flip: bool = True
+    """Mirror half of the images."""
+    augment: tuple[Augmentation, ...] = ()
+    """Applied after crop and flip, in this order."""
+
+
+class RandomResizedCrop(TrainCrop):
+    """A crop of random area and aspect ratio, resized to `size` (Szegedy et al. 2014)."""
+
+    kind: Literal["random_resized_crop"]
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    """Range of the crop's share of the image's area."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Range of the crop's width / height; drawn log-uniformly."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> RandomResizedCrop:
+        if self.scale[0] > self.scale[1] or self.scale[1] > 1.0:
+            raise ValueError(f"scale must be ascending and end at 1.0 or below, got {list(self.scale)}")
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio must be ascending, got {list(self.ratio)}")
+        return self
+
+
+class ScaleCrop(TrainCrop):
+    """Shorter side to a random length, then a random `size` x `size` of that (Simonyan, Zisserman 2014; He et al. 2015,
+    section 3.4)."""
+
+    kind: Literal["scale_crop"]
+    shorter_side: tuple[PositiveInt, PositiveInt] = (256, 480)
+    """Range of the shorter side, px, both ends included."""
+
+    @model_validator(mode="after")
+    def _range(self) -> ScaleCrop:
+        low, high = self.shorter_side
+        if not self.size <= low <= high <= MAX_SIZE:
+            raise ValueError(f"shorter_side must ascend from size ({self.size}) or above, got {[low, high]}")
+        return self
+
+
+class PadCrop(TrainCrop):
+    """Pad every side with zeros, then crop `size` x `size` at random (He et al. 2015, section 4.2).
+
+    All images must be `size` x `size`.
+    """
+
+    kind: Literal["pad_crop"]
+    pad: NonNegativeInt = 4
+    """Zeros on every side, px."""
+
+
+class CenterCrop(Section):
+    """Shorter side to `resize`, then the central `size` x `size`: the 1-crop test protocol."""
+
+    kind: Literal["center_crop"]
+    size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    resize: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> CenterCrop:
+        if self.size > self.resize:
+            raise ValueError(f"size ({self.size}) must not be larger than resize ({self.resize})")
+        return self
+
+
+TrainTransform = Annotated[RandomResizedCrop | ScaleCrop | PadCrop, Field(discriminator="kind")]
+
+
+class Mixing(Section):
+    """Images of a micro-batch mixed in pairs, and their targets alike; with both kinds each has half of the chances."""
+
+    mixup_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Mixup (Zhang et al. 2017): an image's share is drawn from Beta(alpha, alpha)."""
+    cutmix_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
+    """CutMix (Yun et al. 2019): the share that a rectangle of the other image leaves, drawn from Beta(alpha, alpha)."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of a micro-batch being mixed at all."""
+
+    @model_validator(mode="after")
+    def _any(self) -> Mixing:
+        if self.mixup_alpha is None and self.cutmix_alpha is None:
+            raise ValueError("set mixup_alpha, cutmix_alpha or both")
+        return self
+
+
+class ProgressiveSize(Section):
+    """Smaller training images at first: `start_size` px, then growing epoch by epoch to `data.train.size` (as
+    ffcv-imagenet)."""
+
+    start_size: PositiveInt
+    ramp: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+    """Where growing begins and ends, as shares of the run, rounded down to whole epochs."""
+    multiple: PositiveInt = 32
+    """Sizes between are multiples of this, px."""
+
+
+class DataConfig(Section):
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Folder under the profile's `data_root` that holds `train.beton` and `val.beton` with their manifests."""
+    train: TrainTransform
+    eval: CenterCrop
+    mean: Channels
+    """Per channel (R, G, B), in grey levels 0..255."""
+    std: Channels
+    """Per channel (R, G, B), in grey levels 0..255."""
+    decoder: Literal["native", "ffcv"] = "native"
+    """What turns stored images into pixels. native: Pillow's pixels, bit for bit. ffcv: stock ffcv's, which differ by a
+    grey level or two."""
+    mixing: Mixing | None = None
+    """Mixup and CutMix, within every micro-batch."""
+    progressive_size: ProgressiveSize | None = None
+    augmentation_repeats: PositiveInt = 1
+    """Repeated augmentation (Hoffer et al. 2020): a global batch holds each of its images this many times, augmented
+    differently and in different micro-batches. An epoch has as many steps as without, so it shows fewer images."""
+    shuffle: Literal["full", "page"] = "full"
+    """full: any sample at any place of the epoch. page: the samples of a beton's page near each other, for betons that
+    are larger than memory."""
+    shuffle_window_pages: PositiveInt = 1024
+    """page: how many pages are mixed at any time; twice as many should fit into memory. Two neighbours come from one
+    page once in this many."""
+    on_bad_sample: OnBadSample = "error"
+    """What a training image that cannot be decoded does. error: ends the run and is named. skip: another takes its
+    place, chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is an error."""
+
+    allow_overlap: bool = False
+    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused where
+    more than 1 % are. It changes no number, so a run may be resumed with another value."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> DataConfig:
+        progressive = self.progressive_size
+        if progressive is None:
+            return self
+        if isinstance(self.train, PadCrop):
+            raise ValueError("progressive_size needs a crop that resizes; pad_crop does not")
+        if progressive.start_size > self.train.size:
+            raise ValueError(f"progressive_size.start_size must be train.size ({self.train.size}) or less")
+        if progressive.ramp[0] > progressive.ramp[1]:
+            raise ValueError(f"progressive_size.ramp must ascend, got {list(progressive.ramp)}")
+        return self
+
+    @model_validator(mode="after")
+    def _grey_levels(self) -> DataConfig:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
+        if 0 < max(self.mean) <= 1 or max(self.std) < 1:
+            raise ValueError(
+                f"mean {list(self.mean)} and std {list(self.std)} look like shares of 1; they are grey levels 0..255: "
+                "multiply them by 255"
+            )
+        if not 0 <= min(self.mean) <= max(self.mean) <= 255 or max(self.std) > 255:
+            raise ValueError(f"mean {list(self.mean)} and std {list(self.std)} are not grey levels 0..255")
+        return self
+
+
+# How large training images are in an epoch: a pure function of the recipe and the epoch.
+
+
+def train_size(data: DataConfig, epoch: int, total_epochs: int) -> int:
+    """Side in px of what the net sees in `epoch` (from 0): `data.train.size`, or on the way there (ffcv-imagenet's
+    ramp, in whole epochs)."""
+    ramp, end_size = data.progressive_size, data.train.size
+    if ramp is None:
+        return end_size
+    # The small number makes 0.29 * 100 epochs 29, which is a little less in binary.
+    first, last = (floor(share * total_epochs + 1e-9) for share in ramp.ramp)
+    if epoch <= first:
+        return ramp.start_size
+    if epoch >= last:
+        return end_size
+    size = ramp.start_size + (epoch - first) / (last - first) * (end_size - ramp.start_size)
+    return round(size / ramp.multiple) * ramp.multiple
+
+
+# A recipe's train section: what one optimizer step is made of.
+
+
+class DivergenceConfig(Section):
+    """What to do with a step whose loss is NaN or infinite, or too large."""
+
+    action: Literal["stop", "skip"] = "stop"
+    """stop: end the run. skip: go back to the last checkpoint and leave that step's global batch out."""
+    max_loss: PositiveFloat | None = None
+    """A step's mean loss above this counts as diverged; null: only NaN and infinity do."""
+    max_skips: PositiveInt = 10
+    """Give up after this many skipped steps."""
+
+
+class CrossEntropy(Section):
+    """-sum over classes of target * log softmax(logits); mean over images."""
+
+    kind: Literal["cross_entropy"]
+
+
+class BinaryCrossEntropy(Section):
+    """Every class a question of its own: binary cross-entropy of sigmoid(logits), mean over images and classes
+    (Wightman et al. 2021, "ResNet strikes back")."""
+
+    kind: Literal["bce"]
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Targets above it count as 1, the others as 0, so a mixed image has two labels; null: targets as they are."""
+
+
+class EmaConfig(Section):
+    """An exponential moving average of the weights, e = decay * e + (1 - decay) * w, batch norm's statistics included.
+
+    It is what is evaluated, kept as the best, and registered; training goes on with the weights themselves.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    every_steps: PositiveInt = 1
+    """Steps between two updates."""
+    start_epochs: NonNegativeFloat = 0.0
+    """Until then an update makes it the weights themselves."""
+
+
+class TrainConfig(Section):
+    global_batch_size: PositiveInt
+    """Images per optimizer step, over all workers."""
+    micro_batch_size: PositiveInt
+    """Images per forward pass: the unit of batch-norm statistics and of data order; workers share a step's."""
+    total_epochs: PositiveInt
+    max_steps: PositiveInt | None = None
+    """End the run after this many steps; the schedule still runs over `total_epochs`."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16: autocast with fp32 weights. fp16: so too, with the loss scaled; a step whose gradient overflows is not
+    taken, and counts. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double, to prove
+    equalities."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
+    summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
+    gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
+    """What workers send each other, with `reduction: fast`. bf16 (has the range), fp16 (has the digits): half the
+    bytes. Each worker's part of the gradient is rounded to the format and summed in it, so results are equal across
+    worker counts up to its rounding, no longer float32's. powersgd: factors of rank 4 (Vogels et al. 2019), equal
+    across worker counts up to float rounding; a fiftieth of the bytes, but after the backward pass, and twice the
+    memory.
+    """
+    compile: bool = False
+    """torch.compile of the training forward and backward pass. Fused kernels round otherwise, so it belongs to the
+    mathematics. The first steps take minutes."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """s: targets become (1 - s) * target + s / number of classes, before a threshold is asked."""
+    ema: EmaConfig | None = None
+    bn_statistics_steps: PositiveInt | None = None
+    """After the last step batch norm's running statistics become the plain average over the micro-batches of this many
+    further steps, an epoch's at most (He et al. 2015, their released models); null: they stay a moving average."""
+    channels_last: bool = True
+    cpu_threads: PositiveInt = 1
+    """Intra-op threads on CPUs. A CPU kernel's sums depend on it, so it belongs to the mathematics."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        return self.global_batch_size // self.micro_batch_size
+
+    @model_validator(mode="after")
+    def _compressible(self) -> TrainConfig:
+        if self.gradient_compression != "none" and self.reduction == "exact":
+            raise ValueError(f"gradient_compression: {self.gradient_compression} needs reduction: fast")
+        if self.gradient_compression == "powersgd" and self.precision == "fp16":
+            raise ValueError("gradient_compression: powersgd keeps what it loses, infinities too: set precision: bf16")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainConfig:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple "
+                f"of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+# A recipe's optimizer and learning-rate schedule.
+
+
+class OptimConfig(Section):
+    name: Literal["sgd", "lamb"]
+    """sgd: torch's. lamb: timm's (You et al. 2019), with which the "ResNet strikes back" recipes were trained."""
+    lr: PositiveFloat
+    """Peak learning rate, for the whole global batch."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only."""
+    nesterov: bool = False
+    """sgd only."""
+    weight_decay: NonNegativeFloat
+    """Coupled: `weight_decay * w` is added to the gradient (sgd), or to the update before it is scaled (lamb)."""
+    decay: Literal["weights", "all"] = "weights"
+    """weights: only those of convolutions and linear layers decay. all: biases and batch norms too (torchvision V1)."""
+    clip_grad_norm: PositiveFloat | None = None
+    """A gradient that is longer than this, all parameters together, is scaled down to it; null: none is. The "ResNet
+    strikes back" recipes clip at 1 (timm's LAMB does so by itself; here only this key does)."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimConfig:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs name: sgd and a momentum above 0")
+        return self
+
+
+class Warmup(Section):
+    """From `start_factor * lr` to `lr`."""
+
+    epochs: NonNegativeFloat = 0.0
+    start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    shape: Literal["linear", "constant"] = "linear"
+    """linear: in equal steps (Goyal et al. 2017, section 2.2). constant: `start_factor * lr` until it ends (He et al.
+    2015, section 4.2, for 110 layers)."""
+
+
+class StepSchedule(Section):
+    kind: Literal["step"]
+    milestone_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    """Where the rate drops, as shares of the whole run, ascending."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    warmup: Warmup = Warmup()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> StepSchedule:
+        if list(self.milestone_fractions) != sorted(set(self.milestone_fractions)):
+            raise ValueError(f"milestone_fractions must ascend, got {list(self.milestone_fractions)}")
+        return self
+
+
+class PlateauSchedule(Section):
+    """The rate drops when the validation error stops falling (He et al. 2015, section 3.4).
+
+    Decided by the exact evaluation, so it is the same for any number of workers.
+    """
+
+    kind: Literal["plateau"]
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: PositiveInt = 5
+    """The rate drops after this many evaluations in a row without a new best."""
+    min_improvement: NonNegativeFloat = 0.1
+    """By how many points of top-1 error, in percent, a new best must be better."""
+    max_drops: PositiveInt = 3
+    warmup: Warmup = Warmup()
+
+
+class CosineSchedule(Section):
+    kind: Literal["cosine"]
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup: Warmup = Warmup()
+
+
+class LinearSchedule(Section):
+    kind: Literal["linear"]
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup: Warmup = Warmup()
+
+
+ScheduleConfig = Annotated[
+    StepSchedule | PlateauSchedule | CosineSchedule | LinearSchedule, Field(discriminator="kind")
+]
+
+
+# The recipe: everything that decides the numbers of a run, and nothing else.
 
 
 class EvalConfig(Section):

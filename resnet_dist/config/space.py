@@ -1,28 +1,267 @@
-"""The search space: a base recipe, what makes a cheap proxy of it, and where to look for better values."""
+"""A search space's parameters: from which values each key of a recipe is drawn."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from resnet_dist.config.base import Section, without_recorded_defaults
-from resnet_dist.config.space_parameters import Choice, Derived, Grid, Parameter, Value, listed_values
-from resnet_dist.config.space_search import (
-    Budget,
-    CmaSearch,
-    Fifo,
-    GridSearch,
-    HyperBand,
-    RandomSearch,
-    Resources,
-    SchedulerConfig,
-    SearchConfig,
-    TpeSearch,
-)
+
+
+def as_number(value: Any) -> Any:
+    """PyYAML reads `1e-3` as text; a key's value would be read right by the recipe, but nobody could reckon with it."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def as_numbers(value: Any) -> Any:
+    return [as_number(item) for item in value] if isinstance(value, list) else as_number(value)
+
+
+Value = Annotated[Any, BeforeValidator(as_number)]
+Wanted = Annotated[Any, BeforeValidator(as_numbers)]
+"""A value, or a list of values of which one is wanted."""
+
+
+class _Parameter(Section):
+    when: dict[str, Wanted] = Field(default_factory=dict)
+    """Only where other parameters have these values: `{schedule.kind: step}`, or a list of values. Otherwise the key
+    keeps what the recipe says."""
+
+
+class _Interval(_Parameter):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ascending(self) -> _Interval:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g})")
+        return self
+
+
+class LogUniform(_Interval):
+    """Each factor is as likely as any other: learning rates, weight decays."""
+
+    kind: Literal["loguniform"]
+    low: PositiveFloat
+
+
+class Uniform(_Interval):
+    kind: Literal["uniform"]
+
+
+class QUniform(_Interval):
+    """Multiples of `step` from `low` to `high`; whole numbers if `low` and `step` are."""
+
+    kind: Literal["quniform"]
+    step: PositiveFloat
+
+    @property
+    def num_values(self) -> int:
+        return int((self.high - self.low) / self.step + 1e-9) + 1
+
+    def value(self, index: int) -> int | float:
+        value = self.low + index * self.step
+        whole = self.low.is_integer() and self.step.is_integer()
+        return int(value) if whole else float(f"{value:.12g}")
+
+
+class Choice(_Parameter):
+    kind: Literal["choice"]
+    values: Annotated[list[Value], Field(min_length=1)]
+
+
+class Grid(_Parameter):
+    """Every value, combined with every value of the other grids: a list, or `num` values from `low` to `high`."""
+
+    kind: Literal["grid"]
+    values: Annotated[list[Value], Field(min_length=1)] | None = None
+    low: float | None = None
+    high: float | None = None
+    num: PositiveInt | None = None
+    log: bool = False
+    """Equal factors instead of equal differences."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Grid:
+        ends = (self.low, self.high, self.num)
+        if (self.values is None) == (ends == (None, None, None)) or (self.values is None and None in ends):
+            raise ValueError("give either values, or low, high and num")
+        if self.low is not None and self.high is not None:
+            if self.low >= self.high:
+                raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g})")
+            if self.log and self.low <= 0:
+                raise ValueError(f"low ({self.low:g}) must be positive with log: true")
+        return self
+
+    def all_values(self) -> list[Any]:
+        if self.values is not None:
+            return list(self.values)
+        assert self.low is not None
+        assert self.high is not None
+        assert self.num is not None
+        shares = [i / max(self.num - 1, 1) for i in range(self.num)]
+        if self.log:
+            return [float(f"{self.low * (self.high / self.low) ** share:.6g}") for share in shares]
+        return [float(f"{self.low + (self.high - self.low) * share:.6g}") for share in shares]
+
+
+class Derived(_Parameter):
+    """`factor * (value of the key `of`) ** power`: a key that follows another one."""
+
+    kind: Literal["derived"]
+    of: str
+    factor: float = 1.0
+    power: float = 1.0
+    round: bool = False
+    """To the nearest whole number."""
+
+
+Parameter = Annotated[LogUniform | Uniform | QUniform | Choice | Grid | Derived, Field(discriminator="kind")]
+
+
+def listed_values(parameter: Parameter) -> list[Any] | None:
+    """All values of a choice or a grid; None: it is another kind."""
+    if isinstance(parameter, Choice):
+        return list(parameter.values)
+    return parameter.all_values() if isinstance(parameter, Grid) else None
+
+
+# How a search space is searched: who proposes points, who ends trials early, and what may be spent.
+
+
+class RandomSearch(Section):
+    """Point number i depends on `seed` and i alone."""
+
+    kind: Literal["random"]
+    seed: NonNegativeInt = 0
+
+
+class GridSearch(Section):
+    """Every combination of the parameters' values."""
+
+    kind: Literal["grid"]
+
+
+class SobolSearch(Section):
+    """Scrambled Sobol points: random ones that do not clump. Powers of two are the best numbers of trials."""
+
+    kind: Literal["sobol"]
+    seed: NonNegativeInt = 0
+
+
+class TpeSearch(Section):
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011)."""
+
+    kind: Literal["tpe"]
+    seed: NonNegativeInt = 0
+    startup_trials: PositiveInt = 10
+    """Random ones before the model is asked."""
+
+
+class CmaSearch(Section):
+    """Optuna's CMA-ES (Hansen 2016), for two or more parameters that are numbers without conditions."""
+
+    kind: Literal["cma"]
+    seed: NonNegativeInt = 0
+    startup_trials: PositiveInt = 4
+
+
+SearchConfig = Annotated[RandomSearch | GridSearch | SobolSearch | TpeSearch | CmaSearch, Field(discriminator="kind")]
+
+
+class Fifo(Section):
+    """Every trial runs to its end."""
+
+    kind: Literal["fifo"]
+
+
+class Asha(Section):
+    """Asynchronous successive halving (Li et al. 2020): at each rung a trial goes on if it is in the best
+    1 / `reduction_factor` of those that have been there."""
+
+    kind: Literal["asha"]
+    first_rung: Annotated[float, Field(gt=0, lt=1)] = 0.11
+    """Share of the trial's own schedule after which it is first judged; each further rung is `reduction_factor` times
+    as far. Later than Ray's default of one epoch: see tune_spaces/README.md."""
+    rungs: PositiveInt = 2
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+
+    @model_validator(mode="after")
+    def _before_the_end(self) -> Asha:
+        last = self.first_rung * self.reduction_factor ** (self.rungs - 1)
+        if last >= 1:
+            raise ValueError(
+                f"the last of {self.rungs} rungs would lie at {last:g} of the schedule; lower rungs or first_rung"
+            )
+        return self
+
+
+class Median(Section):
+    """Ends a trial whose best result is below the median of the others' running means (Golovin et al. 2017)."""
+
+    kind: Literal["median"]
+    grace: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the schedule during which no trial is ended."""
+    min_trials: PositiveInt = 3
+
+
+class HyperBand(Section):
+    """HyperBand (Li et al. 2018): brackets of trials are halved together; a trial waits, saved, for its bracket."""
+
+    kind: Literal["hyperband"]
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+
+
+SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand, Field(discriminator="kind")]
+
+
+class Budget(Section):
+    """What the whole sweep may spend, over all its starts. Trials in flight are saved and stopped; a larger budget goes
+    on with them. null: no limit."""
+
+    wall_hours: PositiveFloat | None = None
+    trial_hours: PositiveFloat | None = None
+    """Hours of computing, summed over trials: what a cluster bills, times the hardware of one trial."""
+    epochs: PositiveFloat | None = None
+    """Of training, summed over trials."""
+
+
+class Resources(Section):
+    """What one trial gets."""
+
+    path: Literal["light", "train"] = "light"
+    """light: one process, kept from trial to trial, trains it alone. train: a Ray Train worker group of the profile's
+    least number of workers."""
+    cpus: PositiveInt = 1
+    """Of a light trial; also its loader threads."""
+    gpus: NonNegativeFloat = 0.0
+    """Of a light trial: 0.5 puts two on one GPU. At most 1."""
+    max_concurrent: PositiveInt | None = None
+    """null: as many trials at once as the cluster holds."""
+    images_per_s: PositiveFloat | None = None
+    """Of one trial, measured; only the estimate of `--dry-run` needs it."""
+
+
+# The search space: a base recipe, what makes a cheap proxy of it, and where to look for better values.
+
 
 Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
 LR_PER_256 = "lr_per_256"

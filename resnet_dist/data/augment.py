@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.native import open_library, pointer
-from resnet_dist.config.recipe_augment import (
+from resnet_dist.config.recipe import (
     Augmentation,
     ColorJitter,
     Lighting,

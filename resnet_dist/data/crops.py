@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.manifest import Manifest
-from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop, ScaleCrop
+from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop, ScaleCrop
 from resnet_dist.data.keyed_random import below, between, log_uniform
 from resnet_dist.errors import UserError
 

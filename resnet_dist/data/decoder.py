@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.reader import BetonReader
 from data_prep.native import open_library
-from resnet_dist.config.recipe_data import CenterCrop, OnBadSample
+from resnet_dist.config.recipe import CenterCrop, OnBadSample
 from resnet_dist.data.augment import Operations, draw_operations
 from resnet_dist.data.crops import Transform, Views, crop, num_draws
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform

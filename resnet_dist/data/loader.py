@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from data_prep.beton.digest import CHUNK_BYTES, chunk_digest
 from data_prep.beton.manifest import Manifest
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe_data import OnBadSample
+from resnet_dist.config.recipe import OnBadSample
 from resnet_dist.data.batch import Batch, BatchPlaces, Placed, batch_places
 from resnet_dist.data.crops import Transform, require_sides
 from resnet_dist.data.decoder import Decoder, KeyedDecoder

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.native import open_library, pointer
-from resnet_dist.config.recipe_data import MAX_SIZE
+from resnet_dist.config.recipe import MAX_SIZE
 from resnet_dist.data.augment import OPERATION, Operations
 from resnet_dist.data.crops import Views
 from resnet_dist.data.decoder import StoredImages

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from resnet_dist.config.published import PAPER_SCALES
-from resnet_dist.config.recipe_data import MAX_SIZE, CenterCrop
+from resnet_dist.config.recipe import MAX_SIZE, CenterCrop
 from resnet_dist.errors import UserError
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.training.model import Precision

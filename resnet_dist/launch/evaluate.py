@@ -27,7 +27,7 @@ from data_prep.beton.files import make_folder, read_small, write_text_atomically
 from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.strict_json import parse
 from resnet_dist.config.loading import flatten
-from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_prep.beton.files import make_folder, write_text_atomically
-from resnet_dist.config.records import read_record
+from resnet_dist.config.loading import read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from resnet_dist.models.keyed_noise import KeyedDropout
-from resnet_dist.models.options import NetOptions
-from resnet_dist.models.stages import BlockFactory, Stage
+from resnet_dist.models.resnet import BlockFactory, NetOptions, Stage
 
 
 class CifarResNet(nn.Module):

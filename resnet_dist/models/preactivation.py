@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from resnet_dist.models.convolutions import conv1x1, conv3x3
-from resnet_dist.models.options import NetOptions
-from resnet_dist.models.residual import ResidualBlock
+from resnet_dist.models.resnet import NetOptions, ResidualBlock, conv1x1, conv3x3
 
 
 class PreactivationBlock(ResidualBlock):

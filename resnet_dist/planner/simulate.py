@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import Enum
 from random import Random
 
 from resnet_dist.errors import UserError
-from resnet_dist.planner.fleet import Fleet, Ledger, Outcome, Policy, Speed
+from resnet_dist.planner.hardware import SNAPSHOT_BYTES_S, WRITE_BYTES_S
 
 
 class Kind(Enum):
@@ -161,3 +162,99 @@ class _Run:
 
     def _push(self, at: float, kind: Kind, node: int) -> None:
         heapq.heappush(self.events, (at, next(self.number), kind, node))
+
+
+# What the simulation is told about the nodes, and what it answers.
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Nodes of one kind. Times between events and until return are exponential, with these means."""
+
+    nodes: int
+    """All there are, spares included."""
+    largest: int
+    """Nodes that the worker group uses at most, and at least:"""
+    smallest: int
+    mtbf_s: float
+    """Of one node."""
+    repair_s: float
+    preempted_every_s: float | None = None
+    """Of one node; None: never."""
+    notice_s: float = 0.0
+    replaced_s: float = 600.0
+    """Until another node stands in for a preempted one."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What this system does, and how long it takes."""
+
+    checkpoint_every_s: float
+    snapshot_s: float
+    write_s: float
+    restart_s: float
+    resize_every_s: float
+
+
+@dataclass
+class Ledger:
+    """Where the wall clock went, s. All parts add up to `wall_s`."""
+
+    useful_s: float = 0.0
+    """The run's steps at the speed of the largest group."""
+    smaller_group_s: float = 0.0
+    """More time for the same steps while nodes were missing."""
+    redone_s: float = 0.0
+    """Steps done again, after the last checkpoint."""
+    checkpoint_s: float = 0.0
+    restart_s: float = 0.0
+    waiting_s: float = 0.0
+    """Fewer nodes than the smallest group."""
+
+    @property
+    def wall_s(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(Ledger))
+
+    @property
+    def goodput(self) -> float:
+        return self.useful_s / self.wall_s
+
+
+@dataclass
+class Outcome:
+    ledger: Ledger
+    node_s: float
+    """Nodes that the group held, over time."""
+    failures: int
+    preemptions: int
+    resizes: int
+
+
+Speed = Callable[[int], float]
+"""Nodes in the group -> optimizer steps per second."""
+
+
+# What a checkpoint costs, and how often to write one.
+
+
+SHORTEST_S = 60.0
+
+
+@dataclass(frozen=True)
+class CheckpointCost:
+    num_bytes: int
+    snapshot_s: float
+    """The loop stands still."""
+    write_s: float
+    """In the background; until then the checkpoint before counts."""
+
+
+def checkpoint_cost(num_bytes: int) -> CheckpointCost:
+    return CheckpointCost(num_bytes, num_bytes / SNAPSHOT_BYTES_S, num_bytes / WRITE_BYTES_S)
+
+
+def best_interval_s(cost: CheckpointCost, between_interruptions_s: float) -> float:
+    """Young 1974: sqrt(2 x pause x mean time between interruptions); at least a minute, and two writes."""
+    by_young = math.sqrt(2 * cost.snapshot_s * between_interruptions_s)
+    return max(by_young, 2 * cost.write_s, SHORTEST_S)

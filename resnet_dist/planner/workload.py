@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from resnet_dist.config.image_size import train_size
 from resnet_dist.config.low_rank import numbers_sent
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import Recipe, train_size
 from resnet_dist.errors import UserError
-from resnet_dist.models.summary import Part, summarise
+from resnet_dist.models.registry import Part, summarise
 
 DATASETS = {"imagenet": (1_281_167, 50_000), "cifar10": (50_000, 10_000), "digits": (1_442, 355)}
 """Training and validation images."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from resnet_dist.config.space import Space
-from resnet_dist.config.space_search import Asha, HyperBand, Median, SchedulerConfig
+from resnet_dist.config.space import Asha, HyperBand, Median, SchedulerConfig, Space
 from resnet_dist.sweeps.ledger import SweepState, spent_epochs
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from data_prep.beton.files import write_text_atomically
 from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
-from resnet_dist.config.space import COORDINATES, Space
-from resnet_dist.config.space_parameters import Choice, Derived, Grid, LogUniform, Parameter, QUniform, Uniform
+from resnet_dist.config.space import COORDINATES, Choice, Derived, Grid, LogUniform, Parameter, QUniform, Space, Uniform
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, read_ledger, replay
 from resnet_dist.sweeps.points import Point, lies_in

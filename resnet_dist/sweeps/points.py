@@ -13,14 +13,17 @@ from scipy.stats import qmc
 
 from resnet_dist.config.loading import recipe_from_tree
 from resnet_dist.config.recipe import Recipe, recipe_hash
-from resnet_dist.config.space import COORDINATES, LR_PER_256, TAU_EPOCHS, Space
-from resnet_dist.config.space_parameters import (
+from resnet_dist.config.space import (
+    COORDINATES,
+    LR_PER_256,
+    TAU_EPOCHS,
     Choice,
     Derived,
     Grid,
     LogUniform,
     Parameter,
     QUniform,
+    Space,
     Uniform,
     listed_values,
 )

@@ -16,8 +16,7 @@ from typing import Any
 
 from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import to_yaml
-from resnet_dist.config.space import Space
-from resnet_dist.config.space_parameters import LogUniform
+from resnet_dist.config.space import LogUniform, Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.cost import rung_shares, summary
 from resnet_dist.sweeps.figures import Curve, Dot, bars, best_so_far, heat_map, learning_curves, parallel_coordinates

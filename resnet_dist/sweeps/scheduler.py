@@ -14,8 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule
 from ray.tune.schedulers.trial_scheduler import TrialScheduler
 
-from resnet_dist.config.space import Space
-from resnet_dist.config.space_search import Asha, Fifo, HyperBand, Median, SchedulerConfig
+from resnet_dist.config.space import Asha, Fifo, HyperBand, Median, SchedulerConfig, Space
 from resnet_dist.sweeps.ledger import Verdict
 
 _TIME, _SCORE = "share", "score"

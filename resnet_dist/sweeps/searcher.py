@@ -16,9 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search.optuna import OptunaSearch
 
-from resnet_dist.config.space import Space
-from resnet_dist.config.space_parameters import Choice, LogUniform, Parameter, QUniform, Uniform
-from resnet_dist.config.space_search import CmaSearch, TpeSearch
+from resnet_dist.config.space import Choice, CmaSearch, LogUniform, Parameter, QUniform, Space, TpeSearch, Uniform
 from resnet_dist.sweeps.ledger import Outcome
 from resnet_dist.sweeps.points import Point, is_active
 

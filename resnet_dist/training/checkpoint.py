@@ -24,8 +24,8 @@ from torch import nn
 from data_prep.beton.class_names import difference
 from data_prep.beton.digest import ALGORITHM, Algorithm, digest_state, digest_stream, parse_digest
 from data_prep.beton.files import Unfit, create, open_regular, read_small
+from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
 from resnet_dist.config.recipe import Recipe, recipe_changes
-from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 

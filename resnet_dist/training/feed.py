@@ -13,9 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.beton.manifest import load_manifest
-from resnet_dist.config.image_size import train_size
-from resnet_dist.config.recipe import Recipe
-from resnet_dist.config.recipe_data import CenterCrop, TrainTransform
+from resnet_dist.config.recipe import CenterCrop, Recipe, TrainTransform, train_size
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from resnet_dist.accelerators import model_flops_utilisation, peak_flops
-from resnet_dist.config.image_size import train_size
-from resnet_dist.config.recipe import Recipe
-from resnet_dist.models.summary import summarise
+from resnet_dist.config.recipe import Recipe, train_size
+from resnet_dist.models.registry import summarise
 from resnet_dist.training.collectives import Stopwatch, sum_over_workers
 
 T = TypeVar("T")

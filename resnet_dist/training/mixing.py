@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from resnet_dist.config.recipe_data import Mixing
+from resnet_dist.config.recipe import Mixing
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64, uniform
 
 _NUMBERS, _ORDER, _BETA = range(3)

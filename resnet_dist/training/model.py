@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from resnet_dist.config.recipe import Recipe
-from resnet_dist.config.recipe_optim import OptimConfig
-from resnet_dist.config.recipe_train import TrainConfig
+from resnet_dist.config.recipe import OptimConfig, Recipe, TrainConfig
 from resnet_dist.models import build_model
-from resnet_dist.models.classifier import ImageClassifier
-from resnet_dist.models.residual import ResidualBlock
-from resnet_dist.models.statistics import BatchNormStatistics
+from resnet_dist.models.classifier import BatchNormStatistics, ImageClassifier
+from resnet_dist.models.resnet import ResidualBlock
 
 _RECOMPILE_LIMIT = 64
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import Recipe
-from resnet_dist.config.recipe_optim import PlateauSchedule, ScheduleConfig
+from resnet_dist.config.recipe import PlateauSchedule, Recipe, ScheduleConfig
 from resnet_dist.errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resnet_dist.config.recipe_train import EmaConfig
+from resnet_dist.config.recipe import EmaConfig
 from resnet_dist.training.reduce import PowerSgdReduction
 from resnet_dist.training.schedule import Plateau
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from resnet_dist.config.recipe_train import BinaryCrossEntropy, TrainConfig
+from resnet_dist.config.recipe import BinaryCrossEntropy, TrainConfig
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
 from resnet_dist.training.state import TrainState
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.order import micro_batch_share
+from resnet_dist.models.classifier import BatchNormStatistics
 from resnet_dist.models.keyed_noise import StepNoise
-from resnet_dist.models.statistics import BatchNormStatistics
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.checkpoint_manager import Background

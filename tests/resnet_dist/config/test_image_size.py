@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from resnet_dist.config.image_size import train_size
-from resnet_dist.config.recipe_data import DataConfig
+from resnet_dist.config.recipe import DataConfig, train_size
 
 CROP = {"kind": "random_resized_crop", "size": 192}
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import TypeAdapter
 
 from data_prep.beton.manifest import load_manifest
-from resnet_dist.config.recipe_data import Mixing, TrainTransform
+from resnet_dist.config.recipe import Mixing, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
 from resnet_dist.training.feed import Samples, steps_from

@@ -17,7 +17,7 @@ from data_prep.beton import layout, manifest
 from data_prep.beton import layout as pages
 from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.ranges import payload_of, write_beton
-from resnet_dist.config.recipe_data import OnBadSample, RandomResizedCrop
+from resnet_dist.config.recipe import OnBadSample, RandomResizedCrop
 from resnet_dist.data.crops import Transform
 from resnet_dist.data.decoder import Decoder
 from resnet_dist.data.loader import BetonLoader

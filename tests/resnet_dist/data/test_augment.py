@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, functional
 from torchvision.transforms import autoaugment as theirs
 from torchvision.transforms import transforms as their_transforms
 
-from resnet_dist.config.recipe_augment import (
+from resnet_dist.config.recipe import (
     ColorJitter,
     Lighting,
     RandAugment,
@@ -266,7 +266,7 @@ def test_lighting_is_the_published_noise() -> None:
 def test_neither_threads_nor_batches_nor_the_process_order_show(
     photo_beton: Path, open_loader: Callable[..., Any]
 ) -> None:
-    from resnet_dist.config.recipe_data import RandomResizedCrop
+    from resnet_dist.config.recipe import RandomResizedCrop
 
     transform = RandomResizedCrop(kind="random_resized_crop", size=48, augment=EVERYTHING)
     ids = np.arange(40)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional
 from torchvision.transforms.functional import _compute_resized_output_size
 
-from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data.crops import center_crop, crop, num_draws, random_resized_crop
 from resnet_dist.data.ffcv_kernel import whole_pixel_boxes
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.order import eval_batches
 from tests.resnet_dist.data import batch_digests
 from tests.resnet_dist.data.batch_digests import LAST_STEP, Leg, Setting, leg_digests

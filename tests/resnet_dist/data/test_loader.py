@@ -24,7 +24,7 @@ from data_prep.beton.layout import METADATA_START
 from data_prep.beton.manifest import load_manifest, write_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.converter.verify import verify
-from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data import decoder as decoder_module
 from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.batch import Batch
@@ -209,7 +209,7 @@ def test_another_process_makes_the_same_pixels(
         from pathlib import Path
         import numpy as np
         from data_prep.beton.manifest import load_manifest
-        from resnet_dist.config.recipe_data import RandomResizedCrop
+        from resnet_dist.config.recipe import RandomResizedCrop
         from resnet_dist.data import ffcv_kernel
         from resnet_dist.data.loader import BetonLoader
         beton = Path({str(photo_beton)!r})

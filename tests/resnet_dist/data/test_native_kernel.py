@@ -21,7 +21,7 @@ import data_prep
 from data_prep import native as native_library
 from data_prep.fuzz.jpegs import made_kinds
 from data_prep.jpeg.header import read_jpeg_header
-from resnet_dist.config.recipe_data import DataConfig
+from resnet_dist.config.recipe import DataConfig
 from resnet_dist.data import native_kernel
 from resnet_dist.data.augment import OPERATION
 from resnet_dist.data.decoder import StoredImages, open_kernel

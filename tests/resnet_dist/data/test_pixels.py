@@ -18,7 +18,7 @@ from torchvision.transforms import CenterCrop as CenterCropOfTorchvision
 from torchvision.transforms import Compose, Resize
 
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe_data import CenterCrop, PadCrop, RandomResizedCrop
+from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.crops import Transform, crop, num_draws
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform

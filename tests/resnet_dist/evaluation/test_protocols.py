@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.loading import load_recipe
-from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.protocols import Box, Protocol, View, make_fully_convolutional, window

@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_dist.models import MODEL_NAMES, build_model, summarise
-from resnet_dist.models.blocks import BasicBlock, Bottleneck
-from resnet_dist.models.options import NetOptions
+from resnet_dist.models.resnet import BasicBlock, Bottleneck, NetOptions
 
 IMAGENET = {
     # name: option A = plain net, option B, option C, GMACs at 224 px of the default option

@@ -11,9 +11,16 @@ from torch import nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.models import MODEL_NAMES, build_model
-from resnet_dist.models.blocks import BasicBlock, Bottleneck, PostactivationBlock, SingleBlock
-from resnet_dist.models.options import ActivationOrder, NetOptions
-from resnet_dist.models.shortcuts import ZeroPadShortcut, build_shortcut
+from resnet_dist.models.resnet import (
+    ActivationOrder,
+    BasicBlock,
+    Bottleneck,
+    NetOptions,
+    PostactivationBlock,
+    SingleBlock,
+    ZeroPadShortcut,
+    build_shortcut,
+)
 
 
 def test_option_a_takes_every_second_pixel_and_pads_with_zeros() -> None:

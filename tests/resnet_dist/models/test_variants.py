@@ -12,11 +12,9 @@ from torch import nn
 from resnet_dist.data.keyed_random import uniform
 from resnet_dist.errors import UserError
 from resnet_dist.models import build_model
-from resnet_dist.models.convolutions import BlurredConv2d
 from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, StepNoise, keyed_uniform
-from resnet_dist.models.options import ActivationOrder, NetOptions
 from resnet_dist.models.preactivation import PreactivationBasicBlock
-from resnet_dist.models.residual import ResidualBlock
+from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, NetOptions, ResidualBlock
 from resnet_dist.training.step import layer_keys
 
 RESNET_D = {"stem": "deep", "pooled_projection": True}

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.planner.check import mean_error, pair_rows, predicted_efficiency, report, scaling_rows, single_rows
-from resnet_dist.planner.constants import FP32, HALF, JITTER
-from resnet_dist.planner.gpus import GPUS
-from resnet_dist.planner.published import SCALINGS
+from resnet_dist.planner.hardware import FP32, GPUS, HALF, JITTER
+from resnet_dist.planner.published import (
+    SCALINGS,
+    mean_error,
+    pair_rows,
+    predicted_efficiency,
+    report,
+    scaling_rows,
+    single_rows,
+)
 from resnet_dist.planner.workload import net_of
 
 README = Path(__file__).parents[3] / "resnet_dist/planner/README.md"

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_dist.errors import UserError
-from resnet_dist.planner.checkpoints import best_interval_s, checkpoint_cost
-from resnet_dist.planner.fleet import Fleet, Policy
-from resnet_dist.planner.simulate import simulate
+from resnet_dist.planner.simulate import Fleet, Policy, best_interval_s, checkpoint_cost, simulate
 
 HOUR, DAY, WEEK = 3600.0, 86400.0, 7 * 86400.0
 NEVER = 1e15

@@ -13,14 +13,28 @@ from hypothesis import strategies as st
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.models.registry import build_model
-from resnet_dist.planner.compute import host_s, image_s
-from resnet_dist.planner.constants import BUCKET_BYTES, FIRST_BUCKET_BYTES
-from resnet_dist.planner.gpus import GPUS, gpu_of_name
-from resnet_dist.planner.jitter import expected_maximum
-from resnet_dist.planner.loading import images_per_core, throttled
-from resnet_dist.planner.network import Links, all_reduce, parse_net
-from resnet_dist.planner.overlap import Produced, buckets, exchange
-from resnet_dist.planner.step import mean_step, produced, step_of
+from resnet_dist.planner.hardware import (
+    BUCKET_BYTES,
+    FIRST_BUCKET_BYTES,
+    GPUS,
+    Links,
+    all_reduce,
+    gpu_of_name,
+    parse_net,
+)
+from resnet_dist.planner.step import (
+    Produced,
+    buckets,
+    exchange,
+    expected_maximum,
+    host_s,
+    image_s,
+    images_per_core,
+    mean_step,
+    produced,
+    step_of,
+    throttled,
+)
 from resnet_dist.planner.workload import Workload, net_of, workload_of
 from resnet_dist.training.reduce import PowerSgdReduction
 

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import resnet_dist
-from resnet_dist.config.image_size import train_size
 from resnet_dist.config.loading import load_recipe
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import Recipe, train_size
 from resnet_dist.models import build_model
 from resnet_dist.training.model import build_optimizer
 from resnet_dist.training.schedule import lr_at, steps_per_epoch, total_steps

@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data_prep.pixels import PictureSettings
-from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.crops import crop
 from resnet_dist.tracking import served_classifier
 from resnet_dist.tracking.mlflow_run import open_run

@@ -25,7 +25,7 @@ from data_prep.pixels import PictureSettings
 from data_prep.runtime.stop import StopFlag
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
-from resnet_dist.config.recipe_data import CenterCrop
+from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.evaluation.views import PictureReader
 from resnet_dist.launch.data_checks import picture_settings

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from resnet_dist.config.recipe_train import TrainConfig
+from resnet_dist.config.recipe import TrainConfig
 from resnet_dist.training.model import set_backends
 
 

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import BatchNorm2d
 
-from resnet_dist.config.recipe import Recipe
-from resnet_dist.config.recipe_train import DivergenceConfig
+from resnet_dist.config.recipe import DivergenceConfig, Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity

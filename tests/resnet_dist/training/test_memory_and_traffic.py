@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from resnet_dist.config.loading import load_profile
-from resnet_dist.config.recipe import Recipe
-from resnet_dist.config.recipe_train import TrainConfig
+from resnet_dist.config.recipe import Recipe, TrainConfig
 from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import require_compatible
 from resnet_dist.storage.folder import FolderStorage

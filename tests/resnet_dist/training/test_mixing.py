@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.config.recipe_data import Mixing
+from resnet_dist.config.recipe import Mixing
 from resnet_dist.data.keyed_random import Stream, sample_keys
 from resnet_dist.training.mixing import Mix, Mixer, apply_mix, cut_box, draw_beta, draw_mix
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.config.recipe_optim import OptimConfig
+from resnet_dist.config.recipe import OptimConfig
 from resnet_dist.models import ImageClassifier, build_model
 from resnet_dist.training.model import build_optimizer, parameter_groups
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from resnet_dist.config.low_rank import RANK
-from resnet_dist.config.recipe_train import TrainConfig
+from resnet_dist.config.recipe import TrainConfig
 from resnet_dist.training.reduce import PowerSgdReduction
 
 

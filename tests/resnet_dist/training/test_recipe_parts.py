@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from resnet_dist.config.recipe_optim import OptimConfig, PlateauSchedule
-from resnet_dist.config.recipe_train import EmaConfig, TrainConfig
+from resnet_dist.config.recipe import EmaConfig, OptimConfig, PlateauSchedule, TrainConfig
 from resnet_dist.data.order import train_order
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity, load_state, newest_whole

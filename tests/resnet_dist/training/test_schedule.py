@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from resnet_dist.config.recipe_optim import (
+from resnet_dist.config.recipe import (
     CosineSchedule,
     LinearSchedule,
     PlateauSchedule,

@@ -1,0 +1,173 @@
+"""The planner's numbers: each measured here, fitted on a few published rows, or published. README.md lists the rows."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+
+from resnet_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """How a training step uses a GPU. Time = 6 FLOP x MACs / (peak x efficiency) + activations x bytes / bandwidth."""
+
+    efficiency: float
+    """Share of the peak that convolutions reach."""
+    bytes_per_activation: float
+    """Memory traffic of a whole step (batch norm, ReLU, additions, both passes) per number a convolution puts out."""
+
+
+# Two unknowns from two rows each: ResNet-50 and ResNet-152 on one V100 (Lambda): 1276 and 518 images/s in fp16, 432 and
+# 167 in fp32. In both precisions the traffic comes out as 14 reads or writes of each activation. fp32's efficiency is
+# near 1 because cuDNN's Winograd kernels do fewer multiplications than are counted.
+HALF = Roofline(efficiency=0.4537, bytes_per_activation=28.43)
+FP32 = Roofline(efficiency=0.9521, bytes_per_activation=54.54)
+
+BACKWARD_SHARE = 2 / 3
+"""Of a step's GPU time: two matrix products for each one of the forward pass."""
+
+HOST_S_PER_LAYER = 123e-6
+"""CPU seconds to start one layer's part of a step (autocast, forward, backward, SGD). Measured on a CPU, whose own tiny
+kernels are in it: bench/results. NVIDIA's ResNet-50 at batch 1: 75 us a layer for the forward pass alone (12.8 ms)."""
+
+NET_EFFICIENCY = 0.8
+"""Share of a network's line rate that an all-reduce reaches: the usual figure of nccl-tests, not fitted."""
+HOP_S = 15e-6
+"""Latency of one message between nodes, and 3 us within one."""
+LOCAL_HOP_S = 3e-6
+CONTENTION = 0.3
+"""Seconds by which a second of all-reduce between nodes slows the backward pass that hides it."""
+JITTER = 0.019
+"""Standard deviation of a worker's step time as a share of it; the step waits for the slowest. Fitted on DLPerf's
+rows for 4 and 8 V100, CONTENTION on those for 16."""
+
+BUCKET_BYTES = 25 * 2**20
+"""DDP's buckets; the first is 1 MiB."""
+FIRST_BUCKET_BYTES = 2**20
+LOADER_SHARPNESS = 8.0
+"""How suddenly the loader becomes the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted on two rows."""
+
+IMAGES_PER_CORE = {"native": {128: 1393, 160: 1397, 224: 1210}, "ffcv": {128: 767, 160: 748, 224: 700}}
+"""Training images that one core decodes and crops in a second, by decoder and crop, px: bench/results/loader_cpu2."""
+BYTES_PER_IMAGE = 110e3
+"""A stored ImageNet training JPEG, same place."""
+
+RESTART_S = 24.0
+"""From a lost node to the first new step: 22 to 26 s in eight runs of three nodes (cut link, raylet killed, node
+killed), without the reading of a checkpoint and with small nets. Hundreds of workers take longer: --restart-s."""
+SNAPSHOT_BYTES_S = 10e9
+"""GPU to host over PCIe 4, pinned: what a checkpoint holds the loop up for. Not measured: no GPU here."""
+WRITE_BYTES_S = 86e6
+"""torch.save, fsync and digest of a checkpoint, in the background; one virtual machine's disk: bench/results."""
+
+NODE_MTBF_H = 6300.0
+"""Hours between unexpected failures of one 8-GPU node: Llama 3's training saw 419 in 54 days on 16,384 H100
+(Grattafiori et al. 2024, section 3.3.4): one in 50,700 GPU hours."""
+
+
+# GPUs: what their data sheets say, and how fast ResNet-50 was published to train on one.
+
+
+@dataclass(frozen=True)
+class Gpu:
+    memory_gb: int
+    bandwidth_gb_s: float
+    half_tflops: float
+    fp32_tflops: float
+    resnet50_half: float | None = None
+    """Published images/s of PyTorch in mixed precision; None: reckoned from the data sheet."""
+    resnet50_fp32: float | None = None
+    local_gb_s: float = 10.0
+    """Bus bandwidth of an all-reduce within a node, GB/s per GPU (as nccl-tests reckon it); 10 is PCIe 4."""
+    host_bus: bool = False
+    """Peers reach each other through the host's memory only: `local_gb_s` is for all GPUs of a node together."""
+    source: str = ""
+
+
+GPUS = {
+    "v100": Gpu(
+        32, 900, 125, 15.7, 1200, 367, 130, source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX-1 16 GB"
+    ),
+    "a100": Gpu(
+        80, 2039, 312, 19.5, 2470, None, 235, source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX A100"
+    ),
+    "a100-40": Gpu(40, 1555, 312, 19.5, None, None, 235),
+    "h100": Gpu(80, 3350, 989, 67, None, None, 360),
+    "h100-pcie": Gpu(80, 2000, 756, 51, None, None, 25),
+    "h200": Gpu(141, 4800, 989, 67, None, None, 360),
+    "b200": Gpu(180, 8000, 2250, 75, None, None, 700),
+    "l4": Gpu(24, 300, 121, 30.3),
+    "l40s": Gpu(48, 864, 362, 91.6, None, None, 20),
+    "a10": Gpu(24, 600, 125, 31.2),
+    "a6000": Gpu(48, 768, 155, 38.7),
+    "rtx3090": Gpu(24, 936, 71, 35.6, 1218, None, 6.6, True, "timm benchmark results, AMP, channels last"),
+    "rtx4090": Gpu(24, 1008, 165, 82.6, None, None, 6.6, True),
+    "rtx8000": Gpu(48, 672, 130, 16.3),
+    "rtx2080ti": Gpu(11, 616, 54, 13.4, None, None, 5),
+    "p100": Gpu(16, 732, 21.2, 10.6, None, 219, 20, source="TensorFlow benchmarks 2017, DGX-1"),
+    "t4": Gpu(16, 320, 65, 8.1, None, None, 5),
+}
+
+
+def gpu_of_name(name: str) -> Gpu:
+    """Raises UserError for a name that is not in the table."""
+    if gpu := GPUS.get(name.lower()):
+        return gpu
+    near = difflib.get_close_matches(name.lower(), GPUS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--gpu {name}: unknown; {hint}known: {', '.join(sorted(GPUS))}")
+
+
+# All-reduce over links: within a node, then between nodes, as a ring or as a tree, whichever is sooner.
+
+
+@dataclass(frozen=True)
+class Links:
+    local_bytes_s: float
+    """Bus bandwidth of an all-reduce within a node, bytes/s per GPU, as measured (not a line rate)."""
+    net_bytes_s: float
+    """Line rate between nodes, bytes/s per node, all its adapters together."""
+    gpus_per_node: int
+    local_shared: bool = False
+    """GeForce cards without NVLink: all of a node's traffic goes through the host's memory, `local_bytes_s` in all."""
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    local_s: float
+    net_s: float
+    """Between nodes; 0 on one node."""
+
+    @property
+    def seconds(self) -> float:
+        return self.local_s + self.net_s
+
+
+def all_reduce(num_bytes: float, workers: int, links: Links) -> AllReduce:
+    """Sum of `num_bytes` per worker over all workers, that stand `gpus_per_node` to a node."""
+    local = min(workers, links.gpus_per_node)
+    nodes = math.ceil(workers / links.gpus_per_node)
+    return AllReduce(
+        _one_level(num_bytes, local, links.local_bytes_s / (local if links.local_shared else 1), LOCAL_HOP_S),
+        _one_level(num_bytes, nodes, links.net_bytes_s * NET_EFFICIENCY, HOP_S),
+    )
+
+
+def _one_level(num_bytes: float, n: int, bytes_s: float, hop_s: float) -> float:
+    if n == 1:
+        return 0.0
+    ring = 2 * (n - 1) / n * num_bytes / bytes_s + 2 * (n - 1) * hop_s
+    tree = 2 * num_bytes / bytes_s + 2 * math.ceil(math.log2(n)) * hop_s
+    return min(ring, tree)
+
+
+def parse_net(text: str) -> float:
+    """`400Gbps`, or `8x400Gbps` for eight adapters a node -> bytes/s per node. Raises UserError."""
+    match = re.fullmatch(r"(?:(\d+)x)?(\d+(?:\.\d+)?)\s*([GgMm])(?:bps|b/s|bit/s)", text.strip())
+    if not match or float(match.group(2)) == 0 or match.group(1) == "0":
+        raise UserError(f"--net {text}: expected the network of one node like 100Gbps or 8x400Gbps (bits)")
+    count, rate, unit = match.groups()
+    return int(count or 1) * float(rate) * {"g": 1e9, "m": 1e6}[unit.lower()] / 8
