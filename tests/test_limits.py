@@ -9,8 +9,7 @@ from data_prep.jpeg import header as jpeg
 from data_prep.pixels import LIMITS
 from data_prep.sources import cifar, hf_parquet, ilsvrc, labels, webdataset
 from data_prep.sources.files import find, places, table, tar
-from resnet_dist.config import loading as read_yaml
-from resnet_dist.config import recipe as recipe_data
+from resnet_dist.config import loading, recipe
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
 HEAD = """# Limits
@@ -81,10 +80,10 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             ("a manifest", mib(manifest.MAX_MANIFEST_BYTES), ""),
         ],
         "A run": [
-            ("a recipe, profile or space", mib(read_yaml.MAX_TEXT_BYTES), ""),
-            ("its nesting", f"{read_yaml.MAX_DEPTH} levels", ""),
-            ("its values", f"{read_yaml.MAX_NODES:,}", "aliases counted as often as they stand for something"),
-            ("a side of what the net sees", f"{recipe_data.MAX_SIZE:,} px", ""),
+            ("a recipe, profile or space", mib(loading.MAX_TEXT_BYTES), ""),
+            ("its nesting", f"{loading.MAX_DEPTH} levels", ""),
+            ("its values", f"{loading.MAX_NODES:,}", "aliases counted as often as they stand for something"),
+            ("a side of what the net sees", f"{recipe.MAX_SIZE:,} px", ""),
         ],
     }
 

@@ -71,6 +71,7 @@ LAYOUTS: dict[str, Layout] = {
     "resnet110_1layer": _cifar(110, "single", "A"),
     **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110, 1202)},
 }
+BASELINES = ("vgg16", "vgg19", "googlenet")
 MODEL_NAMES: tuple[str, ...] = (*LAYOUTS, *BASELINES)
 
 _NEEDS_SHORTCUTS = (
@@ -142,9 +143,6 @@ def _refuse(name: str, why: str, keys: tuple[str, ...], otherwise: str = "") -> 
 
 
 # The nets that the paper compares with, from torchvision.
-
-
-BASELINES = ("vgg16", "vgg19", "googlenet")
 
 
 def build_baseline(name: str, num_classes: int) -> nn.Module:

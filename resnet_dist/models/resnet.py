@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,8 @@ class ImageNetResNet(nn.Module):
         self.layer2 = Stage(make_block, self.layer1.out_channels, 128, num_blocks[1], stride=2)
         self.layer3 = Stage(make_block, self.layer2.out_channels, 256, num_blocks[2], stride=2)
         self.layer4 = Stage(make_block, self.layer3.out_channels, 512, num_blocks[3], stride=2)
-        self.layer1[0].follow_stem()
-        self.end = self.layer4[-1].final_activation()
+        self.layer1.follow_stem()
+        self.end = self.layer4.final_activation()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
         self.fc = nn.Linear(self.layer4.out_channels, num_classes)
@@ -418,6 +418,13 @@ class Stage(nn.Sequential):
             blocks.append(make_block(blocks[-1].out_channels, channels, 1))
         super().__init__(*blocks)
         self.out_channels = blocks[-1].out_channels
+
+    def follow_stem(self) -> None:
+        """Called on a net's first stage."""
+        cast(ResidualBlock, self[0]).follow_stem()
+
+    def final_activation(self) -> nn.Module:
+        return cast(ResidualBlock, self[-1]).final_activation()
 
 
 def initialise(net: nn.Module, *, zero_init_residual: bool, gate_bias: float) -> None:
