@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from resnet_dist.config.profile import Profile
@@ -19,8 +18,7 @@ from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.tracking.mlflow_run import EndStatus, recorded_end, recorded_run
 from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.checkpoint import newest_first
-from resnet_dist.training.context import LocalContext, Outcome, WorkerResult, WriteCheckpoint
+from resnet_dist.training.context import LocalContext, Outcome, WorkerResult
 
 _DIVERGED = "diverged"
 
@@ -31,18 +29,6 @@ class Trained:
     outcome: Outcome
     history: History
     """Every number of the run, from its spool."""
-
-
-@dataclass
-class KeepingContext(LocalContext):
-    """Keeps the newest `keep` checkpoints."""
-
-    keep: int = 1
-
-    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
-        super().report(metrics, write, name)
-        for old in newest_first(self.storage.names())[self.keep :]:
-            self.storage.remove(old)
 
 
 def train_in_process(recipe: Recipe, profile: Profile, name: str, parent_run_id: str | None = None) -> Trained:
@@ -83,7 +69,7 @@ def _train(recipe: Recipe, profile: Profile, record: Record) -> WorkerResult:
     prepared = record.prepared
     for name in prepared.damaged:  # they would be kept, as the newest
         prepared.storage.remove(name)
-    context = KeepingContext(prepared.storage, keep=profile.checkpoint.keep)
+    context = LocalContext(prepared.storage, keep=profile.checkpoint.keep)
     tracker = SpoolTracker(prepared.storage, record.handle.run_id, profile.tracking_uri)
     try:
         return run_worker(prepared.job(recipe, profile), context, tracker)

@@ -50,10 +50,10 @@ from resnet_dist.launch.publish import (
 from resnet_dist.launch.record import Record, begin_record
 from resnet_dist.launch.reservation import NO_CLAIM, give_back, give_back_request
 from resnet_dist.launch.worker import WorkerSetup, node_cache
-from resnet_dist.storage.base import TEMPORARY, RunStorage
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus
-from resnet_dist.training.checkpoint import damaged_names, newest_first, newest_step
+from resnet_dist.training.checkpoint import damaged_names, newest_step, prune
 from resnet_dist.training.context import WorkerResult
 
 _SHOW_EVERY_S = 0.5
@@ -329,9 +329,4 @@ def _clear_bookkeeping(storage: RunStorage, keep: int, damaged: Collection[str])
     is not written atomically and refuses a run whose folders changed, so no trainer starts from another's.
     """
     storage.remove(RAY_SNAPSHOT)
-    names = storage.names()
-    for name in names:
-        if name in damaged or (name.startswith(".") and name.endswith(TEMPORARY)):
-            storage.remove(name)
-    for name in newest_first(set(names).difference(damaged))[keep:]:
-        storage.remove(name)
+    prune(storage, keep, damaged)

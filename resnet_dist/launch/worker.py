@@ -119,7 +119,7 @@ class RayContext:
         self._watchdog = Watchdog(failure.progress_timeout_s, stacks, self.storage.publish)
         threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
 
-    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
+    def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
         """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
         # At most two copies of the state in memory; the others wait in Ray's barrier, half of its limit at most.
         self._wait_for_upload(self._setup.failure.collective_timeout_s / 2)
@@ -148,7 +148,7 @@ class RayContext:
         self._saved_at_s = time.monotonic()
         self._upload = done if write else None
 
-    def settle(self) -> None:
+    def wait_for_checkpoints(self) -> None:
         self._wait_for_upload(self._setup.failure.storage_timeout_s)
 
     def stop_requested(self) -> bool:
@@ -165,12 +165,12 @@ class RayContext:
         if self._monitor is not None:
             self._monitor.observe(step)
 
-    def slow(self, rank: int, factor: float) -> None:
+    def report_straggler(self, rank: int, factor: float) -> None:
         if self.rank == 0:
             self._setup.control.slow.remote(rank, factor)
 
-    def beat(self) -> None:
-        self._watchdog.beat()
+    def heartbeat(self) -> None:
+        self._watchdog.heartbeat()
 
     def close(self) -> None:
         self._done.set()
@@ -187,7 +187,7 @@ class RayContext:
             return
         deadline = time.monotonic() + limit_s
         while not self._upload.wait(_STOP_POLL_S):
-            self.beat()
+            self.heartbeat()
             if time.monotonic() > deadline:
                 self._give_up(f"{self.storage.location} has not taken the last checkpoint for {limit_s:g} s")
 

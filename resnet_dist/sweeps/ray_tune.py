@@ -42,7 +42,7 @@ from resnet_dist.sweeps.record import SweepRecord
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
 from resnet_dist.sweeps.trial import SAID, TrialEnd, TrialSetup, run_trial
 from resnet_dist.tracking.sync import end_trial
-from resnet_dist.training.checkpoint import newest_first
+from resnet_dist.training.checkpoint import prune
 
 _LOOK_EVERY_S = 2.0
 _THE_SAME = "the same command resumes the sweep"
@@ -208,11 +208,8 @@ class Conductor:
 
 def thin(storage: RunStorage, outcome: Outcome) -> None:
     """A trial that is over needs no checkpoint to go on from; one that reached its end keeps its weights."""
-    names = storage.names()
-    newest_to_oldest = newest_first(names)
-    for old in newest_to_oldest[1:] if outcome == "finished" else newest_to_oldest:
-        storage.remove(old)
-    if outcome != "finished" and "best" in names:
+    prune(storage, keep=1 if outcome == "finished" else 0)
+    if outcome != "finished":
         storage.remove("best")
 
 

@@ -31,13 +31,12 @@ from resnet_dist.launch.progress import Screen
 from resnet_dist.launch.record import begin_record, run_params
 from resnet_dist.launch.train import train_and_record
 from resnet_dist.launch.worker import fill, node_cache
-from resnet_dist.storage.base import TEMPORARY
 from resnet_dist.sweeps.ledger import Verdict
 from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, open_run
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.checkpoint import CARD, newest_first
-from resnet_dist.training.context import Outcome, WriteCheckpoint
+from resnet_dist.training.checkpoint import prune
+from resnet_dist.training.context import LocalContext, Observer, Outcome
 from resnet_dist.training.watchdog import Watchdog
 
 
@@ -178,44 +177,18 @@ def mlflow_end(outcome: Outcome, verdict: Verdict, epoch: float) -> tuple[EndSta
 # A small trial in the actor it is in: no worker group, no placement group of its own, no further process.
 
 
-class LightContext:
-    """`RunContext` of one worker that is alone, in a process that outlives the trial."""
+class DriverAsObserver(Observer):
+    """Sends every evaluation to the driver, which answers with a verdict; the driver may stop the trial at any time."""
 
-    rank, world_size = 0, 1
-
-    def __init__(self, prepared: Prepared, wishes: Wishes, watchdog: Watchdog, keep: int) -> None:
-        self.storage = prepared.storage
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, wishes: Wishes, steps_per_epoch: int) -> None:
         self.verdict: Verdict = "go on"
-        self._steps_per_epoch = prepared.plan.steps_per_epoch
-        self._wishes, self._watchdog, self._keep = wishes, watchdog, keep
+        self._wishes, self._steps_per_epoch = wishes, steps_per_epoch
 
-    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
-        if write is None:
-            return
-        self.storage.commit(name, write, last=CARD)
-        for old in newest_first(self.storage.names())[self._keep :]:
-            self.storage.remove(old)
-
-    def settle(self) -> None:
-        """`report` has done it."""
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.verdict = self._wishes.judge(step / self._steps_per_epoch, step, metrics)
 
     def stop_requested(self) -> bool:
         return self._wishes.stop.is_set()
-
-    def save_requested(self) -> bool:
-        return False
-
-    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation goes to the driver, and nothing more is trained before it has answered."""
-        if any(key.startswith("val/") for key in metrics):
-            self.verdict = self._wishes.judge(step / self._steps_per_epoch, step, metrics)
-
-    def slow(self, rank: int, factor: float) -> None:
-        """There are no others."""
-
-    def beat(self) -> None:
-        self._watchdog.beat()
 
 
 def train_light(
@@ -226,9 +199,8 @@ def train_light(
 
     profile, storage = setup.profile, prepared.storage
     storage.pull()
-    for name in storage.names():
-        if name.startswith(".") and name.endswith(TEMPORARY):
-            storage.remove(name)
+    if not prepared.none_whole:
+        prune(storage, profile.checkpoint.keep, prepared.damaged)
     if (cache := node_cache(profile, (prepared.train_source, prepared.val_source))) is not None:
         fill(cache)
     write_text_atomically(storage.folder / "recipe.yaml", to_yaml(recipe))
@@ -236,7 +208,10 @@ def train_light(
     handle = _open_run(recipe, setup, config, prepared)
     stacks = storage.folder / "stacks" / f"rank0-{time.strftime('%Y%m%d-%H%M%S')}.txt"
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks)
-    context = LightContext(prepared, wishes, watchdog, profile.checkpoint.keep)
+    observer = DriverAsObserver(wishes, prepared.plan.steps_per_epoch)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep = profile.checkpoint.keep
+    context = LocalContext(storage, device, keep=keep, observer=observer, on_heartbeat=watchdog.heartbeat)
     tracker = SpoolTracker(storage, handle.run_id, profile.tracking_uri)
     try:
         result = run_worker(prepared.job(recipe, profile), context, tracker)
@@ -248,8 +223,8 @@ def train_light(
         watchdog.close()
     tracker.close()
     epoch = result.step / prepared.plan.steps_per_epoch
-    end_run(handle, *mlflow_end(result.outcome, context.verdict, epoch))
-    return TrialEnd(result.outcome, context.verdict, epoch, result.step, result.metrics, handle.run_id)
+    end_run(handle, *mlflow_end(result.outcome, observer.verdict, epoch))
+    return TrialEnd(result.outcome, observer.verdict, epoch, result.step, result.metrics, handle.run_id)
 
 
 def _open_run(recipe: Recipe, setup: TrialSetup, config: Mapping[str, Any], prepared: Prepared) -> RunHandle:

@@ -12,7 +12,7 @@ import os
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from data_prep.beton.files import Unfit, create, open_regular, read_small
 from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
 from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.base import TEMPORARY, RunStorage
 
 CARD = "checkpoint.json"
 STATE = "state.pt"
@@ -250,6 +250,17 @@ def newest_first(names: Iterable[str]) -> list[str]:
     """The checkpoints among `names`, newest first."""
     steps = [(step, name) for name in names if (step := step_of(name)) is not None]
     return [name for _, name in sorted(steps, reverse=True)]
+
+
+def prune(storage: RunStorage, keep: int, damaged: Collection[str] = ()) -> None:
+    """Removes all checkpoints but the newest `keep`, those in `damaged`, and what interrupted writes left behind.
+
+    Best weights (`best/`) are not counted and stay.
+    """
+    names = storage.names()
+    unfinished = [name for name in names if name.startswith(".") and name.endswith(TEMPORARY)]
+    for name in [*unfinished, *damaged, *newest_first(set(names).difference(damaged))[keep:]]:
+        storage.remove(name)
 
 
 def require_same(found: Card, expected: Identity, recipe: Recipe, where: str) -> None:

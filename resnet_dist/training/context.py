@@ -1,4 +1,4 @@
-"""What the loop knows of the world it runs in: who am I, where do I compute, how do I report, where do I resume."""
+"""What goes into a worker and comes out of it: the job, the result, and the context that the worker runs in."""
 
 from __future__ import annotations
 
@@ -11,95 +11,12 @@ import torch
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.training.checkpoint import CARD, Identity
+from resnet_dist.training.checkpoint import CARD, Identity, prune
 from resnet_dist.training.schedule import RunPlan
 
-WriteCheckpoint = Callable[[Path], None]
-"""Writes a checkpoint's files into an empty folder. Called once, maybe in another thread."""
-
-
-class RunContext(Protocol):
-    """One worker's view of its run. `launch.ray_context` gives it Ray's; `LocalContext` needs no cluster."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def storage(self) -> RunStorage:
-        """The run's storage, which all workers see: checkpoints lie in it."""
-
-    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
-        """Commits a checkpoint under `name`: rank 0 says how to write it, the others None. All workers call it.
-
-        May return before the checkpoint is committed; checkpoints are committed in the order of their reports, whole
-        or not at all.
-        """
-
-    def settle(self) -> None:
-        """Waits until what this worker reported is committed."""
-
-    def stop_requested(self) -> bool:
-        """Whether the user asked this run to stop. May differ between workers for a moment; never blocks."""
-
-    def save_requested(self) -> bool:
-        """Whether a checkpoint is wanted now, besides those of the plan. May differ between workers; never blocks."""
-
-    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows where the run stands. Never blocks, never raises."""
-
-    def slow(self, rank: int, factor: float) -> None:
-        """Worker `rank` has been this many times as slow as the others for a while. Never blocks, never raises."""
-
-    def beat(self) -> None:
-        """Says that this worker is alive and getting on; called for every batch."""
-
-
-@dataclass
-class LocalContext:
-    """One process, no cluster: unit tests and profiling. Checkpoints lie in `storage`."""
-
-    storage: RunStorage
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rank: int = 0
-    world_size: int = 1
-    reports: list[dict[str, float]] = field(default_factory=list)
-    stop_at_step: int | None = None
-    _step: int = 0
-
-    def report(self, metrics: Mapping[str, float], write: WriteCheckpoint | None, name: str) -> None:
-        self.reports.append(dict(metrics))
-        if write is not None:
-            self.storage.commit(name, write, last=CARD)
-
-    def settle(self) -> None:
-        """`report` has done it."""
-
-    def stop_requested(self) -> bool:
-        return self.stop_at_step is not None and self._step >= self.stop_at_step
-
-    def save_requested(self) -> bool:
-        return False
-
-    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._step = step
-
-    def slow(self, rank: int, factor: float) -> None:
-        """There are no others."""
-
-    def beat(self) -> None:
-        """Nobody watches a single process."""
-
-
-# The plain data between launcher and workers: a job goes in, a result comes back.
-
-
 Outcome = Literal["finished", "stopped", "diverged"]
+WriteCheckpoint = Callable[[Path], None]
+"""Writes a checkpoint's files into an empty folder. Called once, possibly in another thread."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +30,7 @@ class Job:
     val_beton: Path
     loader_threads: int
     pictures: Mapping[str, Any] = field(default_factory=dict)
-    """How the train beton's pictures became pixels."""
+    """How the pictures of the train beton were converted to pixels."""
     recompute_activations: bool = False
     """Less memory, more computing, the same numbers."""
 
@@ -124,4 +41,102 @@ class WorkerResult:
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
-    """What was seen, of a run that diverged."""
+    """How the divergence showed, if the run diverged."""
+
+
+class RunContext(Protocol):
+    """One worker's view of its run. `launch.worker.RayContext` is that of a worker in a Ray Train group, `LocalContext`
+    that of a process on its own."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def storage(self) -> RunStorage:
+        """The run's storage, seen by all workers: checkpoints are in it."""
+
+    def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
+        """Commits a checkpoint under `name`. All workers call it; rank 0 passes `write`, the others None.
+
+        May return before the checkpoint is committed. Checkpoints are committed in the order of the calls, each whole
+        or not at all.
+        """
+
+    def wait_for_checkpoints(self) -> None:
+        """Waits until all checkpoints that this worker saved are committed."""
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked this run to stop. May differ between workers for a moment. Never blocks."""
+
+    def save_requested(self) -> bool:
+        """Whether a checkpoint is wanted now, besides the planned ones. May differ between workers. Never blocks."""
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows how far the run is. Never raises."""
+
+    def report_straggler(self, rank: int, factor: float) -> None:
+        """Worker `rank` has been `factor` times as slow as the others for a while. Never blocks, never raises."""
+
+    def heartbeat(self) -> None:
+        """Tells the watchdog that this worker makes progress. Called for every batch."""
+
+
+class Observer:
+    """Watches a run while it trains, and may ask it to stop. This one does neither."""
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Called after every evaluation. In a `LocalContext` training continues only when this returns."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+@dataclass
+class LocalContext:
+    """The context of a process on its own, without Ray: small nets, tests, profiling.
+
+    Args:
+        storage: where checkpoints go.
+        keep: how many checkpoints to keep, the newest ones. None: all.
+        observer: is told of every evaluation, and may stop the run.
+        on_heartbeat: called for every batch.
+    """
+
+    storage: RunStorage
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+    keep: int | None = None
+    observer: Observer = field(default_factory=Observer)
+    on_heartbeat: Callable[[], object] = lambda: None
+
+    def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
+        if write is not None:
+            self.storage.commit(name, write, last=CARD)
+            if self.keep is not None:
+                prune(self.storage, self.keep)
+
+    def wait_for_checkpoints(self) -> None:
+        """Nothing to do: `save_checkpoint` commits before it returns."""
+
+    def stop_requested(self) -> bool:
+        return self.observer.stop_requested()
+
+    def save_requested(self) -> bool:
+        return False
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        if any(key.startswith("val/") for key in metrics):
+            self.observer.evaluated(step, metrics)
+
+    def report_straggler(self, rank: int, factor: float) -> None:
+        """Nothing to do: there are no others."""
+
+    def heartbeat(self) -> None:
+        self.on_heartbeat()

@@ -98,5 +98,5 @@ def batches_of(samples: Samples, ctx: RunContext, epoch: int, ids: NDArray[np.in
     """The samples' batches, with a sign of life for each."""
     with closing(samples.loader.epoch(epoch, ids)) as batches:
         for batch in batches:
-            ctx.beat()
+            ctx.heartbeat()
             yield batch

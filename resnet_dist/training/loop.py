@@ -133,7 +133,7 @@ def report(run: Run, window: WindowResult, step: int) -> None:
     run.ctx.progress(step, window.metrics)
     run.metrics.update(window.metrics)
     for rank, factor in run.health.newly_slow(window.ranks).items() if window.ranks else ():
-        run.ctx.slow(rank, factor)
+        run.ctx.report_straggler(rank, factor)
 
 
 def learning_rate(run: Run, step: int) -> float:
@@ -239,7 +239,7 @@ def save(run: Run) -> None:
         write = None
         if run.ctx.rank == 0:
             write = partial(save_checkpoint, state=run.state.snapshot(), card=card_of(run))
-        run.ctx.report(run.metrics, write, checkpoint_name(epoch, step))
+        run.ctx.save_checkpoint(checkpoint_name(epoch, step), write, run.metrics)
     run.saved_step, run.save_wanted = step, False
 
 
@@ -268,7 +268,7 @@ def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
         ctx.progress(run.state.step, {})
         outcome = fit(run)
         run.background.wait()
-        ctx.settle()  # while the watchdog still looks: Ray waits for what is left without a limit
+        ctx.wait_for_checkpoints()  # while the watchdog still looks: Ray waits for what is left without a limit
         return WorkerResult(outcome, run.state.step, run.metrics, run.diverged)
 
 
@@ -285,7 +285,7 @@ def restore(run: Run) -> None:
         UserError: the checkpoint is of another recipe or of other data.
         Fault: storage cannot be reached, or the workers found different ones.
     """
-    run.ctx.settle()
+    run.ctx.wait_for_checkpoints()
     sum_over_workers(torch.zeros(1))  # nobody looks before all have written
     with newest_whole(run.ctx.storage) as found:
         if found is not None:

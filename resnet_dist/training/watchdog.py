@@ -21,7 +21,7 @@ _DUMP_LIMIT_S = 10.0
 
 
 class Watchdog:
-    """Ends the process if `beat` is not called for `limit_s`; the stacks of all threads go to `dump` first.
+    """Ends the process if `heartbeat` is not called for `limit_s`; the stacks of all threads go to `dump` first.
 
     `publish` brings that file to where the user finds it; both together get ten seconds.
     """
@@ -34,7 +34,7 @@ class Watchdog:
         self._done = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self._last_beat_s = time.monotonic()
 
     def close(self) -> None:

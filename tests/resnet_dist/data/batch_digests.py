@@ -88,7 +88,7 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
     train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
     recipe: Any = SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1))
-    ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, beat=lambda: None)
+    ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, heartbeat=lambda: None)
     samples = Samples(loader, num_samples, pages)
     mixer = Mixer(Mixing(mixup_alpha=0.2, cutmix_alpha=1.0), seed=SEED, num_classes=10, dtype=torch.float32)
     found = {}

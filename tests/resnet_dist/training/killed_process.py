@@ -35,7 +35,7 @@ PLACES: dict[str, Callable[[Run], tuple[Any, str]]] = {
     "before the forward passes": lambda run: (run.noise, "set_keys"),
     "before the sum of gradients": lambda run: (run.reduction, "finish"),
     "before the update": lambda run: (run.update, "apply"),
-    "before a checkpoint": lambda run: (run.ctx, "report"),
+    "before a checkpoint": lambda run: (run.ctx, "save_checkpoint"),
     "checkpoint written, not yet named": lambda run: (run.ctx.storage, "commit"),
 }
 """The call that a kill goes before; in the last one rank 0 dies in the call."""

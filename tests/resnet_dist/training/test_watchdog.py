@@ -20,7 +20,7 @@ def hang_here():
 watchdog = Watchdog(float(sys.argv[2]), Path(sys.argv[1]) / "stacks" / "rank0.txt")
 for _ in range(10):
     time.sleep(0.05)
-    watchdog.beat()
+    watchdog.heartbeat()
 if sys.argv[3] == "hang":
     hang_here()
 watchdog.close()
