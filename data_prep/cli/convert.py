@@ -112,8 +112,9 @@ def convert(
     from data_prep.native import is_built
     from data_prep.runtime.stop import stop_on_signals
     from data_prep.sources import SourceOptions
-    from data_prep.sources.base import notes_of, skipped_notes
+    from data_prep.sources.base import notes_of
     from data_prep.sources.files.places import IS_URL
+    from data_prep.sources.listed import skipped_notes
     from data_prep.sources.splits import requested_split
 
     started_s = time.monotonic()

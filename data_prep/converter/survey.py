@@ -15,9 +15,10 @@ from data_prep.jpeg.header import is_jpeg, is_read_by_ffcv, read_jpeg_header
 from data_prep.pixels import BadPicture
 from data_prep.pixels import read_header as picture_header
 from data_prep.shown import shown
-from data_prep.sources.base import Source, UnreadableSample, notes_of, read_sample, skipped_notes
+from data_prep.sources.base import Source, UnreadableSample, notes_of, read_sample
 from data_prep.sources.files.places import MAX_SAMPLE_BYTES
 from data_prep.sources.labels import are_numbered
+from data_prep.sources.listed import skipped_notes
 
 NUM_FIRST = 5
 MANY_CLASSES = 10

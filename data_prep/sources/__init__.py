@@ -1,62 +1,77 @@
-"""Where images come from: one small class per kind of storage, found by name and imported only when asked for."""
+"""Where images come from: one class per kind of source, found by name and imported only when used.
+
+To add a source:
+
+1. Write a class that is a `listed.ListedSource` (or `ArchivedSource`, if samples are byte ranges of large files). Its
+   `open(location, split, options)` lists the samples and sets `class_names`, `labels`, `description` and, where known,
+   `sizes` and `notes`; `key(index)` names a sample and `read(index)` returns its image file. Raise `UserError` from
+   `open`, `OSError` or `ValueError` for one sample that cannot be read, `Fault` if the source is not what was listed.
+2. Add its name to `SOURCES` below: where it is, what `--input` it needs, which `SourceOptions` it takes.
+3. Test that it gives the same bytes, labels and order as the files themselves, that a pickled copy reads the same, and
+   each refusal (`tests/data_prep/test_source_*.py`).
+
+Building blocks: `files.find.place_of` (paths and URLs alike), `files.tar.walk_tar`, `files.table` (text and CSV),
+`files.listing` (long listings that pickle fast), `splits.choose_split`, `labels.number_classes` (labels of any kind),
+`listed.describe_listing` (identity, and the check of ImageNet's labels).
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from data_prep.errors import UserError
-from data_prep.sources.base import Source, SourceClass
-from data_prep.sources.splits import SplitRequest
+from data_prep.shown import shown
+from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions
+from data_prep.sources.files.places import without_credentials
+from data_prep.sources.labels import CLASS_ORDERS, GIVEN
+from data_prep.sources.listed import ListedSource
+from data_prep.sources.splits import FOLDERS_ARE, SplitRequest
+
+__all__ = ["SOURCES", "Source", "SourceOptions", "open_source", "require_known"]
 
 
 class SourceKind(NamedTuple):
     where: str
     """Module and class."""
+    needs: str = ""
+    """What `--input` has to name; empty: the source does without."""
     takes: tuple[str, ...] = ()
-    """Names of `SourceOptions` that it understands."""
+    """Names of the `SourceOptions` that it understands."""
 
 
 TABLE_OPTIONS = ("labels", "class_order", "image_column", "label_column")
+FOLDER_OPTIONS = ("labels", "file_column", "label_column", "class_order", "folders_are")
 
 SOURCES = {
-    "cifar10": SourceKind("data_prep.sources.cifar:Cifar10"),
-    "cifar100": SourceKind("data_prep.sources.cifar:Cifar100"),
-    "digits": SourceKind("data_prep.sources.builtin:Digits"),
-    "hf-parquet": SourceKind("data_prep.sources.hf_parquet:HfParquet", TABLE_OPTIONS),
-    "ilsvrc": SourceKind("data_prep.sources.ilsvrc:Ilsvrc", ("devkit",)),
-    "image-folder": SourceKind(
-        "data_prep.sources.image_folder:ImageFolder",
-        ("labels", "file_column", "label_column", "class_order", "folders_are"),
+    "cifar10": SourceKind("cifar:Cifar10", "cifar-10-python.tar.gz, or its folder"),
+    "cifar100": SourceKind("cifar:Cifar100", "cifar-100-python.tar.gz, or its folder"),
+    "digits": SourceKind("builtin:Digits"),
+    "hf-parquet": SourceKind(
+        "hf_parquet:HfParquet", "a folder of parquet files, one file, or a glob", takes=TABLE_OPTIONS
     ),
-    "kaggle": SourceKind("data_prep.sources.kaggle:Kaggle"),
-    "synthetic": SourceKind("data_prep.sources.builtin:Synthetic"),
-    "webdataset": SourceKind("data_prep.sources.webdataset:WebDataset", TABLE_OPTIONS),
+    "ilsvrc": SourceKind(
+        "ilsvrc:Ilsvrc",
+        "the folder that holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar",
+        takes=("devkit",),
+    ),
+    "image-folder": SourceKind(
+        "image_folder:ImageFolder", "the folder that holds one folder per class", takes=FOLDER_OPTIONS
+    ),
+    "kaggle": SourceKind("kaggle:Kaggle", "the folder that holds LOC_synset_mapping.txt and ILSVRC/Data/CLS-LOC"),
+    "synthetic": SourceKind("builtin:Synthetic"),
+    "webdataset": SourceKind(
+        "webdataset:WebDataset", "a folder of tars, a glob, or a pattern with braces", takes=TABLE_OPTIONS
+    ),
 }
-"""`--source` name -> where it is."""
+"""Name for `--source` -> what it is."""
+
+CHOICES = {"class_order": CLASS_ORDERS, "folders_are": FOLDERS_ARE}
 
 
-@dataclass(frozen=True)
-class SourceOptions:
-    """What only some sources understand; None: not given."""
-
-    labels: str | None = None
-    """image-folder: a file with the class of every image. hf-parquet, webdataset: one with the class names in label
-    order."""
-    devkit: str | None = None
-    """ilsvrc: ILSVRC2012_devkit_t12.tar.gz, where it does not lie beside the images."""
-    class_order: str | None = None
-    """`text` or `number`, see `class_order.order_classes`; of labels that are texts in tables and shards, too."""
-    image_column: str | None = None
-    """hf-parquet: the column of images. webdataset: the ending of their files."""
-    label_column: str | None = None
-    """hf-parquet: the column of labels. webdataset: the ending of their files, or their key in the `.json`.
-    image-folder: the column of `labels` with the classes, by title or number from 1."""
-    file_column: str | None = None
-    """image-folder: the same of the files."""
-    folders_are: str | None = None
-    """image-folder: `classes` or `splits`, where that is not clear."""
+class SourceClass(Protocol):
+    def open(self, location: str, split: SplitRequest, options: SourceOptions) -> ListedSource: ...
 
 
 def require_known(name: str) -> None:
@@ -68,19 +83,38 @@ def open_source(
     name: str,
     location: str | None,
     split: SplitRequest,
-    options: SourceOptions = SourceOptions(),  # frozen
-) -> Source:
-    """Opens a source for reading. `location` is `--input`: a local path or a URL that fsspec reads.
+    options: SourceOptions = NO_OPTIONS,
+) -> ListedSource:
+    """Opens a source for reading.
 
-    UserError when it cannot be found or understood.
+    Args:
+        location: `--input`, a local path or a URL that fsspec reads; None: not given.
+
+    Raises:
+        UserError: it cannot be found, read or understood, or does not take one of the options.
     """
     require_known(name)
     kind = SOURCES[name]
-    given = {option: value for option, value in asdict(options).items() if value is not None}
-    for option in given:
-        if option not in kind.takes:
-            takers = ", ".join(other for other, its in SOURCES.items() if option in its.takes)
-            raise UserError(f"--{option.replace('_', '-')}: --source {name} takes none; it belongs to {takers}")
+    _check_options(name, options)
+    if location is None and kind.needs:
+        raise UserError(f"--source {name} needs --input: {kind.needs}")
     module, _, attribute = kind.where.partition(":")
-    source_class: SourceClass = getattr(import_module(module), attribute)
-    return source_class.open(location, split, **given)
+    source_class: SourceClass = getattr(import_module(f"{__name__}.{module}"), attribute)
+    try:
+        return source_class.open(location or "", split, options)
+    except OSError as error:
+        where = error.filename or without_credentials(location or name)
+        raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
+
+
+def _check_options(name: str, options: SourceOptions) -> None:
+    for option, value in asdict(options).items():
+        if value is None:
+            continue
+        flag = f"--{option.replace('_', '-')}"
+        if option not in SOURCES[name].takes:
+            takers = ", ".join(other for other, kind in SOURCES.items() if option in kind.takes)
+            raise UserError(f"{flag}: --source {name} does not take it; it belongs to {takers}")
+        known = CHOICES.get(option, (value,))
+        if value not in known and (option, value) != ("class_order", GIVEN):
+            raise UserError(f"{flag} {shown(value)}: expected one of {', '.join(known)}")

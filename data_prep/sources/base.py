@@ -1,12 +1,12 @@
-"""What a source must offer. `sources/__init__.py` names them; README.md says how to add one."""
+"""What a source offers to the converter: the `Source` protocol and what its methods return.
+
+`listed.py` has what the sources of this package share; `__init__.py` has their registry and says how to add one.
+"""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,18 +14,39 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.errors import Fault, UserError
-from data_prep.shown import few, shown
+from data_prep.shown import shown
 from data_prep.sources.files.places import HEAD_BYTES, Ends
-from data_prep.sources.splits import SplitRequest
 
-MAX_NAMED = 3
-"""Files that a source names of those it leaves out."""
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Command-line options that only some sources take; None: not given."""
+
+    labels: str | None = None
+    """image-folder: a file with the class of every image. hf-parquet, webdataset: a file with the class names in label
+    order."""
+    devkit: str | None = None
+    """ilsvrc: ILSVRC2012_devkit_t12.tar.gz, if it is not beside the images."""
+    class_order: str | None = None
+    """`text` or `number`, see `labels.order_classes`; also for text labels in tables and shards."""
+    image_column: str | None = None
+    """hf-parquet: the column of images. webdataset: the extension of their files."""
+    label_column: str | None = None
+    """hf-parquet: the column of labels. webdataset: the extension of their files, or their key in the `.json`.
+    image-folder: the column of `labels` with the classes, by title or by number from 1."""
+    file_column: str | None = None
+    """image-folder: the column of `labels` with the file names, by title or by number from 1."""
+    folders_are: str | None = None
+    """image-folder: `classes` or `splits`, where that is ambiguous."""
+
+
+NO_OPTIONS = SourceOptions()
 
 
 @dataclass(frozen=True)
 class Sample:
     data: bytes
-    """The image file: JPEG, PNG, ... as it lies in the source."""
+    """The image file, JPEG, PNG, ..., exactly as stored in the source."""
     label: int
     key: str
     """Where a person finds it: a path in the tree, a file and row."""
@@ -33,29 +54,29 @@ class Sample:
 
 @dataclass(frozen=True)
 class SourceDescription:
-    """Goes into the manifest and into the plan's hash."""
+    """Part of the manifest and of the plan's hash."""
 
     name: str
     location: str
-    """Absolute path or URL (without credentials), or the parameters of a made-up source."""
+    """Absolute path or URL (without credentials), or the parameters of a synthetic source."""
     split: str
     """The split as the source calls it; `all` when it has none."""
     identity: str
-    """Digest of what the source says it holds (names, sizes, labels): equal for a copy elsewhere."""
+    """Digest of the content by names, sizes and labels: equal for a copy elsewhere."""
     state: str
     """Digest that also changes when a file is replaced by one of the same name and size."""
     num_left_out: int = 0
-    """Files that lie in the source but are no images by their name."""
+    """Files in the source that are not images, by their names."""
     label_map: dict[str, int] = field(default_factory=dict)
-    """wnid -> label, where the source says wnids."""
+    """wnid -> label, where the source names wnids."""
     label_checks: list[str] = field(default_factory=list)
-    """Known facts of ImageNet that the labels were checked against; empty when it is not ImageNet's 1,000 classes."""
+    """Known facts of ImageNet that the labels were checked against; empty unless it is ImageNet's 1,000 classes."""
     left_out: list[str] = field(default_factory=list)
-    """The first MAX_NAMED names of `num_left_out`, where the source tells them. Not in the plan's hash."""
+    """The first names of `num_left_out`, where the source records them. Not in the plan's hash."""
 
 
 def facts_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a description what tells two sources apart: `left_out`, which older manifests do not have, only names some."""
+    """The part of a description that tells two sources apart: all but `left_out`, which older manifests lack."""
     return {name: value for name, value in described.items() if name != "left_out"}
 
 
@@ -66,8 +87,8 @@ class UnreadableSample(Exception):
 class Source(Protocol):
     """Images and labels by index, always in the same order.
 
-    Pickled once and opened again in every worker: open files are reopened lazily, long listings are numpy arrays (which
-    workers of one node share), see `listing.PackedStrings`.
+    Pickled once and unpickled in every worker, so open files are reopened lazily and long listings are numpy arrays,
+    which the workers of one node share (`files.listing.PackedStrings`).
     """
 
     @property
@@ -77,12 +98,12 @@ class Source(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of all samples, known without reading them."""
+        """[samples], known without reading them."""
         ...
 
     @property
     def sizes(self) -> NDArray[np.int64] | None:
-        """Bytes of each sample, -1 where unknown; None when that takes reading them."""
+        """[samples] in bytes, -1 where unknown; None if that takes reading them."""
         ...
 
     def describe(self) -> SourceDescription: ...
@@ -94,46 +115,37 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Called by `read_sample`. OSError or ValueError, with a reason, when this sample cannot be read. Fault when
-        the source was changed since it was opened: then no sample can be trusted."""
+        """Called by `read_sample`.
+
+        Raises:
+            OSError, ValueError: this sample cannot be read; the message is the reason.
+            Fault: the source has changed since it was opened, so no sample can be trusted.
+        """
         ...
 
 
 @runtime_checkable
 class SourceWithEnds(Source, Protocol):
-    """Keeps its images so that a part of one can be read, and read into memory that is there."""
+    """Can read a part of an image, and read images into existing memory."""
 
     def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
-        """Of those that can be read. Fault as from `source[index]`."""
+        """The first and last bytes of the samples that can be read. Raises Fault as `source[index]` does."""
         ...
 
     def read_into(self, indices: Sequence[int], into: memoryview) -> None:
-        """`source[index].data` of each, one behind the other, which are as many bytes. Raises as `source[index]`
-        does."""
-        ...
-
-
-@runtime_checkable
-class SourceWithNotes(Source, Protocol):
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of how the source was understood, one line each."""
+        """Writes `source[index].data` of each sample into `into`, back to back; they fill it exactly. Raises as
+        `source[index]` does."""
         ...
 
 
 def notes_of(source: Source) -> tuple[str, ...]:
-    return source.notes if isinstance(source, SourceWithNotes) else ()
-
-
-class SourceClass(Protocol):
-    def open(self, location: str | None, split: SplitRequest, **options: str) -> Source:
-        """`options`: those of `SourceOptions` that the source takes and the user gave."""
-        ...
+    """What a person should know about how the source was understood, one line each."""
+    return getattr(source, "notes", ())
 
 
 def read_sample(source: Source, index: int) -> Sample:
-    """UnreadableSample for whatever is wrong with this sample or its place in a container. UserError and Fault as from
-    `source[index]`: they are of the source as a whole."""
+    """UnreadableSample for any problem with this sample or its place in a container; UserError and Fault, which are
+    about the source as a whole, pass through."""
     try:
         return source[index]
     except (UserError, Fault):
@@ -142,97 +154,15 @@ def read_sample(source: Source, index: int) -> Sample:
         raise UnreadableSample(f"cannot be read: {shown(error.strerror or error)}") from None
     except ValueError as error:
         raise UnreadableSample(f"cannot be read: {shown(error)}") from None
-    except Exception as error:  # noqa: BLE001  # a parser met what it did not foresee
+    except Exception as error:  # noqa: BLE001  # a parser hit something it did not expect
         raise UnreadableSample(f"cannot be read: {type(error).__name__}: {shown(error)}") from None
 
 
 def digest_of(parts: Iterable[bytes | str | int]) -> str:
-    """xxh3_128 of the parts with their lengths, so that neighbours cannot flow into one another."""
+    """xxh3_128 of the parts, each preceded by its length so that moving bytes between neighbours changes the digest."""
     state = xxhash.xxh3_128()
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode("utf-8", errors="surrogateescape")
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
     return f"xxh3_128:{state.hexdigest()}"
-
-
-def listing_identity(
-    class_names: Sequence[str], names: Sequence[str], sizes: NDArray[np.int64], labels: NDArray[np.int64]
-) -> str:
-    """Digest of what a listing says: the same for the same files in a folder and in an archive."""
-    packed = os.fsencode("\0".join(names))
-    return digest_of([len(class_names), *class_names, packed, sizes.tobytes(), labels.tobytes()])
-
-
-# What a listing did not take, told with names: nothing in a folder is dropped without a word.
-
-
-OTHER_IMAGES = frozenset(
-    (
-        *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".svg", ".ico", ".psd", ".tga"),
-        *(
-            ".dds",
-            ".exr",
-            ".hdr",
-            ".dcm",
-            ".nii",
-            ".npy",
-            ".raw",
-            ".dng",
-            ".cr2",
-            ".cr3",
-            ".nef",
-            ".arw",
-            ".orf",
-            ".rw2",
-        ),
-    )
-)
-"""Suffixes of images that are not read here."""
-NUM_SUFFIXES = 6
-
-
-def left_out_notes(names: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """Of files that are no images by their name, and of files and folders whose names begin with a dot."""
-    notes = []
-    suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names)
-    others = {suffix: count for suffix, count in suffixes.most_common() if suffix in OTHER_IMAGES}
-    if names:
-        kinds = ", ".join(
-            f"{shown(suffix, 20) or 'no suffix'} {count:,}" for suffix, count in suffixes.most_common(NUM_SUFFIXES)
-        )
-        notes.append(
-            f"{count_of(len(names), 'file')} skipped, not an image suffix ({kinds}): {few(sorted(names))}"
-            + (f"; {others_notes(others)}" if others else "")
-        )
-    seen = [name for name in sorted(hidden) if not name.rpartition("/")[2].startswith(("._", ".DS_Store"))]
-    if seen:
-        notes.append(f"{count_of(len(seen), 'hidden file or folder', 'hidden files or folders')} skipped: {few(seen)}")
-    return notes
-
-
-def skipped_notes(described: SourceDescription) -> list[str]:
-    """The same from what the manifest says, for sources that give no notes."""
-    count, names = described.num_left_out, described.left_out
-    if not count:
-        return []
-    more = ", ..." if names and count > len(names) else ""
-    return [
-        f"{count_of(count, 'file')} skipped, no image by the name" + (f": {', '.join(names)}{more}" if names else "")
-    ]
-
-
-def others_notes(suffixes: Sequence[str] | dict[str, int]) -> str:
-    return f"{' and '.join(suffixes)} are not read: convert such images to JPEG or PNG first"
-
-
-def why_empty(names: Sequence[str]) -> str:
-    """What a folder without images holds instead, to be put behind `holds no images`."""
-    if not names:
-        return ""
-    others = sorted({suffix for name in names if (suffix := PurePosixPath(name).suffix.lower()) in OTHER_IMAGES})
-    return f" but {few(sorted(names))}" + (f" ({others_notes(others)})" if others else "")
-
-
-def count_of(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

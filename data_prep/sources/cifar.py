@@ -1,33 +1,35 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them: python or binary version, `.tar.gz` or unpacked folder.
 
-`--input` is `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz` (`cifar-100-...`), or what they unpack to. Pixels become
-PNG, which loses nothing. CIFAR-100's labels are the fine ones.
+`--input` is `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz` (`cifar-100-...`), or the folder they unpack to. Pixels
+become PNG, which is lossless. CIFAR-100's labels are the fine ones.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
+import pickle
+import pickletools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.base import Sample, SourceDescription, digest_of
-from data_prep.sources.cifar_pickle import read_cifar_pickle
+from data_prep.shown import shown
+from data_prep.sources.base import NO_OPTIONS, SourceDescription, SourceOptions, digest_of
 from data_prep.sources.files.find import place_of
 from data_prep.sources.files.places import Place, read_small
-from data_prep.sources.files.tar import walk_tar
+from data_prep.sources.files.tar import read_members
+from data_prep.sources.listed import ListedSource
 from data_prep.sources.splits import SplitRequest, choose_split
 
 SIDE_PX = 32
 PIXEL_BYTES = 3 * SIDE_PX * SIDE_PX
 MAX_FILES_BYTES = 256 << 20
-"""Of the files that a split needs; the real ones have 155 MB."""
+"""Of the files that a split needs, in total; the real ones have 155 MB."""
 MAX_UNPACKED_BYTES = 1 << 30
 
 
@@ -40,15 +42,18 @@ class Version:
     names: str
     """The file with the class names."""
     names_key: str | None
-    """Of the pickle with them; None: a text file."""
+    """Their key in a pickle; None: a text file."""
     labels_key: str = ""
-    """Of the pickles with images; empty: a binary file."""
+    """Key of the labels in the pickles; empty: binary files."""
     label_bytes: int = 1
     """Of a binary record, before its pixels; the last one is the label."""
 
+    def files(self, split: str) -> tuple[str, ...]:
+        return self.names, *self.batches[split]
+
 
 NUM_IMAGES = {"train": 50_000, "test": 10_000}
-"""Of both data sets, as many of each class."""
+"""In both data sets; each class has the same number."""
 TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 VERSIONS = {
     10: (
@@ -66,7 +71,7 @@ VERSIONS = {
 }
 
 
-class Cifar:
+class Cifar(ListedSource):
     """All pixels in memory: 154 MB for a training split."""
 
     num_classes = 0
@@ -79,7 +84,6 @@ class Cifar:
         batches: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.int64]]],
     ) -> None:
         self.class_names = class_names
-        self.sizes: NDArray[np.int64] | None = None
         self.labels = np.concatenate([labels for _, _, labels in batches])
         self._planes = tuple(planes for _, planes, _ in batches)
         self._batch_names = tuple(name for name, _, _ in batches)
@@ -87,36 +91,27 @@ class Cifar:
         identity = digest_of(
             ["cifar", split, *class_names, self.labels.tobytes(), *(planes.tobytes() for planes in self._planes)]
         )
+        self.description = SourceDescription(f"cifar{self.num_classes}", location, split, identity, state=identity)
         counts = np.bincount(self.labels, minlength=self.num_classes)
         expected = NUM_IMAGES[split] // self.num_classes
-        label = int(np.argmax(counts != expected))
-        note = (
-            f"holds {len(self.labels):,} of CIFAR-{self.num_classes}'s {NUM_IMAGES[split]:,} images of {split}, "
-            f"{counts[label]:,} with label {label}, where {expected:,} were published"
-        )
-        self.notes = (note,) if (counts != expected).any() else ()
-        self._description = SourceDescription(f"cifar{self.num_classes}", location, split, identity, state=identity)
+        if (counts != expected).any():
+            label = int(np.argmax(counts != expected))
+            note = (
+                f"holds {len(self.labels):,} of CIFAR-{self.num_classes}'s {NUM_IMAGES[split]:,} images of {split}, "
+                f"{counts[label]:,} with label {label}, where {expected:,} were published"
+            )
+            self.notes = (note,)
 
     @classmethod
-    def open(cls, location: str | None, split: SplitRequest) -> Self:
-        dash = f"cifar-{cls.num_classes}"
-        if location is None:
-            raise UserError(f"--source cifar{cls.num_classes} needs --input: {dash}-python.tar.gz, or its folder")
+    def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
+        expected = f"cifar-{cls.num_classes}-python.tar.gz, or its folder"
         given = place_of(location)
         name = choose_split(("train", "test"), split, given.shown)
+        kind = given.kind()
+        if kind is None:  # also a pipe, on which reading would block
+            raise UserError(f"--input {given.shown}: does not exist; expected {expected}")
         try:
-            kind = given.kind()
-            if kind is None:  # a pipe, too, which would hold us up
-                raise FileNotFoundError
-            if kind == "folder":
-                version, files = _read_folder(given, VERSIONS[cls.num_classes], name)
-            else:
-                with given.open() as file:
-                    version, files = _read_archive(file, VERSIONS[cls.num_classes], name, given.shown)
-        except FileNotFoundError:
-            raise UserError(
-                f"--input {given.shown}: does not exist; expected {dash}-python.tar.gz, or its folder"
-            ) from None
+            version, files = _read_files(given, kind, VERSIONS[cls.num_classes], name, expected)
         except (EOFError, OSError, zlib.error) as error:
             raise UserError(f"{given.shown}: cannot be read: {error}; download it again") from None
         class_names, batch_size = _read_names(version, files[version.names], cls.num_classes, given.shown)
@@ -131,29 +126,21 @@ class Cifar:
             batches.append((batch, planes, labels))
         return cls(given.shown, name, class_names, batches)
 
-    def describe(self) -> SourceDescription:
-        return self._description
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def key(self, index: int) -> str:
         batch, row = self._locate(index)
         return f"{self._batch_names[batch]} image {row}"
 
-    def __getitem__(self, index: int) -> Sample:
+    def read(self, index: int) -> bytes:
         from PIL import Image
 
         batch, row = self._locate(index)
         pixels = self._planes[batch][row].reshape(3, SIDE_PX, SIDE_PX).transpose(1, 2, 0)
         file = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=1)
-        return Sample(file.getvalue(), int(self.labels[index]), self.key(index))
+        return file.getvalue()
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Batch, and row within it."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
         batch = int(np.searchsorted(self._batch_ends, index, side="right"))
         return batch, index - (int(self._batch_ends[batch - 1]) if batch else 0)
 
@@ -166,71 +153,31 @@ class Cifar100(Cifar):
     num_classes = 100
 
 
-def _read_folder(folder: Place, versions: Sequence[Version], split: str) -> tuple[Version, dict[str, bytes]]:
-    for version in versions:
-        if folder.child(version.names).kind() == "file":
-            names = (version.names, *version.batches[split])
-            what = "one of CIFAR's files; download it again"
-            return version, {name: read_small(folder.child(name), MAX_FILES_BYTES, what) for name in names}
-    raise UserError(f"--input {folder.shown}: holds neither {versions[0].names} nor {versions[1].names}")
-
-
-def _read_archive(
-    file: BinaryIO, versions: Sequence[Version], split: str, where: str
+def _read_files(
+    given: Place, kind: str, versions: Sequence[Version], split: str, expected: str
 ) -> tuple[Version, dict[str, bytes]]:
-    """Reads front to back, and keeps what the split needs."""
-    wanted = {name for version in versions for name in (version.names, *version.batches[split])}
-    unpacked = _Unpacked(file, where)
-    files: dict[str, bytes] = {}
-    num_bytes = 0
-    for member in walk_tar(unpacked.read_at, 0, None, where):
-        name = member.name.rpartition("/")[2]
-        if name in wanted:
-            if name in files:
-                raise UserError(f"{where}: holds {name} twice: this is not CIFAR as it was published")
-            num_bytes += member.num_bytes
-            if num_bytes > MAX_FILES_BYTES:
-                raise UserError(
-                    f"{where}: with {name} its files have {num_bytes:,} bytes, expected at most {MAX_FILES_BYTES:,}: "
-                    "this is not CIFAR"
-                )
-            files[name] = unpacked.read_at(member.offset, member.num_bytes)
-            if len(files[name]) != member.num_bytes:
-                raise UserError(f"{where}: is cut short within {name}; download it again")
-    for version in versions:
-        missing = {version.names, *version.batches[split]} - set(files)
-        if version.names in files and missing:
-            raise UserError(f"{where}: holds no {min(missing)}; download it again")
-        if not missing:
-            return version, files
-    raise UserError(f"{where}: holds neither {versions[0].names} nor {versions[1].names}")
-
-
-class _Unpacked:
-    """A gzip stream (or a plain file) read front to back, at most MAX_UNPACKED_BYTES of it."""
-
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        self._stream: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
-        self._where = where
-        self._start = 0
-        self._data = b""
-        """The piece read last: the next one may begin within it, never before it."""
-
-    def read_at(self, start: int, length: int) -> bytes:
-        """Fewer bytes at the end of the stream."""
-        if start + length > MAX_UNPACKED_BYTES:
-            raise UserError(f"{self._where}: unpacks to more than {MAX_UNPACKED_BYTES:,} bytes: this is not CIFAR")
-        skip = start - self._start - len(self._data)
-        while skip > 0:
-            skipped = len(self._stream.read(min(skip, 1 << 20)))
-            if not skipped:
-                return b""
-            skip -= skipped
-        kept = self._data[start - self._start :] if start < self._start + len(self._data) else b""
-        self._start, self._data = start, kept + self._stream.read(max(0, length - len(kept)))
-        return self._data[:length]
+    """The version, and the files that the split needs."""
+    where = given.shown
+    if kind == "folder":
+        version = next((version for version in versions if given.child(version.names).kind() == "file"), None)
+        if version is not None:
+            what = "one of CIFAR's files; download it again"
+            return version, {
+                name: read_small(given.child(name), MAX_FILES_BYTES, what) for name in version.files(split)
+            }
+    else:
+        wanted = {name for version in versions for name in version.files(split)}
+        with given.open() as file:
+            files = read_members(
+                file, wanted, where, expected, max_bytes=MAX_FILES_BYTES, max_unpacked_bytes=MAX_UNPACKED_BYTES
+            )
+        for version in versions:
+            missing = set(version.files(split)) - set(files)
+            if version.names in files and missing:
+                raise UserError(f"{where}: holds no {min(missing)}; download it again")
+            if not missing:
+                return version, files
+    raise UserError(f"{where}: holds neither {versions[0].names} nor {versions[1].names}; expected {expected}")
 
 
 def _read_names(version: Version, data: bytes, num_classes: int, where: str) -> tuple[tuple[str, ...], int | None]:
@@ -256,7 +203,7 @@ def _read_names(version: Version, data: bytes, num_classes: int, where: str) -> 
 def _read_batch(
     version: Version, data: bytes, num_classes: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels, [n, 3072] as planes of red, green and blue, and labels."""
+    """Pixels [n, 3072], as planes of red, green and blue, and labels [n]."""
     if version.labels_key:
         planes, labels = _read_pickle(version, data, num_classes, where)
     else:
@@ -305,3 +252,117 @@ def _load(data: bytes, where: str) -> dict[str, Any]:
         return read_cifar_pickle(data)
     except ValueError as error:
         raise UserError(f"{where}: {error}; download it from its authors' page") from None
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+#
+# A pickle is a program that may name any function. Here the only names it can resolve are inert stand-ins from this
+# file, even for numpy's own, so numpy never gets a state that it did not make itself; any other name is refused. A
+# small pickle can also produce much data, so it is scanned before it runs, and what named functions make is counted.
+
+MAX_OPCODES = 1_000_000
+"""CIFAR-100's training set has some 250,000: a label or a file name takes one to three."""
+MAX_COPIES = 4
+"""Limit on the bytes that named functions make, as a multiple of the pickle's own."""
+
+
+class _Array:
+    """Takes what numpy's `_reconstruct` and `__setstate__` do: (version, shape, dtype, fortran order, bytes)."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _ArrayClass:
+    """Stands for `numpy.ndarray`, which pickles only pass to `_reconstruct`."""
+
+
+class _DType:
+    def __init__(self, name: Any = None, *_: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and the like, which a single byte does not have."""
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _ArrayClass, ("numpy", "dtype"): _DType}
+_ALLOWED |= {(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._bytes_left = MAX_COPIES * len(data) + 1024
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._latin1
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return self._array_from_buffer
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which data does not need") from None
+
+    def _latin1(self, text: Any, encoding: Any) -> bytes:
+        """How protocol 2 writes bytes."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("it encodes text in another way than latin1")
+        self._count(len(text))
+        return text.encode("latin1")
+
+    def _array_from_buffer(self, buffer: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
+        if not isinstance(buffer, bytes | bytearray):
+            raise pickle.UnpicklingError("it makes an array of something other than bytes")
+        self._count(len(buffer))
+        array = _Array()
+        array.state = (1, shape, dtype, order == "F", bytes(buffer))
+        return array
+
+    def _count(self, num_bytes: int) -> None:
+        self._bytes_left -= num_bytes
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError("it makes much more data than it has")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to something outside of itself")
+
+
+def read_cifar_pickle(data: bytes) -> dict[str, Any]:
+    """A dict by text keys; arrays in it are uint8 or refused. ValueError, with the reason, on anything else."""
+    try:
+        _look_through(data)
+        loaded = _Unpickler(data).load()
+        if not isinstance(loaded, dict):
+            raise ValueError("it holds no dict")
+        by_key = {_text(key): _to_array(value) if isinstance(value, _Array) else value for key, value in loaded.items()}
+        if len(by_key) != len(loaded):
+            raise ValueError("it holds a key twice")
+        return by_key
+    except Exception as error:  # noqa: BLE001  # a damaged pickle makes the reader raise anything
+        raise ValueError(f"is not a pickle of plain data: {shown(error)}") from None
+
+
+def _look_through(data: bytes) -> None:
+    """ValueError when it has more opcodes than data needs, or a memo index so large that it takes memory."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        is_numbered = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if count > MAX_OPCODES or (is_numbered and int(str(argument)) > MAX_OPCODES):
+            raise ValueError(f"it has more than {MAX_OPCODES:,} parts")
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _to_array(array: _Array) -> NDArray[np.uint8]:
+    if not isinstance(array.state, tuple) or len(array.state) != 5:
+        raise ValueError("it holds an array without a state")
+    _, shape, dtype, is_fortran, data = array.state
+    name = _text(dtype.name) if isinstance(dtype, _DType) else None
+    if name not in ("u1", "|u1", "uint8") or not isinstance(data, bytes):
+        raise ValueError(f"it holds an array of {name}, expected uint8")
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if is_fortran else "C")

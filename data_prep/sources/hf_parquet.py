@@ -4,7 +4,7 @@ Columns: `image` (or `img`), a struct of `bytes` and `path`, or the bytes themse
 `fine_label`), a ClassLabel whose names are in the schema's metadata under `huggingface`, other whole numbers, or text.
 Files are named `<split>-00000-of-00002.parquet`, or have the split elsewhere in their name or their folder's. `--input`
 is a folder, one file, a glob or a pattern with braces, local or a URL. Where paths end with a wnid, as imagenet-1k's
-do, labels are held against it.
+do, labels are checked against it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.base import Sample, SourceDescription, digest_of
-from data_prep.sources.files.find import place_of
+from data_prep.sources.base import NO_OPTIONS, SourceDescription, SourceOptions, digest_of
 from data_prep.sources.files.listing import RecordedFile, record
 from data_prep.sources.files.places import changed
 from data_prep.sources.imagenet import NUM_VAL, check_labels
-from data_prep.sources.label_file import read_class_names
-from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes, require_order
+from data_prep.sources.label_file import class_names_in
+from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes
+from data_prep.sources.listed import ListedSource
 from data_prep.sources.parquet_file import (
     LARGE_GROUP_BYTES,
     Columns,
@@ -38,7 +38,7 @@ from data_prep.sources.parquet_file import (
     rows_at_once,
     telling_damage,
 )
-from data_prep.sources.shards import Chosen, choose_shards, find_shards, names_in_keys, refuse_splits_within
+from data_prep.sources.shards import choose_shards, find_shards, names_in_keys, refuse_splits_within
 from data_prep.sources.splits import SplitRequest
 
 WNID_IN_PATH = r"_(?P<wnid>n\d{8})\.\w+$"
@@ -47,34 +47,24 @@ MAX_SPLITS = 100
 TABLE_ROWS = 1 << 16
 """Of labels and paths, read at a time."""
 FEW_ROWS = 100_000
-"""As many rows a file may have whatever its size; more only if it has a byte for each."""
+"""A file may have as many rows whatever its size; more only if it has a byte for each."""
 MAX_LABEL_BYTES, MAX_PATH_BYTES = 1100, 1000
 """Of a row's label and path, on average."""
 
 
-class Asked(NamedTuple):
-    """What the user said of the files."""
-
-    class_names: tuple[str, ...] | None = None
-    class_order: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-
-
-@dataclass(frozen=True)
-class Groups:
+class Groups(NamedTuple):
     """The row groups of a file."""
 
     num_rows: list[int]
     image_bytes: list[int]
     labels_at_once: int
     paths_at_once: int
-    """0: they are too long to be worth a look."""
+    """0: they are too long to be worth reading."""
 
 
 @dataclass(frozen=True)
 class FileContents:
-    """What opening a file tells."""
+    """What is known of a file once it is opened."""
 
     shown: str
     names: list[str]
@@ -83,49 +73,49 @@ class FileContents:
     class_names: tuple[str, ...] | None
     groups: Groups
     values: list[Label]
-    """The distinct labels, and for each the first row that has it."""
+    """The distinct labels."""
     first_rows: list[int]
+    """For each distinct label the first row that has it."""
     codes: NDArray[np.int64]
-    """[rows]; which of `values`."""
+    """[rows]; index into `values`."""
     wnids: NDArray[np.int64] | None
-    """[rows]; the number of the wnid in the path, where all rows have one."""
+    """[rows]; the number of the wnid in the path, if every row has one."""
     splits: list[str]
-    """What a column of splits says."""
+    """The values of a column of splits."""
     paths: list[str]
-    """Of files with few rows, where there are any: the validation set's say which image is which."""
+    """Of files with few rows, if there are any: those of the validation set tell which image is which."""
 
 
-class HfParquet:
-    """Rows in the order of the sorted file names. Keeps its place in the row group read last: reading in order reads
-    once."""
+class HfParquet(ListedSource):
+    """Rows in the order of the sorted file names. Keeps the last row group open, so reading in order reads once."""
+
+    @classmethod
+    def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
+        shards = find_shards(location, ".parquet", "parquet files")
+        chosen = choose_shards(shards, split)
+        class_names = class_names_in(options.labels)
+        files = [record(shards.places[index]) for index in chosen.indices]
+        names = names_in_keys(shards, chosen.indices)
+        opened = [read_contents(file, class_names, options) for file in files]
+        _require_alike(opened, compares_names=class_names is None)
+        said = sorted({value for file in opened for value in file.splits})
+        refuse_splits_within(said, f"the column {SPLIT_COLUMN}", split, shards.shown)
+        return cls(shards.shown, chosen.split, files, names, opened, class_names, options.class_order, chosen.notes)
 
     def __init__(
         self,
         location: str,
-        split: SplitRequest,
-        chosen: Chosen,
+        split: str,
         files: Sequence[RecordedFile],
         names: Sequence[str],
-        asked: Asked,
+        opened: Sequence[FileContents],
+        class_names: tuple[str, ...] | None,
+        class_order: str | None,
+        notes: Sequence[str],
     ) -> None:
-        self._location = location
-        self._split = chosen.split
         self._files = tuple(files)
         self._names = tuple(names)
-        opened = [read_contents(file, asked) for file in files]
-        first = opened[0]
-        self._columns = first.columns
-        for other in opened[1:]:
-            compare_columns(first.columns, other.columns, first.shown, other.shown)
-            if asked.class_names is None:  # else each is held against those
-                compare_names(first.class_names, other.class_names, first.shown, other.shown)
-            if other.names != first.names:
-                raise UserError(
-                    f"{other.shown}: has the columns {shown(', '.join(other.names))}, {first.shown} has "
-                    f"{shown(', '.join(first.names))}; name files of one kind with a glob"
-                )
-        said = sorted({value for file in opened for value in file.splits})
-        refuse_splits_within(said, f"the column {SPLIT_COLUMN}", split, location)
+        self._columns = opened[0].columns
         group_rows = [count for file in opened for count in file.groups.num_rows]
         self._group_ends = np.cumsum(group_rows, dtype=np.int64)
         counts = [len(file.groups.num_rows) for file in opened]
@@ -138,66 +128,30 @@ class HfParquet:
         for file, name in zip(opened, names, strict=True):
             for value, row in zip(file.values, file.first_rows, strict=True):
                 found.setdefault(value, f"{name} row {row}")
-        known = asked.class_names if asked.class_names is not None else first.class_names
-        self.class_names, label_of = number_classes(found, known, asked.class_order, location)
+        known = class_names if class_names is not None else opened[0].class_names
+        self.class_names, label_of = number_classes(found, known, class_order, location)
         self.labels = np.concatenate(
             [np.array([label_of[value] for value in file.values], dtype=np.int64)[file.codes] for file in opened]
         )
-        self.sizes: NDArray[np.int64] | None = None
-        self._wnids: dict[str, int] = {}
+        wnids: dict[str, int] = {}
         if all(file.wnids is not None for file in opened):
-            self._wnids = wnids_with_labels(
-                np.concatenate([file.wnids for file in opened if file.wnids is not None]), self.labels, location
-            )
+            numbers = np.concatenate([file.wnids for file in opened if file.wnids is not None])
+            wnids = wnids_with_labels(numbers, self.labels, location)
         paths = [path for file in opened for path in file.paths]
-        self._label_checks = check_labels(
-            self._wnids, self.labels, paths if len(paths) == len(self.labels) else (), location
+        sizes = [str(file.status.num_bytes) for file in files]
+        identity = digest_of([*names, *sizes, self.labels.tobytes(), *self.class_names])
+        self.description = SourceDescription(
+            "hf-parquet",
+            location,
+            split,
+            identity,
+            digest_of([identity, *(file.status.stamp for file in files)]),
+            label_map=wnids,
+            label_checks=check_labels(wnids, self.labels, paths if len(paths) == len(self.labels) else (), location),
         )
-        without = labels_without_samples(self.labels, self.class_names) if known is None else []
-        self.notes = (*chosen.notes, *without)
+        self.notes = (*notes, *(labels_without_samples(self.labels, self.class_names) if known is None else []))
         self._checked: set[int] = set()
         self._reading: tuple[int, RowGroup] | None = None
-
-    @classmethod
-    def open(
-        cls,
-        location: str | None,
-        split: SplitRequest,
-        *,
-        labels: str | None = None,
-        class_order: str | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
-    ) -> Self:
-        if location is None:
-            raise UserError("--source hf-parquet needs --input: a folder of parquet files, one file, or a glob")
-        require_order(class_order)
-        shards = find_shards(location, ".parquet", "parquet files")
-        chosen = choose_shards(shards, split)
-        class_names = read_class_names(place_of(labels)) if labels else None
-        try:
-            files = [record(shards.places[index]) for index in chosen.indices]
-            asked = Asked(class_names, class_order, image_column, label_column)
-            return cls(shards.shown, split, chosen, files, names_in_keys(shards, chosen.indices), asked)
-        except OSError as error:
-            raise UserError(f"{error.filename or shards.shown}: cannot be read: {error.strerror or error}") from None
-
-    def describe(self) -> SourceDescription:
-        sizes = [str(file.status.num_bytes) for file in self._files]
-        identity = digest_of([*self._names, *sizes, self.labels.tobytes(), *self.class_names])
-        state = digest_of([identity, *(file.status.stamp for file in self._files)])
-        return SourceDescription(
-            "hf-parquet",
-            self._location,
-            self._split,
-            identity,
-            state,
-            label_map=self._wnids,
-            label_checks=self._label_checks,
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def key(self, index: int) -> str:
         group, _ = self._locate(index)
@@ -206,20 +160,17 @@ class HfParquet:
         first = int(self._group_ends[first_group - 1]) if first_group else 0
         return f"{self._names[file]} row {index - first}"
 
-    def __getitem__(self, index: int) -> Sample:
-        group, row = self._locate(index)
-        data = self._read_row(group, row)
+    def read(self, index: int) -> bytes:
+        data = self._read_row(*self._locate(index))
         if data is None:
-            raise ValueError("the parquet file holds no bytes for it, only a path")
-        return Sample(data, int(self.labels[index]), self.key(index))
+            raise ValueError("the parquet file has no bytes for it, only a path")
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_checked": set(), "_reading": None}
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Row group, and row within it."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         group = int(np.searchsorted(self._group_ends, index, side="right"))
         return group, index - (int(self._group_ends[group - 1]) if group else 0)
 
@@ -230,15 +181,9 @@ class HfParquet:
                 reading[1].close()
             number = int(self._group_files[group])
             self._check_unchanged(number)
-            reading = (
-                group,
-                RowGroup(
-                    self._files[number].place,
-                    int(self._group_numbers[group]),
-                    self._columns,
-                    is_large=bool(self._group_bytes[group] > LARGE_GROUP_BYTES),
-                ),
-            )
+            is_large = bool(self._group_bytes[group] > LARGE_GROUP_BYTES)
+            place = self._files[number].place
+            reading = group, RowGroup(place, int(self._group_numbers[group]), self._columns, is_large=is_large)
         data = reading[1].image_bytes(row)
         self._reading = reading
         return data
@@ -250,12 +195,27 @@ class HfParquet:
         self._checked.add(number)
 
 
-def read_contents(file: RecordedFile, asked: Asked) -> FileContents:
-    """UserError when the file is no parquet file of images and labels, or contradicts itself."""
+def _require_alike(opened: Sequence[FileContents], *, compares_names: bool) -> None:
+    """UserError when a file has other columns, types or class names than the first; names that the user gave are
+    compared with each file's own when it is opened."""
+    first = opened[0]
+    for other in opened[1:]:
+        compare_columns(first.columns, other.columns, first.shown, other.shown)
+        if compares_names:
+            compare_names(first.class_names, other.class_names, first.shown, other.shown)
+        if other.names != first.names:
+            raise UserError(
+                f"{other.shown}: has the columns {shown(', '.join(other.names))}, {first.shown} has "
+                f"{shown(', '.join(first.names))}; name files of one kind with a glob"
+            )
+
+
+def read_contents(file: RecordedFile, given_names: tuple[str, ...] | None, options: SourceOptions) -> FileContents:
+    """UserError when the file is not a parquet file of images and labels, or contradicts itself."""
     place, where = file.place, file.place.shown
     with open_parquet(place) as table, telling_damage(place):
-        columns = find_columns(table.schema_arrow, asked.image_column, asked.label_column, where)
-        class_names = _class_names(table.schema_arrow, columns.label, asked.class_names, where)
+        columns = find_columns(table.schema_arrow, options.image_column, options.label_column, where)
+        class_names = _class_names(table.schema_arrow, columns.label, given_names, where)
         groups = _read_groups(table.metadata, columns, file.status.num_bytes, where)
         num_rows = sum(groups.num_rows)
         values, first_rows, codes = _read_labels(table, columns.label, groups.labels_at_once, where)
@@ -273,7 +233,7 @@ def read_contents(file: RecordedFile, asked: Asked) -> FileContents:
 def wnids_with_labels(numbers: NDArray[np.int64], labels: NDArray[np.int64], where: str) -> dict[str, int]:
     """wnid -> label. `numbers`: of the wnid (`n01440764_10026_n01440764.JPEG`) in each sample's path.
 
-    UserError when a wnid has two labels, or a label two wnids.
+    UserError when a wnid has two labels, or a label has two wnids.
     """
     pairs = np.unique(np.stack([labels, numbers]), axis=1).T
     for column_number, what in enumerate(("label", "wnid")):
@@ -285,7 +245,7 @@ def wnids_with_labels(numbers: NDArray[np.int64], labels: NDArray[np.int64], whe
 
 
 def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) -> Groups:
-    """UserError when the file contradicts itself, or is made to take memory."""
+    """UserError when the file contradicts itself, or claims more than it can have."""
     numbers = leaf_numbers(metadata)
     num_rows: list[int] = []
     image_bytes: list[int] = []
@@ -311,31 +271,24 @@ def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) ->
     total = sum(num_rows)
     if total != metadata.num_rows:
         raise UserError(
-            f"{where}: says that it has {metadata.num_rows:,} rows, its row groups have {total:,}; copy or download it "
-            "again"
+            f"{where}: claims {metadata.num_rows:,} rows, its row groups have {total:,}; copy or download it again"
         )
     if total > max(FEW_ROWS, num_bytes):
         raise UserError(
-            f"{where}: says that it has {total:,} rows in {num_bytes:,} bytes, so no images; it is damaged, or made to "
-            "take memory"
+            f"{where}: claims {total:,} rows in {num_bytes:,} bytes, so no images; it is damaged or hostile"
         )
     if label_bytes > MAX_LABEL_BYTES * (total + 1000):
         raise UserError(
             f"{where}: the labels in {shown(columns.label)} take {label_bytes:,} bytes for {total:,} rows; expected "
             "numbers or the names of classes"
         )
-    return Groups(
-        num_rows,
-        image_bytes,
-        labels_at_once,
-        paths_at_once if path_bytes <= MAX_PATH_BYTES * total else 0,
-    )
+    return Groups(num_rows, image_bytes, labels_at_once, paths_at_once if path_bytes <= MAX_PATH_BYTES * total else 0)
 
 
 def _read_labels(
     table: Any, column: str, num_rows_at_once: int, where: str
 ) -> tuple[list[Label], list[int], NDArray[np.int64]]:
-    """The distinct labels, the first row with each, and for every row which of them it has."""
+    """The distinct labels, the first row with each, and the index of every row's label among them."""
     import pyarrow as pa
 
     code_of: dict[Label, int] = {}
@@ -367,7 +320,7 @@ def _read_labels(
 def _read_paths(
     table: Any, leaf: str, num_rows_at_once: int, num_rows: int
 ) -> tuple[NDArray[np.int64] | None, list[str]]:
-    """The wnids' numbers, None unless every path ends with one; the paths themselves of few rows."""
+    """The wnids' numbers, None unless every path ends with one; the paths themselves if there are few rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -384,7 +337,7 @@ def _read_paths(
 
 
 def _read_splits(table: Any) -> list[str]:
-    """The different texts in a column of splits, of which there are few; none when there is no such column."""
+    """The distinct texts in a column of splits; none if there is no such column, or it has too many to be splits."""
     import pyarrow as pa
 
     field = table.schema_arrow.field(SPLIT_COLUMN) if table.schema_arrow.names.count(SPLIT_COLUMN) == 1 else None
@@ -402,7 +355,7 @@ def _read_splits(table: Any) -> list[str]:
 
 
 def _class_names(schema: Any, label: str, given: tuple[str, ...] | None, where: str) -> tuple[str, ...] | None:
-    """As the file says, None when it does not. UserError when it says something else than the user's file."""
+    """The file's own class names, None if it has none. UserError when they differ from those the user gave."""
     try:
         class_names = names_of_classes(schema, label, where)
     except UserError:

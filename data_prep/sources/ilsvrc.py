@@ -1,13 +1,12 @@
 """The official ILSVRC2012 archives, read in place: nothing is unpacked to disk.
 
-`--input` is the folder that holds `ILSVRC2012_img_train.tar` (a tar of one `<wnid>.tar` per class),
-`ILSVRC2012_img_val.tar` (flat) and `ILSVRC2012_devkit_t12.tar.gz`, or one of the two image archives. Samples are in the
-order of the same images in folders per class: by wnid, then by name.
+`--input` is the folder with `ILSVRC2012_img_train.tar` (a tar of one `<wnid>.tar` per class),
+`ILSVRC2012_img_val.tar` (no folders) and `ILSVRC2012_devkit_t12.tar.gz`, or one of the two image archives. Samples are
+in the order of the same images in folders per class: by wnid, then by name.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import struct
@@ -16,25 +15,33 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.shown import shown as escape
-from data_prep.sources.base import MAX_NAMED, Sample, SourceDescription, digest_of, listing_identity
+from data_prep.shown import shown
+from data_prep.sources.base import NO_OPTIONS, SourceOptions
 from data_prep.sources.files.find import place_of
 from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedFile, list_each, record
-from data_prep.sources.files.places import HEAD_BYTES, Ends, Place, read_small
-from data_prep.sources.files.tar import Member, walk_tar
-from data_prep.sources.image_folder import is_image_name
-from data_prep.sources.imagenet import VAL_NAME, WNID, check_labels, label_map
+from data_prep.sources.files.places import Place, read_small
+from data_prep.sources.files.tar import Member, read_members, walk_tar
+from data_prep.sources.imagenet import VAL_NAME, WNID, label_map
+from data_prep.sources.listed import ArchivedSource, describe_listing, is_image_name
 from data_prep.sources.splits import SplitRequest, choose_split
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
+
+GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+META = "data/meta.mat"
+MAX_ID_DIGITS = 9
+COMPRESSED, TAG_BYTES, MAT_HEADER_BYTES = 15, 8, 128
+"""Of MATLAB's files, version 5: a type of element, and the sizes of an element's tag and of the file's header."""
+MAX_UNPACKED_BYTES = 64 << 20
+"""Of the devkit; the real one unpacks to some 4 MB."""
 
 
 class Listed(NamedTuple):
@@ -42,12 +49,12 @@ class Listed(NamedTuple):
 
     label: int
     name: str
-    """`<wnid>/<file>`, as it would lie in folders per class."""
+    """`<wnid>/<file>`, as it would be in folders per class."""
     offset: int
     num_bytes: int
 
 
-class Ilsvrc:
+class Ilsvrc(ArchivedSource):
     def __init__(
         self,
         archive: RecordedFile,
@@ -64,61 +71,55 @@ class Ilsvrc:
         offsets = np.array([image.offset for image in images], dtype=np.int64)
         self._ranges = FileRanges([archive], np.zeros(len(images), dtype=np.int32), offsets, self.sizes)
         self._names = PackedStrings(names)
-        self._nested = split == "train"
-        shown = archive.place.shown
-        label_of = label_map(class_names)
-        identity = listing_identity(class_names, names, self.sizes, self.labels)
-        self._description = SourceDescription(
+        self._is_nested = split == "train"
+        self.description = describe_listing(
             "ilsvrc",
-            shown,
+            archive.place.shown,
             split,
-            identity,
-            digest_of([identity, *archive.status]),
+            class_names,
+            names,
+            self.sizes,
+            self.labels,
+            archive.status,
             len(left_out),
-            label_map=label_of,
-            label_checks=[*check_labels(label_of, self.labels, names, shown), *notes],
-            left_out=_first_names(left_out),
+            [shown(name) for name in sorted(left_out)],
         )
+        self.description.label_checks.extend(notes)
 
     @classmethod
-    def open(cls, location: str | None, split: SplitRequest, *, devkit: str | None = None) -> Self:
-        if location is None:
-            raise UserError(f"--source ilsvrc needs --input: the folder that holds {', '.join(ARCHIVES.values())}")
+    def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
         given = place_of(location)
-        try:
-            archive, name = _find_archive(given, split)
-            beside = given.child(DEVKIT) if archive is not given else archive.parent().child(DEVKIT)
-            kit = place_of(devkit) if devkit else beside if beside.kind() == "file" else None
-            known = read_devkit(kit) if kit else None
-            if name == "train":
-                return cls._open_train(record(archive), known)
-            if known is None:
-                raise UserError(f"{archive.shown}: its labels are in {DEVKIT}; put it beside, or name it with --devkit")
-            return cls._open_val(record(archive), known)
-        except OSError as error:
-            raise UserError(f"{error.filename or given.shown}: cannot be read: {error.strerror or error}") from None
+        archive, name = _find_archive(given, split)
+        beside = given.child(DEVKIT) if archive is not given else archive.parent().child(DEVKIT)
+        kit = place_of(options.devkit) if options.devkit else beside if beside.kind() == "file" else None
+        devkit = read_devkit(kit) if kit else None
+        if name == "train":
+            return cls._open_train(record(archive), devkit)
+        if devkit is None:
+            raise UserError(f"{archive.shown}: its labels are in {DEVKIT}; put it beside, or name it with --devkit")
+        return cls._open_val(record(archive), devkit)
 
     @classmethod
     def _open_train(cls, archive: RecordedFile, devkit: Devkit | None) -> Self:
-        shown = archive.place.shown
-        members = list(_walk(archive, shown))
+        where = archive.place.shown
+        members = list(_walk(archive, where))
         tars: dict[str, Member] = {}
         for member in members:
             match = CLASS_TAR.fullmatch(member.name.rpartition("/")[2])
             if match is not None and tars.setdefault(match[1], member) != member:
-                raise UserError(f"{shown}: holds {match[0]} twice; download it again")
+                raise UserError(f"{where}: holds {match[0]} twice; download it again")
         if not tars:
-            raise UserError(f"{shown}: holds no class archives; expected <wnid>.tar")
+            raise UserError(f"{where}: holds no class archives; expected <wnid>.tar")
         class_names = devkit.wnids if devkit else tuple(sorted(tars))
         unknown = set(tars) - set(class_names)
         if unknown:
             raise UserError(
-                f"{shown}: {min(unknown)}.tar is of no class of the devkit; is it the devkit of this archive?"
+                f"{where}: {min(unknown)}.tar is not a class of the devkit; is it the devkit of this archive?"
             )
         label_of = label_map(class_names)
 
         def list_class(wnid: str) -> list[Member]:
-            return list(_walk(archive, f"{shown}: {wnid}.tar", tars[wnid]))
+            return list(_walk(archive, f"{where}: {wnid}.tar", tars[wnid]))
 
         images: list[Listed] = []
         taken = set(tars.values())
@@ -127,17 +128,17 @@ class Ilsvrc:
             found = [m for m in listed if is_image_name(m.name)]
             images += sorted(Listed(label_of[wnid], f"{wnid}/{m.name}", m.offset, m.num_bytes) for m in found)
             left_out += [f"{wnid}.tar/{m.name}" for m in listed if not is_image_name(m.name)]
-            _require_each_once([m.name for m in found], f"{shown}: {wnid}.tar")
+            _require_each_once([m.name for m in found], f"{where}: {wnid}.tar")
         without = sorted(set(class_names) - {image.name[:9] for image in images})
         notes = [f"{len(without):,} classes have no images, first {without[0]}"] if without else []
         return cls(archive, "train", class_names, images, left_out, notes)
 
     @classmethod
     def _open_val(cls, archive: RecordedFile, devkit: Devkit) -> Self:
-        shown = archive.place.shown
+        where = archive.place.shown
         images: list[Listed] = []
         left_out: list[str] = []
-        for member in _walk(archive, shown):
+        for member in _walk(archive, where):
             name = member.name.rpartition("/")[2]
             match = VAL_NAME.match(name)
             if match is None or not is_image_name(name):
@@ -145,39 +146,24 @@ class Ilsvrc:
                 continue
             number = int(match[1])
             if not 1 <= number <= len(devkit.val_ids):
-                raise UserError(f"{shown}: {name}: the devkit knows the images 1..{len(devkit.val_ids):,}")
+                raise UserError(f"{where}: {name}: the devkit knows the images 1..{len(devkit.val_ids):,}")
             label = devkit.label_of_id[devkit.val_ids[number - 1]]
             images.append(Listed(label, f"{devkit.wnids[label]}/{name}", member.offset, member.num_bytes))
-        _require_each_once([image.name.rpartition("/")[2].partition(".")[0] for image in images], shown)
+        _require_each_once([image.name.rpartition("/")[2].partition(".")[0] for image in images], where)
         notes = []
         if len(images) != len(devkit.val_ids):
             notes.append(f"holds {len(images):,} of the {len(devkit.val_ids):,} images that the devkit knows")
         return cls(archive, "val", devkit.wnids, sorted(images), left_out, notes)
 
-    def describe(self) -> SourceDescription:
-        return self._description
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def key(self, index: int) -> str:
         """`<archive>/[<wnid>.tar/]<file>`."""
         wnid, _, name = self._names[index].partition("/")
         archive = self._ranges.file_of(index).name
-        return f"{archive}/{wnid}.tar/{name}" if self._nested else f"{archive}/{name}"
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(self._ranges.read(index), int(self.labels[index]), self.key(index))
-
-    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
-        return self._ranges.ends(indices, max_head_bytes)
-
-    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
-        self._ranges.read_into(indices, into)
+        return f"{archive}/{wnid}.tar/{name}" if self._is_nested else f"{archive}/{name}"
 
 
 def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:
-    """The archive of the split that was asked for, and its name."""
+    """The archive of the split that was asked for, and the split's name."""
     if given.kind() == "folder":
         found = {name: given.child(archive) for name, archive in ARCHIVES.items()}
         available = {name: place for name, place in found.items() if place.kind() == "file"}
@@ -195,7 +181,7 @@ def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:
         return given, choose_split(["val"], split, given.shown)
     hint = "; the test images' labels were never published" if "_test_" in name else ""
     raise UserError(
-        f"{given.shown}: begins with {escape(name) or 'nothing'}: neither the train nor the val archive{hint}"
+        f"{given.shown}: begins with {shown(name) or 'nothing'}: neither the train nor the val archive{hint}"
     )
 
 
@@ -203,11 +189,7 @@ def _require_each_once(names: Sequence[str], where: str) -> None:
     """UserError when an archive has two images of one name."""
     if len(set(names)) != len(names):
         name = next(name for name, count in Counter(names).items() if count > 1)
-        raise UserError(f"{where}: holds {escape(name)} twice; download it again")
-
-
-def _first_names(names: Sequence[str]) -> list[str]:
-    return [escape(name) for name in sorted(names)[:MAX_NAMED]]
+        raise UserError(f"{where}: holds {shown(name)} twice; download it again")
 
 
 def _walk(archive: RecordedFile, where: str, within: Member | None = None) -> Iterator[Member]:
@@ -218,22 +200,13 @@ def _walk(archive: RecordedFile, where: str, within: Member | None = None) -> It
         yield from walk_tar(reader.read_at, start, stop, where)
 
 
-# ILSVRC2012's devkit: what its ILSVRC2012_IDs mean, and the validation set's labels in terms of them.
-
-
-GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-META = "data/meta.mat"
-MAX_ID_DIGITS = 9
-COMPRESSED, TAG_BYTES, MAT_HEADER_BYTES = 15, 8, 128
-"""Of MATLAB's files, version 5: a kind of element, its head, and that of the file."""
-MAX_UNPACKED_BYTES = 64 << 20
-"""The real one unpacks to some 4 MB."""
+# --- the devkit: what ILSVRC2012_IDs mean, and the validation set's labels in terms of them ---------------------------
 
 
 @dataclass(frozen=True)
 class Devkit:
     wnids: tuple[str, ...]
-    """Of the classes that have images, ascending: their places are the labels."""
+    """Of the classes that have images, ascending: their positions are the labels."""
     label_of_id: dict[int, int]
     """ILSVRC2012_ID -> label."""
     val_ids: tuple[int, ...]
@@ -245,7 +218,7 @@ def read_devkit(place: Place) -> Devkit:
     files = _read_files(place)
     wnid_of_id = _read_meta(files[META], f"{place.shown}: {META}")
     wnids = tuple(sorted(wnid_of_id.values()))
-    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    label_of = label_map(wnids)
     lines = files[GROUND_TRUTH].split()
     val_ids = tuple(int(line) for line in lines if line.isdigit() and len(line) <= MAX_ID_DIGITS)
     bad = next((number for number in val_ids if number not in wnid_of_id), None)
@@ -262,40 +235,25 @@ def _read_files(place: Place) -> dict[str, bytes]:
         raise UserError(f"{place.shown}: does not exist; name the devkit (ILSVRC2012_devkit_t12.tar.gz) with --devkit")
     if kind == "folder":
         return {name: read_small(place.child(name), MAX_UNPACKED_BYTES, "the devkit") for name in (GROUND_TRUTH, META)}
+    limits = {"max_bytes": MAX_UNPACKED_BYTES, "max_unpacked_bytes": MAX_UNPACKED_BYTES}
     try:
         with place.open() as file:
-            return _unpack(file, place.shown)
+            files = read_members(file, (GROUND_TRUTH, META), place.shown, DEVKIT, **limits)
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{place.shown}: cannot be unpacked: {error}; download it again") from None
-
-
-def _unpack(file: BinaryIO, where: str) -> dict[str, bytes]:
-    magic = file.read(2)
-    file.seek(0)
-    unpacking = gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else file
-    data = unpacking.read(MAX_UNPACKED_BYTES + 1)
-    if len(data) > MAX_UNPACKED_BYTES:
-        raise UserError(f"{where}: unpacks to more than {MAX_UNPACKED_BYTES:,} bytes: this is not the devkit")
-    found: dict[str, bytes] = {}
-    for member in walk_tar(lambda start, length: data[start : start + length], 0, len(data), where):
-        for wanted in (GROUND_TRUTH, META):
-            if member.name == wanted or member.name.endswith("/" + wanted):
-                if wanted in found:
-                    raise UserError(f"{where}: holds {wanted} twice; expected ILSVRC2012_devkit_t12.tar.gz")
-                found[wanted] = data[member.offset : member.offset + member.num_bytes]
-    missing = [wanted for wanted in (GROUND_TRUTH, META) if wanted not in found]
-    if missing:
-        raise UserError(f"{where}: holds no {missing[0]}; expected ILSVRC2012_devkit_t12.tar.gz")
-    return found
+    missing = next((name for name in (GROUND_TRUTH, META) if name not in files), None)
+    if missing is not None:
+        raise UserError(f"{place.shown}: holds no {missing}; expected {DEVKIT}")
+    return files
 
 
 def _read_meta(data: bytes, where: str) -> dict[int, str]:
-    """ILSVRC2012_ID -> wnid, of the synsets without children: the others have no images of their own."""
+    """ILSVRC2012_ID -> wnid, of the synsets without children; the others have no images of their own."""
     import numpy as np
     from scipy.io import loadmat
 
     def column(name: str) -> list[object]:
-        """A struct array, or a struct of arrays."""
+        """Of a struct array, or a struct of arrays."""
         cells = [np.ravel(cell) for cell in np.ravel(synsets[name])]
         return [value.item() if hasattr(value, "item") else value for cell in cells for value in cell]
 

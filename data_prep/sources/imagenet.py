@@ -1,7 +1,7 @@
-"""What is known of ImageNet's labels, held against what a source says: a proof that no label is shifted.
+"""Known facts about ImageNet's labels, and the check of a source against them: proof that no label is shifted.
 
-Facts: ILSVRC2012 has 1,000 classes, named by WordNet ids (wnids) that sort as text into the label order everybody uses
-(Caffe, torchvision, TensorFlow Datasets, the Hub); the devkit's own ILSVRC2012_ID is another order.
+ILSVRC2012 has 1,000 classes, named by WordNet ids (wnids) that sort as text into the label order everybody uses (Caffe,
+torchvision, TensorFlow Datasets, the Hub); the devkit's own ILSVRC2012_ID is another order.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def are_wnids(names: Sequence[str]) -> bool:
 
 
 def label_map(wnids: Sequence[str]) -> dict[str, int]:
-    """wnid -> label, for the manifest."""
+    """Class name -> label."""
     return {wnid: label for label, wnid in enumerate(wnids)}
 
 
 def check_labels(label_of: Mapping[str, int], labels: NDArray[np.int64], names: Iterable[str], where: str) -> list[str]:
-    """What was checked, one line each; empty when these are not 1,000 wnids.
+    """What was checked, one line each; empty unless these are 1,000 wnids.
 
-    `names` holds the file name of each sample, in the order of `labels`. UserError when a known fact is contradicted.
+    `names`: the file name of each sample, in the order of `labels`. UserError when a known fact is contradicted.
     """
     if len(label_of) != NUM_CLASSES or not are_wnids(list(label_of)):
         return []

@@ -1,7 +1,7 @@
 """ImageNet as Kaggle's imagenet-object-localization-challenge unpacks it.
 
 `--input` is the folder with `ILSVRC/Data/CLS-LOC/{train,val,test}`, `LOC_synset_mapping.txt` (the classes: wnid and
-words, one a line) and `LOC_val_solution.csv` (the classes of the flat `val` folder).
+words, one per line) and `LOC_val_solution.csv` (the classes of the images in `val`, which has no class folders).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.base import left_out_notes, why_empty
+from data_prep.sources.base import NO_OPTIONS, SourceOptions
 from data_prep.sources.files.find import place_of
 from data_prep.sources.files.places import ListedFile, Place
 from data_prep.sources.files.table import read_lines, read_table
-from data_prep.sources.image_folder import FolderFiles, describe_files, is_image_name, list_classes
-from data_prep.sources.imagenet import WNID
+from data_prep.sources.image_folder import FolderFiles, list_classes
+from data_prep.sources.imagenet import WNID, label_map
+from data_prep.sources.listed import is_image_name, left_out_notes, why_empty
 from data_prep.sources.splits import SplitRequest, choose_split
 
 IMAGES = "ILSVRC/Data/CLS-LOC"
@@ -29,17 +30,8 @@ VAL_SOLUTION = "LOC_val_solution.csv"
 
 class Kaggle(FolderFiles):
     @classmethod
-    def open(cls, location: str | None, split: SplitRequest) -> Self:
-        if location is None:
-            raise UserError(f"--source kaggle needs --input: the folder that holds {SYNSETS} and {IMAGES}")
+    def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
         given = place_of(location)
-        try:
-            return cls._open(given, split)
-        except OSError as error:
-            raise UserError(f"{error.filename or given.shown}: cannot be listed: {error.strerror or error}") from None
-
-    @classmethod
-    def _open(cls, given: Place, split: SplitRequest) -> Self:
         images = given.child(IMAGES)
         if images.kind() != "folder":
             raise UserError(f"--input {given.shown}: holds no {IMAGES}; expected the unpacked Kaggle download")
@@ -58,11 +50,8 @@ class Kaggle(FolderFiles):
             files, labels, left_out = _list_train(root, class_names, hidden)
         else:
             files, labels, left_out = _list_val(root, class_names, given.child(VAL_SOLUTION), hidden)
-        names, sizes, stamps, description = describe_files(
-            "kaggle", root, name, class_names, files, labels, len(left_out)
-        )
-        notes = tuple(left_out_notes(left_out, hidden))
-        return cls(root, class_names, names, labels, sizes, stamps, description, notes)
+        notes = left_out_notes(left_out, hidden)
+        return cls("kaggle", root, name, class_names, files, labels, len(left_out), notes)
 
 
 def _list_train(
@@ -71,25 +60,25 @@ def _list_train(
     folders = set(root.subfolders())
     if folders != set(class_names):
         odd = min(folders ^ set(class_names))
-        where = "is in no line of" if odd in folders else "has no folder but is in"
-        raise UserError(f"{root.shown}: {shown(odd)} {where} {SYNSETS}; the download is not whole, or was changed")
-    files, left_out, counts = list_classes(root, class_names, hidden)
-    empty = next((name for name in class_names if not counts[name]), None)
+        where = "is not in" if odd in folders else "has no folder but is in"
+        raise UserError(f"{root.shown}: {shown(odd)} {where} {SYNSETS}; the download is incomplete, or was changed")
+    files, left_out = list_classes(root, class_names, hidden)
+    empty = next((name for name in class_names if not files[name]), None)
     if empty is not None:
         inside = [name for name in left_out if name.startswith(f"{empty}/")]
         raise UserError(
             f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; the download is "
-            "not whole"
+            "incomplete"
         )
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int64), [counts[name] for name in class_names])
-    return files, labels, left_out
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int64), [len(files[name]) for name in class_names])
+    return [file for name in class_names for file in files[name]], labels, left_out
 
 
 def _list_val(
     root: Place, class_names: tuple[str, ...], solution: Place, hidden: list[str]
 ) -> tuple[list[ListedFile], NDArray[np.int64], list[str]]:
-    """By class and then by name, as the validation set lies in folders per class elsewhere."""
-    label_of = {wnid: label for label, wnid in enumerate(class_names)}
+    """By class and then by name, the order of a validation set with class folders."""
+    label_of = label_map(class_names)
     listed = root.files(deep=False, hidden=hidden)
     wnids = _read_solution(solution)
     labelled: list[tuple[int, ListedFile]] = []
@@ -104,7 +93,7 @@ def _list_val(
     if wnids:
         raise UserError(
             f"{root.shown}: {len(wnids):,} images that {solution.name} names are missing, first {shown(min(wnids))}; "
-            "the download is not whole"
+            "the download is incomplete"
         )
     labelled.sort()
     labels = np.array([label for label, _ in labelled], dtype=np.int64)
@@ -112,7 +101,7 @@ def _list_val(
 
 
 def _read_synsets(place: Place) -> tuple[str, ...]:
-    """The wnids in label order: ascending, in the published file and here."""
+    """The wnids in label order, which is ascending in the published file."""
     wnids = [cells[0].split()[0] for _, cells in read_lines(place)]
     bad = next((wnid for wnid in wnids if not WNID.fullmatch(wnid)), None)
     if bad is not None or not wnids:

@@ -1,7 +1,6 @@
-"""A table that names the class of every image: its columns are found or asked for, and what would be lost is refused.
+"""Files of labels: a table with the class of every image, or a list of class names.
 
-One image, one class: columns of zeros and ones, several labels in a cell and fractions are told apart from that and
-refused.
+Each image has one class: columns of zeros and ones, several labels in a cell, and fractions are recognised and refused.
 """
 
 from __future__ import annotations
@@ -9,93 +8,93 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
+from data_prep.sources.files.find import place_of
 from data_prep.sources.files.places import Place
 from data_prep.sources.files.table import Row, read_lines, read_table
 from data_prep.sources.imagenet import WNID, are_wnids
 from data_prep.sources.labels import GIVEN, MAX_CLASSES, MAX_NAME_CHARS, NUMBER, Label, number_classes, text_label
+from data_prep.sources.listed import count_of
 from data_prep.sources.splits import splits_in
 
-FILE_TITLES = frozenset(
-    (
-        *("image", "imageid", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path"),
-        *("file", "fileid", "file_id", "filename", "file_name", "filepath", "file_path", "fname", "fn"),
-        *("name", "path", "id", "key", "uri"),
-    )
-)
+FILE_TITLES = frozenset((
+    "image", "imageid", "image_id", "image_name", "image_path", "img", "img_id", "img_name", "img_path", "file",
+    "fileid", "file_id", "filename", "file_name", "filepath", "file_path", "fname", "fn", "name", "path", "id", "key",
+    "uri",
+))  # fmt: skip
 LABEL_TITLE = re.compile(
     r"(label|class|category|target|tag|species|breed|y|diagnosis)s?([ _-]?(id|name|idx|index|code|num|number|\d+))?"
 )
-SPLIT_TITLES = frozenset(("split", "set", "subset", "partition", "phase", "usage", "fold", "data_set", "dataset"))
+SPLIT_TITLES = frozenset((
+    "split", "set", "subset", "partition", "phase", "usage", "fold", "data_set", "dataset",
+))  # fmt: skip
 NUM_HEAD_ROWS = 1_000
-"""From which the columns are told."""
+"""Rows by which columns are recognised."""
 FRACTION = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?", re.IGNORECASE)
 HIDDEN = re.compile(r"-1(\.0*)?")
 WHOLE = re.compile(r"(\d{1,18})\.0*")
-"""A whole number as a table of floats writes it: 3.0."""
+"""A whole number as tables of floats write it: 3.0."""
 LISTED = re.compile(r"[|;,]")
-FLAGS = frozenset(("0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n"))
-"""What one column for each class holds."""
+FLAGS = frozenset((
+    "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "t", "f", "y", "n",
+))  # fmt: skip
+"""The cells of tables with one column per class."""
 NOT_SUPPORTED = "one class for each image is supported, several labels and regression are not"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Titles of columns, or their numbers from 1; None: to be found."""
-
-    file: str | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True)
 class LabelTable:
     where: str
     classes: Mapping[str, str]
-    """File, as the table names it, -> its cell in the column of labels."""
+    """File, as the table names it -> its cell in the column of labels."""
     splits: Mapping[str, str]
     """File -> its cell in the column of splits; empty: there is no such column."""
     first_lines: Mapping[str, int]
-    """Label -> the line where it occurs first."""
+    """Label -> the line where it first occurs."""
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Numbers of columns."""
+class _Found(NamedTuple):
+    """The columns, by number."""
 
     file: int
     label: int
-    split: int | None = None
-    num_header_rows: int = 0
-    notes: list[str] = field(default_factory=list)
+    split: int | None
+    has_titles: bool
+    notes: list[str]
 
 
-def read_label_file(place: Place, columns: Columns, files: Iterable[str]) -> LabelTable:
-    """`files`: the names of the images that there are, so that titles and the column of files can be told.
+def read_label_file(
+    place: Place, file_column: str | None, label_column: str | None, files: Iterable[str]
+) -> LabelTable:
+    """Reads the class, and if there is such a column the split, of every file that a table names.
 
-    UserError when a column is missing or not clear, a row has no file or no label, or a file has two.
+    Args:
+        file_column, label_column: titles, or numbers from 1; None: to be found.
+        files: names of the images that exist, to recognise the titles and the column of files.
+
+    Raises:
+        UserError: a column is missing or ambiguous, a row has no file or no label, or a file has two.
     """
     rows = read_table(place)
     head = list(islice(rows, NUM_HEAD_ROWS))
     if not head:
         raise UserError(f"{place.shown}: is empty; expected lines of <file>,<class>")
-    known = _known_cells(head, files)
-    found = _find_columns(head, columns, known, place.shown)
+    found = _find_columns(head, file_column, label_column, _known_cells(head, files), place.shown)
     classes: dict[str, str] = {}
     splits: dict[str, str] = {}
     first_lines: dict[str, int] = {}
     num_repeated = 0
-    for line, cells in chain(head[found.num_header_rows :], rows):
-        name, label, split = (
-            cells[column] if column is not None and column < len(cells) else "" for column in _numbers(found)
-        )
+    for line, cells in chain(head[1:] if found.has_titles else head, rows):
+        name, label, split = (_cell(cells, column) for column in found[:3])
         if not name or not label or (found.split is not None and not split):
             missing = "split" if name and label else "class" if name else "file"
             raise UserError(f"{place.shown}: line {line} should be <file>,<class>: it has no {missing}")
@@ -113,7 +112,7 @@ def read_label_file(place: Place, columns: Columns, files: Iterable[str]) -> Lab
             )
         if found.split is not None and splits.setdefault(name, split) != split:
             raise UserError(f"{place.shown}: {shown(name)} is in two splits, {shown(splits[name])} and {shown(split)}")
-    notes = [*found.notes, *([f"{num_repeated:,} lines repeat others"] if num_repeated else [])]
+    notes = [*found.notes, *([count_of(num_repeated, "duplicate line")] if num_repeated else [])]
     return LabelTable(place.shown, classes, splits, first_lines, tuple(f"{place.name}: {note}" for note in notes))
 
 
@@ -125,31 +124,32 @@ def label_files(
     split: str | None = None,
     folders: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], NDArray[np.int64], list[int]]:
-    """Class names by label, the label of each image that is in the split, and which of the names these are.
+    """Class names by label, the label of each image in the split, and the indices in `names` of these images.
 
-    A table may leave out the files' suffixes, and put one of `folders` before their names. The classes are those
-    of all splits, so that their labels mean the same. UserError unless every image has a class and every line of the
-    split an image.
+    The table may leave out file suffixes, and put one of `folders` before the names. The classes are those of all
+    splits, so that labels mean the same in each. UserError unless every image has a class and every line of the split
+    an image.
     """
     keys = [_key_of(name, table.classes, folders) for name in names]
     _require_all_labelled(names, keys, table)
     chosen = [number for number, key in enumerate(keys) if split is None or table.splits[str(key)] == split]
     wanted = table.classes.keys() if split is None else {key for key, its in table.splits.items() if its == split}
-    _require_all_found(names, [str(keys[number]) for number in chosen], wanted, table)
+    _require_all_found([str(keys[number]) for number in chosen], wanted, table)
     class_names, label_of = _number_labels(table, class_order)
     labels = [label_of[table.classes[str(keys[number])]] for number in chosen]
     return class_names, np.array(labels, dtype=np.int64), chosen
 
 
 def read_class_names(place: Place) -> tuple[str, ...]:
-    """One class a line, in label order; of `<wnid> <words>`, as in LOC_synset_mapping.txt, the wnid."""
+    """Class names from a file with one per line, in label order; of `<wnid> <words>`, as in LOC_synset_mapping.txt, the
+    wnid. UserError when a name is too long or is there twice."""
     lines = read_lines(place)
     names = [cells[0] for _, cells in lines]
     wnids = [name.split()[0] for name in names]
     if are_wnids(wnids):
         names = wnids
     if not names:
-        raise UserError(f"{place.shown}: is empty; expected one class name a line, in label order")
+        raise UserError(f"{place.shown}: is empty; expected one class name per line, in label order")
     if len(names) > MAX_CLASSES:
         raise UserError(f"{place.shown}: lists {len(names):,} classes; expected at most {MAX_CLASSES:,}")
     first: dict[str, int] = {}
@@ -158,68 +158,85 @@ def read_class_names(place: Place) -> tuple[str, ...]:
             raise UserError(f"{place.shown}: line {line} has {len(name):,} characters; expected the name of a class")
         if first.setdefault(name, line) != line:
             raise UserError(
-                f"{place.shown}: {shown(name)} is in line {first[name]} and in line {line}; expected one class name a "
-                "line, each once, in label order"
+                f"{place.shown}: {shown(name)} is in line {first[name]} and in line {line}; expected one class name "
+                "per line, each once, in label order"
             )
     return tuple(names)
+
+
+def class_names_in(labels: str | None) -> tuple[str, ...] | None:
+    """The class names in the file that `--labels` names, if it is given."""
+    return None if labels is None else read_class_names(place_of(labels))
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _numbers(found: _Found) -> tuple[int, int, int | None]:
-    return found.file, found.label, found.split
+def _cell(cells: Sequence[str], column: int | None) -> str:
+    return cells[column] if column is not None and column < len(cells) else ""
 
 
-def _find_columns(head: Sequence[Row], asked: Columns, known: Mapping[str, int], where: str) -> _Found:
+def _find_columns(
+    head: Sequence[Row], file_column: str | None, label_column: str | None, known: Mapping[str, int], where: str
+) -> _Found:
     titles = _titles(head, known)
     rows = head[1:] if titles else head
     if not rows:
-        raise UserError(f"{where}: holds titles and no lines of <file>,<class>")
+        raise UserError(f"{where}: has titles but no lines of <file>,<class>")
     width = len(head[0].cells)
     if width < 2:
         raise UserError(f"{where}: line {head[0].line} should be <file>,<class>: it has one column")
-    columns = [[row.cells[number] if number < len(row.cells) else "" for row in rows] for number in range(width)]
+    columns = [[_cell(row.cells, number) for row in rows] for number in range(width)]
     names = titles or [f"number {number + 1}" for number in range(width)]
-    listed = ", ".join(map(shown, names))
-    file = _asked(asked.file, titles, width, "--file-column", where)
-    label = _asked(asked.label, titles, width, "--label-column", where)
+    file = _asked(file_column, titles, width, "--file-column", where)
+    label = _asked(label_column, titles, width, "--label-column", where)
     if file is None:
         file = _file_column(columns, titles, known, label, where)
     split = _split_column(columns, titles, {file, label}, where)
-    others = [
-        number for number in range(width) if number not in (file, split) and not _is_row_number(columns, titles, number)
-    ]
-    if label is None and len(others) > 1:
-        by_title = [number for number in others if titles and LABEL_TITLE.fullmatch(titles[number].lower())]
-        label = by_title[0] if len(by_title) == 1 else None
-        if (
-            label is None
-            and len(by_title) < 2
-            and all({cell.lower() for cell in columns[number]} <= FLAGS for number in others)
-        ):
-            raise UserError(
-                f"{where}: the columns {few([names[number] for number in others])} hold 0 and 1, or words for them, "
-                f"one for each class: {NOT_SUPPORTED}; write the name of the one class into one column, or, if one of "
-                "these holds the classes, say so with --label-column"
-            )
-    if label is None and len(others) == 1:
-        label = others[0]
     if label is None:
-        hint = "say which holds the classes with --label-column" if others else "none of them holds classes"
-        raise UserError(f"{where}: has the columns {listed}; {hint}")
+        unused = set(range(width)) - {file, split}
+        label = _label_column(
+            columns, titles, names, sorted(n for n in unused if not _is_row_number(columns, titles, n)), where
+        )
     if file == label:
-        raise UserError(f"{where}: the column {shown(names[file])} cannot hold both files and classes")
+        raise UserError(f"{where}: the column {shown(names[file])} cannot have both files and classes")
     if not titles and width == 2 and not _is_table_of_two(rows, label):
-        raise UserError(f"{where}: its lines hold several values after the file; put commas or tabs between columns")
-    unused = [names[number] for number in range(width) if number not in (file, label, split) and titles]
-    notes = [f"files are in the column {shown(names[file])}, classes in {shown(names[label])}"] if unused else []
-    notes += [f"not used: {few(unused)}"] if unused else []
-    return _Found(file, label, split, 1 if titles else 0, notes)
+        raise UserError(f"{where}: its lines have several values after the file; put commas or tabs between columns")
+    notes = []
+    ignored = [names[number] for number in range(width) if number not in (file, label, split)]
+    if titles and ignored:
+        notes = [
+            f"files are in the column {shown(names[file])}, classes in {shown(names[label])}",
+            f"not used: {few(ignored)}",
+        ]
+    return _Found(file, label, split, titles is not None, notes)
+
+
+def _label_column(
+    columns: Sequence[Sequence[str]],
+    titles: Sequence[str] | None,
+    names: Sequence[str],
+    candidates: Sequence[int],
+    where: str,
+) -> int:
+    """The only candidate, or the only one titled so. UserError when there is none, or it is ambiguous."""
+    if len(candidates) == 1:
+        return candidates[0]
+    titled = [number for number in candidates if titles and LABEL_TITLE.fullmatch(titles[number].lower())]
+    if len(titled) == 1:
+        return titled[0]
+    if candidates and not titled and all({cell.lower() for cell in columns[n]} <= FLAGS for n in candidates):
+        raise UserError(
+            f"{where}: the columns {few([names[number] for number in candidates])} hold 0 and 1, or words for them, "
+            f"one for each class: {NOT_SUPPORTED}; write the name of the one class into one column, or, if one of "
+            "these holds the classes, say so with --label-column"
+        )
+    hint = "say which holds the classes with --label-column" if candidates else "none of them holds classes"
+    raise UserError(f"{where}: has the columns {', '.join(map(shown, names))}; {hint}")
 
 
 def _titles(head: Sequence[Row], known: Mapping[str, int]) -> list[str] | None:
-    """The first row, if it is one of titles: it names no image, and either later rows do or it looks like titles."""
+    """The first row, if it has titles: it names no image, and either later rows do or it looks like titles."""
     first = head[0].cells
     if any(_file_name(cell) in known for cell in first):
         return None
@@ -252,8 +269,8 @@ def _file_column(
     taken: int | None,
     where: str,
 ) -> int:
-    """The one with the most names of images in it; else the one titled so; else the first. UserError when two with
-    titles could be it."""
+    """The column with the most names of images; else the one titled so; else the first. UserError when it could be two
+    titled ones."""
     free = [number for number in range(len(columns)) if number != taken]
     hits = {number: sum(known.get(_file_name(cell), 0) for cell in columns[number]) for number in free}
     titled = [number for number in free if titles and titles[number].lower() in FILE_TITLES]
@@ -268,7 +285,7 @@ def _file_column(
 def _split_column(
     columns: Sequence[Sequence[str]], titles: Sequence[str] | None, taken: set[int | None], where: str
 ) -> int | None:
-    """The column that says the split. UserError when there are two, or one that is called so and not understood."""
+    """The column with the split. UserError when there are two, or when one is titled so and not understood."""
     found = []
     for number, cells in enumerate(columns):
         if number in taken or not titles:
@@ -281,16 +298,16 @@ def _split_column(
             found.append(number)
         elif title == "split" or (splits_in(title) and len(values) <= 2):
             raise UserError(
-                f"{where}: the column {shown(titles[number])} seems to say the split, by {few(values)}; write train, "
+                f"{where}: the column {shown(titles[number])} seems to name the split, by {few(values)}; write train, "
                 "val or test into it, or remove it"
             )
     if len(found) > 1:
-        raise UserError(f"{where}: {few([str((titles or ())[n]) for n in found])} both say the split; remove one")
+        raise UserError(f"{where}: {few([str((titles or ())[n]) for n in found])} both name the split; remove one")
     return found[0] if found else None
 
 
 def _is_row_number(columns: Sequence[Sequence[str]], titles: Sequence[str] | None, number: int) -> bool:
-    """The nameless column that tables count their rows in."""
+    """Whether it is the untitled column in which tables count their rows."""
     if not titles or titles[number].lower() not in ("", "unnamed: 0", "index"):
         return False
     cells = columns[number]
@@ -298,7 +315,7 @@ def _is_row_number(columns: Sequence[Sequence[str]], titles: Sequence[str] | Non
 
 
 def _is_table_of_two(rows: Sequence[Row], label: int) -> bool:
-    """Not, where each line has words behind the class that are all numbers or all splits: columns without a comma."""
+    """False when each line has words after the class that are all numbers or all splits: columns without a comma."""
     tails = [row.cells[label].split()[1:] for row in rows if label < len(row.cells)]
     if not all(tails) or WNID.fullmatch(rows[0].cells[label].split()[0]):
         return True
@@ -313,14 +330,14 @@ def _file_name(cell: str) -> str:
 
 
 def _keys(name: str, folders: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a table may call a file."""
+    """The names that a table may use for a file."""
     stem = name[: name.rindex(".")] if "." in name.rpartition("/")[2] else name
     return (name, stem, *(f"{folder}/{key}" for folder in folders for key in (name, stem)))
 
 
 def _known_cells(head: Sequence[Row], files: Iterable[str]) -> dict[str, int]:
-    """Those of the rows that are names of images or ends of their paths (2), or the same without a suffix (1), which a
-    number can be by chance."""
+    """The cells that are names of images or ends of their paths (2), or the same without a suffix (1), as a number can
+    be by chance."""
     wanted = {_file_name(cell) for row in head for cell in row.cells}
     ends: dict[str, set[str]] = {}
     for cell in wanted:
@@ -350,17 +367,17 @@ def _require_all_labelled(names: Sequence[str], keys: Sequence[str | None], tabl
 
 
 def _nearly(name: str, classes: Mapping[str, str]) -> str:
-    """A hint, when the table names the file otherwise."""
+    """A hint when the table names the file differently."""
     ends = {key.lower() for key in _keys(name.rpartition("/")[2])}
     for other in classes:
         end = other.replace("\\", "/").rpartition("/")[2]
         if end.lower() in ends:
             what = "in upper and lower case" if end not in _keys(name.rpartition("/")[2]) else "in its folder"
-            return f"; it names {shown(other)}, which differs {what}: names must be as they are below --input"
+            return f"; it names {shown(other)}, which differs {what}: names must be as they are in --input"
     return ""
 
 
-def _require_all_found(names: Sequence[str], used: Sequence[str], wanted: Iterable[str], table: LabelTable) -> None:
+def _require_all_found(used: Sequence[str], wanted: Iterable[str], table: LabelTable) -> None:
     doubled = next((key for key, count in Counter(used).items() if count > 1), None)
     if doubled is not None:
         raise UserError(f"{table.where}: {shown(doubled)} is not exactly one file: several images have this name")
@@ -378,7 +395,7 @@ def _require_all_found(names: Sequence[str], used: Sequence[str], wanted: Iterab
 def _number_labels(table: LabelTable, class_order: str | None) -> tuple[tuple[str, ...], dict[str, int]]:
     """The class names, and the label of each text in the column of labels."""
     plain = _whole_numbers(table.first_lines)
-    if class_order == GIVEN:  # whatever they look like, a list of classes says that they are classes
+    if class_order == GIVEN:  # whatever the labels look like, `--classes` lists them as classes
         names = tuple(sorted(set(plain.values())))
         by_name = {name: label for label, name in enumerate(names)}
         return names, {text: by_name[name] for text, name in plain.items()}
@@ -414,7 +431,7 @@ def _require_from_zero(numbers: Sequence[int], where: str) -> None:
 
 
 def _whole_numbers(texts: Iterable[str]) -> dict[str, str]:
-    """Each text -> the same, or, where all are whole numbers, as `3` what a table of floats writes as `3.0`."""
+    """Each text -> itself, but if all are whole numbers, `3.0` (from a table of floats) -> `3`."""
     whole = {text: WHOLE.fullmatch(text) for text in texts}
     if not all(match or NUMBER.fullmatch(text) for text, match in whole.items()):
         return {text: text for text in whole}

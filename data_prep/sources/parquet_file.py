@@ -1,4 +1,4 @@
-"""Which columns of a parquet file hold images and labels, of which types they are, and what its classes are called."""
+"""A parquet file of images: its columns of images and labels, its class names, and the images of a row group."""
 
 from __future__ import annotations
 
@@ -14,25 +14,37 @@ from data_prep.errors import Fault, UserError
 from data_prep.shown import shown
 from data_prep.sources.files.local import LocalPlace
 from data_prep.sources.files.places import MAX_SAMPLE_BYTES, Place, check_sample_size
-from data_prep.sources.files.tar import HEAD_BYTES, told_by_head
+from data_prep.sources.files.tar import HEAD_BYTES, kind_by_head
 from data_prep.sources.labels import MAX_CLASSES
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+LARGE_GROUP_BYTES = 64 << 20
+"""The Hub's row groups of images have 100 rows, some 11 MB."""
+BATCH_ROWS = 32
+"""More are slower: images of one batch are copied into one piece of memory."""
+BATCH_BYTES = 64 << 20
+"""Of images in one batch, whatever the file says; pyarrow takes some four times as much to put them together."""
+STREAM_BYTES = 1 << 20
+PAGE_HEAD = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\0-\x7f])")
+PAGE_HEAD_BYTES = 16
+ENCODINGS_IN_FULL = frozenset({"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"})
+"""Each value is there in full: all of them together have no more bytes than the column's pages."""
 
 
 @dataclass(frozen=True)
 class Columns:
     image: str
     is_struct: bool
-    """Of `bytes` and perhaps `path`, as the `datasets` library stores images; else the bytes themselves."""
+    """A struct of `bytes` and perhaps `path`, as the `datasets` library stores images; else the bytes themselves."""
     has_paths: bool
     label: str
     has_text_labels: bool
 
     @property
     def image_leaf(self) -> str:
-        """The images' bytes, as the file names its innermost columns."""
+        """Path of the column with the images' bytes among the file's leaf columns."""
         return f"{self.image}.bytes" if self.is_struct else self.image
 
     @property
@@ -41,7 +53,7 @@ class Columns:
 
 
 def find_columns(schema: Any, image: str | None, label: str | None, where: str) -> Columns:
-    """`image`, `label`: what the user calls them. UserError, with column and type, when there are none to be read."""
+    """`image`, `label`: names the user gave. UserError, with column and type, when none can be read."""
     image = _find(schema, image, IMAGE_COLUMNS, "--image-column", where)
     label = _find(schema, label, LABEL_COLUMNS, "--label-column", where)
     image_type, label_type = schema.field(image).type, schema.field(label).type
@@ -64,9 +76,9 @@ def find_columns(schema: Any, image: str | None, label: str | None, where: str) 
 
 
 def names_of_classes(schema: Any, label: str, where: str) -> tuple[str, ...] | None:
-    """From the schema's metadata, as the `datasets` library writes it; None when that says nothing of the column.
+    """From the schema's metadata, as the `datasets` library writes it; None if it has nothing about the column.
 
-    UserError when what it says is no list of names. Names may occur twice, as `crane` does in ImageNet.
+    UserError when it has something other than a list of names. Names may occur twice, as `crane` does in ImageNet.
     """
     remedy = "name the classes with --labels FILE"
     metadata = (schema.metadata or {}).get(b"huggingface")
@@ -75,7 +87,7 @@ def names_of_classes(schema: Any, label: str, where: str) -> tuple[str, ...] | N
     try:
         described = json.loads(metadata)
     except (RecursionError, ValueError):
-        raise UserError(f"{where}: the schema's metadata (key huggingface) is no JSON; {remedy}") from None
+        raise UserError(f"{where}: the schema's metadata (key huggingface) is not JSON; {remedy}") from None
     for key in ("info", "features", label):
         described = described.get(key) if isinstance(described, dict) else None
     if not isinstance(described, dict) or "names" not in described:
@@ -92,7 +104,7 @@ def names_of_classes(schema: Any, label: str, where: str) -> tuple[str, ...] | N
 
 
 def compare_columns(first: Columns, other: Columns, first_file: str, other_file: str) -> None:
-    """UserError when a file stores images or labels otherwise than the first one does."""
+    """UserError when a file stores images or labels in another way than the first one."""
     if first.has_text_labels != other.has_text_labels:
         kinds = ("texts", "numbers") if first.has_text_labels else ("numbers", "texts")
         raise UserError(
@@ -117,8 +129,8 @@ def compare_names(
         raise UserError(
             f"{without}: does not name its classes, and {with_names} does; name the classes with --labels FILE"
         )
-    told = difference(first, other, first_file, other_file)
-    raise UserError(f"{told}; convert the files one by one, or write them again with the same class names")
+    words = difference(first, other, first_file, other_file)
+    raise UserError(f"{words}; convert the files one by one, or write them again with the same class names")
 
 
 def _find(schema: Any, asked: str | None, usual: Sequence[str], option: str, where: str) -> str:
@@ -167,25 +179,12 @@ def _is_integer(kind: Any) -> bool:
     return of.is_integer(kind.value_type if of.is_dictionary(kind) else kind)
 
 
-# The images of one row group of a parquet file, in little memory whatever its size.
-
-
-LARGE_GROUP_BYTES = 64 << 20
-"""The Hub's row groups of images have 100 rows, some 11 MB."""
-BATCH_ROWS = 32
-"""More are slower: images of one batch are copied into one piece of memory."""
-BATCH_BYTES = 64 << 20
-"""Of images in one batch, whatever the file says; pyarrow takes some four times as much to put them together."""
-STREAM_BYTES = 1 << 20
-PAGE_HEAD = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\0-\x7f])")
-PAGE_HEAD_BYTES = 16
-ENCODINGS_IN_FULL = frozenset({"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"})
-"""Each value is there in full: all of them together have no more bytes than the column's pages."""
+# --- reading images in little memory, whatever the size of a row group ------------------------------------------------
 
 
 class RowGroup:
-    """The images of one row group, forwards only, a few rows at a time: pyarrow takes three times a row group's size
-    to read it at once. A large one (`is_large`) is also read from storage piece by piece."""
+    """The images of one row group, forwards only, a few rows at a time: read at once it takes pyarrow three times its
+    size. A large one (`is_large`) is also read from storage piece by piece."""
 
     def __init__(self, place: Place, number: int, columns: Columns, *, is_large: bool) -> None:
         self._stack = ExitStack()
@@ -199,11 +198,11 @@ class RowGroup:
         )
         self._is_struct = columns.is_struct
         self.first = 0
-        """Row that the images in memory begin with."""
+        """Row of the first image in memory."""
         self._images: Any = ()
 
     def image_bytes(self, row: int) -> bytes | None:
-        """`row` must not lie before `first`. OSError or ValueError, with a reason, when it cannot be read."""
+        """`row` must not be before `first`. OSError or ValueError, with a reason, when it cannot be read."""
         import pyarrow as pa
 
         try:
@@ -251,35 +250,30 @@ def open_parquet(place: Place, *, is_streamed: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def telling_damage(place: Place) -> Iterator[None]:
-    """Whatever pyarrow raises on a file that is damaged, as a UserError of one line."""
+    """Turns whatever pyarrow raises on a damaged file into a UserError of one line."""
     try:
         yield
     except (Fault, UserError):
         raise
     except MemoryError:
-        raise UserError(
-            f"{place.shown}: takes more memory to open than there is; it is damaged, or made to do that"
-        ) from None
+        raise UserError(f"{place.shown}: takes more memory to open than there is; it is damaged or hostile") from None
     except Exception as error:  # pyarrow's have no common base, and some are Python's own
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        told = _told(place)
-        raise UserError(
-            f"{place.shown}: {told or f'cannot be read as parquet: {_one_line(error)}; copy or download it again'}"
-        ) from None
+        kind = _other_kind(place) or f"cannot be read as parquet: {_one_line(error)}; copy or download it again"
+        raise UserError(f"{place.shown}: {kind}") from None
 
 
 def leaf_numbers(metadata: Any) -> dict[str, int]:
-    """Of a file's innermost columns, by their paths."""
+    """Path of each leaf column of a file -> its number."""
     return {metadata.schema.column(number).path: number for number in range(metadata.num_columns)}
 
 
 def rows_at_once(chunk: Any, most: int = BATCH_ROWS, in_dictionary: int | None = None) -> int:
-    """How many rows of a column (`pyarrow.parquet.ColumnChunkMetaData`) have at most some BATCH_BYTES, or are one
-    row, whatever it holds.
+    """How many rows of a column (`pyarrow.parquet.ColumnChunkMetaData`) have at most some BATCH_BYTES; at least one.
 
-    A value may be there once and be meant often (dictionaries), or share its beginning with the one before.
-    `in_dictionary`: bytes of the dictionary, where they are known.
+    A value may be stored once and used often (dictionaries), or share its beginning with the one before.
+    `in_dictionary`: bytes of the dictionary, if known.
     """
     largest = chunk.total_uncompressed_size
     if set(chunk.encodings) <= ENCODINGS_IN_FULL:
@@ -290,8 +284,8 @@ def rows_at_once(chunk: Any, most: int = BATCH_ROWS, in_dictionary: int | None =
 
 
 def _dictionary_bytes(place: Place, chunk: Any) -> int | None:
-    """Of a local file, as the dictionary's page says: it begins with two fields of Thrift's compact protocol, the kind
-    of page and its size once unpacked. None: not known."""
+    """The dictionary's size by the header of its page in a local file, which begins with two fields of Thrift's compact
+    protocol: the kind of page and its uncompressed size. None: not known."""
     if not isinstance(place, LocalPlace) or not chunk.has_dictionary_page:
         return None
     with place.open() as file:
@@ -304,13 +298,13 @@ def _dictionary_bytes(place: Place, chunk: Any) -> int | None:
     return sum(digit << 7 * number for number, digit in enumerate(digits)) >> 1
 
 
-def _told(place: Place) -> str | None:
+def _other_kind(place: Place) -> str | None:
     try:
         with place.open() as file:
             head = file.read(HEAD_BYTES)
     except (OSError, ValueError):
         return None
-    return None if head.startswith(b"PAR1") else told_by_head(head)
+    return None if head.startswith(b"PAR1") else kind_by_head(head)
 
 
 def _one_line(error: BaseException) -> str:

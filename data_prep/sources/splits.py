@@ -1,12 +1,13 @@
-"""Which split of a source is meant: asked for by `--split`, implied by the output's name, or not said at all.
+"""Which split of a source is meant: named by `--split`, implied by the output's name, or not named.
 
-All sources read names by the one table here: `splits_in` says which splits the words of a name mean (`Training Set`,
-`val2017`, `imagenet1k-train-0001`), `is_split_name` whether it says nothing else.
+All sources read names by the table here: `splits_in` gives the splits that the words of a name mean (`Training Set`,
+`val2017`, `imagenet1k-train-0001`), `is_split_name` tells whether the name says nothing else.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,15 @@ OTHER_WORDS = frozenset(
         *("class", "label", "jpg", "jpeg", "png"),
     )
 )
-"""What may be added to a split's name without another meaning: `Training Set`, `train_images`."""
+"""Words that do not change the meaning of a split's name: `Training Set`, `train_images`."""
 _BY_LENGTH = sorted({*SPLIT_WORDS, *OTHER_WORDS}, key=len, reverse=True)
 _LETTERS = re.compile(r"[^\W\d_]+")
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 WHOLE = "all"
-"""What `--split` calls everything, and manifests the split of a source that has none."""
+"""The word for everything in `--split`, and in the manifest for a source without splits."""
+FOLDERS_ARE = ("classes", "splits")
+AS_CLASSES = "--folders-are classes takes each folder as a class, with all images below it"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class SplitRequest:
 
     @property
     def is_whole(self) -> bool:
-        """`--split all`: everything, on purpose."""
+        """`--split all`: everything, explicitly."""
         return self.explicit and self.name is not None and self.name.lower() == WHOLE
 
     @property
@@ -57,28 +60,28 @@ class SplitRequest:
 
 
 def splits_in(name: str) -> frozenset[Split]:
-    """The splits that words of a name mean: none, one, or several, of which none is then known to be meant.
+    """The splits that the words of a name mean: none, one, or several, which is ambiguous.
 
-    Words end at whatever is no letter, and where a capital follows (`trainSet`); what is written together is taken
-    apart where all of it is known (`testset`, `trainval`); case and a plural do not matter.
+    Words end at a character that is not a letter and before a capital (`trainSet`); compounds of known words are taken
+    apart (`testset`, `trainval`); case and plurals do not matter.
     """
     words = [word for token in _tokens(name) for word in _pieces(token) or []]
     return frozenset(SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS)
 
 
 def is_split_name(name: str) -> bool:
-    """Whether the name says one split and nothing else, but for numbers and words like `set` and `images`."""
+    """Whether the name says one split and nothing else, apart from numbers and words like `set` and `images`."""
     return len(splits_in(name)) == 1 and all(_pieces(token) for token in _tokens(name))
 
 
 def is_container_name(name: str) -> bool:
-    """Whether the name says no more than `images`, `data` or the like."""
+    """Whether the name is only `images`, `data` or the like."""
     pieces = [_pieces(token) for token in _tokens(name)]
     return bool(pieces) and all(words is not None and OTHER_WORDS.issuperset(words) for words in pieces)
 
 
 def requested_split(option: str | None, output: Path) -> SplitRequest:
-    """From `--split` and `--output`."""
+    """The request made by `--split` and `--output`."""
     if option is not None:
         return SplitRequest(option, explicit=True)
     meant = splits_in(output.stem)
@@ -86,10 +89,10 @@ def requested_split(option: str | None, output: Path) -> SplitRequest:
 
 
 def choose_split(available: Sequence[str], request: SplitRequest, where: str) -> str:
-    """The source's name of the split that was meant. UserError, naming all of them, when that is not clear.
+    """The source's name of the split that was meant. UserError, naming all of them, when that is ambiguous.
 
-    `available` holds the splits of the source, at least one; `where` names the source in errors. Data sets of the Hub
-    without a validation split call theirs test: `val` takes it where there is no other.
+    `available`: the splits of the source, at least one; `where` names the source in errors. Data sets of the Hub
+    without a validation split call theirs test, so `val` takes `test` if there is no other.
     """
     listed = shown(", ".join(available))
     if request.name is None:
@@ -104,8 +107,8 @@ def choose_split(available: Sequence[str], request: SplitRequest, where: str) ->
         return available[0]
     if request.is_whole:
         raise UserError(
-            f"{where}: holds the splits {listed}, which --split all does not put together; convert each and put them "
-            "together with `data-prep merge A.beton B.beton --output ALL.beton`"
+            f"{where}: holds the splits {listed}, which --split all does not combine; convert each and combine them "
+            "with `data-prep merge A.beton B.beton --output ALL.beton`"
         )
     found = _of_meaning(available, request)
     if len(found) == 1:
@@ -117,11 +120,11 @@ def choose_split(available: Sequence[str], request: SplitRequest, where: str) ->
 
 
 def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = ()) -> str:
-    """The split to record of a source that is not divided into splits: it is taken whole, or refused.
+    """The split to record for a source that is not divided into splits: it is taken whole, or refused.
 
-    `names`: of the folder or file it is, and then of those around it, which must say nothing else; `/data/train` is
-    train though there is no split in it. UserError when a split is asked for that neither the source nor its name
-    knows: else train.beton and val.beton would hold the same images.
+    `names`: of the source's folder or file, and then of those around it, which must say nothing else: `/data/train` is
+    train although it has no splits inside. UserError when a split is asked for that neither the source nor its name
+    has: otherwise train.beton and val.beton would have the same images.
     """
     if request.name is None or request.is_whole:
         return WHOLE
@@ -136,11 +139,11 @@ def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = (
     if by_name is not None:
         raise UserError(
             f"{where}: {what}, but {request.asked} asks for another split; name the folder or file of that one, or "
-            "say --split all to take all of this one on purpose"
+            "say --split all to take all of this one"
         )
     raise UserError(
-        f"{where}: {what}, but {request.asked} asks for a split: train.beton and val.beton would both hold all of it; "
-        "say --split all to take all of it on purpose, or give the output another name, such as all.beton"
+        f"{where}: {what}, but {request.asked} asks for a split: train.beton and val.beton would both have all of it; "
+        "say --split all to take all of it, or give the output another name, such as all.beton"
     )
 
 
@@ -158,7 +161,7 @@ def _of_meaning(available: Sequence[str], request: SplitRequest) -> list[str]:
 
 
 def _tokens(name: str) -> list[str]:
-    """Lower case. Two that are a word only together are one: `hold-out`."""
+    """Words in lower case; two that are one word together are joined: `hold-out`."""
     tokens = [word.lower() for run in _LETTERS.findall(name) for word in _CAMEL_CASE.split(run)]
     joined: list[str] = []
     for token in tokens:
@@ -185,11 +188,7 @@ def _pieces(token: str) -> list[str] | None:
     return pieces
 
 
-# Which folders of a tree are splits and which are classes: decided by names and shape, or refused with a way out.
-
-
-FOLDERS_ARE = ("classes", "splits")
-AS_CLASSES = "--folders-are classes takes each folder as a class, with all images below it"
+# --- which folders are splits and which are classes -------------------------------------------------------------------
 
 
 class Folder(NamedTuple):
@@ -198,10 +197,10 @@ class Folder(NamedTuple):
 
 
 def find_splits(folders: Collection[Folder], where: str) -> list[str]:
-    """The folders that are splits; empty: they are classes. UserError when neither is clear.
+    """The folders that are splits; empty: they are classes. UserError when that is ambiguous.
 
-    Splits hold class folders, and there are several of them, or their name says nothing but the split. A class called
-    `train` beside others, without folders in it, is a class.
+    Splits contain class folders, and there are several of them, or their names say only the split. A folder called
+    `train` beside others, without folders inside, is a class.
     """
     named = [folder for folder in folders if splits_in(folder.name)]
     deep = [folder.name for folder in named if folder.has_folders]
@@ -224,10 +223,10 @@ def find_splits(folders: Collection[Folder], where: str) -> list[str]:
 
 
 def refuse_nested(names: Collection[str], where: str) -> None:
-    """UserError when the folders taken as classes look like something above them.
+    """UserError when the folders taken as classes look like a level above the classes.
 
-    `names`: `<class>/.../<file>` of all images. What is told apart: one folder around the classes, splits within each
-    class, and splits or versions of the same data, which hold the same folders.
+    `names`: `<class>/.../<file>` of all images. Recognised are one folder around the classes, splits within each class,
+    and splits or versions of the same data, which contain the same folders.
     """
     inner: dict[str, set[str]] = {}
     direct: set[str] = set()
@@ -259,7 +258,7 @@ def refuse_nested(names: Collection[str], where: str) -> None:
         tops = sorted(top for top, below in inner.items() if shared in below)
         raise UserError(
             f"{where}: {few(tops)} each hold a folder {shown(shared)}, so they may be splits, or versions of the "
-            f"same images; say --split {shown(tops[0])} if these hold the classes; {AS_CLASSES}"
+            f"same images; say --split {shown(tops[0])} if these contain the classes; {AS_CLASSES}"
         )
 
 
@@ -274,10 +273,7 @@ def refuse_container(folders: Collection[str], where: str) -> None:
 
 
 def _shared(inner: Mapping[str, set[str]]) -> str | None:
-    """A folder that at least half of the classes hold; not if it is the only one there is, as `<class>/images/`."""
-    counts: dict[str, int] = {}
-    for below in inner.values():
-        for name in below:
-            counts[name] = counts.get(name, 0) + 1
+    """A folder that at least half of the classes contain, unless it is the only one, as in `<class>/images/`."""
+    counts = Counter(name for below in inner.values() for name in below)
     name = max(sorted(counts), key=lambda name: counts[name])
     return name if len(counts) > 1 and counts[name] > 1 and 2 * counts[name] >= len(inner) else None

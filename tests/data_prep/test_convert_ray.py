@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,6 @@ def test_more_workers_than_cpus_are_noted(tmp_path: Path) -> None:
 def deadly(marker: Path, deaths: int) -> Source:
     """`SOURCE`, but reading sample 1500 kills the worker, so many times. A local class travels to workers by value."""
 
-    @dataclass(frozen=True)
     class Deadly(Synthetic):
         def __getitem__(self, index: int) -> Sample:
             if index == 1500:
@@ -191,7 +190,6 @@ def test_lost_workers_cost_their_unit_and_nothing_else(tmp_path: Path, expected:
 def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: Path, convert_here) -> None:
     marker = tmp_path / "reads"
 
-    @dataclass(frozen=True)
     class DeadlyAtSecondReading(Synthetic):
         """Its own bytes are placed straight from the source, as those of files are; that kills two workers."""
 
@@ -233,7 +231,6 @@ def test_a_unit_that_always_kills_its_worker_ends_the_conversion(tmp_path: Path)
 
 
 def test_an_error_in_a_task_is_named(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
     class Broken(Synthetic):
         def __getitem__(self, index: int) -> Sample:
             return Sample(b"", 0, "bad")
@@ -246,7 +243,6 @@ def test_an_error_in_a_task_is_named(tmp_path: Path) -> None:
 
 
 def test_bad_samples_of_all_units_are_gathered(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
     class Holes(Synthetic):
         def __getitem__(self, index: int) -> Sample:
             return Sample(b"", 0, self.key(index)) if index % 1000 == 3 else super().__getitem__(index)

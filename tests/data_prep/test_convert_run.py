@@ -389,13 +389,10 @@ def test_a_file_lost_after_listing_ends_the_conversion(image_tree: Path, tmp_pat
 
 
 def test_a_label_outside_the_classes_is_a_bad_sample(tmp_path: Path, convert_here) -> None:
-    class Mislabelled(Synthetic):
-        @property
-        def class_names(self) -> tuple[str, ...]:
-            return ("one", "two")
-
+    source = Synthetic(num_samples=3)
+    source.class_names = ("one", "two")
     with pytest.raises(UserError, match=r"synthetic-0000002 has label 2, expected 0\.\.1"):
-        convert_here(Mislabelled(num_samples=3), None, tmp_path / "a.beton")
+        convert_here(source, None, tmp_path / "a.beton")
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------

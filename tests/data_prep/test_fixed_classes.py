@@ -103,7 +103,7 @@ def test_a_list_is_text_or_a_beton(tmp_path: Path, convert_here) -> None:
         ("none", "does not exist, or is no file"),
         ("none.beton", r"none\.manifest\.json: does not exist"),
         ("odd.json", "odd.json: "),
-        ("twice", "a is in line 1 and in line 3; expected one class name a line"),
+        ("twice", "a is in line 1 and in line 3; expected one class name per line"),
         ("long", "line 1 has 5,000 characters"),
     ]:
         with pytest.raises(UserError, match=message):

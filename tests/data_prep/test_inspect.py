@@ -93,7 +93,7 @@ def test_numbers_and_classes_without_samples_are_found(
         "1 classes have no samples: 1",
         "classes are named by numbers, so nothing proves their order: compare some images with their labels",
         "no sample has 1 of the labels 0..2, first 1",
-        "1 file skipped, no image by the name: 0.tar/c.txt",
+        "1 file skipped, not an image by name: 0.tar/c.txt",
     )
 
 

@@ -15,6 +15,7 @@ from data_prep import native as native_library
 from data_prep.converter import encode as jpeg_headers
 from data_prep.errors import Fault
 from data_prep.jpeg.header import read_jpeg_header
+from data_prep.sources.base import SourceOptions
 from data_prep.sources.files import local
 from data_prep.sources.files.places import HEAD_BYTES, NO_FILE, TAIL_BYTES, Ends, ends_of
 from data_prep.sources.image_folder import ImageFolder
@@ -118,7 +119,7 @@ def tree_of(root: Path, files: dict[str, bytes]) -> ImageFolder:
         path = root / "class" / os.fsdecode(os.fsencode(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    opened = ImageFolder.open(str(root), SplitRequest(None, explicit=False), folders_are="classes")
+    opened = ImageFolder.open(str(root), SplitRequest(None, explicit=False), SourceOptions(folders_are="classes"))
     return pickle.loads(pickle.dumps(opened))
 
 

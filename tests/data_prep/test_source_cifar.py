@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
-from data_prep.sources.cifar_pickle import read_cifar_pickle
+from data_prep.sources.cifar import read_cifar_pickle
 from data_prep.sources.splits import SplitRequest
 
 TarOf = Callable[[dict[str, bytes]], bytes]
@@ -132,7 +132,7 @@ def test_no_code_of_a_pickle_is_run(tmp_path: Path, tar_of: TarOf, protocol: int
             gzip.compress(tar_of(files | {"cifar-10-batches-py/test_batch": payload}), 1)
         )
         with pytest.raises(
-            UserError, match=r"test_batch: is no pickle of plain data: it names \w+\.(open|eval), which"
+            UserError, match=r"test_batch: is not a pickle of plain data: it names \w+\.(open|eval), which"
         ):
             open_source("cifar10", str(tmp_path / "a.tar.gz"), named("test"))
     assert not victim.exists()
@@ -154,7 +154,7 @@ def test_no_code_of_a_pickle_is_run(tmp_path: Path, tar_of: TarOf, protocol: int
     ],
 )
 def test_pickles_of_anything_else_are_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match="is no pickle of plain data"):
+    with pytest.raises(ValueError, match="is not a pickle of plain data"):
         read_cifar_pickle(payload)
 
 
@@ -274,5 +274,5 @@ def test_an_archive_without_end_is_bounded(tmp_path: Path, monkeypatch: pytest.M
     info = tarfile.TarInfo("filler")
     info.size = 1 << 40
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(5 << 20), 1))
-    with pytest.raises(UserError, match="unpacks to more than 4,194,304 bytes: this is not CIFAR"):
+    with pytest.raises(UserError, match="unpacks to more than 4,194,304 bytes; expected cifar-10-python"):
         open_source("cifar10", str(tmp_path / "a.tar.gz"), named("test"))

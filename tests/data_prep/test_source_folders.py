@@ -84,7 +84,7 @@ def test_split_folders_are_found_however_they_are_written(train: str, val: str, 
 
 def test_what_is_no_split_beside_splits_is_told(tree: Tree) -> None:
     root = tree(*both("train", "val"), "extra/cat/1.jpg", "notes/readme.txt")
-    assert notes_of(open_tree(root, implied("train"))) == ("no splits, and left out: extra, notes",)
+    assert notes_of(open_tree(root, implied("train"))) == ("left out, not splits: extra, notes",)
     assert open_tree(root, named("EXTRA")).describe().split == "extra"
 
 
@@ -184,7 +184,7 @@ def test_the_shape_is_told_before_the_split(tree: Tree) -> None:
 
 
 def test_one_class_only_is_told(tree: Tree) -> None:
-    assert notes_of(open_tree(tree("cat/1.jpg"))) == ("there is one class only, cat: a net has nothing to tell apart",)
+    assert notes_of(open_tree(tree("cat/1.jpg"))) == ("there is only one class, cat: a model has nothing to tell apart",)
 
 
 def test_the_folder_given_may_be_the_split(tree: Tree) -> None:

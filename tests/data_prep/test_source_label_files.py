@@ -98,7 +98,7 @@ def test_the_columns_can_be_named(open_with: Open) -> None:
         UserError, match=r"labels.csv: --file-column 9: there is no such column; it has 3 columns without"
     ):
         open_with(bare, file_column="9")
-    with pytest.raises(UserError, match="the column kind cannot hold both files and classes"):
+    with pytest.raises(UserError, match="the column kind cannot have both files and classes"):
         open_with(text, label_column="kind", file_column="kind")
     twice = table("one,two,label", lambda i, name: f"{name},img_{(i + 1) % 12:02d}.jpg,cat{i % 3}")
     with pytest.raises(UserError, match="the columns one, two all name images; say which is meant with --file-column"):
@@ -211,16 +211,16 @@ def test_a_class_without_images_in_a_split_keeps_its_label_and_is_told(open_with
 @pytest.mark.parametrize(
     ("titles", "row", "message"),
     [
-        ("file,label,split", lambda i: f"cat,{i % 5}", "the column split seems to say the split, by 0, 1, 2"),
+        ("file,label,split", lambda i: f"cat,{i % 5}", "the column split seems to name the split, by 0, 1, 2"),
         (
             "file,label,is_valid",
             lambda i: f"cat,{i % 2 == 0}",
-            "the column is_valid seems to say the split, by False, True",
+            "the column is_valid seems to name the split, by False, True",
         ),
         (
             "file,label,is_training_image",
             lambda i: f"cat,{i % 2}",
-            "the column is_training_image seems to say the split",
+            "the column is_training_image seems to name the split",
         ),
         (
             "file,label,split",
@@ -230,9 +230,9 @@ def test_a_class_without_images_in_a_split_keeps_its_label_and_is_told(open_with
         (
             "file,label,split",
             lambda i: f"cat,{'train' if i else 'trainval'}",
-            "seems to say the split, by train, trainval",
+            "seems to name the split, by train, trainval",
         ),
-        ("file,label,split,phase", lambda i: "cat,train,val", "split, phase both say the split"),
+        ("file,label,split,phase", lambda i: "cat,train,val", "split, phase both name the split"),
     ],
 )
 def test_a_column_of_splits_that_is_not_clear_is_refused(
@@ -303,7 +303,7 @@ def test_whole_paths_below_the_input_are_names(open_with: Open, images: Path) ->
 
 def test_lines_that_repeat_others_are_told(open_with: Open) -> None:
     source = open_with(table("file,label", lambda i, name: f"{name},cat{i % 2}") + "img_00.jpg,cat0\n")
-    assert notes_of(source) == ("labels.csv: 1 lines repeat others",)
+    assert notes_of(source) == ("labels.csv: 1 duplicate line",)
 
 
 @pytest.mark.parametrize("end", ["\n\n\n", "\n,\n", "\n  \n\t\n", "", "\r\n\r\n"])
@@ -322,7 +322,7 @@ def test_files_of_all_editors_are_read(end: str, encoding: str, newline: str, op
         (b"\xff\xfe\0\0i\0\0\0", "NUL character"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read as text"),
         (b"\n \n", "is empty"),
-        (b"file,label\n", "holds titles and no lines"),
+        (b"file,label\n", "has titles but no lines"),
         (b"img_00.jpg\n", "it has one column"),
         (b'{"file": "img_00.jpg", "label": "cat"}', "looks like JSON; expected a table"),
     ],

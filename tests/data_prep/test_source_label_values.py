@@ -105,7 +105,7 @@ def test_numbers_are_the_labels_and_texts_are_sorted() -> None:
 @pytest.mark.parametrize(
     ("found", "names", "reason"),
     [
-        ({0: "a.cls", "cat": "b.cls"}, None, r"numbers and texts for labels: 0 in a\.cls, 'cat' in b\.cls"),
+        ({0: "a.cls", "cat": "b.cls"}, None, r"labels are numbers and texts: 0 in a\.cls, 'cat' in b\.cls"),
         ({2: "a.cls"}, ["x", "y"], r"a\.cls has label 2, expected 0\.\.1: 2 classes have a name"),
         ({"emu": "a.cls"}, ["x", "y"], r"a\.cls has the label 'emu', which is none of the 2 class names"),
         ({"x": "a.cls"}, ["x", "x"], "two classes have the same name"),

@@ -140,7 +140,7 @@ def test_metadata_that_says_nothing_of_the_label_is_no_mistake(tmp_path: Path) -
         assert opened(path).class_names == ("0", "1")
     for text in ("{", "[" * 100_000):
         path = write(tmp_path / "0.parquet", table.replace_schema_metadata({"huggingface": text}))
-        with pytest.raises(UserError, match=r"metadata \(key huggingface\) is no JSON; name the classes with --labels"):
+        with pytest.raises(UserError, match=r"metadata \(key huggingface\) is not JSON; name the classes with --labels"):
             opened(path)
 
 
@@ -240,7 +240,7 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
 def test_what_is_no_parquet_is_told_by_what_it_is(tmp_path: Path) -> None:
     for data, message in (
         (b"<!DOCTYPE html><html>Sign in", "is a web page; is a login needed"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS's note"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"\x1f\x8b\x08\0", "is compressed with gzip"),
         (b"PAR1" + bytes(100), "cannot be read as parquet: .*; copy or download it again"),
         (b"", "cannot be read as parquet"),
@@ -272,7 +272,7 @@ def test_a_small_file_takes_little_memory(tmp_path: Path, open_all_within: OpenA
         "prefixes": ({"image": pa.array([large] * 12), "label": [0] * 12}, prefixes, "read 12 of 12$"),
         "label": ({"image": PLAIN, "label": often("x" * len(large), 2)}, {}, "labels in label take 25,1.* for 2 rows"),
         "labels": ({"image": none, "label": often("x" * 80_000, 20_000)}, {}, "row 0: label: the label is 'xxx"),
-        "paths": ({"image": paths} | one, {}, "read 0 of 20000: the parquet file holds no bytes for it, only a path"),
+        "paths": ({"image": paths} | one, {}, "read 0 of 20000: the parquet file has no bytes for it, only a path"),
     }
     for name, (columns, options, _) in cases.items():
         path = write(tmp_path / f"{name}.parquet", columns, compression="zstd", store_schema=False, **options)

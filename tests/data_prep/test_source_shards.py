@@ -69,7 +69,7 @@ def test_a_split_is_called_by_its_word_where_that_is_clear() -> None:
 @pytest.mark.parametrize(
     ("names", "request_", "message"),
     [
-        (["0000.parquet", "0001.parquet"], implied("train"), "not divided into splits.*both hold all of it"),
+        (["0000.parquet", "0001.parquet"], implied("train"), "not divided into splits.*both have all of it"),
         (["0000.parquet"], named("val"), "--split val: here is not divided into splits"),
         (["mydata-00000-of-00001.parquet"], implied("val"), "not divided into splits"),
         (["train-0.tar", "extra-0.tar"], implied("train"), r"name of extra-0\.tar says no split, that of train-0\.tar"),
@@ -78,7 +78,7 @@ def test_a_split_is_called_by_its_word_where_that_is_clear() -> None:
         (["in1k-train-0.tar", "in21k-train-0.tar"], implied("train"), "of which in1k-train, in21k-train may be"),
         (["a/train/0.parquet", "b/train/0.parquet"], implied("train"), "of which a/train, b/train may be"),
         (["a/train-0.tar", "b/train-0.tar"], implied("train"), "holds a/train-0.tar and b/train-0.tar, so perhaps two"),
-        (["train-0.tar", "val-0.tar"], named("all"), "--split all does not put together"),
+        (["train-0.tar", "val-0.tar"], named("all"), "--split all does not combine"),
         (["train.tar", "train_2.tar"], implied("train"), r"train\.tar and train_2\.tar may be parts of one split"),
         (["train.tar", "train (1).tar", "val.tar"], implied("train"), r"train \(1\)\.tar may be parts of one split"),
     ],

@@ -96,15 +96,15 @@ def test_what_a_data_set_never_holds_is_refused(info: tarfile.TarInfo, reason: s
 
 def test_damage_is_named(tar_of: TarOf) -> None:
     data = tar_of({"a.jpg": b"1" * 600, "b.jpg": b"2" * 600})
-    with pytest.raises(UserError, match=r"cut short: b\.jpg ends 88 bytes behind the end"):
+    with pytest.raises(UserError, match=r"cut short: b\.jpg ends 88 bytes after the end"):
         walk(data[: 1536 + 512 + 512])
-    with pytest.raises(UserError, match=r"cut short: it has no end mark behind b\.jpg"):
+    with pytest.raises(UserError, match=r"cut short: it has no end mark after b\.jpg"):
         walk(data[: 2 * 1536])
-    with pytest.raises(UserError, match="cut short: it has no end mark behind its start"):
+    with pytest.raises(UserError, match="cut short: it has no end mark after its start"):
         walk(b"", stream=True)
     flipped = bytearray(data)
     flipped[1536 + 3] ^= 4
-    with pytest.raises(UserError, match=r"the header behind a\.jpg is damaged: its check sum is wrong"):
+    with pytest.raises(UserError, match=r"the header after a\.jpg is damaged: its checksum is wrong"):
         walk(bytes(flipped))
     with pytest.raises(UserError, match="is it a tar"):
         walk(b"no tar at all" * 100)
@@ -114,7 +114,7 @@ def test_hostile_extensions_are_bounded() -> None:
     with pytest.raises(UserError, match="has a header of 33,554,432 bytes"):
         walk(packed(member("././@LongLink", 1 << 25, kind=tarfile.GNUTYPE_LONGNAME)))
     pax = member("pax", 512, kind=tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
-    with pytest.raises(UserError, match="the extended header behind its start is damaged"):
+    with pytest.raises(UserError, match="the extended header after its start is damaged"):
         walk(pax + b"0 path=x\n".ljust(512, b"\0") + bytes(1024))
     record = b"16 path=../../x\n"
     assert len(record) == 16
@@ -128,17 +128,17 @@ def test_hostile_extensions_are_bounded() -> None:
 def test_what_follows_the_end_mark_is_never_ignored(tar_of: TarOf, gap: int, stream: bool) -> None:
     data = tar_of({"a.jpg": b"1", "b.jpg": b"2"})[:2048]
     assert [m.name for m in walk(data + bytes(gap), stream=stream)] == ["a.jpg", "b.jpg"]
-    with pytest.raises(UserError, match=f"apart with `head -c {2048 + gap}` and `tail -c .{2049 + gap}`"):
+    with pytest.raises(UserError, match=f"separate them with `head -c {2048 + gap}` and `tail -c .{2049 + gap}`"):
         walk(data + bytes(gap) + data, stream=stream)
     for rest in (data, b"\0" * 700 + b"x", data[:300]):
-        with pytest.raises(UserError, match=r"data lies behind its end mark, from byte \d+ on, after b\.jpg"):
+        with pytest.raises(UserError, match=r"has data after its end mark, from byte \d+ on, after b\.jpg"):
             walk(data + bytes(gap) + rest, stream=stream)
 
 
 def test_zeros_behind_the_end_mark_are_read_to_a_limit(monkeypatch: pytest.MonkeyPatch, tar_of: TarOf) -> None:
     monkeypatch.setattr("data_prep.sources.files.tar.MAX_TAIL_BYTES", 1 << 20)
     assert walk(tar_of({}) + bytes(1 << 20)) == []
-    with pytest.raises(UserError, match="more than 1,048,576 bytes lie behind its end mark"):
+    with pytest.raises(UserError, match="more than 1,048,576 bytes after its end mark"):
         next(walk_tar(lambda start, length: bytes(length), 0, 1 << 60, "a.tar"))
 
 
@@ -152,7 +152,7 @@ def test_zeros_behind_the_end_mark_are_read_to_a_limit(monkeypatch: pytest.Monke
         (b"PK\x03\x04", "is a zip file"),
         (b"PAR1", "is a parquet file"),
         (b"\n<!DOCTYPE html><html>Please log in", "is a web page; is a login needed"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS's note"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
         (b'{"error": "not found"}', "is JSON text"),
     ],
 )
@@ -169,9 +169,9 @@ def pax_header(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (pax_header(b"12 size=-1\n\n"), r"says b'-1"),
-        (pax_header(b"410 size=" + b"9" * 400 + b"\n"), "says b'999"),
-        (pax_header(b"14 size=0x10\n\n"), "for a size"),
+        (pax_header(b"12 size=-1\n\n"), r"gives the size b'-1"),
+        (pax_header(b"410 size=" + b"9" * 400 + b"\n"), "gives the size b'999"),
+        (pax_header(b"14 size=0x10\n\n"), "gives the size"),
         (pax_header(b"99 path=x\n"), "is damaged"),
         (pax_header(b"9 path=ab"), "is damaged"),
         (pax_header(b"22 GNU.sparse.major=1\n"), "belongs to a sparse file"),

@@ -163,9 +163,9 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
             r"0\.tar: a\.json: has no label under the key label; say with --label-column",
         ),
         ({"a.jpg": b"1", "a.json": b"[" * 100_000}, r"0\.tar: a\.json: holds JSON nested too deeply"),
-        ({"a.jpg": b"1", "a.json": b"[1]"}, "holds no JSON object"),
-        ({"a.jpg": b"1", "a.json": b"label"}, "holds no JSON: Expecting value"),
-        ({"a.jpg": b"1", "a.json": b"\xff\xff"}, "holds no JSON"),
+        ({"a.jpg": b"1", "a.json": b"[1]"}, "is not a JSON object"),
+        ({"a.jpg": b"1", "a.json": b"label"}, "is not JSON: Expecting value"),
+        ({"a.jpg": b"1", "a.json": b"\xff\xff"}, "is not JSON"),
         ({"a.jpg": b"1", "a.json": b'{"label": 1, "label": 2}'}, "has a key twice"),
         ({"a.jpg": b"1", "a.json": b'{"label": 0.33}'}, r"a\.json: the label is 0\.33, a float"),
         ({"a.jpg": b"1", "a.json": b'{"label": 1e999}'}, "the label is inf, a float"),
@@ -181,12 +181,12 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
         ({"a.jpg": b"1", "a.cls": b"-1"}, r"a\.cls: the label is '-1'; expected a whole number from 0: hidden labels"),
         ({"a.jpg": b"1", "a.cls": b"0.5"}, r"a\.cls: the label is '0\.5'"),
         ({"a.jpg": b"1", "a.cls": b""}, r"a\.cls: the label is missing"),
-        ({"a.jpg": b"1", "a.cls": b"\xff"}, r"a\.cls: holds no text"),
+        ({"a.jpg": b"1", "a.cls": b"\xff"}, r"a\.cls: is not text"),
         ({"a.jpg": b"1", "a.cls": b"99999999"}, "is 99999999; expected the number of a class, below 1,000,000"),
         ({"a.jpg": b"1", "a.cls": b"9999999999" * 3000}, "the label has 30,000 digits"),
         (
             {"a.jpg": b"1", "a.cls": b"1", "b.jpg": b"2", "b.cls": b"cat"},
-            "numbers and texts for labels: 1 in 0.tar/a, 'cat'",
+            "labels are numbers and texts: 1 in 0.tar/a, 'cat'",
         ),
         ({"a.txt": b"1"}, "holds no samples"),
         ({}, "0.tar holds no files: an empty archive, or a download that was not finished"),
@@ -197,7 +197,7 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
         ({"a.jpg": b"1", "a.cls": b"1", "a.seg.png": b"2"}, r"a\.seg\.png: .*say with --image-column .*such as jpg"),
         (
             {"a.jpg": b"1", "a.png": b"2", "a.cls": b"1"},
-            r"0\.tar: a: has 2 images, \.jpg, \.png; say with --image-column",
+            r"0\.tar: a: has 2 images, \.jpg, \.png; say which with --image-column",
         ),
         ({"a.heic": b"1", "a.cls": b"1"}, r"0\.tar: a: has a label but no image that can be read, only \.heic, \.cls"),
         ({"a.avif": b"1", "a.json": b'{"label": 1}'}, "has a label but no image"),
@@ -205,7 +205,7 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
         ({"a.jpg": b"1", "b.jpg": b"2", "a.cls": b"1", "b.cls": b"1"}, "a: has neither"),
         (
             {"a.jpg": b"1", "a.cls": b"1", "b.jpg": b"2", "b.cls": b"1", "./a.cls": b"1"},
-            "the files of the sample a are there twice, or not side by side",
+            "the files of the sample a are there twice, or not adjacent",
         ),
         ({"a.jpg": b"1", "a.cls": b"1", "./a.jpg": b"2", "./a.cls": b"0"}, r"0\.tar: a\.jpg is there twice"),
         ({"\x1b[31m.jpg": b"1"}, r"0\.tar: \\x1b\[31m: has neither"),
@@ -226,7 +226,7 @@ def test_no_sample_is_lost(tmp_path: Path, tar_of: TarOf) -> None:
     source = open_source("webdataset", str(tmp_path), ANY)
     assert [(source.key(i), source[i].data) for i in range(2)] == [("0.tar/0", b"a"), ("1.tar/0", b"b")]
     (tmp_path / "1.tar").write_bytes(first + second)
-    with pytest.raises(UserError, match=r"1\.tar: data lies behind its end mark, .* was another archive appended"):
+    with pytest.raises(UserError, match=r"1\.tar: has data after its end mark, .* was another archive appended"):
         open_source("webdataset", str(tmp_path), ANY)
 
 

@@ -118,7 +118,7 @@ def test_a_split_is_found_by_what_its_name_means(available: list[str], request_:
         (["train", "test"], named("validation"), "none of which is what --split validation asks for"),
         (["train", "test"], named("train_extra"), "none of which is what --split train_extra asks for"),
         (["trainval", "test"], implied("train"), "none of which is what the output's name"),
-        (["train", "val"], named("all"), "--split all does not put together"),
+        (["train", "val"], named("all"), "--split all does not combine"),
     ],
 )
 def test_what_is_not_clear_is_refused_with_the_choices(

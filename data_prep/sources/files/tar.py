@@ -1,29 +1,30 @@
-"""Where the files lie within a tar: its headers are read, nothing is unpacked.
+"""The positions of files within a tar: its headers are read, nothing is unpacked to disk.
 
-Read here and not by `tarfile`, whose objects cost some 30 us and 2 kB a member: ImageNet has 1.28 million. What an
-image data set never holds (links, devices, names that lead out of the folder) is refused with the member's name.
-Formats: POSIX ustar and pax, GNU long names and large sizes.
+Not by `tarfile`, whose objects cost some 30 us and 2 kB per member: ImageNet has 1.28 million. What an image data set
+never contains (links, devices, names that lead out of the folder) is refused with the member's name. Formats: POSIX
+ustar and pax, GNU long names and large sizes.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
 
 BLOCK_BYTES = 512
 WINDOW_BYTES = 4096
-"""Read at a time: a header, and often the small files and headers behind it."""
+"""Read at once: a header, and often the small files and headers after it."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Of a long name or a pax header."""
 MAX_NAME_BYTES = 4096
-"""As long as a path may be on Linux."""
+"""The longest path on Linux."""
 MAX_TAIL_BYTES = 64 << 20
-"""Of zeros behind the end mark: writers fill up a record, of 10 KiB or, on tapes, some MiB."""
+"""Of zeros after the end mark: writers pad to a record, of 10 KiB or, on tapes, some MiB."""
 TAIL_PIECE_BYTES = 64 << 10
 MAX_SIZE_DIGITS = 20
 ADLER_MODULUS = 65521
@@ -39,6 +40,15 @@ REFUSED = {
     b"S": "a sparse file",
 }
 
+HEAD_BYTES = 512
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
+COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".lz4", ".zip", ".rar", ".7z")
+
 ReadAt = Callable[[int, int], bytes]
 
 
@@ -50,15 +60,19 @@ class Member(NamedTuple):
 
 
 class _Damaged(ValueError):
-    """What is wrong with a header, to follow the place where it is."""
+    """What is wrong with a header; the message continues its position."""
 
 
 def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Iterator[Member]:
-    """The files of the archive in the bytes start..stop-1, in its order; `stop` None: of a stream whose length is not
-    known, where `read_at` gives fewer bytes at the end, and members' ends are for the caller to check.
+    """The files of the archive in the bytes start..stop-1, in its order.
 
-    UserError, naming `where` and the member, when the archive is damaged, cut short, holds something refused, or when
-    anything but zeros follows it.
+    Args:
+        stop: None for a stream of unknown length, where `read_at` returns fewer bytes at the end; then the caller has
+            to check that members are complete.
+
+    Raises:
+        UserError, naming `where` and the member: the archive is damaged, cut short, contains something refused, or is
+            followed by anything but zeros.
     """
     window = _Window(read_at, stop)
     at = start
@@ -68,16 +82,15 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
     while True:
         header = b"" if stop is not None and at + BLOCK_BYTES > stop else window.read(at, BLOCK_BYTES)
         if len(header) < BLOCK_BYTES:
-            if at == start and (told := told_by_head(header or window.read(at, (stop or BLOCK_BYTES) - at))):
-                raise UserError(f"{where}: {told}")
+            _refuse_other_kind(at == start, header or window.read(at, (stop or BLOCK_BYTES) - at), where)
             raise UserError(
-                f"{where}: is cut short: it has no end mark behind {_told(before)}; copy or download it again"
+                f"{where}: is cut short: it has no end mark after {_shown(before)}; copy or download it again"
             )
         if header.count(0) == BLOCK_BYTES:
-            _check_tail(window, start, at, stop, f"{where}: ", _told(before))
+            _check_tail(window, start, at, stop, where, _shown(before))
             if long_name is not None or long_size is not None:
                 raise UserError(
-                    f"{where}: ends where a member should follow {_told(before)}; copy or download it again"
+                    f"{where}: ends where a member should follow {_shown(before)}; copy or download it again"
                 )
             return
         try:
@@ -86,12 +99,9 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
             name = long_name or _name(header)
             size = 0 if kind == FOLDER else _number(header[124:136])
         except _Damaged as error:
-            told = told_by_head(header) if at == start else None
+            _refuse_other_kind(at == start, header, where)
             raise UserError(
-                f"{where}: {told}"
-                if told
-                else f"{where}: the header behind {_told(before)} is damaged: {error}; is it a tar? copy or download "
-                "it again"
+                f"{where}: the header after {_shown(before)} is damaged: {error}; is it a tar? download it again"
             ) from None
         if long_size is not None and kind in REGULAR:
             size = long_size
@@ -99,13 +109,13 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
         at = data_at + -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if stop is not None and data_at + size > stop:
             raise UserError(
-                f"{where}: is cut short: {_told(name)} ends {data_at + size - stop:,} bytes behind the end; "
+                f"{where}: is cut short: {_shown(name)} ends {data_at + size - stop:,} bytes after the end; "
                 "copy or download it again"
             )
         if kind in (GNU_LONG_NAME, PAX, PAX_GLOBAL):
             if size > MAX_EXTENSION_BYTES:
                 raise UserError(
-                    f"{where}: {_told(name)} has a header of {size:,} bytes; the archive is damaged or hostile"
+                    f"{where}: {_shown(name)} has a header of {size:,} bytes; the archive is damaged or hostile"
                 )
             extension = window.read(data_at, size)
             try:
@@ -117,22 +127,24 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
                     raise _Damaged("gives all members one name or size")
             except _Damaged as error:
                 raise UserError(
-                    f"{where}: the extended header behind {_told(before)} {error}; copy or download the archive again"
+                    f"{where}: the extended header after {_shown(before)} {error}; copy or download the archive again"
                 ) from None
             continue
         before = name
         if kind in REGULAR and not (name.endswith(b"/") and not size):
             yield Member(_safe(name, where), data_at, size)
         elif kind in REFUSED:
-            raise UserError(f"{where}: {_told(name)} is {REFUSED[kind]}; expected plain files, pack what it stands for")
+            raise UserError(
+                f"{where}: {_shown(name)} is {REFUSED[kind]}; expected plain files, pack what it stands for"
+            )
         elif kind not in (*REGULAR, FOLDER, GNU_LONG_LINK, GNU_LABEL):
-            raise UserError(f"{where}: {_told(name)} is of the unknown kind {kind!r}; expected plain files")
+            raise UserError(f"{where}: {_shown(name)} is of the unknown kind {kind!r}; expected plain files")
         if kind != GNU_LONG_LINK:
             long_name = long_size = None
 
 
 class _Window:
-    """Small reads close to one another by one larger one."""
+    """Serves small reads that are close to one another from one larger one."""
 
     def __init__(self, read_at: ReadAt, stop: int | None) -> None:
         self._read_at = read_at
@@ -149,33 +161,91 @@ class _Window:
         return self._data[at : at + length]
 
 
+def read_members(
+    file: BinaryIO, wanted: Collection[str], where: str, expected: str, *, max_bytes: int, max_unpacked_bytes: int
+) -> dict[str, bytes]:
+    """The wanted files of a small tar, gzipped or not, whatever folder they are in; those that it has.
+
+    UserError when a file is there twice, they are too large, or the archive is damaged; `expected` says what it should
+    be. EOFError, OSError and zlib.error when it cannot be unpacked.
+    """
+    unpacked = _Unpacked(file, max_unpacked_bytes, where, expected)
+    found: dict[str, bytes] = {}
+    num_bytes = 0
+    for member in walk_tar(unpacked.read_at, 0, None, where):
+        name = next((name for name in wanted if f"/{member.name}".endswith(f"/{name}")), None)
+        if name is None:
+            continue
+        if name in found:
+            raise UserError(f"{where}: holds {name} twice; expected {expected}")
+        num_bytes += member.num_bytes
+        if num_bytes > max_bytes:
+            raise UserError(
+                f"{where}: with {name} its files have {num_bytes:,} bytes, more than {max_bytes:,}; expected {expected}"
+            )
+        found[name] = unpacked.read_at(member.offset, member.num_bytes)
+        if len(found[name]) != member.num_bytes:
+            raise UserError(f"{where}: is cut short within {name}; download it again")
+    return found
+
+
+class _Unpacked:
+    """A gzip stream (or a plain file) read front to back, up to a limit."""
+
+    def __init__(self, file: BinaryIO, max_bytes: int, where: str, expected: str) -> None:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        self._stream: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
+        self._max_bytes = max_bytes
+        self._refusal = f"{where}: unpacks to more than {max_bytes:,} bytes; expected {expected}"
+        self._start = 0
+        self._data = b""
+        """The piece read last: the next one may begin within it, never before it."""
+
+    def read_at(self, start: int, length: int) -> bytes:
+        """Fewer bytes at the end of the stream."""
+        if start + length > self._max_bytes:
+            raise UserError(self._refusal)
+        skip = start - self._start - len(self._data)
+        while skip > 0:
+            skipped = len(self._stream.read(min(skip, 1 << 20)))
+            if not skipped:
+                return b""
+            skip -= skipped
+        kept = self._data[start - self._start :] if start < self._start + len(self._data) else b""
+        self._start, self._data = start, kept + self._stream.read(max(0, length - len(kept)))
+        return self._data[:length]
+
+
 def _check_tail(window: _Window, start: int, at: int, stop: int | None, where: str, before: str) -> None:
     """UserError unless there are only zeros from `at`, where the end mark is, to the end."""
     first = at
     while stop is None or at < stop:
         if at - first > MAX_TAIL_BYTES:
-            raise UserError(f"{where}more than {MAX_TAIL_BYTES:,} bytes lie behind its end mark, after {before}")
+            raise UserError(
+                f"{where}: has more than {MAX_TAIL_BYTES:,} bytes after its end mark, which follows {before}"
+            )
         piece = window.read(at, TAIL_PIECE_BYTES if stop is None else min(TAIL_PIECE_BYTES, stop - at))
         if not piece:
             return
         if piece.count(0) != len(piece):
             data_at = at + len(piece) - len(piece.lstrip(b"\0")) - start
             raise UserError(
-                f"{where}data lies behind its end mark, from byte {data_at} on, after {before}; was another archive "
-                f"appended? take them apart with `head -c {data_at}` and `tail -c +{data_at + 1}`"
+                f"{where}: has data after its end mark, from byte {data_at} on, after {before}; was another archive "
+                f"appended? separate them with `head -c {data_at}` and `tail -c +{data_at + 1}`"
             )
         at += len(piece)
 
 
 def _check_sum(header: bytes) -> None:
-    """The header's sum is that of its bytes, its own eight taken as blanks.
+    """The checksum is the sum of the header's bytes, its own eight counted as blanks.
 
     Adler-32's low half is 1 + the sum of bytes modulo 65,521: the sum at C speed.
     """
     field = header[148:156]
     stored = _number(field)
     if (stored + sum(field) - 8 * ord(" ") + 1 - (zlib.adler32(header) & 0xFFFF)) % ADLER_MODULUS:
-        raise _Damaged("its check sum is wrong")
+        raise _Damaged("its checksum is wrong")
 
 
 def _number(field: bytes) -> int:
@@ -186,7 +256,7 @@ def _number(field: bytes) -> int:
     if not digits:
         return 0
     if not digits.isdigit() or max(digits) > ord("7"):
-        raise _Damaged(f"{digits!r} is no number")
+        raise _Damaged(f"{digits!r} is not a number")
     return int(digits, 8)
 
 
@@ -200,9 +270,9 @@ def _name(header: bytes) -> bytes:
 
 
 def _read_pax(records: bytes, name: bytes | None, size: int | None) -> tuple[bytes | None, int | None]:
-    """The path and size of the next member, where the records (`<length> <key>=<value>\\n`) say them."""
+    """The path and size of the next member, if the records (`<length> <key>=<value>\\n`) have them."""
     at = 0
-    records = records.rstrip(b"\0")  # some writers fill up with zeros
+    records = records.rstrip(b"\0")  # some writers pad with zeros
     while at < len(records):
         digits, _, _ = records[at : at + 16].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
@@ -213,7 +283,7 @@ def _read_pax(records: bytes, name: bytes | None, size: int | None) -> tuple[byt
             name = value
         elif key == b"size":
             if not value.isdigit() or len(value) > MAX_SIZE_DIGITS:
-                raise _Damaged(f"says {value[:40]!r} for a size")
+                raise _Damaged(f"gives the size {value[:40]!r}")
             size = int(value)
         elif key.startswith((b"GNU.sparse", b"SCHILY.realsize")):
             raise _Damaged("belongs to a sparse file; expected plain files")
@@ -222,7 +292,7 @@ def _read_pax(records: bytes, name: bytes | None, size: int | None) -> tuple[byt
 
 
 def _safe(raw: bytes, where: str) -> str:
-    """UserError on a name that leads out of the archive's folder, or is none."""
+    """UserError on a name that leads out of the archive's folder, or is empty or too long."""
     name = os.fsdecode(raw)
     while name.startswith("./"):
         name = name[2:]
@@ -236,25 +306,21 @@ def _safe(raw: bytes, where: str) -> str:
     return name
 
 
-def _told(name: bytes | None) -> str:
+def _shown(name: bytes | None) -> str:
     return "its start" if name is None else shown(os.fsdecode(name))
 
 
-# What a file is that is not what its name says: told from its first bytes, for messages.
+# --- what a file is that is not what its name says --------------------------------------------------------------------
 
 
-HEAD_BYTES = 512
-_COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gunzip"),
-    b"BZh": ("bzip2", "bunzip2"),
-    b"\xfd7zXZ\0": ("xz", "unxz"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
-}
-COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".lz4", ".zip", ".rar", ".7z")
+def _refuse_other_kind(is_start: bool, head: bytes, where: str) -> None:
+    kind = kind_by_head(head) if is_start else None
+    if kind is not None:
+        raise UserError(f"{where}: {kind}")
 
 
-def told_by_head(head: bytes) -> str | None:
-    """What the file is and what to do, to follow its name; None when nothing is known of it."""
+def kind_by_head(head: bytes) -> str | None:
+    """What the file is by its first bytes, and what to do; continues its name. None: not recognised."""
     for magic, (name, command) in _COMPRESSED.items():
         if head.startswith(magic):
             return f"is compressed with {name}, and pieces of it cannot be read in place; unpack it first ({command})"
@@ -265,7 +331,7 @@ def told_by_head(head: bytes) -> str | None:
     if head[257:262] == b"ustar":
         return "is a tar; --source webdataset reads those"
     if head.startswith(b"version https://git-lfs"):
-        return "is Git LFS's note of where the file lies, not the file; fetch it first (git lfs pull)"
+        return "is a Git LFS pointer, not the file; fetch it first (git lfs pull)"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         return "is a web page; is a login needed, or the address wrong? download it again"

@@ -1,0 +1,193 @@
+"""What the sources of this package share: samples that were listed on opening, and notes on what was left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from data_prep.shown import few, shown
+from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.files.listing import FileRanges, PackedStrings
+from data_prep.sources.files.places import HEAD_BYTES, Ends
+from data_prep.sources.imagenet import are_wnids, check_labels, label_map
+
+MAX_NAMED = 3
+"""Left-out files that a description names."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+OTHER_IMAGES = frozenset((
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".svg", ".ico", ".psd", ".tga",
+    ".dds", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2",
+))  # fmt: skip
+"""Suffixes of images that are not read."""
+NUM_SUFFIXES = 6
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+class ListedSource:
+    """Base of the sources: a subclass sets the attributes and implements `key` and `read`."""
+
+    class_names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    description: SourceDescription
+    sizes: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> SourceDescription:
+        return self.description
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """The image file. Raises as `Source.__getitem__` does."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return Sample(self.read(index), int(self.labels[index]), self.key(index))
+
+
+class ArchivedSource(ListedSource):
+    """Samples are byte ranges of a few large files. A subclass also sets `_ranges` and `_names`."""
+
+    _ranges: FileRanges
+    _names: PackedStrings
+
+    def read(self, index: int) -> bytes:
+        return self._ranges.read(index)
+
+    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
+        return self._ranges.ends(indices, max_head_bytes)
+
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        self._ranges.read_into(indices, into)
+
+
+def describe_listing(
+    name: str,
+    location: str,
+    split: str,
+    class_names: tuple[str, ...],
+    names: Sequence[str],
+    sizes: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    stamps: Iterable[bytes | int],
+    num_left_out: int,
+    left_out: Sequence[str] = (),
+) -> SourceDescription:
+    """The description of a source of files, whose identity is the same for the same files in a folder and an archive.
+
+    Args:
+        names: of the samples, in the order of `sizes` and `labels`.
+        stamps: what changes when a file is replaced.
+        left_out: some names of files that are not images.
+
+    Raises:
+        UserError: the labels contradict what is known of ImageNet.
+    """
+    packed = os.fsencode("\0".join(names))
+    identity = digest_of([len(class_names), *class_names, packed, sizes.tobytes(), labels.tobytes()])
+    wnids = label_map(class_names) if are_wnids(class_names) else {}
+    return SourceDescription(
+        name,
+        location,
+        split,
+        identity,
+        digest_of([identity, *stamps]),
+        num_left_out,
+        wnids,
+        check_labels(wnids, labels, names, location),
+        list(left_out[:MAX_NAMED]),
+    )
+
+
+def with_classes(source: ListedSource, class_names: tuple[str, ...], where: str) -> ListedSource:
+    """The same samples, labelled by position in `class_names`, so that labels mean the same in every split.
+
+    `where` names the list. Classes without samples become a note. UserError if samples are of a class not listed.
+    """
+    if source.class_names == class_names:
+        return source
+    described = source.describe()
+    label_of = label_map(class_names)
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    unknown = [name for name, count in zip(source.class_names, counts, strict=True) if count and name not in label_of]
+    if unknown:
+        raise UserError(
+            f"{described.location}: has images of {few(unknown)}, which {where} does not list; add the name there, "
+            "or leave these images out"
+        )
+    relabelled = copy(source)
+    relabelled.class_names = class_names
+    new_labels = np.array([label_of.get(name, -1) for name in source.class_names], dtype=np.int64)
+    relabelled.labels = new_labels[source.labels]
+    found = set(source.class_names)
+    missing = [name for name in class_names if name not in found]
+    if missing:
+        note = f"{len(missing):,} of the {len(class_names):,} classes of {where} are not here: {few(missing)}"
+        relabelled.notes = (*source.notes, note)
+    wnids = label_of if are_wnids(class_names) else {}
+    keys = (source.key(index) for index in range(len(source)))
+    relabelled.description = replace(
+        described,
+        identity=digest_of([described.identity, "classes", *class_names]),
+        state=digest_of([described.state, "classes", *class_names]),
+        label_map=wnids,
+        label_checks=check_labels(wnids, relabelled.labels, keys, described.location),
+    )
+    return relabelled
+
+
+# --- what was left out ------------------------------------------------------------------------------------------------
+
+
+def left_out_notes(names: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """Notes on files whose names are not those of images, and on files and folders whose names begin with a dot."""
+    notes = []
+    if names:
+        suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names).most_common()
+        kinds = ", ".join(f"{shown(suffix, 20) or 'no suffix'} {count:,}" for suffix, count in suffixes[:NUM_SUFFIXES])
+        unread = _unread_note([suffix for suffix, _ in suffixes if suffix in OTHER_IMAGES])
+        skipped = f"{count_of(len(names), 'file')} skipped, not an image suffix ({kinds}): {few(sorted(names))}"
+        notes.append(f"{skipped}; {unread}" if unread else skipped)
+    seen = [name for name in sorted(hidden) if not name.rpartition("/")[2].startswith(("._", ".DS_Store"))]
+    if seen:
+        notes.append(f"{count_of(len(seen), 'hidden file or folder', 'hidden files or folders')} skipped: {few(seen)}")
+    return notes
+
+
+def skipped_notes(described: SourceDescription) -> list[str]:
+    """The same from the description alone, for sources without such notes."""
+    count, names = described.num_left_out, described.left_out
+    more = ", ..." if names and count > len(names) else ""
+    listed = f": {', '.join(names)}{more}" if names else ""
+    return [f"{count_of(count, 'file')} skipped, not an image by name{listed}"] if count else []
+
+
+def why_empty(names: Sequence[str]) -> str:
+    """What a folder without images contains instead, to follow `holds no images`."""
+    unread = _unread_note(sorted({PurePosixPath(name).suffix.lower() for name in names} & OTHER_IMAGES))
+    return f" but {few(sorted(names))}{f' ({unread})' if unread else ''}" if names else ""
+
+
+def _unread_note(suffixes: Sequence[str]) -> str:
+    return f"{' and '.join(suffixes)} are not read: convert such images to JPEG or PNG first" if suffixes else ""
+
+
+def count_of(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
