@@ -184,7 +184,9 @@ def test_the_shape_is_told_before_the_split(tree: Tree) -> None:
 
 
 def test_one_class_only_is_told(tree: Tree) -> None:
-    assert notes_of(open_tree(tree("cat/1.jpg"))) == ("there is only one class, cat: a model has nothing to tell apart",)
+    assert notes_of(open_tree(tree("cat/1.jpg"))) == (
+        "there is only one class, cat: a model has nothing to tell apart",
+    )
 
 
 def test_the_folder_given_may_be_the_split(tree: Tree) -> None:

@@ -43,7 +43,7 @@ def test_an_unknown_source_is_refused() -> None:
 
 
 def test_an_option_of_another_source_is_refused() -> None:
-    with pytest.raises(UserError, match="--class-order: --source digits does not take it; it belongs to hf-parquet, image"):
+    with pytest.raises(UserError, match="--class-order: --source digits does not take it; it belongs to hf-parquet"):
         open_source("digits", None, ANY, SourceOptions(class_order="text"))
 
 
