@@ -96,9 +96,8 @@ def show(kernel: NativeKernel, data: bytes, height: int, width: int, views: View
     file = np.frombuffer(data, np.uint8)
     each = np.ones(num, np.int64)
     stored = StoredImages(0 * each, len(data) * each, np.zeros(num, np.uint8), height * each, width * each)
-    images, statuses = np.zeros((num, SIZE, SIZE, 3), np.uint8), np.empty(num, np.int64)
-    kernel.decode(file, stored, views, np.zeros(num, np.bool_), np.zeros((num, 0), OPERATION), images, statuses)
-    return images, statuses
+    images, no_operations = np.zeros((num, SIZE, SIZE, 3), np.uint8), np.zeros((num, 0), OPERATION)
+    return images, kernel.decode(file, stored, views, np.zeros(num, np.bool_), no_operations, images)
 
 
 def is_read_without_a_warning(data: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""This package's own C (the folders `native/`). Optional, as all of this project's C: results are the same.
+"""The project's own C, two shared libraries that ctypes loads: data preparation's, and the loader's decode kernel.
 
-A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
-must still find what was installed with the environment.
+Each is a module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them,
+and must still find what was installed with the environment. ctypes releases the GIL during a call.
 """
 
 from __future__ import annotations
@@ -18,19 +18,28 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 
 MODULE = "_data_prep_native"
+DECODE_MODULE = "_resnet_dist_decode"
+_DECODE_INTERFACE = 4  # as in resnet_dist/data/native/kernel.c; grows when arguments or statuses change
+
+
+@cache
+def _load(module: str) -> ctypes.CDLL | None:
+    """None where it was not built."""
+    spec = find_spec(module)
+    return ctypes.CDLL(spec.origin) if spec is not None and spec.origin is not None else None
 
 
 def is_built() -> bool:
+    """Whether data preparation's C was built. It is optional: without it results are the same."""
     return library() is not None
 
 
 @cache
 def library() -> Any:
-    """None where it was not built, or of other sources than these."""
-    spec = find_spec(MODULE)
-    if spec is None or spec.origin is None:
+    """Data preparation's; None where it was not built, or from other sources than these."""
+    library = _load(MODULE)
+    if library is None:
         return None
-    library = ctypes.CDLL(spec.origin)
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     try:
         library.data_prep_jpegs_are_sound.argtypes = [pointer, pointer, number, pointer]
@@ -48,34 +57,26 @@ def library() -> Any:
     return library
 
 
-# The shared library that `native/*.c` becomes, by ctypes, which lets go of the GIL for the length of a call.
-
-
-# A module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them, and
-# must still find the kernel that was installed with the environment.
-DECODE_MODULE = "_resnet_dist_decode"
-_INTERFACE = 4  # as in kernel.c; grows when arguments or statuses change
-
-
-def open_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:
-    """UserError where it was not built, saying what it is `needed_for` and what to do `otherwise`."""
-    spec = find_spec(DECODE_MODULE)
-    if spec is not None and spec.origin is not None:
-        library = ctypes.CDLL(spec.origin)
-        if not hasattr(library, "resnet_dist_interface") or library.resnet_dist_interface() != _INTERFACE:
-            raise UserError(
-                f"{spec.origin} was built from other sources than these: build it again (make setup; in a clone, "
-                "python setup.py build_ext --inplace)"
-            )
-        return library
-    raise UserError(
-        f"{needed_for}, but the native kernel ({DECODE_MODULE}) was not built for {sys.executable}: install "
-        f"libjpeg-turbo's header (apt-get install libjpeg-dev) and this package again (make setup){otherwise}"
-    )
+def open_decode_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:
+    """The decode kernel's. UserError where it was not built, saying what it is `needed_for` and what to do
+    `otherwise`.
+    """
+    library = _load(DECODE_MODULE)
+    if library is None:
+        raise UserError(
+            f"{needed_for}, but the native kernel ({DECODE_MODULE}) was not built for {sys.executable}: install "
+            f"libjpeg-turbo's header (apt-get install libjpeg-dev) and this package again (make setup){otherwise}"
+        )
+    if not hasattr(library, "resnet_dist_interface") or library.resnet_dist_interface() != _DECODE_INTERFACE:
+        raise UserError(
+            f"{library._name} was built from other sources than these: build it again (make setup; in a clone, "
+            "python setup.py build_ext --inplace)"
+        )
+    return library
 
 
 def pointer(array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> ctypes.c_void_p:
-    """Of an array whose memory is as the kernel takes it to be; ValueError for any other."""
+    """To a contiguous array of this dtype and shape; ValueError for any other."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(f"expected a contiguous {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
     return ctypes.c_void_p(array.ctypes.data)

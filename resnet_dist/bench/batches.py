@@ -60,17 +60,18 @@ def _least_ms(beton: Path, size: int, num_batches: int, rounds: int, peers: Sequ
 def native(beton: Path, files: Path, size: int) -> MakeBatch:
     from data_prep.beton.manifest import load_manifest
     from resnet_dist.config.recipe import RandomResizedCrop
-    from resnet_dist.data.batch import HostPlaces
+    from resnet_dist.data.batch import HostBuffers
     from resnet_dist.data.decoder import KeyedDecoder
     from resnet_dist.data.loader import open_reader
 
     crop = RandomResizedCrop(kind="random_resized_crop", size=size)
-    decoder = KeyedDecoder(open_reader(beton, load_manifest(beton)), crop, "native", 0, num_threads=1)
-    mapped, places = np.asarray(np.memmap(beton, np.uint8, mode="r")), HostPlaces(size, torch.device("cpu"))
+    mapped = np.asarray(np.memmap(beton, np.uint8, mode="r"))
+    decoder = KeyedDecoder(open_reader(beton, load_manifest(beton)), mapped, crop, "native", 0, num_threads=1)
+    buffers = HostBuffers(size, torch.device("cpu"))
 
     def make(batch: int, ids: NDArray[np.int64]) -> object:
-        images = places.take(len(ids))
-        decoder.decode(mapped, 0, ids.copy(), images.numpy())
+        images = buffers.take(len(ids))
+        decoder.decode(0, ids.copy(), images.numpy())
         return images
 
     return make

@@ -1,4 +1,7 @@
-"""Operations on decoded images, as data: which, with what numbers. `native/augment.c` applies them, without the GIL."""
+"""What is done to a training image after its crop: operations as data, drawn with keyed random numbers.
+
+The definitions are torchvision 0.29's; the tests replay its transforms on our draws. `native/augment.c` applies them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.native import open_library, pointer
+from data_prep.native import open_decode_library, pointer
 from resnet_dist.config.recipe import (
     Augmentation,
     ColorJitter,
@@ -53,29 +56,122 @@ def operation(kind: OperationKind, *values: float) -> Operations:
     return result
 
 
-class Operator:
-    """Applies operations. UserError when the native kernel was not built."""
+def apply_operations(operations: Operations, images: NDArray[np.uint8]) -> None:
+    """Applies `operations` [N, K] to `images`, uint8 [N, size, size, 3], in place and without the GIL.
 
-    def __init__(self) -> None:
-        self._function = open_library("data.train.augment needs it").resnet_dist_augment
-        self._function.restype = ctypes.c_int
-
-    def apply(self, operations: Operations, images: NDArray[np.uint8]) -> None:
-        """operations: [N, K]; images: uint8 [N, size, size, 3], changed in place. MemoryError."""
-        num, num_operations = operations.shape
-        size = images.shape[1]
-        failed = self._function(
-            ctypes.c_int64(num),
-            ctypes.c_int64(num_operations),
-            pointer(operations, OPERATION, (num, num_operations)),
-            ctypes.c_int64(size),
-            pointer(images, np.uint8, (num, size, size, 3)),
-        )
-        if failed:
-            raise MemoryError(f"no memory for an image of {size} x {size} px")
+    UserError when the native kernel was not built; MemoryError. The native kernel does not need this: it applies them
+    itself.
+    """
+    num, num_operations = operations.shape
+    size = images.shape[1]
+    failed = open_decode_library("data.train.augment needs it").resnet_dist_augment(
+        ctypes.c_int64(num),
+        ctypes.c_int64(num_operations),
+        pointer(operations, OPERATION, (num, num_operations)),
+        ctypes.c_int64(size),
+        pointer(images, np.uint8, (num, size, size, 3)),
+    )
+    if failed:
+        raise MemoryError(f"no memory for an image of {size} x {size} px")
 
 
-# The 14 operations of RandAugment and TrivialAugment-wide with their magnitudes, as torchvision 0.29 defines them.
+def draw_operations(augmentations: Sequence[Augmentation], size: int, keys: NDArray[np.uint64]) -> Operations:
+    """The operations [N, K] of N images of `size` x `size` px with the given keys [N]; K follows from the recipe.
+
+    Every entry of `data.train.augment` draws from a key of its own, so one that is added at the end changes none of the
+    others.
+    """
+    drawn = [_draw(a, size, splitmix64(keys, position)) for position, a in enumerate(augmentations)]
+    return np.concatenate([np.zeros((len(keys), 0), OPERATION), *drawn], axis=1)
+
+
+def _draw(augmentation: Augmentation, size: int, keys: NDArray[np.uint64]) -> Operations:
+    match augmentation:
+        case ColorJitter():
+            return color_jitter(augmentation, uniform(keys, 8))
+        case Lighting():
+            return lighting(augmentation.std, uniform(keys, 3))
+        case RandAugment():
+            return rand_augment(augmentation, size, uniform(keys, 3 * augmentation.ops))
+        case TrivialAugmentWide():
+            table, draws = trivial_augment_wide_table(augmentation.bins, size), uniform(keys, 3)
+            limits = (NUM_OPERATIONS, augmentation.bins, 2)
+            chosen = tuple(below(np.int64(limit), draws[:, [k]]) for k, limit in enumerate(limits))
+            return table[chosen]
+        case RandomErasing():
+            return random_erasing(augmentation, size, uniform(keys, 3 + 2 * _TRIES))
+
+
+def rand_augment(policy: RandAugment, size: int, draws: Reals) -> Operations:
+    """[N, ops] from draws [N, 3 * ops]: pairs of operation and sign, then whether each is applied."""
+    table = rand_augment_table(policy.magnitude, policy.bins, size)
+    chosen = draws[:, : 2 * policy.ops].reshape(len(draws), policy.ops, 2)
+    operations = table[below(np.int64(NUM_OPERATIONS), chosen[..., 0]), below(np.int64(2), chosen[..., 1])]
+    operations[draws[:, 2 * policy.ops :] >= policy.probability] = np.zeros((), OPERATION)
+    return operations
+
+
+def color_jitter(jitter: ColorJitter, draws: Reals) -> Operations:
+    """[N, 4] from draws [N, 8]: four factors, and four numbers whose order is the operations'."""
+    operations = np.zeros((len(draws), 4), OPERATION)
+    strengths = {
+        OperationKind.BRIGHTNESS: jitter.brightness,
+        OperationKind.CONTRAST: jitter.contrast,
+        OperationKind.SATURATION: jitter.saturation,
+    }
+    for k, (kind, strength) in enumerate(strengths.items()):
+        operations["kind"][:, k] = kind
+        operations["values"][:, k, 0] = between(max(0.0, 1.0 - strength), 1.0 + strength, draws[:, k])
+    if jitter.hue > 0:  # else left out: to 8-bit HSV and back changes pixels even without a turn
+        operations["kind"][:, 3] = OperationKind.HUE
+        turns = np.trunc(255.0 * between(-jitter.hue, jitter.hue, draws[:, 3]))
+        operations["values"][:, 3, 0] = np.mod(turns, 256.0)
+    order = np.argsort(draws[:, 4:8], axis=1, kind="stable")
+    return np.take_along_axis(operations, order, axis=1)
+
+
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+"""Of ImageNet's colours in 0..1 (Krizhevsky et al. 2012; the numbers of fb.resnet.torch): a row for R, G, B."""
+
+
+def lighting(std: float, draws: Reals) -> Operations:
+    """[N, 1] from draws [N, 3]: every channel's grey levels grow by one number."""
+    amounts = normal(draws) * std
+    operations = np.zeros((len(draws), 1), OPERATION)
+    operations["kind"] = OperationKind.ADD
+    for channel, row in enumerate(_EIGENVECTORS):
+        weights = [255.0 * vector * value for vector, value in zip(row, _EIGENVALUES, strict=True)]
+        # Written out: a matrix product may sum in another order on another CPU.
+        share = amounts[:, 0] * weights[0] + amounts[:, 1] * weights[1] + amounts[:, 2] * weights[2]
+        operations["values"][:, 0, channel] = share
+    return operations
+
+
+_TRIES = 10
+
+
+def random_erasing(erasing: RandomErasing, size: int, draws: Reals) -> Operations:
+    """[N, 1] from draws [N, 23]: whether, top, left, ten areas, ten aspect ratios. Nothing where no try fits."""
+    areas = size * size * between(*erasing.scale, draws[:, 3 : 3 + _TRIES])
+    aspects = log_uniform(*erasing.ratio, draws[:, 3 + _TRIES :])
+    heights = np.rint(np.sqrt(areas * aspects)).astype(np.int64)
+    widths = np.rint(np.sqrt(areas / aspects)).astype(np.int64)
+    fits = (heights < size) & (widths < size)
+    sample, first = np.arange(len(draws)), np.argmax(fits, axis=1)
+    height, width = heights[sample, first], widths[sample, first]
+    operations = np.zeros((len(draws), 1), OPERATION)
+    applies = fits.any(axis=1) & (draws[:, 0] < erasing.probability)
+    operations["kind"][:, 0] = np.where(applies, OperationKind.ERASE, OperationKind.IDENTITY)
+    corners = [below(size - side + 1, draws[:, k]) for k, side in ((1, height), (2, width))]
+    operations["values"][:, 0, :4] = np.stack([*corners, height, width], axis=1)
+    operations["values"][:, 0, 4:7] = erasing.fill
+    operations["values"][~applies] = 0.0
+    return operations
+
+
+# The 14 operations of RandAugment and TrivialAugment-wide. There are only so many (operation, magnitude, sign), so they
+# are tables, and drawing one is looking it up.
 
 
 class _Kind(NamedTuple):
@@ -120,6 +216,7 @@ _KINDS = (
 NUM_OPERATIONS = len(_KINDS)
 
 
+@lru_cache(maxsize=8)
 def rand_augment_table(magnitude: int, bins: int, size: int) -> Operations:
     """[14, 2]: by operation and sign, at magnitude `magnitude` of `bins`, for images of `size` x `size` px."""
     moved = 150.0 / 331.0 * size
@@ -128,6 +225,7 @@ def rand_augment_table(magnitude: int, bins: int, size: int) -> Operations:
     return _table(largest, bins, size, posterize_by=4)[:, magnitude]
 
 
+@lru_cache(maxsize=8)
 def trivial_augment_wide_table(bins: int, size: int) -> Operations:
     """[14, bins, 2]: by operation, magnitude and sign, for images of `size` x `size` px."""
     return _table((0.0, 0.99, 0.99, 32.0, 32.0, 135.0, 0.99, 0.99, 0.99, 0.99), bins, size, posterize_by=6)
@@ -151,99 +249,3 @@ def _linspace(first: float, last: float, num: int, k: int) -> float:
     start, end = float(np.float32(first)), float(np.float32(last))
     step = float(np.float32(np.float32(end - start) / np.float32(num - 1)))
     return float(np.float32(start + step * k if k < num // 2 else end - step * (num - 1 - k)))
-
-
-# Which operations become of a training image after its crop: keyed draws to `operations`, whole batches in numpy.
-
-
-_EIGENVALUES = (0.2175, 0.0188, 0.0045)
-_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-"""Of ImageNet's colours in 0..1 (Krizhevsky et al. 2012; the numbers of fb.resnet.torch): a row for R, G, B."""
-
-_TRIES = 10
-
-
-def draw_operations(augmentations: Sequence[Augmentation], size: int, keys: NDArray[np.uint64]) -> Operations:
-    """The operations [N, K] of N images of `size` x `size` px with the given keys [N]; K follows from the recipe."""
-    drawn = [_draw(a, size, splitmix64(keys, position)) for position, a in enumerate(augmentations)]
-    return np.concatenate([np.zeros((len(keys), 0), OPERATION), *drawn], axis=1)
-
-
-def _draw(augmentation: Augmentation, size: int, keys: NDArray[np.uint64]) -> Operations:
-    match augmentation:
-        case ColorJitter():
-            return color_jitter(augmentation, uniform(keys, 8))
-        case Lighting():
-            return lighting(augmentation.std, uniform(keys, 3))
-        case RandAugment():
-            return rand_augment(augmentation, size, uniform(keys, 3 * augmentation.ops))
-        case TrivialAugmentWide():
-            table, draws = _trivial_augment_wide(augmentation.bins, size), uniform(keys, 3)
-            limits = (NUM_OPERATIONS, augmentation.bins, 2)
-            chosen = tuple(below(np.int64(limit), draws[:, [k]]) for k, limit in enumerate(limits))
-            return table[chosen]
-        case RandomErasing():
-            return random_erasing(augmentation, size, uniform(keys, 3 + 2 * _TRIES))
-
-
-def rand_augment(policy: RandAugment, size: int, draws: Reals) -> Operations:
-    """[N, ops] from draws [N, 3 * ops]: pairs of operation and sign, then whether each is applied."""
-    table = _rand_augment(policy.magnitude, policy.bins, size)
-    chosen = draws[:, : 2 * policy.ops].reshape(len(draws), policy.ops, 2)
-    operations = table[below(np.int64(NUM_OPERATIONS), chosen[..., 0]), below(np.int64(2), chosen[..., 1])]
-    operations[draws[:, 2 * policy.ops :] >= policy.probability] = np.zeros((), OPERATION)
-    return operations
-
-
-def color_jitter(jitter: ColorJitter, draws: Reals) -> Operations:
-    """[N, 4] from draws [N, 8]: four factors, and four numbers whose order is the operations'."""
-    operations = np.zeros((len(draws), 4), OPERATION)
-    strengths = (jitter.brightness, jitter.contrast, jitter.saturation)
-    for k, (kind, strength) in enumerate(zip(_JITTERS, strengths, strict=True)):
-        operations["kind"][:, k] = kind
-        operations["values"][:, k, 0] = between(max(0.0, 1.0 - strength), 1.0 + strength, draws[:, k])
-    if jitter.hue > 0:  # 8-bit HSV and back changes px even without a turn
-        operations["kind"][:, 3] = OperationKind.HUE
-        turns = np.trunc(255.0 * between(-jitter.hue, jitter.hue, draws[:, 3]))
-        operations["values"][:, 3, 0] = np.mod(turns, 256.0)
-    order = np.argsort(draws[:, 4:8], axis=1, kind="stable")
-    return np.take_along_axis(operations, order, axis=1)
-
-
-_JITTERS = (OperationKind.BRIGHTNESS, OperationKind.CONTRAST, OperationKind.SATURATION)
-
-
-def lighting(std: float, draws: Reals) -> Operations:
-    """[N, 1] from draws [N, 3]: every channel's grey levels grow by one number."""
-    amounts = normal(draws) * std
-    operations = np.zeros((len(draws), 1), OPERATION)
-    operations["kind"] = OperationKind.ADD
-    for channel, row in enumerate(_EIGENVECTORS):
-        weights = [255.0 * vector * value for vector, value in zip(row, _EIGENVALUES, strict=True)]
-        # Written out: a matrix product may sum in another order on another CPU.
-        share = amounts[:, 0] * weights[0] + amounts[:, 1] * weights[1] + amounts[:, 2] * weights[2]
-        operations["values"][:, 0, channel] = share
-    return operations
-
-
-def random_erasing(erasing: RandomErasing, size: int, draws: Reals) -> Operations:
-    """[N, 1] from draws [N, 23]: whether, top, left, ten areas, ten aspect ratios. Nothing where no try fits."""
-    areas = size * size * between(*erasing.scale, draws[:, 3 : 3 + _TRIES])
-    aspects = log_uniform(*erasing.ratio, draws[:, 3 + _TRIES :])
-    heights = np.rint(np.sqrt(areas * aspects)).astype(np.int64)
-    widths = np.rint(np.sqrt(areas / aspects)).astype(np.int64)
-    fits = (heights < size) & (widths < size)
-    sample, first = np.arange(len(draws)), np.argmax(fits, axis=1)
-    height, width = heights[sample, first], widths[sample, first]
-    operations = np.zeros((len(draws), 1), OPERATION)
-    applies = fits.any(axis=1) & (draws[:, 0] < erasing.probability)
-    operations["kind"][:, 0] = np.where(applies, OperationKind.ERASE, OperationKind.IDENTITY)
-    corners = [below(size - side + 1, draws[:, k]) for k, side in ((1, height), (2, width))]
-    operations["values"][:, 0, :4] = np.stack([*corners, height, width], axis=1)
-    operations["values"][:, 0, 4:7] = erasing.fill
-    operations["values"][~applies] = 0.0
-    return operations
-
-
-_rand_augment = lru_cache(maxsize=8)(rand_augment_table)
-_trivial_augment_wide = lru_cache(maxsize=8)(trivial_augment_wide_table)

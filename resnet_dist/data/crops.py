@@ -1,7 +1,6 @@
 """Which part of the stored image a sample shows, and whether mirrored: geometry as a pure function of keyed draws.
 
-Whole batches in numpy: 0.1-0.2 ms for 64 images, against 64 x 2 ms of decoding. Every CPU draws the same crop:
-`exact_math` says how.
+Whole batches in numpy: 0.1 to 0.2 ms for 64 images, against 64 x 2 ms of decoding.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ Draws = NDArray[np.float64]
 Boxes = NDArray[np.int64]
 """[N, 4]: top, left, height, width in px of the stored image. Only a pad-crop's box may stick out of the image."""
 Views = NDArray[np.int64]
-"""[N, 8]: what is shown of an image. A box of it (top, left, height, width) is cut out and resized (height, width); of
-that, the window of the net's size at (top, left) is shown. All in whole px: resizing and then cropping comes out as it
-does in torchvision. Where nothing is resized the window may stick out, and shows zeros there."""
+"""[N, 8]: what is shown of an image. A box of it (top, left, height, width) is cut out and resized to (height, width);
+of that, the window of the net's size at (top, left) is shown. All in whole px, so resizing and then cropping gives what
+it gives in torchvision. Where nothing is resized the window may stick out, and shows zeros there."""
 
 _TRIES = 10
 # The numbers of a sample's draws. They are part of the meaning of a recipe: never renumber, only append.
@@ -126,6 +125,6 @@ def require_sides(beton: Path | str, manifest: Manifest, transform: Transform) -
     sides = {manifest.min_height, manifest.max_height, manifest.min_width, manifest.max_width}
     if isinstance(transform, PadCrop) and sides != {transform.size}:
         raise UserError(
-            f"{beton}: pad_crop needs images of {transform.size} x {transform.size} px, these have sides of "
+            f"{beton}: pad_crop needs images of {transform.size} x {transform.size} px, these images have sides of "
             f"{min(sides)} to {max(sides)} px; set data.train.size, or use random_resized_crop"
         )

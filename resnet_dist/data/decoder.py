@@ -1,8 +1,4 @@
-"""Sample ids in, what training sees of them out: keyed draws -> views -> pixels -> operations; no bad sample passes.
-
-Whole batches at a time: the draws in numpy, the pixels in a kernel with threads of its own. A sample's pixels depend on
-its key only, so neither threads nor batches show in the result.
-"""
+"""From sample ids to pixels: keyed draws, crop, decode, augment. Two kernels do the work, and one function chooses."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.reader import BetonReader
-from data_prep.native import open_library
+from data_prep.native import open_decode_library
 from resnet_dist.config.recipe import CenterCrop, OnBadSample
 from resnet_dist.data.augment import Operations, draw_operations
 from resnet_dist.data.crops import Transform, Views, crop, num_draws
@@ -24,117 +20,13 @@ from resnet_dist.errors import Fault
 
 _log = logging.getLogger(__name__)
 
-
-class KeyedDecoder:
-    """Stored images to uint8 [N, size, size, 3], RGB.
-
-    Copy k of a sample, its id + k * number of samples, has draws of its own.
-    A sample that cannot be decoded is a `Fault` that names it; with on_bad_sample "skip" another takes its place
-    (`order.replacement_ids`), shown under the draws of the one it stands for. UserError when `decoder`, or what the
-    transform needs besides, was not built.
-    """
-
-    def __init__(
-        self,
-        reader: BetonReader,
-        transform: Transform,
-        decoder: Decoder,
-        seed: int,
-        num_threads: int,
-        on_bad_sample: OnBadSample = "error",
-    ) -> None:
-        self.size = transform.size
-        self._reader = reader
-        self._transform = transform
-        self._seed = seed
-        self._on_bad_sample = on_bad_sample
-        self._num_draws = num_draws(transform)
-        self._augment = () if isinstance(transform, CenterCrop) else transform.augment
-        if self._augment:
-            open_library("data.train.augment needs it")
-        pixels = reader.heights.astype(np.int64) * reader.widths
-        self._kernel = open_kernel(decoder, num_threads, 3 * int(pixels.max(initial=1)))
-
-    def decode(
-        self, file: NDArray[np.uint8], epoch: int, sample_ids: NDArray[np.int64], images: NDArray[np.uint8]
-    ) -> None:
-        """Fills `images` from the mapped `file`; the id of a replaced sample is replaced in `sample_ids` too."""
-        statuses = self._show(file, epoch, sample_ids, sample_ids, images)
-        for place in np.flatnonzero(statuses != OK).tolist():
-            self._replace(file, epoch, sample_ids[place : place + 1], images[place : place + 1], int(statuses[place]))
-
-    def close(self) -> None:
-        """Ends the kernel's threads, without waiting."""
-        self._kernel.close()
-
-    def _show(
-        self,
-        file: NDArray[np.uint8],
-        epoch: int,
-        sample_ids: NDArray[np.int64],
-        draws_of: NDArray[np.int64],
-        images: NDArray[np.uint8],
-    ) -> NDArray[np.int64]:
-        """Decodes samples under the draws of the samples `draws_of`; returns the statuses."""
-        stored = self._stored_images(sample_ids)
-        keys = sample_keys(Stream.AUGMENTATION, self._seed, epoch, draws_of)
-        views, flips = crop(self._transform, stored.heights, stored.widths, uniform(keys, self._num_draws))
-        operations = draw_operations(
-            self._augment, self._transform.size, sample_keys(Stream.PIXELS, self._seed, epoch, draws_of)
-        )
-        statuses = np.empty(len(sample_ids), np.int64)
-        self._kernel.decode(file, stored, views, flips, operations, images, statuses)
-        return statuses
-
-    def _replace(
-        self, file: NDArray[np.uint8], epoch: int, sample_id: NDArray[np.int64], image: NDArray[np.uint8], status: int
-    ) -> None:
-        """`sample_id` [1] and `image` [1, size, size, 3] become another sample's."""
-        bad = sample_id.copy()
-        number, reason = bad[0] % len(self._reader), self._reason(file, epoch, bad, status)
-        told = f"sample {number} of {self._reader.path} cannot be decoded: {reason}"
-        lists_all = f"`data-prep verify {quote(str(self._reader.path))} --decode all` lists all such samples"
-        leaves_out = "converting again with --on-error quarantine leaves them out, on the record"
-        if self._on_bad_sample == "error" and isinstance(self._transform, CenterCrop):
-            raise Fault(f"{told}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
-        if self._on_bad_sample == "error":
-            raise Fault(f"{told}; {lists_all}, {leaves_out}; or set data.on_bad_sample: skip")
-        others = replacement_ids(len(self._reader), self._seed, epoch, int(bad[0]))
-        for other in others:
-            sample_id[0] = other
-            if self._show(file, epoch, sample_id, bad, image)[0] == OK:
-                _log.warning("%s; sample %d takes its place in epoch %d", told, other, epoch)
-                return
-        raise Fault(f"{told}, nor can {len(others)} that might take its place; {lists_all}")
-
-    def _reason(self, file: NDArray[np.uint8], epoch: int, sample_id: NDArray[np.int64], status: int) -> str:
-        stored = self._stored_images(sample_id)
-        draws = uniform(sample_keys(Stream.AUGMENTATION, self._seed, epoch, sample_id), self._num_draws)
-        views, _ = crop(self._transform, stored.heights, stored.widths, draws)
-        return self._kernel.explain(file, stored, views, self._transform.size, status)
-
-    def _stored_images(self, sample_ids: NDArray[np.int64]) -> StoredImages:
-        reader, sample_ids = self._reader, sample_ids % len(self._reader)
-        return StoredImages(
-            reader.pointers[sample_ids],
-            reader.sizes[sample_ids],
-            reader.modes[sample_ids],
-            reader.heights[sample_ids].astype(np.int64),
-            reader.widths[sample_ids].astype(np.int64),
-        )
-
-
-# What the hot loop is given and gives. Two do it: `native_kernel.py`, and `ffcv_kernel.py` around libffcv.
-
-
 Decoder = Literal["native", "ffcv"]
-
 OK = 0
 """The status of an image that was decoded; the others are each kernel's own."""
 
 
 class StoredImages(NamedTuple):
-    """N images as they lie in the file: five arrays [N]."""
+    """N images as they are stored in the file: five arrays [N]."""
 
     offsets: NDArray[np.int64]
     """Of the first byte, from the start of the file."""
@@ -148,6 +40,11 @@ class StoredImages(NamedTuple):
 
 
 class Kernel(Protocol):
+    """Decodes, crops, resizes, flips and augments the images of a batch on threads of its own, without the GIL.
+
+    It knows nothing of seeds or epochs. `native_kernel.NativeKernel` and `ffcv_kernel.FfcvKernel` are the two.
+    """
+
     def decode(
         self,
         file: NDArray[np.uint8],
@@ -156,22 +53,23 @@ class Kernel(Protocol):
         flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
-        statuses: NDArray[np.int64],
-    ) -> None:
-        """Writes what `views` shows of N images, mirrored where `flips` says so, and applies their `operations` to it.
+    ) -> NDArray[np.int64]:
+        """Returns the statuses [N]. Calls from several threads run one after the other.
 
-        file: uint8 [bytes of the beton]; operations: [N, K]; images: uint8 [N, size, size, 3], RGB; statuses: [N].
-        Pixels of an image whose status is not OK are undefined. Calls of several threads come one after the other.
+        Args:
+            file: uint8 [bytes of the beton].
+            stored: where the N images are in it.
+            views: int64 [N, 8], what is shown of each.
+            flips: bool [N], which are mirrored.
+            operations: [N, K], applied to what is shown.
+            images: uint8 [N, size, size, 3], RGB, written. Undefined for an image whose status is not OK.
         """
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         """Why the one image given, shown as `size` x `size` px, ended with `status`."""
 
     def close(self) -> None:
-        """Ends the threads, each after what it works on; does not wait for them."""
-
-
-# The kernel that a recipe's decoder means.
+        """Ends the threads, each after the image it works on; does not wait for them."""
 
 
 def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:
@@ -186,3 +84,99 @@ def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Ker
 
         kernel = FfcvKernel(num_threads, max_image_bytes)
     return kernel
+
+
+class KeyedDecoder:
+    """Sample ids of a beton to uint8 [N, size, size, 3], RGB, under draws that are keyed by seed, epoch and id.
+
+    So neither threads nor batches change a pixel. id + k * number of samples is copy k of a sample, with draws of its
+    own. UserError when `decoder`, or what the transform needs besides, was not built.
+
+    Args:
+        reader, file: the beton, and its bytes mapped into memory: uint8 [bytes].
+        transform: crop, flip and augmentations.
+        decoder: which kernel.
+        on_bad_sample: "error": a sample that cannot be decoded is a Fault that names it. "skip": another sample takes
+            its place (`order.replacement_ids`), shown under the draws of the bad one.
+    """
+
+    def __init__(
+        self,
+        reader: BetonReader,
+        file: NDArray[np.uint8],
+        transform: Transform,
+        decoder: Decoder,
+        seed: int,
+        num_threads: int,
+        on_bad_sample: OnBadSample = "error",
+    ) -> None:
+        self.size = transform.size
+        self._reader = reader
+        self._file = file
+        self._transform = transform
+        self._seed = seed
+        self._on_bad_sample = on_bad_sample
+        self._augment = () if isinstance(transform, CenterCrop) else transform.augment
+        if self._augment:
+            open_decode_library("data.train.augment needs it")  # also with libffcv's kernel
+        pixels = reader.heights.astype(np.int64) * reader.widths
+        self._kernel = open_kernel(decoder, num_threads, 3 * int(pixels.max(initial=1)))
+
+    def decode(self, epoch: int, sample_ids: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+        """Fills `images` [N, size, size, 3]; where a sample is replaced, its id in `sample_ids` [N] is replaced too."""
+        statuses = self._show(epoch, sample_ids, sample_ids, images)
+        for place in np.flatnonzero(statuses != OK).tolist():
+            self._replace(epoch, sample_ids[place : place + 1], images[place : place + 1], int(statuses[place]))
+
+    def close(self) -> None:
+        """Ends the kernel's threads, without waiting."""
+        self._kernel.close()
+
+    def _show(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        draws_of: NDArray[np.int64],
+        images: NDArray[np.uint8],
+    ) -> NDArray[np.int64]:
+        """Decodes `sample_ids` under the draws of the samples `draws_of`; returns the statuses [N]."""
+        stored = self._stored(sample_ids)
+        views, flips = self._crop(epoch, stored, draws_of)
+        keys = sample_keys(Stream.PIXELS, self._seed, epoch, draws_of)
+        operations = draw_operations(self._augment, self.size, keys)
+        return self._kernel.decode(self._file, stored, views, flips, operations, images)
+
+    def _crop(self, epoch: int, stored: StoredImages, draws_of: NDArray[np.int64]) -> tuple[Views, NDArray[np.bool_]]:
+        keys = sample_keys(Stream.AUGMENTATION, self._seed, epoch, draws_of)
+        draws = uniform(keys, num_draws(self._transform))
+        return crop(self._transform, stored.heights, stored.widths, draws)
+
+    def _replace(self, epoch: int, sample_id: NDArray[np.int64], image: NDArray[np.uint8], status: int) -> None:
+        """`sample_id` [1] and `image` [1, size, size, 3] become another sample's."""
+        bad, path = sample_id.copy(), self._reader.path
+        stored = self._stored(bad)
+        reason = self._kernel.explain(self._file, stored, self._crop(epoch, stored, bad)[0], self.size, status)
+        what = f"sample {bad[0] % len(self._reader)} of {path} cannot be decoded: {reason}"
+        lists_all = f"`data-prep verify {quote(str(path))} --decode all` lists all such samples"
+        leaves_out = "converting again with --on-error quarantine leaves them out, on the record"
+        if self._on_bad_sample == "error" and isinstance(self._transform, CenterCrop):
+            raise Fault(f"{what}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
+        if self._on_bad_sample == "error":
+            raise Fault(f"{what}; {lists_all}, {leaves_out}; or set data.on_bad_sample: skip")
+        others = replacement_ids(len(self._reader), self._seed, epoch, int(bad[0]))
+        for other in others:
+            sample_id[0] = other
+            if self._show(epoch, sample_id, bad, image)[0] == OK:
+                _log.warning("%s; sample %d takes its place in epoch %d", what, other, epoch)
+                return
+        raise Fault(f"{what}, nor can the {len(others)} samples drawn to replace it; {lists_all}")
+
+    def _stored(self, sample_ids: NDArray[np.int64]) -> StoredImages:
+        reader, sample_ids = self._reader, sample_ids % len(self._reader)
+        return StoredImages(
+            reader.pointers[sample_ids],
+            reader.sizes[sample_ids],
+            reader.modes[sample_ids],
+            reader.heights[sample_ids].astype(np.int64),
+            reader.widths[sample_ids].astype(np.int64),
+        )

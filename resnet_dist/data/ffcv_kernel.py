@@ -20,7 +20,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from resnet_dist.data.augment import Operations, Operator
+from resnet_dist.data.augment import Operations, apply_operations
 from resnet_dist.data.crops import Boxes, Sides, Views
 from resnet_dist.data.decoder import StoredImages
 
@@ -54,7 +54,6 @@ class FfcvKernel:
         self._max_image_bytes = max_image_bytes
         self._min_chunk = -(-_MIN_CHUNK_BYTES // max(max_image_bytes, 1))
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="beton-decode")
-        self._operator: Operator | None = None
         self._library = LibraryAddresses(_address(ctypes_imdecode), _address(ctypes_resize))
         self._last_jpeg_error = ctypes.CFUNCTYPE(ctypes.c_char_p)(("tjGetErrorStr", lib))
 
@@ -66,10 +65,9 @@ class FfcvKernel:
         flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
-        statuses: NDArray[np.int64],
-    ) -> None:
+    ) -> NDArray[np.int64]:
+        statuses = np.empty(len(images), np.int64)
         boxes = whole_pixel_boxes(views, images.shape[1])
-        operator = self._open_operator() if operations.shape[1] else None
 
         def decode(part: slice) -> None:
             decode_crop_resize(
@@ -82,11 +80,12 @@ class FfcvKernel:
                 images[part],
                 statuses[part],
             )
-            if operator is not None:
-                operator.apply(operations[part], images[part])
+            if operations.shape[1]:
+                apply_operations(operations[part], images[part])
 
         for done in [self._pool.submit(decode, part) for part in self._chunks(len(statuses))]:
             done.result()
+        return statuses
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         if status in _REASONS:
@@ -101,10 +100,6 @@ class FfcvKernel:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _open_operator(self) -> Operator:
-        self._operator = self._operator or Operator()
-        return self._operator
 
     def _chunks(self, num_images: int) -> list[slice]:
         length = max(self._min_chunk, -(-num_images // (_CHUNKS_PER_THREAD * self._num_threads)))

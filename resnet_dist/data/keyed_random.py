@@ -1,7 +1,7 @@
 """Random numbers without state: every draw is a pure function of (stream, seed, epoch, sample id, number of the draw).
 
-So a crop does not depend on threads, batches, worker counts or restarts. Integer arithmetic on uint64 only, the same in
-every numpy version and on every machine; golden values in the tests pin it, since a change here changes every run.
+So a crop does not depend on threads, batches, worker counts or restarts. All is the same to the last bit in every numpy
+version and on every machine; the tests pin values, since a change here changes every run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from enum import IntEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Reals = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -38,8 +41,8 @@ def splitmix64(seeds: NDArray[np.uint64], counters: ArrayLike) -> NDArray[np.uin
     """Output number `counters` (from 0) of the splitmix64 generators seeded with `seeds`; the two broadcast.
 
     Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators". For one seed the map from counter to
-    output is a bijection on 64 bits. `seeds` needs at least one dimension: numpy's uint64 arrays wrap around in
-    silence, its scalars warn.
+    output is a bijection on 64 bits. `seeds` needs at least one dimension: numpy's uint64 arrays wrap around
+    silently, its scalars warn.
     """
     z = seeds + (np.atleast_1d(np.asarray(counters, dtype=np.uint64)) + np.uint64(1)) * _GOLDEN_GAMMA
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -61,11 +64,8 @@ def uniform(keys: NDArray[np.uint64], num_draws: int) -> NDArray[np.float64]:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-# Real functions from +, -, *, / and sqrt alone, which IEEE 754 rounds exactly: the same bits on every machine.
-
-
-Reals = NDArray[np.float64]
-Integers = NDArray[np.int64]
+# Distributions. Only +, -, *, / and sqrt, which IEEE 754 rounds exactly: numpy's and libm's exp, log and sin differ in
+# the last bit between instruction sets, and a last bit can move a crop by a pixel.
 
 
 def between(low: float, high: float, draws: Reals) -> Reals:
@@ -81,6 +81,18 @@ def log_uniform(low: float, high: float, draws: Reals) -> Reals:
     """Between `low` and `high`, both within e**-3 and e**3, uniform in the logarithm."""
     first, last = (float(Decimal(bound).ln()) for bound in (low, high))  # decimal's is the same on every machine
     return exp(between(first, last, draws))
+
+
+def normal(draws: Reals) -> Reals:
+    """Standard normal numbers from uniform ones in [0, 1): Acklam's inverse distribution function, relative error below
+    1.2e-9; draws below 1e-12 count as 1e-12."""
+    p = np.clip(draws, 1e-12, 1 - 1e-12)
+    tail = np.minimum(p, 1 - p)
+    q, r = p - 0.5, (p - 0.5) * (p - 0.5)
+    central = q * _horner(_A, r) / (_horner(_B, r) * r + 1.0)
+    t = np.sqrt(-2.0 * log(tail))
+    lower = _horner(_C, t) / (_horner(_D, t) * t + 1.0)
+    return np.where(tail < 0.02425, np.where(p < 0.5, lower, -lower), central)
 
 
 def exp(x: Reals) -> Reals:
@@ -104,18 +116,6 @@ def log(x: Reals) -> Reals:
     for k in range(21, 0, -2):
         series = series * (z * z) + 1.0 / k
     return 2.0 * z * series + exponent * 0.6931471805599453
-
-
-def normal(draws: Reals) -> Reals:
-    """Standard normal numbers from uniform ones in [0, 1): Acklam's inverse distribution function, relative error below
-    1.2e-9; draws below 1e-12 count as 1e-12."""
-    p = np.clip(draws, 1e-12, 1 - 1e-12)
-    tail = np.minimum(p, 1 - p)
-    q, r = p - 0.5, (p - 0.5) * (p - 0.5)
-    central = q * _horner(_A, r) / (_horner(_B, r) * r + 1.0)
-    t = np.sqrt(-2.0 * log(tail))
-    lower = _horner(_C, t) / (_horner(_D, t) * t + 1.0)
-    return np.where(tail < 0.02425, np.where(p < 0.5, lower, -lower), central)
 
 
 def sin_cos(degrees: float) -> tuple[float, float]:

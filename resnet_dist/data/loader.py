@@ -1,21 +1,15 @@
-"""Batches of a beton in a given order: `BetonLoader` is all that training sees of decoding, threads and ffcv.
-
-One loader serves all epochs of a process. What a batch holds depends on (beton, transform, decoder, seed, epoch, sample
-ids) only: not on threads, batch size, worker count or where an epoch was resumed.
-"""
+"""Batches of a beton in a given order: all that training sees of decoding and threads."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Generator
-from functools import partial
-from itertools import count
+from contextlib import closing
 from pathlib import Path
 from queue import Empty, Full, Queue
 from shlex import quote
 from threading import Event, Thread, current_thread
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -25,23 +19,30 @@ from data_prep.beton.digest import CHUNK_BYTES, chunk_digest
 from data_prep.beton.manifest import Manifest
 from data_prep.beton.reader import BetonReader
 from resnet_dist.config.recipe import OnBadSample
-from resnet_dist.data.batch import Batch, BatchPlaces, Placed, batch_places
+from resnet_dist.data.batch import Batch, CudaBuffers, HostBuffers, ReceiveBatch, batch_buffers
 from resnet_dist.data.crops import Transform, require_sides
 from resnet_dist.data.decoder import Decoder, KeyedDecoder
 from resnet_dist.errors import Fault, UserError
 
-_BATCHES_READ_AHEAD = 16
-"""Samples of 16 batches of 64 lie in about 13 pages of 8 MiB: a second of reading for a disk of 100 MB/s."""
-
 
 class BetonLoader:
-    """Decodes samples of one beton under one transform, `batch_size` at a time, on `num_threads` threads.
+    """Decodes samples of one beton under one transform. One loader serves all epochs of a process.
 
-    A batch's tensors are the consumer's own: nothing writes to them later. With `reads_ahead` the pages of the file are
-    asked for before they are due, which pays where samples come in `order.page_permutation`. `wait_limit_s` is the
-    longest wait for one batch. `size_at` gives the images' size in an epoch, px, in the place of the transform's. With
-    `num_copies` there are that many times as many ids (see `order.train_order`). UserError when beton and manifest or
-    transform do not belong together, or `decoder` was not built.
+    What a batch holds depends on (beton, transform, decoder, seed, epoch, sample ids) only: not on threads, batch size,
+    worker count or where an epoch was resumed.
+
+    Args:
+        beton, manifest: the data; UserError when they do not belong together, or do not suit the transform.
+        decoder: "native" or "ffcv"; UserError when it was not built.
+        batch_size: samples of a batch; the last of an epoch may be short.
+        num_threads: threads that decode, besides one that prepares batches.
+        device: where the batches' tensors are.
+        on_bad_sample: whether a sample that cannot be decoded is a Fault, or replaced by another.
+        reads_ahead: whether pages of the file are asked for before they are due, which pays where samples come in the
+            order of `order.page_permutation`.
+        wait_limit_s: the longest wait for one batch.
+        size_at: epoch -> size of the images, px, instead of the transform's.
+        num_copies: there are that many times as many sample ids (see `order.train_order`).
     """
 
     def __init__(
@@ -63,13 +64,11 @@ class BetonLoader:
     ) -> None:
         reader = open_reader(beton, manifest)
         require_sides(beton, manifest, transform)
-        self._labels = reader.labels
-        self._num_ids = num_copies * len(reader.labels)
-        self._file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
+        file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
         self.page_of_sample: NDArray[np.int64] = reader.pointers // reader.page_bytes
-        """[num_samples]: in which page of the beton a sample lies."""
-        self._page_bytes = reader.page_bytes
-        self._beton = beton
+        """[num_samples]: in which page of the beton a sample is."""
+        self._reader = reader
+        self._num_ids = num_copies * len(reader)
         self._batch_size = batch_size
         self._reads_ahead = reads_ahead
         self._device = device
@@ -79,17 +78,17 @@ class BetonLoader:
 
         def open_decoder(size: int) -> KeyedDecoder:
             sized = transform.model_copy(update={"size": size})
-            return KeyedDecoder(reader, sized, decoder, seed, num_threads, on_bad_sample)
+            return KeyedDecoder(reader, file, sized, decoder, seed, num_threads, on_bad_sample)
 
         self._open_decoder = open_decoder
-        self._decoder_at(0)  # what cannot be opened is told now
+        self._decoder_at(0)  # raises now what cannot be opened
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
 
         id + k * number of samples is copy k of a sample, augmented by draws of its own.
 
-        Raises Fault for a sample that does not decode or a batch that does not come; whatever ends the iteration, also
+        Raises Fault for a sample that does not decode or a batch that does not come. Whatever ends the iteration, also
         leaving it early, ends its thread.
         """
         if sample_ids.ndim != 1 or not np.issubdtype(sample_ids.dtype, np.integer):
@@ -103,129 +102,81 @@ class BetonLoader:
         for decoder in self._decoders.values():
             decoder.close()
 
+    def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """On the consumer's thread."""
+        decoder = self._decoder_at(epoch)
+        # Made here, since here CUDA's current device is the worker's; in a new thread it would be device 0.
+        buffers = batch_buffers(decoder.size, self._device, self._batch_size)
+        decoded = self._decoded(decoder, buffers, epoch, sample_ids)
+        with closing(EpochThread(str(self._reader.path), decoded, self._wait_limit_s)) as thread:
+            while (receive := thread.next_batch()) is not None:
+                yield receive()
+
+    def _decoded(
+        self, decoder: KeyedDecoder, buffers: HostBuffers | CudaBuffers, epoch: int, sample_ids: NDArray[np.int64]
+    ) -> Generator[ReceiveBatch, None, None]:
+        """On the epoch's thread: the epoch's batches, on their way to the device."""
+        num_samples = len(self._reader)
+        pages = self.page_of_sample[sample_ids % num_samples] if self._reads_ahead else sample_ids[:0]
+        with closing(ReadAhead(self._reader, pages)) as hints:
+            for start in range(0, len(sample_ids), self._batch_size):
+                hints.ask_for(start + _BATCHES_READ_AHEAD * self._batch_size)
+                ids = sample_ids[start : start + self._batch_size]
+                images, shown = buffers.take(len(ids)), ids.copy()
+                decoder.decode(epoch, shown, images.numpy())
+                num_replaced, shown = int((shown != ids).sum()), shown % num_samples
+                labels = torch.from_numpy(self._reader.labels[shown])
+                yield buffers.send(Batch(images, labels, shown, num_replaced))
+
     def _decoder_at(self, epoch: int) -> KeyedDecoder:
-        """Of the epoch's size: a thread that is still ending another epoch has its own."""
+        """One for each size: a thread that is still ending another epoch has its own."""
         size = self._size_at(epoch)
         if size not in self._decoders:
             self._decoders[size] = self._open_decoder(size)
         return self._decoders[size]
 
-    def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        uses = first_uses(self.page_of_sample, sample_ids % len(self._labels)) if self._reads_ahead else []
-        with ReadAhead(self._beton, self._page_bytes, uses, _BATCHES_READ_AHEAD * self._batch_size) as hints:
-            yield from self._decoded(epoch, sample_ids, hints)
 
-    def _decoded(self, epoch: int, sample_ids: NDArray[np.int64], hints: ReadAhead) -> Generator[Batch, None, None]:
-        decoder = self._decoder_at(epoch)
-        thread = EpochThread(
-            str(self._beton),
-            partial(decoder.decode, self._file, epoch),
-            batch_places(decoder.size, self._device, self._batch_size),
-            self._labels,
-            sample_ids,
-            self._batch_size,
-            self._wait_limit_s,
-        )
-        try:
-            for place in count(0, self._batch_size):
-                hints.reached(place)
-                if (batch := thread.next_batch()) is None:
-                    return
-                yield batch
-        finally:
-            thread.close()
-
-
-def open_reader(beton: Path, manifest: Manifest) -> BetonReader:
-    """Sizes first: a mapped file that is shorter than its pointers kills the process with SIGBUS.
-
-    Then the digests of what is no image: headers and tables. The images' are `data-prep verify`'s business: 140 GB take
-    minutes to read.
-    """
-    if not beton.is_file():
-        raise UserError(f"{beton}: does not exist")
-    if (actual_bytes := beton.stat().st_size) != manifest.beton_bytes:
-        raise UserError(f"{beton}: has {actual_bytes} bytes, its manifest says {manifest.beton_bytes}")
-    reader = BetonReader(beton)
-    if len(reader) != manifest.num_samples:
-        raise UserError(f"{beton}: has {len(reader)} samples, its manifest says {manifest.num_samples}")
-    _require_digests(beton, manifest, reader)
-    return reader
-
-
-def _require_digests(beton: Path, manifest: Manifest, reader: BetonReader) -> None:
-    if manifest.chunk_bytes != CHUNK_BYTES or not len(reader):
-        return
-    first_image, last_image = int(reader.pointers.min()), int((reader.pointers + reader.sizes).max())
-    last_chunk = (manifest.beton_bytes - 1) // CHUNK_BYTES
-    chunks = {*range(first_image // CHUNK_BYTES + 1), *range(last_image // CHUNK_BYTES, last_chunk + 1)}
-    with beton.open("rb") as file:
-        for chunk in sorted(chunks):
-            file.seek(chunk * CHUNK_BYTES)
-            if chunk_digest(file.read(CHUNK_BYTES), manifest.algorithm) != manifest.chunks[chunk]:
-                raise UserError(
-                    f"{beton}: bytes from {chunk * CHUNK_BYTES} on do not have the digest that its manifest tells: "
-                    f"`data-prep verify {quote(str(beton))}` tells what changed; copy or convert it again"
-                )
-
-
-# The thread that decodes an epoch's batches ahead of training; neither side can wait for ever for the other.
-
-
-Show = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
-"""Fills images [N, size, size, 3] with what samples of the ids [N] show; where one is replaced, so is its id."""
-
+_BATCHES_READ_AHEAD = 16
+"""Samples of 16 batches of 64 are in about 13 pages of 8 MiB: a second of reading for a disk of 100 MB/s."""
+_BATCHES_AHEAD = 3
 _POLL_S = 0.5
 """How soon a waiting side sees that the other has gone."""
 _JOIN_LIMIT_S = 5.0
-_BATCHES_AHEAD = 3
 
 
 class EpochThread(Thread):
-    """Batches of `sample_ids` in their order; `next_batch` hands them out."""
+    """Prepares an epoch's batches ahead of training. Neither side can wait for ever for the other."""
 
-    def __init__(
-        self,
-        name: str,
-        show: Show,
-        places: BatchPlaces,
-        labels: NDArray[np.int64],
-        sample_ids: NDArray[np.int64],
-        batch_size: int,
-        wait_limit_s: float,
-    ) -> None:
-        """`name`: of the data, for errors; `labels`: of all samples of the data; ids count modulo their number."""
+    def __init__(self, name: str, batches: Generator[ReceiveBatch, None, None], wait_limit_s: float) -> None:
+        """`name`: of the data, for errors; `batches`: run and closed by this thread; `wait_limit_s`: for one batch."""
         super().__init__(name="beton-epoch", daemon=True)
         self._data = name
-        self._show = show
-        self._places = places
-        self._labels = labels
-        self._sample_ids = sample_ids
-        self._batch_size = batch_size
+        self._batches = batches
         self._wait_limit_s = wait_limit_s
-        self._queue: Queue[Placed | BaseException | None] = Queue(_BATCHES_AHEAD)
+        self._queue: Queue[ReceiveBatch | BaseException | None] = Queue(_BATCHES_AHEAD)
         self._is_unwanted = Event()
         self.start()
 
     def run(self) -> None:
         try:
-            for start in range(0, len(self._sample_ids), self._batch_size):
-                if not self._offer(self._decoded(self._sample_ids[start : start + self._batch_size])):
-                    return
+            with closing(self._batches):
+                for batch in self._batches:
+                    if not self._offer(batch):
+                        return
             self._offer(None)
         except BaseException as error:  # noqa: BLE001 the consumer raises it
             self._offer(error)
 
-    def next_batch(self) -> Batch | None:
-        """None at the end. Raises what `run` raised."""
+    def next_batch(self) -> ReceiveBatch | None:
+        """None at the end. Raises what the thread raised; Fault if no batch comes."""
         deadline = time.monotonic() + self._wait_limit_s
         while True:
-            alive = self.is_alive()  # before the look into the queue: a thread may put its last word and end
+            alive = self.is_alive()  # before the look into the queue: a thread may put its last item and end
             try:
                 item = self._queue.get(timeout=_POLL_S if alive else 0)
             except Empty:
                 if not alive:
-                    raise Fault(f"the loader thread of {self._data} died without a word") from None
+                    raise Fault(f"the loader thread of {self._data} ended without an error message") from None
                 if time.monotonic() > deadline:
                     raise Fault(
                         f"{self._data}: no batch within {self._wait_limit_s:g} s; is the storage alive?"
@@ -233,12 +184,12 @@ class EpochThread(Thread):
                 continue
             if isinstance(item, BaseException):
                 raise item
-            return item.received() if item else None
+            return item
 
     def close(self) -> None:
         """Ends the thread after the batch it is decoding, and waits for it (5 s at most)."""
         self._is_unwanted.set()
-        while True:  # a thread that waits for room in the queue goes on at once
+        while True:  # a thread that waits for space in the queue continues at once
             try:
                 self._queue.get_nowait()
             except Empty:
@@ -246,15 +197,8 @@ class EpochThread(Thread):
         if self.is_alive() and self is not current_thread():
             self.join(_JOIN_LIMIT_S)
 
-    def _decoded(self, sample_ids: NDArray[np.int64]) -> Placed:
-        place = self._places.take(len(sample_ids))
-        shown = sample_ids.copy()
-        self._show(shown, place.numpy())
-        num_replaced, shown = int((shown != sample_ids).sum()), shown % len(self._labels)
-        return self._places.send(place, self._labels[shown], shown, num_replaced)
-
-    def _offer(self, item: Placed | BaseException | None) -> bool:
-        """Puts `item` when there is room; False when the consumer has gone."""
+    def _offer(self, item: ReceiveBatch | BaseException | None) -> bool:
+        """Puts `item` when there is space; False when the consumer has gone."""
         while not self._is_unwanted.is_set():
             try:
                 self._queue.put(item, timeout=_POLL_S)
@@ -264,35 +208,50 @@ class EpochThread(Thread):
         return False
 
 
-# For `data.shuffle: page`: asks the kernel for a beton's pages before their samples are due, each as one long read.
-
-
-def first_uses(page_of_sample: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(place in `sample_ids` where a page is first needed, page), ascending."""
-    pages, places = np.unique(page_of_sample[sample_ids], return_index=True)
-    return sorted(zip(places.tolist(), pages.tolist(), strict=True))
-
-
 class ReadAhead:
-    """Hints for one epoch. Opens the file; `with` closes it."""
+    """For `data.shuffle: page`: asks the system for a beton's pages before they are due, each as one long read."""
 
-    def __init__(self, beton: Path, page_bytes: int, uses: list[tuple[int, int]], ahead: int) -> None:
-        """`ahead`: how many samples before its first use a page is asked for."""
-        self._uses = uses
-        self._next = 0
-        self._page_bytes = page_bytes
-        self._ahead = ahead
-        self._file = os.open(beton, os.O_RDONLY)
+    def __init__(self, reader: BetonReader, pages: NDArray[np.int64]) -> None:
+        """`pages`: of the epoch's samples, in their order; none, to ask for nothing."""
+        needed, first_uses = np.unique(pages, return_index=True)
+        self._uses = sorted(zip(first_uses.tolist(), needed.tolist(), strict=True), reverse=True)
+        self._page_bytes = reader.page_bytes
+        self._file = os.open(reader.path, os.O_RDONLY)
 
-    def reached(self, place: int) -> None:
-        """Sample number `place` of the order is due. Does not wait for the disk."""
-        while self._next < len(self._uses) and self._uses[self._next][0] < place + self._ahead:
-            page = self._uses[self._next][1]
+    def ask_for(self, end: int) -> None:
+        """The pages of the epoch's first `end` samples, once each. Does not wait for the disk."""
+        while self._uses and self._uses[-1][0] < end:
+            page = self._uses.pop()[1]
             os.posix_fadvise(self._file, page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED)
-            self._next += 1
 
-    def __enter__(self) -> ReadAhead:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def close(self) -> None:
         os.close(self._file)
+
+
+def open_reader(beton: Path, manifest: Manifest) -> BetonReader:
+    """Opens a beton. UserError when it is not the one that the manifest describes.
+
+    The size is checked first: a mapped file that is shorter than its pointers kills the process with SIGBUS. Then the
+    digests of headers and tables. The images' digests are checked by `data-prep verify`: 140 GB take minutes to read.
+    """
+    if not beton.is_file():
+        raise UserError(f"{beton}: does not exist")
+    if (actual_bytes := beton.stat().st_size) != manifest.beton_bytes:
+        raise UserError(f"{beton}: has {actual_bytes} bytes, its manifest says {manifest.beton_bytes}")
+    reader = BetonReader(beton)
+    if len(reader) != manifest.num_samples:
+        raise UserError(f"{beton}: has {len(reader)} samples, its manifest says {manifest.num_samples}")
+    if manifest.chunk_bytes != CHUNK_BYTES or not len(reader):
+        return reader
+    first_image, last_image = int(reader.pointers.min()), int((reader.pointers + reader.sizes).max())
+    last_chunk = (manifest.beton_bytes - 1) // CHUNK_BYTES
+    chunks = {*range(first_image // CHUNK_BYTES + 1), *range(last_image // CHUNK_BYTES, last_chunk + 1)}
+    with beton.open("rb") as file:
+        for chunk in sorted(chunks):
+            file.seek(chunk * CHUNK_BYTES)
+            if chunk_digest(file.read(CHUNK_BYTES), manifest.algorithm) != manifest.chunks[chunk]:
+                raise UserError(
+                    f"{beton}: bytes from {chunk * CHUNK_BYTES} on do not have the digest in its manifest: "
+                    f"`data-prep verify {quote(str(beton))}` says what changed; copy or convert it again"
+                )
+    return reader

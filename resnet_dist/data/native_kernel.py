@@ -1,4 +1,4 @@
-"""The native decode kernel (`native/*.c`) by ctypes: one call for a batch, which lets go of the GIL for its length.
+"""The native decode kernel (`native/*.c`): one call decodes a batch, on threads of its own and without the GIL.
 
 It decodes only the part of a JPEG that is shown, with libjpeg-turbo's accurate settings, and resizes with Pillow's
 arithmetic: the pixels are Pillow's, bit for bit, on every CPU.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.native import open_library, pointer
+from data_prep.native import open_decode_library, pointer
 from resnet_dist.config.recipe import MAX_SIZE
 from resnet_dist.data.augment import OPERATION, Operations
 from resnet_dist.data.crops import Views
@@ -61,7 +61,7 @@ class NativeKernel:
     """
 
     def __init__(self, num_threads: int = 1, own_huffman: bool | None = None) -> None:
-        library = open_library(
+        library = open_decode_library(
             "data.decoder is native", ", or set data.decoder: ffcv, whose pixels differ by a grey level or two"
         )
         self._function = library.resnet_dist_decode
@@ -77,17 +77,14 @@ class NativeKernel:
         flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
-        statuses: NDArray[np.int64],
-    ) -> None:
-        self._call(file, stored, views, flips, operations, images, statuses)
+    ) -> NDArray[np.int64]:
+        return self._call(file, stored, views, flips, operations, images)[0]
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         if status != Status.JPEG_BROKEN:
             return _REASONS[Status(status)]
-        images, statuses = np.empty((1, size, size, 3), np.uint8), np.empty(1, np.int64)
-        none = np.zeros((1, 0), OPERATION)
-        message = self._call(file, stored, views, np.zeros(1, np.bool_), none, images, statuses)
-        return f"its JPEG is broken: {message}"
+        image, no_operations = np.empty((1, size, size, 3), np.uint8), np.zeros((1, 0), OPERATION)
+        return f"its JPEG is broken: {self._call(file, stored, views, np.zeros(1, np.bool_), no_operations, image)[1]}"
 
     def close(self) -> None:
         self._pool.close()
@@ -100,13 +97,12 @@ class NativeKernel:
         flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
-        statuses: NDArray[np.int64],
-    ) -> str:
-        """libjpeg's message, if there is one image and it is broken."""
-        num, size, num_operations = len(statuses), images.shape[1], operations.shape[1]
+    ) -> tuple[NDArray[np.int64], str]:
+        """The statuses, and libjpeg's message if there is one image and it is broken."""
+        num, size, num_operations = len(images), images.shape[1], operations.shape[1]
         if not 1 <= size <= (MAX_SIZE if num_operations else _MAX_SIDE):
             raise ValueError(f"images of {size} x {size} px")
-        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        statuses, message = np.empty(num, np.int64), ctypes.create_string_buffer(_MESSAGE_BYTES)
         self._function(
             self._pool.address,
             pointer(file, np.uint8, (len(file),)),
@@ -127,12 +123,12 @@ class NativeKernel:
             pointer(statuses, np.int64, (num,)),
             message,
         )
-        return message.value.decode("ascii", errors="replace")
+        return statuses, message.value.decode("ascii", errors="replace")
 
 
 class _Pool:
-    """The kernel's threads (native/pool.h). The memory is given back when no call can be running any more: a call holds
-    the kernel, which holds this."""
+    """The kernel's threads (native/pool.h). Their memory is freed when no call can be running: a call holds the kernel,
+    which holds this."""
 
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         library.resnet_dist_pool_open.restype = ctypes.c_void_p
@@ -159,7 +155,7 @@ def own_huffman_is_sound() -> bool:
     (15 ms): the structure is looked at, and three images are decoded both ways. The pixels are the same either way.
     """
     images = [_sample_jpeg(subsampling) for subsampling in (0, 1, 2)]
-    fits = open_library("data.decoder is native").resnet_dist_huffman_fits
+    fits = open_decode_library("data.decoder is native").resnet_dist_huffman_fits
     if fits(images[0], ctypes.c_int64(len(images[0]))) and all(_decodes_alike(image) for image in images):
         return True
     _log.warning(
@@ -182,11 +178,13 @@ def _decodes_alike(image: bytes) -> bool:
     one = np.ones(1, np.int64)
     stored = StoredImages(0 * one, len(file) * one, np.zeros(1, np.uint8), 61 * one, 83 * one)
     views = np.array([[3, 9, 50, 64, 32, 32, 0, 0]])
-    shown = []
+    decoded = []
     for own_huffman in (True, False):
-        pixels, statuses = np.zeros((1, 32, 32, 3), np.uint8), np.empty(1, np.int64)
-        kernel = NativeKernel(own_huffman=own_huffman)
-        kernel.decode(file, stored, views, np.zeros(1, np.bool_), np.zeros((1, 0), OPERATION), pixels, statuses)
-        shown.append((pixels, statuses))
-    (ours, our_status), (theirs, their_status) = shown
-    return bool(our_status[0] == their_status[0] == Status.OK and np.array_equal(ours, theirs))
+        pixels, no_flips, no_operations = (
+            np.zeros((1, 32, 32, 3), np.uint8),
+            np.zeros(1, np.bool_),
+            np.zeros((1, 0), OPERATION),
+        )
+        (status,) = NativeKernel(own_huffman=own_huffman).decode(file, stored, views, no_flips, no_operations, pixels)
+        decoded.append((int(status), pixels.tobytes()))
+    return decoded[0] == decoded[1] and decoded[0][0] == Status.OK

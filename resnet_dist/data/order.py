@@ -32,34 +32,36 @@ def epoch_permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int
 
 
 class PageShuffle(NamedTuple):
-    """A shuffle for betons that are larger than memory: at any time it needs a few pages of the file only."""
+    """A shuffle for betons that are larger than memory: at any time it needs only a few pages of the file."""
 
     page_of_sample: NDArray[np.int64]
     """[num_samples]"""
     window_pages: int
-    """Pages whose samples are mixed at any time; a page is left once this many others have been begun."""
+    """Pages whose samples are mixed at any time; a page is finished once this many others have been begun."""
 
 
 def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.int64]:
     """All sample ids in the order of the epoch, those of a page within `window_pages` pages. int64 [num_samples].
 
-    The pages are laid out in a random circle, and each sample goes from its page's place a random way of up to the
-    window's length; the order is that of where they end up. So there are no edges: every stretch of the order mixes
-    `window_pages` pages evenly (those where the circle closes are read twice for it). Two neighbours come from one page
-    once in `window_pages`; with as many pages as there are, this is a full shuffle.
+    The pages are laid out in random order around a circle. Each sample moves forward from its page's place by a random
+    distance of up to the window's length, and the order is that of where the samples end up. A circle has no edges:
+    every stretch of the order mixes `window_pages` pages evenly (those where it closes are read twice). Two neighbours
+    come from one page once in `window_pages`; with a window of all pages, this is a full shuffle.
     """
     pages, place_in_pages = np.unique(shuffle.page_of_sample, return_inverse=True)
     num_pages, window = len(pages), min(shuffle.window_pages, len(pages))
     place = np.empty(num_pages, np.uint64)
     place[np.argsort(sample_keys(Stream.PAGES, seed, epoch, pages), kind="stable")] = np.arange(num_pages)
-    # In units of 2**-32 pages: whole numbers, equal on every machine.
-    ways = (sample_keys(Stream.ORDER, seed, epoch, np.arange(len(place_in_pages))) >> np.uint64(32)) * np.uint64(window)
-    ends = ((place[place_in_pages] << np.uint64(32)) + ways) % np.uint64(max(num_pages, 1) << 32)
+    # In units of 2**-32 pages: integers, equal on every machine.
+    distances = (sample_keys(Stream.ORDER, seed, epoch, np.arange(len(place_in_pages))) >> np.uint64(32)) * np.uint64(
+        window
+    )
+    ends = ((place[place_in_pages] << np.uint64(32)) + distances) % np.uint64(max(num_pages, 1) << 32)
     return np.argsort(ends, kind="stable").astype(np.int64, copy=False)
 
 
 def replacement_ids(num_samples: int, seed: int, epoch: int, sample_id: int) -> NDArray[np.int64]:
-    """Who is shown in the place of a sample that cannot be decoded: the first of these ten that can. int64 [10]."""
+    """Which samples may replace one that cannot be decoded: the first of these that can takes its place. int64 [10]."""
     draws = uniform(sample_keys(Stream.REPLACEMENT, seed, epoch, [sample_id]), 10)[0]
     return (draws * num_samples).astype(np.int64)
 
@@ -77,7 +79,7 @@ def train_order(
     pages: PageShuffle | None = None,
     repeats: int = 1,
 ) -> NDArray[np.int64]:
-    """Sample ids of this rank from `start_step` (within the epoch) on: int64 [steps left, local micro-batches, size].
+    """Sample ids of this rank from `start_step` of the epoch on: int64 [steps left, local micro-batches, size].
 
     All samples are shuffled, or with `pages` those within a window of pages. The epoch's incomplete last global batch
     is dropped. With `repeats` the first of the shuffled samples come that many times each, dealt to the micro-batches
@@ -94,7 +96,7 @@ def train_order(
             "lower train.global_batch_size"
         )
     if not 0 <= start_step <= num_steps:
-        raise ValueError(f"start_step {start_step} lies outside the epoch's {num_steps} steps")
+        raise ValueError(f"start_step {start_step} is outside the epoch's {num_steps} steps")
     share = micro_batch_share(num_micro_batches, rank, world_size)
     permutation = page_permutation(pages, seed, epoch) if pages else epoch_permutation(num_samples, seed, epoch)
     if repeats > 1:
@@ -115,7 +117,7 @@ def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) 
 
 def _share(count: int, rank: int, world_size: int) -> range:
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} lies outside a world of {world_size}")
+        raise ValueError(f"rank {rank} is outside a world of {world_size}")
     each, extra = divmod(count, world_size)
     start = rank * each + min(rank, extra)
     return range(start, start + each + (rank < extra))

@@ -181,7 +181,7 @@ static void work(void *given, int64_t k, Scratch *scratch)
     scratch_trim(scratch);
 }
 
-/* Tells whether library and Python sources belong together: as in native_library.py. */
+/* Tells whether library and Python sources belong together: as in data_prep/native/__init__.py. */
 int resnet_dist_interface(void)
 {
     return 4;

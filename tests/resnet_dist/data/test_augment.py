@@ -29,7 +29,7 @@ from resnet_dist.data.augment import (
     OPERATION,
     OperationKind,
     Operations,
-    Operator,
+    apply_operations,
     draw_operations,
     operation,
     rand_augment_table,
@@ -56,7 +56,7 @@ def keys_of(num: int) -> NDArray[np.uint64]:
 
 def applied(operations: Operations, image: Pixels) -> Pixels:
     images = image[None].copy()
-    Operator().apply(np.ascontiguousarray(operations.reshape(1, -1)), images)
+    apply_operations(np.ascontiguousarray(operations.reshape(1, -1)), images)
     return images[0]
 
 
@@ -292,4 +292,4 @@ def test_neither_threads_nor_batches_nor_the_process_order_show(
 def test_operations_are_laid_out_as_in_c() -> None:
     assert OPERATION.itemsize == 72
     with pytest.raises(ValueError, match="expected a contiguous"):
-        Operator().apply(np.zeros((2, 1), OPERATION), np.zeros((1, 4, 4, 3), np.uint8))
+        apply_operations(np.zeros((2, 1), OPERATION), np.zeros((1, 4, 4, 3), np.uint8))

@@ -316,7 +316,7 @@ def test_a_thread_that_dies_in_silence_is_noticed(
     photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EpochThread, "run", lambda self: None)
-    with pytest.raises(Fault, match=r"died without a word"):
+    with pytest.raises(Fault, match=r"ended without an error message"):
         next(open_loader(photo_beton, wait_limit_s=3600).epoch(0, ALL))
 
 
@@ -443,5 +443,5 @@ def test_another_file_of_the_same_size_is_refused(photo_beton: Path, tmp_path: P
     file = bytearray(beton.read_bytes())
     file[METADATA_START + 16] ^= 1  # of sample 0, the label
     beton.write_bytes(file)
-    with pytest.raises(UserError, match=r"other.beton: bytes from 0 on do not have the digest that its manifest tells"):
+    with pytest.raises(UserError, match=r"other.beton: bytes from 0 on do not have the digest in its manifest"):
         open_loader(beton)

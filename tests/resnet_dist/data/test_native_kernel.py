@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import data_prep
-from data_prep import native as native_library
+from data_prep import native
 from data_prep.fuzz.jpegs import made_kinds
 from data_prep.jpeg.header import read_jpeg_header
 from resnet_dist.config.recipe import DataConfig
@@ -109,12 +109,11 @@ def decode(
         np.full(num, sides[0]),
         np.full(num, sides[1]),
     )
-    images, statuses = np.empty((num, size, size, 3), np.uint8), np.empty(num, np.int64)
+    images = np.empty((num, size, size, 3), np.uint8)
     flips = np.zeros(num, np.bool_) if flips is None else flips
     operations = np.zeros((num, 0), OPERATION)
     views = np.ascontiguousarray(views, np.int64)
-    NativeKernel().decode(file, stored, views, flips, operations, images, statuses)
-    return images, statuses.tolist()
+    return images, NativeKernel().decode(file, stored, views, flips, operations, images).tolist()
 
 
 def whole(image: bytes) -> Pixels:
@@ -291,9 +290,10 @@ def test_an_image_without_tables_does_not_use_an_earlier_images(picture: Pixels,
     modes, offsets = np.zeros(4, np.uint8), np.cumsum(sizes) - sizes
     stored = StoredImages(offsets, sizes, modes, np.full(4, height), np.full(4, width))
     views = np.array([[0, 0, height, width, 32, 32, 0, 0]] * 4)
-    images, statuses = np.empty((4, 32, 32, 3), np.uint8), np.empty(4, np.int64)
+    images = np.empty((4, 32, 32, 3), np.uint8)
     file = np.frombuffer(b"".join(files), np.uint8)
-    NativeKernel().decode(file, stored, views, np.zeros(4, np.bool_), np.zeros((4, 0), OPERATION), images, statuses)
+    no_flips, no_operations = np.zeros(4, np.bool_), np.zeros((4, 0), OPERATION)
+    statuses = NativeKernel().decode(file, stored, views, no_flips, no_operations, images)
     assert statuses.tolist() == [Status.OK, Status.JPEG_BROKEN, Status.OK, Status.OK]
     assert all(np.array_equal(images[k], images[0]) for k in (2, 3))
 
@@ -327,16 +327,16 @@ def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
     views = np.array([[0, 0, 187, 235, 8, 8, 0, 0]])
     flips, images = np.zeros(1, np.bool_), np.empty((1, 8, 8, 3), np.uint8)
     kernel, none = NativeKernel(), np.zeros((1, 0), OPERATION)
-    kernel.decode(file, stored, views, flips, none, images, one.copy())
+    kernel.decode(file, stored, views, flips, none, images)
     for bad in (
-        (file, stored, views.astype(np.float64), flips, none, images, one),
-        (file, stored, views[:, :7], flips, none, images, one),
-        (file, stored, views, np.zeros(2, np.bool_), none, images, one),
-        (file, stored, views, flips, none, np.empty((1, 8, 9, 3), np.uint8), one),
-        (file, stored, views, flips, none, np.empty((1, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1), one),
-        (file, stored, views, flips, np.zeros((1, 0)), images, one),
-        (file[::2], stored, views, flips, none, images, one),
-        (file, stored._replace(sizes=np.zeros(1, np.int32)), views, flips, none, images, one),
+        (file, stored, views.astype(np.float64), flips, none, images),
+        (file, stored, views[:, :7], flips, none, images),
+        (file, stored, views, np.zeros(2, np.bool_), none, images),
+        (file, stored, views, flips, none, np.empty((1, 8, 9, 3), np.uint8)),
+        (file, stored, views, flips, none, np.empty((1, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1)),
+        (file, stored, views, flips, np.zeros((1, 0)), images),
+        (file[::2], stored, views, flips, none, images),
+        (file, stored._replace(sizes=np.zeros(1, np.int32)), views, flips, none, images),
     ):
         with pytest.raises(ValueError, match="expected a contiguous"):
             kernel.decode(*bad)
@@ -355,8 +355,8 @@ def test_callers_take_turns_and_a_closed_kernel_goes_on_alone(picture: Pixels, t
     def show(_: int) -> list[bytes]:
         shown = []
         for call in range(6):
-            images, statuses = np.zeros((num, 48, 48, 3), np.uint8), np.full(num, -1)
-            kernel.decode(file, stored, views, flips, operations, images, statuses)
+            images = np.zeros((num, 48, 48, 3), np.uint8)
+            statuses = kernel.decode(file, stored, views, flips, operations, images)
             assert statuses.tolist() == [Status.OK] * num
             shown.append(images.tobytes())
             if call == 2:
@@ -371,7 +371,7 @@ def test_callers_take_turns_and_a_closed_kernel_goes_on_alone(picture: Pixels, t
 
 
 def test_without_the_extension_the_native_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "DECODE_MODULE", "no_such_kernel")
+    monkeypatch.setattr(native, "DECODE_MODULE", "no_such_kernel")
     assert DataConfig.model_fields["decoder"].default == "native"
     with pytest.raises(UserError, match=r"was not built.*libjpeg-dev.*make setup.*data\.decoder: ffcv"):
         open_kernel("native", 1, 1)
