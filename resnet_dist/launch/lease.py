@@ -150,7 +150,7 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
         holder = _holder(storage, number)
         if number and not _is_over(holder):
             _watch(storage, number, holder, timeout_s, say)
-        if storage.claim(_path(storage, number + 1, ".lease")):
+        if storage.create_exclusive(_path(storage, number + 1, ".lease")):
             break
     for old in range(1, number):
         for suffix in (".lease", ".json"):
@@ -332,8 +332,8 @@ class GuardedStorage:
     def publish(self, path: Path) -> None:
         self.inner.publish(path)
 
-    def claim(self, path: Path) -> bool:
-        return self.inner.claim(path)
+    def create_exclusive(self, path: Path) -> bool:
+        return self.inner.create_exclusive(path)
 
     def extended(self, path: Path, num_bytes: int) -> None:
         self.inner.extended(path, num_bytes)

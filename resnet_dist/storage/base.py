@@ -46,7 +46,7 @@ class RunStorage(Protocol):
     def publish(self, path: Path) -> None:
         """A small file that was written in `folder` shall be in storage, whole or not at all."""
 
-    def claim(self, path: Path) -> bool:
+    def create_exclusive(self, path: Path) -> bool:
         """Creates the empty file `path` in `folder` for this process alone; False if another has it, anywhere."""
 
     def extended(self, path: Path, num_bytes: int) -> None:

@@ -48,7 +48,7 @@ class FolderStorage:
     def publish(self, path: Path) -> None:
         """It is there already."""
 
-    def claim(self, path: Path) -> bool:
+    def create_exclusive(self, path: Path) -> bool:
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:

@@ -84,7 +84,7 @@ class ObjectStorage:
         with self._failures("writing"):
             self._fs.pipe_file(self._key(path), path.read_bytes())
 
-    def claim(self, path: Path) -> bool:
+    def create_exclusive(self, path: Path) -> bool:
         # What grows is a folder of parts there; what does not has to be a file here and there, for `pull`.
         key = f"{self._key(path)}/{0:012d}" if path.suffix == _GROWING else self._key(path)
         with self._failures("writing"):

@@ -212,6 +212,12 @@ def require_run(handle: RunHandle) -> None:
         _known_run(connect(handle.tracking_uri), record, handle.run_dir, handle.tracking_uri)
 
 
+def newest_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """Newest step of every metric of the run at the server."""
+    # RunData.metrics has values without steps; its protobuf form has the newest point of each key whole.
+    return {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
+
+
 def _write_record(run_dir: Path, record: dict[str, Any], publish: Callable[[Path], None]) -> None:
     write_json(run_file(run_dir), record)
     publish(run_file(run_dir))

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.pixels import PictureSettings
+from resnet_dist.errors import Fault
 from resnet_dist.tracking.connection import connect, mlflow_faults, require_answer
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.experiment import NOTE_TAG
-from resnet_dist.tracking.mlflow_run import RunHandle
+from resnet_dist.tracking.mlflow_run import RunHandle, newest_steps
 from resnet_dist.tracking.spool import History
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def log_model_metrics(
 ) -> None:
     """Shows what the run logged under these names at `step`, measured on `data`, on the model's page. Raises Fault.
 
-    The run gets no second point: a point's time and value are part of MLflow's key, and they are those in the spool,
-    also where a step was evaluated again, by a group whose sums have other last bits.
+    The run gets no point by this: a point's time and value are part of MLflow's key, and they are those in the spool,
+    also where a step was evaluated again, by a group whose sums have other last bits. Fault while MLflow does not have
+    the run's own points: it would take them for sent (`sync`), and with them all that the spool has before them.
     """
     from mlflow.entities import Metric
 
@@ -110,7 +112,11 @@ def log_model_metrics(
     ]
     require_answer(handle.tracking_uri)
     with mlflow_faults(handle.tracking_uri, "logging the model's metrics"):
-        connect(handle.tracking_uri).log_batch(handle.run_id, metrics=metrics, synchronous=True)
+        client = connect(handle.tracking_uri)
+        arrived = newest_steps(client, handle.run_id)
+        if late := [metric.key for metric in metrics if arrived.get(metric.key, step - 1) < step]:
+            raise Fault(f"MLflow does not have {late[0]} of step {step} yet; run `resnet-dist tracking sync`")
+        client.log_batch(handle.run_id, metrics=metrics, synchronous=True)
 
 
 def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, step: int) -> LoggedModel:

@@ -1,8 +1,15 @@
-"""The events of a spool and their lines: pure, exact (floats survive the round trip), one JSON object per line."""
+"""The spool of a run: every number, tag and text is a line of JSON in the run's folder before anything is sent.
+
+    runs/demo/tracking/<id of the MLflow run>/00003-00001.jsonl
+    {"kind":"opened","time_ms":1790000000000,"host":"node-1","pid":4242,"kept_bytes":{"00002-00001":18230}}
+    {"kind":"metrics","time_ms":1790000000450,"step":120,"values":{"train/loss":0.41,"train/lr":0.1}}
+
+There is one file for each process that ever wrote the spool, named by the driver's lease and a number in it. Only that
+process appends to it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -11,18 +18,31 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
+
+_log = logging.getLogger(__name__)
+MAX_LINE_BYTES = 64 << 20
+"""Longest line that is read."""
+_CHUNK_BYTES = 1 << 18
+_RETRY_WRITE_S = 1.0
+_INT64 = 2**63
+_MAX_PATH_CHARS = 500
+_FILE_NAME = re.compile(r"(?:([0-9]{1,9})-)?([0-9]{1,9})\.jsonl")
+
+
+# Lines.
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The first line of a segment: who writes it, and how many bytes of each older segment count."""
+    """The first line of a file: who writes it, and how many bytes of each older file count."""
 
     time_ms: int
     host: str
@@ -32,7 +52,6 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    seq: int
     time_ms: int
     """Unix time of the call. Part of MLflow's key of a point, so a point that is sent twice is one point."""
     step: int
@@ -41,26 +60,22 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    seq: int
     time_ms: int
     values: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    seq: int
     time_ms: int
     path: str
     content: str
 
 
 Event = Metrics | Tags | Text
-_INT64 = 2**63
-_MAX_PATH_CHARS = 500
 
 
 def encode(record: Opened | Event) -> bytes:
-    """One line with its newline, pure ASCII. NaN and infinities are written as strings, as JSON has none."""
+    """One line with its newline, pure ASCII. NaN and infinities become strings because JSON has none."""
     fields: dict[str, Any] = {"kind": type(record).__name__.lower()}
     fields.update({name: getattr(record, name) for name in record.__slots__})
     if isinstance(record, Metrics):
@@ -69,30 +84,30 @@ def encode(record: Opened | Event) -> bytes:
 
 
 def decode(line: bytes) -> Opened | Event:
-    """The inverse of `encode`, newline or not. Raises ValueError for anything that `encode` did not write: a spool lies
-    in storage, where others may write too, and what comes out of here is sent to a server.
+    """The inverse of `encode`, with or without the newline; floats come back to the bit.
+
+    Raises ValueError for anything that `encode` did not write: others may write to storage too, and what comes out of
+    here is sent to a server.
     """
     try:
         fields = json.loads(line)
-        kind = fields.pop("kind")
+        kind, time_ms = fields["kind"], _whole(fields["time_ms"])
         if kind == "metrics":
-            return Metrics(**_numbered(fields), step=_whole(fields["step"], -_INT64), values=_values(fields["values"]))
+            return Metrics(time_ms, _whole(fields["step"], least=-_INT64), _numbers(fields["values"]))
         if kind == "tags":
-            return Tags(**_numbered(fields), values={_text(k): _text(v) for k, v in fields["values"].items()})
+            return Tags(time_ms, {_text(key): _text(value) for key, value in fields["values"].items()})
         if kind == "text":
-            return Text(
-                **_numbered(fields), path=artifact_path(_text(fields["path"])), content=_text(fields["content"])
-            )
+            return Text(time_ms, artifact_path(_text(fields["path"])), _text(fields["content"]))
         if kind == "opened":
             kept = {_text(stem): _whole(num_bytes) for stem, num_bytes in fields["kept_bytes"].items()}
-            return Opened(_whole(fields["time_ms"]), _text(fields["host"]), _whole(fields["pid"]), kept)
+            return Opened(time_ms, _text(fields["host"]), _whole(fields["pid"]), kept)
         raise ValueError(f"kind {kind!r}")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"not a line of a spool: {line[:80]!r}") from error
 
 
 def artifact_path(path: str) -> str:
-    """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
+    """Raises ValueError for a path that is not inside the run's artifacts: MLflow would never accept it."""
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts or {"\\", "\0"} & set(path) or len(path) > _MAX_PATH_CHARS:
         raise ValueError(f"artifact_path: expected a relative path like notes/recipe.yaml, got {path[:200]!r}")
@@ -100,12 +115,8 @@ def artifact_path(path: str) -> str:
 
 
 def sendable(text: str) -> str:
-    """The text with what UTF-8 and databases have no place for written out: lone surrogates and NUL."""
+    """The text with lone surrogates and NUL, which UTF-8 and databases cannot hold, escaped."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-def _numbered(fields: Mapping[str, Any]) -> dict[str, int]:
-    return {"seq": _whole(fields["seq"]), "time_ms": _whole(fields["time_ms"])}
 
 
 def _whole(value: Any, least: int = 0) -> int:
@@ -114,7 +125,7 @@ def _whole(value: Any, least: int = 0) -> int:
     return value
 
 
-def _values(values: Any) -> dict[str, float]:
+def _numbers(values: Any) -> dict[str, float]:
     if any(type(value) not in (int, float, str) for value in values.values()):
         raise ValueError("expected numbers")
     return {_text(key): float(value) for key, value in values.items()}
@@ -126,30 +137,11 @@ def _text(value: Any) -> str:
     return value
 
 
-def unseen(values: Mapping[str, float], step: int, newest_steps: Mapping[str, int]) -> dict[str, float]:
-    """The values whose (key, step) was not logged yet: THE RULE OF REPLAYS.
-
-    After a restart, training resumes at its last checkpoint and computes again steps whose points were logged before
-    the fault. The steps of a key only grow, so a point is new exactly if its step is greater than the newest step of
-    its key; every other one is left out, and the first value stands. Two things can know that newest step:
-
-    - the spool, which holds every point of the run: asked here by the caller, from memory (`Spool.newest_steps`);
-    - the server, when the spool itself was lost or begins on another disk: asked once, by the background thread,
-      before a new spool's first batch (`Delivery`), and kept beside the spool; until then the points wait in the
-      spool, and what the server already has is left out when they are sent.
-    """
-    return {key: v for key, v in values.items() if key not in newest_steps or step > newest_steps[key]}
-
-
-# A spool on disk, as its readers see it: a folder of segments `0001.jsonl`, `0002.jsonl`, ...
-
-
-MAX_LINE_BYTES = 64 << 20
-"""Of a line that is read."""
+# Reading.
 
 
 def spool_folder(run_dir: Path, run_id: str, writer: str = "") -> Path:
-    """Where the spool of an MLflow run lies: with the checkpoints, so it outlives the node that wrote it.
+    """The spool of an MLflow run: beside the checkpoints, so it outlives the node that wrote it.
 
     `writer`: empty for rank 0; a name like `node-1` for the spool of another node's system metrics.
     """
@@ -161,333 +153,89 @@ def spool_folders(run_dir: Path) -> list[Path]:
     return sorted(path for path in run_dir.glob("tracking*/*") if path.is_dir() and not path.is_symlink())
 
 
+def file_number(name: str) -> tuple[int, int] | None:
+    """`00003-00001.jsonl` -> (3, 1), its place in the order of files. None for the name of any other file.
+
+    Version 1 named files without a lease: `0002.jsonl` -> (0, 2).
+    """
+    found = _FILE_NAME.fullmatch(name)
+    return (int(found[1] or 0), int(found[2])) if found else None
+
+
 @dataclass(frozen=True)
-class Segment:
+class SpoolFile:
     path: Path
     num_bytes: int | None
-    """How many bytes count; None for the newest segment: as many whole lines as there are."""
+    """How many bytes count; None for the newest file: as many whole lines as there are."""
 
 
-def segments(folder: Path) -> list[Segment]:
-    """The segments that count, oldest first. Empty if there is no spool."""
-    paths = segment_paths(folder)
+def spool_files(folder: Path) -> list[SpoolFile]:
+    """The files that count, oldest first. Empty if there is no spool."""
+    numbered = [(number, path) for path in folder.glob("*.jsonl") if (number := file_number(path.name)) is not None]
+    paths = [path for _, path in sorted(numbered) if path.is_file() and not path.is_symlink()]
     for last in reversed(range(len(paths))):
-        opened = _opening(paths[last])
-        if opened is not None:  # None: its writer was killed before the first line stood
-            old = [Segment(path, opened.kept_bytes.get(path.stem, 0)) for path in paths[:last]]
-            return [*old, Segment(paths[last], None)]
+        _, first_record = next(_lines(paths[last], 0, MAX_LINE_BYTES), (0, None))
+        if isinstance(first_record, Opened):  # else its writer was killed before the first line was written
+            kept = first_record.kept_bytes
+            return [*(SpoolFile(path, kept.get(path.stem, 0)) for path in paths[:last]), SpoolFile(paths[last], None)]
     return []
 
 
-@dataclass(frozen=True)
-class Parsed:
-    records: list[Opened | Event]
-    """Of every readable line."""
-    num_bytes: int
-    """Of the whole lines."""
-    num_bad: int
-    """Whole lines that no spool wrote."""
-    num_before_bad: int
-    """Records before the first bad line."""
-    bytes_before_bad: int
-
-
-def parse(data: bytes) -> Parsed:
-    """The whole lines at the start of `data`."""
-    records: list[Opened | Event] = []
-    num_bytes = num_bad = 0
-    before_bad: tuple[int, int] | None = None
-    while (end := data.find(b"\n", num_bytes)) >= 0:
-        try:
-            records.append(decode(data[num_bytes:end]))
-        except ValueError:
-            before_bad = before_bad or (len(records), num_bytes)
-            num_bad += 1
-        num_bytes = end + 1
-    return Parsed(records, num_bytes, num_bad, *(before_bad or (len(records), num_bytes)))
-
-
 class SpoolReader:
-    """Reads the events of a spool in order, and goes on where it stopped when there are more."""
+    """Reads the events of a spool in order; called again, it continues where it stopped."""
 
     def __init__(self, folder: Path) -> None:
-        self._segments = segments(folder)
+        self._files = spool_files(folder)
         self._index = 0
         self._offset = 0
         self.num_bad_lines = 0
         """Lines that no spool wrote, passed over so far."""
 
-    def read(self, newest_limit_bytes: int | None = None, chunk_bytes: int = 1 << 18) -> list[Event]:
-        """The next events, about `chunk_bytes` of them; empty when there are no more now.
+    def read(self, newest_limit_bytes: int | None = None, chunk_bytes: int = _CHUNK_BYTES) -> list[Event]:
+        """The next events, from about `chunk_bytes` of lines; empty when there are no more now.
 
-        `newest_limit_bytes`: nothing after this many bytes of the newest segment is read yet.
+        `newest_limit_bytes`: nothing after this many bytes of the newest file is read yet.
         """
-        while self._index < len(self._segments):
-            segment = self._segments[self._index]
-            newest = self._index == len(self._segments) - 1
-            limit = newest_limit_bytes if newest else segment.num_bytes
-            records = self._read_lines(segment.path, limit, chunk_bytes)
-            events = [record for record in records if not isinstance(record, Opened)]
-            if events:
+        events: list[Event] = []
+        while self._index < len(self._files):
+            file, is_newest = self._files[self._index], self._index == len(self._files) - 1
+            limit = newest_limit_bytes if is_newest else file.num_bytes
+            began = self._offset
+            for self._offset, record in _lines(file.path, began, limit):
+                if record is None:
+                    self.num_bad_lines += 1
+                elif not isinstance(record, Opened):
+                    events.append(record)
+                if self._offset - began >= chunk_bytes and events:
+                    return events
+            if events or is_newest:
                 return events
-            if not records:
-                if newest:
-                    return []
-                self._index, self._offset = self._index + 1, 0
-        return []
+            self._index, self._offset = self._index + 1, 0
+        return events
 
     def num_unread_bytes(self) -> int:
-        """Bytes after the last line read in the segment being read: a torn line."""
-        if self._index >= len(self._segments):
-            return 0
-        return self._segments[self._index].path.stat().st_size - self._offset
-
-    def _read_lines(self, path: Path, limit: int | None, chunk_bytes: int) -> list[Opened | Event]:
-        num_bytes = path.stat().st_size
-        available = (num_bytes if limit is None else min(limit, num_bytes)) - self._offset
-        while available > 0:
-            with path.open("rb") as file:
-                file.seek(self._offset)
-                parsed = parse(file.read(min(chunk_bytes, available)))
-            if parsed.num_bytes or chunk_bytes >= available:
-                self._offset += parsed.num_bytes
-                self.num_bad_lines += parsed.num_bad
-                if parsed.records or not parsed.num_bytes:
-                    return parsed.records
-                available -= parsed.num_bytes  # bad lines only: go on behind them
-            elif chunk_bytes >= MAX_LINE_BYTES:
-                available -= self._pass_over(path, available)
-            else:
-                chunk_bytes *= 2  # a line longer than the chunk: a text artifact
-        return []
-
-    def _pass_over(self, path: Path, available: int) -> int:
-        """A line longer than any of a spool: how many bytes it takes."""
-        self.num_bad_lines += 1
-        began = self._offset
-        with path.open("rb") as file:
-            file.seek(began)
-            while self._offset < began + available and (data := file.read(MAX_LINE_BYTES)):
-                end = data.find(b"\n")
-                self._offset += end + 1 if end >= 0 else len(data)
-                if end >= 0:
-                    break
-        return self._offset - began
+        """Bytes after the last line that was read: a torn line."""
+        return self._files[self._index].path.stat().st_size - self._offset if self._files else 0
 
 
-def segment_paths(folder: Path) -> list[Path]:
-    """Every segment's file, oldest first."""
-    found = [(number, path) for path in folder.glob("*.jsonl") if (number := segment_number(path.name)) is not None]
-    return [path for _, path in sorted(found) if path.is_file() and not path.is_symlink()]
-
-
-def segment_number(name: str) -> int | None:
-    """`0007.jsonl` -> 7; None for files that are no segments."""
-    return int(name[:-6]) if re.fullmatch(r"[0-9]{1,9}\.jsonl", name) else None
-
-
-def _opening(path: Path) -> Opened | None:
-    with contextlib.suppress(ValueError), path.open("rb") as file:
-        line = file.readline(MAX_LINE_BYTES)
-        record = decode(line)
-        if line.endswith(b"\n") and isinstance(record, Opened):
-            return record
-    return None
-
-
-# The writer of a spool: every event of a run becomes a line of JSON in the run's folder before anything is sent.
-
-
-_log = logging.getLogger(__name__)
-_RETRY_WRITE_S = 1.0
-
-
-class Spool:
-    """The writer. `append_*` only puts a line in memory (microseconds); a thread writes and syncs it.
-
-    The writing thread picks a line up at once, so a SIGKILL loses at most the lines of the last milliseconds; a lost
-    machine at most those of `sync_interval_s`: a second in a folder, five in an object store. Storage that is full
-    or away is tried again, with the lines kept in memory.
-    Opening continues the numbering of the older segments; a torn last line of theirs is left out (`num_dropped_lines`).
-    Raises OSError from the constructor only.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        storage: RunStorage | None = None,
-        *,
-        sync_interval_s: float | None = None,
-        on_durable: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`folder` lies in `storage.folder`; without `storage` it is the storage."""
-        self._folder = folder
-        self._storage = storage or FolderStorage(folder)
-        self._sync_interval_s = self._storage.sync_every_s if sync_interval_s is None else sync_interval_s
-        self.on_durable = on_durable
-        """Called by the writing thread whenever more events have become durable."""
-        folder.mkdir(parents=True, exist_ok=True)
-        # Claim first, then measure: whatever an older writer appends after the claim does not count.
-        self.path = self._claim()
-        self._storage.pull()
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        self.newest_steps: dict[str, int] = {}
-        """Newest step of every key in the spool."""
-        self.num_dropped_lines = 0
-        self._last_seq = 0
-        opening = encode(Opened(_now_ms(), socket.gethostname(), os.getpid(), self._take_stock()))
-        os.write(self._file, opening)
-        self._storage.extended(self.path, len(opening))
-        self._durable = (self._last_seq, len(opening))
-
-        self._changed = threading.Condition()
-        self._lines: list[bytes] = []
-        self._sync_wanted = False
-        self._closing = False
-        self._writer = threading.Thread(target=self._write_until_closed, name="spool-writer", daemon=True)
-        self._writer.start()
-
-    @property
-    def last_seq(self) -> int:
-        """Number of the newest event appended; 0 before the first."""
-        return self._last_seq
-
-    @property
-    def durable(self) -> tuple[int, int]:
-        """Number of the newest event on disk, and the bytes of this segment up to its end."""
-        return self._durable
-
-    def append_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Leaves out what the spool has already, by the rule of `unseen`."""
-        with self._changed:
-            new = unseen(values, step, self.newest_steps)
-            if new:
-                self._append(Metrics(self._last_seq + 1, _now_ms(), step, new))
-                self.newest_steps.update(dict.fromkeys(new, step))
-
-    def append_tags(self, values: Mapping[str, str]) -> None:
-        with self._changed:
-            self._append(Tags(self._last_seq + 1, _now_ms(), values))
-
-    def append_text(self, path: str, content: str) -> None:
-        with self._changed:
-            self._append(Text(self._last_seq + 1, _now_ms(), path, content))
-
-    def persist(self, timeout_s: float) -> bool:
-        """Waits until every event appended so far is on disk. False if that took longer than `timeout_s`."""
-        with self._changed:
-            seq = self._last_seq
-            self._sync_wanted = True
-            self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._durable[0] >= seq, timeout_s)
-
-    def is_newest(self) -> bool:
-        """False as soon as another writer has opened the spool: then this one must send nothing any more."""
-        return max(self._segment_numbers(), default=0) == int(self.path.stem)
-
-    def close(self, timeout_s: float) -> bool:
-        """Writes and syncs what is left. False if storage did not take it within `timeout_s`."""
-        done = self.persist(timeout_s)
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._writer.join(timeout_s if done else 0.0)
-        if not done:
-            _log.error("%s: storage did not take the last events of this run within %.0f s", self.path, timeout_s)
-        return done
-
-    def _append(self, event: Event) -> None:
-        if self._closing:
-            raise RuntimeError(f"{self.path}: the spool is closed")
-        self._lines.append(encode(event))
-        self._last_seq = event.seq
-        self._changed.notify_all()
-
-    def _claim(self) -> Path:
-        """A new segment after all others, created by this process alone."""
-        while True:
-            path = self._folder / f"{max(self._segment_numbers(), default=0) + 1:04d}.jsonl"
-            if self._storage.claim(path):
-                return path
-
-    def _segment_numbers(self) -> list[int]:
-        """Of all segments in storage, those of other machines too."""
-        names = self._storage.names(str(self._folder.relative_to(self._storage.folder)))
-        return [number for name in names if (number := segment_number(name)) is not None]
-
-    def _take_stock(self) -> dict[str, int]:
-        """Reads the older segments; how many bytes of each count from now on: those before the first damage, as what
-        was logged after it is computed and logged again. But its numbers are taken: it may have been sent.
-        """
-        kept: dict[str, int] = {}
-        for segment in segments(self._folder):
-            data = segment.path.read_bytes()[: segment.num_bytes]
-            parsed = parse(data)
-            kept[segment.path.stem] = parsed.bytes_before_bad
-            self.num_dropped_lines += len(data[parsed.bytes_before_bad :].splitlines())
-            for index, record in enumerate(parsed.records):
-                if isinstance(record, Opened):
-                    continue
-                self._last_seq = max(self._last_seq, record.seq)
-                if isinstance(record, Metrics) and index < parsed.num_before_bad:
-                    self.newest_steps.update(dict.fromkeys(record.values, record.step))
-        if self.num_dropped_lines:
-            _log.warning("%s: %d torn or unreadable lines dropped", self._folder, self.num_dropped_lines)
-        return kept
-
-    def _write_until_closed(self) -> None:
-        buffer = b""
-        written = self._durable  # (seq, bytes) handed to the kernel
-        next_sync_s = time.monotonic()
-        failing = False
-        while True:
-            with self._changed:
-                idle = not buffer and written == self._durable
-                timeout_s = None if idle else max(0.0, next_sync_s - time.monotonic())
-                if failing:
-                    self._changed.wait_for(lambda: self._closing, _RETRY_WRITE_S)
-                else:
-                    self._changed.wait_for(lambda: self._lines or self._sync_wanted or self._closing, timeout_s)
-                buffer += b"".join(self._lines)
-                self._lines.clear()
-                last_seq, sync_wanted, closing = self._last_seq, self._sync_wanted, self._closing
-                self._sync_wanted = False
-            try:
-                while buffer:
-                    num_bytes = os.write(self._file, buffer)
-                    buffer = buffer[num_bytes:]
-                    written = (written[0], written[1] + num_bytes)
-                written = (last_seq, written[1])
-                if written != self._durable and (sync_wanted or closing or time.monotonic() >= next_sync_s):
-                    self._storage.extended(self.path, written[1])
-                    next_sync_s = time.monotonic() + self._sync_interval_s
-                    with self._changed:
-                        self._durable = written
-                        self._changed.notify_all()
-                    self.on_durable()
-                if failing:
-                    _log.warning("%s: can be written again", self.path)
-                failing = False
-            except OSError as error:
-                if not failing:
-                    _log.warning("%s: cannot be written (%s); events wait in memory", self.path, error)
-                failing = True
-                with self._changed:
-                    self._sync_wanted = self._sync_wanted or sync_wanted
-            if closing:
-                os.close(self._file)
+def _lines(path: Path, start: int, limit: int | None) -> Iterator[tuple[int, Opened | Event | None]]:
+    """Of every whole line between two offsets: the offset behind it and its record; None if no spool wrote it."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while line := file.readline(MAX_LINE_BYTES if limit is None else max(0, min(MAX_LINE_BYTES, limit - start))):
+            if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
                 return
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-# What a run has logged, read back from its spool: complete also when the server never saw it.
+            start += len(line)
+            try:
+                yield start, decode(line)
+            except ValueError:
+                yield start, None
 
 
 @dataclass(frozen=True)
 class History:
+    """What a run has logged, read back from its spool: complete even if the server never saw it."""
+
     points: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
     """(step, value) of every metric, in the order of steps."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -497,11 +245,10 @@ class History:
 
 def read_history(run_dir: Path, run_id: str) -> History:
     """Everything in the spool of rank 0; empty if there is none."""
-    folder = spool_folder(run_dir, run_id)
     points: dict[str, list[tuple[int, float]]] = {}
     texts: dict[str, str] = {}
     times_ms: dict[tuple[str, int], int] = {}
-    reader = SpoolReader(folder)
+    reader = SpoolReader(spool_folder(run_dir, run_id))
     while events := reader.read():
         for event in events:
             if isinstance(event, Metrics):
@@ -511,3 +258,195 @@ def read_history(run_dir: Path, run_id: str) -> History:
             elif isinstance(event, Text):
                 texts[event.path] = event.content
     return History(points, texts, times_ms)
+
+
+# Writing.
+
+
+def unseen(values: Mapping[str, float], step: int, newest_steps: Mapping[str, int]) -> dict[str, float]:
+    """The values whose (key, step) was not logged yet: the rule for replayed steps.
+
+    After a restart, training resumes at its last checkpoint and computes again steps that were logged before the fault.
+    The steps of a key only grow, so a point is new exactly if its step is greater than the newest step of its key;
+    every other one is left out, and the first value stays.
+    """
+    return {key: v for key, v in values.items() if key not in newest_steps or step > newest_steps[key]}
+
+
+class Spool:
+    """The writer. `append_*` puts a line in memory (microseconds); a thread writes and syncs it.
+
+    The thread writes a line at once, so a SIGKILL loses at most the lines of the last milliseconds; a lost machine at
+    most those of `sync_every_s`: a second in a folder, five in an object store. When storage is full or away, lines
+    stay in memory and the thread tries again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        storage: RunStorage | None = None,
+        *,
+        lease: int | None = None,
+        sync_every_s: float | None = None,
+    ) -> None:
+        """Args:
+            folder: the spool, inside `storage.folder`; without `storage`, it is the storage.
+            lease: number of the driver's lease. None: that of the newest file.
+
+        Raises Fault if a driver with a newer lease has opened the spool, OSError if storage cannot be written.
+        """
+        self._storage = storage or FolderStorage(folder)
+        self._sync_every_s = self._storage.sync_every_s if sync_every_s is None else sync_every_s
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # Create first, then measure: what an older writer appends after its successor exists does not count.
+        self.path = self._create_file(lease)
+        self._storage.pull()
+        kept_bytes, newest_steps = self._measure_older_files()
+        self.newest_steps = newest_steps
+        """Newest step of every key in the spool."""
+        opening = encode(Opened(_now_ms(), socket.gethostname(), os.getpid(), kept_bytes))
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        os.write(self._file, opening)
+        self._storage.extended(self.path, len(opening))
+        self.durable_bytes = len(opening)
+        """How much of this file is in storage, in whole lines."""
+        self._appended_bytes = len(opening)
+        self.on_durable: Callable[[], None] = lambda: None
+        """Called by the writing thread whenever `durable_bytes` has grown."""
+
+        self._changed = threading.Condition()
+        self._lines: list[bytes] = []
+        self._sync_wanted = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._write_until_closed, name="spool-writer", daemon=True)
+        self._thread.start()
+
+    def append_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Leaves out what is in the spool already (`unseen`)."""
+        with self._changed:
+            new = unseen(values, step, self.newest_steps)
+            if new:
+                self._append(Metrics(_now_ms(), step, new))
+                self.newest_steps.update(dict.fromkeys(new, step))
+
+    def append_tags(self, values: Mapping[str, str]) -> None:
+        with self._changed:
+            self._append(Tags(_now_ms(), values))
+
+    def append_text(self, path: str, content: str) -> None:
+        with self._changed:
+            self._append(Text(_now_ms(), path, content))
+
+    def persist(self, timeout_s: float) -> bool:
+        """Waits until everything appended so far is in storage. False if that took longer than `timeout_s`."""
+        with self._changed:
+            num_bytes = self._appended_bytes
+            self._sync_wanted = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self.durable_bytes >= num_bytes, timeout_s)
+
+    def is_newest(self) -> bool:
+        """False as soon as another writer has opened the spool: from then on this one must send nothing."""
+        return self._newest_number() == file_number(self.path.name)
+
+    def close(self, timeout_s: float) -> bool:
+        """Writes and syncs what is left. False if storage did not take it within `timeout_s`."""
+        done = self.persist(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s if done else 0.0)
+        if not done:
+            _log.error("%s: storage did not take the last lines of this run within %.0f s", self.path, timeout_s)
+        return done
+
+    def _append(self, event: Event) -> None:
+        if self._closing:
+            raise RuntimeError(f"{self.path}: the spool is closed")
+        line = encode(event)
+        self._lines.append(line)
+        self._appended_bytes += len(line)
+        self._changed.notify_all()
+
+    def _create_file(self, lease: int | None) -> Path:
+        """A new file after all others, created by this process alone."""
+        while True:
+            newest_lease, newest = self._newest_number()
+            if lease is not None and lease < newest_lease:
+                raise Fault(f"{self._folder}: another driver has taken over this run; this one ends")
+            number = newest + 1 if lease in (None, newest_lease) else 1
+            path = self._folder / f"{newest_lease if lease is None else lease:05d}-{number:05d}.jsonl"
+            if self._storage.create_exclusive(path):
+                return path
+
+    def _newest_number(self) -> tuple[int, int]:
+        """Of all files in storage, including those of other machines."""
+        names = self._storage.names(str(self._folder.relative_to(self._storage.folder)))
+        return max((number for name in names if (number := file_number(name)) is not None), default=(0, 0))
+
+    def _measure_older_files(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many bytes of each older file count from now on, and the newest step of every key in them.
+
+        A file counts up to its first damage: what was logged after that is computed and logged again.
+        """
+        kept_bytes: dict[str, int] = {}
+        newest_steps: dict[str, int] = {}
+        for file in spool_files(self._folder):
+            good = 0
+            for offset, record in _lines(file.path, 0, file.num_bytes):
+                if record is None:
+                    break
+                good = offset
+                if isinstance(record, Metrics):
+                    newest_steps.update(dict.fromkeys(record.values, record.step))
+            kept_bytes[file.path.stem] = good
+            size = file.path.stat().st_size if file.num_bytes is None else file.num_bytes
+            if good < size:
+                _log.warning("%s: %d torn or unreadable bytes at its end are left out", file.path, size - good)
+        return kept_bytes, newest_steps
+
+    def _write_until_closed(self) -> None:
+        unwritten = b""
+        num_written = self.durable_bytes  # handed to the kernel
+        next_sync_s = time.monotonic()
+        failing = False
+        while True:
+            with self._changed:
+                if failing:
+                    self._changed.wait_for(lambda: self._closing, _RETRY_WRITE_S)
+                else:
+                    is_idle = num_written == self.durable_bytes
+                    timeout_s = None if is_idle else max(0.0, next_sync_s - time.monotonic())
+                    self._changed.wait_for(lambda: self._lines or self._sync_wanted or self._closing, timeout_s)
+                unwritten += b"".join(self._lines)
+                self._lines.clear()
+                closing, sync_now = self._closing, self._sync_wanted or self._closing
+                self._sync_wanted = False
+            try:
+                while unwritten:
+                    num_bytes = os.write(self._file, unwritten)
+                    unwritten, num_written = unwritten[num_bytes:], num_written + num_bytes
+                if num_written > self.durable_bytes and (sync_now or time.monotonic() >= next_sync_s):
+                    self._storage.extended(self.path, num_written)
+                    next_sync_s = time.monotonic() + self._sync_every_s
+                    with self._changed:
+                        self.durable_bytes = num_written
+                        self._changed.notify_all()
+                    self.on_durable()
+                if failing:
+                    _log.warning("%s: can be written again", self.path)
+                failing = False
+            except OSError as error:
+                if not failing:
+                    _log.warning("%s: cannot be written (%s); lines wait in memory", self.path, error)
+                failing = True
+                with self._changed:
+                    self._sync_wanted |= sync_now
+            if closing:
+                os.close(self._file)
+                return
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

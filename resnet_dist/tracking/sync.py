@@ -1,4 +1,10 @@
-"""From events to requests: what fits into one call, in order, without what the server has already. Pure."""
+"""From a spool to MLflow: each point once, whoever sends it and however often the server fails.
+
+Before the first point, the server is asked for the newest step of each key of the run. The points of a key are sent in
+the order of their steps, so the server has a beginning of what the spool has, and only the rest is sent. MLflow
+identifies a point by (run, key, time, step, value), which are all in the spool: a batch whose answer was lost, or that
+two processes send at once, arrives once.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_prep.beton.files import append
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.storage.base import RunStorage, read_json, write_json
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.connection import connect, first_line, root_reason, sqlite_file
 from resnet_dist.tracking.mlflow_run import (
@@ -24,108 +30,58 @@ from resnet_dist.tracking.mlflow_run import (
     RunHandle,
     end_run,
     log_details,
+    newest_steps,
     open_run,
     recorded_run,
     require_run,
     run_file,
     send_end_status,
 )
-from resnet_dist.tracking.spool import Event, Metrics, SpoolReader, Tags, Text, segment_paths, spool_folders, unseen
+from resnet_dist.tracking.spool import Metrics, SpoolReader, Tags, spool_files, spool_folders
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+REJECTED_NAME = "rejected.jsonl"
 # MLflow takes 1000 entities of a run per call, at most 100 of them tags.
 MAX_POINTS = 900
 MAX_TAGS = 100
+_ATTEMPTS = 5
+_FIRST_BACKOFF_S = 0.5
+_SAY_EVERY_S = 5.0
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     key: str
     value: float
     time_ms: int
     step: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One call: points and tags together, or one text."""
-
-    points: tuple[Point, ...] = ()
-    tags: tuple[tuple[str, str], ...] = ()
-    text: Text | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.points or self.tags or self.text)
-
-
-def next_points(events: Sequence[Event], server_steps: Mapping[str, int]) -> tuple[Batch, int]:
-    """The points and tags that start `events`, and how many events that covers (at least one, if there are any).
-
-    Texts are passed over; points that `server_steps` knows already (`unseen`) are left out. A single event that is
-    larger than a call makes a batch larger than a call: `halves` cuts it.
-    """
-    points: list[Point] = []
-    tags: dict[str, str] = {}
-    num_events = 0
-    for event in events:
-        num_points = len(points) + (len(event.values) if isinstance(event, Metrics) else 0)
-        num_tags = len(tags) + (len(event.values) if isinstance(event, Tags) else 0)
-        if num_events and (num_points > MAX_POINTS or num_tags > MAX_TAGS):
-            break
-        if isinstance(event, Metrics):
-            values = unseen(event.values, event.step, server_steps)
-            points += [Point(key, value, event.time_ms, event.step) for key, value in values.items()]
-        elif isinstance(event, Tags):
-            tags |= event.values
-        num_events += 1
-    return Batch(tuple(points), tuple(tags.items())), num_events
-
-
-def next_text(events: Sequence[Event]) -> tuple[Batch, int]:
-    """The first text of `events`, and how many events that covers; points and tags are passed over."""
-    for num_before, event in enumerate(events):
-        if isinstance(event, Text):
-            return Batch(text=event), num_before + 1
-    return Batch(), len(events)
-
-
-def too_large(batch: Batch) -> bool:
-    return len(batch.points) > MAX_POINTS or len(batch.tags) > MAX_TAGS
-
-
-def halves(batch: Batch) -> tuple[Batch, Batch] | None:
-    """The batch in two parts, in order; None if it holds a single thing."""
-    if batch.points and batch.tags:
-        return Batch(points=batch.points), Batch(tags=batch.tags)
-    if len(batch.points) > 1:
-        middle = len(batch.points) // 2
-        return Batch(points=batch.points[:middle]), Batch(points=batch.points[middle:])
-    if len(batch.tags) > 1:
-        middle = len(batch.tags) // 2
-        return Batch(tags=batch.tags[:middle]), Batch(tags=batch.tags[middle:])
-    return None
-
-
-# MLflow as the sender of a spool sees it: two calls, and two ways in which they fail.
-
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+class Tag(NamedTuple):
+    key: str
+    value: str
 
 
 class Unavailable(Exception):
-    """The batch was not taken now; the same batch may be taken later."""
+    """The request was not taken now; the same one may be taken later."""
 
 
 class Refused(Exception):
     """The server answered, the run is in order, and the content itself is not acceptable: it never will be."""
 
 
-class Transport(Protocol):
-    def newest_steps(self) -> dict[str, int]:
-        """Newest step of every metric of the run at the server. Raises Unavailable."""
+class Superseded(Exception):
+    """Another process has opened the spool and sends it now."""
 
-    def send(self, batch: Batch) -> None:
-        """Returns once the server has the batch; sending it twice changes nothing. Raises Unavailable, Refused."""
+
+def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
+    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and
+    the whole, so that the jobs of a cluster do not all return to a server in the same second.
+    """
+    whole = min(max_backoff_s, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30))
+    return whole * (0.5 + 0.5 * draw)
 
 
 class MlflowTransport:
@@ -137,28 +93,34 @@ class MlflowTransport:
         self._client: MlflowClient | None = None
 
     def newest_steps(self) -> dict[str, int]:
+        """Newest step of every metric of the run at the server. Raises Unavailable."""
         try:
-            # RunData.metrics has values without steps; its protobuf form carries the latest point of each key whole.
-            proto = self._connected().get_run(self._run_id).data.to_proto()
-            return {metric.key: metric.step for metric in proto.metrics}
+            return newest_steps(self._connected(), self._run_id)
         except Exception as error:
             raise Unavailable(root_reason(error)) from error
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: Sequence[Point | Tag]) -> None:
+        """Returns once the server has the batch; sending it twice changes nothing. Raises Unavailable, Refused."""
         from mlflow.entities import Metric, RunTag
+
+        self._request(
+            lambda client: client.log_batch(
+                self._run_id,
+                metrics=[Metric(*item) for item in batch if isinstance(item, Point)],
+                tags=[RunTag(*item) for item in batch if isinstance(item, Tag)],
+                synchronous=True,
+            )
+        )
+
+    def send_text(self, path: str, content: str) -> None:
+        """Replaces what is at `path` in the run's artifacts. Raises Unavailable, Refused."""
+        self._request(lambda client: client.log_text(self._run_id, content, path))
+
+    def _request(self, request: Callable[[MlflowClient], object]) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            client = self._connected()
-            if batch.text is not None:
-                client.log_text(self._run_id, batch.text.content, batch.text.path)
-            else:
-                client.log_batch(
-                    self._run_id,
-                    metrics=[Metric(p.key, p.value, p.time_ms, p.step) for p in batch.points],
-                    tags=[RunTag(key, value) for key, value in batch.tags],
-                    synchronous=True,
-                )
+            request(self._connected())
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE" and self._run_is_active():
                 raise Refused(first_line(error)) from error
@@ -184,80 +146,26 @@ class MlflowTransport:
         return self._client
 
 
-# Brings a spool's events to the server, in order, each once: one batch at a time, no thread, no waiting.
-
-
-_log = logging.getLogger(__name__)
-_FIRST_BACKOFF_S = 0.5
-REJECTED_NAME = "rejected.jsonl"
-
-Lane = Literal["points", "texts"]
-LANES: tuple[Lane, ...] = ("points", "texts")
-"""Points and tags; texts."""
-
-
-def cursor_file(folder: Path, lane: Lane) -> Path:
-    return folder / f"{lane}.cursor.json"
-
-
-def lane_files(folder: Path) -> list[Path]:
-    """The small files beside the segments, as far as they are there."""
-    files = [*(cursor_file(folder, lane) for lane in LANES), folder / REJECTED_NAME]
-    return [path for path in files if path.exists()]
-
-
-def publish_lanes(storage: RunStorage, folder: Path) -> None:
-    """What the server has acknowledged and refused of the spool in `folder`, for the next machine that sends it."""
-    for path in lane_files(folder):
-        storage.publish(path)
-
-
-def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
-    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and
-    the whole, so that the jobs of a cluster do not all return to a server in the same second.
-    """
-    whole = min(max_backoff_s, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30))
-    return whole * (0.5 + 0.5 * draw)
-
-
-class Superseded(Exception):
-    """Another process has opened the spool and sends it now."""
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """What the server has acknowledged of a lane; kept beside the segments."""
-
-    seq: int
-    server_steps: dict[str, int]
-    """Newest step of each key that the server had before this spool's first batch; of a new run: none."""
-
-
 class Delivery:
-    """`send_next` until it returns 0. A batch that fails is sent again as it was: MLflow's key of a point is
-    (run, key, timestamp, step, value) and the timestamp stands in the spool, so the second sending changes nothing.
+    """Brings the events of one spool to the server. No thread, no waiting; after a failure, call `send_all` again.
 
-    A spool has two lanes, each with its own order and cursor: the artifact store, where texts go, is often another
-    machine with its own credentials, and if it is out of order the points must not wait for it.
+    Texts go to the artifact store, often another machine with its own credentials: when it is out of order, points do
+    not wait for it.
     """
 
-    def __init__(
-        self, folder: Path, lane: Lane, transport: Transport, may_send: Callable[[], bool] = lambda: True
-    ) -> None:
+    def __init__(self, folder: Path, transport: MlflowTransport, may_send: Callable[[], bool] = lambda: True) -> None:
         self._folder = folder
-        self._lane = lane
         self._transport = transport
         self._may_send = may_send
         self._reader = SpoolReader(folder)
-        self._events: deque[Event] = deque()
-        self._cursor = _read_cursor(cursor_file(folder, lane))
+        self._points: deque[Point] = deque()
+        self._tags: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+        self._server_steps: dict[str, int] | None = None
+        """Newest step of each key that the server had before the first batch of this process."""
         self.num_points = 0
         self.num_texts = 0
         self.num_rejected = 0
-
-    @property
-    def acknowledged_seq(self) -> int:
-        return self._cursor.seq if self._cursor else 0
 
     @property
     def num_bad_lines(self) -> int:
@@ -266,93 +174,113 @@ class Delivery:
     def num_unread_bytes(self) -> int:
         return self._reader.num_unread_bytes()
 
-    def send_next(self, newest_limit_bytes: int | None = None) -> int:
-        """Sends the next batch; how many events of the spool are done with, 0 if none is left.
+    def send_all(self, newest_limit_bytes: int | None = None, proceed: Callable[[], bool] = lambda: True) -> None:
+        """Sends everything that the server does not have, batch after batch while `proceed` says so.
 
-        `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable, Superseded; then nothing is acknowledged.
+        `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable or OSError when both points and texts went as
+        far as they could, Superseded at once.
         """
-        if self._cursor is None:
-            # Asked before the first batch only: later the server's newest steps would be this spool's own.
-            self._acknowledge(Cursor(0, self._transport.newest_steps() if self._lane == "points" else {}))
-        cursor = self._cursor
-        assert cursor is not None
-        while len(self._events) < 100 and (events := self._reader.read(newest_limit_bytes)):
-            self._events.extend(event for event in events if event.seq > cursor.seq)
-        if not self._events:
-            return 0
-        waiting = list(islice(self._events, 1000))
-        batch, num_events = next_text(waiting) if self._lane == "texts" else next_points(waiting, cursor.server_steps)
-        if not self._may_send():  # after reading: what was read stood in the spool before another could open it
-            raise Superseded(str(self._folder))
-        rejected: list[tuple[Batch, str]] = []
-        self._send(batch, rejected)
-        self._keep_rejected(rejected)
-        last = [self._events.popleft() for _ in range(num_events)][-1]
-        self._acknowledge(Cursor(last.seq, cursor.server_steps))
-        self.num_texts += batch.text is not None
-        self.num_points += len(batch.points)
-        return num_events
+        failure: Unavailable | OSError | None = None
+        for send_next in (self._send_points, self._send_text):
+            try:
+                while proceed() and send_next(newest_limit_bytes):
+                    pass
+            except (Unavailable, OSError) as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
-    def _send(self, batch: Batch, rejected: list[tuple[Batch, str]]) -> None:
-        """Sends the batch; cuts out what the server refuses, so that one bad name does not hold up the rest."""
+    def _send_points(self, newest_limit_bytes: int | None) -> bool:
+        """Sends the next points and tags; False if there are none."""
+        self._read(newest_limit_bytes)
+        if not self._points and not self._tags:
+            return False
+        if self._server_steps is None:
+            self._server_steps = self._transport.newest_steps()
+        points = list(islice(self._points, MAX_POINTS))
+        tags = [Tag(key, value) for key, value in islice(self._tags.items(), MAX_TAGS)]
+        new = [point for point in points if point.step > self._server_steps.get(point.key, point.step - 1)]
+        self._require_newest()
+        self._send([*new, *tags])
+        for _ in points:
+            self._points.popleft()
+        for tag in tags:
+            del self._tags[tag.key]
+        self.num_points += len(new)
+        return True
+
+    def _send_text(self, newest_limit_bytes: int | None) -> bool:
+        """Sends the next text; False if there is none."""
+        self._read(newest_limit_bytes)
+        if not self._texts:
+            return False
+        path, content = next(iter(self._texts.items()))
+        self._require_newest()
+        try:
+            self._transport.send_text(path, content)
+            self.num_texts += 1
+        except Refused as error:
+            self._keep_rejected(f"text {path}", str(error))
+        del self._texts[path]
+        return True
+
+    def _read(self, newest_limit_bytes: int | None) -> None:
+        """Reads on until there are points for a request. Of a tag or text, only the last value is kept."""
+        while len(self._points) < MAX_POINTS and (events := self._reader.read(newest_limit_bytes)):
+            for event in events:
+                if isinstance(event, Metrics):
+                    self._points.extend(Point(k, v, event.time_ms, event.step) for k, v in event.values.items())
+                elif isinstance(event, Tags):
+                    self._tags |= event.values
+                else:
+                    self._texts[event.path] = event.content
+
+    def _require_newest(self) -> None:
+        # Asked after reading: what was read was in storage before a successor could measure this file.
+        if not self._may_send():
+            raise Superseded(str(self._folder))
+
+    def _send(self, batch: Sequence[Point | Tag]) -> None:
+        """Sends the batch. If the server refuses it, halves it until what is refused stands alone, so that one bad name
+        does not hold up the rest.
+        """
         if not batch:
             return
-        parts = halves(batch)
-        if not (parts and too_large(batch)):
-            try:
-                self._transport.send(batch)
+        try:
+            self._transport.send(batch)
+        except Refused as error:
+            if len(batch) == 1:
+                (item,) = batch
+                what = f" at step {item.step} = {item.value}" if isinstance(item, Point) else ""
+                self._keep_rejected(f"{'metric' if what else 'tag'} {item.key}{what}", str(error))
                 return
-            except Refused as error:
-                if parts is None:
-                    rejected.append((batch, str(error)))
-                    return
-        assert parts is not None
-        for part in parts:
-            self._send(part, rejected)
+            middle = len(batch) // 2
+            self._send(batch[:middle])
+            self._send(batch[middle:])
 
-    def _keep_rejected(self, rejected: list[tuple[Batch, str]]) -> None:
-        for batch, reason in rejected:
-            what = [f"metric {p.key} at step {p.step} = {p.value}" for p in batch.points]
-            what += [f"tag {key}" for key, _ in batch.tags] + ([f"text {batch.text.path}"] if batch.text else [])
-            _log.warning("MLflow refused %s: %s", what[0], reason)
-            append(self._folder / REJECTED_NAME, json.dumps({"what": what[0], "reason": reason}) + "\n")
-        self.num_rejected += len(rejected)
-
-    def _acknowledge(self, cursor: Cursor) -> None:
-        # Not synced to disk: a cursor that is lost or old only means that points are sent twice.
-        tree = {"seq": cursor.seq, "server_steps": cursor.server_steps}
-        write_json(cursor_file(self._folder, self._lane), tree, durable=False)
-        self._cursor = cursor
+    def _keep_rejected(self, what: str, reason: str) -> None:
+        _log.warning("MLflow refused %s: %s", what, reason)
+        append(self._folder / REJECTED_NAME, json.dumps({"what": what, "reason": reason}) + "\n")
+        self.num_rejected += 1
 
 
-def _read_cursor(path: Path) -> Cursor | None:
-    """None if there is no readable cursor. Then everything is sent again, which changes nothing at the server."""
-    try:
-        tree = read_json(path)
-        if not tree:
-            return None
-        steps = {str(key): int(step) for key, step in tree["server_steps"].items()}
-        return Cursor(int(tree["seq"]), steps)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        _log.warning("%s: damaged; starting over with what the server has", path)
-        return None
+def publish_rejected(storage: RunStorage, folder: Path) -> None:
+    """Brings the list of what MLflow refused from the spool in `folder` into storage, if there is one."""
+    if (path := folder / REJECTED_NAME).exists():
+        storage.publish(path)
 
 
-# Sends what a spool still holds: after an outage that outlived the run, from any machine that sees the storage.
-
-
-_ATTEMPTS = 5
-_SAY_EVERY_S = 5.0
+# `resnet-dist tracking sync`: after an outage that outlived the run, from any machine that sees the storage.
 
 
 @dataclass(frozen=True)
 class SyncReport:
     num_points: int
-    """Points of curves that were waiting and have now arrived."""
+    """Points of curves that the server did not have."""
     num_texts: int
-    """Text artifacts that were waiting and have now arrived."""
+    """Text artifacts that were sent, whether or not the server had them."""
     num_rejected: int
-    """Things that MLflow refused for ever, listed in `rejected.jsonl` beside the spool."""
+    """Things that MLflow will never accept, listed in `rejected.jsonl` beside the spool."""
     num_bad_lines: int
     """Lines that no spool wrote, passed over."""
     num_unreadable_bytes: int
@@ -371,10 +299,13 @@ def sync(
     with_end: bool = True,
     say: Callable[[str], object] = lambda line: None,
 ) -> SyncReport:
-    """Brings everything of the run to the server, each point once; harmless while the run is still going on.
+    """Brings everything of the run to the server, each point once; harmless while the run is in progress.
 
     Only into the run that the folder belongs to: the one that `mlflow_run.json` names and that has its key in a tag.
-    `with_end`: also the end that waits in `mlflow_run.json`. `say` hears every few seconds how far it is.
+
+    Args:
+        with_end: also the end that waits in `mlflow_run.json`.
+        say: called every few seconds with how far it is.
 
     Raises UserError if nothing was tracked in the run, Fault if the server does not answer, or not for long enough.
     """
@@ -389,18 +320,18 @@ def sync(
     require_run(handle)
     folders = spool_folders(run_dir)
     mine = [folder for folder in folders if folder.name == handle.run_id]
-    progress = _Progress(mine, say)
-    deadline_s = time.monotonic() + limit_s
-    deliveries: list[Delivery] = []
+    num_bytes = sum(file.path.stat().st_size for folder in mine for file in spool_files(folder))
+    say(f"reading {num_bytes / 1e6:,.1f} MB of metrics and sending what MLflow does not have")
+    deliveries = [Delivery(folder, MlflowTransport(tracking_uri, folder.name)) for folder in mine]
+    proceed = _limited(deliveries, time.monotonic() + limit_s, storage.location, say)
     faults: list[Fault] = []
-    # One that MLflow does not take any more must not hold up the others.
-    for folder in mine:
+    for folder, delivery in zip(mine, deliveries, strict=True):
         try:
-            deliveries += [_send_all(folder, lane, tracking_uri, deadline_s, progress) for lane in LANES]
-        except Fault as fault:
+            _deliver(delivery, proceed, f"MLflow at {redacted(tracking_uri)} did not take the run {handle.run_id}")
+        except Fault as fault:  # a spool that MLflow does not take must not hold up the others
             faults.append(fault)
         finally:
-            publish_lanes(storage, folder)
+            publish_rejected(storage, folder)
     end_status_sent = False
     try:
         end_status_sent = with_end and send_end_status(run_dir, tracking_uri, publish=storage.publish)
@@ -408,55 +339,49 @@ def sync(
         faults.append(fault)
     if faults:
         raise faults[0]
-    readers = deliveries[:: len(LANES)]  # both lanes read the same lines
     return SyncReport(
         num_points=sum(delivery.num_points for delivery in deliveries),
         num_texts=sum(delivery.num_texts for delivery in deliveries),
         num_rejected=sum(delivery.num_rejected for delivery in deliveries),
-        num_bad_lines=sum(delivery.num_bad_lines for delivery in readers),
-        num_unreadable_bytes=sum(delivery.num_unread_bytes() for delivery in readers),
+        num_bad_lines=sum(delivery.num_bad_lines for delivery in deliveries),
+        num_unreadable_bytes=sum(delivery.num_unread_bytes() for delivery in deliveries),
         strangers=tuple(str(folder.relative_to(run_dir)) for folder in folders if folder not in mine),
         end_status_sent=end_status_sent,
     )
 
 
-class _Progress:
-    """Says once what is to be read, then every few seconds what has arrived."""
+def _limited(
+    deliveries: Sequence[Delivery], deadline_s: float, location: str, say: Callable[[str], object]
+) -> Callable[[], bool]:
+    """For `Delivery.send_all`: says every few seconds what has arrived, and raises Fault after the deadline."""
+    next_s = time.monotonic() + _SAY_EVERY_S
 
-    def __init__(self, folders: Sequence[Path], say: Callable[[str], object]) -> None:
-        self._say = say
-        self._num_points = self._num_texts = 0
-        self._next_s = time.monotonic() + _SAY_EVERY_S
-        num_bytes = sum(path.stat().st_size for folder in folders for path in segment_paths(folder))
-        say(f"reading {num_bytes / 1e6:,.1f} MB of metrics and sending what MLflow does not have")
+    def proceed() -> bool:
+        nonlocal next_s
+        now_s = time.monotonic()
+        if now_s > deadline_s:
+            raise Fault(f"{location}: not everything could be sent in the time given; run the same command again")
+        if now_s >= next_s:
+            next_s = now_s + _SAY_EVERY_S
+            num_points, num_texts = sum(d.num_points for d in deliveries), sum(d.num_texts for d in deliveries)
+            say(f"{num_points:,} points and {num_texts:,} texts sent so far")
+        return True
 
-    def sent(self, num_points: int, num_texts: int) -> None:
-        self._num_points += num_points
-        self._num_texts += num_texts
-        if time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + _SAY_EVERY_S
-            self._say(f"{self._num_points:,} points and {self._num_texts:,} texts sent so far")
+    return proceed
 
 
-def _send_all(folder: Path, lane: Lane, tracking_uri: str, deadline_s: float, progress: _Progress) -> Delivery:
-    delivery = Delivery(folder, lane, MlflowTransport(tracking_uri, run_id=folder.name))
+def _deliver(delivery: Delivery, proceed: Callable[[], bool], failed: str) -> None:
+    """Raises Fault after `_ATTEMPTS` failures in a row."""
     num_failures = 0
     while True:
-        if time.monotonic() > deadline_s:
-            raise Fault(f"{folder}: not everything could be sent in the time given; run the same command again")
-        before = delivery.num_points, delivery.num_texts
+        before = delivery.num_points + delivery.num_texts
         try:
-            if not delivery.send_next():
-                return delivery
-            progress.sent(delivery.num_points - before[0], delivery.num_texts - before[1])
-            num_failures = 0
+            delivery.send_all(proceed=proceed)
+            return
         except Unavailable as error:
-            num_failures += 1
+            num_failures = num_failures + 1 if delivery.num_points + delivery.num_texts == before else 1
             if num_failures == _ATTEMPTS:
-                raise Fault(
-                    f"MLflow at {redacted(tracking_uri)} did not take the run {folder.name}: {error}; "
-                    "what is left stays in storage: run the same command again"
-                ) from error
+                raise Fault(f"{failed}: {error}; what is left stays in storage: run the same command again") from error
             time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -15,17 +15,10 @@ from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool, artifact_path, sendable, spool_folder
-from resnet_dist.tracking.sync import (
-    LANES,
-    Delivery,
-    MlflowTransport,
-    Superseded,
-    Transport,
-    Unavailable,
-    backoff_s,
-    publish_lanes,
-)
+from resnet_dist.tracking.sync import Delivery, MlflowTransport, Superseded, Unavailable, backoff_s, publish_rejected
 
+_log = logging.getLogger(__name__)
+_HURRIED_BACKOFF_S = 1.0
 CONFUSION = "evaluation/confusion.json"
 """The text that holds the last evaluation's confusion matrix: {"num_classes": C, "counts": [[true class, answer,
 samples], ...]}, only where there are samples."""
@@ -69,29 +62,25 @@ class NullTracker:
         pass
 
 
-# The background thread that brings a living spool to the server, and never makes training wait or fail.
-
-
-_log = logging.getLogger(__name__)
-_HURRIED_BACKOFF_S = 1.0
-
-
 class Sender:
+    """The thread that brings a growing spool to the server; training never waits for it or fails because of it."""
+
     def __init__(
         self,
         spool: Spool,
-        deliveries: Sequence[Delivery],
+        delivery: Delivery,
         *,
         max_backoff_s: float = 30.0,
         warn: Callable[[str], object] = _log.warning,
     ) -> None:
-        """`warn` hears when an outage begins and when it is over."""
-        self._warn = warn
+        """`warn` is called when an outage begins and when it is over."""
         self._spool = spool
-        self._deliveries = deliveries
+        self._delivery = delivery
         self._max_backoff_s = max_backoff_s
+        self._warn = warn
         self._changed = threading.Condition()
-        self._acknowledged_seq = min(delivery.acknowledged_seq for delivery in deliveries)
+        self._sent_bytes = 0
+        """Everything up to this byte of the spool's file is at the server."""
         self._num_waiting = 0
         self._stopping = False
         self._ended = False
@@ -100,16 +89,16 @@ class Sender:
         self._thread.start()
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits until everything durable in the spool is acknowledged. False on timeout or if the sender has ended."""
+        """Waits until the server has everything that is in storage. False on timeout or if the sender has ended."""
         with self._changed:
-            seq = self._spool.durable[0]
+            num_bytes = self._spool.durable_bytes
             self._num_waiting += 1
             self._changed.notify_all()
             try:
-                self._changed.wait_for(lambda: self._acknowledged_seq >= seq or self._ended, timeout_s)
+                self._changed.wait_for(lambda: self._sent_bytes >= num_bytes or self._ended, timeout_s)
             finally:
                 self._num_waiting -= 1
-            return self._acknowledged_seq >= seq
+            return self._sent_bytes >= num_bytes
 
     def close(self, timeout_s: float) -> None:
         """Stops the thread; a request under way is given up after `timeout_s` (the thread ends with the process)."""
@@ -127,7 +116,7 @@ class Sender:
             self._send_until_stopped()
         except Superseded:
             _log.warning("%s: another process has taken over this run; this one sends no more", self._spool.path)
-        except Exception:  # noqa: BLE001 - training goes on whatever happens here, and the spool has the events
+        except Exception:  # noqa: BLE001 - training continues whatever happens here, and the spool has the events
             _log.exception(
                 "%s: the sender has ended; send the rest with `resnet-dist tracking sync RUN --tracking-uri URI`",
                 self._spool.path,
@@ -140,49 +129,36 @@ class Sender:
     def _send_until_stopped(self) -> None:
         num_failures = 0
         while self._wait_for_work(num_failures):
-            errors = [error for delivery in self._deliveries if (error := self._send_waiting(delivery))]
-            if errors and not num_failures:
-                self._warn(
-                    f"MLflow does not take metrics ({errors[0]}); training continues and keeps them until it does"
-                )
-            if num_failures and not errors:
+            num_bytes = self._spool.durable_bytes
+            try:
+                self._delivery.send_all(num_bytes, proceed=lambda: not self._stopping)
+            except (Unavailable, OSError) as error:
+                if not num_failures:
+                    self._warn(
+                        f"MLflow does not take metrics ({error}); training continues and keeps them until it does"
+                    )
+                num_failures += 1
+                continue
+            if num_failures:
                 self._warn("MLflow takes metrics again; all that was kept has arrived")
-            num_failures = num_failures + 1 if errors else 0
-
-    def _send_waiting(self, delivery: Delivery) -> Exception | None:
-        """Sends what waits in one lane; what stopped it, if anything did."""
-        try:
-            while not self._stopping and delivery.send_next(self._spool.durable[1]):
-                self._note_progress()
-            self._note_progress()
-        except (Unavailable, OSError) as error:
-            return error
-        return None
+            num_failures = 0
+            with self._changed:
+                self._sent_bytes = self._sent_bytes if self._stopping else num_bytes
+                self._changed.notify_all()
 
     def _wait_for_work(self, num_failures: int) -> bool:
         """Returns when there may be something to send; False when the thread shall end."""
         with self._changed:
             if num_failures:
-                # Woken early only by someone who waits for the end; then tried about once a second.
+                # Woken early only by someone who waits for the end; then it tries about once a second.
                 pause_s = backoff_s(num_failures, random.random(), self._max_backoff_s)
                 if not self._num_waiting:
                     self._changed.wait_for(lambda: self._stopping or self._num_waiting, pause_s)
                 if self._num_waiting:
                     self._changed.wait_for(lambda: self._stopping, min(pause_s, _HURRIED_BACKOFF_S))
             else:
-                self._changed.wait_for(lambda: self._stopping or self._num_unsent() > 0)
+                self._changed.wait_for(lambda: self._stopping or self._spool.durable_bytes > self._sent_bytes)
             return not self._stopping
-
-    def _num_unsent(self) -> int:
-        return self._spool.durable[0] - min(delivery.acknowledged_seq for delivery in self._deliveries)
-
-    def _note_progress(self) -> None:
-        with self._changed:
-            self._acknowledged_seq = min(delivery.acknowledged_seq for delivery in self._deliveries)
-            self._changed.notify_all()
-
-
-# The tracker of rank 0: a spool in the run's folder and the sender that empties it into MLflow.
 
 
 class SpoolTracker:
@@ -197,28 +173,32 @@ class SpoolTracker:
         run_id: str,
         tracking_uri: str,
         *,
+        lease: int | None = None,
         writer: str = "",
         close_limit_s: float = 10.0,
         max_backoff_s: float = 30.0,
         warn: Callable[[str], object] = _log.warning,
     ) -> None:
-        """`storage`: the run's, the same for every attempt (a path: that folder); `run_id`: from `open_run`; `writer`:
-        as in `spool_folder`, for whoever logs besides rank 0.
+        """Args:
+            storage: the run's, the same for every attempt (a path: that folder).
+            run_id: from `open_run`.
+            lease: number of the driver's lease: whoever works for an older one can neither open the spool nor send.
+                None: that of whoever opened it last.
+            writer: as in `spool_folder`, for whoever logs besides rank 0.
+            close_limit_s: the longest time that `close` waits for the server.
+            warn: called when an outage begins and when it is over.
 
-        `close_limit_s`: the longest that `close` waits for the server. `warn` hears of its outages.
-
-        Raises Fault if storage cannot be written.
+        Raises Fault if storage cannot be written, or if a driver with a newer lease has taken over.
         """
         self._storage = FolderStorage(storage) if isinstance(storage, Path) else storage
         self._folder = folder = spool_folder(self._storage.folder, run_id, writer)
         try:
-            self._spool = Spool(folder, self._storage)
+            self._spool = Spool(folder, self._storage, lease=lease)
         except OSError as error:
             raise Fault(f"{folder}: the metrics of this run cannot be kept there: {error}") from error
         self._close_limit_s = close_limit_s
-        transport: Transport = MlflowTransport(tracking_uri, run_id)
-        deliveries = [Delivery(folder, lane, transport, may_send=self._spool.is_newest) for lane in LANES]
-        self._sender = Sender(self._spool, deliveries, max_backoff_s=max_backoff_s, warn=warn)
+        delivery = Delivery(folder, MlflowTransport(tracking_uri, run_id), may_send=self._spool.is_newest)
+        self._sender = Sender(self._spool, delivery, max_backoff_s=max_backoff_s, warn=warn)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._spool.append_metrics({key: float(value) for key, value in values.items()}, int(step))
@@ -228,7 +208,7 @@ class SpoolTracker:
             self._spool.append_tags({sendable(k): sendable(v) for k, v in redacted_values(values).items()})
 
     def text(self, path: str, content: str) -> None:
-        """Raises ValueError for a path that is not inside the run's artifacts: MLflow would refuse it for ever."""
+        """Raises ValueError for a path that is not inside the run's artifacts: MLflow would never accept it."""
         self._spool.append_text(sendable(artifact_path(path)), sendable(redacted(content)))
 
     def persist(self, timeout_s: float) -> bool:
@@ -243,5 +223,5 @@ class SpoolTracker:
         if self._spool.close(timeout_s=10.0):
             self._sender.drain(self._close_limit_s)
         self._sender.close(timeout_s=1.0)
-        with suppress(OSError):  # then everything is sent again, which changes nothing
-            publish_lanes(self._storage, self._folder)
+        with suppress(OSError):  # `sync` then finds out again what MLflow refuses
+            publish_rejected(self._storage, self._folder)

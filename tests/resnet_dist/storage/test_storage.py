@@ -139,8 +139,8 @@ def test_one_process_alone_gets_a_name(storage: RunStorage, location: str) -> No
     for one in (storage, other):
         one.pull()
         (one.folder / "tracking").mkdir(exist_ok=True)
-    assert storage.claim(storage.folder / "tracking" / "0001.jsonl")
-    assert not other.claim(other.folder / "tracking" / "0001.jsonl")
+    assert storage.create_exclusive(storage.folder / "tracking" / "00001-00001.jsonl")
+    assert not other.create_exclusive(other.folder / "tracking" / "00001-00001.jsonl")
 
 
 def test_a_driver_reads_its_run_after_it_took_the_lease(storage: RunStorage, location: str) -> None:
@@ -156,7 +156,7 @@ def test_a_driver_reads_its_run_after_it_took_the_lease(storage: RunStorage, loc
 
 
 def spool_of(storage: RunStorage) -> Spool:
-    return Spool(spool_folder(storage.folder, "r"), storage, sync_interval_s=0.0)
+    return Spool(spool_folder(storage.folder, "r"), storage, sync_every_s=0.0)
 
 
 def test_what_the_spool_calls_durable_another_machine_reads(storage: RunStorage, location: str) -> None:
@@ -169,7 +169,7 @@ def test_what_the_spool_calls_durable_another_machine_reads(storage: RunStorage,
         assert first.persist(60)
     second = open_storage(location)
     successor = spool_of(second)
-    assert successor.path.name == "0002.jsonl"
+    assert successor.path.name == "00000-00002.jsonl"
     assert successor.newest_steps == {"train/loss": 10}
     successor.append_metrics({"train/loss": 5.0}, 10)  # known
     successor.append_metrics({"train/loss": 0.5}, 11)

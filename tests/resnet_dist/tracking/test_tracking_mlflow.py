@@ -18,7 +18,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import require_answer, sqlite_file
 from resnet_dist.tracking.mlflow_run import end_run, open_run, run_file
 from resnet_dist.tracking.spool import Metrics, Spool, SpoolReader, spool_folder
-from resnet_dist.tracking.sync import REJECTED_NAME, cursor_file, sync
+from resnet_dist.tracking.sync import REJECTED_NAME, MlflowTransport, Point, sync
 from resnet_dist.tracking.tracker import SpoolTracker
 
 
@@ -72,10 +72,10 @@ def test_sending_twice_leaves_every_row_once(sqlite_uri, tmp_path, stored_rows):
     tracker.close()
     rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
     assert len(rows) == 100
-    cursor = cursor_file(spool_folder(handle.run_dir, handle.run_id), "points")
-    cursor.write_text('{"seq": 0, "server_steps": {}}')
-    report = sync(handle.run_dir, sqlite_uri)
-    assert report.num_points == 100
+    MlflowTransport(sqlite_uri, handle.run_id).send(
+        [Point(key, math.nan if is_nan else value, time_ms, step) for key, step, time_ms, value, is_nan in rows]
+    )
+    assert sync(handle.run_dir, sqlite_uri).num_points == 0
     assert stored_rows(sqlite_file(sqlite_uri), handle.run_id) == rows
 
 
@@ -180,7 +180,6 @@ def test_a_bad_line_is_counted_and_passed_over(sqlite_uri, tmp_path, stored_rows
     bad = [b'{"kind":"text","seq":9,"time_ms":1,"path":"../../x","content":"x"}\n', b"\xff\0\n", b"[" * 100_000 + b"\n"]
     spool.path.write_bytes(b"".join([*lines[:2], *bad, *lines[2:], b'{"torn']))
     (folder / "\u00b2.jsonl").write_bytes(b"no segment")
-    (folder / "texts.cursor.json").write_text('{"seq": 1e999, "server_steps": ' + "[" * 100_000)
     report = sync(handle.run_dir, sqlite_uri)
     assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (3, 3, 6)
     rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
@@ -277,7 +276,7 @@ def test_a_run_killed_during_an_outage_is_completed_by_sync(server, tmp_path, st
     assert len(spooled_rows(handle)) == 400
     assert MlflowClient(server.uri).get_run(handle.run_id).info.status == "KILLED"
     again = sync(handle.run_dir, server.uri)
-    assert (again.num_points, again.num_texts, again.end_status_sent) == (0, 0, False)
+    assert (again.num_points, again.end_status_sent) == (0, False)
 
 
 def begin_again(uri: str, run_dir: Path):

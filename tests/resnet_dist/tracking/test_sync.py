@@ -1,0 +1,298 @@
+"""`Delivery`: every point of a spool arrives once, in order, whatever fails; and spools of version 1."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from resnet_dist.tracking.connection import sqlite_file
+from resnet_dist.tracking.mlflow_run import open_run, recorded_end, recorded_run
+from resnet_dist.tracking.spool import Spool, read_history, spool_folders
+from resnet_dist.tracking.sync import (
+    MAX_POINTS,
+    MAX_TAGS,
+    REJECTED_NAME,
+    Delivery,
+    Point,
+    Refused,
+    Superseded,
+    Tag,
+    Unavailable,
+    sync,
+)
+from resnet_dist.tracking.tracker import SpoolTracker
+
+VERSION_1 = Path(__file__).parent / "version_1" / "run"
+"""A run's folder as commit d23ff8b left it: two attempts, the second of which resumed at step 4 and met no server, a
+torn last line, and the spool of another node."""
+
+
+class MemoryServer:
+    """Keeps points as MLflow does: a (key, time, step, value) twice is one. `script`: which requests fail."""
+
+    def __init__(self, script=()):
+        self.script = iter(script)
+        self.points = {}
+        self.tags = {}
+        self.texts = {}
+        self.arrivals = []
+        self.num_requests = 0
+
+    def newest_steps(self):
+        if next(self.script, "ok") != "ok":
+            raise Unavailable("down")
+        newest = {}
+        for key, _, step, _ in self.points:
+            newest[key] = max(step, newest.get(key, step))
+        return newest
+
+    def send(self, batch):
+        points = [item for item in batch if isinstance(item, Point)]
+        tags = [item for item in batch if isinstance(item, Tag)]
+        assert len(points) + len(tags) > 0
+        assert len(points) <= MAX_POINTS
+        assert len(tags) <= MAX_TAGS
+        with self.answering():
+            if any("bad" in item.key for item in batch):
+                raise Refused("bad name")
+            for point in points:
+                identity = (point.key, point.time_ms, point.step, point.value)
+                if identity not in self.points:
+                    self.points[identity] = True
+                    self.arrivals.append((point.key, point.step))
+            self.tags.update(tags)
+
+    def send_text(self, path, content):
+        with self.answering():
+            self.texts[path] = content
+
+    def answering(self):
+        self.num_requests += 1
+        return _Answer(next(self.script, "ok"))
+
+
+class _Answer:
+    def __init__(self, failure):
+        self.failure = failure
+
+    def __enter__(self):
+        if self.failure == "lost on the way":
+            raise Unavailable(self.failure)
+
+    def __exit__(self, kind, *_):
+        if self.failure == "answer lost" and kind is None:
+            raise Unavailable(self.failure)
+
+
+def deliver_all(delivery, attempts=1000):
+    for _ in range(attempts):
+        try:
+            return delivery.send_all()
+        except Unavailable:
+            pass
+    raise AssertionError("never finished")
+
+
+def log(folder: Path, *steps: int, **values: float) -> None:
+    spool = Spool(folder)
+    for step in steps:
+        spool.append_metrics(values or {"loss": 1.0}, step)
+    assert spool.close(30)
+
+
+def test_requests_keep_to_the_servers_limits(tmp_path):
+    spool = Spool(tmp_path)
+    spool.append_metrics({f"m{i}": 1.0 for i in range(3 * MAX_POINTS)}, 1)
+    spool.append_tags({f"t{i}": "v" for i in range(2 * MAX_TAGS + 1)})
+    spool.close(30)
+    server = MemoryServer()
+    deliver_all(Delivery(tmp_path, server))
+    assert [key for key, _ in server.arrivals] == [f"m{i}" for i in range(3 * MAX_POINTS)]
+    assert len(server.tags) == 2 * MAX_TAGS + 1
+
+
+def test_the_last_tag_and_text_of_a_name_stand(tmp_path):
+    spool = Spool(tmp_path)
+    for number in ("1", "2"):
+        spool.append_tags({"a": number, f"only {number}": "x"})
+        spool.append_text("notes.txt", number)
+    spool.close(30)
+    server = MemoryServer()
+    deliver_all(Delivery(tmp_path, server))
+    assert server.tags == {"a": "2", "only 1": "x", "only 2": "x"}
+    assert server.texts == {"notes.txt": "2"}
+
+
+@given(
+    failures=st.lists(st.sampled_from(["ok", "lost on the way", "answer lost"]), max_size=30),
+    restarts=st.lists(st.integers(0, 4), max_size=6),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_point_arrives_once_and_in_order_whatever_fails(tmp_path_factory, failures, restarts):
+    folder = tmp_path_factory.mktemp("spool")
+    server = MemoryServer(failures)
+    step = 0
+    for num_attempts in [*restarts, None]:
+        spool = Spool(folder)
+        for new in range(max(step - 3, 0), step + 7):  # every attempt begins three steps before the last one's end
+            spool.append_metrics({"loss": float(new), "lr": 0.1}, new)
+        step += 6
+        spool.append_text("recipe.yaml", f"attempt at {step}")
+        spool.close(30)
+        delivery = Delivery(folder, server)
+        if num_attempts is None:
+            deliver_all(delivery)
+        for _ in range(num_attempts or 0):
+            try:
+                delivery.send_all()
+            except Unavailable:
+                continue
+    wanted = [(key, n) for n in range(step + 1) for key in ("loss", "lr")]
+    assert server.arrivals == wanted
+    assert len(server.points) == len(wanted)
+    assert server.texts == {"recipe.yaml": f"attempt at {step}"}
+
+
+def test_what_the_server_has_is_not_sent_again(tmp_path):
+    log(tmp_path, *range(3000))
+    server = MemoryServer()
+    deliver_all(Delivery(tmp_path, server))
+    assert server.num_requests == 4
+    again = Delivery(tmp_path, server)
+    deliver_all(again)
+    assert (again.num_points, server.num_requests) == (0, 4)
+
+
+def test_two_senders_at_once_leave_every_point_once(tmp_path):
+    """`tracking sync` of a run that is in progress: each sends what the server lacked when it asked."""
+    log(tmp_path, *range(2000))
+    server = MemoryServer()
+    one, other = Delivery(tmp_path, server), Delivery(tmp_path, server)
+    turns = iter([True, False])
+    one.send_all(proceed=lambda: next(turns, False))  # its first request only
+    deliver_all(other)
+    deliver_all(one)
+    assert server.arrivals == [("loss", step) for step in range(2000)]
+
+
+def test_a_new_spool_of_an_old_run_leaves_out_what_the_server_has(tmp_path):
+    server = MemoryServer()
+    log(tmp_path / "node-1", *range(1, 11))
+    deliver_all(Delivery(tmp_path / "node-1", server))
+    # another disk: resumes at step 7, knows nothing
+    log(tmp_path / "node-2", *range(8, 15), **{"loss": -1.0, "val/loss": 2.0})
+    Delivery(tmp_path / "node-2", server).send_all()
+    losses = {step: value for key, _, step, value in server.points if key == "loss"}
+    assert losses == {step: 1.0 if step <= 10 else -1.0 for step in range(1, 15)}
+    assert sorted(step for key, _, step, _ in server.points if key == "val/loss") == list(range(8, 15))
+    assert len(server.points) == 14 + 7
+
+
+def test_what_the_server_refuses_does_not_hold_up_the_rest(tmp_path):
+    spool = Spool(tmp_path)
+    for step in range(20):
+        spool.append_metrics({"loss": 1.0, "lr": 0.1} | ({"bad|name": 3.0} if step == 7 else {}), step)
+    spool.append_tags({"bad tag": "x", "good": "y"})
+    spool.append_metrics({"loss": 1.0}, 20)
+    spool.close(30)
+    server = MemoryServer()
+    delivery = Delivery(tmp_path, server)
+    deliver_all(delivery)
+    assert [step for key, step in server.arrivals if key == "loss"] == list(range(21))
+    assert server.tags == {"good": "y"}
+    assert delivery.num_rejected == 2
+    rejected = (tmp_path / REJECTED_NAME).read_text().splitlines()
+    assert len(rejected) == 2
+    assert "bad|name at step 7 = 3.0" in rejected[0]
+    assert "bad tag" in rejected[1]
+
+
+def test_texts_that_cannot_be_stored_do_not_hold_up_the_points(tmp_path):
+    spool = Spool(tmp_path)
+    spool.append_text("recipe.yaml", "seed: 1")
+    spool.append_metrics({"loss": 1.0}, 1)
+    spool.close(30)
+    server = MemoryServer()
+    server.send_text = lambda path, content: (_ for _ in ()).throw(Unavailable("no room"))
+    delivery = Delivery(tmp_path, server)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="no room"):
+            delivery.send_all()
+    assert server.arrivals == [("loss", 1)]
+    del server.send_text
+    deliver_all(delivery)
+    assert server.texts == {"recipe.yaml": "seed: 1"}
+    assert (delivery.num_points, delivery.num_texts) == (1, 1)
+
+
+def test_a_superseded_writer_sends_nothing_more(tmp_path):
+    server = MemoryServer()
+    old = Spool(tmp_path)
+    old.append_metrics({"loss": 1.0}, 1)
+    assert old.persist(30)
+    delivery = Delivery(tmp_path, server, may_send=old.is_newest)
+    delivery.send_all(old.durable_bytes)
+    new = Spool(tmp_path)
+    old.append_metrics({"loss": -1.0}, 2)
+    assert old.persist(30)
+    with pytest.raises(Superseded):
+        delivery.send_all(old.durable_bytes)
+    assert server.arrivals == [("loss", 1)]
+    old.close(30)
+    new.close(30)
+
+
+@pytest.fixture
+def old_run(sqlite_uri: str, tmp_path: Path):
+    """The run of version 1, continued at another server that has what its first attempt had sent."""
+    handle = open_run(sqlite_uri, "exp", "r", tmp_path / "run", {}, {})
+    for folder in spool_folders(VERSION_1):
+        shutil.copytree(folder, handle.run_dir / folder.parent.name / handle.run_id)
+    history = read_history(handle.run_dir, handle.run_id)
+    sent = [
+        Metric(key, value, history.times_ms[key, step], step)
+        for key, points in history.points.items()
+        for step, value in points
+        if step <= 7
+    ]
+    MlflowClient(sqlite_uri).log_batch(handle.run_id, metrics=sent)
+    return handle
+
+
+def test_a_spool_of_version_1_is_sent(old_run, stored_rows):
+    report = sync(old_run.run_dir, old_run.tracking_uri)
+    assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (2 * 5 + 1 + 1, 0, 32)
+    rows = stored_rows(sqlite_file(old_run.tracking_uri), old_run.run_id)
+    losses = [(step, value) for key, step, _, value, _ in rows if key == "train/loss"]
+    assert losses == [(step, 1.0 / step if step <= 7 else -1.0 / step) for step in range(1, 13)]
+    assert [(key, step) for key, step, *_ in rows if not key.startswith("train/")] == [
+        ("odd", 7), ("val/top1", 7), ("system/node-1/cpu_utilization_percentage", 10), ("val/top1", 12)
+    ]  # fmt: skip
+    run = MlflowClient(old_run.tracking_uri).get_run(old_run.run_id)
+    assert run.data.tags["workers"] == "3"
+
+
+def test_a_run_of_version_1_is_continued(old_run, stored_rows):
+    tracker = SpoolTracker(old_run.run_dir, old_run.run_id, old_run.tracking_uri, lease=1)
+    for step in range(10, 15):
+        tracker.metrics({"train/loss": 0.0}, step)
+    assert tracker.flush(60)
+    tracker.close()
+    rows = stored_rows(sqlite_file(old_run.tracking_uri), old_run.run_id)
+    losses = {step: value for key, step, _, value, _ in rows if key == "train/loss"}
+    assert losses == {step: 1.0 / step if step <= 7 else -1.0 / step for step in range(1, 13)} | {13: 0.0, 14: 0.0}
+    assert [row[1] for row in rows if row[0] == "train/loss"] == list(range(1, 15))
+
+
+def test_the_record_of_a_run_of_version_1_is_read():
+    handle, end = recorded_run(VERSION_1, "http://mlflow:5000"), recorded_end(VERSION_1)
+    assert handle is not None
+    assert [folder.name for folder in spool_folders(VERSION_1)] == [handle.run_id, handle.run_id]
+    assert end is not None
+    assert (end.status, end.reason) == ("KILLED", "interrupted")
