@@ -258,10 +258,9 @@ def complete(trained: Trained, storage: RunStorage, tracking_uri: str, say: Say)
     what was reached and how the rest gets there; nothing then says that the training failed.
     """
     storage.pull()
-    handle = recorded_run(storage.folder, tracking_uri)
+    handle = recorded_run(storage, tracking_uri)
     if handle is None:
         raise Fault(f"{storage.location}: {trained.words}, but which MLflow run it belongs to is not there any more")
-    handle = replace(handle, publish=storage.publish)
     record_end(handle, "FINISHED", _UNDER_WAY)
     try:
         require_run(handle)

@@ -209,12 +209,11 @@ def begin_record(
         profile.tracking_uri,
         profile.experiment,
         name,
-        storage.folder,
+        storage,
         tags,
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
         answer_limit_s=answer_limit_s,
-        publish=storage.publish,
     )
     record = Record(handle, prepared, EventLog(storage), say)
     record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")
@@ -248,7 +247,7 @@ def send_measured(storage: RunStorage, handle: RunHandle, class_names: Sequence[
 
 def send_end(storage: RunStorage, handle: RunHandle) -> Undelivered | None:
     """Brings the end to MLflow that `record_end` kept."""
-    return _first_failure(partial(send_end_status, storage.folder, handle.tracking_uri, publish=storage.publish))
+    return _first_failure(partial(send_end_status, handle))
 
 
 def _first_failure(*steps: Callable[[], object]) -> Undelivered | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_prep.beton.files import create, fsync_folder, make_folder, open_regular, read_small, remove_folder
 from resnet_dist.errors import UserError
-from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY
+from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
 
 
 class FolderStorage:
@@ -115,3 +115,8 @@ class FolderStorage:
             probe.unlink()
         except OSError as error:
             raise UserError(f"storage {storage} is not writable: {error.strerror}; mend it, or set storage") from None
+
+
+def as_storage(run: RunStorage | Path) -> RunStorage:
+    """A path means that folder."""
+    return FolderStorage(run) if isinstance(run, Path) else run

@@ -1,4 +1,4 @@
-"""Tracking URIs: which ones work, where they point, and how they look without their secrets. Pure."""
+"""The way to MLflow: tracking URIs, the client's environment, a server that answers, and errors in one line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,52 @@ from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.sqlite_store import create_empty, follow_moved_files, require_current
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+NOT_USED = (
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_ACTIVE_MODEL_ID",
+    "MLFLOW_ENABLE_ASYNC_LOGGING",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
+    "MLFLOW_AUTOLOGGING_CONFIG",
+    "MLFLOW_REGISTRY_URI",
+)
+"""Variables that would send parts of a run elsewhere than its profile says, or later than we wait for them."""
+_PASSED_ON = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_AWS_SIGV4",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_S3_IGNORE_TLS",
+    "MLFLOW_WORKSPACE",
+)
+# Touches the server's database, which /health does not; any answer to it will do.
+_QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+_QUESTION_PAUSE_S = 0.5
+_RETRY_PAUSE_S = 0.3
+_SCHEMA_LIMIT_S = 120.0
+_REFUSALS = (401, 403)
+_TOO_BUSY = 429
+_MAX_LINE_CHARS = 300
+
+
+# Tracking URIs.
+
 
 def absolute_tracking_uri(uri: str, base: Path) -> str:
     """The URI with an absolute path, if it has one: `sqlite:///runs.db` starts at `base` (an absolute folder).
 
-    Raises UserError for a URI that cannot hold a training job's runs, with the mend.
+    Raises UserError for a URI that cannot hold a training job's runs, with what to write instead.
     """
     scheme, separator, rest = uri.partition("://")
     if scheme in ("http", "https") and rest.strip("/"):
@@ -36,7 +77,7 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
             raise UserError(f"tracking_uri: {redacted(uri)}: after the file's name only ?timeout=SECONDS is understood")
         if odd := sorted({"%", "?"} & set(path)):
             raise UserError(
-                f"tracking_uri: {path}: MLflow takes no database whose path holds {' and '.join(odd)}; name a file "
+                f"tracking_uri: {path}: MLflow takes no database whose path has {' and '.join(odd)}; name a file "
                 "elsewhere, or use an MLflow server, http://host:port"
             )
         if not name.startswith("/") or name in ("/", "/:memory:") or name.endswith("/"):
@@ -59,7 +100,7 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
 
 
 def _require_host(uri: str) -> None:
-    """UserError for a URI that a client would read otherwise than it is meant; what is quoted would be a password."""
+    """UserError for a URI that a client would misread; what it then quotes could be a password."""
     try:
         parts = urlsplit(uri)
         is_read_whole = bool(parts.hostname) and parts.port != 0
@@ -69,7 +110,7 @@ def _require_host(uri: str) -> None:
     if is_read_whole and (not user_info or "@" in parts.netloc or "***@" not in redacted(uri)):
         return
     raise UserError(
-        f"tracking_uri: {redacted(uri)} is no address like http://host:port"
+        f"tracking_uri: {redacted(uri)} is not an address like http://host:port"
         + (
             "; give user and password as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write their / ? # @ "
             "and % as %2F %3F %23 %40 and %25"
@@ -86,52 +127,89 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
-# One readable line out of an exception of mlflow's, which often wraps four others and shows the whole address.
+# The environment variables that MLflow's client reads at every request.
 
 
-_MAX_CHARS = 300
+def settle_environment(environment: MutableMapping[str, str]) -> list[str]:
+    """Makes MLflow's client do what the profile says and answer within seconds where it would try for minutes.
+
+    Returns warnings for the user. Loads nothing.
+    """
+    warned = []
+    registry, tracking = environment.get("MLFLOW_REGISTRY_URI"), environment.get("MLFLOW_TRACKING_URI")
+    if registry and registry != tracking:
+        warned.append(f"MLFLOW_REGISTRY_URI ({redacted(registry)}) is not used: models go to the MLflow of their run")
+    for key in NOT_USED:
+        environment.pop(key, None)
+    for key in [key for key, value in environment.items() if key.startswith("MLFLOW_") and not value.strip()]:
+        del environment[key]  # set but empty, as in containers
+    for key, value in driver_environment().items():
+        environment.setdefault(key, value)
+    return warned
 
 
-def first_line(error: BaseException) -> str:
-    """The exception's own message, without secrets: what a server that answered has to say."""
-    lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:_MAX_CHARS]
+def driver_environment() -> dict[str, str]:
+    """For every command: a server that is out of order costs seconds, not four minutes."""
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
 
 
-def root_reason(error: BaseException) -> str:
-    """The message of what happened first ("Connection refused"), without secrets: why a call did not get through."""
-    seen = {id(error)}
-    while (below := error.__cause__ or error.__context__) and id(below) not in seen:
-        seen.add(id(below))
-        error = below
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return first_line(OSError(error.strerror))  # without its number
-    return first_line(error)
+def client_environment() -> dict[str, str]:
+    """For workers, which track in the background; the driver, which uploads models, has `driver_environment`.
+
+    MLflow's defaults (7 retries, 120 s each) keep one call for 247 s when the server is down. The sender has its own
+    backoff and wants a short answer, but not so short that a busy server never gets to give it: it then does the work,
+    and is asked for it again and again.
+    """
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
+    }
 
 
-# Whether a tracking server answers, asked with short limits before mlflow's long retries can begin.
+def server_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's client reads to find its way and log in: for workers on other machines, which do not have the
+    driver's environment. Never part of a runtime environment, which Ray's dashboard shows.
+    """
+    return {key: environment[key] for key in _PASSED_ON if key in environment}
 
 
-# Touches the server's database, which /health does not; any answer to it will do.
-_QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-_PAUSE_S = 0.5
+def _require_readable(environment: Mapping[str, str]) -> None:
+    """UserError for a variable with a value that MLflow does not take: it would fail at some later request."""
+    import mlflow.environment_variables as known
+
+    for key, value in environment.items():
+        variable = getattr(known, key, None) if key.startswith("MLFLOW_") else None
+        if variable is not None and hasattr(variable, "get"):
+            try:
+                variable.get()
+            except ValueError as error:
+                mistake = f"{redacted(f'{key}={value}')}: MLflow does not take it ({error}); correct it"
+                raise UserError(mistake) from None
+
+
+# Whether a server answers, asked with short limits before mlflow's long retries can begin.
 
 
 class Unanswered(Fault):
     """The server was too slow, away or out of order; the same call may succeed a moment later."""
 
-    def __init__(self, why: str, mend: str = "") -> None:
-        super().__init__(f"{why}; {mend}" if mend else why)
+    def __init__(self, why: str, fix: str = "") -> None:
+        super().__init__(f"{why}; {fix}" if fix else why)
         self.why = why
 
 
 def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float = 3.0) -> None:
-    """Returns as soon as the server answers; at once for an URI without a server.
+    """Returns as soon as the server answers; at once for a URI without a server.
 
-    `attempt_s`: how long it may take at first; twice as long each time that it did not.
+    `attempt_s`: limit of the first attempt; it doubles each time that there was no answer.
 
-    Raises Unanswered after `limit_s` without an answer (down, hung, or a 5xx status), UserError if it refuses the host
-    name.
+    Raises Unanswered after `limit_s` without an answer (down, hung, or a 5xx status), UserError if the server refuses
+    the host name or its certificate is not accepted.
     """
     if not tracking_uri.startswith(("http://", "https://")):
         return
@@ -141,13 +219,13 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
         reason = _ask(tracking_uri, timeout_s=max(0.5, min(attempt_s, left_s)))
         if reason is None:
             return
-        if deadline_s - time.monotonic() < _PAUSE_S:
+        if deadline_s - time.monotonic() < _QUESTION_PAUSE_S:
             raise Unanswered(
                 f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s)",
                 "start it or correct tracking_uri (of the profile, or --tracking-uri), then run the same command again",
             )
         attempt_s *= 2
-        time.sleep(_PAUSE_S)
+        time.sleep(_QUESTION_PAUSE_S)
 
 
 def _ask(tracking_uri: str, timeout_s: float) -> str | None:
@@ -161,7 +239,7 @@ def _ask(tracking_uri: str, timeout_s: float) -> str | None:
     verify = False if insecure else os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that certificates are not looked at was the user's own wish
+            warnings.simplefilter("ignore")  # the user asked not to check certificates
             answer = requests.get(url, timeout=timeout_s, verify=verify, stream=True)
         with answer:
             if answer.status_code == 403 and b"Invalid Host" in next(answer.iter_content(2000), b""):
@@ -181,7 +259,7 @@ def _ask(tracking_uri: str, timeout_s: float) -> str | None:
 
 
 def _tls_mistake(reason: str) -> str:
-    """What is wrong with a TLS connection, and what to do about it."""
+    """What is wrong with a TLS connection, and how to fix it."""
     _, failed, what = reason.partition("certificate verify failed: ")
     if not failed:
         return f"it does not speak TLS ({reason}); write http:// instead of https://, or another port"
@@ -191,150 +269,24 @@ def _tls_mistake(reason: str) -> str:
     )
 
 
-# The environment variables that MLflow's client reads, settled once for every command and worker.
-
-
-NOT_USED = (
-    "MLFLOW_RUN_ID",
-    "MLFLOW_EXPERIMENT_ID",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_ACTIVE_MODEL_ID",
-    "MLFLOW_ENABLE_ASYNC_LOGGING",
-    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
-    "MLFLOW_AUTOLOGGING_CONFIG",
-    "MLFLOW_REGISTRY_URI",
-)
-"""What would send something of a run elsewhere than where its profile says, or later than it is waited for."""
-_PASSED_ON = (
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_AUTH",
-    "MLFLOW_TRACKING_AWS_SIGV4",
-    "MLFLOW_TRACKING_INSECURE_TLS",
-    "MLFLOW_TRACKING_SERVER_CERT_PATH",
-    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
-    "MLFLOW_S3_ENDPOINT_URL",
-    "MLFLOW_S3_IGNORE_TLS",
-    "MLFLOW_WORKSPACE",
-)
-
-
-def settle_environment(environment: MutableMapping[str, str]) -> list[str]:
-    """Makes MLflow's client do what the profile says, and answer within seconds where it would try for minutes; what
-    there is to say about it. Loads nothing.
-    """
-    said = []
-    registry, tracking = environment.get("MLFLOW_REGISTRY_URI"), environment.get("MLFLOW_TRACKING_URI")
-    if registry and registry != tracking:
-        said.append(f"MLFLOW_REGISTRY_URI ({redacted(registry)}) is not used: models go to the MLflow of their run")
-    for key in NOT_USED:
-        environment.pop(key, None)
-    for key in [key for key, value in environment.items() if key.startswith("MLFLOW_") and not value.strip()]:
-        del environment[key]  # set and empty, as containers have it
-    for key, value in driver_environment().items():
-        environment.setdefault(key, value)
-    return said
-
-
-def require_readable(environment: Mapping[str, str]) -> None:
-    """UserError for a variable with a value that MLflow does not take: it would say so at some request or other."""
-    import mlflow.environment_variables as known
-
-    for key, value in environment.items():
-        variable = getattr(known, key, None) if key.startswith("MLFLOW_") else None
-        if variable is not None and hasattr(variable, "get"):
-            try:
-                variable.get()
-            except ValueError as error:
-                mistake = f"{redacted(f'{key}={value}')}: MLflow does not take it ({error}); correct it"
-                raise UserError(mistake) from None
-
-
-def driver_environment() -> dict[str, str]:
-    """Environment variables of every command: a server that is out of order costs seconds, not four minutes."""
-    return {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    }
-
-
-def server_credentials(environment: Mapping[str, str]) -> dict[str, str]:
-    """What mlflow's client reads to find its way and log in: for workers on other machines,
-    which do not have the driver's environment.
-
-    Never part of a runtime environment: Ray's dashboard shows those.
-    """
-    return {key: environment[key] for key in _PASSED_ON if key in environment}
-
-
-def client_environment() -> dict[str, str]:
-    """Environment variables of a process that tracks in the background: apply them to the workers, not to the driver.
-
-    mlflow reads them at every request. Its defaults (7 retries, 120 s each) keep one call for 247 s when the server is
-    down; the sender has its own backoff and wants a short answer, but not so short that a busy server never gets
-    to give it: what it then does is asked for again and again. The driver uploads models: `driver_environment`.
-    """
-    return {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
-    }
-
-
-# The store behind a tracking URI: a server that answers, or a sqlite file with MLflow's tables in it.
-
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-_log = logging.getLogger(__name__)
-T = TypeVar("T")
-_SCHEMA_LIMIT_S = 120.0
-_REFUSALS = (401, 403)
-_TOO_BUSY = 429
-_RETRY_PAUSE_S = 0.3
-
-
-def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
-    """Makes sure there is something to talk to: a server that answers, or a sqlite file with MLflow's tables in it.
-
-    Raises Fault. Processes that meet a fresh sqlite file together all try to create its tables and all but one fail
-    (mlflow 3.17), so the driver does it first, under a lock.
-    """
-    require_answer(tracking_uri, limit_s=answer_limit_s)
-    database = sqlite_file(tracking_uri)
-    if database is None:
-        return
-    try:
-        create_empty(database)
-        lock = database.with_name(f".{database.name}.lock")
-        with _locked(lock), _quiet_schema(), mlflow_faults(tracking_uri, "creating its tables"):
-            connect(tracking_uri).search_experiments(max_results=1)
-            if (line := follow_moved_files(database)) is not None:
-                _log.warning("%s", line)
-    except OSError as error:
-        raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
+# Talking to it.
 
 
 @contextmanager
-def _quiet_schema() -> Iterator[None]:
-    """Keeps what mlflow says of every table it creates off the user's screen; warnings stay."""
-    logger = logging.getLogger("mlflow.store.db.utils")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def mlflow_client(tracking_uri: str, doing: str) -> Iterator[MlflowClient]:
+    """A client for one piece of work; `doing` is what an error says was done. Raises as `require_answer` and
+    `mlflow_faults` do.
+    """
+    require_answer(tracking_uri)
+    with mlflow_faults(tracking_uri, doing):
+        yield connect(tracking_uri)
 
 
 def connect(tracking_uri: str) -> MlflowClient:
     """Raises UserError for a variable of the environment that MLflow does not take, and as `require_current`."""
     from mlflow import MlflowClient
 
-    require_readable(os.environ)
+    _require_readable(os.environ)
     if (database := sqlite_file(tracking_uri)) is not None:
         require_current(database)
     return MlflowClient(tracking_uri, registry_uri=tracking_uri)  # not MLFLOW_REGISTRY_URI
@@ -343,7 +295,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 @contextmanager
 def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
     """Turns what mlflow raises into one line without secrets: UserError if the server refuses this user, else Fault;
-    Unanswered, a Fault, if the server may do it the next time.
+    Unanswered, a Fault, if it may succeed the next time.
     """
     from mlflow.exceptions import MlflowException
 
@@ -366,7 +318,7 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
 
 
 def patiently(work: Callable[[], T], until_s: float) -> T:
-    """Does `work`, which may be begun again, until it succeeds, or `time.monotonic()` is past `until_s`.
+    """Repeats `work`, which must allow that, until it succeeds or `time.monotonic()` is past `until_s`.
 
     Raises what `work` raises: an Unanswered of the last time, everything else of the first.
     """
@@ -377,6 +329,39 @@ def patiently(work: Callable[[], T], until_s: float) -> T:
             if time.monotonic() > until_s:
                 raise
             time.sleep(_RETRY_PAUSE_S)
+
+
+def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
+    """Makes sure that there is a server that answers, or a sqlite file with MLflow's tables in it.
+
+    Processes that meet a fresh sqlite file together all try to create its tables, and all but one fail (mlflow 3.17):
+    the driver does it first, under a lock. Raises Fault, UserError.
+    """
+    require_answer(tracking_uri, limit_s=answer_limit_s)
+    database = sqlite_file(tracking_uri)
+    if database is None:
+        return
+    try:
+        create_empty(database)
+        lock = database.with_name(f".{database.name}.lock")
+        with _locked(lock), _quiet_schema(), mlflow_faults(tracking_uri, "creating its tables"):
+            connect(tracking_uri).search_experiments(max_results=1)
+            if (line := follow_moved_files(database)) is not None:
+                _log.warning("%s", line)
+    except OSError as error:
+        raise UserError(f"tracking_uri: {database} cannot be created or written: {error.strerror}") from None
+
+
+@contextmanager
+def _quiet_schema() -> Iterator[None]:
+    """Keeps mlflow's line about every table it creates off the user's screen; warnings stay."""
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -396,3 +381,23 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+# One readable line out of an exception of mlflow's, which often wraps four others and shows the whole address.
+
+
+def first_line(error: BaseException) -> str:
+    """The exception's own message, without secrets: what a server that answered has to say."""
+    lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:_MAX_LINE_CHARS]
+
+
+def root_reason(error: BaseException) -> str:
+    """The message of what happened first ("Connection refused"), without secrets: why a call did not get through."""
+    seen = {id(error)}
+    while (below := error.__cause__ or error.__context__) and id(below) not in seen:
+        seen.add(id(below))
+        error = below
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return first_line(OSError(error.strerror))  # without its number
+    return first_line(error)

@@ -15,16 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.storage.base import read_json, write_json
-from resnet_dist.tracking.connection import (
-    connect,
-    mlflow_faults,
-    patiently,
-    prepare_store,
-    require_answer,
-)
+from resnet_dist.storage.base import RunStorage, read_json, write_json
+from resnet_dist.storage.folder import as_storage
+from resnet_dist.tracking.connection import connect, mlflow_client, mlflow_faults, patiently, prepare_store, require_answer
 from resnet_dist.tracking.datasets import DataInput, dataset_input
-from resnet_dist.tracking.experiment import viewed_experiment_id
+from resnet_dist.tracking.experiment import NOTE_TAG, viewed_experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +29,7 @@ _log = logging.getLogger(__name__)
 RUN_KEY_TAG = "resnet_dist.run_key"
 PARENT_TAG = "mlflow.parentRunId"
 RESUMED_TAG = "resumed"
-"""How often a driver went on with the run."""
+"""How often a driver resumed the run."""
 ENDED_TAG = "ended"
 """Why a run ended, in words. MLflow's status has four words, and none for a trial that was not worth finishing."""
 _PARAMS_PER_CALL = 100
@@ -43,19 +38,18 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-def in_place(path: Path) -> None:
-    """`publish` of a run whose folder is its storage."""
-
-
 @dataclass(frozen=True)
 class RunHandle:
     run_id: str
     experiment_id: str
-    run_dir: Path
     tracking_uri: str = field(repr=False)
     """May hold a password."""
-    publish: Callable[[Path], None] = field(default=in_place, repr=False)
-    """Brings a file of `run_dir` into storage."""
+    storage: RunStorage = field(compare=False)
+    """The run's, with `mlflow_run.json` in it."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.storage.folder
 
 
 def run_file(run_dir: Path) -> Path:
@@ -81,21 +75,17 @@ def _read_record(run_dir: Path) -> dict[str, Any] | None:
             and isinstance(end.get("sent"), bool)
         )
     if not is_whole:
-        raise UserError(f"{run_file(run_dir)}: is damaged; remove it to continue in a new MLflow run")
+        raise UserError(f"{run_file(run_dir)} is damaged; remove it to continue in a new MLflow run")
     return record
 
 
-def recorded_run(run_dir: Path, tracking_uri: str) -> RunHandle | None:
-    """The run that this folder belongs to, without asking the server; None before `open_run` has created it."""
-    record = _read_record(run_dir)
+def recorded_run(storage: RunStorage | Path, tracking_uri: str) -> RunHandle | None:
+    """The run that this storage belongs to, without asking the server; None before `open_run` has created it."""
+    storage = as_storage(storage)
+    record = _read_record(storage.folder)
     if record is None or "run_id" not in record:
         return None
-    return RunHandle(record["run_id"], record["experiment_id"], run_dir, tracking_uri)
-
-
-def has_ended(run_dir: Path) -> bool:
-    """Whether the folder's run was given an end status since it was last opened."""
-    return "end" in (_read_record(run_dir) or {})
+    return RunHandle(record["run_id"], record["experiment_id"], tracking_uri, storage)
 
 
 @dataclass(frozen=True)
@@ -114,34 +104,38 @@ def open_run(
     tracking_uri: str,
     experiment: str,
     run_name: str,
-    run_dir: Path,
+    storage: RunStorage | Path,
     tags: Mapping[str, str],
     params: Mapping[str, str],
     *,
     parent_run_id: str | None = None,
     answer_limit_s: float = 10.0,
-    publish: Callable[[Path], None] = in_place,
 ) -> RunHandle:
-    """Begins the MLflow run of this folder, or continues it; its status is RUNNING afterwards.
+    """Begins the MLflow run that belongs to this storage, or continues it; its status is RUNNING afterwards.
 
-    `parent_run_id`: the sweep's run, under which MLflow shows this one.
+    A random key is in storage before the run is created, and in a tag of the run from its first moment: a driver that
+    was killed in between finds its run and does not make a second one.
 
-    `tracking_uri` as `absolute_tracking_uri` returns it. Tags are set anew at every start; a parameter only if the run
-    does not have it yet (MLflow never changes one). A random key is on disk before the run is created and in a tag of
-    it from its first moment, so a driver killed in between finds its run and does not make a second one.
+    Args:
+        tracking_uri: as `absolute_tracking_uri` returns it.
+        storage: the run's (a path: that folder).
+        tags: set again at every start.
+        params: logged if the run does not have them yet (MLflow never changes one).
+        parent_run_id: the sweep's run, under which MLflow shows this one.
 
     Raises Fault if MLflow fails, or if the server has not done it all within `answer_limit_s` and the request that was
-    under way then; UserError if the folder belongs to a run that this server does not have.
+    under way then; UserError if the storage belongs to a run that this server does not have.
     """
+    storage = as_storage(storage)
     tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
     until_s = time.monotonic() + answer_limit_s
     prepare_store(tracking_uri, answer_limit_s=answer_limit_s)
     client = connect(tracking_uri)
-    resumes = "run_id" in (_read_record(run_dir) or {})
+    resumes = "run_id" in (_read_record(storage.folder) or {})
 
     def find() -> Run:
         with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
-            return _find_or_create(client, experiment, run_name, run_dir, tags, tracking_uri, publish)
+            return _find_or_create(client, experiment, run_name, storage, tags, tracking_uri)
 
     def describe() -> None:
         with mlflow_faults(tracking_uri, f"opening the run {run_name}"):
@@ -151,7 +145,7 @@ def open_run(
     if resumes:
         tags[RESUMED_TAG] = str(int(run.data.tags.get(RESUMED_TAG, 0)) + 1)
     patiently(describe, until_s)
-    return RunHandle(run.info.run_id, run.info.experiment_id, run_dir, tracking_uri, publish)
+    return RunHandle(run.info.run_id, run.info.experiment_id, tracking_uri, storage)
 
 
 def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_limit_s: float = 10.0) -> bool:
@@ -162,9 +156,7 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
     """
     record_end(handle, status, reason)
     try:
-        return send_end_status(
-            handle.run_dir, handle.tracking_uri, answer_limit_s=answer_limit_s, publish=handle.publish
-        )
+        return send_end_status(handle, answer_limit_s=answer_limit_s)
     except (Fault, UserError) as fault:
         _log.warning("the status %s of the run waits in %s: %s", status, run_file(handle.run_dir), fault)
         return False
@@ -177,39 +169,36 @@ def record_end(handle: RunHandle, status: EndStatus, reason: str = "") -> None:
     before = record.get("end") or {}
     time_ms = before["time_ms"] if before.get("status") == status else time.time_ns() // 1_000_000
     record["end"] = {"status": status, "time_ms": time_ms, "reason": reason, "sent": False}
-    _write_record(handle.run_dir, record, handle.publish)
+    _write_record(handle.storage, record)
 
 
-def send_end_status(
-    run_dir: Path, tracking_uri: str, *, answer_limit_s: float = 10.0, publish: Callable[[Path], None] = in_place
-) -> bool:
+def send_end_status(handle: RunHandle, *, answer_limit_s: float = 10.0) -> bool:
     """Sends the end that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
-    record = _read_record(run_dir) or {}
+    record = _read_record(handle.run_dir) or {}
     end = record.get("end")
     if not end or end["sent"]:
         return False
     until_s = time.monotonic() + answer_limit_s
-    require_answer(tracking_uri, limit_s=answer_limit_s)
-    client = connect(tracking_uri)
+    require_answer(handle.tracking_uri, limit_s=answer_limit_s)
+    client = connect(handle.tracking_uri)
 
-    def tell() -> None:
+    def send() -> None:
         # mlflow prints links to stdout here, which belongs to the command's own result.
-        with mlflow_faults(tracking_uri, "ending the run"), redirect_stdout(io.StringIO()):
+        with mlflow_faults(handle.tracking_uri, "ending the run"), redirect_stdout(io.StringIO()):
             if end["reason"]:
                 client.set_tag(record["run_id"], ENDED_TAG, end["reason"])
             client.set_terminated(record["run_id"], end["status"], end["time_ms"])
 
-    patiently(tell, until_s)
-    _write_record(run_dir, {**record, "end": {**end, "sent": True}}, publish)
+    patiently(send, until_s)
+    _write_record(handle.storage, {**record, "end": {**end, "sent": True}})
     return True
 
 
 def require_run(handle: RunHandle) -> None:
-    """Raises UserError unless the server has the run, as that of the handle's folder; Fault if it does not answer."""
-    require_answer(handle.tracking_uri)
+    """Raises UserError unless the server has the run, as that of the handle's storage; Fault if it does not answer."""
     record = _read_record(handle.run_dir) or {"run_id": handle.run_id}
-    with mlflow_faults(handle.tracking_uri, "looking for the run"):
-        _known_run(connect(handle.tracking_uri), record, handle.run_dir, handle.tracking_uri)
+    with mlflow_client(handle.tracking_uri, "looking for the run") as client:
+        _known_run(client, record, handle.run_dir, handle.tracking_uri)
 
 
 def newest_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
@@ -218,9 +207,9 @@ def newest_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
     return {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
 
 
-def _write_record(run_dir: Path, record: dict[str, Any], publish: Callable[[Path], None]) -> None:
-    write_json(run_file(run_dir), record)
-    publish(run_file(run_dir))
+def _write_record(storage: RunStorage, record: dict[str, Any]) -> None:
+    write_json(run_file(storage.folder), record)
+    storage.publish(run_file(storage.folder))
 
 
 def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, tracking_uri: str) -> Run | None:
@@ -255,18 +244,17 @@ def _find_or_create(
     client: MlflowClient,
     experiment: str,
     run_name: str,
-    run_dir: Path,
+    storage: RunStorage,
     tags: Mapping[str, str],
     tracking_uri: str,
-    publish: Callable[[Path], None],
 ) -> Run:
-    record = _read_record(run_dir)
+    record = _read_record(storage.folder)
     if record is None:
         record = {"run_key": uuid.uuid4().hex, "experiment_id": viewed_experiment_id(client, experiment, tracking_uri)}
-        _write_record(run_dir, record, publish)
-    run = _known_run(client, record, run_dir, tracking_uri) or _create_run(client, record, run_name, tags)
+        _write_record(storage, record)
+    run = _known_run(client, record, storage.folder, tracking_uri) or _create_run(client, record, run_name, tags)
     known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
-    _write_record(run_dir, known, publish)
+    _write_record(storage, known)
     return run
 
 
@@ -318,10 +306,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
         yield list(items[start : start + size])
 
 
-# What makes a run readable: description, data sets, configuration and code as small files, plots. The driver logs it.
-
-
-_NOTE_TAG = "mlflow.note.content"
+# What makes a run readable: the driver logs it. Logging it again, in a later attempt, replaces files and tags.
 
 
 def log_details(
@@ -330,11 +315,9 @@ def log_details(
     """Logs a Markdown description (kept as it is if the run has one: somebody may have edited it), texts by artifact
     path, and data sets. Passwords in URIs are cut out. Raises Fault.
     """
-    require_answer(handle.tracking_uri)
-    with mlflow_faults(handle.tracking_uri, "describing the run"):
-        client = connect(handle.tracking_uri)
-        if description and _NOTE_TAG not in client.get_run(handle.run_id).data.tags:
-            client.set_tag(handle.run_id, _NOTE_TAG, redacted(description))
+    with mlflow_client(handle.tracking_uri, "describing the run") as client:
+        if description and NOTE_TAG not in client.get_run(handle.run_id).data.tags:
+            client.set_tag(handle.run_id, NOTE_TAG, redacted(description))
         if inputs:
             client.log_inputs(handle.run_id, [dataset_input(data) for data in inputs])
         for path, content in texts.items():
@@ -343,15 +326,12 @@ def log_details(
 
 def set_tags(handle: RunHandle, tags: Mapping[str, str]) -> None:
     """Raises Fault."""
-    require_answer(handle.tracking_uri)
-    with mlflow_faults(handle.tracking_uri, "tagging the run"):
-        client = connect(handle.tracking_uri)
+    with mlflow_client(handle.tracking_uri, "tagging the run") as client:
         for key, value in redacted_values(tags).items():
             client.set_tag(handle.run_id, key, value)
 
 
 def log_folder(handle: RunHandle, folder: Path, artifact_path: str) -> None:
     """Uploads a folder's files as artifacts under `artifact_path`. Raises Fault."""
-    require_answer(handle.tracking_uri)
-    with mlflow_faults(handle.tracking_uri, f"uploading {artifact_path}"):
-        connect(handle.tracking_uri).log_artifacts(handle.run_id, str(folder), artifact_path)
+    with mlflow_client(handle.tracking_uri, f"uploading {artifact_path}") as client:
+        client.log_artifacts(handle.run_id, str(folder), artifact_path)

@@ -14,7 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +23,7 @@ from data_prep.beton.files import append
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.storage.folder import as_storage
 from resnet_dist.tracking.connection import connect, first_line, root_reason, sqlite_file
 from resnet_dist.tracking.mlflow_run import (
     EndStatus,
@@ -50,6 +50,9 @@ MAX_TAGS = 100
 _ATTEMPTS = 5
 _FIRST_BACKOFF_S = 0.5
 _SAY_EVERY_S = 5.0
+KIND_TAG = "kind"
+SWEEP = "sweep"
+"""Value of the tag `kind` of a sweep's run: it has no curves of its own."""
 
 
 class Point(NamedTuple):
@@ -309,12 +312,12 @@ def sync(
 
     Raises UserError if nothing was tracked in the run, Fault if the server does not answer, or not for long enough.
     """
-    storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+    storage = as_storage(storage)
     if not storage.names():
         raise UserError(f"{storage.location}: holds no tracked run; give the folder of one, for example runs/NAME")
     storage.pull()
     run_dir = storage.folder
-    handle = recorded_run(run_dir, tracking_uri)
+    handle = recorded_run(storage, tracking_uri)
     if handle is None:
         raise UserError(f"{storage.location}: no tracked run here (no {run_file(run_dir).name} that names one)")
     require_run(handle)
@@ -334,7 +337,7 @@ def sync(
             publish_rejected(storage, folder)
     end_status_sent = False
     try:
-        end_status_sent = with_end and send_end_status(run_dir, tracking_uri, publish=storage.publish)
+        end_status_sent = with_end and send_end_status(handle)
     except Fault as fault:
         faults.append(fault)
     if faults:
@@ -388,11 +391,6 @@ def _deliver(delivery: Delivery, proceed: Callable[[], bool], failed: str) -> No
 # A sweep in MLflow: one parent run, and below it one run for each trial.
 
 
-KIND_TAG = "kind"
-SWEEP = "sweep"
-"""Value of the tag `kind` of a parent run: it has no curves of its own."""
-
-
 def open_sweep(
     tracking_uri: str,
     experiment: str,
@@ -404,10 +402,13 @@ def open_sweep(
     params: Mapping[str, str],
     texts: Mapping[str, str],
 ) -> RunHandle:
-    """Begins the parent run of `sweep_dir`, or continues it; its status is RUNNING afterwards.
+    """Begins the parent run of `sweep_dir`, or continues it; its `run_id` is the `parent_run_id` of the trials.
 
-    `description`: Markdown, kept as it is if the run has one. `texts`: small artifacts by path, such as the search
-    space's YAML. Its `run_id` is the `parent_run_id` of the trials. Raises Fault, UserError as `open_run` does.
+    Args:
+        description: Markdown, kept as it is if the run has one.
+        texts: small artifacts by path, such as the search space's YAML.
+
+    Raises Fault, UserError as `open_run` does.
     """
     handle = open_run(tracking_uri, experiment, name, sweep_dir, {**tags, KIND_TAG: SWEEP}, params)
     log_details(handle, description=description, texts=texts)
@@ -415,20 +416,22 @@ def open_sweep(
 
 
 def stopped_early(rung: int) -> str:
-    """The reason of a trial that was not worth more epochs: `ended: stopped early at rung 2` on its page."""
+    """Why a trial ended that was not worth more epochs: its tag `ended`."""
     return f"stopped early at rung {rung}"
 
 
 def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
-    """Ends the run of a trial from outside: for one whose own driver was stopped or killed.
+    """Ends the run of a trial from outside, after its own driver was stopped or killed.
 
     What the trial's workers left unsent arrives first. True if the server has the status; if it is away, everything
     waits in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end: True.
     Never raises because of the server. The status of a trial that has ended before is replaced.
     """
-    storage = _storage(trial)
+    storage = as_storage(trial)
     try:
-        handle = _pulled_run(storage, tracking_uri)
+        if storage.names():
+            storage.pull()
+        handle = recorded_run(storage, tracking_uri)
     except OSError as error:
         _log.warning("%s: cannot be read, so the trial's run is not ended: %s", storage.location, error)
         return False
@@ -451,24 +454,15 @@ def end_sweep(
 ) -> bool:
     """Ends the sweep's run, and before it every trial that still counts as running: no driver of it is left.
 
-    `trials`: where every trial's run lies. `orphans`: the reason given for those trials; their status is KILLED.
+    Args:
+        trials: where every trial's run is.
+        orphans: the reason given for those trials, whose status becomes KILLED.
+
     True if the server has all of it; else `sync` of the trials completes it.
     """
-    storages = [_storage(trial) for trial in trials]
+    storages = [as_storage(trial) for trial in trials]
     ended = [end_trial(s, sweep.tracking_uri, "KILLED", orphans) for s in storages if not _has_ended(s)]
     return all([*ended, end_run(sweep, status, reason)])
-
-
-def _storage(trial: RunStorage | Path) -> RunStorage:
-    return FolderStorage(trial) if isinstance(trial, Path) else trial
-
-
-def _pulled_run(storage: RunStorage, tracking_uri: str) -> RunHandle | None:
-    if not storage.names():
-        return None
-    storage.pull()
-    handle = recorded_run(storage.folder, tracking_uri)
-    return handle and replace(handle, publish=storage.publish)
 
 
 def _has_ended(storage: RunStorage) -> bool:

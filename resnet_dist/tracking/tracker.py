@@ -13,7 +13,7 @@ from typing import Protocol
 from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.storage.folder import as_storage
 from resnet_dist.tracking.spool import Spool, artifact_path, sendable, spool_folder
 from resnet_dist.tracking.sync import Delivery, MlflowTransport, Superseded, Unavailable, backoff_s, publish_rejected
 
@@ -190,7 +190,7 @@ class SpoolTracker:
 
         Raises Fault if storage cannot be written, or if a driver with a newer lease has taken over.
         """
-        self._storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+        self._storage = as_storage(storage)
         self._folder = folder = spool_folder(self._storage.folder, run_id, writer)
         try:
             self._spool = Spool(folder, self._storage, lease=lease)
