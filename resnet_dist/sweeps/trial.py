@@ -234,11 +234,10 @@ def _open_run(recipe: Recipe, setup: TrialSetup, config: Mapping[str, Any], prep
         profile.tracking_uri,
         profile.experiment,
         config["run"],
-        prepared.storage.folder,
+        prepared.storage,
         {"recipe_hash": identity.recipe_hash, "data_digest": identity.data_digest, "trial": config["trial"]},
         run_params(recipe, profile),
         parent_run_id=setup.parent_run_id,
-        publish=prepared.storage.publish,
         answer_limit_s=TRIAL_ANSWER_LIMIT_S,
     )
 

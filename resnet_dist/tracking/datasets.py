@@ -1,4 +1,4 @@
-"""How a data set was made, as a run of its own in MLflow: found by the beton's digest, linked from trainings on it."""
+"""Data sets in MLflow: what a run read, and how a beton was made, as a run of its own found by the beton's digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.redaction import redacted, redacted_value
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.connection import connect, mlflow_faults, prepare_store, require_answer
+from resnet_dist.tracking.connection import connect, mlflow_client, mlflow_faults, prepare_store
 from resnet_dist.tracking.experiment import find_or_create_experiment
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ def record_preparation(tracking_uri: str, preparation: Preparation) -> tuple[Pre
 
 def find_preparations(tracking_uri: str, digests: Iterable[str]) -> dict[str, PreparationRun]:
     """The recorded runs of these digests; whatever was not recorded is missing. Raises Fault."""
-    require_answer(tracking_uri)
-    with mlflow_faults(tracking_uri, "looking for how the data was made"):
-        client = connect(tracking_uri)
+    with mlflow_client(tracking_uri, "looking for how the data was made") as client:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":
             return {}
@@ -116,9 +114,9 @@ def find_preparations(tracking_uri: str, digests: Iterable[str]) -> dict[str, Pr
 
 
 def _find(client: MlflowClient, experiment_id: str, digest: str) -> Run | None:
-    """The oldest one: two people may have recorded the same beton at the same moment."""
+    """The oldest one: two people may have recorded the same beton at the same moment. None if nobody did."""
     if "'" in digest:
-        raise UserError(f"{digest}: is no digest")
+        raise UserError(f"{digest}: is not a digest")
     query = f"tags.`{DIGEST_TAG}` = '{digest}'"
     runs = client.search_runs([experiment_id], filter_string=query, order_by=["attributes.start_time ASC"])
     return runs[0] if runs else None
@@ -138,9 +136,9 @@ def _fill(client: MlflowClient, run: Run, preparation: Preparation) -> None:
 
 
 def as_params(groups: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """`{"settings": {"max_side": 500}}` -> `{"settings.max_side": "500"}`; what is no text becomes JSON.
+    """`{"settings": {"max_side": 500}}` -> `{"settings.max_side": "500"}`; values that are not text become JSON.
 
-    Of keys what MLflow refuses is left out: `pillow's version` becomes `pillows version`.
+    Characters that MLflow refuses in keys are left out: `pillow's version` becomes `pillows version`.
     """
     return {
         _NOT_IN_KEYS.sub("", f"{group}.{key}"): value

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,14 @@ from data_prep.redaction import redacted, redacted_values
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage, read_json, write_json
 from resnet_dist.storage.folder import as_storage
-from resnet_dist.tracking.connection import connect, mlflow_client, mlflow_faults, patiently, prepare_store, require_answer
+from resnet_dist.tracking.connection import (
+    connect,
+    mlflow_client,
+    mlflow_faults,
+    patiently,
+    prepare_store,
+    require_answer,
+)
 from resnet_dist.tracking.datasets import DataInput, dataset_input
 from resnet_dist.tracking.experiment import NOTE_TAG, viewed_experiment_id
 

@@ -1,4 +1,4 @@
-"""Trained classifiers in MLflow, each logged once: the files are made first (`model_files.py`), then they get a row."""
+"""Trained classifiers as models in MLflow, each logged once: its files are written first, then it gets a row there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.pixels import PictureSettings
 from resnet_dist.errors import Fault
-from resnet_dist.tracking.connection import connect, mlflow_faults, require_answer
+from resnet_dist.tracking.connection import mlflow_client
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.experiment import NOTE_TAG
 from resnet_dist.tracking.mlflow_run import RunHandle, newest_steps
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
+    from resnet_dist.tracking.served_classifier import Protocol
+
 _log = logging.getLogger(__name__)
+STEP_TAG = "resnet_dist.step"
+"""Of a logged model: the step whose weights it has."""
+_CODE = "code"
+_SERVING_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow")
 
 
 def log_classifier(
@@ -47,13 +53,14 @@ def log_classifier(
     step: int,
 ) -> str:
     """Logs the module as a model of the run; returns its URI, `models:/m-...`. A second call with the same run, name
-    and step returns the first one's URI, also if the first process was killed half-way.
+    and step returns the first one's URI, even if the first process was killed half-way.
 
-    `module`: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
-    `input_example`: uint8 [2, S, S, 3]; fixes S, while N stays free (with N = 1 torch.export would fix it too).
-    `resize`: a served picture's shorter side becomes `resize` px before its centre of S x S px is taken.
-    `pictures`: how the data's pictures became pixels: the conversion's settings `exif`, `background` and `max_side`.
-    `metadata`: JSON values; comes back from `load_classifier` with `class_names` and `step` added.
+    Args:
+        module: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
+        input_example: uint8 [2, S, S, 3]; fixes S, while N stays free (with N = 1 torch.export would fix it too).
+        resize: a served picture's shorter side becomes `resize` px before its centre of S x S px is taken.
+        pictures: how the data's pictures became pixels: the conversion's settings `exif`, `background`, `max_side`.
+        metadata: JSON values; `load_weights` returns them with `class_names` and `step` added.
 
     Raises Fault if the server does not answer or MLflow fails. The module is exported (torch.export, `pt2`) before the
     model gets a row at the server, and a row whose upload failed is deleted: `mlflow.pytorch.log_model` would leave
@@ -70,9 +77,7 @@ def log_classifier(
         pictures=PictureSettings.from_dict(pictures),
         max_side=pictures.get("max_side"),
     )
-    require_answer(handle.tracking_uri)
-    with mlflow_faults(handle.tracking_uri, f"logging the model {name}"):
-        client = connect(handle.tracking_uri)
+    with mlflow_client(handle.tracking_uri, f"logging the model {name}") as client:
         model = _finished_model(client, handle, name, step)
         if model is None:
             facts = {**metadata, "class_names": list(class_names), "pictures": dict(pictures), "step": step}
@@ -110,9 +115,7 @@ def log_model_metrics(
         for key in values
         if (key, step) in history.times_ms
     ]
-    require_answer(handle.tracking_uri)
-    with mlflow_faults(handle.tracking_uri, "logging the model's metrics"):
-        client = connect(handle.tracking_uri)
+    with mlflow_client(handle.tracking_uri, "logging the model's metrics") as client:
         arrived = newest_steps(client, handle.run_id)
         if late := [metric.key for metric in metrics if arrived.get(metric.key, step - 1) < step]:
             raise Fault(f"MLflow does not have {late[0]} of step {step} yet; run `resnet-dist tracking sync`")
@@ -170,16 +173,21 @@ def _link(client: MlflowClient, handle: RunHandle, model_id: str, step: int) -> 
         client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step=step)])
 
 
-# The files of a logged model: loaded and served by plain mlflow, without our code.
+def model_note(model_uri: str, run_name: str, step: int) -> str:
+    """Description of a logged model (`models:/m-...`)."""
+    return (
+        f"The weights of the run *{run_name}* after step {step}, with the preparation of pictures and the names of the "
+        "classes. It takes pictures as they come, and needs nothing of the project that trained it:\n\n"
+        f"    mlflow models serve --model-uri {model_uri} --env-manager local --port 5001\n"
+        """    printf '{"inputs": {"image": ["%s"]}}' "$(base64 < PICTURE)" \\\n"""
+        "      | curl -H 'Content-Type: application/json' localhost:5001/invocations -d @-\n"
+    )
 
 
-if TYPE_CHECKING:
-    import torch
-
-    from resnet_dist.tracking.served_classifier import Protocol
-
-_CODE = "code"
-_SERVING_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow")
+# The files of a logged model, which plain mlflow loads and serves without this package. It has two flavours:
+# `mlflow.pytorch.load_model` gives the net (uint8 images -> logits); `mlflow.pyfunc.load_model` and `mlflow models
+# serve` take pictures as they come and return class names (`served_classifier.py`, which is copied into the model
+# together with `data_prep/pixels.py`).
 
 
 def write_model(module: torch.nn.Module, folder: Path, input_example: NDArray[np.uint8], facts: dict[str, Any]) -> None:
@@ -268,35 +276,3 @@ def copy_code(folder: Path) -> str:
         ours = text.replace("from data_prep.pixels import", f"from {package}.pixels import")
         (folder / package / f"{name}.py").write_text(ours, encoding="utf-8")
     return f"{package}.served_classifier"
-
-
-# What a model has on it: its step as a tag, and what its pages say, in Markdown. Pure.
-
-
-STEP_TAG = "resnet_dist.step"
-"""Of a logged model: the step whose weights it has."""
-
-
-def model_note(model_uri: str, run_name: str, step: int) -> str:
-    """Description of a logged model (`models:/m-...`)."""
-    return (
-        f"The weights of the run *{run_name}* after step {step}, with the preparation of pictures and the names of the "
-        "classes. It takes pictures as they come, and needs nothing of the project that trained it:\n\n"
-        f"    mlflow models serve --model-uri {model_uri} --env-manager local --port 5001\n"
-        """    printf '{"inputs": {"image": ["%s"]}}' "$(base64 < PICTURE)" \\\n"""
-        "      | curl -H 'Content-Type: application/json' localhost:5001/invocations -d @-\n"
-    )
-
-
-def version_note(top1: float, data_digest: str, run_name: str) -> str:
-    """Description of a version of a registered model. `top1`: percent."""
-    return f"{top1:.2f} % top-1 on the validation data {data_digest}; from the run {run_name}."
-
-
-def registered_note(name: str, candidate: str, champion: str) -> str:
-    """Description of a registered model; the last two are aliases."""
-    return (
-        f"Each version comes from one finished run. `{candidate}` is the newest one, `{champion}` the best on its "
-        "validation data:\n\n"
-        f"    mlflow models serve --model-uri models:/{name}@{champion} --env-manager local --port 5001\n"
-    )

@@ -1,4 +1,7 @@
-"""What all plots of a run have in common: a figure without a window, the axes, the file."""
+"""Plots as PNG files: a run's curves, its workers, its confusion matrix; and the schedules of recipes.
+
+A run's plots are drawn from its spool, as the figures of He et al. 2015, for its page in MLflow.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.beton.files import make_folder, written_atomically
 from resnet_dist.tracking.spool import History
 from resnet_dist.tracking.tracker import CONFUSION
@@ -20,7 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_log = logging.getLogger(__name__)
+Points = Mapping[str, Sequence[tuple[int, float]]]
+"""(step, value) of every metric."""
 _DPI = 110
+_MAX_NAMED_CLASSES = 30
+_MAX_NAMED_RANKS = 8
+"""More curves than this have no legend: only the slowest one is named."""
+_MAX_BARS = 16
+_COLUMNS = 3
 
 
 def new_figure(size_inches: tuple[float, float] = (6.4, 4.0)) -> Figure:
@@ -54,19 +68,11 @@ def finite(points: Iterable[tuple[int, float]]) -> tuple[list[int], list[float]]
     return [step for step, _ in kept], [value for _, value in kept]
 
 
-# Plots of a run as PNG files, drawn from its spool: the figures of the paper, for the run's page in MLflow.
-
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-_log = logging.getLogger(__name__)
-_MAX_NAMED_CLASSES = 30
+# The plots of a run.
 
 
 def draw_plots(history: History, class_names: Sequence[str], folder: Path) -> list[Path]:
-    """Writes one PNG for each plot that the history has numbers for; returns them."""
+    """Writes one PNG for each plot that the history has numbers for; returns their paths."""
     drawn: list[Path] = []
     for draw in (
         lambda: _learning_curves(history, folder / "learning_curves.png"),
@@ -77,7 +83,7 @@ def draw_plots(history: History, class_names: Sequence[str], folder: Path) -> li
     ):
         try:
             path = draw()
-        except Exception as error:  # noqa: BLE001 - whatever is in a spool, a missing plot ends no run
+        except Exception as error:  # noqa: BLE001 - whatever is in a spool, a missing plot must not end a run
             _log.warning("a plot was not drawn: %s: %s", type(error).__name__, error)
             continue
         drawn += [path] if path is not None else []
@@ -85,8 +91,9 @@ def draw_plots(history: History, class_names: Sequence[str], folder: Path) -> li
 
 
 def error_limit(curves: Sequence[Sequence[float]]) -> float:
-    """Where the error axis ends, %: the end of training fills the plot, as in the paper's figures, the first steps are
-    cut off. Twice the largest last error, in tens, 10 to 100.
+    """Where the error axis ends, %: twice the largest last error, in tens, 10 to 100.
+
+    As in the paper's figures, the end of training fills the plot and the first steps are cut off.
     """
     last = [curve[-1] for curve in curves if curve]
     return float(min(100, max(10, 10 * math.ceil(2 * max(last, default=100.0) / 10))))
@@ -104,7 +111,7 @@ def _learning_curves(history: History, path: Path) -> Path | None:
     ):
         steps, values = finite(history.points.get(key, []))
         if values:
-            # One evaluation alone is no line.
+            # A single evaluation draws no line.
             axes.plot(
                 steps, values, color=color, linewidth=width, label=label, marker="o" if len(values) == 1 else None
             )
@@ -127,49 +134,36 @@ def _line(history: History, key: str, label: str, path: Path) -> Path | None:
 
 
 def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path | None:
-    """Rows: the true class, columns: the answer; colour: share of the true class."""
-    import numpy as np
-
+    """None if the last evaluation's matrix is not in the spool, or is not one of these classes."""
     try:
         tree = json.loads(history.texts[CONFUSION])
         if tree["num_classes"] != len(class_names):
             return None
         counts = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
-        for true, answered, number in tree["counts"]:
-            counts[true, answered] = number
+        for true, predicted, number in tree["counts"]:
+            counts[true, predicted] = number
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):  # the spool lies in storage
         return None
     return draw_confusion(counts, class_names, path)
 
 
 def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: Path) -> Path:
-    """`counts` [C, C]: samples by true class (rows) and answer; the colour is the share of the true class."""
-    import numpy as np
-
+    """`counts` [C, C]: samples by true class (rows) and predicted class; colour is the share of the true class."""
     figure = new_figure((6.0, 6.0))
-    axes = style(figure.add_subplot(), f"answer ({counts.trace():,} of {counts.sum():,} right)", "true class")
+    axes = style(figure.add_subplot(), f"predicted class ({counts.trace():,} of {counts.sum():,} right)", "true class")
     axes.grid(visible=False)
     axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0.0, vmax=1.0)
     if len(counts) <= _MAX_NAMED_CLASSES:
         axes.set_xticks(range(len(counts)), class_names, rotation=90)
         axes.set_yticks(range(len(counts)), class_names)
-        for true, answered in zip(*np.nonzero(counts), strict=True):
-            number = counts[true, answered]
+        for true, predicted in zip(*np.nonzero(counts), strict=True):
+            number = counts[true, predicted]
             dark = number > 0.5 * counts[true].sum()
-            axes.text(answered, true, str(number), ha="center", va="center", color="white" if dark else "black")
+            axes.text(predicted, true, str(number), ha="center", va="center", color="white" if dark else "black")
     return save(figure, path)
 
 
-# The plot that shows which worker held up the others, and with what: computing, or waiting for its images.
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Points = Mapping[str, Sequence[tuple[int, float]]]
-_MAX_NAMED = 8
-"""More curves than this have no legend: the slowest one is named."""
-_MAX_BARS = 16
+# Which worker held up the others, and with what: computing, or waiting for its images.
 
 
 class StepShares(NamedTuple):
@@ -186,7 +180,7 @@ class StepShares(NamedTuple):
 
 
 def step_shares(points: Points) -> list[StepShares]:
-    """By rank; a rank counts for the time in which it was part of the run."""
+    """By rank; of each rank the time in which it was part of the run."""
     found = []
     for rank in _ranks(points):
         step_s, data_wait_s, others_wait_s = (
@@ -203,7 +197,7 @@ def slowest(points: Points) -> int:
 
 
 def draw_ranks(points: Points, path: Path) -> Path | None:
-    """Left: images per second that each worker would do alone; right: what a step of each consists of."""
+    """Left: images per second that each worker would do alone; right: what its steps consist of. None without ranks."""
     ranks = _ranks(points)
     if not ranks:
         return None
@@ -215,11 +209,11 @@ def draw_ranks(points: Points, path: Path) -> Path | None:
 
 
 def _draw_speeds(axes: Axes, points: Points, ranks: Sequence[int]) -> None:
-    named = ranks if len(ranks) <= _MAX_NAMED else [slowest(points)]
+    named = ranks if len(ranks) <= _MAX_NAMED_RANKS else [slowest(points)]
     for rank in ranks:
         steps, values = finite(points[f"worker/{rank}/images_per_s"])
         if rank in named:
-            label = f"rank {rank}" if len(ranks) <= _MAX_NAMED else f"rank {rank}, the slowest of {len(ranks)}"
+            label = f"rank {rank}" if len(ranks) <= _MAX_NAMED_RANKS else f"rank {rank}, the slowest of {len(ranks)}"
             axes.plot(steps, values, linewidth=1.2, label=label, zorder=3)
         else:
             axes.plot(steps, values, linewidth=0.6, color="0.7")
@@ -230,7 +224,7 @@ def _draw_speeds(axes: Axes, points: Points, ranks: Sequence[int]) -> None:
 def _draw_shares(axes: Axes, shares: Sequence[StepShares]) -> None:
     if len(shares) > _MAX_BARS:
         shares = sorted(shares, key=lambda share: -share.busy_s)[:_MAX_BARS]
-        axes.set_title(f"the {_MAX_BARS} that were busy longest", fontsize="small")
+        axes.set_title(f"the {_MAX_BARS} that were busy for longest", fontsize="small")
     rows = range(len(shares))
     left = [0.0] * len(shares)
     for label, color, widths in (
@@ -251,10 +245,7 @@ def _ranks(points: Points) -> list[int]:
     return sorted(int(found[1]) for key in points if (found := re.fullmatch(r"worker/(\d+)/images_per_s", key)))
 
 
-# The schedules of some recipes side by side: learning rate and size of training images by epoch.
-
-
-_COLUMNS = 3
+# The schedules of some recipes side by side.
 
 
 @dataclass(frozen=True)

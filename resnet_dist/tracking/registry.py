@@ -1,4 +1,7 @@
-"""The model registry: every finished run's model is a `candidate`; the best on the same data is the `champion`."""
+"""The model registry, and models read back from MLflow.
+
+The model of every finished run is a `candidate`; the best on the same data is the `champion`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from data_prep.beton.class_names import difference
 from data_prep.redaction import redacted
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.connection import connect, first_line, mlflow_faults, require_answer, sqlite_file
+from resnet_dist.tracking.connection import connect, first_line, mlflow_client, require_answer, sqlite_file
 from resnet_dist.tracking.mlflow_run import RunHandle
-from resnet_dist.tracking.models import STEP_TAG, registered_note, version_note
+from resnet_dist.tracking.models import STEP_TAG
 
 if TYPE_CHECKING:
+    import torch
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
@@ -80,9 +84,7 @@ def register(
     `class_names`. Raises Fault.
     """
     score = replace(score, classes=digest_of(class_names))
-    require_answer(handle.tracking_uri)
-    with mlflow_faults(handle.tracking_uri, f"registering the model {name}"):
-        client = connect(handle.tracking_uri)
+    with mlflow_client(handle.tracking_uri, f"registering the model {name}") as client:
         _ensure_registered(client, name)
         version = _known_version(client, name, model_uri) or _create_version(
             client, handle, name, model_uri, score, {**tags, **_tags(model_uri, score)}
@@ -144,10 +146,24 @@ def _ensure_registered(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, description=registered_note(name, CANDIDATE, CHAMPION))
+        client.create_registered_model(name, description=_registered_note(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _version_note(top1: float, data_digest: str, run_name: str) -> str:
+    """Description of a version of a registered model. `top1`: percent."""
+    return f"{top1:.2f} % top-1 on the validation data {data_digest}; from the run {run_name}."
+
+
+def _registered_note(name: str) -> str:
+    """Description of a registered model, in Markdown."""
+    return (
+        f"Each version comes from one finished run. `{CANDIDATE}` is the newest one, `{CHAMPION}` the best on its "
+        "validation data:\n\n"
+        f"    mlflow models serve --model-uri models:/{name}@{CHAMPION} --env-manager local --port 5001\n"
+    )
 
 
 def _model_id(model_uri: str) -> str:
@@ -180,7 +196,7 @@ def _create_version(
         source,
         run_id=handle.run_id,
         tags=tags,
-        description=version_note(score.top1, score.data_digest, client.get_run(handle.run_id).info.run_name),
+        description=_version_note(score.top1, score.data_digest, client.get_run(handle.run_id).info.run_name),
         model_id=_model_id(model_uri),
         await_creation_for=None,
     )
@@ -199,13 +215,7 @@ def _score_of(version: ModelVersion, like: Score) -> Score:
         return Score(f"not {like.data_digest}", 0.0)
 
 
-# What a logged classifier, or one that was saved to a folder, consists of: its tensors and its metadata.
-
-
-if TYPE_CHECKING:
-    import torch
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+# A logged classifier, or one that was saved to a folder, read back: its tensors and its metadata.
 
 
 def load_weights(uri: str, *, tracking_uri: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

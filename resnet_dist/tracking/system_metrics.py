@@ -1,6 +1,6 @@
-"""What the machine does while it trains: one worker of each node looks now and then, and logs like every other number.
+"""What the machine does while it trains, measured now and then by one worker of each node and logged like a curve.
 
-Not MLflow's own monitor: that ends for good at its first failed request.
+Not MLflow's own monitor: it stops for good at its first failed request.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import pynvml
 
 from resnet_dist.tracking.tracker import Tracker
 
+_MB = 1e6
 _FIRST_AFTER_S = 1.0  # so that a short run has a point too
 
 
 class NodeMonitor:
-    """`observe` when a point of the training curves is drawn; it measures then, at most every `every_s` seconds.
+    """Call `observe` with every point of the training curves; it measures at most every `every_s` seconds.
 
     Keys are MLflow's: `system/node-<i>/cpu_utilization_percentage` and so on, `<i>` counting the run's nodes. Rates are
     means since the last point. Costs under a millisecond per point on a CPU; never raises.
@@ -59,7 +60,7 @@ class NodeMonitor:
 
 
 def process_began_s() -> float:
-    """When this process was started, Unix time in seconds; now, if the machine does not tell."""
+    """When this process was started, Unix time in seconds; now, if the machine does not say."""
     try:
         return float(psutil.Process().create_time())
     except (OSError, psutil.Error):
@@ -67,7 +68,7 @@ def process_began_s() -> float:
 
 
 def _counters() -> dict[str, float]:
-    """Megabytes since the machine started; without what this machine does not tell."""
+    """Megabytes since the machine started; without what this machine does not report."""
     try:
         disk, network = psutil.disk_io_counters(), psutil.net_io_counters()
     except (OSError, RuntimeError, psutil.Error):  # a container that hides /proc
@@ -81,14 +82,11 @@ def _counters() -> dict[str, float]:
     return totals
 
 
-# What a node's NVIDIA GPUs do, from NVML: all of the node's, also those that this process may not compute on.
-
-
-_MB = 1e6
-
-
 class NodeGpus:
-    """Keys are MLflow's, `gpu_<i>_utilization_percentage` and so on, `<i>` as `nvidia-smi` counts. Never raises."""
+    """All NVIDIA GPUs of the node, also those that this process may not compute on, from NVML. Never raises.
+
+    Keys are MLflow's, `gpu_<i>_utilization_percentage` and so on, `<i>` as `nvidia-smi` counts.
+    """
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
@@ -97,7 +95,7 @@ class NodeGpus:
             self._handles = [pynvml.nvmlDeviceGetHandleByIndex(k) for k in range(pynvml.nvmlDeviceGetCount())]
 
     def values(self) -> dict[str, float]:
-        """Now, or over the last second where NVML says so; without what a GPU does not tell (MIG, a laptop's power)."""
+        """Now, or over the last second where NVML does so; a GPU may not report everything (MIG, power of a laptop)."""
         found: dict[str, float] = {}
         for index, handle in enumerate(self._handles):
             for read in _READERS:

@@ -172,7 +172,7 @@ def test_runs_are_listed_and_compared(sqlite_uri, tmp_path):
     twins = [RunRow("x", str(k), "e", "FINISHED", 0, 1.0, {}, {}, {}) for k in range(2)]
     with pytest.raises(UserError, match="2 runs"):
         find_run(twins, "x")
-    with pytest.raises(UserError, match="not here; there are Default, exp"):
+    with pytest.raises(UserError, match="no such experiment; there are Default, exp"):
         list_runs(sqlite_uri, "nope")
     with pytest.raises(UserError, match="no MLflow database"):
         list_runs(f"sqlite:///{tmp_path}/none.db")

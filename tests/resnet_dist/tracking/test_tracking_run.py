@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,12 @@ from mlflow import MlflowClient
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking import mlflow_run
 from resnet_dist.tracking.connection import prepare_store
-from resnet_dist.tracking.mlflow_run import end_run, has_ended, open_run, run_file, send_end_status
+from resnet_dist.tracking.mlflow_run import RunEnd, end_run, open_run, recorded_end, run_file, send_end_status
 
 
 def begin(uri: str, run_dir: Path, **changes):
     arguments = {"experiment": "exp", "run_name": "r50", "tags": {"git": "abc"}, "params": {"optim.lr": "0.1"}}
-    return open_run(uri, run_dir=run_dir, **(arguments | changes))
+    return open_run(uri, storage=run_dir, **(arguments | changes))
 
 
 def all_runs(uri: str):
@@ -197,21 +198,19 @@ def test_an_end_that_cannot_be_told_is_kept(sqlite_uri, tmp_path):
     with socket.socket() as deaf:  # accepts, never answers
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
-        away = mlflow_run.RunHandle(
-            handle.run_id, handle.experiment_id, handle.run_dir, f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        )
+        away = replace(handle, tracking_uri=f"http://127.0.0.1:{deaf.getsockname()[1]}")
         assert not end_run(away, "KILLED", "no longer at http://me:hunter2@host", answer_limit_s=0.6)
     waiting = json.loads(run_file(tmp_path / "run").read_text())["end"]
     assert (waiting["status"], waiting["sent"]) == ("KILLED", False)
-    assert has_ended(tmp_path / "run")
-    assert send_end_status(tmp_path / "run", sqlite_uri)
+    assert recorded_end(tmp_path / "run") == RunEnd("KILLED", "no longer at http://***@host")
+    assert send_end_status(handle)
     run = MlflowClient(sqlite_uri).get_run(handle.run_id)
     assert (run.info.status, run.info.end_time) == ("KILLED", waiting["time_ms"])
     assert run.data.tags["ended"] == "no longer at http://***@host"
-    assert not send_end_status(tmp_path / "run", sqlite_uri)
+    assert not send_end_status(handle)
     begin(sqlite_uri, tmp_path / "run")
     assert "ended" not in MlflowClient(sqlite_uri).get_run(handle.run_id).data.tags
-    assert not has_ended(tmp_path / "run")
+    assert recorded_end(tmp_path / "run") is None
 
 
 def test_a_run_that_goes_on_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
@@ -221,7 +220,7 @@ def test_a_run_that_goes_on_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
         json.dumps(record | {"end": {"status": "FAILED", "time_ms": 1, "reason": "", "sent": False}})
     )
     begin(sqlite_uri, tmp_path / "run")
-    assert not send_end_status(tmp_path / "run", sqlite_uri)
+    assert not send_end_status(handle)
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.status == "RUNNING"
 
 
