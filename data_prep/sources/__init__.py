@@ -27,7 +27,7 @@ from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions
 from data_prep.sources.files.places import without_credentials
 from data_prep.sources.labels import CLASS_ORDERS, GIVEN
 from data_prep.sources.listed import ListedSource
-from data_prep.sources.splits import FOLDERS_ARE, SplitRequest
+from data_prep.sources.splits import ANY_SPLIT, FOLDERS_ARE, SplitRequest
 
 __all__ = ["SOURCES", "Source", "SourceOptions", "open_source", "require_known"]
 
@@ -81,8 +81,8 @@ def require_known(name: str) -> None:
 
 def open_source(
     name: str,
-    location: str | None,
-    split: SplitRequest,
+    location: str | None = None,
+    split: SplitRequest = ANY_SPLIT,
     options: SourceOptions = NO_OPTIONS,
 ) -> ListedSource:
     """Opens a source for reading.

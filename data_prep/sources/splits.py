@@ -45,8 +45,8 @@ AS_CLASSES = "--folders-are classes takes each folder as a class, with all image
 
 @dataclass(frozen=True)
 class SplitRequest:
-    name: str | None
-    explicit: bool
+    name: str | None = None
+    explicit: bool = False
     """False when the name was taken from the output (`train.beton`)."""
 
     @property
@@ -57,6 +57,9 @@ class SplitRequest:
     @property
     def asked(self) -> str:
         return f"--split {shown(self.name)}" if self.explicit else f"the output's name ({shown(self.name)})"
+
+
+ANY_SPLIT = SplitRequest()
 
 
 def splits_in(name: str) -> frozenset[Split]:

@@ -12,9 +12,8 @@ from data_prep.converter.source import Asked, compare_with_siblings, read_class_
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions
 from data_prep.sources.base import Source, SourceWithEnds, notes_of
-from data_prep.sources.splits import SplitRequest
+from data_prep.sources.splits import ANY_SPLIT, SplitRequest
 
-ANY = SplitRequest(None, explicit=False)
 NAMES = ("emu", "cat", "owl", "dog")
 
 
@@ -25,7 +24,7 @@ def listed(tmp_path: Path) -> Path:
     return path
 
 
-def open_as(source: str, location: Path, classes: Path, split: SplitRequest = ANY, **options: str) -> Source:
+def open_as(source: str, location: Path, classes: Path, split: SplitRequest = ANY_SPLIT, **options: str) -> Source:
     return Asked(source, str(location), split, SourceOptions(**options), str(classes)).open()
 
 
@@ -42,7 +41,7 @@ def test_a_folder_has_the_classes_listed_in_their_order(image_tree: Path, listed
     data = bytearray(int(source.sizes[4]))  # type: ignore[index]
     source.read_into([4], memoryview(data))
     assert data == (image_tree / "emu/0.JPEG").read_bytes()
-    plain = Asked("image-folder", str(image_tree), ANY, SourceOptions()).open()
+    plain = Asked("image-folder", str(image_tree), ANY_SPLIT, SourceOptions()).open()
     assert source.describe().identity != plain.describe().identity
     listed.write_text("cat\ndog\nemu\n")
     assert open_as("image-folder", image_tree, listed).describe() == plain.describe()

@@ -77,7 +77,7 @@ def test_cifar10_python(tmp_path: Path, tar_of: TarOf, protocol: int) -> None:
     archive.write_bytes(gzip.compress(tar_of(python_10(protocol)), 1))
     source = open_source("cifar10", str(archive), named("train"))
     check_10(pickle.loads(pickle.dumps(source)))
-    val = open_source("cifar10", str(archive), SplitRequest("val", explicit=False))
+    val = open_source("cifar10", str(archive), SplitRequest("val"))
     assert (val.describe().split, val.labels.tolist(), val.key(1)) == ("test", [7, 1], "test_batch image 1")
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.cli.inspect import show
 from data_prep.converter.survey import survey
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.base import Source, notes_of
-from data_prep.sources.splits import SplitRequest
+from data_prep.sources.files.listing import PackedStrings
+from data_prep.sources.splits import ANY_SPLIT, SplitRequest
 
-ANY = SplitRequest(None, explicit=False)
 Tree = Callable[..., Path]
 
 
@@ -25,11 +29,7 @@ def named(split: str) -> SplitRequest:
     return SplitRequest(split, explicit=True)
 
 
-def implied(split: str) -> SplitRequest:
-    return SplitRequest(split, explicit=False)
-
-
-def open_tree(root: Path, split: SplitRequest = ANY, **options: str) -> Source:
+def open_tree(root: Path, split: SplitRequest = ANY_SPLIT, **options: str) -> Source:
     return open_source("image-folder", str(root), split, SourceOptions(**options))
 
 
@@ -74,7 +74,7 @@ def both(first: str, second: str, wrap: str = "") -> list[str]:
 @pytest.mark.parametrize("wrap", ["", "dataset/", "images/"])
 def test_split_folders_are_found_however_they_are_written(train: str, val: str, wrap: str, tree: Tree) -> None:
     root = tree(*both(train, val, wrap))
-    for request, split in ((implied("train"), train), (implied("val"), val), (named(train.upper()), train)):
+    for request, split in ((SplitRequest("train"), train), (SplitRequest("val"), val), (named(train.upper()), train)):
         source = open_tree(root, request)
         assert (source.class_names, source.describe().split) == (("cat", "dog"), split)
         assert [source[i].data.decode() for i in range(2)] == [f"{wrap}{split}/{name}/1.jpg" for name in ("cat", "dog")]
@@ -84,7 +84,7 @@ def test_split_folders_are_found_however_they_are_written(train: str, val: str, 
 
 def test_what_is_no_split_beside_splits_is_told(tree: Tree) -> None:
     root = tree(*both("train", "val"), "extra/cat/1.jpg", "notes/readme.txt")
-    assert notes_of(open_tree(root, implied("train"))) == ("left out, not splits: extra, notes",)
+    assert notes_of(open_tree(root, SplitRequest("train"))) == ("left out, not splits: extra, notes",)
     assert open_tree(root, named("EXTRA")).describe().split == "extra"
 
 
@@ -175,12 +175,14 @@ def test_a_split_that_is_not_there_is_refused_with_what_there_is(tree: Tree) -> 
 def test_the_shape_is_told_before_the_split(tree: Tree) -> None:
     root = tree(*both("color", "gray"))
     with pytest.raises(UserError, match=r"color, gray each hold a folder cat.*--split color"):
-        open_tree(root, implied("train"))
+        open_tree(root, SplitRequest("train"))
     assert open_tree(root, named("gray")).describe().split == "gray"
     with pytest.raises(
         UserError, match=r"data \(beside test, without class folders\): holds the splits train, none of"
     ):
-        open_tree(tree("../more/data/train/a/1.jpg", "../more/data/test/1.jpg").parent / "more/data", implied("test"))
+        open_tree(
+            tree("../more/data/train/a/1.jpg", "../more/data/test/1.jpg").parent / "more/data", SplitRequest("test")
+        )
 
 
 def test_one_class_only_is_told(tree: Tree) -> None:
@@ -192,9 +194,9 @@ def test_one_class_only_is_told(tree: Tree) -> None:
 def test_the_folder_given_may_be_the_split(tree: Tree) -> None:
     root = tree(*both("train", "images/val"))
     for folder, request in (("train", "train"), ("images/val", "val"), ("images/val", "dev")):
-        assert len(open_tree(root / folder, implied(request))) == 2
+        assert len(open_tree(root / folder, SplitRequest(request))) == 2
     with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\) asks for another"):
-        open_tree(root / "train", implied("val"))
+        open_tree(root / "train", SplitRequest("val"))
 
 
 # --- what is left out -------------------------------------------------------------------------------------------------
@@ -278,3 +280,65 @@ def test_classes_that_are_nearly_the_same_are_told(tree: Tree) -> None:
     assert notes_of(open_tree(tree("Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"))) == (
         "two classes have nearly the same name: 'Cat' and 'cat'",
     )
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=20).filter(lambda name: b"\0" not in name)))
+def test_packed_strings_hold_any_file_names(raw: list[bytes]) -> None:
+    names = [os.fsdecode(name) for name in raw]
+    packed = pickle.loads(pickle.dumps(PackedStrings(names)))
+    assert list(packed) == names
+    assert len(packed) == len(names)
+
+
+def test_image_folder_reads_classes_in_text_order(image_tree: Path) -> None:
+    (image_tree / "dog" / "puppies").mkdir()
+    (image_tree / "dog" / "puppies" / "9.png").write_bytes(b"pixels")
+    (image_tree / "dog" / "notes.txt").write_text("no image")
+    (image_tree / "dog" / ".hidden.jpg").write_text("hidden")
+    (image_tree / ".cache").mkdir()
+    source = pickle.loads(pickle.dumps(open_tree(image_tree)))
+    assert source.class_names == ("cat", "dog", "emu")
+    keys = ["cat/0.JPEG", "cat/1.JPEG", "dog/0.JPEG", "dog/1.JPEG", "dog/puppies/9.png", "emu/0.JPEG", "emu/1.JPEG"]
+    assert [source[i].key for i in range(len(source))] == keys == [source.key(i) for i in range(len(source))]
+    assert [source[i].label for i in range(7)] == [0, 0, 1, 1, 1, 2, 2]
+    assert source[4].data == b"pixels"
+    assert source[6].data == (image_tree / "emu/1.JPEG").read_bytes()
+    assert source.describe().num_left_out == 1
+
+
+def test_splits_with_other_classes_are_noted(tmp_path: Path) -> None:
+    for folder in ("train/ant", "train/bee", "train/cow", "val/ant", "val/cow"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.jpg").write_bytes(b"1")
+    note = "{} has other classes, so other labels: bee is not in both"
+    assert open_tree(tmp_path, named("val")).describe().label_checks == [note.format("train")]
+    assert open_tree(tmp_path, named("train")).describe().label_checks == [note.format("val")]
+    (tmp_path / "train/bee").rename(tmp_path / "bee")
+    assert open_tree(tmp_path, named("train")).describe().label_checks == []
+
+
+def test_image_folder_identity_survives_a_copy_and_notices_changes(image_tree: Path, tmp_path: Path) -> None:
+    first = open_tree(image_tree).describe()
+    copy = tmp_path / "copy"
+    shutil.copytree(image_tree, copy)
+    os.utime(copy / "cat" / "0.JPEG", ns=(1, 1))
+    second = open_tree(copy).describe()
+    assert first.identity == second.identity
+    assert first.state != second.state
+    (copy / "cat" / "0.JPEG").write_bytes(b"longer or shorter")
+    assert open_tree(copy).describe().identity != first.identity
+    (image_tree / "cat").rename(image_tree / "bat")
+    assert open_tree(image_tree).describe().identity != first.identity
+
+
+def test_image_folder_mistakes(image_tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        open_tree(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no class folders; expected cat/<class>/<image files>"):
+        open_tree(image_tree / "cat")
+    (image_tree / "fox").mkdir()
+    with pytest.raises(UserError, match="fox: this class folder holds no images"):
+        open_tree(image_tree)

@@ -142,11 +142,11 @@ def test_ilsvrc_train_is_read_in_place(archives: Path, train_images: dict[str, b
     assert source.sizes.tolist() == [len(data) for data in train_images.values()]
     alone = archives / "ILSVRC2012_img_train.tar"
     (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    check_train(open_source("ilsvrc", str(alone), SplitRequest("train", explicit=False)), train_images)
+    check_train(open_source("ilsvrc", str(alone), SplitRequest("train")), train_images)
 
 
 def test_ilsvrc_val_has_the_devkits_labels(archives: Path, val_images: dict[int, bytes], tmp_path: Path) -> None:
-    source = open_source("ilsvrc", str(archives), SplitRequest("val", explicit=False))
+    source = open_source("ilsvrc", str(archives), SplitRequest("val"))
     check_val(pickle.loads(pickle.dumps(source)), val_images)
     assert source.key(1) == "ILSVRC2012_img_val.tar/ILSVRC2012_val_00000005.JPEG"
     elsewhere = tmp_path / "kit"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
 import resource
 from collections.abc import Callable
@@ -16,9 +18,8 @@ from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.base import Source, notes_of
 from data_prep.sources.files.local import LocalPlace
 from data_prep.sources.label_file import read_class_names
-from data_prep.sources.splits import SplitRequest
+from data_prep.sources.splits import ANY_SPLIT, SplitRequest
 
-ANY = SplitRequest(None, explicit=False)
 NUM_IMAGES = 12
 Open = Callable[..., Source]
 OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
@@ -41,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_with(images: Path, tmp_path: Path) -> Open:
     """The images with a table: `open_with(text or bytes, split=..., label_column=...)`."""
 
-    def make(table: str | bytes, split: SplitRequest = ANY, name: str = "labels.csv", **options: str) -> Source:
+    def make(table: str | bytes, split: SplitRequest = ANY_SPLIT, name: str = "labels.csv", **options: str) -> Source:
         path = tmp_path / name
         path.write_bytes(table.encode() if isinstance(table, str) else table)
         return open_source("image-folder", str(images), split, SourceOptions(labels=str(path), **options))
@@ -105,7 +106,7 @@ def test_the_columns_can_be_named(open_with: Open) -> None:
         open_with(twice)
     assert label_names(open_with(twice, file_column="one")) == ANIMALS
     with pytest.raises(UserError, match="--file-column and --label-column are of the table that --labels names"):
-        open_source("image-folder", "/", ANY, SourceOptions(label_column="x"))
+        open_source("image-folder", "/", options=SourceOptions(label_column="x"))
 
 
 def test_columns_that_are_not_used_are_told(open_with: Open) -> None:
@@ -182,6 +183,41 @@ def test_whole_numbers_of_a_table_of_floats_are_labels(open_with: Open) -> None:
     assert source.labels.tolist() == [(i + 10) % 12 for i in range(NUM_IMAGES)]
 
 
+def test_kaggles_solution_file_is_a_table(open_with: Open) -> None:
+    text = table(
+        "ImageId,PredictionString",
+        lambda i, name: f"{name[:6]},n0{i % 2 + 1}000000 1 2 3 4 n0{i % 2 + 1}000000 5 6 7 8 ",
+    )
+    source = open_with(text)
+    assert (source.class_names, source.labels.tolist()) == (("n01000000", "n02000000"), [0, 1] * 6)
+
+
+def test_numbers_in_a_table_are_the_labels(open_with: Open) -> None:
+    source = open_with(table("file,label", lambda i, name: f"{name},{(0, 10)[i % 2]}"))
+    assert (source.class_names, source.labels.tolist()) == (tuple(map(str, range(11))), [0, 10] * 6)
+    from_one = table("file,label", lambda i, name: f"{name},{(1, 2, 10)[i % 3]}")
+    with pytest.raises(UserError, match=r"labels are numbers from 1, expected from 0.*, say --class-order"):
+        open_with(from_one)
+    counted = open_with(from_one, class_order="number")
+    assert (counted.class_names, counted.labels.tolist()) == (("1", "2", "10"), [0, 1, 2] * 4)
+
+
+def test_a_table_names_files_in_folders_and_of_one_split(tmp_path: Path) -> None:
+    for name in ("both/val/b.jpg", "both/val/a.jpg", "both/val/more/c.png", "both/val/readme.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "labels.txt").write_text("a,1\nb,0\n\nmore/c,0\n")
+    options = SourceOptions(labels=str(tmp_path / "labels.txt"))
+    source = pickle.loads(
+        pickle.dumps(open_source("image-folder", str(tmp_path / "both"), SplitRequest("val"), options))
+    )
+    assert [(source[i].key, source[i].label) for i in range(3)] == [("a.jpg", 1), ("b.jpg", 0), ("more/c.png", 0)]
+    assert (source[2].data, source.describe().split) == (b"both/val/more/c.png", "val")
+    assert source.describe().num_left_out == 1
+    with pytest.raises(UserError, match=r"none\.txt: does not exist, or is no file"):
+        open_source("image-folder", str(tmp_path / "both"), options=SourceOptions(labels=str(tmp_path / "none.txt")))
+
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +225,7 @@ def test_whole_numbers_of_a_table_of_floats_are_labels(open_with: Open) -> None:
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "Testing"), ("TRAIN", "valid")])
 def test_a_column_of_splits_is_kept_to(title: str, train: str, val: str, open_with: Open) -> None:
     text = table(f"filename,label,{title}", lambda i, name: f"{name},cat{i % 3},{val if i % 4 == 0 else train}")
-    first, second = (open_with(text, SplitRequest(split, explicit=False)) for split in ("train", "val"))
+    first, second = (open_with(text, SplitRequest(split)) for split in ("train", "val"))
     assert [[s.key(i) for i in range(len(s))] for s in (first, second)] == [
         [name for i, name in enumerate(names()) if i % 4],
         [name for i, name in enumerate(names()) if not i % 4],
@@ -244,9 +280,9 @@ def test_a_column_of_splits_that_is_not_clear_is_refused(
 
 def test_the_name_of_the_table_says_its_split(open_with: Open) -> None:
     text = table("file,label", lambda i, name: f"{name},cat{i % 3}")
-    assert open_with(text, SplitRequest("train", explicit=False), name="train_labels.csv").describe().split == "train"
+    assert open_with(text, SplitRequest("train"), name="train_labels.csv").describe().split == "train"
     with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\)"):
-        open_with(text, SplitRequest("val", explicit=False), name="train.csv")
+        open_with(text, SplitRequest("val"), name="train.csv")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -340,8 +376,6 @@ def test_a_small_table_takes_little_memory(images: Path, tmp_path: Path, open_al
 
 
 def test_endless_and_odd_files_are_refused_at_once(images: Path, tmp_path: Path) -> None:
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "huge.csv").touch()
     os.truncate(tmp_path / "huge.csv", 1 << 40)
@@ -352,30 +386,17 @@ def test_endless_and_odd_files_are_refused_at_once(images: Path, tmp_path: Path)
         (tmp_path / "huge.csv", "has more than 268,435,456 bytes"),
     ]:
         with pytest.raises(UserError, match=message):
-            open_source("image-folder", str(images), ANY, SourceOptions(labels=str(path)))
+            open_source("image-folder", str(images), options=SourceOptions(labels=str(path)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
 
 
 # --- any bytes --------------------------------------------------------------------------------------------------------
 
 GOOD = table("file,label,split", lambda i, name: f'{name},"cat {i % 3}",{"train" if i % 4 else "val"}').encode()
-ODD = [
-    b'"',
-    b",",
-    b"\n",
-    b"\r",
-    b"\0",
-    b"\xff",
-    b"\t",
-    b";",
-    b" ",
-    b"-1",
-    b"0.5",
-    b"9" * 30,
-    b"train",
-    b"nan",
-    b"\xef\xbb\xbf",
-]
+ODD = (
+    b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"\t", b";", b" ",
+    b"-1", b"0.5", b"9" * 30, b"train", b"nan", b"\xef\xbb\xbf",
+)  # fmt: skip
 
 
 def mutated(seed: int) -> bytes:

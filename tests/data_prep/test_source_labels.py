@@ -1,22 +1,141 @@
-"""Labels are proved or refused: known facts of ImageNet, numbers sorted as text, label files."""
+"""Labels: what counts as one, the order of classes, and ImageNet's known facts, each proved or refused."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.imagenet import check_labels, label_map
-from data_prep.sources.labels import are_numbered, notes_on_order, order_classes
-from data_prep.sources.splits import SplitRequest
+from data_prep.sources.labels import (
+    MAX_CLASSES,
+    Label,
+    are_numbered,
+    digits_label,
+    exact_label,
+    notes_on_order,
+    number_classes,
+    order_classes,
+)
 
-ANY = SplitRequest(None, explicit=False)
+# --- what a label is --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (0, 0),
+        (999_999, 999_999),
+        ("3", 3),
+        (" 12\n", 12),
+        ("cat", "cat"),
+        ("00", "00"),
+        ("10", 10),
+        ("007", "007"),  # not the 7 that it would be to int()
+        ("1_0", "1_0"),
+        ("٣", "٣"),  # an Arabic digit, which int() reads
+        ("1e3", "1e3"),
+        ("1.2.3", "1.2.3"),
+        ("none", "none"),
+        ("Crêpe, salée", "Crêpe, salée"),
+    ],
+)
+def test_a_label_is_a_whole_number_or_a_text(value: object, label: Label) -> None:
+    assert exact_label(value) == label
+    assert type(exact_label(value)) is type(label)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (True, "the label is True, a bool; expected a whole number from 0 or the name of a class"),
+        (0.33, r"is 0\.33, a float"),
+        (3.0, r"is 3\.0, a float"),
+        (float("inf"), "is inf, a float"),
+        (float("nan"), "is nan, a float"),
+        (None, "the label is missing"),
+        ([1], r"is \[1\], a list"),
+        ({"a": 1}, "a dict"),
+        (b"3", "a bytes"),
+        (-1, "is -1; hidden test labels are -1: choose another split"),
+        (MAX_CLASSES, "is 1000000; expected the number of a class, below 1,000,000"),
+        pytest.param(10**5000, "more than 64 bits", id="5,001 digits"),
+        ("9" * 5000, "has 5,000 digits"),
+        ("9999999999", "is 9999999999; expected the number of a class"),
+        ("-1", "hidden labels"),
+        ("+3", "expected a whole number"),
+        ("0.33", "regression"),
+        (".5", "regression"),
+        ("1.0e-3", "regression"),
+        ("", "the label is missing"),
+        (" \n", "the label is missing"),
+        ("NaN", r"the label is missing \(NaN\)"),
+        ("cat\ndog", "expected one line with the name of one class"),
+        ("\x1b[31mcat", r"\\x1b"),
+        ("x" * 1001, "expected one line"),
+    ],
+)
+def test_what_is_no_label_is_refused_with_the_reason(value: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
+        exact_label(value)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 200
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(json_values)
+@example("²")
+def test_any_value_is_a_label_or_refused_on_one_line(value: object) -> None:
+    try:
+        label: Label | None = exact_label(value)
+        said = ""
+    except ValueError as error:
+        label, said = None, str(error)
+    assert said.isprintable()
+    assert label is None or str(label) == str(value).strip()
+
+
+def test_digits_may_have_zeros_before_them() -> None:
+    assert [digits_label(digits) for digits in ("0", "000", "0012", "0" * 5000 + "7")] == [0, 0, 12, 7]
+    with pytest.raises(ValueError, match="has 30 digits"):
+        digits_label("1" * 30)
+
+
+def test_numbers_are_the_labels_and_texts_are_sorted() -> None:
+    assert number_classes({3: "c", 0: "a"}, None, None, "x") == (("0", "1", "2", "3"), {3: 3, 0: 0})
+    assert number_classes({3: "c", 0: "a"}, list("abcd"), None, "x") == (("a", "b", "c", "d"), {3: 3, 0: 0})
+    assert number_classes({10: "a", 9: "b"}, None, "number", "x") == (("9", "10"), {9: 0, 10: 1})
+    assert number_classes({"dog": "1", "cat": "2"}, None, None, "x") == (("cat", "dog"), {"dog": 1, "cat": 0})
+    assert number_classes({"dog": "1"}, ["dog", "cat"], None, "x") == (("dog", "cat"), {"dog": 0})
+    assert number_classes({}, None, None, "x") == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("found", "names", "reason"),
+    [
+        ({0: "a.cls", "cat": "b.cls"}, None, r"labels are numbers and texts: 0 in a\.cls, 'cat' in b\.cls"),
+        ({2: "a.cls"}, ["x", "y"], r"a\.cls has label 2, expected 0\.\.1: 2 classes have a name"),
+        ({"emu": "a.cls"}, ["x", "y"], r"a\.cls has the label 'emu', which is none of the 2 class names"),
+        ({"x": "a.cls"}, ["x", "x"], "two classes have the same name"),
+        ({"c 1": "a", "c 10": "b", "c 2": "c"}, None, "say --class-order number"),
+    ],
+)
+def test_labels_that_contradict_one_another_are_refused(
+    found: dict[Label, str], names: list[str] | None, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        number_classes(found, names, None, "here")
 
 
 def wnids() -> list[str]:
@@ -82,13 +201,13 @@ def test_a_tree_with_a_renamed_imagenet_class_is_refused(tmp_path: Path) -> None
     for wnid in wnids():
         (tmp_path / wnid).mkdir()
         (tmp_path / wnid / "a.JPEG").write_bytes(b"1")
-    source = open_source("image-folder", str(tmp_path), ANY)
+    source = open_source("image-folder", str(tmp_path))
     described = source.describe()
     assert described.label_map == label_map(wnids())
     assert described.label_checks[:3] == ["label 0 is n01440764", "label 65 is n01751748", "label 999 is n15075141"]
     (tmp_path / "n01440764").rename(tmp_path / "n16000000")
     with pytest.raises(UserError, match="n01440764 should be label 0, here it is none"):
-        open_source("image-folder", str(tmp_path), ANY)
+        open_source("image-folder", str(tmp_path))
 
 
 # --- the order of classes ---------------------------------------------------------------------------------------------
@@ -180,96 +299,10 @@ def test_a_tree_of_numbered_folders(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "a.jpg").write_bytes(b"%d" % number)
     with pytest.raises(UserError, match="sorted as text label 2 would be 10, not 2"):
-        open_source("image-folder", str(tmp_path), ANY)
-    by_number = open_source("image-folder", str(tmp_path), ANY, SourceOptions(class_order="number"))
+        open_source("image-folder", str(tmp_path))
+    by_number = open_source("image-folder", str(tmp_path), options=SourceOptions(class_order="number"))
     assert [(by_number[i].label, by_number[i].data) for i in range(11)] == [(i, b"%d" % i) for i in range(11)]
-    by_text = open_source("image-folder", str(tmp_path), ANY, SourceOptions(class_order="text"))
+    by_text = open_source("image-folder", str(tmp_path), options=SourceOptions(class_order="text"))
     assert by_text.class_names == ("0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9")
     with pytest.raises(UserError, match="--class-order digits: expected one of text, number"):
-        open_source("image-folder", str(tmp_path), ANY, SourceOptions(class_order="digits"))
-
-
-# --- label files ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def flat(tmp_path: Path) -> Path:
-    root = tmp_path / "flat"
-    (root / "more").mkdir(parents=True)
-    for name in ("b.jpg", "a.jpg", "more/c.png"):
-        (root / name).write_bytes(name.encode())
-    (root / "readme.txt").write_text("no image")
-    return root
-
-
-def open_flat(root: Path, lines: str, class_order: str | None = None, split: SplitRequest = ANY):  # type: ignore[no-untyped-def]
-    labels = root.parent / "labels.txt"
-    labels.write_text(lines)
-    return open_source("image-folder", str(root), split, SourceOptions(labels=str(labels), class_order=class_order))
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "a.jpg,emu\nb.jpg,cat\nmore/c.png,red dog\n",
-        "file,class\nb.jpg,cat\nmore/c.png,red dog\na.jpg,emu\n",
-        "\ufeffa.jpg\temu\r\nb.jpg\tcat\r\nmore/c.png\tred dog\r\n",
-        "a.jpg emu\nb.jpg cat\n\nmore/c.png red dog\n",
-        "a,emu\nb,cat\nmore/c,red dog\n",
-    ],
-)
-def test_a_flat_folder_with_a_label_file(flat: Path, lines: str) -> None:
-    source = pickle.loads(pickle.dumps(open_flat(flat, lines)))
-    assert source.class_names == ("cat", "emu", "red dog")
-    expected = [("a.jpg", 1), ("b.jpg", 0), ("more/c.png", 2)]
-    assert [(source[i].key, source[i].label) for i in range(3)] == expected
-    assert source[2].data == b"more/c.png"
-    assert source.describe().num_left_out == 1
-
-
-def test_kaggles_solution_file_is_a_label_file(flat: Path) -> None:
-    rows = (
-        "ImageId,PredictionString",
-        "a,n02000002 1 2 3 4 n02000002 5 6 7 8 ",
-        "b,n01000001 1 2 3 4 ",
-        "more/c,n02000002",
-    )
-    lines = "\n".join(rows)
-    source = open_flat(flat, lines)
-    assert (source.class_names, source.labels.tolist()) == (("n01000001", "n02000002"), [1, 0, 1])
-
-
-def test_numbers_in_a_label_file_are_the_labels(flat: Path) -> None:
-    source = open_flat(flat, "a.jpg 10\nb.jpg 0\nmore/c.png 2\n")
-    assert (source.class_names, source.labels.tolist()) == (tuple(map(str, range(11))), [10, 0, 2])
-    with pytest.raises(
-        UserError, match="labels are numbers from 1, expected from 0; if they are classes, say --class-order"
-    ):
-        open_flat(flat, "a.jpg 10\nb.jpg 1\nmore/c.png 2\n")
-    counted = open_flat(flat, "a.jpg 10\nb.jpg 1\nmore/c.png 2\n", "number")
-    assert (counted.class_names, counted.labels.tolist()) == (("1", "2", "10"), [2, 0, 1])
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ("", "is empty"),
-        ("a.jpg,1\nb.jpg,1\n", "names no class for 1 of 3 images, first more/c.png"),
-        ("a.jpg,x\nb.jpg,x\nmore/c.png,x\nd.jpg,x\n", "names 4 images, of which 1 do not exist: d.jpg"),
-        ("a.jpg,x\nb.jpg\n", "line 2 should be <file>,<class>"),
-        ("file,class\na.jpg,\n", "line 2 should be"),
-        ("a.jpg,x\na.jpg,y\n", "a.jpg has two classes, x and y"),
-    ],
-)
-def test_label_file_mistakes(flat: Path, lines: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"labels\.txt: .*{message}"):
-        open_flat(flat, lines)
-
-
-def test_label_file_and_split(flat: Path, tmp_path: Path) -> None:
-    (tmp_path / "both").mkdir()
-    flat.rename(tmp_path / "both" / "val")
-    source = open_flat(tmp_path / "both", "a,1\nb,0\nmore/c,0\n", split=SplitRequest("val", explicit=False))
-    assert (source.describe().split, source.key(0)) == ("val", "a.jpg")
-    with pytest.raises(UserError, match=r"none\.txt: does not exist, or is no file"):
-        open_source("image-folder", str(tmp_path / "both"), ANY, SourceOptions(labels=str(tmp_path / "none.txt")))
+        open_source("image-folder", str(tmp_path), options=SourceOptions(class_order="digits"))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +30,6 @@ from data_prep.sources.label_file import read_class_names
 from data_prep.sources.splits import SplitRequest
 
 TarOf = Callable[[dict[str, bytes]], bytes]
-ANY = SplitRequest(None, explicit=False)
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -60,20 +60,28 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
+@contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Gives the URL of a server of this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        httpd.daemon_threads = True
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        finally:
+            httpd.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the URL that serves it."""
     root = tmp_path / "served"
     root.mkdir()
     RangeHandler.requests.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(root))) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield root, f"http://127.0.0.1:{httpd.server_address[1]}"
-        finally:
-            httpd.shutdown()
-            thread.join()
+    with serving(partial(RangeHandler, directory=str(root))) as url:
+        yield root, url
 
 
 @pytest.fixture
@@ -118,8 +126,8 @@ def test_a_folder_in_memory_is_the_folder_on_disk(image_tree: Path, memory: Any)
     (image_tree / "cat" / "deep").mkdir()
     (image_tree / "cat" / "deep" / "z.png").write_bytes(b"png")
     put(memory, "/bucket/tree", image_tree)
-    remote = pickle.loads(pickle.dumps(open_source("image-folder", "memory://bucket/tree", ANY)))
-    local = open_source("image-folder", str(image_tree), ANY)
+    remote = pickle.loads(pickle.dumps(open_source("image-folder", "memory://bucket/tree")))
+    local = open_source("image-folder", str(image_tree))
     assert [remote[i] for i in range(len(remote))] == [local[i] for i in range(len(local))]
     assert remote.describe().identity == local.describe().identity
     assert remote.describe().location == "memory://bucket/tree"
@@ -131,7 +139,7 @@ def test_a_folder_in_memory_is_the_folder_on_disk(image_tree: Path, memory: Any)
 def test_remote_files_are_fetched_ahead_in_order_only(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60):
         memory.pipe_file(f"/b/cat/{number:02d}.jpg", b"%d" % number)
-    source = open_source("image-folder", "memory://b", ANY)
+    source = open_source("image-folder", "memory://b")
     fetched: list[str] = []
     real = type(memory).cat_file
 
@@ -155,19 +163,19 @@ def test_remote_label_files_and_mistakes(memory: Any) -> None:
     memory.pipe_file("/b/val/x.jpg", b"x")
     memory.pipe_file("/b/labels.csv", b"x.jpg,cat\n")
     options = SourceOptions(labels="memory://b/labels.csv")
-    assert open_source("image-folder", "memory://b/val", ANY, options)[0].data == b"x"
+    assert open_source("image-folder", "memory://b/val", SplitRequest(), options)[0].data == b"x"
     for source in ("image-folder", "kaggle", "ilsvrc", "webdataset", "hf-parquet", "cifar10"):
         with pytest.raises(UserError, match=r"memory://none"):
-            open_source(source, "memory://none", SplitRequest("train", explicit=False))
+            open_source(source, "memory://none", SplitRequest("train"))
     with pytest.raises(UserError, match="nosuch://bucket: cannot be opened"):
-        open_source("image-folder", "nosuch://bucket", ANY)
+        open_source("image-folder", "nosuch://bucket")
 
 
 def test_shards_in_memory(memory: Any, tar_of: TarOf) -> None:
     for shard in range(3):
         memory.pipe_file(f"/wds/train-{shard}.tar", wds_tar(tar_of, range(2 * shard, 2 * shard + 2)))
     for location in ("memory://wds", "memory://wds/train-{0..2}.tar", "memory://wds/train-*.tar"):
-        source = open_source("webdataset", location, SplitRequest("train", explicit=False))
+        source = open_source("webdataset", location, SplitRequest("train"))
         assert [source[i].data for i in range(6)] == [b"jpg %d" % i for i in range(6)]
         assert source.describe().location == location
 
@@ -176,7 +184,7 @@ def test_parquet_in_memory(memory: Any, tmp_path: Path) -> None:
     write_parquet(tmp_path / "data/train-00000-of-00001.parquet", [0, 1, 2, 0, 1])
     put(memory, "/hub", tmp_path)
     for location in ("memory://hub", "memory://hub/data/*.parquet", "memory://hub/data/train-00000-of-00001.parquet"):
-        source = open_source("hf-parquet", location, SplitRequest("train", explicit=False))
+        source = open_source("hf-parquet", location, SplitRequest("train"))
         assert [(source[i].data, source[i].label) for i in range(5)] == [(b"image %d" % i, i % 3) for i in range(5)]
 
 
@@ -184,25 +192,25 @@ def test_imagenets_parquet_is_proved_by_its_paths(tmp_path: Path) -> None:
     file = tmp_path / "train-00000-of-00001.parquet"
     paths = ["n02000002_1_n02000002.JPEG", "n01000001_7_n01000001.JPEG", "n02000002_2_n02000002.JPEG"]
     write_parquet(file, [1, 0, 1], paths)
-    described = open_source("hf-parquet", str(file), ANY).describe()
+    described = open_source("hf-parquet", str(file)).describe()
     assert described.label_map == {"n01000001": 0, "n02000002": 1}
     write_parquet(file, [1, 0, 2], paths)
     with pytest.raises(UserError, match="the paths' wnids contradict the labels: wnid 2000002 goes with several"):
-        open_source("hf-parquet", str(file), ANY)
+        open_source("hf-parquet", str(file))
     write_parquet(file, [1, 1, 1], paths)
     with pytest.raises(UserError, match="the paths' wnids contradict the labels: label 1 goes with several"):
-        open_source("hf-parquet", str(file), ANY)
+        open_source("hf-parquet", str(file))
     write_parquet(file, [-1, -1, -1], [f"ILSVRC2012_test_{i:08d}.JPEG" for i in range(3)])
     with pytest.raises(
         UserError, match=r"row 0: label: the label is -1; hidden test labels are -1: choose another split"
     ):
-        open_source("hf-parquet", str(file), ANY)
+        open_source("hf-parquet", str(file))
 
 
 def test_a_parquet_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
     file = tmp_path / "train.parquet"
     write_parquet(file, [0, 1, 2])
-    packed = pickle.dumps(open_source("hf-parquet", str(file), ANY))
+    packed = pickle.dumps(open_source("hf-parquet", str(file)))
     os.utime(file, ns=(1, 1))
     with pytest.raises(Fault, match=r"train\.parquet: changed"):
         pickle.loads(packed)[0]
@@ -214,7 +222,7 @@ def test_a_parquet_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
 def test_shards_over_http_reopen_in_another_process(server: tuple[Path, str], tar_of: TarOf) -> None:
     root, url = server
     (root / "train-0.tar").write_bytes(wds_tar(tar_of, range(30)))
-    source = open_source("webdataset", f"{url}/train-{{0..0}}.tar", ANY)
+    source = open_source("webdataset", f"{url}/train-{{0..0}}.tar")
     script = "import pickle, sys; s = pickle.load(sys.stdin.buffer); print([s[i].data.decode() for i in (29, 0, 1, 2)])"
     result = subprocess.run(
         [sys.executable, "-c", script], input=pickle.dumps(source), capture_output=True, timeout=60, check=True
@@ -225,7 +233,7 @@ def test_shards_over_http_reopen_in_another_process(server: tuple[Path, str], ta
 def test_a_folder_over_http(server: tuple[Path, str], image_tree: Path) -> None:
     root, url = server
     image_tree.rename(root / "tree")
-    source = open_source("image-folder", f"{url}/tree", ANY)
+    source = open_source("image-folder", f"{url}/tree")
     assert source.class_names == ("cat", "dog", "emu")
     assert source[3].data == (root / "tree/dog/1.JPEG").read_bytes()
 
@@ -255,7 +263,7 @@ def test_parquet_over_http_by_parts_and_whole(
     root, url = server
     write_parquet(root / "train-00000-of-00001.parquet", [0, 1, 2, 0, 1])
     monkeypatch.setattr("data_prep.sources.files.remote.SMALL_BYTES", small_bytes)
-    source = open_source("hf-parquet", f"{url}/train-00000-of-00001.parquet", ANY)
+    source = open_source("hf-parquet", f"{url}/train-00000-of-00001.parquet")
     assert [(source[i].data, source[i].label) for i in (0, 4, 2)] == [(b"image %d" % i, i % 3) for i in (0, 4, 2)]
     assert any(part is not None for _, part in RangeHandler.requests) == (small_bytes == 0)
     with remote_place(f"{url}/train-00000-of-00001.parquet").open() as file:
@@ -272,7 +280,7 @@ def test_a_server_without_ranges_is_named(
         UserError,
         match=r"a\.tar: the server does not send the part of a file.*range requests.*; copy the data to a disk",
     ):
-        open_source("webdataset", f"{url}/a.tar", ANY)
+        open_source("webdataset", f"{url}/a.tar")
 
 
 class OddHandler(http.server.BaseHTTPRequestHandler):
@@ -342,33 +350,17 @@ def test_a_server_that_answers_oddly_ends_in_one_line(path: str, message: str, m
     monkeypatch.setattr("data_prep.sources.files.remote.FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr("data_prep.sources.files.remote.MAX_PAGE_BYTES", 1 << 20)
     OddHandler.num_sent = 0
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHandler) as httpd:
-        httpd.daemon_threads = True
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            with pytest.raises(UserError, match=message) as refused:
-                open_source("webdataset", f"http://127.0.0.1:{httpd.server_address[1]}/{path}", ANY)
-        finally:
-            httpd.shutdown()
-            thread.join()
+    with serving(OddHandler) as url, pytest.raises(UserError, match=message) as refused:
+        open_source("webdataset", f"{url}/{path}")
     assert str(refused.value).isprintable()
     assert OddHandler.num_sent < 64 << 20  # what was in flight
 
 
 def test_an_endless_text_is_read_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.sources.files.remote.MAX_SAMPLE_BYTES", 1 << 20)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHandler) as httpd:
-        httpd.daemon_threads = True
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{httpd.server_address[1]}/endless/labels.txt"
-            with pytest.raises(UserError, match="sends more than the 1,048,576 bytes that may come"):
-                read_class_names(remote_place(url))
-        finally:
-            httpd.shutdown()
-            thread.join()
+    message = "sends more than the 1,048,576 bytes that may come"
+    with serving(OddHandler) as url, pytest.raises(UserError, match=message):
+        read_class_names(remote_place(f"{url}/endless/labels.txt"))
 
 
 @pytest.mark.parametrize(("failures", "succeeds"), [(2, True), (3, False)])
@@ -424,15 +416,15 @@ def test_credentials_reach_neither_manifests_nor_messages(server: tuple[Path, st
     (root / "secret" / "a.tar").write_bytes(wds_tar(tar_of, range(2)))
     (root / "a.tar").write_bytes(wds_tar(tar_of, range(2)))
     signed = f"{url}/a.tar?X-Amz-Signature=hush"
-    source = open_source("webdataset", signed, ANY)
+    source = open_source("webdataset", signed)
     assert source[1].data == b"jpg 1"
     assert "hush" not in str(source.describe())
     assert source.key(0) == "a.tar/0"
     with pytest.raises(UserError) as refused:
-        open_source("webdataset", f"{url}/secret/a.tar?X-Amz-Signature=hush", ANY)
+        open_source("webdataset", f"{url}/secret/a.tar?X-Amz-Signature=hush")
     assert f"{url}/secret/a.tar: access denied" in str(refused.value)
     assert "hush" not in str(refused.value)
     with pytest.raises(UserError) as refused:
-        open_source("image-folder", "nosuch://user:hush@bucket/a?token=hush", ANY)
+        open_source("image-folder", "nosuch://user:hush@bucket/a?token=hush")
     assert "hush" not in str(refused.value)
     assert isinstance(pickle.loads(pickle.dumps(remote_place(signed))), RemotePlace)

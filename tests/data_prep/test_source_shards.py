@@ -12,16 +12,11 @@ from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.shards import Shards, choose_shards, find_shards, names_in_keys
 from data_prep.sources.splits import SplitRequest
 
-ANY = SplitRequest(None, explicit=False)
 HASHES = ("-a67ea39dba1f0f10", "-0123456789abcdef")
 
 
 def named(split: str) -> SplitRequest:
     return SplitRequest(split, explicit=True)
-
-
-def implied(split: str) -> SplitRequest:
-    return SplitRequest(split, explicit=False)
 
 
 def chosen(names: list[str], request: SplitRequest, root: str | None = "data") -> tuple[str, list[str]]:
@@ -50,37 +45,49 @@ LAYOUTS = [
 @pytest.mark.parametrize(("train", "val"), LAYOUTS, ids=[train[0] for train, _ in LAYOUTS])
 def test_splits_are_read_wherever_their_word_stands(train: list[str], val: list[str]) -> None:
     names = [*train, *val]
-    assert chosen(names, implied("train"))[1] == train
-    assert chosen(names, implied("val"))[1] == val
+    assert chosen(names, SplitRequest("train"))[1] == train
+    assert chosen(names, SplitRequest("val"))[1] == val
     with pytest.raises(UserError, match=r"^here: holds the splits .*say which with --split"):
-        chosen(names, ANY)
+        chosen(names, SplitRequest())
 
 
 def test_a_split_is_called_by_its_word_where_that_is_clear() -> None:
-    assert chosen(["in1k-validation-00.tar", "in1k-train-00.tar"], implied("val"))[0] == "validation"
-    assert chosen(["train-1.tar", "train-extra-1.tar"], implied("train")) == ("train", ["train-1.tar"])
+    assert chosen(["in1k-validation-00.tar", "in1k-train-00.tar"], SplitRequest("val"))[0] == "validation"
+    assert chosen(["train-1.tar", "train-extra-1.tar"], SplitRequest("train")) == ("train", ["train-1.tar"])
     assert chosen(["train-1.tar", "train-extra-1.tar"], named("train-extra"))[1] == ["train-extra-1.tar"]
     shards = Shards("here", "data", (), ("train-1.tar", "train-extra-1.tar", "val-1.tar"))
-    assert choose_shards(shards, implied("train")).notes == ["train-extra of here not taken, only train"]
-    assert choose_shards(shards, implied("val")).notes == []
+    assert choose_shards(shards, SplitRequest("train")).notes == ["train-extra of here not taken, only train"]
+    assert choose_shards(shards, SplitRequest("val")).notes == []
     assert chosen(["unsupervised-0-of-1.parquet", "labelled-0-of-1.parquet"], named("labelled"))[0] == "labelled"
 
 
 @pytest.mark.parametrize(
     ("names", "request_", "message"),
     [
-        (["0000.parquet", "0001.parquet"], implied("train"), "not divided into splits.*both have all of it"),
+        (["0000.parquet", "0001.parquet"], SplitRequest("train"), "not divided into splits.*both have all of it"),
         (["0000.parquet"], named("val"), "--split val: here is not divided into splits"),
-        (["mydata-00000-of-00001.parquet"], implied("val"), "not divided into splits"),
-        (["train-0.tar", "extra-0.tar"], implied("train"), r"name of extra-0\.tar says no split, that of train-0\.tar"),
+        (["mydata-00000-of-00001.parquet"], SplitRequest("val"), "not divided into splits"),
+        (
+            ["train-0.tar", "extra-0.tar"],
+            SplitRequest("train"),
+            r"name of extra-0\.tar says no split, that of train-0\.tar",
+        ),
         (["train-0.tar", "0001.tar"], named("train"), r"the name of 0001\.tar says no split"),
-        (["trainval-0.tar"], implied("train"), "holds the splits trainval, none of which"),
-        (["in1k-train-0.tar", "in21k-train-0.tar"], implied("train"), "of which in1k-train, in21k-train may be"),
-        (["a/train/0.parquet", "b/train/0.parquet"], implied("train"), "of which a/train, b/train may be"),
-        (["a/train-0.tar", "b/train-0.tar"], implied("train"), "holds a/train-0.tar and b/train-0.tar, so perhaps two"),
+        (["trainval-0.tar"], SplitRequest("train"), "holds the splits trainval, none of which"),
+        (["in1k-train-0.tar", "in21k-train-0.tar"], SplitRequest("train"), "of which in1k-train, in21k-train may be"),
+        (["a/train/0.parquet", "b/train/0.parquet"], SplitRequest("train"), "of which a/train, b/train may be"),
+        (
+            ["a/train-0.tar", "b/train-0.tar"],
+            SplitRequest("train"),
+            "holds a/train-0.tar and b/train-0.tar, so perhaps two",
+        ),
         (["train-0.tar", "val-0.tar"], named("all"), "--split all does not combine"),
-        (["train.tar", "train_2.tar"], implied("train"), r"train\.tar and train_2\.tar may be parts of one split"),
-        (["train.tar", "train (1).tar", "val.tar"], implied("train"), r"train \(1\)\.tar may be parts of one split"),
+        (["train.tar", "train_2.tar"], SplitRequest("train"), r"train\.tar and train_2\.tar may be parts of one split"),
+        (
+            ["train.tar", "train (1).tar", "val.tar"],
+            SplitRequest("train"),
+            r"train \(1\)\.tar may be parts of one split",
+        ),
     ],
 )
 def test_names_that_do_not_tell_are_refused(names: list[str], request_: SplitRequest, message: str) -> None:
@@ -100,7 +107,7 @@ def test_names_that_do_not_tell_are_refused(names: list[str], request_: SplitReq
     ],
 )
 def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
-    for request in (implied("train"), named("train"), ANY):
+    for request in (SplitRequest("train"), named("train"), SplitRequest()):
         with pytest.raises(UserError, match=message):
             chosen(names, request)
     assert chosen(names, named("train"), root=None)[1] == sorted(names)  # files that were named one by one
@@ -126,10 +133,10 @@ def test_a_number_that_is_missing_between_others_is_told(names: list[str], told:
 
 def test_without_splits_all_files_are_taken_on_purpose_only() -> None:
     names = ["0000.parquet", "0001.parquet"]
-    assert chosen(names, ANY) == chosen(names, named("all")) == ("all", names)
-    assert chosen(names, implied("train"), root="train")[1] == names
-    assert chosen(["train/0.parquet"], implied("train"), root=None) == ("train", ["train/0.parquet"])
-    assert chosen(["test_of_mine/0.parquet"], ANY, root=None)[0] == "all"
+    assert chosen(names, SplitRequest()) == chosen(names, named("all")) == ("all", names)
+    assert chosen(names, SplitRequest("train"), root="train")[1] == names
+    assert chosen(["train/0.parquet"], SplitRequest("train"), root=None) == ("train", ["train/0.parquet"])
+    assert chosen(["test_of_mine/0.parquet"], SplitRequest(), root=None)[0] == "all"
     assert chosen(["mydata-00000-of-00001.parquet"], named("mydata"))[0] == "mydata"
 
 
@@ -179,9 +186,9 @@ def test_places_are_files_each_named_once(tmp_path: Path) -> None:
 def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "0.tar")
     with pytest.raises(UserError, match=r"0\.tar is no file, nor a link to one"):
-        open_source("webdataset", str(tmp_path), ANY)
+        open_source("webdataset", str(tmp_path))
     for source in ("webdataset", "hf-parquet", "cifar10"):
         with pytest.raises(UserError, match=r"0\.tar: does not exist"):
-            open_source(source, str(tmp_path / "0.tar"), implied("train"))
+            open_source(source, str(tmp_path / "0.tar"), SplitRequest("train"))
     with pytest.raises(UserError, match="--class-order size: expected one of text, number"):
-        open_source("webdataset", str(tmp_path), ANY, SourceOptions(class_order="size"))
+        open_source("webdataset", str(tmp_path), options=SourceOptions(class_order="size"))

@@ -16,15 +16,9 @@ from data_prep.sources.splits import (
     splits_in,
 )
 
-ANY = SplitRequest(None, explicit=False)
-
 
 def named(split: str) -> SplitRequest:
     return SplitRequest(split, explicit=True)
-
-
-def implied(split: str) -> SplitRequest:
-    return SplitRequest(split, explicit=False)
 
 
 @pytest.mark.parametrize(
@@ -83,22 +77,25 @@ def test_names_of_no_split() -> None:
     ],
 )
 def test_the_outputs_name_asks_for_a_split(output: str, split: str | None) -> None:
-    assert requested_split(None, Path("/train") / output) == implied(split)  # type: ignore[arg-type]
+    assert requested_split(None, Path("/train") / output) == SplitRequest(split)  # type: ignore[arg-type]
     assert requested_split("Odd", Path(output)) == named("Odd")
 
 
 @pytest.mark.parametrize(
     ("available", "request_", "chosen"),
     [
-        (["Training", "Testing"], implied("train"), "Training"),
-        (["Training", "Testing"], implied("val"), "Testing"),
+        (["Training", "Testing"], SplitRequest("train"), "Training"),
+        (["Training", "Testing"], SplitRequest("val"), "Testing"),
         (["TRAIN", "VAL"], named("train"), "TRAIN"),
         (["train_set", "test_set"], named("test"), "test_set"),
-        (["trn", "dev", "tst"], implied("val"), "dev"),
-        (["train", "train_extra"], implied("train"), "train"),
-        (["train_set", "train_extra"], implied("train"), "train_set"),
+        (["trn", "dev", "tst"], SplitRequest("val"), "dev"),
+        (["train", "train_extra"], SplitRequest("train"), "train"),
+        (["train_set", "train_extra"], SplitRequest("train"), "train_set"),
         (["train", "trainval"], named("TrainVal"), "trainval"),
-        (["train", "holdout"], implied("test"), "holdout"),
+        (["train", "holdout"], SplitRequest("test"), "holdout"),
+        (["train", "validation", "test"], named("val"), "validation"),
+        (["train", "val"], named("validation"), "val"),
+        (["all"], SplitRequest(), "all"),
         (["all"], named("all"), "all"),
         (["train"], named("all"), "train"),
     ],
@@ -112,39 +109,41 @@ def test_a_split_is_found_by_what_its_name_means(available: list[str], request_:
     [
         (
             ["trainA", "trainB"],
-            implied("train"),
+            SplitRequest("train"),
             "of which trainA, trainB may be what the output's name .train. asks for",
         ),
+        (["train", "val"], SplitRequest(), "say which with --split"),
+        (["train", "val"], SplitRequest("test"), "none of which is what the output's name .test. asks for"),
         (["train", "test"], named("validation"), "none of which is what --split validation asks for"),
         (["train", "test"], named("train_extra"), "none of which is what --split train_extra asks for"),
-        (["trainval", "test"], implied("train"), "none of which is what the output's name"),
+        (["trainval", "test"], SplitRequest("train"), "none of which is what the output's name"),
         (["train", "val"], named("all"), "--split all does not combine"),
     ],
 )
 def test_what_is_not_clear_is_refused_with_the_choices(
     available: list[str], request_: SplitRequest, message: str
 ) -> None:
-    with pytest.raises(UserError, match=f"here: holds the splits {', '.join(available)}, .*{message}"):
+    with pytest.raises(UserError, match=f"here: holds the splits {', '.join(available)}[,;] .*{message}"):
         choose_split(available, request_, "here")
 
 
 def test_a_source_without_splits_is_taken_whole_only_on_purpose() -> None:
-    assert split_of_whole(ANY, "here") == "all"
+    assert split_of_whole(SplitRequest(), "here") == "all"
     assert split_of_whole(named("all"), "here") == split_of_whole(named("All"), "here") == "all"
-    assert split_of_whole(implied("train"), "here", ["images", "Training"]) == "train"
+    assert split_of_whole(SplitRequest("train"), "here", ["images", "Training"]) == "train"
     assert split_of_whole(named("val"), "here", ["validation"]) == "val"
     for request_, names, message in [
         (
-            implied("train"),
+            SplitRequest("train"),
             [],
             "is not divided into splits, but the output's name .train. asks for a split.*--split all",
         ),
         (
-            implied("val"),
+            SplitRequest("val"),
             ["train"],
             "is train, by the name train, but the output's name .val. asks for another split.*--split all",
         ),
-        (implied("train"), ["trainval"], "is not divided into splits"),
+        (SplitRequest("train"), ["trainval"], "is not divided into splits"),
         (named("val"), [], "--split val: here is not divided into splits; --split all"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -152,6 +151,6 @@ def test_a_source_without_splits_is_taken_whole_only_on_purpose() -> None:
 
 
 def test_a_folder_called_test_may_be_taken_for_val() -> None:
-    assert split_of_whole(implied("val"), "here", ["test"]) == "val"
+    assert split_of_whole(SplitRequest("val"), "here", ["test"]) == "val"
     with pytest.raises(UserError, match="is val, by the name val"):
-        split_of_whole(implied("test"), "here", ["val"])
+        split_of_whole(SplitRequest("test"), "here", ["val"])
