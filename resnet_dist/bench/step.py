@@ -33,7 +33,7 @@ from resnet_dist.errors import Fault
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool
-from resnet_dist.training.checkpoint import Card, Identity, save_checkpoint
+from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import train_epoch
@@ -146,12 +146,12 @@ def checkpoint_write(folder: Path, rounds: int) -> tuple[int, float]:
     """(bytes, seconds) of one checkpoint of ResNet-152 and SGD's momentum."""
     net = build_model("resnet152", 1000).state_dict()
     state = {"net": net, "momentum": {name: torch.zeros_like(value) for name, value in net.items()}}
-    card = Card(epoch=0, step=0, identity=Identity("", ""), recipe={}, metrics={}, files={})
+    metadata = CheckpointMetadata(epoch=0, step=0, identity=Identity("", ""), recipe={}, metrics={}, files={})
     times = []
     for _ in range(rounds):
         with TemporaryDirectory(dir=folder) as name:
             begin = time.perf_counter()
-            save_checkpoint(Path(name), state=state, card=card)
+            write_checkpoint(Path(name), state=state, metadata=metadata)
             times.append(time.perf_counter() - begin)
             num_bytes = sum(path.stat().st_size for path in Path(name).iterdir())
     return num_bytes, median(times)

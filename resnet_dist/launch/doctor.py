@@ -32,7 +32,7 @@ from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage, beside, open_storage
 from resnet_dist.tracking.connection import require_answer
 from resnet_dist.training.checkpoint import Damaged, newest_first, opened
-from resnet_dist.training.checkpoint_manager import GROUP
+from resnet_dist.training.checkpoint_manager import BEST
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 State = Literal["ok", "damaged", "leftover"]
@@ -82,14 +82,14 @@ def verdict(findings: list[Finding]) -> str:
 
 
 def _checkpoints(storage: RunStorage) -> Iterator[Finding]:
-    best = [f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP))]
+    best = [f"{BEST}/{name}" for name in newest_first(storage.names(BEST))]
     for name in [*newest_first(storage.names()), *best]:
         try:
             with opened(storage, name) as found:
-                top1 = found.card.metrics.get("val/top1")
+                top1 = found.metadata.metrics.get("val/top1")
                 shown = "" if top1 is None else f", top-1 {top1:.2f} %"
                 kind = "best weights" if name in best else "checkpoint"
-                yield Finding(name, "ok", f"{kind}, recipe {found.card.identity.recipe_hash}{shown}")
+                yield Finding(name, "ok", f"{kind}, recipe {found.metadata.identity.recipe_hash}{shown}")
         except Damaged as damaged:
             yield Finding(name, "damaged", str(damaged))
 

@@ -67,10 +67,10 @@ def _from_checkpoint(location: str) -> TrainedModel:
             raise UserError(
                 f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
             )
-        recipe = recipe_of(found.card.recipe, location)
+        recipe = recipe_of(found.metadata.recipe, location)
         classifier = _untrained(recipe)
         weights = evaluated_weights(load_state(found.directory, torch.device("cpu"), classifier.net))
-        identity, pictures = found.card.identity, known_pictures(found.card.pictures)
+        identity, pictures = found.metadata.identity, known_pictures(found.metadata.pictures)
     _load(classifier, weights, location)
     return TrainedModel(location, recipe, classifier, identity.class_names or None, identity.data_digest, pictures)
 

@@ -36,7 +36,7 @@ from resnet_dist.launch.data_checks import (
 )
 from resnet_dist.storage.base import RunStorage, beside, open_storage
 from resnet_dist.sweeps.ledger import FILE as LEDGER
-from resnet_dist.training.checkpoint import CARD, Identity, newest_first, newest_whole, require_same
+from resnet_dist.training.checkpoint import METADATA, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.context import Job
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan, plan_run
@@ -105,10 +105,10 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     identity = Identity(recipe_hash(recipe), data_digest(train, val), train.class_names)
     with newest_whole(storage) as found:
         if found is not None:
-            require_same(found.card, identity, recipe, storage.location)
+            require_same(found.metadata, identity, recipe, storage.location)
             damaged = found.damaged
             warnings = [f"{warning}; the checkpoint before it is used" for warning in found.warnings]
-            if not found.card.identity.class_names:
+            if not found.metadata.identity.class_names:
                 warnings.append(f"{storage.location}/{found.name}: {NO_CLASS_NAMES}")
         else:
             damaged = tuple(newest_first(storage.names()))
@@ -147,8 +147,8 @@ def require_no_sweep(storage: RunStorage) -> None:
 
 
 def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
-    """UserError if one of the checkpoints, none of which is whole, was whole once: its card is written last."""
-    once_whole = [name for name in damaged if storage.read(f"{name}/{CARD}") is not None]
+    """UserError if one of the checkpoints, none of which is whole, was whole once: its metadata is written last."""
+    once_whole = [name for name in damaged if storage.read(f"{name}/{METADATA}") is not None]
     if once_whole:
         raise UserError(
             f"{storage.location}: none of its {len(damaged)} checkpoints is whole (newest: {once_whole[0]}); see "

@@ -156,15 +156,15 @@ def hand_over(trained: Trained, storage: RunStorage, handle: RunHandle, say: Cal
     if the profile said so, and says where everything is. Raises Fault; a second call does what is missing.
     """
     with newest_whole(storage) as found:
-        if found is None or found.card.step != trained.step:
+        if found is None or found.metadata.step != trained.step:
             raise Fault(f"{storage.location}: the checkpoint of step {trained.step} is missing or damaged")
         checkpoint = f"{storage.location}/{found.name}"
         last_uri = _log(trained, handle, "model", found.directory, trained.step, trained.metrics)
     best_uri, metrics = last_uri, trained.metrics
     with open_best(storage, trained.identity) as best:
-        if best is not None and best.card.metrics["val/top1"] > metrics["val/top1"]:
-            metrics = best.card.metrics
-            best_uri = _log(trained, handle, "model-best", best.directory, best.card.step, metrics)
+        if best is not None and best.metadata.metrics["val/top1"] > metrics["val/top1"]:
+            metrics = best.metadata.metrics
+            best_uri = _log(trained, handle, "model-best", best.directory, best.metadata.step, metrics)
     if trained.register_models:
         registered = _register(trained, handle, best_uri, metrics)
         say(

@@ -46,8 +46,8 @@ from resnet_dist.tracking.mlflow_run import (
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import sync
-from resnet_dist.training.checkpoint import Identity, glance, newest_first
-from resnet_dist.training.checkpoint_manager import GROUP
+from resnet_dist.training.checkpoint import Identity, newest_first, read_metadata
+from resnet_dist.training.checkpoint_manager import BEST
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
 """Keys of a profile that may change each time a run goes on: tags, because MLflow never changes a parameter."""
@@ -290,14 +290,14 @@ def _log_files(storage: RunStorage, handle: RunHandle, class_names: Sequence[str
 def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
     """The checkpoints in storage, newest first, and the best weights: where they lie, their step and metrics.
 
-    Only the cards are read: a damaged one is found by whoever opens it.
+    Only their metadata is read: whoever opens a damaged one will find out.
     """
     found: list[dict[str, object]] = []
-    for name in [*newest_first(storage.names()), *(f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP)))]:
-        card = glance(storage, name)
-        if card is not None:
+    for name in [*newest_first(storage.names()), *(f"{BEST}/{name}" for name in newest_first(storage.names(BEST)))]:
+        metadata = read_metadata(storage, name)
+        if metadata is not None:
             path = f"{storage.location}/{name}"
-            found.append({"name": name, "step": card.step, "metrics": dict(card.metrics), "path": path})
+            found.append({"name": name, "step": metadata.step, "metrics": dict(metadata.metrics), "path": path})
     return found
 
 

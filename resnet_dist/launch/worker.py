@@ -28,7 +28,7 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import NullTracker, SpoolTracker, Tracker
-from resnet_dist.training.checkpoint import CARD
+from resnet_dist.training.checkpoint import METADATA
 from resnet_dist.training.context import Job, WorkerResult, WriteCheckpoint
 from resnet_dist.training.watchdog import Watchdog
 
@@ -129,7 +129,7 @@ class RayContext:
             assert write is not None
             try:
                 self._persist_points()
-                self.storage.commit(name_in_storage, write, last=CARD)
+                self.storage.commit(name_in_storage, write, last=METADATA)
             finally:
                 done.set()
             ray_storage = ray.train.get_context().get_storage()

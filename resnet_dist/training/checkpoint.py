@@ -1,7 +1,7 @@
-"""The checkpoint directory: `epoch=007-step=00012345/` with the state, and a card that proves whole and whose it is.
+"""What a complete checkpoint is, and which checkpoints a run's storage has.
 
-`checkpoint.json` is written last and holds the digest of every other file, so a directory that was copied only in part
-is told from a whole one by reading it.
+A folder `epoch=007-step=00012345/` with `state.pt` and, written last, `checkpoint.json`: the digest of the state, and
+whose checkpoint it is.
 """
 
 from __future__ import annotations
@@ -29,26 +29,30 @@ from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 
-CARD = "checkpoint.json"
+METADATA = "checkpoint.json"
 STATE = "state.pt"
 SCHEMA_VERSION = 2
 _ALGORITHM_OF: Mapping[int, Algorithm] = {1: "xxh3_128", SCHEMA_VERSION: ALGORITHM}
-"""By schema version: those that are read. The digests of the first find accidents only."""
+"""By schema version, of those that can be read. The digests of the first protect against accidents only."""
 _MAX_COPIES, _MAX_OTHER_BYTES = 12, 64 << 20
-"""A state may have: the net, its average, what optimizer and reduction keep, twice the bytes for 16-bit nets."""
+"""What a state may hold: the net, its average, the state of optimizer and reduction, all twice for 16-bit nets."""
 _NAME = re.compile(r"epoch=(\d{3,})-step=(\d{8,})", re.ASCII)
 _MAX_CHANGES_SHOWN = 8
+_MAX_PICKLE_BYTES = 16 << 20
+"""Of what the state holds besides the tensors' numbers: 0.5 MB for ResNet-152."""
+_PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Z][A-Za-z0-9]{0,19}Storage")
+"""What a state is made of besides plain values."""
 _OF_THE_MEDIUM = (errno.EIO,)
-"""What a disk says of its own bad places; everything else may pass."""
+"""Errors of bad sectors. All others may be temporary."""
 
 
 class Damaged(Fault):
-    """A checkpoint is not whole: written, copied or removed in part, or changed since."""
+    """A checkpoint is not complete: it was written, copied or removed in part, or changed since."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose checkpoint it is. Training goes on only from a checkpoint with an equal identity."""
+    """Whose checkpoint it is. A run resumes only from checkpoints of its own identity."""
 
     recipe_hash: str
     data_digest: str
@@ -57,15 +61,15 @@ class Identity:
     """By label; empty: written before checkpoints kept them."""
 
     def is_of(self, other: Identity) -> bool:
-        """Whether both are of one run; class names that one side does not know are not compared."""
+        """Whether both are of the same run. Class names that one side does not know are not compared."""
         same = (self.recipe_hash, self.data_digest) == (other.recipe_hash, other.data_digest)
         known = self.class_names and other.class_names
         return same and (not known or self.class_names == other.class_names)
 
 
 @dataclass(frozen=True)
-class Card:
-    """What `checkpoint.json` says."""
+class CheckpointMetadata:
+    """The content of `checkpoint.json`."""
 
     epoch: int
     step: int
@@ -74,8 +78,8 @@ class Card:
     metrics: Mapping[str, float]
     files: Mapping[str, str]
     pictures: Mapping[str, Any] = field(default_factory=dict)
-    """How the train beton's pictures became pixels: `exif`, `background`, `max_side` of its conversion. Empty in
-    checkpoints of versions that did not keep it."""
+    """How the pictures of the train beton were converted: `exif`, `background`, `max_side`. Empty in checkpoints of
+    versions that did not keep it."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -84,39 +88,46 @@ def checkpoint_name(epoch: int, step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step in a checkpoint's name, or None if it is no checkpoint's name."""
+    """The step in a checkpoint's name, or None if it is not the name of a checkpoint."""
     match = _NAME.fullmatch(name)
     return int(match.group(2)) if match else None
 
 
-def save_checkpoint(directory: Path, *, state: Mapping[str, Any], card: Card) -> None:
-    """Writes state and card into the existing, empty `directory`, both fsynced, the card last."""
+def write_checkpoint(directory: Path, *, state: Mapping[str, Any], metadata: CheckpointMetadata) -> None:
+    """Writes state and metadata into the existing, empty `directory`, both fsynced, the metadata last.
+
+    `metadata.files` is filled in here.
+    """
     digest = digest_state()
     with create(directory / STATE) as file:
         try:
-            torch.save(dict(state), Digesting(file, digest))  # type: ignore[arg-type]  # it asks for no more
+            torch.save(dict(state), _Digesting(file, digest))  # type: ignore[arg-type]  # it needs no more
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # a full disk: PyTorch 2.14 says "unexpected pos" instead
+            if isinstance(error.__context__, OSError):  # a full disk, of which PyTorch 2.14 says "unexpected pos"
                 raise error.__context__ from None
             raise
         file.flush()
         os.fsync(file.fileno())
     files = {STATE: f"{ALGORITHM}:{digest.hexdigest()}"}
-    with create(directory / CARD) as file:
-        file.write(json.dumps({**asdict(card), "files": files}, indent=2, sort_keys=True).encode())
+    with create(directory / METADATA) as file:
+        file.write(json.dumps({**asdict(metadata), "files": files}, indent=2, sort_keys=True).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_card(directory: Path, where: str = "") -> Card:
-    """The card of a whole checkpoint; Damaged if the card is missing, a file's digest differs, or the state is none.
+def verify_checkpoint(directory: Path, where: str = "") -> CheckpointMetadata:
+    """The metadata of a complete checkpoint, after reading all of it.
 
-    `where` names it in errors, if `directory` is not where it lies. Fault if storage does not give what it has: that
-    says nothing of the checkpoint.
+    Args:
+        where: its name in error messages, if `directory` is a copy.
+
+    Raises:
+        Damaged: the metadata is missing or invalid, the digest of the state differs, or the state is not one.
+        Fault: storage does not answer, which says nothing about the checkpoint.
     """
     where = where or str(directory)
     try:
-        return _read_card(directory, where)
+        return _verify(directory, where)
     except Unfit as error:
         raise Damaged(f"{where}: {Path(error.filename).name} {error.strerror}: the checkpoint is damaged") from None
     except OSError as error:
@@ -125,16 +136,16 @@ def read_card(directory: Path, where: str = "") -> Card:
         raise Fault(f"{where}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_card(directory: Path, where: str) -> Card:
+def _verify(directory: Path, where: str) -> CheckpointMetadata:
     try:
-        card = _parse(read_small(directory / CARD, MAX_RECORD_BYTES))
+        metadata = _parse(read_small(directory / METADATA, MAX_RECORD_BYTES))
     except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{where}: has no {CARD}: the checkpoint is incomplete") from None
+        raise Damaged(f"{where}: has no {METADATA}: the checkpoint is incomplete") from None
     except ValueError as error:
-        raise Damaged(f"{where}: its {CARD} cannot be read ({error}): the checkpoint is damaged") from None
-    if step_of(directory.name) not in (None, card.step):
-        raise Damaged(f"{where}: its {CARD} is of step {card.step}: the checkpoint is damaged")
-    expected = card.files[STATE]
+        raise Damaged(f"{where}: its {METADATA} cannot be read ({error}): the checkpoint is damaged") from None
+    if step_of(directory.name) not in (None, metadata.step):
+        raise Damaged(f"{where}: its {METADATA} is of step {metadata.step}: the checkpoint is damaged")
+    expected = metadata.files[STATE]
     try:
         with open_state(directory / STATE) as file:
             found = digest_stream(file, parse_digest(expected).algorithm)
@@ -145,38 +156,38 @@ def _read_card(directory: Path, where: str) -> Card:
         raise Damaged(f"{where}/{STATE}: is missing: the checkpoint is damaged") from None
     except ValueError as error:
         raise Damaged(f"{where}/{STATE}: {error}: the checkpoint is damaged") from None
-    return card
+    return metadata
 
 
-def glance(storage: RunStorage, name: str) -> Card | None:
-    """What the card says, the other files unread; None if there is no readable one."""
+def read_metadata(storage: RunStorage, name: str) -> CheckpointMetadata | None:
+    """The metadata of the checkpoint `name`, without reading its state; None if there is no valid one."""
     try:
-        content = storage.read(f"{name}/{CARD}")
+        content = storage.read(f"{name}/{METADATA}")
         return None if content is None else _parse(content)
     except (ValueError, Unfit):
         return None
 
 
-def _parse(content: bytes) -> Card:
-    """ValueError unless it is a card that tells the digest of the state, and of nothing else."""
-    card = read_record(Card, content)
-    if card.schema_version not in _ALGORITHM_OF:
+def _parse(content: bytes) -> CheckpointMetadata:
+    """ValueError unless it is metadata with the digest of the state and of nothing else."""
+    metadata = read_record(CheckpointMetadata, content)
+    if metadata.schema_version not in _ALGORITHM_OF:
         known = " and ".join(map(str, _ALGORITHM_OF))
-        raise ValueError(f"is of schema {card.schema_version}, this version reads {known}")
-    if min(card.epoch, card.step) < 0:
-        raise ValueError(f"is of epoch {card.epoch} and step {card.step}")
-    if set(card.files) != {STATE}:
-        raise ValueError(f"tells the digests of {len(card.files)} files, expected that of {STATE}")
-    digest = parse_digest(card.files[STATE])
-    if digest.is_tree or digest.algorithm != _ALGORITHM_OF[card.schema_version]:
-        raise ValueError(f"has a digest that does not go with schema {card.schema_version}")
-    return card
+        raise ValueError(f"is of schema {metadata.schema_version}, this version reads {known}")
+    if min(metadata.epoch, metadata.step) < 0:
+        raise ValueError(f"is of epoch {metadata.epoch} and step {metadata.step}")
+    if set(metadata.files) != {STATE}:
+        raise ValueError(f"tells the digests of {len(metadata.files)} files, expected that of {STATE}")
+    digest = parse_digest(metadata.files[STATE])
+    if digest.is_tree or digest.algorithm != _ALGORITHM_OF[metadata.schema_version]:
+        raise ValueError(f"has a digest that does not go with schema {metadata.schema_version}")
+    return metadata
 
 
 def load_state(directory: Path, device: torch.device, net: nn.Module | None = None) -> dict[str, Any]:
     """The saved state, tensors on `device`. Only tensors and plain values are unpickled.
 
-    Damaged if it is no such state, or far larger than one of `net`, if given, can be.
+    Raises Damaged if it holds anything else, or is far larger than a state of `net` can be.
     """
     path = directory / STATE
     with open_state(path) as file:
@@ -199,28 +210,28 @@ def _bytes_of(net: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Found:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
 
     name: str
-    card: Card
+    metadata: CheckpointMetadata
     directory: Path
-    """Its files on this machine, as long as it is open."""
+    """Its files on this machine, while it is open."""
     warnings: tuple[str, ...] = ()
-    """One for every damaged newer one."""
+    """One for every damaged newer checkpoint."""
     damaged: tuple[str, ...] = ()
     """Their names."""
 
 
 @contextmanager
 def opened(storage: RunStorage, name: str) -> Iterator[Found]:
-    """The checkpoint `name`, read through. Raises Damaged, and Fault if storage cannot be reached."""
+    """The checkpoint `name`, verified. Raises Damaged, and Fault if storage cannot be reached."""
     with storage.fetched(name) as directory:
-        yield Found(name, read_card(directory, f"{storage.location}/{name}"), directory)
+        yield Found(name, verify_checkpoint(directory, f"{storage.location}/{name}"), directory)
 
 
 @contextmanager
 def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
-    """The newest whole checkpoint, or None. Raises Fault if storage cannot be reached: that says nothing of any."""
+    """The newest complete checkpoint, or None. Raises Fault if storage cannot be reached."""
     warnings: dict[str, str] = {}
     for name in newest_first(storage.names()):
         with ExitStack() as stack:
@@ -235,14 +246,14 @@ def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
 
 
 def damaged_names(storage: RunStorage) -> tuple[str, ...]:
-    """Of the checkpoints newer than the newest whole one; none, if none is whole: what is to be done then is not for us
-    to say."""
+    """The damaged checkpoints newer than the newest complete one. None of them if no checkpoint is complete: the user
+    decides then."""
     with newest_whole(storage) as found:
         return found.damaged if found is not None else ()
 
 
 def newest_step(storage: RunStorage) -> int:
-    """By the names alone; 0 if there is no checkpoint."""
+    """Of all checkpoints, by their names; 0 if there are none."""
     return max((step for name in storage.names() if (step := step_of(name)) is not None), default=0)
 
 
@@ -263,7 +274,7 @@ def prune(storage: RunStorage, keep: int, damaged: Collection[str] = ()) -> None
         storage.remove(name)
 
 
-def require_same(found: Card, expected: Identity, recipe: Recipe, where: str) -> None:
+def require_same(found: CheckpointMetadata, expected: Identity, recipe: Recipe, where: str) -> None:
     """UserError, with what differs, unless the checkpoint in `where` is of this recipe and these data."""
     if found.identity.recipe_hash != expected.recipe_hash:
         changes = recipe_changes(found.recipe, recipe.model_dump(mode="json"))
@@ -287,13 +298,9 @@ def require_same(found: Card, expected: Identity, recipe: Recipe, where: str) ->
         )
 
 
-# `state.pt`: a zip of tensors as `torch.save` writes it, looked through before it is loaded.
-
-
-MAX_PICKLE_BYTES = 16 << 20
-"""What the file says besides the tensors' numbers: 0.5 MB for ResNet-152."""
-_NAMES = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Z][A-Za-z0-9]{0,19}Storage")
-"""What a saved state is made of besides plain values."""
+# `state.pt` is a zip of tensors, as `torch.save` writes it, and is inspected before it is loaded. `weights_only` keeps
+# it from running code, but not from taking all memory: by compressed entries, storages larger than the file, tensors
+# larger than their storages, byte arrays of any size. A file with any of these is no checkpoint, whatever its digest.
 
 
 def open_state(path: Path) -> BinaryIO:
@@ -301,7 +308,7 @@ def open_state(path: Path) -> BinaryIO:
 
 
 def require_plain(file: BinaryIO) -> None:
-    """ValueError, with the reason, unless the file holds plain values and tensors that are no larger than itself."""
+    """ValueError with the reason unless the file holds plain values, and tensors no larger than itself."""
     num_bytes = file.seek(0, os.SEEK_END)
     try:
         _require_plain_pickle(_read_pickle(file, num_bytes))
@@ -309,7 +316,7 @@ def require_plain(file: BinaryIO) -> None:
         state = torch.load(file, map_location="meta", weights_only=True)
     except (OSError, MemoryError, ValueError):
         raise
-    except Exception as error:  # noqa: BLE001 - what unpickles a damaged file raises a dozen kinds
+    except Exception as error:  # noqa: BLE001 - a damaged file raises a dozen kinds
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
     if not isinstance(state, dict) or not isinstance(state.get("net"), dict):
         raise ValueError("holds no net")
@@ -333,7 +340,7 @@ def _read_pickle(file: BinaryIO, num_bytes: int) -> bytes:
         if sum(entry.file_size for entry in entries) > num_bytes or min(e.header_offset for e in entries) != 0:
             raise ValueError("has entries that are larger than the file, or something before them")
         pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+        if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
             raise ValueError("has no data.pkl, or one that is too large")
         return archive.read(pickles[0])
 
@@ -342,12 +349,12 @@ def _require_plain_pickle(data: bytes) -> None:
     for operation, argument, _ in pickletools.genops(data):
         if operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"has the pickle operation {operation.name}")
-        if operation.name == "GLOBAL" and not _NAMES.fullmatch(str(argument)):
+        if operation.name == "GLOBAL" and not _PICKLED.fullmatch(str(argument)):
             raise ValueError(f"refers to {str(argument)[:80]!a}")
 
 
 def _tensors(state: object) -> Iterator[torch.Tensor]:
-    """Each container once: they may refer to each other, and to themselves."""
+    """Visits each container once: they may refer to each other, and to themselves."""
     waiting, seen = [state], set()
     while waiting:
         item = waiting.pop()
@@ -358,8 +365,8 @@ def _tensors(state: object) -> Iterator[torch.Tensor]:
             waiting += item.values() if isinstance(item, dict) else item
 
 
-class Digesting:
-    """A file that is written from its beginning to its end, and digested on the way."""
+class _Digesting:
+    """A file that is written sequentially, and digested on the way."""
 
     def __init__(self, file: BinaryIO, state: Any) -> None:
         self._file, self._state = file, state

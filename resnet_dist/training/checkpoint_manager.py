@@ -1,4 +1,4 @@
-"""The best weights so far, beside the checkpoints: `best/epoch=007-step=00012345/` with the net and a card.
+"""The best weights so far, beside the checkpoints: `best/epoch=007-step=00012345/` with the net and a metadata.
 
 Checkpoints serve to go on and only the newest few are kept; the best evaluation may be long ago, or lie between two
 checkpoints. Weights only: half the size of a checkpoint, and only written when an evaluation beats all before it.
@@ -14,43 +14,43 @@ from typing import Any
 
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.training.checkpoint import (
-    CARD,
-    Card,
+    METADATA,
+    CheckpointMetadata,
     Damaged,
     Found,
     Identity,
     checkpoint_name,
-    glance,
     newest_first,
     opened,
-    save_checkpoint,
+    read_metadata,
+    write_checkpoint,
 )
 
-GROUP = "best"
+BEST = "best"
 _METRIC = "val/top1"
 
 
-def keep_if_best(storage: RunStorage, net: Mapping[str, Any], card: Card) -> bool:
-    """Keeps the net's state dict if the card's `val/top1` is higher than that of the kept ones; of equals the first.
+def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata) -> bool:
+    """Keeps the net's state dict if its `val/top1` is higher than that of the kept ones; of equals the first stays.
 
     A kill leaves the old best, the new one, or both.
     """
-    kept = max((found.metrics[_METRIC] for found in _cards(storage, card.identity).values()), default=None)
-    if kept is not None and card.metrics[_METRIC] <= kept:
+    kept = [old.metrics[_METRIC] for old in _all_best(storage, metadata.identity).values()]
+    if kept and metadata.metrics[_METRIC] <= max(kept):
         return False
-    final = checkpoint_name(card.epoch, card.step)
-    storage.commit(f"{GROUP}/{final}", partial(save_checkpoint, state={"net": net}, card=card), last=CARD)
-    for other in storage.names(GROUP):
-        if other != final:
-            storage.remove(f"{GROUP}/{other}")
+    new = checkpoint_name(metadata.epoch, metadata.step)
+    storage.commit(f"{BEST}/{new}", partial(write_checkpoint, state={"net": net}, metadata=metadata), last=METADATA)
+    for other in storage.names(BEST):
+        if other != new:
+            storage.remove(f"{BEST}/{other}")
     return True
 
 
 @contextmanager
 def open_best(storage: RunStorage, identity: Identity) -> Iterator[Found | None]:
-    """The best whole weights, opened; None if there are none of this recipe and these data."""
-    cards = _cards(storage, identity)
-    for name in sorted(cards, key=lambda name: cards[name].metrics[_METRIC], reverse=True):
+    """The best complete weights of this recipe and these data, or None."""
+    kept = _all_best(storage, identity)
+    for name in sorted(kept, key=lambda name: kept[name].metrics[_METRIC], reverse=True):
         with ExitStack() as stack:
             try:
                 found = stack.enter_context(opened(storage, name))
@@ -61,12 +61,11 @@ def open_best(storage: RunStorage, identity: Identity) -> Iterator[Found | None]
     yield None
 
 
-def _cards(storage: RunStorage, identity: Identity) -> dict[str, Card]:
-    """What the cards of the kept weights say; only of those that are of this run."""
-    names = [f"{GROUP}/{name}" for name in newest_first(storage.names(GROUP))]
-    cards = {name: glance(storage, name) for name in names}
+def _all_best(storage: RunStorage, identity: Identity) -> dict[str, CheckpointMetadata]:
+    """The metadata of the best weights in storage, without those of another run."""
+    found = {f"{BEST}/{name}": read_metadata(storage, f"{BEST}/{name}") for name in newest_first(storage.names(BEST))}
     return {
-        name: card for name, card in cards.items() if card and card.identity.is_of(identity) and _METRIC in card.metrics
+        name: data for name, data in found.items() if data and data.identity.is_of(identity) and _METRIC in data.metrics
     }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.training.checkpoint import CARD, Identity, prune
+from resnet_dist.training.checkpoint import METADATA, Identity, prune
 from resnet_dist.training.schedule import RunPlan
 
 Outcome = Literal["finished", "stopped", "diverged"]
@@ -118,7 +118,7 @@ class LocalContext:
 
     def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
         if write is not None:
-            self.storage.commit(name, write, last=CARD)
+            self.storage.commit(name, write, last=METADATA)
             if self.keep is not None:
                 prune(self.storage, self.keep)
 

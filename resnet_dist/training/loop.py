@@ -22,12 +22,12 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.errors import Fault
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint import (
-    Card,
+    CheckpointMetadata,
     checkpoint_name,
     load_state,
     newest_whole,
     require_same,
-    save_checkpoint,
+    write_checkpoint,
 )
 from resnet_dist.training.checkpoint_manager import keep_if_best
 from resnet_dist.training.collectives import share_buffers, sum_over_workers
@@ -221,7 +221,7 @@ def run_evaluation(run: Run) -> bool:
         run.best_top1 = result.top1
         with run.window.saving():
             net = copied(run.state.evaluated_net.state_dict())
-            run.background.start(partial(keep_if_best, run.ctx.storage, net, card_of(run)))
+            run.background.start(partial(keep_if_best, run.ctx.storage, net, metadata_of(run)))
     run.ctx.progress(run.state.step, run.metrics)
     return True
 
@@ -238,17 +238,17 @@ def save(run: Run) -> None:
         run.reduction.settle()
         write = None
         if run.ctx.rank == 0:
-            write = partial(save_checkpoint, state=run.state.snapshot(), card=card_of(run))
+            write = partial(write_checkpoint, state=run.state.snapshot(), metadata=metadata_of(run))
         run.ctx.save_checkpoint(checkpoint_name(epoch, step), write, run.metrics)
     run.saved_step, run.save_wanted = step, False
 
 
-def card_of(run: Run) -> Card:
+def metadata_of(run: Run) -> CheckpointMetadata:
     """What is known of the run at the step where it stands."""
     epoch, step = run.plan.epoch_of(run.state.step), run.state.step
     metrics = {key: value for key, value in run.metrics.items() if math.isfinite(value)}  # JSON has no NaN
     recipe = run.recipe.model_dump(mode="json")
-    return Card(epoch, step, run.identity, recipe, metrics, files={}, pictures=run.pictures)
+    return CheckpointMetadata(epoch, step, run.identity, recipe, metrics, files={}, pictures=run.pictures)
 
 
 # One worker of a run: plain data in, loaders opened, resumed where the run stands, trained, outcome out.
@@ -289,7 +289,7 @@ def restore(run: Run) -> None:
     sum_over_workers(torch.zeros(1))  # nobody looks before all have written
     with newest_whole(run.ctx.storage) as found:
         if found is not None:
-            require_same(found.card, run.identity, run.recipe, run.ctx.storage.location)
+            require_same(found.metadata, run.identity, run.recipe, run.ctx.storage.location)
             saved = load_state(found.directory, run.ctx.device, run.state.net)
             try:
                 run.state.load_state_dict(saved)
@@ -299,7 +299,7 @@ def restore(run: Run) -> None:
                     f"{run.ctx.storage.location}/{found.name}: its state is not one of this run ({why[:_MAX_REASON]}); "
                     "remove that checkpoint"
                 ) from None
-            run.metrics.update(found.card.metrics)
+            run.metrics.update(found.metadata.metrics)
             run.saved_step = run.state.step
     step = run.state.step
     if int(sum_over_workers(torch.tensor([step]))) != step * run.ctx.world_size:

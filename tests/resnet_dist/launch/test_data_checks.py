@@ -36,7 +36,7 @@ from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.studies.record import study_recipe
 from resnet_dist.sweeps.ledger import open_ledger
 from resnet_dist.sweeps.prepare import prepare_sweep
-from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.context import Job
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan
@@ -155,16 +155,18 @@ def save(prepared: Prepared, recipe: Recipe, step: int = 2) -> Path:
     """A checkpoint of the run, as training writes it."""
     folder = prepared.run_dir / checkpoint_name(1, step)
     folder.mkdir(parents=True)
-    card = Card(1, step, prepared.identity, recipe.model_dump(mode="json"), {"val/top1": 50.0}, files={})
-    save_checkpoint(folder, state={"net": build_classifier(recipe).net.state_dict()}, card=card)
+    metadata = CheckpointMetadata(
+        1, step, prepared.identity, recipe.model_dump(mode="json"), {"val/top1": 50.0}, files={}
+    )
+    write_checkpoint(folder, state={"net": build_classifier(recipe).net.state_dict()}, metadata=metadata)
     return folder
 
 
 def forget_names(checkpoint: Path) -> None:
     """As earlier versions wrote it."""
-    card = json.loads((checkpoint / CARD).read_text())
-    del card["identity"]["class_names"]
-    (checkpoint / CARD).write_text(json.dumps(card))
+    metadata = json.loads((checkpoint / METADATA).read_text())
+    del metadata["identity"]["class_names"]
+    (checkpoint / METADATA).write_text(json.dumps(metadata))
 
 
 def test_val_and_train_agree(data: Path, prepared: Callable[[], Prepared]) -> None:
@@ -266,9 +268,9 @@ def test_a_checkpoint_alone_is_exported_with_its_names(
 
 def test_damaged_names_make_a_damaged_card(prepared: Callable[[], Prepared], recipe: Recipe) -> None:
     run = save(prepared(), recipe)
-    card: dict[str, Any] = json.loads((run / CARD).read_text())
-    card["identity"]["class_names"] = [1, 2, 3, 4]
-    (run / CARD).write_text(json.dumps(card))
+    metadata: dict[str, Any] = json.loads((run / METADATA).read_text())
+    metadata["identity"]["class_names"] = [1, 2, 3, 4]
+    (run / METADATA).write_text(json.dumps(metadata))
     assert prepared().none_whole
     assert Identity("r", "d", ("a",)).is_of(Identity("r", "d"))
 

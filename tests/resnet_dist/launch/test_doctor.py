@@ -30,14 +30,14 @@ from resnet_dist.launch.doctor import (
 from resnet_dist.launch.publish import RunResult, write_result
 from resnet_dist.storage.base import TEMPORARY
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.checkpoint import STATE, Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.training.checkpoint import STATE, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 
 
 def checkpoint(run_dir: Path, step: int) -> Path:
     directory = run_dir / checkpoint_name(step // 10, step)
     directory.mkdir(parents=True)
-    card = Card(step // 10, step, Identity("a" * 16, "d"), {}, {"val/top1": 97.25}, files={})
-    save_checkpoint(directory, state={"net": {"w": torch.zeros(3)}}, card=card)
+    metadata = CheckpointMetadata(step // 10, step, Identity("a" * 16, "d"), {}, {"val/top1": 97.25}, files={})
+    write_checkpoint(directory, state={"net": {"w": torch.zeros(3)}}, metadata=metadata)
     return directory
 
 

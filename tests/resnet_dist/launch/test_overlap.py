@@ -25,7 +25,7 @@ from resnet_dist.launch.data_checks import training_data_note
 from resnet_dist.launch.evaluate import evaluate_models
 from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.studies.record import study_recipe
-from resnet_dist.training.checkpoint import Card, checkpoint_name, save_checkpoint
+from resnet_dist.training.checkpoint import CheckpointMetadata, checkpoint_name, write_checkpoint
 from resnet_dist.training.model import build_classifier
 
 CLASSES = ("ant", "bee")
@@ -177,8 +177,8 @@ def test_an_evaluation_on_the_training_data_is_told(make, prepared, tmp_path: Pa
     run = prepared()
     folder = run.run_dir / checkpoint_name(1, 2)
     folder.mkdir(parents=True)
-    card = Card(1, 2, run.identity, recipe().model_dump(mode="json"), {}, files={})
-    save_checkpoint(folder, state={"net": build_classifier(recipe()).net.state_dict()}, card=card)
+    metadata = CheckpointMetadata(1, 2, run.identity, recipe().model_dump(mode="json"), {}, files={})
+    write_checkpoint(folder, state={"net": build_classifier(recipe()).net.state_dict()}, metadata=metadata)
     train = tmp_path / "data" / "pets" / "train.beton"
     (warning,) = evaluate_models([str(run.run_dir)], train, Protocol()).warnings
     assert warning == f"{train}: is what the net was trained on: accuracy there says nothing of new images"

@@ -23,7 +23,7 @@ from resnet_dist.launch.record import Record, hardware_summary, run_params, run_
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run, recorded_end
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 
 ROOT = Path(__file__).parents[3]
 RECIPE = load_recipe(ROOT / "resnet_dist" / "recipes" / "digits_resnet20.yaml")
@@ -237,9 +237,9 @@ def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_pat
     dead = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)
     dead.metrics({"train/top1_error": 50.0, "train/lr": 0.1}, 10)
     dead.close()
-    card = Card(1, 10, IDENTITY, {}, {"val/top1": 50.0}, files={})
-    write = partial(save_checkpoint, state={}, card=card)
-    FolderStorage(run_dir).commit(checkpoint_name(1, 10), write, last=CARD)
+    metadata = CheckpointMetadata(1, 10, IDENTITY, {}, {"val/top1": 50.0}, files={})
+    write = partial(write_checkpoint, state={}, metadata=metadata)
+    FolderStorage(run_dir).commit(checkpoint_name(1, 10), write, last=METADATA)
 
     kept = record(handle, said)
     kept.events.note("failed: rank 0 was killed")

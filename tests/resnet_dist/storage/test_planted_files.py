@@ -30,7 +30,14 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.storage.objects import _is_plain
 from resnet_dist.sweeps.ledger import open_ledger, read_ledger
 from resnet_dist.tracking.plots import new_figure, save
-from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, read_card, save_checkpoint
+from resnet_dist.training.checkpoint import (
+    METADATA,
+    CheckpointMetadata,
+    Identity,
+    checkpoint_name,
+    verify_checkpoint,
+    write_checkpoint,
+)
 
 
 @pytest.fixture
@@ -72,9 +79,9 @@ def test_a_link_in_the_place_of_a_file_is_replaced(
 def test_a_link_in_the_place_of_a_checkpoint_is_replaced(run: FolderStorage, target: Path) -> None:
     name = checkpoint_name(1, 10)
     (run.folder / name).symlink_to(target.parent)
-    card = Card(1, 10, Identity("a", "d"), {}, {}, files={})
-    run.commit(name, partial(save_checkpoint, state={"net": {"w": torch.zeros(1)}}, card=card), last=CARD)
-    assert read_card(run.folder / name).step == 10
+    metadata = CheckpointMetadata(1, 10, Identity("a", "d"), {}, {}, files={})
+    run.commit(name, partial(write_checkpoint, state={"net": {"w": torch.zeros(1)}}, metadata=metadata), last=METADATA)
+    assert verify_checkpoint(run.folder / name).step == 10
     assert [path.name for path in target.parent.iterdir()] == ["profile"]
     (run.folder / checkpoint_name(2, 20)).symlink_to(target.parent)
     run.remove(checkpoint_name(2, 20))

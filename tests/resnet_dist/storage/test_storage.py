@@ -15,14 +15,14 @@ from resnet_dist.launch.lease import take
 from resnet_dist.storage.base import RunStorage, open_storage, split
 from resnet_dist.tracking.spool import Spool, read_history, spool_folder
 from resnet_dist.training.checkpoint import (
-    CARD,
+    METADATA,
     STATE,
-    Card,
+    CheckpointMetadata,
     Identity,
     checkpoint_name,
     load_state,
     newest_whole,
-    save_checkpoint,
+    write_checkpoint,
 )
 from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
@@ -31,14 +31,14 @@ MINE = Identity("a" * 16, "d")
 
 def commit(storage: RunStorage, step: int, value: float = 0.0) -> str:
     name = checkpoint_name(step // 10, step)
-    card = Card(step // 10, step, MINE, {}, {"val/top1": value}, files={})
+    metadata = CheckpointMetadata(step // 10, step, MINE, {}, {"val/top1": value}, files={})
     state = {"net": {"w": torch.full((3,), value)}}
-    storage.commit(name, partial(save_checkpoint, state=state, card=card), last=CARD)
+    storage.commit(name, partial(write_checkpoint, state=state, metadata=metadata), last=METADATA)
     return name
 
 
 def damage(storage: RunStorage, name: str) -> None:
-    """What a disk, or a half upload under an old card, may leave."""
+    """What a disk, or a half upload under old metadata, may leave."""
     storage.pull()
     path = storage.folder / name / STATE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def test_a_checkpoint_comes_back(storage: RunStorage, location: str) -> None:
     commit(storage, 10)
     with newest_whole(open_storage(location)) as found:
         assert found is not None
-        assert (found.name, found.card.step, found.card.identity) == (name, 20, MINE)
+        assert (found.name, found.metadata.step, found.metadata.identity) == (name, 20, MINE)
         assert torch.equal(load_state(found.directory, torch.device("cpu"))["net"]["w"], torch.full((3,), 2.5))
 
 
@@ -66,10 +66,10 @@ def test_a_checkpoint_of_the_same_name_is_replaced(storage: RunStorage, location
     commit(storage, 10, 2.0)
     with newest_whole(open_storage(location)) as found:
         assert found is not None
-        assert found.card.metrics == {"val/top1": 2.0}
+        assert found.metadata.metrics == {"val/top1": 2.0}
 
 
-@pytest.mark.parametrize("lost", [STATE, CARD])
+@pytest.mark.parametrize("lost", [STATE, METADATA])
 def test_a_torn_newest_gives_way_with_a_warning(storage: RunStorage, location: str, lost: str) -> None:
     old, new = commit(storage, 10), commit(storage, 20)
     storage.remove(f"{new}/{lost}")
@@ -85,18 +85,18 @@ def test_a_failed_write_leaves_nothing(storage: RunStorage) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        storage.commit(checkpoint_name(1, 10), fail, last=CARD)
+        storage.commit(checkpoint_name(1, 10), fail, last=METADATA)
     assert storage.names() == []
 
 
 def test_the_best_weights(storage: RunStorage, location: str) -> None:
     for step, top1, kept in ((10, 50.0, True), (20, 50.0, False), (30, 60.0, True)):
-        card = Card(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
-        assert keep_if_best(storage, {"w": torch.tensor(top1)}, card) is kept
+        metadata = CheckpointMetadata(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
+        assert keep_if_best(storage, {"w": torch.tensor(top1)}, metadata) is kept
     assert open_storage(location).names("best") == ["epoch=003-step=00000030"]
     with open_best(open_storage(location), MINE) as best:
         assert best is not None
-        assert best.card.metrics == {"val/top1": 60.0}
+        assert best.metadata.metrics == {"val/top1": 60.0}
     assert newest(location) == (None, ())
 
 
@@ -104,7 +104,7 @@ def test_the_doctor_lists_and_mends(storage: RunStorage, location: str) -> None:
     storage.pull()
     whole, rotten, torn = (commit(storage, step, 97.25) for step in (10, 20, 30))
     damage(storage, rotten)
-    storage.remove(f"{torn}/{CARD}")
+    storage.remove(f"{torn}/{METADATA}")
     path = storage.folder / "mlflow_run.json"
     path.write_text('{"run_id": "r"}')
     storage.publish(path)

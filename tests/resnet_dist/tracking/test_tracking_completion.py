@@ -22,7 +22,7 @@ from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run, record_end, recorded_end
 from resnet_dist.tracking.spool import Spool, spool_folder
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.checkpoint import CARD, Card, Identity, checkpoint_name, save_checkpoint
+from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.model import build_classifier
 
 RECIPE = load_recipe(
@@ -39,8 +39,8 @@ def trained_run(uri: str, storage: FolderStorage) -> tuple[Trained, RunHandle]:
     assert spool.close(30)
     identity = Identity(recipe_hash(RECIPE), "data", NAMES)
     state = {"net": build_classifier(RECIPE).net.state_dict()}
-    card = Card(1, 10, identity, RECIPE.model_dump(mode="json"), {"val/top1": 75.0}, files={})
-    storage.commit(checkpoint_name(1, 10), partial(save_checkpoint, state=state, card=card), last=CARD)
+    metadata = CheckpointMetadata(1, 10, identity, RECIPE.model_dump(mode="json"), {"val/top1": 75.0}, files={})
+    storage.commit(checkpoint_name(1, 10), partial(write_checkpoint, state=state, metadata=metadata), last=METADATA)
     data = DataInput("tiny/val", "0" * 32, "validation", "/data/tiny/val.beton")
     trained = Trained(
         "demo", 10, {"val/top1": 75.0}, RECIPE, identity, data, "xxh3:" + "0" * 32, register_models=True, pictures={}

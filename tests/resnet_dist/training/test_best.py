@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.checkpoint import STATE, Card, Identity, load_state, newest_whole
+from resnet_dist.training.checkpoint import STATE, CheckpointMetadata, Identity, load_state, newest_whole
 from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
 MINE = Identity("recipe", "data")
 
 
-def card(step: int, top1: float) -> Card:
-    return Card(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
+def card(step: int, top1: float) -> CheckpointMetadata:
+    return CheckpointMetadata(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
 
 
 def net(value: float) -> dict[str, torch.Tensor]:

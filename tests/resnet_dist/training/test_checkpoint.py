@@ -18,7 +18,7 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training import checkpoint
 from resnet_dist.training.checkpoint import (
     STATE,
-    Card,
+    CheckpointMetadata,
     Damaged,
     Identity,
     checkpoint_name,
@@ -27,10 +27,10 @@ from resnet_dist.training.checkpoint import (
     newest_first,
     newest_step,
     newest_whole,
-    read_card,
     require_same,
-    save_checkpoint,
     step_of,
+    verify_checkpoint,
+    write_checkpoint,
 )
 from resnet_dist.training.state import TrainState
 
@@ -40,8 +40,8 @@ IDENTITY = Identity("a" * 16, "train=1 val=2")
 def save(run_dir: Path, step: int) -> Path:
     directory = run_dir / checkpoint_name(step // 10, step)
     directory.mkdir(parents=True)
-    card = Card(step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5}, files={})
-    save_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, card=card)
+    metadata = CheckpointMetadata(step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5}, files={})
+    write_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, metadata=metadata)
     return directory
 
 
@@ -52,8 +52,8 @@ def nothing_whole(run_dir: Path) -> bool:
 
 def test_round_trip(tmp_path: Path) -> None:
     directory = save(tmp_path, 25)
-    card = read_card(directory)
-    assert (card.epoch, card.step, card.identity, card.metrics) == (2, 25, IDENTITY, {"val/top1": 97.5})
+    metadata = verify_checkpoint(directory)
+    assert (metadata.epoch, metadata.step, metadata.identity, metadata.metrics) == (2, 25, IDENTITY, {"val/top1": 97.5})
     state = load_state(directory, torch.device("cpu"))
     assert state["step"] == 25
     assert torch.equal(state["net"]["w"], torch.arange(3.0))
@@ -89,13 +89,13 @@ def test_a_half_copied_checkpoint_is_not_whole(tmp_path: Path, missing: str) -> 
     directory = save(tmp_path, 10)
     (directory / missing).unlink()
     with pytest.raises(Fault, match=r"incomplete|damaged"):
-        read_card(directory)
+        verify_checkpoint(directory)
     assert nothing_whole(tmp_path)
 
 
 def test_a_torn_card_is_not_whole(tmp_path: Path) -> None:
-    card = save(tmp_path, 10) / "checkpoint.json"
-    card.write_text(card.read_text()[:40])
+    metadata = save(tmp_path, 10) / "checkpoint.json"
+    metadata.write_text(metadata.read_text()[:40])
     assert nothing_whole(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_no_run_yet(tmp_path: Path) -> None:
 
 def test_another_recipe_or_other_data_are_refused_with_what_differs() -> None:
     recipe = load_recipe(Path(resnet_dist.__file__).parent / "recipes/digits_resnet20.yaml")
-    found = Card(1, 10, IDENTITY, recipe.model_dump(mode="json"), {}, files={})
+    found = CheckpointMetadata(1, 10, IDENTITY, recipe.model_dump(mode="json"), {}, files={})
     faster = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": 0.02})})
     require_same(found, Identity("a" * 16, "train=1 val=2"), recipe, "runs/r")
     with pytest.raises(UserError, match=r"runs/r: .*optim\.lr 0\.1 -> 0\.02 .*aaaa.*bbbb.*new --name"):
@@ -151,8 +151,10 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """PyTorch's zip writer hides it; /dev/full gives what a full disk gives."""
     monkeypatch.setattr(checkpoint, "create", lambda path: Path("/dev/full").open("wb"))  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(
-            tmp_path, state={"net": {"w": torch.zeros(100_000)}}, card=Card(0, 1, IDENTITY, {}, {}, files={})
+        write_checkpoint(
+            tmp_path,
+            state={"net": {"w": torch.zeros(100_000)}},
+            metadata=CheckpointMetadata(0, 1, IDENTITY, {}, {}, files={}),
         )
 
 
@@ -175,13 +177,13 @@ def test_storage_that_does_not_answer_condemns_no_checkpoint(
     directory = save(tmp_path, 10)
     monkeypatch.setattr(checkpoint, "read_small", lambda *_: (_ for _ in ()).throw(OSError(error, os.strerror(error))))
     with pytest.raises(expected, match="cannot be read"):
-        read_card(directory)
+        verify_checkpoint(directory)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     (tmp_path / checkpoint_name(1, 10)).mkdir()
-    require_none_written(storage, newest_first(storage.names()))  # killed in an upload: its card comes last
+    require_none_written(storage, newest_first(storage.names()))  # killed in an upload: its metadata comes last
     save(tmp_path, 20)
     (tmp_path / checkpoint_name(2, 20) / STATE).write_bytes(b"torn")
     with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole \(newest: epoch=002-step=00000020\); see"):

@@ -24,17 +24,17 @@ from hypothesis import strategies as st
 from data_prep.beton.digest import digest_bytes
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import (
-    CARD,
+    METADATA,
     STATE,
-    Card,
+    CheckpointMetadata,
     Damaged,
     Identity,
     checkpoint_name,
-    glance,
     load_state,
     newest_whole,
-    read_card,
-    save_checkpoint,
+    read_metadata,
+    verify_checkpoint,
+    write_checkpoint,
 )
 from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
@@ -44,8 +44,10 @@ IDENTITY = Identity("a" * 16, "train=1 val=2", ("ant", "bee"))
 def save(run_dir: Path, step: int) -> Path:
     directory = run_dir / checkpoint_name(step // 10, step)
     directory.mkdir(parents=True)
-    card = Card(step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5, "val/loss": float("nan")}, files={})
-    save_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, card=card)
+    metadata = CheckpointMetadata(
+        step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5, "val/loss": float("nan")}, files={}
+    )
+    write_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, metadata=metadata)
     return directory
 
 
@@ -68,8 +70,8 @@ def falls_back(newest: Path) -> str:
 
 
 def rewrite(checkpoint: Path, **fields: object) -> None:
-    tree = json.loads((checkpoint / CARD).read_text()) | fields
-    (checkpoint / CARD).write_text(json.dumps(tree))
+    tree = json.loads((checkpoint / METADATA).read_text()) | fields
+    (checkpoint / METADATA).write_text(json.dumps(tree))
 
 
 def replace_state(checkpoint: Path, data: bytes) -> None:
@@ -114,12 +116,12 @@ def test_a_card_with_a_wrong_field_gives_way_to_the_one_before(
     ["", "null", "[" * 100_000, '{"a":' * 500, '{"step": 1, "step": 2}', "9" * 5000, "\0", '"' + "x" * (17 << 20)],
 )
 def test_what_is_no_card_gives_way_to_the_one_before(newest: Path, text: str) -> None:
-    (newest / CARD).write_text(text)
+    (newest / METADATA).write_text(text)
     falls_back(newest)
-    assert glance(FolderStorage(newest.parent), newest.name) is None
+    assert read_metadata(FolderStorage(newest.parent), newest.name) is None
 
 
-@pytest.mark.parametrize("name", [CARD, STATE])
+@pytest.mark.parametrize("name", [METADATA, STATE])
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "device"])
 def test_what_is_no_file_is_not_waited_for(newest: Path, name: str, kind: str) -> None:
     path = newest / name
@@ -139,10 +141,10 @@ def test_what_is_no_file_is_not_waited_for(newest: Path, name: str, kind: str) -
 
 def test_best_weights_with_a_hostile_card_are_passed_over(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
-    card = Card(1, 10, IDENTITY, {}, {"val/top1": 50.0}, files={})
-    keep_if_best(storage, {"w": torch.zeros(1)}, card)
+    metadata = CheckpointMetadata(1, 10, IDENTITY, {}, {"val/top1": 50.0}, files={})
+    keep_if_best(storage, {"w": torch.zeros(1)}, metadata)
     (tmp_path / "best" / checkpoint_name(2, 20)).mkdir()
-    os.mkfifo(tmp_path / "best" / checkpoint_name(2, 20) / CARD)
+    os.mkfifo(tmp_path / "best" / checkpoint_name(2, 20) / METADATA)
     with open_best(storage, IDENTITY) as found:
         assert found is not None
         assert found.name == f"best/{checkpoint_name(1, 10)}"
@@ -160,14 +162,14 @@ ANYTHING = st.recursive(
 )
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_of_a_field_is_read_or_damaged(newest: Path, name: str, value: object) -> None:
-    whole = (newest / CARD).read_text()
+    whole = (newest / METADATA).read_text()
     rewrite(newest, **{name: value})
     try:
-        read_card(newest)
+        verify_checkpoint(newest)
     except Damaged as damaged:
         assert "\n" not in str(damaged)  # noqa: PT017
     finally:
-        (newest / CARD).write_text(whole)
+        (newest / METADATA).write_text(whole)
 
 
 @given(data=st.data())
@@ -180,7 +182,7 @@ def test_a_state_with_other_bytes_is_loaded_or_damaged(newest: Path, data: st.Da
         newest, whole[:start] + data.draw(st.binary(max_size=8)) + whole[start + data.draw(st.integers(0, 8)) :]
     )
     try:
-        load_state(read_card(newest).step and newest, torch.device("cpu"))
+        load_state(verify_checkpoint(newest).step and newest, torch.device("cpu"))
     except Damaged as damaged:
         assert "\n" not in str(damaged)  # noqa: PT017
     finally:
@@ -190,7 +192,7 @@ def test_a_state_with_other_bytes_is_loaded_or_damaged(newest: Path, data: st.Da
 def test_checkpoints_of_the_version_before_are_used(newest: Path) -> None:
     digest = f"xxh3_128:{xxhash.xxh3_128_hexdigest((newest / STATE).read_bytes())}"
     rewrite(newest, schema_version=1, files={STATE: digest})
-    assert read_card(newest).step == 20
+    assert verify_checkpoint(newest).step == 20
     state = bytearray((newest / STATE).read_bytes())
     state[len(state) // 2] ^= 1
     (newest / STATE).write_bytes(state)
@@ -292,18 +294,18 @@ def test_states_that_refer_to_themselves_are_read_once(newest: Path) -> None:
         level = [level, level]
     state["y"] = level
     replace_state(newest, saved(state))
-    assert read_card(newest).step == 20
+    assert verify_checkpoint(newest).step == 20
 
 
 def test_hostile_states_take_no_memory(newest: Path) -> None:
     """In a process that may have 200 MB more than it has with PyTorch in it."""
     script = (
         "import resource, sys; from pathlib import Path; import torch\n"
-        "from resnet_dist.training.checkpoint import Damaged, read_card\n"
+        "from resnet_dist.training.checkpoint import Damaged, verify_checkpoint\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)\n"
         "for path in map(Path, sys.argv[1:]):\n"
-        "    try: read_card(path)\n"
+        "    try: verify_checkpoint(path)\n"
         "    except Damaged: print('damaged')\n"
     )
     assert resource.getpagesize()

@@ -191,7 +191,7 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: 
         averaged = evaluated_weights(saved)
         assert averaged is not saved["net"]
         assert not torch.equal(averaged["conv1.weight"], saved["net"]["conv1.weight"])
-        if best.card.step == 12:
+        if best.metadata.step == 12:
             assert small.digest(dict(evaluated_weights(load_state(best.directory, cpu)))) == small.digest(
                 dict(averaged)
             )
@@ -208,7 +208,7 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: 
             device=cpu,
             precision=Precision("fp32"),
         )
-        assert result.metrics()["val/loss"] == last.card.metrics["val/loss"]
+        assert result.metrics()["val/loss"] == last.metadata.metrics["val/loss"]
 
 
 # Batch norm's statistics
