@@ -22,7 +22,7 @@ FENCES = {
         "data_prep.fuzz.ffcv_pixels",
         "resnet_dist.bench",
     ),
-    "numba": ("resnet_dist.data", "resnet_dist.bench.batches"),  # in the bench: to seed the peer's draws
+    "numba": ("resnet_dist.data", "resnet_dist.bench.peers"),  # in the bench: to seed the peer's draws
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
     "pyarrow": ("data_prep.sources", "resnet_dist.launch.execute"),

@@ -1,4 +1,7 @@
-"""A beton's JPEGs as files, as the peers read them."""
+"""The loaders that are compared, each in a process of its own: `python -m resnet_dist.bench.peers passes '{...}'`.
+
+Imports are in the functions: a peer pays for its own only.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.beton.layout import MODE_JPEG
-from data_prep.beton.reader import BetonReader
-from resnet_dist.errors import UserError
-
-
-def write_files(beton: Path, folder: Path) -> int:
-    """A folder per label, in the order of the samples within it; returns how many. UserError for raw pixels."""
-    reader = BetonReader(beton)
-    if (reader.modes != MODE_JPEG).any():
-        raise UserError(f"{beton}: holds raw pixels too; the peers read JPEG files only")
-    for k in range(len(reader)):
-        path = folder / f"{reader.label(k):04d}" / f"{k:08d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(reader.image_bytes(k))
-    return len(reader)
-
-
-# The loaders that are compared, each in a process of its own: `python -m resnet_dist.bench.peers '{...}'`.
-
-
-BATCH_SIZE = 64
+NATIVE, NATIVE_FREE, ON_LIBFFCV, STOCK = "native", "native, free draws", "ours on libffcv", "stock FFCV"
 
 
 class Task(NamedTuple):
     peer: str
     beton: str
-    files: str
+    files: str = ""
     """The same images as files, in a folder per label."""
-    evaluates: bool
+    evaluates: bool = False
     """A centre crop after resizing to 8/7; otherwise a random resized crop, half of them mirrored."""
-    size: int
+    size: int = 224
     """px"""
-    num_threads: int
+    num_threads: int = 2
+    batch_size: int = 64
 
 
-Pass = Callable[[int], int]
-"""Decodes every image once, for the epoch given; returns how many there were."""
+# How each is opened
 
 
-def native(task: Task) -> Pass:
-    return _ours(task, "native")
-
-
-def native_free(task: Task) -> Pass:
-    """The native kernel on draws of a running generator in place of keyed ones: what the keys cost."""
-    import numpy as np
-
-    from resnet_dist.data import decoder
-
-    generator = np.random.default_rng(0)
-    vars(decoder)["sample_keys"] = lambda *args: args[-1]
-    vars(decoder)["uniform"] = lambda keys, num: generator.random((len(keys), num))
-    return _ours(task, "native")
-
-
-def ours_ffcv(task: Task) -> Pass:
-    return _ours(task, "ffcv")
-
-
-def _ours(task: Task, decoder: Any) -> Pass:
-    import numpy as np
+def our_loader(task: Task, decoder: Any) -> Any:
+    """A BetonLoader."""
     import torch
 
     from data_prep.beton.manifest import load_manifest
@@ -79,25 +42,22 @@ def _ours(task: Task, decoder: Any) -> Pass:
     from resnet_dist.data.loader import BetonLoader
 
     beton = Path(task.beton)
-    manifest = load_manifest(beton)
     transform: CenterCrop | RandomResizedCrop = RandomResizedCrop(kind="random_resized_crop", size=task.size)
     if task.evaluates:
         transform = CenterCrop(kind="center_crop", size=task.size, resize=task.size * 8 // 7)
-    loader = BetonLoader(
+    return BetonLoader(
         beton,
-        manifest,
+        load_manifest(beton),
         transform,
         decoder=decoder,
-        batch_size=BATCH_SIZE,
+        batch_size=task.batch_size,
         seed=0,
         num_threads=task.num_threads,
         device=torch.device("cpu"),
     )
-    ids = np.arange(manifest.num_samples)
-    return lambda epoch: sum(len(batch.images) for batch in loader.epoch(epoch, ids))
 
 
-def stock_ffcv(task: Task) -> Pass:
+def stock_loader(task: Task, order: str = "SEQUENTIAL") -> Any:
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
@@ -106,20 +66,19 @@ def stock_ffcv(task: Task) -> Pass:
     image = [CenterCropRGBImageDecoder(sides, ratio=7 / 8), ToTensor()]
     if not task.evaluates:
         image = [RandomResizedCropRGBImageDecoder(sides), RandomHorizontalFlip(), ToTensor()]
-    loader = Loader(
+    return Loader(
         task.beton,
-        BATCH_SIZE,
+        task.batch_size,
         num_workers=task.num_threads,
         os_cache=True,
-        order=OrderOption.SEQUENTIAL,
+        order=OrderOption[order],
         drop_last=False,
         pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
     )
-    return lambda epoch: sum(len(images) for images, _ in loader)
 
 
-def torchvision(task: Task) -> Pass:
-    from torch.utils.data import DataLoader
+def image_folder(task: Task) -> Any:
+    """torchvision's data set."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import (
         CenterCrop,
@@ -133,16 +92,13 @@ def torchvision(task: Task) -> Pass:
     steps: list[Any] = [RandomResizedCrop(task.size), RandomHorizontalFlip(), PILToTensor()]
     if task.evaluates:
         steps = [Resize(task.size * 8 // 7), CenterCrop(task.size), PILToTensor()]
-    images = ImageFolder(task.files, Compose(steps))
-    loader: Any = DataLoader(images, BATCH_SIZE, num_workers=task.num_threads, persistent_workers=True)
-    return lambda epoch: sum(len(batch) for batch, _ in loader)
+    return ImageFolder(task.files, Compose(steps))
 
 
-def dali(task: Task) -> Pass:
+def dali_pipeline(task: Task, paths: list[str]) -> Any:
     fn, types = import_module("nvidia.dali.fn"), import_module("nvidia.dali.types")  # often not installed
-    paths = sorted(str(path) for path in Path(task.files).glob("*/*"))
 
-    @import_module("nvidia.dali").pipeline_def(batch_size=BATCH_SIZE, num_threads=task.num_threads, device_id=None)
+    @import_module("nvidia.dali").pipeline_def(batch_size=task.batch_size, num_threads=task.num_threads, device_id=None)
     def pipeline() -> Any:
         encoded, labels = fn.readers.file(files=paths, labels=[0] * len(paths), name="reader")
         linear = {"interp_type": types.INTERP_LINEAR, "antialias": True}
@@ -156,36 +112,236 @@ def dali(task: Task) -> Pass:
 
     built = pipeline()
     built.build()
-    num_batches = -(-len(paths) // BATCH_SIZE)
-
-    def one_pass(epoch: int) -> int:
-        return sum(len(built.run()[0]) for _ in range(num_batches))
-
-    return one_pass
+    return built
 
 
-PEERS: dict[str, Callable[[Task], Pass]] = {
-    "native": native,
-    "native, free draws": native_free,
-    "ours on libffcv": ours_ffcv,
-    "stock FFCV": stock_ffcv,
-    "torchvision": torchvision,
-    "DALI": dali,
+def free_draws(generator: Any) -> Callable[[], None]:
+    """Our loader draws from a running generator from now on, so that one sees what keys cost. Returns the way back."""
+    from resnet_dist.data import decoder
+
+    names = vars(decoder)
+    keyed = {name: names[name] for name in ("sample_keys", "uniform")}
+    names["sample_keys"] = lambda *args: args[-1]
+    names["uniform"] = lambda keys, num: generator.random((len(keys), num))
+    return lambda: names.update(keyed)
+
+
+# Passes over all images: `bench loader`
+
+Pass = Callable[[int], int]
+"""Decodes every image once, for the epoch given; returns how many there were."""
+
+
+def our_passes(task: Task) -> Pass:
+    import numpy as np
+
+    if task.peer == NATIVE_FREE:
+        free_draws(np.random.default_rng(0))
+    loader = our_loader(task, "ffcv" if task.peer == ON_LIBFFCV else "native")
+    ids = np.arange(len(loader.page_of_sample))
+    return lambda epoch: sum(len(batch.images) for batch in loader.epoch(epoch, ids))
+
+
+def stock_passes(task: Task) -> Pass:
+    loader = stock_loader(task)
+    return lambda epoch: sum(len(images) for images, _ in loader)
+
+
+def torchvision_passes(task: Task) -> Pass:
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(image_folder(task), task.batch_size, num_workers=task.num_threads, persistent_workers=True)
+    return lambda epoch: sum(len(batch) for batch, _ in loader)
+
+
+def dali_passes(task: Task) -> Pass:
+    paths = sorted(str(path) for path in Path(task.files).glob("*/*"))
+    pipeline, num_batches = dali_pipeline(task, paths), -(-len(paths) // task.batch_size)
+    return lambda epoch: sum(len(pipeline.run()[0]) for _ in range(num_batches))
+
+
+PASSES: dict[str, Callable[[Task], Pass]] = {
+    NATIVE: our_passes,
+    NATIVE_FREE: our_passes,
+    ON_LIBFFCV: our_passes,
+    STOCK: stock_passes,
+    "torchvision": torchvision_passes,
+    "DALI": dali_passes,
 }
 
 
-def main() -> None:
+def measure_passes(task: Task) -> None:
+    """Opens the loader, prints what that took, then runs a pass for every line on stdin."""
     started = time.perf_counter()
-    task = Task(**json.loads(sys.argv[1]))
-    one_pass = PEERS[task.peer](task)
+    one_pass = PASSES[task.peer](task)
     one_pass(0)
-    report = {"start_s": time.perf_counter() - started, "memory_bytes": anonymous_bytes()}
-    print(json.dumps(report), flush=True)
+    answer({"start_s": time.perf_counter() - started, "memory_bytes": anonymous_bytes()})
     for epoch, _ in enumerate(sys.stdin, start=1):
         began, began_cpu = time.perf_counter(), cpu_seconds()
         num_images = one_pass(epoch)
         wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - began_cpu
-        print(json.dumps({"num_images": num_images, "wall_s": wall_s, "cpu_s": cpu_s}), flush=True)
+        answer({"num_images": num_images, "wall_s": wall_s, "cpu_s": cpu_s})
+
+
+# Single batches on one thread: `bench batches`
+
+MakeBatch = Callable[[int, Any], object]
+"""Makes batch number k, of some sample ids; with the same crops whenever it is made."""
+
+
+def our_batches(task: Task) -> MakeBatch:
+    import numpy as np
+    import torch
+
+    from data_prep.beton.manifest import load_manifest
+    from resnet_dist.config.recipe import RandomResizedCrop
+    from resnet_dist.data.batch import HostBuffers
+    from resnet_dist.data.decoder import KeyedDecoder
+    from resnet_dist.data.loader import open_reader
+
+    beton, crop = Path(task.beton), RandomResizedCrop(kind="random_resized_crop", size=task.size)
+    file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
+    decoder = KeyedDecoder(open_reader(beton, load_manifest(beton)), file, crop, "native", seed=0, num_threads=1)
+    buffers = HostBuffers(task.size, torch.device("cpu"))
+
+    def make(number: int, ids: Any) -> object:
+        images = buffers.take(len(ids))
+        decoder.decode(0, ids.copy(), images.numpy())
+        return images
+
+    def make_free(number: int, ids: Any) -> object:
+        back = free_draws(np.random.default_rng(number))
+        try:
+            return make(number, ids)
+        finally:
+            back()
+
+    return make_free if task.peer == NATIVE_FREE else make
+
+
+def stock_batches(task: Task) -> MakeBatch:
+    import numpy as np
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from numba import njit
+
+    class Pipeline(EpochIterator):
+        def start(self) -> None:
+            """It is run here and not as a thread."""
+
+    @njit  # numba's own generator, which ffcv draws from
+    def seed(number: int) -> None:
+        np.random.seed(number)
+
+    loader = stock_loader(task)
+    pipeline = Pipeline(loader, loader.next_traversal_order())
+    pipeline.storage_state = pipeline.memory_context.state
+
+    def make(number: int, ids: Any) -> object:
+        seed(number)
+        return pipeline.run_pipeline(0, ids.astype(np.uint64), 0, None)
+
+    make(0, np.arange(task.batch_size))  # compiles
+    return make
+
+
+def torchvision_batches(task: Task) -> MakeBatch:
+    import torch
+    from torch.utils.data import default_collate
+
+    images = image_folder(task)
+
+    def make(number: int, ids: Any) -> object:
+        torch.manual_seed(number)
+        return default_collate([images[int(k)] for k in ids])
+
+    return make
+
+
+BATCHES: dict[str, Callable[[Task], MakeBatch]] = {
+    NATIVE: our_batches,
+    NATIVE_FREE: our_batches,
+    STOCK: stock_batches,
+    "torchvision": torchvision_batches,
+}
+
+
+# A start in the middle of an epoch: `bench opening`
+
+BATCHES_IN_MEMORY = {NATIVE: 7, ON_LIBFFCV: 7, STOCK: 10}
+"""When three are held: ours three in the queue and one that waits for space there; stock's ring of five, once for the
+crops and once for their flips."""
+
+
+class Stopwatch:
+    """Times of the stages of a start, by the clock and of CPU."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self._began = time.perf_counter(), time.process_time()
+
+    def stage(self, name: str) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.found[name] = [now[0] - self._began[0], now[1] - self._began[1]]
+        if name == "imports":
+            self.found["imports_bytes"] = anonymous_bytes()
+        self._began = time.perf_counter(), time.process_time()
+
+
+def open_ours(task: Task, watch: Stopwatch) -> Callable[[], Any]:
+    decoder = "ffcv" if task.peer == ON_LIBFFCV else "native"
+    import torch  # noqa: F401
+
+    import resnet_dist.data.loader
+    from resnet_dist.data.order import train_order
+
+    if decoder == "ffcv":
+        import resnet_dist.data.ffcv_kernel  # noqa: F401
+    watch.stage("imports")
+    loader = our_loader(task, decoder)
+    watch.stage("opening")
+    num_samples = len(loader.page_of_sample)
+    order = train_order(
+        num_samples,
+        seed=0,
+        epoch=40,
+        global_batch_size=task.batch_size,
+        micro_batch_size=task.batch_size,
+        rank=0,
+        world_size=1,
+        start_step=num_samples // task.batch_size // 2,
+    )
+    watch.stage("order")
+    batches = loader.epoch(40, order.reshape(-1))
+    return lambda: next(batches).images
+
+
+def open_stock(task: Task, watch: Stopwatch) -> Callable[[], Any]:
+    import ffcv.loader
+    import ffcv.transforms  # noqa: F401
+
+    watch.stage("imports")
+    loader = stock_loader(task, "RANDOM")
+    watch.stage("opening")
+    batches = iter(loader)  # draws the order; begins at the epoch's first batch, since it cannot resume
+    watch.stage("order")
+    return lambda: next(batches)[0]
+
+
+def measure_opening(task: Task) -> None:
+    """Prints the times of the start and the memory held behind three batches."""
+    watch = Stopwatch()
+    show = (open_stock if task.peer == STOCK else open_ours)(task, watch)
+    shown = [show()]
+    watch.stage("first_batch")
+    shown += [show(), show()]
+    time.sleep(5.0)  # so that every buffer of the loader is filled
+    batches = BATCHES_IN_MEMORY[task.peer] * task.batch_size * task.size * task.size * 3
+    watch.found["held_bytes"] = anonymous_bytes() - watch.found["imports_bytes"] - batches
+    answer(watch.found)
+    os._exit(0)  # stock's thread waits for a consumer for ever
+
+
+# What a process has used
 
 
 def cpu_seconds() -> float:
@@ -211,5 +367,10 @@ def _children() -> list[int]:
     return [int(pid) for task in tasks for pid in task.read_text(encoding="ascii").split()]
 
 
+def answer(values: dict[str, Any]) -> None:
+    print(json.dumps(values), flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    measure = {"passes": measure_passes, "opening": measure_opening}[sys.argv[1]]
+    measure(Task(**json.loads(sys.argv[2])))

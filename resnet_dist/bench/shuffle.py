@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.bench.paired import markdown
 from resnet_dist.data.order import PageShuffle, epoch_permutation, page_permutation
 
 
@@ -42,21 +43,18 @@ def bench_shuffle(
     orders = {"full": (epoch_permutation(num_samples, 0, 0), max(windows))}
     for window in windows:
         orders[f"page, window {window}"] = page_permutation(PageShuffle(page_of, window), 0, 0), window
-    lines = [
-        f"{num_samples:,} samples sorted into {num_classes:,} classes, {samples_per_page} on a page "
-        f"({page_of[-1] + 1:,} pages), batches of {batch_size}",
-        "",
-        "| shuffle | neighbours from one page | pages in a batch | classes in a batch | most of one class in any batch "
-        "| pages in memory | reads of a page |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, (order, window) in orders.items():
         found = measure(order, page_of, class_of, batch_size, kept_for=window * samples_per_page)
-        lines.append(
-            f"| {name} | 1 in {1 / found.same_page:,.0f} | {found.pages_per_batch:.1f} | {found.classes_per_batch:.1f} "
-            f"| {found.most_of_a_class} | {found.pages_in_memory:,} | {found.reads_of_a_page:.2f} |"
-        )
-    return "\n".join(lines)
+        row = [name, f"1 in {1 / found.same_page:,.0f}", f"{found.pages_per_batch:.1f}"]
+        row += [f"{found.classes_per_batch:.1f}", str(found.most_of_a_class)]
+        rows.append([*row, f"{found.pages_in_memory:,}", f"{found.reads_of_a_page:.2f}"])
+    head = ["shuffle", "neighbours from one page", "pages in a batch", "classes in a batch"]
+    head += ["most of one class in any batch", "pages in memory", "reads of a page"]
+    return (
+        f"{num_samples:,} samples sorted into {num_classes:,} classes, {samples_per_page} on a page "
+        f"({page_of[-1] + 1:,} pages), batches of {batch_size}\n\n{markdown(head, rows)}"
+    )
 
 
 def measure(

@@ -1,18 +1,16 @@
-"""`resnet-dist bench step`: what a training step of this project costs beside a bare PyTorch DDP loop.
+"""`resnet-dist bench step`: a training step of this project beside a bare PyTorch DDP loop. And `bench host`.
 
-The same model, batch, optimizer and process layout; both loops and `exact` run in turns in the same processes, so each
-round gives a ratio that what else the machine does hardly touches.
+The same model, batch, optimizer and process layout; both loops and `exact` run in turns in the same processes.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,9 +25,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_dist.bench.paired import Subject, markdown, ratios, rotated
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
-from resnet_dist.errors import Fault
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool
@@ -41,7 +39,6 @@ from resnet_dist.training.model import build_classifier, build_optimizer
 from resnet_dist.training.schedule import RunPlan
 from resnet_dist.training.trainer import Run, assemble
 
-_LIMIT_S = 3600.0
 _NAMES = {
     "bare": "bare PyTorch DDP loop",
     "fast": "this project, reduction: fast",
@@ -56,28 +53,14 @@ def bench_step(settings: Settings) -> str:
 
 def run_processes(settings: Settings) -> dict[str, list[float]]:
     """Seconds a step of every round, by arm, as rank 0 saw them."""
-    with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder:
-        workers = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "resnet_dist.bench.step"),
-                    *(json.dumps(settings), str(rank), f"{folder}/store"),
-                ],
-                stdout=subprocess.PIPE,
-                text=True,
+    with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder, ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                Subject(f"rank {rank}", "resnet_dist.bench.step", json.dumps(settings), str(rank), f"{folder}/store")
             )
             for rank in range(settings.world_size)
         ]
-        try:
-            outputs = [worker.communicate(timeout=_LIMIT_S)[0] for worker in workers]
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-    if any(worker.returncode for worker in workers):
-        raise Fault("a process of the benchmark failed; its reason stands above")
-    times: dict[str, list[float]] = json.loads(outputs[0].splitlines()[-1])
-    return times
+        return ranks[0].answer()
 
 
 def table(settings: Settings, times: Mapping[str, Sequence[float]]) -> str:
@@ -87,17 +70,16 @@ def table(settings: Settings, times: Mapping[str, Sequence[float]]) -> str:
         f"{settings.micro_batches} x {settings.micro_batch_size} images a worker, {settings.rounds} rounds of "
         f"{settings.steps} steps"
     )
-    lines = [layout, "", "| | step, ms | relative to the bare loop (quartiles over rounds) |", "|---|---|---|"]
+    rows = []
     for arm in ARMS:
-        ratios = sorted(ours / bare for ours, bare in zip(times[arm], times["bare"], strict=True))
-        quarter = len(ratios) // 4
-        spread = f" ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})" if arm != "bare" else ""
-        lines.append(f"| {_NAMES[arm]} | {1e3 * median(times[arm]):.1f} | {median(ratios):.3f}{spread} |")
-    return "\n".join(lines)
+        to_bare = ratios(times[arm], times["bare"])
+        quarter = len(to_bare) // 4
+        spread = f" ({to_bare[quarter]:.3f} to {to_bare[-1 - quarter]:.3f})" if arm != "bare" else ""
+        rows.append([_NAMES[arm], f"{1e3 * median(times[arm]):.1f}", f"{median(to_bare):.3f}{spread}"])
+    return f"{layout}\n\n{markdown(['', 'step, ms', 'relative to the bare loop (quartiles over rounds)'], rows)}"
 
 
-# What the host costs a step and a checkpoint: two of the planner's constants.
-
+# What the host costs a step and a checkpoint: two of the planner's constants
 
 _BLOCKS = 150
 
@@ -106,16 +88,13 @@ def bench_host(folder: Path, rounds: int) -> str:
     """A Markdown table. `folder`: where checkpoints are written."""
     layer_us = 1e6 * host_s_per_layer(rounds)
     num_bytes, write_s = checkpoint_write(folder, rounds)
-    return "\n".join(
-        [
-            "| | |",
-            "|---|---|",
-            f"| CPU time to start one layer's part of a step, us | {layer_us:.0f} |",
-            f"| checkpoint of ResNet-152 with SGD, MB | {num_bytes / 1e6:.0f} |",
-            f"| written, fsynced and digested, s | {write_s:.2f} |",
-            f"| that is, MB/s | {num_bytes / write_s / 1e6:.0f} |",
-        ]
-    )
+    rows = [
+        ["CPU time to start one layer's part of a step, us", f"{layer_us:.0f}"],
+        ["checkpoint of ResNet-152 with SGD, MB", f"{num_bytes / 1e6:.0f}"],
+        ["written, fsynced and digested, s", f"{write_s:.2f}"],
+        ["that is, MB/s", f"{num_bytes / write_s / 1e6:.0f}"],
+    ]
+    return markdown(["", ""], rows)
 
 
 def host_s_per_layer(rounds: int) -> float:
@@ -157,8 +136,7 @@ def checkpoint_write(folder: Path, rounds: int) -> tuple[int, float]:
     return num_bytes, median(times)
 
 
-# One worker of the step benchmark: the bare loop and ours in turns, in one process group.
-
+# One worker of the step benchmark: the bare loop and ours in turns, in one process group
 
 REDUCTIONS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
 ARMS = ("bare", *REDUCTIONS)
@@ -287,7 +265,7 @@ def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact
 
 
 def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
-    """Seconds a step of every round, by arm. The arms take turns, so what else the machine does hits all of them."""
+    """Seconds a step of every round, by arm."""
     generator = torch.Generator().manual_seed(rank)
     shape = (settings.micro_batch_size, settings.image_size, settings.image_size, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -301,8 +279,7 @@ def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
             blocks[reduction] = partial(train_epoch, run)
         times: dict[str, list[float]] = {arm: [] for arm in ARMS}
         for number in range(settings.rounds + 1):
-            for k in range(len(ARMS)):
-                arm = ARMS[(k + number) % len(ARMS)]  # no one always runs behind the same other
+            for arm in rotated(ARMS, number):
                 if settings.world_size > 1:
                     dist.barrier()
                 began_s = time.perf_counter()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_dist.bench.paired import markdown, rotated
 from resnet_dist.errors import Fault
 from resnet_dist.sweeps.ledger import Event, TrialEnded, TrialStarted, read_ledger
 
@@ -34,25 +35,20 @@ def bench_sweep(
     space: Path, profile: Path, profile_sets: Sequence[str], num_trials: Mapping[str, int], rounds: int
 ) -> str:
     """A Markdown table. `num_trials`: path -> trials of a sweep, more than run at once. Raises Fault if one fails."""
-    lines = [
-        "| round | path | trials | command, s | trials a minute, start-up included | without it |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     rates: dict[str, list[tuple[float, float]]] = {path: [] for path in PATHS}
     for number in range(rounds):
-        for path in PATHS if number % 2 == 0 else PATHS[::-1]:
-            told = _measure(space, profile, profile_sets, path, num_trials[path])
-            with_start = 60 * told.num_trials / told.command_s
-            rates[path].append((with_start, told.per_minute))
-            lines.append(
-                f"| {number + 1} | {path} | {told.num_trials} | {told.command_s:.1f} | {with_start:.2f} "
-                f"| {told.per_minute:.2f} |"
-            )
+        for path in rotated(PATHS, number):
+            seen = _measure(space, profile, profile_sets, path, num_trials[path])
+            rates[path].append((60 * seen.num_trials / seen.command_s, seen.per_minute))
+            cells = [f"{rate:.2f}" for rate in rates[path][-1]]
+            rows.append([str(number + 1), path, str(seen.num_trials), f"{seen.command_s:.1f}", *cells])
     ratios = [
-        (light[0] / train[0], light[1] / train[1]) for light, train in zip(rates["light"], rates["train"], strict=True)
+        f"{light[0] / train[0]:.1f} with start-up, {light[1] / train[1]:.1f} without"
+        for light, train in zip(rates["light"], rates["train"], strict=True)
     ]
-    words = "; ".join(f"{with_start:.1f} with start-up, {without:.1f} without" for with_start, without in ratios)
-    return "\n".join([*lines, "", f"light / train: {words}"])
+    head = ["round", "path", "trials", "command, s", "trials a minute, start-up included", "without it"]
+    return f"{markdown(head, rows)}\n\nlight / train: {'; '.join(ratios)}"
 
 
 def _measure(space: Path, profile: Path, profile_sets: Sequence[str], path: str, num_trials: int) -> Measured:

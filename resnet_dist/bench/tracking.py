@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 
 from resnet_dist.bench.mlflow_server import MlflowServer
+from resnet_dist.bench.paired import markdown, rotated
 from resnet_dist.errors import Fault
 from resnet_dist.tracking.connection import client_environment
 from resnet_dist.tracking.mlflow_run import open_run
@@ -63,7 +64,7 @@ def bench_tracking(*, num_steps: int, rounds: int, folder: Path | None = None) -
             with closing(SpoolTracker(handle.run_dir, handle.run_id, server.uri)) as spool:
                 step = 0
                 for number in range(rounds):
-                    for state in STATES[number % len(STATES) :] + STATES[: number % len(STATES)]:
+                    for state in rotated(STATES, number):
                         _bring_into(server, state)
                         tracker: Tracker = NullTracker() if state == "no tracker" else spool
                         blocks[state].append(_block(tracker, step, num_steps))
@@ -81,26 +82,16 @@ def bench_tracking(*, num_steps: int, rounds: int, folder: Path | None = None) -
 
 
 def table(blocks: dict[State, list[Block]]) -> str:
-    lines = [
-        "| server | call, CPU ms: median | 99 % | by the clock: median | 99 % | longest "
-        "| threads behind, CPU ms a step | whole step, median ms |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["server", "call, CPU ms: median", "99 %", "by the clock: median", "99 %", "longest"]
+    rows = []
     for state in STATES:
-        clock, cpu = (sorted(ms for block in blocks[state] for ms in calls(block)) for calls in (_clock, _cpu))
+        clock = sorted(ms for block in blocks[state] for ms in block.calls_ms)
+        cpu = sorted(ms for block in blocks[state] for ms in block.calls_cpu_ms)
         cells = [f"{ms:.3f}" for ms in (median(cpu), _rare(cpu), median(clock), _rare(clock), clock[-1])]
         cells.append(f"{median(block.behind_cpu_ms for block in blocks[state]):.3f}")
         cells.append(f"{median(ms for block in blocks[state] for ms in block.steps_ms):.2f}")
-        lines.append(f"| {state} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _clock(block: Block) -> tuple[float, ...]:
-    return block.calls_ms
-
-
-def _cpu(block: Block) -> tuple[float, ...]:
-    return block.calls_cpu_ms
+        rows.append([state, *cells])
+    return markdown([*head, "threads behind, CPU ms a step", "whole step, median ms"], rows)
 
 
 def _rare(ascending: list[float]) -> float:

@@ -30,10 +30,10 @@ def bench_loader(
     """
     from resnet_dist.bench.loader import SETTINGS, read_setting
     from resnet_dist.bench.loader import bench_loader as measure
-    from resnet_dist.bench.peers import PEERS
+    from resnet_dist.bench.peers import PASSES
 
     chosen = [read_setting(setting) for setting in settings] if settings else SETTINGS
-    typer.echo(measure(beton, num_threads=threads, rounds=rounds, peers=peers or list(PEERS), settings=chosen))
+    typer.echo(measure(beton, num_threads=threads, rounds=rounds, peers=peers or list(PASSES), settings=chosen))
 
 
 @bench_app.command("batches")
@@ -50,10 +50,10 @@ def bench_batches(
 
     Example: resnet-dist bench batches data/imagenet/val.beton --size 160
     """
-    from resnet_dist.bench.batches import PEERS
-    from resnet_dist.bench.batches import bench_batches as measure
+    from resnet_dist.bench.loader import bench_batches as measure
+    from resnet_dist.bench.peers import BATCHES
 
-    typer.echo(measure(beton, size=size, num_batches=batches, rounds=rounds, peers=peers or list(PEERS)))
+    typer.echo(measure(beton, size=size, num_batches=batches, rounds=rounds, peers=peers or list(BATCHES)))
 
 
 @bench_app.command("opening")
@@ -70,10 +70,10 @@ def bench_opening(
 
     Example: resnet-dist bench opening --samples 1281167
     """
-    from resnet_dist.bench.opening import PEERS
-    from resnet_dist.bench.opening import bench_opening as measure
+    from resnet_dist.bench.loader import bench_opening as measure
+    from resnet_dist.bench.peers import BATCHES_IN_MEMORY
 
-    typer.echo(measure(samples, peers or list(PEERS), keep))
+    typer.echo(measure(samples, peers or list(BATCHES_IN_MEMORY), keep))
 
 
 @bench_app.command("endurance")
@@ -87,7 +87,7 @@ def bench_endurance(
 
     Example: resnet-dist bench endurance data/imagenet/val.beton --epochs 20
     """
-    from resnet_dist.bench.endurance import bench_endurance as measure
+    from resnet_dist.bench.loader import bench_endurance as measure
 
     typer.echo(measure(beton, num_epochs=epochs, num_threads=threads, size=size))
 

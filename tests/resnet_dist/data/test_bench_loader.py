@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from resnet_dist.bench import loader as bench
-from resnet_dist.bench import opening
-from resnet_dist.bench.batches import bench_batches
-from resnet_dist.bench.endurance import bench_endurance
+from resnet_dist.bench.loader import bench_batches, bench_endurance
 from resnet_dist.bench.peers import Task
 from resnet_dist.errors import UserError
 
@@ -25,7 +23,7 @@ def test_two_rounds_of_a_peer(
 ) -> None:
     beton = write_images(tmp_path / "train.beton", [to_jpeg(p) for p in photographs[:12]])
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(bench, "table", lambda task, results: seen.update(results) or "the table")
+    monkeypatch.setattr(bench, "passes_table", lambda task, results: seen.update(results) or "the table")
     assert (
         bench.bench_loader(beton, num_threads=1, rounds=2, peers=["native"], settings=[bench.read_setting("eval-48")])
         == "the table"
@@ -37,12 +35,12 @@ def test_two_rounds_of_a_peer(
 
 
 def test_the_table_compares_within_rounds() -> None:
-    task = Task("native", "a.beton", "files", False, 224, 2)
+    task = Task("native", "a.beton")
     results = {
         "native": bench.Result(1.5, 400_000_000, (200.0, 400.0, 90.0), (300.0, 600.0, 150.0)),
         "stock FFCV": bench.Result(9.0, 800_000_000, (100.0, 100.0, 90.0), (100.0, 101.0, 102.0)),
     }
-    lines = bench.table(task, results).splitlines()
+    lines = bench.passes_table(task, results).splitlines()
     assert lines[0] == "### training: random resized crop, flip, 224 px, 2 threads"
     assert lines[-2:] == [
         "| native | 200 | 2.00 | 1.00 | 300 | 1.5 | 400 |",
@@ -65,7 +63,7 @@ def test_raw_pixels_and_unknown_peers_are_refused(photo_beton: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_beton_is_opened_in_little_time_and_memory(tmp_path: Path) -> None:
-    found = opening._measured("native", opening.write_tiny_samples(tmp_path / "train.beton", 2000))
+    found = bench.measure_opening(Task("native", str(bench.write_tiny_samples(tmp_path / "train.beton", 2000))))
     assert set(found) >= {"imports", "opening", "order", "first_batch", "imports_bytes", "held_bytes"}
     assert found["imports_bytes"] > 1e8
     assert found["held_bytes"] < 1.5e8

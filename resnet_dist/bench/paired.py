@@ -1,0 +1,94 @@
+"""How benchmarks compare: the arms take turns in every round, ratios are taken within a round, results are Markdown.
+
+A machine is never quiet. Arms that alternate suffer alike from what else it does, and the median over the rounds of
+the ratio within a round hardly shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from statistics import median
+from threading import Timer
+from typing import Any, TypeVar
+
+from resnet_dist.errors import Fault, UserError
+
+T = TypeVar("T")
+_ANSWER_LIMIT_S = 3600.0
+_END_LIMIT_S = 30.0
+
+
+def rotated(arms: Sequence[T], round_number: int) -> list[T]:
+    """The arms in the order of a round: no one always runs behind the same other."""
+    first = round_number % len(arms)
+    return [*arms[first:], *arms[:first]]
+
+
+def ratios(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of the same round, ascending."""
+    return sorted(one / other for one, other in zip(ones, others, strict=True))
+
+
+def median_ratio(ones: Sequence[float], others: Sequence[float]) -> str:
+    return f"{median(ratios(ones, others)):.2f}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def require_peers(asked: Iterable[str], known: Sequence[str]) -> None:
+    if unknown := sorted(set(asked) - set(known)):
+        raise UserError(f"there is no peer {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+class Subject:
+    """What is measured, in a process of its own: `python -m MODULE ARGUMENTS`, which prints answers as lines of JSON.
+
+    `with` ends the process: it gets the end of its input, and 30 s.
+    """
+
+    def __init__(self, name: str, module: str, *arguments: str) -> None:
+        """`name`: for errors."""
+        self._name = name
+        command = [sys.executable, "-m", module, *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def answer(self) -> dict[str, Any]:
+        """The next one. Raises Fault if the process ends, or does not answer within an hour."""
+        assert self._process.stdout is not None
+        limit = Timer(_ANSWER_LIMIT_S, self._process.kill)
+        limit.start()
+        try:
+            for line in self._process.stdout:
+                if line.startswith("{"):
+                    answer: dict[str, Any] = json.loads(line)
+                    return answer
+        finally:
+            limit.cancel()
+        raise Fault(f"the process of {self._name} ended; the reason is above")
+
+    def ask(self) -> dict[str, Any]:
+        """Tells the process to measure once more, by an empty line; its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def __enter__(self) -> Subject:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            if error == (None, None, None):
+                self._process.wait(_END_LIMIT_S)
+        finally:
+            self._process.kill()
+            self._process.wait()
