@@ -171,6 +171,7 @@ WALLS = {
         "data_prep.pixels",
     ),
     "resnet_dist.studies": (
+        "resnet_dist.evaluation.protocols",
         "resnet_dist.errors",
         "resnet_dist.config",
         "resnet_dist.models",

@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import model_validator
-
 from resnet_dist.config.base import Section
 from resnet_dist.config.loading import load_as
+from resnet_dist.errors import UserError
 
 Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
-
-
-PAPER_SCALES = (224, 256, 384, 480, 640)
-"""Shorter sides of the images in "multi-scale" evaluations, px: He et al. 2015, section 3.4."""
 
 
 class PublishedRow(Section):
@@ -44,13 +39,6 @@ class PublishedTable(Section):
     protocol: str = "1-crop"
     note: str = ""
 
-    @model_validator(mode="after")
-    def _as_many_as_metrics(self) -> PublishedTable:
-        for row in self.rows:
-            if len(row.paper) != len(self.metrics):
-                raise ValueError(f"{row.what}: {len(row.paper)} numbers for {len(self.metrics)} metrics")
-        return self
-
 
 class Published(Section):
     tables: tuple[PublishedTable, ...]
@@ -58,4 +46,11 @@ class Published(Section):
 
 def load_published(path: Path) -> Published:
     """Raises UserError."""
-    return load_as(Published, path)
+    published = load_as(Published, path)
+    for table in published.tables:
+        for row in table.rows:
+            if len(row.paper) != len(table.metrics):
+                raise UserError(
+                    f"{path}: {table.title}: {row.what}: {len(row.paper)} numbers for {len(table.metrics)} metrics"
+                )
+    return published

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from resnet_dist.config.published import PAPER_SCALES
 from resnet_dist.config.recipe import MAX_SIZE, CenterCrop
 from resnet_dist.errors import UserError
 from resnet_dist.models.classifier import ImageClassifier
@@ -19,6 +18,8 @@ from resnet_dist.training.model import Precision
 Kind = Literal["1-crop", "flip", "10-crop", "multi-scale"]
 KINDS: tuple[Kind, ...] = ("1-crop", "flip", "10-crop", "multi-scale")
 Place = Literal["centre", "top-left", "top-right", "bottom-left", "bottom-right", "whole"]
+PAPER_SCALES = (224, 256, 384, 480, 640)
+"""Shorter sides of the images in "multi-scale" evaluations, px: He et al. 2015, section 3.4."""
 
 
 class View(NamedTuple):

@@ -23,7 +23,7 @@ FACTORS = (1, 5, 30)
 """The paper's: Inception's rate, BN-x5, BN-x30."""
 STEPS = 110
 _TARGET_LOSS = 0.1
-_DESCRIPTION = "Batch norm: its parameters, its output's statistics, and training with and without it at larger rates."
+_BATCHNORM = "Batch norm: its parameters, its output's statistics, and training with and without it at larger rates."
 Losses = Mapping[tuple[bool, int], list[float]]
 """(with batch norm, factor) -> training loss of every step, as far as it was finite."""
 
@@ -32,7 +32,7 @@ def batchnorm(profile: Profile) -> Path:
     """Measures, trains ten epochs six times, and returns the report's path. Raises UserError, Fault."""
     torch.set_num_threads(1)
     losses: dict[tuple[bool, int], list[float]] = {}
-    with open_study(profile, "batchnorm", _DESCRIPTION) as study:
+    with open_study(profile, "batchnorm", _BATCHNORM) as study:
         batches = training_batches(study_recipe("plain8"), profile, STEPS)
         for normalised in (True, False):
             for factor in FACTORS:
@@ -44,7 +44,7 @@ def batchnorm(profile: Profile) -> Path:
         draw_lines(
             lines, study.report_folder / "batchnorm.png", x_label="step", y_label="training loss", logarithmic=True
         )
-        return study.publish(report(losses, *statistics()))
+        return study.publish(batchnorm_report(losses, *statistics()))
 
 
 def parameters_of(num_maps: int) -> int:
@@ -87,7 +87,7 @@ def train(net: nn.Module, batches: Sequence[Batch], lr: float) -> list[float]:
     return losses
 
 
-def report(losses: Losses, mean_error: float, std_error: float) -> str:
+def batchnorm_report(losses: Losses, mean_error: float, std_error: float) -> str:
     """Markdown. Pure but for the counts."""
     rows = [
         [

@@ -17,7 +17,7 @@ DEPTHS = (8, 20, 32, 44, 56)
 SEEDS = (0, 1)
 LR, CONTROL_LR = 0.1, 0.01
 KINDS = ("plain", "resnet")
-_DESCRIPTION = (
+_DEGRADATION = (
     "Plain and residual nets of growing depth on real handwritten digits: the degradation that residual learning "
     "removes (He et al. 2015, figures 1, 4 and 6). The trainings are the runs below this one; the table and the "
     "figures are in the folder `report` of its artifacts."
@@ -45,7 +45,7 @@ def plan_trials(depths: Sequence[int], seeds: Sequence[int]) -> list[Trial]:
 def degradation(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = SEEDS) -> Path:
     """Runs what is missing and returns the report's path. Raises UserError, Fault."""
     histories: dict[Trial, History] = {}
-    with open_study(profile, "degradation", _DESCRIPTION) as study:
+    with open_study(profile, "degradation", _DEGRADATION) as study:
         for trial in plan_trials(depths, seeds):
             histories[trial] = study.train(trial.net, lr=trial.lr, seed=trial.seed).history
         for lr, seed in dict.fromkeys((trial.lr, trial.seed) for trial in histories):
@@ -60,10 +60,10 @@ def degradation(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequenc
         for trial, history in histories.items():
             if trial.lr == LR and trial.seed == seeds[0]:
                 study.metrics({f"{trial.kind}/train_error": last(history, TRAIN)}, trial.depth)
-        return study.publish(report(histories))
+        return study.publish(degradation_report(histories))
 
 
-def report(histories: Mapping[Trial, History]) -> str:
+def degradation_report(histories: Mapping[Trial, History]) -> str:
     """Markdown: the table of errors and what the claims come to. Pure."""
     seeds = sorted({trial.seed for trial in histories if trial.lr == LR})
     depths = sorted({trial.depth for trial in histories})

@@ -22,18 +22,18 @@ from resnet_dist.studies.tables import markdown_table
 from resnet_dist.training.model import build_classifier
 
 DEPTHS = (8, 20, 32, 44, 56)
-SEEDS = (0, 1, 2)
+GRADIENT_SEEDS = (0, 1, 2)
 KINDS = ("plain", "resnet")
-_DESCRIPTION = "Length of the first and the last block's gradient at initialisation, on a batch of digits, by depth."
+_GRADIENTS = "Length of the first and the last block's gradient at initialisation, on a batch of digits, by depth."
 Norms = Mapping[tuple[str, int, int], tuple[float, float]]
 """(kind, depth, seed) -> length of the gradient of the first and of the last block's first convolution."""
 
 
-def gradients(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = SEEDS) -> Path:
+def gradients(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = GRADIENT_SEEDS) -> Path:
     """Measures and returns the report's path. Raises UserError, Fault."""
     torch.set_num_threads(1)
     norms: dict[tuple[str, int, int], tuple[float, float]] = {}
-    with open_study(profile, "gradients", _DESCRIPTION) as study:
+    with open_study(profile, "gradients", _GRADIENTS) as study:
         for seed in seeds:
             for depth in depths:
                 for kind in KINDS:
@@ -41,13 +41,13 @@ def gradients(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[
         for depth in sorted(depths):
             study.metrics({f"{kind}/first_block_gradient": norms[kind, depth, seeds[0]][0] for kind in KINDS}, depth)
         lines = {
-            f"{kind}, {place} block": [(depth, _mean(norms, kind, depth, seeds, k)) for depth in sorted(depths)]
+            f"{kind}, {place} block": [(depth, _mean_length(norms, kind, depth, seeds, k)) for depth in sorted(depths)]
             for kind in KINDS
             for k, place in enumerate(("first", "last"))
         }
         figure = study.report_folder / "gradients.png"
         draw_lines(lines, figure, x_label="layers", y_label="length of the gradient", logarithmic=True)
-        return study.publish(report(norms, sorted(depths), seeds))
+        return study.publish(gradient_report(norms, sorted(depths), seeds))
 
 
 def block_gradients(profile: Profile, net: str, seed: int) -> tuple[float, float]:
@@ -60,7 +60,7 @@ def block_gradients(profile: Profile, net: str, seed: int) -> tuple[float, float
     return _length(blocks[0]), _length(blocks[-1])
 
 
-def report(norms: Norms, depths: Sequence[int], seeds: Sequence[int]) -> str:
+def gradient_report(norms: Norms, depths: Sequence[int], seeds: Sequence[int]) -> str:
     """Markdown. Pure."""
 
     def cell(kind: str, depth: int, k: int) -> str:
@@ -68,9 +68,9 @@ def report(norms: Norms, depths: Sequence[int], seeds: Sequence[int]) -> str:
 
     rows = [[str(depth), *(cell(kind, depth, k) for k in (0, 1) for kind in KINDS)] for depth in depths]
     header = ["layers", "plain: first block", "ResNet: first block", "plain: last block", "ResNet: last block"]
-    factor = growth_per_layer([(depth, _mean(norms, "plain", depth, seeds, 0)) for depth in depths])
+    factor = growth_per_layer([(depth, _mean_length(norms, "plain", depth, seeds, 0)) for depth in depths])
     low, high = depths[0], depths[-1]
-    residual = _mean(norms, "resnet", high, seeds, 0) / _mean(norms, "resnet", low, seeds, 0)
+    residual = _mean_length(norms, "resnet", high, seeds, 0) / _mean_length(norms, "resnet", low, seeds, 0)
     return (
         "# Gradients at initialisation\n\nWritten by `study gradients`. Length of the gradient of a "
         f"block's first convolution, one batch of 128 digits at 8 px, seeds {', '.join(map(str, seeds))}.\n\n"
@@ -87,7 +87,7 @@ def growth_per_layer(lengths: Sequence[tuple[int, float]]) -> float:
     return math.exp((math.log(long) - math.log(short)) / (high - low)) if high > low else 1.0
 
 
-def _mean(norms: Norms, kind: str, depth: int, seeds: Sequence[int], k: int) -> float:
+def _mean_length(norms: Norms, kind: str, depth: int, seeds: Sequence[int], k: int) -> float:
     return sum(norms[kind, depth, seed][k] for seed in seeds) / len(seeds)
 
 

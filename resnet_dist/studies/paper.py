@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.config.loading import flatten, load_recipe, model_of_name
-from resnet_dist.config.published import PAPER_SCALES, Metric, Published, PublishedRow, PublishedTable, load_published
+from resnet_dist.config.published import Metric, Published, PublishedRow, PublishedTable, load_published
+from resnet_dist.evaluation.protocols import PAPER_SCALES
 from resnet_dist.models import summarise
 from resnet_dist.studies.tables import markdown_table
 from resnet_dist.tracking.experiment import RunRow, list_runs

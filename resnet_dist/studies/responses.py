@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median_high
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from resnet_dist.studies.record import open_study, study_recipe
 from resnet_dist.studies.tables import markdown_table
 
 NETS = ("plain20", "resnet20", "plain56", "resnet56")
-_DESCRIPTION = "Standard deviations of layer responses, figure 7 of He et al. 2015, on trained nets."
+_RESPONSES = "Standard deviations of layer responses, figure 7 of He et al. 2015, on trained nets."
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def responses(profile: Profile, nets: Sequence[str] = NETS) -> Path:
     """Trains what is missing, measures, and returns the report's path. Raises UserError, Fault."""
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[float]] = {}
-    with open_study(profile, "responses", _DESCRIPTION) as study:
+    with open_study(profile, "responses", _RESPONSES) as study:
         (batch,) = training_batches(study_recipe(nets[0]), profile, 1)
         for number, setting in enumerate(SETTINGS):
             for net in nets:
@@ -59,7 +60,7 @@ def responses(profile: Profile, nets: Sequence[str] = NETS) -> Path:
             lines = {net: list(enumerate(found[setting.name, net], 1)) for net in nets}
             figure = study.report_folder / f"responses-{number}.png"
             draw_lines(lines, figure, x_label="layer", y_label="standard deviation", marker=None)
-        return study.publish(report(found, nets))
+        return study.publish(response_report(found, nets))
 
 
 @torch.no_grad()
@@ -80,10 +81,10 @@ def layer_responses(classifier: nn.Module, batch: Batch) -> list[float]:
     return stds
 
 
-def report(found: Responses, nets: Sequence[str]) -> str:
+def response_report(found: Responses, nets: Sequence[str]) -> str:
     """Markdown. Pure."""
     rows = [
-        [setting.name, net, f"{mean(found[setting.name, net]):.2f}", f"{median(found[setting.name, net]):.2f}"]
+        [setting.name, net, f"{fmean(found[setting.name, net]):.2f}", f"{median_high(found[setting.name, net]):.2f}"]
         for setting in SETTINGS
         for net in nets
     ]
@@ -94,11 +95,3 @@ def report(found: Responses, nets: Sequence[str]) -> str:
         "The paper's claim, weaker responses in ResNets than in their plain twins, shows only where gamma has been "
         "decayed for long: without that a layer's response is its gamma, which starts at 1.\n"
     )
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

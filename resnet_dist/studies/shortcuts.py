@@ -14,16 +14,15 @@ from resnet_dist.studies.tables import markdown_table
 from resnet_dist.tracking.spool import History
 
 OPTIONS = ("A", "B", "C")
-SEEDS = (0, 1)
 COUNTED = ("resnet20", "resnet56", "resnet34", "resnet18")
 _NET = "resnet20"
-_DESCRIPTION = "Shortcut options A (zero-padding), B (projection where dimensions grow), C (all projections)."
+_SHORTCUTS = "Shortcut options A (zero-padding), B (projection where dimensions grow), C (all projections)."
 
 
 def shortcuts(profile: Profile, seeds: Sequence[int] = SEEDS) -> Path:
     """Trains what is missing and returns the report's path. Raises UserError, Fault."""
     histories: dict[tuple[str, int], History] = {}
-    with open_study(profile, "shortcuts", _DESCRIPTION) as study:
+    with open_study(profile, "shortcuts", _SHORTCUTS) as study:
         for seed in seeds:
             for option in OPTIONS:
                 trained = study.train(
@@ -36,10 +35,10 @@ def shortcuts(profile: Profile, seeds: Sequence[int] = SEEDS) -> Path:
                 histories[option, seed] = trained.history
         curves = [curve_of(histories[option, seeds[0]], f"option {option}", _NET) for option in OPTIONS]
         draw_errors(curves, study.report_folder / "shortcuts.png", max_error=30.0)
-        return study.publish(report(histories, seeds))
+        return study.publish(shortcut_report(histories, seeds))
 
 
-def report(histories: Mapping[tuple[str, int], History], seeds: Sequence[int]) -> str:
+def shortcut_report(histories: Mapping[tuple[str, int], History], seeds: Sequence[int]) -> str:
     """Markdown; counts are made here."""
     counts = [
         [net, option, f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resnet_dist.studies.degradation import CONTROL_LR, LR, Trial, findings, plan_trials, report
+from resnet_dist.studies.degradation import CONTROL_LR, LR, Trial, degradation_report, findings, plan_trials
 from resnet_dist.studies.record import study_recipe
 from resnet_dist.tracking.spool import History
 
@@ -26,7 +26,7 @@ def test_every_seed_and_one_control_cheap_ones_first() -> None:
 
 
 def test_the_report_shows_every_seed_and_says_what_held() -> None:
-    text = report(histories(61.25))
+    text = degradation_report(histories(61.25))
     assert "| 56 | 61.2 / 61.2 | 0.0 / 0.0 | 0.1000 / 0.1000 |" in text
     assert "| 56 | 61.2 | 0.0 | 0.1000 |" in text
     assert text.count(": holds (") == 3
