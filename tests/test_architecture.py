@@ -54,7 +54,7 @@ FENCES = {
         "resnet_dist.bench",
     ),
     "matplotlib": (
-        "resnet_dist.studies.plots",
+        "resnet_dist.studies.curves",
         "resnet_dist.tracking.plots",
         "resnet_dist.sweeps.figures",
     ),

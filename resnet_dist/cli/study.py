@@ -29,7 +29,7 @@ def degradation(
 
     Example: resnet-dist study degradation --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.studies.degradation import degradation as run
+    from resnet_dist.studies.trainings import degradation as run
 
     typer.echo(str(run(load_profile_file(on, profile_set), numbers("--depths", depths), numbers("--seeds", seeds))))
 
@@ -44,7 +44,7 @@ def shortcuts(
 
     Example: resnet-dist study shortcuts --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.studies.shortcuts import shortcuts as run
+    from resnet_dist.studies.trainings import shortcuts as run
 
     typer.echo(str(run(load_profile_file(on, profile_set), numbers("--seeds", seeds))))
 
@@ -55,7 +55,7 @@ def responses(on: ProfileFile, profile_set: ProfileSets = []) -> None:  # noqa: 
 
     Example: resnet-dist study responses --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.studies.responses import responses as run
+    from resnet_dist.studies.measurements import responses as run
 
     typer.echo(str(run(load_profile_file(on, profile_set))))
 
@@ -71,7 +71,7 @@ def gradients(
 
     Example: resnet-dist study gradients --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.studies.gradients import gradients as run
+    from resnet_dist.studies.measurements import gradients as run
 
     profile = load_profile_file(on, profile_set)
     typer.echo(str(run(profile, numbers("--depths", depths), numbers("--seeds", seeds))))
@@ -83,7 +83,7 @@ def batchnorm(on: ProfileFile, profile_set: ProfileSets = []) -> None:  # noqa: 
 
     Example: resnet-dist study batchnorm --on cluster/profiles/laptop.yaml
     """
-    from resnet_dist.studies.batchnorm import batchnorm as run
+    from resnet_dist.studies.measurements import batchnorm as run
 
     typer.echo(str(run(load_profile_file(on, profile_set))))
 
@@ -101,8 +101,7 @@ def curves(
 
     Example: resnet-dist study curves runs/plain20 runs/plain56 runs/resnet20 runs/resnet56 --output figure6.png
     """
-    from resnet_dist.studies.curves import read_curves
-    from resnet_dist.studies.plots import draw_errors
+    from resnet_dist.studies.curves import draw_errors, read_curves
     from resnet_dist.tracking.connection import absolute_tracking_uri
 
     if output.suffix != ".png":

@@ -10,12 +10,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from resnet_dist.config.loading import flatten, load_recipe, model_of_name
-from resnet_dist.config.published import Metric, Published, PublishedRow, PublishedTable, load_published
+from resnet_dist.config.base import Section
+from resnet_dist.config.loading import flatten, load_as, load_recipe, model_of_name
+from resnet_dist.errors import UserError
 from resnet_dist.evaluation.protocols import PAPER_SCALES
 from resnet_dist.models import summarise
-from resnet_dist.studies.tables import markdown_table
+from resnet_dist.studies.study import markdown_table
 from resnet_dist.tracking.experiment import RunRow, list_runs
 
 _FIGURES = Path(__file__).with_name("paper.yaml")
@@ -189,3 +191,53 @@ def _options(sets: Sequence[str]) -> str:
 def _at_most(differing: Sequence[str]) -> list[str]:
     more = len(differing) - _MAX_DIFFERENCES
     return [*differing[:_MAX_DIFFERENCES], *([f"{more} more"] if more > 0 else [])]
+
+
+# Published figures as data: the tables of a paper, and how this project makes the same number.
+
+
+Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
+
+
+class PublishedRow(Section):
+    what: str
+    paper: tuple[float | str | None, ...]
+    """As printed, one for each of the table's metrics; null: not printed. Errors in percent."""
+    net: str | None = None
+    """null: others' work, which is not made here."""
+    sets: tuple[str, ...] = ()
+    """Overrides of the table's recipe, besides the table's own."""
+    evaluate: tuple[str, ...] = ()
+    """Options of `resnet-dist evaluate` besides the table's protocol."""
+    expected: str = ""
+    """What the recipe should give, if that is another figure than the paper's, and who says so."""
+
+
+class PublishedTable(Section):
+    title: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[PublishedRow, ...]
+    scale: float = 1.0
+    """What is counted is shown in this unit."""
+    recipe: str | None = None
+    """Name of a file of `resnet_dist/recipes`."""
+    sets: tuple[str, ...] = ()
+    """Overrides of the recipe, for all rows."""
+    protocol: str = "1-crop"
+    note: str = ""
+
+
+class Published(Section):
+    tables: tuple[PublishedTable, ...]
+
+
+def load_published(path: Path) -> Published:
+    """Raises UserError."""
+    published = load_as(Published, path)
+    for table in published.tables:
+        for row in table.rows:
+            if len(row.paper) != len(table.metrics):
+                raise UserError(
+                    f"{path}: {table.title}: {row.what}: {len(row.paper)} numbers for {len(table.metrics)} metrics"
+                )
+    return published

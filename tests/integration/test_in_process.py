@@ -9,7 +9,7 @@ import pytest
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.launch import in_process
 from resnet_dist.launch.in_process import train_in_process
-from resnet_dist.studies.record import open_study, study_recipe
+from resnet_dist.studies.study import open_study, study_recipe
 from resnet_dist.tracking.experiment import list_runs
 from resnet_dist.tracking.mlflow_run import recorded_end
 from resnet_dist.tracking.spool import read_history

@@ -33,7 +33,7 @@ from resnet_dist.launch.data_checks import (
 from resnet_dist.launch.evaluate import evaluate_models
 from resnet_dist.launch.export import export_model
 from resnet_dist.launch.preflight import Prepared, prepare
-from resnet_dist.studies.record import study_recipe
+from resnet_dist.studies.study import study_recipe
 from resnet_dist.sweeps.ledger import open_ledger
 from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint

@@ -24,7 +24,7 @@ from resnet_dist.evaluation.protocols import Protocol
 from resnet_dist.launch.data_checks import training_data_note
 from resnet_dist.launch.evaluate import evaluate_models
 from resnet_dist.launch.preflight import Prepared, describe_run, prepare
-from resnet_dist.studies.record import study_recipe
+from resnet_dist.studies.study import study_recipe
 from resnet_dist.training.checkpoint import CheckpointMetadata, checkpoint_name, write_checkpoint
 from resnet_dist.training.model import build_classifier
 

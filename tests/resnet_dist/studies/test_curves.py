@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from resnet_dist.errors import UserError
-from resnet_dist.studies.curves import Curve, averaged, curve_of, read_curves
-from resnet_dist.studies.plots import draw_depths, draw_errors
+from resnet_dist.studies.curves import Curve, averaged, curve_of, draw_depths, draw_errors, read_curves
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.spool import History
 from resnet_dist.tracking.tracker import SpoolTracker

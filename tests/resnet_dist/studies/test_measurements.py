@@ -11,10 +11,19 @@ from torch import nn
 
 from resnet_dist.data.batch import Batch
 from resnet_dist.models import ImageClassifier, build_model
-from resnet_dist.studies.batchnorm import STEPS, batchnorm_report, parameters_of, statistics, steps_to, train
-from resnet_dist.studies.gradients import KINDS, gradient_report, growth_per_layer
-from resnet_dist.studies.responses import layer_responses
-from resnet_dist.studies.shortcuts import OPTIONS, shortcut_report
+from resnet_dist.studies.measurements import (
+    KINDS,
+    STEPS,
+    batchnorm_report,
+    gradient_report,
+    growth_per_layer,
+    layer_responses,
+    parameters_of,
+    statistics,
+    steps_to,
+    train,
+)
+from resnet_dist.studies.trainings import OPTIONS, shortcut_report
 from resnet_dist.tracking.spool import History
 
 

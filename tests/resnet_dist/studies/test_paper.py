@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.config.loading import flatten, load_recipe, model_of_name
-from resnet_dist.config.published import PublishedRow, PublishedTable, load_published
-from resnet_dist.studies.paper import as_markdown, counted, lines_of
+from resnet_dist.studies.paper import PublishedRow, PublishedTable, as_markdown, counted, lines_of, load_published
 from resnet_dist.tracking.experiment import RunRow
 
 RECIPES = Path(__file__).parents[3] / "resnet_dist" / "recipes"

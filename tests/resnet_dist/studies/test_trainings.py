@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from resnet_dist.studies.degradation import CONTROL_LR, LR, Trial, degradation_report, findings, plan_trials
-from resnet_dist.studies.record import study_recipe
+from resnet_dist.studies.study import study_recipe
+from resnet_dist.studies.trainings import CONTROL_LR, LR, Trial, degradation_report, findings, plan_trials
 from resnet_dist.tracking.spool import History
 
 
