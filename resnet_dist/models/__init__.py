@@ -1,4 +1,4 @@
-"""The nets of He et al. 2015 by name, the image classifier around one, and the switch of its batch-norm statistics."""
+"""The nets of He et al. 2015 by name, and the image classifier around one. README.md lists them with their sizes."""
 
 from __future__ import annotations
 

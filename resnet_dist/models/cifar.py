@@ -5,33 +5,32 @@ With bottlenecks (He et al. 2016) 9n + 2 layers, and four times as many filters 
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_dist.models.keyed_noise import KeyedDropout
-from resnet_dist.models.resnet import BlockFactory, NetOptions, Stage
+from resnet_dist.models.resnet import NetOptions, ResidualBlock, Stage, conv3x3, init_weights
 
 
 class CifarResNet(nn.Module):
-    """[N, 3, H, W] -> logits [N, num_classes]; made for 32 px."""
+    """[N, 3, H, W] -> logits [N, num_classes]; made for 32 px. Arguments as `ResNet`, with three stages."""
 
     def __init__(
-        self, make_block: BlockFactory, num_blocks: tuple[int, ...], num_classes: int, options: NetOptions
+        self, block: type[ResidualBlock], num_blocks: tuple[int, ...], num_classes: int, options: NetOptions
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
+        self.conv1 = conv3x3(3, 16)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = Stage(make_block, 16, 16, num_blocks[0], stride=1)
-        self.layer2 = Stage(make_block, self.layer1.out_channels, 32, num_blocks[1], stride=2)
-        self.layer3 = Stage(make_block, self.layer2.out_channels, 64, num_blocks[2], stride=2)
-        self.layer1.follow_stem()
-        self.end = self.layer3.final_activation()
+        self.layer1 = Stage(block, 16, 16, num_blocks[0], options, stride=1, after_stem=True)
+        self.layer2 = Stage(block, self.layer1.out_channels, 32, num_blocks[1], options, stride=2)
+        self.layer3 = Stage(block, self.layer2.out_channels, 64, num_blocks[2], options, stride=2)
+        self.end = block.final_activation(self.layer3.out_channels, options)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
         self.fc = nn.Linear(self.layer3.out_channels, num_classes)
+        init_weights(self, options)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.end(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))

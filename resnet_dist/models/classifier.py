@@ -1,4 +1,4 @@
-"""From stored pixels to logits: the one place where images are normalised, so a saved model takes them as stored."""
+"""The net as training and a saved model hold it: stored pixels in, logits out, batch-norm statistics under control."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class ImageClassifier(nn.Module):
-    """uint8 images [N, H, W, 3] (RGB) -> logits [N, num_classes] of `net`.
+    """uint8 images [N, H, W, 3] (RGB) -> logits [N, num_classes] of `net`. Nothing else normalises images, so a saved
+    model takes them as they are stored.
 
-    `mean` and `std` are per channel, in grey levels 0..255. They are no part of the state dict, so `classifier.net` has
-    the keys of the net alone. They and the arithmetic take the type of the parameters: float32, also under bf16
-    autocast (which leaves it alone), or float64 after `.double()`.
-
-    `channels_last` lays the net's weights and its input out as NHWC: for the input that is how images are stored, so it
-    costs no copy; the other layout costs one.
+    Args:
+        mean, std: per channel, in grey levels 0..255. Not in the state dict, so `classifier.net` has the keys of the
+            net alone. They and the arithmetic have the type of the parameters: float32, also under bf16 autocast, or
+            float64 after `.double()`.
+        channels_last: lays the net's weights and its input out as NHWC. Images are stored so, hence no copy; the other
+            layout costs one.
     """
 
     mean: torch.Tensor
@@ -44,18 +45,20 @@ class ImageClassifier(nn.Module):
         return self.net(pixels if self.channels_last else pixels.contiguous())
 
 
-# Which micro-batches count for batch norm's running statistics.
-
-
 class BatchNormStatistics:
-    """The batch norms of a model, found once; a switch costs one attribute write per norm (155 in ResNet-152)."""
+    """Which micro-batches count for batch norm's running statistics.
+
+    The workers share a step's micro-batches, however many workers there are. Only micro-batch 0 may move the running
+    statistics; then they do not depend on the number of workers. The others still normalise with their own statistics.
+    A switch costs one attribute write per norm (155 in ResNet-152).
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
 
     @contextmanager
     def updating(self, update: bool) -> Iterator[None]:
-        """Whether forward passes in training mode, while this lasts, move the running statistics.
+        """Within the context: whether forward passes in training mode move the running statistics.
 
         With `update=False` they leave `running_mean`, `running_var` and `num_batches_tracked` untouched bit for bit.
         Outputs and gradients are the same either way; evaluation mode is not affected.
@@ -71,10 +74,10 @@ class BatchNormStatistics:
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """While this lasts, forward passes see and move copies, which are then thrown away.
+        """Within the context: forward passes see and move copies, which are then thrown away.
 
-        For doing a forward pass again: it then takes the same way as the first time, which it would not under
-        `updating(False)` (autograd keeps the statistics that a norm was given).
+        For repeating a forward pass: autograd keeps the statistics that a norm was given, so under `updating(False)`
+        the second pass would not save the same tensors as the first.
         """
         kept = [dict(norm._buffers) for norm in self._norms]
         for norm in self._norms:

@@ -1,8 +1,8 @@
 """Dropout and drop-path without a random generator: every mask is a pure function of one key per layer.
 
-The key stands for (seed, step, micro-batch, layer); `StepNoise` writes it before the forward pass. So masks do not
-depend on the number of workers, on restarts, on the device, or on whether a forward pass is done twice (activation
-checkpointing). Integer arithmetic only: the same bits on CPU and GPU.
+A key is a hash of (seed, step, micro-batch, layer), and `StepNoise` sets it before the forward pass. So masks do not
+depend on the number of workers, restarts, the device, or activation checkpointing, which repeats a forward pass.
+Integer arithmetic only: the same bits on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def keyed_uniform(key: Tensor, num_draws: int) -> Tensor:
     """Draws 0 .. num_draws-1 of a 0-d int64 key: float64 [num_draws] in [0, 1), on the key's device.
 
     The outputs of splitmix64 seeded with the key, as `data.keyed_random.uniform` gives them. torch's int64 wraps as
-    uint64 does; only its shift to the right is another.
+    uint64 does; only its right shift differs.
     """
     z = key + (torch.arange(num_draws, device=key.device) + 1) * _GOLDEN_GAMMA
     z = (z ^ _shift(z, 30)) * _FIRST_FACTOR
@@ -35,7 +35,7 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 class KeyedModule(nn.Module):
-    """A layer that draws. `key` is a buffer, so that a compiled or exported graph sees it change."""
+    """A layer with a random mask. `key` is a buffer, so that a compiled or exported graph sees it change."""
 
     key: Tensor
 
@@ -53,7 +53,7 @@ class KeyedModule(nn.Module):
 
 
 class DropPath(KeyedModule):
-    """Leaves out the whole residual function for some samples of a micro-batch (Huang et al. 2016), in training."""
+    """In training, drops the whole residual function for some samples of a micro-batch (Huang et al. 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
@@ -62,7 +62,7 @@ class DropPath(KeyedModule):
 
 
 class KeyedDropout(KeyedModule):
-    """Leaves out single values (Srivastava et al. 2014), in training."""
+    """In training, drops single values (Srivastava et al. 2014)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
@@ -71,7 +71,7 @@ class KeyedDropout(KeyedModule):
 
 
 class StepNoise:
-    """The keyed layers of a model, found once."""
+    """The keyed layers of a model, in the order of `model.modules()`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [module for module in model.modules() if isinstance(module, KeyedModule)]
@@ -80,7 +80,7 @@ class StepNoise:
         return len(self._layers)
 
     def set_keys(self, keys: Sequence[int]) -> None:
-        """Gives layer i the key keys[i], signed 64-bit numbers."""
+        """Layer i gets keys[i], a signed 64-bit number."""
         for layer, key in zip(self._layers, keys, strict=True):
             layer.key.fill_(key)
 

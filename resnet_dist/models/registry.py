@@ -1,12 +1,8 @@
-"""The nets by name, and `build_model`, which turns a name and its options into a module.
-
-A net is a row of data: family, block, blocks per stage, and the shortcut it takes when the recipe says nothing.
-"""
+"""The nets by name: `build_model` makes one from a name and options, `summarise` counts what is in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,19 +16,21 @@ from resnet_dist.models.preactivation import PreactivationBasicBlock, Preactivat
 from resnet_dist.models.resnet import (
     SHORTCUTS,
     BasicBlock,
-    BlockFactory,
     Bottleneck,
-    ImageNetResNet,
     NetOptions,
+    ResidualBlock,
+    ResNet,
     Shortcut,
     SingleBlock,
-    initialise,
-    spread_drop_path,
 )
 
 BlockKind = Literal["single", "basic", "bottleneck"]
-POSTACTIVATION: dict[BlockKind, Any] = {"single": SingleBlock, "basic": BasicBlock, "bottleneck": Bottleneck}
-PREACTIVATION: dict[BlockKind, Any] = {
+POSTACTIVATION: dict[BlockKind, type[ResidualBlock]] = {
+    "single": SingleBlock,
+    "basic": BasicBlock,
+    "bottleneck": Bottleneck,
+}
+PREACTIVATION: dict[BlockKind, type[ResidualBlock]] = {
     "single": PreactivationSingleBlock,
     "basic": PreactivationBasicBlock,
     "bottleneck": PreactivationBottleneck,
@@ -42,12 +40,14 @@ LAYERS_PER_BLOCK: dict[BlockKind, int] = {"single": 1, "basic": 2, "bottleneck":
 
 @dataclass(frozen=True)
 class Layout:
-    """One net of the paper. `shortcut` is its default option; None makes it a plain net."""
+    """One net of the papers, as a row of data."""
 
-    family: type[ImageNetResNet] | type[CifarResNet]
+    family: type[ResNet] | type[CifarResNet]
     block: BlockKind
     num_blocks: tuple[int, ...]
+    """Of each stage."""
     shortcut: Shortcut | None
+    """The option that the net has when a recipe says nothing; None makes it a plain net."""
 
 
 def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
@@ -58,20 +58,21 @@ def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "resnet18": Layout(ImageNetResNet, "basic", (2, 2, 2, 2), "B"),
-    "resnet34": Layout(ImageNetResNet, "basic", (3, 4, 6, 3), "B"),
-    "resnet50": Layout(ImageNetResNet, "bottleneck", (3, 4, 6, 3), "B"),
-    "resnet101": Layout(ImageNetResNet, "bottleneck", (3, 4, 23, 3), "B"),
-    "resnet152": Layout(ImageNetResNet, "bottleneck", (3, 8, 36, 3), "B"),
-    "resnet200": Layout(ImageNetResNet, "bottleneck", (3, 24, 36, 3), "B"),
-    "plain18": Layout(ImageNetResNet, "basic", (2, 2, 2, 2), None),
-    "plain34": Layout(ImageNetResNet, "basic", (3, 4, 6, 3), None),
+    "resnet18": Layout(ResNet, "basic", (2, 2, 2, 2), "B"),
+    "resnet34": Layout(ResNet, "basic", (3, 4, 6, 3), "B"),
+    "resnet50": Layout(ResNet, "bottleneck", (3, 4, 6, 3), "B"),
+    "resnet101": Layout(ResNet, "bottleneck", (3, 4, 23, 3), "B"),
+    "resnet152": Layout(ResNet, "bottleneck", (3, 8, 36, 3), "B"),
+    "resnet200": Layout(ResNet, "bottleneck", (3, 24, 36, 3), "B"),
+    "plain18": Layout(ResNet, "basic", (2, 2, 2, 2), None),
+    "plain34": Layout(ResNet, "basic", (3, 4, 6, 3), None),
     **{f"resnet{depth}": _cifar(depth, "basic", "A") for depth in (8, 20, 32, 44, 56, 110, 1202)},
     **{f"resnet{depth}": _cifar(depth, "bottleneck", "B") for depth in (164, 1001)},
     "resnet110_1layer": _cifar(110, "single", "A"),
     **{f"plain{depth}": _cifar(depth, "basic", None) for depth in (8, 20, 32, 44, 56, 110, 1202)},
 }
 BASELINES = ("vgg16", "vgg19", "googlenet")
+"""The nets that the paper compares with, from torchvision."""
 MODEL_NAMES: tuple[str, ...] = (*LAYOUTS, *BASELINES)
 
 _NEEDS_SHORTCUTS = (
@@ -94,22 +95,36 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     the bottleneck nets, A for the other CIFAR nets. Draws from torch's global generator (of the CPU, unless called
     under another default device): seed it first. Raises UserError on an unknown name and on an option that the net
     does not have.
+
+    >>> net = build_model("resnet20", 10, shortcut="B")
+    >>> net(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     chosen = NetOptions(**options)
     if name in BASELINES:
         _refuse(name, "is torchvision's and takes no options", tuple(chosen.chosen()))
-        return build_baseline(name, num_classes)
+        return _build_baseline(name, num_classes)
     layout = LAYOUTS.get(name)
     if layout is None:
         raise UserError(f"model.name: there is no net '{name}'; take one of {', '.join(MODEL_NAMES)}")
     _check_options(name, layout, chosen)
-    resolved = chosen.with_shortcut(chosen.shortcut or layout.shortcut)
-    blocks = PREACTIVATION if resolved.activation_order == "pre" else POSTACTIVATION
-    make_block: BlockFactory = partial(blocks[layout.block], options=resolved)
-    net = layout.family(make_block, layout.num_blocks, num_classes, resolved)
-    initialise(net, zero_init_residual=resolved.zero_init_residual, gate_bias=resolved.gate_bias)
-    spread_drop_path(net)
-    return net
+    blocks = PREACTIVATION if chosen.activation_order == "pre" else POSTACTIVATION
+    resolved = replace(chosen, shortcut=chosen.shortcut or layout.shortcut)
+    return layout.family(blocks[layout.block], layout.num_blocks, num_classes, resolved)
+
+
+def _build_baseline(name: str, num_classes: int) -> nn.Module:
+    """With torchvision's initialisation, and keyed dropout in place of torch's.
+
+    VGG has no batch norm. GoogLeNet is torchvision's: with batch norm, and here without the auxiliary classifiers.
+    """
+    import torchvision.models  # here, because it brings torch._dynamo, which takes seconds to import
+
+    if name == "googlenet":
+        net = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True)
+    else:
+        net = getattr(torchvision.models, name)(num_classes=num_classes)
+    return replace_dropout(net)
 
 
 def _check_options(name: str, layout: Layout, options: NetOptions) -> None:
@@ -142,28 +157,10 @@ def _refuse(name: str, why: str, keys: tuple[str, ...], otherwise: str = "") -> 
         raise UserError(f"{listed}: '{name}' {why}; leave it out{otherwise}")
 
 
-# The nets that the paper compares with, from torchvision.
-
-
-def build_baseline(name: str, num_classes: int) -> nn.Module:
-    """[N, 3, H, W] -> logits, with torchvision's initialisation and keyed dropout.
-
-    VGG has no batch norm. GoogLeNet is torchvision's: with batch norm, and here without the auxiliary classifiers.
-    """
-    import torchvision.models  # here, because it brings torch._dynamo, which takes seconds to import
-
-    if name == "googlenet":
-        net = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True)
-    else:
-        net = getattr(torchvision.models, name)(num_classes=num_classes)
-    return replace_dropout(net)
-
-
-# A net as a table: what each part makes of the image, its parameters and multiply-adds. No weights are allocated.
-
-
 @dataclass(frozen=True)
 class Part:
+    """A child of the net: stem convolution, stage, classifier, ..."""
+
     name: str
     output: str
     """Channels x height x width, or the number of logits."""
@@ -171,9 +168,9 @@ class Part:
     parameters: int
     macs: int
     activations: int
-    """Numbers that its convolutions and linear layers put out for one image."""
+    """Numbers in the outputs of its convolutions and linear layers, for one image."""
     layers: int
-    """Calls of modules without children, an activation used three times thrice: what the host starts one by one."""
+    """Calls of modules without children (a ReLU used three times counts three): what the host starts one by one."""
     shapes: tuple[tuple[int, ...], ...]
     """Of its parameters."""
 
@@ -192,21 +189,19 @@ class Summary:
         return sum(part.macs for part in self.parts)
 
 
-def own_size(net: nn.Module) -> int:
-    """The side of the images that the net was made for, px."""
-    return 32 if isinstance(net, CifarResNet) else 224
-
-
 def summarise(name: str, num_classes: int | None = None, *, side: int | None = None, **options: Any) -> Summary:
-    """The parts of the net in forward order, for one image of `side` px; by default the classes and size of the paper.
+    """The parts of the net in forward order, for one image of `side` px; no weights are allocated.
 
+    By default the classes and the image size are the paper's: 1000 and 224 px, or 10 and 32 px for the CIFAR nets.
     Raises UserError as `build_model` does.
+
+    >>> summarise("resnet152").parameters
+    60192808
     """
+    of_cifar = name in LAYOUTS and LAYOUTS[name].family is CifarResNet
     with torch.device("meta"):
-        probe = build_model(name, 1, **options)
-        classes = num_classes or (10 if isinstance(probe, CifarResNet) else 1000)
-        net = build_model(name, classes, **options).eval()
-    pixels = side or own_size(net)
+        net = build_model(name, num_classes or (10 if of_cifar else 1000), **options).eval()
+    side = side or (32 if of_cifar else 224)
     outputs: dict[str, Tensor] = {}
     calls: dict[str, list[int]] = {name: [] for name, _ in net.named_children()}
     for part_name, part in net.named_children():
@@ -218,7 +213,7 @@ def summarise(name: str, num_classes: int | None = None, *, side: int | None = N
                 )
             )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.empty(1, 3, pixels, pixels, device="meta"))
+        net(torch.empty(1, 3, side, side, device="meta"))
     flops = counter.get_flop_counts()
     root = type(net).__name__
     return Summary(

@@ -1,13 +1,14 @@
-"""The ImageNet nets of He et al. 2015, table 1: 7x7 stem, stages of 56, 28, 14 and 7 px, global average, classifier.
+"""The ResNets of He et al. 2015, "Deep Residual Learning for Image Recognition", and what later papers changed in them.
 
-State-dict keys, shapes and first values are torchvision's.
+Read from top to bottom: options, convolutions, shortcuts, blocks, the net. Modules have torchvision's names (`conv1`,
+`bn1`, `layer1`, `downsample`, `fc`), and timm's where torchvision has none, so state dicts interchange with theirs.
+A seed's first weights are torchvision's too: the order in which modules are made and initialised is part of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,79 +16,51 @@ from torch import Tensor, nn
 
 from resnet_dist.models.keyed_noise import DropPath, KeyedDropout
 
-
-class ImageNetResNet(nn.Module):
-    """[N, 3, H, W] -> logits [N, num_classes]; made for 224 px, takes any size from 32 px on."""
-
-    def __init__(
-        self, make_block: BlockFactory, num_blocks: tuple[int, ...], num_classes: int, options: NetOptions
-    ) -> None:
-        super().__init__()
-        self.conv1 = first_convolution(options)
-        self.bn1 = nn.BatchNorm2d(WIDTH)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = first_pooling(options)
-        self.layer1 = Stage(make_block, WIDTH, 64, num_blocks[0], stride=1)
-        self.layer2 = Stage(make_block, self.layer1.out_channels, 128, num_blocks[1], stride=2)
-        self.layer3 = Stage(make_block, self.layer2.out_channels, 256, num_blocks[2], stride=2)
-        self.layer4 = Stage(make_block, self.layer3.out_channels, 512, num_blocks[3], stride=2)
-        self.layer1.follow_stem()
-        self.end = self.layer4.final_activation()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
-        self.fc = nn.Linear(self.layer4.out_channels, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.end(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
-        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
-
-
-# What a recipe may choose about a net beyond its name, with the neutral value of each choice.
-
-
+Shortcut = Literal["A", "B", "C"]
+SHORTCUTS: tuple[str, ...] = get_args(Shortcut)
 ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
-Stem = Literal["conv7", "deep", "deep_strided"]
-Gate = Literal["exclusive", "shortcut_only"]
 
 
 @dataclass(frozen=True)
 class NetOptions:
-    """Meanings: `config.recipe_model.ModelConfig`, which has the same fields. The defaults are the paper's net in
-    torchvision's form."""
+    """What can be chosen about a net beyond its name: the keys of a recipe's `model` section, explained there
+    (`config.recipe.ModelConfig`). The defaults are the paper's net in torchvision's form."""
 
     shortcut: Shortcut | None = None
+    """None: a plain net, without shortcuts."""
     zero_init_residual: bool = False
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
     activation_order: ActivationOrder = "original"
-    stem: Stem = "conv7"
+    stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
     pooled_projection: bool = False
     se_ratio: float = 0.0
     blur_pool: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
-    gate: Gate | None = None
+    gate: Literal["exclusive", "shortcut_only"] | None = None
     gate_bias: float = 0.0
     shortcut_scale: float = 1.0
     residual_scale: float = 1.0
     shortcut_dropout: float = 0.0
 
-    def with_shortcut(self, shortcut: Shortcut | None) -> NetOptions:
-        return replace(self, shortcut=shortcut)
-
     def chosen(self) -> dict[str, Any]:
-        """The options that differ from their neutral value."""
+        """The options that differ from their default.
+
+        >>> NetOptions(shortcut="C", dropout=0.1).chosen()
+        {'shortcut': 'C', 'dropout': 0.1}
+        """
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
 
-# The convolutions that blocks and stems are made of, with the blur that anti-aliasing nets put before strides.
+# ---- Convolutions ----------------------------------------------------------------------------------------------------
 
 
 class BlurredConv2d(nn.Conv2d):
-    """A strided convolution behind a 3x3 binomial blur (Zhang 2019, "Making convolutional networks shift-invariant
-    again"; in this place, at the convolution's input and in full resolution, as in ffcv-imagenet's rn50 configs).
+    """A strided convolution behind a 3x3 binomial blur: Zhang 2019, "Making convolutional networks shift-invariant
+    again".
 
-    Same parameters and state-dict keys as the convolution alone.
+    The blur is at the convolution's input and in full resolution, as in ffcv-imagenet's rn50 configs. It is no part of
+    the state dict, whose keys are those of the convolution alone.
     """
 
     blur: Tensor
@@ -103,6 +76,7 @@ class BlurredConv2d(nn.Conv2d):
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, *, blur: bool = False) -> nn.Conv2d:
+    """Without bias, like all convolutions before a batch norm. `blur`: anti-aliased where there is a stride."""
     return _conv(in_channels, out_channels, 3, stride, blur)
 
 
@@ -117,11 +91,7 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int, bl
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
 
 
-# What runs beside the residual function: the shortcut options A, B and C of He et al. 2015, section 3.3.
-
-
-Shortcut = Literal["A", "B", "C"]
-SHORTCUTS: tuple[str, ...] = get_args(Shortcut)
+# ---- Beside and behind the residual function -------------------------------------------------------------------------
 
 
 class ZeroPadShortcut(nn.Module):
@@ -132,52 +102,48 @@ class ZeroPadShortcut(nn.Module):
         self.new_channels = out_channels - in_channels
         self.stride = stride
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-def projection(
-    in_channels: int, out_channels: int, stride: int, *, pooled: bool = False, norm: bool = True, blur: bool = False
-) -> nn.Sequential:
-    """W_s of the paper's equation 2: a 1x1 convolution and its batch norm (keys `0.*` and `1.*`, as in torchvision).
+def projection(in_channels: int, out_channels: int, stride: int, options: NetOptions, *, norm: bool) -> nn.Sequential:
+    """W_s of He et al. 2015, equation 2: a 1x1 convolution and its batch norm (keys `0.*` and `1.*`, torchvision's).
 
-    `pooled`: a 2x2 average takes the stride instead of the convolution, which would skip three pixels of four
-    (ResNet-D, He et al. 2018, section 4.2; keys `1.*` and `2.*`, as in timm). Without `norm`: the pre-activation nets'.
+    `pooled_projection`: a 2x2 average takes the stride, because a strided 1x1 convolution skips three pixels of four
+    (ResNet-D; He et al. 2018, section 4.2; keys `1.*` and `2.*`, timm's).
     """
     pool: list[nn.Module] = []
-    if pooled:
+    if options.pooled_projection:
         pool = [nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()]
         stride = 1
-    conv = conv1x1(in_channels, out_channels, stride, blur=blur)
+    conv = conv1x1(in_channels, out_channels, stride, blur=options.blur_pool)
     return nn.Sequential(*pool, conv, *([nn.BatchNorm2d(out_channels)] if norm else []))
 
 
 def build_shortcut(
-    option: Shortcut | None,
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-    *,
-    pooled: bool = False,
-    norm: bool = True,
-    blur: bool = False,
+    in_channels: int, out_channels: int, stride: int, options: NetOptions, *, norm: bool = True
 ) -> nn.Module | None:
-    """[N, in_channels, H, W] -> [N, out_channels, H / stride, W / stride] beside one block; None in a plain net."""
+    """The shortcut options of He et al. 2015, section 3.3: [N, in_channels, H, W] -> [N, out_channels, H/s, W/s].
+
+    A pads with zeros and has no parameters; B projects where the shape changes and is the identity elsewhere; C
+    projects everywhere (popular summaries swap A and B). None in a plain net.
+
+    >>> build_shortcut(64, 64, 1, NetOptions(shortcut="B"))
+    Identity()
+    """
     same_shape = stride == 1 and in_channels == out_channels
-    if option is None:
+    if options.shortcut is None:
         return None
-    if option == "C" or (option == "B" and not same_shape):
-        return projection(in_channels, out_channels, stride, pooled=pooled, norm=norm, blur=blur)
+    if options.shortcut == "C" or (options.shortcut == "B" and not same_shape):
+        return projection(in_channels, out_channels, stride, options, norm=norm)
     return nn.Identity() if same_shape else ZeroPadShortcut(in_channels, out_channels, stride)
 
 
-# Squeeze-and-excitation (Hu et al. 2017): every channel is weighted by what the whole map holds.
-
-
 class SqueezeExcitation(nn.Module):
-    """[N, channels, H, W] -> the same shape. The narrow layer has `ratio * channels` units, rounded to a multiple of 8.
+    """Weights every channel by a function of all channels' means (Hu et al. 2017). The shape stays.
 
-    Keys `fc1` and `fc2`, two 1x1 convolutions with biases, as in timm.
+    The narrow layer has `ratio * channels` units, rounded to a multiple of 8. Keys `fc1` and `fc2`, two 1x1
+    convolutions with biases, as in timm.
     """
 
     def __init__(self, channels: int, ratio: float) -> None:
@@ -186,49 +152,57 @@ class SqueezeExcitation(nn.Module):
         self.fc1 = nn.Conv2d(channels, width, kernel_size=1)
         self.fc2 = nn.Conv2d(width, channels, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         weights = self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
         return x * weights
 
 
-# What all blocks share: the shortcut beside the residual function, and how the two become one.
+# ---- Blocks ----------------------------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
-    """Base of the blocks. A block's own convolutions come first, then `add_shortcut`: the order of first weights is
-    torchvision's.
+    """Base of all blocks, also of the pre-activation ones: the shortcut and how it is added.
+
+    A subclass makes its convolutions first and then calls `add_shortcut`: the order of torchvision's first weights.
+
+    Args:
+        in_channels: of the block's input.
+        channels: width of its 3x3 convolutions; the output has `expansion` times as many.
+        stride: of the whole block.
     """
 
-    out_channels: int
+    expansion = 1
 
-    def add_shortcut(
-        self, in_channels: int, out_channels: int, stride: int, options: NetOptions, *, norm: bool = True
-    ) -> None:
-        self.downsample = build_shortcut(
-            options.shortcut,
-            in_channels,
-            out_channels,
-            stride,
-            pooled=options.pooled_projection,
-            norm=norm,
-            blur=options.blur_pool,
-        )
-        self.se = SqueezeExcitation(out_channels, options.se_ratio) if options.se_ratio else None
+    def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
+        super().__init__()
+        self.out_channels = channels * self.expansion
+        # Where the shape changes, a block that begins with an activation takes it for its shortcut too: He et al.
+        # 2016, appendix ("these projection shortcuts are also with pre-activation").
+        self.shares_activation = stride > 1 or in_channels != self.out_channels
+
+    @staticmethod
+    def final_activation(channels: int, options: NetOptions) -> nn.Module:
+        """What the last block's output still needs before the pooling."""
+        return nn.Identity()
+
+    def drop_preactivation(self) -> None:
+        """For the first block of a net: the stem ends with the activation that the block would begin with."""
+
+    def add_shortcut(self, in_channels: int, stride: int, options: NetOptions, *, norm: bool = True) -> None:
+        out = self.out_channels
+        self.downsample = build_shortcut(in_channels, out, stride, options, norm=norm)
+        self.se = SqueezeExcitation(out, options.se_ratio) if options.se_ratio else None
         self.drop_path = DropPath(options.drop_path) if options.drop_path else None
-        self.gate = conv1x1_with_bias(in_channels, out_channels, stride) if options.gate else None
+        self.gate: nn.Conv2d | None = None
+        if options.gate:
+            self.gate = conv1x1(in_channels, out, stride)
+            self.gate.bias = nn.Parameter(torch.zeros(out))
         self.shortcut_dropout = KeyedDropout(options.shortcut_dropout) if options.shortcut_dropout else None
         self._gates_residual = options.gate == "exclusive"
         self._scales = options.shortcut_scale, options.residual_scale
 
-    def follow_stem(self) -> None:
-        """Called on a net's first block, whose input the stem's ReLU has already passed."""
-
-    def final_activation(self) -> nn.Module:
-        """What stands between a net's last block and the pooling."""
-        return nn.Identity()
-
     def join(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The block's input and its residual function's output -> their sum, before any activation.
+        """Shortcut of the block's input x plus the residual function's output, before any activation.
 
         With a gate g = sigmoid(W x + b): exclusive, (1 - g) * shortcut + g * residual, as in highway networks;
         shortcut_only, (1 - g) * shortcut + residual (He et al. 2016, section 3.1). A plain net has the residual alone.
@@ -251,49 +225,39 @@ class ResidualBlock(nn.Module):
         return residual
 
 
-def conv1x1_with_bias(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-    gate = conv1x1(in_channels, out_channels, stride)
-    gate.bias = nn.Parameter(torch.zeros(out_channels))
-    return gate
-
-
-# The building blocks of He et al. 2015, figure 5: one definition each, with any shortcut or, in plain nets, none.
-
-
 class PostactivationBlock(ResidualBlock):
-    """Each convolution is followed by a batch norm, all but the last of which by a ReLU.
+    """Each convolution is followed by a batch norm, all but the last of which by a ReLU (He et al. 2015, figure 5).
 
-    Where that last norm and the ReLU that is left stand beside the sum is `model.activation_order`: as in the paper, or
-    one of the orders that He et al. 2016 tried (figure 4, a to d).
+    `activation_order` says where that last norm and the remaining ReLU go around the sum: `original`, or one of He et
+    al. 2016, figure 4, b to d.
     """
 
     relu: nn.ReLU
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, options: NetOptions) -> None:
-        super().__init__()
+    def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
+        super().__init__(in_channels, channels, stride, options)
         self.order = options.activation_order
-        self.out_channels = out_channels
         if self.order == "relu_only_pre":
-            self.preactivation = nn.ReLU()  # not in place: the shortcut may take what comes in
-            # He et al. 2016, appendix: projections are with pre-activation too.
-            self.shares_activation = stride > 1 or in_channels != out_channels
+            self.preactivation = nn.ReLU()  # not in place: the shortcut may take the block's input
 
-    def final_activation(self) -> nn.Module:
-        return nn.ReLU(inplace=True) if self.order == "relu_only_pre" else nn.Identity()
+    @staticmethod
+    def final_activation(channels: int, options: NetOptions) -> nn.Module:
+        return nn.ReLU(inplace=True) if options.activation_order == "relu_only_pre" else nn.Identity()
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
+        """The norm that ends the residual function."""
         raise NotImplementedError
 
     def convolved(self, x: Tensor) -> Tensor:
-        """What the last convolution makes of the block's input."""
+        """The output of the block's last convolution."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if self.order == "bn_after_addition":
             return self.relu(self.last_norm(self.join(x, self.convolved(x))))
         if self.order == "relu_before_addition":
-            # The sum is taken in place, and a ReLU's gradient needs what it put out.
+            # `join` adds in place, and the backward pass of a ReLU needs its output: hence the copy.
             return self.join(x, self.relu(self.last_norm(self.convolved(x))).clone())
         if self.order == "relu_only_pre":
             activated = self.preactivation(x)
@@ -302,14 +266,14 @@ class PostactivationBlock(ResidualBlock):
 
 
 class SingleBlock(PostactivationBlock):
-    """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride]: one 3x3 convolution (of He et al. 2016)."""
+    """[N, in_channels, H, W] -> [N, channels, H/s, W/s]: one 3x3 convolution (He et al. 2016, table 1, "1-layer")."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
         super().__init__(in_channels, channels, stride, options)
         self.conv1 = conv3x3(in_channels, channels, stride, blur=options.blur_pool)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.add_shortcut(in_channels, channels, stride, options)
+        self.add_shortcut(in_channels, stride, options)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -320,16 +284,16 @@ class SingleBlock(PostactivationBlock):
 
 
 class BasicBlock(PostactivationBlock):
-    """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride]: two 3x3 convolutions."""
+    """[N, in_channels, H, W] -> [N, channels, H/s, W/s]: two 3x3 convolutions (He et al. 2015, figure 5, left)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
         super().__init__(in_channels, channels, stride, options)
         self.conv1 = conv3x3(in_channels, channels, stride, blur=options.blur_pool)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv3x3(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.add_shortcut(in_channels, channels, stride, options)
+        self.add_shortcut(in_channels, stride, options)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -340,14 +304,16 @@ class BasicBlock(PostactivationBlock):
 
 
 class Bottleneck(PostactivationBlock):
-    """[N, in_channels, H, W] -> [N, 4 * channels, H / stride, W / stride]: 1x1 down, 3x3, 1x1 up.
+    """[N, in_channels, H, W] -> [N, 4 * channels, H/s, W/s]: 1x1 down, 3x3, 1x1 up (He et al. 2015, figure 5, right).
 
     The stride is on the 3x3 convolution (torchvision, "v1.5") or, as in the paper, on the first 1x1, which NVIDIA
     measured about 5 % faster and 0.5 % of top-1 worse in ResNet-50.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, options: NetOptions) -> None:
-        super().__init__(in_channels, 4 * channels, stride, options)
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, options: NetOptions) -> None:
+        super().__init__(in_channels, channels, stride, options)
         first, second = (stride, 1) if options.bottleneck_stride == "1x1" else (1, stride)
         self.conv1 = conv1x1(in_channels, channels, first, blur=options.blur_pool)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -356,7 +322,7 @@ class Bottleneck(PostactivationBlock):
         self.conv3 = conv1x1(channels, self.out_channels)
         self.bn3 = nn.BatchNorm2d(self.out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.add_shortcut(in_channels, self.out_channels, stride, options)
+        self.add_shortcut(in_channels, stride, options)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -367,20 +333,17 @@ class Bottleneck(PostactivationBlock):
         return self.conv3(self.relu(self.bn2(self.conv2(out))))
 
 
-# What stands before an ImageNet net's first stage: 224 px -> 56 px, 3 -> 64 channels.
+# ---- The net ---------------------------------------------------------------------------------------------------------
 
 
-WIDTH = 64
-
-
-def first_convolution(options: NetOptions) -> nn.Module:
-    """`conv1`: the paper's 7x7, or the D stem's three 3x3 (He et al. 2018, section 4.2), to half the size.
+def stem_convolution(channels: int, options: NetOptions) -> nn.Module:
+    """`conv1`, to half the size: the paper's 7x7, or the D stem's three 3x3 (He et al. 2018, section 4.2).
 
     Keys of the D stem are timm's (`conv1.0`, `.1`, `.3`, `.4`, `.6`).
     """
     if options.stem == "conv7":
-        return nn.Conv2d(3, WIDTH, kernel_size=7, stride=2, padding=3, bias=False)
-    half = WIDTH // 2
+        return nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
+    half = channels // 2
     return nn.Sequential(
         conv3x3(3, half, 2),
         nn.BatchNorm2d(half),
@@ -388,65 +351,95 @@ def first_convolution(options: NetOptions) -> nn.Module:
         conv3x3(half, half),
         nn.BatchNorm2d(half),
         nn.ReLU(inplace=True),
-        conv3x3(half, WIDTH),
+        conv3x3(half, channels),
     )
 
 
-def first_pooling(options: NetOptions) -> nn.Module:
-    """To a quarter of size: 3x3 maximum, or with `deep_strided` a 3x3 convolution (ResNet-RS; Bello et al. 2021)."""
+def stem_pooling(channels: int, options: NetOptions) -> nn.Module:
+    """`maxpool`, to a quarter: 3x3 maximum, or with `deep_strided` a 3x3 convolution (ResNet-RS; Bello et al. 2021)."""
     if options.stem != "deep_strided":
         return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-    conv = conv3x3(WIDTH, WIDTH, 2, blur=options.blur_pool)
-    return nn.Sequential(conv, nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
-
-
-# A stage of blocks, and what is done to all blocks of a net once they stand: initialisation, drop-path by depth.
-
-
-BlockFactory = Callable[[int, int, int], ResidualBlock]
-"""(in_channels, channels, stride) -> block; `channels` is the width of its 3x3 convolutions."""
+    conv = conv3x3(channels, channels, 2, blur=options.blur_pool)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class Stage(nn.Sequential):
     """The blocks of one map size; the first of them takes the stride and the new width."""
 
     def __init__(
-        self, make_block: BlockFactory, in_channels: int, channels: int, num_blocks: int, *, stride: int
+        self,
+        block: type[ResidualBlock],
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        options: NetOptions,
+        *,
+        stride: int,
+        after_stem: bool = False,
     ) -> None:
-        blocks = [make_block(in_channels, channels, stride)]
+        blocks = [block(in_channels, channels, stride, options)]
+        if after_stem:
+            blocks[0].drop_preactivation()
         while len(blocks) < num_blocks:
-            blocks.append(make_block(blocks[-1].out_channels, channels, 1))
+            blocks.append(block(blocks[-1].out_channels, channels, 1, options))
         super().__init__(*blocks)
         self.out_channels = blocks[-1].out_channels
 
-    def follow_stem(self) -> None:
-        """Called on a net's first stage."""
-        cast(ResidualBlock, self[0]).follow_stem()
 
-    def final_activation(self) -> nn.Module:
-        return cast(ResidualBlock, self[-1]).final_activation()
+class ResNet(nn.Module):
+    """The ImageNet nets of He et al. 2015, table 1: [N, 3, H, W] -> logits [N, num_classes].
+
+    Made for 224 px (stages of 56, 28, 14 and 7 px); takes any size from 32 px on.
+
+    Args:
+        block: `BasicBlock`, `Bottleneck`, or one of `preactivation.py`.
+        num_blocks: of each of the four stages, (3, 4, 6, 3) in ResNet-50.
+
+    >>> net = ResNet(Bottleneck, (3, 4, 6, 3), 1000, NetOptions(shortcut="B"))
+    >>> sum(p.numel() for p in net.parameters())
+    25557032
+    """
+
+    def __init__(
+        self, block: type[ResidualBlock], num_blocks: tuple[int, ...], num_classes: int, options: NetOptions
+    ) -> None:
+        super().__init__()
+        self.conv1 = stem_convolution(64, options)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = stem_pooling(64, options)
+        self.layer1 = Stage(block, 64, 64, num_blocks[0], options, stride=1, after_stem=True)
+        self.layer2 = Stage(block, self.layer1.out_channels, 128, num_blocks[1], options, stride=2)
+        self.layer3 = Stage(block, self.layer2.out_channels, 256, num_blocks[2], options, stride=2)
+        self.layer4 = Stage(block, self.layer3.out_channels, 512, num_blocks[3], options, stride=2)
+        self.end = block.final_activation(self.layer4.out_channels, options)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
+        self.fc = nn.Linear(self.layer4.out_channels, num_classes)
+        init_weights(self, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.end(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
 
-def initialise(net: nn.Module, *, zero_init_residual: bool, gate_bias: float) -> None:
+def init_weights(net: nn.Module, options: NetOptions) -> None:
     """He initialisation of the convolutions (fan-out form, as torchvision); batch norms keep gamma = 1 and beta = 0.
 
-    `zero_init_residual` sets the gamma that ends each residual function to 0, so that every block starts as its
-    shortcut alone (Goyal et al. 2017, section 5.1). Gates start with the bias `gate_bias`.
+    `zero_init_residual` sets the last gamma of every residual function to 0, so that each block starts as its shortcut
+    alone (Goyal et al. 2017, section 5.1). Gates start with the bias `gate_bias`. Of L blocks the i-th, from 0, drops
+    its path with i / (L - 1) of the rate (Huang et al. 2016, linear decay; as timm).
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, ResidualBlock):
             if module.gate is not None and module.gate.bias is not None:
-                nn.init.constant_(module.gate.bias, gate_bias)
-            if zero_init_residual and isinstance(module, PostactivationBlock):
+                nn.init.constant_(module.gate.bias, options.gate_bias)
+            if options.zero_init_residual and isinstance(module, PostactivationBlock):
                 nn.init.zeros_(module.last_norm.weight)
-
-
-def spread_drop_path(net: nn.Module) -> None:
-    """Block i of L drops with i / (L - 1) of the rate it was made with: the first never (Huang et al. 2016, linear
-    decay; as timm)."""
     blocks = [module for module in net.modules() if isinstance(module, ResidualBlock)]
-    for number, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         if block.drop_path is not None:
-            block.drop_path.rate *= number / max(1, len(blocks) - 1)
+            block.drop_path.rate = options.drop_path * (index / max(1, len(blocks) - 1))

@@ -17,6 +17,7 @@ from resnet_dist.models.resnet import (
     Bottleneck,
     NetOptions,
     PostactivationBlock,
+    Shortcut,
     SingleBlock,
     ZeroPadShortcut,
     build_shortcut,
@@ -42,10 +43,11 @@ def test_option_a_takes_every_second_pixel_and_pads_with_zeros() -> None:
         (None, type(None), type(None)),
     ],
 )
-def test_where_an_option_projects(option: str | None, when_same: type, when_growing: type) -> None:
-    assert type(build_shortcut(option, 16, 16, 1)) is when_same
-    assert type(build_shortcut(option, 16, 32, 2)) is when_growing
-    assert type(build_shortcut(option, 64, 256, 1)) is when_growing
+def test_where_an_option_projects(option: Shortcut | None, when_same: type, when_growing: type) -> None:
+    options = NetOptions(shortcut=option)
+    assert type(build_shortcut(16, 16, 1, options)) is when_same
+    assert type(build_shortcut(16, 32, 2, options)) is when_growing
+    assert type(build_shortcut(64, 256, 1, options)) is when_growing
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
@@ -64,7 +66,7 @@ def test_a_block_adds_its_shortcut_before_the_last_relu(block: type[BasicBlock] 
 @pytest.mark.parametrize("block", [SingleBlock, BasicBlock, Bottleneck])
 @pytest.mark.parametrize("order", ["bn_after_addition", "relu_before_addition", "relu_only_pre"])
 def test_activation_orders_by_hand(block: type[PostactivationBlock], order: ActivationOrder) -> None:
-    """He et al. 2016, figure 4 (b), (c), (d): the convolutions are one's own; what stands around the sum is counted."""
+    """He et al. 2016, figure 4 (b), (c), (d): the block's own convolutions, and the sum by hand."""
     torch.manual_seed(0)
     made = block(32, 8 if block is Bottleneck else 32, 1, options=NetOptions(shortcut="A", activation_order=order))
     nn.init.uniform_(made.last_norm.bias)
@@ -115,8 +117,8 @@ def test_he_initialisation() -> None:
             assert not module.bias.any()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "plain18", "resnet50", "resnet20", "plain20"])
-def test_every_parameter_gets_a_gradient(name: str) -> None:
+@pytest.mark.parametrize("name", ["plain18", "plain20"])
+def test_every_parameter_of_a_plain_net_gets_a_gradient(name: str) -> None:
     net = build_model(name, 10)
     net(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
