@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceDescription, SourceOptions, digest_of
-from data_prep.sources.files.listing import RecordedFile, record
+from data_prep.sources.files.listing import RecordedFile
 from data_prep.sources.files.places import changed
 from data_prep.sources.imagenet import NUM_VAL, check_labels
 from data_prep.sources.label_file import class_names_in
@@ -38,7 +38,7 @@ from data_prep.sources.parquet_file import (
     rows_at_once,
     telling_damage,
 )
-from data_prep.sources.shards import choose_shards, find_shards, names_in_keys, refuse_splits_within
+from data_prep.sources.shards import ShardsOfSplit, refuse_splits_within, shards_of_split
 from data_prep.sources.splits import SplitRequest
 
 WNID_IN_PATH = r"_(?P<wnid>n\d{8})\.\w+$"
@@ -91,28 +91,22 @@ class HfParquet(ListedSource):
 
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
-        shards = find_shards(location, ".parquet", "parquet files")
-        chosen = choose_shards(shards, split)
+        shards = shards_of_split(location, ".parquet", "parquet files", split)
         class_names = class_names_in(options.labels)
-        files = [record(shards.places[index]) for index in chosen.indices]
-        names = names_in_keys(shards, chosen.indices)
-        opened = [read_contents(file, class_names, options) for file in files]
+        opened = [read_contents(file, class_names, options) for file in shards.files]
         _require_alike(opened, compares_names=class_names is None)
         said = sorted({value for file in opened for value in file.splits})
-        refuse_splits_within(said, f"the column {SPLIT_COLUMN}", split, shards.shown)
-        return cls(shards.shown, chosen.split, files, names, opened, class_names, options.class_order, chosen.notes)
+        refuse_splits_within(said, f"the column {SPLIT_COLUMN}", split, shards.location)
+        return cls(shards, opened, class_names, options.class_order)
 
     def __init__(
         self,
-        location: str,
-        split: str,
-        files: Sequence[RecordedFile],
-        names: Sequence[str],
+        shards: ShardsOfSplit,
         opened: Sequence[FileContents],
         class_names: tuple[str, ...] | None,
         class_order: str | None,
-        notes: Sequence[str],
     ) -> None:
+        location, split, files, names, notes = shards
         self._files = tuple(files)
         self._names = tuple(names)
         self._columns = opened[0].columns

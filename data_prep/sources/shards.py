@@ -1,4 +1,4 @@
-"""The files that a data set in shards (tars, parquet) consists of, and those of one split, by their names.
+"""The files of a data set in shards (tars, parquet), and those of one split, by their names.
 
 A name that is not understood is refused: taken for another split, or for all of them, it would change what is trained
 on.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.files.find import GLOB, find_places, place_of
+from data_prep.sources.files.listing import RecordedFile, record
 from data_prep.sources.files.places import IS_URL, NO_FILE, Place, without_credentials
 from data_prep.sources.files.tar import COMPRESSED_SUFFIXES
 from data_prep.sources.splits import SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
@@ -23,7 +25,7 @@ COUNTED = re.compile(r"(?P<set>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>.*)
 HASH = re.compile(r"[-_.][0-9a-f]{6,64}$")
 """What the Hub adds to the names of uploaded shards."""
 NUMBER = re.compile(r"(?<![^\W_])\d+(?![^\W_])")
-"""Between separators: that of a shard. `2017` in `train2017` is none."""
+"""The number of a shard, between separators; `2017` in `train2017` is not one."""
 UNFINISHED_SUFFIXES = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".tmp", ".aria2")
 
 
@@ -34,10 +36,27 @@ class Shards:
     shown: str
     """The location, without credentials."""
     root: str | None
-    """Name of the folder that was given; None for files, globs and patterns, which say themselves what is wanted."""
+    """Name of the folder that was given; None for files, globs and patterns, which name what is wanted themselves."""
     places: tuple[Place, ...]
     names: tuple[str, ...]
-    """Of each: its path under the folder; `<folder>/<file>` where single files are given."""
+    """Paths below the folder; `<folder>/<file>` where single files are given."""
+
+
+class Chosen(NamedTuple):
+    split: str
+    indices: list[int]
+    """Which of the shards."""
+    notes: list[str]
+
+
+class ShardsOfSplit(NamedTuple):
+    location: str
+    """Without credentials."""
+    split: str
+    files: list[RecordedFile]
+    names: list[str]
+    """Of the files, in the keys of samples: the file's name alone where that is unique."""
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -45,65 +64,84 @@ class _Name:
     group: str
     """What the shards of one split have in common."""
     said: str
-    """That, for people."""
+    """The same, for people."""
     number: int | None = None
     count: int | None = None
 
     @property
     def words(self) -> list[str]:
-        """Those that mean a split."""
-        return [word for word in re.split(r"[\W_]+", self.said) if splits_in(word)]
+        """Words that mean a split, in lower case."""
+        return [word.lower() for word in re.split(r"[\W_]+", self.said) if splits_in(word)]
+
+
+def shards_of_split(location: str, suffix: str, kind: str, split: SplitRequest) -> ShardsOfSplit:
+    """The files of the split that is meant. UserError when there are none, some are missing, or names do not tell."""
+    shards = find_shards(location, suffix, kind)
+    chosen = choose_shards(shards, split)
+    files = [record(shards.places[index]) for index in chosen.indices]
+    return ShardsOfSplit(shards.shown, chosen.split, files, names_in_keys(shards, chosen.indices), chosen.notes)
 
 
 def find_shards(location: str, suffix: str, kind: str) -> Shards:
     """`suffix`: of the files looked for in a folder (`.tar`); `kind`: what they are called. UserError when there are
     none, or some that cannot be read as they are."""
-    expected = f"expected a folder of {kind}, a file, a glob, or a pattern with braces"
     try:
         places = find_places(location)
-        is_pattern = len(places) != 1 or GLOB.search(location) is not None
-        shown_as = _show_pattern(location) if is_pattern else places[0].shown
-        if not is_pattern and places[0].kind() == "folder":
-            files = places[0].files()
-            odd = min(
-                (file.name for file in files if file.stamp == NO_FILE and suffix in file.name.lower()), default=None
-            )
-            if odd is not None:
-                raise UserError(f"{shown_as}: {shown(odd)} is no file, nor a link to one; remove it")
-            found = sorted(file.name for file in files)
-            names = [name for name in found if name.lower().endswith(suffix)]
-            _refuse_unreadable([name for name in found if name not in set(names)], suffix, shown_as)
-            if not names:
-                raise UserError(f"--input {shown_as}: no {kind} there; {expected}")
-            return Shards(shown_as, places[0].name, tuple(places[0].child(name) for name in names), tuple(names))
-        kinds = [place.kind() for place in places]
-    except OSError as error:
-        raise UserError(f"{error.filename or '--input'}: cannot be listed: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"--input: {error}") from None
-    if not places:
-        raise UserError(f"--input {shown_as}: no {kind} there; {expected}")
-    missing = [place.shown for place, kind_ in zip(places, kinds, strict=True) if kind_ is None]
+    is_pattern = len(places) != 1 or GLOB.search(location) is not None
+    where = _show_pattern(location) if is_pattern else places[0].shown
+    if not is_pattern and places[0].kind() == "folder":
+        names = _names_in_folder(places[0], suffix)
+        shards = Shards(where, places[0].name, tuple(map(places[0].child, names)), tuple(names))
+    else:
+        _require_files(places, where)
+        shards = Shards(where, None, tuple(places), tuple(f"{place.parent().name}/{place.name}" for place in places))
+    if not shards.places:
+        raise UserError(
+            f"--input {where}: no {kind} there; expected a folder of {kind}, a file, a glob, or a pattern with braces"
+        )
+    return shards
+
+
+def _names_in_folder(folder: Place, suffix: str) -> list[str]:
+    """The shards' names. UserError for one that is not a file, is compressed, or was not downloaded completely."""
+    names = []
+    for name, _, stamp in sorted(folder.files()):
+        low = name.lower()
+        if stamp == NO_FILE and suffix in low:
+            raise UserError(f"{folder.shown}: {shown(name)} is not a file, nor a link to one; remove it")
+        if low.endswith(suffix):
+            names.append(name)
+            continue
+        is_shard = f"{suffix}." in low or low.endswith((".tgz", ".tbz", ".tbz2", ".txz"))
+        if low.endswith(COMPRESSED_SUFFIXES) and is_shard:
+            raise UserError(
+                f"{folder.shown}: {shown(name)} is compressed, and pieces of it cannot be read in place; unpack it "
+                "first (gunzip, unxz, unzstd), or name the files you want with a glob"
+            )
+        if low.endswith(UNFINISHED_SUFFIXES) and suffix in low:
+            raise UserError(
+                f"{folder.shown}: {shown(name)} is an unfinished download; finish it, or name the files you want with "
+                "a glob"
+            )
+    return names
+
+
+def _require_files(places: Sequence[Place], where: str) -> None:
+    """UserError unless these are files that exist, each named once."""
+    kinds = [place.kind() for place in places]
+    missing = [place.shown for place, kind in zip(places, kinds, strict=True) if kind is None]
     if missing:
         raise UserError(f"--input {missing[0]}: does not exist; {len(missing):,} of {len(places):,} files are missing")
-    folder = next((place.shown for place, kind_ in zip(places, kinds, strict=True) if kind_ == "folder"), None)
+    folder = next((place.shown for place, kind in zip(places, kinds, strict=True) if kind == "folder"), None)
     if folder is not None:
         raise UserError(
             f"--input {folder}: is a folder, one of {len(places):,} places named; name files, or one folder"
         )
     twice = next((name for name, count in Counter(place.shown for place in places).items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"--input {shown_as}: names {twice} twice, and its samples would be there twice")
-    return Shards(shown_as, None, tuple(places), tuple(f"{place.parent().name}/{place.name}" for place in places))
-
-
-@dataclass(frozen=True)
-class Chosen:
-    split: str
-    indices: list[int]
-    """Which of the shards."""
-    notes: list[str] = field(default_factory=list)
-    """Of shards that are left out though their names say the same split."""
+        raise UserError(f"--input {where}: names {twice} twice, so its samples would be there twice")
 
 
 def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
@@ -111,8 +149,8 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
     where = shards.shown
     named = [_read_name(name, is_below=shards.root is not None) for name in shards.names]
     groups: dict[str, list[int]] = {}
-    for index, read in enumerate(named):
-        groups.setdefault(read.group, []).append(index)
+    for index, name in enumerate(named):
+        groups.setdefault(name.group, []).append(index)
     by_group = {group: named[indices[0]] for group, indices in groups.items()}
     without = [group for group, name in by_group.items() if not splits_in(name.said)]
     if not without or (len(groups) > 1 and all(name.count is not None for name in by_group.values())):
@@ -120,10 +158,7 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
     elif len(without) == len(groups):
         available = {by_group[without[0]].said: without[0]} if len(groups) == 1 else {}
         if split.name not in available or not split.explicit:
-            above = [shards.root] if shards.root is not None else sorted({path.split("/")[0] for path in shards.names})
-            name = split_of_whole(split, where, above if len(above) == 1 else ())
-            _check_set(shards, named, range(len(named)))
-            return Chosen(name, list(range(len(named))), _gaps(shards, range(len(named))))
+            return _all_of(shards, named, split)
     else:
         odd = shards.names[groups[without[0]][0]]
         clear = next(index for group, indices in groups.items() if group not in without for index in indices)
@@ -131,19 +166,28 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
             f"{where}: the name of {shown(odd)} says no split, that of {shown(shards.names[clear])} does; name the "
             "files of one split with a glob"
         )
-    name = choose_split(sorted(available), split, where)
-    indices = groups[available[name]]
+    chosen = choose_split(sorted(available), split, where)
+    indices = groups[available[chosen]]
     _check_set(shards, named, indices)
-    alike = [other for other in sorted(available) if other != name and splits_in(other) == splits_in(name)]
+    alike = [other for other in sorted(available) if other != chosen and splits_in(other) == splits_in(chosen)]
     if not split.explicit:
-        _refuse_numbered_alike(shards, {other: groups[available[other]] for other in (name, *alike)}, name)
-    notes = [f"{few(alike)} of {where} not taken, only {shown(name)}"] if alike else []
-    return Chosen(name, indices, [*notes, *_gaps(shards, indices)])
+        _refuse_numbered_alike(shards, indices[0], [groups[available[other]][0] for other in alike])
+    notes = [f"{few(alike)} of {where} not taken, only {shown(chosen)}"] if alike else []
+    return Chosen(chosen, indices, [*notes, *_gaps(shards, indices)])
+
+
+def _all_of(shards: Shards, named: Sequence[_Name], split: SplitRequest) -> Chosen:
+    """All shards, whose names say no split; the folder around them may."""
+    above = [shards.root] if shards.root is not None else sorted({path.split("/")[0] for path in shards.names})
+    name = split_of_whole(split, shards.shown, above if len(above) == 1 else ())
+    indices = list(range(len(named)))
+    _check_set(shards, named, indices)
+    return Chosen(name, indices, _gaps(shards, indices))
 
 
 def refuse_splits_within(values: Iterable[str], kind: str, split: SplitRequest, where: str) -> None:
-    """`values`: of a column, or names of folders, which are a `kind`. UserError when they say several splits, unless
-    all of them are asked for."""
+    """UserError when values of a column, or names of folders (`kind` says which), mean several splits, unless all are
+    asked for."""
     by_split: dict[str, str] = {}
     for value in values:
         if is_split_name(value):
@@ -151,20 +195,22 @@ def refuse_splits_within(values: Iterable[str], kind: str, split: SplitRequest, 
     if len(by_split) > 1 and not split.is_whole:
         raise UserError(
             f"{where}: samples of several splits, by {kind} {few(sorted(by_split.values()))}: train.beton and "
-            "val.beton would both hold all of them; write each split into files of its own, or say --split all"
+            "val.beton would both have all of them; write each split into files of its own, or say --split all"
         )
 
 
 def names_in_keys(shards: Shards, indices: Sequence[int]) -> list[str]:
-    """What the chosen shards are called in the keys of samples: by the file's name alone where that is clear."""
+    """The names of the chosen shards in the keys of samples."""
     names = [PurePosixPath(shards.names[index]).name for index in indices]
     return names if len(set(names)) == len(names) else [shards.names[index] for index in indices]
 
 
 def _read_name(path: str, *, is_below: bool) -> _Name:
-    """`data/train-00000-of-00002-0123abcd.parquet`: number 0 of 2 of the group `train`. Where the file's own name says
-    no split, that of the nearest folder that does belongs to the group; one that is not below the given folder
-    (`is_below`) has to be named like a split and nothing else."""
+    """`data/train-00000-of-00002-0123abcd.parquet`: number 0 of 2 of the group `train`.
+
+    If the file's own name says no split, the group is the nearest folder whose name does; one that is not below the
+    given folder (not `is_below`) has to be named like a split and nothing else.
+    """
     file = PurePosixPath(path)
     stem = file.stem
     counted = COUNTED.fullmatch(stem)
@@ -184,13 +230,12 @@ def _read_name(path: str, *, is_below: bool) -> _Name:
 
 def _short_names(by_group: dict[str, _Name]) -> dict[str, str]:
     """Name of a split -> its group. `in1k-validation` is `validation` unless another one is, too."""
-    words = Counter(word for name in by_group.values() for word in {word.lower() for word in name.words})
+    words = Counter(word for name in by_group.values() for word in set(name.words))
     said = Counter(name.said for name in by_group.values())
     names: dict[str, str] = {}
     for group, name in by_group.items():
-        its = [word.lower() for word in name.words]
-        is_clear = len(its) == 1 and words[its[0]] == 1
-        names[its[0] if is_clear else name.said if said[name.said] == 1 else group.strip("/")] = group
+        is_clear = len(name.words) == 1 and words[name.words[0]] == 1
+        names[name.words[0] if is_clear else name.said if said[name.said] == 1 else group.strip("/")] = group
     return names
 
 
@@ -241,16 +286,15 @@ def _check_set(shards: Shards, named: Sequence[_Name], indices: Sequence[int]) -
         raise UserError(f"{where}: {shown(odd)} is beyond its own count; name the files you want with a glob")
 
 
-def _refuse_numbered_alike(shards: Shards, groups: dict[str, list[int]], name: str) -> None:
-    """UserError when files of two groups differ only in numbers: `train.tar` and `train_2.tar`, `train (1).tar`."""
-    first = shards.names[groups[name][0]]
-    letters = _letters(first)
-    for other, indices in groups.items():
-        if other != name and _letters(shards.names[indices[0]]) == letters:
-            raise UserError(
-                f"{shards.shown}: {shown(first)} and {shown(shards.names[indices[0]])} may be parts of one split, or "
-                "copies; name the files that are meant with a glob or a pattern with braces, or remove the others"
-            )
+def _refuse_numbered_alike(shards: Shards, index: int, others: Iterable[int]) -> None:
+    """UserError when names of two groups differ only in numbers: `train.tar` and `train_2.tar`, `train (1).tar`."""
+    name = shards.names[index]
+    other = next((shards.names[o] for o in others if _letters(shards.names[o]) == _letters(name)), None)
+    if other is not None:
+        raise UserError(
+            f"{shards.shown}: {shown(name)} and {shown(other)} may be parts of one split, or copies; name those "
+            "that are meant with a glob or a pattern with braces, or remove the others"
+        )
 
 
 def _letters(path: str) -> str:
@@ -273,25 +317,8 @@ def _gaps(shards: Shards, indices: Sequence[int]) -> list[str]:
         first, last = min(numbered), max(numbered)
         gap = next((number for number in range(first, last) if number not in numbered), None)
         if gap is not None and last - first < 2 * len(numbered) + 2:
-            return [f"files are numbered, and {gap} is missing behind {shown(numbered[gap - 1])}: is the set whole?"]
+            return [f"files are numbered, and {gap} is missing after {shown(numbered[gap - 1])}: is the set complete?"]
     return []
-
-
-def _refuse_unreadable(names: Sequence[str], suffix: str, where: str) -> None:
-    """UserError when the folder has shards that are compressed, or not yet downloaded."""
-    for name in names:
-        low = name.lower()
-        if low.endswith(COMPRESSED_SUFFIXES) and (
-            f"{suffix}." in low or low.endswith((".tgz", ".tbz", ".tbz2", ".txz"))
-        ):
-            raise UserError(
-                f"{where}: {shown(name)} is compressed, and pieces of it cannot be read in place; unpack it first "
-                f"(gunzip, unxz, unzstd), or name the files you want with a glob"
-            )
-        if low.endswith(UNFINISHED_SUFFIXES) and suffix in low:
-            raise UserError(
-                f"{where}: {shown(name)} is an unfinished download; finish it, or name the files you want with a glob"
-            )
 
 
 def _show_pattern(location: str) -> str:

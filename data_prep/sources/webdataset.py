@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
-from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedFile, list_each, record
+from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedFile, list_each
 from data_prep.sources.files.places import Reader
 from data_prep.sources.files.tar import Member, walk_tar
 from data_prep.sources.label_file import class_names_in
@@ -39,7 +39,7 @@ from data_prep.sources.labels import (
     text_label,
 )
 from data_prep.sources.listed import MAX_NAMED, SUFFIXES, ArchivedSource, describe_listing, skipped_notes
-from data_prep.sources.shards import choose_shards, find_shards, names_in_keys, refuse_splits_within
+from data_prep.sources.shards import ShardsOfSplit, refuse_splits_within, shards_of_split
 from data_prep.sources.splits import SplitRequest
 
 IMAGE_EXTENSIONS = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
@@ -76,32 +76,26 @@ class WebDataset(ArchivedSource):
 
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
-        shards = find_shards(location, ".tar", "tars")
-        chosen = choose_shards(shards, split)
+        shards = shards_of_split(location, ".tar", "tars", split)
         class_names = class_names_in(options.labels)
-        files = [record(shards.places[index]) for index in chosen.indices]
-        names = names_in_keys(shards, chosen.indices)
         image_extension = None if options.image_column is None else _extension(options.image_column)
-        listed = list(list_each(lambda file: list_shard(file, image_extension, options.label_column), files))
-        _require_samples(listed, names, shards.shown)
+        listed = list(list_each(lambda file: list_shard(file, image_extension, options.label_column), shards.files))
+        _require_samples(listed, shards.names, shards.location)
         keys = {sample.key.rpartition("/")[0] for shard in listed for sample in shard.samples}
         folders = {folder for parent in keys for folder in parent.split("/")}
-        refuse_splits_within(sorted(folders), "the folders", split, shards.shown)
+        refuse_splits_within(sorted(folders), "the folders", split, shards.location)
         said = sorted({value for shard in listed for value in shard.splits})
-        refuse_splits_within(said, "the key split in .json", split, shards.shown)
-        return cls(shards.shown, chosen.split, files, names, listed, class_names, options.class_order, chosen.notes)
+        refuse_splits_within(said, "the key split in .json", split, shards.location)
+        return cls(shards, listed, class_names, options.class_order)
 
     def __init__(
         self,
-        location: str,
-        split: str,
-        shards: Sequence[RecordedFile],
-        shard_names: Sequence[str],
+        shards: ShardsOfSplit,
         listed: Sequence[ListedShard],
         class_names: tuple[str, ...] | None,
         class_order: str | None,
-        notes: Sequence[str],
     ) -> None:
+        location, split, files, shard_names, notes = shards
         samples = [sample for shard in listed for sample in shard.samples]
         found: dict[Label, str] = {}
         for shard, shard_name in zip(listed, shard_names, strict=True):
@@ -112,9 +106,9 @@ class WebDataset(ArchivedSource):
         self.class_names, label_of = number_classes(found, class_names, class_order, location)
         self.labels = np.array([label_of[sample.label] for sample in samples], dtype=np.int64)
         self.sizes: NDArray[np.int64] = np.array([sample.num_bytes for sample in samples], dtype=np.int64)
-        numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard) for shard in listed])
+        numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(shard) for shard in listed])
         offsets = np.array([sample.offset for sample in samples], dtype=np.int64)
-        self._ranges = FileRanges(shards, numbers, offsets, self.sizes)
+        self._ranges = FileRanges(files, numbers, offsets, self.sizes)
         self._names = PackedStrings(names)
         self._shard_names = tuple(shard_names)
         self.description = describe_listing(
@@ -125,7 +119,7 @@ class WebDataset(ArchivedSource):
             names,
             self.sizes,
             self.labels,
-            [value for shard in shards for value in shard.status],
+            [value for file in files for value in file.status],
             sum(shard.num_left_out for shard in listed),
             [f"{shard}/{name}" for shard, its in zip(shard_names, listed, strict=True) for name in its.left_out],
         )

@@ -116,8 +116,8 @@ def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["train-0.tar", "train-2.tar", "train-3.tar"], ["1 is missing behind train-0.tar"]),
-        (["train/0001.tar", "train/0003.tar"], ["2 is missing behind train/0001.tar"]),
+        (["train-0.tar", "train-2.tar", "train-3.tar"], ["1 is missing after train-0.tar"]),
+        (["train/0001.tar", "train/0003.tar"], ["2 is missing after train/0001.tar"]),
         (["train-1.tar", "train-2.tar", "train-10.tar", "train-20260101.tar"], []),
         (["train-1.tar", "train-2.tar", "train-x-7.tar"], None),
         (["train-00000-of-00002.tar", "train-00001-of-00002.tar"], []),
@@ -126,7 +126,7 @@ def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
 def test_a_number_that_is_missing_between_others_is_told(names: list[str], told: list[str] | None) -> None:
     notes = choose_shards(Shards("here", "data", (), tuple(names)), named("train")).notes
     gaps = [note for note in notes if note.startswith("files are numbered")]
-    assert gaps == [f"files are numbered, and {gap}: is the set whole?" for gap in told or []]
+    assert gaps == [f"files are numbered, and {gap}: is the set complete?" for gap in told or []]
     one_by_one = choose_shards(Shards("here", None, (), tuple(names)), named("train"))
     assert one_by_one.notes == notes[: len(notes) - len(gaps)]
 
@@ -185,7 +185,7 @@ def test_places_are_files_each_named_once(tmp_path: Path) -> None:
 
 def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "0.tar")
-    with pytest.raises(UserError, match=r"0\.tar is no file, nor a link to one"):
+    with pytest.raises(UserError, match=r"0\.tar is not a file, nor a link to one"):
         open_source("webdataset", str(tmp_path))
     for source in ("webdataset", "hf-parquet", "cifar10"):
         with pytest.raises(UserError, match=r"0\.tar: does not exist"):
