@@ -88,7 +88,7 @@ def read_label_file(
     head = list(islice(rows, NUM_HEAD_ROWS))
     if not head:
         raise UserError(f"{place.shown}: is empty; expected lines of <file>,<class>")
-    found = _find_columns(head, file_column, label_column, _known_cells(head, files), place.shown)
+    found = _Head(head, _known_cells(head, files), place.shown).find(file_column, label_column)
     classes: dict[str, str] = {}
     splits: dict[str, str] = {}
     first_lines: dict[str, int] = {}
@@ -172,146 +172,130 @@ def class_names_in(labels: str | None) -> tuple[str, ...] | None:
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
+class _Head:
+    """The first rows of a table, by which its columns are recognised.
+
+    `known`: of its cells those that name images, with a weight, see `_known_cells`.
+    """
+
+    def __init__(self, head: Sequence[Row], known: Mapping[str, int], where: str) -> None:
+        self.where = where
+        self.known = known
+        self.titles = _titles(head, known)
+        """Empty: the table has none."""
+        self.rows = head[1:] if self.titles else head
+        width = len(head[0].cells)
+        if not self.rows:
+            raise UserError(f"{where}: has titles but no lines of <file>,<class>")
+        if width < 2:
+            raise UserError(f"{where}: line {head[0].line} should be <file>,<class>: it has one column")
+        self.columns = [[_cell(row.cells, number) for row in self.rows] for number in range(width)]
+        self.names = self.titles or [f"number {number + 1}" for number in range(width)]
+        self.low = [title.lower() for title in self.titles] or [""] * width
+
+    def find(self, file_column: str | None, label_column: str | None) -> _Found:
+        file = self._asked(file_column, "--file-column")
+        label = self._asked(label_column, "--label-column")
+        if file is None:
+            file = self._file_column(label)
+        split = self._split_column({file, label})
+        if label is None:
+            label = self._label_column([n for n in range(len(self.columns)) if n not in (file, split)])
+        if file == label:
+            raise UserError(f"{self.where}: the column {shown(self.names[file])} cannot have both files and classes")
+        if not self.titles and len(self.columns) == 2 and not _is_table_of_two(self.rows, label):
+            raise UserError(
+                f"{self.where}: its lines have several values after the file; put commas or tabs between columns"
+            )
+        ignored = [title for number, title in enumerate(self.titles) if number not in (file, label, split)]
+        columns = f"files are in the column {shown(self.names[file])}, classes in {shown(self.names[label])}"
+        return _Found(file, label, split, bool(self.titles), [columns, f"not used: {few(ignored)}"] if ignored else [])
+
+    def _asked(self, title: str | None, option: str) -> int | None:
+        """The column that the user named, by title or by number from 1."""
+        if title is None:
+            return None
+        exact = [number for number, other in enumerate(self.titles) if other == title]
+        found = exact or [number for number, other in enumerate(self.low) if self.titles and other == title.lower()]
+        if len(found) > 1:
+            raise UserError(
+                f"{self.where}: {len(found)} columns are called {shown(title)}; {option} 2 means the second column"
+            )
+        if found:
+            return found[0]
+        if title.isascii() and title.isdigit() and len(title) < 6 and 1 <= int(title) <= len(self.columns):
+            return int(title) - 1
+        listed = ", ".join(map(shown, self.titles))
+        there = f"the columns {listed}" if self.titles else f"{len(self.columns)} columns without titles"
+        raise UserError(f"{self.where}: {option} {shown(title)}: there is no such column; it has {there}")
+
+    def _file_column(self, taken: int | None) -> int:
+        """The column with the most names of images; else the one titled so; else the first. UserError when it could be
+        two titled ones."""
+        free = [number for number in range(len(self.columns)) if number != taken]
+        hits = {number: sum(self.known.get(_file_name(cell), 0) for cell in self.columns[number]) for number in free}
+        titled = [number for number in free if self.low[number] in FILE_TITLES]
+        best = max(free, key=lambda number: (hits[number], number in titled, -number))
+        equal = [n for n in free if hits[n] == hits[best] > 0 and (n in titled) == (best in titled)]
+        if self.titles and len(self.columns) > 2 and any(self.columns[n] != self.columns[best] for n in equal):
+            names = few([self.names[number] for number in equal])
+            raise UserError(f"{self.where}: the columns {names} all name images; say which is meant with --file-column")
+        return best
+
+    def _split_column(self, taken: set[int | None]) -> int | None:
+        """The column with the split. UserError when there are two, or when one is titled so and not understood."""
+        found = []
+        for number, title in enumerate(self.low if self.titles else []):
+            if number in taken:
+                continue
+            values = sorted(set(self.columns[number]) - {""})
+            understood = bool(values) and all(len(splits_in(value)) == 1 for value in values)
+            if understood and (title in SPLIT_TITLES or splits_in(title) or LABEL_TITLE.fullmatch(title) is None):
+                found.append(number)
+            elif title == "split" or (splits_in(title) and len(values) <= 2):
+                raise UserError(
+                    f"{self.where}: the column {shown(self.names[number])} seems to name the split, by {few(values)}; "
+                    "write train, val or test into it, or remove it"
+                )
+        if len(found) > 1:
+            raise UserError(f"{self.where}: {few([self.names[n] for n in found])} both name the split; remove one")
+        return found[0] if found else None
+
+    def _label_column(self, free: Sequence[int]) -> int:
+        """The only column left, or the only one titled so. UserError when there is none, or it is ambiguous."""
+        candidates = [number for number in free if not self._has_row_numbers(number)]
+        titled = [number for number in candidates if LABEL_TITLE.fullmatch(self.low[number])]
+        for only in (candidates, titled):
+            if len(only) == 1:
+                return only[0]
+        if candidates and not titled and all({cell.lower() for cell in self.columns[n]} <= FLAGS for n in candidates):
+            raise UserError(
+                f"{self.where}: the columns {few([self.names[number] for number in candidates])} hold 0 and 1, or "
+                f"words for them, one for each class: {NOT_SUPPORTED}; write the name of the one class into one column, "
+                "or, if one of these holds the classes, say so with --label-column"
+            )
+        hint = "say which holds the classes with --label-column" if candidates else "none of them holds classes"
+        raise UserError(f"{self.where}: has the columns {', '.join(map(shown, self.names))}; {hint}")
+
+    def _has_row_numbers(self, number: int) -> bool:
+        """Whether it is the untitled column in which tables count their rows."""
+        cells = self.columns[number]
+        counts = ([str(row + start) for row in range(len(cells))] for start in (0, 1))
+        return bool(self.titles) and self.low[number] in ("", "unnamed: 0", "index") and cells in counts
+
+
 def _cell(cells: Sequence[str], column: int | None) -> str:
     return cells[column] if column is not None and column < len(cells) else ""
 
 
-def _find_columns(
-    head: Sequence[Row], file_column: str | None, label_column: str | None, known: Mapping[str, int], where: str
-) -> _Found:
-    titles = _titles(head, known)
-    rows = head[1:] if titles else head
-    if not rows:
-        raise UserError(f"{where}: has titles but no lines of <file>,<class>")
-    width = len(head[0].cells)
-    if width < 2:
-        raise UserError(f"{where}: line {head[0].line} should be <file>,<class>: it has one column")
-    columns = [[_cell(row.cells, number) for row in rows] for number in range(width)]
-    names = titles or [f"number {number + 1}" for number in range(width)]
-    file = _asked(file_column, titles, width, "--file-column", where)
-    label = _asked(label_column, titles, width, "--label-column", where)
-    if file is None:
-        file = _file_column(columns, titles, known, label, where)
-    split = _split_column(columns, titles, {file, label}, where)
-    if label is None:
-        unused = set(range(width)) - {file, split}
-        label = _label_column(
-            columns, titles, names, sorted(n for n in unused if not _is_row_number(columns, titles, n)), where
-        )
-    if file == label:
-        raise UserError(f"{where}: the column {shown(names[file])} cannot have both files and classes")
-    if not titles and width == 2 and not _is_table_of_two(rows, label):
-        raise UserError(f"{where}: its lines have several values after the file; put commas or tabs between columns")
-    notes = []
-    ignored = [names[number] for number in range(width) if number not in (file, label, split)]
-    if titles and ignored:
-        notes = [
-            f"files are in the column {shown(names[file])}, classes in {shown(names[label])}",
-            f"not used: {few(ignored)}",
-        ]
-    return _Found(file, label, split, titles is not None, notes)
-
-
-def _label_column(
-    columns: Sequence[Sequence[str]],
-    titles: Sequence[str] | None,
-    names: Sequence[str],
-    candidates: Sequence[int],
-    where: str,
-) -> int:
-    """The only candidate, or the only one titled so. UserError when there is none, or it is ambiguous."""
-    if len(candidates) == 1:
-        return candidates[0]
-    titled = [number for number in candidates if titles and LABEL_TITLE.fullmatch(titles[number].lower())]
-    if len(titled) == 1:
-        return titled[0]
-    if candidates and not titled and all({cell.lower() for cell in columns[n]} <= FLAGS for n in candidates):
-        raise UserError(
-            f"{where}: the columns {few([names[number] for number in candidates])} hold 0 and 1, or words for them, "
-            f"one for each class: {NOT_SUPPORTED}; write the name of the one class into one column, or, if one of "
-            "these holds the classes, say so with --label-column"
-        )
-    hint = "say which holds the classes with --label-column" if candidates else "none of them holds classes"
-    raise UserError(f"{where}: has the columns {', '.join(map(shown, names))}; {hint}")
-
-
-def _titles(head: Sequence[Row], known: Mapping[str, int]) -> list[str] | None:
+def _titles(head: Sequence[Row], known: Mapping[str, int]) -> list[str]:
     """The first row, if it has titles: it names no image, and either later rows do or it looks like titles."""
     first = head[0].cells
     if any(_file_name(cell) in known for cell in first):
-        return None
+        return []
     later = any(_file_name(cell) in known for row in head[1:] for cell in row.cells)
     looks = any(cell.lower() in FILE_TITLES or LABEL_TITLE.fullmatch(cell.lower()) for cell in first)
-    return first if looks or (later and not re.search(r"\.\w{2,4}$", first[0])) else None
-
-
-def _asked(title: str | None, titles: Sequence[str] | None, width: int, option: str, where: str) -> int | None:
-    if title is None:
-        return None
-    for same in (lambda other: other == title, lambda other: other.lower() == title.lower()):
-        found = [number for number, other in enumerate(titles or ()) if same(other)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(
-                f"{where}: {len(found)} columns are called {shown(title)}; {option} 2 means the second column"
-            )
-    if title.isascii() and title.isdigit() and len(title) < 6 and 1 <= int(title) <= width:
-        return int(title) - 1
-    there = f"the columns {', '.join(map(shown, titles))}" if titles else f"{width} columns without titles"
-    raise UserError(f"{where}: {option} {shown(title)}: there is no such column; it has {there}")
-
-
-def _file_column(
-    columns: Sequence[Sequence[str]],
-    titles: Sequence[str] | None,
-    known: Mapping[str, int],
-    taken: int | None,
-    where: str,
-) -> int:
-    """The column with the most names of images; else the one titled so; else the first. UserError when it could be two
-    titled ones."""
-    free = [number for number in range(len(columns)) if number != taken]
-    hits = {number: sum(known.get(_file_name(cell), 0) for cell in columns[number]) for number in free}
-    titled = [number for number in free if titles and titles[number].lower() in FILE_TITLES]
-    best = max(free, key=lambda number: (hits[number], number in titled, -number))
-    equal = [n for n in free if hits[n] == hits[best] > 0 and (n in titled) == (best in titled)]
-    if titles and len(columns) > 2 and any(columns[n] != columns[best] for n in equal):
-        names = few([titles[number] for number in equal])
-        raise UserError(f"{where}: the columns {names} all name images; say which is meant with --file-column")
-    return best
-
-
-def _split_column(
-    columns: Sequence[Sequence[str]], titles: Sequence[str] | None, taken: set[int | None], where: str
-) -> int | None:
-    """The column with the split. UserError when there are two, or when one is titled so and not understood."""
-    found = []
-    for number, cells in enumerate(columns):
-        if number in taken or not titles:
-            continue
-        values = sorted(set(cells) - {""})
-        understood = bool(values) and all(len(splits_in(value)) == 1 for value in values)
-        title = titles[number].lower()
-        is_titled = title in SPLIT_TITLES
-        if understood and (is_titled or splits_in(title) or LABEL_TITLE.fullmatch(title) is None):
-            found.append(number)
-        elif title == "split" or (splits_in(title) and len(values) <= 2):
-            raise UserError(
-                f"{where}: the column {shown(titles[number])} seems to name the split, by {few(values)}; write train, "
-                "val or test into it, or remove it"
-            )
-    if len(found) > 1:
-        raise UserError(f"{where}: {few([str((titles or ())[n]) for n in found])} both name the split; remove one")
-    return found[0] if found else None
-
-
-def _is_row_number(columns: Sequence[Sequence[str]], titles: Sequence[str] | None, number: int) -> bool:
-    """Whether it is the untitled column in which tables count their rows."""
-    if not titles or titles[number].lower() not in ("", "unnamed: 0", "index"):
-        return False
-    cells = columns[number]
-    return cells in ([str(n) for n in range(len(cells))], [str(n) for n in range(1, len(cells) + 1)])
+    return first if looks or (later and not re.search(r"\.\w{2,4}$", first[0])) else []
 
 
 def _is_table_of_two(rows: Sequence[Row], label: int) -> bool:

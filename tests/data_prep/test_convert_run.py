@@ -408,7 +408,7 @@ def test_links_to_nothing_and_pipes_are_reported_and_hold_nobody_up(
     with pytest.raises(UserError, match="2 of 9 images cannot be stored"):
         convert_here("image-folder", str(image_tree), output)
     listed = [line.split("\t")[1:] for line in output.with_suffix(".bad-samples.tsv").read_text().splitlines()[1:]]
-    reason = "cannot be read: is no file, nor a link to one"
+    reason = "cannot be read: is not a file, nor a link to one"
     assert listed == [["cat/lost.JPEG", reason], ["dog/pipe.JPEG", reason]]
 
 

@@ -235,7 +235,7 @@ def test_links_are_followed_and_never_for_ever(tree: Tree) -> None:
     keys = ["cat/1.jpg", "cat/gone.jpg", "cat/more/2.jpg", "cat/self.jpg", "dog/1.jpg"]
     assert [source.key(i) for i in range(len(source))] == keys
     for index in (1, 3):
-        with pytest.raises(OSError, match="is no file, nor a link to one"):
+        with pytest.raises(OSError, match="is not a file, nor a link to one"):
             source[index]
     (root / "dog/up").symlink_to("..")
     with pytest.raises(UserError, match=r"dog/up: is a link to a folder that it is in, .*data; remove the link"):

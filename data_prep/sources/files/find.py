@@ -1,4 +1,4 @@
-"""The places that a path, a URL, a glob or a pattern with braces means."""
+"""Finds the places that a path, a URL, a glob or a pattern with braces means."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def place_of(location: str) -> Place:
 def find_places(location: str) -> list[Place]:
     """The files that a name, a glob or a pattern with braces means, in order; a folder stands for itself.
 
-    `{000..127}` counts with leading zeros, `{a,b}` lists; files named by braces need not exist.
+    `{000..127}` counts with leading zeros, `{a,b}` lists; files named by braces may be missing.
     """
     found: list[Place] = []
     for expanded in expand_braces(location):
@@ -45,7 +45,7 @@ def find_places(location: str) -> list[Place]:
             from data_prep.sources.files.remote import remote_glob
 
             found += remote_glob(expanded)
-        elif Path(expanded).expanduser().exists():  # a name that only looks like a pattern
+        elif Path(expanded).expanduser().exists():  # a name that looks like a pattern
             found.append(place_of(expanded))
         else:
             pattern = str(Path(expanded.removeprefix("file://")).expanduser())
@@ -54,8 +54,8 @@ def find_places(location: str) -> list[Place]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """As a shell does, for numbers and lists: `a-{00..02}` -> `a-00`, `a-01`, `a-02`. ValueError beyond MAX_EXPANDED,
-    before any is made."""
+    """Expands numbers and lists as a shell does: `a-{00..02}` -> `a-00`, `a-01`, `a-02`. ValueError beyond
+    MAX_EXPANDED."""
     pieces: list[list[str]] = []
     count, at = 1, 0
     for match in BRACES.finditer(pattern):
@@ -72,7 +72,7 @@ def expand_braces(pattern: str) -> list[str]:
 def _choices(braces: re.Match[str]) -> list[str]:
     span = NUMBER_RANGE.fullmatch(braces[1])
     if span is None:
-        return braces[1].split(",") if "," in braces[1] else [braces[0]]  # a single word is not ours to expand
+        return braces[1].split(",") if "," in braces[1] else [braces[0]]  # a single word is not expanded
     first, last = int(span[1]), int(span[2])
     if last - first >= MAX_EXPANDED:
         raise ValueError(f"{braces[0]} counts to more than {MAX_EXPANDED:,}")

@@ -1,4 +1,4 @@
-"""Long lists of names that pickle fast: 1.28 million paths as two arrays, which Ray hands to workers without a copy."""
+"""Long listings: names that pickle fast, byte ranges of large files, and listing or fetching many files at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from data_prep.sources.files.places import (
 
 
 class PackedStrings(Sequence[str]):
-    """An immutable list of file names (any bytes the file system allows)."""
+    """An immutable list of file names (any bytes the file system allows) that pickles fast: Ray passes its two arrays
+    to workers without a copy."""
 
     def __init__(self, names: Sequence[str]) -> None:
         packed = os.fsencode("".join(names))
@@ -51,28 +52,22 @@ class PackedStrings(Sequence[str]):
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
 
 
-# Listings that wait for a disk or a network, many at a time; those that do not wait, one after the other.
-
-
 Item = TypeVar("Item")
 Listing = TypeVar("Listing", bound=Sized)
 
 NUM_THREADS = 32
 FAST_S = 50e-6
-"""Per entry. From memory or a local disk one takes 3 to 15 us, much of it Python: threads get into each other's way
-(measured with 1.28 million files, by Python alone: 32 threads took 2.6 times as long as one)."""
+"""Per entry. From memory or a local disk an entry takes 3 to 15 us, much of it Python, so threads slow each other down:
+with 1.28 million files and without the C, 32 threads took 2.6 times as long as one."""
 
 
 def list_each(list_one: Callable[[Item], Listing], items: Sequence[Item]) -> Iterator[Listing]:
-    """`list_one` of each item, in order. How the first one goes decides whether the others get threads."""
+    """`list_one` of each item, in order: in threads if the first one was slow, so waits for a disk or a network."""
     started_s = time.monotonic()
     first = list_one(items[0])
     is_fast = time.monotonic() - started_s < FAST_S * (1 + len(first))
     with ThreadPoolExecutor(1 if is_fast else NUM_THREADS) as pool:
         yield from chain([first], pool.map(list_one, items[1:]))
-
-
-# Samples that are pieces of a few large files: archives read in place.
 
 
 MAX_OPEN = 4
@@ -81,7 +76,7 @@ MAX_OPEN = 4
 class RecordedFile(NamedTuple):
     place: Place
     status: FileStatus
-    """When it was listed: a file that is not like this any more is not read."""
+    """When it was listed; a file that has changed since is not read."""
 
 
 def record(place: Place) -> RecordedFile:
@@ -89,7 +84,8 @@ def record(place: Place) -> RecordedFile:
 
 
 class FileRanges:
-    """Recorded once, pickled as arrays; files are opened where they are read, at most MAX_OPEN at a time."""
+    """Samples that are byte ranges of a few large files. Pickled as arrays; files are opened when they are read, at
+    most MAX_OPEN at a time."""
 
     def __init__(
         self,
@@ -152,14 +148,14 @@ class FileRanges:
         return {**self.__dict__, "_readers": {}}
 
 
-# Small files of a remote store, fetched some ahead: each takes a round trip, and in order many can be under way.
-
-
 NUM_AHEAD = 16
 
 
 class FetchAhead:
-    """`fetch` must be safe to call from threads. At most NUM_AHEAD files more than asked for are fetched."""
+    """Small files of a remote store, fetched ahead while they are read in order: each takes a round trip.
+
+    `fetch` must be safe to call from threads. At most NUM_AHEAD files more than asked for are fetched.
+    """
 
     def __init__(self, fetch: Callable[[int], bytes], count: int) -> None:
         self._fetch = fetch
@@ -170,7 +166,7 @@ class FetchAhead:
 
     def __getitem__(self, index: int) -> bytes:
         """Raises what `fetch` of this index raised."""
-        if index != self._last + 1:  # not in order: what is under way is of no use
+        if index != self._last + 1:  # not in order: what was fetched ahead is useless
             for useless in self._under_way.values():
                 useless.cancel()
             self._under_way = {}

@@ -1,4 +1,4 @@
-"""Files of this machine, by plain system calls."""
+"""Files of this machine, by plain system calls, and many at a time by this package's own C (`native/read_files.c`)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ from data_prep.sources.files.places import (
     check_sample_size,
     empty_ends,
 )
+
+_UNKNOWN = -2
+"""In C, beside `NO_FILE`: the status is for Python to find out."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,14 @@ class LocalPlace:
 
 
 class _Descriptor:
-    """A file descriptor and `pread`: no seek, no buffer, no lock."""
+    """A file read by `pread`: no seek, no buffer, no lock."""
 
     def __init__(self, path: str, expected: FileStatus | None) -> None:
         self._path = path
         if expected is not None and expected.stamp == NO_FILE:
-            raise OSError("is no file, nor a link to one")
+            raise OSError("is not a file, nor a link to one")
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold us up
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block
         except FileNotFoundError:
             if expected is None:
                 raise
@@ -137,7 +140,7 @@ class _Folder(NamedTuple):
     path: str
     prefix: str
     real_above: tuple[str, ...]
-    """Where each link on the way here lies, without links."""
+    """The real folder of each link on the way here."""
 
 
 def _local_files(top: str, prefix: str, deep: bool, hidden: list[str]) -> Iterator[ListedFile]:
@@ -150,7 +153,7 @@ def _local_files(top: str, prefix: str, deep: bool, hidden: list[str]) -> Iterat
                 name = entry.name
                 if name.startswith("."):
                     hidden.append(f"{folder.prefix}{name}")
-                elif not _is_folder(entry):  # known from the listing itself, but for links
+                elif not _is_folder(entry):  # known from the listing, except for links
                     names.append(name)
                 elif deep:
                     above = folder.real_above
@@ -165,14 +168,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself, listed as what it is: no file
+        if error.errno == errno.ELOOP:  # a link to itself: listed, and not a file
             return False
         raise
 
 
 def _require_no_loop(link: str, folder: _Folder) -> str:
-    """The real path of the link's folder. UserError when the link leads to a folder that it is in: a listing of that
-    has no end."""
+    """The real path of the link's folder. UserError when the link leads to a folder that it is in, whose listing would
+    never end."""
     here, target = os.path.realpath(folder.path), os.path.realpath(link)
     for inside in (here, *folder.real_above):
         if f"{inside}/".startswith(f"{target.rstrip('/')}/"):
@@ -180,11 +183,7 @@ def _require_no_loop(link: str, folder: _Folder) -> str:
     return here
 
 
-# Files below a folder, many at a time by this package's own C (`native/read_files.c`): their status, their bytes.
-
-
-_UNKNOWN = -2
-"""In C, beside `NO_FILE`."""
+# --- many files at a time, in C ---------------------------------------------------------------------------------------
 
 
 class _Listing(ctypes.Structure):
@@ -195,7 +194,8 @@ class _Listing(ctypes.Structure):
 
 
 def stat_files(folder: str, names: Sequence[str]) -> list[FileStatus]:
-    """Through links; of what is no file, or not there: 0 bytes and `NO_FILE`. OSError when that cannot be told."""
+    """Follows links. What is not a file, or does not exist, has 0 bytes and the stamp `NO_FILE`. OSError when the
+    status cannot be read."""
     library = native_library()
     if library is None:
         return [_status(folder, name) for name in names]
@@ -212,25 +212,24 @@ def stat_files(folder: str, names: Sequence[str]) -> list[FileStatus]:
 def _status(folder: str, name: str) -> FileStatus:
     try:
         status = Path(folder, name).stat()
-    except FileNotFoundError:  # a link to nothing, or just gone
-        return FileStatus(0, NO_FILE)
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # a dangling link, a link to itself, or just deleted
             return FileStatus(0, NO_FILE)
         raise
-    if not stat.S_ISREG(status.st_mode):
-        return FileStatus(0, NO_FILE)
-    return FileStatus(status.st_size, status.st_mtime_ns)
+    return FileStatus(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else FileStatus(0, NO_FILE)
 
 
 class LocalListing:
-    """What it does not read (changed, gone, no file, larger than a sample may be), and where the C was not built all of
-    it, is for Python to read, one by one, and to tell what is wrong."""
+    """Reads files below a folder as they were listed.
+
+    What it leaves out (changed, deleted, not a file, larger than a sample may be; everything if the C was not built) is
+    for Python to read one by one, and to report what is wrong.
+    """
 
     def __init__(self, root: str, names: PackedStrings, sizes: NDArray[np.int64], stamps: NDArray[np.int64]) -> None:
         self._library = native_library()
         packed, ends = names.packed
-        self._arrays = tuple(map(np.ascontiguousarray, (packed, ends, sizes, stamps)))  # kept: C has their addresses
+        self._arrays = tuple(map(np.ascontiguousarray, (packed, ends, sizes, stamps)))  # kept: C uses their addresses
         self._sizes = sizes
         self._listing = _Listing(os.fsencode(root), *(array.ctypes.data for array in self._arrays))
 
@@ -252,7 +251,7 @@ class LocalListing:
         return ends
 
     def read_into(self, indices: Sequence[int], into: memoryview) -> bool:
-        """Whole files one behind the other, as many bytes as go into `into`. Whether they were all read."""
+        """Writes whole files back to back, which fill `into` exactly. False if not all could be read."""
         if self._library is None or not len(into):
             return False
         numbers = (ctypes.c_int64 * len(indices))(*indices)

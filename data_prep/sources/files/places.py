@@ -1,7 +1,7 @@
-"""The one seam between sources and storage: a `Place` is a file or folder, local or behind a URL that fsspec opens.
+"""The interface between sources and storage: a `Place` is a file or folder, local or behind a URL that fsspec opens.
 
-`local.py` and `remote.py` have the two kinds, `find.py` tells which one a location means. Nothing that a
-place shows to people or writes into manifests holds credentials.
+`local.py` and `remote.py` implement it, `find.py` picks the one that a location means. Nothing that a place shows to
+people or writes into manifests contains credentials.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from data_prep.errors import Fault, UserError
 from data_prep.redaction import MASK, redacted
 
 MAX_SAMPLE_BYTES = 256 << 20
-"""Largest file that is read as one sample: a worker's memory stays bounded, whatever a listing or a header says."""
+"""Largest file that is read as one sample, so that a worker's memory is bounded whatever a listing or header says."""
 IS_URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 NO_FILE = -1
-"""Stamp of a pipe, a device, a link to nothing: listed, so that it is reported, and never opened."""
+"""Stamp of a pipe, a device, a dangling link: listed, so that it is reported, and never opened."""
 
 
 class FileStatus(NamedTuple):
     num_bytes: int
     """-1: the storage does not say."""
     stamp: int
-    """Changes when the file is replaced: its time of change in ns, or a hash of the store's tag. 0: unknown."""
+    """Changes when the file is replaced: modification time in ns, or a hash of the store's tag. 0: unknown."""
 
 
 class ListedFile(NamedTuple):
@@ -47,7 +47,7 @@ class Reader(Protocol):
         ...
 
     def read_into(self, start: int, into: memoryview) -> None:
-        """As `read_at`, as many bytes as go into `into`."""
+        """As `read_at`, as many bytes as fit into `into`."""
         ...
 
     def close(self) -> None: ...
@@ -69,22 +69,22 @@ class Place(Protocol):
     def parent(self) -> Place: ...
 
     def kind(self) -> Literal["file", "folder"] | None:
-        """None: there is nothing."""
+        """None: it does not exist, or is neither."""
         ...
 
     def subfolders(self, hidden: list[str] | None = None) -> list[str]:
-        """Names, sorted as text; those of hidden ones are added to `hidden`."""
+        """Names, sorted as text; hidden ones go into `hidden` instead."""
         ...
 
     def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
-        """Files below this folder, in no order. `prefix` is put before each name. Hidden files and folders are passed
-        over, and their names added to `hidden`. UserError where links lead back to a folder that they are in."""
+        """Files below this folder, unordered, each name after `prefix`. The names of hidden files and folders go into
+        `hidden` instead. UserError where links lead back to a folder that they are in."""
         ...
 
     def status(self) -> FileStatus: ...
 
     def read(self, expected: FileStatus | None = None) -> bytes:
-        """The whole file. Fault when it is not as expected: somebody changed it. ValueError beyond MAX_SAMPLE_BYTES."""
+        """The whole file. Fault when it is not as expected, so it was changed. ValueError beyond MAX_SAMPLE_BYTES."""
         ...
 
     def reader(self, expected: FileStatus) -> Reader:
@@ -97,21 +97,18 @@ class Place(Protocol):
 
 
 def without_credentials(text: str) -> str:
-    """A URL, or a message that holds some, without secrets and without queries: those of signed URLs differ from day to
-    day, and what they name does not.
-    """
+    """A URL, or a message that contains some, without secrets and without queries, which change from day to day in
+    signed URLs although they name the same."""
     text = redacted(text).replace(f"://{MASK}@", "://")
     return re.sub(r"(://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1", text)
 
 
 def changed(shown: str) -> Fault:
-    return Fault(
-        f"{shown}: changed while it was being read; run the same command again when nothing writes there any more"
-    )
+    return Fault(f"{shown}: changed while it was being read; run the same command again when nothing writes to it")
 
 
 def read_small(place: Place, max_bytes: int, what: str) -> bytes:
-    """A whole file, of which `what` says what it should be. UserError when it is none (a pipe would hold us up), or has
+    """A whole file; `what` says what it should be. UserError when it is not a file (reading a pipe would block), or has
     more than `max_bytes`, also if it never ends."""
     kind = place.kind()
     if kind != "file":

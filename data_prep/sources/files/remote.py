@@ -1,11 +1,13 @@
 """Places behind a URL, through fsspec: `s3://`, `gs://`, `hf://`, `http://`, `memory://`, ... whatever is installed.
 
-Every failure becomes an OSError without credentials in its message; passing ones are tried again.
+Every failure becomes an OSError without credentials in its message; transient ones are retried. HTTP is bounded: a
+server that sends more than was asked for, something else, or nothing for a while, ends a request with one line.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -33,31 +35,32 @@ ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
 PROBE_BYTES = 4096
 SMALL_BYTES = 8 << 20
-"""Over HTTP a file that is not larger, or does not say how large it is, is fetched whole."""
+"""Over HTTP a file up to this size, or of unknown size, is fetched whole."""
 BUFFER_BYTES = 1 << 20
 FILE_SUFFIXES = (".tar", ".parquet", ".gz", ".tgz", ".zip", ".csv", ".tsv", ".txt", ".json")
-"""Of names that are no folder's."""
+"""Of names that are not folders."""
 READ_AHEAD_BYTES = 8 << 20
-"""One request's worth when a large file is read in order: 8 MiB take as long as the latency of an object store."""
+"""Size of a request when a large file is read in order: 8 MiB take as long as the latency of an object store."""
 MAX_GAP_BYTES = 64 << 10
-"""Between two pieces that count as read in order: a tar's header, padding and label files lie there."""
+"""Between two reads that count as in order: a tar has headers, padding and label files there."""
 TAGS = (
-    "etag",
-    "ETag",
-    "md5Hash",
-    "md5",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "Last-Modified",
-    "updated",
-    "created",
-)
-"""Entries of fsspec's `info` that change with the file; which ones there are is the storage's choice."""
+    "etag", "ETag", "md5Hash", "md5", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created",
+)  # fmt: skip
+"""Entries of fsspec's `info` that change with the file; which ones exist depends on the storage."""
+
+
+MAX_PAGE_BYTES = 64 << 20
+"""Of a page of links, the form in which a server lists a folder."""
+MAX_REFUSAL_BYTES = 64 << 10
+"""Of the text of an error."""
+PIECE_BYTES = 256 << 10
+TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=30, sock_read=60)
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class NotAsAsked(OSError):
-    """A server sends something else than it was asked for; asking again does not help."""
+    """A server sends something other than what it was asked for; retrying does not help."""
 
 
 def remote_place(url: str) -> RemotePlace:
@@ -177,7 +180,8 @@ class RemotePlace:
             yield file
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
-        for attempt in range(ATTEMPTS):
+        """The whole file, or the bytes start..stop-1."""
+        for attempt in itertools.count():
             try:
                 with failures(self._path):
                     return self.file_system.cat_file(self._path, start=start, end=stop)
@@ -212,7 +216,7 @@ class RemotePlace:
 
 
 class _ReadAhead:
-    """Pieces of one remote file: in order by large requests, else by requests of just the piece."""
+    """Reads pieces of a remote file: in order by large requests, otherwise by requests for just the piece."""
 
     def __init__(self, place: RemotePlace, num_bytes: int) -> None:
         self._place = place
@@ -240,7 +244,7 @@ class _ReadAhead:
 
 
 class _Pieces(io.RawIOBase):
-    """A remote file for those who read files: a request for each piece."""
+    """A remote file as a Python file: one request per read."""
 
     def __init__(self, place: RemotePlace, num_bytes: int) -> None:
         super().__init__()
@@ -276,48 +280,36 @@ def _status(info: Mapping[str, Any]) -> FileStatus:
 
 @contextmanager
 def failures(path: str) -> Iterator[None]:
-    """What the many file systems raise, as an OSError with one clean line."""
+    """Turns whatever a file system raises into an OSError with one clean line."""
     try:
         yield
     except UserError:
         raise
-    except FileNotFoundError as error:
-        cause = error.__cause__  # fsspec's HTTP says of every failure: not found
-        if getattr(cause, "status", None) in DENIED:
-            raise PermissionError(f"{without_credentials(path)}: access denied") from None
-        if _is_http(path) and isinstance(cause, Exception) and getattr(cause, "status", 0) not in MISSING:
-            raise OSError(f"{without_credentials(path)}: {_clean(cause)}") from None
-        raise FileNotFoundError(f"{without_credentials(path)}: does not exist") from None
-    except PermissionError as error:
-        raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
     except Exception as error:  # noqa: BLE001  # botocore, aiohttp, ...: no common base
-        if getattr(error, "status", None) in DENIED:
-            raise PermissionError(f"{without_credentials(path)}: access denied: {_clean(error)}") from None
+        where = without_credentials(path)
+        # fsspec's HTTP raises FileNotFoundError on every failure
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) and _is_http(path) else error
+        status = getattr(cause, "status", None)
+        if isinstance(error, PermissionError) or status in DENIED:
+            raise PermissionError(f"{where}: access denied: {_clean(cause)}") from None
+        if isinstance(error, FileNotFoundError) and (cause in (None, error) or status in MISSING):
+            raise FileNotFoundError(f"{where}: does not exist") from None
         if isinstance(error, NotAsAsked):
-            raise NotAsAsked(f"{without_credentials(path)}: {error}; copy the data to a disk first") from None
-        raise OSError(f"{without_credentials(path)}: {_clean(error)}") from None
+            raise NotAsAsked(f"{where}: {error}; copy the data to a disk first") from None
+        raise OSError(f"{where}: {_clean(cause)}") from None
 
 
 def _is_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
-def _clean(error: Exception) -> str:
+def _clean(error: BaseException | None) -> str:
     text = " ".join(without_credentials(str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-# HTTP within bounds, for fsspec: a server that sends more than was asked for, something else, or nothing for a while,
-
-
-MAX_PAGE_BYTES = 64 << 20
-"""Of a page of links, as which a server lists a folder."""
-MAX_REFUSAL_BYTES = 64 << 10
-"""Of what comes with a refusal."""
-PIECE_BYTES = 256 << 10
-TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=30, sock_read=60)
-RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+# fsspec reads whole answers into memory; these are cut off at what was asked for.
 
 
 class BoundedResponse(aiohttp.ClientResponse):

@@ -1,4 +1,4 @@
-"""Small text files and tables in them, from a user's hand or a spreadsheet: read within bounds, or refused by line."""
+"""Text files and tables written by hand or by a spreadsheet: read within limits, or refused by line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_TEXT_BYTES = 256 << 20
 MAX_LINES = 20_000_000
 MAX_LINE_CHARACTERS = 128 << 10
 MAX_LINES_OF_ROW = 20
-"""A quoted name may hold ends of lines; a quote that is never closed holds the rest of the file."""
+"""A quoted name may contain line ends; a quote that is never closed contains the rest of the file."""
 LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 SEPARATORS = "\t,;"
 NUM_HEAD_LINES = 200
-"""From which a table's separator is told."""
+"""Lines by which a table's separator is recognised."""
 
 
 class Row(NamedTuple):
@@ -31,7 +31,8 @@ class Row(NamedTuple):
 
 
 def read_text(place: Place) -> str:
-    """UTF-8, or UTF-16 with its mark. UserError when it does not exist, is no file, too large, or no text."""
+    """UTF-8, or UTF-16 with a byte order mark. UserError when it does not exist, is not a file, too large, or not
+    text."""
     try:
         data = read_small(place, MAX_TEXT_BYTES, "a text file")
     except OSError as error:
@@ -46,23 +47,24 @@ def read_text(place: Place) -> str:
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{place.shown}: line {line} holds a NUL character: this is no text; save the file as UTF-8")
+        raise UserError(f"{place.shown}: line {line} holds a NUL character, so it is not text; save the file as UTF-8")
     if max(text.count("\n"), text.count("\r")) > MAX_LINES:
         raise UserError(f"{place.shown}: has more than {MAX_LINES:,} lines; expected fewer")
     return text
 
 
 def read_lines(place: Place) -> list[Row]:
-    """Of one cell each, without white space around it; empty lines are passed over."""
+    """One cell per line, without surrounding white space; empty lines are skipped."""
     lines = enumerate(_lines(read_text(place), place.shown), start=1)
     return [Row(number, [line.strip()]) for number, line in lines if line.strip()]
 
 
 def read_table(place: Place) -> Iterator[Row]:
-    """Rows of cells between tabs, commas or semicolons, with or without quotes, or of a word and the rest of its line.
+    """Rows of cells separated by tabs, commas or semicolons, with or without quotes, or of a word and the rest of its
+    line.
 
-    Lines without anything in them are passed over, and empty cells at a row's end that the first row does not have.
-    UserError, naming the line, where quotes do not match or a row has more cells than the first.
+    Empty lines are skipped, and so are empty cells at a row's end that the first row does not have. UserError, naming
+    the line, where quotes do not match or a row has more cells than the first.
     """
     text = read_text(place)
     if text.lstrip()[:1] in ("[", "{"):
@@ -85,7 +87,7 @@ def read_table(place: Place) -> Iterator[Row]:
 
 
 def _lines(text: str, where: str) -> Iterator[str]:
-    """With their ends, as csv wants them; one after another, for StringIO takes four bytes a character."""
+    """With their line ends, as csv wants them; not StringIO, which takes four bytes per character."""
     for number, match in enumerate(LINE.finditer(text), start=1):
         if len(match[0]) > MAX_LINE_CHARACTERS:
             raise UserError(f"{where}: line {number} has {len(match[0]):,} characters; expected a file and its class")
@@ -93,7 +95,7 @@ def _lines(text: str, where: str) -> Iterator[str]:
 
 
 def _separator(text: str, where: str) -> str | None:
-    """The one that cuts the first lines into equally many cells, more than one; None: white space does."""
+    """The separator that cuts the first lines into the same number of cells, more than one; None: white space."""
     head = [line for line in islice(_lines(text, where), NUM_HEAD_LINES) if line.strip()]
     candidates = [separator for separator in SEPARATORS if head and separator in head[0]]
     for separator in candidates:
