@@ -271,8 +271,8 @@ class _Head:
         if candidates and not titled and all({cell.lower() for cell in self.columns[n]} <= FLAGS for n in candidates):
             raise UserError(
                 f"{self.where}: the columns {few([self.names[number] for number in candidates])} hold 0 and 1, or "
-                f"words for them, one for each class: {NOT_SUPPORTED}; write the name of the one class into one column, "
-                "or, if one of these holds the classes, say so with --label-column"
+                f"words for them, one for each class: {NOT_SUPPORTED}; write the name of the one class into one "
+                "column, or, if one of these holds the classes, say so with --label-column"
             )
         hint = "say which holds the classes with --label-column" if candidates else "none of them holds classes"
         raise UserError(f"{self.where}: has the columns {', '.join(map(shown, self.names))}; {hint}")
