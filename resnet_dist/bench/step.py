@@ -31,6 +31,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
@@ -170,8 +171,8 @@ class InMemory:
             yield self._batch
 
 
-class SpoolOnly:
-    """A tracker that writes to its spool as in a run, and sends nothing."""
+class SpoolOnly(Tracker):
+    """Writes to its spool as in a run, and sends nothing."""
 
     def __init__(self, folder: Path) -> None:
         self._spool = Spool(folder)
@@ -182,8 +183,8 @@ class SpoolOnly:
     def tags(self, values: Mapping[str, str]) -> None:
         self._spool.append_tags(values)
 
-    def text(self, artifact_path: str, content: str) -> None:
-        self._spool.append_text(artifact_path, content)
+    def text(self, path: str, content: str) -> None:
+        self._spool.append_text(path, content)
 
     def flush(self, timeout_s: float) -> bool:
         return self._spool.persist(timeout_s)

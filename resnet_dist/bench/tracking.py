@@ -27,7 +27,7 @@ from resnet_dist.bench.paired import markdown, rotated
 from resnet_dist.errors import Fault
 from resnet_dist.tracking.connection import client_environment
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.tracker import NullTracker, SpoolTracker, Tracker
+from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 
 State = Literal["no tracker", "up", "killed", "frozen"]
 STATES: tuple[State, ...] = ("no tracker", "up", "killed", "frozen")
@@ -66,7 +66,7 @@ def bench_tracking(*, num_steps: int, rounds: int, folder: Path | None = None) -
                 for number in range(rounds):
                     for state in rotated(STATES, number):
                         _bring_into(server, state)
-                        tracker: Tracker = NullTracker() if state == "no tracker" else spool
+                        tracker: Tracker = Tracker() if state == "no tracker" else spool
                         blocks[state].append(_block(tracker, step, num_steps))
                         step += num_steps
                 _bring_into(server, "up")

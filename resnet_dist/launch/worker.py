@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ from resnet_dist.launch.reservation import current_claim
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
-from resnet_dist.tracking.tracker import NullTracker, SpoolTracker, Tracker
+from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 from resnet_dist.training.checkpoint import METADATA
 from resnet_dist.training.context import Job, WorkerResult, WriteCheckpoint
 from resnet_dist.training.watchdog import Watchdog
@@ -228,7 +229,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
     monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
     context = RayContext(setup, monitor, spool)
-    tracker: Tracker = NullTracker()
+    tracker = Tracker()
     if spool is not None and context.rank == 0:
         setup.control.began.remote(context.world_size, current_claim())
         tracker = spool
@@ -252,8 +253,9 @@ def _mistaken(setup: WorkerSetup, error: UserError) -> str:
 
 def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:
     """Rank 0's, for everything of the run; on every other node one worker's, for what the machine does."""
+    opened = partial(SpoolTracker, setup.storage, setup.run_id, setup.tracking_uri, lease=setup.lease.number)
     if rank == 0:
-        return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri, warn=setup.control.warn.remote)
+        return opened(warn=setup.control.warn.remote)
     if local_rank == 0 and node_rank > 0:
-        return SpoolTracker(setup.storage, setup.run_id, setup.tracking_uri, writer=f"node-{node_rank}")
+        return opened(writer=f"node-{node_rank}")
     return None

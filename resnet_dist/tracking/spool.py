@@ -288,15 +288,18 @@ class Spool:
         *,
         lease: int | None = None,
         sync_every_s: float | None = None,
+        on_durable: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
             folder: the spool, inside `storage.folder`; without `storage`, it is the storage.
             lease: number of the driver's lease. None: that of the newest file.
+            on_durable: called by the writing thread whenever `durable_bytes` has grown.
 
         Raises Fault if a driver with a newer lease has opened the spool, OSError if storage cannot be written.
         """
         self._storage = storage or FolderStorage(folder)
         self._sync_every_s = self._storage.sync_every_s if sync_every_s is None else sync_every_s
+        self._on_durable = on_durable
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         # Create first, then measure: what an older writer appends after its successor exists does not count.
@@ -312,9 +315,6 @@ class Spool:
         self.durable_bytes = len(opening)
         """How much of this file is in storage, in whole lines."""
         self._appended_bytes = len(opening)
-        self.on_durable: Callable[[], None] = lambda: None
-        """Called by the writing thread whenever `durable_bytes` has grown."""
-
         self._changed = threading.Condition()
         self._lines: list[bytes] = []
         self._sync_wanted = False
@@ -433,7 +433,7 @@ class Spool:
                     with self._changed:
                         self.durable_bytes = num_written
                         self._changed.notify_all()
-                    self.on_durable()
+                    self._on_durable()
                 if failing:
                     _log.warning("%s: can be written again", self.path)
                 failing = False

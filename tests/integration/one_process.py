@@ -12,7 +12,7 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.tracker import NullTracker
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.loop import run_worker
 
@@ -27,7 +27,7 @@ def main(data_root: Path, run_dir: Path, overrides: list[str]) -> None:
     prepared = prepare(recipe, profile, run_dir.name)
     run_dir.mkdir(parents=True)
     job = Job(recipe, prepared.plan, prepared.identity, prepared.train_beton, prepared.val_beton, loader_threads=1)
-    result = run_worker(job, LocalContext(FolderStorage(run_dir)), NullTracker())
+    result = run_worker(job, LocalContext(FolderStorage(run_dir)), Tracker())
     assert result.outcome == "finished"
 
 

@@ -1,57 +1,71 @@
+"""The thread of a `SpoolTracker`: it waits out a server that is away or hangs, and holds up nobody."""
+
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.tracking.spool import Spool
-from resnet_dist.tracking.sync import Delivery, Point, Unavailable
-from resnet_dist.tracking.tracker import Sender, backoff_s
+from resnet_dist.tracking.spool import Spool, read_history, spool_files, spool_folder
+from resnet_dist.tracking.sync import Point, Unavailable, backoff_s
+from resnet_dist.tracking.tracker import SpoolTracker
+
+RUN_ID = "a" * 32
 
 
-class Line:
-    """A server behind a line that can be cut, and that can hang."""
+class Server:
+    """A server that can be away, and that can hang."""
 
-    def __init__(self):
-        self.up = threading.Event()
-        self.up.set()
-        self.hangs = threading.Event()
+    def __init__(self) -> None:
+        self.is_up = True
+        self.answers = threading.Event()
+        self.answers.set()
         self.asked = threading.Semaphore(0)
-        self.steps = []
+        self.steps: list[int] = []
 
-    def newest_steps(self):
+    def newest_steps(self) -> dict[str, int]:
         return {}
 
-    def send(self, batch):
+    def send(self, batch) -> None:
         self.asked.release()
-        if self.hangs.is_set():
-            self.hangs_until.wait(60)
-        if not self.up.is_set():
+        self.answers.wait(60)
+        if not self.is_up:
             raise Unavailable("connection refused")
         self.steps += [item.step for item in batch if isinstance(item, Point)]
 
 
-def sender_of(spool, line):
-    return Sender(spool, Delivery(spool.path.parent, line, spool.is_newest))
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server()
+    monkeypatch.setattr("resnet_dist.tracking.tracker.MlflowTransport", lambda uri, run_id: server)
+    yield server
+    server.answers.set()
 
 
 @pytest.fixture
-def line():
-    line = Line()
-    line.hangs_until = threading.Event()
-    yield line
-    line.hangs_until.set()
+def open_tracker(server: Server, tmp_path: Path) -> Iterator[Callable[..., SpoolTracker]]:
+    opened: list[SpoolTracker] = []
+
+    def open_tracker(**options) -> SpoolTracker:
+        opened.append(SpoolTracker(tmp_path, RUN_ID, "http://unused", close_limit_s=0.05, **options))
+        return opened[-1]
+
+    yield open_tracker
+    server.answers.set()
+    for tracker in opened:
+        tracker.close()
 
 
-@pytest.fixture
-def spool(tmp_path):
-    spool = Spool(tmp_path, sync_every_s=0.01)
-    yield spool
-    spool.close(30)
+def log(tracker: SpoolTracker, *steps: int) -> None:
+    for step in steps:
+        tracker.metrics({"loss": 0.0}, step)
+    assert tracker.persist(60)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1, exclude_max=True))
@@ -61,106 +75,93 @@ def test_the_pause_grows_to_its_limit_and_is_spread(num_failures, draw):
     assert whole / 2 <= pause_s <= whole
 
 
-def test_all_arrives_in_order(spool, line):
-    sender = sender_of(spool, line)
-    for step in range(1, 3001):
-        spool.append_metrics({"loss": 0.0}, step)
-    assert spool.persist(60)
-    assert sender.drain(60)
-    assert line.steps == list(range(1, 3001))
-    sender.close(30)
+def test_all_arrives_in_order(open_tracker, server):
+    tracker = open_tracker()
+    log(tracker, *range(1, 3001))
+    assert tracker.flush(60)
+    assert server.steps == list(range(1, 3001))
 
 
-def test_an_outage_is_waited_out(spool, line):
-    line.up.clear()
-    sender = sender_of(spool, line)
-    for step in range(1, 11):
-        spool.append_metrics({"loss": 0.0}, step)
+def test_an_outage_is_waited_out(open_tracker, server):
+    warnings: list[str] = []
+    server.is_up = False
+    tracker = open_tracker(warn=warnings.append)
+    log(tracker, *range(1, 11))
     for _ in range(2):
-        assert line.asked.acquire(timeout=60)
-    assert not sender.drain(0.05)
-    line.up.set()
-    assert sender.drain(60)
-    assert line.steps == list(range(1, 11))
-    sender.close(30)
+        assert server.asked.acquire(timeout=60)
+    assert not tracker.flush(0.05)
+    server.is_up = True
+    assert tracker.flush(60)
+    assert server.steps == list(range(1, 11))
+    assert [line.partition(" (")[0] for line in warnings] == [
+        "MLflow does not take metrics",
+        "MLflow takes metrics again; all that was kept has arrived",
+    ]
 
 
-def test_nothing_is_sent_before_storage_has_it(spool, line, monkeypatch):
-    """Else a power cut could leave points at the server that the spool does not know, and log their steps again."""
-    line.hangs.set()
-    sender = sender_of(spool, line)
-    spool.append_metrics({"loss": 0.0}, 1)
-    assert spool.persist(60)
-    assert line.asked.acquire(timeout=60)
+def test_nothing_is_sent_before_storage_has_it(open_tracker, server, tmp_path, monkeypatch):
+    """Else a power cut could leave points at the server that the spool does not know."""
+    server.answers.clear()
+    tracker = open_tracker()
+    log(tracker, 1)
+    assert server.asked.acquire(timeout=60)
     storage_answers = threading.Event()
     real_fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (storage_answers.wait(60), real_fsync(fd)))
-    spool.append_metrics({"loss": 0.0}, 2)
-    while b'"step":2' not in spool.path.read_bytes():
+    tracker.metrics({"loss": 0.0}, 2)
+    (file,) = spool_files(spool_folder(tmp_path, RUN_ID))
+    while b'"step":2' not in file.path.read_bytes():
         time.sleep(0.01)
-    line.hangs.clear()
-    line.hangs_until.set()
-    assert not line.asked.acquire(timeout=0.3)
-    assert line.steps == [1]
+    server.answers.set()
+    assert not server.asked.acquire(timeout=0.3)
+    assert server.steps == [1]
     storage_answers.set()
-    assert spool.persist(60)
-    assert sender.drain(60)
-    assert line.steps == [1, 2]
-    sender.close(30)
+    assert tracker.flush(60)
+    assert server.steps == [1, 2]
 
 
-def test_a_hanging_server_holds_up_nobody(spool, line):
-    line.hangs.set()
-    sender = sender_of(spool, line)
-    spool.append_metrics({"loss": 0.0}, 1)
-    assert line.asked.acquire(timeout=60)  # the thread hangs in the request now
-    for step in range(2, 100):
-        spool.append_metrics({"loss": 0.0}, step)
-    assert spool.persist(60)
-    assert not sender.drain(0.05)
-    sender.close(0.05)  # returns although the thread does not
-    assert line.steps == []
+def test_a_hanging_server_holds_up_nobody(open_tracker, server):
+    server.answers.clear()
+    tracker = open_tracker()
+    log(tracker, 1)
+    assert server.asked.acquire(timeout=60)  # the thread hangs in the request now
+    log(tracker, *range(2, 100))
+    assert not tracker.flush(0.05)
+    tracker.close()  # returns although the thread does not
+    assert server.steps == []
 
 
-def test_an_unforeseen_error_ends_the_sender_and_not_the_training(spool, line, caplog):
-    line.send = lambda batch: {}["bug"]
-    sender = sender_of(spool, line)
-    spool.append_metrics({"loss": 0.0}, 1)
-    assert spool.persist(60)
-    assert not sender.drain(60)
+def test_an_unforeseen_error_ends_the_sending_and_not_the_training(open_tracker, server, tmp_path, caplog):
+    server.send = lambda batch: {}["bug"]
+    tracker = open_tracker()
+    log(tracker, 1)
+    assert not tracker.flush(60)
     assert "tracking sync" in caplog.text
-    spool.append_metrics({"loss": 0.0}, 2)
-    assert spool.persist(60)
-    sender.close(30)
+    log(tracker, 2)
+    assert read_history(tmp_path, RUN_ID).points == {"loss": [(1, 0.0), (2, 0.0)]}
 
 
-def test_a_successor_ends_the_sender(spool, line, tmp_path, caplog):
-    sender = sender_of(spool, line)
-    spool.append_metrics({"loss": 0.0}, 1)
-    assert spool.persist(60)
-    assert sender.drain(60)
-    successor = Spool(tmp_path)
-    spool.append_metrics({"loss": 0.0}, 2)
-    assert spool.persist(60)
-    assert not sender.drain(60)
+def test_a_successor_ends_the_sending(open_tracker, server, tmp_path, caplog):
+    tracker = open_tracker(lease=1)
+    log(tracker, 1)
+    assert tracker.flush(60)
+    successor = Spool(spool_folder(tmp_path, RUN_ID), lease=2)
+    log(tracker, 2)
+    assert not tracker.flush(60)
     assert "taken over" in caplog.text
-    assert line.steps == [1]
+    assert server.steps == [1]
     successor.close(30)
-    sender.close(30)
 
 
-def test_a_backlog_of_an_earlier_attempt_is_sent_first(line, tmp_path):
-    old = Spool(tmp_path)
-    for step in (1, 2, 3):
-        old.append_metrics({"loss": 0.0}, step)
-    old.close(30)
-    new = Spool(tmp_path)
-    sender = sender_of(new, line)
-    assert sender.drain(60)
-    assert line.steps == [1, 2, 3]
-    new.append_metrics({"loss": 0.0}, 4)
-    assert new.persist(60)
-    assert sender.drain(60)
-    assert line.steps == [1, 2, 3, 4]
-    new.close(30)
-    sender.close(30)
+def test_what_an_earlier_attempt_left_is_sent_first(open_tracker, server):
+    server.is_up = False
+    old = open_tracker()
+    log(old, 1, 2, 3)
+    old.close()
+    server.is_up = True
+    new = open_tracker()
+    assert new.flush(60)
+    assert server.steps == [1, 2, 3]
+    log(new, 4)
+    assert new.flush(60)
+    assert server.steps == [1, 2, 3, 4]

@@ -20,7 +20,7 @@ from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.system_metrics import NodeMonitor
-from resnet_dist.tracking.tracker import CONFUSION, NullTracker, SpoolTracker
+from resnet_dist.tracking.tracker import CONFUSION, SpoolTracker, Tracker
 
 VAL = DataInput("digits/val", "cd" * 32, "validation", "/data/val.beton", {"num_samples": 355})
 
@@ -115,7 +115,7 @@ def test_a_models_metrics_are_the_runs_points(sqlite_uri, tmp_path, stored_rows)
     assert [(m.key, m.value, m.step, m.dataset_name) for m in model.metrics] == [("val/top1", 70.0, 20, "digits/val")]
 
 
-class Kept(NullTracker):
+class Kept(Tracker):
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
 
