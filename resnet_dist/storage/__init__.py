@@ -1,3 +1,3 @@
-"""Where runs lie for good: a folder that all nodes share, or an object store."""
+"""Where runs are kept: a folder that all nodes share, or an object store."""
 
 from __future__ import annotations

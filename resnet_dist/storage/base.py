@@ -1,4 +1,4 @@
-"""The one seam between a run and its storage.
+"""The interface between a run and its storage, and the storage that a user's path or URL means.
 
 A run has few small files (its record, its spool, its result) and a few large folders (its checkpoints). The small ones
 are ordinary files in `folder`, the storage itself or a working copy of it; the large ones appear whole or not at all.
@@ -20,10 +20,11 @@ TEMPORARY = ".tmp"
 """Ends the names of folders that are being written, where storage cannot give a folder its name last."""
 MAX_SMALL_BYTES = 256 << 20
 """Of a small file."""
+_MAX_JSON_BYTES = 64 << 20
 
 
 class RunStorage(Protocol):
-    """One run's place. Picklable; names are relative to the run, with `/`; every request has a time limit.
+    """The storage of one run. Picklable; names are relative to the run, with `/`; every request has a time limit.
 
     Raises Fault if storage cannot be reached or refuses; a thing that is not there is never a Fault.
     """
@@ -38,19 +39,19 @@ class RunStorage(Protocol):
 
     @property
     def sync_every_s(self) -> float:
-        """How often a file that grows is worth bringing to safety: what a lost machine may cost."""
+        """How often to call `extended` for a file that grows: what a lost machine may cost."""
 
     def pull(self) -> None:
         """Makes `folder`, and brings it up to date with storage. Not while this process writes in it."""
 
     def publish(self, path: Path) -> None:
-        """A small file that was written in `folder` shall be in storage, whole or not at all."""
+        """Brings a small file that was written in `folder` into storage, whole or not at all."""
 
     def create_exclusive(self, path: Path) -> bool:
         """Creates the empty file `path` in `folder` for this process alone; False if another has it, anywhere."""
 
     def extended(self, path: Path, num_bytes: int) -> None:
-        """The first `num_bytes` of `path` shall survive this machine; the file only ever grows."""
+        """Makes the first `num_bytes` of `path` survive this machine; the file only ever grows."""
 
     def names(self, group: str = "") -> list[str]:
         """The names of the folders and files in the run, or in its folder `group`. Temporary ones too."""
@@ -68,13 +69,13 @@ class RunStorage(Protocol):
         """The content of a small file as it is in storage now; None if there is none."""
 
     def remove(self, name: str) -> None:
-        """Removes a file or folder; a kill on the way never leaves a folder that looks whole."""
+        """Removes a file or folder; a kill in between never leaves a folder that looks whole."""
 
     def require_writable(self) -> None:
-        """UserError, with the mend, unless a file can be written beside the run."""
+        """Raises UserError, with how to fix it, unless a file can be written beside the run."""
 
 
-# From what a user writes to the storage it means.
+# What a user writes.
 
 
 def open_storage(location: str) -> RunStorage:
@@ -126,16 +127,13 @@ def split(location: str) -> tuple[str, str]:
     return parent, name
 
 
-# The few small JSON files of a run, in its folder on this machine.
-
-
-MAX_JSON_BYTES = 64 << 20
+# A run's small JSON files, in its folder on this machine.
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in the file, None if there is no such file. Raises UserError if it holds anything else."""
     try:
-        tree = parse(read_small(path, MAX_JSON_BYTES), max_bytes=MAX_JSON_BYTES, allow_nan=True)
+        tree = parse(read_small(path, _MAX_JSON_BYTES), max_bytes=_MAX_JSON_BYTES, allow_nan=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -145,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return tree
 
 
-def write_json(path: Path, tree: dict[str, Any], *, durable: bool = True) -> None:
-    """Replaces the file as a whole: a reader sees the old one or the new one; if `durable`, even after a power cut."""
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Replaces the file as a whole: a reader sees the old one or the new one, even after a power cut."""
     make_folder(path.parent)
-    write_text_atomically(path, json.dumps(tree, indent=1, sort_keys=True), durable=durable)
+    write_text_atomically(path, json.dumps(tree, indent=1, sort_keys=True))

@@ -1,8 +1,8 @@
 """A run in a folder: a local disk, or a file system that all nodes share.
 
-Asked of it: rename is atomic, O_EXCL creates for one process alone, fsync of file and folder survives a power cut, and
-a file that one node has closed is seen by another that opens it afterwards. NFS keeps all four (version 4, or 3 with
-`sync` exports on the server).
+The file system must do four things: rename atomically, create with O_EXCL for one process alone, keep what was fsynced
+(file and folder) through a power cut, and show a file that one node has closed to another that opens it afterwards. NFS
+does (version 4, or 3 with `sync` exports on the server).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class FolderStorage:
         make_folder(self._folder)
 
     def _make_storage(self) -> None:
-        """This user's alone if it is new; whoever shares runs with others makes the folder beforehand."""
+        """A new one is this user's alone; to share runs with others, make the folder beforehand."""
         if not self._folder.parent.exists():
             self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def publish(self, path: Path) -> None:
-        """It is there already."""
+        """The folder is the storage."""
 
     def create_exclusive(self, path: Path) -> bool:
         try:
@@ -87,7 +87,7 @@ class FolderStorage:
         yield self._folder / name
 
     def read(self, name: str) -> bytes | None:
-        """Unfit if it is a link, a pipe, or too large to be one of ours."""
+        """Raises Unfit if it is a link, a pipe, or too large to be one of ours."""
         try:
             return read_small(self._folder / name, MAX_SMALL_BYTES)
         except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +114,7 @@ class FolderStorage:
                 os.fsync(file.fileno())
             probe.unlink()
         except OSError as error:
-            raise UserError(f"storage {storage} is not writable: {error.strerror}; mend it, or set storage") from None
+            raise UserError(f"storage {storage} is not writable: {error.strerror}; fix it, or set storage") from None
 
 
 def as_storage(run: RunStorage | Path) -> RunStorage:

@@ -1,8 +1,8 @@
 """A run in an object store, through fsspec's `s3`: credentials and endpoint from the environment, as for `aws`.
 
-There is no rename and no append. A checkpoint is its files, uploaded one after the other, `checkpoint.json`
-last: what has none is not whole. A file that grows (the spool) is uploaded in parts named by their offset,
-`0001.jsonl/000000065536`: at most 256 KiB are sent again when it grows.
+There is no rename and no append. A checkpoint is its files, uploaded one after the other, `checkpoint.json` last: without
+it the checkpoint is not whole. A file that grows (the spool) is uploaded in parts named by their offset,
+`00001-00001.jsonl/000000065536`: at most 256 KiB are sent again when it grows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GROWING = ".jsonl"
 
 
 class StorageFault(Fault, OSError):
-    """The store cannot be reached, or refuses. An OSError too: whoever writes a file tries again."""
+    """The store cannot be reached, or refuses. Also an OSError, so that whoever writes a file tries again."""
 
 
 class ObjectStorage:
@@ -50,7 +50,7 @@ class ObjectStorage:
 
     @property
     def folder(self) -> Path:
-        """A working copy of this process's own, gone with it."""
+        """A working copy of this process's own, removed with it."""
         return Path(self._work.name)
 
     @property
@@ -70,7 +70,7 @@ class ObjectStorage:
         for name in sorted(small):  # parts of one file in the order of their offsets
             data, path = contents[f"{self._root}/{name}"], self.folder / name
             if path.parent.suffix == _GROWING and not path.name.isdecimal():
-                continue  # no part of ours
+                continue  # not a part of ours
             if path.parent.suffix == _GROWING:
                 whole = growing.setdefault(path.parent, bytearray())
                 del whole[int(path.name) :]
@@ -85,7 +85,7 @@ class ObjectStorage:
             self._fs.pipe_file(self._key(path), path.read_bytes())
 
     def create_exclusive(self, path: Path) -> bool:
-        # What grows is a folder of parts there; what does not has to be a file here and there, for `pull`.
+        # A file that grows is a folder of parts in the store; any other is a file there too, for `pull`.
         key = f"{self._key(path)}/{0:012d}" if path.suffix == _GROWING else self._key(path)
         with self._failures("writing"):
             try:
@@ -131,7 +131,7 @@ class ObjectStorage:
                     try:
                         self._fs.get_file(key, str(Path(scratch) / PurePosixPath(key).name))
                     except FileNotFoundError:
-                        continue  # just removed: as incomplete as if it had never been there
+                        continue  # just removed by another process
             yield Path(scratch)
 
     def read(self, name: str) -> bytes | None:
@@ -192,7 +192,7 @@ class ObjectStorage:
 
 
 def connect() -> Any:
-    """fsspec's S3, which looks at the store every time and waits for no answer longer than a minute."""
+    """fsspec's S3, without a cache of listings; it waits for an answer a minute at most."""
     import fsspec
 
     return fsspec.filesystem(
@@ -207,7 +207,7 @@ def connect() -> Any:
 
 
 def _is_plain(key: str) -> bool:
-    """Whether a key means a file below the run's folder: others may write to the bucket."""
+    """Whether a key names a file below the run's folder: others may write to the bucket."""
     return not key.startswith("/") and all(part not in ("", ".", "..") for part in key.split("/")) and "\0" not in key
 
 

@@ -49,13 +49,13 @@ class Registration:
     version: str
     is_champion: bool
     other_classes: str | None = None
-    """Why the champion is no rival, in words, if its classes are not the model's."""
+    """Why the champion cannot be compared, in words, if its classes are not the model's."""
 
 
 def becomes_champion(new: Score, champion: Score | None) -> bool:
-    """The first model does; another one only if it is better on the very same data and answers the same classes.
-    Accuracies on different data say nothing about which model is better, and whoever serves the champion expects its
-    classes: so a champion of other data or classes stays until a person moves the alias.
+    """The first model does; another one only if it is better on the very same data and has the same classes.
+    Accuracies on different data do not say which model is better, and whoever serves the champion expects its classes:
+    a champion of other data or classes stays until a person moves the alias.
     """
     return champion is None or (
         new.data_digest == champion.data_digest and _may_be_same_classes(new, champion) and new.top1 > champion.top1
@@ -120,7 +120,7 @@ def _promote(client: MlflowClient, name: str, version: ModelVersion, score: Scor
 def _other_classes(
     client: MlflowClient, tracking_uri: str, champion: ModelVersion, class_names: Sequence[str]
 ) -> str | None:
-    """Where the champion's classes differ from these; None if they do not, or are not known."""
+    """How the champion's classes differ from these; None if they do not, or are not known."""
     known = champion.tags.get(_CLASSES_TAG)
     if known == digest_of(class_names):
         return None
@@ -208,7 +208,7 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 
 def _score_of(version: ModelVersion, like: Score) -> Score:
-    """What a version's tags say. One that a person registered has none: it counts as of other data, and stays."""
+    """From a version's tags. One that a person registered has none: it counts as of other data, and stays."""
     try:
         return Score(version.tags[_DIGEST_TAG], float(version.tags[_TOP1_TAG]), version.tags.get(_CLASSES_TAG, ""))
     except (KeyError, ValueError):
@@ -266,17 +266,17 @@ def _tensors(archive: Path, uri: str) -> dict[str, torch.Tensor]:
         config = package._load_payload_config(reader, WEIGHTS_CONFIG_FILENAME_FORMAT.format("model"))
         pickled = [name for name, entry in config.config.items() if entry.use_pickle]
         if pickled:
-            raise UserError(f"{uri}: {pickled[0]} is a pickle, which could run any program: it is not loaded")
+            raise UserError(f"{uri}: {pickled[0]} is a pickle, which could run any code: it is not loaded")
         weights = package._load_state_dict(reader, "model")
         if isinstance(weights, bytes):  # as earlier versions of PyTorch stored them
             weights = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
     except (AssertionError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
-        raise UserError(f"{uri}: data/model.pt2 is damaged or no exported net: {first_line(error)}") from None
+        raise UserError(f"{uri}: data/model.pt2 is damaged or not an exported net: {first_line(error)}") from None
     return {name: value.detach() for name, value in weights.items()}
 
 
 def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVersion) -> list[str] | None:
-    """What a registered version answers, by label; None if its files do not say or are gone."""
+    """A registered version's class names, by label; None if its files do not have them or are gone."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
@@ -293,7 +293,7 @@ def logged_class_names(client: MlflowClient, tracking_uri: str, version: ModelVe
 
 
 def _location(client: MlflowClient, uri: str) -> str:
-    """Where the artifacts of a model URI lie. mlflow's own resolution would ask the process-wide tracking URI."""
+    """Where the artifacts of a model URI are. mlflow's own resolution would ask the process-wide tracking URI."""
     from mlflow.exceptions import MlflowException
 
     scheme, _, path = uri.partition(":/")

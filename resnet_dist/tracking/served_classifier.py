@@ -1,15 +1,15 @@
-"""What answers when a logged model is served: pictures in, class names and probabilities out.
+"""What runs when a logged model is served: pictures in, class names and probabilities out.
 
-A copy of this file and of `data_prep/pixels.py` travels with every logged model, in a package of its own whose name
-follows from their content, so that models of several versions load into one process: `mlflow models serve` and
-`mlflow.pyfunc.load_model` need mlflow, torch, numpy and Pillow, no more, and nothing of this project.
+A copy of this file and of `data_prep/pixels.py` is in every logged model, in a package of its own whose name follows
+from their content, so that models of several versions load into one process. `mlflow models serve` and
+`mlflow.pyfunc.load_model` need mlflow, torch, numpy and Pillow, and nothing of this project.
 
 One row is one picture, in the column `image`: the bytes of a picture's file, the same in base64 or as a data URL, or
-RGB grey levels [H, W, 3] 0..255 (an array, or nested lists as JSON has them). Files become pixels as those did that the
-net was trained on: by the same code, with the settings of its data's conversion. Then each picture goes through the
-test protocol of the recipe: the shorter side to `resize`, then the central `size` x `size`.
+RGB grey levels [H, W, 3] 0..255 (an array, or nested lists as JSON has them). Files become pixels as the
+files did that the net was trained on: by the same code, with the settings of its data's conversion. Then each picture
+is cropped as the recipe evaluates: the shorter side to `resize`, then the central `size` x `size`.
 
-Whatever a request holds, it is answered, or refused with status 400 and one line.
+Whatever a request contains, it is answered, or refused with status 400 and one line.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RequestLimits:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the net expects, and answers: `protocol.json`."""
+    """What the net expects and returns: `protocol.json`."""
 
     class_names: tuple[str, ...]
     size: int
@@ -67,7 +67,7 @@ class Protocol:
     """The shorter side before that is cut out, px."""
     pictures: PictureSettings = field(default_factory=PictureSettings)
     max_side: int | None = None
-    """The data's pictures were shrunk to this longer side before all else."""
+    """The data's pictures were shrunk to this longer side first."""
     limits: RequestLimits = RequestLimits()
 
     def to_json(self) -> str:
@@ -82,7 +82,7 @@ class Protocol:
 
     @classmethod
     def from_json(cls, text: str) -> Protocol:
-        """Models of earlier versions bring a reader of their own."""
+        """Only of this version: a model of another one has its own copy of this file."""
         tree = json.loads(text)
         pictures = tree["pictures"]
         return cls(
@@ -108,7 +108,7 @@ class Refused(MlflowException):
 
     @message.setter
     def message(self, _: object) -> None:
-        """Stays as it is."""
+        """Cannot be changed."""
 
 
 class ServedClassifier:
@@ -123,7 +123,7 @@ class ServedClassifier:
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row per picture: `class`, `probability`, and `probabilities`, which has all class names.
 
-        Raises Refused, naming the row that is no picture.
+        Raises Refused, naming the row that is not a picture.
         """
         try:
             return self._answers(_rows(model_input))
@@ -163,7 +163,7 @@ class ServedClassifier:
         )
 
     def _batches(self, pictures: Sequence[_Opened]) -> Iterator[NDArray[np.uint8]]:
-        """What the net sees of the pictures, [N, size, size, 3]; they are decoded when their turn comes."""
+        """What the net sees of the pictures, uint8 [N, size, size, 3]; a picture is decoded when its batch is made."""
         size, resize = self._protocol.size, self._protocol.resize
         batch = max(1, _PIXELS_PER_FORWARD // size**2)
         for start in range(0, len(pictures), batch):
@@ -197,7 +197,7 @@ class _Opened(NamedTuple):
 
 
 def _opened(values: Sequence[Any], limits: RequestLimits) -> list[_Opened]:
-    """Raises Refused for one that is no picture, or for more bytes or pixels than the limits allow."""
+    """Raises Refused for a value that is not a picture, or for more bytes or pixels than the limits allow."""
     pictures = []
     num_bytes = num_pixels = 0
     for row, value in enumerate(values):
@@ -214,7 +214,7 @@ def _opened(values: Sequence[Any], limits: RequestLimits) -> list[_Opened]:
 
 @contextmanager
 def _named(row: int) -> Iterator[None]:
-    """Errors of a picture as what the client is told."""
+    """Turns a picture's errors into what the client is told."""
     try:
         yield
     except BadPicture as error:
@@ -231,7 +231,7 @@ def _size_of(value: Any) -> int:
 
 
 def _open(value: Any) -> _Opened:
-    """Raises BadPicture, or ValueError, TypeError for what is no picture at all."""
+    """Raises BadPicture, or ValueError, TypeError for a value that is not a picture at all."""
     if isinstance(value, str):
         value = _decoded(value)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -298,7 +298,7 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("a text that is no base64") from None
+        raise ValueError("a text that is not base64") from None
 
 
 def _levels(value: Any) -> NDArray[np.uint8]:
@@ -323,7 +323,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """The class names; with its label, one that several classes have: an answer is a mapping by names."""
+    """The class names; one that several classes share gets its label, because `probabilities` is a mapping by names."""
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} (class {label})" for label, name in enumerate(names)]
 

@@ -1,4 +1,4 @@
-"""A sqlite file as MLflow's store: is it one, of which version, and does it still know where its files lie?"""
+"""A sqlite file as MLflow's store: whether it is one, of which version, and whether its paths are still right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote
 from resnet_dist.errors import UserError
 
 ARTIFACTS = "mlartifacts"
-"""The folder beside the file where the files of its runs lie."""
+"""The folder beside the database that has the files of its runs."""
 _HEADER = b"SQLite format 3\0"
 _LIMIT_S = 10.0
 _PLACES = (
@@ -24,7 +24,7 @@ _PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow keeps absolute paths."""
+"""Columns in which MLflow keeps absolute paths."""
 
 
 def require_current(database: Path) -> None:
@@ -72,7 +72,7 @@ def create_empty(database: Path) -> None:
     except FileExistsError:
         pass
     if not database.is_file():
-        raise UserError(f"tracking_uri: {database} is no file; name another one")
+        raise UserError(f"tracking_uri: {database} is not a file; name another one")
     with database.open("r+b") as file:  # mlflow would try for 100 s to open what cannot be opened
         header = file.read(len(_HEADER))
     if header not in (b"", _HEADER):
@@ -82,8 +82,8 @@ def create_empty(database: Path) -> None:
 def follow_moved_files(database: Path) -> str | None:
     """Corrects the paths in `database` if it and the files of its runs were moved or copied together; a line about it.
 
-    MLflow keeps absolute paths, so that what is logged next would be written to the old place, and nothing that was
-    there would be found. Nothing is changed where the files still lie at the old place only.
+    MLflow keeps absolute paths: what is logged next would be written to the old place, and nothing from before would be
+    found. Nothing is changed if the files are still at the old place only.
     """
     own = (database.parent / ARTIFACTS).as_uri()
     moved: list[str] = []
@@ -106,7 +106,7 @@ def follow_moved_files(database: Path) -> str | None:
 
 
 def _came_along(connection: sqlite3.Connection, old: str, own: str) -> bool:
-    """Whether a file of a run, or all of the old folder, says that the files are at the new place."""
+    """Whether the files are at the new place: the old folder is gone, or a run's folder is in the new one."""
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     old_folder, own_folder = Path(local_file_uri_to_path(old)), Path(local_file_uri_to_path(own))
@@ -145,7 +145,7 @@ def _revision(connection: sqlite3.Connection) -> str | None:
 
 @cache
 def _schemas() -> tuple[str, frozenset[str]]:
-    """The revision of MLflow's tables that the installed library has, and all that it can upgrade."""
+    """The revision of MLflow's tables in the installed library, and all those that it can upgrade."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config, _get_latest_schema_revision  # no public way to ask
 

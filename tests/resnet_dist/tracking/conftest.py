@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import sqlite3
@@ -12,6 +13,9 @@ import pytest
 
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.tracking.connection import client_environment, prepare_store
+from resnet_dist.tracking.mlflow_run import RunHandle, open_run
+from resnet_dist.tracking.spool import Metrics, SpoolReader, spool_folder
+from resnet_dist.tracking.tracker import CONFUSION, SpoolTracker
 
 Row = tuple[str, int, int, float, bool]  # key, step, time_ms, value, is_nan
 
@@ -75,3 +79,36 @@ def server(shared_server: MlflowServer) -> Iterator[MlflowServer]:
     finally:
         if shared_server.is_up:
             shared_server.signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def logged_run() -> Callable[..., RunHandle]:
+    """Makes a run with some points in its spool and at the server."""
+
+    def logged_run(uri: str, run_dir: Path, name: str = "r", **params: str) -> RunHandle:
+        handle = open_run(uri, "exp", name, run_dir, {"workers": "2"}, params)
+        tracker = SpoolTracker(run_dir, handle.run_id, uri)
+        for step in (10, 20):
+            tracker.metrics({"train/top1_error": 100.0 - step, "train/lr": 0.1, "speed/images_per_s": 50.0}, step)
+        tracker.metrics({"val/top1": 70.0, "val/top1_error": 30.0, "val/top5_error": float("nan")}, 20)
+        tracker.text(CONFUSION, json.dumps({"num_classes": 2, "counts": [[0, 0, 3], [1, 0, 1], [1, 1, 4]]}))
+        assert tracker.flush(60)
+        tracker.close()
+        return handle
+
+    return logged_run
+
+
+@pytest.fixture
+def spooled_rows() -> Callable[[RunHandle], list[Row]]:
+    """What the spool of rank 0 says that MLflow's table must hold, row by row (MLflow keeps NaN as 0 with a mark)."""
+
+    def read(handle: RunHandle) -> list[Row]:
+        reader, rows = SpoolReader(spool_folder(handle.run_dir, handle.run_id)), []
+        while events := reader.read():
+            for event in events:
+                values = event.values.items() if isinstance(event, Metrics) else ()
+                rows += [(k, event.step, event.time_ms, 0.0 if v != v else v, v != v) for k, v in values]
+        return sorted(rows, key=lambda row: (row[1], row[0]))
+
+    return read

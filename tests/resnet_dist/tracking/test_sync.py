@@ -1,7 +1,9 @@
-"""`Delivery`: every point of a spool arrives once, in order, whatever fails; and spools of version 1."""
+"""From a spool to MLflow: every point arrives once, in order, whatever fails; also from spools of version 1."""
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,14 +13,16 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import sqlite_file
-from resnet_dist.tracking.mlflow_run import open_run, recorded_end, recorded_run
-from resnet_dist.tracking.spool import Spool, read_history, spool_folders
+from resnet_dist.tracking.mlflow_run import open_run, recorded_end, recorded_run, run_file
+from resnet_dist.tracking.spool import History, Spool, read_history, spool_folder, spool_folders
 from resnet_dist.tracking.sync import (
     MAX_POINTS,
     MAX_TAGS,
     REJECTED_NAME,
     Delivery,
+    MlflowTransport,
     Point,
     Refused,
     Superseded,
@@ -26,7 +30,7 @@ from resnet_dist.tracking.sync import (
     Unavailable,
     sync,
 )
-from resnet_dist.tracking.tracker import SpoolTracker
+from resnet_dist.tracking.tracker import CONFUSION, SpoolTracker
 
 VERSION_1 = Path(__file__).parent / "version_1" / "run"
 """A run's folder as commit d23ff8b left it: two attempts, the second of which resumed at step 4 and met no server, a
@@ -246,6 +250,191 @@ def test_a_superseded_writer_sends_nothing_more(tmp_path):
     assert server.arrivals == [("loss", 1)]
     old.close(30)
     new.close(30)
+
+
+# With MLflow itself, on sqlite.
+
+
+def begin(uri: str, run_dir: Path):
+    return open_run(uri, "exp", "r", run_dir, {}, {})
+
+
+def track(handle, **kwargs) -> SpoolTracker:
+    return SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri, **({"max_backoff_s": 0.5} | kwargs))
+
+
+def test_everything_arrives_once(sqlite_uri, tmp_path, stored_rows, spooled_rows):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    tracker = track(handle)
+    for step in range(1, 1501):
+        tracker.metrics({"train/loss": 1.0 / step, "lr": 0.1}, step)
+    tracker.metrics({"val/loss": math.nan, "val/top1": 97.5}, 1500)
+    tracker.tags({"host": "node-1", "storage": "https://me:hunter2@minio:9000"})
+    tracker.text("notes/recipe.yaml", "seed: 1\nuri: http://me:hunter2@mlflow\n")
+    assert tracker.flush(60)
+    tracker.close()
+    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
+    assert rows == spooled_rows(handle)
+    assert len(rows) == 3002
+    run = MlflowClient(sqlite_uri).get_run(handle.run_id)
+    assert run.data.tags["host"] == "node-1"
+    assert run.data.tags["storage"] == "https://***@minio:9000"
+    (text,) = tmp_path.rglob("recipe.yaml")
+    assert text.read_text() == "seed: 1\nuri: http://***@mlflow\n"
+
+
+def test_sending_twice_leaves_every_row_once(sqlite_uri, tmp_path, stored_rows):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    tracker = track(handle)
+    for step in range(1, 51):
+        tracker.metrics({"loss": math.nan if step == 7 else math.inf if step == 8 else 0.1 * step, "lr": 0.1}, step)
+    assert tracker.flush(60)
+    tracker.close()
+    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
+    assert len(rows) == 100
+    MlflowTransport(sqlite_uri, handle.run_id).send(
+        [Point(key, math.nan if is_nan else value, time_ms, step) for key, step, time_ms, value, is_nan in rows]
+    )
+    assert sync(handle.run_dir, sqlite_uri).num_points == 0
+    assert stored_rows(sqlite_file(sqlite_uri), handle.run_id) == rows
+
+
+def test_a_restarted_run_logs_no_step_twice(sqlite_uri, tmp_path, stored_rows, spooled_rows):
+    for first, last in ((1, 30), (21, 60), (41, 80)):  # each attempt resumes at a checkpoint before the last one's end
+        handle = begin(sqlite_uri, tmp_path / "run")
+        tracker = track(handle)
+        for step in range(first, last + 1):
+            tracker.metrics({"loss": first + step / 1000}, step)
+        tracker.close()
+    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
+    assert [row[1] for row in rows] == list(range(1, 81))
+    assert rows == spooled_rows(handle)
+
+
+def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_rows):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    tracker = track(handle)
+    tracker.metrics({"loss": 1.0, "bad\nname": 2.0}, 1)
+    for path in ("../outside.txt", "/abs.txt", "", "a\0b"):
+        with pytest.raises(ValueError, match="artifact_path"):
+            tracker.text(path, "x")
+    tracker.metrics({"loss": 3.0}, 2)
+    assert tracker.flush(60)
+    tracker.close()
+    assert [row[:2] for row in stored_rows(sqlite_file(sqlite_uri), handle.run_id)] == [("loss", 1), ("loss", 2)]
+    rejected = (spool_folder(handle.run_dir, handle.run_id) / REJECTED_NAME).read_text()
+    assert "bad\\nname at step 1" in rejected
+
+
+def test_a_run_deleted_by_somebody_waits_for_its_return(sqlite_uri, tmp_path, stored_rows, spooled_rows):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    MlflowClient(sqlite_uri).delete_run(handle.run_id)
+    tracker = track(handle, close_limit_s=0.5)
+    tracker.metrics({"loss": 1.0}, 1)
+    assert not tracker.flush(2)
+    tracker.close()
+    MlflowClient(sqlite_uri).restore_run(handle.run_id)
+    assert sync(handle.run_dir, sqlite_uri).num_points == 1
+    assert stored_rows(sqlite_file(sqlite_uri), handle.run_id) == spooled_rows(handle)
+
+
+def test_a_run_that_stays_deleted_holds_up_no_other_of_its_folder(sqlite_uri, tmp_path, stored_rows):
+    deleted = begin(sqlite_uri, tmp_path / "run")
+    MlflowClient(sqlite_uri).delete_run(deleted.run_id)
+    tracker = track(deleted, close_limit_s=0.5)
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close()
+    run_file(tmp_path / "run").unlink()
+    handle = begin(sqlite_uri, tmp_path / "run")
+    spool = Spool(spool_folder(handle.run_dir, handle.run_id))
+    spool.append_metrics({"loss": 2.0}, 1)
+    assert spool.close(30)
+    report = sync(handle.run_dir, sqlite_uri)
+    assert report.strangers == (f"tracking/{deleted.run_id}",)
+    assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 1
+
+
+def test_no_point_gets_into_another_run_than_the_folders_own(sqlite_uri, tmp_path, stored_rows):
+    victim, handle = begin(sqlite_uri, tmp_path / "victim"), begin(sqlite_uri, tmp_path / "run")
+    for run_id in (victim.run_id, handle.run_id):
+        spool = Spool(spool_folder(handle.run_dir, run_id))
+        spool.append_metrics({"loss": 0.0}, 1)
+        assert spool.close(30)
+    report = sync(handle.run_dir, sqlite_uri)
+    assert (report.num_points, report.strangers) == (1, (f"tracking/{victim.run_id}",))
+    assert stored_rows(sqlite_file(sqlite_uri), victim.run_id) == []
+    record = json.loads(run_file(handle.run_dir).read_text())
+    run_file(handle.run_dir).write_text(json.dumps(record | {"run_id": victim.run_id}))
+    for send in (sync, lambda folder, uri: open_run(uri, "exp", "r", folder, {}, {})):
+        with pytest.raises(UserError, match="belongs to another folder"):
+            send(handle.run_dir, sqlite_uri)
+    assert stored_rows(sqlite_file(sqlite_uri), victim.run_id) == []
+
+
+def test_a_bad_line_is_counted_and_passed_over(sqlite_uri, tmp_path, stored_rows):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    folder = spool_folder(handle.run_dir, handle.run_id)
+    spool = Spool(folder)
+    for step in (1, 2, 3):
+        spool.append_metrics({"loss": float("nan") if step == 2 else math.inf}, step)
+    assert spool.close(30)
+    lines = spool.path.read_bytes().splitlines(keepends=True)
+    bad = [b'{"kind":"text","seq":9,"time_ms":1,"path":"../../x","content":"x"}\n', b"\xff\0\n", b"[" * 100_000 + b"\n"]
+    spool.path.write_bytes(b"".join([*lines[:2], *bad, *lines[2:], b'{"torn']))
+    (folder / "\u00b2.jsonl").write_bytes(b"no segment")
+    report = sync(handle.run_dir, sqlite_uri)
+    assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (3, 3, 6)
+    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
+    assert [(step, value > 1e308, is_nan) for _, step, _, value, is_nan in rows] == [
+        (1, True, False), (2, False, True), (3, True, False)
+    ]  # fmt: skip
+
+
+def test_a_database_that_is_not_on_this_node_is_not_made_anew(tmp_path):
+    tracker = SpoolTracker(tmp_path / "run", "a" * 32, f"sqlite:///{tmp_path}/gone.db", close_limit_s=0.1)
+    tracker.metrics({"loss": 1.0}, 1)
+    assert not tracker.flush(0.5)
+    tracker.close()
+    assert not (tmp_path / "gone.db").exists()
+
+
+def test_storage_that_cannot_be_written_is_a_fault(tmp_path):
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(Fault, match="cannot be kept"):
+        SpoolTracker(tmp_path / "run", "a" * 32, "sqlite:////nowhere.db")
+
+
+def test_sync_of_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="no tracked run"):
+        sync(tmp_path, f"sqlite:///{tmp_path}/m.db")
+
+
+def test_history_is_what_the_spool_holds(sqlite_uri, tmp_path, logged_run):
+    handle = logged_run(sqlite_uri, tmp_path / "run")
+    history = read_history(tmp_path / "run", handle.run_id)
+    assert history.points["train/top1_error"] == [(10, 90.0), (20, 80.0)]
+    assert history.points["val/top1"] == [(20, 70.0)]
+    assert json.loads(history.texts[CONFUSION])["num_classes"] == 2
+    (point,) = MlflowClient(sqlite_uri).get_metric_history(handle.run_id, "val/top1")
+    assert history.times_ms["val/top1", 20] == point.timestamp
+    assert read_history(tmp_path / "elsewhere", handle.run_id) == History()
+
+
+def test_another_nodes_spool_arrives_by_itself_and_by_sync(sqlite_uri, tmp_path, stored_rows, logged_run):
+    run_dir = tmp_path / "run"
+    handle = logged_run(sqlite_uri, run_dir)
+    database = Path(sqlite_uri.removeprefix("sqlite:///"))
+    num_before = len(stored_rows(database, handle.run_id))
+    away = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/not-here.db", writer="node-1", close_limit_s=0.1)
+    away.metrics({"system/node-1/cpu_utilization_percentage": 7.0}, 20)
+    away.close()
+    assert len(stored_rows(database, handle.run_id)) == num_before
+    report = sync(run_dir, sqlite_uri)
+    assert (report.num_points, report.num_rejected) == (1, 0)
+    rows = stored_rows(database, handle.run_id)
+    assert len(rows) == num_before + 1
+    assert [row[3] for row in rows if row[0].startswith("system/")] == [7.0]
+    assert sync(run_dir, sqlite_uri).num_points == 0
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 import warnings
@@ -18,10 +19,14 @@ from mlflow import MlflowClient
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import ImageClassifier
+from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import open_run
-from resnet_dist.tracking.models import log_classifier
+from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import load_weights
+from resnet_dist.tracking.spool import History, read_history
 
+VERSION_1 = Path(__file__).parent / "version_1" / "model"
+"""A model as commit d23ff8b saved it: logits are linear in the mean of each colour / 64."""
 CLASSES = tuple("0123456789")
 EXAMPLE = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 METADATA = {"recipe": "seed: 1\n", "recipe_hash": "ab" * 8, "data_digest": "xxh3_128:cd"}
@@ -252,7 +257,7 @@ def test_nothing_that_a_model_brings_is_run(sqlite_uri, tmp_path, classifier, mo
     torch.save(Evil(), file)
     change_record(archive, "weights/weight_0", lambda _: file.getvalue())
     change_record(archive, "model_weights_config.json", as_pickles)
-    with pytest.raises(UserError, match="is a pickle, which could run any program"):
+    with pytest.raises(UserError, match="is a pickle, which could run any code"):
         load_weights(str(folder))
     archive.rename(folder / "data" / "model.pth")  # what mlflow takes for a pickle of a whole module
     with pytest.raises(UserError, match=r"has no data/model\.pt2"):
@@ -265,6 +270,44 @@ def test_a_damaged_archive_is_told_in_a_line(tmp_path, content):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "model.pt2").write_bytes(content)
     (tmp_path / "MLmodel").write_text("flavors: {}\n")
-    with pytest.raises(UserError, match="is damaged or no exported net") as refused:
+    with pytest.raises(UserError, match="is damaged or not an exported net") as refused:
         load_weights(str(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def test_a_models_metrics_are_the_runs_points(sqlite_uri, tmp_path, stored_rows, logged_run):
+    class Zero(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean((1, 2))
+
+    handle = logged_run(sqlite_uri, tmp_path / "run")
+    database = Path(sqlite_uri.removeprefix("sqlite:///"))
+    before = stored_rows(database, handle.run_id)
+    example = np.zeros((2, 8, 8, 3), np.uint8)
+    given = {"name": "m", "input_example": example, "resize": 8, "class_names": "abc", "pictures": {}}
+    uri = log_classifier(handle, Zero(), **given, metadata={}, step=20)
+    history = read_history(tmp_path / "run", handle.run_id)
+    val = DataInput("digits/val", "cd" * 32, "validation", "/data/val.beton")
+    for _ in range(2):
+        log_model_metrics(handle, uri, ["val/top1", "val/unknown"], 20, history, val)
+    assert stored_rows(database, handle.run_id) == before
+    model = MlflowClient(sqlite_uri).get_logged_model(uri.removeprefix("models:/"))
+    assert [(m.key, m.value, m.step, m.dataset_name) for m in model.metrics] == [("val/top1", 70.0, 20, "digits/val")]
+
+
+def test_a_models_metrics_wait_for_the_runs_points(sqlite_uri, tmp_path, classifier):
+    """Else `sync` would take what the spool has before them for sent."""
+    handle = begin(sqlite_uri, tmp_path / "run")
+    history = History({"val/top1": [(1, 50.0)]}, times_ms={("val/top1", 1): 5})
+    val = DataInput("digits/val", "cd" * 32, "validation", "/data/val.beton")
+    with pytest.raises(Fault, match="MLflow does not have val/top1 of step 1 yet"):
+        log_model_metrics(handle, "models:/m-1", ["val/top1"], 1, history, val)
+
+
+def test_a_model_of_version_1_is_loaded_and_served():
+    weights, metadata = load_weights(str(VERSION_1))
+    assert metadata == {"class_names": ["dark", "bright"], "step": 12, "recipe": "seed: 1\n"}
+    assert weights["net.weight"].tolist() == [[1.0, 0.0, -1.0], [0.5, -0.25, 0.125]]
+    served = mlflow.pyfunc.load_model(str(VERSION_1))
+    grey = np.full((16, 16, 3), 64, np.uint8)  # logits 0 and 0.625
+    assert served.predict({"image": [grey]})["probability"].tolist() == pytest.approx([1 / (1 + math.exp(-0.625))])

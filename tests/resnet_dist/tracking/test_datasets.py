@@ -1,4 +1,4 @@
-"""How a beton was made stands in MLflow once, under the digest that trainings know it by."""
+"""How a beton was made is recorded in MLflow once, under the digest that trainings know it by."""
 
 from __future__ import annotations
 

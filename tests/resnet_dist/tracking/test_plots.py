@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from resnet_dist.tracking.plots import StepShares, draw_plots, draw_ranks, error_limit, slowest, step_shares
-from resnet_dist.tracking.spool import History
+from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.tracker import CONFUSION
 
 Points = dict[str, list[tuple[int, float]]]
@@ -78,3 +80,18 @@ def test_odd_numbers_cost_a_plot_and_no_run(tmp_path: Path, confusion: str) -> N
 def test_without_workers_times_there_is_no_plot(tmp_path: Path) -> None:
     assert draw_ranks({"train/loss": [(1, 2.0)]}, tmp_path / "ranks.png") is None
     assert not (tmp_path / "ranks.png").exists()
+
+
+def test_plots_of_what_there_is(sqlite_uri, tmp_path, logged_run):
+    handle = logged_run(sqlite_uri, tmp_path / "run")
+    history = read_history(tmp_path / "run", handle.run_id)
+    drawn = draw_plots(history, ("cat", "dog"), tmp_path / "plots")
+    names = ["learning_curves.png", "learning_rate.png", "throughput.png", "confusion.png"]
+    assert [path.name for path in drawn] == names
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5  # not an empty sheet
+    assert draw_plots(History(), (), tmp_path / "none") == []
+    counts = [[k, k, 1] for k in range(200)]
+    many = History(texts={CONFUSION: json.dumps({"num_classes": 200, "counts": counts})})
+    assert len(draw_plots(many, [str(k) for k in range(200)], tmp_path / "many")) == 1

@@ -1,4 +1,4 @@
-"""GPU readings through the real nvidia-ml-py: without a driver, and with a library that has two GPUs."""
+"""What a node is doing: its own readings, and its GPUs' through the real nvidia-ml-py with a library that has two."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from resnet_dist.tracking.system_metrics import NodeGpus
+from resnet_dist.tracking.system_metrics import NodeGpus, NodeMonitor
+from resnet_dist.tracking.tracker import Tracker
 
 READ = "import json; from resnet_dist.tracking.system_metrics import NodeGpus; print(json.dumps(NodeGpus().values()))"
 
@@ -45,3 +47,24 @@ def test_every_gpu_tells_what_it_can(tmp_path: Path) -> None:
         "gpu_1_memory_usage_percentage": 25.0,
         "gpu_1_utilization_percentage": 3.0,
     }
+
+
+class Kept(Tracker):
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.points.append((step, dict(values)))
+
+
+def test_a_node_is_measured_now_and_then():
+    now, tracker = [0.0], Kept()
+    monitor = NodeMonitor(tracker, 3, every_s=10.0, clock=lambda: now[0])
+    for step, now[0] in enumerate((0.5, 2.0, 5.0, 11.9, 12.0, 30.0)):
+        monitor.observe(step)
+    assert [step for step, _ in tracker.points] == [1, 4, 5]
+    for _, values in tracker.points:
+        assert all(key.startswith("system/node-3/") for key in values)
+        assert 0.0 < values["system/node-3/system_memory_usage_percentage"] <= 100.0
+        assert 0.0 <= values["system/node-3/cpu_utilization_percentage"] <= 100.0
+        assert min(values.values()) >= 0.0

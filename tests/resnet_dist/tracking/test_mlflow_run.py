@@ -1,9 +1,10 @@
+"""The MLflow run of a job: one for its whole life, whoever is killed; its end waits until the server has it."""
+
 from __future__ import annotations
 
 import json
 import os
 import socket
-import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +15,20 @@ from mlflow import MlflowClient
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking import mlflow_run
-from resnet_dist.tracking.connection import prepare_store
-from resnet_dist.tracking.mlflow_run import RunEnd, end_run, open_run, recorded_end, run_file, send_end_status
+from resnet_dist.tracking.datasets import DataInput
+from resnet_dist.tracking.mlflow_run import (
+    RunEnd,
+    end_run,
+    log_details,
+    log_folder,
+    open_run,
+    recorded_end,
+    run_file,
+    send_end_status,
+    set_tags,
+)
+
+VAL = DataInput("digits/val", "cd" * 32, "validation", "/data/val.beton", {"num_samples": 355})
 
 
 def begin(uri: str, run_dir: Path, **changes):
@@ -114,25 +127,6 @@ def test_passwords_reach_neither_parameters_nor_tags(sqlite_uri, tmp_path):
     assert sqlite_uri not in repr(handle)
 
 
-def test_processes_that_meet_a_fresh_database_together_all_get_through(tmp_path):
-    uri = f"sqlite:///{tmp_path}/new/folder/mlflow.db"
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom resnet_dist.tracking.mlflow_run import open_run\n"
-        "print(open_run(sys.argv[1], 'exp', 'r', Path(sys.argv[2]), {}, {}).experiment_id)\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, uri, str(tmp_path / f"run{i}")], stdout=subprocess.PIPE, text=True
-        )
-        for i in range(2)
-    ]
-    experiment_ids = [process.communicate(timeout=240)[0].splitlines()[-1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert len(set(experiment_ids)) == 1
-    assert len(all_runs(uri)) == 2
-    assert not list(tmp_path.glob("mlruns*"))
-
-
 def test_artifacts_of_a_sqlite_store_lie_beside_it_wherever_the_command_started(sqlite_uri, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -142,7 +136,7 @@ def test_artifacts_of_a_sqlite_store_lie_beside_it_wherever_the_command_started(
     assert [path.relative_to(tmp_path).parts[:3] for path in found] == [("store", "mlartifacts", "a_b_c")]
 
 
-def test_a_run_the_server_does_not_have_is_the_users_to_mend(sqlite_uri, template_database, tmp_path):
+def test_a_run_the_server_does_not_have_is_the_users_to_fix(sqlite_uri, template_database, tmp_path):
     handle = begin(sqlite_uri, tmp_path / "run")
     MlflowClient(sqlite_uri).delete_run(handle.run_id)
     with pytest.raises(UserError, match="was deleted; bring it back with `mlflow runs restore"):
@@ -156,7 +150,7 @@ def test_a_run_the_server_does_not_have_is_the_users_to_mend(sqlite_uri, templat
         begin(f"sqlite:///{other}", tmp_path / "run")
 
 
-def test_a_deleted_experiment_is_the_users_to_mend(sqlite_uri, tmp_path):
+def test_a_deleted_experiment_is_the_users_to_fix(sqlite_uri, tmp_path):
     client = MlflowClient(sqlite_uri)
     client.delete_experiment(client.create_experiment("exp"))
     with pytest.raises(UserError, match="mlflow experiments restore"):
@@ -164,22 +158,10 @@ def test_a_deleted_experiment_is_the_users_to_mend(sqlite_uri, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
-def test_a_damaged_run_file_is_the_users_to_mend(sqlite_uri, tmp_path, content):
+def test_a_damaged_run_file_is_the_users_to_fix(sqlite_uri, tmp_path, content):
     run_file(tmp_path).write_text(content)
     with pytest.raises(UserError, match=r"mlflow_run\.json.*remove"):
         begin(sqlite_uri, tmp_path)
-
-
-def test_a_new_database_is_this_users_alone(template_database: Path) -> None:
-    assert stat.S_IMODE(template_database.stat().st_mode) == 0o600
-
-
-def test_a_file_that_is_no_database_is_the_users_to_mend(tmp_path):
-    (tmp_path / "notes.txt").write_text("remember the milk")
-    with pytest.raises(UserError, match="not a sqlite database"):
-        prepare_store(f"sqlite:///{tmp_path}/notes.txt")
-    with pytest.raises(UserError, match="cannot be created"):
-        prepare_store(f"sqlite:///{tmp_path}/notes.txt/mlflow.db")
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path):
@@ -222,6 +204,36 @@ def test_a_run_that_goes_on_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
     begin(sqlite_uri, tmp_path / "run")
     assert not send_end_status(handle)
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.status == "RUNNING"
+
+
+def test_details_are_logged_once_and_without_passwords(sqlite_uri, tmp_path):
+    handle = open_run(sqlite_uri, "exp", "r", tmp_path / "run", {}, {})
+    inputs = [DataInput("digits/train", "ab" * 16, "training", "/data/train.beton"), VAL]
+    texts = {"config/profile.yaml": "tracking_uri: http://me:geheim@host:5000\n"}
+    for description in ("first", "second"):
+        log_details(handle, description=description, texts=texts, inputs=inputs)
+    client = MlflowClient(sqlite_uri)
+    run = client.get_run(handle.run_id)
+    assert run.data.tags["mlflow.note.content"] == "first"  # somebody may have edited it
+    found = [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs]
+    assert sorted(found) == [("digits/train", "ab" * 16, "training"), ("digits/val", "cd" * 18, "validation")]
+    assert json.loads(run.inputs.dataset_inputs[1].dataset.profile) == {"num_samples": 355}
+    (stored,) = tmp_path.rglob("profile.yaml")
+    assert stored.read_text() == "tracking_uri: http://***@host:5000\n"
+    set_tags(handle, {"restarts": "2"})
+    assert client.get_run(handle.run_id).data.tags["restarts"] == "2"
+
+
+def test_a_folder_becomes_artifacts_through_a_real_server(server, tmp_path):
+    handle = open_run(server.uri, "exp", "r", tmp_path / "run", {}, {})
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "a.png").write_bytes(b"x" * 5000)
+    log_folder(handle, tmp_path / "plots", "plots")
+    log_details(handle, description="d", texts={"events.log": "one\n"}, inputs=[VAL])
+    client = MlflowClient(server.uri)
+    assert [(f.path, f.file_size) for f in client.list_artifacts(handle.run_id, "plots")] == [("plots/a.png", 5000)]
+    assert [f.path for f in client.list_artifacts(handle.run_id)] == ["events.log", "plots"]
+    assert client.get_run(handle.run_id).inputs.dataset_inputs[0].dataset.name == "digits/val"
 
 
 def test_importing_the_package_costs_no_mlflow():
