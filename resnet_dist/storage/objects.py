@@ -1,7 +1,7 @@
 """A run in an object store, through fsspec's `s3`: credentials and endpoint from the environment, as for `aws`.
 
-There is no rename and no append. A checkpoint is its files, uploaded one after the other, `checkpoint.json` last: without
-it the checkpoint is not whole. A file that grows (the spool) is uploaded in parts named by their offset,
+There is no rename and no append. A checkpoint is its files, uploaded one after the other, `checkpoint.json` last:
+without it the checkpoint is not whole. A file that grows (the spool) is uploaded in parts named by their offset,
 `00001-00001.jsonl/000000065536`: at most 256 KiB are sent again when it grows.
 """
 
