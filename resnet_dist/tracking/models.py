@@ -118,9 +118,7 @@ def log_model_metrics(
     with mlflow_client(handle.tracking_uri, "logging the model's metrics") as client:
         arrived = newest_steps(client, handle.run_id)
         if late := [metric.key for metric in metrics if arrived.get(metric.key, step - 1) < step]:
-            raise Fault(
-                f"MLflow does not have {late[0]} of step {step} yet; run `resnet-dist tracking sync RUN --tracking-uri URI`"
-            )
+            raise Fault(f"MLflow does not have the run's {late[0]} of step {step} yet")
         client.log_batch(handle.run_id, metrics=metrics, synchronous=True)
 
 

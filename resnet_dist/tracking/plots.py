@@ -142,7 +142,7 @@ def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path
         counts = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
         for true, predicted, number in tree["counts"]:
             counts[true, predicted] = number
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):  # the spool lies in storage
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):  # others may write to storage
         return None
     return draw_confusion(counts, class_names, path)
 

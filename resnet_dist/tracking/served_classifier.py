@@ -118,7 +118,7 @@ class ServedClassifier:
         """`module`: uint8 [N, size, size, 3] -> logits [N, len(class_names)]."""
         self._module = module
         self._protocol = protocol
-        self._names = _told_apart(protocol.class_names)
+        self._names = _unique_names(protocol.class_names)
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row per picture: `class`, `probability`, and `probabilities`, which has all class names.
@@ -322,7 +322,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _unique_names(names: Sequence[str]) -> list[str]:
     """The class names; one that several classes share gets its label, because `probabilities` is a mapping by names."""
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} (class {label})" for label, name in enumerate(names)]

@@ -60,8 +60,8 @@ def test_absolute(uri, expected):
         *((uri, f"write sqlite:///{uri}$") for uri in ("runs/mlflow.db", "/data/mlflow.sqlite")),
         *((f"sqlite:{end}", "names no file") for end in ("//", "///", "///:memory:", "///folder/", "//m.db")),
         *((f"http://{end}", "not an address like") for end in (":5000", "mlflow:port", "[::1")),
-        *((f"sqlite:///{end}", "path has") for end in ("/a/feature%2Ffoo/m.db", "100%.db", "/a/b?c/m.db")),
-        ("sqlite:///m.db?mode=ro", "after the file's name"),
+        *((f"sqlite:///{end}", "path has") for end in ("/a/feature%2Ffoo/m.db", "100%.db")),
+        *((f"sqlite:///{end}", "after the file's name") for end in ("/a/b?c/m.db", "m.db?mode=ro")),
     ],
 )
 def test_a_uri_that_cannot_hold_runs_is_refused_with_what_to_write(uri, told):

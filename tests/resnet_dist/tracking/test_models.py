@@ -300,7 +300,7 @@ def test_a_models_metrics_wait_for_the_runs_points(sqlite_uri, tmp_path, classif
     handle = begin(sqlite_uri, tmp_path / "run")
     history = History({"val/top1": [(1, 50.0)]}, times_ms={("val/top1", 1): 5})
     val = DataInput("digits/val", "cd" * 32, "validation", "/data/val.beton")
-    with pytest.raises(Fault, match="MLflow does not have val/top1 of step 1 yet"):
+    with pytest.raises(Fault, match="MLflow does not have the run's val/top1 of step 1 yet"):
         log_model_metrics(handle, "models:/m-1", ["val/top1"], 1, history, val)
 
 
