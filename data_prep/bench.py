@@ -86,7 +86,7 @@ class Taken(NamedTuple):
 def time_ours(tree: Path, output: Path, pool: Pool, settings: ConvertSettings) -> Taken:
     start_s, cpu_start_s = time.perf_counter(), time.process_time()
     source = open_source("image-folder", str(tree), SplitRequest(None, explicit=False))
-    convert(source, settings, output, pool=pool, progress=NoProgress(), stop=StopFlag())
+    convert(source, output, settings=settings, pool=pool)
     cpu_s = time.process_time() - cpu_start_s
     return Taken(time.perf_counter() - start_s, cpu_s if isinstance(pool, ThisProcess) else float("nan"))
 

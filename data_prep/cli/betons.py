@@ -227,33 +227,31 @@ def verify(
 
     Example: data-prep verify data/imagenet/train.beton --decode all
     """
-    from data_prep.beton.manifest import load_manifest
     from data_prep.cli.progress import progress_on
-    from data_prep.converter.source import Asked
-    from data_prep.converter.verify import compare_with_source
     from data_prep.converter.verify import verify as run_verification
     from data_prep.sources import SourceOptions
-    from data_prep.sources.splits import SplitRequest
 
     count = _decode_count(decode)
     beton = local_path(beton)
     options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
-    opened = None
     if source is None and {input_, split, classes, *asdict(options).values()} != {None}:
         raise UserError("--input and other options of a source: --source NAME says which; add it to compare with that")
-    if source is not None:
-        name = load_manifest(beton).source.get("split") if split is None else split
-        opened = Asked(source, input_, SplitRequest(name, explicit=name is not None), options, classes).open()
     with progress_on(sys.stderr) as progress:
-        report = run_verification(beton, count, on_decoded=progress.decoded)
-        problems = list(report.problems)
-        if report.ok and opened is not None:
-            problems += compare_with_source(beton, opened, count, on_compared=progress.decoded)
+        report = run_verification(
+            beton,
+            decode=count,
+            source=source,
+            input=input_,
+            split=split,
+            options=options,
+            classes=classes,
+            on_decoded=progress.decoded,
+        )
     manifest = report.manifest
-    for problem in problems:
+    for problem in report.problems:
         print(shown(f"data-prep: {beton}: {problem}", None), file=sys.stderr)
-    if not problems:
-        compared = "" if opened is None else f"; as many are what {source} gives"
+    if report.ok:
+        compared = "" if source is None else f"; as many are what {source} gives"
         echo(
             f"{beton}: whole: every byte has the digest that its manifest says ({_kind_shown(manifest)}); "
             f"{report.num_decoded:,} of its {manifest.num_samples:,} images decoded{compared}"
@@ -261,15 +259,15 @@ def verify(
         typer.echo(f"digest {manifest.digest}")
     if as_json:
         print_json(
-            ok=not problems,
+            ok=report.ok,
             path=str(beton),
             digest=manifest.digest,
             protects_against="forgery" if manifest.is_proof else "accidents",
             num_samples=manifest.num_samples,
             num_decoded=report.num_decoded,
-            problems=problems,
+            problems=list(report.problems),
         )
-    if problems:
+    if not report.ok:
         raise typer.Exit(1)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
-from contextlib import ExitStack, suppress
 from inspect import signature
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +25,6 @@ from data_prep.cli.options import (
     echo,
     print_json,
 )
-from data_prep.converter.context import Pool
 from data_prep.converter.settings import (
     DEFAULT_MAX_BAD,
     DEFAULT_QUALITY,
@@ -37,8 +33,9 @@ from data_prep.converter.settings import (
     ConvertSettings,
 )
 from data_prep.errors import UserError
-from data_prep.runtime.environment import cluster_address, given_address
-from data_prep.shown import shown
+
+if TYPE_CHECKING:
+    from data_prep.converter.convert import Outcome
 
 
 def convert(
@@ -105,71 +102,54 @@ def convert(
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
     from data_prep.cli.progress import progress_on
-    from data_prep.converter.context import ThisProcess
     from data_prep.converter.convert import convert as run_conversion
-    from data_prep.converter.output import QUARANTINE, open_output
-    from data_prep.converter.source import Asked, compare_with_siblings
     from data_prep.native import is_built
     from data_prep.runtime.stop import stop_on_signals
     from data_prep.sources import SourceOptions
-    from data_prep.sources.base import notes_of
-    from data_prep.sources.files.places import IS_URL
-    from data_prep.sources.listed import skipped_notes
-    from data_prep.sources.splits import requested_split
 
     started_s = time.monotonic()
-    place = open_output(output if IS_URL.match(output) else Path(output).expanduser().absolute())
-    settings = _settings(encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check)
-    bad_policy = _bad_policy(on_error, max_bad)
-
-    options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
-    asked = Asked(source, input_, requested_split(split, Path(output)), options, classes)
-
-    with stop_on_signals() as stop, progress_on(sys.stderr) as progress, ExitStack() as stack:
-        opened = asked.open()
-        notes = [*notes_of(opened)]
-        with suppress(OSError):  # of a place that cannot be read: for the conversion to tell
-            notes += compare_with_siblings(opened.class_names, place.shown) if place.num_bytes() is None else []
-        for note in notes:
-            typer.echo(shown(f"data-prep: note: {note}", None), err=True)
-        pool: Pool = ThisProcess(stop)
-        if workers != 0:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            address = cluster_address(*given_address(None, os.environ))
-            from data_prep.converter.ray_pool import RayPool
-
-            pool = stack.enter_context(RayPool(workers, address, progress, stop))
+    with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
         outcome = run_conversion(
-            opened,
-            settings,
-            place,
-            pool=pool,
+            source,
+            output,
+            input=input_,
+            split=split,
+            options=SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are),
+            classes=classes,
+            settings=_settings(
+                encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check
+            ),
+            bad_policy=_bad_policy(on_error, max_bad),
+            workers=workers,
             progress=progress,
             stop=stop,
-            bad_policy=bad_policy,
-            reopen=asked.open,
         )
     if not is_built():
         typer.echo("the C part is not built of these sources: the same bytes at half the speed; make setup", err=True)
-    manifest = outcome.manifest
-    seconds = time.monotonic() - started_s
+    _print_outcome(outcome, exif, round(time.monotonic() - started_s, 3), as_json)
+
+
+def _print_outcome(outcome: Outcome, exif: str, seconds: float, as_json: bool) -> None:
+    from data_prep.converter.output import QUARANTINE, open_output
+    from data_prep.sources.base import notes_of
+    from data_prep.sources.listed import skipped_notes
+
+    manifest, source = outcome.manifest, outcome.source
     if outcome.already_done:
-        echo(f"{place.shown}: already done, nothing to do")
-    skipped = "" if notes_of(opened) else "".join(f"; {note}" for note in skipped_notes(opened.describe()))
+        echo(f"{outcome.path}: already done, nothing to do")
+    skipped = "" if notes_of(source) else "".join(f"; {note}" for note in skipped_notes(source.describe()))
     echo(
-        f"{place.shown}: {manifest.num_samples:,} images of {manifest.num_classes} classes, split "
+        f"{outcome.path}: {manifest.num_samples:,} images of {manifest.num_classes} classes, split "
         f"{manifest.source['split']}, {manifest.num_untouched:,} with the source's own bytes, "
         f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s{skipped}"
     )
-    if outcome.num_turned:
-        done = (
-            "applied"
-            if settings.exif == "apply"
-            else "ignored, as torchvision does with JPEGs; --exif apply turns them upright"
-        )
-        echo(f"{outcome.num_turned:,} images carry an EXIF orientation, which was {done}")
+    if outcome.num_rotated:
+        ignored = "ignored, as torchvision does with JPEGs; --exif apply turns them upright"
+        done = "applied" if exif == "apply" else ignored
+        echo(f"{outcome.num_rotated:,} images carry an EXIF orientation, which was {done}")
     if manifest.quarantined:
-        echo(f"{len(manifest.quarantined):,} bad samples were left out: {place.name_of(QUARANTINE)}")
+        listed = open_output(outcome.path).name_of(QUARANTINE)
+        echo(f"{len(manifest.quarantined):,} bad samples were left out: {listed}")
     if manifest.source["label_checks"]:
         echo(f"labels: {'; '.join(manifest.source['label_checks'])}")
     typer.echo(f"digest {manifest.digest}")
@@ -178,7 +158,7 @@ def convert(
     if as_json:
         print_json(
             ok=True,
-            path=place.shown,
+            path=outcome.path,
             digest=manifest.digest,
             num_samples=manifest.num_samples,
             num_quarantined=len(manifest.quarantined),
@@ -187,9 +167,9 @@ def convert(
             beton_bytes=manifest.beton_bytes,
             already_done=outcome.already_done,
             warnings=list(outcome.warnings),
-            num_units_taken_over=outcome.num_units_taken_over,
-            notes=notes,
-            seconds=round(seconds, 3),
+            num_units_taken_over=outcome.num_units_resumed,
+            notes=list(outcome.notes),
+            seconds=seconds,
         )
 
 

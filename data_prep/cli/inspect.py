@@ -45,7 +45,7 @@ def inspect(
     Example: data-prep inspect --source image-folder --input imagenet --split val
     """
     from data_prep.cli.progress import progress_on
-    from data_prep.converter.source import Asked
+    from data_prep.converter.source import open_named
     from data_prep.converter.survey import survey
     from data_prep.sources import SourceOptions
     from data_prep.sources.splits import SplitRequest
@@ -53,7 +53,7 @@ def inspect(
     request = SplitRequest(split, explicit=split is not None)
     options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
     with progress_on(sys.stderr) as progress:
-        opened = Asked(source, input_, request, options, classes).open()
+        opened = open_named(source, input_, request, options, classes)
         found = survey(opened, headers, on_header=progress.decoded)
     show(found, sys.stdout)
     if as_json:

@@ -1,16 +1,11 @@
-"""Who does the work of a conversion: this process, or Ray (`driver.py`). Both take a task and its items."""
+"""Who does the work of a conversion, and who is told how far it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
-from data_prep.converter.output import Output
-from data_prep.converter.plan import Plan
 from data_prep.runtime.stop import StopFlag
-from data_prep.sources.base import Source
 
 Job = TypeVar("Job")
 Item = TypeVar("Item")
@@ -18,23 +13,36 @@ Report = TypeVar("Report")
 
 
 class Pool(Protocol):
+    """`ThisProcess` here, or `ray_pool.RayPool`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
     def run(
         self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
     ) -> Generator[Report, None, None]:
-        """Calls `task(job, item)` for every item, in any order; yields each result, and lets go when closed.
+        """Yields `task(job, item)` for every item, in any order. Cancels what is running when it is closed.
 
-        `job` is what all items share. The next item is asked for when somebody is free to do it, and may depend on the
-        results so far; None says that there is none before the next result. A task whose worker is lost is done again,
-        so it must not mind being done twice.
+        Args:
+            task: may be called twice for an item, on two machines: a task whose worker is lost is submitted again.
+            job: what all items share; sent to each worker once.
+            items: asked for the next item when a worker is free, so it may depend on the results so far. None: there is
+                nothing to do before the next result.
         """
         ...
 
 
 class ThisProcess:
-    """For small data and for tests: no Ray, one item after the other."""
+    """One item after the other, without Ray: for small data and tests."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
     def run(
         self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
@@ -46,20 +54,22 @@ class ThisProcess:
 
 
 class Progress(Protocol):
+    """`cli.progress` shows it on a terminal or in a log."""
+
     def note(self, text: str) -> None:
         """One line of its own."""
         ...
 
     def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
-        """So many samples are read and encoded, of `total`; `by_node`: by which machines, in this run."""
+        """So many samples of `total` are read and encoded. `by_node`: samples by host name, in this run."""
         ...
 
     def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
-        """Of the beton, whose size may not be known yet; `by_node`: bytes by which machines, in this run."""
+        """Bytes of the beton, whose size may not be known yet. `by_node`: bytes by host name, in this run."""
         ...
 
     def decoded(self, samples: int, total: int) -> None:
-        """Of the images that verify decodes."""
+        """Of the images that `verify` decodes."""
         ...
 
 
@@ -71,22 +81,3 @@ class NoProgress:
     def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None: ...
 
     def decoded(self, samples: int, total: int) -> None: ...
-
-
-# What every step of a conversion needs.
-
-
-@dataclass(frozen=True)
-class Means:
-    source: Source
-    plan: Plan
-    output: Output
-    pool: Pool
-    progress: Progress
-    stop: StopFlag
-
-    @property
-    def reads_again(self) -> bool:
-        """The source is on a file system: cheap to read and to list again. Anything else is made or fetched anew each
-        time."""
-        return Path(self.plan.source.location).is_absolute()

@@ -1,14 +1,17 @@
-"""One conversion from beginning to end: read and encode the units, lay the beton out, write its ranges, publish.
+"""A conversion from beginning to end: read the units, write each range when its images are known, publish the beton.
 
-Who does the work is the caller's choice (`pool.Pool`); every decision is made here, from the plan and the parts alone.
+Whoever does the work (`context.Pool`), every decision is made here, from the plan and the parts alone.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +19,17 @@ from numpy.typing import NDArray
 
 from data_prep.beton.contents import CONTENT, CONTENTS
 from data_prep.beton.digest import combine, digest_bytes
-from data_prep.beton.layout import BetonLayout, lay_out
+from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import Manifest, class_names_problem, describe_beton, require_size
-from data_prep.beton.ranges import cut, num_ranges
 from data_prep.beton.splits_beside import shared_samples
-from data_prep.converter.context import Means, Pool, Progress
+from data_prep.converter.context import NoProgress, Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
 from data_prep.converter.output import (
     BAD_SAMPLES,
     MANIFEST,
     QUARANTINE,
     Output,
+    cannot_be_written,
     names_like,
     open_output,
     read_work_file,
@@ -36,6 +39,7 @@ from data_prep.converter.plan import (
     PART_PREFIX,
     WHOLE_PREFIX,
     BadSampleReport,
+    Job,
     Part,
     Plan,
     WorkUnit,
@@ -44,242 +48,158 @@ from data_prep.converter.plan import (
     read_part,
     whole_note,
 )
-from data_prep.converter.read import EncodeJob, UnitReport, encode_unit
+from data_prep.converter.read import UnitReport, read_unit
 from data_prep.converter.settings import BadPolicy, ConvertSettings
+from data_prep.converter.source import class_notes, open_named
 from data_prep.converter.write import (
     NOTE_PREFIX,
+    AllRanges,
+    EarlyRanges,
     ImageChanged,
-    PlaceJob,
-    PlaceTask,
     RangeReport,
-    WriteAhead,
-    place_range,
-    placed_rows,
+    WriteTask,
+    write_rows,
+    write_task,
 )
 from data_prep.errors import Fault, UserError
+from data_prep.runtime.environment import cluster_address, given_address
 from data_prep.runtime.stop import StopFlag
 from data_prep.shown import few, shown
-from data_prep.sources.base import Source, facts_of
+from data_prep.sources import SourceOptions
+from data_prep.sources.base import Source, facts_of, notes_of
+from data_prep.sources.splits import requested_split
 
+PLAN_NAME = "plan"
+"""Of the work: the digest of the plan that it belongs to."""
 PUBLISHING = "publishing"
-"""Of the work: from now on what stands under the final name may be ours, without its manifest."""
+"""Of the work: from now on a file under the final name may be ours, without its manifest."""
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """What `convert` made."""
+
+    path: str
+    """Of the beton, or its URL."""
     manifest: Manifest
     already_done: bool
-    """The beton stood there whole, from an earlier run: nothing was done."""
-    num_units_taken_over: int
-    """Work units that an earlier, interrupted run had finished."""
+    """The beton was there, whole, from an earlier run: nothing was done."""
+    source: Source
+    num_units_resumed: int = 0
+    """Units of work that an earlier, interrupted run had finished."""
+    num_rotated: int = 0
+    """Of the images stored now, those that carry an EXIF orientation."""
+    notes: tuple[str, ...] = ()
+    """How the source was understood, and where splits beside the output have other classes."""
     warnings: tuple[str, ...] = ()
     """Of classes that lost all their images, and of samples that are in another split too."""
-    num_turned: int = 0
-    """Of the images that were stored now, those that carry an EXIF orientation."""
 
 
 def convert(
-    source: Source,
-    settings: ConvertSettings,
-    output: Output | Path,
+    source: str | Source,
+    output: str | Path,
     *,
-    pool: Pool,
-    progress: Progress,
-    stop: StopFlag,
-    bad_policy: BadPolicy = BadPolicy(),  # noqa: B008  # frozen
-    reopen: Callable[[], Source] | None = None,
+    input: str | None = None,
+    split: str | None = None,
+    options: SourceOptions = SourceOptions(),  # noqa: B008 - frozen
+    classes: str | None = None,
+    settings: ConvertSettings = ConvertSettings(),  # noqa: B008 - frozen
+    bad_policy: BadPolicy = BadPolicy(),  # noqa: B008 - frozen
+    workers: int | None = 0,
+    progress: Progress | None = None,
+    stop: StopFlag | None = None,
+    pool: Pool | None = None,
 ) -> Outcome:
-    """Makes `output` and its manifest, or continues where an earlier run was stopped.
+    """Makes a beton and its manifest, or resumes where an earlier run was stopped.
 
-    `reopen` opens the source anew: before the beton gets its name, the source must still describe itself as at first.
-    UserError: nothing to convert, too many bad samples (all listed in a file), something else under the output's name,
-    another process at it. Fault: no room, no permission, a source that changed. Stopped: a signal came; the same call
-    continues. In none of these is there a file under the output's name.
+    The bytes are the same whatever the number of workers and of interruptions. Without an exception the beton is whole;
+    with one there is no file under its name.
+
+    >>> import data_prep, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     outcome = data_prep.convert("synthetic", f"{folder}/train.beton", input="n=5,size=32..64")
+    >>> outcome.manifest.num_samples, outcome.manifest.mode_counts["jpeg"]
+    (5, 5)
+
+    Args:
+        source: name of a kind of source (`image-folder`, `ilsvrc`, `digits`, ...), or one that is open. A named one is
+            listed again before the beton gets its name: it must not have changed.
+        output: `FILE.beton`, or `s3://bucket/name.beton`.
+        input: what the named source reads: a folder, file, glob or URL.
+        split: of the named source; `all`: the whole. None: what the output's name says (`train.beton`).
+        options: what only some sources understand.
+        classes: a file with a class name per line, or a beton: exactly these classes, in this order.
+        settings: how images are stored.
+        bad_policy: what to do about samples that cannot be stored.
+        workers: Ray tasks at a time, on the cluster of RAY_ADDRESS or a Ray of this machine; None: one per CPU. 0: in
+            this process, without Ray.
+        progress: is told how far it is.
+        stop: is looked at between pieces of work.
+        pool: who does the work, instead of `workers`.
+
+    Raises:
+        UserError: nothing to convert, too many bad samples (all are listed in a file beside the output), something else
+            under the output's name, other classes than the training set beside it, another process at work on it.
+        Fault: no room, no permission, a source that changed.
+        Stopped: `stop` was set; the same call resumes.
     """
-    place = open_output(output) if isinstance(output, Path) else output
+    progress, stop = progress or NoProgress(), stop or StopFlag()
+    place = open_output(output)
+    reopen: Callable[[], Source] | None = None
+    if isinstance(source, str):
+        request = requested_split(split, Path(output))
+        reopen = partial(open_named, source, input, request, options, classes)
+        source = reopen()
     if len(source) == 0:
         raise UserError(f"{source.describe().location}: holds no samples")
     if (problem := class_names_problem(source.class_names)) is not None:
         raise UserError(f"{source.describe().location}: {problem}; rename it")
+    notes = (*notes_of(source), *class_notes(source.class_names, place))
+    for note in notes:
+        progress.note(shown(f"note: {note}", None))
     plan = make_plan(len(source), source.describe(), settings, encoder_versions())
-    with _told_where(place):
+    with cannot_be_written(place.shown):
         finished = _finished_before(place, plan, bad_policy)
+        resumed = rotated = 0
         if finished is not None:
-            place.remove_work()  # a run killed between the manifest and its end left it
-            warnings = (*_emptied(source, finished), *shared_samples(place.shown, finished))
-            return Outcome(finished, already_done=True, num_units_taken_over=0, warnings=warnings)
-        with place.taken():
-            means = Means(source, plan, place, pool, progress, stop)
-            found = read_all(means, bad_policy)
-            bad = [report for part in found.parts for report in part.bad]
-            _judge(bad, plan, bad_policy, place)
-            rows = np.concatenate([part.rows for part in found.parts])
-            if not (rows["size"] > 0).any():
-                place.write_text(BAD_SAMPLES, _as_table(bad))
-                raise UserError(
-                    f"{plan.source.location}: none of its images can be stored (first: {shown(bad[0].key)} "
-                    f"{shown(bad[0].reason)}); all are listed in {place.name_of(BAD_SAMPLES)}"
-                )
-            if found.changed is not None:
-                raise found.changed
-            manifest = _write(means, rows, found, bad, reopen)
-            place.remove_work()
-    warnings = (*_emptied(source, manifest), *shared_samples(place.shown, manifest))
-    turned = int(rows["has_turn"].sum())
+            place.remove_work()  # a run that was killed after it wrote the manifest left it
+            manifest = finished
+        else:
+            with place.owned():
+                conversion = _Conversion(source, plan, place, bad_policy, progress)
+                with (
+                    pool or _pool(workers, progress, stop) as team,
+                    closing(team.run(do, conversion.job, conversion.items())) as reports,
+                ):
+                    for report in reports:
+                        stop.check()
+                        conversion.take(report)
+                manifest = conversion.publish(reopen, stop)
+                place.remove_work()
+            resumed, rotated = conversion.num_resumed, conversion.num_rotated
     return Outcome(
-        manifest, already_done=False, num_units_taken_over=found.num_taken_over, warnings=warnings, num_turned=turned
+        path=place.shown,
+        manifest=manifest,
+        already_done=finished is not None,
+        source=source,
+        num_units_resumed=resumed,
+        num_rotated=rotated,
+        notes=notes,
+        warnings=(*_emptied(source, manifest), *shared_samples(place.shown, manifest)),
     )
 
 
-@contextmanager
-def _told_where(output: Output) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Fault(
-            f"{output.shown}: cannot be written: {error.strerror or error}; fix that, then run the same command again"
-        ) from None
+def _pool(workers: int | None, progress: Progress, stop: StopFlag) -> Pool:
+    if workers == 0:
+        return ThisProcess(stop)
+    from data_prep.converter.ray_pool import RayPool
 
-
-def _judge(bad: Sequence[BadSampleReport], plan: Plan, policy: BadPolicy, output: Output) -> None:
-    """UserError when there are more bad samples than may be left out; they are all listed in a file."""
-    output.write_text(BAD_SAMPLES, None)
-    limit = policy.limit(plan.num_samples)
-    if len(bad) <= limit:
-        return
-    output.write_text(BAD_SAMPLES, _as_table(bad))
-    allowed = f", --max-bad {policy.max_bad} allows {limit:,}" if policy.on_error == "quarantine" else ""
-    raise UserError(
-        f"{plan.source.location}: {len(bad):,} of {plan.num_samples:,} images cannot be stored{allowed} (first: "
-        f"{shown(bad[0].key)} {shown(bad[0].reason)}); no beton was written; all are listed in "
-        f"{output.name_of(BAD_SAMPLES)}; fix or remove them, or leave them out with --on-error quarantine --max-bad N, "
-        "then run the same command again"
-    )
-
-
-def _emptied(source: Source, manifest: Manifest) -> list[str]:
-    """A line when classes had images, and all of them were bad."""
-    if not manifest.quarantined:
-        return []
-    had = set(np.unique(source.labels).tolist())
-    names = [
-        name
-        for label, (name, count) in enumerate(zip(manifest.class_names, manifest.class_counts, strict=True))
-        if not count and label in had
-    ]
-    return [f"classes of which every image was bad, so that none is left: {few(names)}"] if names else []
-
-
-def _as_table(bad: Sequence[BadSampleReport]) -> str:
-    lines = [
-        "index\tkey\treason",
-        *(f"{b.index}\t{shown(b.key, None)}\t{shown(' '.join(b.reason.split()), None)}" for b in bad),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _write(
-    means: Means,
-    rows: NDArray[np.void],
-    found: Found,
-    bad: Sequence[BadSampleReport],
-    reopen: Callable[[], Source] | None,
-) -> Manifest:
-    """Writes what is not written out of sight, then publishes beton, list of what was left out, and manifest."""
-    plan, output = means.plan, means.output
-    beton = lay_out(rows[rows["size"] > 0], plan.settings.page_bytes)
-    tasks = _Tasks(beton, placed_rows(rows, 0), output.range_bytes(beton.total_bytes))
-    ahead = tasks.matching(found.written)
-    target = found.target
-    if target is None or len(ahead) < len(found.written):  # then these ranges are not the beton's
-        target, ahead = output.begin(plan.digest, is_new=found.is_new or bool(found.written)), {}
-    output.make_room(target, beton.total_bytes)
-    reports = _write_ranges(means, tasks, PlaceJob(means.source, output, target), ahead)
-    contents = tasks.contents(rows["content"][rows["size"] > 0], reports).tobytes()
-    if reopen is not None and means.reads_again and reopen().describe() != plan.source:
-        raise Fault(
-            f"{plan.source.location}: changed while it was being converted; no beton was written; run the same "
-            "command again"
-        )
-    means.stop.check()
-    output.require_taken()
-    manifest = describe_beton(
-        beton,
-        combine([chunk for report in reports for chunk in report.written.chunks]),
-        class_names=means.source.class_names,
-        num_untouched=int(rows["untouched"].sum()),
-        settings=plan.settings.as_dict(),
-        source=asdict(plan.source),
-        versions=plan.versions,
-        quarantined=tuple(asdict(report) for report in bad),
-        samples_digest=digest_bytes(contents),
-    )
-    text = manifest.to_json()
-    output.write_text(QUARANTINE, _as_table(bad) if bad else None)
-    output.write_bytes(CONTENTS, contents)
-    output.write(PUBLISHING, b"")
-    output.publish(target, [report.written.receipt for report in reports])
-    output.write_text(MANIFEST, text)
-    return manifest
-
-
-class _Tasks(Sequence[PlaceTask]):
-    """Cut when they are asked for: all at once would copy the tables of the whole beton."""
-
-    def __init__(self, beton: BetonLayout, placed: NDArray[np.void], range_bytes: int | None) -> None:
-        self.total_bytes = beton.total_bytes
-        self._beton = beton
-        self._placed = placed
-        self._range_bytes = range_bytes
-
-    def __len__(self) -> int:
-        return num_ranges(self._beton, self._range_bytes)
-
-    def __getitem__(self, number: int) -> PlaceTask:  # type: ignore[override]  # no slices
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        part = cut(self._beton, number, self._range_bytes)
-        return PlaceTask(part, self._placed[part.samples])
-
-    def contents(self, known: NDArray[np.void], reports: Sequence[RangeReport]) -> NDArray[np.void]:
-        """Of all samples: those that are `known` from reading the units, and those that were read with the ranges."""
-        contents = known.copy()
-        for report in reports:
-            if report.written.contents:
-                task = self[report.number]
-                here = np.flatnonzero(task.samples["spill"] == ENDS_IN_SOURCE)
-                contents[task.range.samples.start + here] = np.frombuffer(report.written.contents, dtype=CONTENT)[here]
-        return contents
-
-    def matching(self, written: Mapping[str, RangeReport]) -> dict[int, RangeReport]:
-        """By number, what was written of just these ranges."""
-        return {
-            report.number: report
-            for digest, report in written.items()
-            if report.number < len(self) and self[report.number].digest() == digest
-        }
-
-
-def _write_ranges(means: Means, tasks: _Tasks, job: PlaceJob, ahead: Mapping[int, RangeReport]) -> list[RangeReport]:
-    """Those that are not written ahead. In the order of the ranges."""
-    reports = dict(ahead)
-    written_bytes = sum(report.num_bytes for report in reports.values())
-    by_node: Counter[str] = Counter()
-    for report in reports.values():
-        by_node[report.node] += report.num_bytes
-    missing = (tasks[number] for number in range(len(tasks)) if number not in ahead)
-    with closing(means.pool.run(place_range, job, missing)) as running:
-        for report in running:
-            means.stop.check()
-            reports[report.number] = report
-            written_bytes += report.num_bytes
-            by_node[report.node] += report.num_bytes
-            means.progress.written(written_bytes, tasks.total_bytes, by_node)
-    return [reports[number] for number in range(len(tasks))]
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return RayPool(workers, cluster_address(*given_address(None, os.environ)), progress, stop)
 
 
 def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest | None:
-    """The manifest, when the output stands whole and of this plan. UserError when something else has its name."""
+    """The manifest, when the output is whole and of this plan. UserError when something else has its name."""
     text, num_bytes = output.read_text(MANIFEST), output.num_bytes()
     if text is None:
         if num_bytes is not None and not (output.has_work() and PUBLISHING in output.names()):
@@ -302,177 +222,256 @@ def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest 
     return manifest
 
 
-# The first pass of a conversion: all units are read, and what of the beton is complete is written on the way.
+def _emptied(source: Source, manifest: Manifest) -> list[str]:
+    """A line when classes had images, and all of them were bad."""
+    if not manifest.quarantined:
+        return []
+    had = set(np.unique(source.labels).tolist())
+    names = [
+        name
+        for label, (name, count) in enumerate(zip(manifest.class_names, manifest.class_counts, strict=True))
+        if not count and label in had
+    ]
+    return [f"classes of which every image was bad, so that none is left: {few(names)}"] if names else []
 
 
-@dataclass(frozen=True)
-class Found:
-    parts: list[Part]
-    num_taken_over: int
-    """Units that an earlier run had finished."""
-    written: Mapping[str, RangeReport]
-    """Ranges that are written already, by `PlaceTask.digest`."""
-    target: str | None
-    """What they are written to."""
-    is_new: bool
-    """Other samples may be bad than in an earlier run, so that its ranges lie elsewhere."""
-    changed: ImageChanged | None
-    """What the first range that could not be written for that says."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    encode: EncodeJob
-    place: PlaceJob | None
-
-
-def read_or_place(job: _Job, item: object) -> UnitReport | RangeReport | ImageChanged:
+def do(job: Job, item: object) -> UnitReport | RangeReport | ImageChanged:
+    """One piece of work, in a worker."""
     if isinstance(item, WorkUnit):
-        return encode_unit(job.encode, item)
-    assert isinstance(item, PlaceTask)
-    assert job.place is not None
+        return read_unit(job, item)
+    assert isinstance(item, WriteTask)
     try:
-        return place_range(job.place, item)
-    except ImageChanged as error:  # there will be no beton, but all bad samples are listed first
+        return write_task(job, item)
+    except ImageChanged as error:  # for the driver: there will be no beton, but all bad samples are listed first
         return error
 
 
-def read_all(means: Means, policy: BadPolicy) -> Found:
-    """Leaves every part whole in the work."""
-    plan, output = means.plan, means.output
-    before = finished_parts(output, plan, means.progress.note)
-    # What was bad may have been mended, or could not be read for a passing reason.
-    finished = [part for part in before if policy.on_error == "quarantine" or not part.bad]
-    is_new = len(finished) < len(before) or _is_one_read_anew(means, finished)
-    target, ahead = _write_ahead(means, is_new=is_new)
-    reading = _Reading(means, policy.limit(plan.num_samples), finished, ahead)
-    place = PlaceJob(means.source, output, target) if target is not None else None
-    encode = EncodeJob(means.source, plan.settings, plan.digest, output, means.reads_again, plan.versions)
-    with closing(means.pool.run(read_or_place, _Job(encode, place), reading.items())) as reports:
-        for report in reports:
-            means.stop.check()
-            reading.take(report)
-    return Found(reading.parts, len(finished), reading.written, target, is_new, reading.changed)
+class _Conversion:
+    """What there is to do next, as it follows from what was found so far.
 
+    Units are read in any order; their parts are taken in order, and a range is written as soon as its images are known.
+    When all is read, bad samples are judged, the beton is laid out, and the ranges that are missing are written.
+    """
 
-def _is_one_read_anew(means: Means, finished: list[Part]) -> bool:
-    """Because something was wrong with a file when it was to be written."""
-    names, numbers = means.output.names(), {part.unit.number for part in finished}
-    return any(unit.number not in numbers and whole_note(unit.number) in names for unit in means.plan.units)
+    def __init__(self, source: Source, plan: Plan, output: Output, policy: BadPolicy, progress: Progress) -> None:
+        # Anything that is not on a file system is made or fetched again at each reading.
+        reads_again = Path(plan.source.location).is_absolute()
+        self.job = Job(source, plan.settings, plan.digest, output, plan.versions, reads_again)
+        self._plan, self._output, self._policy, self._progress = plan, output, policy, progress
 
+        before = _finished_parts(output, plan, progress.note)
+        # What was bad may be repaired by now, or could not be read for a passing reason.
+        kept = [part for part in before if policy.on_error == "quarantine" or not part.bad]
+        names = output.names()
+        self._found = {part.unit.number: part for part in kept}
+        self._missing = deque(unit for unit in plan.units if unit.number not in self._found)
+        # Other samples may be bad now, so that ranges which an earlier run wrote, or still writes, lie elsewhere.
+        self._is_new = len(kept) < len(before) or any(whole_note(unit.number) in names for unit in self._missing)
+        self.num_resumed = len(kept)
 
-def _write_ahead(means: Means, *, is_new: bool) -> tuple[str | None, WriteAhead | None]:
-    """What to write to, and which ranges. None where it is not known how much room there must be, or there is too
-    little: that is told when it is known."""
-    output, sizes, settings = means.output, means.source.sizes, means.plan.settings
-    range_bytes = output.range_bytes(None)
-    if range_bytes is None or sizes is None or settings.encode != "original":
-        return None, None
-    target = output.begin(means.plan.digest, is_new=is_new)
-    if not output.has_room(target, 2 * int(sizes.sum())):  # images that are encoded anew lie in the parts, too
-        return target, None
-    return target, WriteAhead(means.plan.num_samples, settings.page_bytes, range_bytes)
+        self._parts: list[Part] = []  # of the units in order, as far as all before them are there
+        self._target: str | None = None
+        self._early = self._early_ranges()
+        self._complete: deque[WriteTask] = deque()
+        self._ranges: AllRanges | None = None
+        self._reports: dict[int, RangeReport] = {}  # by number of the range
+        self._changed: ImageChanged | None = None
+        self._num_running = 0
 
-
-@dataclass
-class _Reading:
-    """What there is to do next, as it depends on what was found so far."""
-
-    means: Means
-    limit: int
-    """Of bad samples: with more of them there will be no beton."""
-    finished: list[Part]
-    ahead: WriteAhead | None
-    parts: list[Part] = field(default_factory=list)
-    """Of the units in order, as far as all before them are there."""
-    written: dict[str, RangeReport] = field(default_factory=dict)
-    changed: ImageChanged | None = None
-
-    def __post_init__(self) -> None:
-        self._there = {part.unit.number: part for part in self.finished}
-        self._missing = deque(unit for unit in self.means.plan.units if unit.number not in self._there)
-        self._num_reading = 0
-        self._complete: deque[PlaceTask] = deque()
-        self._samples = sum(len(part.unit) for part in self.finished)
-        self._num_bad = sum(len(part.bad) for part in self.finished)
-        self._source_bytes = 0
-        self._written_bytes = 0
+        self._samples_read = sum(len(part.unit) for part in kept)
+        self._num_bad = sum(len(part.bad) for part in kept)
+        self._source_bytes = self._written_bytes = 0
         self._read_by: Counter[str] = Counter()
         self._written_by: Counter[str] = Counter()
-        total = self.means.plan.num_samples
-        if self.finished:
-            self.means.progress.note(f"continuing: {self._samples:,} of {total:,} images were read by an earlier run")
+        if kept:
+            progress.note(
+                f"resuming: {self._samples_read:,} of {plan.num_samples:,} images were read by an earlier run"
+            )
         self._show_read()
         self._advance()
 
-    def items(self) -> Iterator[WorkUnit | PlaceTask | None]:
-        while True:
+    @property
+    def num_rotated(self) -> int:
+        return int(sum(part.rows["is_rotated"].sum() for part in self._parts))
+
+    def _early_ranges(self) -> EarlyRanges | None:
+        """None where it is not known how much room there must be, or there is too little: all is read first, then."""
+        sizes, settings, range_bytes = self.job.source.sizes, self._plan.settings, self._output.range_bytes(None)
+        if range_bytes is None or sizes is None or settings.encode != "original":
+            return None
+        self._target = self._output.begin(self._plan.digest, is_new=self._is_new)
+        if not self._output.has_room(self._target, 2 * int(sizes.sum())):  # encoded images are in the parts, too
+            return None
+        return EarlyRanges(self._target, self._plan.num_samples, settings.page_bytes, range_bytes)
+
+    def items(self) -> Iterator[WorkUnit | WriteTask | None]:
+        """`Pool.run`'s."""
+        for item in chain(self._items_to_read(), self._items_to_write()):
+            self._num_running += item is not None
+            yield item
+
+    def _items_to_read(self) -> Iterator[WorkUnit | WriteTask | None]:
+        while self._complete or self._missing or self._num_running:
             if self._complete:  # first, for their files are in memory now
                 yield self._complete.popleft()
-            elif self._missing:
-                self._num_reading += 1
-                yield self._missing.popleft()
-            elif self._num_reading:
-                yield None
             else:
-                return
+                yield self._missing.popleft() if self._missing else None
+
+    def _items_to_write(self) -> Iterator[WriteTask]:
+        """Those that were not written early."""
+        rows = self._judged_rows()
+        beton = lay_out(rows[rows["size"] > 0], self._plan.settings.page_bytes)
+        is_moved = self._early is not None and self._early.pages_start != beton.pages_start
+        if is_moved:  # so many samples were left out that the tables need a page less
+            self._reports.clear()
+            self._written_bytes = 0
+            self._written_by.clear()
+        if self._target is None or is_moved:
+            self._target = self._output.begin(self._plan.digest, is_new=self._is_new or is_moved)
+        self._output.make_room(self._target, beton.total_bytes)
+        range_bytes = self._output.range_bytes(beton.total_bytes)
+        assert range_bytes is not None
+        self._ranges = AllRanges(self._target, beton, write_rows(rows, 0), range_bytes)
+        for number in range(len(self._ranges)):
+            if number not in self._reports:
+                yield self._ranges.task(number)
 
     def take(self, report: UnitReport | RangeReport | ImageChanged) -> None:
+        self._num_running -= 1
         if isinstance(report, ImageChanged):
-            self.changed = self.changed or report
-            return  # the other ranges may tell of more
-        if isinstance(report, RangeReport):
-            self.written[report.digest] = report
+            if self._ranges is not None:
+                raise report
+            self._changed = self._changed or report  # told when all bad samples are listed
+        elif isinstance(report, RangeReport):
+            self._reports[report.number] = report
             self._written_bytes += report.num_bytes
             self._written_by[report.node] += report.num_bytes
-            self.means.progress.written(self._written_bytes, None, self._written_by)
-            return
-        self._num_reading -= 1
-        self._there[report.unit.number] = self._part(report.unit)
-        self._samples += len(report.unit)
-        self._source_bytes += report.source_bytes
-        self._num_bad += report.num_bad
-        self._read_by[report.node] += len(report.unit)
-        self._show_read()
-        self._advance()
+            total = None if self._ranges is None else self._ranges.beton.total_bytes
+            self._progress.written(self._written_bytes, total, self._written_by)
+        else:
+            self._found[report.unit.number] = self._part(report.unit)
+            self._samples_read += len(report.unit)
+            self._source_bytes += report.source_bytes
+            self._num_bad += report.num_bad
+            self._read_by[report.node] += len(report.unit)
+            self._show_read()
+            self._advance()
 
     def _part(self, unit: WorkUnit) -> Part:
-        output = self.means.output
-        if not is_part_there(output, unit):
+        output, name = self._output, part_name(unit.number)
+        try:
+            is_there = output.size_of(name) > 0
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
             raise UserError(
                 f"{output.work_shown}: a worker wrote there, but this machine does not see it; choose an --output on "
                 "storage that all nodes of the cluster share"
             )
-        part = whole_part(output, self.means.plan, unit)
+        part = _whole_part(output, self._plan, unit)
         if part is None:
-            output.remove(part_name(unit.number))
+            output.remove(name)
             raise Fault(f"{output.work_shown}: the part of {unit} was damaged; run the same command again to redo it")
         return part
 
     def _advance(self) -> None:
         """Takes the parts that are next in order, and notes which ranges are complete with them."""
-        while (part := self._there.pop(len(self.parts), None)) is not None:
-            self.parts.append(part)
-            if self.ahead is not None:
-                self._complete.extend(self.ahead.add(part))
-        if self._num_bad > self.limit:  # there will be no beton
-            self.ahead = None
+        while (part := self._found.pop(len(self._parts), None)) is not None:
+            self._parts.append(part)
+            if self._early is not None:
+                self._complete.extend(self._early.add(part))
+        if self._num_bad > self._policy.limit(self._plan.num_samples):  # there will be no beton
+            self._early = None
             self._complete.clear()
 
     def _show_read(self) -> None:
-        self.means.progress.encoded(
-            self._samples, self.means.plan.num_samples, self._source_bytes, self._num_bad, self._read_by
+        total = self._plan.num_samples
+        self._progress.encoded(self._samples_read, total, self._source_bytes, self._num_bad, self._read_by)
+
+    @property
+    def _bad(self) -> list[BadSampleReport]:
+        return [report for part in self._parts for report in part.bad]
+
+    def _judged_rows(self) -> NDArray[np.void]:
+        """`PART_ROW`s of all samples. UserError when more of them are bad than may be left out; all are listed in a
+        file, then. ImageChanged."""
+        plan, output, policy, bad = self._plan, self._output, self._policy, self._bad
+        limit = policy.limit(plan.num_samples)
+        rows = np.concatenate([part.rows for part in self._parts])
+        is_refused, is_empty = len(bad) > limit, not (rows["size"] > 0).any()
+        output.write_text(BAD_SAMPLES, _as_table(bad) if is_refused or is_empty else None)
+        if is_refused:
+            allowed = f", --max-bad {policy.max_bad} allows {limit:,}" if policy.on_error == "quarantine" else ""
+            raise UserError(
+                f"{plan.source.location}: {len(bad):,} of {plan.num_samples:,} images cannot be stored{allowed} "
+                f"(first: {shown(bad[0].key)} {shown(bad[0].reason)}); no beton was written; all are listed in "
+                f"{output.name_of(BAD_SAMPLES)}; fix or remove them, or leave them out with --on-error quarantine "
+                "--max-bad N, then run the same command again"
+            )
+        if is_empty:
+            raise UserError(
+                f"{plan.source.location}: none of its images can be stored (first: {shown(bad[0].key)} "
+                f"{shown(bad[0].reason)}); all are listed in {output.name_of(BAD_SAMPLES)}"
+            )
+        if self._changed is not None:
+            raise self._changed
+        return rows
+
+    def publish(self, reopen: Callable[[], Source] | None, stop: StopFlag) -> Manifest:
+        """The beton, the list of what was left out, and the manifest under their final names, in this order."""
+        plan, output, ranges, target = self._plan, self._output, self._ranges, self._target
+        assert ranges is not None
+        assert target is not None
+        reports = [self._reports[number] for number in range(len(ranges))]
+        contents = self._contents(ranges, reports).tobytes()
+        if reopen is not None and self.job.reads_again and reopen().describe() != plan.source:
+            raise Fault(
+                f"{plan.source.location}: changed while it was being converted; no beton was written; run the same "
+                "command again"
+            )
+        stop.check()
+        output.require_owned()
+        bad = self._bad
+        manifest = describe_beton(
+            ranges.beton,
+            combine([chunk for report in reports for chunk in report.written.chunks]),
+            class_names=self.job.source.class_names,
+            num_untouched=int(sum(part.rows["untouched"].sum() for part in self._parts)),
+            settings=plan.settings.as_dict(),
+            source=asdict(plan.source),
+            versions=plan.versions,
+            quarantined=tuple(asdict(report) for report in bad),
+            samples_digest=digest_bytes(contents),
         )
+        text = manifest.to_json()
+        output.write_text(QUARANTINE, _as_table(bad) if bad else None)
+        output.write_bytes(CONTENTS, contents)
+        output.write(PUBLISHING, b"")
+        output.publish(target, [report.written.receipt for report in reports])
+        output.write_text(MANIFEST, text)
+        return manifest
+
+    def _contents(self, ranges: AllRanges, reports: Sequence[RangeReport]) -> NDArray[np.void]:
+        """Of all stored samples: those known from reading the units, and those of files first read with the ranges."""
+        contents = np.concatenate([part.rows["content"][part.rows["size"] > 0] for part in self._parts])
+        for report in reports:
+            if report.written.contents:
+                task = ranges.task(report.number)
+                here = np.flatnonzero(task.samples["spill"] == ENDS_IN_SOURCE)
+                contents[task.range.samples.start + here] = np.frombuffer(report.written.contents, dtype=CONTENT)[here]
+        return contents
 
 
-# What an earlier, interrupted run of the same plan left: the parts that are whole.
+def _as_table(bad: Sequence[BadSampleReport]) -> str:
+    lines = [
+        "index\tkey\treason",
+        *(f"{b.index}\t{shown(b.key, None)}\t{shown(' '.join(b.reason.split()), None)}" for b in bad),
+    ]
+    return "\n".join(lines) + "\n"
 
 
-PLAN_NAME = "plan"
-
-
-def finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -> list[Part]:
-    """The units that an earlier run finished; parts and notes of another plan are removed, which `note` is told."""
+def _finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -> list[Part]:
+    """The units that an earlier run finished. Parts and notes of another plan are removed, which `note` is told."""
     before = read_work_file(output, PLAN_NAME)
     if before != plan.digest.encode():
         if before is not None:
@@ -481,20 +480,13 @@ def finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) ->
             output.remove(stale)
         output.write(PLAN_NAME, plan.digest.encode())
     names = output.names()
-    found = (whole_part(output, plan, unit) for unit in plan.units if part_name(unit.number) in names)
+    found = (_whole_part(output, plan, unit) for unit in plan.units if part_name(unit.number) in names)
     return [part for part in found if part is not None]
 
 
-def whole_part(output: Output, plan: Plan, unit: WorkUnit) -> Part | None:
+def _whole_part(output: Output, plan: Plan, unit: WorkUnit) -> Part | None:
     """None when it is not there, or not whole."""
     try:
         return read_part(output, plan.digest, unit)
     except Fault:
         return None
-
-
-def is_part_there(output: Output, unit: WorkUnit) -> bool:
-    try:
-        return output.size_of(part_name(unit.number)) > 0
-    except FileNotFoundError:
-        return False

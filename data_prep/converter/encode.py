@@ -59,7 +59,7 @@ class Encoded:
     width: int
     untouched: bool
     """`data` is the source's own."""
-    has_turn: bool = False
+    is_rotated: bool = False
     """The source carries an EXIF orientation, applied or not."""
 
 
@@ -71,7 +71,7 @@ class LeftInSource(NamedTuple):
     num_bytes: int
     check: int
     """`sample_digest` of `Ends.checked`."""
-    has_turn: bool
+    is_rotated: bool
     """As of `Encoded`, as far as the file's first bytes tell."""
 
 
@@ -85,8 +85,8 @@ def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource 
         if header is None or not _stays(header, num_bytes, settings):
             found.append(None)
         else:
-            check, has_turn = sample_digest(ends.checked(number)), orientation(bytes(ends.of(number)[0])) != 1
-            found.append(LeftInSource(header.height, header.width, num_bytes, check, has_turn))
+            check, is_rotated = sample_digest(ends.checked(number)), orientation(bytes(ends.of(number)[0])) != 1
+            found.append(LeftInSource(header.height, header.width, num_bytes, check, is_rotated))
     return found
 
 
@@ -161,7 +161,7 @@ def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encode
     encoded = _as_pixels(pixels, settings) if _is_wanted_raw(index, settings) else _as_jpeg(pixels, settings)
     if len(encoded.data) > settings.page_bytes:
         raise _too_large(len(encoded.data), settings)
-    return replace(encoded, has_turn=orientation(data) != 1)
+    return replace(encoded, is_rotated=orientation(data) != 1)
 
 
 def _is_wanted_raw(index: int, settings: ConvertSettings) -> bool:
@@ -178,10 +178,10 @@ def _as_it_is(data: bytes, header: JpegHeader | None, settings: ConvertSettings,
     """The source's own bytes, if by its markers ffcv reads the file, and it is small enough; None otherwise."""
     if header is None or not _may_stay(settings, index) or not _stays(header, len(data), settings):
         return None
-    has_turn = orientation(data) != 1
-    if settings.exif == "apply" and has_turn:
+    is_rotated = orientation(data) != 1
+    if settings.exif == "apply" and is_rotated:
         return None
-    return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True, has_turn=has_turn)
+    return Encoded(data, layout.MODE_JPEG, header.height, header.width, untouched=True, is_rotated=is_rotated)
 
 
 def _may_stay(settings: ConvertSettings, index: int) -> bool:

@@ -116,7 +116,7 @@ class ObjectOutput:
         return bool(self.names())
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def owned(self) -> Iterator[None]:
         """A store has no locks that end with their process, so the youngest driver owns the work, and an older one ends
         as soon as it looks: both would write the same bytes."""
         self._token = f"{socket.gethostname()} {uuid.uuid4().hex}"
@@ -126,7 +126,7 @@ class ObjectOutput:
             raise UserError(f"{self.work_shown}: cannot be written: {error}; choose another --output") from None
         yield
 
-    def require_taken(self) -> None:
+    def require_owned(self) -> None:
         with failures(self.work_shown):
             owner = self._fs.cat_file(self._work(OWNER)).decode()
         if owner != self._token:

@@ -1,6 +1,6 @@
-"""Where a beton is made: its unfinished work, and what stands in the end under the final names.
+"""Where a beton is made: its unfinished work, and the files that are there in the end. Here: on a file system.
 
-Two kinds: on a file system (`file_output.py`) and in an object store (`object_output.py`). Both are pickled to workers.
+`object_output.py` is the same for an object store. Both are pickled to workers.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from data_prep.beton.files import (
 )
 from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload, read_digests
-from data_prep.errors import UserError
+from data_prep.errors import Fault, UserError
 from data_prep.sources.files.places import IS_URL
 
 BETON, MANIFEST = ".beton", ".manifest.json"
 BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
-"""Ends of the final names: why there is no beton; what is not in it."""
+"""Ends of the final names. Tables: why there is no beton; what is not in it."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A range that stands in the unfinished beton."""
+    """A range that is in the unfinished beton."""
 
     chunks: tuple[str, ...]
     """Digests."""
     receipt: str = ""
-    """The store's own word for it, where it gives one."""
+    """The store's name for it (an ETag), where it gives one."""
     contents: bytes = b""
-    """`beton.contents.CONTENT` of each sample, known where its file was read for the first time; empty: of none."""
+    """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty: there is none."""
 
 
 class Reader(Protocol):
@@ -93,12 +93,12 @@ class Output(Protocol):
 
     def has_work(self) -> bool: ...
 
-    def taken(self) -> AbstractContextManager[None]:
+    def owned(self) -> AbstractContextManager[None]:
         """The work belongs to this process inside. UserError when another one has it, or it cannot be written."""
         ...
 
-    def require_taken(self) -> None:
-        """UserError when another process took the work over meanwhile."""
+    def require_owned(self) -> None:
+        """UserError when another process has taken the work over since."""
         ...
 
     def names(self) -> set[str]: ...
@@ -128,20 +128,22 @@ class Output(Protocol):
     # --- the beton, in ranges
 
     def range_bytes(self, total_bytes: int | None) -> int | None:
-        """Of the ranges that a beton is written in. None: that depends on its size, and `total_bytes` is None."""
+        """Length of the ranges that a beton is written in. None: it depends on `total_bytes`, which is not given."""
         ...
 
     def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
-        """An unfinished beton: the one of that plan, if there is one, unless it `is_new`: then no orphan of an earlier
-        run writes to it; others are dropped. Returns what the ranges are written to."""
+        """Returns what the ranges are written to: the unfinished beton of that plan, if there is one.
+
+        With `is_new` it is dropped, so that no orphaned worker of an earlier run writes to the new one. Those of other
+        plans are dropped in any case."""
         ...
 
     def has_room(self, target: str, num_bytes: int) -> bool:
-        """Whether there is so much, with what the unfinished beton takes, as far as the storage tells."""
+        """Whether the unfinished beton may grow to so many bytes, as far as the storage can tell."""
         ...
 
     def make_room(self, target: str, total_bytes: int) -> None:
-        """Before the last ranges are written: the beton will have that size. Fault when there is no room for it."""
+        """Called before the last ranges are written, with the beton's size. Fault when there is no room for it."""
         ...
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written: ...
@@ -155,33 +157,40 @@ class Output(Protocol):
         ...
 
 
-def read_all(reader: Reader, num_bytes: int) -> bytes:
-    try:
-        return reader.read_at(0, num_bytes)
-    finally:
-        reader.close()
-
-
 def read_work_file(output: Output, name: str) -> bytes | None:
     """A small file of the work; None: it is not there."""
     try:
-        return read_all(output.reader(name), output.size_of(name))
+        reader = output.reader(name)
+        try:
+            return reader.read_at(0, output.size_of(name))
+        finally:
+            reader.close()
     except FileNotFoundError:
         return None
+
+
+@contextmanager
+def cannot_be_written(where: str) -> Iterator[None]:
+    """OSError as Fault."""
+    try:
+        yield
+    except OSError as error:
+        raise Fault(
+            f"{where}: cannot be written: {error.strerror or error}; fix that, then run the same command again"
+        ) from None
 
 
 def names_like(output: Output, *prefixes: str) -> Iterator[str]:
     return (name for name in sorted(output.names()) if name.startswith(prefixes))
 
 
-# A beton on a file system that all workers see; the unfinished work lies in `<output>.work/`, owned by one driver.
-
-
 @dataclass(frozen=True)
 class FileOutput:
+    """On a file system that all workers see. The unfinished work is in `<output>.work/`, owned by one driver."""
+
     path: Path
     driver_machine: str
-    """`machine()` of the driver, whose fsync at the end covers what is written there."""
+    """`machine()` of the driver, whose fsync at the end covers what was written on that machine."""
 
     @property
     def shown(self) -> str:
@@ -219,7 +228,7 @@ class FileOutput:
         return self._work.exists()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def owned(self) -> Iterator[None]:
         """The lock goes with the process, however that ends."""
         try:
             make_folder(self._work)
@@ -243,7 +252,7 @@ class FileOutput:
         finally:
             os.close(descriptor)
 
-    def require_taken(self) -> None:
+    def require_owned(self) -> None:
         pass  # a lock is not taken over
 
     def names(self) -> set[str]:
@@ -350,15 +359,12 @@ def machine() -> str:
         return socket.gethostname()
 
 
-# The output that a location means.
-
-
 def open_output(location: Path | str) -> Output:
-    """UserError when the name does not end in .beton, or it lies where nothing can be written."""
+    """UserError when the name does not end in .beton, or it is a URL of a store that cannot be written to."""
     if not str(location).endswith(BETON):
         raise UserError(f"--output {location}: expected a name that ends in {BETON}")
     if IS_URL.match(str(location)):
         from data_prep.converter.object_output import ObjectOutput  # brings fsspec
 
         return ObjectOutput(str(location))
-    return FileOutput(Path(location), machine())
+    return FileOutput(Path(location).expanduser().absolute(), machine())

@@ -1,7 +1,4 @@
-"""What is to be done, as a pure function of source and settings: work units, and a hash that names the conversion.
-
-Units are cut by sample index, never by the number of workers, so a unit finished by any earlier run can be taken over.
-"""
+"""The plan of a conversion: units of work, cut by index; and the file that reading one unit leaves, its part."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from data_prep.converter.encode import Encoded, LeftInSource
 from data_prep.converter.output import Output
 from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import Fault
-from data_prep.sources.base import SourceDescription, digest_of, facts_of
+from data_prep.sources.base import Source, SourceDescription, digest_of, facts_of
 from data_prep.strict_json import parse
 
 UNIT_SAMPLES = 1024
@@ -79,14 +76,31 @@ def make_plan(
     return Plan(digest, units, settings, source, versions)
 
 
-# What reading one work unit found, on disk: encoded images' bytes | one `PART_ROW` per sample | bad ones | trailer.
+@dataclass(frozen=True)
+class Job:
+    """What all units and ranges of a conversion share. Sent to each worker once."""
 
+    source: Source
+    settings: ConvertSettings
+    plan_digest: str
+    output: Output
+    versions: Mapping[str, str]
+    """`encoder_versions()` of the driver."""
+    reads_again: bool
+    """The source is on a file system, cheap to read twice: its own bytes stay there until they are written."""
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+#
+# A part is: bytes of encoded images | one `PART_ROW` per sample | bad samples | trailer. Images stored as they are on a
+# file system are not in it: they are read when they are written, and recognised by a digest. A part gets its name when
+# it is whole. It is not fsynced: after a power cut its digests tell.
 
 PART_ROW = np.dtype(
     [
         ("mode", "<u1"),
         ("untouched", "<u1"),
-        ("has_turn", "<u1"),
+        ("is_rotated", "<u1"),
         ("width", "<u2"),
         ("height", "<u2"),
         ("label", "<i8"),
@@ -96,14 +110,18 @@ PART_ROW = np.dtype(
         ("content", CONTENT),
     ]
 )
-"""`beton.pages.STORED_ROW`, a digest (`check`), the offset of the stored bytes in the part, or where else they are, and
-`content_of` the source's file.
+"""`STORED_ROW`, and:
 
-`size` is 0 for a sample that cannot be stored. `check`: `sample_digest` of the stored bytes, unless:
+- `is_rotated`: the source carries an EXIF orientation.
+- `size`: 0 for a sample that cannot be stored.
+- `check`: `sample_digest` of the stored bytes; with `ENDS_IN_SOURCE` of the file's ends.
+- `spill`: offset of the stored bytes in the part, or one of the two constants below.
+- `content`: `content_of` the source's file, not known yet with `ENDS_IN_SOURCE`.
 """
 IN_SOURCE = -1
+"""The stored bytes are the source's own, and still there."""
 ENDS_IN_SOURCE = -2
-"""In the source too, but only the ends have been read: `check` is of them, and `content` is not known yet."""
+"""So they are, and only the ends of the file have been read."""
 
 TRAILER = np.dtype(
     [
@@ -120,7 +138,7 @@ MAGIC = b"dp-part5"
 MAX_BAD_BYTES = 64 << 20
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
-"""Of a note that a unit's files must be read whole: something was wrong with one when it was to be written."""
+"""Of a note that a unit's files must be read whole: one of them was not as expected when it was written."""
 
 
 @dataclass(frozen=True)
@@ -152,29 +170,22 @@ class PartWriter:
     def put(self, index: int, encoded: Encoded, label: int, content: bytes, *, spill: bool) -> None:
         """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
         where = self._spilled_bytes if spill else IN_SOURCE
-        size, check = len(encoded.data), sample_digest(encoded.data)
-        shape = encoded.mode, encoded.untouched, encoded.has_turn, encoded.width, encoded.height
-        row = (*shape, label, size, check, where, content)
+        shape = encoded.mode, encoded.untouched, encoded.is_rotated, encoded.width, encoded.height
+        row = (*shape, label, len(encoded.data), sample_digest(encoded.data), where, content)
         self._rows[index - self._unit.start] = row
         if spill:
             self._file.write(encoded.data)
             self._spilled_bytes += len(encoded.data)
 
     def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
+        """Those that are known by the ends of their files."""
+        jpeg, is_untouched = layout.MODE_JPEG, True
         rows = [
             (
-                layout.MODE_JPEG,
-                True,
-                found.has_turn,
-                found.width,
-                found.height,
-                label,
-                found.num_bytes,
-                found.check,
-                ENDS_IN_SOURCE,
-                NO_CONTENT,
+                *(jpeg, is_untouched, image.is_rotated, image.width, image.height, label),
+                *(image.num_bytes, image.check, ENDS_IN_SOURCE, NO_CONTENT),
             )
-            for found, label in zip(left, labels, strict=True)
+            for image, label in zip(left, labels, strict=True)
         ]
         self._rows[np.subtract(indices, self._unit.start, dtype=np.int64)] = np.array(rows, dtype=PART_ROW)
 

@@ -1,14 +1,15 @@
-"""Lists of classes: of a file that the user names, and of the betons beside the output: labels must mean the same."""
+"""Opens the source that a command or call names; its classes must be those of the other splits of the data set."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 
 from data_prep.beton.class_names import difference
 from data_prep.beton.manifest import Manifest
-from data_prep.converter.output import BETON, MANIFEST, open_output
+from data_prep.converter.output import BETON, MANIFEST, Output, open_output
 from data_prep.errors import UserError
 from data_prep.sources import SOURCES, SourceOptions, open_source
 from data_prep.sources.base import Source
@@ -22,8 +23,30 @@ from data_prep.sources.splits import SPLIT_WORDS, SplitRequest, splits_in
 SIBLINGS = ("train", "training", "val", "validation", "test")
 
 
+def open_named(
+    name: str, location: str | None, split: SplitRequest, options: SourceOptions, classes: str | None = None
+) -> Source:
+    """As `open_source`. `classes`: a file that lists the classes, or a beton whose classes they are.
+
+    UserError when it cannot be found or understood, or holds other classes than listed.
+    """
+    given = {"input": location, "classes": classes, **asdict(options)}
+    for option, value in (given | {"split": split.name} if split.explicit else given).items():
+        if value is not None and not value.strip():  # `--input "$DIR"` would mean the current folder
+            flag = f"--{option.replace('_', '-')}"
+            raise UserError(f"{flag}: is empty; leave it out, or give a value (a shell variable that is not set?)")
+    if classes is None:
+        return open_source(name, location, split, options)
+    if options.class_order is not None:
+        raise UserError("--class-order and --classes: both say the order of the classes; leave one out")
+    class_names = read_class_list(classes)
+    takes_order = name in SOURCES and "class_order" in SOURCES[name].takes
+    opened = open_source(name, location, split, replace(options, class_order=GIVEN) if takes_order else options)
+    return with_classes(opened, class_names, classes)
+
+
 def read_class_list(location: str) -> tuple[str, ...]:
-    """Class names by label: of a text file with one a line, or of a beton or its manifest.
+    """Class names by label: of a text file with one per line, or of a beton or its manifest.
 
     UserError when there is no such file, or it lists no classes or one twice.
     """
@@ -35,24 +58,27 @@ def read_class_list(location: str) -> tuple[str, ...]:
     return read_class_names(place)
 
 
-def compare_with_siblings(class_names: Sequence[str], output: str) -> list[str]:
-    """UserError when the training set beside the output has other classes, or the same in another order: a training
-    could not use both. A note for each other split that has.
+def class_notes(class_names: Sequence[str], output: Output) -> list[str]:
+    """A note for each split beside a new output whose classes are others, or the same in another order.
 
-    `output`: the beton's path or URL. `data/val.beton` has the siblings `data/train.beton`, `data/test.beton`, ...
+    `data/val.beton` has the siblings `data/train.beton`, `data/test.beton`, ... UserError when the training set is one
+    of them: no training could use both.
     """
-    notes = []
-    for sibling in sibling_betons(output):
-        manifest = _manifest(sibling)
-        words = None if manifest is None else difference(manifest.class_names, class_names, sibling, output)
-        if words is None:
-            continue
-        if splits_in(_stem(sibling)) == {"train"}:
-            raise UserError(
-                f"{output}: would have other classes than the training set beside it: {words}; say --classes {sibling} "
-                "to take its classes, or give the output another folder"
-            )
-        notes.append(f"{words}; convert {sibling} again, with --classes {output}")
+    notes: list[str] = []
+    with suppress(OSError):  # a folder that cannot be read: the conversion says so
+        if output.num_bytes() is not None:
+            return notes
+        for sibling in sibling_betons(output.shown):
+            manifest = _manifest(sibling)
+            words = None if manifest is None else difference(manifest.class_names, class_names, sibling, output.shown)
+            if words is None:
+                continue
+            if splits_in(_stem(sibling)) == {"train"}:
+                raise UserError(
+                    f"{output.shown}: would have other classes than the training set beside it: {words}; say --classes "
+                    f"{sibling} to take its classes, or give the output another folder"
+                )
+            notes.append(f"{words}; convert {sibling} again, with --classes {output.shown}")
     return notes
 
 
@@ -75,44 +101,5 @@ def _manifest(beton: str) -> Manifest | None:
     text = open_output(beton).read_text(MANIFEST)
     try:
         return None if text is None else Manifest.from_json(text, beton)
-    except UserError:  # of another version, or damaged: for whoever reads that beton to tell
+    except UserError:  # of another version, or damaged: whoever reads that beton says so
         return None
-
-
-# The source that a command line means.
-
-
-@dataclass(frozen=True)
-class Asked:
-    source: str
-    location: str | None
-    split: SplitRequest
-    options: SourceOptions
-    classes: str | None = None
-    """`--classes`: a file that lists them, or a beton whose classes they are."""
-
-    def open(self) -> Source:
-        """UserError when it cannot be found or understood, or holds other classes than listed."""
-        self._require_said()
-        if self.classes is None:
-            return open_source(self.source, self.location, self.split, self.options)
-
-        if self.options.class_order is not None:
-            raise UserError("--class-order and --classes: both say the order of the classes; leave one out")
-        class_names = read_class_list(self.classes)
-        ordered = self.source in SOURCES and "class_order" in SOURCES[self.source].takes
-        options = replace(self.options, class_order=GIVEN) if ordered else self.options
-        opened = open_source(self.source, self.location, self.split, options)
-        return with_classes(opened, class_names, self.classes)
-
-    def _require_said(self) -> None:
-        """UserError for an option that is given and empty: `--input "$DIR"` would mean the current folder."""
-        said = {"input": self.location, "classes": self.classes, **asdict(self.options)}
-        if self.split.explicit:
-            said["split"] = self.split.name
-        for name, value in said.items():
-            if isinstance(value, str) and not value.strip():
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(
-                    f"{option}: is empty; leave it out, or give a value (a shell variable that is not set?)"
-                )

@@ -1,7 +1,4 @@
-"""Is a beton what its manifest says? Size, digests, structure, counts, and whether its images decode.
-
-A wrong chunk is told with the samples whose bytes it holds.
-"""
+"""Is a beton what its manifest says, and what its source gives? A wrong chunk is told with the samples it holds."""
 
 from __future__ import annotations
 
@@ -15,13 +12,16 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.class_names import difference
 from data_prep.beton.digest import CHUNK_BYTES, digest_file
-from data_prep.beton.manifest import Manifest, count_classes, count_modes, load_manifest, read_manifest, require_file
+from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest, require_file
 from data_prep.beton.reader import BetonReader
 from data_prep.converter.encode import BadSample, encode, encoder_versions
 from data_prep.converter.settings import ConvertSettings
+from data_prep.converter.source import open_named
 from data_prep.errors import UserError
 from data_prep.jpeg.check import why_unfit
+from data_prep.sources import SourceOptions
 from data_prep.sources.base import Source, UnreadableSample, read_sample
+from data_prep.sources.splits import SplitRequest
 
 MAX_NAMED = 5
 """Samples or chunks named in one problem; the others are counted."""
@@ -40,14 +40,41 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], None] = lambda *_: None) -> VerifyReport:
-    """Checks `beton` against its manifest. UserError when one of the two does not exist or is unreadable.
+def verify(
+    beton: str | Path,
+    *,
+    decode: int | None = 1000,
+    source: str | Source | None = None,
+    input: str | None = None,
+    split: str | None = None,
+    options: SourceOptions = SourceOptions(),  # noqa: B008 - frozen
+    classes: str | None = None,
+    on_decoded: Callable[[int, int], None] = lambda *_: None,
+) -> VerifyReport:
+    """Checks a beton against its manifest: size, digests, structure, counts, and that its images decode.
 
-    `decode`: how many images, spread evenly, to decode with Pillow; None for all. `on_decoded(done, total)` is called
-    after each.
+    >>> import data_prep, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = data_prep.convert("synthetic", f"{folder}/train.beton", input="n=5,size=32..64")
+    ...     report = data_prep.verify(f"{folder}/train.beton", source="synthetic", input="n=5,size=32..64")
+    >>> report.ok, report.num_decoded
+    (True, 5)
+
+    Args:
+        decode: how many images to decode, spread evenly; None: all.
+        source: if nothing else is wrong, as many of its samples are encoded once more and compared with what is stored.
+            A name as in `convert`, with `input`, `split` (None: the beton's), `options` and `classes`, or an open one.
+        on_decoded: called with how many images are decoded, or compared, and of how many.
+
+    Raises:
+        UserError: the beton or its manifest does not exist or is unreadable; the source likewise.
     """
+    beton = Path(beton).expanduser().absolute()
     require_file(beton)
     manifest = read_manifest(beton)
+    if isinstance(source, str):
+        name = manifest.source.get("split") if split is None else split
+        source = open_named(source, input, SplitRequest(name, explicit=name is not None), options, classes)
     try:
         reader = BetonReader(beton)
     except UserError as error:
@@ -62,6 +89,8 @@ def verify(beton: Path, decode: int | None, on_decoded: Callable[[int, int], Non
         on_decoded(done, len(chosen))
     if bad:
         problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {shorten(bad)}")
+    if source is not None and not problems:
+        problems += _compare_with_source(reader, manifest, source, decode, on_decoded)
     return VerifyReport(manifest, tuple(problems), len(chosen))
 
 
@@ -135,19 +164,18 @@ def shorten(items: list[str]) -> str:
     return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-# Is a beton what its source gives? Samples are encoded once more, as the manifest's settings say, and compared.
+# --- the source -------------------------------------------------------------------------------------------------------
 
 
-def compare_with_source(
-    beton: Path, source: Source, count: int | None, on_compared: Callable[[int, int], None] = lambda *_: None
+def _compare_with_source(
+    reader: BetonReader, manifest: Manifest, source: Source, count: int | None, on_compared: Callable[[int, int], None]
 ) -> list[str]:
     """One readable line per problem. `count`: how many samples, spread evenly; None for all.
 
-    UserError when the beton was not made by `data-prep convert`, for then there is no source to compare with.
+    Encoding is a pure function of bytes and settings, so with the same libraries the comparison is exact; with others
+    only what is stored untouched can be compared. UserError when the beton was not made by `data-prep convert`.
     """
-    manifest = load_manifest(beton)
-    settings = _settings_of(manifest, beton)
-    reader = BetonReader(beton)
+    settings = _settings_of(manifest, reader.path)
     indices = _source_indices(manifest, len(source))
     if len(indices) != len(reader):
         left_out = len(manifest.quarantined)

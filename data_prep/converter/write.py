@@ -1,7 +1,7 @@
-"""Writes ranges of the beton at their place: encoded bytes from the parts, the source's own bytes straight from there.
+"""Writes the beton range by range: which ranges are complete when, and the bytes of one, from the source and the parts.
 
-Any worker that sees the output's file system may write any range, twice if need be. A finished range leaves a note with
-its digests; a later run compares them with what stands in the file, so neither a kill nor a power cut is believed.
+Any worker that sees the output may write any range, twice if need be. A finished range leaves a note with its digests;
+a later run compares them with what is in the file, so neither a kill nor a power cut goes unnoticed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton import layout
 from data_prep.beton.contents import CONTENT, content_of
 from data_prep.beton.digest import ALGORITHM, CHUNK_BYTES, is_hex_digest, sample_digest
-from data_prep.beton.layout import pack
-from data_prep.beton.ranges import FileRange, cut_images
-from data_prep.converter.output import Output, Reader, Written, read_work_file
-from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Part, part_name, whole_note
+from data_prep.beton.layout import BetonLayout, pack, pages_start
+from data_prep.beton.ranges import FileRange, cut, cut_images
+from data_prep.converter.output import Output, Reader, Written, cannot_be_written, read_work_file
+from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Job, Part, part_name, whole_note
 from data_prep.errors import Fault
-from data_prep.sources.base import Source, SourceWithEnds, digest_of
+from data_prep.sources.base import SourceWithEnds, digest_of
 from data_prep.sources.files.places import ends_of
 from data_prep.strict_json import parse
 
@@ -31,29 +30,17 @@ NOTE_PREFIX = "range-"
 MAX_NOTE_BYTES = 1 << 30
 """Of a range of 64 MiB, 20 kB for ImageNet's images; as many samples as fit in there."""
 
-PLACED_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
-"""Index in the source; the others as in `part.PART_ROW`."""
-
-
-class ImageChanged(Fault):
-    """An image is not what it was when its unit was read: the same command reads it anew."""
+WRITE_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
+"""Index in the source; the others as in `plan.PART_ROW`."""
 
 
 @dataclass(frozen=True)
-class PlaceJob:
-    """What all ranges of a beton share. Sent to each worker once."""
-
-    source: Source
-    output: Output
+class WriteTask:
     target: str
-    """What `output.begin` gave."""
-
-
-@dataclass(frozen=True)
-class PlaceTask:
+    """What `Output.begin` gave."""
     range: FileRange
     samples: NDArray[np.void]
-    """`PLACED_ROW` of the range's samples."""
+    """`WRITE_ROW` of the range's samples."""
 
     def __str__(self) -> str:
         return str(self.range)
@@ -64,7 +51,7 @@ class PlaceTask:
         return bool((self.samples["spill"] == ENDS_IN_SOURCE).any())
 
     def digest(self) -> str:
-        """Hex. Of tasks of one plan those with equal digests write the same bytes to the same place, or fail."""
+        """Hex. Of one plan's tasks those with equal digests write the same bytes to the same offsets, or fail."""
         part = self.range
         parts: list[int | bytes] = [part.number, part.start, part.stop, part.first_sample]
         for offset, data in part.literal:
@@ -73,41 +60,118 @@ class PlaceTask:
         return digest_of(parts).partition(":")[2]
 
 
+# --- which ranges -----------------------------------------------------------------------------------------------------
+
+
+def write_rows(rows: NDArray[np.void], first_index: int) -> NDArray[np.void]:
+    """`WRITE_ROW`s of those `PART_ROW`s that are stored. `first_index`: of the first row, in the source."""
+    stored = rows["size"] > 0
+    found = np.zeros(int(stored.sum()), dtype=WRITE_ROW)
+    found["index"] = np.flatnonzero(stored) + first_index
+    for name in ("check", "spill"):
+        found[name] = rows[name][stored]
+    return found
+
+
+class EarlyRanges:
+    """The ranges that are complete while later images are unread. Takes the parts in order.
+
+    So a file's bytes are still in memory when they are copied, however large the data set, and reading waits for one
+    disk while writing waits for another. Images follow one another in the order of the source: the offset of one
+    depends on those before it, and on where the pages start, which follows from the number of samples. If samples are
+    left out and the pages start elsewhere (`pages_start`), these ranges are not the beton's.
+    """
+
+    def __init__(self, target: str, num_samples: int, page_bytes: int, range_bytes: int) -> None:
+        self.pages_start = pages_start(num_samples, page_bytes)
+        self._target = target
+        self._page_bytes = page_bytes
+        self._range_bytes = range_bytes
+        self._next_range = -(-self.pages_start // range_bytes)  # those before it hold the tables
+        self._used_bytes = 0  # of the pages
+        self._first_sample = 0  # of the samples below, which lie in the next range or behind it
+        self._pointers: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._sizes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._samples: NDArray[np.void] = np.zeros(0, dtype=WRITE_ROW)
+
+    def add(self, part: Part) -> Iterator[WriteTask]:
+        """The ranges that are complete with this part."""
+        sizes = part.rows["size"][part.rows["size"] > 0].astype(np.int64)
+        if not len(sizes):
+            return
+        offsets, _ = pack(sizes, self._page_bytes, self._used_bytes)
+        self._used_bytes = int(offsets[-1] + sizes[-1])
+        self._pointers = np.concatenate([self._pointers, offsets + self.pages_start])
+        self._sizes = np.concatenate([self._sizes, sizes])
+        self._samples = np.concatenate([self._samples, write_rows(part.rows, part.unit.start)])
+        while (self._next_range + 1) * self._range_bytes <= self.pages_start + self._used_bytes:
+            yield self._cut()
+
+    def _cut(self) -> WriteTask:
+        start = self._next_range * self._range_bytes
+        part = cut_images(
+            self._next_range, start, start + self._range_bytes, self._pointers, self._sizes, self._first_sample
+        )
+        inside = slice(part.samples.start - self._first_sample, part.samples.stop - self._first_sample)
+        task = WriteTask(self._target, part, self._samples[inside].copy())
+        done = max(inside.stop - 1, 0)  # the last one may reach into the next range
+        self._first_sample += done
+        self._pointers, self._sizes, self._samples = self._pointers[done:], self._sizes[done:], self._samples[done:]
+        self._next_range += 1
+        return task
+
+
+@dataclass(frozen=True)
+class AllRanges:
+    """Of the finished layout. Cut one by one: all at once would copy the tables of the whole beton."""
+
+    target: str
+    beton: BetonLayout
+    samples: NDArray[np.void]
+    """`WRITE_ROW` of all samples."""
+    range_bytes: int
+
+    def __len__(self) -> int:
+        return -(-self.beton.total_bytes // self.range_bytes)
+
+    def task(self, number: int) -> WriteTask:
+        part = cut(self.beton, number, self.range_bytes)
+        return WriteTask(self.target, part, self.samples[part.samples])
+
+
+# --- one range --------------------------------------------------------------------------------------------------------
+
+
+class ImageChanged(Fault):
+    """An image is not what it was when its unit was read: the same command reads it again."""
+
+
 @dataclass(frozen=True)
 class RangeReport:
     number: int
-    digest: str
-    """`PlaceTask.digest`."""
     num_bytes: int
     written: Written
     node: str
+    """Host name of the worker's machine."""
 
 
-def place_range(job: PlaceJob, task: PlaceTask) -> RangeReport:
-    """Fault when the beton cannot be written; ImageChanged."""
-    part, digest = task.range, task.digest()
-    note = f"{NOTE_PREFIX}{part.number:06d}.{digest[:16]}"
-    try:
+def write_task(job: Job, task: WriteTask) -> RangeReport:
+    """Fault when the range cannot be written; ImageChanged."""
+    part = task.range
+    note = f"{NOTE_PREFIX}{part.number:06d}.{task.digest()[:16]}"
+    with cannot_be_written(job.output.work_shown):
         written = _noted(job.output, note, task)
-        if written is None or not job.output.holds(job.target, part, written):
+        if written is None or not job.output.holds(task.target, part, written):
             with _Images(job, task) as images:
-                written = job.output.write_range(job.target, part, images.put)
-            written = replace(written, contents=images.contents())
-            job.output.write(note, _as_note(written))
-    except OSError as error:
-        raise Fault(
-            f"{job.output.work_shown}: cannot be written: {error.strerror or error}; fix that, then run the same "
-            "command again"
-        ) from None
-    return RangeReport(part.number, digest, part.stop - part.start, written, socket.gethostname())
+                written = job.output.write_range(task.target, part, images.put)
+            written = replace(written, contents=bytes(images.contents))
+            text = json.dumps({**asdict(written), "contents": written.contents.hex()})
+            job.output.write(note, text.encode())
+    return RangeReport(part.number, part.stop - part.start, written, socket.gethostname())
 
 
-def _as_note(written: Written) -> bytes:
-    return json.dumps({**asdict(written), "contents": written.contents.hex()}).encode()
-
-
-def _noted(output: Output, name: str, task: PlaceTask) -> Written | None:
-    """What an earlier run noted, if that is whole; others may write where it lies, and a power cut tears it."""
+def _noted(output: Output, name: str, task: WriteTask) -> Written | None:
+    """What an earlier run noted, if the note is whole: others may write there, and a power cut tears it."""
     text = read_work_file(output, name)
     if text is None:
         return None
@@ -129,14 +193,15 @@ def _noted(output: Output, name: str, task: PlaceTask) -> Written | None:
 class _Images:
     """The stored bytes of a range's samples, each compared with its digest. Keeps the part read last open."""
 
-    def __init__(self, job: PlaceJob, task: PlaceTask) -> None:
+    def __init__(self, job: Job, task: WriteTask) -> None:
         self._job = job
         self._first_sample = task.range.first_sample
         self._rows = task.samples.tolist()
         self._in_place = job.source if isinstance(job.source, SourceWithEnds) else None
         self._unit = -1
         self._part: Reader | None = None
-        self._contents = bytearray(CONTENT.itemsize * len(self._rows)) if task.reads_first else bytearray()
+        self.contents = bytearray(CONTENT.itemsize * len(self._rows)) if task.reads_first else bytearray()
+        """`Written.contents`."""
 
     def __enter__(self) -> _Images:
         return self
@@ -145,17 +210,13 @@ class _Images:
         if self._part is not None:
             self._part.close()
 
-    def contents(self) -> bytes:
-        """`Written.contents`."""
-        return bytes(self._contents)
-
     def put(self, sample: int, sizes: Sequence[int], into: memoryview) -> None:
         """`beton.ranges.Payload`."""
-        place = (sample - self._first_sample) * CONTENT.itemsize
-        rows = self._rows[sample - self._first_sample :][: len(sizes)]
+        first = sample - self._first_sample
+        rows = self._rows[first:][: len(sizes)]
         is_read = self._read_together(rows, into)
         at = 0
-        for (index, check, where), size in zip(rows, sizes, strict=True):
+        for number, ((index, check, where), size) in enumerate(zip(rows, sizes, strict=True), first):
             image = into[at : at + size]
             at += size
             if where not in (IN_SOURCE, ENDS_IN_SOURCE):
@@ -163,13 +224,12 @@ class _Images:
             elif not is_read:
                 self._from_source(index, image, is_first_reading=where == ENDS_IN_SOURCE)
             if sample_digest(ends_of(image) if where == ENDS_IN_SOURCE else image) != check:
-                self._forget_changed(index)
+                self._fail_changed(index)
             if where == ENDS_IN_SOURCE:
-                self._contents[place : place + CONTENT.itemsize] = content_of(image)
-            place += CONTENT.itemsize
+                self.contents[number * CONTENT.itemsize : (number + 1) * CONTENT.itemsize] = content_of(image)
 
     def _read_together(self, rows: Sequence[tuple[int, int, int]], into: memoryview) -> bool:
-        """All of them at once, where all lie in the source. One by one it is told which of them cannot be read."""
+        """All of them at once, where all lie in the source. False: read one by one, which tells which one fails."""
         if self._in_place is None or any(where not in (IN_SOURCE, ENDS_IN_SOURCE) for _, _, where in rows):
             return False
         try:
@@ -187,12 +247,12 @@ class _Images:
             data = source[index].data
         except (OSError, ValueError) as error:
             what = "only its ends can be read" if is_first_reading else "could be read at first, and now not"
-            self._forget(index, f"{source.key(index)}: {what}: {error}")
+            self._fail(index, f"{source.key(index)}: {what}: {error}")
         self._copy(index, data, into)
 
     def _copy(self, index: int, data: bytes, into: memoryview) -> None:
         if len(data) != len(into):
-            self._forget_changed(index)
+            self._fail_changed(index)
         into[:] = data
 
     def _from_part(self, unit: int, size: int, offset: int) -> bytes:
@@ -204,64 +264,11 @@ class _Images:
             self._unit = unit
         return self._part.read_at(offset, size)
 
-    def _forget_changed(self, index: int) -> NoReturn:
-        self._forget(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
+    def _fail_changed(self, index: int) -> NoReturn:
+        self._fail(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
 
-    def _forget(self, index: int, message: str) -> NoReturn:
-        """The unit is read again by the next run, whole."""
+    def _fail(self, index: int, message: str) -> NoReturn:
+        """The next run reads the unit again, all files of it whole."""
         self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise ImageChanged(f"{message}; no beton was written; run the same command again")
-
-
-# Which ranges of a beton can be written while later images are still unread, their files being in memory just now.
-
-
-def placed_rows(rows: NDArray[np.void], first_index: int) -> NDArray[np.void]:
-    """`PLACED_ROW`s of those of the `PART_ROW`s that are stored; `first_index`: in the source, of the first."""
-    stored = rows["size"] > 0
-    placed = np.zeros(int(stored.sum()), dtype=PLACED_ROW)
-    placed["index"] = np.flatnonzero(stored) + first_index
-    for name in ("check", "spill"):
-        placed[name] = rows[name][stored]
-    return placed
-
-
-class WriteAhead:
-    """Takes the parts in order, gives the ranges that are complete with them. Holds the samples of one of each."""
-
-    def __init__(self, num_samples: int, page_bytes: int, range_bytes: int) -> None:
-        self._page_bytes = page_bytes
-        self._range_bytes = range_bytes
-        self._pages_start = layout.pages_start(num_samples, page_bytes)
-        self._next_range = -(-self._pages_start // range_bytes)  # those before it hold the tables
-        self._used_bytes = 0  # of the pages
-        self._first_sample = 0  # of those below
-        self._pointers: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._sizes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._samples: NDArray[np.void] = np.zeros(0, dtype=PLACED_ROW)
-
-    def add(self, part: Part) -> Iterator[PlaceTask]:
-        sizes = part.rows["size"][part.rows["size"] > 0].astype(np.int64)
-        if not len(sizes):
-            return
-        offsets, _ = pack(sizes, self._page_bytes, self._used_bytes)
-        self._used_bytes = int(offsets[-1] + sizes[-1])
-        self._pointers = np.concatenate([self._pointers, offsets + self._pages_start])
-        self._sizes = np.concatenate([self._sizes, sizes])
-        self._samples = np.concatenate([self._samples, placed_rows(part.rows, part.unit.start)])
-        while (self._next_range + 1) * self._range_bytes <= self._pages_start + self._used_bytes:
-            yield self._cut()
-
-    def _cut(self) -> PlaceTask:
-        start = self._next_range * self._range_bytes
-        part = cut_images(
-            self._next_range, start, start + self._range_bytes, self._pointers, self._sizes, self._first_sample
-        )
-        inside = slice(part.samples.start - self._first_sample, part.samples.stop - self._first_sample)
-        task = PlaceTask(part, self._samples[inside].copy())
-        done = max(inside.stop - 1, 0)  # the last one may reach into the next range
-        self._first_sample += done
-        self._pointers, self._sizes, self._samples = self._pointers[done:], self._sizes[done:], self._samples[done:]
-        self._next_range += 1
-        return task

@@ -19,11 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.converter.context import NoProgress, ThisProcess
 from data_prep.converter.convert import Outcome, convert
 from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.settings import BadPolicy, ConvertSettings
-from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
 from data_prep.sources.files.places import HEAD_BYTES, Ends, empty_ends, ends_bytes
@@ -162,14 +160,10 @@ def convert_here() -> ConvertHere:
         source: str | Source, location: str | None, output: Path, max_bad: str | None = None, **settings: object
     ) -> Outcome:
         opened = open_source(source, location, requested_split(None, output)) if isinstance(source, str) else source
-        stop = StopFlag()
         return convert(
             opened,
-            ConvertSettings(**settings),  # type: ignore[arg-type]
             output,
-            pool=ThisProcess(stop),
-            progress=NoProgress(),
-            stop=stop,
+            settings=ConvertSettings(**settings),  # type: ignore[arg-type]
             bad_policy=BadPolicy() if max_bad is None else BadPolicy("quarantine", max_bad),
         )
 

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_prep.beton.manifest import manifest_path
-from data_prep.converter.verify import compare_with_source
+from data_prep.converter.verify import verify
 from data_prep.errors import UserError
-from data_prep.sources import open_source
-from data_prep.sources.base import Source
-from data_prep.sources.splits import SplitRequest
 
 
-def open_tree(tree: Path) -> Source:
-    return open_source("image-folder", str(tree), SplitRequest(None, explicit=False))
+def problems(beton: Path, tree: Path, decode: int | None = None, **options: object) -> tuple[str, ...]:
+    return verify(beton, decode=decode, source="image-folder", input=str(tree), **options).problems  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{}, {"encode": "jpeg", "max_side": 20}, {"encode": "mixed", "raw_share": 0.5}])
@@ -27,20 +24,18 @@ def test_a_beton_is_what_its_source_gives(
     beton = tmp_path / "a.beton"
     convert_here("image-folder", str(image_tree), beton, max_bad="1", **settings)
     seen: list[tuple[int, int]] = []
-    assert compare_with_source(beton, open_tree(image_tree), None, lambda *done: seen.append(done)) == []
-    assert seen[-1] == (5, 5)
+    assert problems(beton, image_tree, on_decoded=lambda *done: seen.append(done)) == ()
+    assert seen == [(number, 5) for number in (1, 2, 3, 4, 5)] * 2  # decoded, then compared
 
     file = image_tree / "emu" / "1.JPEG"
     file.write_bytes((image_tree / "cat" / "1.JPEG").read_bytes())
-    (problem,) = compare_with_source(beton, open_tree(image_tree), None)
+    (problem,) = problems(beton, image_tree)
     assert problem == "1 of 5 samples are not what the source gives: 4 (emu/1.JPEG: other bytes)"
-    assert compare_with_source(beton, open_tree(image_tree), 1) == []  # looks at the first only
+    assert problems(beton, image_tree, decode=1) == ()  # looks at the first only
     file.write_bytes(b"")
-    assert "(emu/1.JPEG: is empty)" in compare_with_source(beton, open_tree(image_tree), None)[0]
+    assert "(emu/1.JPEG: is empty)" in problems(beton, image_tree)[0]
     file.unlink()
-    assert compare_with_source(beton, open_tree(image_tree), None) == [
-        "the source has 5 samples, the beton 5 and 1 left out"
-    ]
+    assert problems(beton, image_tree) == ("the source has 5 samples, the beton 5 and 1 left out",)
 
 
 def test_with_other_libraries_only_untouched_bytes_are_compared(
@@ -52,9 +47,9 @@ def test_with_other_libraries_only_untouched_bytes_are_compared(
     path = manifest_path(beton)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"versions": {"pillow": "1.0"}}))
     (image_tree / "dog" / "0.JPEG").write_bytes(image_file(picture(seed=6), "PNG"))
-    assert compare_with_source(beton, open_tree(image_tree), None) == []
+    assert problems(beton, image_tree) == ()
     (image_tree / "dog" / "1.JPEG").write_bytes(image_file(picture(seed=7)))
-    assert "3 (dog/1.JPEG: other bytes)" in compare_with_source(beton, open_tree(image_tree), None)[0]
+    assert "3 (dog/1.JPEG: other bytes)" in problems(beton, image_tree)[0]
 
 
 def test_a_beton_of_other_making_has_no_source(image_tree: Path, tmp_path: Path, convert_here) -> None:
@@ -63,4 +58,4 @@ def test_a_beton_of_other_making_has_no_source(image_tree: Path, tmp_path: Path,
     path = manifest_path(beton)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"inputs": []}}))
     with pytest.raises(UserError, match="no settings of a conversion"):
-        compare_with_source(beton, open_tree(image_tree), None)
+        problems(beton, image_tree)

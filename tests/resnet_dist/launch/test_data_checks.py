@@ -12,10 +12,7 @@ import pytest
 
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.stage import stage
-from data_prep.converter.context import NoProgress, ThisProcess
 from data_prep.converter.convert import convert
-from data_prep.converter.settings import ConvertSettings
-from data_prep.runtime.stop import StopFlag
 from data_prep.sources.builtin import Synthetic
 from resnet_dist.config.loading import load_recipe, to_yaml
 from resnet_dist.config.profile import Profile, Workers
@@ -45,9 +42,8 @@ RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml"
 
 
 def beton(path: Path, num_samples: int) -> Path:
-    stop = StopFlag()
     source = Synthetic(num_samples=num_samples, min_side=8, max_side=8)
-    convert(source, ConvertSettings(), path, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+    convert(source, path)
     return path
 
 
@@ -119,11 +115,10 @@ def rename(beton: Path, names: Sequence[str], **fields: object) -> Path:
 def data(tmp_path: Path) -> Path:
     """A data set of four classes under tmp_path/digits."""
     for name, num_samples in (("train", 16), ("val", 8)):
-        stop = StopFlag()
         source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8, split=name)
         beton = tmp_path / "digits" / f"{name}.beton"
         beton.parent.mkdir(exist_ok=True)
-        convert(source, ConvertSettings(), beton, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+        convert(source, beton)
         rename(beton, ANIMALS)
     return tmp_path / "digits"
 

@@ -11,10 +11,8 @@ import pytest
 
 from data_prep.beton.digest import digest_file
 from data_prep.beton.manifest import load_manifest, manifest_path
-from data_prep.converter.context import NoProgress, ThisProcess
 from data_prep.converter.convert import Outcome, convert
 from data_prep.converter.settings import ConvertSettings
-from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 from resnet_dist.config.profile import Profile, Workers
@@ -52,11 +50,11 @@ def make(tmp_path: Path, images: Callable[[int], bytes]) -> Callable[..., Outcom
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(images(number))
         source = open_source("image-folder", str(tree), SplitRequest(None, explicit=False))
-        output, stop = tmp_path / "data" / "pets" / f"{split}.beton", StopFlag()
+        output = tmp_path / "data" / "pets" / f"{split}.beton"
         for old in output.parent.glob(f"{split}.*"):
             old.unlink()
         chosen = ConvertSettings(**settings)  # type: ignore[arg-type]
-        return convert(source, chosen, output, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+        return convert(source, output, settings=chosen)
 
     return make
 

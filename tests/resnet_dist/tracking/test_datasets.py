@@ -10,10 +10,8 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from data_prep.beton.manifest import Manifest, load_manifest
-from data_prep.converter.context import NoProgress, ThisProcess
 from data_prep.converter.convert import convert
 from data_prep.converter.settings import ConvertSettings
-from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 from resnet_dist.cli import app
@@ -27,9 +25,8 @@ from resnet_dist.tracking.datasets import DIGEST_TAG, EXPERIMENT, DataInput, Pre
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("betons") / "train.beton"
     source = open_source("synthetic", "n=20,size=8,classes=3,seed=1", SplitRequest(None, explicit=False))
-    pool = ThisProcess(StopFlag())
     settings = ConvertSettings(encode="jpeg", max_side=7)
-    convert(source, settings, output, pool=pool, progress=NoProgress(), stop=StopFlag())
+    convert(source, output, settings=settings)
     return output
 
 

@@ -18,11 +18,9 @@ from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 
 from data_prep.beton.manifest import Manifest, load_manifest
-from data_prep.converter.context import NoProgress, ThisProcess
 from data_prep.converter.convert import convert
 from data_prep.converter.settings import ConvertSettings
 from data_prep.pixels import PictureSettings
-from data_prep.runtime.stop import StopFlag
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
 from resnet_dist.config.recipe import CenterCrop
@@ -106,10 +104,10 @@ def converted(folder: Path, **settings: Any) -> tuple[Path, Manifest]:
     images.mkdir(parents=True)
     for name, data in FILES.items():
         (images / name).write_bytes(data)
-    beton, stop = folder / "all.beton", StopFlag()
+    beton = folder / "all.beton"
     source = ImageFolder.open(str(folder / "images"), requested_split(None, beton))
     chosen = ConvertSettings(encode="raw", **settings)
-    convert(source, chosen, beton, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+    convert(source, beton, settings=chosen)
     return beton, load_manifest(beton)
 
 

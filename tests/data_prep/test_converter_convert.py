@@ -24,7 +24,7 @@ from data_prep import native as native_library
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.reader import BetonReader
-from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.context import ThisProcess
 from data_prep.converter.convert import PUBLISHING, convert
 from data_prep.converter.encode import Encoded
 from data_prep.converter.output import FileOutput, work_path
@@ -39,7 +39,7 @@ from data_prep.converter.plan import (
     read_part,
 )
 from data_prep.converter.settings import BadPolicy, ConvertSettings
-from data_prep.converter.write import place_range
+from data_prep.converter.write import WriteTask
 from data_prep.errors import Fault, UserError
 from data_prep.runtime.stop import StopFlag, Stopped
 from data_prep.sources.base import Sample, SourceDescription
@@ -191,14 +191,7 @@ class StopAfter(StopFlag):
 
 def convert_until(looks: int, output: Path):
     stop = StopAfter(looks)
-    return convert(
-        THREE_UNITS,
-        ConvertSettings(),
-        output,
-        pool=ThisProcess(stop),
-        progress=NoProgress(),
-        stop=stop,
-    )
+    return convert(THREE_UNITS, output, stop=stop)
 
 
 def test_a_stopped_conversion_goes_on_to_the_same_bytes(tmp_path: Path, convert_here) -> None:
@@ -211,7 +204,7 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(tmp_path: Path, convert_
         assert not output.exists()
         assert not manifest_path(output).exists()
         outcome = convert_here(THREE_UNITS, None, output)
-        assert outcome.num_units_taken_over == (looks + 1) // 2
+        assert outcome.num_units_resumed == (looks + 1) // 2
         assert output.read_bytes() == expected
         assert names_in(output.parent) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
@@ -225,12 +218,12 @@ def test_a_stop_while_writing_leaves_no_beton_and_goes_on(tmp_path: Path, conver
     assert len(list(work_path(output).glob("range-*"))) == 1
     with target.open("r+b") as file:  # as after a power cut: the note is there, the bytes are not
         file.truncate(1000)
-    assert convert_here(THREE_UNITS, None, output).num_units_taken_over == 3
+    assert convert_here(THREE_UNITS, None, output).num_units_resumed == 3
     convert_here(THREE_UNITS, None, tmp_path / "b.beton")
     assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
-def test_parts_of_another_plan_or_damaged_ones_are_not_taken_over(tmp_path: Path, convert_here) -> None:
+def test_parts_of_another_plan_or_damaged_ones_are_not_resumed(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Stopped):
         convert_until(4, output)
@@ -238,9 +231,9 @@ def test_parts_of_another_plan_or_damaged_ones_are_not_taken_over(tmp_path: Path
     part.write_bytes(part.read_bytes()[:-1])
     (work_path(output) / "unit-000002.part.host-1.tmp").write_bytes(b"scrap")
     kept = shutil.copytree(work_path(output), tmp_path / "b.beton.work")
-    assert convert_here(THREE_UNITS, None, output).num_units_taken_over == 1
+    assert convert_here(THREE_UNITS, None, output).num_units_resumed == 1
     assert kept.exists()
-    assert convert_here(THREE_UNITS, None, tmp_path / "b.beton", quality=80).num_units_taken_over == 0
+    assert convert_here(THREE_UNITS, None, tmp_path / "b.beton", quality=80).num_units_resumed == 0
 
 
 def test_done_is_done(tmp_path: Path, convert_here) -> None:
@@ -284,7 +277,7 @@ def test_what_a_kill_after_the_manifest_left_is_cleared(tmp_path: Path, convert_
 
 def test_two_conversions_do_not_share_an_output(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
-    with FileOutput(output, "here").taken(), pytest.raises(UserError, match="another data-prep is writing it"):
+    with FileOutput(output, "here").owned(), pytest.raises(UserError, match="another data-prep is writing it"):
         convert_here("synthetic", "n=5", output)
     assert convert_here("synthetic", "n=5", output).manifest.num_samples == 5
 
@@ -428,21 +421,16 @@ class Tampering(ThisProcess):
         self.tamper = tamper
 
     def run(self, task, job, items):
-        if task is place_range:
-            self.tamper(job)
-        yield from super().run(task, job, items)
+        for item in items:
+            if isinstance(item, WriteTask) and self.tamper is not None:
+                self.tamper(job)
+                self.tamper = None
+            yield task(job, item)
 
 
-def convert_tampered(source, output: Path, tamper, reopen=None, **settings):
-    return convert(
-        source,
-        ConvertSettings(**settings),
-        output,
-        pool=Tampering(tamper),
-        progress=NoProgress(),
-        stop=StopFlag(),
-        reopen=reopen,
-    )
+def convert_tampered(source, output: Path, tamper, input_: Path | None = None, **settings):
+    location = None if input_ is None else str(input_)
+    return convert(source, output, input=location, settings=ConvertSettings(**settings), pool=Tampering(tamper))
 
 
 def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, convert_here) -> None:
@@ -458,7 +446,7 @@ def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, conver
     assert {"unit-000000.part", "unit-000002.part"} <= set(names_in(work_path(output)))
     assert "unit-000001.part" not in names_in(work_path(output))
     outcome = convert_here(THREE_UNITS, None, output)
-    assert outcome.num_units_taken_over == 2
+    assert outcome.num_units_resumed == 2
     convert_here(THREE_UNITS, None, tmp_path / "b.beton")
     assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
 
@@ -497,7 +485,7 @@ def test_a_source_that_grows_meanwhile_ends_the_conversion(image_tree: Path, tmp
         shutil.copy(image_tree / "dog" / "1.JPEG", image_tree / "emu" / "2.JPEG")
 
     with pytest.raises(Fault, match=r"tree: changed while it was being converted; no beton was written"):
-        convert_tampered(open_tree(image_tree), output, add_a_file, reopen=lambda: open_tree(image_tree))
+        convert_tampered("image-folder", output, add_a_file, image_tree)
     assert names_in(tmp_path) == ["a.beton.work", "tree"]
 
 
@@ -511,17 +499,14 @@ def test_an_output_folder_that_vanishes_ends_the_conversion(tmp_path: Path) -> N
 KILLED = """
 import sys
 from pathlib import Path
-from data_prep.converter.settings import ConvertSettings
-from data_prep.converter.context import ThisProcess
-from data_prep.converter.context import NoProgress
 from data_prep.converter.convert import convert
-from data_prep.runtime.stop import StopFlag
+from data_prep.converter.settings import ConvertSettings
 from data_prep.sources.builtin import Synthetic
 
 source = Synthetic(num_samples=6000, min_side=32, max_side=64)
 settings = ConvertSettings(encode="mixed", raw_share=0.5, page_bytes=2 << 20)
 print("ready", flush=True)
-convert(source, settings, Path(sys.argv[1]), pool=ThisProcess(StopFlag()), progress=NoProgress(), stop=StopFlag())
+convert(source, Path(sys.argv[1]), settings=settings)
 """
 
 
@@ -661,5 +646,5 @@ def test_images_that_carry_a_turn_are_counted(
     }.items():
         (image_tree / "cat" / name).write_bytes(data)
     assert (
-        convert_here("image-folder", str(image_tree), tmp_path / "all.beton", max_bad="1", **settings).num_turned == 2
+        convert_here("image-folder", str(image_tree), tmp_path / "all.beton", max_bad="1", **settings).num_rotated == 2
     )

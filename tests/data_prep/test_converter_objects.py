@@ -10,12 +10,13 @@ import pytest
 
 from data_prep.beton import ranges
 from data_prep.beton.stage import stage
-from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.context import ThisProcess
 from data_prep.converter.convert import Outcome, convert
 from data_prep.converter.object_output import ObjectOutput
 from data_prep.converter.output import open_output
-from data_prep.converter.settings import BadPolicy, ConvertSettings
-from data_prep.converter.write import place_range
+from data_prep.converter.plan import WorkUnit
+from data_prep.converter.settings import ConvertSettings
+from data_prep.converter.write import WriteTask
 from data_prep.errors import Fault, Stopped, UserError
 from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
@@ -47,7 +48,7 @@ def read(bucket: Any, key: str) -> bytes:
 
 
 class Watched(ThisProcess):
-    """Calls `look(task, number of calls so far)` before every task."""
+    """Calls `look(item, number of items so far)` before every item."""
 
     def __init__(self, look: Any) -> None:
         super().__init__(StopFlag())
@@ -56,22 +57,14 @@ class Watched(ThisProcess):
 
     def run(self, task: Any, job: Any, items: Any) -> Any:
         for item in items:
-            self.look(task, len(self.done))
-            self.done.append(task)
+            self.look(item, len(self.done))
+            self.done.append(item)
             yield task(job, item)
 
 
 def convert_to(output: Any, pool: ThisProcess | None = None, location: str = SYNTHETIC, **settings: Any) -> Outcome:
     source = open_source("synthetic", location, SplitRequest(None, explicit=False))
-    return convert(
-        source,
-        ConvertSettings(**settings),
-        open_output(output),
-        pool=pool or ThisProcess(StopFlag()),
-        progress=NoProgress(),
-        stop=StopFlag(),
-        bad_policy=BadPolicy(),
-    )
+    return convert(source, output, settings=ConvertSettings(**settings), pool=pool)
 
 
 def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path: Path) -> None:
@@ -97,7 +90,7 @@ def test_it_goes_on_where_it_was_stopped_and_shows_nothing_before_the_end(bucket
     output, stops = "s3://prep/stopped/a.beton", []
 
     def stop_at(number: int) -> Any:
-        def look(task: Any, count: int) -> None:
+        def look(item: Any, count: int) -> None:
             assert "stopped/a.beton" not in names(bucket, "stopped/")
             assert "stopped/a.manifest.json" not in names(bucket, "stopped/")
             if count == number:
@@ -109,14 +102,13 @@ def test_it_goes_on_where_it_was_stopped_and_shows_nothing_before_the_end(bucket
         pool = Watched(stop_at(number))
         with pytest.raises(Stopped):
             convert_to(output, pool)
-        stops.append([task.__name__ for task in pool.done])
-    assert stops[:2] == [["read_or_place"], ["read_or_place", "read_or_place"]]
-    assert stops[2] == ["place_range", "place_range"]
+        stops.append([type(item) for item in pool.done])
+    assert stops[:3] == [[WorkUnit], [WorkUnit, WorkUnit], [WriteTask, WriteTask]]
     (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
     sent = bucket.list_parts(Bucket="prep", Key="stopped/a.beton", UploadId=upload["UploadId"])["Parts"]
     assert [part["PartNumber"] for part in sent] == [1, 2]
     outcome = convert_to(output)
-    assert outcome.num_units_taken_over == 3
+    assert outcome.num_units_resumed == 3
     assert outcome.manifest == expected
     assert read(bucket, "stopped/a.beton") == (tmp_path / "a.beton").read_bytes()
     assert not bucket.list_multipart_uploads(Bucket="prep").get("Uploads")
@@ -125,7 +117,7 @@ def test_it_goes_on_where_it_was_stopped_and_shows_nothing_before_the_end(bucket
 def test_parts_of_the_upload_that_are_there_are_not_sent_again(bucket: Any) -> None:
     output = "s3://prep/parts/a.beton"
 
-    def stop(task: Any, count: int) -> None:
+    def stop(item: Any, count: int) -> None:
         if count == 5:  # three units, two ranges
             raise Stopped(15)
 
@@ -142,7 +134,7 @@ def test_parts_of_the_upload_that_are_there_are_not_sent_again(bucket: Any) -> N
 def test_an_upload_that_is_gone_is_begun_anew(bucket: Any, tmp_path: Path) -> None:
     output = "s3://prep/gone/a.beton"
 
-    def stop(task: Any, count: int) -> None:
+    def stop(item: Any, count: int) -> None:
         if count == 5:
             raise Stopped(15)
 
@@ -151,7 +143,7 @@ def test_an_upload_that_is_gone_is_begun_anew(bucket: Any, tmp_path: Path) -> No
     (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
     bucket.abort_multipart_upload(Bucket="prep", Key="gone/a.beton", UploadId=upload["UploadId"])
     convert_to(tmp_path / "a.beton")
-    assert convert_to(output).num_units_taken_over == 3
+    assert convert_to(output).num_units_resumed == 3
     assert read(bucket, "gone/a.beton") == (tmp_path / "a.beton").read_bytes()
 
 
@@ -163,7 +155,7 @@ def test_killed_between_beton_and_manifest_it_is_made_again(bucket: Any, monkeyp
             convert_to(output)
     assert "between/a.beton" in names(bucket, "between/")
     assert "between/a.manifest.json" not in names(bucket, "between/")
-    assert convert_to(output).num_units_taken_over == 3
+    assert convert_to(output).num_units_resumed == 3
     assert names(bucket, "between/") == [
         "between/a.beton",
         "between/a.manifest.json",
@@ -182,8 +174,8 @@ def _publish_and_die(output: ObjectOutput, target: str, receipts: Any) -> None:
 def test_of_two_drivers_the_older_one_ends(bucket: Any) -> None:
     output = "s3://prep/two/a.beton"
 
-    def second_comes(task: Any, count: int) -> None:
-        if task is place_range:
+    def second_comes(item: Any, count: int) -> None:
+        if isinstance(item, WriteTask):
             open_output(output).write("owner", b"host-2 token")
 
     with pytest.raises(UserError, match="another data-prep, on host-2, has taken over"):
@@ -197,14 +189,7 @@ def test_bad_samples_and_what_cannot_be_written(bucket: Any, tmp_path: Path) -> 
     (tree / "a.jpg").write_bytes(b"no image")
     source = open_source("image-folder", str(tmp_path / "tree"), SplitRequest(None, explicit=False))
     with pytest.raises(UserError, match=r"all are listed in s3://prep/bad/a\.bad-samples\.tsv"):
-        convert(
-            source,
-            ConvertSettings(),
-            open_output("s3://prep/bad/a.beton"),
-            pool=ThisProcess(StopFlag()),
-            progress=NoProgress(),
-            stop=StopFlag(),
-        )
+        convert(source, "s3://prep/bad/a.beton")
     assert b"cat/a.jpg\tis no picture of a format that is read" in read(bucket, "bad/a.bad-samples.tsv")
     with pytest.raises((UserError, Fault), match=r"s3://no-such-bucket/a\.beton"):
         convert_to("s3://no-such-bucket/a.beton")

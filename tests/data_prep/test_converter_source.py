@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.converter.source import Asked, compare_with_siblings, read_class_list, sibling_betons
+from data_prep.converter.output import open_output
+from data_prep.converter.source import class_notes, open_named, read_class_list, sibling_betons
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions
 from data_prep.sources.base import Source, SourceWithEnds, notes_of
@@ -25,7 +26,7 @@ def listed(tmp_path: Path) -> Path:
 
 
 def open_as(source: str, location: Path, classes: Path, split: SplitRequest = ANY_SPLIT, **options: str) -> Source:
-    return Asked(source, str(location), split, SourceOptions(**options), str(classes)).open()
+    return open_named(source, str(location), split, SourceOptions(**options), str(classes))
 
 
 def test_a_folder_has_the_classes_listed_in_their_order(image_tree: Path, listed: Path) -> None:
@@ -41,7 +42,7 @@ def test_a_folder_has_the_classes_listed_in_their_order(image_tree: Path, listed
     data = bytearray(int(source.sizes[4]))  # type: ignore[index]
     source.read_into([4], memoryview(data))
     assert data == (image_tree / "emu/0.JPEG").read_bytes()
-    plain = Asked("image-folder", str(image_tree), ANY_SPLIT, SourceOptions()).open()
+    plain = open_named("image-folder", str(image_tree), ANY_SPLIT, SourceOptions())
     assert source.describe().identity != plain.describe().identity
     listed.write_text("cat\ndog\nemu\n")
     assert open_as("image-folder", image_tree, listed).describe() == plain.describe()
@@ -125,16 +126,17 @@ def test_siblings_differ_in_their_split(beton: str, siblings: list[str]) -> None
 def test_other_classes_than_the_training_set_beside_are_refused(tmp_path: Path, convert_here) -> None:
     convert_here("synthetic", "n=5,classes=4", tmp_path / "train.beton")
     names = [f"class-{number}" for number in range(4)]
-    val = str(tmp_path / "val.beton")
-    assert compare_with_siblings(names, val) == []
+    train, val = (open_output(tmp_path / f"{split}.beton") for split in ("train", "val"))
+    assert class_notes(names, val) == []
     for other in (names[:3], names[::-1]):
         with pytest.raises(
             UserError, match=rf"val.beton: would have other classes.*say --classes {tmp_path}/train.beton"
         ):
-            compare_with_siblings(other, val)
+            class_notes(other, val)
     (tmp_path / "train.manifest.json").rename(tmp_path / "val.manifest.json")
-    notes = compare_with_siblings(names[::-1], str(tmp_path / "train.beton"))
+    (tmp_path / "train.beton").unlink()
+    notes = class_notes(names[::-1], train)
     assert len(notes) == 1
-    assert notes[0].endswith(f"convert {val} again, with --classes {tmp_path}/train.beton")
+    assert notes[0].endswith(f"convert {val.shown} again, with --classes {tmp_path}/train.beton")
     (tmp_path / "val.manifest.json").write_text("{}")
-    assert compare_with_siblings(names[::-1], str(tmp_path / "train.beton")) == []
+    assert class_notes(names[::-1], train) == []

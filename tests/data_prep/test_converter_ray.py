@@ -26,7 +26,6 @@ from data_prep.converter.convert import Outcome, convert
 from data_prep.converter.output import work_path
 from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.ray_pool import MAX_LOSSES, TASKS_AHEAD, RayPool
-from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import Fault, UserError
 from data_prep.runtime.stop import StopFlag, Stopped
 from data_prep.sources.base import Sample, Source, SourceDescription
@@ -72,7 +71,7 @@ def run(
 ) -> Outcome:
     progress, stop = progress or Notes(), stop or StopFlag()
     with RayPool(workers, None, progress, stop) as pool:
-        return convert(source, ConvertSettings(), output, pool=pool, progress=progress, stop=stop)
+        return convert(source, output, pool=pool, progress=progress, stop=stop)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +266,7 @@ def test_a_stop_ends_the_tasks_and_the_next_run_goes_on(tmp_path: Path, expected
         for number, handler in before.items():
             signal.signal(number, handler)
     outcome = run(SOURCE, tmp_path / "a.beton", 1)
-    assert outcome.num_units_taken_over == 1
+    assert outcome.num_units_resumed == 1
     assert (tmp_path / "a.beton").read_bytes() == expected[0]
 
 

@@ -1,4 +1,4 @@
-"""Ranges written while later images are unread are those of the finished beton, or they are written anew."""
+"""Ranges written while later images are unread are those of the finished beton, or they are written again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from hypothesis import strategies as st
 from data_prep.beton import layout, ranges
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import load_manifest
-from data_prep.beton.ranges import cut, num_ranges
-from data_prep.converter import convert as reading
-from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.context import ThisProcess
 from data_prep.converter.convert import Outcome, convert
 from data_prep.converter.output import FileOutput
 from data_prep.converter.plan import PART_ROW, UNIT_SAMPLES, Part, WorkUnit
 from data_prep.converter.settings import BadPolicy, ConvertSettings
-from data_prep.converter.write import PlaceTask, WriteAhead, placed_rows
+from data_prep.converter.write import AllRanges, EarlyRanges, WriteTask, write_rows
 from data_prep.errors import Fault, Stopped, UserError
 from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import Sample
@@ -49,21 +47,16 @@ def test_they_are_those_of_the_finished_beton(sizes: list[int], cuts: set[int], 
     rows = np.zeros(len(sizes), dtype=PART_ROW)
     rows["size"], rows["check"], rows["spill"] = sizes, np.arange(len(sizes)) + 7, -1
     bounds = [0, *sorted(at for at in cuts if at < len(sizes)), len(sizes)]
-    ahead = WriteAhead(len(sizes), PAGE_BYTES, range_bytes)
-    tasks: list[PlaceTask] = []
+    early = EarlyRanges("target", num_samples=len(sizes), page_bytes=PAGE_BYTES, range_bytes=range_bytes)
+    tasks: list[WriteTask] = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
-        tasks += ahead.add(Part(WorkUnit(number, start, stop), rows[start:stop], []))
+        tasks += early.add(Part(WorkUnit(number, start, stop), rows[start:stop], []))
 
-    stored = rows[rows["size"] > 0]
-    beton, placed = lay_out(stored, PAGE_BYTES), placed_rows(rows, 0)
-    finished = {}
-    for number in range(num_ranges(beton, range_bytes)):
-        part = cut(beton, number, range_bytes)
-        finished[number] = PlaceTask(part, placed[part.samples]).digest()
-    assert all(finished[task.range.number] == task.digest() for task in tasks)
-    last = max(
-        (int(p + s) for p, s in zip(beton.allocations["ptr"], beton.allocations["size"], strict=True)), default=0
-    )
+    beton = lay_out(rows[rows["size"] > 0], PAGE_BYTES)
+    ranges_of_all = AllRanges("target", beton, write_rows(rows, 0), range_bytes)
+    if early.pages_start == beton.pages_start:
+        assert all(ranges_of_all.task(task.range.number).digest() == task.digest() for task in tasks)
+    last = int((beton.allocations["ptr"] + beton.allocations["size"]).max(initial=0))
     first = -(-layout.pages_start(len(sizes), PAGE_BYTES) // range_bytes)
     assert [task.range.number for task in tasks] == list(range(first, last // range_bytes))
 
@@ -71,14 +64,15 @@ def test_they_are_those_of_the_finished_beton(sizes: list[int], cuts: set[int], 
 def test_a_digest_tells_ranges_apart() -> None:
     rows = np.zeros(3, dtype=PART_ROW)
     rows["size"] = 100
-    beton, placed = lay_out(rows, PAGE_BYTES), placed_rows(rows, 0)
-    other = placed.copy()
+    samples = write_rows(rows, 0)
+    other = samples.copy()
     other["check"][1] = 1
-    (part,) = [cut(beton, number) for number in range(num_ranges(beton))]
+    beton = lay_out(rows, PAGE_BYTES)
     rows["label"] = 1
-    (relabelled,) = [cut(lay_out(rows, PAGE_BYTES), 0)]
-    tasks = [PlaceTask(part, placed), PlaceTask(part, other), PlaceTask(relabelled, placed)]
-    assert len({task.digest() for task in tasks}) == 3
+    relabelled = lay_out(rows, PAGE_BYTES)
+    all_ranges = [AllRanges("t", *one, 64 * MIB) for one in ((beton, samples), (beton, other), (relabelled, samples))]
+    assert [len(ranges) for ranges in all_ranges] == [1, 1, 1]
+    assert len({ranges.task(0).digest() for ranges in all_ranges}) == 3
 
 
 # --- conversions ------------------------------------------------------------------------------------------------------
@@ -106,48 +100,53 @@ class Watched(ThisProcess):
             yield task(job, item)
 
 
-def run(tree: Path, output: Path, pool: ThisProcess, max_bad: str | None = None, **settings: Any) -> Outcome:
+def run(
+    tree: Path, output: Path, pool: ThisProcess | None = None, max_bad: str | None = None, **settings: Any
+) -> Outcome:
     return convert(
         ImageFolder.open(str(tree), SplitRequest(None, explicit=False)),
-        ConvertSettings(**{"page_bytes": PAGE_BYTES, **settings}),
         output,
-        pool=pool,
-        progress=NoProgress(),
-        stop=StopFlag(),
+        settings=ConvertSettings(**{"page_bytes": PAGE_BYTES, **settings}),
         bad_policy=BadPolicy("quarantine", max_bad) if max_bad else BadPolicy(),
+        pool=pool,
     )
+
+
+def run_without_early_ranges(tree: Path, output: Path, max_bad: str | None = None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileOutput, "has_room", lambda self, target, num_bytes: False)
+        pool = Watched()
+        run(tree, output, pool, max_bad)
+    kinds = [name.partition(" ")[0] for name in pool.done]
+    assert kinds == sorted(kinds, key=["unit", "range"].index)
 
 
 @pytest.fixture(scope="module")
 def expected(large_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Written after all was read."""
     output = tmp_path_factory.mktemp("expected") / "a.beton"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_write_ahead", lambda means, is_new: (None, None))
-        pool = Watched()
-        run(large_tree, output, pool)
-    assert pool.done[:4] == ["unit 0", "unit 1", "unit 2", "range 0"]
+        patch.setattr(ranges, "RANGE_BYTES", 8 * MIB)
+        run_without_early_ranges(large_tree, output)
     return output.read_bytes()
 
 
 @pytest.mark.parametrize("check", ["decode", "headers"])
-def test_each_range_is_written_as_soon_as_its_images_are_read(
+def test_ranges_are_written_while_units_are_unread_and_each_once(
     check: str, large_tree: Path, tmp_path: Path, expected: bytes
 ) -> None:
     pool = Watched()
     run(large_tree, tmp_path / "a.beton", pool, check=check)
     assert (tmp_path / "a.beton").read_bytes() == expected
-    assert pool.done == [
-        *("unit 0", "range 1", "unit 1", "range 2", "range 3", "range 4", "unit 2"),
-        *("range 0", "range 5"),
-    ]
+    assert sorted(pool.done) == [*(f"range {number}" for number in range(6)), "unit 0", "unit 1", "unit 2"]
+    last_unit = pool.done.index("unit 2")
+    assert {"range 1", "range 2", "range 3"} <= set(pool.done[:last_unit])
+    assert {"range 0", "range 5"} <= set(pool.done[last_unit:])  # with the tables, which all images decide
 
 
 @pytest.mark.parametrize("stop_after", range(9))
-def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
+def test_stopped_anywhere_it_resumes_to_the_same_bytes_and_writes_nothing_twice(
     stop_after: int, large_tree: Path, tmp_path: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing is written twice."""
     output = tmp_path / "a.beton"
     pool = Watched(stop_after)
     with pytest.raises(Stopped):
@@ -160,16 +159,15 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
         "write_range",
         lambda self, target, part, put: numbers.append(part.number) or write(self, target, part, put),
     )
-    outcome = run(large_tree, output, ThisProcess(StopFlag()))
-    assert outcome.num_units_taken_over == sum(name.startswith("unit") for name in pool.done)
-    assert sorted([*(f"range {n}" for n in numbers), *(d for d in pool.done if d.startswith("range"))]) == [
-        f"range {number}" for number in range(6)
-    ]
+    outcome = run(large_tree, output)
+    assert outcome.num_units_resumed == sum(name.startswith("unit") for name in pool.done)
+    written_before = [int(name.partition(" ")[2]) for name in pool.done if name.startswith("range")]
+    assert sorted([*written_before, *numbers]) == list(range(6))
     assert output.read_bytes() == expected
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
-def test_bytes_that_do_not_stand_in_the_file_any_more_are_written_again(
+def test_bytes_that_are_not_in_the_file_any_more_are_written_again(
     large_tree: Path, tmp_path: Path, expected: bytes
 ) -> None:
     output = tmp_path / "a.beton"
@@ -198,7 +196,8 @@ def test_nothing_is_written_once_there_will_be_no_beton(large_tree: Path, tmp_pa
     pool = Watched()
     with pytest.raises(UserError, match="1 of 2,148 images cannot be stored"):
         run(with_a_bad_file(large_tree, tmp_path, 1030), tmp_path / "a.beton", pool)
-    assert pool.done == ["unit 0", "range 1", "unit 1", "unit 2"]
+    assert {"unit 0", "unit 1", "unit 2"} <= set(pool.done)  # all are read, for the list of bad ones
+    assert not [name for name in pool.done[pool.done.index("unit 1") :] if name.startswith("range")]
 
 
 @pytest.mark.parametrize("pages_move", [False, True])
@@ -209,12 +208,11 @@ def test_images_that_are_left_out_cost_at_most_time(
     if pages_move:  # as when the metadata of one sample less needs a page less
         real = layout.pages_start
         more = lambda count, page_bytes: real(count, page_bytes) + (count == NUM_FILES) * page_bytes  # noqa: E731
-        monkeypatch.setattr("data_prep.converter.write.layout.pages_start", more)
+        monkeypatch.setattr("data_prep.converter.write.pages_start", more)
     pool = Watched()
     manifest = run(root, tmp_path / "a.beton", pool, max_bad="1").manifest
     assert manifest.num_samples == NUM_FILES - 1
-    monkeypatch.setattr(reading, "_write_ahead", lambda means, is_new: (None, None))
-    run(root, tmp_path / "b.beton", Watched(), max_bad="1")
+    run_without_early_ranges(root, tmp_path / "b.beton", max_bad="1")
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
     assert load_manifest(tmp_path / "a.beton") == load_manifest(tmp_path / "b.beton")
     assert pool.done.count("range 1") == 1 + pages_move
@@ -228,8 +226,8 @@ class UntilARange(Watched):
 
     def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
         for item in items:
-            if isinstance(item, PlaceTask):
-                self.descriptor = os.open(getattr(job, "place", job).target, os.O_RDWR)
+            if isinstance(item, WriteTask):
+                self.descriptor = os.open(item.target, os.O_RDWR)
                 self.offset = int(item.range.pointers[3])
                 raise Stopped(15)
             yield task(job, item)
@@ -270,7 +268,7 @@ def test_what_an_orphan_of_other_bad_samples_writes_does_not_come_into_the_beton
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
-def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run_and_what_follows_goes_on(
+def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run(
     large_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "a.beton"
@@ -294,7 +292,7 @@ def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run_and_what_follows
     with pytest.raises(Fault, match=r"0700\.jpg: could be read at first, and now not: .*; run the same command again"):
         run(large_tree, output, Watched(), max_bad="2")
     inodes = []
-    for _ in range(2):  # the second goes on where the first was stopped
+    for _ in range(2):  # the second resumes where the first was stopped
         pool = Watched(4)
         with pytest.raises(Stopped):
             run(large_tree, output, pool, max_bad="2")
@@ -303,8 +301,7 @@ def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run_and_what_follows
     assert inodes[0] == inodes[1]
     manifest = run(large_tree, output, Watched(), max_bad="2").manifest
     assert [sample["index"] for sample in manifest.quarantined] == sorted(bad)
-    monkeypatch.setattr(reading, "_write_ahead", lambda means, is_new: (None, None))
-    run(large_tree, tmp_path / "b.beton", Watched(), max_bad="2")
+    run_without_early_ranges(large_tree, tmp_path / "b.beton", max_bad="2")
     assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
