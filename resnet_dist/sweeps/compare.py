@@ -1,24 +1,22 @@
 """`tune compare`: what another scheduler would have done with the curves of a sweep whose trials all reached their end.
 
-The decisions are those of a real sweep (`tune.sweep.Sweep` over Ray Tune's scheduler); only the training is read from
-the ledger. So rungs can be chosen by evidence, and early stopping compared with random search at equal epochs.
+The decisions are those of a real sweep (`sweep.Sweep`); only the training is read from the ledger. So rungs can be
+chosen by evidence, and early stopping compared with random search at equal epochs.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
-from typing import Any
 
 from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.ledger import DriverStarted, Event, SweepState, TrialState, spent_epochs
+from resnet_dist.sweeps.ledger import Event, Outcome, SweepState, TrialState, spent_epochs
 from resnet_dist.sweeps.ranking import is_better, rank, score_of
-from resnet_dist.sweeps.scheduler import TuneScheduler
 from resnet_dist.sweeps.sweep import Sweep
 
 
@@ -31,10 +29,14 @@ class Draw:
     is_best: bool
 
 
-class _Forgotten:
-    """A ledger that nobody reads."""
+class _InMemory:
+    """A ledger that nobody else reads."""
 
-    def append(self, event: Event) -> None: ...
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def append(self, event: Event) -> None:
+        self.events.append(event)
 
 
 def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_once: int) -> str:
@@ -118,15 +120,12 @@ class _Recorded:
         clock = itertools.count()
         sweep = Sweep(
             space.model_copy(update={"seeds": 1}),
-            (),
-            _Forgotten(),
+            _InMemory(),
             planned=[self.points[number][0].point for number in order],
             total_epochs=lambda point: self.length,
-            scheduler=TuneScheduler(space),
-            searcher=None,
             now_s=lambda: float(next(clock)),
         )
-        sweep.begin(DriverStarted(0.0))
+        sweep.begin()
         running: list[str] = []
         while not sweep.is_over():
             while len(running) < at_once and (trial := sweep.next_trial()) is not None:
@@ -144,13 +143,13 @@ class _Recorded:
         run = self._run(order[known.number], seed)
         done = len(known.reports)
         if done == len(run.reports):
-            end: Mapping[str, Any] = run.metrics
-            sweep.end(name, "finished" if run.status == "finished" else "diverged", run.epoch, 0, end, run.status, "")
+            outcome: Outcome = "finished" if run.status == "finished" else "diverged"
+            sweep.end(name, outcome, epoch=run.epoch, step=0, metrics=run.metrics, reason=outcome)
             return False
         report = run.reports[done]
         verdict = sweep.report(name, report.epoch, report.step, report.metrics)
         if verdict == "stop":
-            sweep.end(name, "stopped", report.epoch, report.step, report.metrics, "stopped", "")
+            sweep.end(name, "stopped", epoch=report.epoch, step=report.step, metrics=report.metrics, reason="stopped")
         elif verdict == "wait":
             sweep.leave(name, "waits")
         return verdict == "go on"

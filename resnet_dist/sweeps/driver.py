@@ -13,14 +13,13 @@ from pathlib import Path
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
 from resnet_dist.launch.control import StopSignal, stop_signals
-from resnet_dist.sweeps.ledger import DriverStarted, Ledger, TrialAdded, open_ledger
+from resnet_dist.sweeps.ledger import Ledger, open_ledger
 from resnet_dist.sweeps.points import Point
 from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trial_bundles, trials_at_once
 from resnet_dist.sweeps.ray_tune import Conductor, run_trials
 from resnet_dist.sweeps.record import Say, SweepRecord, begin_sweep_record
 from resnet_dist.sweeps.report import write_report
-from resnet_dist.sweeps.scheduler import TuneScheduler
-from resnet_dist.sweeps.searcher import TuneSearcher
+from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
 from resnet_dist.sweeps.trial import TrialSetup, start_sweep_control
 from resnet_dist.tracking.connection import client_environment, driver_environment, server_credentials
@@ -45,7 +44,7 @@ def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
         if not ledger.events:
             ledger.append(prepared.began)
         sweep = _sweep(prepared, ledger)
-        sweep.begin(DriverStarted(time.time()))
+        sweep.begin()
         if sweep.is_over():
             return _finish(prepared, "all trials ended")
         with ray_session(prepared.profile, dashboard=prepared.space.resources.path == "train"):
@@ -130,7 +129,6 @@ def _in_thread(work: Callable[[], None]) -> None:
 
 
 def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:
-    known = [(dict(point), score) for point, score in prepared.began.known]
     lengths: dict[str, float] = {}
 
     def total_epochs(point: Point) -> float:
@@ -139,18 +137,12 @@ def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:
             lengths[key] = prepared.total_epochs(point)
         return lengths[key]
 
-    searcher = None
-    if prepared.planned is None:
-        num_before = sum(isinstance(event, TrialAdded) and event.seed_number == 0 for event in ledger.events)
-        searcher = TuneSearcher(prepared.space, known, num_before)
     return Sweep(
         prepared.space,
-        list(ledger.events),
         ledger,
         planned=prepared.planned,
         total_epochs=total_epochs,
-        scheduler=TuneScheduler(prepared.space),
-        searcher=searcher,
+        searcher=OptunaSearcher(prepared.space) if prepared.planned is None else None,
         now_s=time.time,
         key=prepared.builder.key,
     )

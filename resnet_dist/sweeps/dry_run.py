@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import tree_to_yaml
-from resnet_dist.config.space import Space
+from resnet_dist.config.space import Asha, HyperBand, Space
 from resnet_dist.launch.preflight import nodes_to_come
-from resnet_dist.sweeps.cost import expected_epochs, most_epochs
 from resnet_dist.sweeps.ledger import SweepState, TrialReported, ledger_file, read_ledger, replay, spent_epochs
 from resnet_dist.sweeps.points import coordinates_of, describe
 from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trials_at_once
+from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
 
 _SHOWN = 100
 
@@ -114,3 +114,25 @@ def _measured(prepared: PreparedSweep, state: SweepState) -> float | None:
     seconds = sum(trial.seconds for trial in trials)
     images = sum(trial.epoch for trial in trials) * prepared.builder.num_proxy_samples
     return float(f"{images / seconds:.3g}") if seconds > 0 and images > 0 else None
+
+
+def most_epochs(space: Space, num_points: int, epochs_per_trial: float) -> float:
+    """If no trial is stopped early."""
+    return num_points * epochs_per_trial * space.seeds
+
+
+def expected_epochs(space: Space, num_points: int, epochs_per_trial: float, eval_every_epochs: int = 1) -> float:
+    """If each rung lets 1 / reduction_factor through, as it does in the long run; the first trials at a rung always go
+    on, so a short sweep costs more. Of the median rule nothing is known beforehand."""
+    match space.scheduler:
+        case Asha(reduction_factor=factor) | HyperBand(reduction_factor=factor):
+            judged = [judged_epoch(s, epochs_per_trial, eval_every_epochs) for s in rung_shares(space.scheduler)]
+            shares = [epoch / epochs_per_trial for epoch in judged] + [1.0]
+        case _:
+            return most_epochs(space, num_points, epochs_per_trial)
+    spent, alive, done = 0.0, float(num_points), 0.0
+    for share in shares:
+        spent += alive * (share - done)
+        alive, done = max(alive / factor, 1.0), share
+    survivors = max(num_points / factor ** (len(shares) - 1), 1.0)
+    return epochs_per_trial * (spent + survivors * (space.seeds - 1))

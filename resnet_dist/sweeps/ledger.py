@@ -209,7 +209,7 @@ class TrialState:
     seconds: float = 0.0
     """Computing, over all its starts."""
     last_fault: str = ""
-    told: Verdict = "go on"
+    verdict: Verdict = "go on"
     """What the scheduler last said to it; it may not have acted on it yet."""
 
     @property
@@ -250,11 +250,11 @@ class SweepState:
                 point = dict(event.point)
                 self.trials[event.trial] = TrialState(event.trial, event.number, event.seed_number, point)
             case TrialStarted():
-                self.trials[event.trial].status, self.trials[event.trial].told = "running", "go on"
+                self.trials[event.trial].status, self.trials[event.trial].verdict = "running", "go on"
                 self._started_s[event.trial] = event.time_s
             case TrialReported():
                 reports = self.trials[event.trial].reports
-                self.trials[event.trial].told = event.verdict
+                self.trials[event.trial].verdict = event.verdict
                 if not reports or event.epoch > reports[-1].epoch:
                     reports.append(event)
             case TrialLeft():
@@ -276,7 +276,7 @@ class SweepState:
 
     def _left(self, event: TrialLeft) -> None:
         trial = self.trials[event.trial]
-        trial.status = "paused" if trial.told == "wait" else "waiting"
+        trial.status = "paused" if trial.verdict == "wait" else "waiting"
         trial.seconds += event.time_s - self._started_s.pop(event.trial, event.time_s)
         if event.is_fault:
             trial.num_faults += 1
@@ -290,7 +290,7 @@ class SweepState:
             trial = self.trials[name]
             trial.seconds += max(self.last_s - started_s, 0.0)
             if trial.status == "running":
-                trial.status = "paused" if trial.told == "wait" else "waiting"
+                trial.status = "paused" if trial.verdict == "wait" else "waiting"
         self._started_s.clear()
 
 
@@ -308,3 +308,24 @@ def trial_name(number: int, seed_number: int) -> str:
 
 def spent_epochs(state: SweepState) -> float:
     return sum(trial.epoch for trial in state.trials.values())
+
+
+def saved_epochs(state: SweepState, epochs_per_trial: float) -> float:
+    """What the trials that were stopped early did not spend."""
+    stopped = [trial for trial in state.trials.values() if trial.status == "stopped"]
+    return sum(epochs_per_trial - trial.epoch for trial in stopped)
+
+
+def summary(state: SweepState, epochs_per_trial: float) -> dict[str, float]:
+    counts = dict.fromkeys(("finished", "stopped", "diverged", "failed"), 0.0)
+    for trial in state.trials.values():
+        if trial.status in counts:
+            counts[trial.status] += 1
+    return {
+        **counts,
+        "trials": float(len(state.trials)),
+        "epochs_spent": spent_epochs(state),
+        "epochs_saved": saved_epochs(state, epochs_per_trial),
+        "wall_hours": state.wall_until(state.last_s) / 3600,
+        "trial_hours": sum(trial.seconds for trial in state.trials.values()) / 3600,
+    }

@@ -1,4 +1,4 @@
-"""What a trial is worth. Pure."""
+"""What a trial is worth, which point is best, and whether its lead is more than noise. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from statistics import fmean
 from scipy.special import stdtrit
 
 from resnet_dist.config.space import Space
-from resnet_dist.sweeps.ledger import SweepState, TrialState
+from resnet_dist.sweeps.ledger import SweepState, TrialEnded, TrialState
 from resnet_dist.sweeps.points import Point
 
+CONFIDENCE = 0.95
 _WORST = {"val/top1": 0.0, "val/top5": 0.0, "val/top1_error": 100.0, "val/top5_error": 100.0, "val/loss": 1e6}
 
 
@@ -27,14 +28,13 @@ def worst_score(space: Space) -> float:
     return _WORST[space.metric]
 
 
+def final_score(space: Space, end: TrialEnded) -> float:
+    """The worst there is for a trial that diverged or failed, whatever it had reached."""
+    return worst_score(space) if end.outcome in ("diverged", "failed") else score_of(space, end.metrics)
+
+
 def is_better(space: Space, first: float, second: float) -> bool:
     return first > second if space.higher_is_better else first < second
-
-
-# Which point is best, and whether the difference to the next is more than noise. Pure.
-
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)

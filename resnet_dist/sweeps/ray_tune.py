@@ -33,8 +33,7 @@ from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.sweeps.cost import summary
-from resnet_dist.sweeps.ledger import Outcome, TrialState, Verdict
+from resnet_dist.sweeps.ledger import Outcome, TrialState, Verdict, summary
 from resnet_dist.sweeps.points import describe
 from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
 from resnet_dist.sweeps.ranking import rank
@@ -95,7 +94,7 @@ class Conductor:
         """Why no trial may start or go on, although there are some; None if they may."""
         if self._stop.number is not None:
             return "stopped: the same command goes on"
-        return self._sweep.spent_too_much()
+        return self._sweep.budget_spent()
 
     def reported(self, trial: str, result: Mapping[str, Any]) -> None:
         """An evaluation, answered before Tune lets the trial go on; or the trial's end."""
@@ -173,7 +172,9 @@ class Conductor:
     def _over(self, trial: str, outcome: Outcome, end: TrialEnd, reason: str) -> None:
         """Written down, told, and cleaned up after."""
         storage = self._prepared.trial_storage(trial)
-        self._sweep.end(trial, outcome, end.epoch, end.step, end.metrics, reason, end.run_id)
+        self._sweep.end(
+            trial, outcome, epoch=end.epoch, step=end.step, metrics=end.metrics, reason=reason, run_id=end.run_id
+        )
         if outcome == "failed":
             end_trial(storage, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
         with suppress(OSError):  # what is left over costs room, and no trial

@@ -1,135 +1,203 @@
-"""Ray Tune's schedulers, asked by our driver instead of Tune's: a verdict is acted upon in order, with a checkpoint.
+"""Early stopping: what a rule says about a trial that has just reported, from what the ledger says. Pure.
 
-Tune's own controller ends a trial by killing its actor. A Ray Train worker group inside it then outlives the trial
-unless the dashboard runs (ray 2.60), and its MLflow run has no end. Here a trial that is told to stop stops itself.
+The rules are those of Ray Tune's schedulers of the same names, and so are their decisions (the tests compare them on
+random traces). Tune keeps its own in memory, as a second state beside the ledger that a killed driver loses; here each
+decision is worked out from the ledger again.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from typing import Any
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule
-from ray.tune.schedulers.trial_scheduler import TrialScheduler
+import numpy as np
 
-from resnet_dist.config.space import Asha, Fifo, HyperBand, Median, SchedulerConfig, Space
+from resnet_dist.config.space import Asha, Fifo, HyperBand, Median, SchedulerConfig
 from resnet_dist.sweeps.ledger import Verdict
 
-_TIME, _SCORE = "share", "score"
-_VERDICTS: dict[str, Verdict] = {
-    TrialScheduler.CONTINUE: "go on",
-    TrialScheduler.NOOP: "go on",
-    TrialScheduler.STOP: "stop",
-    TrialScheduler.PAUSE: "wait",
-}
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing that happened to the first run of a point."""
+
+    kind: Literal["added", "reported", "ended"]
+    trial: str
+    share: float = 0.0
+    """Of the trial's own schedule that is done."""
+    score: float = 0.0
+    """Higher is better: a metric to be minimized is negated."""
 
 
-class _KnownTrial:
-    """What Tune's schedulers look at of a `ray.tune.experiment.Trial`."""
-
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
-        self.status = Trial.PENDING
-        self.is_saving = False
-
-    def __str__(self) -> str:
-        return self.trial_id
+@dataclass(frozen=True)
+class Decision:
+    verdict: Verdict = "go on"
+    """About the trial that reported last."""
+    resumable: frozenset[str] = frozenset()
+    """Trials that were told to wait and may go on."""
+    abandoned: Sequence[str] = ()
+    """Trials that were told to wait and lost, or that lost with the report that is judged."""
 
 
-class TuneScheduler:
-    """Implements `tune.sweep.Scheduler`, and what Tune's schedulers ask of a controller."""
-
-    def __init__(self, space: Space) -> None:
-        self._scheduler = _scheduler(space.scheduler, "max" if space.higher_is_better else "min")
-        self._units = _units(space.scheduler)
-        self._first_rung = space.scheduler.first_rung if isinstance(space.scheduler, Asha) else 0.0
-        self._trials: dict[str, _KnownTrial] = {}
-        self._abandoned: list[str] = []
-
-    def add(self, trial: str) -> None:
-        self._trials[trial] = _KnownTrial(trial)
-        self._scheduler.on_trial_add(self, self._trials[trial])
-
-    def start(self, trial: str) -> None:
-        self._trials[trial].status = Trial.RUNNING
-
-    def report(self, trial: str, share: float, score: float) -> Verdict:
-        known = self._trials[trial]
-        known.status = Trial.RUNNING
-        verdict = _VERDICTS[self._scheduler.on_trial_result(self, known, self._result(share, score))]
-        if verdict == "wait":
-            known.status = Trial.PAUSED
-        return verdict
-
-    def end(self, trial: str, share: float, score: float) -> None:
-        """A trial that diverged before its first rung counts there with its worst score, so that it raises the bar."""
-        known = self._trials[trial]
-        if known.status in (Trial.TERMINATED, Trial.ERROR):
-            return
-        known.status = Trial.TERMINATED
-        self._scheduler.on_trial_complete(self, known, self._result(max(share, self._first_rung), score))
-
-    def resumable(self) -> list[str]:
-        if not isinstance(self._scheduler, HyperBandScheduler):
-            return []
-        chosen = self._scheduler.choose_trial_to_run(self)
-        return [chosen.trial_id] if chosen is not None and chosen.status == Trial.PAUSED else []
-
-    def abandoned(self) -> list[str]:
-        abandoned, self._abandoned = self._abandoned, []
-        return abandoned
-
-    # What a scheduler asks of Tune's controller.
-
-    def get_trials(self) -> list[_KnownTrial]:
-        return list(self._trials.values())
-
-    def get_live_trials(self) -> set[_KnownTrial]:
-        return {trial for trial in self._trials.values() if trial.status not in (Trial.TERMINATED, Trial.ERROR)}
-
-    def stop_trial(self, trial: _KnownTrial) -> None:
-        self._scheduler.on_trial_remove(self, trial)
-        trial.status = Trial.TERMINATED
-        self._abandoned.append(trial.trial_id)
-
-    def _result(self, share: float, score: float) -> dict[str, Any]:
-        return {_TIME: share * self._units, _SCORE: score, "training_iteration": share * self._units}
-
-
-def _scheduler(config: SchedulerConfig, mode: str) -> TrialScheduler:
-    common: dict[str, Any] = {"time_attr": _TIME, "metric": _SCORE, "mode": mode}
-    match config:
+def decide(scheduler: SchedulerConfig, history: Sequence[Seen]) -> Decision:
+    """What the rule says after all of `history`, in the order in which it happened."""
+    match scheduler:
         case Fifo():
-            return FIFOScheduler()
+            return Decision()
         case Asha():
-            # Tune reckons the number of rungs from max_t; without `stop_last_trials` max_t does nothing else.
-            last = config.first_rung * config.reduction_factor ** (config.rungs - 1)
-            return AsyncHyperBandScheduler(
-                **common,
-                grace_period=config.first_rung,
-                reduction_factor=config.reduction_factor,
-                max_t=last * config.reduction_factor**0.5,
-                stop_last_trials=False,
-            )
+            return Decision(asha(scheduler, history))
         case Median():
-            # Without an infinite slice it pauses trials while there is too little to compare them with: one after the
-            # other instead of all at once.
-            return MedianStoppingRule(
-                **common,
-                grace_period=config.grace,
-                min_samples_required=config.min_trials,
-                min_time_slice=math.inf,
-                hard_stop=True,
-            )
+            return Decision(median(scheduler, history))
         case HyperBand():
-            return HyperBandScheduler(**common, max_t=round(_units(config)), reduction_factor=config.reduction_factor)
+            return hyperband(scheduler, history)
 
 
-def _units(config: SchedulerConfig) -> float:
-    """HyperBand counts in whole units of time: with eta^2 of them its rungs lie at 1/eta^2, 1/eta and the end."""
-    return round(config.reduction_factor**2) if isinstance(config, HyperBand) else 1.0
+def rung_shares(scheduler: SchedulerConfig) -> list[float]:
+    """Where on its schedule a trial is judged, or first judged, as shares of the schedule, ascending."""
+    match scheduler:
+        case Asha(first_rung=share, rungs=rungs, reduction_factor=factor):
+            return [share * factor**rung for rung in range(rungs)]
+        case HyperBand(reduction_factor=factor):
+            return [1 / factor**2, 1 / factor]
+        case Median(grace=share):
+            return [share]
+        case _:
+            return []
 
 
-logging.getLogger("ray.tune.schedulers").setLevel(logging.ERROR)
+def judged_epoch(share: float, epochs_per_trial: float, eval_every_epochs: int) -> float:
+    """The epoch of the first evaluation at or after a rung: only there a trial can be judged.
+
+    >>> judged_epoch(0.11, 24, 1), judged_epoch(0.11, 24, 5)
+    (3.0, 5.0)
+    """
+    evaluations = math.ceil(share * epochs_per_trial / eval_every_epochs - 1e-9)
+    return float(min(evaluations * eval_every_epochs, epochs_per_trial))
+
+
+def asha(config: Asha, history: Sequence[Seen]) -> Verdict:
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934).
+
+    At its first report at or after a rung, a trial goes on if its score is not below the (1 - 1/reduction_factor)
+    quantile of those that reached the rung before it. The first to reach a rung always goes on.
+    """
+    shares = rung_shares(config)
+
+    def rung_of(seen: Seen) -> int:
+        # A trial that diverged before the first rung counts there with its worst score, so that it raises the bar.
+        share = max(seen.share, shares[0]) if seen.kind == "ended" else seen.share
+        return sum(share >= rung for rung in shares)
+
+    now = history[-1]
+    rung = rung_of(now)
+    at_rung: dict[str, float] = {}
+    for seen in history[:-1]:
+        if seen.kind != "added" and rung_of(seen) == rung:
+            at_rung.setdefault(seen.trial, seen.score)
+    if rung == 0 or not at_rung or now.trial in at_rung:
+        return "go on"
+    cutoff = np.percentile(list(at_rung.values()), 100 * (1 - 1 / config.reduction_factor))
+    return "stop" if now.score < cutoff else "go on"
+
+
+def median(config: Median, history: Sequence[Seen]) -> Verdict:
+    """The median stopping rule (Golovin et al. 2017, Google Vizier).
+
+    A trial stops if its best score so far is below the median of the others' means, over their reports between the end
+    of the grace period and now; only others that have come as far count.
+    """
+    now = history[-1]
+    if now.share < config.grace:
+        return "go on"
+    reports: dict[str, list[Seen]] = defaultdict(list)
+    for seen in history:
+        if seen.kind != "added":
+            reports[seen.trial].append(seen)
+    best = max(seen.score for seen in reports.pop(now.trial))
+    scores = [
+        [seen.score for seen in other if config.grace <= seen.share <= now.share]
+        for other in reports.values()
+        if other[-1].share >= now.share
+    ]
+    means = [np.mean(other) for other in scores if other]
+    return "stop" if len(means) >= config.min_trials and np.median(means) > best else "go on"
+
+
+@dataclass
+class _Bracket:
+    """Trials that are halved together."""
+
+    size: int
+    """Trials that it takes, and after a halving those that it keeps."""
+    milestone: int
+    """Units of time after which the next halving is due."""
+    halvings: int
+    """Still to come."""
+    newest: dict[str, Seen | None] = field(default_factory=dict)
+    """Of the trials that are in it."""
+    was_halved: bool = False
+
+
+def hyperband(config: HyperBand, history: Sequence[Seen]) -> Decision:
+    """HyperBand (Li et al. 2018, arXiv 1603.06560), in the variant of Ray Tune.
+
+    Brackets are filled one after the other, in the order in which trials are added. A trial that reaches its bracket's
+    milestone waits for the others; the last one's report keeps the best 1/reduction_factor. Time counts in whole units,
+    reduction_factor**2 to a schedule, so the rungs are at 1/reduction_factor**2 and 1/reduction_factor. What is left
+    after a bracket's last halving runs to its end; Tune would stop it before where reduction_factor is not whole.
+    """
+    factor = config.reduction_factor
+    units = round(factor**2)
+    kinds = round(math.log(units) / math.log(factor)) + 1
+    starts = [
+        (math.ceil(kinds / (halvings + 1) * factor**halvings), int(units * factor**-halvings), halvings)
+        for halvings in range(kinds)
+        if int(units * factor**-halvings)
+    ]
+    brackets: list[_Bracket] = []
+    bracket_of: dict[str, _Bracket] = {}
+    resumable: set[str] = set()
+    abandoned: list[str] = []
+
+    def halve(bracket: _Bracket, reporting: str | None) -> Verdict:
+        """Halves the bracket if all its trials have come to its milestone. The verdict is that for `reporting`."""
+        if any(seen is None or seen.share * units < bracket.milestone for seen in bracket.newest.values()):
+            return "wait"
+        bracket.was_halved = True
+        bracket.halvings -= 1
+        bracket.size = math.ceil(bracket.size / factor)
+        bracket.milestone = int(min(bracket.milestone * factor, units))
+        ordered = sorted((seen for seen in bracket.newest.values() if seen), key=lambda seen: seen.score)
+        kept = {seen.trial for seen in ordered[-bracket.size :]}
+        for loser in ordered[: -bracket.size]:
+            del bracket.newest[loser.trial]
+            abandoned.append(loser.trial)
+        # One that has come to the next milestone already waits there.
+        early = {seen.trial for seen in ordered if seen.share * units < bracket.milestone}
+        resumable.update(kept & early)
+        if reporting in kept:
+            return "go on" if reporting in early else "wait"
+        return "stop"
+
+    verdict: Verdict = "go on"
+    for seen in history:
+        if seen.kind == "added":
+            if not brackets or len(brackets[-1].newest) == brackets[-1].size:
+                brackets.append(_Bracket(*starts[len(brackets) % len(starts)]))
+            bracket_of[seen.trial] = brackets[-1]
+            brackets[-1].newest[seen.trial] = None
+            continue
+        bracket = bracket_of[seen.trial]
+        resumable.discard(seen.trial)
+        if seen.kind == "reported":
+            bracket.newest[seen.trial] = seen
+            is_early = bracket.halvings == 0 or seen.share * units < bracket.milestone
+            verdict = "go on" if is_early else halve(bracket, seen.trial)
+            resumable.discard(seen.trial)
+        else:
+            bracket.newest.pop(seen.trial, None)
+            if bracket.halvings and not bracket.was_halved:  # as Tune does: later the next report halves
+                halve(bracket, None)
+    return Decision(verdict, frozenset(resumable), abandoned)

@@ -1,77 +1,100 @@
-"""Ray Tune's search on Optuna (`ray.tune.search.optuna.OptunaSearch`): TPE and CMA-ES over a space.
-
-What it proposes depends on the space's seed and on the order of what it was asked and told: going through the ledger of
-a killed sweep brings it where it was.
-"""
+"""Searches that learn: Optuna's TPE and CMA-ES over a space, from the ledger."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from ray.tune.result import TRAINING_ITERATION
-from ray.tune.search.optuna import OptunaSearch
 
 from resnet_dist.config.space import Choice, CmaSearch, LogUniform, Parameter, QUniform, Space, TpeSearch, Uniform
-from resnet_dist.sweeps.ledger import Outcome
+from resnet_dist.sweeps.ledger import Began, Event, TrialAdded, TrialEnded, TrialReported
 from resnet_dist.sweeps.points import Point, is_active
+from resnet_dist.sweeps.ranking import final_score, score_of
+from resnet_dist.sweeps.sweep import PROPOSALS
 
-_SCORE = "score"
-_STUDY = "sweep"
 
+class OptunaSearcher:
+    """Implements `sweep.Searcher` with one of Optuna's samplers.
 
-class TuneSearcher:
-    """Implements `tune.sweep.Searcher`."""
+    Optuna's study is the ledger in other words: each event is brought into it once, in the ledger's order. Each
+    proposal draws with a seed of its own, so a killed driver's successor proposes what that driver would have.
+    """
 
-    def __init__(self, space: Space, known: Sequence[tuple[Point, float]] = (), num_before: int = 0) -> None:
-        """`known`: points of earlier sweeps over the same proxy, with their scores. `num_before`: proposals of killed
-        drivers; the draws after them are new ones, not those of the first driver again.
-        """
+    def __init__(self, space: Space) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        logging.getLogger("ray.tune.search").setLevel(logging.ERROR)
-        storage = optuna.storages.InMemoryStorage()
-        self._search = OptunaSearch(
-            lambda trial: suggest(space, trial),
-            metric=_SCORE,
-            mode="max" if space.higher_is_better else "min",
-            sampler=_sampler(space, num_before),
-            study_name=_STUDY,
-            storage=storage,
-        )
-        self._space, self._num_proposed = space, 0
-        self._proposals: dict[str, str] = {}
-        self.study = optuna.load_study(study_name=_STUDY, storage=storage)
-        for point, score in known:
-            self.study.add_trial(evaluated(space, point, score))
+        self._space = space
+        self.study = optuna.create_study(direction="maximize" if space.higher_is_better else "minimize")
+        self._trials: dict[str, optuna.Trial] = {}
+        """By the ledger's names."""
+        self._proposed: tuple[Point, optuna.Trial] | None = None
+        self._num_events = 0
 
-    def propose(self, trial: str, known: Point | None = None) -> Point:
-        if known is None and self._num_proposed < len(self._space.first_points):
-            known = dict(self._space.first_points[self._num_proposed])
-        if known is not None:
-            # Not drawn anew: where a sweep goes on, what was trained and what the study holds must be the same point.
-            self.study.enqueue_trial(_as_numbers(self._space, known))
-        self._num_proposed += 1
-        # Tune's name of a proposal: a trial may get a second one.
-        self._proposals[trial] = f"{trial}#{self._num_proposed}"
+    def suggest(self, events: Sequence[Event], attempt: int = 0) -> Point:
+        """See `sweep.Searcher`."""
+        self._read(events)
+        return self._propose(attempt)
+
+    def _read(self, events: Sequence[Event]) -> None:
+        for event in events[self._num_events :]:
+            match event:
+                case Began():
+                    for point, score in event.known:
+                        self.study.add_trial(evaluated(self._space, dict(point), score))
+                case TrialAdded() if event.seed_number == 0:
+                    self._trials[event.trial] = self._trial_at(dict(event.point))
+                case TrialReported() if event.trial in self._trials:
+                    self._trials[event.trial].report(score_of(self._space, event.metrics), round(event.epoch))
+                case TrialEnded() if event.trial in self._trials:
+                    self._end(self._trials[event.trial], event)
+        self._num_events = len(events)
+
+    def _trial_at(self, point: Point) -> optuna.Trial:
+        """Optuna's trial of a point that was added, whoever proposed it."""
+        if self._proposed is None and point not in self._space.first_points:
+            # A killed driver's: drawn again, for CMA-ES adds what it needs to remember to what it draws.
+            for attempt in range(PROPOSALS):
+                if self._propose(attempt) == point:
+                    break
+        if self._proposed is not None and self._proposed[0] == point:
+            trial = self._proposed[1]
+            self._proposed = None
+            return trial
+        self._refuse()
+        self.study.enqueue_trial(_as_numbers(self._space, point))
+        trial = self.study.ask()
+        suggest(self._space, trial)
+        return trial
+
+    def _propose(self, attempt: int) -> Point:
+        self._refuse()
+        search = self._space.search
+        seed = getattr(search, "seed", 0) + 1_000_003 * len(self._trials) + 10_007 * attempt
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return self._search.suggest(self._proposals[trial]) or {}
+            self.study.sampler = _sampler(self._space, seed % 2**31)
+            trial = self.study.ask()
+        point = suggest(self._space, trial)
+        self._proposed = point, trial
+        return point
 
-    def report(self, trial: str, epoch: float, score: float) -> None:
-        self._search.on_trial_result(self._proposals[trial], {_SCORE: score, TRAINING_ITERATION: round(epoch)})
+    def _refuse(self) -> None:
+        """What was proposed last is not trained."""
+        if self._proposed is not None:
+            self.study.tell(self._proposed[1], state=optuna.trial.TrialState.FAIL)
+            self._proposed = None
 
-    def end(self, trial: str, outcome: Outcome, score: float) -> None:
-        """A trial that was stopped early counts by what it reported on its way, as Optuna's pruned trials do."""
-        if outcome == "failed":
-            self._search.on_trial_complete(self._proposals[trial], error=True)
-        elif outcome == "stopped":
-            self._search.on_trial_complete(self._proposals[trial])
-        else:
-            self._search.on_trial_complete(self._proposals[trial], {_SCORE: score})
+    def _end(self, trial: optuna.Trial, end: TrialEnded) -> None:
+        """A trial that was stopped early counts by what it reported on its way."""
+        match end.outcome:
+            case "failed":
+                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            case "stopped":
+                self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            case _:
+                self.study.tell(trial, final_score(self._space, end))
 
 
 def suggest(space: Space, trial: Any) -> Point:
@@ -126,27 +149,17 @@ def _as_numbers(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _sampler(space: Space, num_before: int) -> optuna.samplers.BaseSampler:
-    search = space.search
-    seed = (getattr(search, "seed", 0) + 1_000_003 * num_before) % 2**31
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match search:
-            case TpeSearch():
-                # multivariate: lr and wd are coupled. constant_liar: trials in flight count as bad, so that those that
-                # run at once do not crowd.
-                return optuna.samplers.TPESampler(
-                    n_startup_trials=search.startup_trials,
-                    multivariate=True,
-                    group=True,
-                    constant_liar=True,
-                    seed=seed,
-                )
-            case CmaSearch():
-                return optuna.samplers.CmaEsSampler(
-                    n_startup_trials=search.startup_trials,
-                    consider_pruned_trials=space.scheduler.kind != "fifo",
-                    seed=seed,
-                )
-            case _:
-                raise AssertionError(f"{search.kind} needs no model")
+def _sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    match space.search:
+        case TpeSearch(startup_trials=startup_trials):
+            # multivariate: lr and wd are coupled. constant_liar: trials in flight count as bad, so that those that
+            # run at once do not crowd.
+            return optuna.samplers.TPESampler(
+                n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
+            )
+        case CmaSearch(startup_trials=startup_trials):
+            return optuna.samplers.CmaEsSampler(
+                n_startup_trials=startup_trials, consider_pruned_trials=space.scheduler.kind != "fifo", seed=seed
+            )
+        case _:
+            raise AssertionError(f"{space.search.kind} needs no model")

@@ -13,12 +13,11 @@ import pytest
 
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import Node
-from resnet_dist.sweeps.ledger import DriverStarted, Event, SweepState, TrialAdded, TrialReported, decode, encode
+from resnet_dist.sweeps.ledger import Event, Outcome, SweepState, TrialAdded, TrialReported, decode, encode
 from resnet_dist.sweeps.points import planned_points
 from resnet_dist.sweeps.prepare import trials_at_once
 from resnet_dist.sweeps.ranking import rank
-from resnet_dist.sweeps.scheduler import TuneScheduler
-from resnet_dist.sweeps.searcher import TuneSearcher
+from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
 
 EPOCHS = 9
@@ -43,9 +42,14 @@ def a_space(search: str, scheduler: str, **more: Any) -> Space:
     )
 
 
-class Writer(list[Event]):
+class InMemory:
+    """A ledger whose events have been to a file and back."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
     def append(self, event: Event) -> None:
-        super().append(decode(encode(event).rstrip()))
+        self.events.append(decode(encode(event).rstrip()))
 
 
 def top1(point: dict[str, float], epoch: int) -> float:
@@ -53,11 +57,15 @@ def top1(point: dict[str, float], epoch: int) -> float:
     return 90 - 10 * abs(math.log10(lr / 0.1)) - 5 * abs(math.log10(lr * decay / 1e-5)) - 30 / epoch
 
 
+def end(sweep: Sweep, trial: str, outcome: Outcome, epoch: int, metrics: dict[str, float]) -> None:
+    sweep.end(trial, outcome, epoch=epoch, step=10 * epoch, metrics=metrics, reason=outcome)
+
+
 class Play:
     """Drivers that work on one ledger, each killed after `kill_after` evaluations."""
 
     def __init__(self, space: Space, kill_after: int | None, at_once: int = 3) -> None:
-        self.space, self.ledger, self.epochs_trained, self.num_drivers = space, Writer(), Counter[str](), 0
+        self.space, self.log, self.epochs_trained, self.num_drivers = space, InMemory(), Counter[str](), 0
         self._random, self._clock, self._at_once = random.Random(1), itertools.count(1), at_once
         while not self._drive(kill_after):
             assert self.num_drivers < 200, "the sweep does not end"
@@ -67,22 +75,23 @@ class Play:
 
     def sweep(self) -> Sweep:
         planned = planned_points(self.space, self.space.trials or 1_000)
-        num_before = sum(isinstance(event, TrialAdded) for event in self.ledger)
         return Sweep(
             self.space,
-            list(self.ledger),
-            self.ledger,
+            self.log,
             planned=planned,
             total_epochs=lambda point: EPOCHS,
-            scheduler=TuneScheduler(self.space),
-            searcher=TuneSearcher(self.space, (), num_before) if planned is None else None,
+            searcher=OptunaSearcher(self.space) if planned is None else None,
             now_s=self.now_s,
         )
+
+    @property
+    def ledger(self) -> list[Event]:
+        return self.log.events
 
     def _drive(self, kill_after: int | None) -> bool:
         self.num_drivers += 1
         sweep = self.sweep()
-        sweep.begin(DriverStarted(self.now_s()))
+        sweep.begin()
         running: dict[str, int] = {}
         for done in itertools.count():
             if sweep.is_over():
@@ -102,16 +111,16 @@ class Play:
         self.epochs_trained[name] += 1
         point = sweep.state.trials[name].point
         if point["optim.lr"] > 0.7 and epoch == 2:
-            sweep.end(name, "diverged", epoch, epoch * 10, {"val/top1": math.nan}, "diverged", "")
+            end(sweep, name, "diverged", epoch, {"val/top1": math.nan})
             del running[name]
             return
         metrics = {"val/top1": top1(point, epoch)}
         verdict = sweep.report(name, epoch, epoch * 10, metrics)
         if epoch == EPOCHS:
             assert verdict == "go on"
-            sweep.end(name, "finished", epoch, epoch * 10, metrics, "finished", "")
+            end(sweep, name, "finished", epoch, metrics)
         elif verdict == "stop":
-            sweep.end(name, "stopped", epoch, epoch * 10, metrics, "stopped", "")
+            end(sweep, name, "stopped", epoch, metrics)
         elif verdict == "wait":
             sweep.leave(name, "waits")
         if verdict != "go on" or epoch == EPOCHS:
@@ -158,9 +167,21 @@ def test_a_model_goes_on_with_the_points_that_were_trained(search: str) -> None:
     play = Play(a_space(search, "asha"), kill_after=9)
     points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
     assert len(set(points)) == len(points)
-    searcher = play.sweep()._searcher
-    assert isinstance(searcher, TuneSearcher)
-    assert [tuple(trial.params.values()) for trial in searcher.study.trials] == points
+    searcher = OptunaSearcher(play.space)
+    searcher.suggest(play.ledger)
+    assert [tuple(trial.params.values()) for trial in searcher.study.trials[:-1]] == points
+
+
+@pytest.mark.parametrize("search", ["tpe", "cma"])
+def test_the_same_ledger_has_the_same_next_point(search: str) -> None:
+    """A driver that saw all events one by one, and one that was started after them."""
+    space = a_space(search, "asha")
+    play, watching = Play(space, kill_after=None), OptunaSearcher(space)
+    seen: list[Event] = []
+    for event in play.ledger:
+        if isinstance(event, TrialAdded):
+            assert watching.suggest(seen) == OptunaSearcher(space).suggest(seen) == event.point
+        seen.append(event)
 
 
 def test_asha_judges_at_its_rungs_and_keeps_the_best_third() -> None:
@@ -203,7 +224,7 @@ def test_the_budget_ends_a_sweep_and_a_larger_one_goes_on() -> None:
     play = Play(a_space("random", "fifo"), kill_after=20)
     play.space = a_space("random", "fifo", budget={"epochs": 10})
     sweep = play.sweep()
-    assert sweep.spent_too_much() == f"budget.epochs: {16 * EPOCHS} of 10 spent"
+    assert sweep.budget_spent() == f"budget.epochs: {16 * EPOCHS} of 10 spent"
     assert sweep.next_trial() is None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.sweeps.cost import expected_epochs, most_epochs, saved_epochs
+from resnet_dist.sweeps.dry_run import expected_epochs, most_epochs
 from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
@@ -26,9 +26,9 @@ from resnet_dist.sweeps.ledger import (
     open_ledger,
     read_ledger,
     replay,
+    saved_epochs,
     spent_epochs,
 )
-from resnet_dist.sweeps.prepare import require_judged_at_rungs
 
 EVENTS: list[Event] = [
     DriverStarted(0.0),
@@ -154,14 +154,3 @@ def test_the_cost_of_successive_halving() -> None:
     assert expected_epochs(space, 16, 8) == 16 * 2 + 4 * 6 + 4 * 8
     # evaluated every third epoch: judged at 3 instead of 2
     assert expected_epochs(space, 16, 8, 3) == 16 * 3 + 4 * 5 + 4 * 8
-
-
-def test_rungs_without_an_evaluation_are_refused() -> None:
-    """Nobody would be judged before epoch 5 where the scheduler says 3."""
-    space = a_space(kind="asha", first_rung=0.11, rungs=2, reduction_factor=3)
-    require_judged_at_rungs(space, 24, 1)
-    with pytest.raises(UserError, match=r"judges a trial at epoch 3 of 24, but eval\.every_epochs is 5 .* at epoch 5"):
-        require_judged_at_rungs(space, 24, 5)
-    require_judged_at_rungs(a_space(kind="fifo"), 24, 5)
-    with pytest.raises(UserError, match="median"):
-        require_judged_at_rungs(a_space(kind="median", grace=0.3), 20, 5)

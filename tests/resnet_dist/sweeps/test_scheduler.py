@@ -1,0 +1,189 @@
+"""The rules of early stopping beside Ray Tune's own schedulers, on random sweeps."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule
+from ray.tune.schedulers.trial_scheduler import TrialScheduler
+
+from resnet_dist.config.space import Asha, Fifo, HyperBand, Median, SchedulerConfig, Space
+from resnet_dist.errors import UserError
+from resnet_dist.sweeps.ledger import Verdict
+from resnet_dist.sweeps.prepare import require_judged_at_rungs
+from resnet_dist.sweeps.scheduler import Seen, decide
+
+EPOCHS = 18
+VERDICTS: dict[str, Verdict] = {
+    TrialScheduler.CONTINUE: "go on",
+    TrialScheduler.NOOP: "go on",
+    TrialScheduler.STOP: "stop",
+    TrialScheduler.PAUSE: "wait",
+}
+RULES: list[SchedulerConfig] = [
+    Fifo(kind="fifo"),
+    Asha(kind="asha"),
+    Asha(kind="asha", first_rung=0.05, rungs=4, reduction_factor=2),
+    Asha(kind="asha", first_rung=0.3, rungs=1, reduction_factor=2.5),
+    Median(kind="median"),
+    Median(kind="median", grace=0.5, min_trials=1),
+    HyperBand(kind="hyperband"),
+    HyperBand(kind="hyperband", reduction_factor=2),
+    HyperBand(kind="hyperband", reduction_factor=4),
+]
+
+
+def tunes(config: SchedulerConfig) -> TrialScheduler:
+    common: dict[str, Any] = {"time_attr": "time", "metric": "score", "mode": "max"}
+    match config:
+        case Fifo():
+            return FIFOScheduler()
+        case Asha(first_rung=first, rungs=rungs, reduction_factor=factor):
+            last = first * factor ** (rungs - 1)
+            return AsyncHyperBandScheduler(
+                **common,
+                grace_period=first,
+                reduction_factor=factor,
+                max_t=last * factor**0.5,
+                stop_last_trials=False,
+            )
+        case Median(grace=grace, min_trials=num):
+            return MedianStoppingRule(
+                **common, grace_period=grace, min_samples_required=num, min_time_slice=math.inf, hard_stop=True
+            )
+        case HyperBand(reduction_factor=factor):
+            return HyperBandScheduler(**common, max_t=round(factor**2), reduction_factor=factor)
+
+
+class FakeTrial:
+    """What a scheduler looks at of Tune's `Trial`."""
+
+    is_saving = False
+
+    def __init__(self, name: str) -> None:
+        self.trial_id, self.status = name, Trial.PENDING
+
+
+class TunesDecisions:
+    """Tune's scheduler, and what it asks of Tune's controller."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.scheduler, self.trials, self.stopped = tunes(config), dict[str, FakeTrial](), list[str]()
+        self.units = round(config.reduction_factor**2) if isinstance(config, HyperBand) else 1
+        self.first = config.first_rung if isinstance(config, Asha) else 0.0
+
+    def see(self, seen: Seen) -> Verdict | None:
+        if seen.kind == "added":
+            self.trials[seen.trial] = FakeTrial(seen.trial)
+            self.scheduler.on_trial_add(self, self.trials[seen.trial])
+            return None
+        trial = self.trials[seen.trial]
+        if seen.kind == "reported":
+            trial.status = Trial.RUNNING
+            verdict = VERDICTS[self.scheduler.on_trial_result(self, trial, self.result(seen.share, seen.score))]
+            trial.status = Trial.PAUSED if verdict == "wait" else Trial.RUNNING
+            return verdict
+        if trial.status != Trial.TERMINATED:
+            trial.status = Trial.TERMINATED
+            self.scheduler.on_trial_complete(self, trial, self.result(max(seen.share, self.first), seen.score))
+        return None
+
+    def resumable(self) -> set[str]:
+        if not isinstance(self.scheduler, HyperBandScheduler):
+            return set()
+        brackets = [bracket for band in self.scheduler._hyperbands for bracket in band if bracket]
+        return {trial.trial_id for bracket in brackets for trial in bracket.trials_to_unpause}
+
+    def result(self, share: float, score: float) -> dict[str, Any]:
+        return {"time": share * self.units, "score": score, "training_iteration": share * self.units}
+
+    def get_live_trials(self) -> set[FakeTrial]:
+        return {trial for trial in self.trials.values() if trial.status != Trial.TERMINATED}
+
+    def stop_trial(self, trial: FakeTrial) -> None:
+        self.scheduler.on_trial_remove(self, trial)
+        trial.status = Trial.TERMINATED
+        self.stopped.append(trial.trial_id)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_verdicts_are_those_of_tunes_scheduler(rule: SchedulerConfig) -> None:
+    verdicts = set()
+    for seed in range(30):
+        verdicts |= play(rule, random.Random(seed))
+    expected = {Fifo: {"go on"}, HyperBand: {"go on", "wait", "stop"}}.get(type(rule), {"go on", "stop"})
+    assert verdicts == expected
+
+
+def play(rule: SchedulerConfig, draws: random.Random) -> set[Verdict]:
+    """A sweep of up to 40 trials, four at a time, some of which diverge; checks every decision on its way."""
+    theirs, history, verdicts = TunesDecisions(rule), list[Seen](), set[Verdict]()
+    epochs: dict[str, int] = {}
+    waiting, running, paused = [f"t{number}" for number in range(draws.randint(1, 40))], list[str](), set[str]()
+
+    def see(seen: Seen) -> Verdict | None:
+        history.append(seen)
+        return theirs.see(seen)
+
+    for name in waiting:
+        see(Seen("added", name))
+    for _ in range(40 * EPOCHS):
+        while len(running) < 4 and (ready := [*sorted(paused & decide(rule, history).resumable), *waiting]):
+            running.append(ready[0])
+            paused.discard(ready[0])
+            waiting = [name for name in waiting if name != ready[0]]
+        if not running:
+            break
+        name = draws.choice(running)
+        epochs[name] = epochs.get(name, 0) + draws.choice([1, 1, 1, 2])
+        share, score = min(epochs[name] / EPOCHS, 1.0), round(draws.uniform(0, 100), draws.choice([0, 6]))
+        if draws.random() < 0.03:
+            see(Seen("ended", name, share, score=0.0))
+            running.remove(name)
+            continue
+        verdict, decision = see(Seen("reported", name, share, score)), decide(rule, history)
+        if share < 1:
+            assert decision.verdict == verdict
+            verdicts.add(decision.verdict)
+        assert decision.resumable & paused == theirs.resumable() & paused
+        assert set(theirs.stopped) <= set(decision.abandoned)
+        paused -= set(theirs.stopped)
+        if share == 1 or verdict == "stop":
+            see(Seen("ended", name, share, score))
+        if share == 1 or verdict != "go on":
+            running.remove(name)
+        if verdict == "wait" and share < 1:
+            paused.add(name)
+    return verdicts
+
+
+def test_hyperband_with_a_fractional_factor_lets_the_best_come_to_their_end() -> None:
+    rule = HyperBand(kind="hyperband", reduction_factor=2.5)  # six units of time; rungs at 2 and 5 of them
+    history = [Seen("added", f"t{number}") for number in range(7)]
+    for share, verdicts in ((2 / 6, ["wait", "wait", "wait", "go on"]), (5 / 6, ["go on", "go on"])):
+        told = []
+        for number in range(7 - len(verdicts), 7):
+            history.append(Seen("reported", f"t{number}", share, score=number))
+            told.append(decide(rule, history).verdict)
+        assert told == verdicts
+    assert decide(rule, history).abandoned == ["t3", "t4"]
+
+
+def a_space(**scheduler: Any) -> Space:
+    lr = {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}}
+    return Space.model_validate({"base": "b", "space": lr, "scheduler": scheduler, "trials": 16, "seeds": 2})
+
+
+def test_rungs_without_an_evaluation_are_refused() -> None:
+    """Nobody would be judged before epoch 5 where the scheduler says 3."""
+    space = a_space(kind="asha", first_rung=0.11, rungs=2, reduction_factor=3)
+    require_judged_at_rungs(space, epochs=24, eval_every_epochs=1)
+    with pytest.raises(UserError, match=r"judges a trial at epoch 3 of 24, but eval\.every_epochs is 5 .* at epoch 5"):
+        require_judged_at_rungs(space, epochs=24, eval_every_epochs=5)
+    require_judged_at_rungs(a_space(kind="fifo"), epochs=24, eval_every_epochs=5)
+    with pytest.raises(UserError, match="median"):
+        require_judged_at_rungs(a_space(kind="median", grace=0.3), epochs=20, eval_every_epochs=5)
