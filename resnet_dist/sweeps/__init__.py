@@ -1,3 +1,3 @@
-"""Sweeps as plain data: space -> points -> recipes -> ledger -> ranking -> report. No Ray, no MLflow, no torch."""
+"""Hyperparameter sweeps: space -> points -> recipes -> trials on Ray Tune -> ledger -> ranking, report, next space."""
 
 from __future__ import annotations

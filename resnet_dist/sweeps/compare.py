@@ -30,7 +30,7 @@ class Draw:
 
 
 class _InMemory:
-    """A ledger that nobody else reads."""
+    """A ledger that is not kept."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -43,7 +43,7 @@ def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_onc
     """A Markdown table. `schedulers`: YAML each. Raises UserError unless all points have reached their end.
 
     Each draw shuffles the points and lets the rule see the runs of one seed. What it picks counts by its other seeds,
-    if there are any: then a regret holds no luck of the pick. The best known point is that of the mean over all seeds.
+    if there are any, so that a lucky pick is not rewarded. The best known point has the best mean over all seeds.
     """
     recorded = _Recorded(state)
     spaces = {name: space_from_tree("--scheduler", recorded.tree, [f"scheduler={name}"]) for name in schedulers}
@@ -52,7 +52,7 @@ def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_onc
     ]
     for name, space in spaces.items():
         stopped = [recorded.play(space, draw, at_once) for draw in range(num_draws)]
-        wholes = [max(round(told.epochs / recorded.length), 1) for told in stopped]
+        wholes = [max(round(played.epochs / recorded.length), 1) for played in stopped]
         random_search = [recorded.first_points(draw, whole) for draw, whole in enumerate(wholes)]
         rows += [(name, stopped), ("random search, as many epochs", random_search)]
     lines = [
@@ -82,7 +82,7 @@ class _Recorded:
 
     def __init__(self, state: SweepState) -> None:
         if state.began is None:
-            raise UserError("compare: no sweep was begun here")
+            raise UserError("compare: no sweep was started here")
         # Without a budget: the replay's clock counts calls. Without a search: the points are known.
         self.tree = {**state.began.space, "budget": {}, "search": {"kind": "random"}}
         self.space = Space.model_validate(self.tree)
@@ -138,7 +138,7 @@ class _Recorded:
         return self._judged(order[best.number], seed, spent_epochs(sweep.state))
 
     def _one_report(self, sweep: Sweep, name: str, order: Sequence[int], seed: int) -> bool:
-        """The trial's next evaluation, or its end; whether it goes on."""
+        """The trial's next evaluation, or its end; whether it continues."""
         known = sweep.state.trials[name]
         run = self._run(order[known.number], seed)
         done = len(known.reports)

@@ -57,7 +57,7 @@ def _rows(prepared: PreparedSweep, state: SweepState) -> str:
         "folder": prepared.sweep_dir,
         "trials": f"{num_points} points, {space.seeds} run(s) of each that reaches its end"
         + (
-            f" (trials is {space.trials}: the space holds no more that differ)"
+            f" (trials is {space.trials}: the space has no more distinct points)"
             if num_points < (space.trials or 0)
             else ""
         ),

@@ -1,4 +1,8 @@
-"""What can happen in a sweep: the lines of its ledger. Plain data; times are Unix seconds."""
+"""The ledger of a sweep: the events that are its lines, the file, and the state that follows from them.
+
+It is the sweep's only memory. Whoever reads it from the top knows which trials have ended, which resume and what the
+search has seen, so a sweep can be killed at any moment.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,12 @@ from resnet_dist.sweeps.points import Point
 Outcome = Literal["finished", "stopped", "diverged", "failed"]
 """stopped: early, by the scheduler. failed: its retries are used up."""
 Verdict = Literal["go on", "stop", "wait"]
+"""What a trial is told after an evaluation. wait: save, give the resources back, and perhaps resume later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Began:
-    """The sweep is new: what it is. The first line."""
+    """The first event: what is searched, on which data. Times are Unix seconds."""
 
     name: str
     sweep_hash: str
@@ -38,20 +43,20 @@ class Began:
     first_points: Sequence[Mapping[str, Any]]
     """Tried before all others: the space's, and what a warm start brought."""
     known: Sequence[tuple[Mapping[str, Any], float]]
-    """Points and scores of earlier sweeps over the same proxy, which the search begins with."""
+    """Points and scores of earlier sweeps over the same proxy; the search starts with them."""
     time_s: float
     class_names: Sequence[str] = ()
     """Of the data, by label; empty in ledgers of versions that did not keep them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DriverStarted:
-    """Someone ran the command: from here on, what was running before is not."""
+    """The command was run. Nothing that ran before is running now."""
 
     time_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialAdded:
     trial: str
     number: int
@@ -61,15 +66,15 @@ class TrialAdded:
     time_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialStarted:
     trial: str
     time_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialReported:
-    """One evaluation, and what the scheduler said to it."""
+    """One evaluation, and the scheduler's verdict."""
 
     trial: str
     epoch: float
@@ -79,9 +84,9 @@ class TrialReported:
     time_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialLeft:
-    """The trial stopped computing but is not over: it goes on from its checkpoint."""
+    """The trial stopped computing but is not over: it will resume from its checkpoint."""
 
     trial: str
     why: str
@@ -90,7 +95,7 @@ class TrialLeft:
     """Whether it counts as one of the trial's failures."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialEnded:
     trial: str
     outcome: Outcome
@@ -99,7 +104,7 @@ class TrialEnded:
     metrics: Mapping[str, float]
     reason: str
     time_s: float
-    run_id: str = field(default="")
+    run_id: str = ""
     """MLflow's."""
 
 
@@ -115,18 +120,16 @@ def encode(event: Event) -> bytes:
 
 
 def decode(line: bytes) -> Event:
-    """Raises ValueError for a line that is no event."""
+    """Raises ValueError for a line that is not an event."""
     fields = parse(line, max_bytes=MAX_RECORD_BYTES, allow_nan=True)
     kind = _KINDS.get(str(fields.get("event"))) if isinstance(fields, dict) else None
     if kind is None:
-        raise ValueError("is no event of a sweep")
+        raise ValueError("is not an event of a sweep")
     return read_record(kind, line)
 
 
-# `ledger.jsonl` in the sweep's folder: everything that happened, one line each, appended and never changed.
-
-
 FILE = "ledger.jsonl"
+"""In the sweep's folder: one line for each event, appended and never changed."""
 MAX_LEDGER_BYTES = 1 << 30
 
 
@@ -169,7 +172,9 @@ class Ledger:
 
 @contextmanager
 def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
-    """For the one driver of the sweep; UserError while another one has it. The line of a killed writer is cut off."""
+    """Opens the ledger for its one driver. A line that a killed driver left unfinished is cut off.
+
+    Raises UserError while another driver has it."""
     path = ledger_file(sweep_dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -187,11 +192,8 @@ def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
             os.close(descriptor)
 
 
-# Where a sweep stands: its ledger read from the top. Pure.
-
-
 Status = Literal["waiting", "running", "paused", "finished", "stopped", "diverged", "failed"]
-"""waiting: to begin, or to go on from a checkpoint. paused: until the scheduler says more."""
+"""waiting: to start, or to resume from a checkpoint. paused: until the scheduler resumes or ends it."""
 ENDED: tuple[Status, ...] = ("finished", "stopped", "diverged", "failed")
 
 
@@ -210,11 +212,11 @@ class TrialState:
     """Computing, over all its starts."""
     last_fault: str = ""
     verdict: Verdict = "go on"
-    """What the scheduler last said to it; it may not have acted on it yet."""
+    """The newest; it may not have acted on it yet."""
 
     @property
     def epoch(self) -> float:
-        """How far it came, as far as it said."""
+        """How far it has come, by its newest report."""
         return self.end.epoch if self.end else (self.reports[-1].epoch if self.reports else 0.0)
 
     @property
@@ -231,7 +233,7 @@ class SweepState:
     trials: dict[str, TrialState] = field(default_factory=dict)
     """In the order in which they were added."""
     wall_s: float = 0.0
-    """Time that drivers were at work, from each one's start to its last event."""
+    """Seconds that drivers were at work, from each one's start to its last event."""
     num_drivers: int = 0
     _driver_s: float = 0.0
     last_s: float = 0.0
@@ -283,7 +285,7 @@ class SweepState:
             trial.last_fault = event.why
 
     def _rest(self) -> None:
-        """Nothing runs any more: the driver that started it has gone."""
+        """Nothing runs any more: the driver that started it is gone."""
         if self.num_drivers:
             self.wall_s += max(self.last_s - self._driver_s, 0.0)
         for name, started_s in self._started_s.items():

@@ -1,4 +1,4 @@
-"""The next, finer space around what a sweep found. Pure."""
+"""From one sweep to the next: a narrower space around what was found, and points to start with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
 from resnet_dist.config.space import COORDINATES, Choice, Derived, Grid, LogUniform, Parameter, QUniform, Space, Uniform
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, read_ledger, replay
-from resnet_dist.sweeps.points import Point, lies_in
+from resnet_dist.sweeps.points import Point, contains
 from resnet_dist.sweeps.ranking import Ranking, rank, score_of, worst_score
 
 _LEAST = 4
 _MARGIN = 0.5
 """Of the kept points' mean distance, beyond the outermost of them."""
-
-
 _SAME = 0.005
 """Relative difference up to which a value is one of the old grid's: three digits are kept of a new one."""
+
+_BEST = 3
+"""Points of a sweep over another proxy that are tried first."""
 
 IsAllowed = Callable[[str, float], bool]
 """Whether a recipe may have this value of this key."""
@@ -35,8 +36,8 @@ def narrowed(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """(parameters of the next space, what was done to each in words), around the best share `keep` of all points.
 
-    A range whose best point lies near one of its ends is moved beyond that end, where `is_allowed`: the best may lie
-    outside. A point that cannot be told from the best by noise is kept too. Raises UserError with too few points.
+    A range whose best point is near one of its ends is extended beyond that end, where `is_allowed`. Points that may
+    be as good as the best, by noise, are kept too. Raises UserError with too few points.
     """
     done = [row for row in ranking.rows if row.num_runs]
     if len(done) < _LEAST:
@@ -54,7 +55,7 @@ def narrowed(
             continue
         values = [row.point[key] for row in (level if isinstance(parameter, Grid) else kept) if key in row.point]
         if not values:
-            parameters[key], what = _as_tree(parameter), "kept: it plays no part near the best"
+            parameters[key], what = _as_tree(parameter), "kept: it is not active near the best"
         elif isinstance(parameter, Grid):
             parameters[key], what = _narrow_grid(key, parameter, values, is_allowed)
         else:
@@ -159,7 +160,7 @@ def _words(low: float, high: float, new_low: float, new_high: float) -> str:
     moved = [
         side for side, is_moved in (("below", new_low < low * 0.999), ("above", new_high > high * 1.001)) if is_moved
     ]
-    beyond = f", beyond the old range {' and '.join(moved)}: the best lies at its end" if moved else ""
+    beyond = f", beyond the old range {' and '.join(moved)}: the best is at its end" if moved else ""
     before, after = f"{low:g} .. {high:g}", f"{_round(new_low):g} .. {_round(new_high):g}"
     return f"{before} is kept" if before == after else f"{before} became {after}{beyond}"
 
@@ -170,9 +171,6 @@ def _round(value: float) -> float:
 
 def _as_tree(parameter: Parameter) -> dict[str, Any]:
     return parameter.model_dump(mode="json", exclude_defaults=True)
-
-
-# The file of the next, finer space, ready to be run.
 
 
 def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, list[str]]:
@@ -217,12 +215,6 @@ def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, li
     return "".join(f"# {line}\n" for line in head) + "\n" + tree_to_yaml(tree), words
 
 
-# What earlier sweeps know that a new one can use. Pure, but for reading their ledgers.
-
-
-_BEST = 3
-
-
 def warm_start(
     space: Space, base: Mapping[str, Any], data_digest: str, folders: Sequence[Path]
 ) -> tuple[list[Point], list[tuple[Point, float]]]:
@@ -236,7 +228,7 @@ def warm_start(
     for folder in folders:
         state = replay(read_ledger(folder))
         if state.began is None:
-            raise UserError(f"warm_start: {folder} holds no sweep")
+            raise UserError(f"warm_start: {folder} has no sweep")
         scored = _scored(space, state)
         if space.search.kind in ("tpe", "cma") and _is_same_proxy(space, base, data_digest, state.began):
             known += scored
@@ -253,7 +245,7 @@ def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
         runs.setdefault(trial.number, []).append(trial)
     found: list[tuple[Point, float]] = []
     for first, *others in runs.values():
-        if not lies_in(space, first.point):
+        if not contains(space, first.point):
             continue
         if first.status == "diverged":
             found.append((first.point, worst_score(space)))
@@ -265,7 +257,7 @@ def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
 
 
 def _is_same_proxy(space: Space, base: Mapping[str, Any], data_digest: str, began: Began) -> bool:
-    """Searched keys may stand otherwise in the base: the points replace them."""
+    """Searched keys may differ in the base recipes: the points replace them."""
     earlier = began.space
     sides = [
         (_without(base, space.space), dict(space.proxy), space.metric, data_digest, _derived(space)),

@@ -1,4 +1,4 @@
-"""Points of a space that need no model: random, Sobol and grid ones. Pure functions of the space and a number."""
+"""Points of a space, and the recipes that they become. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def planned_points(space: Space, num: int, key: PointKey = repr) -> list[Point] 
     """The first `num` different points, given ones first; None if a model proposes them as results come in.
 
     Points of one `key` are the same: a run of one recipe ends in the same bits, so to try it twice teaches nothing.
-    There are fewer than `num` where the space holds no more.
+    Fewer than `num` if the space has no more.
     """
     first = [dict(point) for point in space.first_points]
     found: dict[Hashable, Point] = {}
@@ -92,7 +92,7 @@ def is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
     )
 
 
-def lies_in(space: Space, point: Mapping[str, Any]) -> bool:
+def contains(space: Space, point: Mapping[str, Any]) -> bool:
     """Whether the space could have proposed `point`."""
     return (
         set(point) == set(_active(space, dict(point)))
@@ -125,7 +125,7 @@ def _active(space: Space, values: Point) -> Point:
 
 
 def _at(parameter: Parameter, share: float) -> Any:
-    """The value that this share of the parameter's probability lies below; 0 <= share < 1. Six digits are enough."""
+    """The `share` quantile of the parameter's distribution, 0 <= share < 1, to six digits."""
     match parameter:
         case LogUniform(low=low, high=high):
             return float(f"{low * (high / low) ** share:.6g}")
@@ -139,11 +139,13 @@ def _at(parameter: Parameter, share: float) -> Any:
             raise AssertionError(f"{parameter.kind} is not drawn")
 
 
-# Two coordinates that published recipes agree on better than on learning rate and weight decay. Pure.
+# Two coordinates that published recipes agree on better than on learning rate and weight decay. Where batch norm
+# follows a weight, only the product lr * wd decides the size of a relative step in the long run, so good values of lr
+# and wd are on a ridge; in (lr_per_256, tau_epochs) that ridge is parallel to an axis.
 
 
 def lr_of(lr_per_256: float, *, global_batch_size: int) -> float:
-    """The learning rate of the whole global batch."""
+    """The learning rate of the global batch, by the linear scaling rule (Goyal et al. 2017, arXiv 1706.02677)."""
     return lr_per_256 * global_batch_size / 256
 
 
@@ -152,22 +154,26 @@ def lr_per_256_of(lr: float, *, global_batch_size: int) -> float:
 
 
 def weight_decay_of(tau_epochs: float, *, lr: float, momentum: float, steps_per_epoch: int) -> float:
+    """The weight decay with which the weights are an exponential moving average of their updates over `tau_epochs`.
+
+    Wang and Aitchison 2024, arXiv 2405.13698; for SGD, lr / (1 - momentum) is the rate that momentum amounts to.
+    """
     return (1 - momentum) / (lr * tau_epochs * steps_per_epoch)
 
 
 def tau_epochs_of(weight_decay: float, *, lr: float, momentum: float, steps_per_epoch: int) -> float:
-    """Infinite without weight decay."""
+    """The inverse of `weight_decay_of`; infinite without weight decay."""
     if weight_decay == 0:
         return float("inf")
     return (1 - momentum) / (lr * weight_decay * steps_per_epoch)
 
 
-# From a point of the space to a recipe: of the cheap proxy for a trial, of the whole base for the result. Pure.
-
-
 @dataclass(frozen=True)
 class Builder:
-    """Makes recipes of points. `base`: the base recipe's file as read; sample counts are of the training sets."""
+    """Makes recipes of points: of the cheap proxy for a trial, of the whole base for the result.
+
+    `base` is the base recipe's file as read; sample counts are those of the training sets.
+    """
 
     space: Space
     base: Mapping[str, Any]
@@ -176,7 +182,7 @@ class Builder:
     """None: of the base recipe's own data, which are not here; then those of the proxy count."""
 
     def proxy(self, point: Point, seed_number: int = 0) -> Recipe:
-        """What a trial trains. Raises ValueError with every mistake in one line."""
+        """What a trial trains. Raises ValueError with all mistakes in one line."""
         return self._build(point, self.space.proxy, self.num_proxy_samples, seed_number)
 
     def full(self, point: Point) -> Recipe:
@@ -184,11 +190,11 @@ class Builder:
         return self._build(point, {}, self.num_base_samples or self.num_proxy_samples, 0)
 
     def key(self, point: Point) -> str:
-        """Equal for points whose trials are the same run, whatever they are written like."""
+        """Equal for points whose trials are the same run, however they are written."""
         try:
             return recipe_hash(self.proxy(point))
         except ValueError:
-            return repr(point)  # a mistake, told elsewhere
+            return repr(point)  # a mistake, reported elsewhere
 
     def _build(self, point: Point, proxy: Mapping[str, Any], num_samples: int, seed_number: int) -> Recipe:
         values: dict[str, Any] = dict(point)
@@ -229,7 +235,7 @@ def describe(point: Mapping[str, Any]) -> str:
 
 
 def coordinates_of(recipe: Recipe, num_samples: int) -> dict[str, float]:
-    """(lr_per_256, tau_epochs) of a recipe, whatever it was searched by."""
+    """(lr_per_256, tau_epochs) of a recipe, whichever keys were searched."""
     batch = recipe.train.global_batch_size
     return {
         LR_PER_256: lr_per_256_of(recipe.optim.lr, global_batch_size=batch),
@@ -271,7 +277,7 @@ def _derived(parameter: Derived, values: Mapping[str, Any], recipe: Recipe) -> i
         for key in parameter.of.split("."):
             source = source.get(key) if isinstance(source, dict) else None
     if not isinstance(source, int | float) or isinstance(source, bool):
-        raise ValueError(f"derived from {parameter.of}, which is no number but {source!r}")
+        raise ValueError(f"derived from {parameter.of}, which is not a number but {source!r}")
     value = parameter.factor * source**parameter.power
     return round(value) if parameter.round else value
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a sweep before Ray starts, and what it is going to be."""
+"""Checks of a sweep before Ray starts, and how many of its trials fit into a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from resnet_dist.training.schedule import plan_run
 
 _MOST_POINTS = 1_000_000
 _LOOKED_AT = 64
-"""Random points that stand for those a model will propose, when a space is checked."""
+"""Random points that are checked in place of those a model will propose."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
 def _began(
     space: Space, base: dict[str, Any], name: str, sweep_dir: Path, builder: Builder, data: Identity, file: Path
 ) -> Began:
-    """What the ledger says if the sweep has begun, else what it is going to say."""
+    """The ledger's first event: the one that is there, or the one to write."""
     events: Sequence[Event] = read_ledger(sweep_dir) if ledger_file(sweep_dir).exists() else ()
     found = next((event for event in events if isinstance(event, Began)), None)
     if found is not None:
@@ -204,7 +204,7 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identi
 
 
 def require_judged_at_rungs(space: Space, epochs: float, eval_every_epochs: int) -> None:
-    """UserError if trials would be judged later than the scheduler says, for want of an evaluation."""
+    """UserError if trials would be judged later than the scheduler says, because there is no evaluation at a rung."""
     for share in rung_shares(space.scheduler):
         due, judged = (judged_epoch(share, epochs, every) for every in (1, eval_every_epochs))
         if judged > due:
@@ -251,7 +251,7 @@ def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) 
 
 
 def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list[dict[str, float]]:
-    """What so many trials need, `resources.max_concurrent` at most."""
+    """What `num_trials` at once need, or as many as `resources.max_concurrent` allows."""
     resources = space.resources
     at_once = min(num_trials, resources.max_concurrent or num_trials)
     if resources.path == "train":

@@ -29,7 +29,7 @@ def worst_score(space: Space) -> float:
 
 
 def final_score(space: Space, end: TrialEnded) -> float:
-    """The worst there is for a trial that diverged or failed, whatever it had reached."""
+    """The worst score for a trial that diverged or failed, however well it did before."""
     return worst_score(space) if end.outcome in ("diverged", "failed") else score_of(space, end.metrics)
 
 
@@ -114,7 +114,7 @@ def rank(space: Space, state: SweepState) -> Ranking:
     if rows and rows[0].num_runs:
         best = scores[rows[0].number]
         everything = list(scores.values())
-        # Up to the first that is told from the best: a worse one that varies more is no rival.
+        # Up to the first that is significantly worse: a worse one that varies more is no rival.
         level = itertools.takewhile(lambda row: may_be_level(scores[row.number], best, everything), rows[1:])
         rivals = {row.number for row in level}
         rows = [replace(row, in_noise=row.number in rivals) for row in rows]

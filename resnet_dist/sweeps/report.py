@@ -1,4 +1,4 @@
-"""How much of the differences between points each parameter explains: Optuna's fANOVA (Hutter et al. 2014)."""
+"""A sweep's report, from the ledger alone, at any time: ranking, figures, one page, and `best_recipe.yaml`."""
 
 from __future__ import annotations
 
@@ -24,98 +24,10 @@ from resnet_dist.sweeps.points import Builder, coordinates_of, describe
 from resnet_dist.sweeps.ranking import Ranking, is_better, rank, score_of
 from resnet_dist.sweeps.scheduler import rung_shares
 
-_LEAST_POINTS = 8
-
-
-def importance(space: Space, ranking: Ranking) -> Mapping[str, float]:
-    """Shares that sum to 1, largest first; empty with fewer than eight points that reached their end.
-
-    Over the keys that every such point has and that took more than one value. Trials that diverged are left out: one
-    cliff would explain everything.
-    """
-    rows = [row for row in ranking.rows if row.num_runs]
-    keys = [key for key in space.free if all(key in row.point for row in rows)]
-    keys = [key for key in keys if len({repr(row.point[key]) for row in rows}) > 1]
-    if len(rows) < _LEAST_POINTS or len(keys) < 2:
-        return {}
-    import optuna  # a second of imports
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {key: _distribution(space, key, [row.point[key] for row in rows]) for key in keys}
-    study = optuna.create_study(direction="maximize" if space.higher_is_better else "minimize")
-    values = {key: distributions[key][1] for key in keys}
-    for number, row in enumerate(rows):
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={key: values[key][number] for key in keys},
-                distributions={key: distributions[key][0] for key in keys},
-                value=row.score,
-            )
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-        )
-    return found if all(math.isfinite(share) for share in found.values()) else {}
-
-
-def _distribution(space: Space, key: str, values: list[Any]) -> tuple[Any, list[Any]]:
-    """Numbers by their range here, everything else by its place in a list."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        low, high = float(min(values)), float(max(values))
-        log = low > 0 and (isinstance(space.space[key], LogUniform) or high / low > 10)
-        return FloatDistribution(low, high, log=log), [float(value) for value in values]
-    names = [repr(value) for value in values]
-    return CategoricalDistribution(sorted(set(names))), names
-
-
-# `best_recipe.yaml`: the base recipe with the best point's values, and where they come from. Pure.
-
-
-def best_recipe_text(builder: Builder, state: SweepState, ranking: Ranking, sweep_dir: Path) -> str | None:
-    """A recipe's file with its provenance on top; None while no trial has reached its end.
-
-    Values of (lr_per_256, tau_epochs) are turned into rate and decay for the base recipe's own batch and data.
-    """
-    best, began = ranking.best, state.began
-    if best is None or began is None:
-        return None
-    space, recipe = builder.space, builder.full(best.point)
-    runs = [state.trials[name] for name in best.trials if state.trials[name].status == "finished"]
-    spread = f" +- {best.spread:.3g} (standard deviation)" if best.spread is not None else ""
-    proxy = ", ".join(f"{key} {value}" for key, value in space.proxy.items())
-    coordinates = coordinates_of(recipe, builder.num_base_samples or builder.num_proxy_samples)
-    day = time.strftime("%Y-%m-%d", time.gmtime(state.last_s))
-    lines = [
-        f"Found by the sweep {began.name} ({began.sweep_hash}) on {day}.",
-        "",
-        f"  resnet-dist train {sweep_dir / 'best_recipe.yaml'} --on PROFILE",
-        "",
-        f"Base       {space.base}",
-        f"Changed    {describe(best.point)}",
-        f"Proxy      {proxy or 'none: trials were whole runs'}",
-        f"Result     {space.metric} {best.score:.4g}{spread} of the proxy, mean of {best.num_runs} run(s): "
-        f"{', '.join(run.name for run in runs)}; not of this whole recipe",
-        f"Certainty  {ranking.verdict()}",
-        f"Searched   {len(ranking.rows)} points, {space.search.kind}, {space.scheduler.kind}, data {began.data_digest}",
-        f"MLflow     {', '.join(run.end.run_id for run in runs if run.end and run.end.run_id)}",
-        f"Here       {', '.join(f'{key} {value:.4g}' for key, value in coordinates.items())}",
-    ]
-    if builder.num_base_samples is None:
-        lines.append(
-            "Beware     the base recipe's data were not at hand: rate and decay were reckoned with the proxy's"
-        )
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + "\n" + to_yaml(recipe)
-
-
-# `report/` in the sweep's folder: ranking, figures and one page, from the ledger alone, at any time.
-
-
 _SHOWN = 15
 """Lines of the ranking in the text."""
+_LEAST_POINTS = 8
+"""For the importance of parameters."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +38,7 @@ class Report:
 
 
 def write_report(sweep_dir: Path) -> Report:
-    """Draws everything anew. Raises UserError if there is no sweep in `sweep_dir`."""
+    """Draws everything again. Raises UserError if there is no sweep in `sweep_dir`."""
     state = replay(read_ledger(sweep_dir))
     if state.began is None:
         raise UserError(f"{sweep_dir}: no sweep was begun here")
@@ -269,3 +181,83 @@ def _page(name: str, text: str, figures: list[Path]) -> str:
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(name)}</title><style>{style}</style>'
         f"<pre>{html.escape(text)}</pre>{images}\n"
     )
+
+
+def best_recipe_text(builder: Builder, state: SweepState, ranking: Ranking, sweep_dir: Path) -> str | None:
+    """A recipe's file with its provenance on top; None while no trial has reached its end.
+
+    Values of (lr_per_256, tau_epochs) are turned into rate and decay for the base recipe's own batch and data.
+    """
+    best, began = ranking.best, state.began
+    if best is None or began is None:
+        return None
+    space, recipe = builder.space, builder.full(best.point)
+    runs = [state.trials[name] for name in best.trials if state.trials[name].status == "finished"]
+    spread = f" +- {best.spread:.3g} (standard deviation)" if best.spread is not None else ""
+    proxy = ", ".join(f"{key} {value}" for key, value in space.proxy.items())
+    coordinates = coordinates_of(recipe, builder.num_base_samples or builder.num_proxy_samples)
+    day = time.strftime("%Y-%m-%d", time.gmtime(state.last_s))
+    lines = [
+        f"Found by the sweep {began.name} ({began.sweep_hash}) on {day}.",
+        "",
+        f"  resnet-dist train {sweep_dir / 'best_recipe.yaml'} --on PROFILE",
+        "",
+        f"Base       {space.base}",
+        f"Changed    {describe(best.point)}",
+        f"Proxy      {proxy or 'none: trials were whole runs'}",
+        f"Result     {space.metric} {best.score:.4g}{spread} of the proxy, mean of {best.num_runs} run(s): "
+        f"{', '.join(run.name for run in runs)}; not of this whole recipe",
+        f"Certainty  {ranking.verdict()}",
+        f"Searched   {len(ranking.rows)} points, {space.search.kind}, {space.scheduler.kind}, data {began.data_digest}",
+        f"MLflow     {', '.join(run.end.run_id for run in runs if run.end and run.end.run_id)}",
+        f"Here       {', '.join(f'{key} {value:.4g}' for key, value in coordinates.items())}",
+    ]
+    if builder.num_base_samples is None:
+        lines.append("Beware     the base recipe's data were not here: rate and decay were computed with the proxy's")
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + "\n" + to_yaml(recipe)
+
+
+def importance(space: Space, ranking: Ranking) -> Mapping[str, float]:
+    """How much of the differences between points each parameter explains: Optuna's fANOVA (Hutter et al. 2014).
+
+    Shares that sum to 1, largest first; empty with fewer than eight points that reached their end. Over the keys that
+    every such point has and that took more than one value. Trials that diverged are left out: one cliff would explain
+    everything.
+    """
+    rows = [row for row in ranking.rows if row.num_runs]
+    keys = [key for key in space.free if all(key in row.point for row in rows)]
+    keys = [key for key in keys if len({repr(row.point[key]) for row in rows}) > 1]
+    if len(rows) < _LEAST_POINTS or len(keys) < 2:
+        return {}
+    import optuna  # a second of imports
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions = {key: _distribution(space, key, [row.point[key] for row in rows]) for key in keys}
+    study = optuna.create_study(direction="maximize" if space.higher_is_better else "minimize")
+    values = {key: distributions[key][1] for key in keys}
+    for number, row in enumerate(rows):
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={key: values[key][number] for key in keys},
+                distributions={key: distributions[key][0] for key in keys},
+                value=row.score,
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+        )
+    return found if all(math.isfinite(share) for share in found.values()) else {}
+
+
+def _distribution(space: Space, key: str, values: list[Any]) -> tuple[Any, list[Any]]:
+    """Numbers by their range here, everything else by its place in a list."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        low, high = float(min(values)), float(max(values))
+        log = low > 0 and (isinstance(space.space[key], LogUniform) or high / low > 10)
+        return FloatDistribution(low, high, log=log), [float(value) for value in values]
+    names = [repr(value) for value in values]
+    return CategoricalDistribution(sorted(set(names))), names

@@ -1,4 +1,4 @@
-"""Early stopping: what a rule says about a trial that has just reported, from what the ledger says. Pure.
+"""Early stopping: a rule's verdict on a trial that has just reported, from the sweep's history. Pure.
 
 The rules are those of Ray Tune's schedulers of the same names, and so are their decisions (the tests compare them on
 random traces). Tune keeps its own in memory, as a second state beside the ledger that a killed driver loses; here each
@@ -36,13 +36,13 @@ class Decision:
     verdict: Verdict = "go on"
     """About the trial that reported last."""
     resumable: frozenset[str] = frozenset()
-    """Trials that were told to wait and may go on."""
+    """Paused trials that may resume."""
     abandoned: Sequence[str] = ()
-    """Trials that were told to wait and lost, or that lost with the report that is judged."""
+    """Trials that lost when their bracket was halved, while they were paused or with their own report."""
 
 
 def decide(scheduler: SchedulerConfig, history: Sequence[Seen]) -> Decision:
-    """What the rule says after all of `history`, in the order in which it happened."""
+    """The rule's decision after all of `history`, which is in the order in which it happened."""
     match scheduler:
         case Fifo():
             return Decision()
@@ -80,8 +80,8 @@ def judged_epoch(share: float, epochs_per_trial: float, eval_every_epochs: int) 
 def asha(config: Asha, history: Sequence[Seen]) -> Verdict:
     """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934).
 
-    At its first report at or after a rung, a trial goes on if its score is not below the (1 - 1/reduction_factor)
-    quantile of those that reached the rung before it. The first to reach a rung always goes on.
+    At its first report at or after a rung, a trial continues if its score is not below the (1 - 1/reduction_factor)
+    quantile of those that reached the rung before it. The first to reach a rung always continues.
     """
     shares = rung_shares(config)
 

@@ -87,7 +87,7 @@ class OptunaSearcher:
             self._proposed = None
 
     def _end(self, trial: optuna.Trial, end: TrialEnded) -> None:
-        """A trial that was stopped early counts by what it reported on its way."""
+        """A trial that was stopped early counts by what it reported before."""
         match end.outcome:
             case "failed":
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -116,7 +116,7 @@ def suggest(space: Space, trial: Any) -> Point:
 
 
 def evaluated(space: Space, point: Point, score: float) -> optuna.trial.FrozenTrial:
-    """A finished Optuna trial at a point that lies in the space."""
+    """A finished Optuna trial at a point of the space."""
     distributions = {key: distribution(space.space[key]) for key in point}
     return optuna.trial.create_trial(params=_as_numbers(space, point), distributions=distributions, value=score)
 

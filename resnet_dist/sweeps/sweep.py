@@ -1,4 +1,4 @@
-"""A sweep's decisions: what to train next, whether a trial goes on, when it is over. No Ray, no clock, no training.
+"""A sweep's decisions: what to train next, whether a trial continues, when it is over. No Ray, no clock, no training.
 
 Each decision is written to the ledger before it is acted upon and taken from what the ledger says, so a new `Sweep`
 over the ledger of a killed driver decides as that driver would have.
@@ -89,7 +89,7 @@ class Sweep:
 
     def begin(self) -> None:
         """A new driver takes over, and does what a killed one left undone."""
-        self._write(DriverStarted(self._now_s()))
+        self._write(DriverStarted(time_s=self._now_s()))
         # All points that are known beforehand are added at once: a bracket of HyperBand needs its trials together.
         for number, point in enumerate(self._planned or ()):
             if trial_name(number, 0) not in self.state.trials:
@@ -121,21 +121,23 @@ class Sweep:
             self._is_exhausted = True
         if any(trial.status == "running" for trial in trials):
             return None
-        # The rule waits for trials that will never come: the one that has come farthest goes on.
+        # The rule waits for trials that will never come: the one that has come farthest resumes.
         return max(paused, key=lambda trial: trial.epoch, default=None)
 
     def start(self, trial: TrialState) -> None:
-        self._write(TrialStarted(trial.name, self._now_s()))
+        self._write(TrialStarted(trial=trial.name, time_s=self._now_s()))
 
     def report(self, trial: str, epoch: float, step: int, metrics: Mapping[str, float]) -> Verdict:
-        """One evaluation of a running trial; whether it goes on. At the end of its schedule it always does.
+        """One evaluation of a running trial; whether it continues. At the end of its schedule it always does.
 
         An evaluation that was reported before gets the answer that it got then.
         """
         known = self.state.trials[trial]
         if known.reports and epoch <= known.reports[-1].epoch:
             return known.verdict
-        event = TrialReported(trial, epoch, step, _finite(metrics), "go on", self._now_s())
+        event = TrialReported(
+            trial=trial, epoch=epoch, step=step, metrics=_finite(metrics), verdict="go on", time_s=self._now_s()
+        )
         if known.seed_number == 0 and epoch < self._total_epochs(known.point):
             event = replace(event, verdict=self._decision(self._seen(event)).verdict)
         self._write(event)
@@ -154,7 +156,18 @@ class Sweep:
         run_id: str = "",
     ) -> None:
         """The trial is over. A point that reached its end gets its further seeds."""
-        self._write(TrialEnded(trial, outcome, epoch, step, _finite(metrics), reason, self._now_s(), run_id))
+        self._write(
+            TrialEnded(
+                trial=trial,
+                outcome=outcome,
+                epoch=epoch,
+                step=step,
+                metrics=_finite(metrics),
+                reason=reason,
+                time_s=self._now_s(),
+                run_id=run_id,
+            )
+        )
         known = self.state.trials[trial]
         if outcome == "finished" and known.seed_number == 0:
             self._add_seeds(known)
@@ -162,7 +175,7 @@ class Sweep:
 
     def leave(self, trial: str, why: str, *, is_fault: bool = False) -> None:
         """The trial has stopped computing but is not over."""
-        self._write(TrialLeft(trial, why, self._now_s(), is_fault))
+        self._write(TrialLeft(trial=trial, why=why, time_s=self._now_s(), is_fault=is_fault))
 
     def budget_spent(self) -> str | None:
         """Which limit of the budget is reached, or None."""
@@ -202,7 +215,7 @@ class Sweep:
 
     def _add(self, number: int, seed_number: int, point: Point) -> TrialState:
         name = trial_name(number, seed_number)
-        self._write(TrialAdded(name, number, seed_number, point, self._now_s()))
+        self._write(TrialAdded(trial=name, number=number, seed_number=seed_number, point=point, time_s=self._now_s()))
         return self.state.trials[name]
 
     def _add_seeds(self, first: TrialState) -> None:
@@ -217,9 +230,8 @@ class Sweep:
                     self._end_early(self.state.trials[name])
 
     def _end_early(self, trial: TrialState) -> None:
-        last = trial.reports[-1]
-        reason = stopped_at(trial)
-        self._write(TrialEnded(trial.name, "stopped", last.epoch, last.step, last.metrics, reason, self._now_s()))
+        last, reason = trial.reports[-1], stopped_at(trial)
+        self.end(trial.name, "stopped", epoch=last.epoch, step=last.step, metrics=last.metrics, reason=reason)
 
     def _decision(self, *now: Seen) -> Decision:
         return decide(self.space.scheduler, [*self._history, *now])

@@ -12,6 +12,7 @@ from resnet_dist.sweeps.ledger import (
     Began,
     DriverStarted,
     Event,
+    Outcome,
     SweepState,
     TrialAdded,
     TrialEnded,
@@ -26,7 +27,7 @@ Curve = Callable[[int, int, int], float]
 """(point, seed, epoch) -> top-1."""
 
 
-def a_sweep(curve: Curve, *, seeds: int = 1, last: str = "finished") -> SweepState:
+def a_sweep(curve: Curve, *, seeds: int = 1, last: Outcome = "finished") -> SweepState:
     space = {
         "base": "b",
         "space": {"optim.lr": {"kind": "loguniform", "low": 1e-3, "high": 1}},
@@ -36,16 +37,40 @@ def a_sweep(curve: Curve, *, seeds: int = 1, last: str = "finished") -> SweepSta
         "budget": {"wall_hours": 0.001, "epochs": 5},
         "seeds": seeds,
     }
-    events: list[Event] = [Began("s", "hash", space, {}, 100, None, "digest", [], [], 0.0), DriverStarted(0.0)]
+    events: list[Event] = [
+        Began(
+            name="s",
+            sweep_hash="hash",
+            space=space,
+            base={},
+            num_proxy_samples=100,
+            num_base_samples=None,
+            data_digest="digest",
+            first_points=[],
+            known=[],
+            time_s=0.0,
+        ),
+        DriverStarted(time_s=0.0),
+    ]
     for point in range(POINTS):
+        values = {"optim.lr": 0.01 + point / 10}
         for seed in range(seeds):
             name = trial_name(point, seed)
-            events += [TrialAdded(name, point, seed, {"optim.lr": 0.01 + point / 10}, 0.0), TrialStarted(name, 0.0)]
+            events += [
+                TrialAdded(trial=name, number=point, seed_number=seed, point=values, time_s=0.0),
+                TrialStarted(trial=name, time_s=0.0),
+            ]
             for epoch in range(1, EPOCHS + 1):
                 metrics = {"val/top1": curve(point, seed, epoch)}
-                events.append(TrialReported(name, epoch, epoch, metrics, "go on", 0.0))
+                events.append(
+                    TrialReported(trial=name, epoch=epoch, step=epoch, metrics=metrics, verdict="go on", time_s=0.0)
+                )
             outcome = last if point == POINTS - 1 else "finished"
-            events.append(TrialEnded(name, outcome, EPOCHS, EPOCHS, metrics, "", 0.0))  # type: ignore[arg-type]
+            events.append(
+                TrialEnded(
+                    trial=name, outcome=outcome, epoch=EPOCHS, step=EPOCHS, metrics=metrics, reason="", time_s=0.0
+                )
+            )
     return replay(events)
 
 
@@ -75,7 +100,7 @@ def test_a_late_bloomer_is_lost_unless_nobody_was_there_to_beat_it() -> None:
     assert asha[3] == f"{90 - 48:.2f}"
 
 
-def test_what_was_picked_counts_by_the_other_seeds() -> None:
+def test_the_picked_point_is_scored_by_its_other_seeds() -> None:
     """Each seed loves another point; over both, point 5 is best."""
 
     def curve(point: int, seed: int, epoch: int) -> float:
@@ -110,6 +135,6 @@ def test_a_sweep_that_stopped_trials_tells_nothing_of_their_ends() -> None:
         compare(a_sweep(lambda point, seed, epoch: 1.0, last="stopped"), ["{kind: asha}"], 10, at_once=1)
 
 
-def test_a_scheduler_that_is_none_is_told() -> None:
+def test_an_unknown_scheduler_is_named() -> None:
     with pytest.raises(UserError, match=r"--scheduler: scheduler"):
         compare(a_sweep(lambda point, seed, epoch: 1.0), ["{kind: asah}"], 10, at_once=1)

@@ -20,6 +20,7 @@ from resnet_dist.sweeps.ledger import (
     TrialLeft,
     TrialReported,
     TrialStarted,
+    Verdict,
     decode,
     encode,
     ledger_file,
@@ -30,15 +31,29 @@ from resnet_dist.sweeps.ledger import (
     spent_epochs,
 )
 
+
+def reported(trial: str, *, top1: float, verdict: Verdict, time_s: float) -> TrialReported:
+    return TrialReported(trial=trial, epoch=1.0, step=10, metrics={"val/top1": top1}, verdict=verdict, time_s=time_s)
+
+
 EVENTS: list[Event] = [
-    DriverStarted(0.0),
-    TrialAdded("t0000", 0, 0, {"optim.lr": 0.1}, 1.0),
-    TrialAdded("t0001", 1, 0, {"optim.lr": 0.2}, 1.0),
-    TrialStarted("t0000", 2.0),
-    TrialStarted("t0001", 2.0),
-    TrialReported("t0000", 1.0, 10, {"val/top1": 50.0}, "go on", 5.0),
-    TrialReported("t0001", 1.0, 10, {"val/top1": 10.0}, "stop", 6.0),
-    TrialEnded("t0001", "stopped", 1.0, 10, {"val/top1": 10.0}, "stopped early", 7.0, "run-1"),
+    DriverStarted(time_s=0.0),
+    TrialAdded(trial="t0000", number=0, seed_number=0, point={"optim.lr": 0.1}, time_s=1.0),
+    TrialAdded(trial="t0001", number=1, seed_number=0, point={"optim.lr": 0.2}, time_s=1.0),
+    TrialStarted(trial="t0000", time_s=2.0),
+    TrialStarted(trial="t0001", time_s=2.0),
+    reported("t0000", top1=50.0, verdict="go on", time_s=5.0),
+    reported("t0001", top1=10.0, verdict="stop", time_s=6.0),
+    TrialEnded(
+        trial="t0001",
+        outcome="stopped",
+        epoch=1.0,
+        step=10,
+        metrics={"val/top1": 10.0},
+        reason="stopped early",
+        time_s=7.0,
+        run_id="run-1",
+    ),
 ]
 
 
@@ -51,7 +66,7 @@ def test_events_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_line_that_was_being_written_when_the_power_went_is_left_out_and_cut_off(tmp_path: Path, cut: int) -> None:
+def test_an_unfinished_last_line_is_left_out_and_cut_off(tmp_path: Path, cut: int) -> None:
     data = b"".join(map(encode, EVENTS))
     ledger_file(tmp_path).write_bytes(data[:-cut])
     assert read_ledger(tmp_path) == EVENTS[:-1]
@@ -84,7 +99,7 @@ def test_a_damaged_line_is_a_fault_with_its_number(tmp_path: Path) -> None:
         b"",
     ],
 )
-def test_a_line_of_another_kind_is_a_fault_with_its_number(tmp_path: Path, line: bytes) -> None:
+def test_a_line_that_is_no_event_is_a_fault_with_its_number(tmp_path: Path, line: bytes) -> None:
     ledger_file(tmp_path).write_bytes(encode(EVENTS[0]) + line + b"\n" + encode(EVENTS[1]))
     with pytest.raises(Fault, match=r"ledger.jsonl: line 2 is damaged \([^\n]*\); fix or remove that line"):
         read_ledger(tmp_path)
@@ -105,8 +120,8 @@ def test_a_ledger_with_other_bytes_is_replayed_or_a_fault(tmp_path: Path, data: 
         assert [decode(encode(event).rstrip()) for event in events] == events or "nan" in str(events)
 
 
-def test_numbers_that_are_none_are_kept() -> None:
-    event = TrialReported("t0000", 1.0, 10, {"val/loss": float("inf")}, "stop", 5.0)
+def test_infinite_metrics_are_kept() -> None:
+    event = reported("t0000", top1=float("inf"), verdict="stop", time_s=5.0)
     assert decode(encode(event).rstrip()) == event
 
 
@@ -121,7 +136,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_no_sweep_is_a_readable_mistake(tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_is_a_readable_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the folder of a sweep"):
         read_ledger(tmp_path / "nothing")
 
@@ -129,15 +144,15 @@ def test_no_sweep_is_a_readable_mistake(tmp_path: Path) -> None:
 def test_a_killed_drivers_trials_wait_and_time_counts_only_while_one_was_at_work() -> None:
     state = replay(EVENTS)
     assert {name: trial.status for name, trial in state.trials.items()} == {"t0000": "running", "t0001": "stopped"}
-    state.apply(DriverStarted(1000.0))
+    state.apply(DriverStarted(time_s=1000.0))
     assert state.trials["t0000"].status == "waiting"
     assert state.wall_until(1001.0) == 7.0 + 1.0
     assert (state.trials["t0000"].seconds, state.trials["t0001"].seconds) == (5.0, 5.0)
     assert (spent_epochs(state), saved_epochs(state, 3.0)) == (2.0, 2.0)
 
 
-def test_a_fault_counts_and_the_trial_goes_on() -> None:
-    state = replay([*EVENTS, TrialLeft("t0000", "its process died", 9.0, is_fault=True)])
+def test_a_fault_counts_and_the_trial_waits_to_resume() -> None:
+    state = replay([*EVENTS, TrialLeft(trial="t0000", why="its process died", time_s=9.0, is_fault=True)])
     trial = state.trials["t0000"]
     assert (trial.status, trial.num_faults, trial.last_fault, trial.epoch) == ("waiting", 1, "its process died", 1.0)
 

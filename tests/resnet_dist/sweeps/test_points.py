@@ -15,9 +15,9 @@ from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.points import (
     Builder,
+    contains,
     coordinates_of,
     grid_points,
-    lies_in,
     lr_of,
     lr_per_256_of,
     planned_points,
@@ -52,9 +52,9 @@ MIXED = a_space(
 
 
 @given(seed=st.integers(0, 99), index=st.integers(0, 999))
-def test_a_random_point_lies_in_its_space(seed: int, index: int) -> None:
+def test_a_random_point_is_in_its_space(seed: int, index: int) -> None:
     point = random_point(MIXED, seed, index)
-    assert lies_in(MIXED, point)
+    assert contains(MIXED, point)
     assert 0.01 <= point["optim.lr"] <= 1
     assert point["train.total_epochs"] in (3, 6, 9)
     assert ("schedule.milestone_fractions" in point) == (point["schedule.kind"] == "step")

@@ -20,6 +20,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.sweeps.ledger import (
     Began,
     DriverStarted,
+    Outcome,
     TrialAdded,
     TrialEnded,
     TrialReported,
@@ -27,6 +28,7 @@ from resnet_dist.sweeps.ledger import (
     open_ledger,
     read_ledger,
     replay,
+    trial_name,
 )
 from resnet_dist.sweeps.next_sweep import narrowed, next_space_text, warm_start
 from resnet_dist.sweeps.points import planned_points
@@ -63,33 +65,67 @@ def top1(rate: float, decay_or_tau: float) -> float:
     return 95 - 8 * abs(math.log10(rate / 0.1)) - 3 * abs(math.log10(decay_or_tau / 2e-3))
 
 
+def began(space: Space) -> Began:
+    return Began(
+        name="played",
+        sweep_hash="hash",
+        space=space.model_dump(mode="json"),
+        base=read_tree(BASE),
+        num_proxy_samples=1442,
+        num_base_samples=1442,
+        data_digest="data",
+        first_points=[],
+        known=[],
+        time_s=0.0,
+    )
+
+
+def ended(trial: str, outcome: Outcome, *, epoch: float, metrics: dict[str, float], time_s: float) -> TrialEnded:
+    return TrialEnded(
+        trial=trial,
+        outcome=outcome,
+        epoch=epoch,
+        step=round(11 * epoch),
+        metrics=metrics,
+        reason=outcome,
+        time_s=time_s,
+        run_id=f"run-{trial}",
+    )
+
+
 def play(folder: Path, space: Space, seeds: int = 1, noise: float = 0.1) -> None:
     """A ledger as a sweep leaves it: the largest rate diverges, the lower half ends at the rung, the others run on."""
-    base = read_tree(BASE)
     points = planned_points(space, space.trials or 1_000) or []
     finals = [top1(*point.values()) for point in points]
+    clock = map(float, itertools.count(1))
     with open_ledger(folder) as ledger:
-        ledger.append(Began("played", "hash", space.model_dump(mode="json"), base, 1442, 1442, "data", [], [], 0.0))
-        ledger.append(DriverStarted(0.0))
-        clock = itertools.count(1)
+        ledger.append(began(space))
+        ledger.append(DriverStarted(time_s=0.0))
         for number, point in enumerate(points):
-            for seed in range(seeds):
-                name = f"t{number:04d}" + (f"-s{seed}" if seed else "")
-                ledger.append(TrialAdded(name, number, seed, point, float(next(clock))))
-                ledger.append(TrialStarted(name, float(next(clock))))
-                if next(iter(point.values())) >= 0.9:
-                    ledger.append(TrialEnded(name, "diverged", 0.5, 5, {}, "diverged", float(next(clock)), "run"))
-                    break
-                last = 6 if finals[number] >= sorted(finals)[len(finals) // 2] else 2
+            is_divergent = next(iter(point.values())) >= 0.9
+            last = 6 if finals[number] >= sorted(finals)[len(finals) // 2] else 2
+            for seed in range(1 if is_divergent or last != 6 else seeds):
+                name = trial_name(number, seed)
+                ledger.append(TrialAdded(trial=name, number=number, seed_number=seed, point=point, time_s=next(clock)))
+                ledger.append(TrialStarted(trial=name, time_s=next(clock)))
+                if is_divergent:
+                    ledger.append(ended(name, "diverged", epoch=0.5, metrics={}, time_s=next(clock)))
+                    continue
                 metrics = {}
                 for epoch in range(1, last + 1):
                     metrics = {"val/top1": finals[number] - 20 / epoch + (noise if seed else 0)}
-                    ledger.append(TrialReported(name, epoch, epoch * 11, metrics, "go on", float(next(clock))))
-                outcome = "finished" if last == 6 else "stopped"
-                end = float(next(clock))
-                ledger.append(TrialEnded(name, outcome, last, last * 11, metrics, outcome, end, f"run-{name}"))
-                if last != 6:
-                    break
+                    ledger.append(
+                        TrialReported(
+                            trial=name,
+                            epoch=epoch,
+                            step=11 * epoch,
+                            metrics=metrics,
+                            verdict="go on",
+                            time_s=next(clock),
+                        )
+                    )
+                outcome: Outcome = "finished" if last == 6 else "stopped"
+                ledger.append(ended(name, outcome, epoch=last, metrics=metrics, time_s=next(clock)))
 
 
 def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: Path) -> None:
@@ -178,10 +214,24 @@ def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
     assert grid["optim.weight_decay"].all_values()[0] == 1e-4  # type: ignore[union-attr]
 
 
+def ranked(number: int, point: dict[str, Any], loss: float) -> Ranked:
+    return Ranked(
+        number=number,
+        point=point,
+        trials=(),
+        status="finished",
+        epoch=6,
+        score=loss,
+        num_runs=1,
+        num_diverged=0,
+        spread=None,
+    )
+
+
 def test_a_value_of_the_old_grid_is_not_written_another_way(tmp_path: Path) -> None:
     """0.0949 beside 0.0948683 would be one trial paid twice."""
     grid = [0.03, 0.0948683, 0.3]
-    rows = [Ranked(n, {"optim.lr": lr}, (), "finished", 6, float(n), 1, 0, None) for n, lr in enumerate([0.3, *grid])]
+    rows = [ranked(number, {"optim.lr": lr}, float(number)) for number, lr in enumerate([0.3, *grid])]
     space = a_space({"optim.lr": {"kind": "grid", "values": grid}}, search={"kind": "grid"}, trials=None)
     parameters, words = narrowed(space, Ranking("val/loss", tuple(rows), None), 0.9, lambda *_: True)
     values = parameters["optim.lr"]["values"]
@@ -208,7 +258,7 @@ def test_a_narrowed_grid_holds_the_best_and_nothing_that_a_recipe_may_not_be(
         {"optim.name": {"kind": "choice", "values": ["sgd"]}, key: parameter}, search={"kind": "grid"}, trials=None
     )
     rows = [
-        Ranked(number, {key: value}, (), "finished", 6, abs(value - best), 1, 0, None)
+        ranked(number, {key: value}, abs(value - best))
         for number, value in enumerate(sorted([*grid, *grid], key=lambda value: abs(value - best)))
     ]
     allowed = {"train.global_batch_size": 1, "optim.momentum": 0, "optim.weight_decay": 0, "optim.lr": 0}
@@ -239,24 +289,17 @@ def test_whether_two_points_are_level_is_students_test(scores: list[float], best
     assert may_be_level(scores, best, [[0.0, 1e9]]) == (p_value > 0.05)
 
 
-def ended(number: int, seed: int, outcome: str, score: float) -> list[Any]:
-    name = f"t{number:04d}" + (f"-s{seed}" if seed else "")
-    metrics = {} if outcome == "diverged" else {"val/top1": score}
-    return [
-        TrialAdded(name, number, seed, {"optim.lr": 0.1 * (number + 1), "optim.weight_decay": 1e-4}, 0.0),
-        TrialStarted(name, 0.0),
-        TrialEnded(name, outcome, 6, 66, metrics, outcome, 1.0, "run"),  # type: ignore[arg-type]
-    ]
-
-
-def ranking_of(folder: Path, *runs: tuple[int, int, str, float]) -> Ranking:
+def ranking_of(folder: Path, *runs: tuple[int, int, Outcome, float]) -> Ranking:
+    """`runs`: point, seed, outcome, top-1."""
     space = a_space(RANGES)
     with open_ledger(folder) as ledger:
-        ledger.append(
-            Began("n", "hash", space.model_dump(mode="json"), read_tree(BASE), 1442, 1442, "data", [], [], 0.0)
-        )
-        for event in itertools.chain.from_iterable(ended(*run) for run in runs):
-            ledger.append(event)
+        ledger.append(began(space))
+        for number, seed, outcome, score in runs:
+            name, metrics = trial_name(number, seed), {} if outcome == "diverged" else {"val/top1": score}
+            point = {"optim.lr": 0.1 * (number + 1), "optim.weight_decay": 1e-4}
+            ledger.append(TrialAdded(trial=name, number=number, seed_number=seed, point=point, time_s=0.0))
+            ledger.append(TrialStarted(trial=name, time_s=0.0))
+            ledger.append(ended(name, outcome, epoch=6, metrics=metrics, time_s=1.0))
     return rank(space, replay(read_ledger(folder)))
 
 
