@@ -145,9 +145,9 @@ def test_every_way_to_give_pictures_gives_the_same_answer(logged: Path) -> None:
         (png(digit(0))[:100], "damaged"),
         (png(np.zeros((1, 66_000, 3), np.uint8)), "is 66000 x 1 px"),
         (png(np.zeros((2, 3_000, 3), np.uint8)), "more than 1,000 times the other"),
-        ("%%%", "no base64"),
-        ("a picture!", "no base64"),
-        ("iVBORw0KGgo", "no base64"),  # its padding is missing
+        ("%%%", "not base64"),
+        ("a picture!", "not base64"),
+        ("iVBORw0KGgo", "not base64"),  # its padding is missing
         ("data:image/png,iVBORw0KGgo=", "a data URL without base64"),
         (None, "NoneType"),
         (7, "int"),
@@ -168,7 +168,7 @@ def test_every_way_to_give_pictures_gives_the_same_answer(logged: Path) -> None:
         ([[[10**30, 2, 3]]], "levels of type object"),
     ],
 )
-def test_what_is_no_picture_is_named_in_one_line(served: PyFuncModel, value: object, why: str) -> None:
+def test_what_is_not_a_picture_is_named_in_one_line(served: PyFuncModel, value: object, why: str) -> None:
     with pytest.raises(MlflowException, match=f"row 1 .*{why}") as refused:
         served.predict(pd.DataFrame({"image": [png(digit(0)), value]}))
     answer = json.loads(refused.value.serialize_as_json())
@@ -241,7 +241,7 @@ def test_an_error_inside_is_a_line_without_paths(error: Exception) -> None:
     assert "stack_trace" not in refused.value.serialize_as_json()
 
 
-def test_an_answer_that_is_no_number_is_refused() -> None:
+def test_a_prediction_that_is_nan_is_refused() -> None:
     served = ServedClassifier(Breaks(), Protocol(("a", "b"), SIZE, RESIZE))
     white = np.full((9, 9, 3), 255, np.uint8)
     with pytest.raises(MlflowException, match="row 0: the net gives NaN or infinity"):

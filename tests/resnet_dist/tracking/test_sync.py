@@ -22,7 +22,6 @@ from resnet_dist.tracking.sync import (
     MAX_TAGS,
     REJECTED_NAME,
     Delivery,
-    MlflowTransport,
     Point,
     Refused,
     Superseded,
@@ -283,34 +282,6 @@ def test_everything_arrives_once(sqlite_uri, tmp_path, stored_rows, spooled_rows
     assert text.read_text() == "seed: 1\nuri: http://***@mlflow\n"
 
 
-def test_sending_twice_leaves_every_row_once(sqlite_uri, tmp_path, stored_rows):
-    handle = begin(sqlite_uri, tmp_path / "run")
-    tracker = track(handle)
-    for step in range(1, 51):
-        tracker.metrics({"loss": math.nan if step == 7 else math.inf if step == 8 else 0.1 * step, "lr": 0.1}, step)
-    assert tracker.flush(60)
-    tracker.close()
-    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
-    assert len(rows) == 100
-    MlflowTransport(sqlite_uri, handle.run_id).send(
-        [Point(key, math.nan if is_nan else value, time_ms, step) for key, step, time_ms, value, is_nan in rows]
-    )
-    assert sync(handle.run_dir, sqlite_uri).num_points == 0
-    assert stored_rows(sqlite_file(sqlite_uri), handle.run_id) == rows
-
-
-def test_a_restarted_run_logs_no_step_twice(sqlite_uri, tmp_path, stored_rows, spooled_rows):
-    for first, last in ((1, 30), (21, 60), (41, 80)):  # each attempt resumes at a checkpoint before the last one's end
-        handle = begin(sqlite_uri, tmp_path / "run")
-        tracker = track(handle)
-        for step in range(first, last + 1):
-            tracker.metrics({"loss": first + step / 1000}, step)
-        tracker.close()
-    rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
-    assert [row[1] for row in rows] == list(range(1, 81))
-    assert rows == spooled_rows(handle)
-
-
 def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_rows):
     handle = begin(sqlite_uri, tmp_path / "run")
     tracker = track(handle)
@@ -336,22 +307,6 @@ def test_a_run_deleted_by_somebody_waits_for_its_return(sqlite_uri, tmp_path, st
     MlflowClient(sqlite_uri).restore_run(handle.run_id)
     assert sync(handle.run_dir, sqlite_uri).num_points == 1
     assert stored_rows(sqlite_file(sqlite_uri), handle.run_id) == spooled_rows(handle)
-
-
-def test_a_run_that_stays_deleted_holds_up_no_other_of_its_folder(sqlite_uri, tmp_path, stored_rows):
-    deleted = begin(sqlite_uri, tmp_path / "run")
-    MlflowClient(sqlite_uri).delete_run(deleted.run_id)
-    tracker = track(deleted, close_limit_s=0.5)
-    tracker.metrics({"loss": 1.0}, 1)
-    tracker.close()
-    run_file(tmp_path / "run").unlink()
-    handle = begin(sqlite_uri, tmp_path / "run")
-    spool = Spool(spool_folder(handle.run_dir, handle.run_id))
-    spool.append_metrics({"loss": 2.0}, 1)
-    assert spool.close(30)
-    report = sync(handle.run_dir, sqlite_uri)
-    assert report.strangers == (f"tracking/{deleted.run_id}",)
-    assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 1
 
 
 def test_no_point_gets_into_another_run_than_the_folders_own(sqlite_uri, tmp_path, stored_rows):
@@ -418,23 +373,6 @@ def test_history_is_what_the_spool_holds(sqlite_uri, tmp_path, logged_run):
     (point,) = MlflowClient(sqlite_uri).get_metric_history(handle.run_id, "val/top1")
     assert history.times_ms["val/top1", 20] == point.timestamp
     assert read_history(tmp_path / "elsewhere", handle.run_id) == History()
-
-
-def test_another_nodes_spool_arrives_by_itself_and_by_sync(sqlite_uri, tmp_path, stored_rows, logged_run):
-    run_dir = tmp_path / "run"
-    handle = logged_run(sqlite_uri, run_dir)
-    database = Path(sqlite_uri.removeprefix("sqlite:///"))
-    num_before = len(stored_rows(database, handle.run_id))
-    away = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/not-here.db", writer="node-1", close_limit_s=0.1)
-    away.metrics({"system/node-1/cpu_utilization_percentage": 7.0}, 20)
-    away.close()
-    assert len(stored_rows(database, handle.run_id)) == num_before
-    report = sync(run_dir, sqlite_uri)
-    assert (report.num_points, report.num_rejected) == (1, 0)
-    rows = stored_rows(database, handle.run_id)
-    assert len(rows) == num_before + 1
-    assert [row[3] for row in rows if row[0].startswith("system/")] == [7.0]
-    assert sync(run_dir, sqlite_uri).num_points == 0
 
 
 @pytest.fixture
