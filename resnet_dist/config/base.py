@@ -1,4 +1,4 @@
-"""The strictness that every section of a recipe or profile shares."""
+"""`Section`, the strict base of everything that is configured, and what is left out of its hash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 def _plain_types(annotation: Any) -> Iterator[Any]:
-    """What `annotation` is made of, unions and Annotated taken apart."""
+    """The types that `annotation` allows, unions and Annotated taken apart."""
     inner = get_args(annotation)
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         for part in inner if get_origin(annotation) is not Annotated else inner[:1]:
@@ -41,9 +41,9 @@ def _plain_types(annotation: Any) -> Iterator[Any]:
 def without_recorded_defaults(tree: Any, recorded: Mapping[str, Any], path: str = "") -> Any:
     """A dumped model without the keys that are at their recorded default: what is hashed.
 
-    `recorded`: keys that were added to a schema after its models were first hashed, under dotted paths (elements of a
-    list are `[]`), each with the value at which a model means what it meant before the key existed. So a new version
-    resumes the runs of an older one. A recorded value never changes, even if the schema's default does.
+    `recorded`: keys that were added to a schema after its models were first hashed, as dotted paths (elements of a list
+    are `[]`), each with the value at which a model means what it meant before the key existed. So a new version resumes
+    the runs of an older one. A recorded value never changes, even if the schema's default does.
 
     >>> without_recorded_defaults({"data": {"new": False, "old": 1}}, {"data.new": False})
     {'data': {'old': 1}}

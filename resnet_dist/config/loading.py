@@ -1,4 +1,7 @@
-"""YAML files and overrides (`--set a.b=c`, a space's keys) into models; every mistake of a file is told at once."""
+"""YAML files and overrides (`--set a.b=c`) into recipes, profiles and spaces; JSON into our own records.
+
+All mistakes of a file are reported at once, in one line. What is read is bounded in bytes, depth and values.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
 
 
 def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Space:
-    """As `load_space`, from what was read; `where` it was read begins the message of a UserError."""
+    """As `load_space`, from plain data. `where` (the file) begins the message of a UserError."""
     tree = dict(given)
     for override in overrides:
         _apply(tree, override)
@@ -72,7 +75,7 @@ def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[st
 
 
 def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the names of a recipe's keys in a space as it was read, whatever else is wrong with it."""
+    """Mistakes in the names of recipe keys in a space's plain data, whatever else is wrong with it."""
     proxy, parameters = tree.get("proxy"), tree.get("space")
     named = [("proxy.", str(key)) for key in proxy] if isinstance(proxy, dict) else []
     for key, parameter in parameters.items() if isinstance(parameters, dict) else ():
@@ -84,7 +87,7 @@ def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """A YAML file as it stands. Raises UserError."""
+    """A YAML file as plain data. Raises UserError."""
     return _read_mapping(path)
 
 
@@ -103,7 +106,7 @@ def recipe_from_tree(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> R
 
 
 def unknown_recipe_key(path: str) -> str | None:
-    """What is wrong with `path` as the name of a key of a recipe, or None. A key of any kind of schedule will do."""
+    """What is wrong with `path` as the name of a recipe key, or None. A key of any kind of schedule is allowed."""
     sections: tuple[type[BaseModel], ...] = (Recipe,)
     for depth, key in enumerate(keys := path.split(".")):
         valid = sorted({name for section in sections for name in section.model_fields})
@@ -112,7 +115,7 @@ def unknown_recipe_key(path: str) -> str | None:
             where = ".".join(keys[:depth]) or "the top"
             near = difflib.get_close_matches(key, valid, n=1)
             hint = f"did you mean {'.'.join([*keys[:depth], near[0]])}? " if near else ""
-            return f"{path}: no key of a recipe; {hint}valid keys at {where}: {', '.join(valid) or 'none'}"
+            return f"{path}: not a key of a recipe; {hint}valid keys at {where}: {', '.join(valid) or 'none'}"
         sections = tuple(model for field in fields for model in _models_of(field.annotation))
     return None
 
@@ -183,7 +186,7 @@ def _validated(schema: type[S], where: Path | str, tree: Any) -> S:
 
 
 def _require_kind(schema: type[BaseModel], where: Path | str, tree: Any) -> None:
-    """UserError if the file is one of another kind, by its top-level keys: one sentence instead of all its keys."""
+    """UserError if the file is of another kind, by its top-level keys: one sentence instead of a list of all keys."""
     kinds: dict[str, type[BaseModel]] = {"recipe": Recipe, "profile": Profile, "search space": Space}
     keys = {str(key) for key in tree} if isinstance(tree, Mapping) else set()
     known = {kind: len(keys & set(model.model_fields)) for kind, model in kinds.items()}
@@ -235,6 +238,9 @@ def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     node[keys[-1]] = value
 
 
+# ---- mistakes in words -----------------------------------------------------------------------------------------------
+
+
 def _enumerate(mistakes: Sequence[str]) -> str:
     if len(mistakes) == 1:
         return mistakes[0]
@@ -244,7 +250,7 @@ def _enumerate(mistakes: Sequence[str]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """As Python writes it, cut: what is quoted may be a text of any length or a list of lists."""
+    """`repr`, shortened: the value may be a text of any length or a list of lists."""
     short = Repr()
     short.maxlevel, short.maxlist, short.maxdict, short.maxtuple = 2, 4, 4, 4
     short.maxstring = short.maxother = short.maxlong = 80
@@ -252,7 +258,7 @@ def _quoted(value: Any) -> str:
 
 
 def _described(schema: type[BaseModel], error: ValidationError) -> list[str]:
-    """Each mistake in words; the valid keys of a section once."""
+    """Each mistake in words; the valid keys of a section are listed once."""
     mistakes: list[str] = []
     told: set[str] = set()
     for detail in error.errors():
@@ -296,7 +302,7 @@ def _locate(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[B
             options = ()
             continue
         path.append(str(element))
-        if in_mapping:  # a key that the user chose; what stands under it is one of `options`
+        if in_mapping:  # a key that the user chose; its value is one of `options`
             in_mapping = False
             continue
         holder = section
@@ -324,14 +330,14 @@ def _models_of(annotation: Any) -> tuple[type[BaseModel], ...]:
     return ()
 
 
-# YAML text into plain data, with bounds. What is wrong with a text is a ValueError in one line, nothing else.
-
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+# What is wrong with a text is a ValueError in one line, nothing else.
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_DEPTH = 32
-"""Mappings and lists within one another."""
+"""Levels of nested mappings and lists."""
 MAX_NODES = 100_000
-"""Values, with every alias written out: a few hundred bytes of aliases can stand for any number of them."""
+"""Values, with aliases expanded: a few hundred bytes of aliases can mean any number of them."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -345,13 +351,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                    None, None, f"the key {key!r} occurs twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_plain_number(self, node: yaml.ScalarNode) -> int | float:
-        """Without what YAML 1.1 silently makes of 010 (8) and 1:30 (90)."""
+        """Refuses 010 and 1:30, which YAML 1.1 silently reads as 8 and 90."""
         digits = node.value.lstrip("+-")
         if ":" in digits or (len(digits) > 1 and digits[0] == "0" and digits[1] in "0123456789_"):
             raise yaml.constructor.ConstructorError(
@@ -387,7 +393,7 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
     except RecursionError:
-        raise ValueError(f"not valid YAML here: more than {MAX_DEPTH} levels within one another") from None
+        raise ValueError(f"not valid YAML here: nested more than {MAX_DEPTH} levels deep") from None
     except (ValueError, TypeError, OverflowError, AttributeError, KeyError, IndexError) as error:
         # PyYAML's constructors pass on what int(), date() and others raise: 2026-13-99, !!int x, 5,000 digits.
         raise ValueError(f"not valid YAML here: {' '.join(str(error).split())[:300]}") from None
@@ -398,7 +404,7 @@ def parse_yaml(text: str) -> Any:
 def parse_value(text: str) -> Any:
     """The value in `key=value`. Typed as YAML would: `3`, `1.5`, `null`, `[1, 2]`, `{kind: step}`, `"quoted"`.
 
-    Any other text is itself, also what YAML would take apart: `/x/runs #2`, `a: b`, `*`.
+    Any other text is itself, even where YAML sees syntax: `/x/runs #2`, `a: b`, `*`.
     Raises ValueError as `parse_yaml`.
     """
     text = text.strip()
@@ -420,10 +426,10 @@ def parse_value(text: str) -> Any:
 
 
 def require_printable(tree: Any) -> None:
-    """ValueError if a text in `tree` holds control characters: nothing that is configured needs them."""
+    """ValueError if a text in `tree` contains control characters: no configuration needs them."""
     if isinstance(tree, str):
         if odd := next((c for c in tree if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None):
-            raise ValueError(f"{tree[:40]!r} holds the control character {odd!r}")
+            raise ValueError(f"{tree[:40]!r} contains the control character {odd!r}")
     elif isinstance(tree, dict):
         for key, value in tree.items():
             require_printable(key)
@@ -442,7 +448,7 @@ def _require_bounded(root: yaml.Node) -> None:
         if known is not None:
             return known
         if id(node) in within:
-            raise yaml.YAMLError("an alias refers to what it is in")
+            raise yaml.YAMLError("an alias refers to its own parent")
         if depth > MAX_DEPTH:
             raise RecursionError
         within.add(id(node))
@@ -451,7 +457,7 @@ def _require_bounded(root: yaml.Node) -> None:
             for item in node.value:
                 total += sum(size(part, depth + 1) for part in (item if isinstance(item, tuple) else (item,)))
                 if total > MAX_NODES:
-                    raise yaml.YAMLError(f"more than {MAX_NODES:,} values, aliases written out")
+                    raise yaml.YAMLError(f"more than {MAX_NODES:,} values, aliases expanded")
         within.remove(id(node))
         sizes[id(node)] = total
         return total
@@ -459,16 +465,17 @@ def _require_bounded(root: yaml.Node) -> None:
     size(root, 0)
 
 
-# Our own records (a dataclass as JSON), read from where others may have written or damaged them.
-
+# ---- our own records: a dataclass as JSON, which others may have damaged ---------------------------------------------
 
 T = TypeVar("T")
 MAX_RECORD_BYTES = 16 << 20
 
 
 def read_record(kind: type[T], text: bytes | str, *, max_bytes: int = MAX_RECORD_BYTES) -> T:
-    """ValueError, with a short reason, unless `text` is a `kind` whose fields have their types. NaN is a number here:
-    what was measured may be none. Fields of later versions are passed over."""
+    """A `kind` from its JSON. ValueError, with a short reason, if a field is missing or has another type.
+
+    NaN is allowed: a measurement may be NaN. Fields of later versions are ignored.
+    """
     parse(text, max_bytes=max_bytes, allow_nan=True)  # depth, digits, keys that occur twice
     try:
         record: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]  # classes are hashable

@@ -1,4 +1,4 @@
-"""Environment variables in a profile: plain settings only, neither secrets nor arithmetic."""
+"""The profile: how much hardware there is, where things are, how patient to be. Nothing here may change a result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _numbers_as_text(value: Any) -> Any:
     """YAML reads `OMP_NUM_THREADS: 1` as a number; a bool (`yes`, `on`) stays one, and is refused."""
     if not isinstance(value, dict):
         return value
-    for key, given in value.items():  # first of all: what is wrong with a value is told with the value
+    for key, given in value.items():  # before any other check: their messages quote the value
         if is_secret_name(str(key)) or holds_secret(str(given)):
             raise ValueError(f"{key} is a secret; give it to the nodes' own environment, not to a file that is logged")
     return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in value.items()}
@@ -42,9 +42,7 @@ def _plain_settings(env: dict[str, str]) -> dict[str, str]:
 
 
 Environment = Annotated[dict[str, str], BeforeValidator(_numbers_as_text), AfterValidator(_plain_settings)]
-
-
-# The profile: how much hardware there is, where things lie, how patient to be. Nothing here may change a result.
+"""Environment variables: plain settings only, neither secrets nor what changes the arithmetic."""
 
 
 class CheckpointConfig(Section):
@@ -77,12 +75,12 @@ class FailureConfig(Section):
     """Longest wait for the cluster to give the workers their CPUs and GPUs."""
     wait_for_nodes_s: NonNegativeFloat = 0.0
     """Longest wait at the beginning for nodes that are still to come; an autoscaler is asked for them. 0, for a cluster
-    that stays as it is: what it lacks is told at once."""
+    of fixed size: what it lacks is an error at once."""
     storage_timeout_s: PositiveFloat = 300.0
-    """Longest time that storage may refuse a checkpoint (full, away) before the run ends. Training goes on meanwhile,
+    """Longest time that storage may refuse a checkpoint (full, away) before the run ends. Training continues meanwhile,
     until the next checkpoint is due; that one waits for half of `collective_timeout_s` at most."""
     driver_timeout_s: PositiveFloat = 30.0
-    """How long a driver that did not end in order must be silent before the same command takes its run over."""
+    """How long a driver that did not end cleanly must be silent before the same command takes over its run."""
     head_timeout_s: PositiveFloat = 45.0
     """Longest time that the cluster's head may not answer before the run ends. Ray itself gives up after 60."""
 
@@ -137,27 +135,25 @@ class Profile(Section):
     starts where the command starts. With `cache`, also a URL: `s3://bucket/data`."""
     cache: str | None = None
     """Folder on every node's own disk: before the first step each node copies the betons there, once, every chunk
-    proven by the manifest. It must belong to this user or root, and no other user may write to it; `~` is that of the
-    machine where the command starts. null: workers read `data_root` itself."""
+    checked against the manifest. It must belong to this user or root, and no other user may write to it; `~` is that of
+    the machine where the command starts. null: workers read `data_root` itself."""
     cache_timeout_s: PositiveFloat = 7200.0
     """Longest time for that copy, on the slowest node."""
     storage: str
-    """Where runs lie (checkpoints, record, spool): a folder shared by all nodes, or `s3://bucket/prefix`."""
+    """Where runs are (checkpoints, record, spool): a folder shared by all nodes, or `s3://bucket/prefix`."""
     sweeps: str | None = None
-    """Where sweeps' ledgers and reports lie if `storage` is a URL: a folder of the machine where `tune` runs, which no
-    other has to see. null: in `storage`."""
+    """Where sweeps' ledgers and reports are if `storage` is a URL: a folder of the machine where `tune` runs, which no
+    other machine has to see. null: in `storage`."""
     tracking_uri: str
     """MLflow: `sqlite:///file.db` or `http://host:port`."""
     experiment: str = "resnet-dist"
     """MLflow experiment."""
     register_models: bool = True
-    """Whether a finished run's model becomes a version in MLflow's registry. Without: logged only, as a sweep's trials
-    are.
-    """
+    """Whether a finished run's model becomes a version in MLflow's registry; false: it is only logged, like those of a
+    sweep's trials."""
     record_changes: bool = True
-    """Whether what was changed in the code since its commit is kept in MLflow, as `code/changes.diff`: without files
-    that are named like secrets (`.env`, `*.key`), values that look like secrets masked.
-    """
+    """Whether the code's changes since its commit are kept in MLflow, as `code/changes.diff`: without files that are
+    named like secrets (`.env`, `*.key`), and with values masked that look like secrets."""
     jobs_address: str | None = None
     """Where `resnet-dist submit` sends jobs; null: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     ray_address: str | None = None
@@ -165,8 +161,8 @@ class Profile(Section):
     local_cpus: PositiveInt | None = None
     """Logical CPUs of that local Ray; null: as many as the machine has."""
     recompute_activations: bool = False
-    """Activation checkpointing: the backward pass computes what is inside residual blocks anew. Less memory on the GPU,
-    about a third more computing, the same results. Not with a recipe's `train.compile`."""
+    """Activation checkpointing: the backward pass computes what is inside residual blocks again. Less memory on the
+    GPU, about a third more computing, the same results. Not with a recipe's `train.compile`."""
     log_every_steps: PositiveInt = 10
     """Steps between two points of the training curves."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -1,4 +1,8 @@
-"""A recipe's model section: which net, and what is chosen about it."""
+"""The recipe: everything that decides the numbers of a run, and nothing else, in the order of the YAML file.
+
+A recipe names no host, path, worker count or GPU. Two runs of one recipe on one data set end with the same result on
+any hardware. So its hash (`recipe_hash`) is in every checkpoint, and a checkpoint of another recipe is refused.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from resnet_dist.config.base import Section, without_recorded_defaults
 
-ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
+
+
+# ---- model -----------------------------------------------------------------------------------------------------------
 
 
 class ModelConfig(Section):
@@ -29,9 +36,11 @@ class ModelConfig(Section):
     net's own default."""
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck takes the stride: 3x3 as torchvision ("v1.5"), 1x1 as the paper."""
-    activation_order: ActivationOrder = "original"
-    """Where batch norm and ReLU stand around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
-    pre: both before each convolution, the best of them; the three in the middle are there to be compared."""
+    activation_order: Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"] = (
+        "original"
+    )
+    """Where batch norm and ReLU are around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
+    pre: both before each convolution, the best of them; the three in the middle are for comparison."""
     stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
     """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_strided, also a strided 3x3 instead of the
     maximum (ResNet-RS)."""
@@ -42,14 +51,14 @@ class ModelConfig(Section):
     blur_pool: bool = False
     """A 3x3 binomial blur before every strided convolution of a block (Zhang 2019, as in ffcv-imagenet)."""
     drop_path: Rate = 0.0
-    """Rate at which the last block's residual function is left out for a sample; grows linearly from 0 at the first."""
+    """Rate at which the last block's residual function is dropped for a sample; grows linearly from 0 at the first."""
     dropout: Rate = 0.0
     """Of the pooled features, before the classifier."""
     gate: Literal["exclusive", "shortcut_only"] | None = None
     """g = sigmoid(Wx + b), 1x1 (He et al. 2016, table 1). exclusive: (1 - g) * shortcut + g * residual, as in highway
     networks; shortcut_only: (1 - g) * shortcut + residual."""
     gate_bias: float = 0.0
-    """What b starts with; below 0 the shortcut is open."""
+    """Initial value of b; below 0 the shortcut starts open."""
     shortcut_scale: Annotated[float, Field(ge=0)] = 1.0
     """Factor on the shortcut (He et al. 2016, table 1: 0.5)."""
     residual_scale: Annotated[float, Field(ge=0)] = 1.0
@@ -62,8 +71,9 @@ class ModelConfig(Section):
         return self.model_dump()
 
 
-# What becomes of a training image after crop and flip: a recipe's `data.train.augment`, applied in the order written.
-
+# ---- data.train.augment ----------------------------------------------------------------------------------------------
+# After crop and flip, in the order written. Operations are torchvision's and Pillow's, on 8-bit RGB; randomness is a
+# function of (seed, epoch, sample id).
 
 Level = Annotated[int, Field(ge=0, le=255)]
 
@@ -73,7 +83,7 @@ class ColorJitter(Section):
 
     kind: Literal["color_jitter"]
     brightness: NonNegativeFloat = 0.0
-    """The factor is drawn from [max(0, 1 - brightness), 1 + brightness]; so for contrast and saturation."""
+    """The factor is drawn from [max(0, 1 - brightness), 1 + brightness]; likewise for contrast and saturation."""
     contrast: NonNegativeFloat = 0.0
     saturation: NonNegativeFloat = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -97,7 +107,7 @@ class RandAugment(Section):
     """0 to `bins` - 1."""
     bins: Annotated[int, Field(ge=2)] = 31
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of each of the operations, by itself, to be applied; timm's policies have 0.5."""
+    """Of applying each of the operations, independently; timm's policies have 0.5."""
 
     @model_validator(mode="after")
     def _within_bins(self) -> RandAugment:
@@ -123,7 +133,7 @@ class RandomErasing(Section):
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
     """Range of its height / width; drawn log-uniformly."""
     fill: tuple[Level, Level, Level] = (124, 116, 104)
-    """R, G, B. ImageNet's mean, so about 0 after normalisation, as torchvision's default."""
+    """R, G, B. ImageNet's mean, so about 0 after normalisation, which is torchvision's default."""
 
     @model_validator(mode="after")
     def _ranges(self) -> RandomErasing:
@@ -140,8 +150,7 @@ Augmentation = Annotated[
 ]
 
 
-# A recipe's data section: which images, and what becomes of them before the net sees them.
-
+# ---- data ------------------------------------------------------------------------------------------------------------
 
 Channels = tuple[float, float, float]
 OnBadSample = Literal["error", "skip"]
@@ -223,7 +232,7 @@ TrainTransform = Annotated[RandomResizedCrop | ScaleCrop | PadCrop, Field(discri
 
 
 class Mixing(Section):
-    """Images of a micro-batch mixed in pairs, and their targets alike; with both kinds each has half of the chances."""
+    """Mixes the images of a micro-batch in pairs, and their targets likewise; with both kinds, each is as likely."""
 
     mixup_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
     """Mixup (Zhang et al. 2017): an image's share is drawn from Beta(alpha, alpha)."""
@@ -269,17 +278,17 @@ class DataConfig(Section):
     """Repeated augmentation (Hoffer et al. 2020): a global batch holds each of its images this many times, augmented
     differently and in different micro-batches. An epoch has as many steps as without, so it shows fewer images."""
     shuffle: Literal["full", "page"] = "full"
-    """full: any sample at any place of the epoch. page: the samples of a beton's page near each other, for betons that
-    are larger than memory."""
+    """full: any sample at any position of the epoch. page: the samples of a beton's page near each other, for betons
+    that are larger than memory."""
     shuffle_window_pages: PositiveInt = 1024
     """page: how many pages are mixed at any time; twice as many should fit into memory. Two neighbours come from one
     page once in this many."""
     on_bad_sample: OnBadSample = "error"
-    """What a training image that cannot be decoded does. error: ends the run and is named. skip: another takes its
-    place, chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is an error."""
+    """When a training image cannot be decoded. error: the run ends and names it. skip: another image takes its place,
+    chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is always an error."""
 
     allow_overlap: bool = False
-    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused where
+    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused if
     more than 1 % are. It changes no number, so a run may be resumed with another value."""
 
     @model_validator(mode="after")
@@ -309,16 +318,15 @@ class DataConfig(Section):
         return self
 
 
-# How large training images are in an epoch: a pure function of the recipe and the epoch.
-
-
 def train_size(data: DataConfig, epoch: int, total_epochs: int) -> int:
-    """Side in px of what the net sees in `epoch` (from 0): `data.train.size`, or on the way there (ffcv-imagenet's
-    ramp, in whole epochs)."""
+    """Side in px of the training images in `epoch` (from 0).
+
+    `data.train.size`, unless `progressive_size` ramps up to it (ffcv-imagenet's ramp, in whole epochs).
+    """
     ramp, end_size = data.progressive_size, data.train.size
     if ramp is None:
         return end_size
-    # The small number makes 0.29 * 100 epochs 29, which is a little less in binary.
+    # 0.29 * 100 is a little less than 29 in binary.
     first, last = (floor(share * total_epochs + 1e-9) for share in ramp.ramp)
     if epoch <= first:
         return ramp.start_size
@@ -328,7 +336,7 @@ def train_size(data: DataConfig, epoch: int, total_epochs: int) -> int:
     return round(size / ramp.multiple) * ramp.multiple
 
 
-# A recipe's train section: what one optimizer step is made of.
+# ---- train -----------------------------------------------------------------------------------------------------------
 
 
 class DivergenceConfig(Section):
@@ -349,7 +357,7 @@ class CrossEntropy(Section):
 
 
 class BinaryCrossEntropy(Section):
-    """Every class a question of its own: binary cross-entropy of sigmoid(logits), mean over images and classes
+    """Each class by itself: binary cross-entropy of sigmoid(logits), mean over images and classes
     (Wightman et al. 2021, "ResNet strikes back")."""
 
     kind: Literal["bce"]
@@ -367,7 +375,7 @@ class EmaConfig(Section):
     every_steps: PositiveInt = 1
     """Steps between two updates."""
     start_epochs: NonNegativeFloat = 0.0
-    """Until then an update makes it the weights themselves."""
+    """Until then an update copies the weights."""
 
 
 class TrainConfig(Section):
@@ -379,9 +387,9 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = None
     """End the run after this many steps; the schedule still runs over `total_epochs`."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
-    """bf16: autocast with fp32 weights. fp16: so too, with the loss scaled; a step whose gradient overflows is not
-    taken, and counts. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double, to prove
-    equalities."""
+    """bf16: autocast with fp32 weights. fp16: likewise, with the loss scaled; a step whose gradient overflows is
+    skipped, and counts. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double, for tests of
+    equality."""
     reduction: Literal["fast", "exact"] = "fast"
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
@@ -393,12 +401,12 @@ class TrainConfig(Section):
     memory.
     """
     compile: bool = False
-    """torch.compile of the training forward and backward pass. Fused kernels round otherwise, so it belongs to the
-    mathematics. The first steps take minutes."""
+    """torch.compile of the training forward and backward pass. Fused kernels round differently, so it belongs to
+    the mathematics. The first steps take minutes."""
     divergence: DivergenceConfig = DivergenceConfig()
     loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """s: targets become (1 - s) * target + s / number of classes, before a threshold is asked."""
+    """s: targets become (1 - s) * target + s / number of classes, before `loss.target_threshold` is applied."""
     ema: EmaConfig | None = None
     bn_statistics_steps: PositiveInt | None = None
     """After the last step batch norm's running statistics become the plain average over the micro-batches of this many
@@ -416,7 +424,9 @@ class TrainConfig(Section):
         if self.gradient_compression != "none" and self.reduction == "exact":
             raise ValueError(f"gradient_compression: {self.gradient_compression} needs reduction: fast")
         if self.gradient_compression == "powersgd" and self.precision == "fp16":
-            raise ValueError("gradient_compression: powersgd keeps what it loses, infinities too: set precision: bf16")
+            raise ValueError(
+                "gradient_compression: powersgd carries errors over to later steps, infinities too: set precision: bf16"
+            )
         return self
 
     @model_validator(mode="after")
@@ -429,7 +439,7 @@ class TrainConfig(Section):
         return self
 
 
-# A recipe's optimizer and learning-rate schedule.
+# ---- optim, schedule, eval -------------------------------------------------------------------------------------------
 
 
 class OptimConfig(Section):
@@ -446,7 +456,7 @@ class OptimConfig(Section):
     decay: Literal["weights", "all"] = "weights"
     """weights: only those of convolutions and linear layers decay. all: biases and batch norms too (torchvision V1)."""
     clip_grad_norm: PositiveFloat | None = None
-    """A gradient that is longer than this, all parameters together, is scaled down to it; null: none is. The "ResNet
+    """A gradient whose norm over all parameters is larger is scaled down to this; null: no clipping. The "ResNet
     strikes back" recipes clip at 1 (timm's LAMB does so by itself; here only this key does)."""
 
     @model_validator(mode="after")
@@ -513,14 +523,14 @@ ScheduleConfig = Annotated[
 ]
 
 
-# The recipe: everything that decides the numbers of a run, and nothing else.
-
-
 class EvalConfig(Section):
     batch_size: PositiveInt
     """Images per forward pass. It fixes the batches, so the loss does not depend on the worker count."""
     every_epochs: PositiveInt = 1
     """Evaluate after every this many epochs, and always after the last step."""
+
+
+# ---- the whole, and its identity -------------------------------------------------------------------------------------
 
 
 class Recipe(Section):

@@ -1,4 +1,4 @@
-"""A search space's parameters: from which values each key of a recipe is drawn."""
+"""The search space: parameters, search, scheduler and budget of a sweep, then the `Space` that holds them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from pydantic import (
 
 from resnet_dist.config.base import Section, without_recorded_defaults
 
+# ---- parameters ------------------------------------------------------------------------------------------------------
+
 
 def as_number(value: Any) -> Any:
-    """PyYAML reads `1e-3` as text; a key's value would be read right by the recipe, but nobody could reckon with it."""
+    """PyYAML reads `1e-3` as text. The recipe's schema would accept that, but a search has to compute with it."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -36,7 +38,7 @@ def as_numbers(value: Any) -> Any:
 
 Value = Annotated[Any, BeforeValidator(as_number)]
 Wanted = Annotated[Any, BeforeValidator(as_numbers)]
-"""A value, or a list of values of which one is wanted."""
+"""A value, or a list of values any of which will do."""
 
 
 class _Parameter(Section):
@@ -57,7 +59,7 @@ class _Interval(_Parameter):
 
 
 class LogUniform(_Interval):
-    """Each factor is as likely as any other: learning rates, weight decays."""
+    """Uniform in the logarithm: learning rates, weight decays."""
 
     kind: Literal["loguniform"]
     low: PositiveFloat
@@ -124,7 +126,7 @@ class Grid(_Parameter):
 
 
 class Derived(_Parameter):
-    """`factor * (value of the key `of`) ** power`: a key that follows another one."""
+    """`factor * (value of the key `of`) ** power`: a key that is computed from another one."""
 
     kind: Literal["derived"]
     of: str
@@ -144,7 +146,7 @@ def listed_values(parameter: Parameter) -> list[Any] | None:
     return parameter.all_values() if isinstance(parameter, Grid) else None
 
 
-# How a search space is searched: who proposes points, who ends trials early, and what may be spent.
+# ---- search, scheduler, budget, resources ----------------------------------------------------------------------------
 
 
 class RandomSearch(Section):
@@ -161,7 +163,7 @@ class GridSearch(Section):
 
 
 class SobolSearch(Section):
-    """Scrambled Sobol points: random ones that do not clump. Powers of two are the best numbers of trials."""
+    """Scrambled Sobol points: random, but evenly spread. Best with a power of two as the number of trials."""
 
     kind: Literal["sobol"]
     seed: NonNegativeInt = 0
@@ -173,7 +175,7 @@ class TpeSearch(Section):
     kind: Literal["tpe"]
     seed: NonNegativeInt = 0
     startup_trials: PositiveInt = 10
-    """Random ones before the model is asked."""
+    """Random trials before the model proposes any."""
 
 
 class CmaSearch(Section):
@@ -194,8 +196,8 @@ class Fifo(Section):
 
 
 class Asha(Section):
-    """Asynchronous successive halving (Li et al. 2020): at each rung a trial goes on if it is in the best
-    1 / `reduction_factor` of those that have been there."""
+    """Asynchronous successive halving (Li et al. 2020): at each rung a trial continues if it is in the best
+    1 / `reduction_factor` of those that have reached it."""
 
     kind: Literal["asha"]
     first_rung: Annotated[float, Field(gt=0, lt=1)] = 0.11
@@ -209,7 +211,7 @@ class Asha(Section):
         last = self.first_rung * self.reduction_factor ** (self.rungs - 1)
         if last >= 1:
             raise ValueError(
-                f"the last of {self.rungs} rungs would lie at {last:g} of the schedule; lower rungs or first_rung"
+                f"the last of {self.rungs} rungs would be at {last:g} of the schedule; lower rungs or first_rung"
             )
         return self
 
@@ -234,8 +236,8 @@ SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand, Field(discriminato
 
 
 class Budget(Section):
-    """What the whole sweep may spend, over all its starts. Trials in flight are saved and stopped; a larger budget goes
-    on with them. null: no limit."""
+    """What the whole sweep may spend, over all its starts. Trials in flight are saved and stopped; a larger budget
+    resumes them. null: no limit."""
 
     wall_hours: PositiveFloat | None = None
     trial_hours: PositiveFloat | None = None
@@ -245,10 +247,10 @@ class Budget(Section):
 
 
 class Resources(Section):
-    """What one trial gets."""
+    """The hardware of one trial."""
 
     path: Literal["light", "train"] = "light"
-    """light: one process, kept from trial to trial, trains it alone. train: a Ray Train worker group of the profile's
+    """light: one process, reused from trial to trial, trains it alone. train: a Ray Train worker group of the profile's
     least number of workers."""
     cpus: PositiveInt = 1
     """Of a light trial; also its loader threads."""
@@ -260,14 +262,14 @@ class Resources(Section):
     """Of one trial, measured; only the estimate of `--dry-run` needs it."""
 
 
-# The search space: a base recipe, what makes a cheap proxy of it, and where to look for better values.
+# ---- the whole -------------------------------------------------------------------------------------------------------
 
 
 Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
 LR_PER_256 = "lr_per_256"
 TAU_EPOCHS = "tau_epochs"
 COORDINATES = {LR_PER_256: "optim.lr", TAU_EPOCHS: "optim.weight_decay"}
-"""Keys of a space that are no keys of a recipe, and the recipe's key that each decides: see `tune.coordinates`."""
+"""Keys of a space that are not keys of a recipe, and the recipe's key that each decides: see `tune.coordinates`."""
 
 
 class Space(Section):
@@ -284,10 +286,10 @@ class Space(Section):
     trials: PositiveInt | None = None
     """How many points; a grid has all of its own if this is null."""
     seeds: PositiveInt = 1
-    """Runs of every point that reaches its end, with the recipe's seed, that plus 1, and so on: tells noise from
-    progress."""
+    """Runs of every point that reaches its end, with the recipe's seed, that plus 1, and so on: to tell progress
+    from noise."""
     first_points: list[dict[str, Value]] = Field(default_factory=list)
-    """Points to try before all others: what is known already."""
+    """Points to try before all others, known good values for example."""
     warm_start: list[str] = Field(default_factory=list)
     """Folders of earlier sweeps: tpe and cma learn from those with the same proxy, every search tries their best points
     first otherwise."""
@@ -304,7 +306,7 @@ class Space(Section):
     def _mistakes(self) -> list[str]:
         found: list[str] = []
         if "seed" in self.space:
-            found.append("space.seed: a seed is no hyper-parameter; set seeds to repeat every point")
+            found.append("space.seed: a seed is not a hyper-parameter; set seeds to repeat every point")
         if not self.space:
             found.append("space is empty: name at least one key of the recipe to search, for example optim.lr")
         grid = isinstance(self.search, GridSearch)
@@ -348,7 +350,7 @@ class Space(Section):
         if by is not None:
             return [f"space.{key}.of: {parameter.of} is decided by {by}; derive from {by}"]
         later = isinstance(self.space.get(parameter.of), Derived) and parameter.of not in before
-        return [f"space.{key}.of: {parameter.of} is derived too and must stand before it"] if later else []
+        return [f"space.{key}.of: {parameter.of} is derived too and must be before it"] if later else []
 
     @property
     def higher_is_better(self) -> bool:
@@ -364,7 +366,7 @@ def _mistakes_of_when(key: str, parameter: Parameter, before: Mapping[str, Param
     found: list[str] = []
     for other, wanted in parameter.when.items():
         if other not in before:
-            found.append(f"space.{key}.when: {other} is not a parameter that stands before it in space")
+            found.append(f"space.{key}.when: {other} is not a parameter that is before it in space")
         elif isinstance(before[other], Derived) and not isinstance(parameter, Derived):
             found.append(f"space.{key}.when: {other} is derived, which is known only after all free ones")
         else:
@@ -389,7 +391,7 @@ RECORDED_DEFAULTS: Mapping[str, Any] = {}
 
 
 def sweep_hash(space: Space, base: dict[str, Any]) -> str:
-    """16 hex digits of what may not change while a sweep goes on: not the number of trials or seeds, budget, resources.
+    """16 hex digits of what must stay the same when a sweep resumes: all but trials, seeds, budget, resources.
 
     `base`: the recipe as read. The folder of the space's file does not matter.
     """

@@ -1,4 +1,4 @@
-"""The planner's numbers: each measured here, fitted on a few published rows, or published. README.md lists the rows."""
+"""The planner's numbers (measured here, fitted on a few published rows, or published), GPUs and networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Roofline:
     efficiency: float
     """Share of the peak that convolutions reach."""
     bytes_per_activation: float
-    """Memory traffic of a whole step (batch norm, ReLU, additions, both passes) per number a convolution puts out."""
+    """Memory traffic of a whole step (batch norm, ReLU, additions, both passes) per output number of a convolution."""
 
 
 # Two unknowns from two rows each: ResNet-50 and ResNet-152 on one V100 (Lambda): 1276 and 518 images/s in fp16, 432 and
@@ -50,16 +50,18 @@ FIRST_BUCKET_BYTES = 2**20
 LOADER_SHARPNESS = 8.0
 """How suddenly the loader becomes the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted on two rows."""
 
-IMAGES_PER_CORE = {"native": {128: 1393, 160: 1397, 224: 1210}, "ffcv": {128: 767, 160: 748, 224: 700}}
-"""Training images that one core decodes and crops in a second, by decoder and crop, px: bench/results/loader_cpu2."""
+IMAGES_PER_CORE = {"native": {128: 1148, 160: 1149, 224: 1001}, "ffcv": {224: 593}}
+"""Training images that one core decodes and crops in a second, by decoder and crop, px:
+bench/results/loader_cpu2, whose tables a test compares with these numbers. The README files leave them to
+`resnet-dist plan`."""
 BYTES_PER_IMAGE = 110e3
 """A stored ImageNet training JPEG, same place."""
 
 RESTART_S = 24.0
 """From a lost node to the first new step: 22 to 26 s in eight runs of three nodes (cut link, raylet killed, node
-killed), without the reading of a checkpoint and with small nets. Hundreds of workers take longer: --restart-s."""
+killed), without reading a checkpoint and with small nets. Hundreds of workers take longer: --restart-s."""
 SNAPSHOT_BYTES_S = 10e9
-"""GPU to host over PCIe 4, pinned: what a checkpoint holds the loop up for. Not measured: no GPU here."""
+"""GPU to host over PCIe 4, pinned: how long a checkpoint pauses the loop. Not measured: no GPU here."""
 WRITE_BYTES_S = 86e6
 """torch.save, fsync and digest of a checkpoint, in the background; one virtual machine's disk: bench/results."""
 
@@ -68,7 +70,10 @@ NODE_MTBF_H = 6300.0
 (Grattafiori et al. 2024, section 3.3.4): one in 50,700 GPU hours."""
 
 
-# GPUs: what their data sheets say, and how fast ResNet-50 was published to train on one.
+# ---- GPUs ------------------------------------------------------------------------------------------------------------
+# From their data sheets. Peaks are dense. In half precision they are those of tensor cores with sums in fp32 (for which
+# GeForce cards halve their rate); fp32 is without TF32, as `train.precision: fp32` runs. Speeds are images/s of one GPU
+# alone at 224 px.
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,10 @@ class Gpu:
     half_tflops: float
     fp32_tflops: float
     resnet50_half: float | None = None
-    """Published images/s of PyTorch in mixed precision; None: reckoned from the data sheet."""
+    """Published images/s of PyTorch in mixed precision; None: estimated from the data sheet."""
     resnet50_fp32: float | None = None
     local_gb_s: float = 10.0
-    """Bus bandwidth of an all-reduce within a node, GB/s per GPU (as nccl-tests reckon it); 10 is PCIe 4."""
+    """Bus bandwidth of an all-reduce within a node, GB/s per GPU (as nccl-tests define it); 10 is PCIe 4."""
     host_bus: bool = False
     """Peers reach each other through the host's memory only: `local_gb_s` is for all GPUs of a node together."""
     source: str = ""
@@ -121,7 +126,7 @@ def gpu_of_name(name: str) -> Gpu:
     raise UserError(f"--gpu {name}: unknown; {hint}known: {', '.join(sorted(GPUS))}")
 
 
-# All-reduce over links: within a node, then between nodes, as a ring or as a tree, whichever is sooner.
+# ---- networks --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class AllReduce:
 
 
 def all_reduce(num_bytes: float, workers: int, links: Links) -> AllReduce:
-    """Sum of `num_bytes` per worker over all workers, that stand `gpus_per_node` to a node."""
+    """Of `num_bytes` per worker: within each node, then between nodes, as a ring or a tree, whichever is faster."""
     local = min(workers, links.gpus_per_node)
     nodes = math.ceil(workers / links.gpus_per_node)
     return AllReduce(

@@ -1,4 +1,4 @@
-"""A recipe on hardware that may not be at hand: everything that `resnet-dist plan` says."""
+"""`resnet-dist plan`: a recipe on hardware that may not be at hand, from a `Workload` to the lines that are printed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resnet_dist.planner.workload import Workload
 FORWARD_SHARE = 1 / 3
 """An evaluated image against a trained one."""
 BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
-"""GPU memory per number a convolution puts out: ResNet-152's published largest batches (V100 192, A100-40 224)."""
+"""GPU memory per output number of a convolution: ResNet-152's published largest batches (V100 192, A100-40 224)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Hardware:
     net_bytes_s: float
     cpus_per_gpu: int
     disk_bytes_s: float | None = None
-    """Of one node; None: betons lie in the page cache."""
+    """Of one node; None: betons are in the page cache."""
     price_per_gpu_h: float | None = None
 
 
@@ -51,7 +51,7 @@ class Faults:
     notice_s: float = 120.0
     spare_nodes: int = 0
     min_gpus: int | None = None
-    """The smallest group that trains on; None: all GPUs or none."""
+    """The smallest group that goes on training; None: all GPUs or none."""
     resize_every_s: float = 600.0
     checkpoint_every_s: float | None = None
     """None: the best interval."""
@@ -66,15 +66,15 @@ class Plan:
     hardware: Hardware
     faults: Faults
     step: Step
-    """The mean one of the run."""
+    """The mean of the run's steps."""
     single_images_s: float
     """One GPU by itself."""
     memory_gb: float
     """Estimated, of one GPU."""
     cores_per_gpu: float
-    """That the loader needs to keep up, at the image size that asks for most."""
+    """Needed by the loader, at the most demanding image size."""
     disk_bytes_s: float
-    """That a node then reads, if its betons are not in the page cache."""
+    """Read by a node at that speed, if its betons are not in the page cache."""
     beton_bytes: float
     checkpoint: CheckpointCost
     checkpoint_every_s: float
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def hours_90(self) -> tuple[float, float]:
-        """What nine of ten runs lie between."""
+        """The range of nine runs in ten."""
         cuts = quantiles((o.ledger.wall_s / 3600 for o in self.outcomes), n=20, method="inclusive")
         return cuts[0], cuts[-1]
 
@@ -112,8 +112,7 @@ class Plan:
 
     @property
     def lost_share(self) -> float:
-        """Of the time, what nodes that failed or left cost: all that is neither a step nor a checkpoint nor the first
-        start."""
+        """Share of the time that lost nodes cost: all but steps, checkpoints and the first start."""
         ledgers = [o.ledger for o in self.outcomes]
         return mean(
             (x.redone_s + x.waiting_s + x.smaller_group_s + max(x.restart_s - self.faults.restart_s, 0.0)) / x.wall_s
@@ -176,7 +175,7 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
     every_s = faults.checkpoint_every_s or best_interval_s(cost, interruptions_h * 3600)
     largest = per_gpu[work.phases[-1].image_px]
     evaluation_s = work.evaluations * work.val_images * FORWARD_SHARE / (largest * hardware.gpus)
-    # Evaluations go with the steps, as so many steps more.
+    # Evaluations are simulated as additional steps.
     steps = work.steps + evaluation_s / whole.seconds
     fleet = Fleet(
         nodes=nodes + faults.spare_nodes,
@@ -232,7 +231,7 @@ def _require_shares(work: Workload, hardware: Hardware, faults: Faults) -> None:
         )
 
 
-# A plan as lines of text, and as plain data.
+# ---- a plan as text and as plain data --------------------------------------------------------------------------------
 
 
 def lines(plan: Plan) -> list[str]:

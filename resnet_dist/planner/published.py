@@ -1,4 +1,4 @@
-"""Published figures that the model is held against. `fitted` rows gave a constant; all others were only predicted."""
+"""The model against published figures. A constant was fitted on the `fitted` rows; all others are held out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resnet_dist.planner.hardware import JITTER, Links, gpu_of_name
 from resnet_dist.planner.step import exchange, expected_maximum, produced, roofline_s, throttled
-from resnet_dist.planner.workload import net_of
+from resnet_dist.planner.workload import count_net
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Pair:
-    """ResNet-50 and ResNet-152 on one GPU, from one place: the first is taken as given, the second predicted."""
+    """ResNet-50 and ResNet-152 on one GPU, from one source: the first is given, the second predicted."""
 
     gpu: str
     half: bool
@@ -35,7 +35,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Images/s of W GPUs over W times those of `base` GPUs, both published in the same place."""
+    """Images/s of W GPUs over W times those of `base` GPUs, both from one source."""
 
     net: str
     hardware: str
@@ -182,7 +182,7 @@ SCALINGS = (
 )  # fmt: skip
 
 
-# Predicted against published, as Markdown: `resnet-dist bench plan`.
+# ---- `resnet-dist bench plan`: predicted against published, as Markdown ----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,29 +199,31 @@ class Row:
         return self.predicted / self.published - 1
 
 
-def pair_rows(pairs: Sequence[Pair] = PAIRS) -> list[Row]:
+def pair_rows() -> list[Row]:
     rows = []
-    for p in pairs:
+    for p in PAIRS:
         gpu = gpu_of_name(p.gpu)
-        ratio = roofline_s(net_of("resnet50"), gpu, half=p.half) / roofline_s(net_of("resnet152"), gpu, half=p.half)
+        ratio = roofline_s(count_net("resnet50"), gpu, half=p.half) / roofline_s(
+            count_net("resnet152"), gpu, half=p.half
+        )
         rows.append(Row(f"{p.gpu}, {_precision(p.half)}", p.resnet50 * ratio, p.resnet152, p.fitted, p.source))
     return rows
 
 
-def single_rows(singles: Sequence[Single] = SINGLES) -> list[Row]:
+def single_rows() -> list[Row]:
     return [
         Row(
             f"{s.net}, {s.gpu}, {_precision(s.half)}",
-            1 / roofline_s(net_of(s.net), gpu_of_name(s.gpu), half=s.half),
+            1 / roofline_s(count_net(s.net), gpu_of_name(s.gpu), half=s.half),
             s.images_s,
             "",
             s.source,
         )
-        for s in singles
+        for s in SINGLES
     ]
 
 
-def scaling_rows(scalings: Sequence[Scaling] = SCALINGS) -> list[Row]:
+def scaling_rows() -> list[Row]:
     return [
         Row(
             f"{s.net}, {s.base_gpus} -> {s.gpus} x {s.hardware}, {_precision(s.half)}",
@@ -230,17 +232,19 @@ def scaling_rows(scalings: Sequence[Scaling] = SCALINGS) -> list[Row]:
             s.fitted,
             s.source,
         )
-        for s in scalings
+        for s in SCALINGS
     ]
 
 
 def predicted_efficiency(s: Scaling, jitter: float = JITTER) -> float:
-    """The published rate of the base is taken as given; what more GPUs make of it is predicted."""
+    """Predicted from the published rate of the base."""
 
     def rate(gpus: int) -> float:
         micro_s = s.batch_per_gpu / (s.base_images_s / s.base_gpus)
         links = Links(s.local_gb_s * 1e9, max(s.net_gbit_s, 1e-9) * 1e9 / 8, s.gpus_per_node, s.host_bus)
-        exchanged = exchange(produced(net_of(s.net), micro_s, s.gradient_bytes), gpus, links, overlapped=s.overlapped)
+        exchanged = exchange(
+            produced(count_net(s.net), micro_s, s.gradient_bytes), gpus, links, overlapped=s.overlapped
+        )
         late = 0.0 if s.synthetic else micro_s * jitter * expected_maximum(gpus)
         free = s.batch_per_gpu / (micro_s + exchanged.exposed_s + late)
         if s.node_loader_images_s is None:
@@ -256,7 +260,7 @@ def mean_error(rows: Sequence[Row]) -> float:
 
 
 def report() -> str:
-    """The tables, rows that gave a constant marked, and the mean errors of those that did not."""
+    """The tables, with fitted rows marked, and the mean errors of the held-out rows."""
     lines: list[str] = []
     everything: list[Row] = []
     for title, unit, rows in (
@@ -278,10 +282,10 @@ def report() -> str:
                 for r in rows
             ),
             "",
-            _summary(f"{len(held_out)} rows that fitted nothing", held_out),
+            _summary(f"{len(held_out)} held-out rows", held_out),
             "",
         ]
-    return "\n".join([*lines, _summary(f"{len(everything)} rows of all tables that fitted nothing", everything), ""])
+    return "\n".join([*lines, _summary(f"{len(everything)} held-out rows of all tables", everything), ""])
 
 
 def _summary(what: str, rows: Sequence[Row]) -> str:

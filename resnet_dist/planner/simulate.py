@@ -1,4 +1,4 @@
-"""Discrete events: nodes fail, are preempted and come back; the worker group goes on from its checkpoints."""
+"""A run with faults, by discrete events: nodes fail, are preempted and return; the group resumes from checkpoints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,102 @@ from random import Random
 from resnet_dist.errors import UserError
 from resnet_dist.planner.hardware import SNAPSHOT_BYTES_S, WRITE_BYTES_S
 
+SHORTEST_S = 60.0
+
+
+@dataclass(frozen=True)
+class CheckpointCost:
+    num_bytes: int
+    snapshot_s: float
+    """The loop waits."""
+    write_s: float
+    """In the background; until it ends, the previous checkpoint counts."""
+
+
+def checkpoint_cost(num_bytes: int) -> CheckpointCost:
+    return CheckpointCost(num_bytes, num_bytes / SNAPSHOT_BYTES_S, num_bytes / WRITE_BYTES_S)
+
+
+def best_interval_s(cost: CheckpointCost, between_interruptions_s: float) -> float:
+    """Young 1974: sqrt(2 x pause x mean time between interruptions); at least a minute and two writes."""
+    by_young = math.sqrt(2 * cost.snapshot_s * between_interruptions_s)
+    return max(by_young, 2 * cost.write_s, SHORTEST_S)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Nodes of one kind. Times between events and until return are exponential, with these means."""
+
+    nodes: int
+    """All of them, spares included."""
+    largest: int
+    """Nodes of the worker group at most, and at least:"""
+    smallest: int
+    mtbf_s: float
+    """Of one node."""
+    repair_s: float
+    preempted_every_s: float | None = None
+    """Of one node; None: never."""
+    notice_s: float = 0.0
+    replaced_s: float = 600.0
+    """Until another node replaces a preempted one."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the system reacts, and how long that takes."""
+
+    checkpoint_every_s: float
+    snapshot_s: float
+    write_s: float
+    restart_s: float
+    resize_every_s: float
+
+
+@dataclass
+class Ledger:
+    """Where the wall clock went, s. All parts add up to `wall_s`."""
+
+    useful_s: float = 0.0
+    """The run's steps at the speed of the largest group."""
+    smaller_group_s: float = 0.0
+    """Extra time for the same steps while nodes were missing."""
+    redone_s: float = 0.0
+    """Steps since the last checkpoint, done again."""
+    checkpoint_s: float = 0.0
+    restart_s: float = 0.0
+    waiting_s: float = 0.0
+    """With fewer nodes than the smallest group."""
+
+    @property
+    def wall_s(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(Ledger))
+
+    @property
+    def goodput(self) -> float:
+        return self.useful_s / self.wall_s
+
+
+@dataclass
+class Outcome:
+    ledger: Ledger
+    node_s: float
+    """Nodes that the group held, over time."""
+    failures: int
+    preemptions: int
+    resizes: int
+
+
+Speed = Callable[[int], float]
+"""Nodes in the group -> optimizer steps per second."""
+
 
 class Kind(Enum):
     FAILURE = 0
     PREEMPTION = 1
     RETURN = 2
     LOOK = 3
-    """The elastic group asks whether there is room for more."""
+    """The elastic group looks for more nodes."""
 
 
 @dataclass
@@ -41,7 +130,7 @@ class Group:
         return max(0.0, now - self.ready) * self.policy.checkpoint_every_s / self.cycle_s * self.rate
 
     def saved_steps(self, now: float) -> float:
-        """Of a checkpoint that is whole in storage."""
+        """Steps of the newest checkpoint that is complete in storage."""
         written = math.floor((now - self.ready - self.policy.write_s) / self.cycle_s)
         return max(0, written) * self.policy.checkpoint_every_s * self.rate
 
@@ -64,7 +153,7 @@ class _Run:
         self.number = itertools.count()
         self.outcome = Outcome(Ledger(), 0.0, 0, 0, 0)
         for node in range(fleet.nodes):
-            self._wear(node, 0.0)
+            self._schedule_loss(node, 0.0)
 
     def run(self) -> Outcome:
         now, group = 0.0, self._form(0.0)
@@ -80,7 +169,7 @@ class _Run:
             if now > limit_s:
                 raise UserError(
                     f"after {now / 86400:.0f} days {self.left / total_steps:.0%} of the run is still to do: nodes are "
-                    "lost faster than the group makes headway; checkpoint more often, or use fewer nodes"
+                    "lost faster than the group makes progress; checkpoint more often, or use fewer nodes"
                 )
             interrupts = self._apply(kind, node, now, group)
             if group is not None and interrupts:
@@ -91,11 +180,11 @@ class _Run:
                 group = self._form(now)
 
     def _apply(self, kind: Kind, node: int, now: float, group: Group | None) -> bool:
-        """Changes who is up. Whether the group has to stop."""
+        """Updates which nodes are up; returns whether the group has to stop."""
         if kind is Kind.RETURN:
             self.up.add(node)
-            self._wear(node, now)
-            self._look_later(group, now)
+            self._schedule_loss(node, now)
+            self._schedule_look(group, now)
             return False
         if kind is Kind.LOOK:
             grows = group is not None and node == group.number and len(self.up) > len(group.nodes)
@@ -116,11 +205,11 @@ class _Run:
             return None
         nodes = frozenset(itertools.islice(self.up, self.fleet.largest))
         group = Group(next(self.number), nodes, now, now + self.policy.restart_s, self.speed(len(nodes)), self.policy)
-        self._look_later(group, now)
+        self._schedule_look(group, now)
         return group
 
-    def _look_later(self, group: Group | None, now: float) -> None:
-        """The next of the group's looks, if there is a node for it to find."""
+    def _schedule_look(self, group: Group | None, now: float) -> None:
+        """Schedules the group's next look for nodes, if there is one to find."""
         if group is None or not len(group.nodes) < min(len(self.up), self.fleet.largest):
             return
         every = self.policy.resize_every_s
@@ -151,8 +240,8 @@ class _Run:
         self.outcome.node_s += (now - group.formed) * len(group.nodes)
         self.left -= kept_steps
 
-    def _wear(self, node: int, now: float) -> None:
-        """Draws what will take this node away next: one of both, whichever comes first."""
+    def _schedule_loss(self, node: int, now: float) -> None:
+        """Draws whether a failure or a preemption takes this node away next, and when."""
         failure = self.random.expovariate(1 / self.fleet.mtbf_s)
         preemption = (
             self.random.expovariate(1 / self.fleet.preempted_every_s) if self.fleet.preempted_every_s else math.inf
@@ -162,99 +251,3 @@ class _Run:
 
     def _push(self, at: float, kind: Kind, node: int) -> None:
         heapq.heappush(self.events, (at, next(self.number), kind, node))
-
-
-# What the simulation is told about the nodes, and what it answers.
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """Nodes of one kind. Times between events and until return are exponential, with these means."""
-
-    nodes: int
-    """All there are, spares included."""
-    largest: int
-    """Nodes that the worker group uses at most, and at least:"""
-    smallest: int
-    mtbf_s: float
-    """Of one node."""
-    repair_s: float
-    preempted_every_s: float | None = None
-    """Of one node; None: never."""
-    notice_s: float = 0.0
-    replaced_s: float = 600.0
-    """Until another node stands in for a preempted one."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What this system does, and how long it takes."""
-
-    checkpoint_every_s: float
-    snapshot_s: float
-    write_s: float
-    restart_s: float
-    resize_every_s: float
-
-
-@dataclass
-class Ledger:
-    """Where the wall clock went, s. All parts add up to `wall_s`."""
-
-    useful_s: float = 0.0
-    """The run's steps at the speed of the largest group."""
-    smaller_group_s: float = 0.0
-    """More time for the same steps while nodes were missing."""
-    redone_s: float = 0.0
-    """Steps done again, after the last checkpoint."""
-    checkpoint_s: float = 0.0
-    restart_s: float = 0.0
-    waiting_s: float = 0.0
-    """Fewer nodes than the smallest group."""
-
-    @property
-    def wall_s(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(Ledger))
-
-    @property
-    def goodput(self) -> float:
-        return self.useful_s / self.wall_s
-
-
-@dataclass
-class Outcome:
-    ledger: Ledger
-    node_s: float
-    """Nodes that the group held, over time."""
-    failures: int
-    preemptions: int
-    resizes: int
-
-
-Speed = Callable[[int], float]
-"""Nodes in the group -> optimizer steps per second."""
-
-
-# What a checkpoint costs, and how often to write one.
-
-
-SHORTEST_S = 60.0
-
-
-@dataclass(frozen=True)
-class CheckpointCost:
-    num_bytes: int
-    snapshot_s: float
-    """The loop stands still."""
-    write_s: float
-    """In the background; until then the checkpoint before counts."""
-
-
-def checkpoint_cost(num_bytes: int) -> CheckpointCost:
-    return CheckpointCost(num_bytes, num_bytes / SNAPSHOT_BYTES_S, num_bytes / WRITE_BYTES_S)
-
-
-def best_interval_s(cost: CheckpointCost, between_interruptions_s: float) -> float:
-    """Young 1974: sqrt(2 x pause x mean time between interruptions); at least a minute, and two writes."""
-    by_young = math.sqrt(2 * cost.snapshot_s * between_interruptions_s)
-    return max(by_young, 2 * cost.write_s, SHORTEST_S)

@@ -1,4 +1,4 @@
-"""One optimizer step on W workers."""
+"""One optimizer step on W workers: GPU, host, loader, slowest worker, all-reduce, and the sum of them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,151 @@ from resnet_dist.planner.hardware import (
     LOADER_SHARPNESS,
     Gpu,
     Links,
-    Roofline,
     all_reduce,
 )
-from resnet_dist.planner.workload import Net, Workload, net_of
+from resnet_dist.planner.workload import Net, Workload, count_net
+
+# ---- the GPU and the host --------------------------------------------------------------------------------------------
+
+
+def roofline_s(net: Net, gpu: Gpu, *, half: bool) -> float:
+    """Seconds of training per image from the data sheet alone: arithmetic plus memory traffic (see `Roofline`)."""
+    roofline, tflops = (HALF, gpu.half_tflops) if half else (FP32, gpu.fp32_tflops)
+    arithmetic = 6 * net.macs / (tflops * 1e12 * roofline.efficiency)
+    traffic = net.activations * roofline.bytes_per_activation / (gpu.bandwidth_gb_s * 1e9)
+    return arithmetic + traffic
+
+
+def image_s(net: Net, gpu: Gpu, *, half: bool) -> float:
+    """Seconds of training per image: the data sheet's, scaled so that ResNet-50 has its published speed on the GPU.
+
+    A GPU without a published figure is scaled like the A100 (fp32: the V100).
+    """
+    known = gpu
+    if (gpu.resnet50_half if half else gpu.resnet50_fp32) is None:
+        known = GPUS["a100" if half else "v100"]
+    published = known.resnet50_half if half else known.resnet50_fp32
+    assert published is not None
+    return roofline_s(net, gpu, half=half) / (published * roofline_s(count_net("resnet50"), known, half=half))
+
+
+def host_s(net: Net) -> float:
+    """The host's time to start the kernels of one micro-batch: a micro-batch never takes less."""
+    return net.layers * HOST_S_PER_LAYER
+
+
+# ---- the loader, and the slowest worker ------------------------------------------------------------------------------
+
+
+def images_per_core(decoder: str, image_px: int) -> float:
+    """Images that one core decodes and crops in a second: interpolated between the measured sizes."""
+    table = sorted(IMAGES_PER_CORE[decoder].items())
+    if image_px <= table[0][0]:
+        return table[0][1]
+    for (low, slow), (high, fast) in pairwise(table):
+        if image_px <= high:
+            return slow + (fast - slow) * (image_px - low) / (high - low)
+    last_px, last = table[-1]
+    return last * (last_px / image_px) ** 2
+
+
+def throttled(rate: float, limit: float) -> float:
+    """The speed of a stage of `rate` behind one of `limit`, with a short queue between them."""
+    p = LOADER_SHARPNESS
+    return (rate**-p + limit**-p) ** (-1 / p)
+
+
+@cache
+def expected_maximum(n: int) -> float:
+    """Of n standard normal variables, by numerical integration: int_0^1 quantile(u) n u^(n-1) du, u = v^(1/n)."""
+    if n == 1:
+        return 0.0
+    normal, points = NormalDist(), 4096
+    return sum(normal.inv_cdf(math.exp(math.log((i + 0.5) / points) / n)) for i in range(points)) / points
+
+
+# ---- the all-reduce, behind the backward pass ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A part of the net in the backward pass: its time and the bytes of its gradients."""
+
+    seconds: float
+    num_bytes: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    total_s: float
+    """All-reduce of all gradients."""
+    exposed_s: float
+    """The part that the backward pass does not hide, contention included."""
+
+
+def exchange(parts: Sequence[Produced], workers: int, links: Links, *, overlapped: bool = True) -> Exchange:
+    """The all-reduce of one backward pass in DDP's buckets; not `overlapped`: in one piece after it."""
+    if workers == 1:
+        return Exchange(0.0, 0.0)
+    if not overlapped:
+        seconds = all_reduce(sum(p.num_bytes for p in parts), workers, links).seconds
+        return Exchange(seconds, seconds)
+    backward_s = sum(p.seconds for p in parts)
+    free_at = total = between_nodes = 0.0
+    for ready_at, num_bytes in buckets(parts):
+        cost = all_reduce(num_bytes, workers, links)
+        free_at = max(free_at, ready_at) + cost.seconds
+        total += cost.seconds
+        between_nodes += cost.net_s
+    tail = max(0.0, free_at - backward_s)
+    hidden_between_nodes = max(0.0, between_nodes - tail)
+    return Exchange(total, tail + CONTENTION * hidden_between_nodes)
+
+
+def buckets(parts: Sequence[Produced]) -> list[tuple[float, float]]:
+    """For each bucket: (seconds from the start of the backward pass to its last gradient, its bytes)."""
+    found: list[tuple[float, float]] = []
+    filled, clock = 0.0, 0.0
+    for part in parts:
+        left = part.num_bytes
+        while left > 0:
+            room = (BUCKET_BYTES if found else FIRST_BUCKET_BYTES) - filled
+            taken = min(room, left)
+            filled += taken
+            left -= taken
+            clock += part.seconds * taken / part.num_bytes
+            if taken == room:
+                found.append((clock, filled))
+                filled = 0.0
+        if part.num_bytes == 0:
+            clock += part.seconds
+    if filled:
+        found.append((clock, filled))
+    return found
+
+
+def produced(net: Net, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
+    """The backward pass of one micro-batch, last part first; its time goes by multiply-adds."""
+    total = net.macs
+    return [
+        Produced(BACKWARD_SHARE * micro_s * part.macs / total, gradient_bytes * part.parameters)
+        for part in reversed(net.parts)
+    ]
+
+
+# ---- the step --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step of the whole group, by where they go. They add up to `seconds`."""
+    """Where the seconds of one step of the whole group go; the parts add up to `seconds`."""
 
     compute_s: float
     """What the GPUs need for the step's images if shares are equal."""
     host_s: float
     """Waiting for the host to start kernels: small micro-batches on fast GPUs."""
     uneven_s: float
-    """Workers with a micro-batch less wait for the others."""
+    """Workers with one micro-batch less wait for the others."""
     exchange_s: float
     """All-reduce that the backward pass does not hide."""
     jitter_s: float
@@ -59,7 +188,7 @@ class Step:
 def mean_step(
     work: Workload, gpu: Gpu, workers: int, links: Links, *, loader_images_s: Callable[[int], float] | None = None
 ) -> Step:
-    """The mean of a run's steps. `loader_images_s`: what one worker's loader delivers, by the images' side in px."""
+    """The mean of a run's steps. `loader_images_s`: the speed of one worker's loader, by the images' side in px."""
     shares = [phase.share for phase in work.phases]
     steps = []
     for phase in work.phases:
@@ -90,9 +219,10 @@ def step_of(
     net: Net | None = None,
     loader_images_s: float | None = None,
 ) -> Step:
-    """One step at the images' largest size, or with `net`, which is the net at another one.
+    """One step at the images' largest size, or at the size of `net`.
 
-    `workers` at most the step's micro-batches. `loader_images_s`: what one worker's loader delivers."""
+    `workers`: at most the step's micro-batches. `loader_images_s`: the speed of one worker's loader.
+    """
     net = net or work.net
     on_gpu = work.micro_batch_size * image_s(net, gpu, half=work.half)
     micro_s = max(on_gpu, host_s(net))
@@ -123,143 +253,3 @@ def _exchange(work: Workload, net: Net, micro_s: float, workers: int, links: Lin
         return exchange(produced(net, micro_s, work.gradient_bytes), workers, links)
     seconds = sum(all_reduce(num_bytes, workers, links).seconds for num_bytes in work.messages_bytes)
     return Exchange(seconds, seconds)
-
-
-def produced(net: Net, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
-    """The backward pass of one micro-batch, last part first; its time goes by multiply-adds."""
-    total = net.macs
-    return [
-        Produced(BACKWARD_SHARE * micro_s * part.macs / total, gradient_bytes * part.parameters)
-        for part in reversed(net.parts)
-    ]
-
-
-# How long a GPU takes for a micro-batch by itself.
-
-
-def roofline_s(net: Net, gpu: Gpu, *, half: bool) -> float:
-    """Seconds of training per image from the data sheet alone."""
-    roofline, tflops = (HALF, gpu.half_tflops) if half else (FP32, gpu.fp32_tflops)
-    return roofline_time(net, roofline, tflops=tflops, gb_s=gpu.bandwidth_gb_s)
-
-
-def roofline_time(net: Net, roofline: Roofline, *, tflops: float, gb_s: float) -> float:
-    arithmetic = 6 * net.macs / (tflops * 1e12 * roofline.efficiency)
-    traffic = net.activations * roofline.bytes_per_activation / (gb_s * 1e9)
-    return arithmetic + traffic
-
-
-def image_s(net: Net, gpu: Gpu, *, half: bool) -> float:
-    """Seconds of training per image: the data sheet's, scaled so that ResNet-50 comes out as published for the GPU.
-
-    For a GPU without a published figure, as published for the A100 (fp32: the V100): what PyTorch leaves of the sheet.
-    """
-    known = gpu
-    if (gpu.resnet50_half if half else gpu.resnet50_fp32) is None:
-        known = GPUS["a100" if half else "v100"]
-    published = known.resnet50_half if half else known.resnet50_fp32
-    assert published is not None
-    return roofline_s(net, gpu, half=half) / (published * roofline_s(_resnet50(), known, half=half))
-
-
-@cache
-def _resnet50() -> Net:
-    return net_of("resnet50")
-
-
-def host_s(net: Net) -> float:
-    """The host's time to start one micro-batch's layers: the GPU is never faster than that."""
-    return net.layers * HOST_S_PER_LAYER
-
-
-# How much later than the mean the slowest of many workers is.
-
-
-@cache
-def expected_maximum(n: int) -> float:
-    """Of n standard normal numbers. By numerical integration: int_0^1 quantile(u) n u^(n-1) du, u = v^(1/n)."""
-    if n == 1:
-        return 0.0
-    normal, points = NormalDist(), 4096
-    return sum(normal.inv_cdf(math.exp(math.log((i + 0.5) / points) / n)) for i in range(points)) / points
-
-
-# Images to the net: CPUs, disks, and what becomes of the speed when they do not keep up.
-
-
-def images_per_core(decoder: str, image_px: int) -> float:
-    """Measured sizes, straight lines between them, the nearest beyond."""
-    table = sorted(IMAGES_PER_CORE[decoder].items())
-    if image_px <= table[0][0]:
-        return table[0][1]
-    for (low, slow), (high, fast) in pairwise(table):
-        if image_px <= high:
-            return slow + (fast - slow) * (image_px - low) / (high - low)
-    last_px, last = table[-1]
-    return last * (last_px / image_px) ** 2
-
-
-def throttled(rate: float, limit: float) -> float:
-    """What a stage of `rate` keeps of its speed behind one of `limit` with a short queue between them."""
-    p = LOADER_SHARPNESS
-    return (rate**-p + limit**-p) ** (-1 / p)
-
-
-# DDP's buckets on a time line: which part of the all-reduce the backward pass does not hide.
-
-
-@dataclass(frozen=True)
-class Produced:
-    """A part of the net in the order of the backward pass."""
-
-    seconds: float
-    num_bytes: float
-
-
-@dataclass(frozen=True)
-class Exchange:
-    total_s: float
-    """All-reduce of all gradients."""
-    exposed_s: float
-    """What of it comes on top of the backward pass, contention included."""
-
-
-def exchange(parts: Sequence[Produced], workers: int, links: Links, *, overlapped: bool = True) -> Exchange:
-    """The gradients of one backward pass; not `overlapped`: one sum after it, of all of them."""
-    if workers == 1:
-        return Exchange(0.0, 0.0)
-    if not overlapped:
-        seconds = all_reduce(sum(p.num_bytes for p in parts), workers, links).seconds
-        return Exchange(seconds, seconds)
-    backward_s = sum(p.seconds for p in parts)
-    free_at = total = between_nodes = 0.0
-    for ready_at, num_bytes in buckets(parts):
-        cost = all_reduce(num_bytes, workers, links)
-        free_at = max(free_at, ready_at) + cost.seconds
-        total += cost.seconds
-        between_nodes += cost.net_s
-    tail = max(0.0, free_at - backward_s)
-    hidden_between_nodes = max(0.0, between_nodes - tail)
-    return Exchange(total, tail + CONTENTION * hidden_between_nodes)
-
-
-def buckets(parts: Sequence[Produced]) -> list[tuple[float, float]]:
-    """(seconds from the start of the backward pass to the bucket's last gradient, its bytes)."""
-    found: list[tuple[float, float]] = []
-    filled, clock = 0.0, 0.0
-    for part in parts:
-        left = part.num_bytes
-        while left > 0:
-            room = (BUCKET_BYTES if found else FIRST_BUCKET_BYTES) - filled
-            taken = min(room, left)
-            filled += taken
-            left -= taken
-            clock += part.seconds * taken / part.num_bytes
-            if taken == room:
-                found.append((clock, filled))
-                filled = 0.0
-        if part.num_bytes == 0:
-            clock += part.seconds
-    if filled:
-        found.append((clock, filled))
-    return found

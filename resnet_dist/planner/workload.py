@@ -1,4 +1,4 @@
-"""What a recipe asks of the hardware: per image, per step and in all."""
+"""The work in a recipe: per image, per step and in all."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Phase:
-    """The part of a run whose training images have one size."""
+    """The part of a run with training images of one size."""
 
     image_px: int
     share: float
@@ -68,12 +68,12 @@ class Workload:
     gradient_bytes: int
     """Of one gradient on the wire: fp32 in every precision, unless `train.gradient_compression` halves it."""
     messages_bytes: tuple[int, ...] | None
-    """What a step's gradients are sent in after the backward pass; None: DDP's buckets, during it."""
+    """Messages after the backward pass that a step's gradients are sent in; None: DDP's buckets, during it."""
     decoder: str
 
     @property
     def half(self) -> bool:
-        """On tensor cores in half precision. tf32 is reckoned as fp32: slower than it is."""
+        """On tensor cores in half precision. tf32 is counted as fp32, which is slower."""
         return self.precision in {"bf16", "fp16"}
 
     @property
@@ -82,7 +82,7 @@ class Workload:
 
 
 @cache
-def net_of(name: str, *, side: int = 224, **options: Any) -> Net:
+def count_net(name: str, *, side: int = 224, **options: Any) -> Net:
     return Net(summarise(name, side=side, **options).parts)
 
 
@@ -129,7 +129,7 @@ def _phases(recipe: Recipe, steps: int, steps_per_epoch: int) -> tuple[Phase, ..
         sizes[size] += min(steps_per_epoch, steps - first)
     options = recipe.model.build_options()
     name = options.pop("name")
-    return tuple(Phase(px, sizes[px] / steps, net_of(name, side=px, **options)) for px in sorted(sizes))
+    return tuple(Phase(px, sizes[px] / steps, count_net(name, side=px, **options)) for px in sorted(sizes))
 
 
 def _messages(recipe: Recipe, net: Net) -> tuple[int, ...] | None:

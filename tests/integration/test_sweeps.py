@@ -212,7 +212,7 @@ def test_the_dry_run_shows_trials_and_cost(
         ),
         (
             ["--set", "proxy={optim.learning_rate: 1}"],
-            ["optim.learning_rate: no key of a recipe", "weight_decay"],
+            ["optim.learning_rate: not a key of a recipe", "weight_decay"],
         ),
         (["--set", "space={optim.lr: {kind: grid, values: []}}"], ["space.optim.lr.values", "at least 1 item"]),
         (["--set", "metric=val/top2"], ["metric", "'val/top1'", "got 'val/top2'"]),

@@ -112,7 +112,7 @@ def test_bad_overrides(recipe_file: Path, override: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("seed: 1\nseed: 2\n", "'seed' is there twice"),
+        ("seed: 1\nseed: 2\n", "'seed' occurs twice"),
         ("- a\n", "expected a mapping"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),

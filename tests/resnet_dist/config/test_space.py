@@ -64,8 +64,8 @@ trails: 4
     told = mistake(tmp_path, text)
     assert "7 mistakes" in told
     for part in (
-        "proxy.train.total_epoch: no key of a recipe; did you mean train.total_epochs?",
-        "space.optim.weight_decai: no key of a recipe; did you mean optim.weight_decay?",
+        "proxy.train.total_epoch: not a key of a recipe; did you mean train.total_epochs?",
+        "space.optim.weight_decai: not a key of a recipe; did you mean optim.weight_decay?",
         "space.optim.lr: low (1) must be less than high (0.001)",
         "space.optim.weight_decay.values: ",
         "space.optim.momentum: ",
@@ -115,9 +115,9 @@ trails: 4
                 "space={optim.lr: {kind: loguniform, low: 0.1, high: 1}, optim.weight_decay: {kind: derived, of: "
                 "optim.momentum}, optim.momentum: {kind: derived, of: optim.lr}}"
             ],
-            "space.optim.weight_decay.of: optim.momentum is derived too and must stand before it",
+            "space.optim.weight_decay.of: optim.momentum is derived too and must be before it",
         ),
-        (["scheduler={kind: asha, first_rung: 0.5, rungs: 3}"], "the last of 3 rungs would lie at 4.5 of the schedule"),
+        (["scheduler={kind: asha, first_rung: 0.5, rungs: 3}"], "the last of 3 rungs would be at 4.5 of the schedule"),
         (
             ["space={optim: {lr: {kind: loguniform, low: 0.1, high: 1}}}"],
             "space.optim: kind is missing; keys of keys are",
@@ -130,7 +130,7 @@ trails: 4
         (["scheduler={kind: asha, grace_periodd: 3}"], "scheduler.grace_periodd: unknown key"),
         (
             ["space={optim.lr: {kind: derived, of: optim.momentun}, optim.weight_decay: {kind: choice, values: [1]}}"],
-            "space.optim.lr.of: optim.momentun: no key of a recipe",
+            "space.optim.lr.of: optim.momentun: not a key of a recipe",
         ),
     ],
 )

@@ -94,7 +94,7 @@ def test_the_books_balance(seed, nodes, spare, smallest, mtbf_h, preempted_h, no
 
 
 def test_a_hopeless_fleet_ends_with_a_line() -> None:
-    with pytest.raises(UserError, match="faster than the group makes headway"):
+    with pytest.raises(UserError, match="faster than the group makes progress"):
         simulate(replace(FLEET, mtbf_s=600, repair_s=60), POLICY, per_node, 16 * DAY, seed=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from resnet_dist.planner.hardware import (
     BUCKET_BYTES,
     FIRST_BUCKET_BYTES,
     GPUS,
+    IMAGES_PER_CORE,
     Links,
     all_reduce,
     gpu_of_name,
@@ -35,7 +37,7 @@ from resnet_dist.planner.step import (
     step_of,
     throttled,
 )
-from resnet_dist.planner.workload import Workload, net_of, workload_of
+from resnet_dist.planner.workload import Workload, count_net, workload_of
 from resnet_dist.training.reduce import PowerSgdReduction
 
 RECIPES = Path(__file__).parents[3] / "resnet_dist/recipes"
@@ -63,7 +65,7 @@ def test_every_recipe_can_be_planned(name: str) -> None:
 def test_a_gpu_with_a_published_figure_gives_it_back() -> None:
     for gpu in GPUS.values():
         if gpu.resnet50_half:
-            assert 1 / image_s(net_of("resnet50"), gpu, half=True) == pytest.approx(gpu.resnet50_half)
+            assert 1 / image_s(count_net("resnet50"), gpu, half=True) == pytest.approx(gpu.resnet50_half)
 
 
 def test_a_ring_on_one_node_is_the_textbooks() -> None:
@@ -96,7 +98,7 @@ def test_buckets_hold_all_bytes_in_order_and_none_is_ready_after_the_end(parts: 
 
 
 def test_overlap_hides_what_fits_into_the_backward_pass() -> None:
-    parts = produced(net_of("resnet152"), 0.2)
+    parts = produced(count_net("resnet152"), 0.2)
     alone = exchange(parts, 16, NVLINK, overlapped=False)
     hidden = exchange(parts, 16, NVLINK)
     assert hidden.exposed_s < 0.75 * alone.exposed_s
@@ -116,8 +118,15 @@ def test_the_loader_takes_over_where_it_is_the_slower_one() -> None:
     assert throttled(100, 1e9) == pytest.approx(100)
     assert throttled(1e9, 100) == pytest.approx(100)
     assert throttled(100, 100) == pytest.approx(91.7, abs=0.1)
-    assert images_per_core("native", 224) == 1210
-    assert images_per_core("native", 192) == pytest.approx(1303.5)
+    assert images_per_core("native", 192) == pytest.approx((1149 + 1001) / 2)  # half-way from 160 to 224 px
+
+
+def test_images_per_core_are_those_of_the_loader_bench() -> None:
+    results = (RECIPES.parent / "bench/results/loader_cpu2_202611.md").read_text()
+    sections = re.findall(r"### training: [^\n]*, (\d+) px, 2 threads\n(.*?)(?=\n###? )", results, re.DOTALL)
+    for decoder, label in (("native", "native"), ("ffcv", "ours on libffcv")):
+        rows = {int(px): re.search(rf"^\| {label} \| (\d+) ", table, re.MULTILINE) for px, table in sections}
+        assert {px: int(row[1]) for px, row in rows.items() if row} == IMAGES_PER_CORE[decoder]
 
 
 @settings(deadline=None, max_examples=40)
