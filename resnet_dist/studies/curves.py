@@ -1,5 +1,4 @@
-"""Training and validation error of runs as the paper draws them: read from run folders or from MLflow. Pure but for the
-reading."""
+"""Training and validation error of runs, read from run folders or MLflow, and drawn as the paper draws them."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ class Curve:
 
 
 def curve_of(history: History, label: str, net: str) -> Curve:
-    """Training points are averaged over the steps between two evaluations: single ones are means over few images."""
+    """Training points are averaged between evaluations: a single one is a mean over few images."""
     val = [point for point in history.points.get(VAL, []) if math.isfinite(point[1])]
     train = [point for point in history.points.get(TRAIN, []) if math.isfinite(point[1])]
     return Curve(label, net, averaged(train, [step for step, _ in val]), val)
@@ -95,8 +94,8 @@ def _from_mlflow(run: str, tracking_uri: str | None) -> Curve:
     return curve_of(history, row.name, row.params.get("model.name", row.name))
 
 
-# The studies' figures. Colours stand for depths, as in figure 6 of He et al. 2015.
-
+# ---- figures ---------------------------------------------------------------------------------------------------------
+# Colours stand for depths, as in figure 6 of He et al. 2015.
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

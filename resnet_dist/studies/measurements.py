@@ -1,8 +1,4 @@
-"""`study gradients`: how long the first layer's gradient is at initialisation, against depth.
-
-He et al. 2015 say that plain nets with batch norm show "healthy norms". At the first step they do not: the gradient
-grows by a factor a layer, as mean-field theory says (Yang et al. 2019), while a ResNet's grows about linearly.
-"""
+"""The studies that measure on one batch: `study gradients`, `study responses` and `study batchnorm`."""
 
 from __future__ import annotations
 
@@ -22,6 +18,10 @@ from resnet_dist.launch.model_source import load_model
 from resnet_dist.studies.curves import draw_lines
 from resnet_dist.studies.study import markdown_table, open_study, study_recipe, training_batches
 from resnet_dist.training.model import build_classifier
+
+# ---- `study gradients`: the length of the first layer's gradient at initialisation, against depth --------------------
+# He et al. 2015 say that plain nets with batch norm have "healthy norms". At the first step they do not: the gradient
+# grows by a factor per layer, as mean-field theory says (Yang et al. 2019), while a ResNet's grows about linearly.
 
 DEPTHS = (8, 20, 32, 44, 56)
 GRADIENT_SEEDS = (0, 1, 2)
@@ -99,8 +99,10 @@ def _length(block: nn.Module) -> float:
     return float(gradient.norm())
 
 
-# `study responses`: how strongly each layer responds, figure 7 of He et al. 2015.
-
+# ---- `study responses`: how strongly each layer responds (He et al. 2015, figure 7) ----------------------------------
+# The response of a 3x3 layer is the standard deviation of its output after batch norm, before ReLU and addition. That
+# is nearly |gamma|, which starts at 1: in a short run with little decay it stays there, and the figure does not appear.
+# With decay on gamma it does: that is the second setting.
 
 NETS = ("plain20", "resnet20", "plain56", "resnet56")
 _RESPONSES = "Standard deviations of layer responses, figure 7 of He et al. 2015, on trained nets."
@@ -176,8 +178,7 @@ def response_report(found: Responses, nets: Sequence[str]) -> str:
     )
 
 
-# `study batchnorm`: what batch norm is made of, and the larger learning rates it allows (Ioffe, Szegedy 2015).
-
+# ---- `study batchnorm`: its parameters, and the larger learning rates it allows (Ioffe, Szegedy 2015) ----------------
 
 BASE_LR = 0.02
 FACTORS = (1, 5, 30)
@@ -216,7 +217,7 @@ def parameters_of(num_maps: int) -> int:
 def statistics() -> tuple[float, float]:
     """Largest distance of a map's mean from beta, and of its standard deviation from gamma, in training mode.
 
-    For input [16, 128, 32, 32] with a scale of its own in every map; what is off is eps and rounding.
+    For input [16, 128, 32, 32] with a scale of its own in every map; the difference is eps and rounding.
     """
     generator = torch.Generator().manual_seed(0)
     norm = nn.BatchNorm2d(128)
@@ -230,7 +231,7 @@ def statistics() -> tuple[float, float]:
 
 
 def train(net: nn.Module, batches: Sequence[Batch], lr: float) -> list[float]:
-    """Losses of plain SGD with momentum, up to the first that is no number.
+    """Losses of plain SGD with momentum, up to the first that is NaN or infinite.
 
     Not the training loop: no net of this project goes without batch norm, and nothing here needs a checkpoint.
     """
@@ -255,7 +256,7 @@ def batchnorm_report(losses: Losses, mean_error: float, std_error: float) -> str
             "with" if normalised else "without",
             f"x{factor} ({BASE_LR * factor:g})",
             str(steps_to(values, _TARGET_LOSS) or "not reached"),
-            f"{sum(values[-11:]) / 11:.4f}" if len(values) == STEPS else f"no number after {len(values)} steps",
+            f"{sum(values[-11:]) / 11:.4f}" if len(values) == STEPS else f"not finite after {len(values)} steps",
         ]
         for (normalised, factor), values in losses.items()
     ]

@@ -1,7 +1,7 @@
 """`study paper`: every number of the papers' tables beside what was measured, from YAML and MLflow.
 
-A run counts for a line if it trained that net on those data: its `model.*` and `data.dataset` are the recipe's. What
-else it did differently (fewer epochs, another precision) is said beside its number.
+A run counts for a line if it trained that net on those data: its `model.*` and `data.dataset` are the recipe's. Other
+differences (fewer epochs, another precision) are listed beside its number.
 """
 
 from __future__ import annotations
@@ -24,8 +24,55 @@ _FIGURES = Path(__file__).with_name("paper.yaml")
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _COUNTED: tuple[Metric, ...] = ("parameters", "macs")
 _IGNORED = ("seed", "eval.", "train.cpu_threads", "train.channels_last", "train.micro_batch_size", "data.decoder")
-"""Keys of a recipe in which a run may differ without a word: they do not move the result beyond a seed's noise."""
+"""Keys of a recipe whose differences are not listed: they change the result no more than another seed."""
 _MAX_DIFFERENCES = 4
+
+
+Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
+
+
+class PublishedRow(Section):
+    what: str
+    paper: tuple[float | str | None, ...]
+    """As printed, one for each of the table's metrics; null: not printed. Errors in percent."""
+    net: str | None = None
+    """null: the work of others, not reproduced here."""
+    sets: tuple[str, ...] = ()
+    """Overrides of the table's recipe, besides the table's own."""
+    evaluate: tuple[str, ...] = ()
+    """Options of `resnet-dist evaluate` besides the table's protocol."""
+    expected: str = ""
+    """The figure that the recipe should give, with its source, if it is not the paper's."""
+
+
+class PublishedTable(Section):
+    title: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[PublishedRow, ...]
+    scale: float = 1.0
+    """Unit of what is counted."""
+    recipe: str | None = None
+    """Name of a file of `resnet_dist/recipes`."""
+    sets: tuple[str, ...] = ()
+    """Overrides of the recipe, for all rows."""
+    protocol: str = "1-crop"
+    note: str = ""
+
+
+class Published(Section):
+    tables: tuple[PublishedTable, ...]
+
+
+def load_published(path: Path) -> Published:
+    """Raises UserError."""
+    published = load_as(Published, path)
+    for table in published.tables:
+        for row in table.rows:
+            if len(row.paper) != len(table.metrics):
+                raise UserError(
+                    f"{path}: {table.title}: {row.what}: {len(row.paper)} numbers for {len(table.metrics)} metrics"
+                )
+    return published
 
 
 @dataclass(frozen=True)
@@ -74,8 +121,8 @@ def as_markdown(published: Published, lines: Sequence[Line]) -> str:
         "# The papers' numbers",
         "",
         "Made by `resnet-dist study paper` from `resnet_dist/studies/paper.yaml` and the runs in MLflow. P: He et al. "
-        "2015, P2: He et al. 2016. Errors in percent. *Expected*: of the recipe that stands in the command. "
-        "*Measured*: empty where nobody has run it; counts are made when the table is.",
+        "2015, P2: He et al. 2016. Errors in percent. *Expected*: of the recipe in the command. "
+        "*Measured*: empty where nobody has run it; counts are made with the table.",
     ]
     for table in published.tables:
         parts += ["", f"## {table.title}", ""]
@@ -191,53 +238,3 @@ def _options(sets: Sequence[str]) -> str:
 def _at_most(differing: Sequence[str]) -> list[str]:
     more = len(differing) - _MAX_DIFFERENCES
     return [*differing[:_MAX_DIFFERENCES], *([f"{more} more"] if more > 0 else [])]
-
-
-# Published figures as data: the tables of a paper, and how this project makes the same number.
-
-
-Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
-
-
-class PublishedRow(Section):
-    what: str
-    paper: tuple[float | str | None, ...]
-    """As printed, one for each of the table's metrics; null: not printed. Errors in percent."""
-    net: str | None = None
-    """null: others' work, which is not made here."""
-    sets: tuple[str, ...] = ()
-    """Overrides of the table's recipe, besides the table's own."""
-    evaluate: tuple[str, ...] = ()
-    """Options of `resnet-dist evaluate` besides the table's protocol."""
-    expected: str = ""
-    """What the recipe should give, if that is another figure than the paper's, and who says so."""
-
-
-class PublishedTable(Section):
-    title: str
-    metrics: tuple[Metric, ...]
-    rows: tuple[PublishedRow, ...]
-    scale: float = 1.0
-    """What is counted is shown in this unit."""
-    recipe: str | None = None
-    """Name of a file of `resnet_dist/recipes`."""
-    sets: tuple[str, ...] = ()
-    """Overrides of the recipe, for all rows."""
-    protocol: str = "1-crop"
-    note: str = ""
-
-
-class Published(Section):
-    tables: tuple[PublishedTable, ...]
-
-
-def load_published(path: Path) -> Published:
-    """Raises UserError."""
-    published = load_as(Published, path)
-    for table in published.tables:
-        for row in table.rows:
-            if len(row.paper) != len(table.metrics):
-                raise UserError(
-                    f"{path}: {table.title}: {row.what}: {len(row.paper)} numbers for {len(table.metrics)} metrics"
-                )
-    return published

@@ -1,4 +1,4 @@
-"""A study as an MLflow run: its report and figures on the run's page, its trainings as runs below it."""
+"""A study: one MLflow run with the report and the figures, its trainings as runs below it, and its batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REPORT = "report"
 
 @dataclass(frozen=True)
 class Study:
-    """A study that is under way. All its trainings are resumable and kept: a second call does what is missing."""
+    """An open study. Its trainings are kept and resumable: started again, it does what is missing."""
 
     name: str
     profile: Profile
@@ -47,18 +47,18 @@ class Study:
     def train(
         self, net: str, *, lr: float, seed: int, overrides: Sequence[str] = (), name: str | None = None
     ) -> Trained:
-        """Trains a net by the studies' recipe, or takes what an earlier call trained."""
+        """Trains a net by the studies' recipe, unless an earlier call has."""
         recipe = study_recipe(net, lr=lr, seed=seed, overrides=overrides)
         run_name = name or f"{net}-lr{lr:g}-seed{seed}"
         say(f"{self.name}: {run_name}")
         return train_in_process(recipe, self.profile, run_name, self.handle.run_id)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of the study's own run; `step` is what the study counts by, its depth for example."""
+        """Numbers of the study's own run; `step` is the study's x-axis, depth for example."""
         self.tracker.metrics(values, step)
 
     def publish(self, report: str) -> Path:
-        """Writes the report (Markdown) beside the figures that were drawn, and puts both on the run's page."""
+        """Writes the report (Markdown) beside the figures, and logs both to the MLflow run."""
         make_folder(self.report_folder)
         path = self.report_folder / f"{self.name}.md"
         write_text_atomically(path, report)
@@ -79,7 +79,7 @@ def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]
     Raises UserError for a profile whose storage is no folder, Fault if MLflow does not answer.
     """
     if "://" in profile.storage:
-        raise UserError(f"storage {profile.storage}: a study keeps its runs in a folder; --profile-set storage=FOLDER")
+        raise UserError(f"storage {profile.storage}: a study keeps its runs in a folder: --profile-set storage=FOLDER")
     folder = Path(profile.storage) / f"study-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     below = profile.model_copy(
@@ -112,11 +112,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# Images of the studies' data, without augmentation, for measurements on a single batch.
-
-
 def training_batches(recipe: Recipe, profile: Profile, num_batches: int) -> list[Batch]:
-    """The first global batches of epoch 0, on the CPU. Raises UserError if the data are not there."""
+    """The first global batches of epoch 0, without augmentation, on the CPU. Raises UserError if there are none."""
     beton = Path(profile.data_root) / recipe.data.dataset / "train.beton"
     manifest = load_manifest(beton)
     size = recipe.train.global_batch_size
@@ -130,7 +127,7 @@ def training_batches(recipe: Recipe, profile: Profile, num_batches: int) -> list
         world_size=1,
         start_step=0,
     ).reshape(-1)
-    ids = np.resize(order, num_batches * size)  # over and over, if an epoch is shorter
+    ids = np.resize(order, num_batches * size)  # repeated, if an epoch is shorter
     loader = BetonLoader(
         beton,
         manifest,
@@ -143,9 +140,6 @@ def training_batches(recipe: Recipe, profile: Profile, num_batches: int) -> list
     )
     with closing(loader):
         return list(loader.epoch(0, ids))
-
-
-# Markdown tables.
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

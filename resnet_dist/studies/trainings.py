@@ -1,4 +1,4 @@
-"""`study degradation`: deeper plain nets have a higher training error, deeper ResNets do not (He et al. 2015, 4.1)."""
+"""The studies that compare whole trainings on digits: `study degradation` and `study shortcuts`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from resnet_dist.models import summarise
 from resnet_dist.studies.curves import TRAIN, VAL, Curve, curve_of, draw_depths, draw_errors
 from resnet_dist.studies.study import markdown_table, open_study
 from resnet_dist.tracking.spool import History
+
+# ---- `study degradation`: deeper plain nets train worse, deeper ResNets do not (He et al. 2015, 4.1) -----------------
 
 DEPTHS = (8, 20, 32, 44, 56)
 SEEDS = (0, 1)
@@ -63,7 +65,7 @@ def degradation(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequenc
 
 
 def degradation_report(histories: Mapping[Trial, History]) -> str:
-    """Markdown: the table of errors and what the claims come to. Pure."""
+    """Markdown: the tables of errors and the verdicts on the claims. Pure."""
     seeds = sorted({trial.seed for trial in histories if trial.lr == LR})
     depths = sorted({trial.depth for trial in histories})
     parts = [
@@ -91,7 +93,7 @@ def degradation_report(histories: Mapping[Trial, History]) -> str:
 
 
 def findings(histories: Mapping[Trial, History], depths: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    """Each claim with its numbers, whether it held or not."""
+    """Each claim with its numbers, and whether it holds."""
     deepest = depths[-1]
     shallow = next((depth for depth in depths[:-1] if depth >= 20), depths[0])
 
@@ -152,8 +154,7 @@ def _plain(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.is_plain]
 
 
-# `study shortcuts`: what options A, B and C cost and bring (He et al. 2015, section 4.1 and table 3).
-
+# ---- `study shortcuts`: what options A, B and C cost and bring (He et al. 2015, table 3) -----------------------------
 
 OPTIONS = ("A", "B", "C")
 COUNTED = ("resnet20", "resnet56", "resnet34", "resnet18")

@@ -50,7 +50,7 @@ def test_steps_to_a_loss_are_those_of_an_epochs_mean() -> None:
     assert steps_to([1.0] * 22, 0.5) is None
 
 
-def test_a_training_without_a_number_ends() -> None:
+def test_a_training_ends_when_its_loss_is_not_finite() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     floats = [Batch(b.images.float(), b.labels, b.sample_ids) for b in [batch()] * 30]
     losses = train(net, floats, lr=1e38)
@@ -63,7 +63,7 @@ def test_the_report_says_which_rate_did_not_train() -> None:
     text = batchnorm_report(losses, 1e-7, 1e-4)
     assert "256 for 128 maps" in text
     assert "| with | x5 (0.1) | 11 | 0.0100 |" in text
-    assert "| without | x5 (0.1) | not reached | no number after 2 steps |" in text
+    assert "| without | x5 (0.1) | not reached | not finite after 2 steps |" in text
 
 
 def test_a_fresh_nets_responses_are_one_in_every_layer() -> None:
