@@ -290,7 +290,9 @@ class Spool:
         sync_every_s: float | None = None,
         on_durable: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args:
+        """Opens a new file of the spool, and continues where the older ones end.
+
+        Args:
             folder: the spool, inside `storage.folder`; without `storage`, it is the storage.
             lease: number of the driver's lease. None: that of the newest file.
             on_durable: called by the writing thread whenever `durable_bytes` has grown.

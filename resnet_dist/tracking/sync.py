@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,6 +120,15 @@ class MlflowTransport:
         """Replaces what is at `path` in the run's artifacts. Raises Unavailable, Refused."""
         self._request(lambda client: client.log_text(self._run_id, content, path))
 
+    def has_text(self, path: str, content: str) -> bool:
+        """Whether this content is at `path` in the run's artifacts; False too if they cannot be read now."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="resnet-dist-text-") as folder:
+                local = self._connected().download_artifacts(self._run_id, path, folder)
+                return Path(local).read_text(encoding="utf-8") == content
+        except Exception:  # noqa: BLE001 - of many kinds, one for each artifact store; then the text is sent
+            return False
+
     def _request(self, request: Callable[[MlflowClient], object]) -> None:
         from mlflow.exceptions import MlflowException
 
@@ -156,10 +166,24 @@ class Delivery:
     not wait for it.
     """
 
-    def __init__(self, folder: Path, transport: MlflowTransport, may_send: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        transport: MlflowTransport,
+        may_send: Callable[[], bool] = lambda: True,
+        *,
+        compare_texts: bool = False,
+    ) -> None:
+        """Reads nothing yet, and asks no server.
+
+        Args:
+            may_send: asked before every request.
+            compare_texts: leave out a text that the server has already, at the price of reading it there.
+        """
         self._folder = folder
         self._transport = transport
         self._may_send = may_send
+        self._compare_texts = compare_texts
         self._reader = SpoolReader(folder)
         self._points: deque[Point] = deque()
         self._tags: dict[str, str] = {}
@@ -220,8 +244,9 @@ class Delivery:
         path, content = next(iter(self._texts.items()))
         self._require_newest()
         try:
-            self._transport.send_text(path, content)
-            self.num_texts += 1
+            if not (self._compare_texts and self._transport.has_text(path, content)):
+                self._transport.send_text(path, content)
+                self.num_texts += 1
         except Refused as error:
             self._keep_rejected(f"text {path}", str(error))
         del self._texts[path]
@@ -281,7 +306,7 @@ class SyncReport:
     num_points: int
     """Points of curves that the server did not have."""
     num_texts: int
-    """Text artifacts that were sent, whether or not the server had them."""
+    """Text artifacts that the server did not have."""
     num_rejected: int
     """Things that MLflow will never accept, listed in `rejected.jsonl` beside the spool."""
     num_bad_lines: int
@@ -325,7 +350,7 @@ def sync(
     mine = [folder for folder in folders if folder.name == handle.run_id]
     num_bytes = sum(file.path.stat().st_size for folder in mine for file in spool_files(folder))
     say(f"reading {num_bytes / 1e6:,.1f} MB of metrics and sending what MLflow does not have")
-    deliveries = [Delivery(folder, MlflowTransport(tracking_uri, folder.name)) for folder in mine]
+    deliveries = [Delivery(folder, MlflowTransport(tracking_uri, folder.name), compare_texts=True) for folder in mine]
     proceed = _limited(deliveries, time.monotonic() + limit_s, storage.location, say)
     faults: list[Fault] = []
     for folder, delivery in zip(mine, deliveries, strict=True):

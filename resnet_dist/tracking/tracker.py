@@ -71,7 +71,9 @@ class SpoolTracker(Tracker):
         max_backoff_s: float = 30.0,
         warn: Callable[[str], object] = _log.warning,
     ) -> None:
-        """Args:
+        """Opens the run's spool and starts the thread.
+
+        Args:
             storage: the run's, the same for every attempt (a path: that folder).
             run_id: from `open_run`.
             lease: number of the driver's lease: whoever works for an older one can neither open the spool nor send.

@@ -233,7 +233,7 @@ def test_a_run_killed_during_an_outage_is_completed_by_sync(server, tmp_path, st
     assert len(spooled_rows(handle)) == 400
     assert MlflowClient(server.uri).get_run(handle.run_id).info.status == "KILLED"
     again = sync(handle.run_dir, server.uri)
-    assert (again.num_points, again.end_status_sent) == (0, False)
+    assert (again.num_points, again.num_texts, again.end_status_sent) == (0, 0, False)
 
 
 class Broken(http.server.BaseHTTPRequestHandler):

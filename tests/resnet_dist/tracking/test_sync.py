@@ -393,7 +393,8 @@ def old_run(sqlite_uri: str, tmp_path: Path):
 
 
 def test_a_spool_of_version_1_is_sent(old_run, stored_rows):
-    report = sync(old_run.run_dir, old_run.tracking_uri)
+    report, again = (sync(old_run.run_dir, old_run.tracking_uri) for _ in range(2))
+    assert (report.num_texts, again.num_points, again.num_texts) == (1, 0, 0)
     assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (2 * 5 + 1 + 1, 0, 32)
     rows = stored_rows(sqlite_file(old_run.tracking_uri), old_run.run_id)
     losses = [(step, value) for key, step, _, value, _ in rows if key == "train/loss"]
