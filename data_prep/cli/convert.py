@@ -131,17 +131,14 @@ def convert(
 
 def _print_outcome(outcome: Outcome, exif: str, seconds: float, as_json: bool) -> None:
     from data_prep.converter.output import QUARANTINE, open_output
-    from data_prep.sources.base import notes_of
-    from data_prep.sources.listed import skipped_notes
 
-    manifest, source = outcome.manifest, outcome.source
+    manifest = outcome.manifest
     if outcome.already_done:
         echo(f"{outcome.path}: already done, nothing to do")
-    skipped = "" if notes_of(source) else "".join(f"; {note}" for note in skipped_notes(source.describe()))
     echo(
         f"{outcome.path}: {manifest.num_samples:,} images of {manifest.num_classes} classes, split "
         f"{manifest.source['split']}, {manifest.num_untouched:,} with the source's own bytes, "
-        f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s{skipped}"
+        f"{manifest.beton_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
     )
     if outcome.num_rotated:
         ignored = "ignored, as torchvision does with JPEGs; --exif apply turns them upright"

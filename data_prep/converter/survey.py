@@ -18,7 +18,6 @@ from data_prep.shown import shown
 from data_prep.sources.base import Source, UnreadableSample, notes_of, read_sample
 from data_prep.sources.files.places import MAX_SAMPLE_BYTES
 from data_prep.sources.labels import are_numbered
-from data_prep.sources.listed import skipped_notes
 
 NUM_FIRST = 5
 MANY_CLASSES = 10
@@ -174,7 +173,7 @@ def find_oddities(source: Source, headers: list[Header]) -> list[str]:
         found.append(
             "classes are named by numbers, so nothing proves their order: compare some images with their labels"
         )
-    found += notes_of(source) or skipped_notes(source.describe())
+    found += notes_of(source)
     return [shown(finding, None) for finding in found]
 
 

@@ -28,7 +28,7 @@ from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedF
 from data_prep.sources.files.places import Place, read_small
 from data_prep.sources.files.tar import Member, read_members, walk_tar
 from data_prep.sources.imagenet import VAL_NAME, WNID, label_map
-from data_prep.sources.listed import ArchivedSource, describe_listing, is_image_name
+from data_prep.sources.listed import ArchivedSource, describe_listing, is_image_name, skipped_notes
 from data_prep.sources.splits import SplitRequest, choose_split
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -85,6 +85,7 @@ class Ilsvrc(ArchivedSource):
             [shown(name) for name in sorted(left_out)],
         )
         self.description.label_checks.extend(notes)
+        self.notes = tuple(skipped_notes(self.description))
 
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:

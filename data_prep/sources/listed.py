@@ -172,7 +172,7 @@ def left_out_notes(names: Sequence[str], hidden: Sequence[str]) -> list[str]:
 
 
 def skipped_notes(described: SourceDescription) -> list[str]:
-    """The same from the description alone, for sources without such notes."""
+    """The same from the description alone, for archives, where the names of all files are not kept."""
     count, names = described.num_left_out, described.left_out
     more = ", ..." if names and count > len(names) else ""
     listed = f": {', '.join(names)}{more}" if names else ""
