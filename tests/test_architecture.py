@@ -25,7 +25,7 @@ FENCES = {
     "numba": ("resnet_dist.data", "resnet_dist.bench.peers"),  # in the bench: to seed the peer's draws
     "yaml": ("resnet_dist.config",),
     "pydantic": ("resnet_dist.config",),
-    "pyarrow": ("data_prep.sources", "resnet_dist.launch.execute"),
+    "pyarrow": ("data_prep.sources", "resnet_dist.launch.ray_group"),
     "fsspec": (
         "data_prep.sources",
         "data_prep.beton.stage",
@@ -178,7 +178,10 @@ WALLS = {
         "resnet_dist.data",
         "resnet_dist.training",
         "resnet_dist.tracking",
-        "resnet_dist.launch.in_process",
+        "resnet_dist.launch.cluster",
+        "resnet_dist.launch.execute",
+        "resnet_dist.launch.preflight",
+        "resnet_dist.launch.run",
         "resnet_dist.launch.code_version",
         "resnet_dist.launch.model_source",
         "data_prep.beton",

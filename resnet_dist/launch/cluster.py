@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import ray
+import torch
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
@@ -17,10 +18,13 @@ from data_prep.runtime.environment import cluster_address, given_address, withou
 from data_prep.runtime.ray_connection import connect, start_local
 from resnet_dist.config.profile import FailureConfig, Profile
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.ray_internals import leaving_nodes
 from resnet_dist.tracking.connection import client_environment
 
 NAMESPACE = "resnet-dist"
 _COUNT_AGAIN_S = 30.0
+_LOOK_EVERY_S = 1.0
+_CONNECT_LIMIT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -116,18 +120,6 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def leaving_nodes() -> frozenset[str]:
-    """Ids of the nodes that announced that they leave: drained by hand, by the cluster or by the cloud. Empty if Ray
-    cannot say.
-
-    Ray Train asks the same (2.60, `train/v2/_internal/execution/preemption.py`); there is no public name for it.
-    """
-    try:
-        return frozenset(ray._private.state.state.get_draining_nodes())
-    except Exception:  # noqa: BLE001 - not connected, or a GCS that does not answer: asked again in a second
-        return frozenset()
-
-
 def workers_with_room(nodes: Sequence[Node], profile: Profile) -> int:
     """How many of the profile's workers the nodes can hold."""
     fitting = [node for node in nodes if profile.node_labels.items() <= node.labels.items()]
@@ -187,21 +179,33 @@ def this_machine(profile: Profile, num_gpus: int) -> Node:
     return Node("this machine", float(profile.local_cpus or os.cpu_count() or 1), float(num_gpus))
 
 
-# What the driver waits for, and for how long: nodes with room, and a head that answers.
+def require_capacity_here(profile: Profile) -> None:
+    """UserError if the local Ray that would be started cannot hold the profile's workers; of a cluster nothing is known
+    before it is connected.
+    """
+    if cluster_of(profile, os.environ) is None:
+        require_capacity([this_machine(profile, torch.cuda.device_count())], profile)
 
 
-_LOOK_EVERY_S = 1.0
-_CONNECT_LIMIT_S = 3.0
+def wait_for_capacity(profile: Profile, log: Callable[[str], None]) -> list[Node]:
+    """The connected cluster's nodes, once they can hold the profile's workers, or `failure.wait_for_nodes_s` are over.
+
+    Raises UserError if they cannot hold them then.
+    """
+    with asked_for(profile, worker_bundles(profile)):
+        nodes = await_nodes(profile, lambda nodes: workers_with_room(nodes, profile) >= profile.workers.min, log)
+    require_capacity(nodes, profile)
+    return nodes
 
 
-def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], say: Callable[[str], None]) -> list[Node]:
+def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], log: Callable[[str], None]) -> list[Node]:
     """The cluster's nodes, as soon as `has_room` of them, or when `failure.wait_for_nodes_s` are over. Whether they do
     then is for the caller to judge."""
     limit_s = profile.failure.wait_for_nodes_s
     deadline = time.monotonic() + limit_s
     nodes = alive_nodes()
     if not has_room(nodes) and limit_s > 0:
-        say(f"the cluster has no room yet: waiting up to {limit_s:g} s for nodes (failure.wait_for_nodes_s)")
+        log(f"the cluster has no room yet: waiting up to {limit_s:g} s for nodes (failure.wait_for_nodes_s)")
     while not has_room(nodes) and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_S)
         nodes = alive_nodes()

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a wish that the driver can look at, instead of an exception at a random place."""
+"""How a request to stop gets from a signal to the workers, and how their progress comes back.
+
+A signal sets `StopSignal.number`; the driver's loop hands it to the `RunControl` actor when it looks there, twice a
+second; every worker asks the actor once a second; the workers vote after every step (`training.loop`).
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,20 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_prep.runtime.stop import end_at_once
-from resnet_dist.launch.cluster import leaving_nodes
-from resnet_dist.launch.reservation import NO_CLAIM, Claim
+from resnet_dist.launch.ray_internals import NO_RESERVATION, Reservation, leaving_nodes
+from resnet_dist.training.context import Observer
+
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass
-class StopSignal:
+class StopSignal(Observer):
     """`number` is the first signal received, None so far. A second one interrupts at once."""
 
     number: int | None = None
+
+    def stop_requested(self) -> bool:
+        return self.number is not None
 
     @property
     def exit_code(self) -> int:
@@ -52,12 +61,6 @@ def stop_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[Stop
             signal.signal(number, handler)
 
 
-# One small actor beside the driver: wishes to stop go to the workers, their progress comes back.
-
-
-_LOOK_EVERY_S = 1.0
-
-
 @dataclass(frozen=True)
 class Status:
     """Where the run stands, as rank 0 last said."""
@@ -65,7 +68,7 @@ class Status:
     attempt: int = 0
     """How many times a worker group has begun; more than one means a restart."""
     world_size: int = 0
-    claim: Claim = NO_CLAIM
+    reservation: Reservation = NO_RESERVATION
     """The newest worker group's: a controller that dies may leave it behind."""
     step: int = 0
     resumed_step: int | None = None
@@ -84,45 +87,48 @@ class Status:
 
 
 class RunControl:
-    """The actor's body; runs on the driver's node, so it lives and dies with the driver."""
+    """The actor's body, between the driver and its workers. It runs on the driver's node, so it lives and dies with the
+    driver; killed, it comes back knowing nothing, so everything here is said again and again.
+    """
 
     def __init__(self) -> None:
         self._stop = False
         self._status = Status()
-        self._nodes: dict[int, str] = {}
+        self._trainer = 0
+        self._nodes: dict[int, tuple[str, str]] = {}
         """Rank -> address and id of its node."""
         self._looked_s = 0.0
         self._leaving: frozenset[str] = frozenset()
 
-    def request_stop(self) -> None:
-        self._stop = True
+    def look(self, trainer: int, *, stop: bool) -> Status:
+        """The driver looks where its trainer number `trainer` is, and says whether the workers are to stop.
 
-    def begin(self) -> None:
-        """A new trainer begins: nobody of the one before is left."""
-        self._stop = False
-        self._nodes.clear()
-        self._status = replace(self._status, has_workers=False)
+        Of a new trainer it is known that nobody of the one before is left.
+        """
+        if trainer != self._trainer:
+            self._trainer, self._stop = trainer, False
+            self._nodes.clear()
+            self._status = replace(self._status, has_workers=False)
+        self._stop |= stop
+        return self._status
 
     def asks(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
         """Every worker asks once a second whether to stop, and says where it runs.
 
-        It is to stop when the user wishes it, and when a node that one of them runs on is about to leave.
+        It is to stop when the driver says so, and when a node that one of them runs on is about to leave.
         """
-        for gone in [r for r in self._nodes if r >= world_size]:
-            del self._nodes[gone]
-        self._nodes[rank] = f"{address} {node_id}"
-        self._status = replace(self._status, has_workers=True)  # said again and again: this actor may have come back
+        self._nodes = {r: node for r, node in self._nodes.items() if r < world_size} | {rank: (address, node_id)}
+        self._status = replace(self._status, has_workers=True)
         if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             self._leaving = leaving_nodes()
-        used = {place.split()[1] for place in self._nodes.values()}
-        if not self._stop and used & self._leaving:
+        leaving = sorted({address for address, node in self._nodes.values() if node in self._leaving})
+        if leaving and not self._stop:
             self._stop = True
-            leaving = sorted({place.split()[0] for place in self._nodes.values() if place.split()[1] in self._leaving})
             self.warn(f"node {', '.join(leaving)} is about to leave: the workers save, and go on without it")
         return self._stop
 
-    def began(self, world_size: int, claim: Claim) -> None:
+    def began(self, world_size: int, reservation: Reservation) -> None:
         """Rank 0 of a new worker group says so."""
         attempt = self._status.attempt + 1
         self._status = replace(
@@ -130,7 +136,7 @@ class RunControl:
             attempt=attempt,
             has_workers=True,
             world_size=world_size,
-            claim=claim,
+            reservation=reservation,
             resumed_step=None,
         )
 
@@ -144,9 +150,9 @@ class RunControl:
             evaluated_step=step if any(key.startswith("val/") for key in metrics) else status.evaluated_step,
         )
 
-    def slow(self, rank: int, factor: float) -> None:
+    def report_straggler(self, rank: int, factor: float) -> None:
         """Rank 0 says that a worker holds up the others."""
-        address = self._nodes.get(rank, "unknown").split()[0]
+        address, _ = self._nodes.get(rank, ("unknown", ""))
         self.warn(
             f"rank {rank} on node {address} has been {factor:.1f} times as slow as the others "
             f"for a while; see worker/{rank}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
@@ -165,11 +171,8 @@ class RunControl:
             return
         self._status = replace(self._status, mistake=self._status.mistake or what)
 
-    def status(self) -> Status:
-        return self._status
-
 
 def start_control() -> Any:
-    """Starts the actor on this node and returns its handle. Killed, it comes back, and workers tell it again."""
+    """Starts the actor on this node and returns its handle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(RunControl).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()

@@ -13,9 +13,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import read_record
@@ -25,6 +26,7 @@ from resnet_dist.storage.base import RunStorage
 _GROUP = "driver"
 _BEATS_IN_TIMEOUT = 6
 _LOOK_EVERY_S = 1.0
+_RETRY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Holder:
     beat: int = 0
     released: bool = False
     request: str = ""
-    """What its trainer asked Ray for (`claim.Claim.request`): whoever follows a dead driver takes it back."""
+    """What its trainer asked Ray for (`Reservation.request`): whoever follows a dead driver takes it back."""
     namespace: str = ""
     """In which its pid means something."""
 
@@ -82,12 +84,16 @@ class HeldLease:
         )
         self._thread.start()
 
-    def is_ours(self) -> bool:
-        """False once another driver has the run; what the storage does not tell is taken for ours."""
-        try:
+    def require_ours(self) -> None:
+        """Raises Fault once another driver has the run; what storage does not tell is taken for ours."""
+        if self.lost is not None:
+            raise self.lost
+        with suppress(OSError, UserError):
             self.lease.require_held()
-        except (OSError, UserError):
-            return self.lost is None
+
+    def is_ours(self) -> bool:
+        try:
+            self.require_ours()
         except Fault:
             return False
         return True
@@ -240,14 +246,53 @@ def _name(number: int, suffix: str) -> str:
     return f"{number:05d}{suffix}"
 
 
-# Bringing a checkpoint to storage that may be full or away for a while.
-
-
-_RETRY_S = 2.0
-
-
 class StorageRefused(Fault):
     """Storage did not take a checkpoint within its time."""
+
+
+@dataclass(frozen=True)
+class FencedStorage:
+    """A run's storage as its workers write to it: `commit` is patient where storage is full or away, and closed to
+    those whose driver was replaced. All else is `inner`'s.
+    """
+
+    inner: RunStorage
+    lease: Lease
+    limit_s: float
+    """Longest time to try."""
+    warn: Callable[[str], object]
+    give_up: Callable[[str], object] = lambda why: None
+    """Hears why a checkpoint will never be written: a restart of the workers would not help."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "inner"), name)
+
+    def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
+        """Raises Fault when the time is over, or if another driver has the run."""
+
+        def once() -> None:
+            try:
+                self.lease.require_held()
+            except UserError as error:  # it was there when the worker began: perhaps it is being mounted again
+                raise OSError(str(error)) from None
+            self.inner.commit(name, write, last)
+
+        try:
+            commit_within(once, self.limit_s, what=f"{self.inner.location}/{name}", warn=self.warn)
+        except Fault as fault:
+            self.give_up(str(fault))
+            raise
+
+
+def fenced(
+    storage: RunStorage,
+    lease: Lease,
+    limit_s: float,
+    warn: Callable[[str], object],
+    give_up: Callable[[str], object] = lambda why: None,
+) -> RunStorage:
+    """`storage`, closed to whoever does not hold the run any more; see `FencedStorage`."""
+    return cast(RunStorage, FencedStorage(storage, lease, limit_s, warn, give_up))
 
 
 def commit_within(
@@ -270,8 +315,8 @@ def commit_within(
             reason = error.strerror or str(error)
             if now_s() - began_s + _RETRY_S > limit_s:
                 raise StorageRefused(
-                    f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; make "
-                    "room or mend it, and give the same command again: it goes on from the checkpoint before"
+                    f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; make room "
+                    "or repair it, and give the same command again: it resumes from the checkpoint before"
                 ) from None
             if not warned:
                 warn(f"{what} cannot be written: {reason}; tried again for up to {limit_s:g} s, training goes on")
@@ -281,74 +326,3 @@ def commit_within(
             if warned:
                 warn(f"{what} is written after all")
             return
-
-
-# A run's storage as its workers write to it: patient when it is full, closed to those whose driver was replaced.
-
-
-@dataclass(frozen=True)
-class GuardedStorage:
-    """`inner`, but for `commit`."""
-
-    inner: RunStorage
-    lease: Lease
-    limit_s: float
-    """Longest time to try."""
-    warn: Callable[[str], object]
-    give_up: Callable[[str], object]
-    """Hears why a checkpoint will never be written: a restart of the workers would not mend it."""
-
-    def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
-        """Raises Fault when the time is over, or if another driver has the run."""
-
-        def once() -> None:
-            try:
-                self.lease.require_held()
-            except UserError as error:  # it was there when the worker began: perhaps it is being mounted again
-                raise OSError(str(error)) from None
-            self.inner.commit(name, write, last)
-
-        try:
-            commit_within(once, self.limit_s, what=f"{self.location}/{name}", warn=self.warn)
-        except Fault as fault:
-            self.give_up(str(fault))
-            raise
-
-    @property
-    def location(self) -> str:
-        return self.inner.location
-
-    @property
-    def folder(self) -> Path:
-        return self.inner.folder
-
-    @property
-    def sync_every_s(self) -> float:
-        return self.inner.sync_every_s
-
-    def pull(self) -> None:
-        self.inner.pull()
-
-    def publish(self, path: Path) -> None:
-        self.inner.publish(path)
-
-    def create_exclusive(self, path: Path) -> bool:
-        return self.inner.create_exclusive(path)
-
-    def extended(self, path: Path, num_bytes: int) -> None:
-        self.inner.extended(path, num_bytes)
-
-    def names(self, group: str = "") -> list[str]:
-        return self.inner.names(group)
-
-    def fetched(self, name: str) -> AbstractContextManager[Path]:
-        return self.inner.fetched(name)
-
-    def read(self, name: str) -> bytes | None:
-        return self.inner.read(name)
-
-    def remove(self, name: str) -> None:
-        self.inner.remove(name)
-
-    def require_writable(self) -> None:
-        self.inner.require_writable()

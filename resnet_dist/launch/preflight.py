@@ -44,8 +44,11 @@ from resnet_dist.training.schedule import RunPlan, plan_run
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: where its data lie, what it is, how long it is."""
+    """A run that can start: what it is, where its data is, how long it is."""
 
+    recipe: Recipe
+    profile: Profile
+    name: str
     train_source: str
     """A path or a URL."""
     val_source: str
@@ -70,17 +73,17 @@ class Prepared:
         """The run's small files on this machine."""
         return self.storage.folder
 
-    def job(self, recipe: Recipe, profile: Profile) -> Job:
-        """What every worker of the run is sent; both arguments are those that were checked."""
+    def job(self) -> Job:
+        """What every worker of the run is sent."""
         return Job(
-            recipe=recipe,
+            recipe=self.recipe,
             plan=self.plan,
             identity=self.identity,
             train_beton=self.train_beton,
             val_beton=self.val_beton,
             pictures=picture_settings(self.train),
-            loader_threads=profile.cpus_per_worker,
-            recompute_activations=profile.recompute_activations,
+            loader_threads=self.profile.cpus_per_worker,
+            recompute_activations=self.profile.recompute_activations,
         )
 
 
@@ -124,17 +127,20 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     data_warnings = [warning for warning in of_data if warning is not None]
     plan = plan_run(recipe, profile, train.num_samples)
     return Prepared(
-        train_source,
-        val_source,
-        read_place(train_source, train, profile),
-        read_place(val_source, val, profile),
-        train,
-        val,
-        identity,
-        plan,
-        storage,
-        (*warnings, *data_warnings),
-        damaged,
+        recipe=recipe,
+        profile=profile,
+        name=name,
+        train_source=train_source,
+        val_source=val_source,
+        train_beton=read_place(train_source, train, profile),
+        val_beton=read_place(val_source, val, profile),
+        train=train,
+        val=val,
+        identity=identity,
+        plan=plan,
+        storage=storage,
+        warnings=(*warnings, *data_warnings),
+        damaged=damaged,
         none_whole=found is None and bool(damaged),
         data_warnings=tuple(data_warnings),
     )

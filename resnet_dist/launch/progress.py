@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live bar on a terminal, plain lines in a job's log."""
+"""How a run is getting on: lines and a bar on the terminal, `events.log`, and where the seconds of a start went."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from data_prep.beton.files import Unfit, append, open_regular
 from data_prep.redaction import redacted
 from resnet_dist.launch.control import Status
+from resnet_dist.launch.lease import HeldLease
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.system_metrics import process_began_s
 from resnet_dist.training.schedule import RunPlan
@@ -35,7 +36,7 @@ def describe(status: Status, plan: RunPlan) -> str:
     return ", ".join(parts)
 
 
-class Screen:
+class ProgressReporter:
     """Shows statuses; lines go to stderr, so stdout holds results only."""
 
     def __init__(self, plan: RunPlan) -> None:
@@ -47,9 +48,9 @@ class Screen:
         self._last_line_s = 0.0
 
     @contextmanager
-    def live(self) -> Iterator[Screen]:
+    def live(self) -> Iterator[None]:
         if not self._console.is_terminal:
-            yield self
+            yield
             return
         columns = (
             TextColumn("step"),
@@ -60,28 +61,25 @@ class Screen:
         )
         with Progress(*columns, console=self._console) as self._bar:
             self._task = self._bar.add_task("waiting for workers", total=self._plan.last_step)
-            yield self
+            yield
         self._bar = None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._console.print(redacted(line), markup=False)
 
     def show(self, status: Status) -> None:
         """Call it often; it prints what is new."""
         if status.attempt > self._last.attempt:
             again = "" if status.attempt == 1 else f" (attempt {status.attempt}: the workers were restarted)"
-            self.say(f"{status.world_size} workers are up{again}")
+            self.log(f"{status.world_size} workers are up{again}")
         for warning in status.warnings[len(self._last.warnings) :]:
-            self.say(f"warning: {warning}")
+            self.log(f"warning: {warning}")
         if self._bar is not None:
             self._bar.update(self._task, completed=status.step, description=describe(status, self._plan))
         elif status.step != self._last.step and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
-            self.say(f"step {status.step}/{self._plan.last_step}: {describe(status, self._plan)}")
+            self.log(f"step {status.step}/{self._plan.last_step}: {describe(status, self._plan)}")
             self._last_line_s = time.monotonic()
         self._last = status
-
-
-# What happened to a run besides training: starts, restarts, resizes, ends. One line each, in `events.log`.
 
 
 _MAX_READ_BYTES = 1 << 20
@@ -91,8 +89,9 @@ _WORKERS = re.compile(r"^\S+ workers up: (\d+)")
 class EventLog:
     """Appends to the run's `events.log`, which outlives the driver."""
 
-    def __init__(self, storage: RunStorage) -> None:
-        self._storage = storage
+    def __init__(self, storage: RunStorage, lease: HeldLease | None = None) -> None:
+        """`lease`: of the driver that writes; one that has lost the run notes nothing any more."""
+        self._storage, self._lease = storage, lease
         self.path = storage.folder / "events.log"
         self._attempt = 0
         self._step = 0
@@ -101,6 +100,8 @@ class EventLog:
 
     def note(self, event: str) -> None:
         """One line, the time (UTC) before it."""
+        if self._lease is not None and not self._lease.is_ours():
+            return
         self._unwritten.append(
             f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {redacted(' '.join(event.split()))}\n"
         )
@@ -140,9 +141,6 @@ def count_events(log: str) -> dict[str, str]:
     sizes = [int(match.group(1)) for line in log.splitlines() if (match := _WORKERS.match(line))]
     resizes = sum(before != after for before, after in pairwise(sizes))
     return {"restarts": str(max(len(sizes) - 1, 0)), "resizes": str(resizes)}
-
-
-# Where the seconds from the command to the first training steps went.
 
 
 class Startup:

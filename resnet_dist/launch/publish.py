@@ -1,9 +1,9 @@
-"""`result.json`: written last of all into the run's folder; its presence means that the run is complete."""
+"""From a finished training to a complete run: its models in MLflow, registered, and `result.json`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ import torch
 from data_prep.redaction import redacted
 from data_prep.shown import shown
 from resnet_dist.config.loading import read_record, recipe_from_yaml, to_yaml
-from resnet_dist.config.profile import FailureConfig, Profile
+from resnet_dist.config.profile import FailureConfig
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.data_checks import known_pictures, picture_settings
 from resnet_dist.launch.lease import driver_of, held
 from resnet_dist.launch.preflight import Prepared
-from resnet_dist.launch.record import Say, data_inputs, send_end, send_measured, short, waits
+from resnet_dist.launch.record import Log, data_inputs
+from resnet_dist.launch.run import UNPUBLISHED, Record, Run
 from resnet_dist.storage.base import RunStorage, write_json
 from resnet_dist.tracking.connection import Unanswered
 from resnet_dist.tracking.datasets import DataInput
-from resnet_dist.tracking.mlflow_run import RunHandle, record_end, recorded_end, recorded_run, require_run
+from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, recorded_end, recorded_run, require_run
 from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.spool import read_history
@@ -36,6 +37,10 @@ from resnet_dist.training.model import build_classifier
 from resnet_dist.training.state import evaluated_weights
 
 _RESULT = "result.json"
+"""Written last of all into the run's folder; its presence means that the run is complete."""
+_TRAINED = "trained.json"
+"""Written when the training is over. With the checkpoint it is all that publishing needs, so that any command and any
+machine that sees the storage can do it, without Ray and the data."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,6 @@ def write_result(storage: RunStorage, result: RunResult) -> None:
     storage.publish(storage.folder / _RESULT)
 
 
-# `trained.json`: written into the run's folder when its training is over. With the checkpoint it is all that bringing
-
-
-_TRAINED = "trained.json"
-
-
 @dataclass(frozen=True)
 class Trained:
     """A finished training."""
@@ -91,7 +90,7 @@ class Trained:
     """With the name of its algorithm."""
     register_models: bool
     pictures: Mapping[str, Any]
-    """How the training data's pictures became pixels: `data_identity.picture_settings`."""
+    """How the training data's pictures became pixels: `data_checks.picture_settings`."""
 
     @property
     def words(self) -> str:
@@ -100,16 +99,16 @@ class Trained:
         return f"training finished after step {self.step}" + ("" if top1 is None else f" at {top1:.2f} % top-1")
 
 
-def trained_run(recipe: Recipe, profile: Profile, name: str, prepared: Prepared, result: WorkerResult) -> Trained:
+def trained_run(prepared: Prepared, result: WorkerResult) -> Trained:
     return Trained(
-        name=name,
+        name=prepared.name,
         step=result.step,
         metrics=dict(result.metrics),
-        recipe=recipe,
+        recipe=prepared.recipe,
         identity=prepared.identity,
-        validation=data_inputs(recipe, prepared)[1],
+        validation=data_inputs(prepared)[1],
         validation_digest=prepared.val.digest,
-        register_models=profile.register_models,
+        register_models=prepared.profile.register_models,
         pictures=picture_settings(prepared.train),
     )
 
@@ -148,13 +147,37 @@ def _parsed(tree: dict[str, Any]) -> Trained:
     )
 
 
-# After training: the last and the best weights become models in MLflow, and the better one a candidate.
+def publish_model(run: Run, result: WorkerResult) -> RunResult:
+    """Brings a finished run's models to MLflow; leaving the run's block then brings its end. Raises as `publish`."""
+    trained = trained_run(run.prepared, result)
+    write_trained(run.storage, trained)
+    return publish(trained, run.record)
 
 
-def hand_over(trained: Trained, storage: RunStorage, handle: RunHandle, say: Callable[[str], object]) -> RunResult:
-    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them
-    if the profile said so, and says where everything is. Raises Fault; a second call does what is missing.
+def publish(trained: Trained, record: Record) -> RunResult:
+    """Brings a finished training to MLflow: what its workers left, plots, models, their registration.
+
+    A second call, from wherever, does what is missing. Raises Fault, or UserError if the server refuses this user, with
+    what was reached and how the rest gets there; nothing then says that the training failed.
     """
+    record.trained, record.end = trained.words, RunEnd("FINISHED", UNPUBLISHED)
+    try:
+        require_run(record.handle)
+        record.log(f"{trained.words}; metrics, plots and model go to MLflow now")
+        unsent = record.send_measured()
+        if isinstance(unsent, Unanswered):
+            raise unsent
+        result = _publish_models(trained, record)
+    except (Fault, UserError, OSError) as error:
+        raise record.unpublished(error) from error
+    record.end = RunEnd("FINISHED", "finished")
+    return result
+
+
+def _publish_models(trained: Trained, record: Record) -> RunResult:
+    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them
+    if the profile said so, and returns where everything is."""
+    storage, handle = record.storage, record.handle
     with newest_whole(storage) as found:
         if found is None or found.metadata.step != trained.step:
             raise Fault(f"{storage.location}: the checkpoint of step {trained.step} is missing or damaged")
@@ -167,7 +190,7 @@ def hand_over(trained: Trained, storage: RunStorage, handle: RunHandle, say: Cal
             best_uri = _log(trained, handle, "model-best", best.directory, best.metadata.step, metrics)
     if trained.register_models:
         registered = _register(trained, handle, best_uri, metrics)
-        say(
+        record.log(
             f"registered {registered.name} version {registered.version} as candidate"
             + (" and champion" if registered.is_champion else "; the champion stays" + _why(registered))
         )
@@ -237,12 +260,6 @@ def _why(registered: Registration) -> str:
     )
 
 
-# Bringing a run to MLflow whose training is over: by `train` itself, by the same command again, by `tracking sync`.
-
-
-_UNDER_WAY = "finished; its model is not in MLflow yet"
-
-
 def trained_before(prepared: Prepared) -> Trained | None:
     """What an earlier command trained to the end that is still asked for, and could not bring to MLflow."""
     trained = read_trained(prepared.storage)
@@ -251,53 +268,35 @@ def trained_before(prepared: Prepared) -> Trained | None:
     return trained if trained.identity.is_of(prepared.identity) else None
 
 
-def complete(trained: Trained, storage: RunStorage, tracking_uri: str, say: Say) -> RunResult:
-    """Brings a finished training to MLflow: what its workers left, plots, models, their registration, its end.
-
-    A second call, from wherever, does what is missing. Raises Fault, or UserError if the server refuses this user, with
-    what was reached and how the rest gets there; nothing then says that the training failed.
-    """
-    storage.pull()
-    handle = recorded_run(storage, tracking_uri)
-    if handle is None:
-        raise Fault(f"{storage.location}: {trained.words}, but which MLflow run it belongs to is not there any more")
-    record_end(handle, "FINISHED", _UNDER_WAY)
-    try:
-        require_run(handle)
-        say(f"{trained.words}; metrics, plots and model go to MLflow now")
-        unsent = send_measured(storage, handle, trained.identity.class_names)
-        if isinstance(unsent, Unanswered):
-            raise unsent
-        result = hand_over(trained, storage, handle, say)
-        record_end(handle, "FINISHED", "finished")
-        if (why := send_end(storage, handle)) is not None:
-            raise why
-    except (Fault, UserError, OSError) as error:
-        record_end(handle, "FINISHED", f"{_UNDER_WAY}: {short(error)}")
-        if not isinstance(error, Unanswered):
-            send_end(storage, handle)
-        kind = UserError if isinstance(error, UserError) else Fault
-        raise kind(
-            f"{trained.words} ({storage.location}), but MLflow does not have all of it: {short(error)}; "
-            f"{waits(storage.location, tracking_uri)}, or by the same command again"
-        ) from error
-    if unsent is not None:
-        say(f"warning: {short(unsent)}; {waits(storage.location, tracking_uri)}")
-    write_result(storage, result)
+def complete(
+    trained: Trained,
+    storage: RunStorage,
+    tracking_uri: str,
+    log: Log,
+    *,
+    driver_timeout_s: float = FailureConfig().driver_timeout_s,
+) -> RunResult:
+    """Publishes what an earlier command trained, from wherever: needs neither Ray nor the data. Raises as `publish`."""
+    with held(storage, driver_timeout_s, log) as lease:
+        handle = recorded_run(storage, tracking_uri)
+        if handle is None:
+            raise Fault(f"{storage.location}: {trained.words}, but the record of its MLflow run is gone")
+        with Record(handle, lease, trained.identity.class_names, log) as record:
+            result = publish(trained, record)
+        write_result(storage, result)
     return result
 
 
-def sync_run(storage: RunStorage, tracking_uri: str, say: Say) -> str:
+def sync_run(storage: RunStorage, tracking_uri: str, log: Log) -> str:
     """Brings to MLflow whatever it does not have of a run, as `train` would have; what came of it, in words.
 
     Harmless at any time: a run that a driver is at work on gets its points only. Raises as `sync` and `complete` do.
     """
     trained = read_trained(storage) if read_result(storage) is None else None
     if trained is None:
-        report = sync(storage, tracking_uri, say=say)
+        report = sync(storage, tracking_uri, say=log)
         return _words(report, storage)
-    with held(storage, FailureConfig().driver_timeout_s, say):
-        result = complete(trained, storage, tracking_uri, say)
+    result = complete(trained, storage, tracking_uri, log)
     return f"{trained.words}: run {result.run_id} is complete in MLflow and marked FINISHED, model {result.model_uri}"
 
 

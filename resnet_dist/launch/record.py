@@ -1,4 +1,4 @@
-"""A run in words and tables, for whoever finds it in MLflow: parameters, tags, description. Pure."""
+"""What MLflow is told of a run besides its numbers: parameters, tags, description, files; and how its data was made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from data_prep.beton.files import write_text_atomically
@@ -34,23 +33,21 @@ from resnet_dist.tracking.datasets import (
     record_preparation,
 )
 from resnet_dist.tracking.mlflow_run import (
-    EndStatus,
     RunHandle,
     log_details,
     log_folder,
     open_run,
-    record_end,
-    send_end_status,
     set_tags,
 )
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.spool import read_history
-from resnet_dist.tracking.sync import sync
 from resnet_dist.training.checkpoint import Identity, newest_first, read_metadata
 from resnet_dist.training.checkpoint_manager import BEST
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
-"""Keys of a profile that may change each time a run goes on: tags, because MLflow never changes a parameter."""
+"""Keys of a profile that may change each time a run resumes: tags, because MLflow never changes a parameter."""
+_TRIAL_ANSWER_LIMIT_S = 60.0
+"""How long MLflow may take to open a trial's run: many trials may begin at once, and starting one again costs more."""
 
 
 def run_params(recipe: Recipe, profile: Profile) -> dict[str, str]:
@@ -79,10 +76,10 @@ def hardware_summary(nodes: Sequence[Node]) -> str:
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs"
 
 
-def data_inputs(recipe: Recipe, prepared: Prepared) -> list[DataInput]:
+def data_inputs(prepared: Prepared) -> list[DataInput]:
     return [
         DataInput(
-            name=f"{recipe.data.dataset}/{PurePosixPath(source).stem}",
+            name=f"{prepared.recipe.data.dataset}/{PurePosixPath(source).stem}",
             digest=manifest.digest.partition(":")[2],
             context=context,
             location=source,
@@ -104,9 +101,10 @@ def links(inputs: Sequence[DataInput], found: Mapping[str, PreparationRun]) -> d
     return {data.context: found[data.digest] for data in inputs if data.digest in found}
 
 
-def description(recipe: Recipe, name: str, prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> str:
+def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> str:
     """Markdown: what is trained on what, and the commands that go on with it and check it."""
-    train, folder = recipe.train, prepared.storage.location
+    recipe, folder = prepared.recipe, prepared.storage.location
+    train = recipe.train
     rows = {
         "model": f"{recipe.model.name}, {recipe.model.num_classes} classes",
         "data": f"{recipe.data.dataset}: {prepared.train.num_samples:,} train, {prepared.val.num_samples:,} validation",
@@ -122,7 +120,7 @@ def description(recipe: Recipe, name: str, prepared: Prepared, made_by: Mapping[
     return (
         f"{recipe.model.name} on {recipe.data.dataset}.\n\n| | |\n|---|---|\n{table}\n"
         "Go on with it, or train it again under another name:\n\n"
-        f"    resnet-dist train {folder}/recipe.yaml --on {folder}/profile.yaml --name {name}\n\n"
+        f"    resnet-dist train {folder}/recipe.yaml --on {folder}/profile.yaml --name {prepared.name}\n\n"
         "Evaluate its newest checkpoint:\n\n"
         f"    resnet-dist evaluate {folder} --data {prepared.val_beton}\n\n"
         "Send what an outage of MLflow kept back:\n\n"
@@ -137,130 +135,83 @@ def _user() -> str:
         return "unknown"
 
 
-# What the driver tells MLflow of a run besides its numbers: at the start what it is, at the end what came of it.
-
-
-Say = Callable[[str], None]
+Log = Callable[[str], None]
+"""Takes one line for the user."""
 Undelivered = Fault | UserError | OSError
 """Why MLflow does not have something."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One driver's view of its MLflow run."""
-
-    handle: RunHandle
-    prepared: Prepared
-    events: EventLog
-    say: Say
-
-    def close(self, status: EndStatus, reason: str) -> None:
-        """After the workers ended, however they did: what they could not send, plots, checkpoints and events, and the
-        run's end. What MLflow does not take waits in storage, and one line says so.
-        """
-        record_end(self.handle, status, reason)
-        storage = self.prepared.storage
-        why = send_measured(storage, self.handle, self.prepared.val.class_names)
-        if not isinstance(why, Unanswered):
-            end = send_end(storage, self.handle)
-            why = why or end
-        if why is not None:
-            self.say(f"warning: {short(why)}; {waits(storage.location, self.handle.tracking_uri)}")
-
-    @contextmanager
-    def told(self, consequence: str) -> Iterator[None]:
-        """Turns what MLflow or storage refuse into a line for the user."""
-        try:
-            yield
-        except (Fault, UserError, OSError) as error:
-            self.say(f"warning: {consequence}: {redacted(str(error))}")
-
-
-def begin_record(
-    recipe: Recipe,
-    profile: Profile,
-    name: str,
+def open_mlflow_run(
     prepared: Prepared,
     nodes: Sequence[Node],
-    say: Say,
     *,
     parent_run_id: str | None = None,
-    answer_limit_s: float = 10.0,
-) -> Record:
-    """Opens the MLflow run of `prepared.run_dir`, or continues it, and describes it there; below `parent_run_id`, if
-    it is a sweep's trial.
+    tags: Mapping[str, str],
+    with_code: bool = True,
+) -> tuple[RunHandle, CodeVersion | None]:
+    """Opens the MLflow run that belongs to the run's folder, or continues it; below `parent_run_id`, if that is given.
+    `with_code`: find out which code runs here, which takes git a moment.
 
-    Raises Fault if MLflow does not answer: nothing has been started yet.
+    Raises Fault if MLflow does not answer.
     """
-    storage = prepared.storage
-    storage.pull()
-    texts = {
-        "recipe.yaml": to_yaml(recipe),
-        "profile.yaml": redacted(to_yaml(profile)),
-        "class_names.json": json.dumps(prepared.val.class_names, indent=0, ensure_ascii=False) + "\n",
-    }
-    for file, text in texts.items():
+    recipe, profile, storage = prepared.recipe, prepared.profile, prepared.storage
+    for file, text in _texts(prepared).items():
         path = storage.folder / file
         write_text_atomically(path, text)
         storage.publish(path)
-    code = read_code_version(Path(__file__).parents[2])
-    tags = run_tags(profile, prepared.identity, nodes, code)
+    code = read_code_version(Path(__file__).parents[2]) if with_code else None
     handle = open_run(
         profile.tracking_uri,
         profile.experiment,
-        name,
+        prepared.name,
         storage,
-        tags,
+        {**run_tags(profile, prepared.identity, nodes, code), **tags},
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
-        answer_limit_s=answer_limit_s,
+        answer_limit_s=10.0 if parent_run_id is None else _TRIAL_ANSWER_LIMIT_S,
     )
-    record = Record(handle, prepared, EventLog(storage), say)
-    record.events.note(f"driver began: {tags['hardware']}, code {code.commit[:12] if code else 'not in git'}")
+    return handle, code
+
+
+def describe_in_mlflow(
+    handle: RunHandle, prepared: Prepared, nodes: Sequence[Node], code: CodeVersion | None, log: Log
+) -> None:
+    """What the run is, for its page in MLflow. None of this can fail a run: what is not taken costs a warning."""
+    profile = prepared.profile
     facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
-    inputs = data_inputs(recipe, prepared)
+    inputs = data_inputs(prepared)
     made_by: dict[str, PreparationRun] = {}
-    with record.told("the run is not linked to how its data was made"):
+    with _warn_on_error(log, "the run is not linked to how its data was made"):
         made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))
         set_tags(handle, {f"data_prep.{context}": run.run_id for context, run in made_by.items()})
-    with record.told("the run is not described in MLflow"):
+    with _warn_on_error(log, "the run is not described in MLflow"):
         log_details(
             handle,
-            description=description(recipe, name, prepared, made_by),
+            description=description(prepared, made_by),
             texts={
-                **{f"config/{file}": text for file, text in texts.items()},
+                **{f"config/{file}": text for file, text in _texts(prepared).items()},
                 "code/environment.json": json.dumps(facts, indent=1),
                 **({"code/changes.diff": code.diff} if code and code.dirty and profile.record_changes else {}),
             },
             inputs=inputs,
         )
-    return record
 
 
-def send_measured(storage: RunStorage, handle: RunHandle, class_names: Sequence[str]) -> Undelivered | None:
-    """Brings to MLflow what the workers left, then plots, checkpoints and events; what stopped it, if anything did."""
-    return _first_failure(
-        partial(sync, storage, handle.tracking_uri, limit_s=600.0, with_end=False),
-        partial(_log_files, storage, handle, class_names),
-    )
+def _texts(prepared: Prepared) -> dict[str, str]:
+    return {
+        "recipe.yaml": to_yaml(prepared.recipe),
+        "profile.yaml": redacted(to_yaml(prepared.profile)),
+        "class_names.json": json.dumps(prepared.val.class_names, indent=0, ensure_ascii=False) + "\n",
+    }
 
 
-def send_end(storage: RunStorage, handle: RunHandle) -> Undelivered | None:
-    """Brings the end to MLflow that `record_end` kept."""
-    return _first_failure(partial(send_end_status, handle))
-
-
-def _first_failure(*steps: Callable[[], object]) -> Undelivered | None:
-    """Does them all, but asks a server that is away only once."""
-    first: Undelivered | None = None
-    for step in steps:
-        try:
-            step()
-        except (Fault, UserError, OSError) as error:
-            first = first or error
-            if isinstance(error, Unanswered):
-                break
-    return first
+@contextmanager
+def _warn_on_error(log: Log, consequence: str) -> Iterator[None]:
+    """Turns what MLflow or storage refuse into a line for the user."""
+    try:
+        yield
+    except (Fault, UserError, OSError) as error:
+        log(f"warning: {consequence}: {redacted(str(error))}")
 
 
 def short(why: Undelivered) -> str:
@@ -276,7 +227,8 @@ def waits(location: str, tracking_uri: str) -> str:
     )
 
 
-def _log_files(storage: RunStorage, handle: RunHandle, class_names: Sequence[str]) -> None:
+def send_files(storage: RunStorage, handle: RunHandle, class_names: Sequence[str]) -> None:
+    """Events, list of checkpoints and plots, as artifacts of the run."""
     log = EventLog(storage).read()
     checkpoints = json.dumps(list_checkpoints(storage), indent=1)
     log_details(handle, texts={"events.log": log, "checkpoints.json": checkpoints})
@@ -299,9 +251,6 @@ def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
             path = f"{storage.location}/{name}"
             found.append({"name": name, "step": metadata.step, "metrics": dict(metadata.metrics), "path": path})
     return found
-
-
-# A beton's manifest, recorded in MLflow: `resnet-dist tracking record-data`.
 
 
 LONG = ("label_map", "label_checks")

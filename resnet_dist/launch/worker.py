@@ -1,30 +1,27 @@
-"""Data on every node's own disk before the first step: runs in the workers, which wait for each other."""
+"""What runs inside a worker of a Ray Train group: `worker_main`, and the `RunContext` that its training loop sees."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from data_prep.beton.stage import stage
-from resnet_dist.config.profile import FailureConfig, Profile
+from resnet_dist.config.profile import FailureConfig
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.data_checks import require_same_data
-from resnet_dist.launch.lease import GuardedStorage, Lease
-from resnet_dist.launch.reservation import current_claim
+from resnet_dist.launch.execute import NodeCache, fill, stacks_file
+from resnet_dist.launch.lease import Lease, fenced
+from resnet_dist.launch.ray_internals import current_reservation
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
@@ -32,46 +29,6 @@ from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 from resnet_dist.training.checkpoint import METADATA
 from resnet_dist.training.context import Job, WorkerResult, WriteCheckpoint
 from resnet_dist.training.watchdog import Watchdog
-
-
-@dataclass(frozen=True)
-class NodeCache:
-    """What to copy (paths or URLs), to which folder, and for how long the slowest node may take."""
-
-    sources: Sequence[str]
-    folder: Path
-    timeout_s: float
-
-
-def node_cache(profile: Profile, sources: Sequence[str]) -> NodeCache | None:
-    if profile.cache is None:
-        return None
-    return NodeCache(tuple(sources), Path(profile.cache), profile.cache_timeout_s)
-
-
-def fill(cache: NodeCache) -> None:
-    """Copies what this node lacks, and returns when all workers' nodes have everything.
-
-    Workers of one node share the copy: the first one copies, the others wait for it. Waiting happens in a group of its
-    own, because the limits of the training's collectives are minutes and a copy of ImageNet may take an hour.
-    Raises Fault when the source is damaged, the disk full or the limit passed; UserError when the source is gone.
-    """
-    everybody = None
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everybody = dist.new_group(backend="gloo", timeout=timedelta(seconds=cache.timeout_s))
-    for source in cache.sources:
-        stage(source, cache.folder, wait_limit_s=cache.timeout_s)
-    if everybody is None:
-        return
-    try:
-        dist.barrier(everybody)  # type: ignore[arg-type]  # new_group's stub allows for ranks outside
-    except RuntimeError as error:
-        raise Fault(f"another node did not copy its data into {cache.folder}: {error}") from None
-    dist.destroy_process_group(everybody)
-
-
-# `RunContext` over Ray Train: the only code that runs inside a Ray worker and knows it.
-
 
 _STOP_POLL_S = 1.0
 
@@ -106,19 +63,20 @@ class RayContext:
         self.world_size: int = context.get_world_size()
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         failure, control = setup.failure, setup.control
-        self.storage = GuardedStorage(
+        self.storage = fenced(
             setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
         )
         self._setup = setup
         self._monitor = monitor
         self._spool = spool
-        self._stop = threading.Event()
+        self._stop_requested = False
         self._done = threading.Event()
         self._saved_at_s = time.monotonic()
         self._upload: threading.Event | None = None
-        stacks = self.storage.folder / "stacks" / f"rank{self.rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        self._watchdog = Watchdog(failure.progress_timeout_s, stacks, self.storage.publish)
-        threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
+        self._watchdog = Watchdog(
+            failure.progress_timeout_s, stacks_file(self.storage, self.rank), self.storage.publish
+        )
+        threading.Thread(target=self._ask_for_stop, name="ask-for-stop", daemon=True).start()
 
     def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
         """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
@@ -153,7 +111,7 @@ class RayContext:
         self._wait_for_upload(self._setup.failure.storage_timeout_s)
 
     def stop_requested(self) -> bool:
-        return self._stop.is_set()
+        return self._stop_requested
 
     def save_requested(self) -> bool:
         """By the clock."""
@@ -168,7 +126,7 @@ class RayContext:
 
     def report_straggler(self, rank: int, factor: float) -> None:
         if self.rank == 0:
-            self._setup.control.slow.remote(rank, factor)
+            self._setup.control.report_straggler.remote(rank, factor)
 
     def heartbeat(self) -> None:
         self._watchdog.heartbeat()
@@ -198,12 +156,13 @@ class RayContext:
         self._setup.control.give_up.remote(reason)
         raise Fault(reason)
 
-    def _poll_stop(self) -> None:
+    def _ask_for_stop(self) -> None:
+        """Once a second, in a thread: an answer may take its time, and the training loop must not wait for it."""
         me = (self.rank, self.world_size, ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
         while not self._done.wait(_STOP_POLL_S):
             try:
                 if ray.get(self._setup.control.asks.remote(*me), timeout=5.0):
-                    self._stop.set()
+                    self._stop_requested = True
                     return
             except ActorDiedError:
                 return  # the driver is gone, and Ray ends this worker too
@@ -231,7 +190,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     context = RayContext(setup, monitor, spool)
     tracker = Tracker()
     if spool is not None and context.rank == 0:
-        setup.control.began.remote(context.world_size, current_claim())
+        setup.control.began.remote(context.world_size, current_reservation())
         tracker = spool
         tracker.tags({"workers": str(context.world_size)})
     try:

@@ -20,14 +20,36 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import UserError
+from resnet_dist.launch.cluster import this_machine
 from resnet_dist.launch.code_version import read_code_version
-from resnet_dist.launch.in_process import Trained, train_in_process
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, end_run, log_details, log_folder, open_run
+from resnet_dist.launch.execute import execute, in_process
+from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.run import Run
+from resnet_dist.tracking.mlflow_run import (
+    EndStatus,
+    RunHandle,
+    end_run,
+    log_details,
+    log_folder,
+    open_run,
+    recorded_end,
+    recorded_run,
+)
+from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.tracker import SpoolTracker
+from resnet_dist.training.context import Outcome
 
 _RECIPE = Path(__file__).with_name("digits.yaml")
 REPORT = "report"
 """Folder of the report and its figures: in the study's own folder, and among the artifacts of its MLflow run."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    prepared: Prepared
+    outcome: Outcome
+    history: History
+    """Every number of the run, from its spool."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +69,22 @@ class Study:
     def train(
         self, net: str, *, lr: float, seed: int, overrides: Sequence[str] = (), name: str | None = None
     ) -> Trained:
-        """Trains a net by the studies' recipe, unless an earlier call has."""
+        """Trains a net by the studies' recipe, in this process, unless an earlier call has. A diverged run is a result too.
+
+        Raises UserError, Fault.
+        """
         recipe = study_recipe(net, lr=lr, seed=seed, overrides=overrides)
         run_name = name or f"{net}-lr{lr:g}-seed{seed}"
         say(f"{self.name}: {run_name}")
-        return train_in_process(recipe, self.profile, run_name, self.handle.run_id)
+        prepared = prepare(recipe, self.profile, run_name)
+        outcome = outcome_before(prepared)
+        if outcome is None:
+            with Run.open(prepared, parent_run_id=self.handle.run_id) as run:
+                run.begin([this_machine(self.profile, num_gpus=0)])
+                outcome = execute(run, on=in_process).outcome
+        handle = recorded_run(prepared.storage, self.profile.tracking_uri)
+        assert handle is not None
+        return Trained(prepared, outcome, read_history(prepared.run_dir, handle.run_id))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of the study's own run; `step` is the study's x-axis, depth for example."""
@@ -65,6 +98,14 @@ class Study:
         self.tracker.flush(timeout_s=60.0)
         log_folder(self.handle, self.report_folder, REPORT)
         return path
+
+
+def outcome_before(prepared: Prepared) -> Outcome | None:
+    """How an earlier command ended this training; None if there is something left to do."""
+    end = recorded_end(prepared.run_dir)
+    if end is not None and end.status == "FINISHED":
+        return "finished"
+    return "diverged" if end is not None and end.reason == "diverged" else None
 
 
 def study_recipe(net: str, *, lr: float = 0.1, seed: int = 0, overrides: Sequence[str] = ()) -> Recipe:

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.config.profile import Profile, Workers
-from resnet_dist.launch import in_process
-from resnet_dist.launch.in_process import train_in_process
-from resnet_dist.studies.study import open_study, study_recipe
+from resnet_dist.launch.run import Run
+from resnet_dist.studies.study import open_study
 from resnet_dist.tracking.experiment import list_runs
 from resnet_dist.tracking.mlflow_run import recorded_end
-from resnet_dist.tracking.spool import read_history
 from resnet_dist.training.context import LocalContext
 
 STEPS = 22
@@ -69,9 +67,8 @@ def test_an_interrupted_study_goes_on_in_the_same_runs(
 
 
 def test_a_diverged_run_is_a_result_and_is_not_trained_again(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = study_recipe("plain8", overrides=["train.total_epochs=1", "train.divergence.max_loss=0.1"])
-    trained = train_in_process(recipe, profile, "diverging")
-    assert trained.outcome == "diverged"
-    monkeypatch.setattr(in_process, "begin_record", None)  # a second training would call it
-    assert train_in_process(recipe, profile, "diverging").outcome == "diverged"
-    assert read_history(trained.prepared.run_dir, "none").points == {}
+    diverging = ["train.total_epochs=1", "train.divergence.max_loss=0.1"]
+    with open_study(profile, "trial", "words") as study:
+        assert study.train("plain8", lr=0.1, seed=0, overrides=diverging).outcome == "diverged"
+        monkeypatch.setattr(Run, "begin", None)  # a second training would call it
+        assert study.train("plain8", lr=0.1, seed=0, overrides=diverging).outcome == "diverged"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from resnet_dist.config.profile import absolute_paths
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.sweeps.ray_tune import thin
-from resnet_dist.sweeps.trial import TrialSetup, train_light
+from resnet_dist.sweeps.trial import TrialObserver, TrialSetup, train_trial
 from resnet_dist.tracking.sync import end_sweep, open_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -93,13 +93,11 @@ def steps_are_logged_once(cli: Any) -> None:
     assert json.loads(out.stdout) == list(range(1, LAST_STEP + 1))
 
 
-class Unasked:
+class Unjudged(TrialObserver):
     """Nobody stops or judges the trial."""
 
-    stop = threading.Event()
-
-    def judge(self, epoch: float, step: int, metrics: dict[str, float]) -> str:
-        return "go on"
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
 
 
 def test_a_sweeps_trial_reads_and_writes_the_bucket(cli: Any, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +125,8 @@ def test_a_sweeps_trial_reads_and_writes_the_bucket(cli: Any, bucket: Any, monke
     assert sweep.planned is not None
     recipe, run = sweep.builder.proxy(sweep.planned[0]), sweep.trial_run("t0000")
     setup = TrialSetup(sweep.trial_profile, parent.run_id, True, None, {})
-    wishes: Any = Unasked()
     trial = prepare(recipe, sweep.trial_profile, run)
-    end = train_light(recipe, setup, {"trial": "t0000", "run": run}, trial, wishes)
+    end = train_trial(trial, setup, "t0000", Unjudged(None, "t0000", trial.plan.steps_per_epoch))
     assert (end.outcome, end.step) == ("finished", LAST_STEP // 4)
     assert len(list((cli.folder / "cache").rglob("*.beton"))) == 2
 

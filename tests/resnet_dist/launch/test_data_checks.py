@@ -206,7 +206,7 @@ def test_a_run_without_names_resumes_with_a_word(prepared: Callable[[], Prepared
 def test_every_node_has_the_runs_names(
     data: Path, prepared: Callable[[], Prepared], recipe: Recipe, profile: Profile
 ) -> None:
-    job = prepared().job(recipe, profile)
+    job = prepared().job()
     require_same_data(job)
     require_same_data(replace(job, identity=replace(job.identity, class_names=())))
     rename(data / "val.beton", SWAPPED)

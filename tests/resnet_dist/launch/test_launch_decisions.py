@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from resnet_dist.launch.control import RunControl, Status, stop_signals
 from resnet_dist.launch.preflight import require_no_sweep
 from resnet_dist.launch.progress import describe
 from resnet_dist.launch.publish import RunResult, read_result, write_result
-from resnet_dist.launch.reservation import Claim
+from resnet_dist.launch.ray_internals import Reservation
 from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.connection import server_credentials
@@ -38,6 +39,10 @@ from resnet_dist.training.schedule import RunPlan
 PROFILE = Profile(
     workers=Workers(min=4, max=4), cpus_per_worker=3, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db"
 )
+
+
+def look(control: RunControl, trainer: int = 0, *, stop: bool = False) -> Status:
+    return control.look(trainer, stop=stop)
 
 
 def test_a_worker_stays_whole_on_one_node() -> None:
@@ -82,23 +87,36 @@ def test_a_local_ray_that_does_not_start_is_a_fault_of_one_line(monkeypatch: pyt
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control = RunControl()
-    control.began(2, Claim("ab", "train-1"))
+    control.began(2, Reservation("ab", "train-1"))
     control.progressed(10, {"train/loss": 1.0})
     control.progressed(20, {"val/top1": 90.0})
     control.progressed(21, {"train/loss": 0.9})
-    second = Claim("cd", "train-2")
+    second = Reservation("cd", "train-2")
     control.began(1, second)
-    assert control.status() == Status(
-        2, 1, second, 21, None, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20, has_workers=True
+    expected = Status(
+        attempt=2,
+        world_size=1,
+        reservation=second,
+        step=21,
+        resumed_step=None,
+        metrics={"train/loss": 0.9, "val/top1": 90.0},
+        evaluated_step=20,
+        has_workers=True,
     )
+    assert look(control) == expected
     control.progressed(15, {})
-    assert control.status() == Status(
-        2, 1, second, 15, 15, {"train/loss": 0.9, "val/top1": 90.0}, evaluated_step=20, has_workers=True
-    )
+    assert look(control) == replace(expected, step=15, resumed_step=15)
+
+
+def test_a_request_to_stop_holds_for_one_trainer() -> None:
+    control = RunControl()
+    look(control, trainer=1)
     assert not control.asks(0, 1, "10.0.0.1", "node-a")
-    control.request_stop()
+    look(control, trainer=1, stop=True)
     assert control.asks(0, 1, "10.0.0.1", "node-a")
-    control.begin()
+    look(control, trainer=1)
+    assert control.asks(0, 1, "10.0.0.1", "node-a")
+    assert not look(control, trainer=2).has_workers
     assert not control.asks(0, 1, "10.0.0.1", "node-a")
 
 
@@ -112,14 +130,23 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     assert not control.asks(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
     leaving.add("node-2")
     assert control.asks(0, 3, "10.0.0.0", "node-0")
-    assert control.status().warnings == ("node 10.0.0.2 is about to leave: the workers save, and go on without it",)
-    control.begin()  # the next group, on the nodes that stay
+    assert look(control).warnings == ("node 10.0.0.2 is about to leave: the workers save, and go on without it",)
+    look(control, trainer=2)  # the next group, on the nodes that stay
     assert [control.asks(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 
 
 def test_the_line_of_progress() -> None:
-    plan = RunPlan(11, 22, 22, 1, 1, None, 10)
-    status = Status(1, 2, "", 12, 0, {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4})
+    plan = RunPlan(
+        steps_per_epoch=11,
+        total_steps=22,
+        last_step=22,
+        eval_every_epochs=1,
+        save_every_epochs=1,
+        save_every_steps=None,
+        log_every_steps=10,
+    )
+    metrics = {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4}
+    status = Status(attempt=1, world_size=2, step=12, resumed_step=0, metrics=metrics)
     assert describe(status, plan) == "epoch 2/2, loss 0.5000, val top-1 98.12 %, 640 images/s"
     assert describe(Status(), plan) == "epoch 1/2"
 
@@ -231,21 +258,19 @@ def test_a_cluster_that_stays_as_it_is_is_judged_at_once(monkeypatch: pytest.Mon
 
 def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
     control = RunControl()
-    assert not control.status().has_workers
-    control.began(2, Claim("a", "b"))
+    assert not look(control).has_workers
+    control.began(2, Reservation("a", "b"))
     control.mistake("node b: no data")
-    assert (control.status().mistake, control.status().has_workers) == ("node b: no data", True)
+    assert (look(control).mistake, look(control).has_workers) == ("node b: no data", True)
     later = RunControl()
-    later.began(2, Claim("a", "b"))
+    later.began(2, Reservation("a", "b"))
     later.progressed(0, {})
     later.mistake("node c: not mounted yet")
-    assert later.status().mistake is None
+    assert look(later).mistake is None
 
 
 def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "leaving_nodes", frozenset)
     control = RunControl()
     control.asks(0, 1, "10.0.0.1", "n")
-    assert control.status().has_workers
-    control.begin()
-    assert not control.status().has_workers
+    assert look(control, trainer=0).has_workers

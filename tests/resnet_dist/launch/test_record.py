@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -15,13 +15,16 @@ from mlflow import MlflowClient
 
 from resnet_dist.config.loading import flatten, load_recipe
 from resnet_dist.config.profile import Profile
+from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.code_version import CodeVersion, library_versions, read_code_version, shortened
 from resnet_dist.launch.control import Status
+from resnet_dist.launch.lease import held
 from resnet_dist.launch.progress import EventLog, count_events
-from resnet_dist.launch.record import Record, hardware_summary, run_params, run_tags
+from resnet_dist.launch.record import hardware_summary, run_params, run_tags
+from resnet_dist.launch.run import Record
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.mlflow_run import RunHandle, open_run, recorded_end
+from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, open_run, recorded_end
 from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 
@@ -105,7 +108,7 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
         log = EventLog(FolderStorage(tmp_path))
         log.note("driver began:\n1 node")
         for attempt, world_size, step, resumed_step in statuses:
-            log.observe(Status(attempt, world_size, "", step, resumed_step))
+            log.observe(Status(attempt=attempt, world_size=world_size, step=step, resumed_step=resumed_step))
     lines = EventLog(FolderStorage(tmp_path)).read().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "driver began: 1 node",
@@ -221,14 +224,15 @@ def test_the_server_script_says_what_is_missing(tmp_path: Path, environment: dic
 IDENTITY = Identity("recipe", "data")
 
 
-def record(handle: RunHandle, said: list[str]) -> Record:
-    prepared: Any = SimpleNamespace(
-        storage=FolderStorage(handle.run_dir),
-        run_dir=handle.run_dir,
-        identity=IDENTITY,
-        val=SimpleNamespace(class_names=("cat", "dog")),
-    )
-    return Record(handle, prepared, EventLog(FolderStorage(handle.run_dir)), said.append)
+@contextmanager
+def record(handle: RunHandle, said: list[str]) -> Iterator[Record]:
+    storage = FolderStorage(handle.run_dir)
+    with held(storage, 60.0, said.append) as lease, Record(handle, lease, ("cat", "dog"), said.append) as kept:
+        yield kept
+
+
+def note(handle: RunHandle, event: str) -> None:
+    EventLog(FolderStorage(handle.run_dir)).note(event)
 
 
 def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_path: Path) -> None:
@@ -241,9 +245,9 @@ def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_pat
     write = partial(write_checkpoint, state={}, metadata=metadata)
     FolderStorage(run_dir).commit(checkpoint_name(1, 10), write, last=METADATA)
 
-    kept = record(handle, said)
-    kept.events.note("failed: rank 0 was killed")
-    kept.close("FAILED", "failed: rank 0 was killed")
+    note(handle, "failed: rank 0 was killed")
+    with pytest.raises(Fault), record(handle, said):
+        raise Fault("rank 0 was killed")
 
     assert said == []
     client = MlflowClient(uri)
@@ -270,9 +274,9 @@ def test_a_run_that_mlflow_does_not_take_costs_one_warning(tmp_path: Path) -> No
     uri, run_dir, said = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run", list[str]()
     handle = open_run(uri, "exp", "r", run_dir, {}, {})
     MlflowClient(uri).delete_run(handle.run_id)
-    kept = record(handle, said)
-    kept.events.note("stopped after step 10")
-    kept.close("KILLED", "stopped after step 10")
+    with record(handle, said) as kept:
+        note(handle, "stopped after step 10")
+        kept.end = RunEnd("KILLED", "stopped after step 10")
     (line,) = said
     assert line.startswith("warning: ")
     assert "was deleted" in line

@@ -14,7 +14,7 @@ from resnet_dist.errors import Fault
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.sweeps import ray_tune, trial
 from resnet_dist.sweeps.ray_tune import Conductor, as_actor_error, every_death_of_an_actor
-from resnet_dist.sweeps.trial import SweepControl, Wishes
+from resnet_dist.sweeps.trial import SweepControl, TrialObserver
 
 LOW = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 6) was \
 22.70GB used / 23.54GB limit (0.96)"
@@ -84,18 +84,20 @@ def test_a_verdict_that_is_lost_with_its_actor_is_told_again_and_judged_once(mon
             control.forget()
 
     monkeypatch.setattr(trial, "say", say)
-    wishes = Wishes(control, "t0000")
-    assert [wishes.judge(step / 10, step, {"val/top1": 1.0}) for step in (10, 20)] == ["go on", "stop"]
+    observer = TrialObserver(control, "t0000", steps_per_epoch=10)
+    observer.evaluated(10, {"val/top1": 1.0})
+    assert (observer.verdict, observer.stop_requested()) == ("go on", False)
+    observer.evaluated(20, {"val/top1": 1.0})
+    assert (observer.verdict, observer.stop_requested()) == ("stop", True)
     assert said == [10, 20, 20]
     assert judged == [("t0000", 10), ("t0000", 20)]
-    assert wishes.stop.is_set()
 
 
 def test_a_driver_that_is_silent_ends_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.get", lambda reference, timeout: reference)
     monkeypatch.setattr(trial, "say", lambda message: None)
     with pytest.raises(Fault, match="has not judged step 10"):
-        Wishes(Actor(), "t0000").judge(1.0, 10, {})
+        TrialObserver(Actor(), "t0000", steps_per_epoch=10).evaluated(10, {})
 
 
 def test_an_actor_that_stays_away_ends_the_sweep_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,297 @@
+"""Training on a Ray Train worker group: started, watched, started again after a fault, ended."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from data_prep.beton.files import write_text_atomically
+from data_prep.runtime.ray_errors import explain, first_death, is_lost_process
+from resnet_dist.config.profile import Profile
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import HeadWatch, alive_nodes, start_timeout_s, worker_environment, workers_with_room
+from resnet_dist.launch.control import Status, start_control
+from resnet_dist.launch.execute import clear_leftovers, node_cache
+from resnet_dist.launch.ray_internals import NO_RESERVATION, release, release_request
+from resnet_dist.launch.run import Run
+from resnet_dist.launch.worker import WorkerSetup, worker_main
+from resnet_dist.storage.base import RunStorage, is_url, split
+from resnet_dist.tracking.connection import server_credentials
+from resnet_dist.training.checkpoint import damaged_names, newest_step
+from resnet_dist.training.context import Observer, WorkerResult
+
+_LOOK_EVERY_S = 0.5
+_ANSWER_LIMIT_S = 5.0
+
+
+def ray_group(run: Run, observer: Observer) -> WorkerResult:
+    """Trains on the cluster that this process is connected to; for `execute`.
+
+    Ray Train starts lost workers again by itself. A new trainer is needed where its controller died, and where a node
+    of its workers is about to leave; either way it begins at the newest whole checkpoint.
+    """
+    profile, failure, storage = run.prepared.profile, run.prepared.profile.failure, run.storage
+    release_request(run.lease.left_request)
+    control = start_control()
+    setup = _worker_setup(run, control)
+    if setup.cache is not None:
+        gigabytes = (run.prepared.train.beton_bytes + run.prepared.val.beton_bytes) / 1e9
+        run.log(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
+
+    damaged = run.prepared.damaged
+    reservation = NO_RESERVATION
+    evaluated_step = lost_controllers = preemptions = 0
+    for number in itertools.count(1):
+        clear_leftovers(storage, profile.checkpoint.keep, damaged)
+        trainer = Trainer(number, build_trainer(profile, storage, setup))
+        result: WorkerResult | None = None
+        try:
+            with run.progress.live():
+                for status in statuses(trainer, control, run, observer.stop_requested):
+                    run.observe(status)
+                    if status.reservation not in (reservation, NO_RESERVATION):
+                        reservation = status.reservation
+                        run.lease.note_request(reservation.request)
+                    if status.evaluated_step > evaluated_step:
+                        evaluated_step = status.evaluated_step
+                        observer.evaluated(evaluated_step, status.metrics)
+            if trainer.is_running():
+                return WorkerResult("stopped", newest_step(storage), {})  # before any worker had begun
+            result = trainer.result(storage)
+        except ControllerLost as lost:
+            lost_controllers += 1
+            if lost_controllers > failure.max_controller_failures:
+                raise Fault(f"{lost} (failure no. {lost_controllers}: failure.max_controller_failures)") from None
+            release(reservation)
+            event = f"{lost}; another is started, from the last checkpoint"
+        else:
+            if result.outcome != "stopped" or observer.stop_requested():
+                return result
+            preemptions += 1
+            if failure.max_preemptions is not None and preemptions > failure.max_preemptions:
+                raise Fault(f"nodes left the run {preemptions} times (failure.max_preemptions)")
+            event = f"a node leaves: the workers ended after step {result.step} with a checkpoint and start elsewhere"
+        run.log(event)
+        run.events.note(event)
+        wait_for_room(profile, observer.stop_requested)
+        if observer.stop_requested() and result is not None:
+            return result
+        damaged = ()
+        with suppress(OSError, Fault):  # storage that does not answer now condemns nothing
+            damaged = damaged_names(storage)
+    raise AssertionError("unreachable")
+
+
+def statuses(
+    trainer: Trainer, control: ray.actor.ActorHandle, run: Run, stop_requested: Callable[[], bool]
+) -> Iterator[Status]:
+    """Where the trainer's workers are, twice a second, until it has ended, or is to stop and has no workers yet.
+
+    Raises UserError or Fault once it is known that nothing will come of it: a worker found so, the workers do not stop
+    in time, the cluster's head does not answer, another driver has the run.
+    """
+    grace_s = run.prepared.profile.failure.stop_grace_s
+    head = HeadWatch(run.prepared.profile.failure.head_timeout_s)
+    stop_by_s: float | None = None
+    has_begun = False
+    _look(control, trainer, stop=False)  # the stop of the trainer before is over
+    while trainer.is_running(_LOOK_EVERY_S):
+        if stop_by_s is None and stop_requested():
+            stop_by_s = time.monotonic() + grace_s
+            run.log("stopping: the workers save a checkpoint first (once more to stop at once)")
+        if stop_by_s is not None and not has_begun:
+            return
+        if stop_by_s is not None and time.monotonic() > stop_by_s:
+            raise Fault(f"the workers did not stop within {grace_s:g} s (failure.stop_grace_s)")
+        head.look()
+        if (status := _look(control, trainer, stop=stop_by_s is not None)) is not None:
+            has_begun |= status.has_workers
+            yield status
+        if run.lease.lost is not None:
+            raise run.lease.lost
+    if (status := _look(control, trainer, stop=False)) is not None:
+        yield status
+
+
+def _look(control: ray.actor.ActorHandle, trainer: Trainer, *, stop: bool) -> Status | None:
+    """What the actor knows; None if it does not answer, as one that was killed and is on its way back.
+
+    Raises UserError or Fault if a worker found that no restart would help.
+    """
+    try:
+        status: Status = ray.get(control.look.remote(trainer.number, stop=stop), timeout=_ANSWER_LIMIT_S)
+    except RayError:
+        return None
+    if status.mistake is not None:
+        raise UserError(status.mistake)
+    if status.given_up is not None:
+        raise Fault(status.given_up)
+    return status
+
+
+def _worker_setup(run: Run, control: Any) -> WorkerSetup:
+    prepared, profile = run.prepared, run.prepared.profile
+    return WorkerSetup(
+        job=prepared.job(),
+        storage=run.storage,
+        run_id=run.record.handle.run_id,
+        tracking_uri=profile.tracking_uri,
+        control=control,
+        failure=profile.failure,
+        save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
+        lease=run.lease.lease,
+        cache=node_cache(prepared),
+        credentials=server_credentials(os.environ),
+    )
+
+
+class ControllerLost(Fault):
+    """Ray Train's controller, a process beside the driver, is gone, and the workers with it."""
+
+
+class Trainer:
+    """`TorchTrainer.fit()` in a thread of its own, so that the main thread can look at signals and show progress."""
+
+    def __init__(self, number: int, trainer: TorchTrainer) -> None:
+        """`number`: from 1; which of the run's trainers it is, of this driver's."""
+        self.number = number
+        self._result: ray.train.Result | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train-fit", daemon=True)
+        self._thread.start()
+
+    def _run(self, trainer: TorchTrainer) -> None:
+        try:
+            self._result = trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            self._error = error
+
+    def is_running(self, wait_s: float = 0.0) -> bool:
+        self._thread.join(wait_s)
+        return self._thread.is_alive()
+
+    def result(self, storage: RunStorage) -> WorkerResult:
+        """Rank 0's result. Raises ControllerLost, and UserError or Fault with the cause; the whole story goes to
+        `failure.log`.
+        """
+        if self._error is not None:
+            log = storage.folder / "failure.log"
+            write_text_atomically(log, "".join(traceback.format_exception(self._error)))
+            storage.publish(log)
+            if is_lost_process(self._error):
+                why = explain(self._error).sentence
+                raise ControllerLost(f"Ray Train's controller, a process beside the driver, died: {why}") from None
+            if isinstance(self._error, ControllerError) and isinstance(self._error.controller_failure, OSError):
+                reason = explain(self._error.controller_failure).sentence
+                raise ControllerLost(f"Ray Train's controller could not write its bookkeeping: {reason}") from None
+            raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
+        returned = self._result.return_value if self._result else None
+        if isinstance(returned, str):
+            raise UserError(returned)
+        if not isinstance(returned, WorkerResult):
+            raise Fault(f"training ended without a result: rank 0 returned {returned!r}")
+        return returned
+
+
+class WorkersLost(UserCallback):
+    """Says why a worker group ended, which Ray Train keeps to itself while it may try again."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._control.warn.remote(f"a worker failed: {_of_ranks(worker_exceptions)}")
+
+
+def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
+    failure, workers = profile.failure, profile.workers
+    folder, name, file_system = ray_storage(storage.location)
+    use_gpu = profile.gpus_per_worker > 0
+    resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = profile.gpus_per_worker
+    return TorchTrainer(
+        worker_main,
+        train_loop_config={"setup": setup},
+        # Counts and the stop flag travel between CPUs without waiting for the GPU's queue.
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(failure.collective_timeout_s)
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(workers.min, workers.max) if workers.elastic else workers.min,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            label_selector=profile.node_labels or None,
+            elastic_resize_monitor_interval_s=profile.resize_every_s,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=folder,
+            storage_filesystem=file_system,
+            failure_config=ray.train.FailureConfig(
+                max_failures=failure.max_failures,
+                max_preemption_failures=-1 if failure.max_preemptions is None else failure.max_preemptions,
+                controller_failure_limit=max(1, math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1),
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
+            callbacks=[WorkersLost(setup.control)],
+            worker_runtime_env=worker_environment(profile),
+        ),
+    )
+
+
+def wait_for_room(profile: Profile, stop_requested: Callable[[], bool]) -> None:
+    """Until the nodes that stay have room for the fewest workers, `failure.wait_for_resources_s` at most.
+
+    Returns too when the run is to stop. Raises Fault at the limit.
+    """
+    limit_s = profile.failure.wait_for_resources_s
+    deadline = time.monotonic() + limit_s
+    while (room := workers_with_room(alive_nodes(), profile)) < profile.workers.min and not stop_requested():
+        if time.monotonic() > deadline:
+            raise Fault(
+                f"the nodes that are left have room for {room} workers of {profile.workers}, and no more came for "
+                f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and give the same command again"
+            )
+        time.sleep(2 * _LOOK_EVERY_S)
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first: a worker's own exception, not the wrapping around it."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return _of_ranks(error.worker_failures)
+    return explain(error).sentence
+
+
+def _of_ranks(failures: Mapping[int, BaseException]) -> str:
+    rank, told = first_death(failures)
+    return f"rank {rank}: {told.sentence}"
+
+
+def ray_storage(location: str) -> tuple[str, str, Any]:
+    """`storage_path`, `name` and `storage_filesystem` of a RunConfig whose folder is `location`.
+
+    Ray gets the same S3 client as everybody else, so that one set of credentials and one endpoint hold for all.
+    """
+    parent, name = split(location)
+    if not is_url(location):
+        return parent, name, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    from resnet_dist.storage.objects import connect
+
+    return parent.partition("://")[2], name, PyFileSystem(FSSpecHandler(connect()))

@@ -1,0 +1,86 @@
+"""What is asked of Ray under its private names, all in one place: they are those of ray 2.60, for want of public ones.
+
+What a worker group has reserved: a controller that dies leaves a placement group, which stays as long as the driver
+lives, and a request at the autoscaler's coordinator, which stays for 3 minutes; whoever follows has to release both.
+With another Ray the ids are not known, and Ray's own clean-up has to do. And which nodes are about to leave.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from data_prep.runtime.ray_errors import explain
+
+_log = logging.getLogger(__name__)
+_KNOWN_RAY = "2.60"
+_COORDINATOR = "AutoscalingCoordinator"
+"""Ray's detached actor of this name, in a namespace of this name: it shares the nodes out among elastic trainings."""
+_ANSWER_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Ids, as Ray knows them; empty: none."""
+
+    placement_group: str = ""
+    """Hexadecimal. What is reserved in the name of a driver stays so while the driver lives."""
+    request: str = ""
+    """Of the controller, at the coordinator: after a sudden death it stands for 3 minutes, in which an elastic training
+    that follows gets none of those nodes."""
+
+
+NO_RESERVATION = Reservation()
+
+
+def current_reservation() -> Reservation:
+    """Of the worker group that this worker is in."""
+    if not ray.__version__.startswith(f"{_KNOWN_RAY}."):
+        return NO_RESERVATION
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    group = ray.util.get_current_placement_group()
+    run_id = get_train_context().train_run_context.run_id
+    return Reservation("" if group is None else group.id.hex(), f"train-{run_id}")
+
+
+def release(reservation: Reservation) -> None:
+    """In the place of a controller that died.
+
+    Ray Train has a process for placement groups too, but it asks the dashboard, which a cluster need not have.
+    """
+    if reservation.placement_group:
+        from ray._raylet import PlacementGroupID
+
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(reservation.placement_group))))
+    release_request(reservation.request)
+
+
+def release_request(request: str) -> None:
+    """Never raises: at worst the request ends by itself, after 3 minutes."""
+    if not request:
+        return
+    try:
+        coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
+        ray.get(coordinator.cancel_request.remote(request), timeout=_ANSWER_LIMIT_S)
+    except RayError as error:
+        why = explain(error).sentence
+        _log.warning("%s was not released (%s); it ends by itself within 3 minutes", request, why)
+    except ValueError:
+        return  # no elastic training has run on this cluster
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Ids of the nodes that announced that they leave: drained by hand, by the cluster or by the cloud. Empty if Ray
+    cannot say.
+
+    Ray Train asks the same (`train/v2/_internal/execution/preemption.py`).
+    """
+    try:
+        return frozenset(ray._private.state.state.get_draining_nodes())
+    except Exception:  # noqa: BLE001 - not connected, or a GCS that does not answer: asked again in a second
+        return frozenset()
