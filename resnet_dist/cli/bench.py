@@ -106,14 +106,14 @@ def bench_shuffle(
     """
     from resnet_dist.bench.shuffle import bench_shuffle as measure
 
-    told = measure(
+    table = measure(
         num_samples=samples,
         samples_per_page=page,
         num_classes=classes,
         batch_size=batch,
         windows=windows or [64, 256, 1024, 4096],
     )
-    typer.echo(told)
+    typer.echo(table)
 
 
 @bench_app.command("tracking")
@@ -121,7 +121,7 @@ def bench_tracking(
     steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of every state of the server, in turns.")] = 3,
     folder: Annotated[
-        Path | None, typer.Option(help="Where the run lies while it is measured.  [default: a temporary folder]")
+        Path | None, typer.Option(help="Where the run is while it is measured.  [default: a temporary folder]")
     ] = None,
 ) -> None:
     """What a training step pays for its metrics, with an MLflow server that is up, killed and frozen.

@@ -1,4 +1,4 @@
-"""`resnet-dist evaluate` and `export`: what to do with a trained net."""
+"""`resnet-dist evaluate` and `export`: trained models, used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(
         ProtocolName,
         typer.Option(
             help="1-crop; flip: and its mirror image; 10-crop: corners, centre, mirrored; multi-scale: whole images at "
-            "--scales, mirrored, by the net made fully convolutional."
+            "--scales, mirrored, by the model made fully convolutional."
         ),
     ] = ProtocolName.ONE_CROP,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the crops, px.  [default: the recipe's]")] = None,
@@ -61,7 +61,7 @@ def evaluate(
         bool,
         typer.Option(
             "--ignore-class-names",
-            help="Take class k of the data for class k of the net, whatever their names. Without it, other names or "
+            help="Take class k of the data for class k of the model, whatever their names. Without it, other names or "
             "another order are refused.",
         ),
     ] = False,
@@ -132,16 +132,16 @@ def export(
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.beton", help="Images for the check, of the net's classes. Without it: made-up ones."
+            metavar="FILE.beton", help="Images for the check, of the model's classes.  [default: random ones]"
         ),
     ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")
     ] = None,
 ) -> None:
-    """Write a trained net as one file that needs nothing of this project, checked against the net.
+    """Write a trained model as one file that needs nothing from this project, checked against the model.
 
-    What to do before and after it, and the class names, stand in FILE.json.
+    FILE.json says what to do before and after it, and has the class names.
 
     Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
     """
@@ -152,4 +152,4 @@ def export(
     done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the net's own")
+    typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the model's own")

@@ -23,12 +23,12 @@ _POINTS_PER_EPOCH = 20
 
 
 def show(
-    model: Annotated[str, typer.Argument(metavar="NET_OR_RECIPE", help="A net's name, or a recipe's YAML file.")],
+    model: Annotated[str, typer.Argument(metavar="NET_OR_RECIPE", help="A model's name, or a recipe's YAML file.")],
     set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
-    side: Annotated[int | None, typer.Option(min=1, help="Side of the image, px.  [default: the net's own]")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Side of the image, px.  [default: the model's own]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a net's layout: sizes, blocks, exact parameters, multiply-adds.
+    """Show a model's layout: sizes, blocks, exact parameters, multiply-adds.
 
     Example: resnet-dist show resnet152 --set model.bottleneck_stride=1x1
     """
@@ -48,7 +48,7 @@ def show(
 
 
 def print_model(title: str, summary: Summary) -> None:
-    """A net's layout as table 1 of He et al. 2015 has it, with the counts."""
+    """A model's layout as table 1 of He et al. 2015 has it, with the counts."""
     from rich.console import Console
     from rich.table import Table
 
@@ -109,7 +109,7 @@ def plan(
     cpus_per_gpu: Annotated[
         int | None, typer.Option(min=1, help="For the loader.  [default: the profile's, or 12]")
     ] = None,
-    disk: Annotated[str | None, typer.Option(help="A node's disk, 5GB/s.  [default: betons lie in memory]")] = None,
+    disk: Annotated[str | None, typer.Option(help="A node's disk, 5GB/s.  [default: betons are in memory]")] = None,
     min_gpus: Annotated[
         int | None, typer.Option(min=1, help="Smallest group.  [default: the profile's, or all]")
     ] = None,

@@ -168,14 +168,14 @@ def doctor(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A run under the profile's storage: a folder or s3://.")
     ] = None,
-    mend: Annotated[
+    repair_: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged or left over in RUN; nothing needs it.")
     ] = False,
     on: Annotated[Path | None, typer.Option("--on", metavar="PROFILE", help="Examine this profile's cluster.")] = None,
     profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
 ) -> None:
-    """Look through a run's storage - what is whole, where it would go on - or through a cluster before a run: versions,
-    clocks, disks, shared paths, ports, how fast the nodes talk.
+    """Examine a run's storage (what is whole, from where it would resume), or a cluster before a run (versions, clocks,
+    disks, shared paths, ports, speed of the network).
 
     Examples: resnet-dist doctor runs/demo      resnet-dist doctor --on cluster/profiles/laptop.yaml
     """
@@ -184,10 +184,10 @@ def doctor(
     if on is not None:
         _examine_cluster(on, profile_set)
     elif run is not None:
-        _examine_run(run, mend=mend)
+        _examine_run(run, repairs=repair_)
 
 
-def _examine_run(run: str, *, mend: bool) -> None:
+def _examine_run(run: str, *, repairs: bool) -> None:
     from resnet_dist.launch.doctor import examine, repair, verdict
     from resnet_dist.storage.base import open_storage
 
@@ -195,7 +195,7 @@ def _examine_run(run: str, *, mend: bool) -> None:
     findings = examine(storage)
     for finding in findings:
         typer.echo(f"{finding.state:<9} {finding.name:<32} {finding.what}")
-    for finding in repair(storage, findings) if mend else []:
+    for finding in repair(storage, findings) if repairs else []:
         typer.echo(f"removed   {finding.name}")
     typer.echo(verdict(findings))
 

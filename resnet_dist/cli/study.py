@@ -12,7 +12,7 @@ from resnet_dist.cli.options import ProfileFile, ProfileSets, load_profile_file
 from resnet_dist.errors import UserError
 
 study_app = typer.Typer(no_args_is_help=True, help="The papers' claims on a laptop: small runs, tables, figures.")
-Depths = Annotated[str, typer.Option(metavar="N,N,...", help="Depths of the nets.")]
+Depths = Annotated[str, typer.Option(metavar="N,N,...", help="Depths of the models.")]
 Seeds = Annotated[str, typer.Option(metavar="N,N,...", help="Seeds; every one costs all trainings again.")]
 
 
@@ -25,7 +25,7 @@ def degradation(
 ) -> None:
     """Plain against residual nets of growing depth on digits: 30 trainings, about half an hour on a free core.
 
-    Ended early, the same command goes on. It needs data_root/digits (data-prep convert --source digits).
+    Stopped early, the same command resumes. It needs data_root/digits (data-prep convert --source digits).
 
     Example: resnet-dist study degradation --on cluster/profiles/laptop.yaml
     """

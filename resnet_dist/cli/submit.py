@@ -32,7 +32,7 @@ def submit(
     profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
     name: Annotated[
         str | None,
-        typer.Option(help="The run's name; the same name goes on with the same run.  [default: as the command's own]"),
+        typer.Option(help="The run's name; the same name resumes the same run.  [default: as the command's own]"),
     ] = None,
     address: Annotated[
         str | None,
@@ -120,7 +120,7 @@ def submit(
 
 def require_understood(command: str, given: Sequence[str], profile: Profile, on: Path, name: str) -> None:
     """Refuses what the command would refuse on the cluster, as far as that shows without its data: unknown options, a
-    wrong recipe or space, a net that cannot be built. Raises UserError.
+    wrong recipe or space, a model that cannot be built. Raises UserError.
     """
     if command == "convert":
         from data_prep.cli.convert import convert, require_settings
@@ -133,15 +133,15 @@ def require_understood(command: str, given: Sequence[str], profile: Profile, on:
         from resnet_dist.launch.preflight import require_compatible, require_micro_batch_each, require_net
         from resnet_dist.sweeps.prepare import read_sweep
 
-        told = _parsed(run, "run", words[1:] if words[0] == "run" else words)
-        read = read_sweep(told["space"], told["set_"], profile, name)
+        options = _parsed(run, "run", words[1:] if words[0] == "run" else words)
+        read = read_sweep(options["space"], options["set_"], profile, name)
         recipe, profile = read.proxy, read.trial_profile
     else:
         from resnet_dist.cli.train import train
         from resnet_dist.launch.preflight import require_compatible, require_micro_batch_each, require_net
 
-        told = _parsed(train, command, words)
-        recipe = load_recipe(told["recipe"], told["set_"])
+        options = _parsed(train, command, words)
+        recipe = load_recipe(options["recipe"], options["set_"])
     require_micro_batch_each(recipe, profile)
     require_compatible(recipe, profile)
     require_net(recipe)

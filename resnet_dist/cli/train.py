@@ -19,14 +19,14 @@ def train(
     profile_set: ProfileSets = [],  # noqa: B006
     name: Annotated[
         str | None,
-        typer.Option(help="The run's name; the same name goes on with the same run.  [default: RECIPE-HASH]"),
+        typer.Option(help="The run's name; the same name resumes the same run.  [default: RECIPE-HASH]"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what would run, start nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe on a profile's hardware, or go on where it stands.
+    """Train a recipe on a profile's hardware, or resume the run of that name.
 
     Example: resnet-dist train resnet_dist/recipes/digits_resnet20.yaml --on cluster/profiles/laptop.yaml
     """
@@ -42,7 +42,7 @@ def train(
     result = train(loaded, profile, run_name)
     if isinstance(result, Stopped):
         typer.echo(
-            f"stopped after step {result.step}; the same command goes on from there ({result.run_dir})", err=True
+            f"stopped after step {result.step}; the same command resumes from there ({result.run_dir})", err=True
         )
         raise typer.Exit(result.exit_code)
     if as_json:

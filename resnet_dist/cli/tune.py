@@ -38,14 +38,14 @@ def run(
     profile_set: ProfileSets = [],  # noqa: B006
     name: Annotated[
         str | None,
-        typer.Option(help="The sweep's name; the same name goes on with the same sweep.  [default: SPACE's file name]"),
+        typer.Option(help="The sweep's name; the same name resumes the same sweep.  [default: SPACE's file name]"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print trials and cost, start nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a sweep, or go on where it stands. `tune SPACE` is short for `tune run SPACE`.
+    """Run a sweep, or resume it. `tune SPACE` is short for `tune run SPACE`.
 
     More trials: the same command with a larger --set trials=N. Example: resnet-dist tune tune_spaces/digits_smoke.yaml
     --on cluster/profiles/laptop.yaml

@@ -55,14 +55,14 @@ def start_timeout_s(failure: FailureConfig) -> float:
 def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
     """Environment variables that Ray Train reads in the driver."""
     settings = {
-        # A checkpoint report waits for the controller's next look: 2 s by default, dear for short epochs.
+        # A checkpoint report waits for the controller's next look: 2 s by default, expensive for short epochs.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(profile.failure.collective_timeout_s),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s(profile.failure)),
         # A stopped process cannot end itself: Ray, which no longer hears of it, does, in the same time.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(profile.failure.progress_timeout_s),
         # It keeps the group at work until the node is gone, and what is done after its last checkpoint is lost; here
-        # the group stops at once, and goes on elsewhere (`control.RunControl.asks`).
+        # the group stops at once and resumes elsewhere (`control.RunControl.asks`).
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -63,32 +63,32 @@ def stop_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[Stop
 
 @dataclass(frozen=True)
 class Status:
-    """Where the run stands, as rank 0 last said."""
+    """How far the run is, as rank 0 last reported."""
 
     attempt: int = 0
-    """How many times a worker group has begun; more than one means a restart."""
+    """How many worker groups have started; more than one means a restart."""
     world_size: int = 0
     reservation: Reservation = NO_RESERVATION
-    """The newest worker group's: a controller that dies may leave it behind."""
+    """That of the newest worker group, for a controller that dies may leave it behind."""
     step: int = 0
     resumed_step: int | None = None
-    """Where the newest worker group went on, as soon as it knows."""
+    """The step from which the newest worker group resumed, once that is known."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """Everything there was to warn of, in order."""
+    """All warnings so far, in order."""
     evaluated_step: int = 0
     """Of the newest evaluation."""
     has_workers: bool = False
-    """Whether a worker group has begun since the newest trainer did."""
+    """Whether a worker group has started since the newest trainer did."""
     given_up: str | None = None
-    """Why the run must end, if a worker found that no restart would help."""
+    """Why the run must end, if a worker has found that no restart would help."""
     mistake: str | None = None
-    """The user's, which a worker found; the others may wait for it in a collective."""
+    """A user's mistake that a worker has found; the other workers may be waiting for it in a collective."""
 
 
 class RunControl:
     """The actor's body, between the driver and its workers. It runs on the driver's node, so it lives and dies with the
-    driver; killed, it comes back knowing nothing, so everything here is said again and again.
+    driver; killed, it comes back empty, so both sides repeat what they tell it.
     """
 
     def __init__(self) -> None:
@@ -101,9 +101,9 @@ class RunControl:
         self._leaving: frozenset[str] = frozenset()
 
     def look(self, trainer: int, *, stop: bool) -> Status:
-        """The driver looks where its trainer number `trainer` is, and says whether the workers are to stop.
+        """What the driver calls, twice a second: returns the status, and takes whether the workers are to stop.
 
-        Of a new trainer it is known that nobody of the one before is left.
+        `trainer`: the number of the driver's trainer. When a new one is started, no worker of the last one is left.
         """
         if trainer != self._trainer:
             self._trainer, self._stop = trainer, False
@@ -113,9 +113,9 @@ class RunControl:
         return self._status
 
     def asks(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
-        """Every worker asks once a second whether to stop, and says where it runs.
+        """What every worker calls, once a second: returns whether to stop, and takes where the worker runs.
 
-        It is to stop when the driver says so, and when a node that one of them runs on is about to leave.
+        Workers stop when the driver asks for it, and when a node that one of them runs on is about to leave.
         """
         self._nodes = {r: node for r, node in self._nodes.items() if r < world_size} | {rank: (address, node_id)}
         self._status = replace(self._status, has_workers=True)
@@ -125,11 +125,11 @@ class RunControl:
         leaving = sorted({address for address, node in self._nodes.values() if node in self._leaving})
         if leaving and not self._stop:
             self._stop = True
-            self.warn(f"node {', '.join(leaving)} is about to leave: the workers save, and go on without it")
+            self.warn(f"node {', '.join(leaving)} is about to leave: the workers save and resume without it")
         return self._stop
 
     def began(self, world_size: int, reservation: Reservation) -> None:
-        """Rank 0 of a new worker group says so."""
+        """Rank 0 of a new worker group reports its start."""
         attempt = self._status.attempt + 1
         self._status = replace(
             self._status,
@@ -151,7 +151,7 @@ class RunControl:
         )
 
     def report_straggler(self, rank: int, factor: float) -> None:
-        """Rank 0 says that a worker holds up the others."""
+        """Rank 0 reports a worker that slows the others down."""
         address, _ = self._nodes.get(rank, ("unknown", ""))
         self.warn(
             f"rank {rank} on node {address} has been {factor:.1f} times as slow as the others "

@@ -1,4 +1,4 @@
-"""Which data a run is of: told by the manifests, and asked on every node, for each may have a copy of its own."""
+"""Checks of a run's data: the same classes, the same images on all nodes, no overlap of training and validation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 
 def data_digest(train: Manifest, val: Manifest) -> str:
-    """What stands in a run's identity."""
+    """The data's part of a run's identity."""
     return f"train={short(train.digest)} val={short(val.digest)}"
 
 
@@ -45,7 +45,7 @@ def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:
         if set(names) - set(others)
     ]
     raise UserError(
-        f"{folder}: a label does not mean the same in both betons: {''.join(lacks)}{differ}; convert "
+        f"{folder}: a label does not mean the same class in both betons: {''.join(lacks)}{differ}; convert "
         f"val.beton again with --classes {folder}/train.beton"
     )
 
@@ -58,12 +58,12 @@ def require_classes_of(
         return f"{model}: {NO_CLASS_NAMES}"
     differ = difference(class_names, manifest.class_names, model, str(beton))
     if differ is not None:
-        raise UserError(f"{beton}: is not of the model's classes: {differ}; {way_out}")
+        raise UserError(f"{beton}: does not hold the model's classes: {differ}; {way_out}")
     return None
 
 
 def picture_settings(manifest: Manifest) -> dict[str, Any]:
-    """How its pictures became pixels: what whoever shows the net other pictures has to do too.
+    """How its pictures were converted to pixels, which has to be done to any other picture shown to the model too.
 
     `exif` and `background` as `data_prep.pixels.PictureSettings` has them, and `max_side`. Of a beton that was merged
     from unlike ones, the defaults for what differs. UserError for values that conversion does not know.
@@ -105,8 +105,8 @@ def other_pictures(first: Mapping[str, Any], second: Mapping[str, Any], in_first
     for key in ("exif", "background"):
         if first.get(key) != second.get(key):
             return (
-                f"{in_first} was converted with --{key} {first.get(key)}, {in_second} with {second.get(key)}: the net "
-                "sees other pictures than it was trained on; convert both alike"
+                f"{in_first} was converted with --{key} {first.get(key)}, {in_second} with {second.get(key)}: the "
+                "model sees other pixels than it was trained on; convert both alike"
             )
     return None
 
@@ -147,16 +147,16 @@ def _some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-# Images that are in the training data and in the validation data too: told, or refused where they are more than few.
-
-
 MAX_SHARE = 0.01
 """Of the validation samples that may be in the training data too. Real data sets have some doubles."""
-_WAY_OUT = "split the data anew, or set data.allow_overlap=true if this is meant"
+_WAY_OUT = "split the data again, or set data.allow_overlap=true if this is intended"
 
 
 def check_overlap(train: Manifest, val: Manifest, train_source: str, val_source: str, *, allow: bool) -> str | None:
-    """What is to be told of samples that both have. UserError when they are too many, unless the recipe allows it."""
+    """A warning about samples that both have, found by the digests of their files, so only equal files count.
+
+    UserError if there are too many, unless the recipe allows it.
+    """
     if train.digest == val.digest:
         return _told(f"{train_source} and {val_source} are the same data (digest {val.digest})", allow)
     contents = [read_contents(source, manifest) for source, manifest in ((train_source, train), (val_source, val))]
@@ -181,12 +181,12 @@ def check_overlap(train: Manifest, val: Manifest, train_source: str, val_source:
 
 def _told(what: str, allow: bool) -> str:
     if not allow:
-        raise UserError(f"{what}: accuracy there says nothing of new images; {_WAY_OUT}")
-    return f"{what}; data.allow_overlap is set: accuracy there says nothing of new images"
+        raise UserError(f"{what}: accuracy there says nothing about new images; {_WAY_OUT}")
+    return f"{what}; data.allow_overlap is set: accuracy there says nothing about new images"
 
 
 def training_data_note(data: Manifest, beton: Path, trained_on: str) -> str | None:
-    """What to tell whoever evaluates a net on what it was trained on. `trained_on`: its identity's `data_digest`."""
+    """A warning if a model is evaluated on the data it was trained on. `trained_on`: its identity's `data_digest`."""
     if f"train={short(data.digest)}" not in trained_on.split():
         return None
-    return f"{beton}: is what the net was trained on: accuracy there says nothing of new images"
+    return f"{beton}: is what the model was trained on: accuracy there says nothing about new images"

@@ -1,4 +1,4 @@
-"""`resnet-dist doctor RUN`: what lies in a run's storage, whether it is whole, what a new start would do."""
+"""`resnet-dist doctor`: what is in a run's storage, from where it would resume; is a cluster fit for a run?"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ State = Literal["ok", "damaged", "leftover"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing of the run. `damaged` and `leftover` are what `repair` removes: nothing needs them."""
+    """One file or folder of the run. `repair` removes what is `damaged` or a `leftover`: nothing needs those."""
 
     name: str
     state: State
@@ -78,7 +78,7 @@ def verdict(findings: list[Finding]) -> str:
     if any(f.name == "trained.json" and f.state == "ok" for f in findings):
         return "the training is over; its train command, or `tracking sync` of this folder, brings the rest to MLflow"
     whole = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
-    return f"the run goes on from {whole.name}" if whole else "the run would begin at its first step"
+    return f"the run resumes from {whole.name}" if whole else "the run would start at its first step"
 
 
 def _checkpoints(storage: RunStorage) -> Iterator[Finding]:
@@ -120,9 +120,6 @@ def _bookkeeping(storage: RunStorage, names: list[str]) -> Iterator[Finding]:
                 yield Finding(name, "ok", what)
 
 
-# What one node says of itself, and what nodes measure together: the part of the doctor that runs on them.
-
-
 _PROBE_NUMBERS = 1 << 22
 """16 MB in float32."""
 _WARM_UP, _REPEATS = 2, 5
@@ -138,9 +135,9 @@ class NodeFacts:
     """Digest of this project's Python files there."""
     cpu: str
     gpus: int
-    """What PyTorch sees, whatever Ray says."""
+    """What PyTorch sees, which may differ from Ray's count."""
     free_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Folder -> free space where it lies or would lie."""
+    """Folder -> free space where it is or would be."""
     data: str = ""
     storage: str = ""
     tracking: str = ""
@@ -283,9 +280,6 @@ def _seconds(values: torch.Tensor) -> float:
         if repeat >= _WARM_UP:
             times.append(time.perf_counter() - began_s)
     return sorted(times)[len(times) // 2]
-
-
-# `resnet-dist doctor --on PROFILE`: is the cluster fit for a run? Asks every node, and lets them talk together.
 
 
 NODE_LIMIT_S = 120.0

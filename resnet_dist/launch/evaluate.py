@@ -1,4 +1,6 @@
-"""The same function in several processes of this machine, which talk by gloo: for what needs no cluster."""
+"""`resnet-dist evaluate`: trained models under a test protocol on this machine, in one process or several, and what an
+evaluation leaves: files in a folder, and a run in an MLflow experiment.
+"""
 
 from __future__ import annotations
 
@@ -98,20 +100,17 @@ def _pickled(error: Exception) -> bytes:
 
 
 def _cause(folder: Path, error: Exception) -> Exception:
-    """What the worker that failed first says; the others fail because it is gone."""
-    told = sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
-    if told:
-        first: Exception = pickle.loads(told[0].read_bytes())
+    """The error of the worker that failed first; the others fail because it is gone."""
+    errors = sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+    if errors:
+        first: Exception = pickle.loads(errors[0].read_bytes())
         return first
-    return Fault(f"a worker ended without a word: {str(error).strip().splitlines()[-1]}")
-
-
-# `resnet-dist evaluate`: trained nets under a test protocol, on this machine, in one process or several.
+    return Fault(f"a worker exited without an error message: {str(error).strip().splitlines()[-1]}")
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What every worker is given: plain data and nets on the CPU."""
+    """What every worker is given: plain data, and models on the CPU."""
 
     models: tuple[TrainedModel, ...]
     protocol: Protocol
@@ -125,7 +124,7 @@ class Evaluated:
     manifest: Manifest
     result: Evaluation
     images_per_s: float
-    """Of all workers together: the slowest one's time, without loading nets and starting."""
+    """Of all workers together: the slowest one's time, without start-up and loading models."""
     warnings: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
@@ -148,10 +147,10 @@ def evaluate_models(
     num_workers: int = 1,
     ignore_class_names: bool = False,
 ) -> Evaluated:
-    """Evaluates one net, or the average of several, on every sample of `beton` once.
+    """Evaluates one model, or the average of several, on every sample of `beton` once.
 
     `sources` as `load_model` takes them. The counts do not depend on the number of workers, nor does the loss.
-    `ignore_class_names`: class k of the data is class k of every net, whatever their names.
+    `ignore_class_names`: class k of the data is class k of every model, whatever their names.
     Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit.
     """
     manifest = load_manifest(beton)
@@ -173,13 +172,13 @@ def evaluate_models(
             make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)
     job = EvaluationJob(models, protocol, beton, num_threads)
     result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
-    said = list(dict.fromkeys(warning for warning in warnings if warning is not None))
+    shown = list(dict.fromkeys(warning for warning in warnings if warning is not None))
     if result.num_not_finite:
-        said.append(
-            f"the {'net' if len(models) == 1 else 'nets'} gave NaN or infinity for {result.num_not_finite} of "
+        shown.append(
+            f"the {'model' if len(models) == 1 else 'models'} gave NaN or infinity for {result.num_not_finite} of "
             f"{result.num_samples} samples (the first: sample {result.first_not_finite}); they count as wrong"
         )
-    return Evaluated(job, manifest, result, manifest.num_samples / seconds, tuple(said))
+    return Evaluated(job, manifest, result, manifest.num_samples / seconds, tuple(shown))
 
 
 def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Evaluation, float]:
@@ -217,7 +216,7 @@ Batches = Callable[[NDArray[np.int64]], Iterable[Labelled]]
 def open_protocol(
     job: EvaluationJob, manifest: Manifest, device: torch.device, stack: ExitStack
 ) -> tuple[nn.Module, Batches, Precision]:
-    """The net and its batches. One net on one crop is what training evaluates, to the last bit."""
+    """The model and its batches. One model on one crop is what training evaluates, bit for bit."""
     members = [_member(model, job.protocol) for model in job.models]
     first = job.models[0].recipe
     views = list(dict.fromkeys(view for member in members for view in member.views))
@@ -268,9 +267,6 @@ def _as_views(loader: BetonLoader, view: View, ids: NDArray[np.int64]) -> Iterat
 
 def _all_places(batch: Batch) -> Tensor:
     return torch.arange(len(batch.labels), device=batch.labels.device)
-
-
-# What an evaluation leaves: files in a folder, and the same as a run of an MLflow experiment.
 
 
 MAX_RESULT_BYTES = 16 << 20
@@ -349,7 +345,7 @@ def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
 def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
     """A run of the experiment with the numbers and the files that `write_files` wrote; returns its id.
 
-    The folder holds its run's record from then on: the same folder again goes on with that run. Raises UserError,
+    From then on the folder knows its MLflow run, and the same folder continues that run. Raises UserError,
     Fault.
     """
     facts, manifest = facts_of(evaluated), evaluated.manifest
@@ -384,7 +380,7 @@ def _params(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _recipe_params(evaluated: Evaluated) -> dict[str, str]:
-    """The recipe of a net alone, under the keys that its training has in MLflow: both are found by the same words."""
+    """A single model's recipe, under the keys that its training run has in MLflow, so that one search finds both."""
     models = evaluated.job.models
     return flatten(models[0].recipe) if len(models) == 1 else {}
 

@@ -1,4 +1,4 @@
-"""`execute`: trains an open run, where `on` says. And what training in this process needs."""
+"""`execute`: trains an open run, in this process or elsewhere."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: Observer | None = None) -> WorkerResult:
-    """Trains the run from where it is to its end, until it diverges, or until `observer` wants it to stop.
+    """Trains the run from its newest checkpoint to its end, until it diverges, or until `observer` asks to stop.
 
     Args:
-        on: `in_process`, or `launch.ray_group.ray_group`. The weights are the same.
-        observer: hears of every evaluation, and is asked whether to stop.
+        on: `in_process`, or `ray_group.ray_group`. The weights do not depend on it.
+        observer: is told of every evaluation, and is asked whether to stop.
 
-    Raises UserError, Fault; the run's events have them too.
+    Raises UserError, Fault; both are in the run's events too.
     """
     try:
         result = on(run, observer or Observer())
@@ -46,8 +46,8 @@ def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: 
 
 
 def in_process(run: Run, observer: Observer) -> WorkerResult:
-    """One worker, which is this process: no Ray, nothing to start. A worker group costs some twenty seconds of start-up
-    (four processes that import ray and torch); a small net on digits trains for two.
+    """Trains in this process, as the only worker; for `execute`. A worker group takes some twenty seconds to start, for
+    four processes import ray and torch; a small model on digits trains in two.
     """
     from resnet_dist.training.loop import run_worker  # brings ffcv and numba
 
@@ -73,7 +73,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
 
 
 def clear_leftovers(storage: RunStorage, keep: int, damaged: Collection[str]) -> None:
-    """Removes what a former training left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
+    """Removes what an earlier training left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
 
     Where to resume is decided by the whole checkpoints themselves (`checkpoint.newest_whole`). Ray's snapshot of them
     is not written atomically and refuses a run whose folders changed, so no trainer starts from another's.

@@ -1,7 +1,7 @@
-"""`resnet-dist export`: a trained net as one file that needs nothing of this project, checked against the net.
+"""`resnet-dist export`: a trained model as one file that needs nothing from this project, checked against the model.
 
-Normalisation is part of the file: it takes uint8 pixels as they are decoded. What has to happen before (crop) and after
-(class names) stands in a JSON file beside it.
+Normalisation is part of the file: it takes uint8 pixels as they are decoded. A JSON file beside it describes what comes
+before (crop) and after (class names).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Exported:
     card: Path
     """The JSON file beside it."""
     max_difference: float
-    """Largest difference of a logit from the net's own."""
+    """Largest difference of a logit from the model's own."""
     largest_logit: float
     warnings: tuple[str, ...] = ()
 
@@ -49,13 +49,13 @@ class Exported:
 def export_model(source: str, path: Path, *, tracking_uri: str | None = None, data: Path | None = None) -> Exported:
     """Writes `path`, in the format that its suffix names, and `<path>.json`; neither before the check has passed.
 
-    `source` as `load_model` takes it; `data`: a beton of the net's classes; its first images are those of the check
-    (made-up ones else). Raises UserError for what cannot be exported, Fault if the file's
-    logits are not the net's.
+    `source` as `load_model` takes it; `data`: a beton of the model's classes, whose first images are used for the check
+    (random ones else). Raises UserError for what cannot be exported, Fault if the file's
+    logits are not the model's.
     """
     file_format = SUFFIXES.get(path.suffix)
     if file_format is None:
-        raise UserError(f"{path}: end its name in {', '.join(SUFFIXES)}, which says what it becomes")
+        raise UserError(f"{path}: its name must end in one of {', '.join(SUFFIXES)}, which select the format")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
     model = load_model(source, tracking_uri)
@@ -85,7 +85,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
         largest = max(logit for _, logit in differences)
         if not max_difference <= TOLERANCE * largest:
             raise Fault(
-                f"{path}: the exported net's logits differ by up to {max_difference:.3g} from its own (largest logit "
+                f"{path}: the exported model's logits differ by up to {max_difference:.3g} from its own (largest logit "
                 f"{largest:.3g}): not written"
             )
         temporary.replace(path)
@@ -96,7 +96,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     facts = describe(model, file_format, class_names, pictures or {})
     facts["check"] = {"images": len(images), "max_difference": max_difference, "largest_logit": largest}
     write_text_atomically(card, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    return Exported(path, card, max_difference, largest, tuple(said for said in warnings if said is not None))
+    return Exported(path, card, max_difference, largest, tuple(warning for warning in warnings if warning is not None))
 
 
 def describe(
@@ -149,7 +149,7 @@ def _class_names(model: TrainedModel, data: Path | None) -> tuple[tuple[str, ...
             return manifest.class_names, warning
     if model.class_names is None:
         raise UserError(
-            f"{model.name}: keeps no class names (an earlier version wrote it); give --data FILE.beton, which has them"
+            f"{model.name}: has no class names (an earlier version wrote it); give --data FILE.beton, which has them"
         )
     return model.class_names, warning
 
@@ -180,17 +180,17 @@ def _images(model: TrainedModel, data: Path | None) -> Tensor:
 
 @torch.no_grad()
 def _difference(model: TrainedModel, file_format: Format, path: Path, images: Tensor) -> tuple[float, float]:
-    """Largest difference of a logit from the net's own, and the largest logit."""
+    """Largest difference of a logit from the model's own, and the largest logit."""
     own = model.classifier(images)
     if not own.isfinite().all():
         broken = int((~own.isfinite().all(dim=1)).int().argmax())
         raise Fault(
-            f"{model.name}: gives NaN or infinity for image {broken} of the check; its weights are of no use: export "
+            f"{model.name}: gives NaN or infinity for image {broken} of the check; its weights are useless: export "
             "another checkpoint"
         )
     theirs = _RUNNERS[file_format](path, images)
     if theirs.shape != own.shape:
-        raise Fault(f"{path}: the exported net answers {list(theirs.shape)}, expected {list(own.shape)}")
+        raise Fault(f"{path}: the exported model returns {list(theirs.shape)}, expected {list(own.shape)}")
     return float((theirs - own).abs().max()), float(own.abs().max())
 
 

@@ -30,7 +30,7 @@ MOST_BYTES = DASHBOARD_CLIENT_MAX_SIZE
 """Of an upload."""
 _RETRY_S = 2.0
 _SILENCE_LIMIT_S = 300.0
-"""How long the head may not answer before following ends; the job goes on."""
+"""How long the head may be silent before following ends; the job keeps running."""
 _STOPPED = 143
 
 
@@ -53,7 +53,7 @@ def files_to_send(submission: Submission) -> dict[str, int]:
 def send(submission: Submission, ray_words: Sequence[str]) -> JobSubmissionClient:
     """Uploads and starts the job. Raises UserError when there is no such cluster, or a job drives the run already.
 
-    `ray_words`: how Ray's command is called here, for what is told.
+    `ray_words`: how Ray's command is called here, for messages.
     """
     client = _connect(submission.address)
     name = submission.metadata[RUN_KEY]
@@ -78,9 +78,9 @@ def send(submission: Submission, ray_words: Sequence[str]) -> JobSubmissionClien
 
 
 def follow(client: JobSubmissionClient, submission_id: str, show: Callable[[str], None], how_later: str) -> int:
-    """Shows the job's output until it ends, over lost connections too, and returns its exit code.
+    """Shows the job's output until it ends, across lost connections, and returns its exit code.
 
-    `how_later`: the words that show it again, for whom it is told that the head is silent.
+    `how_later`: the command that shows it again, for the message that the head is silent.
     """
     shown = 0
 
@@ -92,7 +92,7 @@ def follow(client: JobSubmissionClient, submission_id: str, show: Callable[[str]
             shown += len(new)
 
     async def tail() -> None:
-        position = 0  # every connection tells the whole output from its beginning
+        position = 0  # every connection sends the whole output from its beginning
         async for text in client.tail_job_logs(submission_id):
             show_new(text, position)
             position += len(text)
@@ -138,7 +138,7 @@ def _connect(address: str) -> JobSubmissionClient:
         through = proxy_for(address)
         raise UserError(
             f"no Ray cluster takes jobs at {address}: {_first_line(error)}; start its dashboard, or give --address"
-            + (f"; the proxy {redacted(through)} stands between: NO_PROXY leaves it out" if through else "")
+            + (f"; the proxy {redacted(through)} is in between: NO_PROXY bypasses it" if through else "")
         ) from None
     theirs = getattr(client, "_server_ray_version", None)
     if theirs and theirs != ray.__version__:
@@ -147,7 +147,7 @@ def _connect(address: str) -> JobSubmissionClient:
 
 
 def _be_quiet() -> None:
-    """Each file that is not uploaded is a line otherwise."""
+    """Otherwise every file that is not uploaded is a line of output."""
     for talkative in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
 

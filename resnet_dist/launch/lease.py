@@ -1,8 +1,8 @@
-"""One driver at a time: who holds a run, with a sign of life, and a number that fences off who held it before.
+"""One driver at a time: a lease with a heartbeat, whose number fences off earlier drivers.
 
-`driver/00003.lease` is created by one process alone; whoever created the highest number holds the run, and everybody
-who works for a lower number - a driver that was cut off and came back, its workers - may not commit any more.
-`driver/00003.json` says where the holder runs and counts up as long as it lives.
+`driver/00003.lease` is created by exactly one process; whoever created the highest number holds the run, and everybody
+who works for a lower number (a driver that was cut off and came back, its workers) may not commit any more.
+`driver/00003.json` says where the holder runs and counts up as long as it is alive.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _RETRY_S = 2.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a run, and its sign of life."""
+    """Who holds a run, and its heartbeat."""
 
     host: str
     pid: int
     process: str
-    """Tells this process from a later one with the same pid: the machine's boot, and the process's start in it."""
+    """The machine's boot and the process's start, which differ for a later process with the same pid."""
     beat: int = 0
     released: bool = False
     request: str = ""
@@ -63,18 +63,18 @@ class Lease:
         if newest > self.number:
             holder = _holder(self.storage, newest)
             who = f"pid {holder.pid} on {holder.host}" if holder else "unknown"
-            raise Fault(f"another driver ({who}) has taken {self.storage.location} over; this one ends")
+            raise Fault(f"another driver ({who}) has taken over {self.storage.location}; this one ends")
 
 
 class HeldLease:
-    """The driver's side: a thread gives the sign of life until `release`."""
+    """The driver's side: a thread sends the heartbeat until `release`."""
 
     def __init__(self, lease: Lease, timeout_s: float, left_request: str = "") -> None:
         self.lease = lease
         self.left_request = left_request
-        """Of the driver that this one follows, if that one died with it."""
+        """That of the driver before, if it died without releasing it."""
         self.lost: Fault | None = None
-        """Set when another driver has the run."""
+        """Set once another driver has the run."""
         self._me = this_process()
         self._changing = threading.Lock()
         self._done = threading.Event()
@@ -99,7 +99,7 @@ class HeldLease:
         return True
 
     def note_request(self, request: str) -> None:
-        """Stands in storage with the next sign of life."""
+        """Is in storage with the next heartbeat."""
         with self._changing:
             self._me = replace(self._me, request=request)
 
@@ -135,7 +135,7 @@ class HeldLease:
 
 @contextmanager
 def held(storage: RunStorage, timeout_s: float, say: Callable[[str], None]) -> Iterator[HeldLease]:
-    """`take`, given back at the end."""
+    """`take`, released at the end."""
     lease = take(storage, timeout_s, say)
     try:
         yield lease
@@ -146,8 +146,8 @@ def held(storage: RunStorage, timeout_s: float, say: Callable[[str], None]) -> I
 def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> HeldLease:
     """Makes this process the run's driver.
 
-    One that gave the run back, or is known to be dead, is followed at once; any other is watched for `timeout_s`.
-    Raises UserError if it gives a sign of life.
+    A driver that released the run or is known to be dead is replaced at once; any other is watched for `timeout_s`.
+    Raises UserError if it is alive.
     """
     storage.pull()
     make_folder(storage.folder / _GROUP)
@@ -166,7 +166,7 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
 
 
 def driver_of(storage: RunStorage) -> Holder | None:
-    """Who holds the run, unless it gave it back or is known to be dead."""
+    """Who holds the run, unless it was released or its driver is known to be dead."""
     holder = _holder(storage, _newest(storage))
     return None if _is_over(holder) else holder
 
@@ -178,7 +178,7 @@ def this_process() -> Holder:
 def _watch(
     storage: RunStorage, number: int, before: Holder | None, timeout_s: float, say: Callable[[str], None]
 ) -> None:
-    """Returns when the holder gave no sign of life for `timeout_s`. Raises UserError when it gave one."""
+    """Returns when the holder has been silent for `timeout_s`. Raises UserError at its first heartbeat."""
     who = f" (pid {before.pid} on {before.host})" if before else ""
     say(
         f"{storage.location}: another process{who} may still be using this run; waiting up to {timeout_s:g} s for its "
@@ -192,13 +192,13 @@ def _watch(
             return
         if now is not None and now != before:
             raise UserError(
-                f"{storage.location}: a driver is at work on this run (pid {now.pid} on {now.host}); "
-                "wait for it, stop it, or give another --name"
+                f"{storage.location}: another driver is working on this run (pid {now.pid} on {now.host}); "
+                "wait for it, stop it, or use another --name"
             )
 
 
 def _is_over(holder: Holder | None) -> bool:
-    """Whether the holder said that it ended, or was a process of this machine that is gone."""
+    """Whether the holder released the run, or was a process of this machine that is gone."""
     if holder is None:
         return False
     here = this_process()
@@ -324,5 +324,5 @@ def commit_within(
             sleep(_RETRY_S)
         else:
             if warned:
-                warn(f"{what} is written after all")
+                warn(f"{what} has been written")
             return

@@ -1,4 +1,4 @@
-"""Trained nets from wherever they lie: a checkpoint, a run's folder, `s3://`, an MLflow model URI."""
+"""Trained models from a checkpoint, a run's folder, `s3://` or an MLflow model URI."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _from_checkpoint(location: str) -> TrainedModel:
     with checkpoint as found:
         if found is None:
             raise UserError(
-                f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder with one"
+                f"{location}: is neither a checkpoint's folder (epoch=...-step=...) nor a run's folder that has one"
             )
         recipe = recipe_of(found.metadata.recipe, location)
         classifier = _untrained(recipe)
@@ -76,7 +76,7 @@ def _from_checkpoint(location: str) -> TrainedModel:
 
 
 def _from_mlflow(uri: str, tracking_uri: str | None) -> TrainedModel:
-    """A logged model is a graph for one size of images; its weights go into the net that its recipe builds."""
+    """A logged model is a graph for one size of images; its weights are loaded into the net that its recipe builds."""
     weights, metadata = load_weights(uri, tracking_uri=tracking_uri)
     names = metadata.get("class_names")
     if "recipe" not in metadata or not isinstance(names, list):

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any worker starts. A user's mistake costs no GPU time."""
+"""Everything that can be checked before any worker starts, so that a user's mistake costs no GPU time; `--dry-run`."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
                 warnings.append(f"{storage.location}/{found.name}: {NO_CLASS_NAMES}")
         else:
             damaged = tuple(newest_first(storage.names()))
-            warnings = [f"{storage.location}/{name}: was never written to its end; left out" for name in damaged]
+            warnings = [f"{storage.location}/{name}: was never completely written; ignored" for name in damaged]
     of_data = (
         shared,
         empty_classes(train, train_source),
@@ -158,7 +158,7 @@ def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
     if once_whole:
         raise UserError(
             f"{storage.location}: none of its {len(damaged)} checkpoints is whole (newest: {once_whole[0]}); see "
-            f"`resnet-dist doctor {storage.location}`, bring one back from a copy, or give another --name to begin anew"
+            f"`resnet-dist doctor {storage.location}`, restore one from a copy, or use another --name to start over"
         )
 
 
@@ -189,7 +189,7 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
 
 
 def require_buildable(recipe: Recipe) -> None:
-    """Builds the model without memory for weights, and opens the decoder: what they refuse is told here."""
+    """Builds the model without memory for its weights and opens the decoder, to raise now what would be raised later."""
     if recipe.data.decoder == "native":
         open_kernel(recipe.data.decoder, num_threads=1, max_image_bytes=0)
     require_net(recipe)
@@ -219,9 +219,6 @@ def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> No
             f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
             f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
         )
-
-
-# `--dry-run`: the resolved recipe and profile, and what would run where. Starts nothing and touches no GPU.
 
 
 def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:

@@ -24,7 +24,7 @@ _LINE_EVERY_S = 5.0
 
 
 def describe(status: Status, plan: RunPlan) -> str:
-    """One line: where the run stands and how it does."""
+    """One line: how far the run is, and how well it does."""
     metrics = status.metrics
     parts = [f"epoch {plan.epoch_of(max(status.step - 1, 0)) + 1}/{-(-plan.last_step // plan.steps_per_epoch)}"]
     if "train/loss" in metrics:
@@ -110,15 +110,15 @@ class EventLog:
             self._unwritten.clear()
             self._storage.publish(self.path)
         except OSError:
-            return  # a full disk or a store that is away ends no run here; written with the next event
+            return  # a full disk or a store that is away must not end a run here; written with the next event
 
     def observe(self, status: Status) -> None:
         """Call it often; it notes every worker group that began, and every warning."""
-        if status.attempt < self._attempt:  # the actor was killed, and counts anew
+        if status.attempt < self._attempt:  # the actor was killed, and counts from zero
             self._attempt = self._num_warnings = 0
         if status.attempt > self._attempt and status.resumed_step is not None:
-            before = f" (seen at step {self._step} before)" if self._attempt else ""
-            self.note(f"workers up: {status.world_size}, going on from step {status.resumed_step}{before}")
+            before = f" (last seen at step {self._step})" if self._attempt else ""
+            self.note(f"workers up: {status.world_size}, from step {status.resumed_step}{before}")
             self._attempt = status.attempt
         if status.resumed_step is not None:
             self._step = status.step
@@ -166,7 +166,7 @@ class Startup:
             self.passed("workers")
             self._seen = 1
         if self._seen == 1 and status.resumed_step is not None:
-            self.passed("data and net")
+            self.passed("data and model")
             self._seen = 2
         if self._seen == 2 and status.resumed_step is not None and status.step > status.resumed_step:
             steps = status.step - status.resumed_step

@@ -39,7 +39,7 @@ from resnet_dist.training.state import evaluated_weights
 _RESULT = "result.json"
 """Written last of all into the run's folder; its presence means that the run is complete."""
 _TRAINED = "trained.json"
-"""Written when the training is over. With the checkpoint it is all that publishing needs, so that any command and any
+"""Written when the training is over. With the checkpoint this is all that publishing needs, so that any command and any
 machine that sees the storage can do it, without Ray and the data."""
 
 
@@ -122,7 +122,7 @@ def write_trained(storage: RunStorage, trained: Trained) -> None:
 
 
 def read_trained(storage: RunStorage) -> Trained | None:
-    """None if there is none that can be read, or its checkpoint is not there: then it is for a training to go on."""
+    """None if there is none that can be read, or its checkpoint is not there: then the training has to continue."""
     content = storage.read(_TRAINED)
     if content is None:
         return None
@@ -158,7 +158,7 @@ def publish(trained: Trained, record: Record) -> RunResult:
     """Brings a finished training to MLflow: what its workers left, plots, models, their registration.
 
     A second call, from wherever, does what is missing. Raises Fault, or UserError if the server refuses this user, with
-    what was reached and how the rest gets there; nothing then says that the training failed.
+    what was reached and how the rest gets there; the training counts as finished all the same.
     """
     record.trained, record.end = trained.words, RunEnd("FINISHED", UNPUBLISHED)
     try:
@@ -310,13 +310,13 @@ def _words(report: SyncReport, storage: RunStorage) -> str:
     elif (driver := driver_of(storage)) is not None:
         parts.append(f"run in progress (pid {driver.pid} on {driver.host})")
     else:
-        parts.append("the run has not ended: the `train` command with its name continues it")
+        parts.append("the run has not ended: the `train` command with its name resumes it")
     if report.num_rejected:
         parts.append(
             f"MLflow refused {report.num_rejected:,} things for good: see tracking/*/rejected.jsonl of the run"
         )
     if report.num_bad_lines:
-        parts.append(f"{report.num_bad_lines:,} lines that no tracker wrote were passed over")
+        parts.append(f"{report.num_bad_lines:,} lines that no tracker wrote were skipped")
     if report.num_unreadable_bytes:
         parts.append(f"{report.num_unreadable_bytes:,} bytes at the end of the spool are no whole line")
     if report.strangers:

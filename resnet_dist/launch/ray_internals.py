@@ -30,7 +30,7 @@ class Reservation:
     placement_group: str = ""
     """Hexadecimal. What is reserved in the name of a driver stays so while the driver lives."""
     request: str = ""
-    """Of the controller, at the coordinator: after a sudden death it stands for 3 minutes, in which an elastic training
+    """Of the controller, at the coordinator: after a sudden death it stays for 3 minutes, in which an elastic training
     that follows gets none of those nodes."""
 
 

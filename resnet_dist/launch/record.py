@@ -102,7 +102,7 @@ def links(inputs: Sequence[DataInput], found: Mapping[str, PreparationRun]) -> d
 
 
 def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> str:
-    """Markdown: what is trained on what, and the commands that go on with it and check it."""
+    """Markdown: what is trained on what, and the commands that resume and evaluate it."""
     recipe, folder = prepared.recipe, prepared.storage.location
     train = recipe.train
     rows = {
@@ -119,7 +119,7 @@ def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> st
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     return (
         f"{recipe.model.name} on {recipe.data.dataset}.\n\n| | |\n|---|---|\n{table}\n"
-        "Go on with it, or train it again under another name:\n\n"
+        "Resume it, or train it again under another name:\n\n"
         f"    resnet-dist train {folder}/recipe.yaml --on {folder}/profile.yaml --name {prepared.name}\n\n"
         "Evaluate its newest checkpoint:\n\n"
         f"    resnet-dist evaluate {folder} --data {prepared.val_beton}\n\n"
@@ -215,7 +215,7 @@ def _warn_on_error(log: Log, consequence: str) -> Iterator[None]:
 
 
 def short(why: Undelivered) -> str:
-    """Why, without what to do about it: that is said once, by `waits`."""
+    """The reason, without what to do about it, which `waits` says once."""
     return redacted(why.why if isinstance(why, Unanswered) else str(why))
 
 
@@ -240,7 +240,7 @@ def send_files(storage: RunStorage, handle: RunHandle, class_names: Sequence[str
 
 
 def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
-    """The checkpoints in storage, newest first, and the best weights: where they lie, their step and metrics.
+    """The checkpoints in storage, newest first, and the best weights: their places, steps and metrics.
 
     Only their metadata is read: whoever opens a damaged one will find out.
     """
@@ -254,7 +254,7 @@ def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
 
 
 LONG = ("label_map", "label_checks")
-"""Facts of the source that are lists: they stand in the manifest, which is an artifact."""
+"""Facts about the source that are lists; the manifest, an artifact, has them."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ _UNEXPECTED = RunEnd("FAILED", "an unexpected error")
 class Record:
     """The MLflow run of a run that this process drives; leaving its `with` block writes its end, once.
 
-    What MLflow does not take waits in storage for `resnet-dist tracking sync`, and one warning says so.
+    What MLflow does not take stays in storage for `resnet-dist tracking sync`, and one warning says so.
     """
 
     handle: RunHandle
@@ -98,7 +98,7 @@ class Record:
             self.send_measured()
         end_failure = self._deliver(partial(send_end_status, self.handle))
         if self.trained and error is not None:
-            return  # it says what MLflow lacks
+            return  # the error says what MLflow lacks
         if self.trained and end_failure is not None:
             raise self.unpublished(end_failure) from end_failure
         if self._failure is not None:

@@ -1,4 +1,6 @@
-"""What of a folder travels with a job: what git tracks; without git, all but what is left out by its name."""
+"""What `resnet-dist submit` sends to a cluster: one of the project's commands as a Ray job, and a folder's files that git
+tracks; without git, all but what is left out by its name. No Ray here.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,12 @@ NOT_SENT = (".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*
 _LIMIT_S = 60.0
 _NAMES_TOLD = 5
 _MOST_OTHERS = 2000
-"""Untracked files and folders, each of which Ray is told to leave out."""
+"""Untracked files and folders, all of which are named to Ray to be left out."""
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """What git says of a folder. Paths are relative to it; folders end in a slash."""
+    """What git knows about a folder. Paths are relative to it; folders end in a slash."""
 
     tracked: frozenset[str]
     untracked: tuple[str, ...] = ()
@@ -62,15 +64,15 @@ class Upload:
         return (*NOT_SENT, *SECRET_FILES, *(f"/{_escaped(path)}" for path in others))
 
     def notes(self) -> list[str]:
-        """What a user may miss there."""
+        """What a user might expect to be sent and is not."""
         if self.checkout is None:
             return []
-        told = []
+        notes = []
         if missed := [path for path in self.checkout.untracked if not is_left_out(path)]:
-            told.append(f"not sent, because git does not track it: {names(missed)}")
+            notes.append(f"not sent, because git does not track it: {names(missed)}")
         if secret := [path for path in sorted(self.checkout.tracked) if is_secret_file(path)]:
-            told.append(f"not sent (named as secrets are): {names(secret)}")
-        return told
+            notes.append(f"not sent (named as secrets are): {names(secret)}")
+        return notes
 
     def require_sent(self, file: Path) -> str:
         """`file` as the job names it: relative to the upload. Raises UserError for one that does not travel."""
@@ -81,15 +83,15 @@ class Upload:
             sent = file.resolve().relative_to(folder).as_posix()
         except ValueError:
             raise UserError(
-                f"{file}: lies outside {folder}, which is all that travels to the cluster; move it there, or give "
+                f"{file}: is outside {folder}, which is all that is sent to the cluster; move it there, or give "
                 "--working-dir"
             ) from None
         if part := is_left_out(sent):
-            raise UserError(f"{file}: {part} is left out of what travels to the cluster; copy the file elsewhere")
+            raise UserError(f"{file}: {part} is left out of what is sent to the cluster; copy the file elsewhere")
         if self.checkout is not None and sent in self.checkout.ignored:
-            raise UserError(f"{file}: .gitignore names it, so it does not travel to the cluster; copy it elsewhere")
+            raise UserError(f"{file}: .gitignore names it, so it is not sent to the cluster; copy it elsewhere")
         if self.checkout is not None and sent not in self.checkout.tracked:
-            raise UserError(f"{file}: git does not track it, so it does not travel to the cluster; `git add {file}`")
+            raise UserError(f"{file}: git does not track it, so it is not sent to the cluster; `git add {file}`")
         return sent
 
 
@@ -118,7 +120,7 @@ def read_checkout(folder: Path) -> Checkout | None:
     others = [p for p in _listed(folder, "--others", "--directory", "--no-empty-directory") if not is_left_out(p)]
     if len(others) > _MOST_OTHERS:
         raise UserError(
-            f"{folder.resolve()}: {len(others):,} files that git does not track lie beside those that it does, for "
+            f"{folder.resolve()}: {len(others):,} files that git does not track are beside those that it does, for "
             f"example {names(others)}; move them elsewhere"
         )
     return Checkout(
@@ -177,9 +179,6 @@ def _listed(folder: Path, *options: str) -> list[str]:
     return [path for path in done.stdout.decode(errors="surrogateescape").split("\0") if path]
 
 
-# What `resnet-dist submit` sends to a cluster: one of the project's commands as a Ray job. Pure; no Ray here.
-
-
 MODULES = {"train": "resnet_dist", "tune": "resnet_dist", "convert": "data_prep"}
 """Commands that make sense as a job, and the package that has them."""
 RUN_KEY = "resnet-dist-run"
@@ -215,7 +214,7 @@ class Submission:
 
 
 def job_lines(address: str, submission_id: str, ray: Sequence[str] = ("ray",)) -> str:
-    """How to follow a job and to stop it, to be typed as it stands."""
+    """How to follow a job and to stop it, ready to be typed."""
     follow = shlex.join([*ray, "job", "logs", "--address", address, "--follow", submission_id])
     return f"follow it: {follow}\nstop it:   {shlex.join([*ray, 'job', 'stop', '--address', address, submission_id])}"
 
@@ -245,9 +244,9 @@ def plan_submission(
     """
     require_no_secret(arguments, profile)
     require_seen_by_nodes(command, arguments, profile)
-    # The driver's own limit must pass first: it saves a checkpoint, and says so when it could not.
-    told = {CODE_KEY: as_text(code)} if code else {}
-    env = {**profile.env, **told, "RAY_JOB_STOP_WAIT_TIME_S": f"{profile.failure.stop_grace_s + _STOP_MARGIN_S:g}"}
+    # The driver's own limit must pass first: it saves a checkpoint, or reports that it could not.
+    version = {CODE_KEY: as_text(code)} if code else {}
+    env = {**profile.env, **version, "RAY_JOB_STOP_WAIT_TIME_S": f"{profile.failure.stop_grace_s + _STOP_MARGIN_S:g}"}
     return Submission(
         address=address,
         submission_id=f"{name}-{now:%Y%m%d-%H%M%S}",
@@ -339,38 +338,39 @@ def _is_yaml(argument: str) -> bool:
 
 def require_no_secret(arguments: Sequence[str], profile: Profile) -> None:
     """A job's command line and files are seen by all who see the cluster. Raises UserError for what holds a secret."""
-    told = [f"{option} {value}" for option, value in pairwise(("", *arguments)) if holds_secret(f"{option} {value}")]
-    told += [f"the profile's {key}: {value}" for key, value in flatten(profile).items() if holds_secret(value)]
-    if told:
+    secrets = [f"{option} {value}" for option, value in pairwise(("", *arguments)) if holds_secret(f"{option} {value}")]
+    secrets += [f"the profile's {key}: {value}" for key, value in flatten(profile).items() if holds_secret(value)]
+    if secrets:
         raise UserError(
-            f"{redacted(told[0]).strip()}: holds a secret, and all who see the cluster see what is submitted; export "
+            f"{redacted(secrets[0]).strip()}: holds a secret, and everybody on the cluster sees a job; export "
             "it where the nodes' Ray is started: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
             "MLFLOW_TRACKING_TOKEN for MLflow, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for a bucket"
         )
 
 
 def require_seen_by_nodes(command: str, arguments: Sequence[str], profile: Profile) -> None:
-    """A job starts in a folder of its own that goes away with it: relative paths would lead there. All are told."""
+    """A job runs in a folder of its own, which goes away with it and to which relative paths would lead: UserError that
+    names them all."""
     if command == "convert":
         named = _options(arguments, ("--input", "--output", "--labels", "--devkit", "--classes"))
     else:
         keys = ("data_root", "storage", "cache", "sweeps")
         named = [(key, str(value)) for key in keys if (value := getattr(profile, key)) is not None]
     relative = [f"{key} {value}" for key, value in named if "://" not in value and not value.startswith(("/", "~"))]
-    told = []
+    problems = []
     if relative:
         what = "is" if len(relative) == 1 else "are"
-        told.append(
+        problems.append(
             f"{', '.join(relative)}: {what} relative to the folder of a job, which goes away with it; give a path "
             "that all nodes see, or a URL"
         )
     if command != "convert" and re.match(r"sqlite:(?!////)", profile.tracking_uri):
-        told.append(
+        problems.append(
             f"tracking_uri {profile.tracking_uri}: is relative to the folder of a job, which goes away with it; "
             "set tracking_uri to an MLflow server, http://HOST:5000"
         )
-    if told:
-        raise UserError("; ".join(told))
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _options(arguments: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:

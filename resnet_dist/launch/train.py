@@ -38,7 +38,7 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
     startup = Startup()
     startup.passed("imports")
 
-    # What can be known to be wrong is told before anything is started.
+    # A user's mistakes are reported before anything is started.
     prepared = prepare(recipe, profile, name)
     storage = prepared.storage
     startup.passed("checks")

@@ -136,7 +136,7 @@ class RayContext:
         self._watchdog.close()
 
     def _persist_points(self) -> None:
-        """Those before a checkpoint: a run that goes on from it would not log them again."""
+        """Those before a checkpoint, for a run that resumes from it does not log them again."""
         limit_s = self._setup.failure.storage_timeout_s
         if self._spool is not None and not self._spool.persist(limit_s):
             self._give_up(f"{self.storage.location} has not taken the metrics for {limit_s:g} s")
@@ -151,8 +151,8 @@ class RayContext:
                 self._give_up(f"{self.storage.location} has not taken the last checkpoint for {limit_s:g} s")
 
     def _give_up(self, reason: str) -> NoReturn:
-        """Ends the run: no restart would mend it."""
-        reason += " (failure.storage_timeout_s); mend it, and give the same command again"
+        """Ends the run: no restart would help."""
+        reason += " (failure.storage_timeout_s); repair it, and give the same command again"
         self._setup.control.give_up.remote(reason)
         raise Fault(reason)
 
@@ -171,7 +171,7 @@ class RayContext:
 
 
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
-    """Ray Train's `train_loop_per_worker`. A user's mistake is returned as its text: a restart would not mend it."""
+    """Ray Train's `train_loop_per_worker`. A user's mistake is returned as text, for a restart would not help."""
     from resnet_dist.training.loop import run_worker  # brings ffcv and numba, which the driver can do without
 
     setup = config["setup"]
@@ -205,7 +205,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
 
 
 def _mistaken(setup: WorkerSetup, error: UserError) -> str:
-    """Ray reads what rank 0 returns, and only when all are done: so the driver is told."""
+    """Tells the driver itself: Ray reads only what rank 0 returns, and only when all workers are done."""
     setup.control.mistake.remote(str(error))
     return str(error)
 

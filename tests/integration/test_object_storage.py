@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_from_the_bucket(cli: Any, bucket: Any) -> None:
     found = cli.run(doctor)
     assert found.returncode == 0, found.stderr
     assert f"damaged   {newest.split('/')[2]}" in found.stdout
-    assert "the run goes on from epoch=" in found.stdout
+    assert "the run resumes from epoch=" in found.stdout
 
     done = cli.run(command)
     assert done.returncode == 0, done.stderr

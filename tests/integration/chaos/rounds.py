@@ -25,7 +25,7 @@ from training import LAST_STEP, Training, alone, make_data
 NODES = 3
 LIMIT_S = 900.0
 _STORAGE_BYTES = 64 << 20
-_GROUP = re.compile(r"workers up: (\d+), going on from step (\d+)(?: \(seen at step (\d+) before\))?")
+_GROUP = re.compile(r"workers up: (\d+), from step (\d+)(?: \(last seen at step (\d+)\))?")
 
 
 @dataclass(frozen=True)

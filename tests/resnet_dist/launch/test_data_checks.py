@@ -91,7 +91,7 @@ def test_settings_that_no_conversion_has_are_refused(tmp_path: Path, bad: Any) -
 def test_data_converted_unlike_is_told() -> None:
     assert other_pictures(APPLY, {**APPLY, "max_side": None}, "a", "b") is None
     assert str(other_pictures(PLAIN, APPLY, "runs/a", "val.beton")).startswith(
-        "runs/a was converted with --exif ignore, val.beton with apply: the net sees other pictures"
+        "runs/a was converted with --exif ignore, val.beton with apply: the model sees other pixels"
     )
     assert "--background None" in str(other_pictures(PLAIN, {**PLAIN, "background": [0, 0, 0]}, "a", "b"))
 

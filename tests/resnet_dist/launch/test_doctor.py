@@ -58,7 +58,7 @@ def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
         ("mlflow_run.json", "ok"),
     ]
     assert "top-1 97.25 %" in findings[1].what
-    assert verdict(findings) == f"the run goes on from {whole.name}"
+    assert verdict(findings) == f"the run resumes from {whole.name}"
     assert len(repair(FolderStorage(tmp_path), findings)) == 3
     assert {p.name for p in tmp_path.iterdir()} == {old.name, whole.name, "mlflow_run.json"}
     assert all(f.state == "ok" for f in examine(FolderStorage(tmp_path)))
@@ -66,7 +66,7 @@ def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
 
 def test_verdicts(tmp_path: Path) -> None:
     (tmp_path / "mlflow_run.json").write_text("{}")
-    assert verdict(examine(FolderStorage(tmp_path))) == "the run would begin at its first step"
+    assert verdict(examine(FolderStorage(tmp_path))) == "the run would start at its first step"
     write_result(FolderStorage(tmp_path), RunResult("n", "d", "r", "t", "m", "c", 22, {}))
     assert verdict(examine(FolderStorage(tmp_path))) == "the run is complete"
 

@@ -76,7 +76,7 @@ def test_a_file_that_answers_otherwise_is_not_left(
 def test_what_cannot_be_exported_is_refused(
     model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"end its name in \.onnx, \.pt2, \.pt, \.ts"):
+    with pytest.raises(UserError, match=r"its name must end in one of \.onnx, \.pt2, \.pt, \.ts"):
         export_model("any", tmp_path / "net.bin")
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(UserError, match=r"folder\.pt2: is a folder"):

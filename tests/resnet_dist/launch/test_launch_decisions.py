@@ -130,7 +130,7 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     assert not control.asks(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
     leaving.add("node-2")
     assert control.asks(0, 3, "10.0.0.0", "node-0")
-    assert look(control).warnings == ("node 10.0.0.2 is about to leave: the workers save, and go on without it",)
+    assert look(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
     look(control, trainer=2)  # the next group, on the nodes that stay
     assert [control.asks(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 

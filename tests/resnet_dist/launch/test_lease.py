@@ -43,7 +43,7 @@ def test_a_driver_that_ended_in_order_is_followed_at_once(tmp_path: Path) -> Non
 def test_a_driver_at_work_keeps_its_run(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     first = take(storage, 1.0)
-    with pytest.raises(UserError, match=rf"a driver is at work on this run \(pid {os.getpid()} on "):
+    with pytest.raises(UserError, match=rf"another driver is working on this run \(pid {os.getpid()} on "):
         take(storage, 5.0)
     first.lease.require_held()
     first.release()
@@ -101,12 +101,12 @@ def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
     old = HeldLease(Lease(storage, 1), 0.3) if (tmp_path / "driver").mkdir() is None else None
     assert old is not None
     driver_file(tmp_path, 2, asdict(ELSEWHERE))
-    with pytest.raises(Fault, match=r"another driver .* on another-machine.* has taken"):
+    with pytest.raises(Fault, match=r"another driver .* on another-machine.* has taken over"):
         old.lease.require_held()
     deadline = time.monotonic() + 30
     while old.lost is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert "has taken" in str(old.lost)
+    assert "has taken over" in str(old.lost)
     old.release()
     Lease(storage, 2).require_held()
 
@@ -123,7 +123,7 @@ def test_a_driver_outlives_a_moment_without_its_folder(tmp_path: Path) -> None:
     (run_dir / "driver").rename(tmp_path / "away")
     time.sleep(0.5)  # some beats
     (tmp_path / "away").rename(run_dir / "driver")
-    with pytest.raises(UserError, match="a driver is at work on this run"):
+    with pytest.raises(UserError, match="another driver is working on this run"):
         take(FolderStorage(run_dir), 5.0)
     assert first.is_ours()
     first.release()
@@ -180,7 +180,7 @@ def test_a_full_disk_that_gets_room_costs_a_warning() -> None:
     assert waited_s == 6.0
     assert warnings == [
         "c cannot be written: No space left on device; tried again for up to 10 s, training goes on",
-        "c is written after all",
+        "c has been written",
     ]
 
 

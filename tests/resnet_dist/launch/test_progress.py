@@ -22,14 +22,14 @@ def test_every_stage_has_its_seconds_and_the_line_comes_once() -> None:
     assert startup.observe(Status(attempt=1, world_size=2)) is None
     assert startup.observe(Status(attempt=1, world_size=2, step=40, resumed_step=40)) is None
     line = startup.observe(Status(attempt=1, world_size=2, step=50, resumed_step=40))
-    assert line == "start-up took 11.0 s: imports 3.0, checks 1.0, workers 2.5, data and net 3.5, first 10 steps 1.0"
+    assert line == "start-up took 11.0 s: imports 3.0, checks 1.0, workers 2.5, data and model 3.5, first 10 steps 1.0"
     assert startup.observe(Status(attempt=1, world_size=2, step=60, resumed_step=40)) is None
 
 
 def test_stages_that_pass_between_two_looks_are_all_there() -> None:
     startup = Startup(lambda: 7.0, began_s=5.0)
     line = startup.observe(Status(attempt=1, step=1, resumed_step=0))
-    assert line == "start-up took 2.0 s: workers 2.0, data and net 0.0, first step 0.0"
+    assert line == "start-up took 2.0 s: workers 2.0, data and model 0.0, first step 0.0"
 
 
 def test_a_driver_does_not_import_pytorchs_compiler_to_check_a_recipe() -> None:

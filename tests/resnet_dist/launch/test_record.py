@@ -112,10 +112,10 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
     lines = EventLog(FolderStorage(tmp_path)).read().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "driver began: 1 node",
-        "workers up: 2, going on from step 0",
-        "workers up: 2, going on from step 8 (seen at step 10 before)",
+        "workers up: 2, from step 0",
+        "workers up: 2, from step 8 (last seen at step 10)",
         "driver began: 1 node",
-        "workers up: 3, going on from step 9",
+        "workers up: 3, from step 9",
     ]
     assert count_events(EventLog(FolderStorage(tmp_path)).read()) == {"restarts": "2", "resizes": "1"}
     assert count_events("") == {"restarts": "0", "resizes": "0"}

@@ -94,7 +94,7 @@ def test_what_holds_a_secret_is_not_submitted(given: tuple[str, ...], profile: P
 def test_files_named_like_secrets_are_not_sent(tmp_path: Path) -> None:
     for name in (".env", "server.PEM", "my_secrets.yaml"):
         (tmp_path / name).write_text("x: 1")
-        with pytest.raises(UserError, match="left out of what travels"):
+        with pytest.raises(UserError, match="left out of what is sent"):
             Upload(tmp_path, None).require_sent(tmp_path / name)
 
 
@@ -175,9 +175,9 @@ def test_a_file_that_does_not_travel_is_refused(tmp_path: Path) -> None:
         (tmp_path / place / "r.yaml").touch()
     assert Upload(tmp_path, None).require_sent(tmp_path / "resnet_dist/data/r.yaml") == "resnet_dist/data/r.yaml"
     for place in ("runs", ".venv-x"):
-        with pytest.raises(UserError, match=r"is left out of what travels"):
+        with pytest.raises(UserError, match=r"is left out of what is sent"):
             Upload(tmp_path, None).require_sent(tmp_path / place / "r.yaml")
-    with pytest.raises(UserError, match=r"lies outside .*; move it there, or give --working-dir"):
+    with pytest.raises(UserError, match=r"is outside .*; move it there, or give --working-dir"):
         Upload(tmp_path, None).require_sent(RECIPE)
     with pytest.raises(UserError, match=r"does not exist"):
         Upload(tmp_path, None).require_sent(tmp_path / "none.yaml")
@@ -238,7 +238,7 @@ def test_only_what_git_tracks_travels_and_the_rest_is_told(tmp_path: Path) -> No
     ]
     assert upload.require_sent(folder / "recipes/r.yaml") == "recipes/r.yaml"
     for name, told in (
-        ("recipes/it's [new]!.yaml", r"git does not track it, so it does not travel to the cluster; `git add "),
+        ("recipes/it's [new]!.yaml", r"git does not track it, so it is not sent to the cluster; `git add "),
         ("recipes/forced.yaml", r"\.gitignore names it"),
         ("new.bin", r"git does not track it"),
         ("keys/server.pem", r"server\.pem is left out"),
@@ -252,7 +252,7 @@ def test_too_many_untracked_files_are_told(tmp_path: Path) -> None:
     folder = repository(tmp_path / "repo")
     for number in range(2001):
         (folder / "code" / f"{number}.jpg").touch()
-    with pytest.raises(UserError, match=r"2,00\d files that git does not track lie beside .* and 2,?\d+ more; move"):
+    with pytest.raises(UserError, match=r"2,00\d files that git does not track are beside .* and 2,?\d+ more; move"):
         read_checkout(folder)
 
 

@@ -116,7 +116,7 @@ def test_the_doctor_lists_and_mends(storage: RunStorage, location: str) -> None:
         (whole, "ok"),
         ("mlflow_run.json", "ok"),
     ]
-    assert verdict(findings) == f"the run goes on from {whole}"
+    assert verdict(findings) == f"the run resumes from {whole}"
     assert [f.name for f in repair(doctor, findings)] == [torn, rotten]
     assert [(f.name, f.state) for f in examine(open_storage(location))] == [(whole, "ok"), ("mlflow_run.json", "ok")]
 

@@ -109,7 +109,7 @@ def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
     assert run.data.tags["ended"].startswith("finished; its model is not in MLflow yet: MLflow at ")
     with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
         database.execute("drop trigger t")
-    with held(storage, 3, said.append), pytest.raises(UserError, match="a driver is at work on this run"):
+    with held(storage, 3, said.append), pytest.raises(UserError, match="another driver is working on this run"):
         sync_run(storage, sqlite_uri, said.append)
     sync_run(storage, sqlite_uri, said.append)
     require_complete(sqlite_uri, handle, storage)
