@@ -189,7 +189,7 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
 
 
 def require_buildable(recipe: Recipe) -> None:
-    """Builds the model without memory for its weights and opens the decoder, to raise now what would be raised later."""
+    """Builds the model without memory for its weights and opens the decoder, to raise now what they would later."""
     if recipe.data.decoder == "native":
         open_kernel(recipe.data.decoder, num_threads=1, max_image_bytes=0)
     require_net(recipe)

@@ -1,5 +1,5 @@
-"""What `resnet-dist submit` sends to a cluster: one of the project's commands as a Ray job, and a folder's files that git
-tracks; without git, all but what is left out by its name. No Ray here.
+"""What `resnet-dist submit` sends to a cluster: one of the project's commands as a Ray job, and the files of a folder:
+those that git tracks; without git, all but what is left out by its name. No Ray here.
 """
 
 from __future__ import annotations

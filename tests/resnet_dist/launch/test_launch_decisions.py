@@ -27,7 +27,6 @@ from resnet_dist.launch.cluster import (
     workers_with_room,
 )
 from resnet_dist.launch.control import RunControl, Status, stop_signals
-from resnet_dist.launch.preflight import require_no_sweep
 from resnet_dist.launch.progress import describe
 from resnet_dist.launch.publish import RunResult, read_result, write_result
 from resnet_dist.launch.ray_internals import Reservation
@@ -183,13 +182,6 @@ finally:
     assert done.stderr.strip().startswith(
         "stopping at once: steps since the last checkpoint are trained again; the same"
     )
-
-
-def test_no_run_is_trained_in_a_sweeps_folder(tmp_path: Path) -> None:
-    require_no_sweep(FolderStorage(tmp_path))
-    (tmp_path / "ledger.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="is a sweep's folder; give another --name"):
-        require_no_sweep(FolderStorage(tmp_path))
 
 
 def test_a_result_round_trips_and_a_damaged_one_says_how_to_mend_it(tmp_path: Path) -> None:

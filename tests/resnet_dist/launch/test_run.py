@@ -1,0 +1,175 @@
+"""An open run: whatever happens inside its block, its end is written once, by whoever holds its lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from data_prep.converter.context import NoProgress, ThisProcess
+from data_prep.converter.convert import convert
+from data_prep.converter.settings import ConvertSettings
+from data_prep.runtime.stop import StopFlag
+from data_prep.sources.builtin import Synthetic
+from resnet_dist.config.profile import Profile, Workers
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.execute import execute, in_process
+from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.progress import EventLog
+from resnet_dist.launch.run import Run
+from resnet_dist.studies.record import study_recipe
+from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
+from resnet_dist.training.context import Observer, Outcome, WorkerResult
+
+NODES = [Node("here", cpus=1, gpus=0)]
+EPOCHS, STEPS_PER_EPOCH = 3, 2
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of four classes as `digits`."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "digits").mkdir()
+    for name, num_samples in (("train", 16), ("val", 8)):
+        stop = StopFlag()
+        source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8, split=name)
+        output = root / "digits" / f"{name}.beton"
+        convert(source, ConvertSettings(), output, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def prepared(data_root: Path, tracking_uri: str, tmp_path: Path) -> Callable[..., Prepared]:
+    recipe = study_recipe(
+        "resnet8",
+        overrides=[
+            "model.num_classes=4",
+            "train.global_batch_size=8",
+            "train.micro_batch_size=8",
+            f"train.total_epochs={EPOCHS}",
+            "schedule.warmup.epochs=0",
+        ],
+    )
+    profile = Profile(
+        workers=Workers(min=1, max=1),
+        cpus_per_worker=1,
+        data_root=str(data_root),
+        storage=str(tmp_path / "runs"),
+        tracking_uri=tracking_uri,
+    )
+    return lambda name="r": prepare(recipe, profile, name)
+
+
+def drive(prepared: Prepared, on: Callable[[Run, Observer], WorkerResult], observer: Observer | None = None) -> Run:
+    with Run.open(prepared, brief=True) as run:
+        run.begin(NODES)
+        execute(run, on=on, observer=observer)
+        assert recorded_end(prepared.run_dir) is None  # until the block is left
+    return run
+
+
+def ends_with(outcome: Outcome) -> Callable[[Run, Observer], WorkerResult]:
+    """Somewhere to execute where this comes out."""
+    return lambda run, observer: WorkerResult(outcome, step=4)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end"),
+    [
+        ("finished", RunEnd("FINISHED", "finished")),
+        ("stopped", RunEnd("KILLED", "stopped after step 4")),
+        ("diverged", RunEnd("FAILED", "diverged")),
+    ],
+)
+def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: Outcome, end: RunEnd) -> None:
+    checked = prepared()
+    run = drive(checked, ends_with(outcome))
+    assert recorded_end(checked.run_dir) == end
+    run_id = run.record.handle.run_id
+    assert MlflowClient(checked.profile.tracking_uri).get_run(run_id).info.status == end.status
+    assert f"{outcome} after step 4" in run.events.read()
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (Fault("a node was lost"), RunEnd("FAILED", "failed: a node was lost")),
+        (UserError("no such data"), RunEnd("FAILED", "failed: no such data")),
+        (KeyboardInterrupt(), RunEnd("KILLED", "interrupted")),
+        (ZeroDivisionError(), RunEnd("FAILED", "an unexpected error")),
+    ],
+)
+def test_the_end_is_what_went_wrong(prepared: Callable[..., Prepared], error: BaseException, end: RunEnd) -> None:
+    checked = prepared()
+
+    def fail(run: Run, observer: Observer) -> WorkerResult:
+        raise error
+
+    with pytest.raises(type(error)):
+        drive(checked, fail)
+    assert recorded_end(checked.run_dir) == end
+
+
+def test_a_driver_that_was_replaced_writes_neither_events_nor_an_end(prepared: Callable[..., Prepared]) -> None:
+    checked = prepared()
+
+    def is_replaced(run: Run, observer: Observer) -> WorkerResult:
+        (checked.run_dir / "driver" / "00002.lease").touch()
+        return WorkerResult("finished", step=4)
+
+    with pytest.raises(Fault, match="has taken over"):
+        drive(checked, is_replaced)
+    assert recorded_end(checked.run_dir) is None
+    assert "after step" not in EventLog(checked.storage).read()
+
+
+def test_two_drivers_of_one_run(prepared: Callable[..., Prepared]) -> None:
+    checked = prepared()
+    with Run.open(checked), pytest.raises(UserError, match="another driver is working on this run"), Run.open(checked):
+        pass
+
+
+def test_no_run_is_trained_in_a_sweeps_folder(prepared: Callable[..., Prepared]) -> None:
+    checked = prepared()
+    checked.run_dir.mkdir(parents=True)
+    (checked.run_dir / "ledger.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="is a sweep's folder; give another --name"), Run.open(checked):
+        pass
+
+
+class StopsAt(Observer):
+    def __init__(self, step: int) -> None:
+        self.step, self.evaluations = step, list[int]()
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert "val/top1" in metrics
+        self.evaluations.append(step)
+
+    def stop_requested(self) -> bool:
+        return self.step in self.evaluations
+
+
+def test_a_run_that_its_observer_stopped_resumes_to_the_same_weights(prepared: Callable[..., Prepared]) -> None:
+    def train(name: str, stop_at: int) -> RunEnd:
+        return drive(prepared(name), in_process, StopsAt(stop_at)).record.end
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        newest = max(prepared(name).run_dir.glob("epoch=*"))
+        net: dict[str, torch.Tensor] = torch.load(newest / "state.pt", weights_only=True)["net"]
+        return net
+
+    never = -1
+    assert train("whole", never).status == "FINISHED"
+    assert train("parts", stop_at=STEPS_PER_EPOCH) == RunEnd("KILLED", f"stopped after step {STEPS_PER_EPOCH}")
+    assert train("parts", never).status == "FINISHED"
+    torch.testing.assert_close(weights("parts"), weights("whole"), rtol=0, atol=0)
+    assert len(list(prepared("parts").run_dir.glob("epoch=*"))) <= prepared("parts").profile.checkpoint.keep
