@@ -21,7 +21,7 @@ from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.progress import EventLog
 from resnet_dist.launch.run import Run
-from resnet_dist.studies.record import study_recipe
+from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
 from resnet_dist.training.context import Observer, Outcome, WorkerResult
 
