@@ -9,10 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from data_prep.converter.context import NoProgress, ThisProcess
 from data_prep.converter.convert import convert
-from data_prep.converter.settings import ConvertSettings
-from data_prep.runtime.stop import StopFlag
 from data_prep.sources.builtin import Synthetic
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
@@ -35,10 +32,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     (root / "digits").mkdir()
     for name, num_samples in (("train", 16), ("val", 8)):
-        stop = StopFlag()
         source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8, split=name)
-        output = root / "digits" / f"{name}.beton"
-        convert(source, ConvertSettings(), output, pool=ThisProcess(stop), progress=NoProgress(), stop=stop)
+        convert(source, root / "digits" / f"{name}.beton")
     return root
 
 
