@@ -69,7 +69,7 @@ class Study:
     def train(
         self, net: str, *, lr: float, seed: int, overrides: Sequence[str] = (), name: str | None = None
     ) -> Trained:
-        """Trains a net by the studies' recipe, in this process, unless an earlier call has. A run that diverged counts too.
+        """Trains a net by the studies' recipe, in this process, unless an earlier call has: diverged counts too.
 
         Raises UserError, Fault.
         """
