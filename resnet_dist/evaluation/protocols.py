@@ -1,4 +1,4 @@
-"""Protocols as lists of views: crops, or whole images for fully convolutional nets. Pure."""
+"""Test protocols: which views of an image a trained model sees, and how their predictions are averaged."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ class Protocol:
 
     Mirror images are of the crops (torchvision's `TenCrop` crops the mirrored image, where a centre half a px off the
     middle is another one). The views' class probabilities are averaged. `size` and `resize` replace the recipe's own
-    for the crops: a larger
-    test size than training's is FixRes (Touvron et al. 2019).
+    for the crops: a larger test size than training's is FixRes (Touvron et al. 2019).
     """
 
     kind: Kind = "1-crop"
@@ -98,7 +97,7 @@ def _require_side(option: str, px: int) -> None:
 
 
 def window(view: View, width: int, height: int) -> Box:
-    """Where the view lies in the resized image, px; a window half a px off the middle goes to the even side."""
+    """Where the view is in the resized image, px; a window half a px off the middle goes to the even side."""
     match view.place:
         case "whole":
             return Box(0, 0, width, height)
@@ -123,12 +122,9 @@ class Group:
 ViewImages = dict[View, list[Group]]
 
 
-# From the views of a batch to one answer: class probabilities averaged over views, mirror images and nets.
-
-
 @dataclass(frozen=True)
 class Member:
-    """One net of an ensemble; alone, an ensemble of one."""
+    """One model of an ensemble; alone, an ensemble of one."""
 
     classifier: nn.Module
     """uint8 [N, H, W, 3] -> logits [N, C]."""
@@ -142,8 +138,8 @@ class Member:
 class AveragedClassifier(nn.Module):
     """Views -> logarithm [N, C] of the mean of the class probabilities (softmax), float32 or the nets' own float64.
 
-    The mean runs over members, of each over its views, of each over the picture and its mirror image; every one of the
-    three has equal weights. The order of the sum is fixed, so a batch has one result wherever it is evaluated.
+    The mean runs over members, of each over its views, of each over the picture and its mirror image; each with
+    equal weights. The order of the sum is fixed, so a batch has one result wherever it is evaluated.
     """
 
     def __init__(self, members: Sequence[Member], num_classes: int) -> None:
@@ -155,7 +151,7 @@ class AveragedClassifier(nn.Module):
     def forward(self, images: ViewImages) -> Tensor:
         total = torch.stack([self._probabilities(member, images) for member in self._members])
         mean = total.mean(dim=0)
-        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # a class that all nets rule out is no infinite loss
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # not the log of 0: an infinite loss
 
     def _probabilities(self, member: Member, images: ViewImages) -> Tensor:
         """[N, C]."""
@@ -185,9 +181,6 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(dim=1).where(logits.isfinite().all(dim=1, keepdim=True), torch.nan)
 
 
-# A net with global average pooling made fully convolutional (He et al. 2015, section 3.4).
-
-
 class DensePool(nn.Module):
     """[N, C, H, W] -> [N, C, 1, 1]: mean over all positions of a window of `side` x `side`."""
 
@@ -201,7 +194,13 @@ class DensePool(nn.Module):
 
 
 def make_fully_convolutional(classifier: ImageClassifier, train_size: int, name: str) -> None:
-    """Changes the classifier's net in place. `train_size`: side of the images it was trained on, px.
+    """Changes a net with global average pooling in place (He et al. 2015, section 3.4).
+
+    At training's size the last map has S x S places (7 x 7 at 224 px) and is averaged whole. On a larger image the same
+    S x S average slides over the map, the linear layer scores every place, and the scores are averaged. The layer is
+    linear, so the average may be taken before it: border places of the map count less than with one global average.
+
+    `train_size`: side of the images it was trained on, px.
 
     Raises UserError for a net whose last map is not averaged whole (VGG), naming it `name`.
     """

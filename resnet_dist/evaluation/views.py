@@ -1,4 +1,4 @@
-"""Whole images of a beton: for test protocols that show more of an image than one square crop.
+"""The views of a beton's samples, for test protocols that show more of an image than one central crop.
 
 The pixels are those of the native decoder, which are Pillow's, and so is the resize.
 """
@@ -6,12 +6,11 @@ The pixels are those of the native decoder, which are Pillow's, and so is the re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,48 +20,67 @@ from torch import Tensor
 
 from data_prep.beton.layout import MODE_JPEG
 from data_prep.beton.manifest import Manifest
+from data_prep.beton.reader import BetonReader
 from data_prep.jpeg.check import decode
 from data_prep.pixels import LIMITS, resized_window
 from resnet_dist.data.loader import open_reader
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.protocols import Group, View, ViewImages, window
 
-T = TypeVar("T")
+Pixels = NDArray[np.uint8]
 _BATCHES_AHEAD = 2
 _MOST_PIXELS = 16_000_000
 """Of a resized picture that is made as a whole."""
 
 
-class PictureReader:
-    """Reads samples on `num_threads` threads, which decode and whatever `prepare` does. Raises UserError as
-    `BetonLoader` does for a beton that is not its manifest's.
+@dataclass
+class ViewBatch:
+    """As `data.batch.Batch`, but every image is there once for each view."""
+
+    images: ViewImages
+    labels: Tensor
+    """int64 [N]."""
+
+
+class ViewLoader:
+    """Batches of all `views` of a beton's samples, on `device`. Every image is decoded once, and resized once a scale.
+
+    UserError, as `BetonLoader` raises, for a beton that is not its manifest's; and if a picture is too elongated to be
+    shown whole.
     """
 
-    def __init__(self, beton: Path, manifest: Manifest, num_threads: int) -> None:
+    def __init__(
+        self,
+        beton: Path,
+        manifest: Manifest,
+        views: Sequence[View],
+        *,
+        batch_size: int,
+        num_threads: int,
+        device: torch.device,
+    ) -> None:
         self._reader = open_reader(beton, manifest)
+        _require_small(self._reader, [view.shorter_side for view in views if view.place == "whole"])
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pictures")
-        self.labels = self._reader.labels
+        self._views = tuple(views)
+        self._batch_size = batch_size
+        self._device = device
 
-    def batches(
-        self, sample_ids: NDArray[np.int64], batch_size: int, prepare: Callable[[Image.Image], T]
-    ) -> Iterator[tuple[NDArray[np.int64], list[T]]]:
-        """Ids and prepared pictures, `batch_size` at a time in the order of `sample_ids`; two batches are read ahead.
+    def batches(self, sample_ids: NDArray[np.int64]) -> Iterator[ViewBatch]:
+        """`batch_size` samples at a time, in the order of `sample_ids`; two batches are decoded ahead.
 
         Raises Fault, naming the sample, for one that does not decode.
         """
-        parts = [sample_ids[start : start + batch_size] for start in range(0, len(sample_ids), batch_size)]
-        ahead: deque[list[Future[T]]] = deque()
-        for place, part in enumerate(parts):
+        parts = [sample_ids[start : start + self._batch_size] for start in range(0, len(sample_ids), self._batch_size)]
+        ahead: deque[list[Future[list[Pixels]]]] = deque()
+        for place, ids in enumerate(parts):
             while len(ahead) < _BATCHES_AHEAD and place + len(ahead) < len(parts):
-                ids = parts[place + len(ahead)].tolist()
-                ahead.append([self._pool.submit(self._prepared, k, prepare) for k in ids])
-            yield part, [done.result() for done in ahead.popleft()]
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _prepared(self, sample_id: int, prepare: Callable[[Image.Image], T]) -> T:
-        return prepare(self.picture(sample_id))
+                ahead.append([self._pool.submit(self._shown, k) for k in parts[place + len(ahead)].tolist()])
+            pictures = [done.result() for done in ahead.popleft()]
+            images = {
+                view: _grouped([picture[k] for picture in pictures], self._device) for k, view in enumerate(self._views)
+            }
+            yield ViewBatch(images, torch.from_numpy(self._reader.labels[ids]).to(self._device))
 
     def picture(self, sample_id: int) -> Image.Image:
         """RGB, as stored."""
@@ -79,32 +97,38 @@ class PictureReader:
                 f"`data-prep verify {quote(str(reader.path))} --decode all` lists all such samples"
             ) from None
 
-    def require_small(self, shorter_sides: Sequence[int]) -> None:
-        """UserError, naming the sample, if one is too elongated to be shown whole with such a shorter side."""
-        widths, heights = self._reader.widths.astype(np.int64), self._reader.heights.astype(np.int64)
-        for side in shorter_sides:
-            longer = side * np.maximum(widths, heights) // np.maximum(np.minimum(widths, heights), 1)
-            too_large = np.flatnonzero(side * longer > LIMITS.pixels)
-            if len(too_large):
-                first = int(too_large[0])
-                raise UserError(
-                    f"sample {first} of {self._reader.path} is {widths[first]} x {heights[first]} px: with a shorter "
-                    f"side of {side} px all of it has more than {LIMITS.pixels:,} px; take smaller --scales or "
-                    "--protocol 10-crop"
-                )
+    def close(self) -> None:
+        """Ends the decoding threads, without waiting."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _shown(self, sample_id: int) -> list[Pixels]:
+        """One array [H, W, 3] for each view."""
+        resized = Resized(self.picture(sample_id))
+        return [
+            np.asarray(resized.part(view.shorter_side, window(view, *resized.size(view.shorter_side))))
+            for view in self._views
+        ]
 
 
-def resized_sides(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """Width and height when the shorter side is `shorter_side`: torchvision's `Resize`."""
-    shorter = min(size)
-    return shorter_side * size[0] // shorter, shorter_side * size[1] // shorter
+def _require_small(reader: BetonReader, shorter_sides: Sequence[int]) -> None:
+    """UserError, naming the sample, if one is too elongated to be shown whole with such a shorter side."""
+    widths, heights = reader.widths.astype(np.int64), reader.heights.astype(np.int64)
+    for side in shorter_sides:
+        longer = side * np.maximum(widths, heights) // np.maximum(np.minimum(widths, heights), 1)
+        too_large = np.flatnonzero(side * longer > LIMITS.pixels)
+        if len(too_large):
+            first = int(too_large[0])
+            raise UserError(
+                f"sample {first} of {reader.path} is {widths[first]} x {heights[first]} px: with a shorter "
+                f"side of {side} px all of it has more than {LIMITS.pixels:,} px; take smaller --scales or "
+                "--protocol 10-crop"
+            )
 
 
 class Resized:
     """Parts of the picture with its shorter side resized: Pillow's bilinear filter with antialiasing, as in training.
 
-    A whole picture is resized once for each length; an elongated one, which would grow beyond all bounds, only where it
-    is looked at.
+    A picture is resized once for each length. Of a very elongated one only the part is.
     """
 
     def __init__(self, picture: Image.Image) -> None:
@@ -112,8 +136,9 @@ class Resized:
         self._wholes: dict[int, Image.Image] = {}
 
     def size(self, shorter_side: int) -> tuple[int, int]:
-        """Width and height."""
-        return resized_sides(self._picture.size, shorter_side)
+        """Width and height when the shorter side is `shorter_side`: torchvision's `Resize`."""
+        shorter = min(self._picture.size)
+        return shorter_side * self._picture.width // shorter, shorter_side * self._picture.height // shorter
 
     def part(self, shorter_side: int, box: tuple[int, int, int, int]) -> Image.Image:
         """`box`: left, top, right, bottom, px of the resized picture."""
@@ -124,63 +149,6 @@ class Resized:
         if shorter_side not in self._wholes:
             self._wholes[shorter_side] = self._picture.resize(size, Image.Resampling.BILINEAR)
         return self._wholes[shorter_side].crop(box)
-
-
-# The views of a batch as tensors: pictures of one shape together, because a net takes no others.
-
-
-Pixels = NDArray[np.uint8]
-
-
-@dataclass
-class ViewBatch:
-    """As `data.batch.Batch`, but every image is there once for each view."""
-
-    images: ViewImages
-    labels: Tensor
-    """int64 [N]."""
-
-
-class ViewLoader:
-    """Batches of all `views` of a beton's samples, on `device`. Every image is decoded once, resized once a scale.
-
-    UserError if there is one that is too elongated to be shown whole.
-    """
-
-    def __init__(
-        self,
-        beton: Path,
-        manifest: Manifest,
-        views: Sequence[View],
-        *,
-        batch_size: int,
-        num_threads: int,
-        device: torch.device,
-    ) -> None:
-        self._reader = PictureReader(beton, manifest, num_threads)
-        self._reader.require_small([view.shorter_side for view in views if view.place == "whole"])
-        self._views = tuple(views)
-        self._batch_size = batch_size
-        self._device = device
-
-    def batches(self, sample_ids: NDArray[np.int64]) -> Iterator[ViewBatch]:
-        for ids, pictures in self._reader.batches(sample_ids, self._batch_size, self._shown):
-            labels = torch.from_numpy(self._reader.labels[ids]).to(self._device)
-            images = {
-                view: _grouped([picture[k] for picture in pictures], self._device) for k, view in enumerate(self._views)
-            }
-            yield ViewBatch(images, labels)
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def _shown(self, picture: Image.Image) -> list[Pixels]:
-        """One array [H, W, 3] for each view."""
-        resized = Resized(picture)
-        return [
-            np.asarray(resized.part(view.shorter_side, window(view, *resized.size(view.shorter_side))))
-            for view in self._views
-        ]
 
 
 def _grouped(pictures: Sequence[Pixels], device: torch.device) -> list[Group]:

@@ -25,7 +25,7 @@ from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
 from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.loader import BetonLoader
-from resnet_dist.evaluation.views import PictureReader
+from resnet_dist.evaluation.views import ViewLoader
 from resnet_dist.launch.data_checks import picture_settings
 from resnet_dist.tracking.models import make_servable, write_model
 from resnet_dist.tracking.served_classifier import Protocol, center_crop
@@ -145,7 +145,7 @@ def test_a_served_picture_is_the_one_that_training_and_evaluation_see(tmp_path: 
     shown = pixels_of(served.predict({"image": list(FILES.values())}))
 
     ids = np.arange(manifest.num_samples)
-    reader = PictureReader(beton, manifest, num_threads=1)
+    reader = ViewLoader(beton, manifest, [], batch_size=1, num_threads=1, device=torch.device("cpu"))
     evaluated = [center_crop(reader.picture(k), SIZE, RESIZE) for k in ids.tolist()]
     reader.close()
     loader = BetonLoader(

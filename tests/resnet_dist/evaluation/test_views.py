@@ -7,19 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import torch
 from PIL import Image
 
 from data_prep.beton.manifest import load_manifest
 from data_prep.converter.verify import verify
 from resnet_dist.errors import Fault
-from resnet_dist.evaluation.views import PictureReader, Resized
-
-Pixels = NDArray[np.uint8]
+from resnet_dist.evaluation.views import Resized, ViewLoader
+from tests.resnet_dist.data.conftest import jpeg, photograph, write
 
 
 def rotten(data: bytes) -> bytes:
-    """Pillow reads it without a word."""
+    """Pillow reads it without a warning."""
     at = len(data) * 2 // 3
     return data[:at] + bytes(40) + data[at + 40 :]
 
@@ -32,18 +31,19 @@ def of_another_jfif(data: bytes) -> bytes:
     ("damage", "reason"), [(rotten, "Corrupt JPEG data"), (of_another_jfif, "unknown JFIF revision number 2")]
 )
 def test_a_picture_that_training_refuses_is_refused(
-    damage: Callable[[bytes], bytes], reason: str, photographs: list[Pixels], to_jpeg, write_images, tmp_path: Path
+    damage: Callable[[bytes], bytes], reason: str, tmp_path: Path
 ) -> None:
-    good = to_jpeg(photographs[0])
+    pixels = photograph(42, 113, 1)
+    good = jpeg(photograph(101, 113, 0))
     bad = damage(good)
     with Image.open(write_file(tmp_path / "bad.jpg", bad)) as image:
         image.load()
-    beton = write_images(tmp_path / "val.beton", [good, bad, photographs[1]])
-    reader = PictureReader(beton, load_manifest(beton), 1)
+    beton = write(tmp_path / "val.beton", [good, bad, pixels])
+    reader = ViewLoader(beton, load_manifest(beton), [], batch_size=1, num_threads=1, device=torch.device("cpu"))
     assert np.array_equal(
         np.asarray(reader.picture(0)), np.asarray(Image.open(write_file(tmp_path / "good.jpg", good)))
     )
-    assert np.array_equal(np.asarray(reader.picture(2)), photographs[1])
+    assert np.array_equal(np.asarray(reader.picture(2)), pixels)
     with pytest.raises(Fault, match=rf"sample 1 of {beton} cannot be decoded: .*{reason}.*`data-prep verify {beton}"):
         reader.picture(1)
     reader.close()
