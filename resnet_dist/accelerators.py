@@ -1,4 +1,4 @@
-"""What GPUs can do at most, by the name they give themselves: the denominator of every utilisation."""
+"""Peak FLOP/s of GPUs by device name, the denominator of every utilisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ the weights. Chowdhery et al. 2022 (PaLM), appendix B; the first layer's unneede
 @dataclass(frozen=True)
 class Peak:
     words: tuple[str, ...]
-    """All of them stand in the device's name, as whole words."""
+    """All of them are in the device's name, as whole words."""
     flops: Mapping[str, float | None]
     """FLOP/s without structured sparsity, by `train.precision`; None where the hardware has no units for the format."""
     source: str
@@ -26,7 +26,7 @@ def _peak(words: str, fp32: float, tf32: float | None, fp16: float | None, bf16:
     return Peak(tuple(words.split()), {name: value and value * _TERA for name, value in tera.items()}, source)
 
 
-# The more special name first: "NVIDIA H100 PCIe" before "NVIDIA H100 80GB HBM3". Sheets that list figures with
+# The more specific name first: "NVIDIA H100 PCIe" before "NVIDIA H100 80GB HBM3". Sheets that list figures with
 # sparsity are halved. GeForce: with FP32 accumulation, which is half of the FP16 figure on the box.
 PEAKS = (
     _peak("V100 PCIE", 14.0, None, 112, None, "NVIDIA V100 datasheet, 2020"),
@@ -51,7 +51,7 @@ PEAKS = (
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """FLOP/s of one device for matrix products in `precision`; None if this table does not know.
+    """FLOP/s of one device for matrix products in `precision`; None if it is not in the table.
 
     `device_name`: as `torch.cuda.get_device_name` gives it, for example "NVIDIA A100-SXM4-40GB".
     """
@@ -66,6 +66,6 @@ def model_flops_utilisation(images_per_s: float, macs_per_image: int, flops: flo
     """MFU in [0, 1]: the share of `flops` FLOP/s that the model's own arithmetic takes, at this training speed.
 
     `macs_per_image`: multiply-adds of one forward pass; `flops`: the sum over all devices that share the images. What
-    is computed twice to save memory does not count (Chowdhery et al. 2022, appendix B).
+    is recomputed to save memory does not count (Chowdhery et al. 2022, appendix B).
     """
     return images_per_s * 2 * MACS_PER_TRAINED_MAC * macs_per_image / flops

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resnet_dist.accelerators import PEAKS, model_flops_utilisation, peak_flops
+from resnet_dist.planner.hardware import GPUS
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,32 @@ def test_what_is_not_known_is_not_guessed(name: str, precision: str) -> None:
     assert peak_flops(name, precision) is None
 
 
-def test_no_name_hides_a_more_special_one() -> None:
+def test_no_name_hides_a_more_specific_one() -> None:
     for index, peak in enumerate(PEAKS):
         assert not [later.words for later in PEAKS[index + 1 :] if set(peak.words) < set(later.words)]
+
+
+@pytest.mark.parametrize(
+    ("planned", "device"),
+    [
+        ("v100", "Tesla V100-SXM2-32GB"),
+        ("a100", "NVIDIA A100-SXM4-80GB"),
+        ("h100", "NVIDIA H100 80GB HBM3"),
+        ("h100-pcie", "NVIDIA H100 PCIe"),
+        ("h200", "NVIDIA H200"),
+        ("b200", "NVIDIA B200"),
+        ("l4", "NVIDIA L4"),
+        ("l40s", "NVIDIA L40S"),
+        ("a10", "NVIDIA A10"),
+        ("t4", "Tesla T4"),
+        ("rtx3090", "NVIDIA GeForce RTX 3090"),
+        ("rtx4090", "NVIDIA GeForce RTX 4090"),
+    ],
+)
+def test_the_planner_has_the_same_peaks(planned: str, device: str) -> None:
+    gpu = GPUS[planned]
+    assert peak_flops(device, "fp16") == pytest.approx(gpu.half_tflops * 1e12, rel=2e-3)
+    assert peak_flops(device, "fp32") == pytest.approx(gpu.fp32_tflops * 1e12, rel=2e-3)
 
 
 def test_utilisation() -> None:

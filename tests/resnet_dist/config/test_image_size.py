@@ -1,4 +1,4 @@
-"""Growing training images: ffcv-imagenet's own sizes, epoch by epoch."""
+"""Growing training images; ffcv-imagenet's own sizes are in the tests of the recipes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,6 @@ def config(train: dict[str, Any] = CROP, **progressive: object) -> DataConfig:
             "progressive_size": progressive or None,
         }
     )
-
-
-# rn50_configs/rn50_<epochs>_epochs.yaml of libffcv/ffcv-imagenet: start_ramp and end_ramp.
-RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
-
-
-@pytest.mark.parametrize("epochs", RAMPS)
-def test_one_ramp_gives_the_ramps_of_all_of_ffcvs_lengths(epochs: int) -> None:
-    data = config(start_size=160, ramp=(0.74, 0.87))
-    first, last = RAMPS[epochs]
-    sizes = [train_size(data, epoch, epochs) for epoch in range(epochs)]
-    assert set(sizes) == {160, 192}
-    middle = [160 if epoch - first < (last - first) / 2 else 192 for epoch in range(epochs)]
-    assert sizes == middle  # half-way numpy's round, ffcv's, takes 192 = 6 * 32: the even one
 
 
 def test_sizes_between_are_multiples_and_the_ends_need_not_be() -> None:
