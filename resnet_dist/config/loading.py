@@ -82,8 +82,8 @@ def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
         named.append(("space.", str(key)))
         if isinstance(parameter, dict) and parameter.get("kind") == "derived":
             named.append((f"space.{key}.of: ", str(parameter.get("of"))))
-    told = [(place, unknown_recipe_key(key)) for place, key in named if key not in COORDINATES]
-    return [f"{place}{why}" for place, why in told if why]
+    reasons = [(place, unknown_recipe_key(key)) for place, key in named if key not in COORDINATES]
+    return [f"{place}{reason}" for place, reason in reasons if reason]
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -260,11 +260,11 @@ def _quoted(value: Any) -> str:
 def _described(schema: type[BaseModel], error: ValidationError) -> list[str]:
     """Each mistake in words; the valid keys of a section are listed once."""
     mistakes: list[str] = []
-    told: set[str] = set()
+    listed: set[str] = set()
     for detail in error.errors():
         mistake, hint, valid = _describe(schema, detail).partition("valid keys here: ")
-        mistakes.append(f"{mistake}{hint}{valid}" if valid not in told else mistake.rstrip("; "))
-        told |= {valid} if valid else set()
+        mistakes.append(f"{mistake}{hint}{valid}" if valid not in listed else mistake.rstrip("; "))
+        listed |= {valid} if valid else set()
     return mistakes
 
 

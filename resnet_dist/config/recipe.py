@@ -368,7 +368,7 @@ class BinaryCrossEntropy(Section):
 class EmaConfig(Section):
     """An exponential moving average of the weights, e = decay * e + (1 - decay) * w, batch norm's statistics included.
 
-    It is what is evaluated, kept as the best, and registered; training goes on with the weights themselves.
+    It is evaluated, kept as the best, and registered; training continues with the weights themselves.
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)]

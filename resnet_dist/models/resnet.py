@@ -59,7 +59,7 @@ class BlurredConv2d(nn.Conv2d):
     """A strided convolution behind a 3x3 binomial blur: Zhang 2019, "Making convolutional networks shift-invariant
     again".
 
-    The blur is at the convolution's input and in full resolution, as in ffcv-imagenet's rn50 configs. It is no part of
+    The blur is at the convolution's input and in full resolution, as in ffcv-imagenet's rn50 configs. It is not in
     the state dict, whose keys are those of the convolution alone.
     """
 

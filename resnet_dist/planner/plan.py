@@ -51,7 +51,7 @@ class Faults:
     notice_s: float = 120.0
     spare_nodes: int = 0
     min_gpus: int | None = None
-    """The smallest group that goes on training; None: all GPUs or none."""
+    """The smallest group that trains; None: all GPUs or none."""
     resize_every_s: float = 600.0
     checkpoint_every_s: float | None = None
     """None: the best interval."""

@@ -88,7 +88,7 @@ def _from_folder(folder: Path) -> Curve:
 
 def _from_mlflow(run: str, tracking_uri: str | None) -> Curve:
     if tracking_uri is None:
-        raise UserError(f"{run}: is no run's folder; give --tracking-uri to look it up in MLflow")
+        raise UserError(f"{run}: is not the folder of a run; give --tracking-uri to look it up in MLflow")
     row = find_run(list_runs(tracking_uri), run)
     history = History({key: metric_history(tracking_uri, row.run_id, key) for key in (TRAIN, VAL)})
     return curve_of(history, row.name, row.params.get("model.name", row.name))

@@ -117,7 +117,7 @@ def study_recipe(net: str, *, lr: float = 0.1, seed: int = 0, overrides: Sequenc
 def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]:
     """The study's MLflow run, begun or continued, in the experiment `<profile's>-studies`.
 
-    Raises UserError for a profile whose storage is no folder, Fault if MLflow does not answer.
+    Raises UserError for a profile whose storage is not a folder, Fault if MLflow does not answer.
     """
     if "://" in profile.storage:
         raise UserError(f"storage {profile.storage}: a study keeps its runs in a folder: --profile-set storage=FOLDER")

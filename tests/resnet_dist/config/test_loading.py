@@ -1,4 +1,4 @@
-"""Recipes and profiles: what is read, what is refused, and what a person is told."""
+"""Recipes and profiles: what is read, what is refused, and what the messages say."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("optim.lr", "expected key.path=value"),
         ("optim.lr.x=1", "optim.lr is a value, not a section"),
@@ -105,12 +105,12 @@ def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
         ("optim.lr=1:30.5", "in two ways"),
     ],
 )
-def test_bad_overrides(recipe_file: Path, override: str, told: str) -> None:
-    assert told in mistake(recipe_file, override)
+def test_bad_overrides(recipe_file: Path, override: str, message: str) -> None:
+    assert message in mistake(recipe_file, override)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("seed: 1\nseed: 2\n", "'seed' occurs twice"),
         ("- a\n", "expected a mapping"),
@@ -118,10 +118,10 @@ def test_bad_overrides(recipe_file: Path, override: str, told: str) -> None:
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
-def test_bad_files(tmp_path: Path, content: str, told: str) -> None:
+def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)
-    assert told in mistake(path)
+    assert message in mistake(path)
 
 
 def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_data_behind_a_url_needs_a_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "told"),
+    ("env", "message"),
     [
         ("{AWS_SECRET_ACCESS_KEY: abc}", r"AWS_SECRET_ACCESS_KEY is a secret"),
         *((f"{{{key}: abc}}", f"{key} is a secret") for key in ("WANDB_API_KEY", "HF_PASSWD", "aws_access_key_id")),
@@ -185,10 +185,10 @@ def test_data_behind_a_url_needs_a_cache(tmp_path: Path) -> None:
         ("{NCCL_IB_DISABLE: yes}", r"NCCL_IB_DISABLE"),
     ],
 )
-def test_no_secret_and_no_arithmetic_in_a_profiles_env(tmp_path: Path, env: str, told: str) -> None:
+def test_no_secret_and_no_arithmetic_in_a_profiles_env(tmp_path: Path, env: str, message: str) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(PROFILE.replace("{workers", f"{{env: {env}, workers"))
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_profile(path)
     assert "hun" not in str(caught.value)
 
@@ -207,11 +207,13 @@ def test_workers_are_a_number_or_a_range(tmp_path: Path, written: str, expected:
     assert (workers.min, workers.max, workers.elastic) == (*expected, expected[0] != expected[1])
 
 
-@pytest.mark.parametrize(("written", "told"), [("two", "like 1..8"), ("8..1", "must ascend"), ("0", "greater than 0")])
-def test_wrong_workers(tmp_path: Path, written: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("written", "message"), [("two", "like 1..8"), ("8..1", "must ascend"), ("0", "greater than 0")]
+)
+def test_wrong_workers(tmp_path: Path, written: str, message: str) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(PROFILE)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_profile(path, [f"workers={written}"])
 
 

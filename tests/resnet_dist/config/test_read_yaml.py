@@ -34,7 +34,7 @@ def merge_bomb(levels: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seed: 2026-13-99", "month must be in 1..12"),
         ("seed: !!int xyz", "invalid literal"),
@@ -56,10 +56,10 @@ def merge_bomb(levels: int) -> str:
         ("x" * (1 << 20) + "x", "larger than 1 MiB"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_short_line(text: str, told: str) -> None:
+def test_what_cannot_be_read_is_reported_in_a_short_line(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_yaml(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -102,13 +102,13 @@ def test_any_value_is_itself_or_refused(text: str) -> None:
 
 
 def readable(path: Path, load: Callable[[Path], object]) -> None:
-    told = ""
+    message = ""
     try:
         load(path)
     except UserError as error:
-        told = str(error)
-    assert "\n" not in told
-    assert len(told) < 12_000
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 12_000
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
@@ -160,7 +160,7 @@ def test_what_is_quoted_is_cut(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_named_as_such() -> None:
     recipe, profile = ROOT / "resnet_dist/recipes/digits_resnet20.yaml", ROOT / "cluster/profiles/laptop.yaml"
     space = ROOT / "tune_spaces/lr_wd_grid.yaml"
-    for path, load, told in (
+    for path, load, message in (
         (recipe, load_profile, "this is a recipe, a profile is expected here"),
         (profile, load_recipe, "this is a profile, a recipe is expected here"),
         (space, load_recipe, "this is a search space, a recipe is expected here"),
@@ -168,7 +168,7 @@ def test_a_file_of_another_kind_is_named_as_such() -> None:
     ):
         with pytest.raises(UserError) as caught:
             load(path)
-        assert str(caught.value) == f"{path}: {told}"
+        assert str(caught.value) == f"{path}: {message}"
 
 
 def test_valid_keys_are_listed_once(tmp_path: Path) -> None:

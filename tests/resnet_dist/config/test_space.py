@@ -1,4 +1,4 @@
-"""Search spaces: what is read, what is refused, and that every mistake is told at once."""
+"""Search spaces: what is read, what is refused, and that every mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ space:
 metric: val/top2
 trails: 4
 """
-    told = mistake(tmp_path, text)
-    assert "7 mistakes" in told
+    message = mistake(tmp_path, text)
+    assert "7 mistakes" in message
     for part in (
         "proxy.train.total_epoch: not a key of a recipe; did you mean train.total_epochs?",
         "space.optim.weight_decai: not a key of a recipe; did you mean optim.weight_decay?",
@@ -72,7 +72,7 @@ trails: 4
         "metric: should be 'val/top1'",
         "trails: unknown key; did you mean trials?",
     ):
-        assert part in told
+        assert part in message
 
 
 @pytest.mark.parametrize(

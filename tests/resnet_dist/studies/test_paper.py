@@ -1,4 +1,4 @@
-"""The grand table: every line's command is valid, and what runs measured stands where it belongs."""
+"""The grand table: every line's command is valid, and what runs measured is beside the right line."""
 
 from __future__ import annotations
 
