@@ -1,3 +1,73 @@
-"""Image data sets -> `.beton` files with manifests. Start with README.md; imports nothing of `resnet_dist`."""
+"""Image data sets -> `.beton` files with manifests. Start with README.md; imports nothing of `resnet_dist`.
+
+    convert(source, output, ...)     make a beton, or resume an interrupted conversion
+    open_beton(path)                 labels, sizes and stored bytes, without ffcv
+    verify(path, ...)                is it what its manifest says, and what its source gives?
+    subset(...), merge(...)          betons of betons, without encoding again
+    stage(source, folder)            a whole local copy of a beton on shared or object storage
+
+>>> import data_prep, tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     outcome = data_prep.convert("digits", f"{folder}/val.beton")
+...     report = data_prep.verify(f"{folder}/val.beton")
+...     beton = data_prep.open_beton(f"{folder}/val.beton")
+>>> len(beton), beton.manifest.num_classes, report.ok
+(355, 10, True)
+
+How images are stored is said by `ConvertSettings`, what to do about bad ones by `BadPolicy`. Errors: `UserError` (a
+mistake the caller can fix), `Fault` (something broke), both with one readable line. What is not named here is private.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_prep.beton.edit import Selection, merge, subset
+    from data_prep.beton.manifest import Manifest
+    from data_prep.beton.reader import BetonReader, open_beton
+    from data_prep.beton.stage import stage
+    from data_prep.converter.convert import Outcome, convert
+    from data_prep.converter.settings import BadPolicy, ConvertSettings
+    from data_prep.converter.verify import VerifyReport, verify
+    from data_prep.errors import Fault, UserError
+    from data_prep.sources import SourceOptions
+
+__all__ = [
+    "BadPolicy",
+    "BetonReader",
+    "ConvertSettings",
+    "Fault",
+    "Manifest",
+    "Outcome",
+    "Selection",
+    "SourceOptions",
+    "UserError",
+    "VerifyReport",
+    "convert",
+    "merge",
+    "open_beton",
+    "stage",
+    "subset",
+    "verify",
+]
+_MODULES = {
+    "beton.edit": ("Selection", "merge", "subset"),
+    "beton.manifest": ("Manifest",),
+    "beton.reader": ("BetonReader", "open_beton"),
+    "beton.stage": ("stage",),
+    "converter.convert": ("Outcome", "convert"),
+    "converter.settings": ("BadPolicy", "ConvertSettings"),
+    "converter.verify": ("VerifyReport", "verify"),
+    "errors": ("Fault", "UserError"),
+    "sources": ("SourceOptions",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is named above when it is first used: `import data_prep` brings neither numpy nor Pillow."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"data_prep.{module}"), name)
+    raise AttributeError(f"module 'data_prep' has no attribute {name!r}")

@@ -28,7 +28,7 @@ FENCES = {
     "pyarrow": ("data_prep.sources", "resnet_dist.launch.ray_group"),
     "fsspec": (
         "data_prep.sources",
-        "data_prep.beton.stage",
+        "data_prep.beton.files",
         "data_prep.converter.object_output",
         "resnet_dist.storage.objects",
     ),

@@ -1,4 +1,4 @@
-"""A new beton from samples of others: their rows give the layout, their bytes are copied.
+"""Betons of samples of other betons, without encoding again: merge and subset.
 
 Each chunk of an input that is used is compared with its manifest first: a damaged beton must not become a new one that
 verifies.
@@ -16,231 +16,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.class_names import difference
-from data_prep.beton.contents import CONTENT, CONTENTS
+from data_prep.beton.contents import CONTENT, CONTENTS, read_contents
 from data_prep.beton.digest import CHUNK_BYTES, chunk_digest, digest_bytes
 from data_prep.beton.files import require_space, temporary_beside, write_bytes_atomically
 from data_prep.beton.layout import STORED_ROW, lay_out
-from data_prep.beton.manifest import Manifest, describe_beton, load_manifest, manifest_path, write_manifest
+from data_prep.beton.manifest import Manifest, describe_beton, manifest_path, write_manifest
 from data_prep.beton.ranges import payload_of, write_beton
-from data_prep.beton.reader import BetonReader
-from data_prep.beton.stage import read_contents
+from data_prep.beton.reader import BetonReader, open_beton
 from data_prep.errors import Fault, UserError
 from data_prep.shown import few
 
 MAX_GENERATIONS = 3
-"""Of inputs of inputs, that a manifest tells of."""
+"""Of inputs of inputs, that a manifest names: a chain of merges has no end."""
 
 
-@dataclass(frozen=True)
-class Input:
-    reader: BetonReader
-    manifest: Manifest
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Samples of the new beton, in order."""
-
-    inputs: NDArray[np.int64]
-    """Number of the input that each comes from."""
-    samples: NDArray[np.int64]
-    """Its id there."""
-    labels: NDArray[np.int64]
-    """Its label in the new beton."""
-    class_names: tuple[str, ...]
-
-
-class _Compared:
-    """The chunks of an input as its manifest says, or Fault."""
-
-    def __init__(self, item: Input) -> None:
-        self._item = item
-        self._done: set[int] = set()
-
-    def require(self, start: int, stop: int) -> None:
-        """Compares what of the bytes start..stop-1 was not compared before."""
-        reader, manifest = self._item.reader, self._item.manifest
-        for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
-            if number in self._done:
-                continue
-            if chunk_digest(reader.chunk(number), manifest.algorithm) != manifest.chunks[number]:
-                raise Fault(
-                    f"{reader.path}: bytes {number * CHUNK_BYTES:,} and on are not what its manifest says; run "
-                    f"`data-prep verify {quote(str(reader.path))}`, which names the samples, and get a good copy"
-                )
-            self._done.add(number)
-
-    def require_tables(self) -> None:
-        reader = self._item.reader
-        first = int(reader.pointers.min(initial=self._item.manifest.beton_bytes))
-        last = int((reader.pointers + reader.sizes).max(initial=0))
-        self.require(0, first)
-        self.require(last, self._item.manifest.beton_bytes)
-
-
-def open_input(beton: Path) -> Input:
-    """UserError when the beton or its manifest is missing or not whole by its size."""
-    manifest = load_manifest(beton)
-    return Input(BetonReader(beton), manifest)
-
-
-def copy_samples(
-    inputs: Sequence[Input],
-    chosen: Chosen,
-    output: Path,
-    *,
-    source: Mapping[str, Any],
-    on_written: Callable[[int, int], None] = lambda *_: None,
+def merge(
+    betons: Sequence[str | Path], output: str | Path, on_written: Callable[[int, int], None] = lambda *_: None
 ) -> Manifest:
-    """Writes `output` and its manifest. `source`: what the manifest says of where the samples come from.
+    """All samples of the first, then all of the second, ...
 
-    UserError when the output exists or nothing is chosen, Fault when the disk is full or an input is damaged.
-    `on_written(bytes, in all)` may raise to stop.
+    Args:
+        on_written: called with the bytes written so far and in all; may raise to stop.
+
+    Raises:
+        UserError: their class names differ, the same images are given twice, or the output exists.
+        Fault: the disk is full, or an input is damaged.
     """
-    if output.suffix != ".beton":
-        raise UserError(f"--output {output}: expected a name that ends in .beton")
-    for path in (output, manifest_path(output), output.with_suffix(CONTENTS)):
-        if path.exists():
-            raise UserError(f"{path}: exists; remove it or choose another --output")
-    if not len(chosen.samples):
-        raise UserError("no sample was chosen; a beton needs at least one")
-    page_bytes = max(item.manifest.page_bytes for item in inputs)
-    beton = lay_out(_rows(inputs, chosen), page_bytes)
-
-    compared = [_Compared(item) for item in inputs]
-    for item in compared:
-        item.require_tables()
-
-    def stored(sample: int) -> memoryview:
-        number, index = int(chosen.inputs[sample]), int(chosen.samples[sample])
-        reader = inputs[number].reader
-        start = int(reader.pointers[index])
-        compared[number].require(start, start + int(reader.sizes[index]))
-        return reader.image_bytes(index)
-
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(output)
-        require_space(temporary, beton.total_bytes)
-        contents = _contents(inputs, chosen)
-        digest = write_beton(output, beton, payload_of(stored), temporary=temporary, after_range=on_written)
-        settings = [item.manifest.settings for item in inputs]
-        manifest = describe_beton(
-            beton,
-            digest,
-            class_names=chosen.class_names,
-            num_untouched=beton.num_samples,
-            settings=settings[0] if all(s == settings[0] for s in settings) else {"inputs": settings},
-            source={**source, "inputs": [_name_of(item) for item in inputs]},
-            versions=inputs[0].manifest.versions,
-            samples_digest="" if contents is None else digest_bytes(contents),
-        )
-        if contents is not None:
-            write_bytes_atomically(output.with_suffix(CONTENTS), contents)
-        write_manifest(output, manifest)
-    except OSError as error:
-        raise Fault(f"{output}: cannot be written: {error.strerror}; fix that, then run the same command") from None
-    return manifest
-
-
-def _contents(inputs: Sequence[Input], chosen: Chosen) -> bytes | None:
-    """Of the new beton's samples; None when one of the inputs does not tell."""
-    contents = np.zeros(len(chosen.samples), dtype=CONTENT)
-    for number, item in enumerate(inputs):
-        theirs = read_contents(item.reader.path, item.manifest)
-        if theirs is None:
-            return None
-        here = chosen.inputs == number
-        contents[here] = theirs[chosen.samples[here]]
-    return contents.tobytes()
-
-
-def _rows(inputs: Sequence[Input], chosen: Chosen) -> NDArray[np.void]:
-    rows = np.zeros(len(chosen.samples), dtype=STORED_ROW)
-    rows["untouched"] = 1
-    rows["label"] = chosen.labels
-    for number, item in enumerate(inputs):
-        here = chosen.inputs == number
-        samples = chosen.samples[here]
-        for name in ("mode", "width", "height", "size"):
-            rows[name][here] = getattr(item.reader, f"{name}s")[samples]
-    return rows
-
-
-def _ancestry(source: Mapping[str, Any], generations: int) -> dict[str, Any]:
-    """Where the samples of an input come from; of its own inputs' inputs only so many, for a chain of merges has no
-    end."""
-    inputs = source.get("inputs", ())
-    kept = [
-        {**entry, "source": _ancestry(entry["source"], generations - 1)}
-        for entry in inputs
-        if generations and isinstance(entry, dict) and isinstance(entry.get("source"), dict)
-    ]
-    return {**source, "inputs": kept} if inputs else dict(source)
-
-
-def _name_of(item: Input) -> dict[str, Any]:
-    manifest = item.manifest
-    return {
-        "file": item.reader.path.name,
-        "digest": manifest.digest,
-        "num_samples": manifest.num_samples,
-        "source": _ancestry(manifest.source, MAX_GENERATIONS),
-        "quarantined": list(manifest.quarantined),
-    }
-
-
-# `data-prep merge`: betons of the same classes, one behind the other.
-
-
-def merge(betons: Sequence[Path], output: Path, on_written: Callable[[int, int], None] = lambda *_: None) -> Manifest:
-    """All samples of the first, then all of the second, ... UserError when their class names differ, or the same images
-    are given twice."""
     if len(betons) < 2:
         raise UserError("merge needs at least two betons")
-    inputs = [open_input(beton) for beton in betons]
+    inputs = [open_beton(beton) for beton in betons]
     _require_different(inputs)
     _require_same_classes(inputs)
     chosen = Chosen(
-        inputs=np.concatenate([np.full(len(item.reader), number) for number, item in enumerate(inputs)]),
-        samples=np.concatenate([np.arange(len(item.reader)) for item in inputs]),
-        labels=np.concatenate([item.reader.labels for item in inputs]),
+        inputs=np.concatenate([np.full(len(beton), number) for number, beton in enumerate(inputs)]),
+        samples=np.concatenate([np.arange(len(beton)) for beton in inputs]),
+        labels=np.concatenate([beton.labels for beton in inputs]),
         class_names=inputs[0].manifest.class_names,
     )
-    identity = digest_bytes(" ".join(item.manifest.digest for item in inputs).encode())
+    identity = digest_bytes(" ".join(beton.manifest.digest for beton in inputs).encode())
     source = {"name": "merge", "location": "", "split": inputs[0].manifest.source.get("split", "all")}
-    return copy_samples(inputs, chosen, output, source={**source, "identity": identity}, on_written=on_written)
+    return copy_samples(inputs, chosen, Path(output), source={**source, "identity": identity}, on_written=on_written)
 
 
-def _require_different(inputs: Sequence[Input]) -> None:
+def _require_different(inputs: Sequence[BetonReader]) -> None:
     """By content, whatever their names: each of its samples would be there twice."""
-    first: dict[str, Input] = {}
-    for item in inputs:
-        same = first.setdefault(item.manifest.digest, item)
-        if same is not item:
+    first: dict[str, BetonReader] = {}
+    for beton in inputs:
+        same = first.setdefault(beton.manifest.digest, beton)
+        if same is not beton:
             raise UserError(
-                f"merge: {same.reader.path} and {item.reader.path} hold the same images; name them once (samples are "
-                "repeated on purpose with `data-prep subset BETON --output FILE --indices FILE`)"
+                f"merge: {same.path} and {beton.path} hold the same images; name them once (samples are repeated on "
+                "purpose with `data-prep subset BETON --output FILE --indices FILE`)"
             )
 
 
-def _require_same_classes(inputs: Sequence[Input]) -> None:
-    first = inputs[0]
+def _require_same_classes(inputs: Sequence[BetonReader]) -> None:
+    names = inputs[0].manifest.class_names
     for other in inputs[1:]:
-        differ = difference(
-            first.manifest.class_names,
-            other.manifest.class_names,
-            str(first.reader.path),
-            str(other.reader.path),
-        )
+        differ = difference(names, other.manifest.class_names, str(inputs[0].path), str(other.path))
         if differ is not None:
             raise UserError(
                 f"merge: the betons have different classes, so their labels do not mean the same: {differ}; convert "
                 "them with the same class folders"
             )
-
-
-# `data-prep subset`: some classes, every k-th sample, the first ones, or those of a list.
 
 
 @dataclass(frozen=True)
@@ -275,42 +113,192 @@ class Selection:
 
 
 def subset(
-    beton: Path, selection: Selection, output: Path, on_written: Callable[[int, int], None] = lambda *_: None
+    beton: str | Path,
+    selection: Selection,
+    output: str | Path,
+    on_written: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
-    item = open_input(beton)
-    class_names, new_labels = _keep_classes(item, selection)
-    samples = _choose(item, selection, new_labels)
-    chosen = Chosen(np.zeros(len(samples), np.int64), samples, new_labels[item.reader.labels[samples]], class_names)
+    """The selected samples of a beton. `on_written` and errors as of `merge`."""
+    whole = open_beton(beton)
+    class_names, new_labels = _keep_classes(whole, selection)
+    samples = _choose(whole, selection, new_labels)
+    chosen = Chosen(np.zeros(len(samples), np.int64), samples, new_labels[whole.labels[samples]], class_names)
     source = {
         "name": "subset",
         "location": "",
-        "split": item.manifest.source.get("split", "all"),
+        "split": whole.manifest.source.get("split", "all"),
         "selection": selection.as_dict(),
     }
-    return copy_samples([item], chosen, output, source=source, on_written=on_written)
+    return copy_samples([whole], chosen, Path(output), source=source, on_written=on_written)
 
 
-def _keep_classes(item: Input, selection: Selection) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _keep_classes(beton: BetonReader, selection: Selection) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Names of the classes that stay, and the new label of each old one, -1 for those that go."""
-    names = item.manifest.class_names
+    names = beton.manifest.class_names
     if not selection.classes:
         return names, np.arange(len(names))
     unknown = sorted(set(selection.classes) - set(names))
     if unknown:
-        raise UserError(f"--classes: {item.reader.path} has no class {few(unknown)}; it has {few(names)}")
+        raise UserError(f"--classes: {beton.path} has no class {few(unknown)}; it has {few(names)}")
     kept = [label for label, name in enumerate(names) if name in set(selection.classes)]
     new_labels = np.full(len(names), -1, dtype=np.int64)
     new_labels[kept] = np.arange(len(kept))
     return tuple(names[label] for label in kept), new_labels
 
 
-def _choose(item: Input, selection: Selection, new_labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def _choose(beton: BetonReader, selection: Selection, new_labels: NDArray[np.int64]) -> NDArray[np.int64]:
     if selection.indices is not None:
         largest = max(selection.indices, default=0)
-        if largest >= len(item.reader):
-            raise UserError(
-                f"--indices: {item.reader.path} has the samples 0..{len(item.reader) - 1}, asked for {largest}"
-            )
+        if largest >= len(beton):
+            raise UserError(f"--indices: {beton.path} has the samples 0..{len(beton) - 1}, asked for {largest}")
         return np.array(selection.indices, dtype=np.int64)
-    samples = np.flatnonzero(new_labels[item.reader.labels] >= 0)
+    samples = np.flatnonzero(new_labels[beton.labels] >= 0)
     return samples[:: selection.every][: selection.first]
+
+
+# --- copying ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Samples of the new beton, in order."""
+
+    inputs: NDArray[np.int64]
+    """Number of the input that each comes from."""
+    samples: NDArray[np.int64]
+    """Its id there."""
+    labels: NDArray[np.int64]
+    """Its label in the new beton."""
+    class_names: tuple[str, ...]
+
+
+class _Compared:
+    """The chunks of an input as its manifest says, or Fault."""
+
+    def __init__(self, beton: BetonReader) -> None:
+        self._beton = beton
+        self._done: set[int] = set()
+
+    def require(self, start: int, stop: int) -> None:
+        """Compares what of the bytes start..stop-1 was not compared before."""
+        reader, manifest = self._beton, self._beton.manifest
+        for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
+            if number in self._done:
+                continue
+            if chunk_digest(reader.chunk(number), manifest.algorithm) != manifest.chunks[number]:
+                raise Fault(
+                    f"{reader.path}: bytes {number * CHUNK_BYTES:,} and on are not what its manifest says; run "
+                    f"`data-prep verify {quote(str(reader.path))}`, which names the samples, and get a good copy"
+                )
+            self._done.add(number)
+
+    def require_tables(self) -> None:
+        reader, end = self._beton, self._beton.manifest.beton_bytes
+        self.require(0, int(reader.pointers.min(initial=end)))
+        self.require(int((reader.pointers + reader.sizes).max(initial=0)), end)
+
+
+def copy_samples(
+    inputs: Sequence[BetonReader],
+    chosen: Chosen,
+    output: Path,
+    *,
+    source: Mapping[str, Any],
+    on_written: Callable[[int, int], None] = lambda *_: None,
+) -> Manifest:
+    """Writes `output` and its manifest. `source`: what the manifest says of where the samples come from.
+
+    UserError when the output exists or nothing is chosen, Fault when the disk is full or an input is damaged.
+    `on_written(bytes, in all)` may raise to stop.
+    """
+    if output.suffix != ".beton":
+        raise UserError(f"--output {output}: expected a name that ends in .beton")
+    for path in (output, manifest_path(output), output.with_suffix(CONTENTS)):
+        if path.exists():
+            raise UserError(f"{path}: exists; remove it or choose another --output")
+    if not len(chosen.samples):
+        raise UserError("no sample was chosen; a beton needs at least one")
+    page_bytes = max(item.manifest.page_bytes for item in inputs)
+    beton = lay_out(_rows(inputs, chosen), page_bytes)
+
+    compared = [_Compared(item) for item in inputs]
+    for item in compared:
+        item.require_tables()
+
+    def stored(sample: int) -> memoryview:
+        number, index = int(chosen.inputs[sample]), int(chosen.samples[sample])
+        reader = inputs[number]
+        start = int(reader.pointers[index])
+        compared[number].require(start, start + int(reader.sizes[index]))
+        return reader.image_bytes(index)
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(output)
+        require_space(temporary, beton.total_bytes)
+        contents = _contents(inputs, chosen)
+        digest = write_beton(output, beton, payload_of(stored), temporary=temporary, after_range=on_written)
+        settings = [item.manifest.settings for item in inputs]
+        manifest = describe_beton(
+            beton,
+            digest,
+            class_names=chosen.class_names,
+            num_untouched=beton.num_samples,
+            settings=settings[0] if all(s == settings[0] for s in settings) else {"inputs": settings},
+            source={**source, "inputs": [_name_of(item) for item in inputs]},
+            versions=inputs[0].manifest.versions,
+            samples_digest="" if contents is None else digest_bytes(contents),
+        )
+        if contents is not None:
+            write_bytes_atomically(output.with_suffix(CONTENTS), contents)
+        write_manifest(output, manifest)
+    except OSError as error:
+        raise Fault(f"{output}: cannot be written: {error.strerror}; fix that, then run the same command") from None
+    return manifest
+
+
+def _contents(inputs: Sequence[BetonReader], chosen: Chosen) -> bytes | None:
+    """Of the new beton's samples; None when one of the inputs does not tell."""
+    contents = np.zeros(len(chosen.samples), dtype=CONTENT)
+    for number, item in enumerate(inputs):
+        theirs = read_contents(item.path, item.manifest)
+        if theirs is None:
+            return None
+        here = chosen.inputs == number
+        contents[here] = theirs[chosen.samples[here]]
+    return contents.tobytes()
+
+
+def _rows(inputs: Sequence[BetonReader], chosen: Chosen) -> NDArray[np.void]:
+    rows = np.zeros(len(chosen.samples), dtype=STORED_ROW)
+    rows["untouched"] = 1
+    rows["label"] = chosen.labels
+    for number, item in enumerate(inputs):
+        here = chosen.inputs == number
+        samples = chosen.samples[here]
+        for name in ("mode", "width", "height", "size"):
+            rows[name][here] = getattr(item, f"{name}s")[samples]
+    return rows
+
+
+def _ancestry(source: Mapping[str, Any], generations: int) -> dict[str, Any]:
+    """Where the samples of an input come from; of its own inputs' inputs only so many, for a chain of merges has no
+    end."""
+    inputs = source.get("inputs", ())
+    kept = [
+        {**entry, "source": _ancestry(entry["source"], generations - 1)}
+        for entry in inputs
+        if generations and isinstance(entry, dict) and isinstance(entry.get("source"), dict)
+    ]
+    return {**source, "inputs": kept} if inputs else dict(source)
+
+
+def _name_of(item: BetonReader) -> dict[str, Any]:
+    manifest = item.manifest
+    return {
+        "file": item.path.name,
+        "digest": manifest.digest,
+        "num_samples": manifest.num_samples,
+        "source": _ancestry(manifest.source, MAX_GENERATIONS),
+        "quarantined": list(manifest.quarantined),
+    }

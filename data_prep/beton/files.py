@@ -68,6 +68,39 @@ def read_small(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
     return data
 
 
+@contextmanager
+def open_location(location: str | Path) -> Iterator[BinaryIO]:
+    """A path, or a URL that fsspec reads. UserError for a URL of a kind that is not known here."""
+    if "://" not in str(location):
+        with Path(location).expanduser().open("rb") as file:
+            yield file
+        return
+    import fsspec
+
+    try:
+        opened = fsspec.open(str(location), "rb")
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{location}: cannot be opened: {error}") from None
+    with opened as file:
+        yield file
+
+
+def read_location(location: str | Path, max_bytes: int) -> bytes:
+    """All of a small file, at a path or URL. Unfit when it has more than `max_bytes`."""
+    if "://" not in str(location):
+        return read_small(Path(location).expanduser(), max_bytes, follow=True)
+    with open_location(location) as file:
+        data = read_up_to(file, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise Unfit(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(location))
+    return data
+
+
+def beside(beton: str | Path, end: str) -> str:
+    """`data/train.beton`, `.manifest.json` -> `data/train.manifest.json`; of a URL too."""
+    return str(beton).removesuffix(".beton") + end
+
+
 def create(path: Path) -> BinaryIO:
     """A new file under that name: what had it, be it a link, is removed first."""
     path.unlink(missing_ok=True)

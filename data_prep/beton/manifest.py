@@ -26,7 +26,7 @@ from data_prep.beton.digest import (
     is_hex_digest,
     parse_digest,
 )
-from data_prep.beton.files import read_small, write_text_atomically
+from data_prep.beton.files import beside, read_location, write_text_atomically
 from data_prep.beton.layout import MODE_NAMES, BetonLayout
 from data_prep.errors import UserError
 from data_prep.shown import shown
@@ -35,6 +35,8 @@ from data_prep.strict_json import parse
 MANIFEST_SCHEMA_VERSION = 3
 _ALGORITHM_OF: Mapping[int, Algorithm] = {2: "xxh3_128", MANIFEST_SCHEMA_VERSION: ALGORITHM}
 """By schema version: those that are read."""
+MANIFEST = ".manifest.json"
+"""In place of `.beton`."""
 MAX_MANIFEST_BYTES = 64 << 20
 """ImageNet's has 1.3 MB, of 17,000 chunks."""
 MAX_CLASS_NAME_CHARACTERS = 1000
@@ -127,28 +129,38 @@ class Manifest:
 
 def manifest_path(beton: Path) -> Path:
     """`train.beton` -> `train.manifest.json`."""
-    return beton.with_suffix(".manifest.json")
+    return beton.with_suffix(MANIFEST)
 
 
-def read_manifest(beton: Path) -> Manifest:
-    """The manifest of `beton`, without a look at the beton. UserError when it is missing or not readable."""
-    path = manifest_path(beton)
+def find_manifest(beton: str | Path) -> Manifest | None:
+    """The manifest beside `beton`, a path or a URL; None: there is none. UserError when it cannot be read."""
+    where = beside(beton, MANIFEST)
     try:
-        text = read_small(path, MAX_MANIFEST_BYTES, follow=True).decode("utf-8")
+        text = read_location(where, MAX_MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: does not exist, so {beton.name} is unfinished or was not made by data-prep; "
-            "run the command that was making it again, or see `data-prep convert --help`"
-        ) from None
+        return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    return Manifest.from_json(text, str(path))
+        raise UserError(f"{where}: cannot be read: {reason}") from None
+    return Manifest.from_json(text, where)
+
+
+def read_manifest(beton: str | Path) -> Manifest:
+    """As `find_manifest`, without a look at the beton. UserError when it is missing, too."""
+    manifest = find_manifest(beton)
+    if manifest is None:
+        where, name = beside(beton, MANIFEST), str(beton).rpartition("/")[2]
+        remedy = "; run the command that was making it again, or see `data-prep convert --help`"
+        raise UserError(
+            f"{where}: does not exist, so {name} is unfinished or was not made by data-prep"
+            + ("" if "://" in where else remedy)
+        )
+    return manifest
 
 
 def require_file(beton: Path) -> None:
     """UserError unless `beton` is a file, and no manifest."""
-    if beton.name.endswith(".manifest.json"):
+    if beton.name.endswith(MANIFEST):
         raise UserError(f"{beton}: is a manifest; give the beton beside it, NAME.beton")
     if beton.is_dir():
         inside = sorted(path.name for path in beton.glob("*.beton"))

@@ -1,6 +1,6 @@
 """Reads a beton without ffcv: memory-mapped, every pointer checked once when it is opened.
 
-Reads betons of the stock `DatasetWriter` too, whose workers leave images and allocation table in any order.
+Betons of the stock `DatasetWriter` too, whose workers leave images and allocation table in any order.
 """
 
 from __future__ import annotations
@@ -12,14 +12,43 @@ from numpy.typing import NDArray
 
 from data_prep.beton import layout
 from data_prep.beton.digest import CHUNK_BYTES
+from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.errors import UserError
 
 
-class BetonReader:
-    """Labels, sizes and stored bytes by sample id (the index in the beton).
+def open_beton(path: str | Path) -> BetonReader:
+    """A beton that is as long as its manifest says; `verify` looks at the bytes, too.
 
-    UserError when the file is missing, is no beton of version 2 with the fields image and label, or points outside
-    itself. IndexError for an id outside 0..len-1.
+    >>> import data_prep, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     outcome = data_prep.convert("synthetic", f"{folder}/train.beton", input="n=5,size=32..64,classes=3")
+    ...     beton = data_prep.open_beton(outcome.path)
+    >>> len(beton), beton.label(4), beton.manifest.class_names[1]
+    (5, 1, 'class-1')
+    >>> bytes(beton.image_bytes(0)[:3]), beton.height(0) >= 32
+    (b'\\xff\\xd8\\xff', True)
+
+    Raises:
+        UserError: the file or its manifest is missing, damaged, or not of this format.
+    """
+    path = Path(path).expanduser()
+    return BetonReader(path, load_manifest(path))
+
+
+class BetonReader:
+    """Labels, sizes and stored bytes by sample id, which is the index in the beton.
+
+    Attributes:
+        modes: uint8 [num_samples], `layout.MODE_JPEG` or `layout.MODE_RAW`.
+        heights, widths: uint16 [num_samples], px.
+        labels: int64 [num_samples].
+        pointers: int64 [num_samples], offset of the stored bytes in the file.
+        sizes: int64 [num_samples], number of stored bytes.
+
+    Raises:
+        UserError: the file is missing, is no beton of version 2 with the fields image and label, or points outside
+            itself.
+        IndexError: for an id outside 0..len-1.
     """
 
     modes: NDArray[np.uint8]
@@ -27,12 +56,11 @@ class BetonReader:
     widths: NDArray[np.uint16]
     labels: NDArray[np.int64]
     pointers: NDArray[np.int64]
-    """Offset of the stored bytes in the file."""
     sizes: NDArray[np.int64]
-    """Number of stored bytes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: Manifest | None = None) -> None:
         self.path = path
+        self._manifest = manifest
         try:
             self._file = np.memmap(path, dtype=np.uint8, mode="r")
         except FileNotFoundError:
@@ -53,6 +81,12 @@ class BetonReader:
         self.labels = metadata["label"].astype(np.int64)
         self.pointers, self.sizes = self._find_images(metadata, int(header["allocation_table_ptr"]))
 
+    @property
+    def manifest(self) -> Manifest:
+        """UserError when it is missing, unreadable, or of a beton of another size."""
+        self._manifest = self._manifest or load_manifest(self.path)
+        return self._manifest
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -62,7 +96,7 @@ class BetonReader:
         return self._file[start : start + int(self.sizes[index])].data
 
     def chunk(self, number: int) -> memoryview:
-        """One of the pieces of `digest.CHUNK_BYTES` whose digests stand in the manifest. Read-only, not a copy."""
+        """One of the pieces of `digest.CHUNK_BYTES` whose digests are in the manifest. Read-only, not a copy."""
         return self._file[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES].data
 
     def label(self, index: int) -> int:
@@ -98,7 +132,7 @@ class BetonReader:
             raise UserError(f"{self.path}: expected the fields image (type 2) and label (type 1), found {names}")
 
     def _find_images(self, metadata: NDArray[np.void], table_ptr: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pointers and sizes of the images by sample; the sizes stand only in the allocation table."""
+        """Pointers and sizes of the images by sample; the sizes are only in the allocation table."""
         file_bytes = len(self._file)
         table_bytes = file_bytes - table_ptr
         if table_bytes < 0 or table_bytes % layout.ALLOCATION.itemsize:

@@ -16,33 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data_prep.beton.contents import CONTENT, CONTENTS, parse_contents
+from data_prep.beton.contents import CONTENTS, read_contents
 from data_prep.beton.digest import CHUNK_BYTES, Algorithm, chunk_digest, parse_digest
 from data_prep.beton.files import (
     make_private_folder,
+    open_location,
     open_regular,
     publish,
-    read_small,
-    read_up_to,
     require_safe_folder,
     require_space,
     write_at,
     write_bytes_atomically,
 )
-from data_prep.beton.manifest import (
-    MAX_MANIFEST_BYTES,
-    Manifest,
-    manifest_path,
-    read_manifest,
-    write_manifest,
-)
+from data_prep.beton.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from data_prep.beton.ranges import create_sized
 from data_prep.errors import Fault, UserError
 
-MANIFEST = ".manifest.json"
 POLL_S = 0.2
 MAX_ATTEMPTS = 3
 """Readings of one chunk until its digest is right: a network may garble what the storage holds whole."""
@@ -63,7 +52,7 @@ def stage(
     UserError when the source or its manifest is missing, or the folder is open to other users; Fault when the source is
     damaged, the disk is full, or another process has not finished the copy in `wait_limit_s`.
     """
-    manifest = read_source_manifest(source)
+    manifest = read_manifest(source)
     staged = staged_path(source, manifest, folder)
     place = staged.parent
     try:
@@ -99,63 +88,6 @@ def _make_place(place: Path) -> None:
     if place.is_dir() and not place.is_symlink() and place.stat().st_uid == os.geteuid():
         place.chmod(0o700)  # earlier versions left them open
     make_private_folder(place)
-
-
-def read_source_manifest(source: str | Path) -> Manifest:
-    """The manifest beside `source`, a path or a URL. UserError when it is missing or cannot be read."""
-    manifest = find_manifest(source)
-    if manifest is None:
-        where, name = _beside(str(source), MANIFEST), str(source).rpartition("/")[2]
-        way_out = "" if "://" in where else "; `data-prep convert --help` says how to make one"
-        raise UserError(f"{where}: does not exist, so {name} is unfinished or was not made by data-prep{way_out}")
-    return manifest
-
-
-def find_manifest(source: str | Path) -> Manifest | None:
-    """The manifest beside `source`, a path or a URL; None: there is none. UserError when it cannot be read."""
-    where = _beside(str(source), MANIFEST)
-    try:
-        text = _read_beside(where, MAX_MANIFEST_BYTES).decode("utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{where}: cannot be read: {reason}") from None
-    return Manifest.from_json(text, where)
-
-
-def read_contents(source: str | Path, manifest: Manifest) -> NDArray[np.void] | None:
-    """What the samples beside `source`, a path or a URL, were in their source; None where that is not told.
-
-    UserError when it is not what the manifest says.
-    """
-    if not manifest.samples_digest:
-        return None
-    where = _beside(str(source), CONTENTS)
-    try:
-        data = _read_beside(where, manifest.num_samples * CONTENT.itemsize)
-        return parse_contents(data, manifest)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(
-            f"{where}: {reason}; copy it again, or remove it: then nobody can tell which samples train and val share"
-        ) from None
-
-
-def _beside(source: str, end: str) -> str:
-    return source.removesuffix(".beton") + end
-
-
-def _read_beside(where: str, max_bytes: int) -> bytes:
-    if "://" not in where:
-        return read_small(Path(where).expanduser(), max_bytes, follow=True)
-    with _open(where) as file:
-        data = read_up_to(file, max_bytes + 1)
-    if len(data) > max_bytes:
-        raise OSError(f"has more than {max_bytes:,} bytes")
-    return data
 
 
 def _is_staged(staged: Path, manifest: Manifest) -> bool:
@@ -205,7 +137,7 @@ def _copy(source: str, staged: Path, manifest: Manifest, on_copied: Callable[[in
     create_sized(unfinished, manifest.beton_bytes)
     descriptor, algorithm = open_regular(unfinished, os.O_RDWR), manifest.algorithm
     try:
-        with _open(source) as file:
+        with open_location(source) as file:
             for number, expected in enumerate(manifest.chunks):
                 start = number * CHUNK_BYTES
                 size = min(CHUNK_BYTES, manifest.beton_bytes - start)
@@ -232,19 +164,3 @@ def _read_chunk(file: BinaryIO, source: str, start: int, size: int, expected: st
         f"{source}: bytes {start}..{start + size - 1} are not what its manifest says, read {MAX_ATTEMPTS} times; "
         "copy it there again, or convert it again"
     )
-
-
-@contextmanager
-def _open(source: str) -> Iterator[BinaryIO]:
-    if "://" not in source:
-        with Path(source).expanduser().open("rb") as file:
-            yield file
-        return
-    import fsspec
-
-    try:
-        opened = fsspec.open(source, "rb")
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{source}: cannot be opened: {error}") from None
-    with opened as file:
-        yield file

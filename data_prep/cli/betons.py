@@ -87,7 +87,7 @@ def subset(
 
 
 def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
-    from data_prep.beton.splits_beside import shared_samples
+    from data_prep.beton.contents import shared_samples
 
     echo(
         f"{output}: {manifest.num_samples:,} images of {manifest.num_classes} classes, "

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.beton.contents import CONTENT, CONTENTS
+from data_prep.beton.contents import CONTENT, CONTENTS, shared_samples
 from data_prep.beton.digest import combine, digest_bytes
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import Manifest, class_names_problem, describe_beton, require_size
-from data_prep.beton.splits_beside import shared_samples
 from data_prep.converter.context import NoProgress, Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
 from data_prep.converter.output import (

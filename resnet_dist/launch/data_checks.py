@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.beton.class_names import difference
-from data_prep.beton.contents import find_overlap
+from data_prep.beton.contents import find_overlap, read_contents
 from data_prep.beton.digest import parse_digest
 from data_prep.beton.manifest import Manifest, load_manifest
-from data_prep.beton.stage import read_contents
 from data_prep.pixels import PictureSettings
 from resnet_dist.errors import UserError
 from resnet_dist.training.context import Job

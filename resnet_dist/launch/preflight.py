@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from data_prep.beton.manifest import Manifest, load_manifest
-from data_prep.beton.stage import read_source_manifest, staged_path
+from data_prep.beton.manifest import Manifest, load_manifest, read_manifest
+from data_prep.beton.stage import staged_path
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
@@ -164,7 +164,7 @@ def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
 
 def manifest_of(source: str) -> Manifest:
     """Of a beton on disk, whose size is looked at too, or behind a URL. Raises UserError."""
-    return read_source_manifest(source) if "://" in source else load_manifest(Path(source))
+    return read_manifest(source) if "://" in source else load_manifest(Path(source))
 
 
 def read_place(source: str, manifest: Manifest, profile: Profile) -> Path:

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from data_prep.beton.files import write_text_atomically
-from data_prep.beton.manifest import Manifest
-from data_prep.beton.stage import read_source_manifest
+from data_prep.beton.manifest import Manifest, read_manifest
 from data_prep.redaction import redacted
 from resnet_dist.config.loading import flatten, to_yaml
 from resnet_dist.config.profile import Profile
@@ -268,7 +267,7 @@ class Recorded:
 def record_beton(tracking_uri: str, beton: str) -> Recorded:
     """`beton`: a path or URL with its manifest beside it. UserError when that is missing, Fault from MLflow."""
     location = beton if "://" in beton else str(Path(beton).expanduser().absolute())
-    manifest = read_source_manifest(location)
+    manifest = read_manifest(location)
     run, is_new = record_preparation(tracking_uri, preparation_of(manifest, location))
     return Recorded(beton, manifest.digest, run.run_id, is_new)
 

@@ -13,11 +13,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.beton.contents import CONTENT, Overlap, content_of, find_overlap
+from data_prep.beton.contents import CONTENT, Overlap, content_of, find_overlap, read_contents
 from data_prep.beton.digest import digest_bytes
 from data_prep.beton.edit import Selection, merge, subset
 from data_prep.beton.manifest import load_manifest, manifest_path, read_manifest
-from data_prep.beton.stage import read_contents, stage
+from data_prep.beton.stage import stage
 from data_prep.converter import convert as conversion
 from data_prep.errors import UserError
 

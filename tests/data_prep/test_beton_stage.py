@@ -207,7 +207,7 @@ def test_a_digest_that_is_a_path_makes_no_folder(shared: Path, tmp_path: Path) -
 def test_a_manifest_behind_a_url_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
-    monkeypatch.setattr(module, "MAX_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr("data_prep.beton.manifest.MAX_MANIFEST_BYTES", 1000)
     url = f"memory://{uuid.uuid4().hex}/train.beton"
     with fsspec.open(url.replace(".beton", ".manifest.json"), "wb") as file:
         file.write(b" " * 1001)
