@@ -1,15 +1,19 @@
-"""`python -m data_prep.bench`: conversion against stock ffcv's DatasetWriter and `cp -r`, paired in one run.
+"""`python -m data_prep.bench IMAGES --work DIR`: conversion against stock ffcv's DatasetWriter and `cp -r`, paired.
 
-All read the same tree and use the same number of processes; the order is shuffled anew in every round; each is timed
-until its bytes are on the disk (ours fsyncs, `sync -f` follows the others), ours with the listing. Imports, the start
-of Ray and of ffcv's process are left out on both sides. Only ratios mean anything elsewhere; on a machine with other
-work to do, only those of CPU times.
+All read the same tree and use the same number of processes; each round has another random order; each is timed until
+its bytes are on the disk (ours fsyncs, `sync -f` follows the others), ours with the listing. Imports, the start of Ray
+and of ffcv's process are left out on both sides. Only ratios mean anything elsewhere; on a machine with other work to
+do, only those of CPU times.
+
+With `--planning`, of as many empty files as ImageNet has: listing, planning, sending the source to a worker, laying out
+a beton with sizes drawn from 20 to 200 kB, and cutting it into ranges.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -24,8 +28,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.beton.layout import DEFAULT_PAGE_BYTES, STORED_ROW, lay_out
+from data_prep.beton.ranges import cut, num_ranges
 from data_prep.converter.context import NoProgress, Pool, ThisProcess
 from data_prep.converter.convert import convert
+from data_prep.converter.plan import make_plan
 from data_prep.converter.settings import ConvertSettings
 from data_prep.pixels import LIMITS
 from data_prep.runtime.stop import StopFlag
@@ -33,6 +40,7 @@ from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 
 NUM_CLASSES = 10
+IMAGENET_SAMPLES, IMAGENET_CLASSES = 1_281_167, 1_000
 MAX_SIDE_PX = 500
 QUALITY = 90
 
@@ -136,19 +144,65 @@ def make_large(tree: Path) -> None:
     )
 
 
+def make_empty_files(root: Path, count: int) -> None:
+    for label in range(IMAGENET_CLASSES):
+        folder = root / f"c{label:08d}"
+        folder.mkdir(parents=True)
+        for number in range(label, count, IMAGENET_CLASSES):
+            os.close(os.open(f"{folder}/c{label:08d}_{number}.JPEG", os.O_CREAT | os.O_WRONLY, 0o644))
+
+
+def time_planning(root: Path) -> dict[str, tuple[float, float]]:
+    """Seconds of each step: by the clock, and of CPU."""
+    times = [_now()]
+    source = open_source("image-folder", str(root), SplitRequest(None, explicit=False))
+    times.append(_now())
+    make_plan(len(source), source.describe(), ConvertSettings(), {})
+    times.append(_now())
+    pickle.loads(pickle.dumps(source, pickle.HIGHEST_PROTOCOL))
+    times.append(_now())
+    rows = np.zeros(len(source), dtype=STORED_ROW)
+    rows["size"] = np.random.default_rng(0).integers(20_000, 200_000, len(source))
+    beton = lay_out(rows, DEFAULT_PAGE_BYTES)
+    times.append(_now())
+    for number in range(num_ranges(beton)):
+        cut(beton, number)
+    times.append(_now())
+    steps = ("listing", "plan", "pickled and back", "layout", "cut into ranges")
+    taken = np.diff(np.array(times), axis=0)
+    return {step: (wall_s, cpu_s) for step, (wall_s, cpu_s) in zip(steps, taken.tolist(), strict=True)}
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def bench_planning(arguments: argparse.Namespace) -> None:
+    make_empty_files(arguments.work, arguments.files)
+    times = time_planning(arguments.work)
+    print(f"| {arguments.files:,} files, names and inodes in memory | s | CPU s |\n|---|---|---|")
+    in_all = tuple(sum(values) for values in zip(*times.values(), strict=True))
+    for name, (wall_s, cpu_s) in [*times.items(), ("in all", in_all)]:
+        print(f"| {name} | {wall_s:.2f} | {cpu_s:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.bench", description=__doc__)
-    parser.add_argument("images", type=Path, help="a folder of JPEGs; they are copied until there are --files")
-    parser.add_argument("--work", type=Path, required=True, help="an empty folder on the disk to be measured")
-    parser.add_argument("--files", type=int, default=3000)
+    parser.add_argument("images", type=Path, nargs="?", help="a folder of JPEGs; copied until there are --files")
+    parser.add_argument("--planning", action="store_true", help="all but reading and writing, without images")
+    parser.add_argument("--work", type=Path, required=True, help="a folder on the disk to measure; made and removed")
+    parser.add_argument("--files", type=int, help=f"default: 3000; with --planning {IMAGENET_SAMPLES}")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows of the table; cp -r and stock must be in")
     parser.add_argument("--cold", action="store_true", help="take the files out of the page cache before each")
     arguments = parser.parse_args()
+    if arguments.images is None and not arguments.planning:
+        parser.error("give a folder of JPEGs, or --planning")
+    arguments.files = arguments.files or (IMAGENET_SAMPLES if arguments.planning else 3000)
     arguments.work.mkdir(parents=True)
     try:
-        run(arguments)
+        bench_planning(arguments) if arguments.planning else run(arguments)
     finally:
         shutil.rmtree(arguments.work)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MAX_CHARACTERS = 300
-"""Of one name: a member of an archive may be called by a megabyte."""
-
-
+"""Of one name: that of an archive's member may be a megabyte long."""
 NUM_LISTED = 3
+"""Names that `few` gives in full."""
 
 
 def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
@@ -25,6 +24,12 @@ def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(said: object, max_characters: int | None = None) -> str:
+    """The text of an exception, or any other, without line breaks; its type where it says nothing. Cut at the end."""
+    text = " ".join(str(said).split()) or type(said).__name__
+    return text if max_characters is None or len(text) <= max_characters else f"{text[:max_characters]}..."
 
 
 def few(names: Iterable[str]) -> str:

@@ -96,7 +96,6 @@ WALLS = {
         "data_prep.sources",
         "data_prep.converter",
     ),
-    "data_prep.bench_planning": ("data_prep.beton", "data_prep.sources", "data_prep.converter"),
     "data_prep.fuzz": (  # holds all decoders against each other
         "data_prep.errors",
         "data_prep.sources",

@@ -14,20 +14,15 @@ from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.cli.options import (
     AsJson,
     Classes,
-    ClassOrder,
-    Devkit,
-    FileColumn,
-    FoldersAre,
-    ImageColumn,
-    LabelColumn,
-    Labels,
     checked,
     echo,
     local_path,
     print_json,
+    takes_source_options,
 )
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
+from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
 Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="The new beton.", show_default=False)]
 
@@ -201,6 +196,7 @@ if TYPE_CHECKING:
     from data_prep.beton.manifest import Manifest
 
 
+@takes_source_options
 def verify(
     beton: Annotated[Path, typer.Argument(metavar="FILE.beton", show_default=False)],
     decode: Annotated[str, typer.Option(metavar="all|N", help="Images to decode: all, or so many spread evenly.")] = (
@@ -211,13 +207,7 @@ def verify(
     ] = None,
     input_: Annotated[str | None, typer.Option("--input", metavar="PATH", help="What that source reads.")] = None,
     split: Annotated[str | None, typer.Option(help="Its split.  [default: the beton's]")] = None,
-    labels: Labels = None,
-    devkit: Devkit = None,
-    class_order: ClassOrder = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    file_column: FileColumn = None,
-    folders_are: FoldersAre = None,
+    options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
     as_json: AsJson = False,
 ) -> None:
@@ -229,11 +219,9 @@ def verify(
     """
     from data_prep.cli.progress import progress_on
     from data_prep.converter.verify import verify as run_verification
-    from data_prep.sources import SourceOptions
 
     count = _decode_count(decode)
     beton = local_path(beton)
-    options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
     if source is None and {input_, split, classes, *asdict(options).values()} != {None}:
         raise UserError("--input and other options of a source: --source NAME says which; add it to compare with that")
     with progress_on(sys.stderr) as progress:

@@ -13,17 +13,11 @@ import typer
 from data_prep.cli.options import (
     AsJson,
     Classes,
-    ClassOrder,
-    Devkit,
-    FileColumn,
-    FoldersAre,
-    ImageColumn,
     Input,
-    LabelColumn,
-    Labels,
     SourceKind,
     echo,
     print_json,
+    takes_source_options,
 )
 from data_prep.converter.settings import (
     DEFAULT_MAX_BAD,
@@ -33,11 +27,13 @@ from data_prep.converter.settings import (
     ConvertSettings,
 )
 from data_prep.errors import UserError
+from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
 if TYPE_CHECKING:
     from data_prep.converter.convert import Outcome
 
 
+@takes_source_options
 def convert(
     source: SourceKind,
     output: Annotated[
@@ -50,13 +46,7 @@ def convert(
     split: Annotated[
         str | None, typer.Option(help="Split of the source; all: the whole.  [default: what the output's name says]")
     ] = None,
-    labels: Labels = None,
-    devkit: Devkit = None,
-    class_order: ClassOrder = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    file_column: FileColumn = None,
-    folders_are: FoldersAre = None,
+    options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Ray tasks at a time; 0: no Ray, in this process.  [default: all CPUs]")
@@ -105,7 +95,6 @@ def convert(
     from data_prep.converter.convert import convert as run_conversion
     from data_prep.native import is_built
     from data_prep.runtime.stop import stop_on_signals
-    from data_prep.sources import SourceOptions
 
     started_s = time.monotonic()
     with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
@@ -114,7 +103,7 @@ def convert(
             output,
             input=input_,
             split=split,
-            options=SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are),
+            options=options,
             classes=classes,
             settings=_settings(
                 encode, raw_share, seed, max_side, quality, subsampling, page_mib, exif, background, check

@@ -11,31 +11,21 @@ import typer
 from data_prep.cli.options import (
     AsJson,
     Classes,
-    ClassOrder,
-    Devkit,
-    FileColumn,
-    FoldersAre,
-    ImageColumn,
     Input,
-    LabelColumn,
-    Labels,
     SourceKind,
     print_json,
+    takes_source_options,
 )
 from data_prep.shown import shown
+from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
 
+@takes_source_options
 def inspect(
     source: SourceKind,
     input_: Input = None,
     split: Annotated[str | None, typer.Option(help="Split of the source.")] = None,
-    labels: Labels = None,
-    devkit: Devkit = None,
-    class_order: ClassOrder = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    file_column: FileColumn = None,
-    folders_are: FoldersAre = None,
+    options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
     headers: Annotated[int, typer.Option(min=1, help="Images whose headers are read, spread evenly.")] = 500,
     as_json: AsJson = False,
@@ -47,11 +37,9 @@ def inspect(
     from data_prep.cli.progress import progress_on
     from data_prep.converter.source import open_named
     from data_prep.converter.survey import survey
-    from data_prep.sources import SourceOptions
     from data_prep.sources.splits import SplitRequest
 
     request = SplitRequest(split, explicit=split is not None)
-    options = SourceOptions(labels, devkit, class_order, image_column, label_column, file_column, folders_are)
     with progress_on(sys.stderr) as progress:
         opened = open_named(source, input_, request, options, classes)
         found = survey(opened, headers, on_header=progress.decoded)

@@ -64,8 +64,7 @@ from data_prep.errors import Fault, UserError
 from data_prep.runtime.environment import cluster_address, given_address
 from data_prep.runtime.stop import StopFlag
 from data_prep.shown import few, shown
-from data_prep.sources import SourceOptions
-from data_prep.sources.base import Source, facts_of, notes_of
+from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, facts_of, notes_of
 from data_prep.sources.splits import requested_split
 
 PLAN_NAME = "plan"
@@ -100,7 +99,7 @@ def convert(
     *,
     input: str | None = None,
     split: str | None = None,
-    options: SourceOptions = SourceOptions(),  # noqa: B008 - frozen
+    options: SourceOptions = NO_OPTIONS,
     classes: str | None = None,
     settings: ConvertSettings = ConvertSettings(),  # noqa: B008 - frozen
     bad_policy: BadPolicy = BadPolicy(),  # noqa: B008 - frozen

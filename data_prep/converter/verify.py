@@ -19,8 +19,7 @@ from data_prep.converter.settings import ConvertSettings
 from data_prep.converter.source import open_named
 from data_prep.errors import UserError
 from data_prep.jpeg.check import why_unfit
-from data_prep.sources import SourceOptions
-from data_prep.sources.base import Source, UnreadableSample, read_sample
+from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, UnreadableSample, read_sample
 from data_prep.sources.splits import SplitRequest
 
 MAX_NAMED = 5
@@ -47,7 +46,7 @@ def verify(
     source: str | Source | None = None,
     input: str | None = None,
     split: str | None = None,
-    options: SourceOptions = SourceOptions(),  # noqa: B008 - frozen
+    options: SourceOptions = NO_OPTIONS,
     classes: str | None = None,
     on_decoded: Callable[[int, int], None] = lambda *_: None,
 ) -> VerifyReport:

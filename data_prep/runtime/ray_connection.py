@@ -25,6 +25,7 @@ from data_prep.errors import Fault, UserError
 from data_prep.runtime.environment import private_folder, unusable
 from data_prep.runtime.import_path import CODE_ROOT, is_for_packages
 from data_prep.runtime.ray_errors import as_raised
+from data_prep.shown import one_line
 
 _KNOCK_LIMIT_S = 10.0
 _ANSWER_LIMIT_S = 30.0
@@ -58,7 +59,7 @@ def connect(address: str, *, source: str, namespace: str | None = None) -> None:
     try:
         _init(address=address, namespace=namespace)
     except (ConnectionError, TimeoutError) as error:
-        found = "Ray runs nowhere on this machine" if address == "auto" else _one_line(error)
+        found = "Ray runs nowhere on this machine" if address == "auto" else one_line(error)
         raise UserError(f"{at}: {found}; start one, or correct {source}") from None
     except (RuntimeError, ValueError) as error:
         if "Version mismatch" in str(error):
@@ -118,7 +119,7 @@ def session_folder(environment: Mapping[str, str]) -> Path:
 
 def why_not_started(error: BaseException, logs: Path, load: float) -> str:
     """`load`: of each CPU. What Ray raises says little; its logs say more."""
-    text = _one_line(error)
+    text = one_line(error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{text}; RAY_TMPDIR names another folder for its sessions"
     if "minimum allowed" in text and "object store" in text:
@@ -234,7 +235,3 @@ def _no_node_here(address: str) -> str:
         f"this machine is no node of the Ray cluster at {address}: start one here by `ray start --address {address}`, "
         "or send the command there as a job: resnet-dist submit"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

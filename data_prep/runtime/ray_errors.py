@@ -10,6 +10,7 @@ from typing import Literal
 from ray.exceptions import RayError, RayTaskError
 
 from data_prep.errors import Fault, UserError
+from data_prep.shown import one_line
 
 Kind = Literal[
     "memory",  # a node had none left
@@ -212,7 +213,7 @@ def _detail(text: str) -> str:
         return ""
     # What was raised stands last in a traceback, what Ray says first.
     line = lines[-1] if any(line.startswith(("Traceback", "File ")) for line in lines) else lines[0]
-    return _line(line)
+    return one_line(line, _MAX_DETAIL)
 
 
 def _own_words(error: BaseException) -> str:
@@ -220,10 +221,5 @@ def _own_words(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
         return _detail(text) or "a task failed"
     if isinstance(error, OSError) and text:
-        return _line(text)
-    return _line(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_DETAIL else f"{line[:_MAX_DETAIL]}..."
+        return one_line(text, _MAX_DETAIL)
+    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, _MAX_DETAIL)

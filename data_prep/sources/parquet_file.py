@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.beton.class_names import difference
 from data_prep.errors import Fault, UserError
-from data_prep.shown import shown
+from data_prep.shown import one_line, shown
 from data_prep.sources.files.local import LocalPlace
 from data_prep.sources.files.places import MAX_SAMPLE_BYTES, Place, check_sample_size
 from data_prep.sources.files.tar import HEAD_BYTES, kind_by_head
@@ -223,9 +223,9 @@ class RowGroup:
         except MemoryError:
             raise ValueError("the row group takes more memory than there is") from None
         except OSError as error:
-            raise OSError(_one_line(error)) from None
+            raise OSError(shown(one_line(error))) from None
         except pa.ArrowException as error:
-            raise ValueError(f"the row group cannot be read: {_one_line(error)}") from None
+            raise ValueError(f"the row group cannot be read: {shown(one_line(error))}") from None
 
     def close(self) -> None:
         self._images = ()
@@ -260,7 +260,7 @@ def telling_damage(place: Place) -> Iterator[None]:
     except Exception as error:  # pyarrow's have no common base, and some are Python's own
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        kind = _other_kind(place) or f"cannot be read as parquet: {_one_line(error)}; copy or download it again"
+        kind = _other_kind(place) or f"cannot be read as parquet: {shown(one_line(error))}; copy or download it again"
         raise UserError(f"{place.shown}: {kind}") from None
 
 
@@ -305,7 +305,3 @@ def _other_kind(place: Place) -> str | None:
     except (OSError, ValueError):
         return None
     return None if head.startswith(b"PAR1") else kind_by_head(head)
-
-
-def _one_line(error: BaseException) -> str:
-    return shown(" ".join(str(error).split()) or type(error).__name__)

@@ -620,7 +620,7 @@ def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
     from data_prep.runtime.stop import stop_on_signals
 
     before, ends = signal.getsignal(signal.SIGTERM), []
-    with stop_on_signals(lambda *end: ends.append(end)) as stop:
+    with stop_on_signals(end=lambda *end: ends.append(end)) as stop:
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped) as stopped:
