@@ -25,12 +25,12 @@ LARGE_GROUP_BYTES = 64 << 20
 BATCH_ROWS = 32
 """More are slower: images of one batch are copied into one piece of memory."""
 BATCH_BYTES = 64 << 20
-"""Of images in one batch, whatever the file says; pyarrow takes some four times as much to put them together."""
+"""Of images in one batch, whatever the file claims; pyarrow takes some four times as much to assemble them."""
 STREAM_BYTES = 1 << 20
 PAGE_HEAD = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\0-\x7f])")
 PAGE_HEAD_BYTES = 16
 ENCODINGS_IN_FULL = frozenset({"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"})
-"""Each value is there in full: all of them together have no more bytes than the column's pages."""
+"""Each value is stored in full, so all of them together have no more bytes than the column's pages."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,20 @@ def find_columns(schema: Any, image: str | None, label: str | None, where: str) 
     children = _children(image_type)
     is_struct = bool(children)
     image_types = children.get("bytes", []) if is_struct else [image_type]
-    if len(image_types) != 1 or not _is_binary(image_types[0]):
+    if [_kind(each) for each in image_types] != ["bytes"]:
         raise UserError(
             f"{where}: the column {shown(image)} is of type {shown(image_type)}; expected the images' bytes (binary), "
             "or a struct with bytes; say with --image-column which column has them"
         )
     paths = children.get("path", [])
-    if not _is_text(label_type) and not _is_integer(label_type):
+    if _kind(label_type) not in ("text", "number"):
         raise UserError(
             f"{where}: the column {shown(label)} is of type {shown(label_type)}; expected whole numbers or text; "
             "several labels for one image and regression are not supported; --label-column says which column has the "
             "labels"
         )
-    return Columns(image, is_struct, len(paths) == 1 and _is_text(paths[0]), label, _is_text(label_type))
+    has_paths = [_kind(each) for each in paths] == ["text"]
+    return Columns(image, is_struct, has_paths, label, _kind(label_type) == "text")
 
 
 def names_of_classes(schema: Any, label: str, where: str) -> tuple[str, ...] | None:
@@ -159,24 +160,17 @@ def _children(kind: Any) -> dict[str, list[Any]]:
     return children
 
 
-def _is_binary(kind: Any) -> bool:
+def _kind(column: Any) -> str | None:
+    """What a column's type stores, in whatever layout: `bytes`, `text` or `number`; None: something else."""
     import pyarrow.types as of
 
-    kind = kind.value_type if of.is_dictionary(kind) else kind
-    return of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind) or of.is_binary_view(kind)
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as of
-
-    kind = kind.value_type if of.is_dictionary(kind) else kind
-    return of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind)
-
-
-def _is_integer(kind: Any) -> bool:
-    import pyarrow.types as of
-
-    return of.is_integer(kind.value_type if of.is_dictionary(kind) else kind)
+    column = column.value_type if of.is_dictionary(column) else column
+    layouts = {
+        "bytes": (of.is_binary, of.is_large_binary, of.is_fixed_size_binary, of.is_binary_view),
+        "text": (of.is_string, of.is_large_string, of.is_string_view),
+        "number": (of.is_integer,),
+    }
+    return next((kind for kind, checks in layouts.items() if any(check(column) for check in checks)), None)
 
 
 # --- reading images in little memory, whatever the size of a row group ------------------------------------------------

@@ -46,7 +46,7 @@ IMAGE_EXTENSIONS = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
 LABEL_EXTENSION, TABLE_EXTENSION, TABLE_KEY = "cls", "json", "label"
 MAX_LABEL_BYTES = 1 << 20
 NUMBER_IN_TABLE = re.compile(rb'"label"\s*:\s*([0-9]+)')
-"""Where it says what the `.cls` says, as it nearly always does, the `.json` need not be parsed."""
+"""If it has the same number as the `.cls`, as it nearly always does, the `.json` need not be parsed."""
 SPLIT_IN_TABLE = re.compile(rb'"split"\s*:\s*"([^"\\]{1,40})"')
 
 

@@ -100,7 +100,7 @@ def test_a_list_is_text_or_a_beton(tmp_path: Path, convert_here) -> None:
     (tmp_path / "twice").write_text("a\nb\na\n")
     (tmp_path / "long").write_text("a" * 5000)
     for name, message in [
-        ("none", "does not exist, or is no file"),
+        ("none", "does not exist, or is not a file"),
         ("none.beton", r"none\.manifest\.json: does not exist"),
         ("odd.json", "odd.json: "),
         ("twice", "a is in line 1 and in line 3; expected one class name per line"),

@@ -148,7 +148,7 @@ def test_a_list_of_indices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"list line 1: expected the number of a sample, found 9+\.\.\.9+$"):
         read_indices(tmp_path / "list")
     for path in (tmp_path / "none", Path("/dev/zero")):
-        with pytest.raises(UserError, match="does not exist, or is no file"):
+        with pytest.raises(UserError, match="does not exist, or is not a file"):
             read_indices(path)
 
 
@@ -174,7 +174,7 @@ def test_classes_are_named_in_all_their_spellings(whole: Path, tmp_path: Path) -
     for options, message in [
         (["dog, small"], "has no class small; it has cat, dog, big, dog and 1 more"),
         (["n00000009"], "has no class n00000009"),
-        (["@/dev/zero"], "does not exist, or is no file"),
+        (["@/dev/zero"], "does not exist, or is not a file"),
     ]:
         with pytest.raises(UserError, match=message):
             read_classes(options, beton)

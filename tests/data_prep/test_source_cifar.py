@@ -196,7 +196,7 @@ def test_cifar_mistakes(tmp_path: Path, tar_of: TarOf) -> None:
         open_source("cifar10", str(tmp_path), named("test"))
 
 
-def test_cifar_is_held_against_itself(tmp_path: Path, tar_of: TarOf) -> None:
+def test_cifar_files_that_contradict_one_another_are_refused(tmp_path: Path, tar_of: TarOf) -> None:
     archive = tmp_path / "a.tar"
     whole, folder = python_10(), "cifar-10-batches-py"
 

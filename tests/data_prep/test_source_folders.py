@@ -82,7 +82,7 @@ def test_split_folders_are_found_however_they_are_written(train: str, val: str, 
         open_tree(root)
 
 
-def test_what_is_no_split_beside_splits_is_told(tree: Tree) -> None:
+def test_folders_beside_splits_are_noted(tree: Tree) -> None:
     root = tree(*both("train", "val"), "extra/cat/1.jpg", "notes/readme.txt")
     assert notes_of(open_tree(root, SplitRequest("train"))) == ("left out, not splits: extra, notes",)
     assert open_tree(root, named("EXTRA")).describe().split == "extra"
@@ -132,7 +132,7 @@ def test_folders_that_are_not_clear_are_refused_with_a_way_out(files: list[str],
         assert sorted(taken.key(i) for i in range(len(taken))) == sorted(images)
 
 
-def test_any_folders_are_splits_when_told_so(tree: Tree) -> None:
+def test_folders_are_splits_if_the_user_says_so(tree: Tree) -> None:
     root = tree(*both("color", "gray"), "car/1.jpg")
     assert open_tree(root, named("gray"), folders_are="splits").class_names == ("cat", "dog")
     assert open_tree(root, named("Gray")).describe().split == "gray"
@@ -172,7 +172,7 @@ def test_a_split_that_is_not_there_is_refused_with_what_there_is(tree: Tree) -> 
         open_tree(split, named("vali"))
 
 
-def test_the_shape_is_told_before_the_split(tree: Tree) -> None:
+def test_an_ambiguous_shape_is_reported_before_the_split(tree: Tree) -> None:
     root = tree(*both("color", "gray"))
     with pytest.raises(UserError, match=r"color, gray each hold a folder cat.*--split color"):
         open_tree(root, SplitRequest("train"))
@@ -185,7 +185,7 @@ def test_the_shape_is_told_before_the_split(tree: Tree) -> None:
         )
 
 
-def test_one_class_only_is_told(tree: Tree) -> None:
+def test_a_single_class_is_noted(tree: Tree) -> None:
     assert notes_of(open_tree(tree("cat/1.jpg"))) == (
         "there is only one class, cat: a model has nothing to tell apart",
     )
@@ -202,7 +202,7 @@ def test_the_folder_given_may_be_the_split(tree: Tree) -> None:
 # --- what is left out -------------------------------------------------------------------------------------------------
 
 
-def test_files_left_out_are_told_by_suffix_and_name(tree: Tree) -> None:
+def test_files_left_out_are_noted_by_suffix_and_name(tree: Tree) -> None:
     root = tree(
         *("cat/1.JPG", "cat/2.heic", "cat/3.HEIC", "cat/IMG_4", "cat/notes.txt", "cat/._1.JPG", "cat/.5.jpg"),
         *("cat/.cache/6.jpg", ".old/cat/7.jpg", "dog/1.Jpeg", "8.png"),
@@ -276,7 +276,7 @@ def test_odd_names_do_not_reach_the_terminal(tree: Tree) -> None:
     text.getvalue().encode()
 
 
-def test_classes_that_are_nearly_the_same_are_told(tree: Tree) -> None:
+def test_nearly_equal_class_names_are_noted(tree: Tree) -> None:
     assert notes_of(open_tree(tree("Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"))) == (
         "two classes have nearly the same name: 'Cat' and 'cat'",
     )
@@ -286,7 +286,7 @@ def test_classes_that_are_nearly_the_same_are_told(tree: Tree) -> None:
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda name: b"\0" not in name)))
-def test_packed_strings_hold_any_file_names(raw: list[bytes]) -> None:
+def test_packed_strings_keep_any_file_names(raw: list[bytes]) -> None:
     names = [os.fsdecode(name) for name in raw]
     packed = pickle.loads(pickle.dumps(PackedStrings(names)))
     assert list(packed) == names

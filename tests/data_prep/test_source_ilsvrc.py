@@ -230,8 +230,6 @@ def test_ilsvrc_mistakes(archives: Path, tar_of: TarOf, tmp_path: Path) -> None:
     whole = kit.read_bytes()
     kit.write_bytes(whole[:-200])
     refused(r"devkit_t12\.tar\.gz: cannot be unpacked")
-    kit.write_bytes(devkit(tar_of, ids=[2, 9, 1]))
-    refused("ground_truth.txt: expected one ILSVRC2012_ID a line, found 9")
     kit.write_bytes(devkit(tar_of, ids=[2, 1]))
     refused(r"ILSVRC2012_val_00000003\.JPEG: the devkit knows the images 1\.\.2")
     kit.write_bytes(devkit(tar_of, meta=b"MATLAB of no kind"))
@@ -244,12 +242,6 @@ def test_ilsvrc_mistakes(archives: Path, tar_of: TarOf, tmp_path: Path) -> None:
     refused(r"train\.tar: n02000002\.tar: is cut short", split="train")
     train.write_bytes(tar_of({"n09999999.tar": tar_of({"a.JPEG": b"1"})}))
     refused(r"n09999999\.tar is not a class of the devkit", split="train")
-
-
-def test_a_devkit_that_unpacks_without_end_is_refused(archives: Path) -> None:
-    (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(65 << 20), 1))
-    with pytest.raises(UserError, match="unpacks to more than 67,108,864 bytes; expected ILSVRC2012_devkit"):
-        open_source("ilsvrc", str(archives), named("val"))
 
 
 @pytest.mark.parametrize("line", ["9" * 5000, "1.0", "four", "-1", "17"])
@@ -291,7 +283,7 @@ def test_kaggle_mistakes(kaggle: Path) -> None:
     (kaggle / "LOC_synset_mapping.txt").write_text("n02000002 b\nn01000001 a\n")
     refused("the wnids should ascend")
     (kaggle / "LOC_synset_mapping.txt").unlink()
-    refused(r"LOC_synset_mapping\.txt: does not exist, or is no file", "train")
+    refused(r"LOC_synset_mapping\.txt: does not exist, or is not a file", "train")
 
 
 def test_an_image_that_is_there_twice_is_refused(archives: Path, tar_of: TarOf, val_images: dict[int, bytes]) -> None:

@@ -109,7 +109,7 @@ def test_the_columns_can_be_named(open_with: Open) -> None:
         open_source("image-folder", "/", options=SourceOptions(label_column="x"))
 
 
-def test_columns_that_are_not_used_are_told(open_with: Open) -> None:
+def test_unused_columns_are_noted(open_with: Open) -> None:
     text = table("filename,width,height,class", lambda i, name: f"{name},500,375,cat{i % 3}")
     assert notes_of(open_with(text)) == (
         "labels.csv: files are in the column filename, classes in class",
@@ -214,7 +214,7 @@ def test_a_table_names_files_in_folders_and_of_one_split(tmp_path: Path) -> None
     assert [(source[i].key, source[i].label) for i in range(3)] == [("a.jpg", 1), ("b.jpg", 0), ("more/c.png", 0)]
     assert (source[2].data, source.describe().split) == (b"both/val/more/c.png", "val")
     assert source.describe().num_left_out == 1
-    with pytest.raises(UserError, match=r"none\.txt: does not exist, or is no file"):
+    with pytest.raises(UserError, match=r"none\.txt: does not exist, or is not a file"):
         open_source("image-folder", str(tmp_path / "both"), options=SourceOptions(labels=str(tmp_path / "none.txt")))
 
 
@@ -237,7 +237,7 @@ def test_a_column_of_splits_is_kept_to(title: str, train: str, val: str, open_wi
         open_with(text)
 
 
-def test_a_class_without_images_in_a_split_keeps_its_label_and_is_told(open_with: Open) -> None:
+def test_a_class_without_images_in_a_split_keeps_its_label_and_is_noted(open_with: Open) -> None:
     text = table("file,label,split", lambda i, name: f"{name},{'abc'[i % 3]},{'val' if i == 2 else 'train'}")
     source = open_with(text, SplitRequest("val", explicit=True))
     assert (source.class_names, source.labels.tolist()) == (("a", "b", "c"), [2])
@@ -337,7 +337,7 @@ def test_whole_paths_below_the_input_are_names(open_with: Open, images: Path) ->
     assert label_names(open_with(table("file,label", lambda i, name: f"{images}/{name},cat{i % 3}"))) == ANIMALS
 
 
-def test_lines_that_repeat_others_are_told(open_with: Open) -> None:
+def test_duplicate_lines_are_noted(open_with: Open) -> None:
     source = open_with(table("file,label", lambda i, name: f"{name},cat{i % 2}") + "img_00.jpg,cat0\n")
     assert notes_of(source) == ("labels.csv: 1 duplicate line",)
 
@@ -363,7 +363,7 @@ def test_files_of_all_editors_are_read(end: str, encoding: str, newline: str, op
         (b'{"file": "img_00.jpg", "label": "cat"}', "looks like JSON; expected a table"),
     ],
 )
-def test_what_is_no_table_is_refused(data: bytes, message: str, open_with: Open) -> None:
+def test_a_file_that_is_not_a_table_is_refused(data: bytes, message: str, open_with: Open) -> None:
     with pytest.raises(UserError, match=message):
         open_with(data)
 
@@ -380,8 +380,8 @@ def test_endless_and_odd_files_are_refused_at_once(images: Path, tmp_path: Path)
     (tmp_path / "huge.csv").touch()
     os.truncate(tmp_path / "huge.csv", 1 << 40)
     for path, message in [
-        ("/dev/zero", "does not exist, or is no file"),
-        (tmp_path / "pipe", "does not exist, or is no file"),
+        ("/dev/zero", "does not exist, or is not a file"),
+        (tmp_path / "pipe", "does not exist, or is not a file"),
         (tmp_path, "is a folder"),
         (tmp_path / "huge.csv", "has more than 268,435,456 bytes"),
     ]:

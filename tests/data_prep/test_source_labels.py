@@ -80,7 +80,7 @@ def test_a_label_is_a_whole_number_or_a_text(value: object, label: Label) -> Non
         ("x" * 1001, "expected one line"),
     ],
 )
-def test_what_is_no_label_is_refused_with_the_reason(value: object, reason: str) -> None:
+def test_other_values_are_refused_with_the_reason(value: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refused:
         exact_label(value)
     assert str(refused.value).isprintable()

@@ -186,7 +186,7 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, columns: Any, names: 
     assert str(refused.value).isprintable()
 
 
-def test_metadata_that_says_nothing_of_the_label_is_no_mistake(tmp_path: Path) -> None:
+def test_metadata_without_the_label_is_allowed(tmp_path: Path) -> None:
     table = pa.table({"image": TWO, "label": [1, 0]})
     for described in ({}, {"info": None}, {"info": {"features": {"label": {"dtype": "int64", "_type": "Value"}}}}):
         path = write(tmp_path / "0.parquet", table.replace_schema_metadata({"huggingface": json.dumps(described)}))
@@ -197,7 +197,7 @@ def test_metadata_that_says_nothing_of_the_label_is_no_mistake(tmp_path: Path) -
             opened(path)
 
 
-def test_columns_and_names_may_be_said(tmp_path: Path) -> None:
+def test_the_user_may_name_columns_and_classes(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\n")
     path = write(tmp_path / "0.parquet", {"photo": PLAIN, "img": TWO, "breed": ["dog", "cat"], "label": [0, 0]}, "cat")
@@ -254,7 +254,7 @@ def test_the_hubs_two_labels_of_cifar100(tmp_path: Path) -> None:
         ({"image": TWO, "label": [0, None]}, CATS, r"1\.parquet: row 1 has no label"),
     ],
 )
-def test_shards_are_held_against_one_another(tmp_path: Path, columns: Any, names: Any, message: str) -> None:
+def test_shards_that_differ_from_the_first_are_refused(tmp_path: Path, columns: Any, names: Any, message: str) -> None:
     write(tmp_path / "0.parquet", {"image": TWO, "label": [0, 1]}, CATS)
     write(tmp_path / "1.parquet", columns, names)
     with pytest.raises(UserError, match=message):
@@ -290,7 +290,7 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
         assert len(opened(path)) == 2
 
 
-def test_what_is_no_parquet_is_told_by_what_it_is(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_named_by_what_it_is(tmp_path: Path) -> None:
     for data, message in (
         (b"<!DOCTYPE html><html>Sign in", "is a web page; is a login needed"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),

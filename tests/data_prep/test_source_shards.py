@@ -43,7 +43,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("train", "val"), LAYOUTS, ids=[train[0] for train, _ in LAYOUTS])
-def test_splits_are_read_wherever_their_word_stands(train: list[str], val: list[str]) -> None:
+def test_the_word_for_a_split_is_found_anywhere_in_a_name(train: list[str], val: list[str]) -> None:
     names = [*train, *val]
     assert chosen(names, SplitRequest("train"))[1] == train
     assert chosen(names, SplitRequest("val"))[1] == val
@@ -106,7 +106,7 @@ def test_names_that_do_not_tell_are_refused(names: list[str], request_: SplitReq
         (["train-0-of-99999999999.tar"], "99,999,999,998 of 99,999,999,999 files are missing"),
     ],
 )
-def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
+def test_an_incomplete_or_mixed_set_is_refused(names: list[str], message: str) -> None:
     for request in (SplitRequest("train"), named("train"), SplitRequest()):
         with pytest.raises(UserError, match=message):
             chosen(names, request)
@@ -123,7 +123,7 @@ def test_a_folder_holds_whole_sets(names: list[str], message: str) -> None:
         (["train-00000-of-00002.tar", "train-00001-of-00002.tar"], []),
     ],
 )
-def test_a_number_that_is_missing_between_others_is_told(names: list[str], told: list[str] | None) -> None:
+def test_a_gap_in_the_numbers_is_noted(names: list[str], told: list[str] | None) -> None:
     notes = choose_shards(Shards("here", "data", (), tuple(names)), named("train")).notes
     gaps = [note for note in notes if note.startswith("files are numbered")]
     assert gaps == [f"files are numbered, and {gap}: is the set complete?" for gap in told or []]
@@ -131,7 +131,7 @@ def test_a_number_that_is_missing_between_others_is_told(names: list[str], told:
     assert one_by_one.notes == notes[: len(notes) - len(gaps)]
 
 
-def test_without_splits_all_files_are_taken_on_purpose_only() -> None:
+def test_without_splits_all_files_are_taken_only_if_asked_for() -> None:
     names = ["0000.parquet", "0001.parquet"]
     assert chosen(names, SplitRequest()) == chosen(names, named("all")) == ("all", names)
     assert chosen(names, SplitRequest("train"), root="train")[1] == names
@@ -140,7 +140,7 @@ def test_without_splits_all_files_are_taken_on_purpose_only() -> None:
     assert chosen(["mydata-00000-of-00001.parquet"], named("mydata"))[0] == "mydata"
 
 
-def test_samples_are_told_apart_by_their_shards_paths() -> None:
+def test_keys_of_samples_have_paths_where_file_names_are_equal() -> None:
     shards = Shards("here", None, (), ("a/0.tar", "b/0.tar", "b/1.tar"))
     assert names_in_keys(shards, [0, 2]) == ["0.tar", "1.tar"]
     assert names_in_keys(shards, [0, 1]) == ["a/0.tar", "b/0.tar"]
@@ -183,7 +183,7 @@ def test_places_are_files_each_named_once(tmp_path: Path) -> None:
             find_shards(str(tmp_path / pattern), ".tar", "tars")
 
 
-def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "0.tar")
     with pytest.raises(UserError, match=r"0\.tar is not a file, nor a link to one"):
         open_source("webdataset", str(tmp_path))

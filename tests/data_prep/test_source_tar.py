@@ -89,7 +89,7 @@ def test_sizes_beyond_octal_are_read() -> None:
         (member("x.jpg", kind=b"Z"), "of the unknown kind b'Z'"),
     ],
 )
-def test_what_a_data_set_never_holds_is_refused(info: tarfile.TarInfo, reason: str) -> None:
+def test_what_a_data_set_never_contains_is_refused(info: tarfile.TarInfo, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         walk(packed(member("fine.jpg", 700), info))
 
@@ -135,7 +135,7 @@ def test_what_follows_the_end_mark_is_never_ignored(tar_of: TarOf, gap: int, str
             walk(data + bytes(gap) + rest, stream=stream)
 
 
-def test_zeros_behind_the_end_mark_are_read_to_a_limit(monkeypatch: pytest.MonkeyPatch, tar_of: TarOf) -> None:
+def test_zeros_after_the_end_mark_are_read_to_a_limit(monkeypatch: pytest.MonkeyPatch, tar_of: TarOf) -> None:
     monkeypatch.setattr("data_prep.sources.files.tar.MAX_TAIL_BYTES", 1 << 20)
     assert walk(tar_of({}) + bytes(1 << 20)) == []
     with pytest.raises(UserError, match="more than 1,048,576 bytes after its end mark"):
@@ -157,7 +157,7 @@ def test_zeros_behind_the_end_mark_are_read_to_a_limit(monkeypatch: pytest.Monke
     ],
 )
 @pytest.mark.parametrize("fill", [0, 2000])
-def test_what_is_no_tar_is_told_by_what_it_is(head: bytes, reason: str, fill: int) -> None:
+def test_a_file_that_is_not_a_tar_is_named_by_what_it_is(head: bytes, reason: str, fill: int) -> None:
     with pytest.raises(UserError, match=reason):
         walk(head + b" " * fill)
 

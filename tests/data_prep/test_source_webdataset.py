@@ -79,7 +79,7 @@ def test_the_ends_of_an_image_are_read_from_the_shard(tmp_path: Path, tar_of: Ta
     assert [long.of(index) for index in range(len(images))] == [(image, b"") for image in images]
 
 
-def test_a_shard_that_cannot_be_read_is_told_when_its_images_are(
+def test_an_unreadable_shard_is_reported_when_its_images_are_read(
     tmp_path: Path, tar_of: TarOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "train-0.tar").write_bytes(tar_of({"0.jpg": b"image", "0.cls": b"0"}))
@@ -266,7 +266,7 @@ def test_labels_may_be_names_or_numbers(tmp_path: Path, tar_of: TarOf) -> None:
     assert opened([b"c2", b"c10"], class_order="number").class_names == ("c2", "c10")
 
 
-def test_the_image_of_a_sample_may_be_said(tmp_path: Path, tar_of: TarOf) -> None:
+def test_the_user_may_name_the_image_of_a_sample(tmp_path: Path, tar_of: TarOf) -> None:
     endings = ("jpg", "seg.png", "TIF")
     files = {f"{n}.{end}": f"{end} {n}".encode() for n in range(2) for end in (*endings, "cls")}
     files |= {"0.cls": b"0", "1.cls": b"0", "info.json": b"{}"}
@@ -292,7 +292,7 @@ contents = st.sampled_from([b"0", b"1", b"01", b"cat", b"-1", b"1.5", b'{"label"
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(member_names, contents), min_size=1, max_size=9))
 @example([("a.jpg", b"0"), ("a.cls", b"1"), ("b.jpg", b"1"), ("b.json", b'{"label": 1}'), ("c.txt", b"0")])
-def test_every_file_is_in_a_sample_or_told_as_left_out(members: list[tuple[str, bytes]]) -> None:
+def test_every_file_is_in_a_sample_or_counted_as_left_out(members: list[tuple[str, bytes]]) -> None:
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as tar:
         for name, data in members:

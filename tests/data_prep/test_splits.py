@@ -41,7 +41,7 @@ def test_names_that_are_a_split(split: str, names: str) -> None:
     assert splits_in(spaced) == {split}
 
 
-def test_names_that_hold_a_split_and_more() -> None:
+def test_names_of_a_split_and_more() -> None:
     for name, splits in {
         "train_station": {"train"},
         "cars-train": {"train"},
@@ -127,7 +127,7 @@ def test_what_is_not_clear_is_refused_with_the_choices(
         choose_split(available, request_, "here")
 
 
-def test_a_source_without_splits_is_taken_whole_only_on_purpose() -> None:
+def test_a_source_without_splits_is_taken_whole_only_if_asked_for() -> None:
     assert split_of_whole(SplitRequest(), "here") == "all"
     assert split_of_whole(named("all"), "here") == split_of_whole(named("All"), "here") == "all"
     assert split_of_whole(SplitRequest("train"), "here", ["images", "Training"]) == "train"

@@ -33,7 +33,7 @@ def place_of(location: str) -> Place:
 
 
 def find_places(location: str) -> list[Place]:
-    """The files that a name, a glob or a pattern with braces means, in order; a folder stands for itself.
+    """The files that a name, a glob or a pattern with braces means, in order; a folder gives itself.
 
     `{000..127}` counts with leading zeros, `{a,b}` lists; files named by braces may be missing.
     """

@@ -157,7 +157,7 @@ class RemotePlace:
             raise changed(self.shown)
         if expected.num_bytes < 0:
             raise OSError(f"{self.shown}: the server does not say how long it is; copy the data to a disk first")
-        if _is_http(self._path) and expected.num_bytes > PROBE_BYTES:  # or each sample would be told as bad
+        if _is_http(self._path) and expected.num_bytes > PROBE_BYTES:  # or each sample would be reported as bad
             self.read_range(PROBE_BYTES // 2, PROBE_BYTES // 2 + 1)
         return _ReadAhead(self, expected.num_bytes)
 
