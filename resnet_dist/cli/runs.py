@@ -201,7 +201,7 @@ def _examine_run(run: str, *, repairs: bool) -> None:
 
 
 def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
-    from resnet_dist.launch.doctor import Check, examine_cluster
+    from resnet_dist.launch.cluster_doctor import Check, examine_cluster
 
     def tell(check: Check) -> None:
         typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")
