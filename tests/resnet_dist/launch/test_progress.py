@@ -8,7 +8,8 @@ from pathlib import Path
 
 import resnet_dist
 from resnet_dist.launch.control import Status
-from resnet_dist.launch.progress import Startup
+from resnet_dist.launch.progress import Startup, describe
+from resnet_dist.training.schedule import RunPlan
 
 RECIPES = Path(resnet_dist.__file__).parent / "recipes"
 
@@ -43,3 +44,19 @@ def test_a_driver_does_not_import_pytorchs_compiler_to_check_a_recipe() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_line_of_progress() -> None:
+    plan = RunPlan(
+        steps_per_epoch=11,
+        total_steps=22,
+        last_step=22,
+        eval_every_epochs=1,
+        save_every_epochs=1,
+        save_every_steps=None,
+        log_every_steps=10,
+    )
+    metrics = {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4}
+    status = Status(attempt=1, world_size=2, step=12, resumed_step=0, metrics=metrics)
+    assert describe(status, plan) == "epoch 2/2, loss 0.5000, val top-1 98.12 %, 640 images/s"
+    assert describe(Status(), plan) == "epoch 1/2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.progress import EventLog
+from resnet_dist.launch.publish import RunResult, read_result, write_result
 from resnet_dist.launch.run import Run
+from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
 from resnet_dist.training.context import Observer, Outcome, WorkerResult
@@ -168,3 +171,18 @@ def test_a_run_that_its_observer_stopped_resumes_to_the_same_weights(prepared: C
     assert train("parts", never).status == "FINISHED"
     torch.testing.assert_close(weights("parts"), weights("whole"), rtol=0, atol=0)
     assert len(list(prepared("parts").run_dir.glob("epoch=*"))) <= prepared("parts").profile.checkpoint.keep
+
+
+def test_a_result_round_trips_and_a_damaged_one_says_how_to_repair_it(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    assert read_result(storage) is None
+    result = RunResult("n", str(tmp_path), "r", "t", "m", f"{tmp_path}/epoch=002", 22, {"val/top1": 99.0})
+    write_result(storage, result)
+    assert read_result(storage) == result
+    copy = shutil.copytree(tmp_path, tmp_path / "moved")
+    moved = read_result(FolderStorage(copy))
+    assert moved is not None
+    assert (moved.run_dir, moved.checkpoint) == (str(copy), f"{copy}/epoch=002")
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(Fault, match="delete it and run again"):
+        read_result(storage)

@@ -1,0 +1,146 @@
+"""Signals, the actor between driver and workers, and what workers are given: no Ray started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from resnet_dist.config.profile import FailureConfig
+from resnet_dist.launch import control as control_module
+from resnet_dist.launch.control import RunControl, Status, stop_signals
+from resnet_dist.launch.ray_internals import Reservation
+from resnet_dist.launch.worker import WorkerSetup
+from resnet_dist.tracking.connection import server_credentials
+
+
+def look(control: RunControl, trainer: int = 0, *, stop: bool = False) -> Status:
+    return control.look(trainer, stop=stop)
+
+
+def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
+    control = RunControl()
+    control.began(2, Reservation("ab", "train-1"))
+    control.progressed(10, {"train/loss": 1.0})
+    control.progressed(20, {"val/top1": 90.0})
+    control.progressed(21, {"train/loss": 0.9})
+    second = Reservation("cd", "train-2")
+    control.began(1, second)
+    expected = Status(
+        attempt=2,
+        world_size=1,
+        reservation=second,
+        step=21,
+        resumed_step=None,
+        metrics={"train/loss": 0.9, "val/top1": 90.0},
+        evaluated_step=20,
+        has_workers=True,
+    )
+    assert look(control) == expected
+    control.progressed(15, {})
+    assert look(control) == replace(expected, step=15, resumed_step=15)
+
+
+def test_a_request_to_stop_holds_for_one_trainer() -> None:
+    control = RunControl()
+    look(control, trainer=1)
+    assert not control.asks(0, 1, "10.0.0.1", "node-a")
+    look(control, trainer=1, stop=True)
+    assert control.asks(0, 1, "10.0.0.1", "node-a")
+    look(control, trainer=1)
+    assert control.asks(0, 1, "10.0.0.1", "node-a")
+    assert not look(control, trainer=2).has_workers
+    assert not control.asks(0, 1, "10.0.0.1", "node-a")
+
+
+def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving: set[str] = set()
+    monkeypatch.setattr("resnet_dist.launch.control.leaving_nodes", lambda: leaving)
+    monkeypatch.setattr("resnet_dist.launch.control._LOOK_EVERY_S", 0.0)
+    control = RunControl()
+    assert [control.asks(rank, 3, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
+    leaving.add("node-7")
+    assert not control.asks(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
+    leaving.add("node-2")
+    assert control.asks(0, 3, "10.0.0.0", "node-0")
+    assert look(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
+    look(control, trainer=2)  # the next group, on the nodes that stay
+    assert [control.asks(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_a_wish_the_second_an_order(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    ends: list[tuple[int, str]] = []
+    with stop_signals(lambda code, lost: ends.append((code, lost))) as stop:
+        assert stop.number is None
+        os.kill(os.getpid(), number)
+        assert (stop.number, stop.exit_code) == (number, code)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert ends == [(code, "steps since the last checkpoint are trained again")]
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_says_so_and_ends_a_process_that_does_not_end() -> None:
+    program = """
+import signal, threading
+from data_prep.runtime.stop import end_at_once
+def second(*_):
+    end_at_once(130, "steps since the last checkpoint are trained again", limit_s=0.1)
+    raise KeyboardInterrupt
+signal.signal(signal.SIGINT, second)
+try:
+    signal.raise_signal(signal.SIGINT)
+finally:
+    threading.Event().wait()  # a clean-up that hangs
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith(
+        "stopping at once: steps since the last checkpoint are trained again; the same"
+    )
+
+
+def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
+    control = RunControl()
+    assert not look(control).has_workers
+    control.began(2, Reservation("a", "b"))
+    control.mistake("node b: no data")
+    assert (look(control).mistake, look(control).has_workers) == ("node b: no data", True)
+    later = RunControl()
+    later.began(2, Reservation("a", "b"))
+    later.progressed(0, {})
+    later.mistake("node c: not mounted yet")
+    assert look(later).mistake is None
+
+
+def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_module, "leaving_nodes", frozenset)
+    control = RunControl()
+    control.asks(0, 1, "10.0.0.1", "n")
+    assert look(control, trainer=0).has_workers
+
+
+def test_what_workers_are_given_shows_no_password_in_the_dashboard() -> None:
+    """Ray's dashboard shows `str` of the training configuration."""
+    environment = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass-1", "HOME": "/root"}
+    credentials = server_credentials(environment)
+    assert credentials == {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass-1"}
+    setup = WorkerSetup(
+        job=cast(Any, "job"),
+        storage=cast(Any, "storage"),
+        run_id="r",
+        tracking_uri="http://ann:pass-2@mlflow:5000",
+        control=None,
+        failure=FailureConfig(),
+        save_every_s=None,
+        lease=cast(Any, "lease"),
+        credentials=credentials,
+    )
+    assert "pass-" not in str({"setup": setup})
