@@ -22,6 +22,7 @@ from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
+from resnet_dist.tracking.spool import newest_lease
 
 _GROUP = "driver"
 _BEATS_IN_TIMEOUT = 6
@@ -156,13 +157,14 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
         holder = _holder(storage, number)
         if number and not _is_over(holder):
             _watch(storage, number, holder, timeout_s, say)
-        if storage.create_exclusive(_path(storage, number + 1, ".lease")):
+        taken = max(number, newest_lease(storage.folder)) + 1  # also if somebody removed the folder `driver`
+        if storage.create_exclusive(_path(storage, taken, ".lease")):
             break
     for old in range(1, number):
         for suffix in (".lease", ".json"):
             storage.remove(f"{_GROUP}/{_name(old, suffix)}")
     left = "" if holder is None or holder.released else holder.request
-    return HeldLease(Lease(storage, number + 1), timeout_s, left)
+    return HeldLease(Lease(storage, taken), timeout_s, left)
 
 
 def driver_of(storage: RunStorage) -> Holder | None:

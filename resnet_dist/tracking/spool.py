@@ -162,6 +162,12 @@ def file_number(name: str) -> tuple[int, int] | None:
     return (int(found[1] or 0), int(found[2])) if found else None
 
 
+def newest_lease(run_dir: Path) -> int:
+    """The newest lease that a file of the run's spools was written for; 0 if there is none."""
+    numbers = [file_number(path.name) for path in run_dir.glob("tracking*/*/*.jsonl")]
+    return max((number[0] for number in numbers if number is not None), default=0)
+
+
 @dataclass(frozen=True)
 class SpoolFile:
     path: Path

@@ -440,11 +440,6 @@ def open_sweep(
     return handle
 
 
-def stopped_early(rung: int) -> str:
-    """Why a trial ended that was not worth more epochs: its tag `ended`."""
-    return f"stopped early at rung {rung}"
-
-
 def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
     """Ends the run of a trial from outside, after its own driver was stopped or killed.
 

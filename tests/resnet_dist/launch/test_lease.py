@@ -16,6 +16,7 @@ import pytest
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import HeldLease, Lease, StorageRefused, commit_within, take, this_process
 from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.spool import Spool, spool_folder
 
 ELSEWHERE = replace(this_process(), host="another-machine")
 
@@ -38,6 +39,15 @@ def test_a_driver_that_ended_in_order_is_followed_at_once(tmp_path: Path) -> Non
     ]  # fmt: skip
     take(storage, 60.0).release()
     assert not (tmp_path / "driver" / "00001.lease").exists()
+
+
+def test_a_lease_is_newer_than_the_spool_even_if_older_leases_were_removed(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    Spool(spool_folder(tmp_path, "r"), storage, lease=7).close(30)
+    lease = take(storage, 60.0)
+    lease.release()
+    assert lease.lease.number == 8
+    Spool(spool_folder(tmp_path, "r"), storage, lease=8).close(30)
 
 
 def test_a_driver_at_work_keeps_its_run(tmp_path: Path) -> None:

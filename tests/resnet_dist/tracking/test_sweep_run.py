@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlflow import MlflowClient
 
 from resnet_dist.tracking.mlflow_run import end_run, log_folder, open_run
-from resnet_dist.tracking.sync import end_sweep, end_trial, open_sweep, stopped_early, sync
+from resnet_dist.tracking.sync import end_sweep, end_trial, open_sweep, sync
 from resnet_dist.tracking.tracker import SpoolTracker
 
 
@@ -32,7 +32,7 @@ def test_every_trial_ends_with_its_true_status(sqlite_uri, tmp_path):
     left = SpoolTracker(stopped.run_dir, stopped.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)
     left.metrics({"val/top1": 31.5}, 40)
     left.close()
-    assert end_trial(stopped.run_dir, sqlite_uri, "FINISHED", stopped_early(rung=1))
+    assert end_trial(stopped.run_dir, sqlite_uri, "FINISHED", "stopped early at rung 1")
     assert end_trial(never_opened, sqlite_uri, "KILLED", "never began")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "parallel.html").write_text("<p>")
