@@ -35,10 +35,9 @@ from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import train_epoch
+from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import build_classifier, build_optimizer
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.trainer import Run, assemble
 
 _NAMES = {
     "bare": "bare PyTorch DDP loop",
@@ -254,15 +253,28 @@ def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
     return block
 
 
-def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact"], rank: int, folder: Path) -> Run:
-    """Everything of a run but Ray and the loader: windows, divergence checks, spool, stop votes."""
+def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact"], rank: int, folder: Path) -> Trainer:
+    """Everything of a run but Ray and the loader: metrics, divergence checks, spool, stop votes."""
     num_samples = settings.steps * settings.global_batch_size
     total = settings.steps * (settings.rounds + 1)
-    plan = RunPlan(settings.steps, total, total, 10**6, 10**6, None, log_every_steps=10)
+    plan = RunPlan(
+        steps_per_epoch=settings.steps,
+        total_steps=total,
+        last_step=total,
+        eval_every_epochs=10**6,
+        save_every_epochs=10**6,
+        save_every_steps=None,
+        log_every_steps=10,
+    )
     job = Job(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=settings.world_size)
     samples = Samples(InMemory(batch), num_samples)
-    return assemble(job, ctx, SpoolOnly(folder / "spool"), samples, samples)
+    return Trainer(job, ctx, SpoolOnly(folder / "spool"), samples, samples)
+
+
+def _advance(trainer: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        trainer.advance()
 
 
 def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
@@ -276,8 +288,8 @@ def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder:
         for reduction in REDUCTIONS:
             (Path(folder) / reduction).mkdir()
-            run = our_loop(settings, batch, reduction, rank, Path(folder) / reduction)
-            blocks[reduction] = partial(train_epoch, run)
+            trainer = our_loop(settings, batch, reduction, rank, Path(folder) / reduction)
+            blocks[reduction] = partial(_advance, trainer, settings.steps)
         times: dict[str, list[float]] = {arm: [] for arm in ARMS}
         for number in range(settings.rounds + 1):
             for arm in rotated(ARMS, number):

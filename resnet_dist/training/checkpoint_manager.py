@@ -1,17 +1,21 @@
-"""The best weights so far, beside the checkpoints: `best/epoch=007-step=00012345/` with the net and a metadata.
+"""The checkpoints of a run in training: written in the background, kept, found again, restored; and the best weights.
 
-Checkpoints serve to go on and only the newest few are kept; the best evaluation may be long ago, or lie between two
-checkpoints. Weights only: half the size of a checkpoint, and only written when an evaluation beats all before it.
+`best/epoch=007-step=00012345/` has the net alone: half the size of a checkpoint, written only when an evaluation beats
+all before it. Checkpoints are for resuming and only the newest few are kept: none of them may be the best one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
+
+from resnet_dist.errors import Fault
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.training.checkpoint import (
     METADATA,
@@ -20,14 +24,112 @@ from resnet_dist.training.checkpoint import (
     Found,
     Identity,
     checkpoint_name,
+    load_state,
     newest_first,
+    newest_whole,
     opened,
     read_metadata,
+    require_same,
     write_checkpoint,
 )
+from resnet_dist.training.collectives import sum_over_workers
+from resnet_dist.training.context import Job, RunContext
+from resnet_dist.training.state import TrainState, copied
 
 BEST = "best"
 _METRIC = "val/top1"
+_MAX_REASON = 200
+
+
+class CheckpointManager:
+    """Saves and restores the state of one worker group. All workers have one, and call `save` and `restore` together.
+
+    Where a checkpoint goes, under which lease, and which older ones are removed then, is up to the context.
+    """
+
+    def __init__(self, job: Job, ctx: RunContext, state: TrainState) -> None:
+        self._job, self._ctx, self._state = job, ctx, state
+        self._best_top1 = -1.0
+        self._best_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="best-weights")
+        self._best_write: Future[bool] | None = None
+        self.saved_step = -1
+        """The step of the newest checkpoint."""
+
+    def save(self, metrics: Mapping[str, float]) -> None:
+        """Saves the state as it is now, unless it is saved already. The write itself happens during the next steps."""
+        state = self._state
+        if self.saved_step >= state.step:
+            return
+        if state.gradient_memory is not None:
+            state.gradient_memory.gather()
+        metadata = self._metadata(metrics)
+        write = None
+        if self._ctx.rank == 0:  # the state is equal on all workers
+            write = partial(write_checkpoint, state=state.snapshot(), metadata=metadata)
+        self._ctx.save_checkpoint(checkpoint_name(metadata.epoch, metadata.step), write, metrics)
+        self.saved_step = state.step
+
+    def save_if_best(self, metrics: Mapping[str, float]) -> None:
+        """Keeps the evaluated net if its `val/top1` is the highest so far. Only rank 0 does anything."""
+        if self._ctx.rank != 0 or metrics[_METRIC] <= self._best_top1:
+            return
+        self._best_top1 = metrics[_METRIC]
+        net = copied(self._state.evaluated_net.state_dict())
+        self._wait_for_best()  # at most one copy of the net waits in memory
+        self._best_write = self._best_writer.submit(keep_if_best, self._ctx.storage, net, self._metadata(metrics))
+
+    def restore(self) -> Mapping[str, float]:
+        """Loads the newest complete checkpoint, if there is one. Returns its metrics, {} if there is none.
+
+        Raises:
+            UserError: the checkpoint is of another recipe or of other data.
+            Fault: storage cannot be reached, or the workers found different checkpoints.
+        """
+        ctx, job, metrics = self._ctx, self._job, {}
+        ctx.wait_for_checkpoints()
+        sum_over_workers(torch.zeros(1))  # a barrier: nobody looks before all have written
+        with newest_whole(ctx.storage) as found:
+            if found is not None:
+                require_same(found.metadata, job.identity, job.recipe, ctx.storage.location)
+                saved = load_state(found.directory, ctx.device, self._state.net)
+                try:
+                    self._state.load_state_dict(saved)
+                except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                    why = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise Fault(
+                        f"{ctx.storage.location}/{found.name}: its state is not one of this run ({why[:_MAX_REASON]}); "
+                        "remove that checkpoint"
+                    ) from None
+                metrics = dict(found.metadata.metrics)
+                self.saved_step = self._state.step
+        step = self._state.step
+        if int(sum_over_workers(torch.tensor([step]))) != step * ctx.world_size:
+            raise Fault(
+                f"worker {ctx.rank} found step {step} in storage, others another: is storage shared by all nodes?"
+            )
+        return metrics
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        self._wait_for_best()
+        self._ctx.wait_for_checkpoints()
+
+    def _wait_for_best(self) -> None:
+        if self._best_write is not None:
+            self._best_write.result()
+            self._best_write = None
+
+    def _metadata(self, metrics: Mapping[str, float]) -> CheckpointMetadata:
+        job, step = self._job, self._state.step
+        return CheckpointMetadata(
+            epoch=job.plan.epoch_of(step),
+            step=step,
+            identity=job.identity,
+            recipe=job.recipe.model_dump(mode="json"),
+            metrics={key: value for key, value in metrics.items() if math.isfinite(value)},  # JSON has no NaN
+            files={},
+            pictures=job.pictures,
+        )
 
 
 def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata) -> bool:
@@ -67,23 +169,3 @@ def _all_best(storage: RunStorage, identity: Identity) -> dict[str, CheckpointMe
     return {
         name: data for name, data in found.items() if data and data.identity.is_of(identity) and _METRIC in data.metrics
     }
-
-
-# Work that must not hold up training, done by one thread, one piece at a time.
-
-
-class Background:
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="background")
-        self._last: Future[object] | None = None
-
-    def start(self, work: Callable[[], object]) -> None:
-        """Waits for the piece before, so that at most one is held in memory. Raises what that one raised."""
-        self.wait()
-        self._last = self._thread.submit(work)
-
-    def wait(self) -> None:
-        """Until everything is done. Raises what the last piece raised."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()

@@ -1,8 +1,9 @@
-"""The few things workers say to each other besides gradients. With one worker, all of them do nothing."""
+"""What workers exchange besides gradients: sums, buffers, requests to stop or to save; and the time that it takes."""
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,62 +13,65 @@ from torch import Tensor, nn
 def sum_over_workers(values: Tensor) -> Tensor:
     """Elementwise sum of a CPU tensor over all workers, in place.
 
-    Rows that are zero on all workers but one come out exact whatever the worker count: x + 0 = x.
+    An element that is zero on all workers but one is exact whatever the number of workers: x + 0 = x.
     """
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
+    if _alone():
+        return values
+    dist.all_reduce(values)
     return values
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives every worker rank 0's buffers (batch-norm running statistics, which only rank 0 updates)."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    """Gives every worker rank 0's buffers: batch norm's running statistics, which only rank 0 updates."""
+    if not _alone():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
-# What one worker learns at its own moment - a wish to stop or to save - becomes known to all after the same step.
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-class Agreement:
-    """A vote after every step whose result is read after the next one, when it has long arrived: nobody waits for it.
+class Requests(NamedTuple):
+    """What at least one worker was asked to do."""
 
-    4 bytes a step through the CPU's collective, beside the next step's forward pass.
+    stop: bool
+    save: bool
+
+
+class Vote:
+    """All workers stop, or save, after the same step, although each hears of the request at its own moment.
+
+    After every step the workers sum one pair of flags, and read the sum one step later, when it has long arrived:
+    nobody waits for it. 8 bytes a step through the CPU's collective, during the next step's forward pass.
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, dist.Work] | None = None
-        self._counts = False
-        """Whether the pending vote is a new one: votes repeat until the wish is fulfilled."""
+        self._sent: tuple[Tensor, dist.Work] | None = None
 
-    def reached(self, wish: bool) -> bool:
-        """Whether any worker wished at the call before; with one worker, whether it wishes now.
+    def cast(self, *, stop: bool, save: bool, wait: bool = False) -> Requests:
+        """Sends this worker's flags. All workers call it together.
 
-        All workers call it together. After a True, the vote of that call does not count.
+        Returns what was requested by the call before; with `wait`, or with one worker, what is requested now.
         """
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return wish
-        before, counts = self._pending, self._counts
-        votes = torch.tensor([float(wish)])
-        work = dist.all_reduce(votes, async_op=True)
+        if _alone():
+            return Requests(stop, save)
+        flags = torch.tensor([float(stop), float(save)])
+        work = dist.all_reduce(flags, async_op=True)
         assert work is not None
-        self._pending, self._counts = (votes, work), True
-        if before is None:
-            return False
-        before[1].wait()
-        agreed = counts and float(before[0]) > 0
-        self._counts = not agreed
-        return agreed
-
-
-# Time spent in one kind of work, on the clock of the device that does it.
+        before, self._sent = self._sent, (flags, work)
+        counted = self._sent if wait else before
+        if counted is None:
+            return Requests(stop=False, save=False)
+        counted[1].wait()
+        return Requests(*(counted[0] > 0).tolist())
 
 
 class Stopwatch:
-    """`begin` and `end` around every span; nothing waits for the device before `take_s`.
+    """Time spent in one kind of work, on the clock of the device that does it.
 
-    On a GPU the spans are those of its current stream, where work that was asked for is done later than the host's
-    call returns.
+    `begin` and `end` go around every span; nothing waits for the device before `take_s`. On a GPU the spans are those
+    of its current stream, where work is done later than the host's call returns.
     """
 
     def __init__(self, device: torch.device) -> None:

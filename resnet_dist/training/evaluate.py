@@ -1,10 +1,10 @@
-"""Exact evaluation: every sample once, integer counts, and a loss that does not depend on the number of workers."""
+"""Exact evaluation: every sample once, integer counts, a loss that does not depend on the number of workers."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,12 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import eval_batches
 from resnet_dist.errors import Fault
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.model import Precision
 
+NUM_BINS = 15
+"""Of the calibration."""
 _COUNTS = 6
 """Columns of a batch besides its calibration."""
 
@@ -35,6 +39,23 @@ class Labelled(Protocol):
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Samples by confidence, the largest class probability: bin m of M holds confidences in (m/M, (m+1)/M]."""
+
+    num_samples: tuple[int, ...]
+    """By bin."""
+    confidence_sums: tuple[float, ...]
+    num_right: tuple[int, ...]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error (Guo et al. 2017, section 2), percent: the mean over samples of
+        |accuracy - mean confidence| of their bin."""
+        gaps = (abs(right - confidence) for right, confidence in zip(self.num_right, self.confidence_sums, strict=True))
+        return 100.0 * sum(gaps) / sum(self.num_samples)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     num_samples: int
     num_top1: int
@@ -43,8 +64,8 @@ class Evaluation:
     num_not_finite: int = 0
     """Samples with a NaN or infinite logit. None of them counts as right."""
     confusion: NDArray[np.int64] | None = None
-    """[num_classes, num_classes]: samples by true class and answer, but for those that are not finite; None if it was
-    not asked for."""
+    """[num_classes, num_classes]: samples by true and predicted class, without those that are not finite. None if
+    it was not asked for."""
     calibration: Calibration | None = None
     """None if it was not asked for."""
     first_not_finite: int | None = None
@@ -52,7 +73,7 @@ class Evaluation:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all logits and the loss are finite numbers."""
+        """Whether all logits and the loss are finite."""
         return self.num_not_finite == 0 and math.isfinite(self.loss_sum)
 
     @property
@@ -90,14 +111,15 @@ def evaluate(
     precision: Precision,
     confusion_classes: int | None = None,
 ) -> Evaluation:
-    """Evaluates `model` on samples 0 .. num_samples - 1; all workers call it and get the same result.
+    """Evaluates `model` on samples 0 .. num_samples - 1. All workers call it and get the same result.
 
-    `batches` gives the samples of some ids in batches of `batch_size`. With `confusion_classes`, the number of
-    classes, the confusion matrix and the calibration are counted too.
+    Args:
+        batches: the samples with given ids, in batches of `batch_size`.
+        confusion_classes: the number of classes, if the confusion matrix and the calibration are wanted too.
 
-    The fixed batches [k * batch_size, (k + 1) * batch_size) are dealt to the workers whole. Each worker fills its rows
-    of a table of (samples, top-1, top-5, loss sum, not finite, place of the first of these, calibration), a row a
-    batch; the rows are summed in batch order, so the sums are the same to the last bit whatever the number of workers.
+    Every worker gets whole batches [k * batch_size, (k + 1) * batch_size) and fills their rows in a table of (samples,
+    top-1, top-5, loss sum, not finite, position of the first of these, calibration). The rows are summed in batch
+    order, so the sums are the same to the last bit whatever the number of workers.
 
     Raises:
         Fault: the number of samples seen is not `num_samples`.
@@ -105,7 +127,7 @@ def evaluate(
     mine = eval_batches(num_samples, batch_size, rank, world_size)
     columns = _COUNTS + (3 * NUM_BINS if confusion_classes else 0)
     table = torch.zeros((-(-num_samples // batch_size), columns), dtype=torch.float64)
-    pairs: list[Tensor] = []  # per batch: true class * number of classes + answer
+    pairs: list[Tensor] = []  # per batch: true class * number of classes + predicted class
     ids = np.arange(mine.start * batch_size, min(mine.stop * batch_size, num_samples), dtype=np.int64)
     with _in_eval_mode(model):
         for row, batch in zip(mine, batches(ids), strict=True):
@@ -135,18 +157,18 @@ def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:
 
 
 def sparse_json(confusion: NDArray[np.int64]) -> str:
-    """{"num_classes": C, "counts": [[true class, answer, samples], ...]}, only where there are samples."""
-    true, answered = np.nonzero(confusion)
-    counts = np.stack([true, answered, confusion[true, answered]], axis=1).tolist()
+    """{"num_classes": C, "counts": [[true class, predicted class, samples], ...]}, only where there are samples."""
+    true, predicted = np.nonzero(confusion)
+    counts = np.stack([true, predicted, confusion[true, predicted]], axis=1).tolist()
     return json.dumps({"num_classes": len(confusion), "counts": counts})
 
 
 def _row(logits: Tensor, labels: Tensor) -> Tensor:
-    """(samples, top-1 correct, top-5 correct, summed loss, samples not finite, the first one's place) of one batch,
-    float64.
+    """(samples, top-1 correct, top-5 correct, loss sum, samples not finite, position of the first of these) of one
+    batch, float64.
     """
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-    finite = logits.isfinite().all(dim=1)  # topk puts NaN first: a net that knows nothing would be right by chance
+    finite = logits.isfinite().all(dim=1)  # topk puts NaN first: such a net would be right by chance
     ranked = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]) & finite[:, None]
     loss = cross_entropy(logits, labels, reduction="none").double().sum()
     counts = torch.stack([torch.ones_like(labels).sum(), ranked[:, 0].sum(), ranked.any(dim=1).sum()])
@@ -164,38 +186,16 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-# How far a net's confidence is its accuracy: expected calibration error (Guo et al. 2017, section 2).
-
-
-NUM_BINS = 15
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Samples by confidence, the largest class probability: bin m of M holds confidences in (m/M, (m+1)/M]."""
-
-    num_samples: tuple[int, ...]
-    """By bin."""
-    confidence_sums: tuple[float, ...]
-    num_right: tuple[int, ...]
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error, percent: mean over samples of |accuracy - mean confidence| of their bin."""
-        gaps = (abs(right - confidence) for right, confidence in zip(self.num_right, self.confidence_sums, strict=True))
-        return 100.0 * sum(gaps) / sum(self.num_samples)
-
-
 def calibration_row(logits: Tensor, labels: Tensor) -> Tensor:
     """One batch: float64 [3 * NUM_BINS], (samples, sum of confidences, right) of every bin. `logits` [N, C].
 
     A sample with a NaN or infinite logit is wrong with confidence 0.
     """
     finite = logits.isfinite().all(dim=1)
-    confidence, answers = logits.double().where(finite[:, None], 0.0).softmax(dim=1).max(dim=1)
+    confidence, predicted = logits.double().where(finite[:, None], 0.0).softmax(dim=1).max(dim=1)
     confidence = confidence.where(finite, 0.0)
     bins = (torch.ceil(confidence * NUM_BINS) - 1).clamp(0, NUM_BINS - 1).long()
-    columns = torch.stack([torch.ones_like(confidence), confidence, ((answers == labels) & finite).double()], dim=1)
+    columns = torch.stack([torch.ones_like(confidence), confidence, ((predicted == labels) & finite).double()], dim=1)
     return (
         torch.zeros((NUM_BINS, 3), dtype=torch.float64, device=logits.device).index_add_(0, bins, columns).reshape(-1)
     )
@@ -207,3 +207,52 @@ def calibration_of(total: Tensor) -> Calibration:
     return Calibration(
         tuple(int(n) for n, _, _ in rows), tuple(c for _, c, _ in rows), tuple(int(r) for _, _, r in rows)
     )
+
+
+@torch.no_grad()
+def average_statistics(
+    model: nn.Module,
+    steps: Iterable[Mapping[int, Batch]],
+    *,
+    num_micro_batches: int,
+    device: torch.device,
+    precision: Precision,
+) -> None:
+    """Replaces batch norm's running statistics by plain averages over the micro-batches of `steps`, as He et al. did
+    for the models that they released. All workers call it together.
+
+    Dropout and drop-path are off, as they are when the statistics are used. The micro-batches of a step fill a table
+    that is summed over the workers and then in their order: the result does not depend on the number of workers.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta, counters = [norm.momentum for norm in norms], [_counter(norm).clone() for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # the running statistics are then those of the last micro-batch
+    total, num_rows = torch.zeros(sum(2 * norm.num_features for norm in norms), dtype=torch.float64), 0
+    for batches in steps:
+        table = torch.zeros((num_micro_batches, len(total)), dtype=torch.float64)
+        for micro_batch, batch in batches.items():
+            with precision.autocast(device):
+                model(batch.images)
+            table[micro_batch] = torch.cat([s.double() for norm in norms for s in _statistics(norm)]).cpu()
+        total += sum_over_workers(table).sum(dim=0)
+        num_rows += num_micro_batches
+    averages = (total / num_rows).split([norm.num_features for norm in norms for _ in range(2)])
+    for statistic, average in zip([s for norm in norms for s in _statistics(norm)], averages, strict=True):
+        statistic.copy_(average)
+    for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
+        norm.momentum = momentum
+        _counter(norm).copy_(counter)
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _counter(norm: _BatchNorm) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    return norm.num_batches_tracked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -21,21 +21,23 @@ from resnet_dist.training.context import Job, RunContext
 
 
 class Loader(Protocol):
-    """`data.BetonLoader`, as training sees it."""
+    """What training needs of `data.loader.BetonLoader`."""
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of a fixed size, in the order of `sample_ids`; augmentation drawn for `epoch`."""
+        """Batches of a fixed size, in the order of `sample_ids`, augmented as in `epoch`."""
 
 
 class Samples(NamedTuple):
+    """One split of a data set."""
+
     loader: Loader
     num_samples: int
     pages: PageShuffle | None = None
-    """If samples are not shuffled through the whole of the data, how."""
+    """How samples are shuffled if not across the whole data set."""
 
 
 def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
-    """The train and the val beton behind their loaders; `stack` closes them."""
+    """Opens the train and the val beton; `stack` closes their loaders."""
     recipe = job.recipe
     pages = recipe.data.shuffle == "page"
 
@@ -66,14 +68,13 @@ def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples
     )
 
 
-# What a worker trains and evaluates on: its micro-batches, step by step.
-
-
 def steps_from(
-    samples: Samples, recipe: Recipe, ctx: RunContext, epoch: int, start_step: int
-) -> Iterator[dict[int, Batch]]:
-    """This worker's micro-batches under their numbers, step by step from `start_step` of `epoch` to the epoch's end;
-    nothing before is decoded."""
+    samples: Samples, recipe: Recipe, ctx: RunContext, epoch: int, first_step: int
+) -> Generator[dict[int, Batch], None, None]:
+    """This worker's micro-batches under their numbers, step by step, from `first_step` of `epoch` to the epoch's end.
+
+    Nothing before `first_step` is decoded. Close the generator to end the loader's work on the epoch.
+    """
     train = recipe.train
     order = train_order(
         samples.num_samples,
@@ -83,7 +84,7 @@ def steps_from(
         micro_batch_size=train.micro_batch_size,
         rank=ctx.rank,
         world_size=ctx.world_size,
-        start_step=start_step,
+        start_step=first_step,
         pages=samples.pages,
         repeats=recipe.data.augmentation_repeats,
     )
@@ -95,7 +96,7 @@ def steps_from(
 
 
 def batches_of(samples: Samples, ctx: RunContext, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-    """The samples' batches, with a sign of life for each."""
+    """The batches of the samples `ids`, with a heartbeat for each."""
     with closing(samples.loader.epoch(epoch, ids)) as batches:
         for batch in batches:
             ctx.heartbeat()

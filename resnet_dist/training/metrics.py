@@ -1,15 +1,15 @@
-"""The numbers between two points of the training curves: collected without waiting for the device, summed once."""
+"""The training curves: losses and times between two points, which worker is slow, how well the device is used."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,123 +19,123 @@ from resnet_dist.config.recipe import Recipe, train_size
 from resnet_dist.models.registry import summarise
 from resnet_dist.training.collectives import Stopwatch, sum_over_workers
 
-T = TypeVar("T")
+SLOW_FACTOR = 1.5
+SLOW_POINTS = 3
+_MB = 1e6
 
 
-@dataclass(frozen=True)
-class WindowResult:
-    """The same on all workers."""
+class Point(NamedTuple):
+    """One point of the training curves, from the steps since the previous one; the same on all workers."""
 
     metrics: dict[str, float]
-    """Empty if every step of the window was skipped."""
-    stop: bool
-    """Whether any worker was asked to stop."""
-    save: bool
-    """Whether any worker was asked for a checkpoint."""
     diverged_step: int | None
-    """The first step of the window whose mean loss is NaN or above the limit; the first step behind the window if
-    all are well and the weights are not."""
+    """The first step whose mean loss is NaN, infinite or above the limit; the next step, if all losses are fine and the
+    state is not finite; otherwise None."""
     ranks: list[RankTimes]
-    """Empty if every step of the window was skipped."""
 
 
 @dataclass
-class Window:
-    """One worker's part of the steps since the last point. `rows[k]` belongs to (step, micro-batch) `slots[k]`.
+class MetricAccumulator:
+    """One worker's part of the steps since the last point of the curves. Waits for the device only in `take`.
 
-    `all_reduce_wait` is the reduction's, read at every point.
+    Args:
+        gradient_wait: the reduction's stopwatch, read at every point.
+        max_loss: a larger mean loss of a step counts as diverged.
+        counts_replaced: whether the number of samples that replace undecodable ones is a metric.
     """
 
     num_micro_batches: int
     micro_batch_size: int
     rank: int
     world_size: int
-    all_reduce_wait: Stopwatch
+    gradient_wait: Stopwatch
     max_loss: float = math.inf
     counts_replaced: bool = False
-    """Whether the number of samples that stand for bad ones is reported."""
-    slots: list[tuple[int, int]] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    """The numbers of the window's steps."""
-    data_wait_s: float = 0.0
-    num_replaced: int = 0
-    """Of this worker's samples."""
-    checkpoint_wait_s: float = 0.0
-    grad_norm: Tensor | None = None
-    """Length of the gradient of the window's last step, if it was measured; equal on all workers."""
-    _started: float = field(default_factory=time.perf_counter)
+    steps: list[int] = field(default_factory=list, init=False)
+    """The steps done since the last point."""
+    slots: list[tuple[int, int]] = field(default_factory=list, init=False)
+    """`rows[k]` belongs to micro-batch `slots[k][1]` of step `steps[slots[k][0]]`."""
+    rows: list[Tensor] = field(default_factory=list, init=False)
+    num_replaced: int = field(default=0, init=False)
+    data_wait_s: float = field(default=0.0, init=False)
+    checkpoint_wait_s: float = field(default=0.0, init=False)
+    grad_norm: Tensor | None = field(default=None, init=False)
+    """Of the last step, if it was measured; equal on all workers."""
+    began_s: float = field(default_factory=time.perf_counter, init=False)
 
     def add(self, micro_batch: int, loss: Tensor, logits: Tensor, targets: Tensor, num_replaced: int = 0) -> None:
-        """Notes one micro-batch of the current step: its mean loss, its number of wrong top-1 answers (not the class
-        with the largest share of the target [N, C]), and how many samples stand for bad ones."""
+        """Adds one micro-batch of the current step.
+
+        Args:
+            loss: its mean loss, a scalar.
+            logits: [N, C].
+            targets: [N, C]; a prediction is right if it is the class with the largest share.
+            num_replaced: how many of its samples replace undecodable ones.
+        """
         wrong = (logits.detach().argmax(dim=1) != targets.argmax(dim=1)).sum()
         self.slots.append((len(self.steps), micro_batch))
         self.rows.append(torch.stack([loss.detach().double(), wrong.double()]))
         self.num_replaced += num_replaced
 
-    def end_step(self, step: int) -> None:
+    def end_step(self, step: int, grad_norm: Tensor | None = None) -> None:
         """Step number `step`, counted from 0, is done."""
         self.steps.append(step)
+        self.grad_norm = grad_norm
 
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """`batches`, with the time spent waiting for each added to `data_wait_s`."""
-        iterator = iter(batches)
-        while True:
-            began = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.data_wait_s += time.perf_counter() - began
-            yield batch
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        began_s = time.perf_counter()
+        yield
+        self.data_wait_s += time.perf_counter() - began_s
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what training waits for because of checkpoints; starts the clock anew."""
-        began = time.perf_counter()
+        """Around what training waits for because of checkpoints. Not part of the measured speed."""
+        began_s = time.perf_counter()
         yield
-        self.checkpoint_wait_s += time.perf_counter() - began
+        self.checkpoint_wait_s += time.perf_counter() - began_s
         self.restart_clock()
 
-    def close(self, lr: float, *, stop: bool, save: bool, next_step: int = 0, is_broken: bool = False) -> WindowResult:
-        """`next_step`: the number of the step that comes next; `is_broken`: the state is no longer finite.
+    def restart_clock(self) -> None:
+        """Excludes the time since the last point from the speed: it was spent on an evaluation or a checkpoint."""
+        self.began_s = time.perf_counter()
 
-        One collective: sums all workers' tables, and starts the next window. All workers call it together.
+    def take(self, lr: float, *, next_step: int, state_is_finite: bool = True) -> Point:
+        """The point of the curves for the steps so far; starts the next one. All workers call it together.
 
-        Each (step, micro-batch) row is filled by exactly one worker, so the sums are exact and the metrics do not
-        depend on the number of workers. Each worker has a row for its times too, and all share the last four numbers:
-        how many wish to stop, how many to save, whose weights are broken, and how many samples were replaced.
+        One collective. Each (step, micro-batch) row is filled by exactly one worker and is zero on the others, so the
+        sums are exact and the metrics do not depend on the number of workers. Each worker also has a row for its
+        times; all share two counts.
         """
         losses = torch.zeros((len(self.steps) * self.num_micro_batches, 2), dtype=torch.float64)
         if self.rows:
-            index = [step * self.num_micro_batches + micro for step, micro in self.slots]
+            index = [step * self.num_micro_batches + micro_batch for step, micro_batch in self.slots]
             losses[index] = torch.stack(self.rows).cpu()
-        elapsed_s = time.perf_counter() - self._started  # after the device has done the last step
-        waits = (self.data_wait_s, self.all_reduce_wait.take_s(), self.checkpoint_wait_s)
+        elapsed_s = time.perf_counter() - self.began_s  # read after `.cpu()`: the device has done the last step
         times = torch.zeros((self.world_size, 4), dtype=torch.float64)
-        times[self.rank] = torch.tensor((elapsed_s, *waits))
-        counts = torch.tensor([stop, save, is_broken, self.num_replaced], dtype=torch.float64)
+        times[self.rank] = torch.tensor(
+            (elapsed_s, self.data_wait_s, self.gradient_wait.take_s(), self.checkpoint_wait_s)
+        )
+        counts = torch.tensor([not state_is_finite, self.num_replaced], dtype=torch.float64)
         total = sum_over_workers(torch.cat([losses.reshape(-1), times.reshape(-1), counts]))
-        losses, times = total[: losses.numel()].reshape(-1, 2), total[losses.numel() : -4].reshape(-1, 4)
-        stops, saves, broken, num_replaced = total[-4:].tolist()
+        losses, times = total[: losses.numel()].reshape(-1, 2), total[losses.numel() : -2].reshape(-1, 4)
+        num_broken, num_replaced = total[-2:].tolist()
         diverged_step = self._first_diverged(losses[:, 0])
-        result = WindowResult(
-            metrics=self._metrics(losses, lr, times, num_replaced) if self.steps else {},
-            stop=stops > 0,
-            save=saves > 0,
-            diverged_step=next_step if diverged_step is None and broken else diverged_step,
-            ranks=[RankTimes(*row[:3]) for row in (times / len(self.steps)).tolist()] if self.steps else [],
+        if diverged_step is None and num_broken:
+            diverged_step = next_step
+        point = Point(
+            self._metrics(losses, lr, times, num_replaced),
+            diverged_step,
+            [RankTimes(*row[:3]) for row in (times / len(self.steps)).tolist()],
         )
         self.slots, self.rows, self.steps, self.grad_norm = [], [], [], None
         self.data_wait_s = self.checkpoint_wait_s = 0.0
         self.num_replaced = 0
-        self._started = time.perf_counter()
-        return result
+        self.restart_clock()
+        return point
 
     def _metrics(self, rows: Tensor, lr: float, times: Tensor, num_replaced: float) -> dict[str, float]:
-        """`times` [workers, 4], s: the window, and in it the waits for data, for gradients, for checkpoints."""
+        """`times` [workers, 4], s: all of it, and the parts spent waiting for data, gradients, checkpoints."""
         num_images = len(rows) * self.micro_batch_size
         elapsed_s, data_wait_s, _, checkpoint_wait_s = times.T
         return {
@@ -151,45 +151,41 @@ class Window:
 
     def _first_diverged(self, losses: Tensor) -> int | None:
         means = losses.reshape(len(self.steps), self.num_micro_batches).mean(dim=1).tolist()
+        # `not <=` is true of NaN too
         return next(
             (s for s, m in zip(self.steps, means, strict=True) if not m <= self.max_loss or m == math.inf), None
         )
 
-    def restart_clock(self) -> None:
-        """Leaves out of the speed what was done between two windows: evaluation, checkpoints."""
-        self._started = time.perf_counter()
 
-
-# Which worker holds up the others: how long each is busy with a step, and the rule that calls one slow. Pure.
-
-
-SLOW_FACTOR = 1.5
-SLOW_WINDOWS = 3
+# Stragglers. A step ends for all workers together, so its length does not tell who was slow. What tells is how long
+# each was busy: the step without its wait for the others' gradients.
 
 
 class RankTimes(NamedTuple):
-    """One worker's means over the steps of a window, in seconds a step."""
+    """One worker's means over the steps of a point, in seconds a step."""
 
     step_s: float
     data_wait_s: float
     all_reduce_wait_s: float
-    """Waiting for the other workers' gradients, and their way here."""
+    """Waiting for the other workers' gradients and for their transfer."""
 
     @property
     def busy_s(self) -> float:
         return self.step_s - self.all_reduce_wait_s
 
     def metrics(self, rank: int, images_per_step: int) -> dict[str, float]:
-        """`images_per_s`: what this worker would do if it never waited for the others."""
+        """`images_per_s`: the speed of this worker if it never waited for the others."""
         values = {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
         return {f"worker/{rank}/{name}": value for name, value in values.items()}
 
 
 def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
-    """How many times as long as the median of the others each worker is busy with one of its micro-batches.
+    """For each worker: how long it is busy with one of its micro-batches, relative to the median of the others.
 
-    `shares`: micro-batches of a step by worker; they may differ by one, and whoever has one more is not slow. A single
-    worker is 1.0.
+    Args:
+        shares: micro-batches a step, by worker. They may differ by one, and who has one more is not slow.
+
+    A worker on its own is 1.0.
     """
     busy_s = [t.busy_s / share for t, share in zip(times, shares, strict=True)]
     if len(busy_s) == 1:
@@ -198,30 +194,22 @@ def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
     return [mine / others if others > 0 else 1.0 for mine, others in zip(busy_s, others_s, strict=True)]
 
 
-def persistently_slow(windows: Sequence[Sequence[float]]) -> dict[int, float]:
-    """The workers whose slowness was above SLOW_FACTOR in each of SLOW_WINDOWS windows, and its least value there.
+class Stragglers:
+    """Finds workers that stay slow. Each is reported once, and again if it was fast in between.
 
-    `windows`: what `slowness` gave, oldest first; only the last ones count.
+    Args:
+        shares: as in `slowness`.
+        micro_batch_size: images in one micro-batch.
     """
-    last = windows[-SLOW_WINDOWS:]
-    if len(last) < SLOW_WINDOWS:
-        return {}
-    least = [min(values) for values in zip(*last, strict=True)]
-    return {rank: value for rank, value in enumerate(least) if value > SLOW_FACTOR}
-
-
-class Health:
-    """Watches the workers of one group; each is told of once, and again when it was fast in between."""
 
     def __init__(self, shares: Sequence[int], micro_batch_size: int) -> None:
-        """`shares`: as in `slowness`; `micro_batch_size`: images in one micro-batch."""
         self._shares = shares
         self._micro_batch_size = micro_batch_size
-        self._windows: deque[list[float]] = deque(maxlen=SLOW_WINDOWS)
-        self._told: set[int] = set()
+        self._last: deque[list[float]] = deque(maxlen=SLOW_POINTS)
+        self._reported: set[int] = set()
 
     def metrics(self, times: Sequence[RankTimes]) -> dict[str, float]:
-        """The points of all workers' own curves."""
+        """All workers' own curves."""
         return {
             key: value
             for rank, (mine, share) in enumerate(zip(times, self._shares, strict=False))
@@ -229,22 +217,21 @@ class Health:
         }
 
     def newly_slow(self, times: Sequence[RankTimes]) -> dict[int, float]:
-        """Rank and slowness of every worker that has become persistently slow with this window."""
-        self._windows.append(slowness(times, self._shares))
-        slow = persistently_slow(list(self._windows))
-        new = {rank: value for rank, value in slow.items() if rank not in self._told}
-        self._told = set(slow)
+        """The workers whose slowness has now been above SLOW_FACTOR at SLOW_POINTS points in a row, with the least
+        value there."""
+        self._last.append(slowness(times, self._shares))
+        least = [min(values) for values in zip(*self._last, strict=True)] if len(self._last) == SLOW_POINTS else []
+        slow = {rank: value for rank, value in enumerate(least) if value > SLOW_FACTOR}
+        new = {rank: value for rank, value in slow.items() if rank not in self._reported}
+        self._reported = set(slow)
         return new
 
 
-# How well the device is used: model FLOPs utilisation and peak memory, with every point of the curves; GPUs only.
-
-
-_MB = 1e6
-
-
 class DeviceUse:
-    """This worker's device. The others are taken to be like it: a group with several kinds of GPU has no one MFU."""
+    """Model FLOPs utilisation and peak memory of this worker's GPU; nothing on a CPU.
+
+    The other workers' GPUs are taken to be of the same kind: a group of several kinds has no single MFU.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device, world_size: int) -> None:
         self._device = device
@@ -260,9 +247,9 @@ class DeviceUse:
     def metrics(self, images_per_s: float, epoch: int) -> dict[str, float]:
         """Since the last call, at this speed of all workers together; empty on a CPU, no MFU on an unknown GPU.
 
-        Where images grow with the epochs, a smaller one is taken to cost as its pixels.
+        Where images grow with the epochs, the cost of a smaller one is estimated by its number of pixels.
 
-        `gpu/memory_peak_megabytes` is what PyTorch's tensors took at most, without the allocator's reserve.
+        `gpu/memory_peak_megabytes` is the peak of PyTorch's tensors, without the allocator's reserve.
         """
         if self._device.type != "cuda":
             return {}

@@ -1,6 +1,6 @@
-"""Mixup and CutMix: images of a micro-batch mixed in pairs, and soft targets [N, C] that say how much of which.
+"""Mixup and CutMix: images of a micro-batch are mixed in pairs, and targets [N, C] give the share of each class.
 
-What is drawn is a function of (seed, step, micro-batch) alone; the px are mixed on the device.
+What is drawn is a function of (seed, step, micro-batch) alone. The pixels are mixed on the device.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from resnet_dist.config.recipe import Mixing
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64, uniform
 
 _NUMBERS, _ORDER, _BETA = range(3)
-"""What a micro-batch's sub-keys are for. Part of a recipe's meaning: never renumber, only append."""
+"""The uses of a micro-batch's sub-keys. Part of a recipe's meaning: never renumber, only append."""
 
 
 @dataclass(frozen=True)
 class Mix:
     partners: NDArray[np.int64]
-    """[N], a permutation: with whom each image is mixed."""
+    """[N], a permutation: the image with which each image is mixed."""
     own_share: float
-    """Of an image's target that is its own; the rest is its partner's."""
+    """The share of an image's own class in its target; the rest is its partner's."""
     box: tuple[int, int, int, int] | None
-    """CutMix: top, left, height, width in px of what is the partner's. None: mixup, everywhere by `own_share`."""
+    """CutMix: top, left, height, width in px of the part that comes from the partner. None: mixup."""
 
 
 def draw_mix(config: Mixing, seed: int, step: int, micro_batch: int, num_images: int, size: int) -> Mix | None:
-    """How the `num_images` images of `size` x `size` px of a micro-batch are mixed; None if they are not."""
+    """How the `num_images` images, `size` x `size` px, of a micro-batch are mixed; None if they are not."""
     key = sample_keys(Stream.MIXING, seed, step, [micro_batch])
     mixed, kind, y, x = uniform(splitmix64(key, _NUMBERS), 4)[0].tolist()
     if mixed >= config.probability:
@@ -52,8 +51,8 @@ def draw_mix(config: Mixing, seed: int, step: int, micro_batch: int, num_images:
 
 
 def draw_beta(alpha: float, key: NDArray[np.uint64]) -> float:
-    """One number of Beta(alpha, alpha) from a key [1], by Jöhnk's rejections: u**(1/a) / (u**(1/a) + v**(1/a)) of the
-    first pair whose sum is at most 1; two tries on average at alpha 1, six at 2.
+    """One number of Beta(alpha, alpha) from a key [1], by Jöhnk's rejection method: u**(1/a) / (u**(1/a) + v**(1/a)) of
+    the first pair whose sum is at most 1. Two tries on average at alpha 1, six at 2.
 
     In decimal arithmetic, whose exp and ln are the same on every machine.
     """
@@ -73,25 +72,15 @@ def cut_box(own_share: float, y: int, x: int, size: int) -> tuple[int, int, int,
     return top, left, min(y + half, size) - top, min(x + half, size) - left
 
 
-class Mixer:
-    """Mixes the micro-batches of a run; without a `config` it only makes the targets."""
+def mix_micro_batch(
+    config: Mixing, images: Tensor, targets: Tensor, *, seed: int, step: int, micro_batch: int
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, S, S, 3] and targets [N, C] after mixup or CutMix, or as they came if none is drawn.
 
-    def __init__(self, config: Mixing | None, *, seed: int, num_classes: int, dtype: torch.dtype) -> None:
-        self._config = config
-        self._seed = seed
-        self._num_classes = num_classes
-        self._dtype = dtype
-
-    def __call__(self, images: Tensor, labels: Tensor, step: int, micro_batch: int) -> tuple[Tensor, Tensor]:
-        """(images, targets) from uint8 images [N, S, S, 3] and classes int64 [N].
-
-        Targets: [N, C] of `dtype`, rows sum to 1. Images: uint8 as they came, or after mixup grey levels of `dtype`.
-        """
-        targets = one_hot(labels, self._num_classes).to(self._dtype)
-        if self._config is None:
-            return images, targets
-        mix = draw_mix(self._config, self._seed, step, micro_batch, len(images), images.shape[1])
-        return (images, targets) if mix is None else apply_mix(mix, images, targets)
+    After mixup images are grey levels of the targets' type.
+    """
+    mix = draw_mix(config, seed, step, micro_batch, len(images), images.shape[1])
+    return (images, targets) if mix is None else apply_mix(mix, images, targets)
 
 
 def apply_mix(mix: Mix, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

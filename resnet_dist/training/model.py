@@ -1,4 +1,4 @@
-"""The recipe's network: built, compiled, and wrapped as a classifier."""
+"""From recipe to model and optimizer: network, number formats, backends, activation checkpointing, weight decay."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from resnet_dist.models.classifier import BatchNormStatistics, ImageClassifier
 from resnet_dist.models.resnet import ResidualBlock
 
 _RECOMPILE_LIMIT = 64
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """`model` compiled, over the same parameters. For every size of images anew: a graph for all sizes would be another
-    one in a run that was resumed at the second size than in a run that began with the first.
+    """`model` compiled, with the same parameters. Every image size gets its own graph: a graph for all sizes would
+    depend on the size at which the run was resumed.
     """
-    # Each size takes two graphs, with running statistics and without. Past its limit torch would go on uncompiled.
+    # Each size takes two graphs, with running statistics and without. Above its limit torch would continue uncompiled.
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
@@ -37,7 +39,7 @@ def build_classifier(recipe: Recipe) -> ImageClassifier:
 
 
 def around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
-    """The recipe's classifier around `net`, where the net is and in its format."""
+    """The recipe's classifier around `net`, on the net's device and in its number format."""
     classifier = ImageClassifier(
         net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last
     )
@@ -45,14 +47,10 @@ def around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
     return classifier.to(parameter.device, parameter.dtype)
 
 
-# Number formats: what `train.precision` means for weights, for the forward pass and for the scale of the loss.
-
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 @dataclass(frozen=True)
 class Precision:
+    """What `train.precision` means for weights, forward pass and the scale of the loss."""
+
     name: Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 
     @property
@@ -60,26 +58,23 @@ class Precision:
         return torch.float64 if self.name == "fp64" else torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Around the forward pass and the loss."""
+        """Goes around the forward pass and the loss."""
         dtype = _AUTOCAST.get(self.name)
         return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Keeps small gradients within fp16's range. Does nothing for the others: bf16's range is fp32's."""
+        """Keeps small gradients within fp16's range. Does nothing for the other formats: bf16 has fp32's range."""
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
 
-# What the libraries below PyTorch may choose on their own, taken from them: their choices would change results.
-
-
 def set_backends(train: TrainConfig) -> None:
-    """Sets this process up for a recipe; call it before anything runs on a GPU.
+    """Fixes what PyTorch's libraries would choose for themselves, and results depend on. Call it before any GPU work.
 
-    - Sums on a CPU depend on the number of threads: the recipe's `cpu_threads`.
-    - TF32 rounds products to 10 bits; PyTorch lets cuDNN's convolutions use it by default: only `precision: tf32`
-      asks for it, fp32 means fp32.
-    - `exact`: kernels whose sums have a fixed order, and no timing of kernels to choose one by. PyTorch has none for a
-      few operations on CUDA (the backward pass of max pooling): it warns and names them. Not run on a GPU.
+    - Sums on a CPU depend on the number of threads: it is the recipe's `cpu_threads`.
+    - TF32 rounds products to 10 bits, and PyTorch lets cuDNN's convolutions use it by default. Here only `precision:
+      tf32` does; fp32 means fp32.
+    - `exact`: kernels whose sums have a fixed order, none chosen by timing. PyTorch has none for a few operations on
+      CUDA (the backward pass of max pooling): it warns and names them. Not run on a GPU.
     """
     torch.set_num_threads(train.cpu_threads)
     torch.backends.cudnn.allow_tf32 = train.precision == "tf32"
@@ -93,13 +88,11 @@ def set_backends(train: TrainConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over memory
 
 
-# Activation checkpointing (Chen et al. 2016): less memory, about a third more computing, the same numbers.
-
-
 def recompute_blocks(model: nn.Module) -> None:
-    """From now on the backward pass computes what is inside a residual block anew; forward passes keep its input only.
+    """Activation checkpointing (Chen et al. 2016): forward passes keep only the input of each residual block, backward
+    passes compute its inside again. Less memory, about a third more computing.
 
-    Changes no bit: masks are keyed, and the second pass leaves batch norm's running statistics alone. Writes to the
+    Changes no bit: masks are keyed, and the second pass leaves batch norm's running statistics alone. Replaces the
     blocks' `forward`, which a deep copy would share: copy first.
     """
     for block in model.modules():
@@ -125,18 +118,13 @@ def _recompute(block: ResidualBlock) -> None:
     block.forward = recomputed
 
 
-# The optimizer, and which parameters it decays.
-
-
-DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
-
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay: Literal["weights", "all"] = "weights"
 ) -> list[dict[str, Any]]:
-    """Two groups: the weights of convolutions and linear layers, decayed; biases and batch norms, not or (`all`) too.
+    """Two groups: the weights of convolutions and linear layers, with weight decay; biases and batch norms, without it
+    or (`all`) with it.
 
-    Chosen by the type of the module, because names mislead (`downsample.1` is a norm). Parameters stand in the order of
+    Chosen by the type of the module, because names mislead (`downsample.1` is a norm). Parameters are in the order of
     `model.modules()`, so optimizer states are interchangeable between processes.
     """
     decayed: list[nn.Parameter] = []
@@ -153,9 +141,9 @@ def parameter_groups(
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD as torch defines it: v = momentum * v + g, w = w - lr * v, with weight decay added to g (coupled L2); or
-    timm's LAMB. Gradients are clipped before either (`update.py`), so LAMB's own clipping is off.
+    timm's LAMB. Gradients are clipped before either (`step.py`), so LAMB's own clipping is off.
 
-    The learning rate is `config.lr` until `Update` writes `lr_at(step)` into the groups.
+    The learning rate is `config.lr` until the first step writes its own (`schedule.lr_at`) into the groups.
     """
     groups = parameter_groups(model, config.weight_decay, config.decay)
     if config.name == "lamb":

@@ -1,7 +1,7 @@
 """How the micro-batches' gradients of one step become one gradient, the same on every worker.
 
-A step's loss is the mean over its M micro-batches. Batch-norm buffers are nobody's business here: rank 0 owns them
-(`collectives.share_buffers`).
+The loss of a step is the mean over its M micro-batches. Three ways: `fast` (DDP, optionally compressed), `exact` (the
+same bits for any number of workers), `powersgd` (low-rank factors).
 """
 
 from __future__ import annotations
@@ -20,26 +20,30 @@ from resnet_dist.config.low_rank import RANK, matrix, sent_as_factors
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.training.collectives import Stopwatch
 
+Compression = Literal["none", "bf16", "fp16", "powersgd"]
+"""powersgd is not one of DDP's hooks, but a reduction of its own."""
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 _CHUNK_NUMBERS = 1 << 22
-"""How much of the gradient workers exchange at a time: bounds the memory of `exact` beyond its sums."""
+"""How many numbers of the gradient workers exchange at a time: limits the memory of `exact` beyond its sums."""
+
+T = TypeVar("T")
 
 
 class Reduction(Protocol):
     forward: nn.Module
+    """The module to call for a forward pass."""
     wait: Stopwatch
     """Runs while a worker that has its own gradients waits for the others'."""
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward pass of one of this worker's micro-batches; `is_last` of the step."""
+        """Goes around the forward and backward pass of a micro-batch; `is_last` of this worker's in the step."""
 
     def backward(self, loss: Tensor, micro_batch: int) -> None:
         """Backward pass of one micro-batch's mean loss."""
 
     def finish(self) -> None:
         """After the last micro-batch: every parameter's `grad` is the step's gradient, on all workers."""
-
-    def settle(self) -> None:
-        """Before a checkpoint, on all workers together: what they keep from step to step becomes the first one's."""
 
 
 def build_reduction(
@@ -94,19 +98,32 @@ class FastReduction:
         self.wait.end()
 
     def finish(self) -> None:
-        """DDP has done it."""
+        """With several workers DDP has reduced the gradients in `backward`."""
         if self._ddp is None:
             round_gradients(self.forward.parameters(), self._compression)
 
-    def settle(self) -> None:
-        """Keeps nothing."""
+
+def compress(ddp: DistributedDataParallel, compression: Compression) -> None:
+    """Each worker's part of the gradient is rounded, divided by the number of workers and summed in that format."""
+    if compression != "none":
+        ddp.register_comm_hook(None, _HOOKS[compression])
+
+
+def round_gradients(parameters: Iterable[nn.Parameter], compression: Compression) -> None:
+    """`compress` for one worker: nothing is sent, but the gradients are rounded as for several."""
+    for parameter in parameters if compression != "none" else ():
+        if parameter.grad is not None:
+            parameter.grad.copy_(parameter.grad.to(_FORMATS[compression]))
+
+
+# The exact reduction
 
 
 class ExactReduction:
     """Sums the micro-batches' gradients in one fixed tree order: the same bits for any number of workers.
 
-    Workers exchange the sums of their subtrees (some log2(M / W) of them, against the two that `fast` sends) and add
-    them up, each for itself. Costs traffic and no overlap; proves everything else.
+    Workers exchange the sums of their subtrees (some log2(M / W) of them, where `fast` sends two) and each adds them
+    up. Costs traffic, and nothing of it overlaps with the backward pass.
     """
 
     def __init__(self, model: nn.Module, rank: int, world_size: int, num_micro_batches: int) -> None:
@@ -140,11 +157,8 @@ class ExactReduction:
             parameter.grad = mean[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
 
-    def settle(self) -> None:
-        """Keeps nothing."""
-
     def _combine(self, mine: Tensor) -> Tensor:
-        """This worker's subtree sums [nodes, n] -> the tree's sum [n]."""
+        """This worker's sums of subtrees [nodes, n] -> the sum of the tree [n]."""
         everyone = [mine]
         if self._world_size > 1:
             most = max(len(nodes) for nodes in self._nodes)
@@ -160,32 +174,10 @@ class ExactReduction:
         return tree_sum(sums, self._root, torch.add)
 
 
-# What workers send each other of a gradient under `reduction: fast`: torch's communication hooks of DDP.
-
-
-Compression = Literal["none", "bf16", "fp16", "powersgd"]
-"""powersgd is no hook of DDP's: `powersgd.py`."""
-_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
-
-
-def compress(ddp: DistributedDataParallel, compression: Compression) -> None:
-    """Each worker's part of the gradient is rounded, divided by the number of workers, and summed in that format."""
-    if compression != "none":
-        ddp.register_comm_hook(None, _HOOKS[compression])
-
-
-def round_gradients(parameters: Iterable[nn.Parameter], compression: Compression) -> None:
-    """What is left of `compress` where there is one worker: nothing is sent, but it trains as the others would."""
-    for parameter in parameters if compression != "none" else ():
-        if parameter.grad is not None:
-            parameter.grad.copy_(parameter.grad.to(_FORMATS[compression]))
-
-
-# Sums over a step's micro-batches in one fixed order, however the micro-batches are shared out.
-
-
-T = TypeVar("T")
+# The order of the exact sums. Floating-point addition is not associative, so a sum depends on its order. Here the order
+# is a binary tree over the micro-batches 0 .. M-1, fixed by M alone: the left half of a node is the largest power of
+# two below its size. A worker with a contiguous share of the micro-batches sums whole subtrees of it; the sums of
+# subtrees are then added up in the same tree. Any split over workers gives the same additions, hence the same bits.
 
 
 class Node(NamedTuple):
@@ -214,7 +206,7 @@ def parents(num_micro_batches: int) -> dict[tuple[Node, Node], Node]:
 
 
 def subtrees(share: range, num_micro_batches: int) -> list[Node]:
-    """The largest subtrees that lie in `share`, from left to right: what a worker with that share ends up with."""
+    """The largest subtrees within `share`, from left to right: those whose sums a worker with that share has."""
     stack: list[Node] = []
     above = parents(num_micro_batches)
     for micro_batch in share:
@@ -225,13 +217,13 @@ def subtrees(share: range, num_micro_batches: int) -> list[Node]:
 
 
 class Accumulator:
-    """Adds one worker's micro-batches, in their order, into the sums of its subtrees; holds log2(M) values at most."""
+    """Adds up one worker's micro-batches, in order, to the sums of its subtrees; at most log2(M) values at a time."""
 
     def __init__(self, num_micro_batches: int) -> None:
         self._above = parents(num_micro_batches)
 
     def add(self, sums: list[tuple[Node, T]], micro_batch: int, value: T, plus: Callable[[T, T], T]) -> None:
-        """Puts `value` of `micro_batch` on the stack `sums` and adds up what now makes whole nodes."""
+        """Pushes `value` of `micro_batch` on the stack `sums` and adds up what now completes a node."""
         sums.append((Node(micro_batch, micro_batch + 1), value))
         while len(sums) > 1 and (sums[-2][0], sums[-1][0]) in self._above:
             (left, a), (right, b) = sums[-2:]
@@ -246,17 +238,26 @@ def tree_sum(values: Mapping[Node, T], root: Node, plus: Callable[[T, T], T]) ->
     return plus(tree_sum(values, left, plus), tree_sum(values, right, plus))
 
 
-# PowerSGD (Vogels et al. 2019, algorithm 1): workers send low-rank factors of the gradient instead of the gradient.
+# PowerSGD
 
 
 class PowerSgdReduction:
-    """A `reduce.Reduction`. Sends after the backward pass, not during it."""
+    """PowerSGD (Vogels et al. 2019, algorithm 1): workers send low-rank factors of the gradient, after backward.
+
+    The gradient of a layer, as a matrix [outputs, inputs x kernel], becomes P Q^T with P [outputs, rank] and
+    Q [.., rank]: one step of power iteration from the Q of the previous step. What that loses is added to the next
+    step's gradient.
+
+    All of it is linear in the gradients, so only their sum over the workers matters, and the sum of the residuals: the
+    result is equal for any number of workers up to float rounding, also for one. torch's own hook keeps its memory by
+    DDP bucket, loses it with the process, and does nothing with one worker.
+    """
 
     def __init__(self, model: nn.Module, rank: int, world_size: int, num_micro_batches: int) -> None:
         self.forward = model
         self._is_first, self._world_size, self._scale = rank == 0, world_size, 1.0 / num_micro_batches
         self._groups: list[list[nn.Parameter]] = []
-        """Parameters that are sent as factors, those of one shape together."""
+        """The parameters that are sent as factors, grouped by shape."""
         self._whole: list[nn.Parameter] = []
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for parameter in (p for p in model.parameters() if p.requires_grad):
@@ -271,7 +272,7 @@ class PowerSgdReduction:
         self._queries: list[Tensor] = []
         """Q of every group: [layers, columns, rank], equal on all workers."""
         self._residuals: list[Tensor] = []
-        """What this worker has kept of the gradient, [layers, rows, columns]; their sum over the workers counts."""
+        """What this worker has not sent of its gradient, [layers, rows, columns]; only the sum over workers matters."""
         for (rows, columns), group in by_shape.items():
             query = torch.randn((len(group), columns, RANK), generator=draws, dtype=first.dtype)
             self._queries.append(query.to(first.device))
@@ -300,8 +301,8 @@ class PowerSgdReduction:
         for parameter, gradient in zip(self._whole, sums[len(mine) :], strict=True):
             parameter.grad = gradient
 
-    def settle(self) -> None:
-        """The residuals of all workers become the first one's, which saves them. All workers call it together."""
+    def gather(self) -> None:
+        """Before a checkpoint: rank 0, which writes it, gets all workers' residuals. All workers call it together."""
         sums = self._summed(self._residuals)
         self._residuals = sums if self._is_first else [torch.zeros_like(residual) for residual in sums]
 
@@ -314,7 +315,7 @@ class PowerSgdReduction:
             self._residuals = [torch.zeros_like(residual) for residual in self._residuals]
 
     def _summed(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Over the workers, in one message."""
+        """The sums over the workers, in one message."""
         if self._world_size == 1:
             return tensors
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step (on a plateau also of the drops so far), and the counts it needs."""
+"""What is due at a step: learning rate, evaluation, checkpoint, points of the curves. Pure functions, without torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lr_at(
                                                  with warmup.shape "constant", s until step W
         step      gamma ** (number of milestones, in shares of T, with step >= round(share * T)); counted from
                   step 0, warm-up included (torch's MultiStepLR)
-        plateau   gamma ** num_drops, the drops that the evaluations so far have decided (`plateau.py`)
+        plateau   gamma ** num_drops, the drops so far (`Plateau`)
         cosine    f + (1 - f) * (1 + cos(pi * p)) / 2   (torch's CosineAnnealingLR)
         linear    1 - (1 - f) * p
 
@@ -70,12 +70,9 @@ def lr_at(
     return base_lr * factor
 
 
-# When the rate of a plateau schedule drops: a pure function of the evaluations so far.
-
-
 @dataclass(frozen=True)
 class Plateau:
-    """Where a run stands; part of its checkpoint."""
+    """How far a plateau schedule is, from the evaluations so far; part of the checkpoint."""
 
     best_error: float = math.inf
     """Top-1, percent."""
@@ -83,7 +80,7 @@ class Plateau:
     num_drops: int = 0
 
     def after(self, error: float, schedule: PlateauSchedule) -> Plateau:
-        """Once more evaluated, with this top-1 error in percent; the count begins anew after a drop."""
+        """After one more evaluation, with this top-1 error in percent. The count starts again after a drop."""
         if error <= self.best_error - schedule.min_improvement and error < self.best_error:
             return Plateau(error, 0, self.num_drops)
         waited = self.num_without_best + 1
@@ -92,12 +89,12 @@ class Plateau:
         return Plateau(self.best_error, 0, self.num_drops + 1)
 
 
-# Where a run stands and what is due there: pure functions of the step, so a resumed run needs nothing else.
-
-
 @dataclass(frozen=True)
 class RunPlan:
-    """Steps are counted from 0; `step` below is the number of optimizer steps done."""
+    """What is due when. Functions of the step alone, so a resumed run needs nothing else.
+
+    Steps are counted from 0; `step` below is the number of optimizer steps done.
+    """
 
     steps_per_epoch: int
     total_steps: int
@@ -109,7 +106,7 @@ class RunPlan:
     save_every_steps: int | None
     log_every_steps: int
     save_first: bool = False
-    """Whether the first weights are saved too, so that there is always something to go back to."""
+    """Whether the initial weights are saved too, so that there is always a checkpoint to go back to."""
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
@@ -118,7 +115,7 @@ class RunPlan:
         return step > 0 and step % self.steps_per_epoch == 0
 
     def epoch_ends_at(self, step: int) -> int:
-        """The step at which the epoch that step number `step` belongs to is over, or the run, if that comes first."""
+        """The step at which the epoch of step number `step` ends, or the run, if that comes first."""
         return min((self.epoch_of(step) + 1) * self.steps_per_epoch, self.last_step)
 
     def evaluation_due(self, step: int) -> bool:
@@ -129,10 +126,10 @@ class RunPlan:
         first = self.save_first and step == 0
         return first or step == self.last_step or by_steps or self._every_epochs(step, self.save_every_epochs)
 
-    def window_ends(self, step: int) -> bool:
-        """Whether a point of the training curves is drawn after `step`.
+    def point_due(self, step: int) -> bool:
+        """Whether a point is added to the training curves after `step`.
 
-        Always before a checkpoint: weights whose losses were not looked at are not saved.
+        Always at a checkpoint: a state whose losses nobody looked at is not saved.
         """
         by_steps = step % self.log_every_steps == 0
         return by_steps or self.at_epoch_end(step) or step == self.last_step or self.checkpoint_due(step)

@@ -1,7 +1,8 @@
-"""What a run has to remember: weights, optimizer, and where it stands. There is no RNG state and no loader state."""
+"""What a run has to remember: weights, their moving average, optimizer, step. No RNG state and no loader state."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resnet_dist.config.recipe import EmaConfig
@@ -16,6 +18,32 @@ from resnet_dist.training.reduce import PowerSgdReduction
 from resnet_dist.training.schedule import Plateau
 
 _AVERAGE = "average"
+
+
+class MovingAverage:
+    """The exponential moving average of a net, which is evaluated and registered in its place.
+
+    e = decay * e + (1 - decay) * w, for weights and batch norm's running statistics; its counters are copied.
+    """
+
+    def __init__(self, net: nn.Module, config: EmaConfig, steps_per_epoch: int) -> None:
+        self.net = deepcopy(net).requires_grad_(False)
+        self._every_steps = config.every_steps
+        self._start_step = round(config.start_epochs * steps_per_epoch)
+        self._mix = get_ema_multi_avg_fn(config.decay)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, num_steps: int) -> None:
+        """Call it after every optimizer step; `num_steps` are done. Does nothing if no update is due."""
+        if num_steps % self._every_steps:
+            return
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        mixed = [pair for pair in pairs if pair[0].is_floating_point() and num_steps > self._start_step]
+        for average, current in pairs if not mixed else [p for p in pairs if not p[0].is_floating_point()]:
+            average.copy_(current)
+        if mixed:
+            averages, currents = (list(side) for side in zip(*mixed, strict=True))
+            self._mix(averages, currents, 0)
 
 
 @dataclass
@@ -27,19 +55,35 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     evaluated_step: int = 0
-    """The step after which the last evaluation was done; a resumed run does a missing one before it trains on."""
+    """The step of the last evaluation; a resumed run does a missing one before it trains on."""
     skipped: set[int] = field(default_factory=set)
-    """Steps whose global batch is left out, because training diverged on it; a resumed run leaves them out too."""
+    """Steps whose global batch is left out because training diverged on it; a resumed run leaves them out too."""
     plateau: Plateau = field(default_factory=Plateau)
     average: MovingAverage | None = None
     gradient_memory: PowerSgdReduction | None = None
-    """What the reduction keeps from step to step, where it does."""
+    """The reduction, if it keeps something from step to step."""
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
     @property
     def evaluated_net(self) -> nn.Module:
-        """The net that is evaluated and handed over: the moving average, where the recipe has one."""
+        """The net that is evaluated and published: the moving average, if the recipe has one."""
         return self.net if self.average is None else self.average.net
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """In the optimizer's order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def is_finite(self) -> bool:
+        """Whether weights and batch norm's running statistics are finite. Waits for the device.
+
+        The loss of a step shows neither: it is computed before the step's update, and from the batch's own statistics.
+        """
+        weights = get_total_norm([parameter.detach() for parameter in self.parameters])
+        buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+        # The largest, not the root of the sum of squares: a variance of 1e20 is bad but finite.
+        statistics = get_total_norm(buffers, norm_type=math.inf) if buffers else weights
+        return bool(weights.isfinite() & statistics.isfinite())
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -55,7 +99,7 @@ class TrainState:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy of the state dict in CPU memory, which training does not write to: another thread may save it."""
+        """A copy of the state dict in CPU memory: another thread may write it while training continues."""
         return {key: copied(value) for key, value in self.state_dict().items()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -74,7 +118,7 @@ class TrainState:
 
 
 def evaluated_weights(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of a checkpoint's state or of kept best weights: the state dict of the net that was evaluated."""
+    """The state dict of the net that was evaluated, from a checkpoint's state or from best weights."""
     weights: Mapping[str, Any] = saved.get(_AVERAGE, saved["net"])
     return weights
 
@@ -86,29 +130,3 @@ def copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
     return [copied(item) for item in value] if isinstance(value, list) else value
-
-
-# The exponential moving average of a net's weights, which is evaluated and registered in their place.
-
-
-class MovingAverage:
-    """e = decay * e + (1 - decay) * w; batch norm's running statistics too, and its counters are copied."""
-
-    def __init__(self, net: nn.Module, config: EmaConfig, steps_per_epoch: int) -> None:
-        self.net = deepcopy(net).requires_grad_(False)
-        self._every_steps = config.every_steps
-        self._start_step = round(config.start_epochs * steps_per_epoch)
-        self._mix = get_ema_multi_avg_fn(config.decay)
-
-    @torch.no_grad()
-    def update(self, net: nn.Module, num_steps: int) -> None:
-        """After `num_steps` optimizer steps; does nothing if it is not due."""
-        if num_steps % self._every_steps:
-            return
-        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
-        mixed = [pair for pair in pairs if pair[0].is_floating_point() and num_steps > self._start_step]
-        for average, current in pairs if not mixed else [p for p in pairs if not p[0].is_floating_point()]:
-            average.copy_(current)
-        if mixed:
-            averages, currents = (list(side) for side in zip(*mixed, strict=True))
-            self._mix(averages, currents, 0)

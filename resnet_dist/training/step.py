@@ -1,74 +1,112 @@
-"""From a step's gradient to new weights."""
+"""One optimizer step, from batch to updated weights, in the order in which it happens."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import numpy as np
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from resnet_dist.config.recipe import BinaryCrossEntropy, TrainConfig
+from resnet_dist.config.recipe import BinaryCrossEntropy, Recipe, TrainConfig
+from resnet_dist.data.batch import Batch
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
+from resnet_dist.models.classifier import BatchNormStatistics
+from resnet_dist.models.keyed_noise import StepNoise
+from resnet_dist.training.metrics import MetricAccumulator
+from resnet_dist.training.mixing import mix_micro_batch
+from resnet_dist.training.model import Precision
+from resnet_dist.training.reduce import Reduction
 from resnet_dist.training.state import TrainState
 
 
-class Update:
-    """The gradient is the same on all workers, so is what happens here.
+class TrainStep:
+    """Trains `state` by one global batch a call.
 
-    With fp16 the loss is multiplied by a scale before its backward pass and the gradient divided by it; a gradient that
-    overflowed is left out and the scale lowered (torch's GradScaler).
+    Everything random in a step is a function of (recipe.seed, step, micro-batch), nothing comes from a generator that
+    runs along: so a step gives the same result on any worker, and when it is done again.
+
+    Args:
+        model: the classifier around `state.net`, in training mode.
+        reduction: over `model`, or over its compiled form.
     """
 
-    def __init__(self, state: TrainState, *, clip_grad_norm: float | None) -> None:
-        self._state = state
-        self._clip_grad_norm = clip_grad_norm
-        self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        self._buffers = [buffer for buffer in state.net.buffers() if buffer.is_floating_point()]
+    def __init__(
+        self, recipe: Recipe, state: TrainState, model: nn.Module, reduction: Reduction, device: torch.device
+    ) -> None:
+        self.recipe, self.state, self.reduction, self.device = recipe, state, reduction, device
+        self.precision = Precision(recipe.train.precision)
+        self.noise = StepNoise(model)
+        self.statistics = BatchNormStatistics(model)
 
-    def scaled(self, loss: Tensor) -> Tensor:
-        """What the backward pass is to start from."""
-        return self._state.scaler.scale(loss)
+    def __call__(
+        self, batches: Mapping[int, Batch], lr: float, metrics: MetricAccumulator, *, measure_norm: bool
+    ) -> None:
+        """Does step number `state.step` with learning rate `lr`. All workers call it together.
 
-    def leaves_finite_state(self) -> bool:
-        """Whether weights and batch norm's running statistics are finite. Waits for the device.
+        Waits for the device nowhere, and for other workers only in the reduction.
 
-        A step's loss is computed before its update, and in training from the batch's own statistics: it tells neither.
+        Args:
+            batches: this worker's micro-batches of the step under their numbers, in order.
+            measure_norm: whether `metrics` gets the length of the gradient (before clipping).
         """
-        weights = get_total_norm([parameter.detach() for parameter in self._parameters])
-        # The greatest of them, not the root of their squares: a variance of 1e20 is bad but a number.
-        statistics = get_total_norm(self._buffers, norm_type=math.inf) if self._buffers else weights
-        return bool(weights.isfinite() & statistics.isfinite())
+        recipe, state, step = self.recipe, self.state, self.state.step
+        mixing, last = recipe.data.mixing, max(batches)
 
-    def apply(self, lr: float, *, measure: bool) -> Tensor | None:
-        """One optimizer step with rate `lr`.
+        # This worker's micro-batches one after the other: a larger global batch needs more steps here, not more memory.
+        for micro_batch, batch in batches.items():
+            self.noise.set_keys(layer_keys(recipe.seed, step, micro_batch, len(self.noise)))
+            images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)
+            if mixing is not None:
+                images, targets = mix_micro_batch(
+                    mixing, images, targets, seed=recipe.seed, step=step, micro_batch=micro_batch
+                )
+            # Only micro-batch 0 moves batch norm's running statistics. Rank 0 always has it and owns them, so they do
+            # not depend on the number of workers; the others get them before an evaluation (`share_buffers`). The
+            # statistics that normalise are those of each micro-batch.
+            with self.statistics.updating(micro_batch == 0), self.reduction.accumulating(is_last=micro_batch == last):
+                with self.precision.autocast(self.device):
+                    logits = self.reduction.forward(images)
+                    loss = training_loss(logits, targets, recipe.train)
+                # fp16 loses small gradients: the loss is scaled up here, and the gradient down again in the update.
+                self.reduction.backward(state.scaler.scale(loss), micro_batch)
+            metrics.add(micro_batch, loss, logits, targets, batch.num_replaced)
 
-        Returns the gradient's length before it was clipped, if `measure`: a scalar on the net's device, for which
-        nothing waits here.
-        """
-        optimizer, scaler, norm = self._state.optimizer, self._state.scaler, None
-        scaler.unscale_(optimizer)
-        if measure or self._clip_grad_norm:
-            norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        if norm is not None and self._clip_grad_norm:
-            clip_grads_with_norm_(self._parameters, self._clip_grad_norm, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        if self._state.average is not None:
-            self._state.average.update(self._state.net, self._state.step + 1)
-        return norm if measure else None
+        # From here on every parameter's `grad` is that of the global batch, the same on all workers; so is the update.
+        self.reduction.finish()
+        norm = update_weights(state, lr, clip_grad_norm=recipe.optim.clip_grad_norm, measure_norm=measure_norm)
+        if state.average is not None:
+            state.average.update(state.net, step + 1)
+        metrics.end_step(step, norm)
+        state.step = step + 1
 
 
-# The loss of one micro-batch.
+def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None, measure_norm: bool) -> Tensor | None:
+    """One optimizer step with the gradients in `grad`, which are gone afterwards.
+
+    Returns the gradient's length before clipping if `measure_norm`: a scalar on the net's device.
+    """
+    parameters, norm = state.parameters, None
+    # Divides by the scale of the loss. If the gradient overflowed, `step` below leaves the weights as they are and
+    # `update` lowers the scale.
+    state.scaler.unscale_(state.optimizer)
+    if measure_norm or clip_grad_norm:
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm is not None and clip_grad_norm:
+        clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    return norm if measure_norm else None
 
 
 def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig) -> Tensor:
-    """Mean loss, a scalar of the targets' type. Logits and targets [N, C]; a row of targets sums to 1."""
-    logits = logits.to(targets.dtype)
+    """Mean loss of a micro-batch, a scalar of the targets' type. Logits and targets [N, C]; a target sums to 1."""
+    logits = logits.to(targets.dtype)  # under autocast logits have 8 or 11 bits: too few for sums of 1000 terms
     if not isinstance(train.loss, BinaryCrossEntropy):
         return cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
     targets = (1.0 - train.label_smoothing) * targets + train.label_smoothing / targets.shape[1]
@@ -77,11 +115,8 @@ def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig) -> Tensor
     return binary_cross_entropy_with_logits(logits, targets)
 
 
-# The keys of a step's random layers (drop-path, dropout): pure functions of (seed, step, micro-batch, layer).
-
-
 def layer_keys(seed: int, step: int, micro_batch: int, num_layers: int) -> list[int]:
-    """One signed 64-bit key for each random layer of the net, for one micro-batch of optimizer step `step`."""
+    """The keys of the random layers (drop-path, dropout) for one micro-batch: a signed 64-bit number each."""
     key = sample_keys(Stream.LAYER_NOISE, seed, step, [micro_batch])
     keys: list[int] = splitmix64(key, np.arange(num_layers, dtype=np.uint64)).view(np.int64).tolist()
     return keys

@@ -1,6 +1,6 @@
 """What every micro-batch of a run holds, as digests: `python batch_digests.py JSON` in a process of its own.
 
-Batches are taken as the training loop takes them (`steps_from`, `Mixer`), with every augmentation, mixup and CutMix.
+Batches are taken as in training (`steps_from`, `mix_micro_batch`), with every augmentation, mixup and CutMix.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from torch.nn.functional import one_hot
 
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe import Mixing, TrainTransform
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle
 from resnet_dist.training.feed import Samples, steps_from
-from resnet_dist.training.mixing import Mixer
+from resnet_dist.training.mixing import mix_micro_batch
 
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
 """Four micro-batches of three; 40 samples make three steps an epoch, and four are left over."""
@@ -90,14 +91,15 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     recipe: Any = SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1))
     ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, heartbeat=lambda: None)
     samples = Samples(loader, num_samples, pages)
-    mixer = Mixer(Mixing(mixup_alpha=0.2, cutmix_alpha=1.0), seed=SEED, num_classes=10, dtype=torch.float32)
+    mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
     found = {}
     step = leg.first_step
     while step < leg.end_step:
         with closing(steps_from(samples, recipe, ctx, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
             for local in steps:
                 for number, batch in local.items():
-                    mixed = mixer(batch.images, batch.labels, step, number)
+                    targets = one_hot(batch.labels, 10).float()
+                    mixed = mix_micro_batch(mixing, batch.images, targets, seed=SEED, step=step, micro_batch=number)
                     held = b"".join([*(t.numpy().tobytes() for t in mixed), batch.sample_ids.tobytes()])
                     found[f"{step}/{number}"] = hashlib.sha256(held).hexdigest()
                 step += 1

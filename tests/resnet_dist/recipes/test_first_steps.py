@@ -16,12 +16,12 @@ import resnet_dist
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.tracker import NullTracker
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import open_data, steps_from
-from resnet_dist.training.loop import train_step
+from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.trainer import assemble
 
 SPEC = importlib.util.spec_from_file_location("photographs", Path(__file__).parents[1] / "data" / "conftest.py")
 assert SPEC is not None
@@ -70,24 +70,34 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
     recipe = reduced(path)
     beton = betons["photos" if recipe.data.dataset == "imagenet" else "tiles"]
     epochs = recipe.train.total_epochs
-    job = Job(recipe, RunPlan(1, epochs, epochs, 1, 1, None, 1), Identity("r", "d"), beton, beton, loader_threads=1)
+    plan = RunPlan(
+        steps_per_epoch=1,
+        total_steps=epochs,
+        last_step=epochs,
+        eval_every_epochs=1,
+        save_every_epochs=1,
+        save_every_steps=None,
+        log_every_steps=1,
+    )
+    job = Job(recipe, plan, Identity("r", "d"), beton, beton, loader_threads=1)
     context = LocalContext(FolderStorage(tmp_path))
     with ExitStack() as stack:
-        run = assemble(job, context, None, *open_data(job, context.device, stack))  # type: ignore[arg-type]
-        run.model.train()
-        weight = run.state.net.conv1.weight if recipe.model.stem == "conv7" else next(run.state.net.parameters())
+        trainer = Trainer(job, context, NullTracker(), *open_data(job, context.device, stack))
+        trainer.model.train()
+        net = trainer.state.net
+        weight = net.conv1.weight if recipe.model.stem == "conv7" else next(net.parameters())
         seen, sizes = [weight.detach().clone()], []
         for epoch in (0, epochs - 1):
-            run.state.step = epoch
-            (local,) = steps_from(run.train, recipe, context, epoch, 0)
-            sizes.append(local[0].images.shape[1])
-            assert sorted(local) == [0, 1]
-            train_step(run, local)
+            trainer.state.step = epoch
+            (batches,) = steps_from(trainer.train, recipe, context, epoch, 0)
+            sizes.append(batches[0].images.shape[1])
+            assert sorted(batches) == [0, 1]
+            trainer.train_step(batches, trainer.learning_rate(epoch), trainer.accumulator, measure_norm=False)
             seen.append(weight.detach().clone())
-        window = run.window.close(0.1, stop=False, save=False)
-    assert math.isfinite(window.metrics["train/loss"])
-    assert window.diverged_step is None
+        point = trainer.accumulator.take(0.1, next_step=epochs)
+    assert math.isfinite(point.metrics["train/loss"])
+    assert point.diverged_step is None
     assert not torch.equal(seen[1], seen[2])  # also where the first rate is 0
     assert sizes == [32, 64] if recipe.data.progressive_size else sizes == [recipe.data.train.size] * 2
-    if run.state.average is not None:
-        assert run.evaluated is not run.model
+    if trainer.state.average is not None:
+        assert trainer.evaluated is not trainer.model

@@ -25,18 +25,17 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity, newest_first, step_of
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import fit, restore
+from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.trainer import Run, assemble
 
 PLAN = RunPlan(4, 12, 12, 1, 1000, 3, log_every_steps=1)
 """Three epochs of four steps; a checkpoint every three steps, most of them in the middle of an epoch."""
-PLACES: dict[str, Callable[[Run], tuple[Any, str]]] = {
-    "before the forward passes": lambda run: (run.noise, "set_keys"),
-    "before the sum of gradients": lambda run: (run.reduction, "finish"),
-    "before the update": lambda run: (run.update, "apply"),
-    "before a checkpoint": lambda run: (run.ctx, "save_checkpoint"),
-    "checkpoint written, not yet named": lambda run: (run.ctx.storage, "commit"),
+PLACES: dict[str, Callable[[Trainer], tuple[Any, str]]] = {
+    "before the forward passes": lambda trainer: (trainer.train_step.noise, "set_keys"),
+    "before the sum of gradients": lambda trainer: (trainer.train_step.reduction, "finish"),
+    "before the update": lambda trainer: (trainer.state.optimizer, "step"),
+    "before a checkpoint": lambda trainer: (trainer.ctx, "save_checkpoint"),
+    "checkpoint written, not yet named": lambda trainer: (trainer.ctx.storage, "commit"),
 }
 """The call that a kill goes before; in the last one rank 0 dies in the call."""
 
@@ -64,16 +63,16 @@ class Points:
         """Artifacts are tested elsewhere."""
 
 
-def arm(run: Run, kill: Kill) -> None:
+def arm(trainer: Trainer, kill: Kill) -> None:
     """Makes this process die where `kill` says."""
-    owner, name = PLACES[kill.place](run)
+    owner, name = PLACES[kill.place](trainer)
     original = getattr(owner, name)
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def call(*args: Any, **keywords: Any) -> Any:
-        if run.state.step >= kill.step:
+        if trainer.state.step >= kill.step:
             if name != "commit":
                 die()
             folder_name, write = args
@@ -92,13 +91,14 @@ def worker(folder: Path, name: str, store: Path, rank: int, world_size: int, kil
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     points = Points(folder / ("points.jsonl" if rank == 0 else "others.jsonl"))
-    run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))  # type: ignore[arg-type]
+    trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))  # type: ignore[arg-type]
     if kill is not None and kill.rank == rank:
-        arm(run, kill)
-    restore(run)
-    assert fit(run) == "finished"
+        arm(trainer, kill)
+    trainer.restore()
+    assert trainer.fit().outcome == "finished"
+    trainer.checkpoints.wait()
     if rank == 0:
-        (folder / "weights").write_text(digest(run.state.state_dict()))
+        (folder / "weights").write_text(digest(trainer.state.state_dict()))
     if world_size > 1:
         dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
-"""One of two workers, of which one is asked to stop in the middle of a window: used by test_agreement.py.
+"""One of two workers, of which one is asked to stop between two points of the curves. Used by test_vote.py.
 
-Usage: stopping_process.py FOLDER RANK. Prints outcome and step as JSON.
+Usage: stopping_process.py FOLDER RANK. Prints outcome, step and saved step as JSON.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import fit
+from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.trainer import assemble
 
+PLAN = RunPlan(
+    steps_per_epoch=12,
+    total_steps=36,
+    last_step=36,
+    eval_every_epochs=1,
+    save_every_epochs=1,
+    save_every_steps=None,
+    log_every_steps=1000,
+)
 ASKED_AT_STEP = 2
-
-
-class Asked(LocalContext):
-    """Rank 1 hears of the wish to stop once it has trained for two steps; rank 0 never does."""
-
-    num_calls = 0
-
-    def stop_requested(self) -> bool:
-        self.num_calls += 1
-        return self.rank == 1 and self.num_calls >= ASKED_AT_STEP
 
 
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    ctx = Asked(FolderStorage(folder), rank=rank, world_size=2)
-    plan = RunPlan(12, 36, 36, 1, 1, None, log_every_steps=1000)
-    job = Job(recipe("fp32", "fast"), plan, Identity("r", "d"), folder, folder, loader_threads=1)
+    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=2)
+    job = Job(recipe("fp32", "fast"), PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
-    run = assemble(job, ctx, Points(), Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
-    print(json.dumps({"outcome": fit(run), "step": run.state.step, "saved_step": run.saved_step}))
+    trainer = Trainer(job, ctx, Points(), Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
+    # Only rank 1 hears of the request.
+    ctx.stop_requested = lambda: rank == 1 and trainer.state.step >= ASKED_AT_STEP  # type: ignore[method-assign]
+    result = trainer.fit()
+    print(json.dumps({"outcome": result.outcome, "step": result.step, "saved": trainer.checkpoints.saved_step}))
     dist.destroy_process_group()
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.training.metrics import SLOW_FACTOR, SLOW_WINDOWS, Health, RankTimes, persistently_slow, slowness
+from resnet_dist.training.metrics import SLOW_FACTOR, SLOW_POINTS, RankTimes, Stragglers, slowness
 
 
 def step_of(*busy_s: float) -> list[RankTimes]:
@@ -32,19 +32,23 @@ def test_a_single_worker_holds_up_nobody() -> None:
     assert slowness([RankTimes(9.0, 8.0, 0.0)], [4]) == [1.0]
 
 
-def test_only_windows_in_a_row_count() -> None:
-    slow, fine = [0.5, 2.0], [1.0, 1.0]
-    assert persistently_slow([slow] * (SLOW_WINDOWS - 1)) == {}
-    assert persistently_slow([fine, *[slow] * SLOW_WINDOWS]) == {1: 2.0}
-    assert persistently_slow([slow, slow, fine]) == {}
-    assert persistently_slow([[1.0, 1.6], [1.0, 3.0], [1.0, 1.9]]) == {1: 1.6}
+def newly_slow(*points: list[RankTimes]) -> list[dict[int, float]]:
+    stragglers = Stragglers([1, 1], 4)
+    return [stragglers.newly_slow(times) for times in points]
 
 
-def test_each_is_told_of_once_and_again_after_it_was_fast() -> None:
-    health, slow, fine = Health([1, 1], 4), step_of(1.0, 2.0), step_of(1.0, 1.0)
-    told = [health.newly_slow(times) for times in [*[slow] * 5, fine, *[slow] * 3]]
-    assert [bool(found) for found in told] == [False, False, True, False, False, False, False, False, True]
-    assert told[2] == {1: 2.0}
+def test_a_worker_is_a_straggler_after_three_slow_points_in_a_row() -> None:
+    slow, fine = step_of(1.0, 2.0), step_of(1.0, 1.0)
+    assert SLOW_POINTS == 3
+    assert newly_slow(fine, slow, slow, slow) == [{}, {}, {}, {1: 2.0}]
+    assert newly_slow(slow, slow, fine, slow) == [{}] * 4
+    assert newly_slow(step_of(1.0, 1.6), step_of(1.0, 3.0), step_of(1.0, 1.9))[-1] == {1: pytest.approx(1.6)}
+
+
+def test_a_straggler_is_reported_once_and_again_after_it_was_fast() -> None:
+    slow, fine = step_of(1.0, 2.0), step_of(1.0, 1.0)
+    reported = [bool(found) for found in newly_slow(*[slow] * 5, fine, *[slow] * 3)]
+    assert reported == [False, False, True, False, False, False, False, False, True]
 
 
 @given(st.lists(st.floats(0.001, 100.0), min_size=2, max_size=16), st.floats(0.01, 100.0))
@@ -59,7 +63,7 @@ def test_it_is_a_ratio(busy_s: list[float], factor: float) -> None:
 
 def test_what_each_would_do_alone() -> None:
     """Two micro-batches of 4 in 2 s, one in 1 s: both do 4 images a second; the waits do not count."""
-    values = Health([2, 1], 4).metrics(step_of(2.0, 1.0))
+    values = Stragglers([2, 1], 4).metrics(step_of(2.0, 1.0))
     assert values["worker/0/images_per_s"] == values["worker/1/images_per_s"] == 4.0
     assert values["worker/1/all_reduce_wait_s"] == 1.0
     assert RankTimes(2.0, 0.5, 1.0).metrics(3, 8) == {
@@ -68,4 +72,4 @@ def test_what_each_would_do_alone() -> None:
         "worker/3/all_reduce_wait_s": 1.0,
         "worker/3/images_per_s": 8.0,
     }
-    assert "worker/0/images_per_s" not in Health([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])
+    assert "worker/0/images_per_s" not in Stragglers([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])

@@ -19,11 +19,10 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import fit
+from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import build_classifier, recompute_blocks
 from resnet_dist.training.reduce import round_gradients
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.trainer import Run, assemble
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None
@@ -40,14 +39,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def trained(folder: Path, recipe: Recipe, num_steps: int = 3, **options: Any) -> Run:
+def trained(folder: Path, recipe: Recipe, num_steps: int = 3, **options: Any) -> Trainer:
     plan = RunPlan(4, 12, num_steps, 99, 99, None, log_every_steps=num_steps)
     job = Job(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1, **options)
     train, val = small.Memory(small.NUM_TRAIN, 4, seed=1), small.Memory(small.NUM_VAL, 10, seed=2)
     context = LocalContext(FolderStorage(folder))
-    run = assemble(job, context, small.Points(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
-    fit(run)
-    return run
+    trainer = Trainer(job, context, small.Points(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
+    trainer.fit()
+    return trainer
 
 
 def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from resnet_dist.config.recipe import Mixing
 from resnet_dist.data.keyed_random import Stream, sample_keys
-from resnet_dist.training.mixing import Mix, Mixer, apply_mix, cut_box, draw_beta, draw_mix
+from resnet_dist.training.mixing import Mix, apply_mix, cut_box, draw_beta, draw_mix
 
 BOTH = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
 
@@ -65,11 +64,3 @@ def test_pixels_and_targets() -> None:
     expected[:, 1:2, 2:4] = images.flip(0)[:, 1:2, 2:4]
     assert torch.equal(cut, expected)
     assert soft.tolist() == [[0.875, 0.125], [0.125, 0.875]]
-
-
-def test_without_mixing_targets_mean_the_labels() -> None:
-    mixer = Mixer(None, seed=0, num_classes=5, dtype=torch.float64)
-    labels, logits = torch.tensor([3, 0]), torch.randn(2, 5, dtype=torch.float64)
-    images, targets = mixer(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), labels, 0, 0)
-    assert images.dtype == torch.uint8
-    assert float(cross_entropy(logits, targets)) == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-12)

@@ -24,7 +24,7 @@ def test_what_is_due_where() -> None:
     steps = range(PLAN.last_step + 1)
     assert [s for s in steps if PLAN.evaluation_due(s)] == [10, 18]
     assert [s for s in steps if PLAN.checkpoint_due(s)] == [3, 5, 6, 9, 10, 12, 15, 18]
-    assert [s for s in steps if s and PLAN.window_ends(s)] == [3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18]
+    assert [s for s in steps if s and PLAN.point_due(s)] == [3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18]
     assert [PLAN.epoch_ends_at(s) for s in (0, 4, 5, 16)] == [5, 5, 10, 18]
 
 
@@ -32,12 +32,12 @@ def test_what_is_due_where() -> None:
 def test_a_run_always_ends_evaluated_and_saved(plan: RunPlan) -> None:
     assert plan.evaluation_due(plan.last_step)
     assert plan.checkpoint_due(plan.last_step)
-    assert plan.window_ends(plan.last_step)
+    assert plan.point_due(plan.last_step)
 
 
 @given(plans)
 def test_nothing_is_saved_before_its_losses_were_looked_at(plan: RunPlan) -> None:
-    assert all(plan.window_ends(step) for step in range(plan.last_step + 1) if plan.checkpoint_due(step))
+    assert all(plan.point_due(step) for step in range(plan.last_step + 1) if plan.checkpoint_due(step))
 
 
 @given(plans)
@@ -51,4 +51,4 @@ def test_every_window_closes_within_its_epoch(plan: RunPlan) -> None:
     for step in range(plan.last_step):
         end = plan.epoch_ends_at(step)
         assert step < end <= plan.last_step
-        assert plan.window_ends(end)
+        assert plan.point_due(end)

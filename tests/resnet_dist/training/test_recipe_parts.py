@@ -22,7 +22,7 @@ from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.model import Precision, build_classifier, build_optimizer
 from resnet_dist.training.schedule import Plateau
 from resnet_dist.training.state import MovingAverage, TrainState, evaluated_weights
-from resnet_dist.training.step import Update, training_loss
+from resnet_dist.training.step import training_loss, update_weights
 
 SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
 assert SPEC is not None
@@ -94,7 +94,7 @@ def test_a_gradient_is_clipped_to_a_length_over_all_parameters(limit: float | No
         parameter.grad = gradient.clone()
     config = OptimConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip_grad_norm=limit)
     state = TrainState(layer, build_optimizer(layer, config))
-    norm = Update(state, clip_grad_norm=limit).apply(0.5, measure=True)
+    norm = update_weights(state, 0.5, clip_grad_norm=limit, measure_norm=True)
     assert norm is not None
     assert float(norm) == 7.0  # before clipping
     for parameter, was, gradient in zip(layer.parameters(), before, gradients, strict=True):
@@ -106,7 +106,7 @@ def test_the_length_is_measured_only_where_it_is_asked_for() -> None:
     layer = nn.Linear(2, 1)
     state = TrainState(layer, build_optimizer(layer, OptimConfig(name="sgd", lr=1.0, weight_decay=0.0)))
     layer(torch.ones(1, 2)).sum().backward()
-    assert Update(state, clip_grad_norm=1.0).apply(0.5, measure=False) is None
+    assert update_weights(state, 0.5, clip_grad_norm=1.0, measure_norm=False) is None
 
 
 # Plateau
@@ -132,10 +132,9 @@ def test_fp16_leaves_out_a_gradient_that_overflows_and_lowers_the_scale() -> Non
     before = layer.weight.detach().clone()
     config = OptimConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
     state = TrainState(layer, build_optimizer(layer, config), scaler=precision.scaler(cpu))
-    update = Update(state, clip_grad_norm=None)
     for factor in (math.inf, 0.5):
-        update.scaled(factor * layer.weight.sum()).backward()
-        norm = update.apply(0.25, measure=True)
+        state.scaler.scale(factor * layer.weight.sum()).backward()
+        norm = update_weights(state, 0.25, clip_grad_norm=None, measure_norm=True)
     assert norm is not None
     assert float(norm) == pytest.approx(0.5 * math.sqrt(2))  # of the gradient, not of the scaled one
     torch.testing.assert_close(layer.weight.detach(), before - 0.25 * 0.5)

@@ -27,9 +27,8 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import fit, restore
+from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.trainer import assemble
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
 
@@ -118,15 +117,16 @@ def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: 
     points = Points()
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
-    run = assemble(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
-    ctx.stop_requested = lambda: run.state.step >= until_step  # type: ignore[method-assign]
-    restore(run)
-    outcome = fit(run)
+    trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
+    ctx.stop_requested = lambda: trainer.state.step >= until_step  # type: ignore[method-assign]
+    trainer.restore()
+    result = trainer.fit()
+    trainer.checkpoints.wait()
     return {
-        "outcome": outcome,
+        "outcome": result.outcome,
         "losses": [row["train/loss"] for _, row in points.rows if "train/loss" in row],
         "evaluations": [row for _, row in points.rows if "val/loss" in row],
-        "weights": digest(run.state.state_dict()),
+        "weights": digest(trainer.state.state_dict()),
         "train": train.given,
         "val": val.given,
     }
