@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from worker_process import NUM_TRAIN, NUM_VAL, SECTIONS, Memory, digest, recipe
+from worker_process import NUM_TRAIN, NUM_VAL, RECIPES, Memory, digest, recipe
 
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity, newest_first, step_of
@@ -28,7 +28,15 @@ from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
 
-PLAN = RunPlan(4, 12, 12, 1, 1000, 3, log_every_steps=1)
+PLAN = RunPlan(
+    steps_per_epoch=4,
+    total_steps=12,
+    last_step=12,
+    eval_every_epochs=1,
+    save_every_epochs=1000,
+    save_every_steps=3,
+    log_every_steps=1,
+)
 """Three epochs of four steps; a checkpoint every three steps, most of them in the middle of an epoch."""
 PLACES: dict[str, Callable[[Trainer], tuple[Any, str]]] = {
     "before the forward passes": lambda trainer: (trainer.train_step.noise, "set_keys"),
@@ -87,7 +95,7 @@ def worker(folder: Path, name: str, store: Path, rank: int, world_size: int, kil
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     ctx = LocalContext(FolderStorage(folder / "run"), rank=rank, world_size=world_size)
-    config = recipe("fp32", "exact", **SECTIONS[name])
+    config = recipe("fp32", "exact", **RECIPES[name])
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     points = Points(folder / ("points.jsonl" if rank == 0 else "others.jsonl"))

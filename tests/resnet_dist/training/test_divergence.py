@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Generator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import worker_process as small
 from numpy.typing import NDArray
 from torch.nn import BatchNorm2d
 
@@ -22,11 +22,6 @@ from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer, suspects
 from resnet_dist.training.schedule import RunPlan
 
-SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-small: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(small)
 BAD_STEP = 6  # the third step of the second epoch
 
 
@@ -213,11 +208,3 @@ def test_batch_norms_statistics_are_looked_at_too(tmp_path: Path, value: float) 
     result = trainer.fit()
     assert (result.outcome, trainer.checkpoints.saved_step) == ("diverged", 4)
     assert result.reason == "the weights or batch norm's running statistics are not finite after step 6"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Generator[None, None, None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -5,151 +5,183 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from worker_process import NUM_VAL, Leg
 
 SCRIPT = Path(__file__).with_name("worker_process.py")
-GLOBAL_BATCH, MICRO_BATCH, NUM_VAL, LAST_STEP = 24, 4, 37, 12
+GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 24, 4, 12
 
-# Groups of workers one after the other, and what each trains: name, precision, reduction, until which step. A name that
-# comes again is the next leg of that run. One group trains several runs.
-GROUPS = """
-1: alone-64 fp64 fast 12, alone-32 fp32 fast 12, alone-exact fp32 exact 12, alone-64-exact fp64 exact 12
-1: eighths-alone fp32 exact 12, eighths-resized fp32 exact 3
-1: one-then-one fp64 fast 5, one-then-three fp64 fast 5, resized fp32 exact 2, bf16-alone fp64 fast 4
-2: two-64 fp64 fast 12, two-32 fp32 fast 12, two-32-again fp32 fast 12, two-exact fp32 exact 12
-2: two-then-one fp64 fast 5, parts-resized fp32 exact 6, bf16-two fp64 fast 4, powersgd-resized fp64 fast 3
-3: three-64 fp64 fast 12, three-exact fp32 exact 12, one-then-three fp64 fast 12, resized fp32 exact 7
-3: eighths-three fp32 exact 12, eighths-resized fp32 exact 6
-2: eighths-resized fp32 exact 12, resized fp32 exact 12
-1: one-then-one fp64 fast 12, two-then-one fp64 fast 12, parts-alone fp32 exact 12, powersgd-alone fp64 fast 7
-4: four-exact fp32 exact 12, parts-resized fp32 exact 12, powersgd-resized fp64 fast 7
-"""
-Legs = dict[str, list[list[dict[str, Any]]]]
+
+class Group(NamedTuple):
+    """A group of workers, and the step after which it stops."""
+
+    workers: int
+    until: int = LAST_STEP
+
+
+class Run(NamedTuple):
+    """A run of three epochs of four steps, by one group of workers after the other."""
+
+    recipe: str
+    reduction: str
+    groups: tuple[Group, ...]
+    precision: str = "fp32"
+    repetition: int = 0
+
+    @property
+    def name(self) -> str:
+        groups = "-then-".join(f"{group.workers}to{group.until}" for group in self.groups)
+        return f"{self.recipe}-{self.precision}-{self.reduction}-{groups}-{self.repetition}".replace(" ", "-")
+
+
+def run(recipe: str, reduction: str, *groups: Group, precision: str = "fp32", repetition: int = 0) -> Run:
+    return Run(recipe, reduction, groups, precision, repetition)
+
+
+ONE = Group(workers=1)
+
+# The exact reduction: the same bits as one worker, undisturbed.
+SAME_BITS = [
+    run("plain", "exact", Group(workers=2)),
+    run("plain", "exact", Group(workers=3)),
+    run("plain", "exact", Group(workers=4)),  # six micro-batches: uneven shares
+    run("plain", "exact", Group(workers=1, until=2), Group(workers=3, until=7), Group(workers=2)),
+    run("eight micro-batches", "exact", Group(workers=3)),  # three, three and two
+    run("eight micro-batches", "exact", Group(workers=1, until=3), Group(workers=3, until=6), Group(workers=2)),
+    run("everything", "exact", Group(workers=2, until=6), Group(workers=4)),
+]
+# The fast reduction: in float64 the same losses up to rounding.
+SAME_LOSSES = [
+    run("plain", "fast", Group(workers=2), precision="fp64"),
+    run("plain", "fast", Group(workers=3), precision="fp64"),
+    run("plain", "fast", Group(workers=1, until=5), Group(workers=1), precision="fp64"),
+    run("plain", "fast", Group(workers=2, until=6), Group(workers=1), precision="fp64"),
+    run("plain", "fast", Group(workers=1, until=5), Group(workers=3), precision="fp64"),
+    run("powersgd", "fast", Group(workers=2, until=3), Group(workers=4, until=7), precision="fp64"),
+]
+FAST_64, EXACT_64 = run("plain", "fast", ONE, precision="fp64"), run("plain", "exact", ONE, precision="fp64")
+POWERSGD = run("powersgd", "fast", Group(workers=1, until=7), precision="fp64")
+FAST_32, TWO_32 = run("plain", "fast", ONE), run("plain", "fast", Group(workers=2))
+TWO_32_AGAIN = TWO_32._replace(repetition=1)
+BF16 = [run("bf16 gradients", "fast", Group(workers, until=4), precision="fp64") for workers in (1, 2)]
+
+
+def undisturbed(other: Run) -> Run:
+    """The same by one worker in one go."""
+    return other._replace(groups=(Group(workers=1, until=other.groups[-1].until),))
+
+
+OTHERS = [FAST_64, EXACT_64, POWERSGD, FAST_32, TWO_32, TWO_32_AGAIN, *BF16]
+ALL = dict.fromkeys([*SAME_BITS, *SAME_LOSSES, *map(undisturbed, [*SAME_BITS, *SAME_LOSSES]), *OTHERS])
+Results = dict[Run, list[list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
-def legs(tmp_path_factory: pytest.TempPathFactory) -> Legs:
-    """For every run its legs in order, for every leg what each rank saw."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """For every run its groups in order, for every group what each rank saw."""
     folder = tmp_path_factory.mktemp("runs")
-    groups = []
-    for line in GROUPS.split("\n")[1:-1]:
-        number, _, listed = line.partition(": ")
-        runs = [
-            (name, precision, reduction, int(step))
-            for name, precision, reduction, step in map(str.split, listed.split(", "))
-        ]
-        groups.append((int(number), runs))
+    # One group of processes trains all legs that may run at the same time and have the same number of workers.
+    legs: dict[tuple[int, int], list[Leg]] = defaultdict(list)
+    for r in ALL:
+        for number, group in enumerate(r.groups):
+            leg = Leg(r.name, number, r.recipe, r.precision, r.reduction, group.until)
+            legs[number, group.workers].append(leg)
+    groups = [{"workers": workers, "legs": together} for (_, workers), together in sorted(legs.items())]
     subprocess.run([sys.executable, str(SCRIPT), str(folder), json.dumps(groups)], check=True, timeout=280)
-    found: Legs = {}
-    for world_size, runs in groups:
-        for name, _, _, last_step in runs:
-            files = [folder / name / f"rank{rank}-of{world_size}-to{last_step}.json" for rank in range(world_size)]
-            found.setdefault(name, []).append([json.loads(file.read_text()) for file in files])
-    return found
+    return {
+        r: [
+            [
+                json.loads((folder / r.name / f"leg{number}-rank{rank}.json").read_text())
+                for rank in range(group.workers)
+            ]
+            for number, group in enumerate(r.groups)
+        ]
+        for r in ALL
+    }
 
 
-def losses(legs: Legs, name: str) -> list[float]:
-    return [loss for leg in legs[name] for loss in leg[0]["losses"]]
+def losses(results: Results, r: Run) -> list[float]:
+    return [loss for group in results[r] for loss in group[0]["losses"]]
 
 
-def micro_batches(leg: list[dict[str, Any]]) -> list[list[int]]:
+def evaluations(results: Results, r: Run) -> list[dict[str, float]]:
+    return [evaluation for group in results[r] for evaluation in group[0]["evaluations"]]
+
+
+@pytest.mark.parametrize("r", SAME_BITS, ids=lambda r: r.name)
+def test_the_exact_reduction_gives_the_same_bits(results: Results, r: Run) -> None:
+    alone = undisturbed(r)
+    assert len(losses(results, alone)) == LAST_STEP
+    assert losses(results, r) == losses(results, alone)
+    assert evaluations(results, r) == evaluations(results, alone)
+    assert results[r][-1][0]["weights"] == results[alone][-1][0]["weights"]
+
+
+@pytest.mark.parametrize("r", SAME_LOSSES, ids=lambda r: r.name)
+def test_the_fast_reduction_gives_the_same_losses_to_1e9_in_float64(results: Results, r: Run) -> None:
+    alone = undisturbed(r)
+    last_step = r.groups[-1].until
+    assert len(losses(results, alone)) == last_step
+    assert losses(results, r) == pytest.approx(losses(results, alone), abs=1e-9)
+    assert len(evaluations(results, r)) == last_step // 4
+    for ours, theirs in zip(evaluations(results, r), evaluations(results, alone), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-9)
+    if all(group.workers == 1 for group in r.groups):
+        assert losses(results, r) == losses(results, alone)  # a stop alone changes no bit
+
+
+def test_two_runs_are_equal_to_the_last_bit(results: Results) -> None:
+    assert losses(results, TWO_32_AGAIN) == losses(results, TWO_32)
+
+
+def test_the_first_losses_agree_to_1e4_in_float32(results: Results) -> None:
+    assert losses(results, TWO_32)[:4] == pytest.approx(losses(results, FAST_32)[:4], abs=1e-4)
+
+
+def test_fast_and_exact_agree_in_float64(results: Results) -> None:
+    assert losses(results, EXACT_64) == pytest.approx(losses(results, FAST_64), abs=1e-9)
+
+
+def test_powersgd_is_not_the_whole_gradient(results: Results) -> None:
+    assert losses(results, POWERSGD)[3] != pytest.approx(losses(results, FAST_64)[3], abs=1e-3)
+
+
+def test_compressed_gradients_agree_to_their_rounding(results: Results) -> None:
+    """And are rounded: the first loss is computed before, the later ones differ from those of whole gradients."""
+    whole, alone, two = (losses(results, r)[:4] for r in (FAST_64, *BF16))
+    assert alone[0] == two[0] == pytest.approx(whole[0], abs=1e-9)
+    assert two == pytest.approx(alone, abs=0.02)
+    assert all(abs(a - b) > 1e-7 for rounded in (alone, two) for a, b in zip(rounded[2:], whole[2:], strict=True))
+
+
+@pytest.mark.parametrize("r", SAME_LOSSES[:2], ids=lambda r: r.name)
+def test_the_same_samples_in_the_same_micro_batches(results: Results, r: Run) -> None:
+    expected = micro_batches(results[FAST_64][0])
+    assert len(expected) == LAST_STEP * GLOBAL_BATCH // MICRO_BATCH
+    assert micro_batches(results[r][0]) == expected
+
+
+def micro_batches(ranks: list[dict[str, Any]]) -> list[list[int]]:
     """All micro-batches of a run in their global order: step by step, rank by rank."""
-    shares = [len(rank["train"]) // LAST_STEP for rank in leg]
+    shares = [len(rank["train"]) // LAST_STEP for rank in ranks]
     return [
         batch
         for step in range(LAST_STEP)
-        for share, rank in zip(shares, leg, strict=True)
+        for share, rank in zip(shares, ranks, strict=True)
         for batch in rank["train"][step * share : (step + 1) * share]
     ]
 
 
-@pytest.mark.parametrize("name", ["two-64", "three-64"])
-def test_losses_agree_to_1e9_in_float64(legs: Legs, name: str) -> None:
-    (alone,), (together,) = legs["alone-64"], legs[name]
-    assert len(alone[0]["losses"]) == LAST_STEP
-    assert together[0]["losses"] == pytest.approx(alone[0]["losses"], abs=1e-9)
-    assert len(alone[0]["evaluations"]) == 3
-    for ours, theirs in zip(together[0]["evaluations"], alone[0]["evaluations"], strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-9)
-
-
-def test_first_losses_agree_to_1e4_in_float32(legs: Legs) -> None:
-    assert losses(legs, "two-32")[:4] == pytest.approx(losses(legs, "alone-32")[:4], abs=1e-4)
-
-
-@pytest.mark.parametrize("name", ["two-64", "three-64"])
-def test_the_same_samples_in_the_same_micro_batches(legs: Legs, name: str) -> None:
-    expected = micro_batches(legs["alone-64"][0])
-    assert len(expected) == LAST_STEP * GLOBAL_BATCH // MICRO_BATCH
-    assert micro_batches(legs[name][0]) == expected
-
-
-@pytest.mark.parametrize("name", ["alone-64", "two-64", "three-64"])
-def test_every_validation_sample_is_seen_once(legs: Legs, name: str) -> None:
-    first_evaluation = [batch for rank in legs[name][0] for batch in rank["val"][: len(rank["val"]) // 3]]
+@pytest.mark.parametrize("r", [FAST_64, *SAME_LOSSES[:2]], ids=lambda r: r.name)
+def test_every_validation_sample_is_seen_once(results: Results, r: Run) -> None:
+    first_evaluation = [batch for rank in results[r][0] for batch in rank["val"][: len(rank["val"]) // 3]]
     assert sorted(sample_id for batch in first_evaluation for sample_id in batch) == list(range(NUM_VAL))
 
 
-@pytest.mark.parametrize("name", ["one-then-one", "two-then-one", "one-then-three"])
-def test_a_stop_changes_nothing(legs: Legs, name: str) -> None:
-    """Stopped at step 5, the second of its epoch, and gone on, also with another number of workers."""
-    assert [len(leg[0]["losses"]) for leg in legs[name]] == [5, 7]
-    assert losses(legs, name) == pytest.approx(losses(legs, "alone-64"), abs=1e-9)
-    if name == "one-then-one":
-        assert losses(legs, name) == losses(legs, "alone-64")
-
-
-def test_two_runs_are_equal_to_the_last_bit(legs: Legs) -> None:
-    assert losses(legs, "two-32-again") == losses(legs, "two-32")
-
-
-@pytest.mark.parametrize("name", ["two-exact", "three-exact", "four-exact"])
-def test_the_exact_reduction_gives_the_same_bits_for_any_number_of_workers(legs: Legs, name: str) -> None:
-    """Six micro-batches: four workers have uneven shares."""
-    alone, together = legs["alone-exact"][0][0], legs[name][0][0]
-    assert together["losses"] == alone["losses"]
-    assert together["evaluations"] == alone["evaluations"]
-    assert together["weights"] == alone["weights"]
-
-
-def test_the_exact_reduction_gives_the_same_bits_across_stops_and_resizes(legs: Legs) -> None:
-    """One worker to step 2, three to step 7, two to the end."""
-    assert losses(legs, "resized") == losses(legs, "alone-exact")
-    assert legs["resized"][-1][0]["weights"] == legs["alone-exact"][0][0]["weights"]
-
-
-def test_the_exact_reduction_gives_the_same_bits_where_eight_micro_batches_are_shared_by_three(legs: Legs) -> None:
-    """Three, three and two a step; and after one worker to step 3, three to step 6 and two to the end."""
-    alone = legs["eighths-alone"][0][0]
-    assert [len(rank["train"]) for rank in legs["eighths-three"][0]] == [3 * LAST_STEP, 3 * LAST_STEP, 2 * LAST_STEP]
-    assert losses(legs, "eighths-three") == losses(legs, "eighths-resized") == alone["losses"]
-    assert legs["eighths-three"][0][0]["weights"] == legs["eighths-resized"][-1][0]["weights"] == alone["weights"]
-
-
-def test_all_parts_of_a_recipe_keep_the_promise(legs: Legs) -> None:
-    """Two workers to step 6, in the middle of an epoch, and four to the end, against one alone: the same bits."""
-    assert losses(legs, "parts-resized") == losses(legs, "parts-alone")
-    alone, resized = legs["parts-alone"][0][0], legs["parts-resized"][-1][0]
-    assert resized["evaluations"] == alone["evaluations"][-2:]
-    assert resized["weights"] == alone["weights"]
-
-
-def test_compressed_gradients_agree_to_their_rounding(legs: Legs) -> None:
-    """And are rounded: the first loss is computed before, the others are not those of whole gradients."""
-    whole, alone, two = (losses(legs, name)[:4] for name in ("alone-64", "bf16-alone", "bf16-two"))
-    assert alone[0] == two[0] == pytest.approx(whole[0], abs=1e-9)
-    assert two == pytest.approx(alone, abs=0.02)
-    assert all(abs(a - b) > 1e-7 for run in (alone, two) for a, b in zip(run[2:], whole[2:], strict=True))
-
-
-def test_powersgd_does_not_depend_on_the_number_of_workers(legs: Legs) -> None:
-    """Two workers to step 3, four to step 7: what each had kept of the gradient went along."""
-    assert losses(legs, "powersgd-resized") == pytest.approx(losses(legs, "powersgd-alone"), abs=1e-9)
-    assert losses(legs, "powersgd-alone")[3] != pytest.approx(losses(legs, "alone-64")[3], abs=1e-3)
-
-
-def test_fast_and_exact_agree_in_float64(legs: Legs) -> None:
-    assert losses(legs, "alone-64-exact") == pytest.approx(losses(legs, "alone-64"), abs=1e-9)
+def test_eight_micro_batches_are_shared_three_three_two(results: Results) -> None:
+    (ranks,) = results[SAME_BITS[4]]
+    assert [len(rank["train"]) for rank in ranks] == [3 * LAST_STEP, 3 * LAST_STEP, 2 * LAST_STEP]

@@ -26,10 +26,10 @@ def points(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 @pytest.mark.parametrize(
     ("name", "seed"),
-    [("eighths", 1), *(pytest.param("parts", seed, marks=pytest.mark.slow) for seed in (2, 3, 4))],
+    [("eight micro-batches", 1), *(pytest.param("everything", seed, marks=pytest.mark.slow) for seed in (2, 3, 4))],
 )
 def test_a_run_killed_up_to_eight_times_ends_with_the_same_bits(tmp_path: Path, name: str, seed: int) -> None:
-    """Groups of one to three workers; `parts` is a recipe with everything that a recipe may have."""
+    """Groups of one to three workers; `everything` is a recipe with everything optional."""
     undisturbed = played(tmp_path / "undisturbed", name, seed, 0)
     story = played(tmp_path / "killed", name, seed, 8)
     # Fewer only if the last to fall was not the one that writes, which had the last step whole by then.

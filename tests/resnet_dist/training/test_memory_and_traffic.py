@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import worker_process as small
 from torch import nn
 
 from resnet_dist.config.loading import load_profile
@@ -24,23 +23,17 @@ from resnet_dist.training.model import build_classifier, recompute_blocks
 from resnet_dist.training.reduce import round_gradients
 from resnet_dist.training.schedule import RunPlan
 
-SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-small: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(small)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 def trained(folder: Path, recipe: Recipe, num_steps: int = 3, **options: Any) -> Trainer:
-    plan = RunPlan(4, 12, num_steps, 99, 99, None, log_every_steps=num_steps)
+    plan = RunPlan(
+        steps_per_epoch=4,
+        total_steps=12,
+        last_step=num_steps,
+        eval_every_epochs=99,
+        save_every_epochs=99,
+        save_every_steps=None,
+        log_every_steps=num_steps,
+    )
     job = Job(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1, **options)
     train, val = small.Memory(small.NUM_TRAIN, 4, seed=1), small.Memory(small.NUM_VAL, 10, seed=2)
     context = LocalContext(FolderStorage(folder))

@@ -17,7 +17,15 @@ plans = st.builds(
     save_every_steps=st.none() | st.integers(1, 9),
     log_every_steps=st.integers(1, 9),
 )
-PLAN = RunPlan(5, 20, 18, eval_every_epochs=2, save_every_epochs=1, save_every_steps=3, log_every_steps=4)
+PLAN = RunPlan(
+    steps_per_epoch=5,
+    total_steps=20,
+    last_step=18,
+    eval_every_epochs=2,
+    save_every_epochs=1,
+    save_every_steps=3,
+    log_every_steps=4,
+)
 
 
 def test_what_is_due_where() -> None:
@@ -47,7 +55,7 @@ def test_nothing_is_due_before_the_first_step(plan: RunPlan) -> None:
 
 
 @given(plans)
-def test_every_window_closes_within_its_epoch(plan: RunPlan) -> None:
+def test_every_epoch_ends_with_a_point(plan: RunPlan) -> None:
     for step in range(plan.last_step):
         end = plan.epoch_ends_at(step)
         assert step < end <= plan.last_step

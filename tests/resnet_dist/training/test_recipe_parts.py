@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import worker_process as small
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -24,23 +23,9 @@ from resnet_dist.training.schedule import Plateau
 from resnet_dist.training.state import MovingAverage, TrainState, evaluated_weights
 from resnet_dist.training.step import training_loss, update_weights
 
-SPEC = importlib.util.spec_from_file_location("worker_process", Path(__file__).with_name("worker_process.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-small: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(small)
-
 
 def train_config(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"global_batch_size": 8, "micro_batch_size": 4, "total_epochs": 1, **changes})
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # Losses
@@ -178,7 +163,6 @@ def test_the_moving_average_by_hand() -> None:
     assert all(p.grad is None and not p.requires_grad for p in average.net.parameters())
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: Path) -> None:
     config = small.recipe("fp32", "fast", train={"ema": {"decay": 0.5}})
     small.train(tmp_path, 0, 1, config, 12)
@@ -213,7 +197,6 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: 
 # Batch norm's statistics
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
     """Of the first norm's input, over two steps of the fourth epoch in micro-batches of 4."""
     config = small.recipe("fp64", "fast", train={"bn_statistics_steps": 2})
@@ -238,11 +221,10 @@ def test_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
 # Together
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "powersgd"])
 def test_a_stop_and_a_restart_change_no_bit(tmp_path: Path, kind: str) -> None:
     """In the middle of an epoch; the whole state, not only the weights."""
-    sections = small.SECTIONS["powersgd"] if kind == "powersgd" else small.PARTS
+    sections = small.RECIPES["powersgd"] if kind == "powersgd" else small.PARTS
     config = small.recipe("fp16" if kind == "fp16" else "fp32", "fast", **sections)
     straight = small.train(tmp_path / "straight", 0, 1, config, 12)
     first = small.train(tmp_path / "stopped", 0, 1, config, 7)

@@ -1,6 +1,6 @@
-"""Groups of workers one after the other, each worker a process: gloo, data in memory. See test_invariance.py.
+"""Small runs with data in memory: the pieces, and groups of real workers (gloo) one after the other.
 
-Usage: worker_process.py FOLDER '[[WORLD_SIZE, [[NAME, PRECISION, REDUCTION, UNTIL_STEP], ...]], ...]'
+Usage: worker_process.py FOLDER GROUPS, where GROUPS is a JSON list of {"workers": ..., "legs": [...]}, see `Leg`.
 
 Workers are forked: they need not import all of PyTorch one by one. Until then this process must not compute anything,
 since a fork has none of its parent's threads.
@@ -14,7 +14,7 @@ import multiprocessing
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,14 +44,27 @@ PARTS: dict[str, dict[str, Any]] = {
     "optim": {"clip_grad_norm": 0.5},
     "schedule": {"kind": "plateau", "patience": 1, "warmup": {"epochs": 0.5, "start_factor": 0.1, "shape": "constant"}},
 }
-"""What recipes may have besides: all of it in one run."""
-SECTIONS = {
-    "parts": PARTS,
-    "bf16": {"train": {"gradient_compression": "bf16"}},
+"""Everything optional in one recipe."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "everything": PARTS,
+    "bf16 gradients": {"train": {"gradient_compression": "bf16"}},
     "powersgd": {"train": {"gradient_compression": "powersgd"}},
-    "eighths": {"train": {"micro_batch_size": 3}},
+    "eight micro-batches": {"train": {"micro_batch_size": 3}},
 }
-"""By the first word of a run's name."""
+"""Of six micro-batches a step, if the name does not say otherwise."""
+
+
+class Leg(NamedTuple):
+    """A part of a run: one group of workers trains it and stops after `until_step`."""
+
+    run: str
+    """The folder of the run. A leg resumes what is there."""
+    number: int
+    recipe: str
+    precision: str
+    reduction: str
+    until_step: int
 
 
 class Memory:
@@ -111,14 +124,23 @@ def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe
 
 
 def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: int) -> dict[str, Any]:
-    """One run, or one more leg of it: resumes what lies in `folder`, and is asked to stop after `until_step`."""
-    plan = RunPlan(4, 12, 12, 1, 1, None, log_every_steps=1)
+    """One leg of the run in `folder`, in this process."""
+    plan = RunPlan(
+        steps_per_epoch=4,
+        total_steps=12,
+        last_step=12,
+        eval_every_epochs=1,
+        save_every_epochs=1,
+        save_every_steps=None,
+        log_every_steps=1,
+    )
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
     points = Points()
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
-    ctx.stop_requested = lambda: trainer.state.step >= until_step  # type: ignore[method-assign]
+    asked_at = until_step if world_size == 1 else until_step - 1  # several workers stop one step after they are asked
+    ctx.stop_requested = lambda: trainer.state.step >= asked_at  # type: ignore[method-assign]
     trainer.restore()
     result = trainer.fit()
     trainer.checkpoints.wait()
@@ -143,26 +165,26 @@ def digest(state: Any) -> str:
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
-def worker(folder: Path, store: Path, rank: int, world_size: int, runs: list[tuple[str, str, str, int]]) -> None:
+def worker(folder: Path, store: Path, rank: int, world_size: int, legs: list[Leg]) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    for name, precision, reduction, until_step in runs:
-        place = folder / name
+    for leg in legs:
+        place = folder / leg.run
         place.mkdir(exist_ok=True)
-        config = recipe(precision, reduction, **SECTIONS.get(name.partition("-")[0], {}))
-        result = train(place, rank, world_size, config, until_step)
-        (place / f"rank{rank}-of{world_size}-to{until_step}.json").write_text(json.dumps(result))
+        config = recipe(leg.precision, leg.reduction, **RECIPES[leg.recipe])
+        result = train(place, rank, world_size, config, leg.until_step)
+        (place / f"leg{leg.number}-rank{rank}.json").write_text(json.dumps(result))
     if world_size > 1:
         dist.destroy_process_group()
 
 
-def main(folder: Path, groups: list[tuple[int, list[tuple[str, str, str, int]]]]) -> None:
+def main(folder: Path, groups: list[dict[str, Any]]) -> None:
     fork = multiprocessing.get_context("fork")
-    for number, (world_size, runs) in enumerate(groups):
-        store = folder / f"store-{number}"
+    for number, group in enumerate(groups):
+        store, world_size, legs = folder / f"store-{number}", group["workers"], [Leg(*leg) for leg in group["legs"]]
         workers = [
-            fork.Process(target=worker, args=(folder, store, rank, world_size, runs), daemon=True)
+            fork.Process(target=worker, args=(folder, store, rank, world_size, legs), daemon=True)
             for rank in range(world_size)
         ]
         for process in workers:
