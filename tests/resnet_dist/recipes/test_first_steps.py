@@ -16,7 +16,7 @@ import resnet_dist
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.tracker import NullTracker
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import open_data, steps_from
@@ -82,7 +82,7 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
     job = Job(recipe, plan, Identity("r", "d"), beton, beton, loader_threads=1)
     context = LocalContext(FolderStorage(tmp_path))
     with ExitStack() as stack:
-        trainer = Trainer(job, context, NullTracker(), *open_data(job, context.device, stack))
+        trainer = Trainer(job, context, Tracker(), *open_data(job, context.device, stack))
         trainer.model.train()
         net = trainer.state.net
         weight = net.conv1.weight if recipe.model.stem == "conv7" else next(net.parameters())

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from worker_process import NUM_TRAIN, NUM_VAL, RECIPES, Memory, digest, recipe
 
 from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity, newest_first, step_of
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
@@ -56,7 +57,7 @@ class Kill:
     place: str
 
 
-class Points:
+class Points(Tracker):
     """Appended to one file, so that they outlive their writer."""
 
     def __init__(self, file: Path) -> None:
@@ -66,9 +67,6 @@ class Points:
         kept = {key: value for key, value in values.items() if key == "train/loss" or key.startswith("val/")}
         with self._file.open("a") as opened:
             opened.write(json.dumps([step, kept]) + "\n")
-
-    def text(self, artifact_path: str, content: str) -> None:
-        """Artifacts are tested elsewhere."""
 
 
 def arm(trainer: Trainer, kill: Kill) -> None:
@@ -99,7 +97,7 @@ def worker(folder: Path, name: str, store: Path, rank: int, world_size: int, kil
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
     job = Job(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     points = Points(folder / ("points.jsonl" if rank == 0 else "others.jsonl"))
-    trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))  # type: ignore[arg-type]
+    trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     if kill is not None and kill.rank == rank:
         arm(trainer, kill)
     trainer.restore()

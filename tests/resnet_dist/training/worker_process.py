@@ -12,7 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
+from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import Job, LocalContext
 from resnet_dist.training.feed import Samples
@@ -89,15 +90,14 @@ class Memory:
             yield Batch(torch.from_numpy(images), torch.from_numpy(self.labels[shown]), shown)
 
 
-class Points:
+class Points(Tracker):
+    """Keeps the points of the curves."""
+
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
-    def metrics(self, values: dict[str, float], step: int) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.rows.append((step, dict(values)))
-
-    def text(self, artifact_path: str, content: str) -> None:
-        """Artifacts are tested elsewhere."""
 
 
 def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe:
