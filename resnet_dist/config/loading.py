@@ -53,7 +53,7 @@ def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
 
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     """Reads a search space; the recipe's keys that it names are looked up in the recipe's schema. Raises UserError."""
-    return space_from_tree(str(path), _read_mapping(path), overrides)
+    return space_from_tree(str(path), read_tree(path), overrides)
 
 
 def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Space:
@@ -84,11 +84,6 @@ def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
             named.append((f"space.{key}.of: ", str(parameter.get("of"))))
     reasons = [(place, unknown_recipe_key(key)) for place, key in named if key not in COORDINATES]
     return [f"{place}{reason}" for place, reason in reasons if reason]
-
-
-def read_tree(path: Path) -> dict[str, Any]:
-    """A YAML file as plain data. Raises UserError."""
-    return _read_mapping(path)
 
 
 def recipe_from_tree(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
@@ -141,7 +136,7 @@ def recipe_of(tree: Any, where: str) -> Recipe:
 
 def read_model_name(path: Path) -> str:
     """The net of a recipe, whatever version of the schema wrote it. Raises UserError."""
-    model = _read_mapping(path).get("model")
+    model = read_tree(path).get("model")
     name = model.get("name") if isinstance(model, dict) else None
     if not isinstance(name, str):
         raise UserError(f"{path}: model.name is missing")
@@ -169,7 +164,7 @@ def flatten(model: BaseModel) -> dict[str, str]:
 
 
 def _load(schema: type[S], path: Path, overrides: Sequence[str]) -> S:
-    tree = _read_mapping(path)
+    tree = read_tree(path)
     for override in overrides:
         _apply(tree, override)
     return _validated(schema, path, tree)
@@ -196,7 +191,8 @@ def _require_kind(schema: type[BaseModel], where: Path | str, tree: Any) -> None
         raise UserError(f"{where}: this is a {likely}, a {expected} is expected here")
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """A YAML file, a mapping of sections, as plain data. Raises UserError."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)

@@ -298,8 +298,7 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Space:
-        mistakes = [*self._mistakes()]
-        if mistakes:
+        if mistakes := self._mistakes():
             raise ValueError("; ".join(mistakes))
         return self
 
@@ -310,6 +309,7 @@ class Space(Section):
         if not self.space:
             found.append("space is empty: name at least one key of the recipe to search, for example optim.lr")
         grid = isinstance(self.search, GridSearch)
+        before: dict[str, Parameter] = {}
         for key, parameter in self.space.items():
             if grid and not isinstance(parameter, Grid | Choice | Derived):
                 found.append(f"space.{key}: a grid needs kind grid, choice or derived, got {parameter.kind}")
@@ -317,10 +317,10 @@ class Space(Section):
                 found.append(f"space.{key}: kind grid needs search: {{kind: grid}}; or make it a choice")
             if isinstance(self.search, CmaSearch) and (isinstance(parameter, Choice) or parameter.when):
                 found.append(f"space.{key}: cma searches numbers without conditions; take tpe")
-            before = dict(list(self.space.items())[: list(self.space).index(key)])
             found += _mistakes_of_when(key, parameter, before)
             if isinstance(parameter, Derived):
                 found += self._mistakes_of_derived(key, parameter, before)
+            before[key] = parameter
         for coordinate, decided in COORDINATES.items():
             if coordinate in self.space and decided in self.space:
                 found.append(f"space: {coordinate} decides {decided}; leave one of them out")
