@@ -18,7 +18,12 @@ TarOf = Callable[[dict[str, bytes]], bytes]
 
 
 def walk(data: bytes, *, stream: bool = False) -> list[Member]:
-    return list(walk_tar(lambda start, length: data[start : start + length], 0, None if stream else len(data), "a.tar"))
+    def read_at(start: int, length: int) -> bytes:
+        assert start >= 0
+        assert length >= 0  # of which a file descriptor makes an error
+        return data[start : start + length]
+
+    return list(walk_tar(read_at, 0, None if stream else len(data), "a.tar"))
 
 
 def packed(*infos: tarfile.TarInfo, form: int = tarfile.GNU_FORMAT, end: bool = True) -> bytes:
@@ -100,6 +105,8 @@ def test_damage_is_named(tar_of: TarOf) -> None:
         walk(data[: 1536 + 512 + 512])
     with pytest.raises(UserError, match=r"cut short: it has no end mark after b\.jpg"):
         walk(data[: 2 * 1536])
+    with pytest.raises(UserError, match=r"cut short: it has no end mark after b\.jpg"):
+        walk(tar_of({"b.jpg": b"2" * 6000})[: 512 + 6100])  # within the padding after it
     with pytest.raises(UserError, match="cut short: it has no end mark after its start"):
         walk(b"", stream=True)
     flipped = bytearray(data)

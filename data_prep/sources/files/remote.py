@@ -287,12 +287,13 @@ def failures(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001  # botocore, aiohttp, ...: no common base
         where = without_credentials(path)
-        # fsspec's HTTP raises FileNotFoundError on every failure
-        cause = error.__cause__ if isinstance(error, FileNotFoundError) and _is_http(path) else error
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
         status = getattr(cause, "status", None)
         if isinstance(error, PermissionError) or status in DENIED:
             raise PermissionError(f"{where}: access denied: {_clean(cause)}") from None
-        if isinstance(error, FileNotFoundError) and (cause in (None, error) or status in MISSING):
+        # fsspec's HTTP raises FileNotFoundError on every failure
+        is_other_failure = _is_http(path) and cause is not None and status not in MISSING
+        if isinstance(error, FileNotFoundError) and not is_other_failure:
             raise FileNotFoundError(f"{where}: does not exist") from None
         if isinstance(error, NotAsAsked):
             raise NotAsAsked(f"{where}: {error}; copy the data to a disk first") from None

@@ -82,7 +82,8 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
     while True:
         header = b"" if stop is not None and at + BLOCK_BYTES > stop else window.read(at, BLOCK_BYTES)
         if len(header) < BLOCK_BYTES:
-            _refuse_other_kind(at == start, header or window.read(at, (stop or BLOCK_BYTES) - at), where)
+            if at == start:
+                _refuse_other_kind(header or window.read(at, (stop or BLOCK_BYTES) - at), where)
             raise UserError(
                 f"{where}: is cut short: it has no end mark after {_shown(before)}; copy or download it again"
             )
@@ -99,7 +100,8 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
             name = long_name or _name(header)
             size = 0 if kind == FOLDER else _number(header[124:136])
         except _Damaged as error:
-            _refuse_other_kind(at == start, header, where)
+            if at == start:
+                _refuse_other_kind(header, where)
             raise UserError(
                 f"{where}: the header after {_shown(before)} is damaged: {error}; is it a tar? download it again"
             ) from None
@@ -313,8 +315,8 @@ def _shown(name: bytes | None) -> str:
 # --- what a file is that is not what its name says --------------------------------------------------------------------
 
 
-def _refuse_other_kind(is_start: bool, head: bytes, where: str) -> None:
-    kind = kind_by_head(head) if is_start else None
+def _refuse_other_kind(head: bytes, where: str) -> None:
+    kind = kind_by_head(head)
     if kind is not None:
         raise UserError(f"{where}: {kind}")
 
