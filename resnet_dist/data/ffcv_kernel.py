@@ -90,7 +90,7 @@ class FfcvKernel:
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         if status in _REASONS:
             return _REASONS[status]
-        # libjpeg-turbo keeps the words of a thread's last call, so the image is decoded once more, in this thread.
+        # libjpeg-turbo keeps the message of a thread's last call, so the image is decoded once more, in this thread.
         (offset,), (num_bytes,), (height,), (width,) = stored.offsets, stored.sizes, stored.heights, stored.widths
         pixels = np.empty((height, width, 3), np.uint8)
         source, destination = file.ctypes.data + int(offset), pixels.ctypes.data

@@ -98,7 +98,7 @@ def test_an_empty_order_has_no_batches(photo_beton: Path, open_loader: OpenLoade
 
 
 def test_a_batch_is_not_written_to_later(photo_beton: Path, open_loader: OpenLoader) -> None:
-    """ffcv decodes into a ring of five buffers; here are ten batches, all kept."""
+    """Stock ffcv decodes into a ring of five buffers; here are ten batches, all kept."""
     loader = open_loader(photo_beton, batch_size=4)
     kept, seen = [], []
     for batch in loader.epoch(0, ALL):
