@@ -133,7 +133,7 @@ def peak_memory(tree: Path, output: Path, *options: str) -> float:
 
 
 def make_large(tree: Path) -> None:
-    """One image as large as is decoded at all, stored as PNG so that it is encoded anew."""
+    """One image as large as is decoded at all, stored as PNG so that it is encoded again."""
     from PIL import Image
 
     side = int(LIMITS.pixels**0.5)

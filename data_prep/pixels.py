@@ -269,7 +269,7 @@ def _unknown(data: bytes) -> BadPicture:
 
 
 class _as_bad_picture:  # noqa: N801  # a context manager
-    """Pillow and what it stands on raise a dozen kinds of errors on damaged files, and warn of what is no damage."""
+    """Pillow and its libraries raise a dozen kinds of errors on damaged files, and warn of what is no damage."""
 
     def __enter__(self) -> None:
         _silence_pillow()
@@ -695,7 +695,7 @@ def resized_window(picture: Image.Image, resized: tuple[int, int], window: tuple
     """`picture.resize(resized, BILINEAR).crop(...)`, bit by bit, in memory and time of the picture and the window only.
 
     `picture`: of mode RGB. `resized`: width, height. `window`: left, top, width, height, in pixels of the resized
-    picture; what lies outside is black.
+    picture; what is outside is black.
     """
     left, top, width, height = window
     if resized[0] * resized[1] <= picture.width * picture.height + 16 * width * height:

@@ -119,7 +119,7 @@ _QUOTE_AT_END = re.compile(r"['\"](?:[,;)\]}]|\Z)")
 _HOST = re.compile(r"[\w.\[\]-]+(?::\w+)?(?:[/?#][^'\"]*)?")
 _MAX_QUOTES = 20
 _NAMES_A_CONTAINER = ("abfs", "abfss", "wasb", "wasbs")
-"""Schemes in which no user stands before the `@`: abfss://container@account."""
+"""Schemes in which no user is before the `@`: abfss://container@account."""
 _LOGIN_ALONE = re.compile(r"(?<![\w.:/@-])([\w.-]{1,64}):[^\s@/'\"]{1,256}@(?=[\w.-]{1,255}:\d{1,5}(?!\w))")
 
 
@@ -181,7 +181,7 @@ _NO_VALUE = re.compile(
     r"(?=\s|\Z|[.,:;)`'\"]{1,2}(?:\s|\Z))",
     re.IGNORECASE,
 )
-"""How a sentence goes on after a name, and what code has there."""
+"""How a sentence continues after a name, and what code has there."""
 _OPTION = re.compile(
     rf"((?<![\w-])--?([A-Za-z][\w-]{{0,64}})[ \t]{{1,4}})(?!-)(?!{_NO_VALUE.pattern})"
     r"(?:['\"][^'\"\n]{0,512}['\"](?!\w)|\S+)",
@@ -191,7 +191,7 @@ _MAPPING = re.compile(r"[{\[]\s*(?:[{\[]|['\"]?[\w.-]{1,64}['\"]?\s*:)")
 _ONLY_IN_QUERIES = {"KEY"}
 _DOTTED_KEY = re.compile(r"(?:access|account|api|auth|encryption|private|secret|shared)\.key\Z", re.IGNORECASE)
 _ABOUT_IT = {"DIR", "FILE", "MODE", "PATH", "REF", "SECONDS", "TYPE"}
-"""Last words of names under which not the secret lies, but its place or kind: RAY_AUTH_TOKEN_PATH."""
+"""Last words of names that hold not a secret, but its location or kind: RAY_AUTH_TOKEN_PATH."""
 _EXCEPTION = re.compile(r"[a-z](Error|Exception|Warning)\Z")
 _PROSE = {
     "AUTH", "COOKIE", "COOKIES", "CREDENTIALS", "KEYS", "PASS", "PASSWORDS", "PAT", "SAS", "SECRETS", "SIG",
@@ -227,7 +227,7 @@ def _names_a_secret(found: re.Match[str]) -> bool:
 
 
 def _value(text: str, found: re.Match[str]) -> tuple[int, int] | None:
-    """Where the value after a name begins and ends, without its quotes; None: there is none, or a sentence goes on."""
+    """Where the value after a name begins and ends, without quotes; None: there is none, or a sentence continues."""
     start = found.end()
     if quoted := _QUOTED.match(text, start):
         num_quotes = len(quoted.group(1))

@@ -1,3 +1,1 @@
-"""The `.beton` file and its manifest: layout, packing, writing, reading, checking. No torch, ray, ffcv."""
-
-from __future__ import annotations
+"""The `.beton` file and its manifest: layout, ranges, reader, merge and subset, stage. No torch, ray, ffcv."""

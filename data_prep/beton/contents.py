@@ -1,7 +1,7 @@
 """`<name>.samples.bin`, beside a beton: what each of its images was in the source, to tell whether two share any.
 
 16 bytes per sample, in their order: xxh3_128 of the image's file as the source has it, so that other settings hide
-nothing. Its own digest stands in the manifest. These find equal files, not forged ones: who wants to hide that images
+nothing. Its own digest is in the manifest. These find equal files, not forged ones: who wants to hide that images
 are shared changes a byte of each, whatever the digest; who can add images needs no forgery to make it seem so.
 """
 

@@ -28,7 +28,7 @@ HEADER = np.dtype(
 """24 bytes."""
 
 FIELD_DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
-"""1041 bytes. ffcv stores no arguments for our two fields: how the images were encoded stands in the manifest only."""
+"""1041 bytes. ffcv stores no arguments for our two fields: how the images were encoded is in the manifest only."""
 
 IMAGE_METADATA = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 """13 bytes, packed. Sides in px; `data_ptr` counts from the start of the file."""
@@ -37,7 +37,7 @@ SAMPLE_METADATA = np.dtype([("image", IMAGE_METADATA), ("label", "<i8")], align=
 """24 bytes: 13, three of padding, 8."""
 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-"""24 bytes, one per stored image. The size of an image stands nowhere else."""
+"""24 bytes, one per stored image. The size of an image is nowhere else."""
 
 INT_FIELD_TYPE_ID = 1
 RGB_IMAGE_FIELD_TYPE_ID = 2

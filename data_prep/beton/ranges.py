@@ -1,7 +1,7 @@
-"""A beton cut into ranges of 64 MiB that anyone may write, in any order, any number of times: the same bytes each time.
+"""A beton cut into ranges of 64 MiB that anyone may write, in any order, any number of times, to the same bytes.
 
-Its place and bytes follow from the layout, so a range needs nothing of its neighbours. Ranges are whole
-chunks of the manifest, so their digests are taken on the way and combined at the end.
+The offset and the bytes of a range follow from the layout alone. Ranges are whole chunks of the manifest, so their
+digests are taken on the way and combined at the end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FileRange:
     start: int
     stop: int
     literal: tuple[tuple[int, bytes], ...]
-    """Offset in the file and bytes of the tables' parts that lie here."""
+    """Offset in the file and bytes of what of the tables is here."""
     first_sample: int
     """Id of the first sample with bytes here."""
     pointers: NDArray[np.int64]
@@ -104,7 +104,7 @@ def cut_images(
     sizes: NDArray[np.int64],
     first_sample: int = 0,
 ) -> FileRange:
-    """The range start..stop-1 without what of the tables lies in it. `first_sample`: id of the first of the images."""
+    """The range start..stop-1 without the tables. `first_sample`: id of the first of the images."""
     end = int(np.searchsorted(pointers, stop, side="left"))
     first = max(0, int(np.searchsorted(pointers, start, side="right")) - 1)
     while first < end and pointers[first] + sizes[first] <= start:
@@ -127,7 +127,7 @@ def write_range_to(write: Callable[[memoryview, int], None], part: FileRange, pa
 
 
 def read_digests(descriptor: int, part: FileRange) -> tuple[str, ...]:
-    """Digests of the chunks that stand in the file now."""
+    """Digests of the chunks as they are in the file now."""
     starts = range(part.start, part.stop, CHUNK_BYTES)
     return tuple(chunk_digest(os.pread(descriptor, min(CHUNK_BYTES, part.stop - at), at)) for at in starts)
 
@@ -153,14 +153,14 @@ def _blocks(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview
 
 
 def _within(part: FileRange, at: int, block: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """What of the block lies in the range."""
+    """The part of the block that is in the range."""
     block = block[max(0, part.start - at) : max(0, part.stop - at)]
     if len(block):
         yield max(at, part.start), block
 
 
 def _pieces(part: FileRange, payload: Payload) -> tuple[int, Iterator[_Piece]]:
-    """All that lies in the range, without gaps, and where it begins. Images may reach beyond the range."""
+    """All that is in the range, without gaps, and where it begins. Images may reach beyond the range."""
     segments = _segments(part, payload)
     first, _, _ = segments[0] if segments else (part.stop, 0, ())
     start = min(first, part.start)

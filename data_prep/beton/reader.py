@@ -149,7 +149,7 @@ class BetonReader:
         self._require((sizes >= 1) & (sizes <= self.page_bytes), "its size is not within a page")
         first_page = layout.pages_start(len(metadata), self.page_bytes)
         inside = (pointers >= first_page) & (pointers < table_ptr) & (pointers + sizes <= table_ptr)
-        self._require(inside, "it lies outside the pages")
+        self._require(inside, "it is outside the pages")
         self._require(self.modes < len(layout.MODE_NAMES), "its mode is unknown")
         raw_bytes = self.heights.astype(np.uint64) * self.widths * np.uint64(3)
         self._require((self.modes != layout.MODE_RAW) | (sizes == raw_bytes), "its size is not height * width * 3")

@@ -47,7 +47,7 @@ def stage(
 ) -> Path:
     """The path of a whole local copy of `source`, a path or an fsspec URL (`s3://...`), under `folder`.
 
-    The copy lies in `folder/<digest>/`, with its manifest; when it is there already, that is all that is looked at.
+    The copy is in `folder/<digest>/`, with its manifest; if it is there already, that is all that is looked at.
     `on_copied(bytes, in all)` is called by the process that copies, `check` by one that waits; both may raise to stop.
     UserError when the source or its manifest is missing, or the folder is open to other users; Fault when the source is
     damaged, the disk is full, or another process has not finished the copy in `wait_limit_s`.

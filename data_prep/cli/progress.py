@@ -1,4 +1,4 @@
-"""What a person sees while a conversion runs: a live bar on a terminal, a plain line every few seconds in a log."""
+"""What a person sees while a command runs: live bars on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _WriteRate:
 
     def describe(self, num_bytes: int, total: int | None, by_node: Mapping[str, int]) -> str:
         now = time.monotonic()
-        if self._start is None or num_bytes < self._last_bytes:  # less than before: it is written anew
+        if self._start is None or num_bytes < self._last_bytes:  # less than before: it is written again
             self._start = (now, num_bytes, dict(by_node))
         self._last_bytes = num_bytes
         start_s, start_bytes, start_nodes = self._start

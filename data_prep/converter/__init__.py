@@ -1,3 +1,1 @@
-"""Source -> beton: plan (fixed work units), encode (one unit, one part file), assemble (parts into pages)."""
-
-from __future__ import annotations
+"""Source -> beton: plan, read (one part file per unit), write (ranges of the beton), publish; and verify."""

@@ -263,7 +263,7 @@ class _Conversion:
         names = output.names()
         self._found = {part.unit.number: part for part in kept}
         self._missing = deque(unit for unit in plan.units if unit.number not in self._found)
-        # Other samples may be bad now, so that ranges which an earlier run wrote, or still writes, lie elsewhere.
+        # Other samples may be bad now: then the ranges of an earlier run, or of its orphaned workers, are not ours.
         self._is_new = len(kept) < len(before) or any(whole_note(unit.number) in names for unit in self._missing)
         self.num_resumed = len(kept)
 

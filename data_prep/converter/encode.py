@@ -1,4 +1,4 @@
-"""One sample of a source -> the bytes to store and what the beton says of them. Pure: the same on every machine."""
+"""One sample of a source -> the bytes to store, and their metadata. Pure: the same on every machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.digest import sample_digest
 from data_prep.beton.ranges import RANGE_BYTES
-from data_prep.converter.picture import is_shown_right, shrink
+from data_prep.converter.picture import BadSample, decode_rgb, is_read_to_its_end, is_shown_right
 from data_prep.converter.settings import DEFAULT_QUALITY, ConvertSettings
 from data_prep.errors import Fault, UserError
 from data_prep.jpeg import turbojpeg
@@ -25,29 +25,15 @@ from data_prep.jpeg.check import are_sound
 from data_prep.jpeg.header import (
     SOF_PROGRESSIVE,
     JpegHeader,
-    is_jpeg,
     is_read_by_ffcv,
-    plain,
     read_jpeg_header,
-    read_odd_jpeg_header,
 )
 from data_prep.native import library as native_library
-from data_prep.pixels import SMALLER, BadPicture, orientation, read_header, require_sides, require_size, to_rgb, turned
+from data_prep.pixels import BadPicture, orientation, require_size
 from data_prep.sources.files.places import TAIL_BYTES, Ends
 
 ENCODING_VERSION = "3"
 """Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. It is in every manifest."""
-
-DRAFT_RESERVE = 2
-"""A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as this many times the sides wanted are left to the resize filter.
-
-On ImageNet files shrunk to 256 px: 0.07 grey levels (mean, 0.7 at worst) from the full decode, in 0.81 of the time.
-With a reserve of 1 it would be 1.9 (6.8) in 0.42, which is no longer nothing.
-"""
-
-
-class BadSample(Exception):
-    """This sample cannot be stored; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class Encoded:
 
 
 class LeftInSource(NamedTuple):
-    """An image whose own bytes are stored, and which has not been read for that but for its ends."""
+    """An image whose own bytes will be stored, of which only the ends have been read."""
 
     height: int
     width: int
@@ -76,7 +62,7 @@ class LeftInSource(NamedTuple):
 
 
 def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
-    """What `encode` would store untouched, where a file's ends tell that; None: the file must be read.
+    """What `encode` would store untouched, if a file's ends show that; None: the file must be read.
 
     Only of files for which `ends_may_do`.
     """
@@ -91,9 +77,9 @@ def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource 
 
 
 def ends_may_do(settings: ConvertSettings, index: int) -> bool:
-    """Whether a file's ends may tell that it is stored as it is: with `check: headers` only."""
-    # An image of a page larger than a range is read once for each range that it lies in: only a digest of all its bytes
-    # tells that these readings agree.
+    """Whether a file's ends may show that it is stored as it is: with `check: headers` only."""
+    # With pages larger than a range, an image is read once for each range it is in: only a digest of all its bytes
+    # shows that these readings agree.
     return (
         settings.check == "headers"
         and settings.exif == "ignore"
@@ -136,7 +122,7 @@ def encode_all(
 def _encoded_or_bad(
     data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None
 ) -> Encoded | BadSample:
-    """Whatever goes wrong with one image is a matter of this image."""
+    """Whatever goes wrong with one image is a bad sample, and nothing else."""
     try:
         return _encode(data, settings, index, as_it_is)
     except BadSample as error:
@@ -155,7 +141,7 @@ def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encode
     """`as_it_is`: where the source's bytes could be stored if libjpeg-turbo reads them without a warning."""
     if not data:
         raise BadSample("is empty")
-    if as_it_is is not None and _is_read_to_its_end(data):
+    if as_it_is is not None and is_read_to_its_end(data):
         return as_it_is
     pixels = decode_rgb(data, settings)
     encoded = _as_pixels(pixels, settings) if _is_wanted_raw(index, settings) else _as_jpeg(pixels, settings)
@@ -175,7 +161,7 @@ def is_raw(index: int, settings: ConvertSettings) -> bool:
 
 
 def _as_it_is(data: bytes, header: JpegHeader | None, settings: ConvertSettings, index: int) -> Encoded | None:
-    """The source's own bytes, if by its markers ffcv reads the file, and it is small enough; None otherwise."""
+    """The source's own bytes, if ffcv reads a file with these markers, and it is small enough; None otherwise."""
     if header is None or not _may_stay(settings, index) or not _stays(header, len(data), settings):
         return None
     is_rotated = orientation(data) != 1
@@ -197,19 +183,6 @@ def _stays(header: JpegHeader, num_bytes: int, settings: ConvertSettings) -> boo
     return is_small and num_bytes <= settings.page_bytes and is_read_by_ffcv(header)
 
 
-def _is_read_to_its_end(data: bytes) -> bool:
-    """False for a JPEG that the decoder takes offence at without calling it damaged, which is a BadSample."""
-    try:
-        turbojpeg.check(data)
-    except turbojpeg.Unreadable:
-        return False
-    except turbojpeg.Damaged as error:
-        raise BadSample(f"is damaged: {error}") from None
-    except turbojpeg.TooLarge as error:
-        raise BadSample(f"is too large to decode: {error}") from None
-    return True
-
-
 def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
     if pixels.nbytes > settings.page_bytes:
         raise _too_large(pixels.nbytes, settings)
@@ -218,7 +191,7 @@ def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
 
 
 def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
-    """As pixels where the stock decoder would show no JPEG of it as it should."""
+    """As pixels if the stock decoder would show no JPEG of it correctly."""
     height, width, _ = pixels.shape
     for quality, subsampling in _attempts(settings):
         data = turbojpeg.encode_rgb(pixels, quality, subsampling)
@@ -239,69 +212,9 @@ def _too_large(size: int, settings: ConvertSettings) -> BadSample:
     )
 
 
-def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
-    """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample or BadPicture when it cannot be.
-
-    A JPEG that is to be shrunk much is decoded at a fraction of its size, see `DRAFT_RESERVE`.
-    """
-    header = read_odd_jpeg_header(data)
-    if header is not None:
-        size, remedy = (header.width, header.height), "use --max-side" if settings.max_side is None else SMALLER
-        require_sides(*size, remedy)
-        reduction = _reduction(size, _shrunk_size(size, settings.max_side))
-        require_size(-(-size[0] // reduction), -(-size[1] // reduction), remedy)
-        try:
-            return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
-        except turbojpeg.Damaged as error:
-            raise BadSample(f"is damaged: {error}") from None
-        except turbojpeg.TooLarge as error:
-            raise BadSample(f"is too large to decode: {error}") from None
-        except turbojpeg.Unreadable:
-            pass  # CMYK and the like: Pillow may know it
-    return _decode_with_pillow(data, settings)
-
-
-def _finished(
-    pixels: NDArray[np.uint8], data: bytes, header: JpegHeader, settings: ConvertSettings
-) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    size = _shrunk_size((header.width, header.height), settings.max_side)
-    turn = orientation(data) if settings.exif == "apply" else 1
-    if turn != 1:
-        pixels = np.ascontiguousarray(turned(Image.fromarray(pixels), turn))
-        size = size[::-1] if turn >= 5 else size
-    return shrink(pixels, size)
-
-
-def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
-    if is_jpeg(data) and not _is_read_to_its_end(data):  # Pillow would not tell what is damaged
-        data = plain(data)
-    header = read_odd_jpeg_header(data) or read_header(data)
-    size = _shrunk_size((header.width, header.height), settings.max_side)
-    image = to_rgb(data, settings.picture, at_least=(size[0] * DRAFT_RESERVE, size[1] * DRAFT_RESERVE))
-    size = size[::-1] if settings.exif == "apply" and orientation(data) >= 5 else size
-    return shrink(np.ascontiguousarray(image), size)
-
-
-def _reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
-    """The largest of 1, 2, 4, 8 that leaves the resize filter its reserve."""
-    factor = min(side // (target * DRAFT_RESERVE) for side, target in zip(size, wanted, strict=True))
-    return next((reduction for reduction in (8, 4, 2) if factor >= reduction), 1)
-
-
-def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """The longer side to `max_side` px when it is longer, the other in proportion."""
-    longer = max(size)
-    if max_side is None or longer <= max_side:
-        return size
-    width, height = (max(1, round(side * max_side / longer)) for side in size)
-    return width, height
-
-
 @cache
 def encoder_versions() -> Mapping[str, str]:
-    """Of what decides the bytes of images that are encoded anew: all workers of a conversion must have the same."""
+    """Of what decides the bytes of images that are encoded again: all workers of a conversion must have the same."""
     from PIL import features
 
     return {
@@ -312,7 +225,7 @@ def encoder_versions() -> Mapping[str, str]:
     }
 
 
-# The headers of many JPEGs, by their ends or whole: of plain files by C of this package (`native/jpeg_headers.c`).
+# --- headers of many JPEGs, by their ends or whole: plain files by C (`native/jpeg_headers.c`) ------------------------
 
 
 HEADER = np.dtype(

@@ -1,7 +1,7 @@
 """A beton in an S3 bucket: its ranges are the parts of one multipart upload, which the store puts together at the end.
 
 Until then there is nothing under the final name; the manifest follows as the last object. Parts and notes of the work
-lie under `<output>.work/`. Credentials and endpoint come from the environment, as for `aws`.
+are under `<output>.work/`. Credentials and endpoint come from the environment, as for `aws`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ STALL_LIMIT_S = 900.0
 """Longest time without a finished task."""
 POLL_S = 0.5
 TASKS_AHEAD = 2
-"""Submitted beyond those that can run, so that the next one does not wait for us; on a Ray of this machine only, for
-elsewhere an autoscaler might start a node for them."""
+"""Submitted beyond those that can run, so that the next one does not wait for the driver; only on a Ray of this
+machine: elsewhere an autoscaler might start a node for them."""
 
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
@@ -40,10 +40,11 @@ def _call(task: Callable[[Any, Any], Any], job: Any, item: Any) -> Any:
 
 
 class RayPool:
-    """`workers`: tasks at a time; None: one for each CPU that there is. `address`: a running cluster; None: start a
-    local Ray.
+    """Connects when there is work to do; the end of the `with` block ends the connection, unless it was there before.
 
-    Connects when there is work to do; the end of the `with` block ends the connection, unless it was there before.
+    Args:
+        workers: tasks at a time; None: one per CPU of the cluster.
+        address: of a running cluster; None: start a Ray on this machine.
     """
 
     def __init__(self, workers: int | None, address: str | None, progress: Progress, stop: StopFlag) -> None:
@@ -65,7 +66,7 @@ class RayPool:
     def run(
         self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
     ) -> Generator[Report, None, None]:
-        """See `pool.Pool`. Fault when a task fails, is lost too often, or nothing is finished for too long."""
+        """See `context.Pool`. Fault when a task fails, is lost too often, or nothing is finished for too long."""
         first = next(items, None)
         if first is None:
             return
@@ -89,7 +90,7 @@ class RayPool:
                 _connect(self._workers, self._address)
             except SystemExit:  # what ray.init's own handler makes of a SIGTERM
                 raise Stopped(signal.SIGTERM) from None
-        self._stop.install()  # ray.init put its own handlers in place
+        self._stop.install_again()
         self._stop.check()
         cpus = ClusterCpus()
         num_cpus = cpus.latest()

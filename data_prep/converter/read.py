@@ -11,7 +11,6 @@ import numpy as np
 
 from data_prep.beton.contents import content_of
 from data_prep.converter.encode import (
-    BadSample,
     LeftInSource,
     encode_all,
     encoder_versions,
@@ -19,6 +18,7 @@ from data_prep.converter.encode import (
     leave_in_source,
 )
 from data_prep.converter.output import cannot_be_written, read_work_file
+from data_prep.converter.picture import BadSample
 from data_prep.converter.plan import BadSampleReport, Job, PartWriter, WorkUnit, part_name, whole_note
 from data_prep.errors import UserError
 from data_prep.sources.base import Source, SourceWithEnds, UnreadableSample, read_sample

@@ -1,4 +1,4 @@
-"""What the user decides: about the stored images (it stands in the manifest), and about bad samples."""
+"""What the user decides: how images are stored, which is in the manifest, and what to do about bad samples."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class ConvertSettings:
 
     encode: Encoding = "original"
     """`original`: the source's own bytes where the stock ffcv decoder reads them correctly and the longer side is
-    within `max_side`, else as `jpeg`. `jpeg`: every image decoded and encoded anew. `raw`: RGB pixels. `mixed`: a share
-    of the samples as `raw`, the others as `original`."""
+    within `max_side`, else as `jpeg`. `jpeg`: every image decoded and encoded again. `raw`: RGB pixels. `mixed`: a
+    share of the samples as `raw`, the others as `original`."""
     max_side: int | None = None
     """Longer side of the stored images, px; larger ones are shrunk. None: as they are."""
     quality: int = DEFAULT_QUALITY
-    """JPEG quality of images encoded anew, 1..100."""
+    """JPEG quality of images encoded again, 1..100."""
     subsampling: Subsampling = "4:4:4"
-    """Chroma subsampling of images encoded anew."""
+    """Chroma subsampling of images encoded again."""
     page_bytes: int = layout.DEFAULT_PAGE_BYTES
     """Page of the beton; the largest stored image must fit in one."""
     raw_share: float = 0.0
@@ -50,7 +50,7 @@ class ConvertSettings:
     """Red, green and blue that transparent pixels show. None: alpha is dropped, as torchvision's ImageFolder does."""
     check: Check = "decode"
     """What a JPEG must pass whose own bytes are stored: `decode`, libjpeg-turbo reads it to its end without a warning;
-    `headers`, its markers. One that is encoded anew is decoded without a warning in either case."""
+    `headers`, its markers. One that is encoded again is decoded without a warning in either case."""
 
     def __post_init__(self) -> None:
         _require_one_of("--encode", self.encode, get_args(Encoding))
@@ -85,7 +85,7 @@ class ConvertSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConvertSettings:
-        """Of `as_dict`, or of what an older version wrote. TypeError for settings that are no conversion's."""
+        """Of `as_dict`, or of what an older version wrote. TypeError for settings of something else."""
         from data_prep.pixels import PictureSettings
 
         background = PictureSettings.from_dict(values).background

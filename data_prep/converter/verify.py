@@ -14,7 +14,8 @@ from data_prep.beton.class_names import difference
 from data_prep.beton.digest import CHUNK_BYTES, digest_file
 from data_prep.beton.manifest import Manifest, count_classes, count_modes, read_manifest, require_file
 from data_prep.beton.reader import BetonReader
-from data_prep.converter.encode import BadSample, encode, encoder_versions
+from data_prep.converter.encode import encode, encoder_versions
+from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
 from data_prep.converter.source import open_named
 from data_prep.errors import UserError
@@ -115,8 +116,8 @@ def _touched(reader: BetonReader | None, start: int, end: int) -> str:
         return "the samples there are not known"
     (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
     if not len(samples):
-        return "no image lies there, but the tables do, or nothing"
-    return f"the images of {len(samples)} samples lie there: {shorten([str(i) for i in samples.tolist()])}"
+        return "no image is there, but tables or padding"
+    return f"the images of {len(samples)} samples are there: {shorten([str(i) for i in samples.tolist()])}"
 
 
 def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:

@@ -89,7 +89,7 @@ class EarlyRanges:
         self._range_bytes = range_bytes
         self._next_range = -(-self.pages_start // range_bytes)  # those before it hold the tables
         self._used_bytes = 0  # of the pages
-        self._first_sample = 0  # of the samples below, which lie in the next range or behind it
+        self._first_sample = 0  # of the samples below, in the next range or after it
         self._pointers: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._sizes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._samples: NDArray[np.void] = np.zeros(0, dtype=WRITE_ROW)
@@ -229,7 +229,7 @@ class _Images:
                 self.contents[number * CONTENT.itemsize : (number + 1) * CONTENT.itemsize] = content_of(image)
 
     def _read_together(self, rows: Sequence[tuple[int, int, int]], into: memoryview) -> bool:
-        """All of them at once, where all lie in the source. False: read one by one, which tells which one fails."""
+        """All of them at once, if all are in the source. False: read them one by one, to know which one fails."""
         if self._in_place is None or any(where not in (IN_SOURCE, ENDS_IN_SOURCE) for _, _, where in rows):
             return False
         try:

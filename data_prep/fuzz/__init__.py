@@ -1,1 +1,1 @@
-"""Damaged JPEGs, and whether all of this project's decoders are of one mind about them: `python -m data_prep.fuzz`."""
+"""Do all of this project's decoders agree about damaged JPEGs? `python -m data_prep.fuzz`."""

@@ -1,7 +1,7 @@
 """`python -m data_prep.fuzz FOLDER --seconds N`: damaged copies of the JPEGs in a folder, and of made-up ones.
 
 For each it compares what the check in C, libjpeg-turbo, `verify` and training's decoders say of it and show, under
-several crops. Exit code 1 when any two are not of one mind; such files are left in `--save`.
+several crops. Exit code 1 when any two disagree; such files are left in `--save`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damage", choices=KINDS, action="append", help="only this one; can be repeated")
-    parser.add_argument("--save", type=Path, help="where files go on which decoders differ")
+    parser.add_argument("--save", type=Path, help="folder for files about which decoders disagree")
     arguments = parser.parse_args()
     files = [path.read_bytes() for path in sorted(arguments.folder.rglob("*")) if path.is_file()]
     made = list(made_kinds(arguments.seed).values())

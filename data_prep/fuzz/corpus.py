@@ -1,8 +1,8 @@
-"""`python -m data_prep.fuzz.corpus FOLDER`: are all tools of one mind about the files of a folder, whatever these are?
+"""`python -m data_prep.fuzz.corpus FOLDER`: do all tools agree about the files of a folder, whatever these are?
 
 Each file is converted in every way, inspected, read by the picture reader, verified, and shown by training's decoders,
 in processes of limited memory; then the folder as a whole is converted, verified, and read by the stock ffcv `Loader`.
-Prints what became of the files, and where two tools differ: then the exit code is 1.
+Prints what became of the files, and where two tools disagree; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 from data_prep.beton import layout
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
-from data_prep.converter.encode import BadSample, Encoded, encode
-from data_prep.converter.picture import MAX_OFF
+from data_prep.converter.encode import Encoded, encode
+from data_prep.converter.picture import MAX_OFF, BadSample
 from data_prep.converter.settings import ConvertSettings, Encoding
 from data_prep.fuzz.jpegs import made_kinds
 from data_prep.fuzz.verdicts import Judge

@@ -27,8 +27,8 @@ from data_prep.sources import open_source
 from data_prep.sources.base import Source
 from data_prep.sources.splits import requested_split
 
-MOST_MEAN = {"stored as pixels": 0.0, "own bytes": 4.0, "encoded anew": 6.0}
-"""Grey levels that an image may be off on the average: nothing; the fast DCT; the fast DCT and encoding anew.
+MOST_MEAN = {"stored as pixels": 0.0, "own bytes": 4.0, "encoded again": 6.0}
+"""Mean grey levels that an image may be off: nothing; the fast DCT; the fast DCT and encoding again.
 
 Of a wrong image it is tens.
 """
@@ -45,7 +45,7 @@ def read_with_ffcv(beton: Path, reader: BetonReader, samples: NDArray[np.int64])
     most_bytes = int((reader.heights.astype(np.int64) * reader.widths * 3)[samples].max())
 
     class AnySize(SimpleRGBImageDecoder):
-        """The stock decoder insists on one size; its code does not. Pixels lie at the start of a flat buffer."""
+        """The stock decoder declares one size; its code does not need it. Pixels are at the start of a flat buffer."""
 
         def declare_state_and_memory(self, previous_state: Any) -> Any:
             state = replace(previous_state, jit_mode=True, shape=(most_bytes,), dtype=np.dtype("<u1"))
@@ -103,7 +103,7 @@ def compare(beton: Path, source: Source, count: int | None) -> tuple[dict[str, l
         difference = np.abs(pixels.astype(np.int16) - expected)
         is_raw = reader.mode(sample) == layout.MODE_RAW
         is_own = not is_raw and bytes(reader.image_bytes(sample)) == original.data
-        kind = "stored as pixels" if is_raw else "own bytes" if is_own else "encoded anew"
+        kind = "stored as pixels" if is_raw else "own bytes" if is_own else "encoded again"
         mean = float(difference.mean())
         found[kind].append((mean, int(difference.max())))
         if label != original.label:

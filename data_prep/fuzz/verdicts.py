@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
     is_kept: bool
     """Conversion stores it as it is."""
     disagreement: str | None
-    """Which two of the decoders are not of one mind."""
+    """Which two decoders disagree, and about what."""
 
 
 class Judge:

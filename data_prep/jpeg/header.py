@@ -87,7 +87,7 @@ class JpegHeader(NamedTuple):
 
 
 _Segment = tuple[int, int, bool, int, int, int]
-"""Its marker; where it starts, behind the one before or behind that one's scan; whether nothing lies between there and
+"""Its marker; where it starts, behind the one before or behind that one's scan; whether nothing is between there and
 the marker but bytes of 255, which may; where its length begins, where its content, and where it ends.
 
 A plain tuple: these are made for every image.

@@ -45,7 +45,7 @@ class TooLarge(Exception):
 
 
 class Unreadable(Exception):
-    """No damage: the decoder does not read this kind of JPEG, or takes offence at what decides no pixel."""
+    """No damage: the decoder does not read this kind of JPEG, or warns of what decides no pixel."""
 
 
 def check(data: bytes) -> None:

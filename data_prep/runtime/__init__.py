@@ -1,1 +1,1 @@
-"""Ray, for both packages: how to reach a cluster or start one here, and what went wrong with it, in words."""
+"""What a command runs in, for both packages: environment, import path, signals, exit codes, Ray."""

@@ -1,7 +1,7 @@
 """The environment of a command, put in order once, before anything else reads it.
 
-What is empty, quoted or relative becomes what was meant; what would end in another library's riddle, a crash or a wrong
-name is told by name. `ordered` decides, `put_in_order` acts. No libraries here: this runs before they are imported.
+What is empty, quoted or relative becomes what was meant; what would crash a library or confuse its messages is an error
+that names the variable. `ordered` decides, `put_in_order` acts. No libraries here: this runs before they are imported.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def given_address(of_profile: str | None, environment: Environment) -> tuple[str
 
 
 def without_proxy(environment: Environment, hosts: Sequence[str]) -> dict[str, str]:
-    """The changes after which no proxy stands between this process and `hosts`, nor within this machine.
+    """The changes after which no proxy is between this process and `hosts`, nor within this machine.
 
     `requests` reads the one in small letters first, gRPC and curl both.
     """
@@ -288,7 +288,7 @@ def _threads(environment: Environment, machine: Machine) -> Ordered:
         changes[key] = value or None
         pattern = r"[1-9]\d{0,5}( *, *[1-9]\d{0,5})*" if key == "OMP_NUM_THREADS" else r"[1-9]\d{0,5}"
         if value and not re.fullmatch(pattern, value):
-            mistakes.append(f"{key}={value}: is no number of threads; give 1, 2, ... or unset it")
+            mistakes.append(f"{key}={value}: is not a number of threads; give 1, 2, ... or unset it")
     return Ordered(changes, mistakes=tuple(mistakes))
 
 
@@ -306,7 +306,7 @@ def _modules(environment: Environment, machine: Machine) -> Ordered:
 
 
 def _ray_settings(environment: Environment, machine: Machine) -> Ordered:
-    """Ray ends without a word at a number that is none."""
+    """Ray exits without an error message if a value is not a number."""
     doubtful = {k: v for k, v in environment.items() if _RAY_SETTING.fullmatch(k) and not _PLAIN.fullmatch(v)}
     if not doubtful or not machine.crashes_ray(doubtful):
         return Ordered({})

@@ -43,11 +43,11 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
         _fail(command, 130, "interrupted")
     except Exception as error:  # noqa: BLE001 - the last line of defence
         code, message = ending(error, os.environ)
-        _fail(command, code, message or _story(command, error))
+        _fail(command, code, message or _unexpected(command, error))
 
 
 def ending(error: Exception, environment: Mapping[str, str]) -> tuple[int, str | None]:
-    """The exit code of an exception and its line; None: nobody foresaw it."""
+    """The exit code of an exception and its line; None: it is not one that is foreseen."""
     if (ray := sys.modules.get("ray")) is not None and isinstance(error, ray.exceptions.RayError):
         from data_prep.runtime.ray_errors import as_raised
 
@@ -64,7 +64,7 @@ def ending(error: Exception, environment: Mapping[str, str]) -> tuple[int, str |
     return 1, None
 
 
-def _story(command: str, error: Exception) -> str:
+def _unexpected(command: str, error: Exception) -> str:
     """The cause in one line, the rest in a file."""
     told = f"unexpected {type(error).__name__}: {error}"
     try:
@@ -72,7 +72,7 @@ def _story(command: str, error: Exception) -> str:
             log.write(redacted("".join(traceback.format_exception(error))))
     except OSError:  # no disk takes a file
         return told
-    return f"{told}; the whole story is in {log.name}"
+    return f"{told}; details are in {log.name}"
 
 
 def _fail(command: str, code: int, message: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """Where Python looks for modules: last of all where a command was started, and nowhere that hides its own modules.
 
-A file `random.py` or a folder `yaml/` beside the command would otherwise be imported in the place of the real one, here
-or in Ray's workers, and end as anything at all.
+A file `random.py` or a folder `yaml/` in the current folder would otherwise be imported instead of the real one, here
+or in Ray's workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or starting a Ray of this machine; every way in which that fails has its own words."""
+"""Connects to a Ray cluster, or starts a Ray on this machine; each way in which that fails has a message of its own."""
 
 from __future__ import annotations
 
@@ -96,8 +96,9 @@ def start_local(*, num_cpus: int | None, dashboard: bool, namespace: str | None 
 
 
 def session_folder(environment: Mapping[str, str]) -> Path:
-    """Where the sessions of a local Ray lie: RAY_TMPDIR if given, else the first of TMPDIR, /tmp, /var/tmp that will
-    do. Raises UserError.
+    """For the sessions of a local Ray: RAY_TMPDIR if given, else the first of TMPDIR, /tmp, /var/tmp that will do.
+
+    Raises UserError.
     """
     wished = environment.get("RAY_TMPDIR")
     candidates = [wished] if wished else [environment.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev/shm"]

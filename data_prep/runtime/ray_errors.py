@@ -211,7 +211,7 @@ def _detail(text: str) -> str:
     lines = [line for line in lines if not re.match(r"(class_name|actor_id|pid|name|namespace|ip|Tip|To see)\b", line)]
     if not lines:
         return ""
-    # What was raised stands last in a traceback, what Ray says first.
+    # In a traceback the exception is last, in Ray's own messages first.
     line = lines[-1] if any(line.startswith(("Traceback", "File ")) for line in lines) else lines[0]
     return one_line(line, _MAX_DETAIL)
 

@@ -39,6 +39,7 @@ class StopFlag:
         """Of the first signal; None so far."""
         self._what_is_lost = what_is_lost
         self._end = end
+        self._is_installed = False
 
     @property
     def exit_code(self) -> int:
@@ -51,9 +52,15 @@ class StopFlag:
             raise Stopped(self.number)
 
     def install(self) -> None:
-        """Handles SIGINT and SIGTERM from now on. `ray.init` replaces the handlers: call this again after it."""
+        """Handles SIGINT and SIGTERM from now on."""
+        self._is_installed = True
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
+
+    def install_again(self) -> None:
+        """If it was installed: `ray.init` replaces the handlers."""
+        if self._is_installed:
+            self.install()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:

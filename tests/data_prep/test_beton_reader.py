@@ -100,7 +100,7 @@ def rename_field(data: np.ndarray) -> None:
         (set_image("mode", 1), r"sample 2 is damaged: its size is not height \* width \* 3"),
         (set_allocation("size", 0), "sample 2 is damaged: its size is not within a page"),
         (set_allocation("size", 2**63), "sample 2 is damaged: its size is not within a page"),
-        (set_allocation("size", 8 << 20), "sample 2 is damaged: it lies outside the pages"),
+        (set_allocation("size", 8 << 20), "sample 2 is damaged: it is outside the pages"),
     ],
 )
 def test_damage_is_found_on_opening(beton: Path, change: Callable[[np.ndarray], None], message: str) -> None:

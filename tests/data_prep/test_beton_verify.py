@@ -76,14 +76,14 @@ def test_a_flipped_bit_is_found_with_the_samples_it_may_touch(beton: Path) -> No
         if reader.pointers[i] < (chunk + 1) * CHUNK_BYTES and reader.pointers[i] + reader.sizes[i] > chunk * CHUNK_BYTES
     ]
     assert sample in touched
-    assert f"the images of {len(touched)} samples lie there: {touched[0]}, {touched[1]}" in problem
+    assert f"the images of {len(touched)} samples are there: {touched[0]}, {touched[1]}" in problem
 
 
 def test_a_changed_label_is_found_twice(beton: Path) -> None:
     flip_bit(beton, layout.METADATA_START + 16)  # the label of sample 0: 0 becomes 1
     problems = verify(beton, decode=0).problems
     assert len(problems) == 2
-    assert "no image lies there, but the tables do" in problems[0]
+    assert "no image is there, but tables or padding" in problems[0]
     assert problems[1] == "class_counts: the beton has (99, 101, 100, 100), the manifest says (100, 100, 100, 100)"
 
 

@@ -27,7 +27,7 @@ from data_prep.converter.output import work_path
 from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.ray_pool import MAX_LOSSES, TASKS_AHEAD, RayPool
 from data_prep.errors import Fault, UserError
-from data_prep.runtime.stop import StopFlag, Stopped
+from data_prep.runtime.stop import StopFlag, Stopped, stop_on_signals
 from data_prep.sources.base import Sample, Source, SourceDescription
 from data_prep.sources.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
@@ -258,13 +258,8 @@ def test_a_stop_ends_the_tasks_and_the_next_run_goes_on(tmp_path: Path, expected
             if samples:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(Stopped):
-            run(SOURCE, tmp_path / "a.beton", 1, StopOnFirstReport())
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with stop_on_signals() as stop, pytest.raises(Stopped):
+        run(SOURCE, tmp_path / "a.beton", 1, StopOnFirstReport(), stop)
     outcome = run(SOURCE, tmp_path / "a.beton", 1)
     assert outcome.num_units_resumed == 1
     assert (tmp_path / "a.beton").read_bytes() == expected[0]

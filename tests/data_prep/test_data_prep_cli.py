@@ -115,7 +115,7 @@ def test_verify_of_a_damaged_beton_ends_with_1(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["ok"] is False
-    assert report["problems"][0].endswith("the images of 3 samples lie there: 0, 1, 2")
+    assert report["problems"][0].endswith("the images of 3 samples are there: 0, 1, 2")
     assert report["problems"][1].startswith("1 of 3 images do not decode: 0 (")
     assert [f"data-prep: {output}: {problem}" for problem in report["problems"]] == result.stderr.splitlines()
 

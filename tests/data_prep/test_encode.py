@@ -1,4 +1,4 @@
-"""One sample: what is kept, what is encoded anew and how, what is refused and why."""
+"""One sample: what is kept, what is encoded again and how, what is refused and why."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_prep.beton import layout
-from data_prep.converter import encode as encoding
-from data_prep.converter import picture as stock_decoder
+from data_prep.converter import picture as reading
 from data_prep.converter.encode import (
-    BadSample,
     Encoded,
-    decode_rgb,
     encode,
     encode_all,
     ends_may_do,
     leave_in_source,
 )
+from data_prep.converter.picture import BadSample, decode_rgb
 from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import UserError
 from data_prep.jpeg import turbojpeg
@@ -265,7 +263,7 @@ def test_every_flipped_bit_is_noticed_or_leaves_the_image_readable(picture, imag
 
 
 def test_an_odd_marker_is_no_damage(picture, image_file) -> None:
-    """libjpeg-turbo warns of an unknown JFIF version, so training would refuse the bytes: they are encoded anew."""
+    """libjpeg-turbo warns of an unknown JFIF version, so training would refuse the bytes: they are encoded again."""
     data = image_file(picture(), quality=90)
     odd = data.replace(b"JFIF\0\x01", b"JFIF\0\x07", 1)
     assert odd != data
@@ -297,7 +295,7 @@ def test_what_is_encoded_is_what_the_stock_decoder_shows(
     options: dict[str, object], with_c: bool, picture, image_file, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_c:
-        monkeypatch.setattr(stock_decoder, "native_library", lambda: None)
+        monkeypatch.setattr(reading, "native_library", lambda: None)
     settings = ConvertSettings(**options)
     photo = encode(image_file(picture(50, 70), "PNG"), settings)
     assert photo.mode == layout.MODE_JPEG
@@ -335,7 +333,7 @@ def test_one_image_that_breaks_the_reader_is_a_bad_sample(picture, image_file, m
             return 1 // 0
         return to_rgb(data)
 
-    monkeypatch.setattr(encoding, "to_rgb", break_on_other)
+    monkeypatch.setattr(reading, "to_rgb", break_on_other)
     found = list(encode_all([good, other, good], range(3), ConvertSettings()))
     assert [isinstance(one, BadSample) for one in found] == [False, True, False]
     assert str(found[1]).startswith("cannot be stored: ZeroDivisionError: ")

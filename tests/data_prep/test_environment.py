@@ -139,7 +139,7 @@ def test_put_in_order_twice_is_once() -> None:
 @pytest.mark.parametrize("key", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"])
 @pytest.mark.parametrize("value", ["abc", "0", "-1", "1.5", "4 4", "$(nproc)"])
 def test_a_number_of_threads_that_is_none(key: str, value: str) -> None:
-    assert mistake({key: value}) == f"{key}={value}: is no number of threads; give 1, 2, ... or unset it"
+    assert mistake({key: value}) == f"{key}={value}: is not a number of threads; give 1, 2, ... or unset it"
 
 
 def test_what_crashes_ray_is_told_by_name() -> None:

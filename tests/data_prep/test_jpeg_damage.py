@@ -17,7 +17,8 @@ from PIL import Image
 
 from data_prep import native as native_library
 from data_prep import pixels as picture_files
-from data_prep.converter.encode import BadSample, encode
+from data_prep.converter.encode import encode
+from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
 from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
 from data_prep.fuzz.verdicts import Judge

@@ -14,7 +14,8 @@ from PIL import Image
 import data_prep
 from data_prep import native as native_library
 from data_prep.converter import encode as encoding
-from data_prep.converter.encode import BadSample, encode_all
+from data_prep.converter.encode import encode_all
+from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
 from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
 from data_prep.fuzz.verdicts import is_read_without_a_warning
@@ -132,7 +133,7 @@ def test_no_byte_is_touched_that_should_not_be(baseline, tmp_path: Path) -> None
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler is not None, "a C compiler built the extension; where has it gone?"
     package, program = Path(data_prep.__file__).parent, tmp_path / "sanitized"
-    folders = (package / "convert" / "native", package / "native")
+    folders = (package / "converter" / "native", package / "native")
     sources = [str(path) for folder in folders for path in sorted(folder.glob("*.c"))]
     flags = [f"-I{package / 'native'}", "-g", "-O1", "-std=gnu11", "-fno-sanitize-recover=all"]
     driver = str(Path(__file__).with_name("sanitized.c"))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep import native as native_library
 from data_prep.converter import picture as shrinking
-from data_prep.converter.encode import _shrunk_size
-from data_prep.converter.picture import shrink
+from data_prep.converter.picture import _shrunk_size, shrink
 
 pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
 
