@@ -100,7 +100,7 @@ def test_the_best_weights(storage: RunStorage, location: str) -> None:
     assert newest(location) == (None, ())
 
 
-def test_the_doctor_lists_and_mends(storage: RunStorage, location: str) -> None:
+def test_the_doctor_lists_and_repairs(storage: RunStorage, location: str) -> None:
     storage.pull()
     whole, rotten, torn = (commit(storage, step, 97.25) for step in (10, 20, 30))
     damage(storage, rotten)
@@ -196,7 +196,7 @@ def test_a_writable_place_passes_and_stays_clean(storage: RunStorage, location: 
     assert open_storage(split(location)[0]).names() == []
 
 
-def test_a_bucket_that_is_not_there_is_the_users_to_mend(bucket: str) -> None:
+def test_a_bucket_that_is_not_there_is_the_users_to_fix(bucket: str) -> None:
     with pytest.raises(UserError, match=r"storage is not writable.*AWS_ENDPOINT_URL"):
         open_storage("s3://nowhere/runs/run").require_writable()
 

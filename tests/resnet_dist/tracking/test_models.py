@@ -120,7 +120,7 @@ def test_a_logged_model_needs_none_of_our_code(sqlite_uri, tmp_path, classifier,
     assert len(served.predict({"image": list(images(3).numpy())})) == 3
 
 
-def test_the_same_step_is_logged_once_and_another_step_anew(sqlite_uri, tmp_path, classifier):
+def test_the_same_step_is_logged_once_and_another_step_again(sqlite_uri, tmp_path, classifier):
     handle = begin(sqlite_uri, tmp_path / "run")
     first = log(handle, classifier)
     assert log(begin(sqlite_uri, tmp_path / "run"), classifier) == first
@@ -180,7 +180,7 @@ def test_an_example_that_would_fix_the_batch_is_a_mistake_of_the_caller(sqlite_u
         log(begin(sqlite_uri, tmp_path / "run"), classifier, input_example=example)
 
 
-def test_a_model_that_is_not_there_is_the_users_to_mend(sqlite_uri, tmp_path, monkeypatch):
+def test_a_model_that_is_not_there_is_the_users_to_fix(sqlite_uri, tmp_path, monkeypatch):
     for uri in ("models:/m-0123456789abcdef", "models:/nobody@champion", f"runs:/{'a' * 32}/last"):
         with pytest.raises(UserError, match="cannot be loaded"):
             load_weights(uri, tracking_uri=sqlite_uri)

@@ -345,7 +345,7 @@ def test_a_bad_line_is_counted_and_passed_over(sqlite_uri, tmp_path, stored_rows
     ]  # fmt: skip
 
 
-def test_a_database_that_is_not_on_this_node_is_not_made_anew(tmp_path):
+def test_a_database_that_is_not_on_this_node_is_not_created(tmp_path):
     tracker = SpoolTracker(tmp_path / "run", "a" * 32, f"sqlite:///{tmp_path}/gone.db", close_limit_s=0.1)
     tracker.metrics({"loss": 1.0}, 1)
     assert not tracker.flush(0.5)
