@@ -87,6 +87,10 @@ def open_source(
 ) -> ListedSource:
     """Opens a source for reading.
 
+    >>> source = open_source("synthetic", "n=3,classes=2")
+    >>> source.class_names, source[2].key, source[2].label
+    (('class-0', 'class-1'), 'synthetic-0000002', 0)
+
     Args:
         location: `--input`, a local path or a URL that fsspec reads; None: not given.
 

@@ -12,6 +12,7 @@ import pytest
 import data_prep
 
 MODULES_WITH_EXAMPLES = (
+    "data_prep.sources",
     "data_prep",
     "data_prep.beton.reader",
     "data_prep.converter.convert",
