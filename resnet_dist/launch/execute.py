@@ -55,8 +55,8 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     clear_leftovers(storage, profile.checkpoint.keep, prepared.damaged)
     if (cache := node_cache(prepared)) is not None:
         fill(cache)
-    watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.publish)
     tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.lease.number)
+    watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.publish)
     has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
     context = LocalContext(
         fenced(storage, run.lease.lease, profile.failure.storage_timeout_s, warn=run.log),

@@ -124,7 +124,7 @@ def _end_of(error: BaseException) -> RunEnd:
         return RunEnd("KILLED", "interrupted")
     if isinstance(error, (UserError, Fault, OSError)):
         return RunEnd("FAILED", f"failed: {error}")
-    return _UNEXPECTED
+    return RunEnd("FAILED", f"{_UNEXPECTED.reason}: {type(error).__name__}")
 
 
 @dataclass

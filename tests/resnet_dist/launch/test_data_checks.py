@@ -1,4 +1,4 @@
-"""Every node's betons are the run's."""
+"""The data of a run: the same on all nodes, its classes the same wherever a run, a model and data meet."""
 
 from __future__ import annotations
 

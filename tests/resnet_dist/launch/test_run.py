@@ -103,7 +103,7 @@ def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: Ou
         (Fault("a node was lost"), RunEnd("FAILED", "failed: a node was lost")),
         (UserError("no such data"), RunEnd("FAILED", "failed: no such data")),
         (KeyboardInterrupt(), RunEnd("KILLED", "interrupted")),
-        (ZeroDivisionError(), RunEnd("FAILED", "an unexpected error")),
+        (ZeroDivisionError(), RunEnd("FAILED", "an unexpected error: ZeroDivisionError")),
     ],
 )
 def test_the_end_is_what_went_wrong(prepared: Callable[..., Prepared], error: BaseException, end: RunEnd) -> None:
