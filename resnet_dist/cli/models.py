@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from resnet_dist.cli.options import AsJson
+from resnet_dist.config.profile import absolute_tracking_uri
 from resnet_dist.errors import UserError
 
 
@@ -75,14 +76,13 @@ def evaluate(
     """
     from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
-    from resnet_dist.launch.evaluate import Place, evaluate_models, log_evaluation, write_files
-    from resnet_dist.tracking.connection import absolute_tracking_uri
+    from resnet_dist.launch.evaluate import Place, evaluate, log_evaluation, write_files
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = absolute_tracking_uri(uri, Path.cwd()) if uri else None
     if experiment and (output is None or uri is None):
         raise UserError("--experiment: needs --output FOLDER, and --tracking-uri or $MLFLOW_TRACKING_URI")
-    evaluated = evaluate_models(
+    evaluated = evaluate(
         models,
         data,
         Protocol(protocol.value, size, resize, sides("--scales", scales)),
@@ -146,7 +146,6 @@ def export(
     Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
     """
     from resnet_dist.launch.export import export_model
-    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)

@@ -28,13 +28,11 @@ def load(recipe: Path, on: Path, sets: list[str], profile_sets: list[str]) -> tu
 
 def load_profile_file(on: Path, profile_sets: list[str]) -> Profile:
     """The profile with every path absolute."""
-    from resnet_dist.tracking.connection import absolute_tracking_uri
-
-    profile = absolute_paths(load_profile(on, profile_sets), Path.cwd())
+    loaded = load_profile(on, profile_sets)
+    profile = absolute_paths(loaded, Path.cwd())
     cluster_address(*given_address(profile.ray_address, os.environ))  # a wrong one before heavy libraries are imported
-    uri = absolute_tracking_uri(profile.tracking_uri, Path.cwd())
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given and given.rstrip("/") not in (uri, profile.tracking_uri):
-        line = f"MLFLOW_TRACKING_URI ({redacted(given)}) is not used: the profile's tracking_uri is {redacted(uri)}"
-        typer.echo(line, err=True)
-    return profile.model_copy(update={"tracking_uri": uri})
+    if given and given.rstrip("/") not in (profile.tracking_uri, loaded.tracking_uri):
+        not_used, used = redacted(given), redacted(profile.tracking_uri)
+        typer.echo(f"MLFLOW_TRACKING_URI ({not_used}) is not used: the profile's tracking_uri is {used}", err=True)
+    return profile

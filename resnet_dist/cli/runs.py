@@ -15,6 +15,7 @@ import typer
 
 from data_prep.shown import shown
 from resnet_dist.cli.options import AsJson, ProfileSets, load_profile_file
+from resnet_dist.config.profile import absolute_tracking_uri
 from resnet_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def runs(
     """
     from rich.console import Console
 
-    from resnet_dist.tracking.connection import absolute_tracking_uri
     from resnet_dist.tracking.experiment import differences, find_run, list_runs
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -126,7 +126,6 @@ def record_data(
     Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
     """
     from resnet_dist.launch.record import record_beton
-    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -155,7 +154,6 @@ def sync(
     """
     from resnet_dist.launch.publish import sync_run
     from resnet_dist.storage.base import open_storage
-    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:

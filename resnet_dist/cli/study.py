@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from resnet_dist.cli.options import ProfileFile, ProfileSets, load_profile_file
+from resnet_dist.config.profile import absolute_tracking_uri
 from resnet_dist.errors import UserError
 
 study_app = typer.Typer(no_args_is_help=True, help="The papers' claims on a laptop: small runs, tables, figures.")
@@ -102,7 +103,6 @@ def curves(
     Example: resnet-dist study curves runs/plain20 runs/plain56 runs/resnet20 runs/resnet56 --output figure6.png
     """
     from resnet_dist.studies.curves import draw_errors, read_curves
-    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     if output.suffix != ".png":
         raise UserError(f"--output {output}: give a file that ends in .png")
@@ -123,7 +123,6 @@ def paper(
     Example: resnet-dist study paper --tracking-uri sqlite:///runs/mlflow.db --output paper.md
     """
     from resnet_dist.studies.paper import paper_table
-    from resnet_dist.tracking.connection import absolute_tracking_uri
 
     text = paper_table([absolute_tracking_uri(uri, Path.cwd()) for uri in tracking_uri])
     if output is None:

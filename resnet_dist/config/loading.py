@@ -31,14 +31,14 @@ _MAX_QUOTED = 120
 """Characters of a file's own text within a message."""
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe; `overrides` are `a.b=c` strings (a leading `recipe.` is allowed). Raises UserError."""
-    return _load(Recipe, path, [o.removeprefix("recipe.") for o in overrides])
+    return _load(Recipe, Path(path), [o.removeprefix("recipe.") for o in overrides])
 
 
-def load_profile(path: Path, overrides: Sequence[str] = ()) -> Profile:
+def load_profile(path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     """Reads a profile; `overrides` are `a.b=c` strings (a leading `profile.` is allowed). Raises UserError."""
-    return _load(Profile, path, [o.removeprefix("profile.") for o in overrides])
+    return _load(Profile, Path(path), [o.removeprefix("profile.") for o in overrides])
 
 
 def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:

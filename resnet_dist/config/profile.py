@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from data_prep.redaction import holds_secret, is_secret_name
+from data_prep.redaction import holds_secret, is_secret_name, redacted
 from resnet_dist.config.base import Section
 from resnet_dist.errors import UserError
 
@@ -120,6 +121,8 @@ class Workers(Section):
 
 
 class Profile(Section):
+    """How much hardware a run has, where its data and files are, and how patient it is. Changes no result."""
+
     workers: Workers
     cpus_per_worker: PositiveInt
     """Also the number of loader threads of a worker."""
@@ -170,20 +173,79 @@ class Profile(Section):
 
 
 def absolute_paths(profile: Profile, base: Path) -> Profile:
-    """The profile with the paths of its folders made absolute: workers start in folders of their own.
+    """The profile with its paths made absolute, beginning at `base`: workers start in folders of their own.
 
-    URLs stay. Raises UserError for data behind a URL without a `cache`.
+    URLs stay. Raises UserError for data behind a URL without a `cache`, and for a `tracking_uri` that MLflow cannot
+    use.
     """
     if "://" in profile.data_root and profile.cache is None:
         raise UserError(
             f"data_root {profile.data_root}: is a URL, and workers read files; set cache to a folder on the nodes' own "
             "disks, for example ~/.cache/resnet-dist"
         )
-    return profile.model_copy(
-        update={
-            key: str((base / Path(value).expanduser()).absolute())
-            for key in ("data_root", "cache", "storage", "sweeps")
-            for value in (getattr(profile, key),)
-            if value is not None and "://" not in value
-        }
+    folders = {
+        key: str((base / Path(value).expanduser()).absolute())
+        for key in ("data_root", "cache", "storage", "sweeps")
+        for value in (getattr(profile, key),)
+        if value is not None and "://" not in value
+    }
+    return profile.model_copy(update=folders | {"tracking_uri": absolute_tracking_uri(profile.tracking_uri, base)})
+
+
+def absolute_tracking_uri(uri: str, base: Path) -> str:
+    """The URI with an absolute path, if it has one: `sqlite:///runs.db` starts at `base` (an absolute folder).
+
+    Raises UserError for a URI that cannot hold a training job's runs, with what to write instead.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if scheme in ("http", "https") and rest.strip("/"):
+        _require_host(uri)
+        return uri.rstrip("/")
+    if scheme == "sqlite" and separator:
+        name, question, query = rest.partition("?")
+        path = str(base / name[1:])
+        if question and not re.fullmatch(r"timeout=\d+(\.\d+)?", query):
+            raise UserError(f"tracking_uri: {redacted(uri)}: after the file's name only ?timeout=SECONDS is understood")
+        if odd := sorted({"%", "?"} & set(path)):
+            raise UserError(
+                f"tracking_uri: {path}: MLflow takes no database whose path has {' and '.join(odd)}; name a file "
+                "elsewhere, or use an MLflow server, http://host:port"
+            )
+        if not name.startswith("/") or name in ("/", "/:memory:") or name.endswith("/"):
+            raise UserError(
+                f"tracking_uri: {uri} names no file, and a run is written by several processes; "
+                "use sqlite:///folder/mlflow.db"
+            )
+        return f"sqlite:///{path}{question}{query}"
+    if not separator and Path(uri).suffix in (".db", ".sqlite", ".sqlite3"):
+        raise UserError(f"tracking_uri: {uri} is a file's name; for an sqlite database write sqlite:///{uri}")
+    if not separator or scheme == "file":
+        raise UserError(
+            f"tracking_uri: {redacted(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "
+            "use sqlite:///folder/mlflow.db or http://host:port"
+        )
+    raise UserError(
+        f"tracking_uri: {redacted(uri)}: {scheme} is not supported here; use sqlite:///folder/mlflow.db or "
+        "http://host:port (a server in front of a database: mlflow server --backend-store-uri ...)"
+    )
+
+
+def _require_host(uri: str) -> None:
+    """UserError for a URI that a client would misread; what it then quotes could be a password."""
+    try:
+        parts = urlsplit(uri)
+        is_read_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_read_whole = False
+    user_info = redacted(uri) != uri
+    if is_read_whole and (not user_info or "@" in parts.netloc or "***@" not in redacted(uri)):
+        return
+    raise UserError(
+        f"tracking_uri: {redacted(uri)} is not an address like http://host:port"
+        + (
+            "; give user and password as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write their / ? # @ "
+            "and % as %2F %3F %23 %40 and %25"
+            if user_info
+            else ""
+        )
     )

@@ -534,6 +534,8 @@ class EvalConfig(Section):
 
 
 class Recipe(Section):
+    """The mathematics of a run. Its hash (`recipe_hash`) says what was trained."""
+
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     model: ModelConfig
     data: DataConfig

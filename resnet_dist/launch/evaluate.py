@@ -49,7 +49,8 @@ from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.evaluate import Evaluation, Labelled, evaluate, sparse_json
+from resnet_dist.training.evaluate import Evaluation, Labelled, sparse_json
+from resnet_dist.training.evaluate import evaluate as evaluate_samples
 from resnet_dist.training.model import Precision, set_backends
 
 T = TypeVar("T")
@@ -137,39 +138,46 @@ class Evaluated:
         }
 
 
-def evaluate_models(
-    sources: Sequence[str],
-    beton: Path,
-    protocol: Protocol,
+def evaluate(
+    model: str | Sequence[str],
+    data: str | Path,
+    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     *,
     tracking_uri: str | None = None,
     num_threads: int = 1,
     num_workers: int = 1,
     ignore_class_names: bool = False,
 ) -> Evaluated:
-    """Evaluates one model, or the average of several, on every sample of `beton` once.
+    """Evaluates a model, or the average of several, on every sample of a beton once.
 
-    `sources` as `load_model` takes them. The counts do not depend on the number of workers, nor does the loss.
-    `ignore_class_names`: class k of the data is class k of every model, whatever their names.
+    Args:
+        model: one or more of what `load_model` takes.
+        data: a beton with its manifest.
+        num_threads: decoding threads of each worker.
+        num_workers: processes. Neither the counts nor the loss depend on it.
+        ignore_class_names: class k of the data is class k of every model, whatever their names.
+
     Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit.
     """
+    beton = Path(data)
     manifest = load_manifest(beton)
+    sources = [model] if isinstance(model, str) else model
     models = tuple(load_model(source, tracking_uri) for source in sources)
     warnings = [mixed_pictures(manifest, str(beton))]
-    for model in models:
+    for trained in models:
         if not ignore_class_names:
             way_out = (
                 "convert it with the same classes in the same order (--classes FILE), or, if only their names are "
                 "others, add --ignore-class-names"
             )
-            warnings.append(require_classes_of(model.name, model.class_names, manifest, beton, way_out))
-        require_classes(model.recipe, manifest, beton)
-        warnings.append(training_data_note(manifest, beton, model.data_digest))
-        if model.pictures is not None:
-            warnings.append(other_pictures(model.pictures, picture_settings(manifest), model.name, str(beton)))
-        protocol.views(model.recipe.data.eval)
+            warnings.append(require_classes_of(trained.name, trained.class_names, manifest, beton, way_out))
+        require_classes(trained.recipe, manifest, beton)
+        warnings.append(training_data_note(manifest, beton, trained.data_digest))
+        if trained.pictures is not None:
+            warnings.append(other_pictures(trained.pictures, picture_settings(manifest), trained.name, str(beton)))
+        protocol.views(trained.recipe.data.eval)
         if protocol.fully_convolutional:
-            make_fully_convolutional(model.classifier, model.recipe.data.train.size, model.name)
+            make_fully_convolutional(trained.classifier, trained.recipe.data.train.size, trained.name)
     job = EvaluationJob(models, protocol, beton, num_threads)
     result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
     shown = list(dict.fromkeys(warning for warning in warnings if warning is not None))
@@ -193,7 +201,7 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
     with ExitStack() as stack:
         model, batches, precision = open_protocol(job, manifest, device, stack)
         began = time.perf_counter()
-        result = evaluate(
+        result = evaluate_samples(
             model.to(device),
             batches,
             num_samples=manifest.num_samples,

@@ -43,7 +43,7 @@ class TrainedModel:
         return recipe_hash(self.recipe)
 
 
-def load_model(source: str, tracking_uri: str | None) -> TrainedModel:
+def load_model(source: str, tracking_uri: str | None = None) -> TrainedModel:
     """A checkpoint, a run (its newest whole checkpoint), paths or under `s3://`, or an MLflow model URI.
 
     `tracking_uri`: of a model URI; None: mlflow's own setting. Raises UserError if there is no such model, Fault if

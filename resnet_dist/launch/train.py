@@ -6,8 +6,9 @@ It can be killed at any moment and called again with the same arguments: what is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from resnet_dist.config.profile import Profile
+from resnet_dist.config.profile import Profile, absolute_paths
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import ray_session, require_capacity_here, wait_for_capacity
@@ -33,8 +34,9 @@ class Stopped:
 def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
     """Trains `recipe` on `profile`'s hardware under `name`, or resumes the run of that name.
 
-    Paths in `profile` are absolute. Raises UserError before any worker starts, Fault when there is no result.
+    Raises UserError before any worker starts, Fault when there is no result.
     """
+    profile = absolute_paths(profile, Path.cwd())
     startup = Startup()
     startup.passed("imports")
 

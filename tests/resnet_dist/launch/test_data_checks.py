@@ -27,7 +27,7 @@ from resnet_dist.launch.data_checks import (
     picture_settings,
     require_same_data,
 )
-from resnet_dist.launch.evaluate import evaluate_models
+from resnet_dist.launch.evaluate import evaluate
 from resnet_dist.launch.export import export_model
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.studies.study import study_recipe
@@ -224,23 +224,23 @@ def test_a_staged_copy_takes_the_sources_names(data: Path, tmp_path: Path) -> No
 def test_evaluate_refuses_data_of_other_classes(data: Path, prepared: Callable[[], Prepared], recipe: Recipe) -> None:
     run = save(prepared(), recipe)
     beton = data / "val.beton"
-    right = evaluate_models([str(run)], beton, Protocol())
+    right = evaluate([str(run)], beton, Protocol())
     assert right.warnings == ()
     rename(beton, MINERALS)
     refused = r"class 0 is 'ant' in .*step=0*2, 'agate' in .*val\.beton; convert it .* add --ignore-class-names"
     for sources in ([str(run)], [str(run), str(run)]):
         with pytest.raises(UserError, match=refused):
-            evaluate_models(sources, beton, Protocol())
-    assert evaluate_models([str(run)], beton, Protocol(), ignore_class_names=True).result.top1 == right.result.top1
+            evaluate(sources, beton, Protocol())
+    assert evaluate([str(run)], beton, Protocol(), ignore_class_names=True).result.top1 == right.result.top1
     rename(beton, ANIMALS[:3], class_counts=[3, 3, 2])
     with pytest.raises(UserError, match=r"class 3 is 'dog' in .*missing"):
-        evaluate_models([str(run)], beton, Protocol())
+        evaluate([str(run)], beton, Protocol())
 
 
 def test_evaluate_says_what_it_could_not_compare(data: Path, prepared: Callable[[], Prepared], recipe: Recipe) -> None:
     old, new = save(prepared(), recipe), save(prepared(), recipe, step=4)
     forget_names(old)
-    done = evaluate_models([str(old), str(new)], data / "val.beton", Protocol())
+    done = evaluate([str(old), str(new)], data / "val.beton", Protocol())
     (warning,) = done.warnings
     assert warning.startswith(f"{old}: keeps no class names")
 

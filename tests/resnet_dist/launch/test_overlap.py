@@ -20,7 +20,7 @@ from resnet_dist.config.recipe import Recipe, recipe_changes, recipe_hash
 from resnet_dist.errors import UserError
 from resnet_dist.evaluation.protocols import Protocol
 from resnet_dist.launch.data_checks import training_data_note
-from resnet_dist.launch.evaluate import evaluate_models
+from resnet_dist.launch.evaluate import evaluate
 from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.training.checkpoint import CheckpointMetadata, checkpoint_name, write_checkpoint
@@ -178,7 +178,7 @@ def test_an_evaluation_on_the_training_data_is_told(make, prepared, tmp_path: Pa
     metadata = CheckpointMetadata(1, 2, run.identity, recipe().model_dump(mode="json"), {}, files={})
     write_checkpoint(folder, state={"net": build_classifier(recipe()).net.state_dict()}, metadata=metadata)
     train = tmp_path / "data" / "pets" / "train.beton"
-    (warning,) = evaluate_models([str(run.run_dir)], train, Protocol()).warnings
+    (warning,) = evaluate([str(run.run_dir)], train, Protocol()).warnings
     assert warning == f"{train}: is what the model was trained on: accuracy there says nothing about new images"
     val = load_manifest(train.with_name("val.beton"))
     assert training_data_note(val, train.with_name("val.beton"), run.identity.data_digest) is None

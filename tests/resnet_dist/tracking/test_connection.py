@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from resnet_dist.config.profile import absolute_tracking_uri
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import (
     NOT_USED,
-    absolute_tracking_uri,
     connect,
     driver_environment,
     first_line,
