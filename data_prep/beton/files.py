@@ -202,7 +202,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Is there room for a file, before hours are spent on it? A full disk is still an error of its own when it comes.
+# --- room on a disk, checked before hours are spent -------------------------------------------------------------------
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The `.beton` format, version 2, as numpy dtypes: what the stock ffcv 1.0.2 `Reader` expects, byte for byte.
+"""The `.beton` format, version 2, as numpy dtypes, and where each byte goes: what the stock ffcv 1.0.2 reader expects.
 
 A file is: header | two field descriptors | one metadata row per sample | zeros up to the next page | pages | allocation
 table. Everything is little-endian. The allocation table runs to the end of the file: nothing may follow it.
@@ -92,7 +92,7 @@ def field_name(descriptor: NDArray[np.void]) -> str:
     return bytes(descriptor["name"]).split(b"\0", 1)[0].decode("ascii", errors="replace")
 
 
-# Where every sample's bytes go: packing into pages as a pure function of the sizes, in sample order.
+# --- where each sample's bytes go: a pure function of the sizes, in sample order --------------------------------------
 
 
 STORED_ROW = np.dtype(

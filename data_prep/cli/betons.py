@@ -1,4 +1,4 @@
-"""`data-prep merge` and `data-prep subset`: betons made of betons."""
+"""The commands on finished betons: `data-prep merge`, `subset`, `stage`, `verify`."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
             yield name
 
 
-# `data-prep stage`.
+# --- stage ------------------------------------------------------------------------------------------------------------
 
 
 def stage(
@@ -189,7 +189,7 @@ def stage(
         print_json(ok=True, path=str(path))
 
 
-# `data-prep verify`.
+# --- verify -----------------------------------------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`data-prep inspect`."""
+"""`data-prep inspect`: what a source holds, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def inspect(
         print_json(ok=True, **found.as_dict())
 
 
-# A survey for people, on a terminal or in a log.
+# --- the survey on a terminal or in a log -----------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:

@@ -182,7 +182,7 @@ def _check_stall(stalled_s: float, num_running: int, num_cpus: int) -> None:
         )
 
 
-# How many CPUs a Ray cluster has, which changes as nodes come and go.
+# --- how many CPUs a cluster has, which changes as nodes come and go --------------------------------------------------
 
 
 ASKED_EVERY_S = 5.0

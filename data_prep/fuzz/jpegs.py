@@ -1,4 +1,4 @@
-"""Small sound JPEGs of kinds that hardly an encoder writes: any sampling, scans and restarts, made of coefficients."""
+"""Small sound JPEGs of kinds that few encoders write, made of coefficients; and damaged copies of any JPEG."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _segment(marker: int, content: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
 
 
-# Damaged copies of JPEGs.
+# --- damaged copies ---------------------------------------------------------------------------------------------------
 
 
 KINDS = (

@@ -1,7 +1,7 @@
-"""Which JPEGs are sound to their last bit, by this package's own C (`converter/native/jpeg_sound.c`).
+"""Which JPEGs are sound to their last bit, and what is wrong with a stored one.
 
-Where it was not built, libjpeg-turbo is asked about every file. The verdicts are the same, so nothing else depends on
-it.
+By this package's own C (`converter/native/jpeg_sound.c`); if it was not built, libjpeg-turbo checks every file. The
+verdicts are the same, so nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def are_sound(files: Sequence[bytes]) -> list[bool]:
     return [bool(verdict) for verdict in sound]
 
 
-# Are a beton's bytes a JPEG that conversion stores as it is, and that training so reads, whatever part is shown?
+# --- the stored bytes of a beton --------------------------------------------------------------------------------------
 
 
 def why_unfit(data: bytes, height: int, width: int) -> str | None:
-    """What is wrong with it, to continue the sample's name; None: nothing.
+    """Why conversion would not store these bytes as they are, and training might not read them; None: they are fit.
 
     `height`, `width`: px that it should have.
     """
