@@ -143,10 +143,8 @@ class Unanswered(Fault):
         self.why = why
 
 
-def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float = 3.0) -> None:
+def require_answer(tracking_uri: str, *, limit_s: float = 10.0) -> None:
     """Returns as soon as the server answers; at once for a URI without a server.
-
-    `attempt_s`: limit of the first attempt; it doubles each time that there was no answer.
 
     Raises Unanswered after `limit_s` without an answer (down, hung, or a 5xx status), UserError if the server refuses
     the host name or its certificate is not accepted.
@@ -154,6 +152,7 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0, attempt_s: float
     if not tracking_uri.startswith(("http://", "https://")):
         return
     deadline_s = time.monotonic() + limit_s
+    attempt_s = 3.0  # doubles each time that there was no answer
     while True:
         left_s = deadline_s - time.monotonic()
         reason = _ask(tracking_uri, timeout_s=max(0.5, min(attempt_s, left_s)))

@@ -96,8 +96,10 @@ class Difference:
     second: str | None
 
 
-def list_runs(tracking_uri: str, experiment: str | None = None, *, max_runs: int = _MAX_RUNS) -> list[RunRow]:
-    """Newest first. `tracking_uri` as `absolute_tracking_uri` returns it; without `experiment`, of all of them.
+def list_runs(tracking_uri: str, experiment: str | None = None) -> list[RunRow]:
+    """The newest 1,000 runs, newest first; without `experiment`, of all experiments.
+
+    `tracking_uri` as `absolute_tracking_uri` returns it.
 
     Raises UserError if there is no such database or experiment, Fault if the server does not answer.
     """
@@ -109,9 +111,7 @@ def list_runs(tracking_uri: str, experiment: str | None = None, *, max_runs: int
         if not wanted:
             raise UserError(f"--experiment {experiment}: no such experiment; there are {_enumerated(names.values())}")
         order = ["attributes.start_time DESC"]
-        return [
-            _row(run, names) for run in client.search_runs(wanted, order_by=order, max_results=min(max_runs, _MAX_RUNS))
-        ]
+        return [_row(run, names) for run in client.search_runs(wanted, order_by=order, max_results=_MAX_RUNS)]
 
 
 def _enumerated(names: Iterable[str]) -> str:

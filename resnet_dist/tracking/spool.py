@@ -283,8 +283,8 @@ class Spool:
     """The writer. `append_*` puts a line in memory (microseconds); a thread writes and syncs it.
 
     The thread writes a line at once, so a SIGKILL loses at most the lines of the last milliseconds; a lost machine at
-    most those of `sync_every_s`: a second in a folder, five in an object store. When storage is full or away, lines
-    stay in memory and the thread tries again.
+    most those of the storage's `sync_every_s`: a second in a folder, five in an object store. When storage is full or
+    away, lines stay in memory and the thread tries again.
     """
 
     def __init__(
@@ -293,7 +293,6 @@ class Spool:
         storage: RunStorage | None = None,
         *,
         lease: int | None = None,
-        sync_every_s: float | None = None,
         on_durable: Callable[[], None] = lambda: None,
     ) -> None:
         """Opens a new file of the spool, and continues where the older ones end.
@@ -306,7 +305,6 @@ class Spool:
         Raises Fault if a driver with a newer lease has opened the spool, OSError if storage cannot be written.
         """
         self._storage = storage or FolderStorage(folder)
-        self._sync_every_s = self._storage.sync_every_s if sync_every_s is None else sync_every_s
         self._on_durable = on_durable
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -437,7 +435,7 @@ class Spool:
                     unwritten, num_written = unwritten[num_bytes:], num_written + num_bytes
                 if num_written > self.durable_bytes and (sync_now or time.monotonic() >= next_sync_s):
                     self._storage.extended(self.path, num_written)
-                    next_sync_s = time.monotonic() + self._sync_every_s
+                    next_sync_s = time.monotonic() + self._storage.sync_every_s
                     with self._changed:
                         self.durable_bytes = num_written
                         self._changed.notify_all()

@@ -156,7 +156,7 @@ def test_a_driver_reads_its_run_after_it_took_the_lease(storage: RunStorage, loc
 
 
 def spool_of(storage: RunStorage) -> Spool:
-    return Spool(spool_folder(storage.folder, "r"), storage, sync_every_s=0.0)
+    return Spool(spool_folder(storage.folder, "r"), storage)
 
 
 def test_what_the_spool_calls_durable_another_machine_reads(storage: RunStorage, location: str) -> None:

@@ -211,7 +211,7 @@ def test_a_damaged_middle_ends_the_file_there(tmp_path):
 def test_a_writer_killed_at_any_moment_leaves_a_spool_that_can_be_continued(tmp_path):
     program = (
         "import sys\nfrom pathlib import Path\nfrom resnet_dist.tracking.spool import Spool\n"
-        "spool = Spool(Path(sys.argv[1]), sync_every_s=0.01)\n"
+        "spool = Spool(Path(sys.argv[1]))\n"
         "start = spool.newest_steps.get('loss', 0) - 20\n"  # as if training resumed at an older checkpoint
         "for step in range(max(start, 1), 10**9):\n"
         "    spool.append_metrics({'loss': float(step), 'pad' * 50: 0.0}, step)\n"
