@@ -55,7 +55,7 @@ class TrainStep:
         recipe, state, step = self.recipe, self.state, self.state.step
         mixing, last = recipe.data.mixing, max(batches)
 
-        # This worker's micro-batches one after the other: a larger global batch needs more passes here, not more memory.
+        # This worker's micro-batches one after the other: a larger global batch takes more passes, not more memory.
         for micro_batch, batch in batches.items():
             self.noise.set_keys(layer_keys(recipe.seed, step, micro_batch, len(self.noise)))
             images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)

@@ -192,6 +192,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence
         require_none_written(storage, newest_first(storage.names()))
 
 
+# The best weights
+
+
 MINE = Identity("recipe", "data")
 
 

@@ -87,7 +87,7 @@ def test_every_rank_has_its_times() -> None:
     assert accumulator.data_wait_s == accumulator.checkpoint_wait_s == accumulator.gradient_wait.take_s() == 0.0
 
 
-# The rule that calls a worker slow: exact cases, and what holds for any times.
+# Stragglers
 
 
 def step_of(*busy_s: float) -> list[RankTimes]:
@@ -156,7 +156,7 @@ def test_what_each_would_do_alone() -> None:
     assert "worker/0/images_per_s" not in Stragglers([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])
 
 
-# Utilisation of the device: absent on a CPU, present on a GPU.
+# Use of the device
 
 
 @pytest.fixture

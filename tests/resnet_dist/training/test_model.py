@@ -1,4 +1,4 @@
-"""A recipe's worker decides what the libraries below PyTorch would otherwise choose."""
+"""Backends that choose nothing by themselves, and an optimizer that does the arithmetic it says."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_threads_are_the_recipes() -> None:
     assert torch.get_num_threads() == 2
 
 
-# Which parameters decay, and that a step does the arithmetic it says.
+# The optimizer
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The fixed order of the exact reduction: the same additions for every split of the micro-batches."""
+"""The exact reduction's order of additions, the same for every split of the micro-batches; and PowerSGD."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_floats_come_out_to_the_last_bit(world_size: int) -> None:
     assert tree_sum(sums, Node(0, 8), lambda a, b: a + b) == total(values, lambda a, b: a + b)
 
 
-# PowerSGD: exact where the gradient has a low rank, nothing lost over the steps, a fraction of the traffic.
+# PowerSGD
 
 
 def step(reduction: PowerSgdReduction, layer: nn.Module, gradients: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -181,7 +181,7 @@ def test_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-# What is due at a step: pure functions, so that a resumed run does exactly what an undisturbed one does.
+# What is due at a step
 
 
 plans = st.builds(
