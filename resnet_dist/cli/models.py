@@ -76,7 +76,7 @@ def evaluate(
     """
     from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
-    from resnet_dist.launch.evaluate import Place, evaluate, log_evaluation, write_files
+    from resnet_dist.launch.evaluate import evaluate, log_evaluation, write_files
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = absolute_tracking_uri(uri, Path.cwd()) if uri else None
@@ -104,7 +104,7 @@ def evaluate(
     if output is not None:
         write_files(evaluated, output)
         if experiment and uri:
-            log_evaluation(evaluated, output, Place(uri, experiment))
+            log_evaluation(evaluated, output, uri, experiment)
 
 
 def sides(option: str, text: str) -> tuple[int, ...]:

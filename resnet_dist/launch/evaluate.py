@@ -281,14 +281,6 @@ MAX_RESULT_BYTES = 16 << 20
 _FILES = "evaluation"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which MLflow experiment gets the evaluation."""
-
-    tracking_uri: str
-    experiment: str
-
-
 def facts_of(evaluated: Evaluated) -> dict[str, Any]:
     """What was evaluated, how, on which data."""
     job, manifest = evaluated.job, evaluated.manifest
@@ -350,7 +342,7 @@ def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
         )
 
 
-def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
+def log_evaluation(evaluated: Evaluated, folder: Path, tracking_uri: str, experiment: str) -> str:
     """A run of the experiment with the numbers and the files that `write_files` wrote; returns its id.
 
     From then on the folder knows its MLflow run, and the same folder continues that run. Raises UserError,
@@ -359,9 +351,7 @@ def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
     facts, manifest = facts_of(evaluated), evaluated.manifest
     tags = {"kind": "evaluation", "data_digest": manifest.digest, "models": ", ".join(facts["models"])}
     name = f"{'+'.join(_short(facts['nets']))} {facts['protocol']}"
-    handle = open_run(
-        place.tracking_uri, place.experiment, name, folder, tags, {**_recipe_params(evaluated), **_params(facts)}
-    )
+    handle = open_run(tracking_uri, experiment, name, folder, tags, {**_recipe_params(evaluated), **_params(facts)})
     status: EndStatus = "FAILED"
     try:
         data = DataInput(
@@ -372,7 +362,7 @@ def log_evaluation(evaluated: Evaluated, folder: Path, place: Place) -> str:
             facts={"num_samples": manifest.num_samples, "num_classes": manifest.num_classes},
         )
         log_details(handle, texts={}, inputs=[data])
-        tracker = SpoolTracker(folder, handle.run_id, place.tracking_uri)
+        tracker = SpoolTracker(folder, handle.run_id, tracking_uri)
         tracker.metrics(evaluated.metrics(), step=0)
         tracker.flush(timeout_s=60.0)
         tracker.close()
