@@ -216,8 +216,8 @@ class Answer:
     problem: str = ""
 
 
-def examine_cluster(profile: Profile, tell: Callable[[Check], None]) -> bool:
-    """Tells every finding as soon as it is known. Returns whether a run can start. UserError without a cluster."""
+def examine_cluster(profile: Profile, report: Callable[[Check], None]) -> bool:
+    """Reports every finding as soon as it is known. Returns whether a run can start. UserError without a cluster."""
     bad = False
     storage = open_storage(beside(profile.storage, f".doctor-{secrets.token_hex(4)}"))
     storage.require_writable()
@@ -229,7 +229,7 @@ def examine_cluster(profile: Profile, tell: Callable[[Check], None]) -> bool:
             raise UserError(f"storage {storage.location} is not writable: {error}") from None
         try:
             for check in _checks(profile, storage, token):
-                tell(check)
+                report(check)
                 bad = bad or check.state == "bad"
         finally:
             _clear(storage)

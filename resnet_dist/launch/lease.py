@@ -135,16 +135,16 @@ class HeldLease:
 
 
 @contextmanager
-def held(storage: RunStorage, timeout_s: float, say: Callable[[str], None]) -> Iterator[HeldLease]:
+def held(storage: RunStorage, timeout_s: float, log: Callable[[str], None]) -> Iterator[HeldLease]:
     """`take`, released at the end."""
-    lease = take(storage, timeout_s, say)
+    lease = take(storage, timeout_s, log)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lambda line: None) -> HeldLease:
+def take(storage: RunStorage, timeout_s: float, log: Callable[[str], None] = lambda line: None) -> HeldLease:
     """Makes this process the run's driver.
 
     A driver that released the run or is known to be dead is replaced at once; any other is watched for `timeout_s`.
@@ -156,7 +156,7 @@ def take(storage: RunStorage, timeout_s: float, say: Callable[[str], None] = lam
         number = _newest(storage)
         holder = _holder(storage, number)
         if number and not _is_over(holder):
-            _watch(storage, number, holder, timeout_s, say)
+            _watch(storage, number, holder, timeout_s, log)
         taken = max(number, newest_lease(storage.folder)) + 1  # also if somebody removed the folder `driver`
         if storage.create_exclusive(_path(storage, taken, ".lease")):
             break
@@ -178,11 +178,11 @@ def this_process() -> Holder:
 
 
 def _watch(
-    storage: RunStorage, number: int, before: Holder | None, timeout_s: float, say: Callable[[str], None]
+    storage: RunStorage, number: int, before: Holder | None, timeout_s: float, log: Callable[[str], None]
 ) -> None:
     """Returns when the holder has been silent for `timeout_s`. Raises UserError at its first heartbeat."""
     who = f" (pid {before.pid} on {before.host})" if before else ""
-    say(
+    log(
         f"{storage.location}: another process{who} may still be using this run; waiting up to {timeout_s:g} s for its "
         "heartbeat"
     )

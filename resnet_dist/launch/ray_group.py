@@ -87,7 +87,7 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
             event = f"a node leaves: the workers ended after step {result.step} with a checkpoint and start elsewhere"
         run.log(event)
         run.events.note(event)
-        wait_for_room(profile, observer.stop_requested)
+        wait_for_remaining_capacity(profile, observer.stop_requested)
         if observer.stop_requested() and result is not None:
             return result
         damaged = ()
@@ -254,7 +254,7 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
     )
 
 
-def wait_for_room(profile: Profile, stop_requested: Callable[[], bool]) -> None:
+def wait_for_remaining_capacity(profile: Profile, stop_requested: Callable[[], bool]) -> None:
     """Until the nodes that stay have room for the fewest workers, `failure.wait_for_resources_s` at most.
 
     Returns too when the run is to stop. Raises Fault at the limit.
@@ -278,8 +278,8 @@ def _cause(error: BaseException) -> str:
 
 
 def _of_ranks(failures: Mapping[int, BaseException]) -> str:
-    rank, told = first_death(failures)
-    return f"rank {rank}: {told.sentence}"
+    rank, death = first_death(failures)
+    return f"rank {rank}: {death.sentence}"
 
 
 def ray_storage(location: str) -> tuple[str, str, Any]:
