@@ -15,7 +15,7 @@ from statistics import fmean, quantiles
 from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.ledger import Event, Outcome, SweepState, TrialState, spent_epochs
+from resnet_dist.sweeps.ledger import Ledger, Outcome, SweepState, TrialState, spent_epochs
 from resnet_dist.sweeps.ranking import is_better, rank, score_of
 from resnet_dist.sweeps.sweep import Sweep
 
@@ -27,16 +27,6 @@ class Draw:
     regret: float
     """The best known point's score less that of the point that was picked."""
     is_best: bool
-
-
-class _InMemory:
-    """A ledger that is not kept."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def append(self, event: Event) -> None:
-        self.events.append(event)
 
 
 def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_once: int) -> str:
@@ -120,7 +110,7 @@ class _Recorded:
         clock = itertools.count()
         sweep = Sweep(
             space.model_copy(update={"seeds": 1}),
-            _InMemory(),
+            Ledger(),
             planned=[self.points[number][0].point for number in order],
             total_epochs=lambda point: self.length,
             now_s=lambda: float(next(clock)),

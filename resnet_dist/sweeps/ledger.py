@@ -154,12 +154,19 @@ def read_ledger(sweep_dir: Path) -> list[Event]:
 
 
 class Ledger:
-    """The one writer."""
+    """A sweep's events, kept in memory alone; `open_ledger` opens one that is a file."""
 
-    def __init__(self, descriptor: int, events: list[Event]) -> None:
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.events = list(events)
+
+    def append(self, event: Event) -> None:
+        self.events.append(event)
+
+
+class _FileLedger(Ledger):
+    def __init__(self, descriptor: int, events: Iterable[Event]) -> None:
+        super().__init__(events)
         self._descriptor = descriptor
-        self.events = events
-        """All of them, those of this writer too."""
 
     def append(self, event: Event) -> None:
         """On return the event survives a power cut."""
@@ -167,7 +174,7 @@ class Ledger:
         while line:
             line = line[os.write(self._descriptor, line) :]
         os.fsync(self._descriptor)
-        self.events.append(event)
+        super().append(event)
 
 
 @contextmanager
@@ -186,7 +193,7 @@ def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
         data = read_small(path, MAX_LEDGER_BYTES)
         if not data.endswith(b"\n"):
             os.ftruncate(descriptor, data.rfind(b"\n") + 1)
-        yield Ledger(descriptor, read_ledger(sweep_dir))
+        yield _FileLedger(descriptor, read_ledger(sweep_dir))
     finally:
         with contextlib.suppress(OSError):
             os.close(descriptor)

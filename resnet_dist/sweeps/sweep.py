@@ -16,6 +16,7 @@ from resnet_dist.config.space import Space
 from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
+    Ledger,
     Outcome,
     SweepState,
     TrialAdded,
@@ -48,15 +49,6 @@ class Searcher(Protocol):
         """
 
 
-class EventLog(Protocol):
-    """`ledger.Ledger`, or a list in a test."""
-
-    @property
-    def events(self) -> Sequence[Event]: ...
-
-    def append(self, event: Event) -> None: ...
-
-
 class Sweep:
     """
     Args:
@@ -71,7 +63,7 @@ class Sweep:
     def __init__(
         self,
         space: Space,
-        ledger: EventLog,
+        ledger: Ledger,
         *,
         planned: Sequence[Point] | None,
         total_epochs: Callable[[Point], float],

@@ -13,7 +13,7 @@ import pytest
 
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import Node
-from resnet_dist.sweeps.ledger import Event, Outcome, SweepState, TrialAdded, TrialReported, decode, encode
+from resnet_dist.sweeps.ledger import Event, Ledger, Outcome, SweepState, TrialAdded, TrialReported, decode, encode
 from resnet_dist.sweeps.points import planned_points
 from resnet_dist.sweeps.prepare import trials_at_once
 from resnet_dist.sweeps.ranking import rank
@@ -42,14 +42,11 @@ def a_space(search: str, scheduler: str, **more: Any) -> Space:
     )
 
 
-class InMemory:
-    """A ledger whose events have been to a file and back."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
+class InMemory(Ledger):
+    """Events come back as they would from a file."""
 
     def append(self, event: Event) -> None:
-        self.events.append(decode(encode(event).rstrip()))
+        super().append(decode(encode(event).rstrip()))
 
 
 def top1(point: dict[str, float], epoch: int) -> float:
