@@ -14,7 +14,14 @@ PACKAGES = ("data_prep", "resnet_dist")
 
 # A third-party library, and the packages or modules that alone may import it.
 FENCES = {
-    "ray": ("data_prep.runtime", "data_prep.converter", "data_prep.bench", "resnet_dist.launch", "resnet_dist.sweeps"),
+    "ray": (
+        "data_prep.runtime",
+        "data_prep.converter",
+        "data_prep.bench",
+        "resnet_dist.launch",
+        "resnet_dist.sweeps.ray_tune",
+        "resnet_dist.sweeps.trial",
+    ),
     "mlflow": ("resnet_dist.tracking",),
     "ffcv": (
         "resnet_dist.data",
@@ -50,7 +57,6 @@ FENCES = {
         "resnet_dist.tracking.registry",
         "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
-        "resnet_dist.sweeps.trial",
         "resnet_dist.bench",
     ),
     "matplotlib": (

@@ -1,5 +1,5 @@
 """The driver of a sweep. It can be killed at any moment and called again with the same arguments: what is in the ledger
-is not done again, and what was running goes on from its checkpoint."""
+is not done again, and what was running resumes from its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from resnet_dist.launch.control import StopSignal, stop_signals
 from resnet_dist.sweeps.ledger import Ledger, open_ledger
 from resnet_dist.sweeps.points import Point
 from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trial_bundles, trials_at_once
-from resnet_dist.sweeps.ray_tune import Conductor, run_trials
-from resnet_dist.sweeps.record import Say, SweepRecord, begin_sweep_record
+from resnet_dist.sweeps.ray_tune import run_trials
 from resnet_dist.sweeps.report import write_report
+from resnet_dist.sweeps.runner import Log, SweepRecord, TrialRunner, begin_sweep_record
 from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
-from resnet_dist.sweeps.trial import TrialSetup, start_sweep_control
+from resnet_dist.sweeps.trial import TrialSetup
 from resnet_dist.tracking.connection import client_environment, driver_environment, server_credentials
 from resnet_dist.tracking.mlflow_run import EndStatus
 
@@ -36,10 +36,11 @@ class SweepEnd:
     best_recipe: Path | None = None
 
 
-def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
+def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
     """Runs the sweep to its end, to the end of its budget, or to a stop. Raises UserError, Fault."""
     for warning in prepared.warnings:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
+    space, profile, trial_profile = prepared.space, prepared.profile, prepared.trial_profile
     with open_ledger(prepared.sweep_dir) as ledger:
         if not ledger.events:
             ledger.append(prepared.began)
@@ -47,30 +48,30 @@ def run_sweep(prepared: PreparedSweep, say: Say) -> SweepEnd:
         sweep.begin()
         if sweep.is_over():
             return _finish(prepared, "all trials ended")
-        with ray_session(prepared.profile, dashboard=prepared.space.resources.path == "train"):
-            space, trial_profile = prepared.space, prepared.trial_profile
+        # If every point reaches its end and so gets all its seeds.
+        most = sweep.num_points * space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
+        with (
+            ray_session(profile, dashboard=space.resources.path == "train"),
             # For as many trials as may run at once, as long as the sweep lasts: Tune shows Ray only those that run.
-            with asked_for(prepared.profile, trial_bundles(space, trial_profile, _most_open(sweep))):
-                nodes = await_nodes(
-                    prepared.profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, say
-                )
-                require_room(space, trial_profile, nodes)
-                with stop_signals() as stop:
-                    record = begin_sweep_record(prepared, nodes, say)
-                    return _run_and_record(prepared, sweep, record, stop)
-
-
-def _most_open(sweep: Sweep) -> int:
-    """Trials that are not over, if every point reaches its end and so gets all its seeds."""
-    return sweep.num_points * sweep.space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
+            asked_for(profile, trial_bundles(space, trial_profile, most)),
+        ):
+            nodes = await_nodes(profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, log)
+            require_room(space, trial_profile, nodes)
+            with stop_signals() as stop:
+                record = begin_sweep_record(prepared, nodes, log)
+                return _run_and_record(prepared, sweep, record, stop)
 
 
 def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> SweepEnd:
     status: EndStatus = "FAILED"
     reason = "an unexpected error"
     try:
-        conductor = _conduct(prepared, sweep, record, stop)
-        why = conductor.why_no_more() or "all trials ended"
+        runner = TrialRunner(prepared, sweep, record, stop)
+        at_once = trials_at_once(prepared.space, prepared.trial_profile, alive_nodes())
+        record.log(f"{runner.num_open()} trials to go, {at_once} at once")
+        setup = _trial_setup(prepared, record)
+        _in_thread(lambda: run_trials(runner, setup, prepared.space, prepared.sweep_dir))
+        why = runner.why_no_more() or "all trials ended"
         end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
         record.log_report(end.report_dir)
         status, reason = ("FINISHED" if sweep.is_over() else "KILLED"), why
@@ -85,29 +86,20 @@ def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, 
         record.end((prepared.trial_storage(trial) for trial in sweep.state.trials), status, reason)
 
 
-def _conduct(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> Conductor:
-    space, profile = prepared.space, prepared.profile
-    control = start_sweep_control()
-    conductor = Conductor(prepared, sweep, record, control, stop)
-    local = cluster_of(profile, os.environ) is None
-    light = space.resources.path == "light"
-    setup = TrialSetup(
+def _trial_setup(prepared: PreparedSweep, record: SweepRecord) -> TrialSetup:
+    profile, light = prepared.profile, prepared.space.resources.path == "light"
+    return TrialSetup(
         profile=prepared.trial_profile,
         parent_run_id=record.handle.run_id,
         is_light=light,
-        control=control,
         environment={
-            **ray_settings(profile, local=local),
+            **ray_settings(profile, local=cluster_of(profile, os.environ) is None),
             **driver_environment(),
             # A trial with workers is a driver; its workers get theirs from Ray Train.
             **(client_environment() if light and profile.tracking_uri.startswith("http") else {}),
             **server_credentials(os.environ),
         },
     )
-    at_once = trials_at_once(space, prepared.trial_profile, alive_nodes())
-    record.say(f"{conductor.num_open()} trials to go, {at_once} at once")
-    _in_thread(lambda: run_trials(conductor, setup, space, prepared.sweep_dir))
-    return conductor
 
 
 def _in_thread(work: Callable[[], None]) -> None:

@@ -1,26 +1,32 @@
-"""What the driver of a sweep does when Ray Tune asks or tells it something: the ledger first, then MLflow, then a line.
+"""Ray Tune runs the trials: it places their actors by CPUs and GPUs, keeps each for the next trial, and sees them die.
 
-One thread, Tune's, calls everything here; the main thread only waits.
+Its searcher and scheduler are views of the ledger, through the `TrialRunner`: what to start next, what to answer a
+trial. Three things Tune cannot do, and what is here instead:
+
+- End a trial in order. Tune would leave the actor as it is, or kill it: a worker group of Ray Train in it lives on
+  unless a dashboard runs (ray 2.60), its MLflow run has no end and its last steps are lost. So the scheduler says
+  STOP to trials that have ended and never PAUSE: it calls `TrialActor.tell`, and the trial saves and ends itself.
+- Resume. `Tuner.restore` needs snapshots that are not written atomically, know nothing of Train's checkpoints and
+  refuse a sweep with more trials. A new driver starts a new `Tuner` from the ledger; a trial that resumes is a new one
+  to Tune.
+- Take every lost process for a lost process: `every_death_of_an_actor`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.tune.error import TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -30,192 +36,8 @@ from ray.tune.search import Searcher
 from data_prep.runtime.ray_errors import explain, explain_text, is_lost_process
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import alive_nodes
-from resnet_dist.launch.control import StopSignal
-from resnet_dist.storage.base import RunStorage
-from resnet_dist.sweeps.ledger import Outcome, TrialState, Verdict, summary
-from resnet_dist.sweeps.points import describe
-from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
-from resnet_dist.sweeps.ranking import rank
-from resnet_dist.sweeps.record import SweepRecord
-from resnet_dist.sweeps.sweep import Sweep, stopped_at
-from resnet_dist.sweeps.trial import SAID, TrialEnd, TrialSetup, run_trial
-from resnet_dist.tracking.sync import end_trial
-from resnet_dist.training.checkpoint import prune
-
-_LOOK_EVERY_S = 2.0
-_THE_SAME = "the same command resumes the sweep"
-_HOPELESS = 3
-"""The sweep ends if its first trials all fail: it is not the points' fault."""
-
-
-class Conductor:
-    def __init__(
-        self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, control: Any, stop: StopSignal
-    ) -> None:
-        self.fatal: Fault | None = None
-        """Why the sweep cannot go on; Tune is told to end."""
-        self._prepared, self._sweep, self._record, self._control, self._stop = prepared, sweep, record, control, stop
-        self._in_flight: set[str] = set()
-        self._verdicts: dict[str, tuple[int, Verdict]] = {}
-        """Trial -> the step that it reported last, and the answer."""
-        self._room = 0
-        self._looked_s = -_LOOK_EVERY_S
-        self._alive_s = time.monotonic()
-        self._asked_s: float | None = None
-
-    def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Tune writes its objects to a file that nobody reads: the ledger is the memory."""
-        return object, ()
-
-    def next_config(self) -> dict[str, Any] | None:
-        """Tune's config of the trial to start now; None: nothing now."""
-        if self.why_no_more() or len(self._in_flight) >= self._room_now():
-            return None
-        trial = self._sweep.next_trial()
-        if trial is None:
-            return None
-        self._sweep.start(trial)
-        self._in_flight.add(trial.name)
-        self._verdicts.pop(trial.name, None)  # one that resumes may evaluate a step again
-        recipe = self._prepared.builder.proxy(trial.point, trial.seed_number)
-        run = self._prepared.trial_run(trial.name)
-        return {"trial": trial.name, "run": run, "recipe": recipe.model_dump(mode="json")}
-
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._in_flight)
-
-    def is_over(self) -> bool:
-        """Nothing will be started any more."""
-        return self.fatal is not None or self.why_no_more() is not None or self._sweep.is_over()
-
-    def why_no_more(self) -> str | None:
-        """Why no trial may start or go on, although there are some; None if they may."""
-        if self._stop.number is not None:
-            return "stopped: the same command goes on"
-        return self._sweep.budget_spent()
-
-    def reported(self, trial: str, result: Mapping[str, Any]) -> None:
-        """An evaluation, answered before Tune lets the trial go on; or the trial's end."""
-        if "end" in result:
-            self._ended(trial, TrialEnd(**result["end"]))
-            return
-        step = int(result["step"])
-        if self._verdicts.get(trial, (None, None))[0] != step:  # else told before, and lost on its way
-            self._verdicts[trial] = (step, self._sweep.report(trial, result["epoch"], step, result["metrics"]))
-        try:
-            ray.get(self._control.tell.remote(trial, step, self._verdicts[trial][1]), timeout=60.0)
-        except RayError as error:
-            self.fatal = Fault(f"the sweep's own actor does not answer ({explain(error).sentence}); {_THE_SAME}")
-
-    def died(self, trial: str, why: str) -> None:
-        """The trial's process is gone; it goes on from its checkpoint, unless it failed too often."""
-        if trial not in self._in_flight:
-            return
-        self._in_flight.discard(trial)
-        self._sweep.leave(trial, why, is_fault=True)
-        known = self._sweep.state.trials[trial]
-        if known.num_faults > self._prepared.profile.failure.max_failures:
-            end = TrialEnd("fault", epoch=known.epoch, metrics=known.metrics)
-            self._over(trial, "failed", end, why)
-        else:
-            self._record.say(f"{trial} failed ({why}); it goes on from its last checkpoint")
-
-    def tick(self, num_running: int) -> None:
-        """Called several times a second. `num_running`: trials whose process is up."""
-        now_s = time.monotonic()
-        failure = self._prepared.profile.failure
-        # A process that is asked for needs its resources and then its start-up, which Ray does not tell apart.
-        limit_s = failure.wait_for_resources_s + (failure.progress_timeout_s if self._in_flight else 0.0)
-        if num_running or (not self._in_flight and self._room):
-            self._alive_s = now_s
-        elif now_s - self._alive_s > limit_s:
-            self.fatal = Fault(
-                f"no trial's process came up within {limit_s:g} s (failure.wait_for_resources_s, and "
-                "failure.progress_timeout_s for its start); the same command goes on when the cluster has room"
-            )
-        if (why := self.why_no_more()) is None or not self._in_flight:
-            return
-        if self._asked_s is None:
-            self._asked_s = now_s
-            self._record.say(f"{why}; {len(self._in_flight)} trials in flight save a checkpoint first")
-            self._control.request_stop.remote()
-        elif now_s - self._asked_s <= failure.stop_grace_s:
-            self._control.request_stop.remote()  # again and again: the actor may have been killed and come back
-        else:
-            self.fatal = Fault(
-                f"trials did not stop within {failure.stop_grace_s:g} s (failure.stop_grace_s): "
-                f"{', '.join(sorted(self._in_flight))}; the same command goes on from their last checkpoints"
-            )
-
-    def _room_now(self) -> int:
-        now_s = time.monotonic()
-        if now_s - self._looked_s >= _LOOK_EVERY_S:
-            self._looked_s = now_s
-            self._room = trials_at_once(self._prepared.space, self._prepared.trial_profile, alive_nodes())
-        return self._room
-
-    def _ended(self, trial: str, end: TrialEnd) -> None:
-        if end.outcome == "fault":
-            self.died(trial, end.error)
-            return
-        self._in_flight.discard(trial)
-        if end.outcome == "mistake":
-            self._over(trial, "failed", end, end.error)
-        elif end.outcome == "stopped" and end.verdict != "stop":
-            self._sweep.leave(trial, "waits" if end.verdict == "wait" else "stopped with the sweep")
-        else:
-            known = self._sweep.state.trials[trial]
-            self._over(trial, end.outcome, end, stopped_at(known) if end.outcome == "stopped" else end.outcome)
-
-    def _over(self, trial: str, outcome: Outcome, end: TrialEnd, reason: str) -> None:
-        """Written down, told, and cleaned up after."""
-        storage = self._prepared.trial_storage(trial)
-        self._sweep.end(
-            trial, outcome, epoch=end.epoch, step=end.step, metrics=end.metrics, reason=reason, run_id=end.run_id
-        )
-        if outcome == "failed":
-            end_trial(storage, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
-        with suppress(OSError):  # what is left over costs room, and no trial
-            thin(storage, outcome)
-        state = self._sweep.state
-        ended = [known for known in state.trials.values() if known.end is not None]
-        ranking = rank(self._prepared.space, state)
-        best = ranking.best.score if ranking.best else None
-        numbers = summary(state, self._prepared.total_epochs(state.trials[trial].point))
-        self._record.ended(ranking, len(ended), numbers)
-        self._record.say(self._line(state.trials[trial], len(ended), best))
-        if len(ended) >= _HOPELESS and all(known.status == "failed" for known in ended):
-            self.fatal = Fault(
-                f"the first {len(ended)} trials failed, so the sweep ends: {reason}; the last is {storage.location}"
-            )
-
-    def _line(self, trial: TrialState, num_ended: int, best: float | None) -> str:
-        metric = self._prepared.space.metric
-        score = f" {metric} {trial.metrics[metric]:.4g}" if metric in trial.metrics else ""
-        so_far = f"; best so far {best:.4g}" if best is not None else ""
-        reason = trial.end.reason if trial.end else ""
-        count = f"[{num_ended} of {num_ended + self.num_open()}]"
-        return f"{count} {trial.name} {reason}{score} ({describe(trial.point)}){so_far}"
-
-    def num_open(self) -> int:
-        """Trials that are not over, as far as is known."""
-        trials = self._sweep.state.trials.values()
-        points = {trial.number for trial in trials}
-        to_come = max(self._sweep.num_points - len(points), 0)
-        return sum(trial.end is None for trial in trials) + to_come
-
-
-def thin(storage: RunStorage, outcome: Outcome) -> None:
-    """A trial that is over needs no checkpoint to go on from; one that reached its end keeps its weights."""
-    prune(storage, keep=1 if outcome == "finished" else 0)
-    if outcome != "finished":
-        storage.remove("best")
-
-
-# Ray Tune at work: `Tuner` places the trials' actors, keeps them, sees them die; what it asks goes to the conductor.
-
+from resnet_dist.sweeps.runner import TrialRunner
+from resnet_dist.sweeps.trial import SAID, TrialActor, TrialEnd, TrialSetup
 
 _FOLDER = ".ray_tune"
 _ENVIRONMENT = {
@@ -223,25 +45,24 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # processes that start at a time; one by one if left to Tune
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "3600",  # `failure.wait_for_resources_s` has its own words
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "10",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
-class _Searcher(Searcher):
-    """Tune asks: what next?"""
+class LedgerSearcher(Searcher):
+    """What the ledger has to be trained next."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, runner: TrialRunner) -> None:
         super().__init__(metric=None, mode=None)
-        self._conductor = conductor
+        self._runner = runner
 
     def suggest(self, trial_id: str) -> Any:
-        if not self._conductor.num_in_flight:
-            self._conductor.tick(0)  # with nothing to run Tune asks for minutes, and does nothing else
-        if self._conductor.is_over():
+        if not self._runner.running():
+            self._runner.tick(num_up=0)  # with nothing to run Tune asks for minutes, and does nothing else
+        if self._runner.is_over():
             return Searcher.FINISHED
-        return self._conductor.next_config()
+        return self._runner.next_config()
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """The scheduler has heard of it."""
@@ -250,42 +71,48 @@ class _Searcher(Searcher):
         """The ledger has it."""
 
 
-class _Scheduler(FIFOScheduler):
-    """Tune tells: a report, a death. Never says STOP: the trial ends itself."""
+class LedgerScheduler(FIFOScheduler):
+    """Writes to the ledger what trials report, and tells them what follows from it."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, runner: TrialRunner) -> None:
         super().__init__()
-        self._conductor = conductor
+        self._runner = runner
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        if SAID in result:
-            self._conductor.reported(trial.config["trial"], json.loads(result[SAID]))
+        said = result.get(SAID)
+        if isinstance(said, TrialEnd):
+            self._runner.ended(trial.config["trial"], said)
+            return TrialScheduler.STOP
+        if trial.temporary_state.ray_actor is not None:
+            verdict = self._runner.answer(trial.config["trial"], said)
+            if said is not None or verdict != "go on":
+                trial.temporary_state.ray_actor.tell.remote(verdict)  # arrives before the next `step`
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._conductor.died(trial.config["trial"], f"its process died: {_why(trial)}")
+        self._runner.died(trial.config["trial"], f"its process died: {_why(trial)}")
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         trials = tune_controller.get_live_trials()
-        self._conductor.tick(sum(trial.status == Trial.RUNNING for trial in trials))
+        self._runner.tick(num_up=sum(trial.status == Trial.RUNNING for trial in trials))
         return super().choose_trial_to_run(tune_controller)
 
 
-class _Stopper(tune.Stopper):
-    """Ends everything at once when the conductor cannot go on."""
+class FatalStopper(tune.Stopper):
+    """Ends everything at once when the sweep cannot be continued."""
 
-    def __init__(self, conductor: Conductor) -> None:
-        self._conductor = conductor
+    def __init__(self, runner: TrialRunner) -> None:
+        self._runner = runner
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._conductor.fatal is not None
+        return self._runner.fatal is not None
 
 
-def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir: Path) -> None:
-    """Lets Tune run trials until the conductor has no more. Raises Fault."""
+def run_trials(runner: TrialRunner, setup: TrialSetup, space: Space, sweep_dir: Path) -> None:
+    """Lets Tune run trials until the runner has no more. Raises Fault."""
     os.environ.update({**_ENVIRONMENT, **{key: os.environ[key] for key in _ENVIRONMENT if key in os.environ}})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep_dir / _FOLDER, ignore_errors=True)
@@ -293,10 +120,10 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
     # The driver of a worker group needs next to nothing, and no CPU of those that the workers are waiting for.
     needs = {"cpu": resources.cpus, "gpu": resources.gpus} if setup.is_light else {"node:__internal_head__": 0.001}
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, setup=setup), needs),
+        tune.with_resources(tune.with_parameters(TrialActor, setup=setup), needs),
         tune_config=tune.TuneConfig(
-            search_alg=_Searcher(conductor),
-            scheduler=_Scheduler(conductor),
+            search_alg=LedgerSearcher(runner),
+            scheduler=LedgerScheduler(runner),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=_name,
@@ -305,7 +132,7 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
         run_config=tune.RunConfig(
             name=_FOLDER,
             storage_path=str(sweep_dir),
-            stop=_Stopper(conductor),
+            stop=FatalStopper(runner),
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
@@ -314,17 +141,17 @@ def run_trials(conductor: Conductor, setup: TrialSetup, space: Space, sweep_dir:
         with every_death_of_an_actor():
             tuner.fit()
     except Exception as error:
-        if conductor.fatal is None:
+        if runner.fatal is None:
             why = explain_text(str(error), "error") if isinstance(error, TuneError) else explain(error)
             raise Fault(f"Ray Tune ended the sweep: {why.sentence}; the same command resumes it") from error
     finally:
         shutil.rmtree(sweep_dir / _FOLDER, ignore_errors=True)
-    if conductor.fatal is not None:
-        raise conductor.fatal
+    if runner.fatal is not None:
+        raise runner.fatal
 
 
 def _name(trial: Trial) -> str:
-    """Tune's, in Ray's dashboard; a trial that goes on is another one to Tune."""
+    """Tune's, in Ray's dashboard; a trial that resumes is another one to Tune."""
     return f"{trial.config['trial']}-{trial.trial_id}"
 
 

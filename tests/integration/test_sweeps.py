@@ -162,7 +162,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_with_more_trials(cli: Any) ->
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "stopped: the same command goes on" in out
+    assert "stopped: the same command resumes it" in out
     assert {trial.status for trial in state_of(cli).trials.values()} <= {"waiting", "finished", "stopped"}
     done = cli.run(tune_command(cli, space=space))
     assert done.returncode == 0, done.stderr
