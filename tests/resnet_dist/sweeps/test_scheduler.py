@@ -113,7 +113,7 @@ class TunesDecisions:
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_verdicts_are_those_of_tunes_scheduler(rule: SchedulerConfig) -> None:
     verdicts = set()
-    for seed in range(30):
+    for seed in range(15):
         verdicts |= play(rule, random.Random(seed))
     expected = {Fifo: {"go on"}, HyperBand: {"go on", "wait", "stop"}}.get(type(rule), {"go on", "stop"})
     assert verdicts == expected
