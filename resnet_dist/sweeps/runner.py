@@ -102,6 +102,11 @@ class TrialRunner:
         known = self._sweep.state.trials[trial]
         if known.status != "running":
             return
+        if known.verdict == "stop":  # it died on its way out
+            last = known.reports[-1]
+            end = TrialEnd("stopped", epoch=last.epoch, step=last.step, metrics=last.metrics)
+            self._over(trial, "stopped", end, stopped_at(known))
+            return
         self._sweep.leave(trial, why, is_fault=True)
         if known.num_faults > self._prepared.profile.failure.max_failures:
             self._over(trial, "failed", TrialEnd("fault", epoch=known.epoch, metrics=known.metrics), why)

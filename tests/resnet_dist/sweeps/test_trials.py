@@ -12,12 +12,15 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayA
 from ray.tune.schedulers import TrialScheduler
 
 from data_prep.runtime.ray_errors import explain
+from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.sweeps import trial as trial_module
-from resnet_dist.sweeps.ledger import Verdict
+from resnet_dist.sweeps.ledger import Ledger, Verdict
+from resnet_dist.sweeps.points import planned_points
 from resnet_dist.sweeps.ray_tune import LedgerScheduler, as_actor_error, every_death_of_an_actor
 from resnet_dist.sweeps.runner import TrialRunner
+from resnet_dist.sweeps.sweep import Sweep
 from resnet_dist.sweeps.trial import SAID, Evaluation, TrialActor, TrialEnd, TrialObserver, TrialSetup
 
 LOW = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 6) was \
@@ -147,6 +150,29 @@ def test_a_sweep_that_is_to_stop_has_its_trials_wait() -> None:
     assert [runner.answer("t0000", said) for said in (None, evaluation)] == ["go on", "go on"]
     stop.number = 2
     assert [runner.answer("t0000", said) for said in (None, evaluation, evaluation)] == ["wait", "stop", "wait"]
+
+
+def test_a_trial_that_dies_after_it_was_told_to_stop_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Space.model_validate(
+        {
+            "base": "b",
+            "space": {"optim.lr": {"kind": "grid", "values": [0.1, 0.2]}},
+            "search": {"kind": "grid"},
+            "scheduler": {"kind": "asha", "first_rung": 0.5, "rungs": 1, "reduction_factor": 2},
+        }
+    )
+    sweep = Sweep(space, Ledger(), planned=planned_points(space, 2), total_epochs=lambda point: 2.0, now_s=lambda: 0.0)
+    sweep.begin()
+    runner, over = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopSignal()), []
+    monkeypatch.setattr(runner, "_over", lambda trial, outcome, end, reason: over.append((trial, outcome, reason)))
+    for top1 in (50.0, 40.0):
+        trial = sweep.next_trial()
+        assert trial is not None
+        sweep.start(trial)
+        verdict = runner.answer(trial.name, Evaluation(epoch=1, step=10, metrics={"val/top1": top1}))
+    assert verdict == "stop"
+    runner.died("t0001", "its process died")
+    assert over == [("t0001", "stopped", "stopped early at epoch 1")]
 
 
 def failed_by(error: Exception) -> list[Exception]:
