@@ -106,7 +106,7 @@ class Sweep:
             return min(waiting, key=lambda trial: (not trial.reports, trial.seed_number, trial.number))
         number = sum(trial.seed_number == 0 for trial in trials)
         if self._searcher is not None and number < self.num_points:
-            tried = {self._key(trial.point) for trial in trials}
+            tried = {self._key(trial.point) for trial in trials if trial.seed_number == 0}
             point = next((point for point in self._candidates(len(tried)) if self._key(point) not in tried), None)
             if point is not None:
                 return self._add(number, 0, point)
