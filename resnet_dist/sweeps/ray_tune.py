@@ -4,8 +4,8 @@ Its searcher and scheduler are views of the ledger, through the `TrialRunner`: w
 trial. Three things Tune cannot do, and what is here instead:
 
 - End a trial in order. Tune would leave the actor as it is, or kill it: a worker group of Ray Train in it lives on
-  unless a dashboard runs (ray 2.60), its MLflow run has no end and its last steps are lost. So the scheduler says
-  STOP to trials that have ended and never PAUSE: it calls `TrialActor.tell`, and the trial saves and ends itself.
+  unless a dashboard runs (ray 2.60), its MLflow run has no end and its last steps are lost. So the scheduler never
+  returns STOP or PAUSE: it calls `TrialActor.tell`, and the trial saves a checkpoint and ends itself.
 - Resume. `Tuner.restore` needs snapshots that are not written atomically, know nothing of Train's checkpoints and
   refuse a sweep with more trials. A new driver starts a new `Tuner` from the ledger; a trial that resumes is a new one
   to Tune.
@@ -82,8 +82,7 @@ class LedgerScheduler(FIFOScheduler):
         said = result.get(SAID)
         if isinstance(said, TrialEnd):
             self._runner.ended(trial.config["trial"], said)
-            return TrialScheduler.STOP
-        if trial.temporary_state.ray_actor is not None:
+        elif trial.temporary_state.ray_actor is not None:
             verdict = self._runner.answer(trial.config["trial"], said)
             if said is not None or verdict != "go on":
                 trial.temporary_state.ray_actor.tell.remote(verdict)  # arrives before the next `step`

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray import tune
+from ray.tune.result import DONE
 
 from data_prep.runtime.ray_errors import explain
 from resnet_dist.config.profile import Profile
@@ -106,15 +107,19 @@ class TrialActor(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial. `new_config`: `trial` (its name in the ledger), `run` (its name in storage), `recipe`."""
-        self._observer = TrialObserver()
+        self._observer, self._is_over = TrialObserver(), False
         threading.Thread(target=_train, args=(new_config, self._setup, self._observer), daemon=True).start()
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._is_over:
+            # One step after the end was said: by then Tune has the next trial, and keeps this process for it.
+            return {DONE: True}
         try:
             said = self._observer.said.get(timeout=_STEP_S)
         except queue.Empty:
             return {}
+        self._is_over = isinstance(said, TrialEnd)
         return {SAID: said}
 
     def tell(self, verdict: Verdict) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
 
 from data_prep.runtime.ray_errors import explain
@@ -63,6 +64,7 @@ def test_nothing_is_trained_before_the_verdict_and_nothing_after_a_stop(monkeypa
     assert next_said(actor) == Evaluation(epoch=2.0, step=20, metrics={"val/top1": 70.0})
     actor.tell("stop")
     assert next_said(actor) == TrialEnd("stopped", epoch=2.0, step=20)
+    assert actor.step() == {DONE: True}
     assert trained == [10, 20]
 
 
@@ -137,7 +139,8 @@ def test_the_scheduler_tells_the_trial_and_lets_it_end_itself(
     decision = scheduler.on_trial_result(cast(Any, None), cast(Any, trial), {SAID: said})
     assert (decision, heard) == (TrialScheduler.CONTINUE, told)
     end = TrialEnd("stopped")
-    assert scheduler.on_trial_result(cast(Any, None), cast(Any, trial), {SAID: end}) == TrialScheduler.STOP
+    decision = scheduler.on_trial_result(cast(Any, None), cast(Any, trial), {SAID: end})
+    assert decision == TrialScheduler.CONTINUE
     assert (runner.ends, heard) == ([end], told)
 
 
