@@ -133,6 +133,8 @@ def run_trials(runner: TrialRunner, setup: TrialSetup, space: Space, sweep_dir: 
             storage_path=str(sweep_dir),
             stop=FatalStopper(runner),
             failure_config=tune.FailureConfig(max_failures=0),
+            # Trials write their own; one that Tune asks for fails, and with it goes the process.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
