@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -180,3 +181,21 @@ def test_dry_runs_of_submit_print_the_job(command: str, capsys: pytest.CaptureFi
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     command_line("resnet-dist").main(words_of(command)[1:], standalone_mode=False)
     assert "ray job submit --address http://" in capsys.readouterr().out
+
+
+NAMED_FILE = re.compile(r"`([\w.-]+(?:/[\w.*-]+)*\.(?:py|md|sh))`")
+
+
+@pytest.mark.parametrize("place", ["README.md", "SECURITY.md", "docs", "cluster", "tests", "data_prep", "resnet_dist"])
+def test_files_that_are_named_exist(place: str) -> None:
+    """Named in a document or docstring by a path, or the end of one. Results keep the names of their time."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    files = listed.stdout.splitlines()
+    missing = [
+        f"{file} names {name}"
+        for file in files
+        if file.startswith(place) and file.endswith((".md", ".py")) and "/results/" not in file
+        for name in NAMED_FILE.findall((ROOT / file).read_text(encoding="utf-8"))
+        if not any(fnmatch(other, f"*{name.removeprefix('../')}") for other in files)
+    ]
+    assert missing == []

@@ -78,7 +78,7 @@ def leaving_nodes() -> frozenset[str]:
     """Ids of the nodes that announced that they leave: drained by hand, by the cluster or by the cloud. Empty if Ray
     cannot say.
 
-    Ray Train asks the same (`train/v2/_internal/execution/preemption.py`).
+    Ray Train asks the same (Ray Train's preemption watcher).
     """
     try:
         return frozenset(ray._private.state.state.get_draining_nodes())
