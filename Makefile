@@ -46,7 +46,7 @@ test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-ge
 test-slow: setup  ## The long tests too.
 	$(BIN)/python -m pytest
 
-test-corpora: setup  ## Are all tools of one mind about the files of a folder? make test-corpora FOLDER=images
+test-corpora: setup  ## Compare how all tools read the files of a folder: make test-corpora FOLDER=images
 	$(BIN)/python -m data_prep.fuzz.corpus $(FOLDER)
 
 ROUNDS ?= 20

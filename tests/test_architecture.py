@@ -143,7 +143,6 @@ WALLS = {
     "resnet_dist.launch": (
         "resnet_dist.errors",
         "resnet_dist.config",
-        "resnet_dist.sweeps.ledger",  # the name of its file
         "resnet_dist.data",
         "resnet_dist.models",
         "resnet_dist.storage",

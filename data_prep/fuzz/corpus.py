@@ -39,7 +39,6 @@ FILES_AT_A_TIME = 50
 MEMORY_MIB = 3072
 """Of address space, most of which the libraries take: one picture may take `pixels.LIMITS.decoded_bytes`."""
 SECONDS_A_FILE = 120
-MOST_PIXELS_IN_FFCV = 4_000_000
 """Of an image that the stock loader is asked for: all its buffers are as large as the largest needs."""
 MOST_MEAN_IN_FFCV = 6.0
 """Grey levels that the stock loader's fast DCT may be off on the average."""

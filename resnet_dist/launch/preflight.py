@@ -34,8 +34,7 @@ from resnet_dist.launch.data_checks import (
     picture_settings,
     require_same_classes,
 )
-from resnet_dist.storage.base import RunStorage, beside, open_storage
-from resnet_dist.sweeps.ledger import FILE as LEDGER
+from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
 from resnet_dist.training.checkpoint import METADATA, Identity, newest_first, newest_whole, require_same
 from resnet_dist.training.context import Job
 from resnet_dist.training.model import build_classifier
@@ -148,7 +147,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
 
 def require_no_sweep(storage: RunStorage) -> None:
     """UserError for a sweep's folder: a run in it would write into the sweep's MLflow run."""
-    if storage.read(LEDGER) is not None:
+    if storage.read(SWEEP_LEDGER) is not None:
         raise UserError(f"{storage.location}: is a sweep's folder; give another --name")
 
 

@@ -21,6 +21,8 @@ TEMPORARY = ".tmp"
 MAX_SMALL_BYTES = 256 << 20
 """Of a small file."""
 _MAX_JSON_BYTES = 64 << 20
+SWEEP_LEDGER = "ledger.jsonl"
+"""The file by which a sweep's folder is told from a run's."""
 
 
 class RunStorage(Protocol):

@@ -20,6 +20,7 @@ from data_prep.beton.files import open_regular, read_small
 from data_prep.strict_json import parse
 from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.storage.base import SWEEP_LEDGER
 from resnet_dist.sweeps.points import Point
 
 Outcome = Literal["finished", "stopped", "diverged", "failed"]
@@ -128,13 +129,12 @@ def decode(line: bytes) -> Event:
     return read_record(kind, line)
 
 
-FILE = "ledger.jsonl"
-"""In the sweep's folder: one line for each event, appended and never changed."""
 MAX_LEDGER_BYTES = 1 << 30
 
 
 def ledger_file(sweep_dir: Path) -> Path:
-    return sweep_dir / FILE
+    """One line for each event, appended and never changed."""
+    return sweep_dir / SWEEP_LEDGER
 
 
 def read_ledger(sweep_dir: Path) -> list[Event]:
@@ -201,7 +201,6 @@ def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
 
 Status = Literal["waiting", "running", "paused", "finished", "stopped", "diverged", "failed"]
 """waiting: to start, or to resume from a checkpoint. paused: until the scheduler resumes or ends it."""
-ENDED: tuple[Status, ...] = ("finished", "stopped", "diverged", "failed")
 
 
 @dataclass

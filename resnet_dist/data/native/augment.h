@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/* Numbered as `OperationKind` in operations.py. `values` are: */
+/* Numbered as `OperationKind` in augment.py. `values` are: */
 enum {
     IDENTITY,
     BRIGHTNESS,   /* factor */
