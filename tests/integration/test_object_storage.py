@@ -15,9 +15,8 @@ from mlflow import MlflowClient
 
 from resnet_dist.config.loading import load_profile
 from resnet_dist.config.profile import absolute_paths
-from resnet_dist.launch.preflight import prepare
 from resnet_dist.sweeps.prepare import prepare_sweep
-from resnet_dist.sweeps.ray_tune import thin
+from resnet_dist.sweeps.runner import thin
 from resnet_dist.sweeps.trial import TrialObserver, TrialSetup, train_trial
 from resnet_dist.tracking.sync import end_sweep, open_sweep
 
@@ -94,7 +93,7 @@ def steps_are_logged_once(cli: Any) -> None:
 
 
 class Unjudged(TrialObserver):
-    """Nobody stops or judges the trial."""
+    """Lets every trial continue."""
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
@@ -124,9 +123,9 @@ def test_a_sweeps_trial_reads_and_writes_the_bucket(cli: Any, bucket: Any, monke
     parent = open_sweep(uri, "sweeps", "sweep", sweep.sweep_dir, tags={}, params={}, texts={})
     assert sweep.planned is not None
     recipe, run = sweep.builder.proxy(sweep.planned[0]), sweep.trial_run("t0000")
-    setup = TrialSetup(sweep.trial_profile, parent.run_id, True, None, {})
-    trial = prepare(recipe, sweep.trial_profile, run)
-    end = train_trial(trial, setup, "t0000", Unjudged(None, "t0000", trial.plan.steps_per_epoch))
+    setup = TrialSetup(sweep.trial_profile, parent_run_id=parent.run_id, is_light=True, environment={})
+    config = {"trial": "t0000", "run": run, "recipe": recipe.model_dump(mode="json")}
+    end = train_trial(config, setup, Unjudged())
     assert (end.outcome, end.step) == ("finished", LAST_STEP // 4)
     assert len(list((cli.folder / "cache").rglob("*.beton"))) == 2
 
