@@ -33,7 +33,7 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import Spool
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import build_classifier, build_optimizer
@@ -266,7 +266,7 @@ def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact
         save_every_steps=None,
         log_every_steps=10,
     )
-    job = Job(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
+    job = TrainingJob(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=settings.world_size)
     samples = Samples(InMemory(batch), num_samples)
     return Trainer(job, ctx, SpoolOnly(folder / "spool"), samples, samples)

@@ -172,8 +172,8 @@ def doctor(
     on: Annotated[Path | None, typer.Option("--on", metavar="PROFILE", help="Examine this profile's cluster.")] = None,
     profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
 ) -> None:
-    """Examine a run's storage (what is whole, from where it would resume), or a cluster before a run (versions, clocks,
-    disks, shared paths, ports, speed of the network).
+    """Examine a run's storage (what is complete, from where it would resume), or a cluster before a run (versions,
+    clocks, disks, shared paths, ports, speed of the network).
 
     Examples: resnet-dist doctor runs/demo      resnet-dist doctor --on cluster/profiles/laptop.yaml
     """

@@ -117,8 +117,8 @@ class BetonLoader:
     ) -> Generator[ReceiveBatch, None, None]:
         """On the epoch's thread: the epoch's batches, on their way to the device."""
         num_samples = len(self._reader)
-        pages = self.page_of_sample[sample_ids % num_samples] if self._reads_ahead else sample_ids[:0]
-        with closing(ReadAhead(self._reader, pages)) as hints:
+        page_ids = self.page_of_sample[sample_ids % num_samples] if self._reads_ahead else sample_ids[:0]
+        with closing(ReadAhead(self._reader, page_ids)) as hints:
             for start in range(0, len(sample_ids), self._batch_size):
                 hints.ask_for(start + _BATCHES_READ_AHEAD * self._batch_size)
                 ids = sample_ids[start : start + self._batch_size]
@@ -211,9 +211,9 @@ class EpochThread(Thread):
 class ReadAhead:
     """For `data.shuffle: page`: asks the system for a beton's pages before they are due, each as one long read."""
 
-    def __init__(self, reader: BetonReader, pages: NDArray[np.int64]) -> None:
-        """`pages`: of the epoch's samples, in their order; none, to ask for nothing."""
-        needed, first_uses = np.unique(pages, return_index=True)
+    def __init__(self, reader: BetonReader, page_ids: NDArray[np.int64]) -> None:
+        """`page_ids`: of the epoch's samples, in their order; none, to ask for nothing."""
+        needed, first_uses = np.unique(page_ids, return_index=True)
         self._uses = sorted(zip(first_uses.tolist(), needed.tolist(), strict=True), reverse=True)
         self._page_bytes = reader.page_bytes
         self._file = os.open(reader.path, os.O_RDONLY)

@@ -48,10 +48,10 @@ def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.
     every stretch of the order mixes `window_pages` pages evenly (those where it closes are read twice). Two neighbours
     come from one page once in `window_pages`; with a window of all pages, this is a full shuffle.
     """
-    pages, place_in_pages = np.unique(shuffle.page_of_sample, return_inverse=True)
-    num_pages, window = len(pages), min(shuffle.window_pages, len(pages))
+    page_ids, place_in_pages = np.unique(shuffle.page_of_sample, return_inverse=True)
+    num_pages, window = len(page_ids), min(shuffle.window_pages, len(page_ids))
     place = np.empty(num_pages, np.uint64)
-    place[np.argsort(sample_keys(Stream.PAGES, seed, epoch, pages), kind="stable")] = np.arange(num_pages)
+    place[np.argsort(sample_keys(Stream.PAGES, seed, epoch, page_ids), kind="stable")] = np.arange(num_pages)
     # In units of 2**-32 pages: integers, equal on every machine.
     distances = (sample_keys(Stream.ORDER, seed, epoch, np.arange(len(place_in_pages))) >> np.uint64(32)) * np.uint64(
         window
@@ -76,13 +76,13 @@ def train_order(
     rank: int,
     world_size: int,
     start_step: int = 0,
-    pages: PageShuffle | None = None,
+    page_shuffle: PageShuffle | None = None,
     repeats: int = 1,
 ) -> NDArray[np.int64]:
     """Sample ids of this rank from `start_step` of the epoch on: int64 [steps left, local micro-batches, size].
 
-    All samples are shuffled, or with `pages` those within a window of pages. The epoch's incomplete last global batch
-    is dropped. With `repeats` the first of the shuffled samples come that many times each, dealt to the micro-batches
+    All samples are shuffled, or with `page_shuffle` those within a window of pages. The epoch's incomplete last global
+    batch is dropped. With `repeats` the first of the shuffled samples come that many times each, dealt to the micro-batches
     of their global batch in turn; copy k of a sample is its id + k * num_samples. UserError when the data set does not
     fill one global batch.
     """
@@ -98,7 +98,9 @@ def train_order(
     if not 0 <= start_step <= num_steps:
         raise ValueError(f"start_step {start_step} is outside the epoch's {num_steps} steps")
     share = micro_batch_share(num_micro_batches, rank, world_size)
-    permutation = page_permutation(pages, seed, epoch) if pages else epoch_permutation(num_samples, seed, epoch)
+    permutation = (
+        page_permutation(page_shuffle, seed, epoch) if page_shuffle else epoch_permutation(num_samples, seed, epoch)
+    )
     if repeats > 1:
         copies = (permutation[:, None] + num_samples * np.arange(repeats)).reshape(-1)[: num_steps * global_batch_size]
         steps = copies.reshape(num_steps, micro_batch_size, num_micro_batches).swapaxes(1, 2)

@@ -13,7 +13,7 @@ from data_prep.beton.digest import parse_digest
 from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.pixels import PictureSettings
 from resnet_dist.errors import UserError
-from resnet_dist.training.context import Job
+from resnet_dist.training.context import TrainingJob
 
 NO_CLASS_NAMES = "keeps no class names (an earlier version wrote it), so they are not compared with the data's"
 _SHOWN = 3
@@ -124,7 +124,7 @@ def empty_classes(manifest: Manifest, beton: str) -> str | None:
     return f"{beton}: has no images of {_some(empty)}" if empty else None
 
 
-def require_same_data(job: Job) -> None:
+def require_same_data(job: TrainingJob) -> None:
     """UserError if this machine's betons are not those that the driver found, or name their classes otherwise."""
     train, val = load_manifest(job.train_beton), load_manifest(job.val_beton)
     here = data_digest(train, val)

@@ -1,4 +1,4 @@
-"""`resnet-dist doctor RUN`: what is in a run's storage, whether it is whole, from where the run would resume."""
+"""`resnet-dist doctor RUN`: what is in a run's storage, whether it is complete, from where the run would resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
 
 
 def examine(storage: RunStorage) -> list[Finding]:
-    """Everything of the run, newest checkpoint first; every checkpoint is read whole.
+    """Everything of the run, newest checkpoint first; every checkpoint is read in full.
 
     Raises UserError if there is no run, Fault if storage cannot be reached.
     """
@@ -43,7 +43,7 @@ def examine(storage: RunStorage) -> list[Finding]:
 
 
 def repair(storage: RunStorage, findings: list[Finding]) -> list[Finding]:
-    """Removes what is damaged or left over, and returns it. Whole checkpoints are never touched."""
+    """Removes what is damaged or left over, and returns it. Complete checkpoints are never touched."""
     removed = [finding for finding in findings if finding.state != "ok"]
     for finding in removed:
         storage.remove(finding.name)
@@ -56,8 +56,8 @@ def verdict(findings: list[Finding]) -> str:
         return "the run is complete"
     if any(f.name == "trained.json" and f.state == "ok" for f in findings):
         return "the training is over; its train command, or `tracking sync` of this folder, brings the rest to MLflow"
-    whole = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
-    return f"the run resumes from {whole.name}" if whole else "the run would start at its first step"
+    complete = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
+    return f"the run resumes from {complete.name}" if complete else "the run would start at its first step"
 
 
 def _checkpoints(storage: RunStorage) -> Iterator[Finding]:

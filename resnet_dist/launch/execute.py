@@ -75,8 +75,8 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
 def clear_leftovers(storage: RunStorage, keep: int, damaged: Collection[str]) -> None:
     """Removes what an earlier training left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
 
-    Where to resume is decided by the whole checkpoints themselves (`checkpoint.newest_whole`). Ray's snapshot of them
-    is not written atomically and refuses a run whose folders changed, so no trainer starts from another's.
+    Where to resume is decided by the complete checkpoints themselves (`checkpoint.newest_complete`). Ray's snapshot of
+    them is not written atomically and refuses a run whose folders changed, so no trainer starts from another's.
     """
     storage.remove(RAY_SNAPSHOT)
     prune(storage, keep, damaged)

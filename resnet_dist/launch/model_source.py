@@ -15,7 +15,7 @@ from resnet_dist.launch.data_checks import known_pictures
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.base import open_storage, split
 from resnet_dist.tracking.registry import load_weights
-from resnet_dist.training.checkpoint import load_state, newest_whole, opened, step_of
+from resnet_dist.training.checkpoint import load_state, newest_complete, opened, step_of
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.training.state import evaluated_weights
 
@@ -44,7 +44,7 @@ class TrainedModel:
 
 
 def load_model(source: str, tracking_uri: str | None = None) -> TrainedModel:
-    """A checkpoint, a run (its newest whole checkpoint), paths or under `s3://`, or an MLflow model URI.
+    """A checkpoint, a run (its newest complete checkpoint), paths or under `s3://`, or an MLflow model URI.
 
     `tracking_uri`: of a model URI; None: mlflow's own setting. Raises UserError if there is no such model, Fault if
     storage or MLflow does not answer.
@@ -57,7 +57,7 @@ def load_model(source: str, tracking_uri: str | None = None) -> TrainedModel:
 def _from_checkpoint(location: str) -> TrainedModel:
     run, name = split(location)
     if step_of(name) is None:
-        checkpoint = newest_whole(open_storage(location))
+        checkpoint = newest_complete(open_storage(location))
     elif open_storage(location).names():
         checkpoint = opened(open_storage(run), name)
     else:

@@ -35,8 +35,8 @@ from resnet_dist.launch.data_checks import (
     require_same_classes,
 )
 from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
-from resnet_dist.training.checkpoint import METADATA, Identity, newest_first, newest_whole, require_same
-from resnet_dist.training.context import Job
+from resnet_dist.training.checkpoint import METADATA, Identity, newest_complete, newest_first, require_same
+from resnet_dist.training.context import TrainingJob
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan, plan_run
 
@@ -61,8 +61,8 @@ class Prepared:
     storage: RunStorage
     warnings: tuple[str, ...]
     damaged: tuple[str, ...] = ()
-    """The names of checkpoints newer than the newest whole one."""
-    none_whole: bool = False
+    """The names of checkpoints newer than the newest complete one."""
+    none_complete: bool = False
     """There are checkpoints, and these are all."""
     data_warnings: tuple[str, ...] = ()
     """Those of `warnings` that are about the data."""
@@ -72,9 +72,9 @@ class Prepared:
         """The run's small files on this machine."""
         return self.storage.folder
 
-    def job(self) -> Job:
+    def job(self) -> TrainingJob:
         """What every worker of the run is sent."""
-        return Job(
+        return TrainingJob(
             recipe=self.recipe,
             plan=self.plan,
             identity=self.identity,
@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
     identity = Identity(recipe_hash(recipe), data_digest(train, val), train.class_names)
-    with newest_whole(storage) as found:
+    with newest_complete(storage) as found:
         if found is not None:
             require_same(found.metadata, identity, recipe, storage.location)
             damaged = found.damaged
@@ -140,7 +140,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         storage=storage,
         warnings=(*warnings, *data_warnings),
         damaged=damaged,
-        none_whole=found is None and bool(damaged),
+        none_complete=found is None and bool(damaged),
         data_warnings=tuple(data_warnings),
     )
 
@@ -152,11 +152,11 @@ def require_no_sweep(storage: RunStorage) -> None:
 
 
 def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
-    """UserError if one of the checkpoints, none of which is whole, was whole once: its metadata is written last."""
-    once_whole = [name for name in damaged if storage.read(f"{name}/{METADATA}") is not None]
-    if once_whole:
+    """UserError if one of the checkpoints, of which none is complete, once was: its metadata is written last."""
+    once_complete = [name for name in damaged if storage.read(f"{name}/{METADATA}") is not None]
+    if once_complete:
         raise UserError(
-            f"{storage.location}: none of its {len(damaged)} checkpoints is whole (newest: {once_whole[0]}); see "
+            f"{storage.location}: none of its {len(damaged)} checkpoints is complete (newest: {once_complete[0]}); see "
             f"`resnet-dist doctor {storage.location}`, restore one from a copy, or use another --name to start over"
         )
 

@@ -30,7 +30,7 @@ from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import SyncReport, sync
-from resnet_dist.training.checkpoint import Identity, load_state, newest_step, newest_whole
+from resnet_dist.training.checkpoint import Identity, load_state, newest_complete, newest_step
 from resnet_dist.training.checkpoint_manager import open_best
 from resnet_dist.training.context import WorkerResult
 from resnet_dist.training.model import build_classifier
@@ -178,7 +178,7 @@ def _publish_models(trained: Trained, record: Record) -> RunResult:
     """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them
     if the profile said so, and returns where everything is."""
     storage, handle = record.storage, record.handle
-    with newest_whole(storage) as found:
+    with newest_complete(storage) as found:
         if found is None or found.metadata.step != trained.step:
             raise Fault(f"{storage.location}: the checkpoint of step {trained.step} is missing or damaged")
         checkpoint = f"{storage.location}/{found.name}"

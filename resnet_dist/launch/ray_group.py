@@ -42,7 +42,7 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
     """Trains on the cluster that this process is connected to; for `execute`.
 
     Ray Train starts lost workers again by itself. A new trainer is needed where its controller died, and where a node
-    of its workers is about to leave; either way it begins at the newest whole checkpoint.
+    of its workers is about to leave; either way it begins at the newest complete checkpoint.
     """
     profile, failure, storage = run.prepared.profile, run.prepared.profile.failure, run.storage
     release_request(run.lease.left_request)

@@ -162,11 +162,11 @@ class Run:
             tags: more tags for the MLflow run.
             startup: a clock that knows when the command began; its line goes to the events.
 
-        Raises UserError if another driver has the run, its folder is a sweep's, or none of its checkpoints is whole.
+        Raises UserError if another driver has the run, its folder is a sweep's, or none of its checkpoints is complete.
         """
         storage, progress = prepared.storage, ProgressReporter(prepared.plan)
         require_no_sweep(storage)
-        if prepared.none_whole:
+        if prepared.none_complete:
             require_none_written(storage, prepared.damaged)
         for warning in prepared.warnings:
             progress.log(f"warning: {warning}")

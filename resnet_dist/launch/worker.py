@@ -27,7 +27,7 @@ from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 from resnet_dist.training.checkpoint import METADATA
-from resnet_dist.training.context import Job, WorkerResult, WriteCheckpoint
+from resnet_dist.training.context import TrainingJob, WorkerResult, WriteCheckpoint
 from resnet_dist.training.watchdog import Watchdog
 
 _STOP_POLL_S = 1.0
@@ -37,7 +37,7 @@ _STOP_POLL_S = 1.0
 class WorkerSetup:
     """What the driver sends to every worker."""
 
-    job: Job
+    job: TrainingJob
     storage: RunStorage
     run_id: str
     tracking_uri: str = field(repr=False)  # may hold a password, and Ray's dashboard shows what workers are given

@@ -71,7 +71,7 @@ class RunStorage(Protocol):
         """The content of a small file as it is in storage now; None if there is none."""
 
     def remove(self, name: str) -> None:
-        """Removes a file or folder; a kill in between never leaves a folder that looks whole."""
+        """Removes a file or folder; a kill in between never leaves a folder that looks complete."""
 
     def require_writable(self) -> None:
         """Raises UserError, with how to fix it, unless a file can be written beside the run."""

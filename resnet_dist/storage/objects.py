@@ -1,7 +1,7 @@
 """A run in an object store, through fsspec's `s3`: credentials and endpoint from the environment, as for `aws`.
 
 There is no rename and no append. A checkpoint is its files, uploaded one after the other, `checkpoint.json` last:
-without it the checkpoint is not whole. A file that grows (the spool) is uploaded in parts named by their offset,
+without it the checkpoint is not complete. A file that grows (the spool) is uploaded in parts named by their offset,
 `00001-00001.jsonl/000000065536`: at most 256 KiB are sent again when it grows.
 """
 
@@ -146,7 +146,7 @@ class ObjectStorage:
         return content
 
     def remove(self, name: str) -> None:
-        """JSON files first: a checkpoint without its `checkpoint.json` is not whole."""
+        """JSON files first: a checkpoint without its `checkpoint.json` is not complete."""
         with self._failures("removing"):
             for key in sorted(self._find(name), key=lambda key: not key.endswith(".json")):
                 self._fs.rm_file(key)

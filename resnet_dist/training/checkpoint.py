@@ -230,7 +230,7 @@ def opened(storage: RunStorage, name: str) -> Iterator[Found]:
 
 
 @contextmanager
-def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
+def newest_complete(storage: RunStorage) -> Iterator[Found | None]:
     """The newest complete checkpoint, or None. Raises Fault if storage cannot be reached."""
     warnings: dict[str, str] = {}
     for name in newest_first(storage.names()):
@@ -248,7 +248,7 @@ def newest_whole(storage: RunStorage) -> Iterator[Found | None]:
 def damaged_names(storage: RunStorage) -> tuple[str, ...]:
     """The damaged checkpoints newer than the newest complete one. None of them if no checkpoint is complete: the user
     decides then."""
-    with newest_whole(storage) as found:
+    with newest_complete(storage) as found:
         return found.damaged if found is not None else ()
 
 

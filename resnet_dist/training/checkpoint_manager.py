@@ -25,15 +25,15 @@ from resnet_dist.training.checkpoint import (
     Identity,
     checkpoint_name,
     load_state,
+    newest_complete,
     newest_first,
-    newest_whole,
     opened,
     read_metadata,
     require_same,
     write_checkpoint,
 )
 from resnet_dist.training.collectives import sum_over_workers
-from resnet_dist.training.context import Job, RunContext
+from resnet_dist.training.context import RunContext, TrainingJob
 from resnet_dist.training.state import TrainState, copied
 
 BEST = "best"
@@ -47,7 +47,7 @@ class CheckpointManager:
     Where a checkpoint goes, under which lease, and which older ones are removed then, is up to the context.
     """
 
-    def __init__(self, job: Job, ctx: RunContext, state: TrainState) -> None:
+    def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState) -> None:
         self._job, self._ctx, self._state = job, ctx, state
         self._best_top1 = -1.0
         self._best_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="best-weights")
@@ -88,7 +88,7 @@ class CheckpointManager:
         ctx, job, metrics = self._ctx, self._job, {}
         ctx.wait_for_checkpoints()
         sum_over_workers(torch.zeros(1))  # a barrier: nobody looks before all have written
-        with newest_whole(ctx.storage) as found:
+        with newest_complete(ctx.storage) as found:
             if found is not None:
                 require_same(found.metadata, job.identity, job.recipe, ctx.storage.location)
                 saved = load_state(found.directory, ctx.device, self._state.net)

@@ -20,7 +20,7 @@ WriteCheckpoint = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What the launcher sends to every worker: plain data, the same for all."""
 
     recipe: Recipe
@@ -64,8 +64,8 @@ class RunContext(Protocol):
     def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
         """Commits a checkpoint under `name`. All workers call it; rank 0 passes `write`, the others None.
 
-        May return before the checkpoint is committed. Checkpoints are committed in the order of the calls, each whole
-        or not at all.
+        May return before the checkpoint is committed. Checkpoints are committed in the order of the calls, each
+        completely or not at all.
         """
 
     def wait_for_checkpoints(self) -> None:

@@ -17,7 +17,7 @@ from resnet_dist.config.recipe import CenterCrop, Recipe, TrainTransform, train_
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
-from resnet_dist.training.context import Job, RunContext
+from resnet_dist.training.context import RunContext, TrainingJob
 
 
 class Loader(Protocol):
@@ -32,18 +32,18 @@ class Samples(NamedTuple):
 
     loader: Loader
     num_samples: int
-    pages: PageShuffle | None = None
+    page_shuffle: PageShuffle | None = None
     """How samples are shuffled if not across the whole data set."""
 
 
-def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
+def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
     """Opens the train and the val beton; `stack` closes their loaders."""
     recipe = job.recipe
-    pages = recipe.data.shuffle == "page"
 
     def open_beton(beton: Path, transform: TrainTransform | CenterCrop, batch_size: int) -> Samples:
         manifest = load_manifest(beton)
         trains = not isinstance(transform, CenterCrop)
+        shuffles_pages = trains and recipe.data.shuffle == "page"
         loader = BetonLoader(
             beton,
             manifest,
@@ -54,12 +54,12 @@ def open_data(job: Job, device: torch.device, stack: ExitStack) -> tuple[Samples
             num_threads=job.loader_threads,
             device=device,
             on_bad_sample=recipe.data.on_bad_sample if trains else "error",
-            reads_ahead=pages and trains,
+            reads_ahead=shuffles_pages,
             size_at=partial(train_size, recipe.data, total_epochs=recipe.train.total_epochs) if trains else None,
             num_copies=recipe.data.augmentation_repeats if trains else 1,
         )
         stack.enter_context(closing(loader))
-        shuffle = PageShuffle(loader.page_of_sample, recipe.data.shuffle_window_pages) if pages and trains else None
+        shuffle = PageShuffle(loader.page_of_sample, recipe.data.shuffle_window_pages) if shuffles_pages else None
         return Samples(loader, manifest.num_samples, shuffle)
 
     return (
@@ -85,7 +85,7 @@ def steps_from(
         rank=ctx.rank,
         world_size=ctx.world_size,
         start_step=first_step,
-        pages=samples.pages,
+        page_shuffle=samples.page_shuffle,
         repeats=recipe.data.augmentation_repeats,
     )
     micro_batches = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)

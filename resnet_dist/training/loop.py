@@ -21,10 +21,10 @@ from resnet_dist.data.order import micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint_manager import CheckpointManager
 from resnet_dist.training.collectives import Vote, share_buffers
-from resnet_dist.training.context import Job, Outcome, RunContext, WorkerResult
+from resnet_dist.training.context import Outcome, RunContext, TrainingJob, WorkerResult
 from resnet_dist.training.evaluate import average_statistics, evaluate, sparse_json
 from resnet_dist.training.feed import Samples, batches_of, open_data, steps_from
-from resnet_dist.training.metrics import DeviceUse, MetricAccumulator, Point, Stragglers
+from resnet_dist.training.metrics import CurvePoint, DeviceUse, MetricAccumulator, Stragglers
 from resnet_dist.training.model import (
     Precision,
     around,
@@ -40,7 +40,7 @@ from resnet_dist.training.state import MovingAverage, TrainState
 from resnet_dist.training.step import TrainStep
 
 
-def run_worker(job: Job, ctx: RunContext, tracker: Tracker) -> WorkerResult:
+def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerResult:
     """Trains to the end of the plan or to a stop, from the newest checkpoint. The result is the same on all workers.
 
     Raises:
@@ -69,7 +69,7 @@ class Divergence(NamedTuple):
 class Trainer:
     """One worker's training: `restore`, then `fit`."""
 
-    def __init__(self, job: Job, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> None:
+    def __init__(self, job: TrainingJob, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> None:
         recipe, precision = job.recipe, Precision(job.recipe.train.precision)
         self.recipe, self.plan, self.ctx, self.tracker = recipe, job.plan, ctx, tracker
         self.train, self.val, self.precision = train, val, precision
@@ -197,7 +197,7 @@ class Trainer:
             self._report(point)
         return diverged
 
-    def _report(self, point: Point) -> None:
+    def _report(self, point: CurvePoint) -> None:
         step = self.state.step
         use = self.device_use.metrics(point.metrics["speed/images_per_s"], self.plan.epoch_of(step - 1))
         self.tracker.metrics({**point.metrics, **use, **self.stragglers.metrics(point.ranks)}, step)

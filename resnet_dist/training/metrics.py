@@ -24,7 +24,7 @@ SLOW_POINTS = 3
 _MB = 1e6
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """One point of the training curves, from the steps since the previous one; the same on all workers."""
 
     metrics: dict[str, float]
@@ -100,7 +100,7 @@ class MetricAccumulator:
         """Excludes the time since the last point from the speed: it was spent on an evaluation or a checkpoint."""
         self.began_s = time.perf_counter()
 
-    def take(self, lr: float, *, next_step: int, state_is_finite: bool = True) -> Point:
+    def take(self, lr: float, *, next_step: int, state_is_finite: bool = True) -> CurvePoint:
         """The point of the curves for the steps so far; starts the next one. All workers call it together.
 
         One collective. Each (step, micro-batch) row is filled by exactly one worker and is zero on the others, so the
@@ -123,7 +123,7 @@ class MetricAccumulator:
         diverged_step = self._first_diverged(losses[:, 0])
         if diverged_step is None and num_broken:
             diverged_step = next_step
-        point = Point(
+        point = CurvePoint(
             self._metrics(losses, lr, times, num_replaced),
             diverged_step,
             [RankTimes(*row[:3]) for row in (times / len(self.steps)).tolist()],

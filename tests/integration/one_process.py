@@ -13,7 +13,7 @@ from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.loop import run_worker
 
 RECIPE = Path(__file__).parents[2] / "resnet_dist" / "recipes" / "digits_resnet20.yaml"
@@ -26,7 +26,9 @@ def main(data_root: Path, run_dir: Path, overrides: list[str]) -> None:
     profile = Profile(workers=workers, cpus_per_worker=1, data_root=str(data_root), storage=storage, tracking_uri=uri)
     prepared = prepare(recipe, profile, run_dir.name)
     run_dir.mkdir(parents=True)
-    job = Job(recipe, prepared.plan, prepared.identity, prepared.train_beton, prepared.val_beton, loader_threads=1)
+    job = TrainingJob(
+        recipe, prepared.plan, prepared.identity, prepared.train_beton, prepared.val_beton, loader_threads=1
+    )
     result = run_worker(job, LocalContext(FolderStorage(run_dir)), Tracker())
     assert result.outcome == "finished"
 

@@ -141,7 +141,7 @@ def train(cluster: Lab, bucket: Bucket, lost: int, at_step: int) -> None:
 
 
 def _step(key: str) -> int:
-    """Of the whole checkpoint that this key proves; 0 for any other key."""
+    """Of the complete checkpoint that this key proves; 0 for any other key."""
     folder, _, file = key.rpartition("/")
     return int(folder.rpartition("step=")[2]) if file == "checkpoint.json" else 0
 

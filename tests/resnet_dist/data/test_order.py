@@ -150,7 +150,7 @@ def test_every_sample_stands_once_in_the_page_shuffle(pages: list[int], window: 
 @pytest.mark.parametrize("start_step", [0, 2])
 def test_every_world_size_trains_on_the_same_micro_batches_of_pages(start_step: int) -> None:
     pages = PageShuffle(np.arange(1003) // 17, 6)
-    sizes = {"seed": 11, "epoch": 2, "global_batch_size": 256, "micro_batch_size": 4, "pages": pages}
+    sizes = {"seed": 11, "epoch": 2, "global_batch_size": 256, "micro_batch_size": 4, "page_shuffle": pages}
     alone = train_order(1003, rank=0, world_size=1, **sizes)
     for world in WORLD_SIZES:
         shares = [train_order(1003, rank=r, world_size=world, start_step=start_step, **sizes) for r in range(world)]

@@ -34,7 +34,7 @@ from resnet_dist.studies.study import study_recipe
 from resnet_dist.sweeps.ledger import open_ledger
 from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
-from resnet_dist.training.context import Job
+from resnet_dist.training.context import TrainingJob
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan
 
@@ -50,7 +50,7 @@ def beton(path: Path, num_samples: int) -> Path:
 def test_a_node_with_other_betons_is_told_so(tmp_path: Path) -> None:
     train, val = beton(tmp_path / "train.beton", 4), beton(tmp_path / "val.beton", 3)
     identity = Identity("r", data_digest(load_manifest(train), load_manifest(val)))
-    job = Job(load_recipe(RECIPE), RunPlan(1, 1, 1, 1, 1, None, 1), identity, train, val, loader_threads=1)
+    job = TrainingJob(load_recipe(RECIPE), RunPlan(1, 1, 1, 1, 1, None, 1), identity, train, val, loader_threads=1)
     require_same_data(job)
     other = beton(tmp_path / "other.beton", 5)
     with pytest.raises(UserError, match=r"holds data train=[0-9a-f]{32} val=.*, the run is of train=.*; put the same"):
@@ -267,7 +267,7 @@ def test_damaged_names_make_a_damaged_card(prepared: Callable[[], Prepared], rec
     metadata: dict[str, Any] = json.loads((run / METADATA).read_text())
     metadata["identity"]["class_names"] = [1, 2, 3, 4]
     (run / METADATA).write_text(json.dumps(metadata))
-    assert prepared().none_whole
+    assert prepared().none_complete
     assert Identity("r", "d", ("a",)).is_of(Identity("r", "d"))
 
 

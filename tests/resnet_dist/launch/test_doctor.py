@@ -24,7 +24,7 @@ def checkpoint(run_dir: Path, step: int) -> Path:
 
 
 def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
-    old, whole, broken = (checkpoint(tmp_path, step) for step in (10, 20, 30))
+    old, complete, broken = (checkpoint(tmp_path, step) for step in (10, 20, 30))
     (broken / STATE).write_bytes(b"rot")
     unfinished = tmp_path / f".epoch=004-step=00000040.abc{TEMPORARY}"
     unfinished.mkdir()
@@ -33,16 +33,16 @@ def test_what_is_found_removed_and_left(tmp_path: Path) -> None:
     findings = examine(FolderStorage(tmp_path))
     assert [(f.name, f.state) for f in findings] == [
         (broken.name, "damaged"),
-        (whole.name, "ok"),
+        (complete.name, "ok"),
         (old.name, "ok"),
         (unfinished.name, "leftover"),
         ("checkpoint_manager_snapshot.json", "leftover"),
         ("mlflow_run.json", "ok"),
     ]
     assert "top-1 97.25 %" in findings[1].what
-    assert verdict(findings) == f"the run resumes from {whole.name}"
+    assert verdict(findings) == f"the run resumes from {complete.name}"
     assert len(repair(FolderStorage(tmp_path), findings)) == 3
-    assert {p.name for p in tmp_path.iterdir()} == {old.name, whole.name, "mlflow_run.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {old.name, complete.name, "mlflow_run.json"}
     assert all(f.state == "ok" for f in examine(FolderStorage(tmp_path)))
 
 

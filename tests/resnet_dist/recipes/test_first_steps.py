@@ -18,7 +18,7 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import open_data, steps_from
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
@@ -79,7 +79,7 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
         save_every_steps=None,
         log_every_steps=1,
     )
-    job = Job(recipe, plan, Identity("r", "d"), beton, beton, loader_threads=1)
+    job = TrainingJob(recipe, plan, Identity("r", "d"), beton, beton, loader_threads=1)
     context = LocalContext(FolderStorage(tmp_path))
     with ExitStack() as stack:
         trainer = Trainer(job, context, Tracker(), *open_data(job, context.device, stack))

@@ -1,4 +1,4 @@
-"""What every storage promises: whole or not there, one owner of a name, nothing lost that was said to be safe."""
+"""What every storage promises: complete or not there, one owner of a name, nothing lost that was said to be safe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resnet_dist.training.checkpoint import (
     Identity,
     checkpoint_name,
     load_state,
-    newest_whole,
+    newest_complete,
     write_checkpoint,
 )
 from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
@@ -47,7 +47,7 @@ def damage(storage: RunStorage, name: str) -> None:
 
 
 def newest(location: str) -> tuple[str | None, tuple[str, ...]]:
-    with newest_whole(open_storage(location)) as found:
+    with newest_complete(open_storage(location)) as found:
         return (found.name, found.warnings) if found else (None, ())
 
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_comes_back(storage: RunStorage, location: str) -> None:
     assert newest(location) == (None, ())
     name = commit(storage, 20, 2.5)
     commit(storage, 10)
-    with newest_whole(open_storage(location)) as found:
+    with newest_complete(open_storage(location)) as found:
         assert found is not None
         assert (found.name, found.metadata.step, found.metadata.identity) == (name, 20, MINE)
         assert torch.equal(load_state(found.directory, torch.device("cpu"))["net"]["w"], torch.full((3,), 2.5))
@@ -64,7 +64,7 @@ def test_a_checkpoint_comes_back(storage: RunStorage, location: str) -> None:
 def test_a_checkpoint_of_the_same_name_is_replaced(storage: RunStorage, location: str) -> None:
     commit(storage, 10, 1.0)
     commit(storage, 10, 2.0)
-    with newest_whole(open_storage(location)) as found:
+    with newest_complete(open_storage(location)) as found:
         assert found is not None
         assert found.metadata.metrics == {"val/top1": 2.0}
 
@@ -102,7 +102,7 @@ def test_the_best_weights(storage: RunStorage, location: str) -> None:
 
 def test_the_doctor_lists_and_repairs(storage: RunStorage, location: str) -> None:
     storage.pull()
-    whole, rotten, torn = (commit(storage, step, 97.25) for step in (10, 20, 30))
+    complete, rotten, torn = (commit(storage, step, 97.25) for step in (10, 20, 30))
     damage(storage, rotten)
     storage.remove(f"{torn}/{METADATA}")
     path = storage.folder / "mlflow_run.json"
@@ -113,12 +113,12 @@ def test_the_doctor_lists_and_repairs(storage: RunStorage, location: str) -> Non
     assert [(f.name, f.state) for f in findings] == [
         (torn, "damaged"),
         (rotten, "damaged"),
-        (whole, "ok"),
+        (complete, "ok"),
         ("mlflow_run.json", "ok"),
     ]
-    assert verdict(findings) == f"the run resumes from {whole}"
+    assert verdict(findings) == f"the run resumes from {complete}"
     assert [f.name for f in repair(doctor, findings)] == [torn, rotten]
-    assert [(f.name, f.state) for f in examine(open_storage(location))] == [(whole, "ok"), ("mlflow_run.json", "ok")]
+    assert [(f.name, f.state) for f in examine(open_storage(location))] == [(complete, "ok"), ("mlflow_run.json", "ok")]
 
 
 def test_a_small_file_reaches_other_machines(storage: RunStorage, location: str) -> None:
@@ -208,7 +208,7 @@ def test_a_store_that_is_away_is_no_damage(bucket: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3").clear_instance_cache()
-    with pytest.raises(Fault, match="s3://runs/run failed"), newest_whole(open_storage("s3://runs/run")):
+    with pytest.raises(Fault, match="s3://runs/run failed"), newest_complete(open_storage("s3://runs/run")):
         pass
     fsspec.filesystem("s3").clear_instance_cache()
 

@@ -24,7 +24,7 @@ from worker_process import NUM_TRAIN, NUM_VAL, RECIPES, Memory, digest, recipe
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity, newest_first, step_of
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
@@ -95,7 +95,7 @@ def worker(folder: Path, name: str, store: Path, rank: int, world_size: int, kil
     ctx = LocalContext(FolderStorage(folder / "run"), rank=rank, world_size=world_size)
     config = recipe("fp32", "exact", **RECIPES[name])
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
-    job = Job(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
+    job = TrainingJob(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     points = Points(folder / ("points.jsonl" if rank == 0 else "others.jsonl"))
     trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     if kill is not None and kill.rank == rank:

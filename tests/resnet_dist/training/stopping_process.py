@@ -15,7 +15,7 @@ from worker_process import NUM_TRAIN, NUM_VAL, Memory, Points, recipe
 
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity, step_of
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
@@ -35,7 +35,7 @@ def main(folder: Path, rank: int, save_at: int, stop_at: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=2)
-    job = Job(recipe("fp32", "fast"), PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
+    job = TrainingJob(recipe("fp32", "fast"), PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     train, val = Memory(NUM_TRAIN, 4, seed=1), Memory(NUM_VAL, 10, seed=2)
     trainer = Trainer(job, ctx, Points(), Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     # As in a real run, a request to save lasts until the next checkpoint.

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or detected, of this run or refused, and never more trusted than plain tensors."""
+"""Checkpoints: complete or detected, of this run or refused, and never more trusted than plain tensors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from resnet_dist.training.checkpoint import (
     checkpoint_name,
     damaged_names,
     load_state,
+    newest_complete,
     newest_first,
     newest_step,
-    newest_whole,
     require_same,
     step_of,
     verify_checkpoint,
@@ -47,8 +47,8 @@ def save(run_dir: Path, step: int) -> Path:
     return directory
 
 
-def nothing_whole(run_dir: Path) -> bool:
-    with newest_whole(FolderStorage(run_dir)) as found:
+def nothing_complete(run_dir: Path) -> bool:
+    with newest_complete(FolderStorage(run_dir)) as found:
         return found is None
 
 
@@ -78,7 +78,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: P
     state = bytearray((bad / STATE).read_bytes())
     state[len(state) // 2] ^= 1
     (bad / STATE).write_bytes(state)
-    with newest_whole(FolderStorage(tmp_path)) as found:
+    with newest_complete(FolderStorage(tmp_path)) as found:
         assert found is not None
         assert found.directory == good
         (warning,) = found.warnings
@@ -87,22 +87,22 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: P
 
 
 @pytest.mark.parametrize("missing", ["checkpoint.json", STATE])
-def test_a_half_copied_checkpoint_is_not_whole(tmp_path: Path, missing: str) -> None:
+def test_a_half_copied_checkpoint_is_not_complete(tmp_path: Path, missing: str) -> None:
     directory = save(tmp_path, 10)
     (directory / missing).unlink()
     with pytest.raises(Fault, match=r"incomplete|damaged"):
         verify_checkpoint(directory)
-    assert nothing_whole(tmp_path)
+    assert nothing_complete(tmp_path)
 
 
-def test_a_torn_card_is_not_whole(tmp_path: Path) -> None:
+def test_torn_metadata_is_not_complete(tmp_path: Path) -> None:
     metadata = save(tmp_path, 10) / "checkpoint.json"
     metadata.write_text(metadata.read_text()[:40])
-    assert nothing_whole(tmp_path)
+    assert nothing_complete(tmp_path)
 
 
 def test_no_run_yet(tmp_path: Path) -> None:
-    assert nothing_whole(tmp_path / "none")
+    assert nothing_complete(tmp_path / "none")
 
 
 def test_another_recipe_or_other_data_are_refused_with_what_differs() -> None:
@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
 
 
-def test_what_is_newer_than_the_newest_whole_one_is_damaged(tmp_path: Path) -> None:
+def test_what_is_newer_than_the_newest_complete_one_is_damaged(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     assert (damaged_names(storage), newest_step(storage)) == ((), 0)
     for step in (10, 20, 30):
@@ -188,7 +188,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence
     require_none_written(storage, newest_first(storage.names()))  # killed in an upload: its metadata comes last
     save(tmp_path, 20)
     (tmp_path / checkpoint_name(2, 20) / STATE).write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole \(newest: epoch=002-step=00000020\); see"):
+    with pytest.raises(
+        UserError, match=r"none of its 2 checkpoints is complete \(newest: epoch=002-step=00000020\); see"
+    ):
         require_none_written(storage, newest_first(storage.names()))
 
 
@@ -223,7 +225,7 @@ def test_only_a_better_one_is_kept(tmp_path: Path) -> None:
         assert keep_if_best(FolderStorage(tmp_path), net(step), metadata_of(step, top1)) is is_kept
     assert kept_weight(tmp_path) == 40.0
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["epoch=004-step=00000040"]
-    with newest_whole(FolderStorage(tmp_path)) as found:
+    with newest_complete(FolderStorage(tmp_path)) as found:
         assert found is None  # nothing to resume from
 
 

@@ -17,7 +17,7 @@ from torch.nn import BatchNorm2d
 from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer, suspects
 from resnet_dist.training.schedule import RunPlan
@@ -67,7 +67,7 @@ def trainer_of(folder: Path, divergence: dict[str, Any], train: Any = None, val:
     """A trainer whose recipe handles divergence as `divergence` says; its data are good, unless others are given."""
     folder.mkdir()
     recipe = small.recipe("fp32", "fast", train={"divergence": divergence})
-    job = Job(recipe, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
+    job = TrainingJob(recipe, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     train, val = train or small.Memory(small.NUM_TRAIN, 4, seed=1), val or small.Memory(small.NUM_VAL, 10, seed=2)
     context = LocalContext(FolderStorage(folder))
     return Trainer(job, context, small.Points(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))

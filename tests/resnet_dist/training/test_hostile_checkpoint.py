@@ -31,7 +31,7 @@ from resnet_dist.training.checkpoint import (
     Identity,
     checkpoint_name,
     load_state,
-    newest_whole,
+    newest_complete,
     read_metadata,
     verify_checkpoint,
     write_checkpoint,
@@ -60,7 +60,7 @@ def newest(tmp_path: Path) -> Path:
 
 def falls_back(newest: Path) -> str:
     """The warning with which the checkpoint before it is used."""
-    with newest_whole(FolderStorage(newest.parent)) as found:
+    with newest_complete(FolderStorage(newest.parent)) as found:
         assert found is not None
         assert found.name == "epoch=001-step=00000010"
         (warning,) = found.warnings

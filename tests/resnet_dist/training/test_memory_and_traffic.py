@@ -16,7 +16,7 @@ from resnet_dist.errors import UserError
 from resnet_dist.launch.preflight import require_compatible
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import build_classifier, recompute_blocks
@@ -34,7 +34,7 @@ def trained(folder: Path, recipe: Recipe, num_steps: int = 3, **options: Any) ->
         save_every_steps=None,
         log_every_steps=num_steps,
     )
-    job = Job(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1, **options)
+    job = TrainingJob(recipe, plan, Identity("r", "d"), folder, folder, loader_threads=1, **options)
     train, val = small.Memory(small.NUM_TRAIN, 4, seed=1), small.Memory(small.NUM_VAL, 10, seed=2)
     context = LocalContext(FolderStorage(folder))
     trainer = Trainer(job, context, small.Points(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))

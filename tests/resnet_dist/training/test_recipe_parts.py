@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from resnet_dist.config.recipe import EmaConfig, OptimConfig, PlateauSchedule, TrainConfig
 from resnet_dist.data.order import train_order
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.checkpoint import Identity, load_state, newest_whole
+from resnet_dist.training.checkpoint import Identity, load_state, newest_complete
 from resnet_dist.training.checkpoint_manager import open_best
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.model import Precision, build_classifier, build_optimizer
@@ -167,7 +167,7 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: 
     config = small.recipe("fp32", "fast", train={"ema": {"decay": 0.5}})
     small.train(tmp_path, 0, 1, config, 12)
     storage = FolderStorage(tmp_path)
-    with newest_whole(storage) as last, open_best(storage, Identity("r", "d")) as best:
+    with newest_complete(storage) as last, open_best(storage, Identity("r", "d")) as best:
         assert last is not None
         assert best is not None
         saved, cpu = load_state(last.directory, torch.device("cpu")), torch.device("cpu")
@@ -201,7 +201,7 @@ def test_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
     """Of the first norm's input, over two steps of the fourth epoch in micro-batches of 4."""
     config = small.recipe("fp64", "fast", train={"bn_statistics_steps": 2})
     small.train(tmp_path, 0, 1, config, 12)
-    with newest_whole(FolderStorage(tmp_path)) as found:
+    with newest_complete(FolderStorage(tmp_path)) as found:
         assert found is not None
         net = load_state(found.directory, torch.device("cpu"))["net"]
     memory = small.Memory(small.NUM_TRAIN, 4, seed=1)

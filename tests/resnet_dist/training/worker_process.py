@@ -26,7 +26,7 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import Job, LocalContext
+from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
@@ -137,7 +137,7 @@ def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: 
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
     points = Points()
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
-    job = Job(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
+    job = TrainingJob(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
     trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     asked_at = until_step if world_size == 1 else until_step - 1  # several workers stop one step after they are asked
     ctx.stop_requested = lambda: trainer.state.step >= asked_at  # type: ignore[method-assign]
