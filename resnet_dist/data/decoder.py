@@ -29,14 +29,14 @@ class StoredImages(NamedTuple):
     """N images as they are stored in the file: five arrays [N]."""
 
     offsets: NDArray[np.int64]
-    """Of the first byte, from the start of the file."""
+    """Position of the first byte in the file."""
     sizes: NDArray[np.int64]
-    """Bytes."""
+    """Length in bytes."""
     modes: NDArray[np.uint8]
     heights: NDArray[np.int64]
-    """px"""
+    """Height, px."""
     widths: NDArray[np.int64]
-    """px"""
+    """Width, px."""
 
 
 class Kernel(Protocol):
@@ -87,10 +87,9 @@ def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Ker
 
 
 class KeyedDecoder:
-    """Sample ids of a beton to uint8 [N, size, size, 3], RGB, under draws that are keyed by seed, epoch and id.
+    """Samples of a beton to uint8 [N, size, size, 3], RGB, under draws that are keyed by seed, epoch and id.
 
-    So neither threads nor batches change a pixel. id + k * number of samples is copy k of a sample, with draws of its
-    own. UserError when `decoder`, or what the transform needs besides, was not built.
+    So neither threads nor batches change a pixel.
 
     Args:
         reader, file: the beton, and its bytes mapped into memory: uint8 [bytes].
@@ -98,6 +97,9 @@ class KeyedDecoder:
         decoder: which kernel.
         on_bad_sample: "error": a sample that cannot be decoded is a Fault that names it. "skip": another sample takes
             its place (`order.replacement_ids`), shown under the draws of the bad one.
+
+    Raises:
+        UserError: `decoder`, or what the transform needs besides, was not built.
     """
 
     def __init__(
@@ -122,11 +124,30 @@ class KeyedDecoder:
         pixels = reader.heights.astype(np.int64) * reader.widths
         self._kernel = open_kernel(decoder, num_threads, 3 * int(pixels.max(initial=1)))
 
-    def decode(self, epoch: int, sample_ids: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-        """Fills `images` [N, size, size, 3]; where a sample is replaced, its id in `sample_ids` [N] is replaced too."""
-        statuses = self._show(epoch, sample_ids, sample_ids, images)
-        for place in np.flatnonzero(statuses != OK).tolist():
-            self._replace(epoch, sample_ids[place : place + 1], images[place : place + 1], int(statuses[place]))
+    def decode(
+        self,
+        epoch: int,
+        samples: NDArray[np.int64],
+        draw_ids: NDArray[np.int64],
+        images: NDArray[np.uint8],
+    ) -> NDArray[np.int64]:
+        """Fills `images` and returns the samples that they show [N]: `samples`, or what replaces one of them.
+
+        Args:
+            samples: [N], indices in the beton.
+            draw_ids: [N], the key of each image's random draws: `samples`, or for a copy its own id
+                (`order.train_order`).
+            images: uint8 [N, size, size, 3], written.
+
+        Raises:
+            Fault: a sample cannot be decoded, and is not to be replaced or has no replacement that can.
+        """
+        shown = samples.copy()
+        statuses = self._show(epoch, samples, draw_ids, images)
+        for i in np.flatnonzero(statuses != OK).tolist():
+            one = slice(i, i + 1)
+            shown[i] = self._replace(epoch, samples[one], draw_ids[one], images[one], int(statuses[i]))
+        return shown
 
     def close(self) -> None:
         """Ends the kernel's threads, without waiting."""
@@ -135,48 +156,55 @@ class KeyedDecoder:
     def _show(
         self,
         epoch: int,
-        sample_ids: NDArray[np.int64],
-        draws_of: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        draw_ids: NDArray[np.int64],
         images: NDArray[np.uint8],
     ) -> NDArray[np.int64]:
-        """Decodes `sample_ids` under the draws of the samples `draws_of`; returns the statuses [N]."""
-        stored = self._stored(sample_ids)
-        views, flips = self._crop(epoch, stored, draws_of)
-        keys = sample_keys(Stream.PIXELS, self._seed, epoch, draws_of)
+        """Decodes `samples` under the draws of `draw_ids`; returns the statuses [N]."""
+        stored = self._stored(samples)
+        views, flips = self._crop(epoch, stored, draw_ids)
+        keys = sample_keys(Stream.PIXELS, self._seed, epoch, draw_ids)
         operations = draw_operations(self._augment, self.size, keys)
         return self._kernel.decode(self._file, stored, views, flips, operations, images)
 
-    def _crop(self, epoch: int, stored: StoredImages, draws_of: NDArray[np.int64]) -> tuple[Views, NDArray[np.bool_]]:
-        keys = sample_keys(Stream.AUGMENTATION, self._seed, epoch, draws_of)
+    def _crop(self, epoch: int, stored: StoredImages, draw_ids: NDArray[np.int64]) -> tuple[Views, NDArray[np.bool_]]:
+        keys = sample_keys(Stream.AUGMENTATION, self._seed, epoch, draw_ids)
         draws = uniform(keys, num_draws(self._transform))
         return crop(self._transform, stored.heights, stored.widths, draws)
 
-    def _replace(self, epoch: int, sample_id: NDArray[np.int64], image: NDArray[np.uint8], status: int) -> None:
-        """`sample_id` [1] and `image` [1, size, size, 3] become another sample's."""
-        bad, path = sample_id.copy(), self._reader.path
-        stored = self._stored(bad)
-        reason = self._kernel.explain(self._file, stored, self._crop(epoch, stored, bad)[0], self.size, status)
-        what = f"sample {bad[0] % len(self._reader)} of {path} cannot be decoded: {reason}"
+    def _replace(
+        self,
+        epoch: int,
+        bad: NDArray[np.int64],
+        draw_id: NDArray[np.int64],
+        image: NDArray[np.uint8],
+        status: int,
+    ) -> int:
+        """Fills `image` [1, size, size, 3] with another sample than `bad` [1], and returns which."""
+        path, stored = self._reader.path, self._stored(bad)
+        views, _ = self._crop(epoch, stored, draw_id)
+        reason = self._kernel.explain(self._file, stored, views, self.size, status)
+        what = f"sample {bad[0]} of {path} cannot be decoded: {reason}"
         lists_all = f"`data-prep verify {quote(str(path))} --decode all` lists all such samples"
         leaves_out = "converting again with --on-error quarantine leaves them out, on the record"
         if self._on_bad_sample == "error" and isinstance(self._transform, CenterCrop):
             raise Fault(f"{what}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
         if self._on_bad_sample == "error":
             raise Fault(f"{what}; {lists_all}, {leaves_out}; or set data.on_bad_sample: skip")
-        others = replacement_ids(len(self._reader), self._seed, epoch, int(bad[0]))
-        for other in others:
-            sample_id[0] = other
-            if self._show(epoch, sample_id, bad, image)[0] == OK:
+        others = replacement_ids(len(self._reader), self._seed, epoch, int(draw_id[0]))
+        for i, other in enumerate(others.tolist()):
+            # Under the draws of the bad sample: which sample fills its place depends on nothing but its id.
+            if self._show(epoch, others[i : i + 1], draw_id, image)[0] == OK:
                 _log.warning("%s; sample %d takes its place in epoch %d", what, other, epoch)
-                return
+                return int(other)
         raise Fault(f"{what}, nor can the {len(others)} samples drawn to replace it; {lists_all}")
 
-    def _stored(self, sample_ids: NDArray[np.int64]) -> StoredImages:
-        reader, sample_ids = self._reader, sample_ids % len(self._reader)
+    def _stored(self, samples: NDArray[np.int64]) -> StoredImages:
+        reader = self._reader
         return StoredImages(
-            reader.pointers[sample_ids],
-            reader.sizes[sample_ids],
-            reader.modes[sample_ids],
-            reader.heights[sample_ids].astype(np.int64),
-            reader.widths[sample_ids].astype(np.int64),
+            reader.pointers[samples],
+            reader.sizes[samples],
+            reader.modes[samples],
+            reader.heights[samples].astype(np.int64),
+            reader.widths[samples].astype(np.int64),
         )

@@ -22,6 +22,7 @@ from resnet_dist.config.recipe import OnBadSample
 from resnet_dist.data.batch import Batch, CudaBuffers, HostBuffers, ReceiveBatch, batch_buffers
 from resnet_dist.data.crops import Transform, require_sides
 from resnet_dist.data.decoder import Decoder, KeyedDecoder
+from resnet_dist.data.order import sample_of
 from resnet_dist.errors import Fault, UserError
 
 
@@ -86,10 +87,13 @@ class BetonLoader:
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
 
-        id + k * number of samples is copy k of a sample, augmented by draws of its own.
+        Args:
+            sample_ids: as `order.train_order` gives them. Each copy of a sample is augmented by draws of its own.
 
-        Raises Fault for a sample that does not decode or a batch that does not come. Whatever ends the iteration, also
-        leaving it early, ends its thread.
+        Raises:
+            Fault: a sample cannot be decoded, or a batch does not come in time.
+
+        Whatever ends the iteration, also leaving it early, ends its thread.
         """
         if sample_ids.ndim != 1 or not np.issubdtype(sample_ids.dtype, np.integer):
             raise ValueError(f"sample_ids must be a 1-D integer array, got {sample_ids.dtype} {sample_ids.shape}")
@@ -116,16 +120,16 @@ class BetonLoader:
         self, decoder: KeyedDecoder, buffers: HostBuffers | CudaBuffers, epoch: int, sample_ids: NDArray[np.int64]
     ) -> Generator[ReceiveBatch, None, None]:
         """On the epoch's thread: the epoch's batches, on their way to the device."""
-        num_samples = len(self._reader)
-        page_ids = self.page_of_sample[sample_ids % num_samples] if self._reads_ahead else sample_ids[:0]
+        samples = sample_of(sample_ids, len(self._reader))
+        page_ids = self.page_of_sample[samples] if self._reads_ahead else samples[:0]
         with closing(ReadAhead(self._reader, page_ids)) as hints:
-            for start in range(0, len(sample_ids), self._batch_size):
+            for start in range(0, len(samples), self._batch_size):
                 hints.ask_for(start + _BATCHES_READ_AHEAD * self._batch_size)
-                ids = sample_ids[start : start + self._batch_size]
-                images, shown = buffers.take(len(ids)), ids.copy()
-                decoder.decode(epoch, shown, images.numpy())
-                num_replaced, shown = int((shown != ids).sum()), shown % num_samples
+                batch = slice(start, start + self._batch_size)
+                images = buffers.take(len(samples[batch]))
+                shown = decoder.decode(epoch, samples[batch], sample_ids[batch], images.numpy())
                 labels = torch.from_numpy(self._reader.labels[shown])
+                num_replaced = int((shown != samples[batch]).sum())
                 yield buffers.send(Batch(images, labels, shown, num_replaced))
 
     def _decoder_at(self, epoch: int) -> KeyedDecoder:

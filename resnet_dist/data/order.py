@@ -18,7 +18,8 @@ from resnet_dist.errors import UserError
 def micro_batch_share(num_micro_batches: int, rank: int, world_size: int) -> range:
     """The micro-batches of a step that `rank` runs: contiguous, sizes differ by at most one, rank 0 has number 0.
 
-    ValueError when there are more workers than micro-batches: a worker without one would have no gradient.
+    Raises:
+        ValueError: there are more workers than micro-batches: a worker without one would have no gradient.
     """
     if world_size > num_micro_batches:
         raise ValueError(f"{world_size} workers share {num_micro_batches} micro-batches: at most one worker each")
@@ -35,7 +36,7 @@ class PageShuffle(NamedTuple):
     """A shuffle for betons that are larger than memory: at any time it needs only a few pages of the file."""
 
     page_of_sample: NDArray[np.int64]
-    """[num_samples]"""
+    """Page of each sample: [num_samples]."""
     window_pages: int
     """Pages whose samples are mixed at any time; a page is finished once this many others have been begun."""
 
@@ -43,10 +44,11 @@ class PageShuffle(NamedTuple):
 def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.int64]:
     """All sample ids in the order of the epoch, those of a page within `window_pages` pages. int64 [num_samples].
 
-    The pages are laid out in random order around a circle. Each sample moves forward from its page's place by a random
-    distance of up to the window's length, and the order is that of where the samples end up. A circle has no edges:
-    every stretch of the order mixes `window_pages` pages evenly (those where it closes are read twice). Two neighbours
-    come from one page once in `window_pages`; with a window of all pages, this is a full shuffle.
+    This is streaming's `py1e` shuffle on a circle: the pages are laid out in random order around it, each sample moves
+    forward from its page's place by a random distance of up to the window's length, and the order is that of where the
+    samples end up. A circle has no edges: every stretch of the order mixes `window_pages` pages evenly (those where it
+    closes are read twice). Two neighbours come from one page once in `window_pages`; with a window of all pages, this
+    is a full shuffle.
     """
     page_ids, place_in_pages = np.unique(shuffle.page_of_sample, return_inverse=True)
     num_pages, window = len(page_ids), min(shuffle.window_pages, len(page_ids))
@@ -61,7 +63,11 @@ def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.
 
 
 def replacement_ids(num_samples: int, seed: int, epoch: int, sample_id: int) -> NDArray[np.int64]:
-    """Which samples may replace one that cannot be decoded: the first of these that can takes its place. int64 [10]."""
+    """Samples that may replace one that cannot be decoded: the first of them that can be takes its place. int64 [10].
+
+    Args:
+        sample_id: an id of `train_order`, so each copy of a sample has replacements of its own.
+    """
     draws = uniform(sample_keys(Stream.REPLACEMENT, seed, epoch, [sample_id]), 10)[0]
     return (draws * num_samples).astype(np.int64)
 
@@ -81,10 +87,31 @@ def train_order(
 ) -> NDArray[np.int64]:
     """Sample ids of this rank from `start_step` of the epoch on: int64 [steps left, local micro-batches, size].
 
-    All samples are shuffled, or with `page_shuffle` those within a window of pages. The epoch's incomplete last global
-    batch is dropped. With `repeats` the first of the shuffled samples come that many times each, dealt to the micro-batches
-    of their global batch in turn; copy k of a sample is its id + k * num_samples. UserError when the data set does not
-    fill one global batch.
+    The epoch's incomplete last global batch is dropped.
+
+    Args:
+        num_samples: size of the data set.
+        seed, epoch: they alone decide the order. `rank` and `world_size` only share it out.
+        start_step: steps of the epoch that have been trained already.
+        page_shuffle: shuffles within a window of pages. None: all samples.
+        repeats: the first of the shuffled samples come that many times each, dealt to the micro-batches of their global
+            batch in turn. Copy k of a sample has the id sample + k * num_samples (see `sample_of`).
+
+    Raises:
+        UserError: the data set does not fill one global batch.
+
+    Eight samples make two steps of two micro-batches of two. Two workers run one micro-batch of each step, one worker
+    runs both; the micro-batches are the same:
+
+    >>> sizes = {"seed": 1, "epoch": 0, "global_batch_size": 4, "micro_batch_size": 2}
+    >>> train_order(8, **sizes, rank=0, world_size=2).tolist()
+    [[[2, 7]], [[1, 4]]]
+    >>> train_order(8, **sizes, rank=1, world_size=2).tolist()
+    [[[0, 5]], [[3, 6]]]
+    >>> train_order(8, **sizes, rank=0, world_size=1).tolist()
+    [[[2, 7], [0, 5]], [[1, 4], [3, 6]]]
+    >>> train_order(8, **sizes, rank=0, world_size=1, start_step=1).tolist()
+    [[[1, 4], [3, 6]]]
     """
     if global_batch_size % micro_batch_size:
         raise ValueError(f"global batch {global_batch_size} is not a multiple of micro-batch {micro_batch_size}")
@@ -107,6 +134,11 @@ def train_order(
     else:
         steps = permutation[: num_steps * global_batch_size].reshape(num_steps, num_micro_batches, micro_batch_size)
     return np.ascontiguousarray(steps[start_step:, share.start : share.stop])
+
+
+def sample_of(ids: NDArray[np.int64], num_samples: int) -> NDArray[np.int64]:
+    """The samples, as indices in the beton, of ids as `train_order` gives them: without the number of the copy."""
+    return ids % num_samples
 
 
 def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> range:

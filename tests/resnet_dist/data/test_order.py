@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resnet_dist.data import order as order_module
 from resnet_dist.data.order import (
     PageShuffle,
     epoch_permutation,
@@ -208,3 +210,8 @@ def test_a_number_of_repeats_that_does_not_divide_the_batch() -> None:
     steps = repeated(0, 1, 5)
     assert np.unique(steps).size == steps.size  # no image twice under the same draws
     assert len(np.unique(steps % 103)) == -(-steps.size // 5)
+
+
+def test_the_example_in_the_docstring_is_right() -> None:
+    found = doctest.testmod(order_module)
+    assert (found.attempted, found.failed) == (5, 0)
