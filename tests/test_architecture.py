@@ -113,7 +113,6 @@ WALLS = {
         "resnet_dist.data",
     ),
     "resnet_dist.errors": ("data_prep.errors",),
-    "resnet_dist.accelerators": (),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
     "resnet_dist.data": (
@@ -132,7 +131,6 @@ WALLS = {
     ),
     "resnet_dist.training": (
         "resnet_dist.errors",
-        "resnet_dist.accelerators",
         "resnet_dist.config",
         "resnet_dist.models",
         "resnet_dist.data",

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_dist.errors import UserError
-from resnet_dist.models.cifar import CifarResNet
-from resnet_dist.models.keyed_noise import replace_dropout
+from resnet_dist.models.keyed_noise import KeyedDropout, replace_dropout
 from resnet_dist.models.preactivation import PreactivationBasicBlock, PreactivationBottleneck, PreactivationSingleBlock
 from resnet_dist.models.resnet import (
     SHORTCUTS,
@@ -22,6 +21,9 @@ from resnet_dist.models.resnet import (
     ResNet,
     Shortcut,
     SingleBlock,
+    Stage,
+    conv3x3,
+    init_weights,
 )
 
 BlockKind = Literal["single", "basic", "bottleneck"]
@@ -38,6 +40,35 @@ PREACTIVATION: dict[BlockKind, type[ResidualBlock]] = {
 LAYERS_PER_BLOCK: dict[BlockKind, int] = {"single": 1, "basic": 2, "bottleneck": 3}
 
 
+class CifarResNet(nn.Module):
+    """[N, 3, H, W] -> logits [N, num_classes]; made for 32 px. Arguments as `ResNet`, with three stages.
+
+    The CIFAR nets of He et al. 2015, section 4.2: 6n + 2 layers in three stages of 32, 16 and 8 px, 16 to 64 filters.
+    With bottlenecks (He et al. 2016) 9n + 2 layers, and four times as many filters at the end of each block.
+    """
+
+    def __init__(
+        self, block: type[ResidualBlock], num_blocks: tuple[int, ...], num_classes: int, options: NetOptions
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(3, 16)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = Stage(block, 16, 16, num_blocks[0], options, stride=1, after_stem=True)
+        self.layer2 = Stage(block, self.layer1.out_channels, 32, num_blocks[1], options, stride=2)
+        self.layer3 = Stage(block, self.layer2.out_channels, 64, num_blocks[2], options, stride=2)
+        self.end = block.final_activation(self.layer3.out_channels, options)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = KeyedDropout(options.dropout) if options.dropout else nn.Identity()
+        self.fc = nn.Linear(self.layer3.out_channels, num_classes)
+        init_weights(self, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.end(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
+
+
 @dataclass(frozen=True)
 class Layout:
     """One net of the papers, as a row of data."""
@@ -45,7 +76,7 @@ class Layout:
     family: type[ResNet] | type[CifarResNet]
     block: BlockKind
     num_blocks: tuple[int, ...]
-    """Of each stage."""
+    """Number of blocks in each stage."""
     shortcut: Shortcut | None
     """The option that the net has when a recipe says nothing; None makes it a plain net."""
 
@@ -172,7 +203,7 @@ class Part:
     layers: int
     """Calls of modules without children (a ReLU used three times counts three): what the host starts one by one."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of its parameters."""
+    """Shapes of its parameters."""
 
 
 @dataclass(frozen=True)
