@@ -55,11 +55,11 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     clear_leftovers(storage, profile.checkpoint.keep, prepared.damaged)
     if (cache := node_cache(prepared)) is not None:
         fill(cache)
-    tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.lease.number)
+    tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.token.number)
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.publish)
     has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
     context = LocalContext(
-        fenced(storage, run.lease.lease, profile.failure.storage_timeout_s, warn=run.log),
+        fenced(storage, run.lease.token, profile.failure.storage_timeout_s, warn=run.log),
         device=torch.device("cuda" if has_gpu else "cpu"),
         keep=profile.checkpoint.keep,
         observer=observer,

@@ -71,7 +71,7 @@ class HeldLease:
     """The driver's side: a thread sends the heartbeat until `release`."""
 
     def __init__(self, lease: Lease, timeout_s: float, left_request: str = "") -> None:
-        self.lease = lease
+        self.token = lease
         self.left_request = left_request
         """That of the driver before, if it died without releasing it."""
         self.lost: Fault | None = None
@@ -90,7 +90,7 @@ class HeldLease:
         if self.lost is not None:
             raise self.lost
         with suppress(OSError, UserError):
-            self.lease.require_held()
+            self.token.require_held()
 
     def is_ours(self) -> bool:
         try:
@@ -118,7 +118,7 @@ class HeldLease:
             with self._changing:
                 self._me = replace(self._me, beat=self._me.beat + 1)
             try:
-                self.lease.require_held()  # UserError: not there, but it was when the run was taken
+                self.token.require_held()  # UserError: not there, but it was when the run was taken
             except (OSError, UserError):
                 continue  # storage does not answer; who takes the run over meanwhile has a higher number
             except Fault as fault:
@@ -128,7 +128,7 @@ class HeldLease:
                 self._publish()
 
     def _publish(self) -> None:
-        storage, number = self.lease.storage, self.lease.number
+        storage, number = self.token.storage, self.token.number
         path = _path(storage, number, ".json")
         write_text_atomically(path, json.dumps(asdict(self._me)))
         storage.publish(path)

@@ -57,7 +57,7 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
     evaluated_step = lost_controllers = preemptions = 0
     for number in itertools.count(1):
         clear_leftovers(storage, profile.checkpoint.keep, damaged)
-        trainer = Trainer(number, build_trainer(profile, storage, setup))
+        trainer = FitThread(number, build_trainer(profile, storage, setup))
         result: WorkerResult | None = None
         try:
             with run.progress.live():
@@ -97,7 +97,7 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
 
 
 def statuses(
-    trainer: Trainer, control: ray.actor.ActorHandle, run: Run, stop_requested: Callable[[], bool]
+    trainer: FitThread, control: ray.actor.ActorHandle, run: Run, stop_requested: Callable[[], bool]
 ) -> Iterator[Status]:
     """Where the trainer's workers are, twice a second, until it has ended, or is to stop and has no workers yet.
 
@@ -127,7 +127,7 @@ def statuses(
         yield status
 
 
-def _look(control: ray.actor.ActorHandle, trainer: Trainer, *, stop: bool) -> Status | None:
+def _look(control: ray.actor.ActorHandle, trainer: FitThread, *, stop: bool) -> Status | None:
     """What the actor knows; None if it does not answer, as one that was killed and is on its way back.
 
     Raises UserError or Fault if a worker found that no restart would help.
@@ -153,7 +153,7 @@ def _worker_setup(run: Run, control: Any) -> WorkerSetup:
         control=control,
         failure=profile.failure,
         save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
-        lease=run.lease.lease,
+        lease=run.lease.token,
         cache=node_cache(prepared),
         credentials=server_credentials(os.environ),
     )
@@ -163,7 +163,7 @@ class ControllerLost(Fault):
     """Ray Train's controller, a process beside the driver, is gone, and the workers with it."""
 
 
-class Trainer:
+class FitThread:
     """`TorchTrainer.fit()` in a thread of its own, so that the main thread can look at signals and show progress."""
 
     def __init__(self, number: int, trainer: TorchTrainer) -> None:

@@ -33,7 +33,7 @@ def test_a_driver_that_ended_in_order_is_followed_at_once(tmp_path: Path) -> Non
     first.release()
     second = take(storage, 60.0)
     second.release()
-    assert (first.lease.number, second.lease.number) == (1, 2)
+    assert (first.token.number, second.token.number) == (1, 2)
     assert sorted(path.name for path in (tmp_path / "driver").iterdir()) == [
         "00001.json", "00001.lease", "00002.json", "00002.lease",
     ]  # fmt: skip
@@ -46,7 +46,7 @@ def test_a_lease_is_newer_than_the_spool_even_if_older_leases_were_removed(tmp_p
     Spool(spool_folder(tmp_path, "r"), storage, lease=7).close(30)
     lease = take(storage, 60.0)
     lease.release()
-    assert lease.lease.number == 8
+    assert lease.token.number == 8
     Spool(spool_folder(tmp_path, "r"), storage, lease=8).close(30)
 
 
@@ -55,7 +55,7 @@ def test_a_driver_at_work_keeps_its_run(tmp_path: Path) -> None:
     first = take(storage, 1.0)
     with pytest.raises(UserError, match=rf"another driver is working on this run \(pid {os.getpid()} on "):
         take(storage, 5.0)
-    first.lease.require_held()
+    first.token.require_held()
     first.release()
 
 
@@ -69,7 +69,7 @@ def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path: Path) -> 
     process.kill()
     process.wait()
     began_s = time.monotonic()
-    assert take(FolderStorage(tmp_path), 600.0).lease.number == 2
+    assert take(FolderStorage(tmp_path), 600.0).token.number == 2
     assert time.monotonic() - began_s < 300.0
 
 
@@ -90,7 +90,7 @@ def test_a_silent_driver_of_another_machine_is_waited_for(tmp_path: Path) -> Non
     driver_file(tmp_path, 1, asdict(ELSEWHERE))
     said: list[str] = []
     held = take(FolderStorage(tmp_path), 0.6, said.append)
-    assert held.lease.number == 2
+    assert held.token.number == 2
     assert "may still be using this run; waiting up to 0.6 s for its heartbeat" in said[0]
     held.release()
 
@@ -101,7 +101,7 @@ def test_a_torn_sign_of_life_is_a_silent_driver(tmp_path: Path, content: str) ->
     (tmp_path / "driver" / "00004.lease").touch()
     (tmp_path / "driver" / "00004.json").write_text(content)
     held = take(FolderStorage(tmp_path), 0.3)
-    assert held.lease.number == 5
+    assert held.token.number == 5
     held.release()
 
 
@@ -112,7 +112,7 @@ def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
     assert old is not None
     driver_file(tmp_path, 2, asdict(ELSEWHERE))
     with pytest.raises(Fault, match=r"another driver .* on another-machine.* has taken over"):
-        old.lease.require_held()
+        old.token.require_held()
     deadline = time.monotonic() + 30
     while old.lost is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -149,8 +149,8 @@ def test_a_driver_reads_its_run_after_it_took_the_lease(storage: RunStorage, loc
         driver = storage if number == 1 else open_storage(location)
         lease = take(driver, timeout_s=20.0)
         driver.pull()
-        lease.lease.require_held()
-        assert lease.lease.number == number
+        lease.token.require_held()
+        assert lease.token.number == number
         lease.release()
     assert storage.names("driver") == ["00002.json", "00002.lease", "00003.json", "00003.lease"]
 
