@@ -1,4 +1,4 @@
-"""The training loop. Read this file first.
+"""The training loop: what one worker does from the first step to the last.
 
 One optimizer step is defined on the global batch, which is cut into micro-batches. The workers share the micro-batches
 of a step; each runs its own one after the other, and their gradients become one gradient (`step.py`, `reduce.py`).
@@ -10,18 +10,18 @@ the result is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint_manager import CheckpointManager
-from resnet_dist.training.collectives import Vote, share_buffers
+from resnet_dist.training.collectives import Requests, Vote, share_buffers
 from resnet_dist.training.context import Outcome, RunContext, TrainingJob, WorkerResult
+from resnet_dist.training.divergence import Divergence, evaluation_diverged, training_diverged
 from resnet_dist.training.evaluate import average_statistics, evaluate, sparse_json
 from resnet_dist.training.feed import Samples, batches_of, open_data, steps_from
 from resnet_dist.training.metrics import CurvePoint, DeviceUse, MetricAccumulator, Stragglers
@@ -57,29 +57,24 @@ def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerRes
         return result
 
 
-class Divergence(NamedTuple):
-    step: int
-    """The first step that shows it: by its loss, or by the state before it."""
-    reason: str
-    skips: frozenset[int]
-    """The steps to leave out from now on. Empty: the run ends."""
-    in_evaluation: bool = False
-
-
 class Trainer:
     """One worker's training: `restore`, then `fit`."""
 
     def __init__(self, job: TrainingJob, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> None:
         recipe, precision = job.recipe, Precision(job.recipe.train.precision)
         self.recipe, self.plan, self.ctx, self.tracker = recipe, job.plan, ctx, tracker
-        self.train, self.val, self.precision = train, val, precision
+        self.precision = precision
 
-        # Model and optimizer, at their first step
+        # Model: at its first step, like all that follows. `restore` brings it to where the run is.
         num_micro_batches, micro_batch_size = recipe.train.num_micro_batches, recipe.train.micro_batch_size
         model = build_classifier(recipe).to(ctx.device, precision.weights)
         average = MovingAverage(model.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
         if job.recompute_activations:
             recompute_blocks(model)  # after the average was copied: a copy would share the changed `forward`
+        self.model = model
+        self.evaluated = around(average.net, recipe) if average else model
+
+        # Step: gradients, optimizer, state
         reduction = build_reduction(
             recipe.train.reduction,
             compiled(model) if recipe.train.compile else model,
@@ -95,13 +90,13 @@ class Trainer:
             scaler=precision.scaler(ctx.device),
             gradient_memory=reduction if isinstance(reduction, PowerSgdReduction) else None,
         )
-        self.model = model
-        self.evaluated = around(average.net, recipe) if average else model
         self.train_step = TrainStep(recipe, self.state, model, reduction, ctx.device)
+
+        # Checkpoints and requests
         self.checkpoints = CheckpointManager(job, ctx, self.state)
         self.vote = Vote()
 
-        # Curves
+        # Curves, speed, stragglers
         self.accumulator = MetricAccumulator(
             num_micro_batches,
             micro_batch_size,
@@ -116,6 +111,9 @@ class Trainer:
         self.device_use = DeviceUse(recipe, ctx.device, ctx.world_size)
         self.metrics: dict[str, float] = {}
         """The newest value of every metric."""
+
+        # Data
+        self.train, self.val = train, val
         self._steps: Generator[dict[int, Batch], None, None] | None = None
         """The rest of the epoch's steps, while there is one open."""
 
@@ -137,25 +135,40 @@ class Trainer:
         """
         state, plan, step = self.state, self.plan, self.state.step
         evaluates = plan.evaluation_due(step) and state.evaluated_step < step
+        diverged: Divergence | None = None
+        requests = Requests(stop=False, save=False)
 
-        # A point of the curves, and a look at the losses: a diverged state is neither evaluated nor saved.
-        diverged = self._log() if plan.point_due(step) else None
+        # Log. It comes first because it looks at the losses: a diverged state is neither evaluated nor saved.
+        if plan.point_due(step):
+            diverged = self._log()
+
+        # Evaluate
         if diverged is None and evaluates:
             diverged = self._evaluate()
 
-        # The one place where requests to stop and to save are read. After an evaluation it waits for the other workers:
-        # a sweep judges its trials by evaluations, and a stopped trial should not train one more step.
+        # Vote: the one place where requests to stop and to save are read. Signals reach the workers at different
+        # moments, and if one of them stopped a step before the others, the others would hang in a collective.
         if diverged is None:
+            # After an evaluation, wait for the other workers: a sweep judges its trials by evaluations, and a stopped
+            # trial should not train one more step. Otherwise the answer is that of the step before, without a wait.
             requests = self.vote.cast(stop=self.ctx.stop_requested(), save=self.ctx.save_requested(), wait=evaluates)
-            # A request is from the step before, so a checkpoint of that step has answered it.
-            save_requested = requests.save and self.checkpoints.saved_step < step - 1
-            saves = plan.checkpoint_due(step) or save_requested or requests.stop
-            if saves and (diverged := self._log()) is None:
-                self._save()
 
+        # Save
+        if diverged is None:
+            # The request is of the step before, so a checkpoint of that step has answered it already.
+            save_requested = requests.save and self.checkpoints.saved_step < step - 1
+            if plan.checkpoint_due(step) or save_requested or requests.stop:
+                diverged = self._log()  # no point may be due here, but what is saved must have been looked at
+                if diverged is None:
+                    self._save()
+
+        # End, or go back
         if diverged is not None:
             if diverged.skips:
-                self._go_back(diverged.skips)
+                skipped = state.skipped | diverged.skips
+                self._close_epoch()
+                self.restore()
+                state.skipped = skipped  # after `restore`, which brings back the checkpoint's own
                 return None
             # The training itself was fine. Resumed, the run evaluates again before it trains a step.
             if diverged.in_evaluation and state.is_finite():
@@ -166,16 +179,17 @@ class Trainer:
         if requests.stop:
             return self._result("stopped")
 
-        # One optimizer step
+        # Step
         if self._steps is None:
-            self.model.train()
+            self.model.train()  # the evaluation left it in eval mode
             self.accumulator.restart_clock()
             self._steps = steps_from(self.train, self.recipe, self.ctx, *divmod(step, plan.steps_per_epoch))
         with self.accumulator.waiting_for_data():
-            batches = next(self._steps)
+            batches = next(self._steps)  # also of a step that is skipped: the loader is one stream
         if step in state.skipped:
             state.step += 1
         else:
+            # Measuring the gradient's norm costs a pass over it, so only the step before a point does.
             self.train_step(batches, self.learning_rate(step), self.accumulator, measure_norm=plan.point_due(step + 1))
         if state.step == plan.epoch_ends_at(step):
             self._close_epoch()
@@ -191,9 +205,8 @@ class Trainer:
         )
         diverged = None
         if point.diverged_step is not None:
-            reason = what_diverged(point.diverged_step, step, self.recipe.train.divergence.max_loss)
-            diverged = Divergence(point.diverged_step, reason, self._skips(point.diverged_step))
-        if diverged is None or not diverged.skips:  # skipped steps are done again, and so is their point
+            diverged = training_diverged(self.recipe.train.divergence, point.diverged_step, step, self.state.skipped)
+        if diverged is None or not diverged.skips:  # otherwise these steps are done again, and so is their point
             self._report(point)
         return diverged
 
@@ -210,7 +223,7 @@ class Trainer:
         """Evaluates the net; if logits or loss are not finite, the evaluation counts as not done."""
         state, recipe, ctx = self.state, self.recipe, self.ctx
         is_last = state.step == self.plan.last_step
-        share_buffers(state.evaluated_net)
+        share_buffers(state.evaluated_net)  # only rank 0 updates batch norm's running statistics
         if is_last and recipe.train.bn_statistics_steps:
             # Over images of the epoch after the last one, augmented but not mixed
             steps = steps_from(self.train, recipe, ctx, recipe.train.total_epochs, 0)
@@ -238,7 +251,7 @@ class Trainer:
         self.metrics.update(metrics)
         diverged = None
         if evaluation.is_finite:
-            state.evaluated_step = state.step
+            state.evaluated_step = state.step  # before a checkpoint is saved: a resumed run does not evaluate again
             if recipe.schedule.kind == "plateau":
                 state.plateau = state.plateau.after(evaluation.top1_error, recipe.schedule)
             if evaluation.confusion is not None:
@@ -246,11 +259,13 @@ class Trainer:
             with self.accumulator.saving():
                 self.checkpoints.save_if_best(self.metrics)
         else:
-            reason = (
-                f"the evaluation gave NaN or infinity at step {state.step} "
-                f"(for {evaluation.num_not_finite} of {evaluation.num_samples} samples)"
+            diverged = evaluation_diverged(
+                recipe.train.divergence,
+                state.step,
+                state.skipped,
+                num_not_finite=evaluation.num_not_finite,
+                num_samples=evaluation.num_samples,
             )
-            diverged = Divergence(state.step, reason, self._skips(state.step), in_evaluation=True)
         ctx.progress(state.step, self.metrics)
         return diverged
 
@@ -258,22 +273,8 @@ class Trainer:
         with self.accumulator.saving():
             self.checkpoints.save(self.metrics)
 
-    def _go_back(self, skips: frozenset[int]) -> None:
-        """Restores the newest checkpoint, and leaves out the steps `skips` from now on."""
-        skipped = self.state.skipped | skips
-        self._close_epoch()
-        self.restore()
-        self.state.skipped = skipped
-
-    def _skips(self, diverged_step: int) -> frozenset[int]:
-        """The steps to leave out where the recipe says so; empty where the run ends instead."""
-        policy, skipped = self.recipe.train.divergence, self.state.skipped
-        if policy.action == "stop" or len(skipped) >= policy.max_skips:
-            return frozenset()
-        return frozenset(suspects(diverged_step, skipped, self.state.step) - skipped)
-
     def learning_rate(self, step: int) -> float:
-        """What step number `step` uses."""
+        """Learning rate of step number `step`."""
         return lr_at(
             step,
             self.recipe.schedule,
@@ -291,28 +292,3 @@ class Trainer:
     def _result(self, outcome: Outcome, reason: str = "") -> WorkerResult:
         self._close_epoch()
         return WorkerResult(outcome, self.state.step, self.metrics, reason)
-
-
-def what_diverged(diverged_step: int, next_step: int, max_loss: float | None) -> str:
-    """In words. `diverged_step` is `next_step` where the losses before it are finite and the state is not."""
-    if diverged_step == next_step:
-        return f"the weights or batch norm's running statistics are not finite after step {next_step}"
-    limit = "" if max_loss is None else f" or above train.divergence.max_loss ({max_loss:g})"
-    return f"the training loss is not finite{limit} at step {diverged_step + 1}"
-
-
-def suspects(diverged_step: int, skipped: Collection[int], next_step: int) -> set[int]:
-    """The steps that may have broken the training.
-
-    The first sign of it is the loss of `diverged_step`, or the state before it if that is `next_step`.
-
-    A loss is computed before the step's own update. So if the steps before it were skipped already, or if it was not
-    taken yet, the last step that was taken before it is a suspect too.
-    """
-    before = diverged_step - 1
-    while before in skipped:
-        before -= 1
-    found = {diverged_step} if diverged_step < next_step else set()
-    if not found or before < diverged_step - 1:
-        found |= {before} - {-1}
-    return found
