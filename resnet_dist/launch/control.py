@@ -76,8 +76,8 @@ class Status:
     metrics: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """All warnings so far, in order."""
-    evaluated_step: int = 0
-    """Of the newest evaluation."""
+    evaluations: tuple[tuple[int, Mapping[str, float]], ...] = ()
+    """Step and metrics of each evaluation that the driver has not seen yet, in order."""
     has_workers: bool = False
     """Whether a worker group has started since the newest trainer did."""
     given_up: str | None = None
@@ -100,11 +100,16 @@ class RunControl:
         self._looked_s = 0.0
         self._leaving: frozenset[str] = frozenset()
 
-    def look(self, trainer: int, *, stop: bool) -> Status:
+    def look(self, trainer: int, *, stop: bool, evaluated_step: int = 0) -> Status:
         """What the driver calls, twice a second: returns the status, and takes whether the workers are to stop.
 
-        `trainer`: the number of the driver's trainer. When a new one is started, no worker of the last one is left.
+        Args:
+            trainer: number of the driver's trainer. When a new one is started, no worker of the last one is left.
+            evaluated_step: the newest evaluation that the driver has seen. It and those before are forgotten.
         """
+        # Only what the driver confirms is forgotten: an answer may not have reached it.
+        evaluations = tuple(item for item in self._status.evaluations if item[0] > evaluated_step)
+        self._status = replace(self._status, evaluations=evaluations)
         if trainer != self._trainer:
             self._trainer, self._stop = trainer, False
             self._nodes.clear()
@@ -147,8 +152,12 @@ class RunControl:
             step=step,
             resumed_step=step if status.resumed_step is None else status.resumed_step,
             metrics={**status.metrics, **metrics},
-            evaluated_step=step if any(key.startswith("val/") for key in metrics) else status.evaluated_step,
         )
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Rank 0 reports an evaluation. Kept until the driver has seen it, for they may come faster than it looks."""
+        self.progressed(step, metrics)
+        self._status = replace(self._status, evaluations=(*self._status.evaluations, (step, metrics)))
 
     def report_straggler(self, rank: int, factor: float) -> None:
         """Rank 0 reports a worker that slows the others down."""

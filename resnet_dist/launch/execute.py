@@ -64,6 +64,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
         keep=profile.checkpoint.keep,
         observer=observer,
         on_heartbeat=watchdog.heartbeat,
+        storage_timeout_s=profile.failure.storage_timeout_s,
     )
     try:
         return run_worker(prepared.job(), context, tracker)

@@ -66,9 +66,10 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
                     if status.reservation not in (reservation, NO_RESERVATION):
                         reservation = status.reservation
                         run.lease.note_request(reservation.request)
-                    if status.evaluated_step > evaluated_step:
-                        evaluated_step = status.evaluated_step
-                        observer.evaluated(evaluated_step, status.metrics)
+                    for step, metrics in status.evaluations:
+                        if step > evaluated_step:  # not one that a resumed run did again
+                            evaluated_step = step
+                            observer.evaluated(step, metrics)
             if trainer.is_running():
                 return WorkerResult("stopped", newest_step(storage), {})  # before any worker had begun
             result = trainer.result(storage)
@@ -108,6 +109,7 @@ def statuses(
     head = HeadWatch(run.prepared.profile.failure.head_timeout_s)
     stop_by_s: float | None = None
     has_begun = False
+    evaluated_step = 0
     _look(control, trainer, stop=False)  # the stop of the trainer before is over
     while trainer.is_running(_LOOK_EVERY_S):
         if stop_by_s is None and stop_requested():
@@ -118,22 +120,25 @@ def statuses(
         if stop_by_s is not None and time.monotonic() > stop_by_s:
             raise Fault(f"the workers did not stop within {grace_s:g} s (failure.stop_grace_s)")
         head.look()
-        if (status := _look(control, trainer, stop=stop_by_s is not None)) is not None:
+        if (status := _look(control, trainer, stop=stop_by_s is not None, evaluated_step=evaluated_step)) is not None:
             has_begun |= status.has_workers
             yield status
+            evaluated_step = max([evaluated_step, *(step for step, _ in status.evaluations)])
         if run.lease.lost is not None:
             raise run.lease.lost
-    if (status := _look(control, trainer, stop=False)) is not None:
+    if (status := _look(control, trainer, stop=False, evaluated_step=evaluated_step)) is not None:
         yield status
 
 
-def _look(control: ray.actor.ActorHandle, trainer: FitThread, *, stop: bool) -> Status | None:
+def _look(control: ray.actor.ActorHandle, trainer: FitThread, *, stop: bool, evaluated_step: int = 0) -> Status | None:
     """What the actor knows; None if it does not answer, as one that was killed and is on its way back.
 
     Raises UserError or Fault if a worker found that no restart would help.
     """
     try:
-        status: Status = ray.get(control.look.remote(trainer.number, stop=stop), timeout=_ANSWER_LIMIT_S)
+        status: Status = ray.get(
+            control.look.remote(trainer.number, stop=stop, evaluated_step=evaluated_step), timeout=_ANSWER_LIMIT_S
+        )
     except RayError:
         return None
     if status.mistake is not None:
@@ -247,6 +252,8 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
                 max_preemption_failures=-1 if failure.max_preemptions is None else failure.max_preemptions,
                 controller_failure_limit=max(1, math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1),
             ),
+            # Ray Train prunes what it was given to report: pruned by us, its own list would name folders that are gone.
+            # `clear_leftovers` prunes what earlier trainers left, of which this one knows nothing.
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
             callbacks=[WorkersLost(setup.control)],
             worker_runtime_env=worker_environment(profile),

@@ -66,6 +66,7 @@ class RayContext:
         self.storage = fenced(
             setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
         )
+        self.storage_timeout_s = failure.storage_timeout_s
         self._setup = setup
         self._monitor = monitor
         self._spool = spool
@@ -108,7 +109,7 @@ class RayContext:
         self._upload = done if write else None
 
     def wait_for_checkpoints(self) -> None:
-        self._wait_for_upload(self._setup.failure.storage_timeout_s)
+        self._wait_for_upload(self.storage_timeout_s)
 
     def stop_requested(self) -> bool:
         return self._stop_requested
@@ -121,6 +122,12 @@ class RayContext:
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
             self._setup.control.progressed.remote(step, dict(metrics))
+        if self._monitor is not None:
+            self._monitor.observe(step)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.rank == 0:
+            self._setup.control.evaluated.remote(step, dict(metrics))
         if self._monitor is not None:
             self._monitor.observe(step)
 
@@ -137,7 +144,7 @@ class RayContext:
 
     def _persist_points(self) -> None:
         """Those before a checkpoint, for a run that resumes from it does not log them again."""
-        limit_s = self._setup.failure.storage_timeout_s
+        limit_s = self.storage_timeout_s
         if self._spool is not None and not self._spool.persist(limit_s):
             self._give_up(f"{self.storage.location} has not taken the metrics for {limit_s:g} s")
 

@@ -7,8 +7,9 @@ all before it. Checkpoints are for resuming and only the newest few are kept: no
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -39,12 +40,15 @@ from resnet_dist.training.state import TrainState, copied
 BEST = "best"
 _METRIC = "val/top1"
 _MAX_REASON = 200
+_HEARTBEAT_EVERY_S = 1.0
 
 
 class CheckpointManager:
     """Saves and restores the state of one worker group. All workers have one, and call `save` and `restore` together.
 
-    Where a checkpoint goes, under which lease, and which older ones are removed then, is up to the context.
+    The manager decides what is saved and when a write is waited for. The context commits it: in a process on its own at
+    once (`LocalContext`), in a worker group by Ray Train in the background (`launch.worker.RayContext`). Storage is
+    fenced by the run's lease in both, and both keep the newest `checkpoint.keep`.
     """
 
     def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState) -> None:
@@ -115,9 +119,15 @@ class CheckpointManager:
         self._ctx.wait_for_checkpoints()
 
     def _wait_for_best(self) -> None:
-        if self._best_write is not None:
-            self._best_write.result()
-            self._best_write = None
+        if self._best_write is None:
+            return
+        # A slow storage is no hang, so the watchdog must not end this worker for it. Past the limit the heartbeats
+        # stop, and the watchdog does.
+        deadline_s = time.monotonic() + self._ctx.storage_timeout_s
+        while time.monotonic() < deadline_s and not wait([self._best_write], _HEARTBEAT_EVERY_S).done:
+            self._ctx.heartbeat()
+        self._best_write.result()
+        self._best_write = None
 
     def _metadata(self, metrics: Mapping[str, float]) -> CheckpointMetadata:
         job, step = self._job, self._state.step

@@ -71,6 +71,10 @@ class RunContext(Protocol):
     def wait_for_checkpoints(self) -> None:
         """Waits until all checkpoints that this worker saved are committed."""
 
+    @property
+    def storage_timeout_s(self) -> float:
+        """Longest time that a write to storage may take."""
+
     def stop_requested(self) -> bool:
         """Whether the user asked this run to stop. May differ between workers for a moment. Never blocks."""
 
@@ -79,6 +83,9 @@ class RunContext(Protocol):
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows how far the run is. Never raises."""
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Called after every evaluation; `metrics` has the newest value of each. May wait until it has been judged."""
 
     def report_straggler(self, rank: int, factor: float) -> None:
         """Worker `rank` has been `factor` times as slow as the others for a while. Never blocks, never raises."""
@@ -105,6 +112,7 @@ class LocalContext:
         storage: where checkpoints go.
         keep: how many checkpoints to keep, the newest ones. None: all.
         observer: is told of every evaluation, and may stop the run.
+        storage_timeout_s: longest time that a write to storage may take.
         on_heartbeat: called for every batch.
     """
 
@@ -115,6 +123,7 @@ class LocalContext:
     keep: int | None = None
     observer: Observer = field(default_factory=Observer)
     on_heartbeat: Callable[[], object] = lambda: None
+    storage_timeout_s: float = 300.0
 
     def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
         if write is not None:
@@ -132,8 +141,10 @@ class LocalContext:
         return False
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        if any(key.startswith("val/") for key in metrics):
-            self.observer.evaluated(step, metrics)
+        """Nothing to do: nobody is shown it."""
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.observer.evaluated(step, metrics)
 
     def report_straggler(self, rank: int, factor: float) -> None:
         """Nothing to do: there are no others."""

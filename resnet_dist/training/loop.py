@@ -266,7 +266,7 @@ class Trainer:
                 num_not_finite=evaluation.num_not_finite,
                 num_samples=evaluation.num_samples,
             )
-        ctx.progress(state.step, self.metrics)
+        ctx.evaluated(state.step, self.metrics)
         return diverged
 
     def _save(self) -> None:

@@ -19,15 +19,15 @@ from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.tracking.connection import server_credentials
 
 
-def look(control: RunControl, trainer: int = 0, *, stop: bool = False) -> Status:
-    return control.look(trainer, stop=stop)
+def look(control: RunControl, trainer: int = 0, *, stop: bool = False, evaluated_step: int = 0) -> Status:
+    return control.look(trainer, stop=stop, evaluated_step=evaluated_step)
 
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control = RunControl()
     control.began(2, Reservation("ab", "train-1"))
     control.progressed(10, {"train/loss": 1.0})
-    control.progressed(20, {"val/top1": 90.0})
+    control.evaluated(20, {"val/top1": 90.0})
     control.progressed(21, {"train/loss": 0.9})
     second = Reservation("cd", "train-2")
     control.began(1, second)
@@ -38,12 +38,24 @@ def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
         step=21,
         resumed_step=None,
         metrics={"train/loss": 0.9, "val/top1": 90.0},
-        evaluated_step=20,
+        evaluations=((20, {"val/top1": 90.0}),),
         has_workers=True,
     )
     assert look(control) == expected
     control.progressed(15, {})
     assert look(control) == replace(expected, step=15, resumed_step=15)
+
+
+def test_no_evaluation_is_lost_between_two_looks() -> None:
+    """Nor with an answer that does not arrive: only what the driver has seen is forgotten."""
+    control = RunControl()
+    for step in (10, 20, 30):
+        control.evaluated(step, {"val/top1": step})
+    for _ in range(2):
+        assert look(control).evaluations == tuple((step, {"val/top1": step}) for step in (10, 20, 30))
+    control.evaluated(40, {"val/top1": 40})
+    assert [step for step, _ in look(control, evaluated_step=30).evaluations] == [40]
+    assert look(control, evaluated_step=40).evaluations == ()
 
 
 def test_a_request_to_stop_holds_for_one_trainer() -> None:

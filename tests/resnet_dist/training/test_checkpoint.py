@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import worker_process as small
 
 import resnet_dist
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.preflight import require_none_written
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training import checkpoint
+from resnet_dist.tracking.tracker import Tracker
+from resnet_dist.training import checkpoint, checkpoint_manager
 from resnet_dist.training.checkpoint import (
     STATE,
     CheckpointMetadata,
@@ -34,6 +38,10 @@ from resnet_dist.training.checkpoint import (
     write_checkpoint,
 )
 from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
+from resnet_dist.training.context import LocalContext, TrainingJob
+from resnet_dist.training.feed import Samples
+from resnet_dist.training.loop import Trainer
+from resnet_dist.training.schedule import RunPlan
 from resnet_dist.training.state import TrainState
 
 IDENTITY = Identity("a" * 16, "train=1 val=2")
@@ -255,3 +263,49 @@ def test_a_damaged_one_and_anothers_are_not_taken(tmp_path: Path) -> None:
     assert kept_weight(tmp_path) == 3.0
     (tmp_path / "best" / "epoch=003-step=00000030" / STATE).write_bytes(b"torn")
     assert not is_there(tmp_path)
+
+
+class SlowStorage(FolderStorage):
+    """Commits nothing before `goes_on` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.goes_on = threading.Event()
+
+    def commit(self, name: str, write: Callable[[Path], None], *, last: str) -> None:
+        assert self.goes_on.wait(30)
+        super().commit(name, write, last=last)
+
+
+@pytest.mark.parametrize(("storage_timeout_s", "has_heartbeats"), [(20.0, True), (0.0, False)])
+def test_the_watchdog_spares_a_worker_that_waits_for_slow_storage_until_its_limit(
+    storage_timeout_s: float, has_heartbeats: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_manager, "_HEARTBEAT_EVERY_S", 0.01)
+    storage, num_heartbeats = SlowStorage(tmp_path), 0
+
+    def count() -> None:
+        nonlocal num_heartbeats
+        num_heartbeats += 1
+        if num_heartbeats == 3:
+            storage.goes_on.set()
+
+    if not has_heartbeats:
+        threading.Timer(0.3, storage.goes_on.set).start()
+    plan = RunPlan(
+        steps_per_epoch=4,
+        total_steps=4,
+        last_step=4,
+        eval_every_epochs=1,
+        save_every_epochs=1,
+        save_every_steps=None,
+        log_every_steps=2,
+    )
+    job = TrainingJob(small.recipe("fp32", "fast"), plan, MINE, tmp_path, tmp_path, loader_threads=1)
+    train, val = small.Memory(small.NUM_TRAIN, 4, seed=1), small.Memory(small.NUM_VAL, 10, seed=2)
+    ctx = LocalContext(storage, on_heartbeat=count, storage_timeout_s=storage_timeout_s)
+    trainer = Trainer(job, ctx, Tracker(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
+    trainer.checkpoints.save_if_best({"val/top1": 50.0})
+    trainer.checkpoints.wait()
+    assert is_there(tmp_path)
+    assert (num_heartbeats >= 3) is has_heartbeats
