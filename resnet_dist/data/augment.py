@@ -132,7 +132,9 @@ def color_jitter(jitter: ColorJitter, draws: Reals) -> Operations:
 
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-"""Of ImageNet's colours in 0..1 (Krizhevsky et al. 2012; the numbers of fb.resnet.torch): a row for R, G, B."""
+"""Principal components of ImageNet's colours in 0..1, a row for R, G, B.
+
+Krizhevsky et al. 2012; the numbers of fb.resnet.torch."""
 
 
 def lighting(std: float, draws: Reals) -> Operations:
@@ -176,7 +178,7 @@ def random_erasing(erasing: RandomErasing, size: int, draws: Reals) -> Operation
 
 class _Kind(NamedTuple):
     make: Callable[[float, int], Operations]
-    """From a magnitude and the image's size in px."""
+    """Makes the operation from a magnitude and the image's size in px."""
     signed: bool
     """Whether the magnitude is negative in half of the draws."""
 

@@ -20,7 +20,7 @@ class Batch:
     labels: Tensor
     """int64 [N], on the loader's device."""
     sample_ids: NDArray[np.int64]
-    """[N]: indices in the beton, of the samples that are shown."""
+    """Samples that are shown: [N], indices in the beton."""
     num_replaced: int = 0
     """How many of them stand in for samples that cannot be decoded."""
 
@@ -90,5 +90,5 @@ class CudaBuffers:
 
 
 def batch_buffers(size: int, device: torch.device, batch_size: int) -> HostBuffers | CudaBuffers:
-    """For one epoch, used by the one thread that decodes. `size`: of the images, px."""
+    """Buffers for one epoch, used by the one thread that decodes. `size`: height and width of the images, px."""
     return CudaBuffers(size, device, batch_size) if device.type == "cuda" else HostBuffers(size, device)

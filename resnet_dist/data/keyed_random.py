@@ -119,7 +119,7 @@ def log(x: Reals) -> Reals:
 
 
 def sin_cos(degrees: float) -> tuple[float, float]:
-    """To 15 decimals, as Pillow rounds them, for angles of -180 to 180."""
+    """Sine and cosine to 15 decimals, as Pillow rounds them, for angles of -180 to 180."""
     x = degrees * (math.pi / 180.0)
     sine = cosine = 0.0
     for k in range(28, -1, -2):  # sums of x**k / k!, the smallest first
@@ -130,7 +130,7 @@ def sin_cos(degrees: float) -> tuple[float, float]:
 
 
 def _power(x: float, k: int) -> float:
-    """By multiplications: libm's pow may differ in the last bit."""
+    """x**k by multiplications: libm's pow may differ in the last bit."""
     result = 1.0
     for _ in range(k):
         result *= x

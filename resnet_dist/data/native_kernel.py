@@ -28,7 +28,7 @@ _MAX_SIDE = 65535  # as in kernel.c
 
 
 class Status(IntEnum):
-    """As `native/jpeg_region.h` numbers them."""
+    """Outcomes of decoding one image, numbered as in `native/jpeg_region.h`."""
 
     OK = 0
     JPEG_BROKEN = 1

@@ -33,13 +33,13 @@ METADATA = "checkpoint.json"
 STATE = "state.pt"
 SCHEMA_VERSION = 2
 _ALGORITHM_OF: Mapping[int, Algorithm] = {1: "xxh3_128", SCHEMA_VERSION: ALGORITHM}
-"""By schema version, of those that can be read. The digests of the first protect against accidents only."""
+"""Digest algorithm by schema version. That of version 1 protects against accidents only."""
 _MAX_COPIES, _MAX_OTHER_BYTES = 12, 64 << 20
 """What a state may hold: the net, its average, the state of optimizer and reduction, all twice for 16-bit nets."""
 _NAME = re.compile(r"epoch=(\d{3,})-step=(\d{8,})", re.ASCII)
 _MAX_CHANGES_SHOWN = 8
 _MAX_PICKLE_BYTES = 16 << 20
-"""Of what the state holds besides the tensors' numbers: 0.5 MB for ResNet-152."""
+"""Most bytes of what the state holds besides the tensors' numbers; ResNet-152 has 0.5 MB."""
 _PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Z][A-Za-z0-9]{0,19}Storage")
 """What a state is made of besides plain values."""
 _OF_THE_MEDIUM = (errno.EIO,)
@@ -58,7 +58,7 @@ class Identity:
     data_digest: str
     """Digests of the train and the val beton."""
     class_names: tuple[str, ...] = ()
-    """By label; empty: written before checkpoints kept them."""
+    """Class names by label; empty: written before checkpoints kept them."""
 
     def is_of(self, other: Identity) -> bool:
         """Whether both are of the same run. Class names that one side does not know are not compared."""
@@ -215,11 +215,11 @@ class Found:
     name: str
     metadata: CheckpointMetadata
     directory: Path
-    """Its files on this machine, while it is open."""
+    """Folder of its files on this machine, while it is open."""
     warnings: tuple[str, ...] = ()
     """One for every damaged newer checkpoint."""
     damaged: tuple[str, ...] = ()
-    """Their names."""
+    """Names of the damaged newer checkpoints."""
 
 
 @contextmanager
@@ -253,7 +253,7 @@ def damaged_names(storage: RunStorage) -> tuple[str, ...]:
 
 
 def newest_step(storage: RunStorage) -> int:
-    """Of all checkpoints, by their names; 0 if there are none."""
+    """The newest step of all checkpoints, by their names; 0 if there are none."""
     return max((step for name in storage.names() if (step := step_of(name)) is not None), default=0)
 
 

@@ -23,7 +23,7 @@ from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.model import Precision
 
 NUM_BINS = 15
-"""Of the calibration."""
+"""Confidence bins of the calibration."""
 _COUNTS = 6
 """Columns of a batch besides its calibration."""
 
@@ -43,7 +43,7 @@ class Calibration:
     """Samples by confidence, the largest class probability: bin m of M holds confidences in (m/M, (m+1)/M]."""
 
     num_samples: tuple[int, ...]
-    """By bin."""
+    """Number of samples in each bin."""
     confidence_sums: tuple[float, ...]
     num_right: tuple[int, ...]
 
@@ -67,7 +67,7 @@ class Evaluation:
     """[num_classes, num_classes]: samples by true and predicted class, without those that are not finite. None if
     it was not asked for."""
     calibration: Calibration | None = None
-    """None if it was not asked for."""
+    """Confidence against accuracy; None if it was not asked for."""
     first_not_finite: int | None = None
     """The first sample with a NaN or infinite logit."""
 
@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def top1_error(self) -> float:
-        """Percent."""
+        """Top-1 error, percent."""
         return 100.0 - self.top1
 
     def metrics(self) -> dict[str, float]:
@@ -202,7 +202,7 @@ def calibration_row(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def calibration_of(total: Tensor) -> Calibration:
-    """From the sum of all batches' rows."""
+    """The calibration from the sum of all batches' rows."""
     rows = total.reshape(NUM_BINS, 3).tolist()
     return Calibration(
         tuple(int(n) for n, _, _ in rows), tuple(c for _, c, _ in rows), tuple(int(r) for _, _, r in rows)

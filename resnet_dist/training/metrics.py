@@ -63,7 +63,7 @@ class MetricAccumulator:
     data_wait_s: float = field(default=0.0, init=False)
     checkpoint_wait_s: float = field(default=0.0, init=False)
     grad_norm: Tensor | None = field(default=None, init=False)
-    """Of the last step, if it was measured; equal on all workers."""
+    """Gradient norm of the last step, if it was measured; equal on all workers."""
     began_s: float = field(default_factory=time.perf_counter, init=False)
 
     def add(self, micro_batch: int, loss: Tensor, logits: Tensor, targets: Tensor, num_replaced: int = 0) -> None:
@@ -243,7 +243,7 @@ class Peak:
 
 
 def _peak(words: str, fp32: float, tf32: float | None, fp16: float | None, bf16: float | None, source: str) -> Peak:
-    """From TFLOP/s; `fp32` without TF32."""
+    """A row of the table from TFLOP/s; `fp32` without TF32."""
     tera = {"fp32": fp32, "tf32": tf32, "fp16": fp16, "bf16": bf16}
     return Peak(tuple(words.split()), {name: value and value * _TERA for name, value in tera.items()}, source)
 

@@ -75,7 +75,7 @@ class Plateau:
     """How far a plateau schedule is, from the evaluations so far; part of the checkpoint."""
 
     best_error: float = math.inf
-    """Top-1, percent."""
+    """Lowest top-1 error so far, percent."""
     num_without_best: int = 0
     num_drops: int = 0
 

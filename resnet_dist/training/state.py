@@ -71,7 +71,7 @@ class TrainState:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """In the optimizer's order."""
+        """All parameters, in the optimizer's order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def is_finite(self) -> bool:

@@ -418,6 +418,18 @@ def test_a_skipped_sample_is_replaced_by_the_same_one_everywhere(
     assert f"sample {other} takes its place in epoch 3" in caplog.text
 
 
+def test_each_copy_of_a_bad_sample_is_replaced_by_a_sample_of_its_own(
+    photo_beton: Path, tmp_path: Path, open_loader: OpenLoader
+) -> None:
+    beton = damaged(tmp_path / "bad.beton", photo_beton, 18, cut)
+    copies = np.array([18, 18 + 40, 19, 18 + 80])
+    others = [next(int(i) for i in replacement_ids(40, 7, 3, copy) if i != 18) for copy in copies]
+    loader = open_loader(beton, num_copies=3, batch_size=4, on_bad_sample="skip")
+    (batch,) = loader.epoch(3, copies)
+    assert batch.num_replaced == 3
+    assert batch.sample_ids.tolist() == [others[0], others[1], 19, others[3]]
+
+
 @pytest.mark.parametrize(
     ("transform", "advice", "not_advice"),
     [
