@@ -143,7 +143,7 @@ class RayContext:
         self._watchdog.close()
 
     def _persist_points(self) -> None:
-        """Those before a checkpoint, for a run that resumes from it does not log them again."""
+        """Makes the metrics before a checkpoint durable first: a run that resumes from it does not log them again."""
         limit_s = self.storage_timeout_s
         if self._spool is not None and not self._spool.persist(limit_s):
             self._give_up(f"{self.storage.location} has not taken the metrics for {limit_s:g} s")
