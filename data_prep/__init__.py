@@ -3,8 +3,8 @@
     convert(source, output, ...)     make a beton, or resume an interrupted conversion
     open_beton(path)                 labels, sizes and stored bytes, without ffcv
     verify(path, ...)                is it what its manifest says, and what its source gives?
-    subset(...), merge(...)          betons of betons, without encoding again
-    stage(source, folder)            a whole local copy of a beton on shared or object storage
+    subset(...), merge(...)          betons from betons, without encoding again
+    stage(source, folder)            a complete local copy of a beton on shared or object storage
 
 >>> import data_prep, tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -14,7 +14,7 @@
 >>> len(beton), beton.manifest.num_classes, report.ok
 (355, 10, True)
 
-How images are stored is said by `ConvertSettings`, what to do about bad ones by `BadPolicy`. Errors: `UserError` (a
+`ConvertSettings` says how images are stored, `BadPolicy` what to do about bad ones. Errors: `UserError` (a
 mistake the caller can fix), `Fault` (something broke), both with one readable line. What is not named here is private.
 """
 

@@ -10,11 +10,12 @@ class UserError(Exception):
 
 
 class Fault(Exception):
-    """Something broke that is not the user's doing. One readable line with the cause and where to look. Exit code 1."""
+    """Something broke that is not the user's mistake. One readable line with the cause and where to look. Exit code
+    1."""
 
 
 class Stopped(Exception):
-    """A signal asked for the end, and the work ended in order. The exit code is 128 + its number."""
+    """A signal requested the end, and the work ended in an orderly way. The exit code is 128 + its number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

@@ -1,4 +1,4 @@
-"""The one gate for secrets: which names of variables and files belong to one, and a text without those it holds.
+"""Removes secrets: which names of variables and files are secret, and text with the secrets masked.
 
 Whatever leaves a process - a line on the terminal, a log, a parameter, a manifest, a diff, a file that is sent - passes
 `redacted`; what a user writes into files that are logged is refused if `redacted` would change it. Pure, and linear in
@@ -24,7 +24,7 @@ SECRET_FILES = (
     ".boto", ".s3cfg", "rclone.conf", "kaggle.json", "kubeconfig*", "*.kubeconfig", "*service-account*.json",
     "*service_account*.json", "*serviceaccount*.json", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
 )  # fmt: skip
-"""Names of files and folders that hold secrets, in the syntax of .gitignore; lower case stands for both cases."""
+"""Names of files and folders that hold secrets, in the syntax of .gitignore; lower case matches both cases."""
 
 _WORD = re.compile(r"[A-Z0-9]+(?![a-z])|[A-Z]?[a-z0-9]+")
 # Anywhere in a name, which is compared without its separators.
@@ -68,11 +68,11 @@ def is_secret_file(path: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """`text` with `***` in the place of every secret that shows by its form.
+    """`text` with `***` in place of every secret that is recognisable by its form.
 
     That is: a URL's user info, whatever the password holds; values under secret names (`is_secret_name`) in queries,
-    `name=value`, YAML, JSON, headers and options; private keys; and tokens known by their beginning. What holds none
-    comes back as it is, and so does what came out of here.
+    `name=value`, YAML, JSON, headers and options; private keys; and tokens known by their beginning. Text without
+    secrets is returned unchanged, and so is the output of this function.
     """
     text = _PRIVATE_KEY.sub("[private key ***]", text) if "PRIVATE KEY" in text else text
     return _TOKEN.sub(MASK, _without_named_values(_without_user_info(text)))

@@ -1,4 +1,4 @@
-"""Names from outside, made safe to show: file names, members of archives, columns, class names."""
+"""Makes untrusted names safe to show: file names, members of archives, columns, class names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NUM_LISTED = 3
 def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
     """The name on one line of plain characters, for a terminal, a log or a table; applied twice it is the same.
 
-    Whatever cannot be printed is escaped as Python does (`\\t`, `\\n`, `\\x1b`, `\\u202e`, `\\udc80`): a tab would tear
-    a table, an escape sequence reach the terminal, a byte that is no UTF-8 end the command. Longer names are cut in
-    their middle.
+    Unprintable characters are escaped as Python does (`\\t`, `\\n`, `\\x1b`, `\\u202e`, `\\udc80`): a tab would break
+    a table, an escape sequence would reach the terminal, a byte that is not UTF-8 would end the command. Longer names
+    are cut in the middle.
     """
     text = str(name)
     if max_characters is not None and len(text) > max_characters:

@@ -1,4 +1,4 @@
-"""What tests of several packages need: an environment of their own, and an object store on loopback."""
+"""Fixtures for tests of several packages: a separate environment, and an object store on loopback."""
 
 from __future__ import annotations
 

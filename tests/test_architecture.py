@@ -1,4 +1,4 @@
-"""The walls of the house: who may import what. Read with the ast, so also imports inside functions count."""
+"""Which package may import which. Uses the ast, so imports inside functions count too."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_a_library_is_imported_only_behind_its_fence(library: str) -> None:
 
 
 @pytest.mark.parametrize("part", sorted(WALLS))
-def test_a_part_imports_only_what_stands_to_its_left(part: str) -> None:
+def test_a_package_imports_only_packages_to_its_left(part: str) -> None:
     wrong = [
         f"{name} imports {i}"
         for name, path in modules().items()
@@ -253,12 +253,12 @@ def test_a_part_imports_only_what_stands_to_its_left(part: str) -> None:
     assert wrong == []
 
 
-def test_what_travels_with_a_model_stands_alone() -> None:
+def test_code_in_a_model_needs_no_other_module() -> None:
     found = {name.partition(".")[0] for name in imports(ROOT / "data_prep" / "pixels.py")}
     assert found - set(sys.stdlib_module_names) == {"numpy", "PIL"}
 
 
-def test_every_module_stands_in_a_part_or_is_an_entry_point() -> None:
+def test_every_module_is_in_a_package_or_is_an_entry_point() -> None:
     entry_points = ("data_prep.cli", "resnet_dist.cli", "data_prep.__main__", "resnet_dist.__main__")
     homeless = [n for n in modules() if not within(n, (*WALLS, *EVERYWHERE, *entry_points)) and n not in PACKAGES]
     assert homeless == []
@@ -277,5 +277,5 @@ def test_deployment_and_spaces_hold_no_python() -> None:
     assert [p for folder in ("cluster", "tune_spaces") for p in (ROOT / folder).rglob("*.py")] == []
 
 
-def test_there_is_no_drawer() -> None:
+def test_there_is_no_catch_all_module() -> None:
     assert [n for n in modules() if n.rpartition(".")[2] in {"utils", "helpers", "common", "misc"}] == []

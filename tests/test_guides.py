@@ -1,4 +1,4 @@
-"""The guides under docs/: every command in them is one that the real command lines take, on files that are there."""
+"""The guides under docs/: every command in them is accepted by the real command lines and uses files that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/limits.md says the limits that the code has. To write it again: python tests/test_limits.py"""
+"""docs/limits.md lists the limits in the code. To write it again: python tests/test_limits.py"""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def document() -> str:
     return "".join(parts)
 
 
-def test_the_document_says_what_the_code_does() -> None:
+def test_the_document_matches_the_code() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document()
 
 

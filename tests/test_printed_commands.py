@@ -1,4 +1,4 @@
-"""Commands that messages print can be run as they are printed: each is put to the parser of its command line."""
+"""Commands in messages can be run as printed: each is passed to the parser of its command line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parse(line: str) -> None:
         command.make_context(program, list(words))
 
 
-def test_commands_are_found_and_wrong_ones_are_told() -> None:
+def test_commands_are_found_and_wrong_ones_are_reported() -> None:
     assert len(commands()) > 10
     for line in (
         "data-prep convert --output a.beton",

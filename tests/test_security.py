@@ -112,7 +112,7 @@ def test_no_deployment_file_has_a_password_written_down() -> None:
         ("AWS_SECRET_ACCESS_KEY: ${AWS_SECRET_ACCESS_KEY:-}", False),
     ],
 )
-def test_what_counts_as_written_down(line: str, is_one: bool) -> None:
+def test_state_counted_as_written(line: str, is_one: bool) -> None:
     assert bool(WRITTEN_DOWN.search(line)) == is_one
 
 
@@ -197,7 +197,7 @@ def test_the_lock_pins_everything_once_and_by_hash(lock: str) -> None:
     assert [name for name, count in counts.items() if count > 1] == []
 
 
-def test_the_lock_holds_what_the_project_asks_for() -> None:
+def test_the_lock_covers_the_projects_requirements() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -266,7 +266,7 @@ def worker_groups(tree: Any) -> Iterator[dict[str, Any]]:
         ("a b", False),
     ],
 )
-def test_the_mlflow_server_answers_to_whole_names_only(hosts: str, is_good: bool) -> None:
+def test_the_mlflow_server_accepts_full_names_only(hosts: str, is_good: bool) -> None:
     """A wrong PG_USER ends the script behind the check."""
     env = {"PATH": "/usr/bin:/bin", "ALLOWED_HOSTS": hosts, "PG_USER": "!"}
     server = ROOT / "cluster/mlflow/server.sh"
@@ -297,7 +297,7 @@ def test_kuberay_clusters_ask_for_a_token() -> None:
                 assert spec.get("authOptions", {}).get("mode") == "token", name
 
 
-def test_whatever_else_starts_ray_asks_for_a_token() -> None:
+def test_everything_else_that_starts_ray_requires_a_token() -> None:
     code: dict[Path, str] = {}
     for path in tracked_files():
         if path.is_relative_to(ROOT / "cluster") and path.suffix != ".md" and "kuberay" not in path.parts:

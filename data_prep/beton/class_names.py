@@ -1,4 +1,5 @@
-"""Where two lists of class names differ: a label is a place in such a list, and means the same only if they agree."""
+"""Where two lists of class names differ: a label is a position in such a list, and means the same only if they
+agree."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ _MAX_SHOWN = 60
 
 
 def difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
-    """In words, the first label at which the two lists differ; None if they are equal.
+    """Describes the first label at which the two lists differ; None if they are equal.
 
     `in_first`, `in_second`: where each is from, as "runs/demo".
     """
@@ -34,19 +35,19 @@ def _shown(names: Sequence[str], label: int) -> str:
 
 
 def _look_alike(one: str, other: str) -> bool:
-    """Where the difference would not be seen: spaces, the same letter as other code points, a late place."""
+    """Shows a difference that would not be visible: spaces, the same letter as other code points, a late position."""
     one, other = (unicodedata.normalize("NFKC", name).strip() for name in (one, other))
     return one[: _MAX_SHOWN - 1] == other[: _MAX_SHOWN - 1]
 
 
 def _spelled(one: str, other: str) -> tuple[str, str]:
-    """From a little before the place where they differ, with escapes for whatever is not ASCII."""
+    """From a little before the position where they differ, with escapes for whatever is not ASCII."""
     start = max(0, _first_unequal(one, other) - _MAX_SHOWN // 2)
     dots = "…" if start else ""
     return f"{dots}{one[start : start + _MAX_SHOWN]!a}", f"{dots}{other[start : start + _MAX_SHOWN]!a}"
 
 
 def _first_unequal(first: Sequence[str], second: Sequence[str]) -> int:
-    """The first place at which the two differ; the end of the shorter one, if none before does."""
+    """The first position at which the two differ; the end of the shorter one, if there is none before."""
     shorter = min(len(first), len(second))
     return next((k for k in range(shorter) if first[k] != second[k]), shorter)

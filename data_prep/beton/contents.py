@@ -1,8 +1,8 @@
 """`<name>.samples.bin`, beside a beton: what each of its images was in the source, to tell whether two share any.
 
 16 bytes per sample, in their order: xxh3_128 of the image's file as the source has it, so that other settings hide
-nothing. Its own digest is in the manifest. These find equal files, not forged ones: who wants to hide that images
-are shared changes a byte of each, whatever the digest; who can add images needs no forgery to make it seem so.
+nothing. Its own digest is in the manifest. These find equal files, not forged ones. Someone who wants to hide shared
+images can change a byte of each, whatever the digest; someone who can add images needs no forgery to fake them.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ def read_contents(beton: str | Path, manifest: Manifest) -> NDArray[np.void] | N
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
-            f"{where}: {reason}; copy it again, or remove it: then nobody can tell which samples train and val share"
+            f"{where}: {reason}; copy it again, or remove it: without it nobody can tell which samples train and val "
+            "share"
         ) from None
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What of one beton's samples is in another too."""
+    """The samples of one beton that are in another too."""
 
     num_shared: int
     num_samples: int
     first: tuple[int, int]
-    """Ids of the first that is in both: here, there."""
+    """Ids of the first sample that is in both: here, there."""
 
     @property
     def share(self) -> float:
@@ -84,7 +85,7 @@ def _halves(contents: NDArray[np.void]) -> NDArray[np.uint64]:
 
 
 def _reversed(contents: NDArray[np.void], chosen: NDArray[np.bool_]) -> Iterable[tuple[np.int64, np.void]]:
-    """From the last to the first, so that of equal ones the first stays."""
+    """From the last to the first, so that the first of equal ones stays."""
     places = np.flatnonzero(chosen)[::-1]
     return zip(places, contents[places], strict=True)
 
@@ -114,7 +115,7 @@ def shared_samples(beton: str, manifest: Manifest) -> list[str]:
 def _shared(folder: str, first: str, of_first: Manifest | None, second: str, of_second: Manifest | None) -> str | None:
     if of_first is None or of_second is None:
         return None
-    end = "accuracy there says nothing of new images, and trainings refuse more than a few"
+    end = "accuracy there says nothing about new images, and training refuses more than a few"
     if of_first.digest == of_second.digest:
         return f"{second}.beton is the same data as {first}.beton beside it: {end}"
     within, of = (read_contents(f"{folder}{name}.beton", m) for name, m in ((first, of_first), (second, of_second)))

@@ -1,10 +1,11 @@
-"""Digests that prove what a file is: BLAKE3 of every 8 MiB chunk, and one over these, so that many can work on one.
+"""Digests that prove a file's content: BLAKE3 of every 8 MiB chunk, and one over these, so that many workers can share
+a file.
 
-The digest of the whole is `blake3_tree:<hex>`: BLAKE3 of the chunks' digests (32 bytes each), one after another. It
-needs no pass over the file once its chunks are known, in whatever order they were written. BLAKE3 because nobody can
-make other bytes with the same digest, at 6 GB/s a core here (SHA-256 1.8, BLAKE2b 0.9: results/).
+A file's digest is `blake3_tree:<hex>`: BLAKE3 of the chunks' digests (32 bytes each), one after another. It
+needs no pass over the file once its chunks are known, in whatever order they were written. BLAKE3, because nobody can
+make other bytes with the same digest and it does 6 GB/s a core here (SHA-256 1.8, BLAKE2b 0.9: results/).
 
-Files of earlier versions have xxh3_128 digests. Those find accidents, not intent: other bytes with the same digest can
+Files of earlier versions have xxh3_128 digests. Those find accidental damage only: other bytes with the same digest can
 be made.
 """
 
@@ -21,7 +22,7 @@ import xxhash
 
 Algorithm = Literal["blake3", "xxh3_128"]
 ALGORITHM: Algorithm = "blake3"
-"""Of all that is written now."""
+"""The algorithm of everything that is written now."""
 CHUNK_BYTES = 8 << 20
 TREE = "_tree"
 """After the algorithm's name: of the chunks' digests."""
@@ -55,7 +56,7 @@ def parse_digest(text: str) -> Digest:
     """ValueError unless it is a digest of this project, to the last character: it may become the name of a folder."""
     match = _DIGEST.fullmatch(text)
     if match is None or len(match[3]) != _HEX_DIGITS[match[1]]:  # type: ignore[index]  # one of them
-        raise ValueError(f"{text[:80]!a} is no digest: expected blake3:, blake3_tree:, ... and hex digits")
+        raise ValueError(f"{text[:80]!a} is not a digest: expected blake3:, blake3_tree:, ... and hex digits")
     return Digest(match[1], match[2] is not None, match[3])  # type: ignore[arg-type]
 
 
@@ -112,7 +113,7 @@ class RunningDigests:
 
 
 def sample_digest(data: bytes | bytearray | memoryview) -> int:
-    """xxh3_64 of one image's bytes: whether they are the same when they are read a second time, within a conversion.
+    """xxh3_64 of one image's bytes: tells whether a second read within a conversion gives the same bytes.
 
     It proves nothing: the bytes in the beton have the digests above.
     """
@@ -135,7 +136,7 @@ def digest_file(path: Path, algorithm: Algorithm = ALGORITHM) -> FileDigest:
 
 
 def digest_stream(file: BinaryIO, algorithm: Algorithm = ALGORITHM) -> str:
-    """`blake3:<hex>` of what is left to read of a file, as a whole: what `b3sum` prints."""
+    """`blake3:<hex>` of what is left to read of a file: what `b3sum` prints."""
     state = digest_state(algorithm)
     while block := file.read(_BLOCK_BYTES):
         state.update(block)

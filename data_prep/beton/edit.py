@@ -1,6 +1,6 @@
-"""Betons of samples of other betons, without encoding again: merge and subset.
+"""Makes betons from samples of other betons, without encoding again: merge and subset.
 
-Each chunk of an input that is used is compared with its manifest first: a damaged beton must not become a new one that
+Each chunk of an input that is used is first compared with its manifest: a damaged beton must not become a new one that
 verifies.
 """
 
@@ -27,7 +27,7 @@ from data_prep.errors import Fault, UserError
 from data_prep.shown import few
 
 MAX_GENERATIONS = 3
-"""Of inputs of inputs, that a manifest names: a chain of merges has no end."""
+"""Inputs of inputs that a manifest names, at most: a chain of merges has no end."""
 
 
 def merge(
@@ -96,18 +96,18 @@ class Selection:
     def __post_init__(self) -> None:
         given = [name for name in ("every", "first", "indices") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(f"--{given[0]} and --{given[1]}: only one of them can be meant")
+            raise UserError(f"--{given[0]} and --{given[1]}: give only one of them")
         if not given and not self.classes:
             raise UserError("say what to keep: --classes, --every, --first or --indices")
         if self.indices is not None and self.classes:
-            raise UserError("--indices and --classes: only one of them can be meant")
+            raise UserError("--indices and --classes: give only one of them")
         for name in ("every", "first"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value}: expected at least 1")
 
     def as_dict(self) -> Mapping[str, Any]:
-        """What was given; of a list of indices only their number, for they may be a million."""
+        """What was given; for a list of indices only their number, since there may be a million."""
         values = {name: value for name, value in asdict(self).items() if value}
         return values | ({"indices": len(self.indices)} if self.indices is not None else {})
 
@@ -133,7 +133,7 @@ def subset(
 
 
 def _keep_classes(beton: BetonReader, selection: Selection) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the classes that stay, and the new label of each old one, -1 for those that go."""
+    """Names of the classes that stay, and the new label of each old one, -1 for those that are dropped."""
     names = beton.manifest.class_names
     if not selection.classes:
         return names, np.arange(len(names))
@@ -180,14 +180,14 @@ class _Compared:
         self._done: set[int] = set()
 
     def require(self, start: int, stop: int) -> None:
-        """Compares what of the bytes start..stop-1 was not compared before."""
+        """Compares those of the bytes start..stop-1 that were not compared before."""
         reader, manifest = self._beton, self._beton.manifest
         for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
             if number in self._done:
                 continue
             if chunk_digest(reader.chunk(number), manifest.algorithm) != manifest.chunks[number]:
                 raise Fault(
-                    f"{reader.path}: bytes {number * CHUNK_BYTES:,} and on are not what its manifest says; run "
+                    f"{reader.path}: bytes from {number * CHUNK_BYTES:,} on are not what its manifest says; run "
                     f"`data-prep verify {quote(str(reader.path))}`, which names the samples, and get a good copy"
                 )
             self._done.add(number)
@@ -258,7 +258,7 @@ def copy_samples(
 
 
 def _contents(inputs: Sequence[BetonReader], chosen: Chosen) -> bytes | None:
-    """Of the new beton's samples; None when one of the inputs does not tell."""
+    """Contents of the new beton's samples; None when an input does not have them."""
     contents = np.zeros(len(chosen.samples), dtype=CONTENT)
     for number, item in enumerate(inputs):
         theirs = read_contents(item.path, item.manifest)
@@ -282,7 +282,7 @@ def _rows(inputs: Sequence[BetonReader], chosen: Chosen) -> NDArray[np.void]:
 
 
 def _ancestry(source: Mapping[str, Any], generations: int) -> dict[str, Any]:
-    """Where the samples of an input come from; of its own inputs' inputs only so many, for a chain of merges has no
+    """Where the samples of an input come from. Names only so many inputs of inputs, since a chain of merges has no
     end."""
     inputs = source.get("inputs", ())
     kept = [

@@ -1,7 +1,7 @@
-"""Files that others may see or write beside us: durable, whole under their names, and never through a planted link.
+"""Files in folders that others may write to: durable, complete under their names, and never through a planted link.
 
-Whoever may write to a folder can put a symbolic link, a pipe or a device where we expect a file. What is opened here is
-a regular file, and what is written goes to a new file that then takes the name, whatever had it.
+Whoever may write to a folder can put a symbolic link, a pipe or a device where we expect a file. Only regular files are
+opened here; writing goes to a new file that then takes the name, whatever had it before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Unfit(OSError):
-    """What has the name is not what we read or write there: a link, a pipe, a device, too large a file."""
+    """The name belongs to something that we do not read or write: a link, a pipe, a device, too large a file."""
 
 
 def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -35,24 +35,24 @@ def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int)
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
-    """As `os.open`. Unfit for a link (unless `follow`) and for whatever is no regular file, such as a pipe, on which
-    another call would wait for ever."""
+    """As `os.open`. Unfit for a link (unless `follow`) and for anything but a regular file, such as a pipe, on which
+    another call would wait forever."""
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), mode)
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
             raise Unfit(errno.ELOOP, "is a symbolic link", str(path)) from None
         if error.errno in (errno.EISDIR, errno.ENXIO):
-            raise Unfit(errno.EINVAL, "is no regular file", str(path)) from None
+            raise Unfit(errno.EINVAL, "is not a regular file", str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Unfit(errno.EINVAL, "is no regular file", str(path))
+        raise Unfit(errno.EINVAL, "is not a regular file", str(path))
     return descriptor
 
 
 def read_up_to(file: BinaryIO, num_bytes: int) -> bytes:
-    """Takes memory for what there is: one read would take it for all that there may be."""
+    """Allocates memory for what there is; a single read would allocate it for all that there may be."""
     data = bytearray()
     while piece := file.read(min(_PIECE_BYTES, num_bytes - len(data))):
         data += piece
@@ -102,7 +102,7 @@ def beside(beton: str | Path, end: str) -> str:
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file under that name: what had it, be it a link, is removed first."""
+    """A new file under that name: whatever had it, even a link, is removed first."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
 
@@ -114,7 +114,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name of this process's own, in the folder of `path`."""
+    """A name for this process alone, in the folder of `path`."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
@@ -147,7 +147,7 @@ def write_bytes_atomically(path: Path, data: bytes, *, durable: bool = True) -> 
 
 
 def append(path: Path, text: str) -> None:
-    """To a file that grows, by one call, so that what two processes append does not mix."""
+    """Appends to a file in one call, so that what two processes append does not mix."""
     descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         data = text.encode("utf-8", errors="backslashreplace")
@@ -165,7 +165,8 @@ def make_folder(path: Path) -> None:
 
 
 def make_private_folder(path: Path) -> None:
-    """A folder of this user that no other one may write to or read. UserError when it is another's, or open to them."""
+    """A folder of this user that no other user may write to or read. UserError when it is another's, or open to
+    them."""
     path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
@@ -186,7 +187,7 @@ def require_safe_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """With all in it; of a link in its place only the link."""
+    """Removes a folder with everything in it; if it is a link, only the link."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     else:
@@ -206,13 +207,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Of its file system, for this user."""
+    """Free bytes of its file system, for this user."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
 
 
 def lacking_bytes(path: Path, total_bytes: int) -> int:
-    """What the file, which may have holes or not be there, still needs to have that size."""
+    """The bytes that the file, which may have holes or not exist, still needs to have that size."""
     there = path.stat().st_blocks * 512 if path.exists() else 0
     return total_bytes - there
 

@@ -37,7 +37,7 @@ SAMPLE_METADATA = np.dtype([("image", IMAGE_METADATA), ("label", "<i8")], align=
 """24 bytes: 13, three of padding, 8."""
 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-"""24 bytes, one per stored image. The size of an image is nowhere else."""
+"""24 bytes, one per stored image. The size of an image is recorded nowhere else."""
 
 INT_FIELD_TYPE_ID = 1
 RGB_IMAGE_FIELD_TYPE_ID = 2
@@ -98,7 +98,7 @@ def field_name(descriptor: NDArray[np.void]) -> str:
 STORED_ROW = np.dtype(
     [("mode", "<u1"), ("untouched", "<u1"), ("width", "<u2"), ("height", "<u2"), ("label", "<i8"), ("size", "<u8")]
 )
-"""What encoding says of one sample: its metadata and the number of bytes to store.
+"""The result of encoding one sample: its metadata and the number of bytes to store.
 
 `untouched` is 1 where those bytes are the source's own.
 """
@@ -106,7 +106,7 @@ STORED_ROW = np.dtype(
 
 @dataclass(frozen=True)
 class BetonLayout:
-    """Every byte of a beton but the images themselves, and where those go."""
+    """Every byte of a beton except the images, and where the images go."""
 
     page_bytes: int
     metadata: NDArray[np.void]

@@ -1,4 +1,4 @@
-"""`<name>.manifest.json`, beside every beton: what is in it, where it came from, how to prove that it is whole.
+"""`<name>.manifest.json`, beside every beton: what is in it, where it came from, how to prove that it is intact.
 
 It is written last and atomically: a beton without one is unfinished. It holds no time and no host name, so the same
 source and settings give the same manifest.
@@ -46,7 +46,7 @@ MAX_CLASS_NAME_CHARACTERS = 1000
 class Manifest:
     schema_version: int
     digest: str
-    """`blake3_tree:<hex>` of the whole beton: BLAKE3 of the digests in `chunks`, see `beton/digest.py`; xxh3_128 in
+    """`blake3_tree:<hex>` of the beton: BLAKE3 of the digests in `chunks`, see `beton/digest.py`; xxh3_128 in
     schema 2."""
     beton_bytes: int
     page_bytes: int
@@ -71,7 +71,7 @@ class Manifest:
     versions: Mapping[str, str]
     """Of the libraries that decide re-encoded bytes."""
     quarantined: tuple[Mapping[str, Any], ...]
-    """Samples left out on the user's word: `index` in the source, `key`, `reason`. Empty: nothing was left out."""
+    """Samples left out at the user's request: `index` in the source, `key`, `reason`. Empty: nothing was left out."""
     chunk_bytes: int
     chunks: tuple[str, ...]
     """Hex digests of consecutive chunks of `chunk_bytes`."""
@@ -89,11 +89,11 @@ class Manifest:
 
     @property
     def is_proof(self) -> bool:
-        """Whether the digests tell intent from accident: those of schema 2 can be forged."""
+        """Whether the digests detect tampering, not only accidents: those of schema 2 can be forged."""
         return parse_digest(self.digest).is_proof
 
     def to_json(self) -> str:
-        """UserError when it is more than is read again."""
+        """UserError when it is larger than what `read` accepts."""
         lines = [
             f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(self).items()
         ]
@@ -107,7 +107,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """`where` names the file in errors. UserError, naming the field, when `text` is no such manifest."""
+        """`where` names the file in errors. UserError, naming the field, when `text` is not such a manifest."""
         try:
             tree = parse(text, max_bytes=MAX_MANIFEST_BYTES)
         except ValueError as error:
@@ -146,7 +146,7 @@ def find_manifest(beton: str | Path) -> Manifest | None:
 
 
 def read_manifest(beton: str | Path) -> Manifest:
-    """As `find_manifest`, without a look at the beton. UserError when it is missing, too."""
+    """As `find_manifest`, but does not look at the beton. UserError also when it is missing."""
     manifest = find_manifest(beton)
     if manifest is None:
         where, name = beside(beton, MANIFEST), str(beton).rpartition("/")[2]
@@ -159,7 +159,7 @@ def read_manifest(beton: str | Path) -> Manifest:
 
 
 def require_file(beton: Path) -> None:
-    """UserError unless `beton` is a file, and no manifest."""
+    """UserError unless `beton` is a file and not a manifest."""
     if beton.name.endswith(MANIFEST):
         raise UserError(f"{beton}: is a manifest; give the beton beside it, NAME.beton")
     if beton.is_dir():
@@ -169,7 +169,7 @@ def require_file(beton: Path) -> None:
     if not beton.exists():
         raise UserError(f"{beton}: does not exist; `data-prep convert --help` says how to make one")
     if not beton.is_file():
-        raise UserError(f"{beton}: is no regular file; expected a .beton")
+        raise UserError(f"{beton}: is not a regular file; expected a .beton")
 
 
 def load_manifest(beton: Path) -> Manifest:
@@ -238,7 +238,7 @@ def count_modes(modes: NDArray[np.uint8]) -> dict[str, int]:
 
 
 def count_classes(labels: NDArray[np.int64], num_classes: int) -> tuple[int, ...]:
-    """Samples of each label. ValueError when a label is outside 0..num_classes-1."""
+    """Number of samples of each label. ValueError when a label is outside 0..num_classes-1."""
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise ValueError(f"labels {int(labels.min())}..{int(labels.max())} do not fit {num_classes} classes")
     return tuple(np.bincount(labels, minlength=num_classes).tolist())
@@ -303,7 +303,7 @@ def _contradiction(manifest: Manifest) -> str | None:
     smallest_bytes = layout.METADATA_START + manifest.num_samples * layout.SAMPLE_METADATA.itemsize
     modes = manifest.mode_counts
     if not digest.is_tree or digest.algorithm != _ALGORITHM_OF[manifest.schema_version]:
-        return f"digest is {manifest.digest}, which does not go with schema_version {manifest.schema_version}"
+        return f"digest is {manifest.digest}, which does not match schema_version {manifest.schema_version}"
     if of_samples is not None and (of_samples.is_tree or not of_samples.is_proof):
         return f"samples_digest is {manifest.samples_digest}, expected {ALGORITHM}:..."
     if manifest.chunk_bytes != CHUNK_BYTES:
@@ -312,7 +312,7 @@ def _contradiction(manifest: Manifest) -> str | None:
         return f"has {len(manifest.chunks)} chunks, {manifest.beton_bytes} bytes have {num_chunks}"
     for number, chunk in enumerate(manifest.chunks):
         if not is_hex_digest(chunk, digest.algorithm):
-            return f"chunks: {number} is {shown(chunk, 40)!r}, which is no digest"
+            return f"chunks: {number} is {shown(chunk, 40)!r}, which is not a digest"
     if combine(manifest.chunks, digest.algorithm).whole != manifest.digest:
         return "its digest is not that of its chunks"
     if not layout.is_page_size(manifest.page_bytes):
@@ -329,10 +329,10 @@ def _contradiction(manifest: Manifest) -> str | None:
     if set(modes) != set(MODE_NAMES) or not all(map(_is_count, modes.values())):
         return f"mode_counts should be numbers of {' and '.join(MODE_NAMES)}"
     if sum(modes.values()) != manifest.num_samples or manifest.num_untouched > manifest.num_samples:
-        return f"mode_counts or num_untouched do not go with num_samples {manifest.num_samples}"
+        return f"mode_counts or num_untouched do not match num_samples {manifest.num_samples}"
     for low, high in (("min_height", "max_height"), ("min_width", "max_width")):
         if not 1 <= getattr(manifest, low) <= getattr(manifest, high) <= layout.MAX_SIDE_PX:
-            return f"{low} and {high} are no sides of images: {getattr(manifest, low)}, {getattr(manifest, high)}"
+            return f"{low} and {high} are not sides of images: {getattr(manifest, low)}, {getattr(manifest, high)}"
     for entry in manifest.quarantined:
         if not (_is_count(entry.get("index")) and all(isinstance(entry.get(name), str) for name in ("key", "reason"))):
             return "quarantined: expected an index, a key and a reason for each"

@@ -1,4 +1,5 @@
-"""A beton cut into ranges of 64 MiB that anyone may write, in any order, any number of times, to the same bytes.
+"""A beton cut into ranges of 64 MiB. Any worker may write a range, in any order and any number of times, with the same
+result.
 
 The offset and the bytes of a range follow from the layout alone. Ranges are whole chunks of the manifest, so their
 digests are taken on the way and combined at the end.
@@ -25,8 +26,8 @@ RANGE_BYTES = 8 * CHUNK_BYTES
 took a seventh more CPU where nothing is decoded."""
 
 BLOCK_BYTES = 1 << 20
-"""Written at a time, or one image more. As many are read in one call: with 256 KiB a thirtieth more CPU. Of 8 MiB, a
-fresh buffer for every range takes a tenth more, for page faults."""
+"""Bytes written at a time, or one image more. As many are read in one call: 256 KiB take a thirtieth more CPU. With 8
+MiB, a fresh buffer for every range takes a tenth more, for page faults."""
 
 ALIGNMENT_BYTES = 4096
 """Blocks begin and end at multiples of it: each page of the page cache is written once."""
@@ -64,7 +65,7 @@ class FileRange:
     start: int
     stop: int
     literal: tuple[tuple[int, bytes], ...]
-    """Offset in the file and bytes of what of the tables is here."""
+    """The parts of the tables in this range: offset in the file, and bytes."""
     first_sample: int
     """Id of the first sample with bytes here."""
     pointers: NDArray[np.int64]
@@ -113,7 +114,7 @@ def cut_images(
 
 
 def write_range(descriptor: int, part: FileRange, payload: Payload) -> tuple[str, ...]:
-    """Writes a range at its place and returns the digests of its chunks. Holds one block and one image in memory."""
+    """Writes a range at its offset and returns the digests of its chunks. Holds one block and one image in memory."""
     return write_range_to(lambda block, offset: write_at(descriptor, block, offset), part, payload)
 
 
@@ -135,7 +136,7 @@ def read_digests(descriptor: int, part: FileRange) -> tuple[str, ...]:
 def _blocks(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
     """The range's bytes in order, gaps as zeros: offsets in the file, and blocks in one buffer.
 
-    Images are put where they are written from, so that they are copied once and their memory is used again at once.
+    Images are read straight into the buffer that is written, so they are copied once and the memory is reused at once.
     """
     buffer = memoryview(bytearray(BLOCK_BYTES + max(BLOCK_BYTES, int(part.sizes.max(initial=0)))))
     at, pieces = _pieces(part, payload)
@@ -160,7 +161,7 @@ def _within(part: FileRange, at: int, block: memoryview) -> Iterator[tuple[int, 
 
 
 def _pieces(part: FileRange, payload: Payload) -> tuple[int, Iterator[_Piece]]:
-    """All that is in the range, without gaps, and where it begins. Images may reach beyond the range."""
+    """Everything in the range, without gaps, and where it begins. Images may extend beyond the range."""
     segments = _segments(part, payload)
     first, _, _ = segments[0] if segments else (part.stop, 0, ())
     start = min(first, part.start)
@@ -225,7 +226,7 @@ def write_beton(
     temporary: Path,
     after_range: Callable[[int, int], None] = lambda *_: None,
 ) -> FileDigest:
-    """Writes a whole beton in this process: `temporary`, on the file system of `final`, renamed once it is fsynced.
+    """Writes a complete beton in this process: `temporary`, on the file system of `final`, renamed once it is fsynced.
 
     `after_range(bytes written, bytes in all)` may raise to stop. The temporary file is removed on every error.
     """
@@ -248,7 +249,7 @@ def write_beton(
 
 
 def create_sized(path: Path, total_bytes: int) -> None:
-    """A file of that many bytes, all zero and not yet taking space; one that is there already keeps its bytes."""
+    """A file of that many bytes, all zero and not yet taking space; an existing one keeps its bytes."""
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         os.ftruncate(descriptor, total_bytes)

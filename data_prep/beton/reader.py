@@ -46,8 +46,8 @@ class BetonReader:
         sizes: int64 [num_samples], number of stored bytes.
 
     Raises:
-        UserError: the file is missing, is no beton of version 2 with the fields image and label, or points outside
-            itself.
+        UserError: the file is missing, is not a beton of version 2 with the fields image and label, or points outside
+        itself.
         IndexError: for an id outside 0..len-1.
     """
 

@@ -1,8 +1,8 @@
-"""Copies a beton from shared or object storage to a node's own disk, once, and proves every chunk on the way.
+"""Copies a beton from shared or object storage to a node's own disk, once, and verifies every chunk on the way.
 
-Safe when all processes of a node ask at the same time: one copies, the others wait for it. A copy that was interrupted
-is resumed: what is there is compared with the manifest, chunk by chunk, and only the rest is fetched. What is there is
-believed because the folder is this user's own, and no other one can write to it.
+Safe when all processes of a node ask at the same time: one copies, the rest wait for it. An interrupted copy is
+resumed: existing chunks are compared with the manifest, and only the rest is fetched. A finished copy is trusted
+because only this user can write to its folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from data_prep.errors import Fault, UserError
 
 POLL_S = 0.2
 MAX_ATTEMPTS = 3
-"""Readings of one chunk until its digest is right: a network may garble what the storage holds whole."""
+"""How often one chunk is read until its digest is right: a network may garble data that is intact in storage."""
 
 
 def stage(
@@ -45,9 +45,9 @@ def stage(
     on_copied: Callable[[int, int], None] = lambda *_: None,
     check: Callable[[], None] = lambda: None,
 ) -> Path:
-    """The path of a whole local copy of `source`, a path or an fsspec URL (`s3://...`), under `folder`.
+    """The path of a complete local copy of `source`, a path or an fsspec URL (`s3://...`), under `folder`.
 
-    The copy is in `folder/<digest>/`, with its manifest; if it is there already, that is all that is looked at.
+    The copy is in `folder/<digest>/`, with its manifest; if it exists already, the source is not read.
     `on_copied(bytes, in all)` is called by the process that copies, `check` by one that waits; both may raise to stop.
     UserError when the source or its manifest is missing, or the folder is open to other users; Fault when the source is
     damaged, the disk is full, or another process has not finished the copy in `wait_limit_s`.
@@ -91,28 +91,27 @@ def _make_place(place: Path) -> None:
 
 
 def _is_staged(staged: Path, manifest: Manifest) -> bool:
-    """The manifest is written last, so its presence says that the beton was whole; its size is looked at again.
-
-    Fault when what is there is no file of this user's.
+    """The manifest is written last, so its presence says that the beton was complete; its size is checked again. Fault
+    when a file there is not this user's.
     """
     if not manifest_path(staged).exists() or not staged.exists():
         return False
     for path in (staged, manifest_path(staged)):
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise UserError(f"{path}: is no file of this user's; remove it, or choose another folder")
+            raise UserError(f"{path}: is not a file of this user's; remove it, or choose another folder")
     return read_manifest(staged).digest == manifest.digest and staged.stat().st_size == manifest.beton_bytes
 
 
 def _bring_manifest_up_to_date(staged: Path, manifest: Manifest) -> None:
-    """What a manifest says besides the digest, as the names of the classes, may change while the beton stays."""
+    """The rest of a manifest, such as class names, may change while the beton stays the same."""
     if read_manifest(staged) != manifest:
         write_manifest(staged, manifest)
 
 
 @contextmanager
 def _locked(path: Path, wait_limit_s: float, check: Callable[[], None]) -> Iterator[None]:
-    """The lock goes with the process, however that ends."""
+    """The lock is released when the process ends, however it ends."""
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline_s = time.monotonic() + wait_limit_s
     try:

@@ -1,4 +1,4 @@
-"""The `data-prep` command: words to calls. Heavy libraries are imported where they are used.
+"""The `data-prep` command. Heavy libraries are imported where they are used.
 
 One module per group of commands; exit codes are those of `data_prep.runtime.exit_codes`.
 """
@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Turns image data sets into .beton files that the ffcv Loader reads, and proves that they are whole.",
+    help="Turns image data sets into .beton files that the ffcv Loader reads, and verifies them.",
 )
 for command in (convert, inspect, verify, merge, subset, stage):
     app.command()(command)

@@ -32,7 +32,7 @@ def merge(
     output: Output,
     as_json: AsJson = False,
 ) -> None:
-    """Put betons of the same classes one after the other. Nothing is encoded again.
+    """Concatenate betons of the same classes. Nothing is encoded again.
 
     Example: data-prep merge part1.beton part2.beton --output train.beton
     """
@@ -60,7 +60,7 @@ def subset(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a smaller beton of some samples of another. Nothing is encoded again.
+    """Make a smaller beton from some samples of another. Nothing is encoded again.
 
     Example: data-prep subset data/imagenet/train.beton --output tenth.beton --every 10
     """
@@ -109,7 +109,7 @@ MAX_DIGITS = 30
 
 
 def read_indices(path: Path) -> tuple[int, ...]:
-    """One id per line. UserError, naming the line, when one is none."""
+    """One id per line. UserError, naming the line, for an invalid one."""
     from data_prep.sources.files.find import place_of
     from data_prep.sources.files.table import read_lines
 
@@ -124,7 +124,7 @@ def read_indices(path: Path) -> tuple[int, ...]:
 def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
     """The classes of the beton that options name: `A,B`, or `@FILE` with one a line; names, or wnids that it knows.
 
-    A name may hold commas. UserError for one that is none of the beton's.
+    A name may hold commas. UserError for a class that the beton does not have.
     """
     from data_prep.sources.files.find import place_of
     from data_prep.sources.files.table import read_lines
@@ -152,7 +152,7 @@ def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
 
 
 def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
-    """The longest names that are known, and what is left between commas."""
+    """The longest known names, and the remaining text between commas."""
     pieces = option.split(",")
     while pieces:
         ends = range(len(pieces), 0, -1)
@@ -199,11 +199,11 @@ if TYPE_CHECKING:
 @takes_source_options
 def verify(
     beton: Annotated[Path, typer.Argument(metavar="FILE.beton", show_default=False)],
-    decode: Annotated[str, typer.Option(metavar="all|N", help="Images to decode: all, or so many spread evenly.")] = (
+    decode: Annotated[str, typer.Option(metavar="all|N", help="Images to decode: all, or a number, spread evenly.")] = (
         "1000"
     ),
     source: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Compare as many samples with this source, encoded once more.")
+        str | None, typer.Option(metavar="NAME", help="Compare as many samples with this source, encoded again.")
     ] = None,
     input_: Annotated[str | None, typer.Option("--input", metavar="PATH", help="What that source reads.")] = None,
     split: Annotated[str | None, typer.Option(help="Its split.  [default: the beton's]")] = None,
@@ -223,7 +223,7 @@ def verify(
     count = _decode_count(decode)
     beton = local_path(beton)
     if source is None and {input_, split, classes, *asdict(options).values()} != {None}:
-        raise UserError("--input and other options of a source: --source NAME says which; add it to compare with that")
+        raise UserError("--input and other options of a source: add --source NAME to compare with that source")
     with progress_on(sys.stderr) as progress:
         report = run_verification(
             beton,
@@ -239,7 +239,7 @@ def verify(
     for problem in report.problems:
         print(shown(f"data-prep: {beton}: {problem}", None), file=sys.stderr)
     if report.ok:
-        compared = "" if source is None else f"; as many are what {source} gives"
+        compared = "" if source is None else f"; as many match {source}"
         echo(
             f"{beton}: whole: every byte has the digest that its manifest says ({_kind_shown(manifest)}); "
             f"{report.num_decoded:,} of its {manifest.num_samples:,} images decoded{compared}"

@@ -39,12 +39,12 @@ def convert(
     output: Annotated[
         str,
         typer.Option(
-            metavar="FILE.beton", help="The beton, or s3://...; its manifest goes beside.", show_default=False
+            metavar="FILE.beton", help="The beton, or s3://...; its manifest is put beside it.", show_default=False
         ),
     ],
     input_: Input = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of the source; all: the whole.  [default: what the output's name says]")
+        str | None, typer.Option(help="Split of the source; all: everything.  [default: from the output's name]")
     ] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
@@ -75,7 +75,7 @@ def convert(
         ),
     ] = None,
     check: Annotated[
-        str, typer.Option(help="JPEGs: decode each to its end, or headers only, faster and blind to bit rot.")
+        str, typer.Option(help="JPEGs: decode each completely, or only the headers: faster, but misses bit rot.")
     ] = "decode",
     on_error: Annotated[str, typer.Option(help="Bad samples: fail (list all, write nothing) or quarantine.")] = "fail",
     max_bad: Annotated[
@@ -86,8 +86,8 @@ def convert(
 ) -> None:
     """Convert a data set, or resume an interrupted conversion.
 
-    The result is the same, byte for byte, whatever the number of workers and interruptions. With RAY_ADDRESS set the
-    work runs on that cluster, else on a Ray of this machine.
+    The result is the same, byte for byte, for any number of workers and interruptions. With RAY_ADDRESS set the work
+    runs on that cluster, otherwise on a local Ray.
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
@@ -114,7 +114,7 @@ def convert(
             stop=stop,
         )
     if not is_built():
-        typer.echo("the C part is not built of these sources: the same bytes at half the speed; make setup", err=True)
+        typer.echo("the C part is not built from these sources: the same bytes at half the speed; make setup", err=True)
     _print_outcome(outcome, exif, round(time.monotonic() - started_s, 3), as_json)
 
 
@@ -132,7 +132,7 @@ def _print_outcome(outcome: Outcome, exif: str, seconds: float, as_json: bool) -
     if outcome.num_rotated:
         ignored = "ignored, as torchvision does with JPEGs; --exif apply turns them upright"
         done = "applied" if exif == "apply" else ignored
-        echo(f"{outcome.num_rotated:,} images carry an EXIF orientation, which was {done}")
+        echo(f"{outcome.num_rotated:,} images have an EXIF orientation, which was {done}")
     if manifest.quarantined:
         listed = open_output(outcome.path).name_of(QUARANTINE)
         echo(f"{len(manifest.quarantined):,} bad samples were left out: {listed}")
@@ -160,7 +160,7 @@ def _print_outcome(outcome: Outcome, exif: str, seconds: float, as_json: bool) -
 
 
 def require_settings(**options: Any) -> None:
-    """UserError for options, by the names of `convert`'s arguments, that would be refused whatever the source holds."""
+    """UserError for options, by the names of `convert`'s arguments, that would be refused for any source."""
     from data_prep.sources import require_known
 
     require_known(options["source"])

@@ -1,4 +1,4 @@
-"""`data-prep inspect`: what a source holds, on a terminal or in a log."""
+"""`data-prep inspect`: what a source contains, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MAX_CLASSES_SHOWN = 20
 WIDTH = 160
 """Columns where there is no terminal."""
 NUM_ENDS_SHOWN = 5
-"""Of more classes the first and last so many."""
+"""With more classes, only this many of the first and last."""
 
 
 def show(survey: Survey, stream: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their last lines are."""
+"""Options that several commands share, and their last lines."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _SOURCE_OPTIONS = {
     ),
     "file_column": typer.Option(metavar="NAME", help="The table of --labels: the column of the files' names."),
     "folders_are": typer.Option(
-        metavar="classes|splits", help="image-folder: what the folders of --input are, where not clear."
+        metavar="classes|splits", help="image-folder: what the folders of --input are, if ambiguous."
     ),
 }
 """By the names of `sources.SourceOptions`."""
 
 
 def takes_source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of sources, in the place of its parameter `options: SourceOptions`."""
+    """Gives a command the options of sources, in place of its parameter `options: SourceOptions`."""
     declared = list(signature(command, eval_str=True).parameters.values())
     at = [parameter.name for parameter in declared].index("options")
     keyword = Parameter.POSITIONAL_OR_KEYWORD
@@ -88,17 +88,17 @@ def local_path(path: Path) -> Path:
 
 
 def echo(line: str) -> None:
-    """To stdout; names of files, from outside, are in it."""
+    """Prints a line to stdout; it may contain untrusted file names."""
     typer.echo(shown(line, None))
 
 
 def print_json(**values: Any) -> None:
-    """What a command ends with under `--json`."""
+    """Prints the last line of a command under `--json`."""
     print(json.dumps(values), flush=True)
 
 
 def checked(stop: StopFlag, progress: Progress) -> Callable[[int, int], None]:
-    """To be called after each range that is written: shows it, and ends the work if it is to stop."""
+    """Call it after each range that is written: shows progress, and ends the work if a stop was requested."""
 
     def after_range(num_bytes: int, total: int) -> None:
         stop.check()

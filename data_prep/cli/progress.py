@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: live bars on a terminal, a line every few seconds in a log."""
+"""The progress of a command: live bars on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
 
 
 class _Rate:
-    """Samples and bytes per second since the first unit was finished: the start of Ray would spoil them."""
+    """Samples and bytes per second since the first unit was finished, so that Ray's start does not count."""
 
     def __init__(self) -> None:
         self._samples_before: int | None = None

@@ -1,4 +1,4 @@
-"""Who does the work of a conversion, and who is told how far it is."""
+"""The pool that does a conversion's work, and the interface for showing its progress."""
 
 from __future__ import annotations
 
@@ -57,19 +57,20 @@ class Progress(Protocol):
     """`cli.progress` shows it on a terminal or in a log."""
 
     def note(self, text: str) -> None:
-        """One line of its own."""
+        """Shows one separate line."""
         ...
 
     def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
-        """So many samples of `total` are read and encoded. `by_node`: samples by host name, in this run."""
+        """Shows how many samples of `total` are read and encoded. `by_node`: samples by host name, in this run."""
         ...
 
     def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
-        """Bytes of the beton, whose size may not be known yet. `by_node`: bytes by host name, in this run."""
+        """Shows the bytes written of the beton, whose size may not be known yet. `by_node`: bytes by host name, in this
+        run."""
         ...
 
     def decoded(self, samples: int, total: int) -> None:
-        """Of the images that `verify` decodes."""
+        """Progress of the images that `verify` decodes."""
         ...
 
 

@@ -1,6 +1,6 @@
 """A conversion from beginning to end: read the units, write each range when its images are known, publish the beton.
 
-Whoever does the work (`context.Pool`), every decision is made here, from the plan and the parts alone.
+Whichever pool does the work (`context.Pool`), all decisions are made here, from the plan and the parts alone.
 """
 
 from __future__ import annotations
@@ -68,29 +68,29 @@ from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, facts_of, 
 from data_prep.sources.splits import requested_split
 
 PLAN_NAME = "plan"
-"""Of the work: the digest of the plan that it belongs to."""
+"""Name in the work: the digest of the plan that it belongs to."""
 PUBLISHING = "publishing"
-"""Of the work: from now on a file under the final name may be ours, without its manifest."""
+"""Name in the work: from now on a file under the final name may be ours, without its manifest."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `convert` made."""
+    """The result of `convert`."""
 
     path: str
-    """Of the beton, or its URL."""
+    """Path or URL of the beton."""
     manifest: Manifest
     already_done: bool
-    """The beton was there, whole, from an earlier run: nothing was done."""
+    """The beton was already complete, from an earlier run: nothing was done."""
     source: Source
     num_units_resumed: int = 0
     """Units of work that an earlier, interrupted run had finished."""
     num_rotated: int = 0
-    """Of the images stored now, those that carry an EXIF orientation."""
+    """Number of stored images with an EXIF orientation."""
     notes: tuple[str, ...] = ()
-    """How the source was understood, and where splits beside the output have other classes."""
+    """How the source was understood, and which splits beside the output have other classes."""
     warnings: tuple[str, ...] = ()
-    """Of classes that lost all their images, and of samples that are in another split too."""
+    """Warnings about classes that lost all their images, and about samples that are in another split too."""
 
 
 def convert(
@@ -110,8 +110,8 @@ def convert(
 ) -> Outcome:
     """Makes a beton and its manifest, or resumes where an earlier run was stopped.
 
-    The bytes are the same whatever the number of workers and of interruptions. Without an exception the beton is whole;
-    with one there is no file under its name.
+    The bytes are the same whatever the number of workers and of interruptions. Without an exception the beton is
+    complete; with one there is no file under its name.
 
     >>> import data_prep, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -124,21 +124,21 @@ def convert(
             listed again before the beton gets its name: it must not have changed.
         output: `FILE.beton`, or `s3://bucket/name.beton`.
         input: what the named source reads: a folder, file, glob or URL.
-        split: of the named source; `all`: the whole. None: what the output's name says (`train.beton`).
+        split: of the named source; `all`: everything. None: the split that the output's name says (`train.beton`).
         options: what only some sources understand.
         classes: a file with a class name per line, or a beton: exactly these classes, in this order.
         settings: how images are stored.
         bad_policy: what to do about samples that cannot be stored.
         workers: Ray tasks at a time, on the cluster of RAY_ADDRESS or a Ray of this machine; None: one per CPU. 0: in
             this process, without Ray.
-        progress: is told how far it is.
-        stop: is looked at between pieces of work.
-        pool: who does the work, instead of `workers`.
+        progress: shows how far it is.
+        stop: is checked between pieces of work.
+        pool: does the work, instead of `workers`.
 
     Raises:
         UserError: nothing to convert, too many bad samples (all are listed in a file beside the output), something else
             under the output's name, other classes than the training set beside it, another process at work on it.
-        Fault: no room, no permission, a source that changed.
+        Fault: no space, no permission, a source that changed.
         Stopped: `stop` was set; the same call resumes.
     """
     progress, stop = progress or NoProgress(), stop or StopFlag()
@@ -160,7 +160,7 @@ def convert(
         finished = _finished_before(place, plan, bad_policy)
         resumed = rotated = 0
         if finished is not None:
-            place.remove_work()  # a run that was killed after it wrote the manifest left it
+            place.remove_work()  # left by a run that was killed after it wrote the manifest
             manifest = finished
         else:
             with place.owned():
@@ -197,7 +197,7 @@ def _pool(workers: int | None, progress: Progress, stop: StopFlag) -> Pool:
 
 
 def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest | None:
-    """The manifest, when the output is whole and of this plan. UserError when something else has its name."""
+    """The manifest, if the output is complete and of this plan. UserError if something else has its name."""
     text, num_bytes = output.read_text(MANIFEST), output.num_bytes()
     if text is None:
         if num_bytes is not None and not (output.has_work() and PUBLISHING in output.names()):
@@ -214,14 +214,14 @@ def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest 
         )
     if len(manifest.quarantined) > policy.limit(plan.num_samples):
         raise UserError(
-            f"{output.shown}: exists and leaves out {len(manifest.quarantined):,} bad samples, more than asked for "
+            f"{output.shown}: exists and leaves out {len(manifest.quarantined):,} bad samples, more than allowed "
             "now; remove it, or use the --on-error and --max-bad that it was made with"
         )
     return manifest
 
 
 def _emptied(source: Source, manifest: Manifest) -> list[str]:
-    """A line when classes had images, and all of them were bad."""
+    """A warning if all images of some classes were bad."""
     if not manifest.quarantined:
         return []
     had = set(np.unique(source.labels).tolist())
@@ -234,7 +234,7 @@ def _emptied(source: Source, manifest: Manifest) -> list[str]:
 
 
 def do(job: Job, item: object) -> UnitReport | RangeReport | ImageChanged:
-    """One piece of work, in a worker."""
+    """Does one piece of work, in a worker."""
     if isinstance(item, WorkUnit):
         return read_unit(job, item)
     assert isinstance(item, WriteTask)
@@ -245,20 +245,20 @@ def do(job: Job, item: object) -> UnitReport | RangeReport | ImageChanged:
 
 
 class _Conversion:
-    """What there is to do next, as it follows from what was found so far.
+    """Decides what to do next, from the results so far.
 
     Units are read in any order; their parts are taken in order, and a range is written as soon as its images are known.
     When all is read, bad samples are judged, the beton is laid out, and the ranges that are missing are written.
     """
 
     def __init__(self, source: Source, plan: Plan, output: Output, policy: BadPolicy, progress: Progress) -> None:
-        # Anything that is not on a file system is made or fetched again at each reading.
+        # Data that are not on a file system would be made or fetched again at each read.
         reads_again = Path(plan.source.location).is_absolute()
         self.job = Job(source, plan.settings, plan.digest, output, plan.versions, reads_again)
         self._plan, self._output, self._policy, self._progress = plan, output, policy, progress
 
         before = _finished_parts(output, plan, progress.note)
-        # What was bad may be repaired by now, or could not be read for a passing reason.
+        # Bad samples may be repaired by now, or could not be read for a temporary reason.
         kept = [part for part in before if policy.on_error == "quarantine" or not part.bad]
         names = output.names()
         self._found = {part.unit.number: part for part in kept}
@@ -293,7 +293,7 @@ class _Conversion:
         return int(sum(part.rows["is_rotated"].sum() for part in self._parts))
 
     def _early_ranges(self) -> EarlyRanges | None:
-        """None where it is not known how much room there must be, or there is too little: all is read first, then."""
+        """None if it is not known how much space is needed, or there is too little: then everything is read first."""
         sizes, settings, range_bytes = self.job.source.sizes, self._plan.settings, self._output.range_bytes(None)
         if range_bytes is None or sizes is None or settings.encode != "original":
             return None
@@ -310,7 +310,7 @@ class _Conversion:
 
     def _items_to_read(self) -> Iterator[WorkUnit | WriteTask | None]:
         while self._complete or self._missing or self._num_running:
-            if self._complete:  # first, for their files are in memory now
+            if self._complete:  # first, since their files are in memory now
                 yield self._complete.popleft()
             else:
                 yield self._missing.popleft() if self._missing else None
@@ -320,7 +320,7 @@ class _Conversion:
         rows = self._judged_rows()
         beton = lay_out(rows[rows["size"] > 0], self._plan.settings.page_bytes)
         is_moved = self._early is not None and self._early.pages_start != beton.pages_start
-        if is_moved:  # so many samples were left out that the tables need a page less
+        if is_moved:  # so many samples were left out that the tables need one page less
             self._reports.clear()
             self._written_bytes = 0
             self._written_by.clear()
@@ -339,7 +339,7 @@ class _Conversion:
         if isinstance(report, ImageChanged):
             if self._ranges is not None:
                 raise report
-            self._changed = self._changed or report  # told when all bad samples are listed
+            self._changed = self._changed or report  # reported when all bad samples are listed
         elif isinstance(report, RangeReport):
             self._reports[report.number] = report
             self._written_bytes += report.num_bytes
@@ -391,8 +391,8 @@ class _Conversion:
         return [report for part in self._parts for report in part.bad]
 
     def _judged_rows(self) -> NDArray[np.void]:
-        """`PART_ROW`s of all samples. UserError when more of them are bad than may be left out; all are listed in a
-        file, then. ImageChanged."""
+        """`PART_ROW`s of all samples. UserError if more of them are bad than may be left out; all are then listed in a
+        file. ImageChanged."""
         plan, output, policy, bad = self._plan, self._output, self._policy, self._bad
         limit = policy.limit(plan.num_samples)
         rows = np.concatenate([part.rows for part in self._parts])
@@ -469,7 +469,7 @@ def _as_table(bad: Sequence[BadSampleReport]) -> str:
 
 
 def _finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -> list[Part]:
-    """The units that an earlier run finished. Parts and notes of another plan are removed, which `note` is told."""
+    """The units that an earlier run finished. Parts and notes of another plan are removed, and `note` says so."""
     before = read_work_file(output, PLAN_NAME)
     if before != plan.digest.encode():
         if before is not None:
@@ -483,7 +483,7 @@ def _finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -
 
 
 def _whole_part(output: Output, plan: Plan, unit: WorkUnit) -> Part | None:
-    """None when it is not there, or not whole."""
+    """None if it is missing or incomplete."""
     try:
         return read_part(output, plan.digest, unit)
     except Fault:

@@ -46,7 +46,7 @@ class Encoded:
     untouched: bool
     """`data` is the source's own."""
     is_rotated: bool = False
-    """The source carries an EXIF orientation, applied or not."""
+    """The source has an EXIF orientation, applied or not."""
 
 
 class LeftInSource(NamedTuple):
@@ -58,13 +58,12 @@ class LeftInSource(NamedTuple):
     check: int
     """`sample_digest` of `Ends.checked`."""
     is_rotated: bool
-    """As of `Encoded`, as far as the file's first bytes tell."""
+    """As in `Encoded`, as far as the file's first bytes show it."""
 
 
 def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
-    """What `encode` would store untouched, if a file's ends show that; None: the file must be read.
-
-    Only of files for which `ends_may_do`.
+    """What `encode` would store untouched, if a file's ends show that; None: the file must be read. Only for files for
+    which `ends_may_do`.
     """
     found: list[LeftInSource | None] = []
     for number, (header, num_bytes) in enumerate(zip(read_jpeg_headers(ends), ends.num_bytes.tolist(), strict=True)):
@@ -104,7 +103,7 @@ def encode_all(
 ) -> Iterator[Encoded | BadSample]:
     """As `encode`, of several files, which takes less time: their JPEGs are checked together.
 
-    Each is encoded when it is asked for: pixels may be a thousand times as many bytes as their file.
+    Each is encoded on demand: pixels may take a thousand times as many bytes as their file.
     """
     stays = [
         _as_it_is(data, header, settings, index)
@@ -122,7 +121,7 @@ def encode_all(
 def _encoded_or_bad(
     data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None
 ) -> Encoded | BadSample:
-    """Whatever goes wrong with one image is a bad sample, and nothing else."""
+    """Any error in one image makes it a bad sample, and has no other effect."""
     try:
         return _encode(data, settings, index, as_it_is)
     except BadSample as error:
@@ -191,7 +190,7 @@ def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
 
 
 def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
-    """As pixels if the stock decoder would show no JPEG of it correctly."""
+    """As pixels if the stock decoder would not decode any JPEG of it correctly."""
     height, width, _ = pixels.shape
     for quality, subsampling in _attempts(settings):
         data = turbojpeg.encode_rgb(pixels, quality, subsampling)
@@ -214,7 +213,8 @@ def _too_large(size: int, settings: ConvertSettings) -> BadSample:
 
 @cache
 def encoder_versions() -> Mapping[str, str]:
-    """Of what decides the bytes of images that are encoded again: all workers of a conversion must have the same."""
+    """Versions that decide the bytes of images that are encoded again: all workers of a conversion must have the
+    same."""
     from PIL import features
 
     return {
@@ -225,7 +225,7 @@ def encoder_versions() -> Mapping[str, str]:
     }
 
 
-# --- headers of many JPEGs, by their ends or whole: plain files by C (`native/jpeg_headers.c`) ------------------------
+# --- headers of many JPEGs, from their ends or complete: plain files in C (`native/jpeg_headers.c`) -------------------
 
 
 HEADER = np.dtype(

@@ -1,4 +1,4 @@
-"""A beton in an S3 bucket: its ranges are the parts of one multipart upload, which the store puts together at the end.
+"""A beton in an S3 bucket: its ranges are the parts of one multipart upload, which the store assembles at the end.
 
 Until then there is nothing under the final name; the manifest follows as the last object. Parts and notes of the work
 are under `<output>.work/`. Credentials and endpoint come from the environment, as for `aws`.
@@ -117,8 +117,8 @@ class ObjectOutput:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """A store has no locks that end with their process, so the youngest driver owns the work, and an older one ends
-        as soon as it looks: both would write the same bytes."""
+        """A store has no locks that end with their process, so the newest driver owns the work, and an older one ends
+        as soon as it checks: both would write the same bytes."""
         self._token = f"{socket.gethostname()} {uuid.uuid4().hex}"
         try:
             self.write(OWNER, self._token.encode())
@@ -196,7 +196,7 @@ class ObjectOutput:
                 self._call("list_parts", UploadId=upload, MaxParts=1)
                 return upload
             except OSError:
-                pass  # completed or swept away since
+                pass  # completed or removed since
         upload = self._call("create_multipart_upload")["UploadId"]
         self.write(note, upload.encode())
         return str(upload)
@@ -212,8 +212,8 @@ class ObjectOutput:
             return self._fs.cat_file(self._work(note)).decode()
 
     def _abort(self, note: str) -> None:
-        """An upload that is not completed costs storage until somebody does this."""
-        with suppress(OSError):  # completed or swept away
+        """An upload that is not completed uses storage until this is done."""
+        with suppress(OSError):  # completed or removed
             self._call("abort_multipart_upload", UploadId=self._upload_of(note))
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:

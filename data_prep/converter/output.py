@@ -1,4 +1,4 @@
-"""Where a beton is made: its unfinished work, and the files that are there in the end. Here: on a file system.
+"""Where a beton is made: its unfinished work, and the final files. This one is on a file system.
 
 `object_output.py` is the same for an object store. Both are pickled to workers.
 """
@@ -37,7 +37,7 @@ from data_prep.sources.files.places import IS_URL
 
 BETON, MANIFEST = ".beton", ".manifest.json"
 BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
-"""Ends of the final names. Tables: why there is no beton; what is not in it."""
+"""Suffixes of the final names. The tables list why there is no beton, or what is not in it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Written:
     chunks: tuple[str, ...]
     """Digests."""
     receipt: str = ""
-    """The store's name for it (an ETag), where it gives one."""
+    """The store's name for it (an ETag), if it gives one."""
     contents: bytes = b""
     """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty: there is none."""
 
@@ -59,7 +59,7 @@ class Reader(Protocol):
 
 
 class Output(Protocol):
-    """All methods raise OSError, with a reason in its `strerror`, where nothing else is said."""
+    """All methods raise OSError, with a reason in its `strerror`, unless stated otherwise."""
 
     @property
     def shown(self) -> str:
@@ -82,23 +82,24 @@ class Output(Protocol):
     def read_text(self, end: str) -> str | None: ...
 
     def write_text(self, end: str, text: str | None) -> None:
-        """A reader sees the old text or the new one; None takes it away."""
+        """A reader sees the old text or the new one; None removes the file."""
         ...
 
     def write_bytes(self, end: str, data: bytes) -> None:
         """As `write_text`."""
         ...
 
-    # --- the work: small files and parts, under names of their own
+    # --- the work: small files and parts, each under its own name
 
     def has_work(self) -> bool: ...
 
     def owned(self) -> AbstractContextManager[None]:
-        """The work belongs to this process inside. UserError when another one has it, or it cannot be written."""
+        """Inside the context the work belongs to this process. UserError when another one has it, or it cannot be
+        written."""
         ...
 
     def require_owned(self) -> None:
-        """UserError when another process has taken the work over since."""
+        """UserError when another process has taken over the work since."""
         ...
 
     def names(self) -> set[str]: ...
@@ -112,15 +113,15 @@ class Output(Protocol):
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Whole under its name, or not at all."""
+        """Appears complete under its name, or not at all."""
         ...
 
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A large file, seen under its name when the block ends well."""
+        """A large file, which gets its name when the block ends without an error."""
         ...
 
     def remove(self, name: str) -> None:
-        """Also when it is not there."""
+        """Does nothing if it does not exist."""
         ...
 
     def remove_work(self) -> None: ...
@@ -132,10 +133,10 @@ class Output(Protocol):
         ...
 
     def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
-        """Returns what the ranges are written to: the unfinished beton of that plan, if there is one.
+        """Returns the target of the ranges: the unfinished beton of that plan, if there is one.
 
         With `is_new` it is dropped, so that no orphaned worker of an earlier run writes to the new one. Those of other
-        plans are dropped in any case."""
+        plans are always dropped."""
         ...
 
     def has_room(self, target: str, num_bytes: int) -> bool:
@@ -153,12 +154,12 @@ class Output(Protocol):
         ...
 
     def publish(self, target: str, receipts: Sequence[str]) -> None:
-        """The beton appears under its final name, durably. `receipts`: of all ranges, in order."""
+        """Gives the beton its final name, durably. `receipts`: of all ranges, in order."""
         ...
 
 
 def read_work_file(output: Output, name: str) -> bytes | None:
-    """A small file of the work; None: it is not there."""
+    """A small file of the work; None if it does not exist."""
     try:
         reader = output.reader(name)
         try:
@@ -171,7 +172,7 @@ def read_work_file(output: Output, name: str) -> bytes | None:
 
 @contextmanager
 def cannot_be_written(where: str) -> Iterator[None]:
-    """OSError as Fault."""
+    """Turns an OSError into a Fault."""
     try:
         yield
     except OSError as error:
@@ -229,7 +230,7 @@ class FileOutput:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """The lock goes with the process, however that ends."""
+        """The lock is released when the process ends, however it ends."""
         try:
             make_folder(self._work)
             descriptor = open_regular(self._work / "lock", os.O_RDWR | os.O_CREAT)
@@ -253,7 +254,7 @@ class FileOutput:
             os.close(descriptor)
 
     def require_owned(self) -> None:
-        pass  # a lock is not taken over
+        pass  # a lock must not be inherited
 
     def names(self) -> set[str]:
         return {entry.name for entry in self._work.iterdir()}
@@ -270,7 +271,7 @@ class FileOutput:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Not fsynced: after a power cut digests tell."""
+        """Not fsynced: after a power cut, digests show what is damaged."""
         # The name is unique: an orphan of a killed run may still be writing the same.
         temporary = self._work / f"{name}.{socket.gethostname()}-{os.getpid()}.tmp"
         try:
@@ -302,7 +303,7 @@ class FileOutput:
 
     def make_room(self, target: str, total_bytes: int) -> None:
         require_space(Path(target), total_bytes)
-        os.truncate(target, total_bytes)  # it must be there: ranges may have been written to it
+        os.truncate(target, total_bytes)  # it must exist: ranges may have been written to it
 
     def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
         descriptor = open_regular(Path(target), os.O_RDWR)
@@ -310,7 +311,7 @@ class FileOutput:
             written = Written(ranges.write_range(descriptor, part, payload))
             if machine() != self.driver_machine:
                 os.fsync(descriptor)
-            with suppress(OSError):  # a hint: the disk begins now, not at the fsync before the end
+            with suppress(OSError):  # a hint: the disk starts writing now, not at the final fsync
                 os.posix_fadvise(descriptor, part.start, part.stop - part.start, os.POSIX_FADV_DONTNEED)
             return written
         finally:
@@ -352,7 +353,7 @@ def work_path(output: Path) -> Path:
 
 
 def machine() -> str:
-    """The running kernel: its page cache is what an fsync empties."""
+    """Identifies the running kernel, whose page cache an fsync writes out."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:

@@ -23,14 +23,15 @@ DRAFT_RESERVE = 2
 """A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as this many times the sides wanted are left to the resize filter.
 
 On ImageNet files shrunk to 256 px: 0.07 grey levels (mean, 0.7 at worst) from the full decode, in 0.81 of the time.
-With a reserve of 1 it would be 1.9 (6.8) in 0.42: too much.
+With a reserve of 1 it would be 1.9 (6.8) in 0.42 of the time: too much.
 """
 TALL = 2
-"""Height to width from which Pillow 13 may shrink the columns first, which rounds otherwise: left to Pillow."""
+"""Ratio of height to width from which Pillow 13 may shrink the columns first, which rounds differently: left to
+Pillow."""
 MAX_OFF = 64
-"""Grey levels that it may be off at most."""
+"""Most grey levels that it may be off."""
 SURE_QUALITIES = range(80, 97)
-"""Where only an overflow takes it further than `MAX_OFF`, and quantization adds too little to cause one."""
+"""Qualities at which only an overflow can exceed `MAX_OFF`, and quantization adds too little to cause one."""
 
 
 class BadSample(Exception):
@@ -55,12 +56,12 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
         except turbojpeg.TooLarge as error:
             raise BadSample(f"is too large to decode: {error}") from None
         except turbojpeg.Unreadable:
-            pass  # CMYK and the like: Pillow may know it
+            pass  # CMYK and the like: Pillow may read it
     return _decode_with_pillow(data, settings)
 
 
 def is_read_to_its_end(data: bytes) -> bool:
-    """False for a JPEG that the decoder warns of though it is not damaged. BadSample if it is."""
+    """False for a JPEG that the decoder warns about although it is not damaged. BadSample if it is damaged."""
     try:
         turbojpeg.check(data)
     except turbojpeg.Unreadable:
@@ -86,7 +87,7 @@ def _finished(
 
 
 def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
-    if is_jpeg(data) and not is_read_to_its_end(data):  # Pillow would not tell what is damaged
+    if is_jpeg(data) and not is_read_to_its_end(data):  # Pillow would not report damage
         data = plain(data)
     header = read_odd_jpeg_header(data) or read_header(data)
     size = _shrunk_size((header.width, header.height), settings.max_side)

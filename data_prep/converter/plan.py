@@ -23,7 +23,7 @@ from data_prep.sources.base import Source, SourceDescription, digest_of, facts_o
 from data_prep.strict_json import parse
 
 UNIT_SAMPLES = 1024
-"""About 112 MB of ImageNet's files: some seconds of work, lost at most once by a killed worker."""
+"""About 112 MB of ImageNet's files: a few seconds of work, which a killed worker loses."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Job:
     versions: Mapping[str, str]
     """`encoder_versions()` of the driver."""
     reads_again: bool
-    """The source is on a file system, cheap to read twice: its own bytes stay there until they are written."""
+    """The source is on a file system and cheap to read twice: unchanged bytes stay there until they are written."""
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 #
-# A part is: bytes of encoded images | one `PART_ROW` per sample | bad samples | trailer. Images stored as they are on a
-# file system are not in it: they are read when they are written, and recognised by a digest. A part gets its name when
-# it is whole. It is not fsynced: after a power cut its digests tell.
+# A part is: bytes of encoded images | one `PART_ROW` per sample | bad samples | trailer. Unchanged images from a file
+# system are not in it: they are read when they are written, and checked by a digest. A part gets its name when it is
+# complete. It is not fsynced: after a power cut its digests show damage.
 
 PART_ROW = np.dtype(
     [
@@ -119,9 +119,9 @@ PART_ROW = np.dtype(
 - `content`: `content_of` the source's file, not known yet with `ENDS_IN_SOURCE`.
 """
 IN_SOURCE = -1
-"""The stored bytes are the source's own, and still there."""
+"""The stored bytes are the source's own, and are still in the source."""
 ENDS_IN_SOURCE = -2
-"""So they are, and only the ends of the file have been read."""
+"""The same, and only the ends of the file have been read."""
 
 TRAILER = np.dtype(
     [
@@ -138,7 +138,7 @@ MAGIC = b"dp-part5"
 MAX_BAD_BYTES = 64 << 20
 PART_PREFIX = "unit-"
 WHOLE_PREFIX = "whole-"
-"""Of a note that a unit's files must be read whole: one of them was not as expected when it was written."""
+"""Suffix of a note that a unit's files must be read completely: one of them was not as expected when it was written."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class PartWriter:
             self._spilled_bytes += len(encoded.data)
 
     def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
-        """Those that are known by the ends of their files."""
+        """Adds samples that are known by the ends of their files."""
         jpeg, is_untouched = layout.MODE_JPEG, True
         rows = [
             (

@@ -1,4 +1,4 @@
-"""Runs tasks on Ray: back-pressure, bounded waits, lost tasks again, and an end in order.
+"""Runs tasks on Ray, with back-pressure, bounded waits, resubmission of lost tasks and an orderly end.
 
 On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray that lives as long as the pool.
 """
@@ -40,7 +40,7 @@ def _call(task: Callable[[Any, Any], Any], job: Any, item: Any) -> Any:
 
 
 class RayPool:
-    """Connects when there is work to do; the end of the `with` block ends the connection, unless it was there before.
+    """Connects when there is work to do; the end of the `with` block ends the connection, unless it existed before.
 
     Args:
         workers: tasks at a time; None: one per CPU of the cluster.
@@ -88,7 +88,7 @@ class RayPool:
             self._progress.note(where)
             try:
                 _connect(self._workers, self._address)
-            except SystemExit:  # what ray.init's own handler makes of a SIGTERM
+            except SystemExit:  # what ray.init's own handler turns a SIGTERM into
                 raise Stopped(signal.SIGTERM) from None
         self._stop.install_again()
         self._stop.check()
@@ -103,7 +103,7 @@ class RayPool:
         return cpus
 
     def _max_tasks(self, num_cpus: int) -> int:
-        """To be submitted at a time. What is not running yet is what an autoscaler starts nodes for."""
+        """Tasks to be submitted at a time. An autoscaler starts nodes for those that are not running yet."""
         at_a_time = self._workers or max(num_cpus, 1)
         return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time >= num_cpus else 0)
 
@@ -190,15 +190,15 @@ FIRST_ANSWER_LIMIT_S = 30.0
 
 
 class ClusterCpus:
-    """Asked by a thread: Ray's question has no limit of its own, and a head that restarts answers late, or nothing."""
+    """Asked in a thread: Ray's call has no time limit, and a head that restarts responds late or not at all."""
 
     def __init__(self) -> None:
-        """Waits for the first answer, but not for ever."""
+        """Waits for the first response, but not forever."""
         self._num_cpus = 0
         self._start_asking().join(FIRST_ANSWER_LIMIT_S)
 
     def latest(self) -> int:
-        """The last answer with any CPUs; 0: there was none. Does not wait."""
+        """The last known number of CPUs above 0; 0 if there was none. Does not wait."""
         if not self._thread.is_alive() and time.monotonic() - self._asked_s > ASKED_EVERY_S:
             self._start_asking()
         return self._num_cpus
@@ -210,5 +210,5 @@ class ClusterCpus:
         return self._thread
 
     def _ask(self) -> None:
-        with suppress(Exception):  # of many kinds, when the head is gone: the next answer tells
+        with suppress(Exception):  # of many kinds, when the head is gone: asked again
             self._num_cpus = int(ray.cluster_resources().get("CPU", 0)) or self._num_cpus

@@ -1,4 +1,4 @@
-"""Reads one unit of work into its part file, in a worker or the driver; read twice, the part is the same."""
+"""Reads one unit of work into its part file, in a worker or the driver. Reading it again gives the same part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ by page: 12 page faults an image instead of 8, and a tenth more CPU where nothin
 LONG_HEAD_BYTES = 32 << 10
 """Read of files whose headers do not end within `HEAD_BYTES`."""
 ENDS_BYTES = 4 << 20
-"""Of ends that are held at a time."""
+"""Bytes of ends that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class UnitReport:
 
 
 def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
-    """Writes the unit's part; what is wrong with a sample is in it.
+    """Writes the unit's part, which also says what is wrong with bad samples.
 
     Fault when it cannot be written. UserError when this machine's libraries are not the driver's: its bytes might not
     be the same.
@@ -58,7 +58,8 @@ def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
         raise UserError(f"{socket.gethostname()}: has other libraries than the driver ({what}); install the same ones")
     with cannot_be_written(job.output.work_shown), job.output.writing(part_name(unit.number)) as file:
         part = PartWriter(file, job.plan_digest, unit)
-        # What the ends of a file settle (`check: headers`) is not read yet; of all else every byte is looked at now.
+        # Files that are decided by their ends (`check: headers`) are not read yet; of all others every byte is checked
+        # now.
         settled, source_bytes = _settle_by_ends(job, unit, part)
         rest = (index for index in range(unit.start, unit.stop) if index not in settled)
         num_bad = 0
@@ -79,9 +80,8 @@ def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
 
 
 def _settle_by_ends(job: Job, unit: WorkUnit, part: PartWriter) -> tuple[set[int], int]:
-    """Puts those samples into the part of which the first and last bytes tell that they are stored as they are.
-
-    Returns their indices, and the bytes that were read.
+    """Adds to the part those samples whose first and last bytes show that they are stored unchanged. Returns their
+    indices, and the bytes that were read.
     """
     if not job.reads_again or not isinstance(job.source, SourceWithEnds):
         return set(), 0
@@ -93,7 +93,7 @@ def _settle_by_ends(job: Job, unit: WorkUnit, part: PartWriter) -> tuple[set[int
     num_read = 0
     for max_head_bytes in (HEAD_BYTES, LONG_HEAD_BYTES):
         left: dict[int, LeftInSource] = {}
-        longer: list[int] = []  # files of which a longer head may tell more
+        longer: list[int] = []  # files of which a longer head may show more
         for few in _chunks(asked, ENDS_BYTES // max_head_bytes):
             ends = job.source.ends(few, max_head_bytes)
             found = zip(few, leave_in_source(ends, job.settings), strict=True)

@@ -1,4 +1,4 @@
-"""What the user decides: how images are stored, which is in the manifest, and what to do about bad samples."""
+"""The user's settings: how images are stored, which is in the manifest, and what to do about bad samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ConvertSettings:
     encode: Encoding = "original"
     """`original`: the source's own bytes where the stock ffcv decoder reads them correctly and the longer side is
     within `max_side`, else as `jpeg`. `jpeg`: every image decoded and encoded again. `raw`: RGB pixels. `mixed`: a
-    share of the samples as `raw`, the others as `original`."""
+    share of the samples as `raw`, the rest as `original`."""
     max_side: int | None = None
     """Longer side of the stored images, px; larger ones are shrunk. None: as they are."""
     quality: int = DEFAULT_QUALITY
@@ -49,8 +49,8 @@ class ConvertSettings:
     background: tuple[int, int, int] | None = None
     """Red, green and blue that transparent pixels show. None: alpha is dropped, as torchvision's ImageFolder does."""
     check: Check = "decode"
-    """What a JPEG must pass whose own bytes are stored: `decode`, libjpeg-turbo reads it to its end without a warning;
-    `headers`, its markers. One that is encoded again is decoded without a warning in either case."""
+    """The check for a JPEG that is stored unchanged: `decode`, libjpeg-turbo reads all of it without a warning;
+    `headers`, its markers. One that is encoded again must decode without a warning in either case."""
 
     def __post_init__(self) -> None:
         _require_one_of("--encode", self.encode, get_args(Encoding))
@@ -92,7 +92,7 @@ class ConvertSettings:
         return cls(**{**values, "background": background})
 
     def made(self, values: Mapping[str, Any]) -> bool:
-        """Whether these settings, of a manifest, are the same."""
+        """Whether these settings, from a manifest, are the same."""
         try:
             return self == self.from_dict(values)
         except (TypeError, ValueError, UserError):

@@ -38,7 +38,7 @@ def open_named(
     if classes is None:
         return open_source(name, location, split, options)
     if options.class_order is not None:
-        raise UserError("--class-order and --classes: both say the order of the classes; leave one out")
+        raise UserError("--class-order and --classes: both give the order of the classes; leave one out")
     class_names = read_class_list(classes)
     takes_order = name in SOURCES and "class_order" in SOURCES[name].takes
     opened = open_source(name, location, split, replace(options, class_order=GIVEN) if takes_order else options)
@@ -59,7 +59,7 @@ def read_class_list(location: str) -> tuple[str, ...]:
 
 
 def class_notes(class_names: Sequence[str], output: Output) -> list[str]:
-    """A note for each split beside a new output whose classes are others, or the same in another order.
+    """A note for each split beside a new output that has other classes, or the same in another order.
 
     `data/val.beton` has the siblings `data/train.beton`, `data/test.beton`, ... UserError when the training set is one
     of them: no training could use both.
@@ -101,5 +101,5 @@ def _manifest(beton: str) -> Manifest | None:
     text = open_output(beton).read_text(MANIFEST)
     try:
         return None if text is None else Manifest.from_json(text, beton)
-    except UserError:  # of another version, or damaged: whoever reads that beton says so
+    except UserError:  # of another version, or damaged: reading that beton says so
         return None

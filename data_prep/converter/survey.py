@@ -1,4 +1,4 @@
-"""Counts over a whole source, and statistics of the headers of some of its images, spread evenly."""
+"""Counts over an entire source, and statistics of the headers of some of its images, spread evenly."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Header:
-    """What one image file says of itself; of a file that is no image only the number of bytes, and the reason."""
+    """The header of one image file; for a file that is not an image only the number of bytes, and the reason."""
 
     key: str
     label: int
@@ -56,7 +56,7 @@ class Header:
     is_passed_through: bool = False
     """A JPEG that `--encode original` stores as it is, if `--max-side` allows."""
     is_rotated: bool = False
-    """By an EXIF tag, which is ignored unless asked for."""
+    """By an EXIF tag, which is ignored by default."""
     problem: str = ""
 
 
@@ -140,7 +140,7 @@ def _parse(data: bytes, label: int, key: str) -> Header:
 
 
 def find_oddities(source: Source, headers: list[Header]) -> list[str]:
-    """What a person should look at before converting; most important first."""
+    """What a user should look at before converting; most important first."""
     found: list[str] = []
     bad = [header for header in headers if header.problem]
     if bad:
@@ -171,7 +171,7 @@ def find_oddities(source: Source, headers: list[Header]) -> list[str]:
         )
     if are_numbered(source.class_names) and not source.describe().label_map:
         found.append(
-            "classes are named by numbers, so nothing proves their order: compare some images with their labels"
+            "classes are named by numbers, so their order cannot be verified: compare some images with their labels"
         )
     found += notes_of(source)
     return [shown(finding, None) for finding in found]

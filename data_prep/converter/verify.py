@@ -1,4 +1,4 @@
-"""Is a beton what its manifest says, and what its source gives? A wrong chunk is told with the samples it holds."""
+"""Checks a beton against its manifest and its source. A wrong chunk is reported with the samples in it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, Unreadable
 from data_prep.sources.splits import SplitRequest
 
 MAX_NAMED = 5
-"""Samples or chunks named in one problem; the others are counted."""
+"""Samples or chunks named in one problem; the rest are counted."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     manifest: Manifest
     problems: tuple[str, ...]
-    """One readable line each; empty when all is well."""
+    """One readable line each; empty if nothing is wrong."""
     num_decoded: int
     """Images that were decoded."""
 
@@ -62,7 +62,7 @@ def verify(
 
     Args:
         decode: how many images to decode, spread evenly; None: all.
-        source: if nothing else is wrong, as many of its samples are encoded once more and compared with what is stored.
+        source: if nothing else is wrong, as many of its samples are encoded again and compared with what is stored.
             A name as in `convert`, with `input`, `split` (None: the beton's), `options` and `classes`, or an open one.
         on_decoded: called with how many images are decoded, or compared, and of how many.
 
@@ -116,7 +116,7 @@ def _touched(reader: BetonReader | None, start: int, end: int) -> str:
         return "the samples there are not known"
     (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
     if not len(samples):
-        return "no image is there, but tables or padding"
+        return "it contains tables or padding, no image"
     return f"the images of {len(samples)} samples are there: {shorten([str(i) for i in samples.tolist()])}"
 
 
@@ -147,7 +147,7 @@ def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
 
 
 def _decode(reader: BetonReader, index: int) -> str | None:
-    """Why this image is not the one its metadata describes, or is refused by what reads whole images; or None."""
+    """Why this image is not the one its metadata describes, or cannot be decoded in full; or None."""
     from data_prep.pixels import BadPicture, require_size  # Pillow is not needed to show a command's help
 
     try:
@@ -182,7 +182,7 @@ def _compare_with_source(
         return [f"the source has {len(source):,} samples, the beton {len(reader):,} and {left_out} left out"]
     if source.class_names != manifest.class_names:
         words = difference(source.class_names, manifest.class_names, "the source", "the beton")
-        return [f"has other classes than its source: {words}; if it was made with --classes, say that here too"]
+        return [f"has other classes than its source: {words}; if it was made with --classes, give that here too"]
     same_libraries = manifest.versions == encoder_versions()
     wrong = []
     chosen = spread(len(reader), count)
@@ -199,7 +199,7 @@ def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:
         return ConvertSettings.from_dict(manifest.settings)
     except (TypeError, ValueError):
         raise UserError(
-            f"{beton}: its manifest has no settings of a conversion; compare the betons that it was made of"
+            f"{beton}: its manifest has no settings of a conversion; verify the betons that it was made from"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """Writes the beton range by range: which ranges are complete when, and the bytes of one, from the source and the parts.
 
-Any worker that sees the output may write any range, twice if need be. A finished range leaves a note with its digests;
+Any worker that sees the output may write any range, even twice. A finished range leaves a note with its digests;
 a later run compares them with what is in the file, so neither a kill nor a power cut goes unnoticed.
 """
 
@@ -31,7 +31,7 @@ MAX_NOTE_BYTES = 1 << 30
 """Of a range of 64 MiB, 20 kB for ImageNet's images; as many samples as fit in there."""
 
 WRITE_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
-"""Index in the source; the others as in `plan.PART_ROW`."""
+"""Index in the source; all other fields as in `plan.PART_ROW`."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class WriteTask:
 
     @property
     def reads_first(self) -> bool:
-        """Whether some of the files are read whole for the first time."""
+        """Whether some of the files are read completely for the first time."""
         return bool((self.samples["spill"] == ENDS_IN_SOURCE).any())
 
     def digest(self) -> str:
-        """Hex. Of one plan's tasks those with equal digests write the same bytes to the same offsets, or fail."""
+        """Hex. Tasks of one plan with equal digests write the same bytes to the same offsets, or fail."""
         part = self.range
         parts: list[int | bytes] = [part.number, part.start, part.stop, part.first_sample]
         for offset, data in part.literal:
@@ -123,7 +123,7 @@ class EarlyRanges:
 
 @dataclass(frozen=True)
 class AllRanges:
-    """Of the finished layout. Cut one by one: all at once would copy the tables of the whole beton."""
+    """The ranges of the finished layout, one by one: all at once would copy the tables of the entire beton."""
 
     target: str
     beton: BetonLayout
@@ -171,7 +171,7 @@ def write_task(job: Job, task: WriteTask) -> RangeReport:
 
 
 def _noted(output: Output, name: str, task: WriteTask) -> Written | None:
-    """What an earlier run noted, if the note is whole: others may write there, and a power cut tears it."""
+    """What an earlier run noted, if the note is valid: others may write there, and a power cut may tear it."""
     text = read_work_file(output, name)
     if text is None:
         return None
@@ -246,7 +246,7 @@ class _Images:
                 return
             data = source[index].data
         except (OSError, ValueError) as error:
-            what = "only its ends can be read" if is_first_reading else "could be read at first, and now not"
+            what = "only its ends can be read" if is_first_reading else "could be read at first, but not now"
             self._fail(index, f"{source.key(index)}: {what}: {error}")
         self._copy(index, data, into)
 
@@ -268,7 +268,7 @@ class _Images:
         self._fail(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
 
     def _fail(self, index: int, message: str) -> NoReturn:
-        """The next run reads the unit again, all files of it whole."""
+        """The next run reads the unit again, with all its files in full."""
         self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise ImageChanged(f"{message}; no beton was written; run the same command again")

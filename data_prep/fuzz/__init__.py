@@ -1,1 +1,1 @@
-"""Do all of this project's decoders agree about damaged JPEGs? `python -m data_prep.fuzz`."""
+"""Do this project's decoders agree about damaged JPEGs? `python -m data_prep.fuzz`."""

@@ -1,7 +1,7 @@
-"""`python -m data_prep.fuzz FOLDER --seconds N`: damaged copies of the JPEGs in a folder, and of made-up ones.
+"""`python -m data_prep.fuzz FOLDER --seconds N`: damaged copies of the JPEGs in a folder, and of synthetic ones.
 
-For each it compares what the check in C, libjpeg-turbo, `verify` and training's decoders say of it and show, under
-several crops. Exit code 1 when any two disagree; such files are left in `--save`.
+For each it compares the verdicts and pixels of the check in C, libjpeg-turbo, `verify` and training's decoders, under
+several crops. Exit code 1 when any two disagree; such files are kept in `--save`.
 """
 
 from __future__ import annotations

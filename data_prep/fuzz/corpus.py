@@ -1,8 +1,8 @@
-"""`python -m data_prep.fuzz.corpus FOLDER`: do all tools agree about the files of a folder, whatever these are?
+"""`python -m data_prep.fuzz.corpus FOLDER`: do all tools agree about the files in a folder, of whatever kind?
 
-Each file is converted in every way, inspected, read by the picture reader, verified, and shown by training's decoders,
-in processes of limited memory; then the folder as a whole is converted, verified, and read by the stock ffcv `Loader`.
-Prints what became of the files, and where two tools disagree; the exit code is 1 then.
+Each file is converted in every way, inspected, read by the picture reader, verified, and decoded by training's
+decoders, in processes of limited memory; then the entire folder is converted, verified, and read by the stock ffcv
+`Loader`. Prints the outcome for the files, and where two tools disagree; then the exit code is 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MEMORY_MIB = 3072
 SECONDS_A_FILE = 120
 """Of an image that the stock loader is asked for: all its buffers are as large as the largest needs."""
 MOST_MEAN_IN_FFCV = 6.0
-"""Grey levels that the stock loader's fast DCT may be off on the average."""
+"""Grey levels by which the stock loader's fast DCT may be off on average."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def _differ_in_refusal(data: bytes, file_format: str, refusals: dict[Encoding, s
     if len(refusals) < len(ENCODINGS):
         yield f"refused with --encode {', '.join(refusals)} only: {next(iter(refusals.values()))}"
     if any("object at 0x" in reason or not reason.isprintable() for reason in refusals.values()):
-        yield "the reason is no readable line"
-    if file_format != "JPEG":  # Pillow does not tell of a JPEG's damage, conversion does
+        yield "the reason is not a readable line"
+    if file_format != "JPEG":  # Pillow does not report a JPEG's damage, conversion does
         try:
             to_rgb(data)
             yield "convert refuses it, the picture reader reads it"
@@ -133,7 +133,7 @@ def _differ_in_store(stored: Encoded, judge: Judge) -> Iterator[str]:
 
 
 def examine_all(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
-    """In child processes; one that dies names the file that it died of."""
+    """In child processes; one that dies names the file that killed it."""
     for start in range(0, len(paths), FILES_AT_A_TIME):
         few = paths[start : start + FILES_AT_A_TIME]
         while few:
@@ -173,7 +173,7 @@ def _be_the_child() -> None:
 
 
 def convert_as_a_whole(paths: Sequence[str], outcomes: Sequence[Outcome], memory_mib: int) -> Iterator[str]:
-    """Where a conversion of all files, by the command, is not what was found of each."""
+    """Where a conversion of all files, by the command, differs from the results for each file."""
     expected = {f"all/{number:06}.jpg": outcome for number, outcome in enumerate(outcomes)}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree" / "all"
@@ -193,7 +193,7 @@ def convert_as_a_whole(paths: Sequence[str], outcomes: Sequence[Outcome], memory
             left_out = {entry["key"] for entry in load_manifest(beton).quarantined}
             for name, outcome in expected.items():
                 if (name in left_out) != (outcome.result == "refused"):
-                    yield f"convert --encode {encoding}: {outcome.path} alone is {outcome.result}, not among others"
+                    yield f"convert --encode {encoding}: {outcome.path} is {outcome.result} only when alone"
             said = _run(["verify", str(beton), "--decode", "all"], memory_mib)
             if said is not None:
                 yield f"verify of --encode {encoding}: {said}"
@@ -236,7 +236,7 @@ def _by_ffcv(beton: Path) -> Iterator[tuple[int, str]]:
         pixels = np.frombuffer(data, np.uint8).reshape(shown.shape) if raw else np.asarray(to_rgb(data))
         off = np.abs(shown.astype(np.int16) - pixels)
         if off.max() > (0 if raw else MAX_OFF) or off.mean() > MOST_MEAN_IN_FFCV:
-            yield sample, f"the stock loader is off by {off.mean():.1f} grey levels on the average, {off.max()} at most"
+            yield sample, f"the stock loader is off by {off.mean():.1f} grey levels on average, {off.max()} at most"
 
 
 def _limit_memory(memory_mib: int) -> None:
@@ -256,7 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.fuzz.corpus", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="of files of any kind, at any depth")
     parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help="of address space for each process")
-    parser.add_argument("--each-alone", action="store_true", help="leave out the conversions of the whole folder")
+    parser.add_argument("--each-alone", action="store_true", help="leave out the conversions of the entire folder")
     parser.add_argument("--reasons", action="store_true", help="list why files were refused")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -45,7 +45,8 @@ def read_with_ffcv(beton: Path, reader: BetonReader, samples: NDArray[np.int64])
     most_bytes = int((reader.heights.astype(np.int64) * reader.widths * 3)[samples].max())
 
     class AnySize(SimpleRGBImageDecoder):
-        """The stock decoder declares one size; its code does not need it. Pixels are at the start of a flat buffer."""
+        """The stock decoder declares one size, which its code does not need. Pixels are at the start of a flat
+        buffer."""
 
         def declare_state_and_memory(self, previous_state: Any) -> Any:
             state = replace(previous_state, jit_mode=True, shape=(most_bytes,), dtype=np.dtype("<u1"))
@@ -109,7 +110,7 @@ def compare(beton: Path, source: Source, count: int | None) -> tuple[dict[str, l
         if label != original.label:
             wrong.append(f"{original.key}: label {label}, expected {original.label}")
         if mean > MOST_MEAN[kind]:
-            wrong.append(f"{original.key}: {kind}, off by {mean:.1f} grey levels on the average")
+            wrong.append(f"{original.key}: {kind}, off by {mean:.1f} grey levels on average")
     return found, wrong
 
 

@@ -1,4 +1,4 @@
-"""Small sound JPEGs of kinds that few encoders write, made of coefficients; and damaged copies of any JPEG."""
+"""Small sound JPEGs of kinds that few encoders write, made from coefficients; and damaged copies of any JPEG."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def made_kinds(seed: int = 0) -> Mapping[str, bytes]:
             f"{name}, only DC": _jpeg(draw, factors, in_bands[:1], is_progressive=True),
             f"{name}, a component missing": _jpeg(draw, factors, by_component[:2]),
         }
-    # libjpeg decodes otherwise where much of the file is left
+    # libjpeg decodes differently where much of the file is left
     kinds |= {f"{name}, much behind": kinds[name] + bytes(8192) for name in ("gray", "4:4:4", "4:2:0")}
     runs_over = _jpeg(draw, [(2, 2), (1, 1), (1, 1)], [three], runs_over=True)
     kinds |= {"runs past the last coefficient": runs_over, "the same, much behind": runs_over + bytes(8192)}
@@ -104,7 +104,7 @@ def _block(draw: random.Random) -> Block:
 
 DC_SYMBOLS = tuple(range(12))
 AC_SYMBOLS = (END_OF_BLOCK, SIXTEEN_ZEROS, *(run << 4 | size for run in range(16) for size in range(1, 11)))
-"""Codes of 4 and of 8 bits, so that some are free: a changed bit may lead to what is none."""
+"""Codes of 4 and of 8 bits, so that some are unused: a changed bit may lead to an invalid one."""
 
 
 def _coded(
@@ -132,7 +132,7 @@ def _coded(
 
 
 def _coded_ac(block: Block, first: int, last: int, runs_over: bool) -> str:
-    """`runs_over`: zeros at the end are told as a run that is too long, and a value behind it."""
+    """`runs_over`: zeros at the end are coded as a run that is too long, and a value after it."""
     bits, run = "", 0
     for value in block[first : last + 1]:
         if value == 0:
@@ -211,7 +211,8 @@ KINDS = (
 
 
 def mutate(data: bytes, kind: str, draw: random.Random, other: bytes | None = None) -> bytes:
-    """One damage of that kind, at a random place behind the first marker. `other`: whose end takes the place of its."""
+    """Damages it in that way, at a random position after the first marker. `other`: the file whose end replaces its
+    own."""
     damaged = bytearray(data)
     at = draw.randrange(2, len(damaged))
     length = draw.choice((1, 2, 3, 8, 64, 1000))

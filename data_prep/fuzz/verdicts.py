@@ -1,4 +1,4 @@
-"""Do conversion, `verify` and training say the same of a JPEG, and show the same pixels?"""
+"""Do conversion, `verify` and training agree about a JPEG, and give the same pixels?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 
 class Verdict(NamedTuple):
     is_sound: bool
-    """libjpeg-turbo reads it to its end without a warning."""
+    """libjpeg-turbo reads all of it without a warning."""
     is_kept: bool
     """Conversion stores it as it is."""
     disagreement: str | None
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Keeps what takes time to make. `before`: the JPEG that a decoder read last, whose tables it may still have."""
+    """Caches what takes time to make. `before`: the JPEG that a decoder read last, whose tables it may still have."""
 
     def __init__(self, before: bytes) -> None:
         self._ours, self._libjpegs = NativeKernel(own_huffman=True), NativeKernel(own_huffman=False)
@@ -67,7 +67,7 @@ class Judge:
         for view, shown in zip(views[:-2], ours, strict=False):
             top, left = view[6:8]
             if not np.array_equal(shown, whole[top : top + SIZE, left : left + SIZE]):
-                return f"the part at {top}, {left} is not that of the whole"
+                return f"the part at {top}, {left} is not that of the full image"
         return (
             None if np.array_equal(self.behind_another(data, height, width), whole) else "a decoder that read another"
         )
@@ -78,7 +78,8 @@ class Judge:
 
 
 def some_views(height: int, width: int, draw: np.random.Generator) -> Views:
-    """The last two are resized: a part, and the whole; the others are parts as they are, if there is room for one."""
+    """The last two are resized: a part, and the full image; the rest are parts at their size, if there is room for
+    one."""
     views = []
     if min(height, width) >= SIZE:
         places = [(0, 0), (height - SIZE, width - SIZE)]

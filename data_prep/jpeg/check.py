@@ -1,4 +1,4 @@
-"""Which JPEGs are sound to their last bit, and what is wrong with a stored one.
+"""Which JPEGs decode without a warning, and what is wrong with a stored one.
 
 By this package's own C (`converter/native/jpeg_sound.c`); if it was not built, libjpeg-turbo checks every file. The
 verdicts are the same, so nothing else depends on it.
@@ -18,7 +18,7 @@ from data_prep.native import library as native_library
 
 
 def are_sound(files: Sequence[bytes]) -> list[bool]:
-    """Whether each file is a baseline JPEG that libjpeg-turbo is sure to decode to its end without a warning.
+    """Whether each file is a baseline JPEG that libjpeg-turbo is sure to decode completely without a warning.
 
     False says nothing: ask `turbojpeg.check`. Give it several: two are followed in turns, in less than half of the time
     that libjpeg-turbo takes.
@@ -48,11 +48,11 @@ def why_unfit(data: bytes, height: int, width: int) -> str | None:
     except (turbojpeg.Damaged, turbojpeg.TooLarge, turbojpeg.Unreadable) as error:
         return str(error)
     if header is None:
-        return "is no JPEG whose markers can be followed"
+        return "is not a JPEG whose markers can be followed"
     if (header.height, header.width) != (height, width):
         return f"is {header.width} x {header.height} px, the metadata says {width} x {height}"
     if not header.has_tables:
-        return "has no tables of its own: decoders that keep an earlier image's show other pixels"
+        return "lacks decoding tables: decoders that keep an earlier image's show other pixels"
     return None if is_read_by_ffcv(header) else "is a JPEG of a kind that training does not read"
 
 

@@ -59,7 +59,7 @@ ALL_OF_A_BLOCK = (0, 63, 0)
 MOST_BITS_LEFT = 13
 """For the scans behind the first of a progressive file."""
 MOST_TABLES = 64
-"""In one segment; eight of Huffman codes and four of quantization can be told apart."""
+"""In one segment; there can be eight of Huffman codes and four of quantization."""
 _BLOCK_BYTES = 128
 """Of the coefficients of 8 x 8 values."""
 
@@ -78,9 +78,9 @@ class JpegHeader(NamedTuple):
     in_one_scan: bool
     """All components are in the first scan, and whole: it is decoded row by row."""
     has_tables: bool
-    """It brings the tables that it is decoded with; of a progressive file this is told of the first scan's.
+    """The file contains the tables for decoding it; for a progressive file, those of the first scan.
 
-    Where one is missing, a decoder takes that of an image before, or the standard's, or refuses the file.
+    Where one is missing, a decoder uses an earlier image's, or the standard's, or refuses the file.
     """
     is_plain: bool
     """libjpeg warns of nothing before the first scan's data: see `plain`."""
@@ -99,24 +99,24 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def read_jpeg_header(data: bytes, tail: bytes = b"") -> JpegHeader | None:
-    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan without a step over bytes.
+    """None when `data` is not a JPEG, or its markers cannot be followed to the first scan without skipping bytes.
 
-    `data` may be a file's first bytes only, and `tail` its last: what is told of the file by them holds for the whole
-    of it, but for a header that is not in `data`, and for an end, or the tables of later scans, that are in neither.
+    `data` may be only a file's first bytes, and `tail` its last. The result is then that of the complete file, except
+    for a header that is not in `data`, and an end or tables of later scans that are in neither.
     """
     return _read(data, tail, is_strict=True) if is_jpeg(data) else None
 
 
 def read_odd_jpeg_header(data: bytes) -> JpegHeader | None:
-    """As `read_jpeg_header`, of a whole file; bytes between segments are stepped over, as libjpeg does."""
+    """As `read_jpeg_header`, of a whole file; bytes between segments are skipped, as libjpeg does."""
     return _read(data, b"", is_strict=False) if is_jpeg(data) else None
 
 
 def is_read_by_ffcv(header: JpegHeader) -> bool:
     """Whether the stock decoder (libjpeg-turbo through ffcv 1.0.2) gives this file's pixels as RGB, if it is sound.
 
-    And training's own, within its limit on memory. The stock decoder keeps the tables of images before; all else that
-    one brings is forgotten at the next one's first marker.
+    And training's own, within its limit on memory. The stock decoder keeps the tables of earlier images; everything
+    else is forgotten at the next image's first marker.
     """
     return (
         header.frame in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE)
@@ -144,7 +144,7 @@ def coefficient_bytes(header: JpegHeader) -> int:
 
 
 def why_too_large(data: bytes, header: JpegHeader) -> str | None:
-    """Why a decoder would hold too much of the whole file `data`, or pass over it too often; None: it would not."""
+    """Why a decoder of the file `data` would need too much memory or too many passes; None: it would not."""
     held = coefficient_bytes(header)
     if held > MAX_COEFFICIENT_BYTES:
         return (
@@ -158,7 +158,7 @@ def why_too_large(data: bytes, header: JpegHeader) -> str | None:
 
 
 def plain(data: bytes) -> bytes:
-    """The same picture without what libjpeg warns of though no pixel depends on it.
+    """The same picture without anything that libjpeg warns about and no pixel depends on.
 
     Bytes between segments; a version of JFIF that it does not know; Adobe's code of a colour transform that it does not
     know, for the one that it takes instead; a spectral selection in a scan that has none. A scan's data stay as they
@@ -231,7 +231,7 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
             if header is None:
                 has_end = END in tail or data.rfind(END, segment[5]) >= 0
                 header = _header(data, frame, segment, has_end, has_tables, is_plain)
-            else:  # the first scan has told how the file is decoded
+            else:  # the first scan has shown how the file is decoded
                 header = header._replace(has_tables=has_tables, is_plain=header.is_plain and is_plain)
             if not has_tables or header.in_one_scan or header.frame in PROGRESSIVE:
                 return header
@@ -239,7 +239,7 @@ def _read(data: bytes, tail: bytes, *, is_strict: bool) -> JpegHeader | None:
             if segment[5] - segment[4] != 2:
                 return None
         elif marker not in STEPPED_OVER and marker not in WITHOUT_LENGTH:
-            return None  # libjpeg knows no such marker, or has much to say of it
+            return None  # libjpeg does not know the marker, or warns about it
     return header and header._replace(has_tables=False)  # not all scans of it are in `data`
 
 
@@ -296,7 +296,7 @@ def _has_tables(data: bytes, frame: _Segment, scan: _Segment, defined: set[tuple
 def _define(data: bytes, segment: _Segment, defined: set[tuple[int, int]]) -> bool:
     """Adds marker and number of each table; of Huffman tables class << 4 | number, where class 1 is AC.
 
-    False for a segment that libjpeg refuses. It refuses a table that is no code only where a scan takes it.
+    False for a segment that libjpeg refuses. It refuses an invalid table only where a scan uses it.
     """
     marker, *_, at, end = segment
     for _ in range(MOST_TABLES):
@@ -320,7 +320,7 @@ def _define(data: bytes, segment: _Segment, defined: set[tuple[int, int]]) -> bo
 
 
 def _is_code(counts: bytes) -> bool:
-    """Whether so many codes of 1, 2, ... bits can be told apart, and none is all ones."""
+    """Whether so many codes of 1, 2, ... bits can be distinct, with none all ones."""
     code, longest = 0, max((bits for bits, count in enumerate(counts, 1) if count), default=0)
     for bits, count in enumerate(counts[:longest], 1):
         code += count

@@ -1,14 +1,14 @@
 """JPEGs through libjpeg-turbo's own C interface (TurboJPEG): a strict check, a strict decode, an encode.
 
-What is damage is defined here, once, for conversion, `verify` and training: a JPEG is sound if libjpeg-turbo decodes
-all of it, to the end of the image, without an error and without a warning. It is damaged if it does not, though nothing
-is in the way but the picture's own data: bytes between segments and numbers in them that decide no pixel are taken out
-first (`header.plain`). Training decodes parts of images, by libjpeg-turbo and by an entropy decoder of its own that
-gives way to it where it is not sure; no part of a sound file brings a warning.
+Damage is defined here, once, for conversion, `verify` and training: a JPEG is sound if libjpeg-turbo decodes all of it,
+to the end of the image, without an error or a warning. Otherwise it is damaged, if the picture's own data are the
+reason: bytes between segments and numbers in them that affect no pixel are removed first (`header.plain`). Training
+decodes parts of images, with libjpeg-turbo and with its own entropy decoder, which falls back to libjpeg's where it is
+not sure; no part of a sound file causes a warning.
 
-The check decodes at 1/8: every bit is read, most of the arithmetic is not done (0.73 ms for an ImageNet file of 110 KB
-on one core, of 0.98 for the whole decode). Of 800 files with a flipped bit, a byte of 255 or a run of zeros in them it
-refused the very 517 that the whole decode refuses.
+The check decodes at 1/8: every bit is read, most of the arithmetic is skipped (0.73 ms for an ImageNet file of 110 KB
+on one core, where a full decode takes 0.98). Of 800 files with a flipped bit, a byte of 255 or a run of zeros in them
+it refused the same 517 that a full decode refuses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TooLarge(Exception):
 
 
 class Unreadable(Exception):
-    """No damage: the decoder does not read this kind of JPEG, or warns of what decides no pixel."""
+    """No damage: the decoder does not read this kind of JPEG, or warns about something that affects no pixel."""
 
 
 def check(data: bytes) -> None:
@@ -59,8 +59,8 @@ def check(data: bytes) -> None:
 def decode_rgb(data: bytes, reduction: int) -> NDArray[np.uint8]:
     """uint8 [height, width, 3], each side 1/`reduction` (1, 2, 4 or 8) rounded up; the same pixels as Pillow's.
 
-    Damaged or TooLarge as `check`, Unreadable only for kinds that are not read as RGB; what decides no pixel is no
-    obstacle.
+    Damaged or TooLarge as `check`, Unreadable only for kinds that are not read as RGB; warnings that affect no pixel
+    are ignored.
     """
     try:
         return _read_strictly(data, partial(_decode_rgb, reduction=reduction))
@@ -69,7 +69,8 @@ def decode_rgb(data: bytes, reduction: int) -> NDArray[np.uint8]:
 
 
 def decode_sound_rgb(data: bytes) -> NDArray[np.uint8]:
-    """As `decode_rgb`, whole, but Unreadable also for what decides no pixel: what training refuses is refused here."""
+    """As `decode_rgb` at full size, but Unreadable also for warnings that affect no pixel: what training refuses is
+    refused here."""
     return _read_strictly(data, partial(_decode_rgb, reduction=1))
 
 
@@ -138,7 +139,7 @@ def _decode_rgb(data: bytes, header: JpegHeader | None, reduction: int) -> NDArr
 
 
 def _shape(header: JpegHeader | None) -> tuple[int, int, bool]:
-    """Height, width and whether it is CMYK. Where no header can be reached, libjpeg-turbo shall say what it thinks."""
+    """Height, width and whether it is CMYK. Where no header can be reached, libjpeg-turbo decides."""
     if header is None:
         return 1, 1, False
     return max(header.height, 1), max(header.width, 1), len(header.sampling) == 4
@@ -172,7 +173,7 @@ def off_in_ffcv(data: bytes, height: int, width: int) -> int:
 
 
 def library_version() -> str:
-    """The name of the library's file, which carries its version: `libturbojpeg.so.0.2.0`."""
+    """The name of the library's file, which contains its version: `libturbojpeg.so.0.2.0`."""
     open_library()
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.rpartition("/")[2]

@@ -1,1 +1,1 @@
-"""What a command runs in, for both packages: environment, import path, signals, exit codes, Ray."""
+"""A command's surroundings, for both packages: environment, import path, signals, exit codes, Ray."""

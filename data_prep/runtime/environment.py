@@ -1,7 +1,8 @@
-"""The environment of a command, put in order once, before anything else reads it.
+"""The environment of a command, corrected once, before anything else reads it.
 
-What is empty, quoted or relative becomes what was meant; what would crash a library or confuse its messages is an error
-that names the variable. `ordered` decides, `put_in_order` acts. No libraries here: this runs before they are imported.
+Empty, quoted or relative values become what was meant; a value that would crash a library or garble its messages is an
+error that names the variable. `ordered` decides, `put_in_order` acts. No libraries here: this runs before they are
+imported.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _NO_PROXIES = ("no_proxy", "NO_PROXY")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RAY_SETTING = re.compile(r"RAY_[a-z]\w*")
-"""Variables that Ray's C++ reads, and crashes at if it cannot."""
+"""Variables that Ray's C++ parses; it crashes if it cannot."""
 _PLAIN = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?|true|false", re.IGNORECASE)
 _PROBE_LIMIT_S = 60.0
 
@@ -46,7 +47,7 @@ class Machine:
     folder: str
     """Where the command was started."""
     home: str
-    """Of this user, as the system knows it; "": not at all."""
+    """This user's home according to the system; "" if it has none."""
     has_user_name: bool
     """Whether the system knows a name for this user."""
     encoding: str
@@ -56,11 +57,11 @@ class Machine:
     names: tuple[str, ...] = ()
     """Of this machine, and its addresses."""
     temporary: str = "/tmp"
-    """Where a home can be made if there is none."""
+    """Where a home can be created if there is none."""
     unusable: Callable[[str], str] = lambda folder: ""
     """Why nothing can be written into a folder; "" if it can."""
     hiding: Callable[[str], Sequence[str]] = lambda folder: ()
-    """What in a folder of PYTHONPATH hides other modules."""
+    """The files in a folder of PYTHONPATH that hide other modules."""
     crashes_ray: Callable[[Environment], bool] = lambda settings: False
     """Whether Ray cannot read these variables."""
 
@@ -71,7 +72,7 @@ class Ordered:
     """Variables to set; None: to unset."""
     notes: tuple[str, ...] = ()
     mistakes: tuple[str, ...] = ()
-    """The user's; nothing may start."""
+    """The user's mistakes; nothing may start."""
 
     def applied(self, environment: Environment) -> dict[str, str]:
         merged = {**environment, **self.changes}
@@ -79,7 +80,7 @@ class Ordered:
 
 
 def ordered(environment: Environment, machine: Machine) -> Ordered:
-    """What has to change in `environment`, what is worth a word, what cannot be meant. Pure, but for `machine`."""
+    """The changes to `environment`, notes about them, and mistakes. Pure, except for `machine`."""
     changes: dict[str, str | None] = {}
     notes: list[str] = []
     mistakes: list[str] = []
@@ -96,7 +97,7 @@ def ordered(environment: Environment, machine: Machine) -> Ordered:
 
 
 def cleaned(value: str) -> str:
-    """Without blanks around it, and without the quotes that env files and YAML leave."""
+    """The value without surrounding blanks, and without the quotes that env files and YAML leave."""
     value = value.strip()
     while len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1].strip()
@@ -107,7 +108,7 @@ def cluster_address(value: str | None, source: str) -> str | None:
     """`host:port` of a cluster, `ray://host:port` of its client server, `auto`, or None: a local Ray. `source`: where
     `value` comes from, RAY_ADDRESS for example.
 
-    Raises UserError for what is no such address.
+    Raises UserError for any other address.
     """
     address = cleaned(value or "").rstrip("/")
     if not address or address.lower() == "local":
@@ -124,18 +125,18 @@ def cluster_address(value: str | None, source: str) -> str | None:
     is_client = scheme.lower() == "ray"
     is_host = bool(re.fullmatch(r"[\w.:%-]+", host)) and (port is None or 0 < port < 65536)
     if (separator and not is_client) or not is_host:
-        raise UserError(f"{source}={address}: is no address of a Ray cluster; give HEAD:6379, auto or local")
+        raise UserError(f"{source}={address}: is not the address of a Ray cluster; give HEAD:6379, auto or local")
     place = f"[{host}]" if ":" in host else host
     return f"ray://{place}:{port or 10001}" if is_client else f"{place}:{port or 6379}"
 
 
 def given_address(of_profile: str | None, environment: Environment) -> tuple[str | None, str]:
-    """What is to be the address of a cluster, and where that comes from."""
+    """The given address of a cluster, and where it comes from."""
     return (of_profile, "the profile's ray_address") if of_profile else (environment.get("RAY_ADDRESS"), "RAY_ADDRESS")
 
 
 def without_proxy(environment: Environment, hosts: Sequence[str]) -> dict[str, str]:
-    """The changes after which no proxy is between this process and `hosts`, nor within this machine.
+    """The changes after which no proxy is used for `hosts` or within this machine.
 
     `requests` reads the one in small letters first, gRPC and curl both.
     """
@@ -149,13 +150,13 @@ def without_proxy(environment: Environment, hosts: Sequence[str]) -> dict[str, s
 
 
 def bypasses_proxy(url: str) -> bool:
-    """Whether a cluster's URL is reached directly whatever the proxies: a private network, or no TLS."""
+    """Whether a cluster's URL is reached directly despite proxies: a private network, or no TLS."""
     host = urlsplit(url).hostname or ""
     return not url.startswith("https://") or "." not in host or bool(re.fullmatch(r"[\d.]+|.*:.*", host))
 
 
 def blamed(error: BaseException, environment: Environment) -> str | None:
-    """The variable of Ray's or of a numerical library whose value `error` quotes, as words; None: none does."""
+    """Names the variable of Ray or of a numerical library whose value `error` quotes; None if there is none."""
     for key, value in sorted(environment.items()):
         if key.startswith(("RAY_", "OMP_", "MKL_", "NUMBA_", "TORCH_", "CUDA_", "TUNE_")) and repr(value) in str(error):
             return f"{key}={value}: cannot be read ({error}); correct it or unset it"
@@ -163,10 +164,10 @@ def blamed(error: BaseException, environment: Environment) -> str | None:
 
 
 def put_in_order(command: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Does it, with a line for what is worth one. Raises UserError with all mistakes."""
+    """Applies the changes and prints the notes. Raises UserError with all mistakes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot encode a name ends nothing
     done = ordered(environment, this_machine())
     for key, value in done.changes.items():
         if value is None:
@@ -209,7 +210,7 @@ def _current_folder() -> str:
 def unusable(folder: str) -> str:
     """Why nothing can be written into `folder`; "" if it can."""
     if not Path(folder).is_dir():
-        return "is no folder" if Path(folder).exists() else "does not exist"
+        return "is not a folder" if Path(folder).exists() else "does not exist"
     try:
         with tempfile.TemporaryFile(dir=folder):
             return ""
@@ -225,7 +226,7 @@ def private_folder(base: str) -> Path | None:
             return Path(base)  # as a folder given out before
         path.mkdir(mode=0o700, exist_ok=True)
         if path.is_symlink() or path.stat().st_uid != os.getuid():
-            return Path(tempfile.mkdtemp(prefix="ray-", dir=base))  # somebody else took the name
+            return Path(tempfile.mkdtemp(prefix="ray-", dir=base))  # someone else took the name
         path.chmod(0o700)
     except OSError:
         return None
@@ -249,7 +250,7 @@ def _values(environment: Environment, machine: Machine) -> Ordered:
 
 
 def _temporary_folder(environment: Environment, machine: Machine) -> Ordered:
-    """One that is not there is a user's leftover (a job's folder, a mount): Python passes over it, others do not."""
+    """A missing folder is a leftover (a job's folder, a mount): Python skips it, other libraries do not."""
     given = environment.get("TMPDIR")
     if given is None:
         return Ordered({})
@@ -267,7 +268,7 @@ def _user(environment: Environment, machine: Machine) -> Ordered:
     if not home or not Path(home).is_dir():
         changes["HOME"] = machine.home or _made_home(machine)
         if home:
-            notes = (f"HOME={home}: is no folder; {changes['HOME']} is used",)
+            notes = (f"HOME={home}: is not a folder; {changes['HOME']} is used",)
     if not machine.has_user_name and not any(environment.get(key) for key in ("LOGNAME", "USER", "LNAME", "USERNAME")):
         changes |= {"LOGNAME": f"uid-{os.getuid()}", "USER": f"uid-{os.getuid()}"}  # for getpass.getuser
     return Ordered(changes, notes)
@@ -312,7 +313,7 @@ def _ray_settings(environment: Environment, machine: Machine) -> Ordered:
         return Ordered({})
     guilty = [k for k in doubtful if len(doubtful) == 1 or machine.crashes_ray({k: doubtful[k]})] or list(doubtful)
     told = ", ".join(f"{key}={environment[key]}" for key in guilty)
-    return Ordered({}, mistakes=(f"{told}: cannot be read by Ray, which wants a number there; correct it or unset it",))
+    return Ordered({}, mistakes=(f"{told}: cannot be read by Ray, which needs a number; correct it or unset it",))
 
 
 def _encoding(environment: Environment, machine: Machine) -> Ordered:
@@ -321,7 +322,7 @@ def _encoding(environment: Environment, machine: Machine) -> Ordered:
     key = next((key for key in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(key)), "LC_ALL")
     mistake = (
         f"{key}={environment.get(key, '')}: file names would be read as {machine.encoding}, and classes named after "
-        "them be others than elsewhere; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+        "them would differ from those elsewhere; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
     )
     return Ordered({}, mistakes=(mistake,))
 

@@ -28,7 +28,7 @@ _HELP = frozenset({"--help", "-h"})
 
 
 def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
-    """Puts the environment in order, runs the command line and exits. With --json among its words, an error is also one
+    """Corrects the environment, runs the command line and exits. With --json among the arguments, an error is also one
     line of JSON on stdout."""
     look_here_last()
     try:
@@ -47,7 +47,7 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
 
 
 def ending(error: Exception, environment: Mapping[str, str]) -> tuple[int, str | None]:
-    """The exit code of an exception and its line; None: it is not one that is foreseen."""
+    """The exit code of an exception and its line; None for an unexpected one."""
     if (ray := sys.modules.get("ray")) is not None and isinstance(error, ray.exceptions.RayError):
         from data_prep.runtime.ray_errors import as_raised
 
@@ -70,13 +70,13 @@ def _unexpected(command: str, error: Exception) -> str:
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"{command}-", suffix=".log", delete=False) as log:
             log.write(redacted("".join(traceback.format_exception(error))))
-    except OSError:  # no disk takes a file
+    except OSError:  # no disk accepts a file
         return told
     return f"{told}; details are in {log.name}"
 
 
 def _fail(command: str, code: int, message: str) -> NoReturn:
-    if len(message) > _MAX_READ_CHARACTERS:  # whole words only: of a password in two parts neither looks like one
+    if len(message) > _MAX_READ_CHARACTERS:  # whole words only: neither half of a password looks like one
         message = message[:_MAX_READ_CHARACTERS].rpartition(" ")[0]
     line = shown(redacted(" ".join(message.split())), MAX_LINE_CHARACTERS)  # file names from outside are in it
     print(f"{command}: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Where Python looks for modules: last of all where a command was started, and nowhere that hides its own modules.
+"""Where Python looks for modules: the current folder comes last, and no folder may hide Python's own modules.
 
 A file `random.py` or a folder `yaml/` in the current folder would otherwise be imported instead of the real one, here
 or in Ray's workers.
@@ -16,8 +16,8 @@ CODE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fi
 
 
 def begin(command: str) -> None:
-    """Puts `sys.path` in order; ends the process with exit code 2 if a folder of PYTHONPATH hides other modules. Before
-    any other import: whatever those need may be hidden too.
+    """Corrects `sys.path`; ends the process with exit code 2 if a folder of PYTHONPATH hides other modules. Call it
+    before any other import, since their modules may be hidden too.
     """
     look_here_last()
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -29,7 +29,7 @@ def begin(command: str) -> None:
 
 
 def told_hidden(folder: str, names: Sequence[str]) -> str:
-    """What to say of `names` in `folder`, which hide other modules; "" if there are none."""
+    """A message about `names` in `folder`, which hide other modules; "" if there are none."""
     if not names:
         return ""
     others = f" (as {', '.join(names[1:4])}{' and more' if len(names) > 4 else ''})" if names[1:] else ""
@@ -68,12 +68,12 @@ def is_for_packages(folder: str) -> bool:
 def hiding(folder: str, path: Sequence[str]) -> Iterator[str]:
     """The names of files and folders in `folder` that hide a module of Python's or one that `path` leads to.
 
-    `folder` comes before `path`. What other projects call their tests and tools hides nothing that is needed.
+    `folder` comes before `path`. Other projects' usual names for tests and tools hide nothing that is needed.
     """
     from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
     if not os.path.isdir(folder) or os.path.samefile(folder, os.path.dirname(os.__file__)):  # noqa: PTH112, PTH120, PTH121
-        return  # nothing there, or Python's own modules
+        return  # missing, or Python's own modules
     others = [entry for entry in path if entry not in ("", folder)]
     names = sorted(os.listdir(folder))  # noqa: PTH208
     holds_packages = is_for_packages(folder) or any(name.endswith(".dist-info") for name in names)

@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster, or starts a Ray on this machine; each way in which that fails has a message of its own."""
+"""Connects to a Ray cluster, or starts a local Ray; each kind of failure has its own message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_FOLDER_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sock
 
 
 class _CodePath(JobConfig):
-    """Where workers find our code: Ray would give them the folder in which the command was started, first of all."""
+    """Where workers find our code: by default Ray puts the folder in which the command was started first."""
 
     def __init__(self) -> None:
         has_code = is_for_packages(CODE_ROOT) or RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ  # a job's upload
@@ -59,7 +59,7 @@ def connect(address: str, *, source: str, namespace: str | None = None) -> None:
     try:
         _init(address=address, namespace=namespace)
     except (ConnectionError, TimeoutError) as error:
-        found = "Ray runs nowhere on this machine" if address == "auto" else one_line(error)
+        found = "no Ray is running on this machine" if address == "auto" else one_line(error)
         raise UserError(f"{at}: {found}; start one, or correct {source}") from None
     except (RuntimeError, ValueError) as error:
         if "Version mismatch" in str(error):
@@ -72,14 +72,14 @@ def connect(address: str, *, source: str, namespace: str | None = None) -> None:
 
 
 def start_local(*, num_cpus: int | None, dashboard: bool, namespace: str | None = None) -> None:
-    """A Ray of this process alone, in a folder that no other user can enter. Raises UserError, Fault."""
+    """A Ray for this process alone, in a folder that no other user can enter. Raises UserError, Fault."""
     folder = session_folder(os.environ)
     os.environ["RAY_TMPDIR"] = str(folder.parent)  # for what Ray's processes keep outside their session
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray listens on all interfaces and turns token authentication on by itself. A token of this process alone
         # keeps others out, and leaves no file behind that would change how later Rays of this user start.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # One that is left in the environment would be asked for the state of another cluster.
+    # An address left in the environment would be asked for the state of another cluster.
     os.environ.pop("RAY_REDIS_ADDRESS", None)
     try:
         _init(
@@ -119,7 +119,7 @@ def session_folder(environment: Mapping[str, str]) -> Path:
 
 
 def why_not_started(error: BaseException, logs: Path, load: float) -> str:
-    """`load`: of each CPU. What Ray raises says little; its logs say more."""
+    """`load`: of each CPU. Ray's exception says little; its logs say more."""
     text = one_line(error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{text}; RAY_TMPDIR names another folder for its sessions"
@@ -131,7 +131,7 @@ def why_not_started(error: BaseException, logs: Path, load: float) -> str:
     if "timed out" in text and load > 1.5:
         return (
             f"it did not come up in time, and the machine is busy (load {load:.1f} for each CPU); the same command may "
-            f"work when it is less so (its logs: {logs})"
+            f"work when it is less busy (its logs: {logs})"
         )
     return f"{text} (its logs: {logs})"
 
@@ -164,7 +164,7 @@ def _init(**arguments: object) -> None:
 
 
 def _knock(address: str, at: str) -> None:
-    """Ray itself tries for minutes where nobody listens, and prints C++ warnings meanwhile."""
+    """Ray itself retries for minutes if nothing listens, and prints C++ warnings meanwhile."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_LIMIT_S).close()
@@ -173,7 +173,7 @@ def _knock(address: str, at: str) -> None:
 
 
 def _metadata(address: str, at: str) -> Mapping[str, str]:
-    """The cluster's versions, as its head tells them. Raises UserError where something else answers."""
+    """The cluster's versions, as its head reports them. Raises UserError if something else responds."""
     stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(init_grpc_channel(address))
     request = gcs_service_pb2.InternalKVGetRequest(namespace=b"cluster", key=b"CLUSTER_METADATA")
     try:
@@ -183,12 +183,12 @@ def _metadata(address: str, at: str) -> Mapping[str, str]:
     except grpc.RpcError as error:
         if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise UserError(
-                f"the Ray cluster at {address} wants a token; export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE "
-                "with the cluster's"
+                f"the Ray cluster at {address} requires a token; export RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH=FILE with the cluster's"
             ) from None
         raise UserError(
-            f"{at}: something listens there, but no Ray head ({_why(error)}); give the port of `ray start --head` "
-            "(6379), not that of the dashboard (8265)"
+            f"{at}: something listens there, but it is not a Ray head ({_why(error)}); give the port of "
+            "`ray start --head` (6379), not that of the dashboard (8265)"
         ) from None
     except ValueError:
         return {}
@@ -197,10 +197,10 @@ def _metadata(address: str, at: str) -> Mapping[str, str]:
 def _why(error: grpc.RpcError) -> str:
     text = str(error.details())
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"no answer for {_ANSWER_LIMIT_S:g} s"
+        return f"no response for {_ANSWER_LIMIT_S:g} s"
     if "http1" in text:
         return "it speaks HTTP"
-    return "it does not know the question" if error.code() is grpc.StatusCode.UNIMPLEMENTED else text.split(";")[-1]
+    return "it does not know the request" if error.code() is grpc.StatusCode.UNIMPLEMENTED else text.split(";")[-1]
 
 
 def _require_same_versions(metadata: Mapping[str, str], address: str) -> None:
@@ -233,6 +233,6 @@ def _require_node_here(address: str) -> None:
 
 def _no_node_here(address: str) -> str:
     return (
-        f"this machine is no node of the Ray cluster at {address}: start one here by `ray start --address {address}`, "
-        "or send the command there as a job: resnet-dist submit"
+        f"this machine is not a node of the Ray cluster at {address}: start one here by `ray start --address "
+        f"{address}`, or send the command there as a job: resnet-dist submit"
     )

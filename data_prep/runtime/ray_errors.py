@@ -1,4 +1,4 @@
-"""Ray's faults by what they are: `explain` has a kind and a sentence for every exception that Ray can raise."""
+"""Classifies Ray's errors: `explain` has a kind and a sentence for every exception that Ray can raise."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ class Explained:
 
     @property
     def passes(self) -> bool:
-        """Whether the same work may well succeed when it is done again."""
+        """Whether the same work may succeed when it is repeated."""
         return self.kind in _PASSING
 
 
 def explain(error: BaseException) -> Explained:
-    """What happened, of any exception; the sentence is one line without Ray's own advice. Pure."""
+    """Explains any exception; the sentence is one line without Ray's own advice. Pure."""
     if failures := getattr(error, "worker_failures", None):
         return first_death(failures)[1]
     raised = _unwrapped(error)
@@ -93,8 +93,8 @@ def explain(error: BaseException) -> Explained:
 
 
 def first_death(failures: Mapping[int, BaseException]) -> tuple[int, Explained]:
-    """Of a worker group: a process that died, before what its death led to in the others; else the lowest rank's. The
-    rank, and what happened. Pure."""
+    """The root failure of a worker group: that of a process that died, before the failures that its death caused; else
+    the lowest rank's. Returns the rank, and what happened. Pure."""
     told = {rank: explain(failure) for rank, failure in sorted(failures.items())}
     dead = [rank for rank, why in told.items() if why.kind in ("memory", "node", "killed")]
     rank = next(iter(dead or told))
@@ -120,10 +120,10 @@ def explain_text(text: str, kind: Kind = "cluster") -> Explained:
 _SENTENCES: dict[Kind, str] = {
     "node": "a node is gone",
     "object": "what a process held was lost with it or its node",
-    "disk": "a node's disk is full (Ray spills to its session folder, /tmp/ray if not told otherwise)",
+    "disk": "a node's disk is full (Ray spills to its session folder, /tmp/ray by default)",
     "room": "no node of the cluster can run this",
     "environment": "a node could not set up the job's environment",
-    "timeout": "Ray gave no answer in time",
+    "timeout": "Ray did not respond in time",
     "cancelled": "Ray cancelled the work",
     "cluster": "Ray failed",
     "access": "the cluster refuses this user's token",
@@ -135,7 +135,7 @@ _SENTENCES: dict[Kind, str] = {
 
 
 def as_raised(error: BaseException, doing: str) -> UserError | Fault:
-    """What to raise in the place of one of Ray's exceptions: `doing` says what failed."""
+    """What to raise in place of one of Ray's exceptions: `doing` says what failed."""
     told = explain(error)
     if told.kind == "mistake":
         return UserError(told.sentence)
@@ -145,12 +145,12 @@ def as_raised(error: BaseException, doing: str) -> UserError | Fault:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether Ray lost what was at work, instead of that having failed by itself."""
+    """Whether Ray lost the process, rather than its work failing."""
     return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """What was raised, without what Ray, Ray Train and Ray Tune put around it."""
+    """The original exception, without the wrappers of Ray, Ray Train and Ray Tune."""
     for _ in range(_MOST_WRAPPINGS):
         wrapped = (getattr(error, name, None) for name in _WRAPPED)
         inner = next((found for found in wrapped if isinstance(found, BaseException)), None)
@@ -165,7 +165,7 @@ _MOST_WRAPPINGS = 20
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What led to it, as `raise ... from` says."""
+    """Its cause, as given by `raise ... from`."""
     for _ in range(_MOST_WRAPPINGS):
         if error.__cause__ is None:
             return
@@ -197,7 +197,7 @@ def _memory(text: str) -> str:
 
 def _killed(text: str, where: str) -> str:
     if "unavailable" in text:
-        return f"a process{where} did not answer"
+        return f"a process{where} did not respond"
     if "creation task" in text or "ray.kill" in text or "out of scope" in text:
         return f"a process{where} was ended: {_detail(text)}"
     if "INTENDED" in text:

@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM as a flag that a command looks at between pieces of work, so that it always ends in order."""
+"""SIGINT and SIGTERM as a flag that a command checks between pieces of work, so that it always ends in an orderly
+way."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from types import FrameType
 from data_prep.errors import Stopped
 
 LIMIT_S = 5.0
-"""For what a command still does on its way out after a second signal."""
+"""Limit for the cleanup after a second signal."""
 
 
 def end_at_once(exit_code: int, what_is_lost: str, limit_s: float = LIMIT_S) -> None:
-    """Ends this process within `limit_s`, a Ray of its own with it. Call it in a signal handler, then raise
+    """Ends this process within `limit_s`, and its local Ray with it. Call it in a signal handler, then raise
     KeyboardInterrupt."""
     line = f"\nstopping at once: {what_is_lost}; the same command resumes (this takes {limit_s:g} s at most)\n"
     os.write(sys.stderr.fileno() if sys.stderr and not sys.stderr.closed else 2, line.encode())
@@ -31,7 +32,7 @@ class StopFlag:
 
     def __init__(
         self,
-        what_is_lost: str = "what is not yet written is done again",
+        what_is_lost: str = "unwritten work is repeated",
         end: Callable[[int, str], None] = end_at_once,
     ) -> None:
         """`end`: called at the second signal with the exit code and `what_is_lost`."""
@@ -71,7 +72,7 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals(
-    what_is_lost: str = "what is not yet written is done again", end: Callable[[int, str], None] = end_at_once
+    what_is_lost: str = "unwritten work is repeated", end: Callable[[int, str], None] = end_at_once
 ) -> Iterator[StopFlag]:
     """A flag that is set by signals within the block; the handlers from before come back after it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

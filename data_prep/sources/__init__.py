@@ -1,4 +1,4 @@
-"""Where images come from: one class per kind of source, found by name and imported only when used.
+"""The sources of images: one class per kind of source, found by name and imported only when used.
 
 To add a source:
 
@@ -36,7 +36,7 @@ class SourceKind(NamedTuple):
     where: str
     """Module and class."""
     needs: str = ""
-    """What `--input` has to name; empty: the source does without."""
+    """What `--input` has to name; empty: the source takes no input."""
     takes: tuple[str, ...] = ()
     """Names of the `SourceOptions` that it understands."""
 

@@ -76,7 +76,7 @@ class SourceDescription:
 
 
 def facts_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a description that tells two sources apart: all but `left_out`, which older manifests lack."""
+    """The part of a description that distinguishes two sources: all but `left_out`, which older manifests lack."""
     return {name: value for name, value in described.items() if name != "left_out"}
 
 
@@ -139,13 +139,13 @@ class SourceWithEnds(Source, Protocol):
 
 
 def notes_of(source: Source) -> tuple[str, ...]:
-    """What a person should know about how the source was understood, one line each."""
+    """What a user should know about how the source was understood, one line each."""
     return getattr(source, "notes", ())
 
 
 def read_sample(source: Source, index: int) -> Sample:
-    """UnreadableSample for any problem with this sample or its place in a container; UserError and Fault, which are
-    about the source as a whole, pass through."""
+    """UnreadableSample for any problem with this sample or its position in a container; UserError and Fault, which are
+    about the source itself, pass through."""
     try:
         return source[index]
     except (UserError, Fault):

@@ -67,7 +67,7 @@ class Synthetic(ListedSource):
             count, num_classes = int(values.get("n", 1000)), int(values.get("classes", 10))
             seed = int(values.get("seed", 0))
         except ValueError:
-            raise UserError(f"--input {location}: not understood; expected for example {EXAMPLE}") from None
+            raise UserError(f"--input {location}: cannot be parsed; expected for example {EXAMPLE}") from None
         if count < 1 or num_classes < 1 or seed < 0:
             raise UserError(f"--input {location}: n and classes start at 1, seed at 0")
         if not 1 <= sides[0] <= sides[1] <= MAX_SIDE_PX:
@@ -106,7 +106,7 @@ class Synthetic(ListedSource):
 class Digits(ListedSource):
     """scikit-learn's 1,797 handwritten digits (UCI), 8x8 grey, as 32x32 RGB JPEGs: real images without a download.
 
-    Every fifth sample of each class is `val` (355 in all), the others are `train` (1,442); without a split, all.
+    Every fifth sample of each class is `val` (355 in all), the rest are `train` (1,442); without a split, all.
     """
 
     class_names = tuple(str(digit) for digit in range(10))

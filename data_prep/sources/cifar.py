@@ -242,7 +242,7 @@ def _short(value: object) -> str:
 def _read_binary(version: Version, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     record_bytes = version.label_bytes + PIXEL_BYTES
     if len(data) % record_bytes:
-        raise UserError(f"{where}: {len(data):,} bytes are no multiple of {record_bytes}; download it again")
+        raise UserError(f"{where}: {len(data):,} bytes are not a multiple of {record_bytes}; download it again")
     records = np.frombuffer(data, dtype=np.uint8).reshape(-1, record_bytes)
     return records[:, version.label_bytes :], records[:, version.label_bytes - 1].astype(np.int64)
 
@@ -255,15 +255,14 @@ def _load(data: bytes, where: str) -> dict[str, Any]:
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
-#
-# A pickle is a program that may name any function. Here the only names it can resolve are inert stand-ins from this
-# file, even for numpy's own, so numpy never gets a state that it did not make itself; any other name is refused. A
-# small pickle can also produce much data, so it is scanned before it runs, and what named functions make is counted.
+# A pickle is a program that may name any function. Here it can resolve only inert substitutes from this file, even for
+# numpy's functions, so numpy never gets a state that it did not make itself; any other name is refused. A small pickle
+# can also produce much data, so it is scanned before it runs, and the bytes that named functions make are counted.
 
 MAX_OPCODES = 1_000_000
 """CIFAR-100's training set has some 250,000: a label or a file name takes one to three."""
 MAX_COPIES = 4
-"""Limit on the bytes that named functions make, as a multiple of the pickle's own."""
+"""Limit on the bytes that named functions make, as a multiple of the pickle's size."""
 
 
 class _Array:
@@ -277,7 +276,7 @@ class _Array:
 
 
 class _ArrayClass:
-    """Stands for `numpy.ndarray`, which pickles only pass to `_reconstruct`."""
+    """Replaces `numpy.ndarray`, which pickles only pass to `_reconstruct`."""
 
 
 class _DType:

@@ -169,7 +169,7 @@ class HfParquet(ListedSource):
         return group, index - (int(self._group_ends[group - 1]) if group else 0)
 
     def _read_row(self, group: int, row: int) -> bytes | None:
-        reading, self._reading = self._reading, None  # kept only while all goes well
+        reading, self._reading = self._reading, None  # kept only while there are no errors
         if reading is None or reading[0] != group or row < reading[1].first:
             if reading is not None:
                 reading[1].close()

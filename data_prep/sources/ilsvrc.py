@@ -97,7 +97,7 @@ class Ilsvrc(ArchivedSource):
         if name == "train":
             return cls._open_train(record(archive), devkit)
         if devkit is None:
-            raise UserError(f"{archive.shown}: its labels are in {DEVKIT}; put it beside, or name it with --devkit")
+            raise UserError(f"{archive.shown}: its labels are in {DEVKIT}; put that beside, or name it with --devkit")
         return cls._open_val(record(archive), devkit)
 
     @classmethod
@@ -249,7 +249,7 @@ def _read_files(place: Place) -> dict[str, bytes]:
 
 
 def _read_meta(data: bytes, where: str) -> dict[int, str]:
-    """ILSVRC2012_ID -> wnid, of the synsets without children; the others have no images of their own."""
+    """ILSVRC2012_ID -> wnid, of the synsets without children; all others have no images."""
     import numpy as np
     from scipy.io import loadmat
 

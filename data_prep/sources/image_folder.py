@@ -1,7 +1,7 @@
 """Image files in one folder per class, as torchvision's ImageFolder reads them: `<root>/[<split>/]<class>/**/<file>`.
 
-Classes are the folder names, sorted as text. With a label file (`--labels`) the folders mean nothing: it gives the
-class of every file, and its split if it has a column of splits. Files without an image's suffix are left out and
+Classes are the folder names, sorted as text. With a label file (`--labels`) the folders have no meaning: the file gives
+the class of every image, and its split if it has a column of splits. Files without an image's suffix are left out and
 reported.
 """
 
@@ -273,7 +273,7 @@ def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> 
 
 
 def _refuse_split(given: Place, folders: Sequence[str], asked: str) -> None:
-    """UserError when a folder without splits is asked for one that its own name does not say."""
+    """UserError when a split is requested of a folder without splits whose own name does not say that split."""
     called = [folder for folder in folders if folder.lower() == asked.lower()]
     if called:
         raise UserError(

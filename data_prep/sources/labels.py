@@ -41,7 +41,7 @@ Numbers = tuple[Decimal, ...]
 
 
 def exact_label(value: object) -> Label:
-    """The label that a container's value (of JSON, of a table's cell) means, never rounded or guessed.
+    """The label in a container's value (of JSON, of a table's cell), never rounded or guessed.
 
     ValueError with the reason when it is not a label.
     """
@@ -177,7 +177,7 @@ def order_classes(names: Collection[str], class_order: str | None, where: str) -
     if hidden is not None:
         raise UserError(
             f"{where}: one class is {hidden}, which marks hidden labels: leave these images out, or say --class-order "
-            "number to make it a class of its own, label 0"
+            "number to make it a separate class, label 0"
         )
     if 2 * len(misordered(names)) >= len(names) > 1:
         label = next(i for i, (a, b) in enumerate(zip(by_text, by_number, strict=True)) if a != b)
@@ -197,13 +197,13 @@ def sorted_by_number(names: Collection[str]) -> list[str]:
 
 
 def are_numbered(names: Collection[str]) -> bool:
-    """Whether most names are a number and the same word: 0, class_1, 2.0."""
+    """Whether most names are a number with or without the same word: 0, class_1, 2.0."""
     most = max(map(len, _by_skeleton(names)), default=0)
     return most > 1 and 2 * most >= len(names)
 
 
 def notes_on_order(class_names: Sequence[str]) -> list[str]:
-    """What a person should know about text order when nobody asked for it, one line each."""
+    """What a user should know about text order when it was not requested, one line each."""
     if sorted(class_names) != list(class_names):
         return []
     notes = []

@@ -178,7 +178,7 @@ def _kind(column: Any) -> str | None:
 
 class RowGroup:
     """The images of one row group, forwards only, a few rows at a time: read at once it takes pyarrow three times its
-    size. A large one (`is_large`) is also read from storage piece by piece."""
+    size. A large one (`is_large`) is also read from storage in pieces."""
 
     def __init__(self, place: Place, number: int, columns: Columns, *, is_large: bool) -> None:
         self._stack = ExitStack()

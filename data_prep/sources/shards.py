@@ -1,7 +1,7 @@
 """The files of a data set in shards (tars, parquet), and those of one split, by their names.
 
-A name that is not understood is refused: taken for another split, or for all of them, it would change what is trained
-on.
+A name that is not understood is refused: if it were taken for another split, or for all of them, it would change the
+training data.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def refuse_splits_within(values: Iterable[str], kind: str, split: SplitRequest, 
     if len(by_split) > 1 and not split.is_whole:
         raise UserError(
             f"{where}: samples of several splits, by {kind} {few(sorted(by_split.values()))}: train.beton and "
-            "val.beton would both have all of them; write each split into files of its own, or say --split all"
+            "val.beton would both have all of them; write each split into separate files, or say --split all"
         )
 
 

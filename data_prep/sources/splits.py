@@ -1,6 +1,6 @@
 """Which split of a source is meant: named by `--split`, implied by the output's name, or not named.
 
-All sources read names by the table here: `splits_in` gives the splits that the words of a name mean (`Training Set`,
+All sources read names by the table here: `splits_in` gives the splits that the words of a name denote (`Training Set`,
 `val2017`, `imagenet1k-train-0001`), `is_split_name` tells whether the name says nothing else.
 """
 
@@ -24,7 +24,7 @@ SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("dev", "development", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
-"""A word in the name of a folder or file -> the split it means."""
+"""A word in the name of a folder or file -> its split."""
 OTHER_WORDS = frozenset(
     (
         *("set", "data", "dataset", "subset", "split", "partition", "part", "shard", "full", "raw"),
@@ -123,7 +123,7 @@ def choose_split(available: Sequence[str], request: SplitRequest, where: str) ->
 
 
 def split_of_whole(request: SplitRequest, where: str, names: Collection[str] = ()) -> str:
-    """The split to record for a source that is not divided into splits: it is taken whole, or refused.
+    """The split to record for a source that is not divided into splits: all of it is taken, or it is refused.
 
     `names`: of the source's folder or file, and then of those around it, which must say nothing else: `/data/train` is
     train although it has no splits inside. UserError when a split is asked for that neither the source nor its name

@@ -251,7 +251,7 @@ def _compare(label: Label, table: bytes) -> None:
         return
     try:
         other = exact_label(_parse(table).get(TABLE_KEY))
-    except (RecursionError, ValueError):  # the key means something else there
+    except (RecursionError, ValueError):  # the key is used for something else there
         return
     if type(other) is type(label) and other != label:
         raise _NotUnderstood(

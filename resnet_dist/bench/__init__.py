@@ -1,3 +1,3 @@
-"""Measurements behind the figures in the docs. `results/` keeps what came out, with the command."""
+"""Measurements behind the figures in the docs. `results/` has their output and the commands."""
 
 from __future__ import annotations

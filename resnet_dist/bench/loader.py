@@ -1,4 +1,4 @@
-"""`resnet-dist bench loader`, `batches`, `opening` and `endurance`: our loader beside its peers, and by itself."""
+"""`resnet-dist bench loader`, `batches`, `opening` and `endurance`: our loader beside its peers, and alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_files(beton: Path, folder: Path) -> int:
     return len(reader)
 
 
-# Passes over all images, each peer in a process of its own of which only one runs at a time
+# Passes over all images, each peer in its own process; only one runs at a time
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def passes_table(task: Task, results: dict[str, Result]) -> str:
 def bench_batches(beton: Path, *, size: int, num_batches: int, rounds: int, peers: Sequence[str]) -> str:
     """A Markdown table: CPU time of training batches. UserError if the beton does not hold JPEGs only.
 
-    For machines that are never quiet. Each peer makes the same few batches of 16 again and again in one thread of this
-    process, in turns, with the same crops each time; of every batch the least CPU time counts, when it shared its core
-    and cache with others least. Queues between threads and processes are left out: torchvision is spared what its
+    For machines that are never idle. Each peer makes the same few batches of 16 again and again in one thread of this
+    process, in turns, with the same crops each time. The least CPU time of every batch counts: that is when it shared
+    its core and cache least. Queues between threads and processes are left out, which favours torchvision: its
     DataLoader pays for them.
     """
     import torch
@@ -172,7 +172,7 @@ def bench_batches(beton: Path, *, size: int, num_batches: int, rounds: int, peer
 def bench_opening(num_samples: int, peers: Sequence[str] = tuple(BATCHES_IN_MEMORY), keep: Path | None = None) -> str:
     """A Markdown table of start-up, resume and memory: times in seconds by the clock and, in brackets, of CPU.
 
-    Every peer opens a made-up beton in a process of its own and shows three batches from the middle of an epoch, as
+    Every peer opens a made-up beton in its own process and returns three batches from the middle of an epoch, as
     after a restart. The beton is written to the folder `keep`, if given, or read from there if an earlier call left it.
     """
     require_peers(peers, list(BATCHES_IN_MEMORY))
@@ -222,7 +222,7 @@ def write_tiny_samples(path: Path, num_samples: int) -> Path:
     return path
 
 
-# What our loader holds after every epoch: nothing of it may grow
+# What our loader holds after every epoch: none of it may grow
 
 
 def bench_endurance(beton: Path, *, num_epochs: int, num_threads: int, size: int) -> str:

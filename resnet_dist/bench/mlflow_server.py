@@ -1,4 +1,4 @@
-"""An MLflow server to do harm to: `mlflow server` on sqlite of its own, killed, frozen, started again."""
+"""An MLflow server for fault tests: `mlflow server` with its own sqlite, which can be killed, frozen and restarted."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _START_LIMIT_S = 120.0
 
 
 class MlflowServer:
-    """On a free port of 127.0.0.1; its database and its artifacts lie in `folder`, its output in `server.log` there.
+    """On a free port of 127.0.0.1; its database and artifacts are in `folder`, its output in `server.log` there.
 
-    It does not outlive the process that started it, not even one that is killed.
+    It ends with the process that started it, even if that is killed.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class MlflowServer:
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
     ) -> None:
-        """`options`: further ones of `mlflow server`; `wrapper`: a command that starts the command behind it."""
+        """`options`: further options of `mlflow server`; `wrapper`: a command that starts the command after it."""
         self.folder = folder
         self.database = folder / "mlflow.db"
         with socket.socket() as free:
@@ -52,13 +52,13 @@ class MlflowServer:
 
     @property
     def pid(self) -> int:
-        """Of the first process of its group. Raises Fault if it is not up."""
+        """The pid of the first process of its group. Raises Fault if it is not up."""
         if self._process is None:
             raise Fault(f"{self.folder}: this MLflow server is not up")
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when it answers; does nothing if it is up. Raises Fault with its output if it does not come up."""
+        """Returns when it responds; does nothing if it is up. Raises Fault with its output if it does not come up."""
         if self._process is not None:
             return
         command = [*self._wrapper, sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
@@ -90,7 +90,7 @@ class MlflowServer:
             time.sleep(0.1)
 
     def signal(self, number: signal.Signals) -> None:
-        """To all of its processes."""
+        """Sends a signal to all of its processes."""
         os.killpg(self.pid, number)
 
     def kill(self) -> None:

@@ -1,7 +1,7 @@
 """How benchmarks compare: the arms take turns in every round, ratios are taken within a round, results are Markdown.
 
-A machine is never quiet. Arms that alternate suffer alike from what else it does, and the median over the rounds of
-the ratio within a round hardly shows it.
+A machine is never idle. Arms that alternate are slowed alike by its other work, so the median over rounds of the ratio
+within a round hardly shows it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _END_LIMIT_S = 30.0
 
 
 def rotated(arms: Sequence[T], round_number: int) -> list[T]:
-    """The arms in the order of a round: no one always runs behind the same other."""
+    """The arms in the order of a round, which changes so that no arm always follows the same other."""
     first = round_number % len(arms)
     return [*arms[first:], *arms[:first]]
 
 
 def ratios(ones: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Of the same round, ascending."""
+    """Ratios within the same round, ascending."""
     return sorted(one / other for one, other in zip(ones, others, strict=True))
 
 
@@ -48,9 +48,9 @@ def require_peers(asked: Iterable[str], known: Sequence[str]) -> None:
 
 
 class Subject:
-    """What is measured, in a process of its own: `python -m MODULE ARGUMENTS`, which prints answers as lines of JSON.
+    """What is measured, in its own process: `python -m MODULE ARGUMENTS`, which prints its results as lines of JSON.
 
-    `with` ends the process: it gets the end of its input, and 30 s.
+    Leaving `with` ends the process: its input is closed and it gets 30 s.
     """
 
     def __init__(self, name: str, module: str, *arguments: str) -> None:
@@ -60,7 +60,7 @@ class Subject:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def answer(self) -> dict[str, Any]:
-        """The next one. Raises Fault if the process ends, or does not answer within an hour."""
+        """The next result. Raises Fault if the process ends, or prints none within an hour."""
         assert self._process.stdout is not None
         limit = Timer(_ANSWER_LIMIT_S, self._process.kill)
         limit.start()
@@ -74,7 +74,7 @@ class Subject:
         raise Fault(f"the process of {self._name} ended; the reason is above")
 
     def ask(self) -> dict[str, Any]:
-        """Tells the process to measure once more, by an empty line; its answer."""
+        """Makes the process measure again, by sending an empty line; returns its result."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()

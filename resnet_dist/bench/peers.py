@@ -1,6 +1,6 @@
-"""The loaders that are compared, each in a process of its own: `python -m resnet_dist.bench.peers passes '{...}'`.
+"""The loaders that are compared, each in its own process: `python -m resnet_dist.bench.peers passes '{...}'`.
 
-Imports are in the functions: a peer pays for its own only.
+Imports are inside the functions, so that each peer pays only for its own.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def dali_pipeline(task: Task, paths: list[str]) -> Any:
 
 
 def free_draws(generator: Any) -> Callable[[], None]:
-    """Our loader draws from a running generator from now on, so that one sees what keys cost. Returns the way back."""
+    """Makes our loader draw from an ordinary generator, to show what keyed draws cost. Returns a function that undoes
+    it."""
     from resnet_dist.data import decoder
 
     names = vars(decoder)
@@ -268,8 +269,8 @@ BATCHES: dict[str, Callable[[Task], MakeBatch]] = {
 # A start in the middle of an epoch: `bench opening`
 
 BATCHES_IN_MEMORY = {NATIVE: 7, ON_LIBFFCV: 7, STOCK: 10}
-"""When three are held: ours three in the queue and one that waits for space there; stock's ring of five, once for the
-crops and once for their flips."""
+"""Batches in memory when three are held: ours has three in the queue and one that waits for space there; stock has a
+ring of five, once for the crops and once for their flips."""
 
 
 class Stopwatch:
@@ -328,7 +329,7 @@ def open_stock(task: Task, watch: Stopwatch) -> Callable[[], Any]:
 
 
 def measure_opening(task: Task) -> None:
-    """Prints the times of the start and the memory held behind three batches."""
+    """Prints the times of the start and the memory held after three batches."""
     watch = Stopwatch()
     show = (open_stock if task.peer == STOCK else open_ours)(task, watch)
     shown = [show()]
@@ -338,7 +339,7 @@ def measure_opening(task: Task) -> None:
     batches = BATCHES_IN_MEMORY[task.peer] * task.batch_size * task.size * task.size * 3
     watch.found["held_bytes"] = anonymous_bytes() - watch.found["imports_bytes"] - batches
     answer(watch.found)
-    os._exit(0)  # stock's thread waits for a consumer for ever
+    os._exit(0)  # stock's thread waits for a consumer forever
 
 
 # What a process has used

@@ -1,6 +1,6 @@
 """`resnet-dist bench shuffle`: how well `data.shuffle: page` mixes, beside a full shuffle. Pure numpy, no files.
 
-A beton as large as ImageNet is thought up, its samples sorted by class: the worst case, a page holds one class.
+Imagines a beton as large as ImageNet with its samples sorted by class: the worst case, where a page holds one class.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Mixing(NamedTuple):
     most_of_a_class: int
     """Samples of the commonest class in any global batch of the epoch."""
     pages_in_memory: int
-    """If memory keeps a page until nobody asked for it during `kept_for` samples, the most that it holds."""
+    """The most pages in memory, if a page is kept until it was not used for `kept_for` samples."""
     reads_of_a_page: float
-    """And how often a page is read in the epoch, on average."""
+    """How often a page is then read in the epoch, on average."""
 
 
 def bench_shuffle(
@@ -36,7 +36,8 @@ def bench_shuffle(
 ) -> str:
     """A Markdown table: the full shuffle, then the page shuffle with each window, in pages.
 
-    Memory and reads are told for pages that are kept for a window's worth of samples, for the full shuffle the largest.
+    Memory and reads assume that pages are kept for a window's worth of samples; for the full shuffle, the largest
+    window.
     """
     ids = np.arange(num_samples)
     page_of, class_of = ids // samples_per_page, ids * num_classes // num_samples
@@ -90,7 +91,7 @@ def _most_distinct(pages: NDArray[np.int64], length: int) -> int:
 
 def _reads(pages: NDArray[np.int64], kept_for: int) -> float:
     """`pages`: in the order in which they are asked for."""
-    by_page = np.argsort(pages, kind="stable")  # of each page, its places in the order, ascending
+    by_page = np.argsort(pages, kind="stable")  # of each page, its positions in the order, ascending
     is_first = np.diff(pages[by_page], prepend=-1) != 0
     gaps = np.diff(by_page, prepend=0)
     return float((is_first | (gaps > kept_for)).sum() / is_first.sum())

@@ -1,6 +1,6 @@
 """`resnet-dist bench step`: a training step of this project beside a bare PyTorch DDP loop. And `bench host`.
 
-The same model, batch, optimizer and process layout; both loops and `exact` run in turns in the same processes.
+Both use the same model, batch, optimizer and process layout; the loops and `exact` take turns in the same processes.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def bench_host(folder: Path, rounds: int) -> str:
 
 
 def host_s_per_layer(rounds: int) -> float:
-    """CPU seconds of a training step of layers that compute next to nothing, by their number."""
+    """CPU seconds of a training step of layers that compute almost nothing, by the number of layers."""
     torch.set_num_threads(1)
     net = nn.Sequential(
         *(
@@ -160,7 +160,7 @@ class Settings(NamedTuple):
 
 
 class InMemory:
-    """Every batch is the same one: the loader is measured elsewhere (`bench loader`)."""
+    """Every batch is the same: the loader is measured elsewhere (`bench loader`)."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
@@ -219,8 +219,8 @@ def recipe(settings: Settings, reduction: Literal["fast", "exact"]) -> Recipe:
 
 
 def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
-    """What one writes by hand: DDP, a schedule, and the loss printed every ten steps; gradients of all but the last
-    micro-batch are kept back. Returns one block of it."""
+    """The loop that one would write by hand: DDP, a schedule, and the loss printed every ten steps. Only the last
+    micro-batch's backward pass synchronises gradients. Returns a function that runs one block of steps."""
     config = recipe(settings, "fast")
     model = build_classifier(config)
     optimizer = build_optimizer(model, config.optim)
@@ -254,7 +254,7 @@ def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
 
 
 def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact"], rank: int, folder: Path) -> Trainer:
-    """Everything of a run but Ray and the loader: metrics, divergence checks, spool, stop votes."""
+    """Everything in a run except Ray and the loader: metrics, divergence checks, spool, stop votes."""
     num_samples = settings.steps * settings.global_batch_size
     total = settings.steps * (settings.rounds + 1)
     plan = RunPlan(

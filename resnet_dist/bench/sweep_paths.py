@@ -1,7 +1,7 @@
 """`resnet-dist bench sweep`: trials per minute of the light path and of one TorchTrainer per trial, in turns.
 
-Both are the command as a user gives it, over the same points. Nothing is stopped early, and each trial is trained by
-one process; on the train path it is a worker group of one, made for this trial.
+Both run the user's command over the same points. No trial is stopped early, and each is trained by one process: on the
+train path, a worker group of one, started for this trial.
 """
 
 from __future__ import annotations
@@ -83,5 +83,5 @@ def steady_rate(events: Sequence[Event]) -> float:
             running -= 1
             ends_s.append(event.time_s)
     if len(ends_s) <= at_once:
-        raise Fault(f"{len(ends_s)} trials, {at_once} at once, tell no rate; give more trials")
+        raise Fault(f"{len(ends_s)} trials, {at_once} at once, are too few to measure a rate; give more trials")
     return 60 * (len(ends_s) - at_once) / (ends_s[-1] - ends_s[at_once - 1])

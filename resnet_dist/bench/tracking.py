@@ -1,9 +1,9 @@
-"""`resnet-dist bench tracking`: what a training step pays for its metrics, with the server up, killed and frozen.
+"""`resnet-dist bench tracking`: what metrics cost a training step, with the server up, killed and frozen.
 
 One process does steps of equal work and logs a full set of metrics after each, as rank 0 does, block after block: with
-no tracker, then with the real one while the server is in each of its states. A step's price is the time of the call,
-and at most the CPU time of the threads behind it, where there is no core to spare. The clock of a busy machine tells of
-the other load; the row "no tracker" shows how much, and the CPU columns leave it out.
+no tracker, then with the real one while the server is in each of its states. The cost of a step is the time of the
+call, plus at most the CPU time of the background threads where no core is free. Wall-clock times also contain the
+machine's other load; the row "no tracker" shows how much, and the CPU columns exclude it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ARRIVAL_LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Block:
-    """Steps in a row, in ms."""
+    """Consecutive steps, in ms."""
 
     calls_ms: tuple[float, ...]
     """By the clock."""
@@ -50,9 +50,9 @@ class Block:
 
 
 def bench_tracking(*, num_steps: int, rounds: int, folder: Path | None = None) -> str:
-    """A Markdown table. `folder`: where the spool lies, for example on the cluster's shared disk; else a temporary one.
+    """A Markdown table. `folder`: where the spool is, for example on the cluster's shared disk; else a temporary one.
 
-    Raises Fault if the server does not come up, or if a point did not arrive once in the end.
+    Raises Fault if the server does not come up, or if a point did not arrive exactly once in the end.
     """
     blocks: dict[State, list[Block]] = {state: [] for state in STATES}
     os.environ.update(client_environment())
@@ -119,9 +119,9 @@ def _block(tracker: Tracker, first_step: int, num_steps: int) -> Block:
 
 
 def _work() -> Callable[[], float]:
-    """Some 5 ms like a small step: many short kernels, asked for by Python, which is where threads get into the way."""
+    """About 5 ms of work like a small step: many short kernels launched by Python, which is where threads interfere."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # else the step waits for a core, not for a thread of ours
+    torch.set_num_threads(1)  # else the step waits for a core, not for one of our threads
     images, weights = torch.randn(16, 16, 16, 16), torch.randn(16, 16, 3, 3)
 
     def step() -> float:

@@ -188,7 +188,7 @@ def _require_kind(schema: type[BaseModel], where: Path | str, tree: Any) -> None
     expected = next((kind for kind, model in kinds.items() if model is schema), None)
     likely = max(known, key=lambda kind: known[kind])
     if expected is not None and known[likely] > 2 * known[expected]:
-        raise UserError(f"{where}: this is a {likely}, a {expected} is expected here")
+        raise UserError(f"{where}: this is a {likely}, but a {expected} is expected")
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _quoted(value: Any) -> str:
 
 
 def _described(schema: type[BaseModel], error: ValidationError) -> list[str]:
-    """Each mistake in words; the valid keys of a section are listed once."""
+    """Describes each mistake; the valid keys of a section are listed once."""
     mistakes: list[str] = []
     listed: set[str] = set()
     for detail in error.errors():
@@ -327,7 +327,7 @@ def _models_of(annotation: Any) -> tuple[type[BaseModel], ...]:
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
-# What is wrong with a text is a ValueError in one line, nothing else.
+# Every error in a text is raised as a ValueError of one line.
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -353,7 +353,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_plain_number(self, node: yaml.ScalarNode) -> int | float:
-        """Refuses 010 and 1:30, which YAML 1.1 silently reads as 8 and 90."""
+        """Rejects 010 and 1:30, which YAML 1.1 silently reads as 8 and 90."""
         digits = node.value.lstrip("+-")
         if ":" in digits or (len(digits) > 1 and digits[0] == "0" and digits[1] in "0123456789_"):
             raise yaml.constructor.ConstructorError(
@@ -472,7 +472,7 @@ def read_record(kind: type[T], text: bytes | str, *, max_bytes: int = MAX_RECORD
 
     NaN is allowed: a measurement may be NaN. Fields of later versions are ignored.
     """
-    parse(text, max_bytes=max_bytes, allow_nan=True)  # depth, digits, keys that occur twice
+    parse(text, max_bytes=max_bytes, allow_nan=True)  # nesting, too many digits, keys that occur twice
     try:
         record: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The profile: how much hardware there is, where things are, how patient to be. Nothing here may change a result."""
+"""The profile: how much hardware there is, where files are, how long to wait. Nothing here may change a result."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _CHANGES_RESULTS = {"NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", 
 
 
 def _numbers_as_text(value: Any) -> Any:
-    """YAML reads `OMP_NUM_THREADS: 1` as a number; a bool (`yes`, `on`) stays one, and is refused."""
+    """YAML reads `OMP_NUM_THREADS: 1` as a number; a bool (`yes`, `on`) stays a bool and is rejected."""
     if not isinstance(value, dict):
         return value
     for key, given in value.items():  # before any other check: their messages quote the value
         if is_secret_name(str(key)) or holds_secret(str(given)):
-            raise ValueError(f"{key} is a secret; give it to the nodes' own environment, not to a file that is logged")
+            raise ValueError(f"{key} is a secret; set it in the nodes' own environment, not in a file that is logged")
     return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for k, v in value.items()}
 
 
@@ -57,14 +57,15 @@ class CheckpointConfig(Section):
 
 
 class FailureConfig(Section):
-    """How patient to be. What each fault costs and when it is over: `resnet_dist/launch/README.md`."""
+    """How long to wait and how often to retry. What each fault costs and when it is over:
+    `resnet_dist/launch/README.md`."""
 
     max_failures: NonNegativeInt = 3
     """Restarts of the worker group (a worker or its node died, hung or raised) before the run ends with the cause."""
     max_controller_failures: NonNegativeInt = 3
     """Restarts of Ray Train's controller, a process beside the driver."""
     max_preemptions: NonNegativeInt | None = None
-    """Restarts because a node announced that it leaves; null: without limit."""
+    """Restarts because a node announced that it will leave; null: no limit."""
     collective_timeout_s: PositiveFloat = 300.0
     """Longest wait in one collective (all-reduce, barrier) before a hung worker ends the attempt."""
     progress_timeout_s: PositiveFloat = 600.0
@@ -78,16 +79,16 @@ class FailureConfig(Section):
     """Longest wait at the beginning for nodes that are still to come; an autoscaler is asked for them. 0, for a cluster
     of fixed size: what it lacks is an error at once."""
     storage_timeout_s: PositiveFloat = 300.0
-    """Longest time that storage may refuse a checkpoint (full, away) before the run ends. Training continues meanwhile,
-    until the next checkpoint is due; that one waits for half of `collective_timeout_s` at most."""
+    """Longest time that storage may reject a checkpoint (full, unreachable) before the run ends. Training continues
+    meanwhile, until the next checkpoint is due; that one waits for half of `collective_timeout_s` at most."""
     driver_timeout_s: PositiveFloat = 30.0
-    """How long a driver that did not end cleanly must be silent before the same command takes over its run."""
+    """How long a driver that did not end cleanly must be silent before the same command may resume its run."""
     head_timeout_s: PositiveFloat = 45.0
     """Longest time that the cluster's head may not answer before the run ends. Ray itself gives up after 60."""
 
 
 class Workers(Section):
-    """How many workers: from `min`, without which nothing starts, to `max`, as the cluster has room.
+    """How many workers: from `min`, without which nothing starts, to `max`, as many as the cluster has room for.
 
     A number alone means both: `2`. A range may be written `1..8`.
     """
@@ -121,13 +122,13 @@ class Workers(Section):
 
 
 class Profile(Section):
-    """How much hardware a run has, where its data and files are, and how patient it is. Changes no result."""
+    """How much hardware a run has, where its data and files are, and how long it waits. Changes no result."""
 
     workers: Workers
     cpus_per_worker: PositiveInt
     """Also the number of loader threads of a worker."""
     resize_every_s: PositiveFloat = 300.0
-    """With a range of workers: how often to look for room for more. A resize goes back to the last checkpoint."""
+    """With a range of workers: how often to check whether more fit. A resize goes back to the last checkpoint."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels that a worker's node must have, `ray.io/accelerator-type: H100` for example; none: any node."""
@@ -155,8 +156,8 @@ class Profile(Section):
     """Whether a finished run's model becomes a version in MLflow's registry; false: it is only logged, like those of a
     sweep's trials."""
     record_changes: bool = True
-    """Whether the code's changes since its commit are kept in MLflow, as `code/changes.diff`: without files that are
-    named like secrets (`.env`, `*.key`), and with values masked that look like secrets."""
+    """Whether the code's changes since its commit are kept in MLflow, as `code/changes.diff`. Files that are named like
+    secrets (`.env`, `*.key`) are left out; values that look like secrets are masked."""
     jobs_address: str | None = None
     """Where `resnet-dist submit` sends jobs; null: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     ray_address: str | None = None
@@ -205,7 +206,7 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
         name, question, query = rest.partition("?")
         path = str(base / name[1:])
         if question and not re.fullmatch(r"timeout=\d+(\.\d+)?", query):
-            raise UserError(f"tracking_uri: {redacted(uri)}: after the file's name only ?timeout=SECONDS is understood")
+            raise UserError(f"tracking_uri: {redacted(uri)}: only ?timeout=SECONDS is allowed after the file's name")
         if odd := sorted({"%", "?"} & set(path)):
             raise UserError(
                 f"tracking_uri: {path}: MLflow takes no database whose path has {' and '.join(odd)}; name a file "
@@ -221,7 +222,7 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
         raise UserError(f"tracking_uri: {uri} is a file's name; for an sqlite database write sqlite:///{uri}")
     if not separator or scheme == "file":
         raise UserError(
-            f"tracking_uri: {redacted(uri)} is a folder, and MLflow 3 no longer keeps runs in folders; "
+            f"tracking_uri: {redacted(uri)} is a folder, but MLflow 3 no longer keeps runs in folders; "
             "use sqlite:///folder/mlflow.db or http://host:port"
         )
     raise UserError(
@@ -231,7 +232,7 @@ def absolute_tracking_uri(uri: str, base: Path) -> str:
 
 
 def _require_host(uri: str) -> None:
-    """UserError for a URI that a client would misread; what it then quotes could be a password."""
+    """UserError for a URI that a client would misread: its error message could then quote a password."""
     try:
         parts = urlsplit(uri)
         is_read_whole = bool(parts.hostname) and parts.port != 0

@@ -1,4 +1,4 @@
-"""The recipe: everything that decides the numbers of a run, and nothing else, in the order of the YAML file.
+"""The recipe: everything that affects the numbers of a run, and nothing else, in the order of the YAML file.
 
 A recipe names no host, path, worker count or GPU. Two runs of one recipe on one data set end with the same result on
 any hardware. So its hash (`recipe_hash`) is in every checkpoint, and a checkpoint of another recipe is refused.
@@ -40,7 +40,7 @@ class ModelConfig(Section):
         "original"
     )
     """Where batch norm and ReLU are around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
-    pre: both before each convolution, the best of them; the three in the middle are for comparison."""
+    pre: both before each convolution, the best of the five; the three in the middle are for comparison."""
     stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
     """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_strided, also a strided 3x3 instead of the
     maximum (ResNet-RS)."""
@@ -53,7 +53,7 @@ class ModelConfig(Section):
     drop_path: Rate = 0.0
     """Rate at which the last block's residual function is dropped for a sample; grows linearly from 0 at the first."""
     dropout: Rate = 0.0
-    """Of the pooled features, before the classifier."""
+    """Dropout rate of the pooled features, before the classifier."""
     gate: Literal["exclusive", "shortcut_only"] | None = None
     """g = sigmoid(Wx + b), 1x1 (He et al. 2016, table 1). exclusive: (1 - g) * shortcut + g * residual, as in highway
     networks; shortcut_only: (1 - g) * shortcut + residual."""
@@ -72,8 +72,8 @@ class ModelConfig(Section):
 
 
 # ---- data.train.augment ----------------------------------------------------------------------------------------------
-# After crop and flip, in the order written. Operations are torchvision's and Pillow's, on 8-bit RGB; randomness is a
-# function of (seed, epoch, sample id).
+# Applied after crop and flip, in the order written. Operations are torchvision's and Pillow's, on 8-bit RGB; randomness
+# is a function of (seed, epoch, sample id).
 
 Level = Annotated[int, Field(ge=0, le=255)]
 
@@ -107,7 +107,7 @@ class RandAugment(Section):
     """0 to `bins` - 1."""
     bins: Annotated[int, Field(ge=2)] = 31
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of applying each of the operations, independently; timm's policies have 0.5."""
+    """Probability of applying each operation, independently; timm's policies have 0.5."""
 
     @model_validator(mode="after")
     def _within_bins(self) -> RandAugment:
@@ -159,7 +159,7 @@ MAX_SIZE = 16384
 
 
 class TrainCrop(Section):
-    """What the training crops have in common."""
+    """The keys that all training crops share."""
 
     size: Annotated[int, Field(gt=0, le=MAX_SIZE)]
     """Side of the square the net sees, px."""
@@ -232,14 +232,16 @@ TrainTransform = Annotated[RandomResizedCrop | ScaleCrop | PadCrop, Field(discri
 
 
 class Mixing(Section):
-    """Mixes the images of a micro-batch in pairs, and their targets likewise; with both kinds, each is as likely."""
+    """Mixes the images of a micro-batch in pairs, and their targets likewise; with both kinds, each is equally
+    likely."""
 
     mixup_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
     """Mixup (Zhang et al. 2017): an image's share is drawn from Beta(alpha, alpha)."""
     cutmix_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
-    """CutMix (Yun et al. 2019): the share that a rectangle of the other image leaves, drawn from Beta(alpha, alpha)."""
+    """CutMix (Yun et al. 2019): an image's share, outside the rectangle taken from the other image, is drawn from
+    Beta(alpha, alpha)."""
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of a micro-batch being mixed at all."""
+    """Probability that a micro-batch is mixed at all."""
 
     @model_validator(mode="after")
     def _any(self) -> Mixing:
@@ -249,7 +251,7 @@ class Mixing(Section):
 
 
 class ProgressiveSize(Section):
-    """Smaller training images at first: `start_size` px, then growing epoch by epoch to `data.train.size` (as
+    """Smaller training images at first: `start_size` px, then growing epoch by epoch to `data.train.size` (as in
     ffcv-imagenet)."""
 
     start_size: PositiveInt
@@ -288,8 +290,8 @@ class DataConfig(Section):
     chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is always an error."""
 
     allow_overlap: bool = False
-    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused if
-    more than 1 % are. It changes no number, so a run may be resumed with another value."""
+    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused if more
+    than 1 % are. It changes no result, so a run may be resumed with another value."""
 
     @model_validator(mode="after")
     def _grows(self) -> DataConfig:
@@ -357,12 +359,12 @@ class CrossEntropy(Section):
 
 
 class BinaryCrossEntropy(Section):
-    """Each class by itself: binary cross-entropy of sigmoid(logits), mean over images and classes
+    """Each class separately: binary cross-entropy of sigmoid(logits), mean over images and classes
     (Wightman et al. 2021, "ResNet strikes back")."""
 
     kind: Literal["bce"]
     target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Targets above it count as 1, the others as 0, so a mixed image has two labels; null: targets as they are."""
+    """Targets above this count as 1, all others as 0, so a mixed image has two labels; null: targets as they are."""
 
 
 class EmaConfig(Section):
@@ -382,23 +384,23 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt
     """Images per optimizer step, over all workers."""
     micro_batch_size: PositiveInt
-    """Images per forward pass: the unit of batch-norm statistics and of data order; workers share a step's."""
+    """Images per forward pass: the unit of batch-norm statistics and of data order. Workers share a step's
+    micro-batches."""
     total_epochs: PositiveInt
     max_steps: PositiveInt | None = None
     """End the run after this many steps; the schedule still runs over `total_epochs`."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
-    """bf16: autocast with fp32 weights. fp16: likewise, with the loss scaled; a step whose gradient overflows is
-    skipped, and counts. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double, for tests of
-    equality."""
+    """bf16: autocast with fp32 weights. fp16: likewise, with the loss scaled; a step whose gradient overflows changes
+    no weight but counts as a step. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double
+    precision, for tests of equality."""
     reduction: Literal["fast", "exact"] = "fast"
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
-    """What workers send each other, with `reduction: fast`. bf16 (has the range), fp16 (has the digits): half the
-    bytes. Each worker's part of the gradient is rounded to the format and summed in it, so results are equal across
-    worker counts up to its rounding, no longer float32's. powersgd: factors of rank 4 (Vogels et al. 2019), equal
-    across worker counts up to float rounding; a fiftieth of the bytes, but after the backward pass, and twice the
-    memory.
+    """What workers send each other, with `reduction: fast`. bf16 (more range), fp16 (more digits): half the bytes. Each
+    worker's part of the gradient is rounded to the format and summed in it, so results are equal across worker counts
+    up to its rounding, no longer float32's. powersgd: factors of rank 4 (Vogels et al. 2019), equal across worker
+    counts up to float rounding; a fiftieth of the bytes, but after the backward pass, and twice the memory.
     """
     compile: bool = False
     """torch.compile of the training forward and backward pass. Fused kernels round differently, so it belongs to
@@ -457,7 +459,7 @@ class OptimConfig(Section):
     """weights: only those of convolutions and linear layers decay. all: biases and batch norms too (torchvision V1)."""
     clip_grad_norm: PositiveFloat | None = None
     """A gradient whose norm over all parameters is larger is scaled down to this; null: no clipping. The "ResNet
-    strikes back" recipes clip at 1 (timm's LAMB does so by itself; here only this key does)."""
+    strikes back" recipes clip at 1 (timm's LAMB does so by default; here only this key does)."""
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimConfig:
@@ -530,7 +532,7 @@ class EvalConfig(Section):
     """Evaluate after every this many epochs, and always after the last step."""
 
 
-# ---- the whole, and its identity -------------------------------------------------------------------------------------
+# ---- the recipe, and its identity ------------------------------------------------------------------------------------
 
 
 class Recipe(Section):

@@ -38,13 +38,13 @@ def as_numbers(value: Any) -> Any:
 
 Value = Annotated[Any, BeforeValidator(as_number)]
 Wanted = Annotated[Any, BeforeValidator(as_numbers)]
-"""A value, or a list of values any of which will do."""
+"""A value, or a list of values of which any one is enough."""
 
 
 class _Parameter(Section):
     when: dict[str, Wanted] = Field(default_factory=dict)
     """Only where other parameters have these values: `{schedule.kind: step}`, or a list of values. Otherwise the key
-    keeps what the recipe says."""
+    keeps the recipe's value."""
 
 
 class _Interval(_Parameter):
@@ -150,7 +150,7 @@ def listed_values(parameter: Parameter) -> list[Any] | None:
 
 
 class RandomSearch(Section):
-    """Point number i depends on `seed` and i alone."""
+    """Point number i depends only on `seed` and i."""
 
     kind: Literal["random"]
     seed: NonNegativeInt = 0
@@ -190,7 +190,7 @@ SearchConfig = Annotated[RandomSearch | GridSearch | SobolSearch | TpeSearch | C
 
 
 class Fifo(Section):
-    """Every trial runs to its end."""
+    """Every trial runs to the end."""
 
     kind: Literal["fifo"]
 
@@ -236,14 +236,14 @@ SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand, Field(discriminato
 
 
 class Budget(Section):
-    """What the whole sweep may spend, over all its starts. Trials in flight are saved and stopped; a larger budget
+    """What the sweep may spend, over all its starts. Trials in flight are saved and stopped; a larger budget
     resumes them. null: no limit."""
 
     wall_hours: PositiveFloat | None = None
     trial_hours: PositiveFloat | None = None
-    """Hours of computing, summed over trials: what a cluster bills, times the hardware of one trial."""
+    """Hours of computing, summed over trials. Times the hardware of one trial, this is what a cluster bills."""
     epochs: PositiveFloat | None = None
-    """Of training, summed over trials."""
+    """Epochs of training, summed over trials."""
 
 
 class Resources(Section):
@@ -253,16 +253,16 @@ class Resources(Section):
     """light: one process, reused from trial to trial, trains it alone. train: a Ray Train worker group of the profile's
     least number of workers."""
     cpus: PositiveInt = 1
-    """Of a light trial; also its loader threads."""
+    """CPUs of a light trial; also its loader threads."""
     gpus: NonNegativeFloat = 0.0
-    """Of a light trial: 0.5 puts two on one GPU. At most 1."""
+    """GPUs of a light trial, at most 1: 0.5 puts two on one GPU."""
     max_concurrent: PositiveInt | None = None
     """null: as many trials at once as the cluster holds."""
     images_per_s: PositiveFloat | None = None
-    """Of one trial, measured; only the estimate of `--dry-run` needs it."""
+    """Images per second of one trial, measured; only the estimate of `--dry-run` needs it."""
 
 
-# ---- the whole -------------------------------------------------------------------------------------------------------
+# ---- the space -------------------------------------------------------------------------------------------------------
 
 
 Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
@@ -282,17 +282,17 @@ class Space(Section):
     search: SearchConfig = RandomSearch(kind="random")
     scheduler: SchedulerConfig = Fifo(kind="fifo")
     metric: Metric = "val/top1"
-    """Of the last evaluation; a validation metric, so that trials are compared by the same images."""
+    """A metric of the last evaluation, so that trials are compared on the same images."""
     trials: PositiveInt | None = None
-    """How many points; a grid has all of its own if this is null."""
+    """How many points; null, for a grid only: all of them."""
     seeds: PositiveInt = 1
-    """Runs of every point that reaches its end, with the recipe's seed, that plus 1, and so on: to tell progress
-    from noise."""
+    """Runs of every point that reaches the end, with the recipe's seed, that plus 1, and so on: to tell progress from
+    noise."""
     first_points: list[dict[str, Value]] = Field(default_factory=list)
     """Points to try before all others, known good values for example."""
     warm_start: list[str] = Field(default_factory=list)
-    """Folders of earlier sweeps: tpe and cma learn from those with the same proxy, every search tries their best points
-    first otherwise."""
+    """Folders of earlier sweeps. tpe and cma learn from those with the same proxy; in all other cases their best points
+    are tried first."""
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -329,7 +329,7 @@ class Space(Section):
         if isinstance(self.search, CmaSearch) and sum(not isinstance(p, Derived) for p in self.space.values()) < 2:
             found.append("search: cma needs two or more free parameters; take tpe")
         if isinstance(self.search, TpeSearch | CmaSearch) and isinstance(self.scheduler, HyperBand):
-            found.append("scheduler: hyperband fills its brackets before anything is known; take asha or median")
+            found.append("scheduler: hyperband fills its brackets before any result is known; use asha or median")
         if self.trials is None and not grid:
             found.append("trials: is missing; only a grid knows its own number")
         if self.resources.gpus > 1:
@@ -358,7 +358,7 @@ class Space(Section):
 
     @property
     def free(self) -> dict[str, Parameter]:
-        """The parameters that somebody has to choose."""
+        """The parameters that are not derived."""
         return {key: parameter for key, parameter in self.space.items() if not isinstance(parameter, Derived)}
 
 
@@ -379,7 +379,7 @@ def _mistakes_of_when(key: str, parameter: Parameter, before: Mapping[str, Param
 
 
 def _expected(parameter: Parameter, value: Any) -> str | None:
-    """What the parameter could be instead of `value`; None: it could be that, or a number out of its range."""
+    """What the parameter could be instead of `value`; None if `value` is possible, or a number outside its range."""
     listed = listed_values(parameter)
     if listed is not None:
         return None if value in listed else f"one of {', '.join(map(str, listed))}"

@@ -1,4 +1,4 @@
-"""What is done to a training image after its crop: operations as data, drawn with keyed random numbers.
+"""The augmentations of a training image after its crop: operations as data, drawn with keyed random numbers.
 
 The definitions are torchvision 0.29's; the tests replay its transforms on our draws. `native/augment.c` applies them.
 """
@@ -78,8 +78,7 @@ def apply_operations(operations: Operations, images: NDArray[np.uint8]) -> None:
 def draw_operations(augmentations: Sequence[Augmentation], size: int, keys: NDArray[np.uint64]) -> Operations:
     """The operations [N, K] of N images of `size` x `size` px with the given keys [N]; K follows from the recipe.
 
-    Every entry of `data.train.augment` draws from a key of its own, so one that is added at the end changes none of the
-    others.
+    Every entry of `data.train.augment` draws from its own key, so adding one at the end changes no other.
     """
     drawn = [_draw(a, size, splitmix64(keys, position)) for position, a in enumerate(augmentations)]
     return np.concatenate([np.zeros((len(keys), 0), OPERATION), *drawn], axis=1)
@@ -138,7 +137,7 @@ Krizhevsky et al. 2012; the numbers of fb.resnet.torch."""
 
 
 def lighting(std: float, draws: Reals) -> Operations:
-    """[N, 1] from draws [N, 3]: every channel's grey levels grow by one number."""
+    """[N, 1] from draws [N, 3]: one number is added to each channel's grey levels."""
     amounts = normal(draws) * std
     operations = np.zeros((len(draws), 1), OPERATION)
     operations["kind"] = OperationKind.ADD
@@ -154,7 +153,7 @@ _TRIES = 10
 
 
 def random_erasing(erasing: RandomErasing, size: int, draws: Reals) -> Operations:
-    """[N, 1] from draws [N, 23]: whether, top, left, ten areas, ten aspect ratios. Nothing where no try fits."""
+    """[N, 1] from draws [N, 23]: whether, top, left, ten areas, ten aspect ratios. No operation where no try fits."""
     areas = size * size * between(*erasing.scale, draws[:, 3 : 3 + _TRIES])
     aspects = log_uniform(*erasing.ratio, draws[:, 3 + _TRIES :])
     heights = np.rint(np.sqrt(areas * aspects)).astype(np.int64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """What the loader hands to training. The tensors belong to the consumer: nothing writes to them later."""
+    """What the loader gives to training. The tensors belong to the consumer: nothing writes to them later."""
 
     images: Tensor
     """uint8 [N, size, size, 3], RGB, on the loader's device. Normalising is the model's first operation."""
@@ -22,7 +22,7 @@ class Batch:
     sample_ids: NDArray[np.int64]
     """Samples that are shown: [N], indices in the beton."""
     num_replaced: int = 0
-    """How many of them stand in for samples that cannot be decoded."""
+    """How many of them replace samples that cannot be decoded."""
 
 
 ReceiveBatch = Callable[[], Batch]
@@ -30,7 +30,7 @@ ReceiveBatch = Callable[[], Batch]
 
 
 class HostBuffers:
-    """For a device that shares the host's memory: every batch is decoded straight into the memory where it stays."""
+    """For a device that shares the host's memory: every batch is decoded straight into its final memory."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._size = size
@@ -38,7 +38,8 @@ class HostBuffers:
 
     def take(self, num_images: int) -> Tensor:
         """Host memory for the images of the next batch: uint8 [num_images, size, size, 3]."""
-        # numpy's memory, not torch's: numpy asks the system for huge pages, which are ready in a fifth of the time.
+        # numpy's memory, not torch's: numpy asks the system for huge pages, which are faulted in within a fifth of the
+        # time.
         return torch.from_numpy(np.empty((num_images, self._size, self._size, 3), np.uint8))
 
     def send(self, batch: Batch) -> ReceiveBatch:
@@ -48,7 +49,7 @@ class HostBuffers:
 
 
 class CudaBuffers:
-    """Two pinned buffers: one is decoded into while the other is copied from, on a CUDA stream of its own.
+    """Two pinned buffers: one is decoded into while the other is copied from, on a separate CUDA stream.
 
     The scheme of PyTorch's "CUDA semantics" notes, section "Use pinned memory buffers". Never run: there was no GPU.
     """

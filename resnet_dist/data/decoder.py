@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 Decoder = Literal["native", "ffcv"]
 OK = 0
-"""The status of an image that was decoded; the others are each kernel's own."""
+"""The status of a decoded image; all other values are each kernel's own."""
 
 
 class StoredImages(NamedTuple):
@@ -40,7 +40,7 @@ class StoredImages(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Decodes, crops, resizes, flips and augments the images of a batch on threads of its own, without the GIL.
+    """Decodes, crops, resizes, flips and augments the images of a batch on its own threads, without the GIL.
 
     It knows nothing of seeds or epochs. `native_kernel.NativeKernel` and `ffcv_kernel.FfcvKernel` are the two.
     """
@@ -66,10 +66,10 @@ class Kernel(Protocol):
         """
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
-        """Why the one image given, shown as `size` x `size` px, ended with `status`."""
+        """Why the single image given, shown as `size` x `size` px, ended with `status`."""
 
     def close(self) -> None:
-        """Ends the threads, each after the image it works on; does not wait for them."""
+        """Ends the threads, each after its current image; does not wait for them."""
 
 
 def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:
@@ -186,7 +186,7 @@ class KeyedDecoder:
         reason = self._kernel.explain(self._file, stored, views, self.size, status)
         what = f"sample {bad[0]} of {path} cannot be decoded: {reason}"
         lists_all = f"`data-prep verify {quote(str(path))} --decode all` lists all such samples"
-        leaves_out = "converting again with --on-error quarantine leaves them out, on the record"
+        leaves_out = "converting again with --on-error quarantine leaves them out and records that"
         if self._on_bad_sample == "error" and isinstance(self._transform, CenterCrop):
             raise Fault(f"{what}. An evaluation counts every sample, so none is skipped: {lists_all}, {leaves_out}")
         if self._on_bad_sample == "error":

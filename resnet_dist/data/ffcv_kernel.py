@@ -1,8 +1,8 @@
 """The decode kernel around libffcv, stock ffcv's decoder, for `data.decoder: ffcv`.
 
 libffcv decodes with libjpeg-turbo's fast integer DCT and resizes with OpenCV's INTER_AREA: on photographs 1 to 1.5
-grey levels from Pillow on average. It knows whole pixels only, and no window of a resized image: a view becomes the box
-that shows the same to half a px. What libjpeg-turbo warns about (a premature end, junk between markers) counts as
+grey levels from Pillow on average. It supports whole pixels only, and no window of a resized image: a view becomes the
+box that shows the same to half a px. What libjpeg-turbo warns about (a premature end, junk between markers) counts as
 broken.
 """
 
@@ -30,14 +30,14 @@ from ffcv.libffcv import ctypes_imdecode, ctypes_resize, lib  # noqa: E402
 torch.set_num_threads(_intra_op_threads)  # importing ffcv sets it to 1, which would change the sums of CPU kernels
 
 OK, JPEG_BROKEN, JPEG_SIZE_DIFFERS, RAW_SIZE_DIFFERS, MODE_UNKNOWN = range(5)
-"""What a status can say."""
+"""What each status means."""
 
 _MODE_JPEG, _MODE_RAW = 0, 1  # as ffcv's RGBImageField numbers them
 
 _MIN_CHUNK_BYTES = 1 << 18
 """Decoded bytes of a chunk, about 1 ms of work: handing it to the pool takes 0.05 ms, which 32 px images must share."""
 _CHUNKS_PER_THREAD = 4
-"""Images differ in decoding time by half, so a thread that is done early takes another chunk."""
+"""Decoding times vary by half, so a thread that is done early takes another chunk."""
 
 _REASONS = {
     JPEG_SIZE_DIFFERS: "the JPEG's size is not the one the beton says",
@@ -90,7 +90,7 @@ class FfcvKernel:
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         if status in _REASONS:
             return _REASONS[status]
-        # libjpeg-turbo keeps the message of a thread's last call, so the image is decoded once more, in this thread.
+        # libjpeg-turbo keeps the message of a thread's last call, so the image is decoded again in this thread.
         (offset,), (num_bytes,), (height,), (width,) = stored.offsets, stored.sizes, stored.heights, stored.widths
         pixels = np.empty((height, width, 3), np.uint8)
         source, destination = file.ctypes.data + int(offset), pixels.ctypes.data
@@ -107,7 +107,7 @@ class FfcvKernel:
 
 
 def whole_pixel_boxes(views: Views, size: int) -> Boxes:
-    """The boxes of the stored images that the windows of `size` px show, to the nearest px (a half up)."""
+    """The boxes of the stored images that the windows of `size` px show, to the nearest px (halves are rounded up)."""
     top, left, height, width, resized_height, resized_width, window_top, window_left = views.T
     tops, heights = _stretch(top, height, resized_height, window_top, size)
     lefts, widths = _stretch(left, width, resized_width, window_left, size)
@@ -125,8 +125,9 @@ def _address(function: Any) -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
-# Stored bytes and boxes to pixels, compiled by numba. The machine code is kept on disk: seconds of compilation once per
-# machine, milliseconds in every later process. All that it inlines is in this file: numba's cache watches no other.
+# Stored bytes and boxes to pixels, compiled by numba. The machine code is kept on disk: compilation takes seconds once
+# per machine, loading takes milliseconds in every later process. All that it inlines is in this file: numba's cache
+# watches no other.
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

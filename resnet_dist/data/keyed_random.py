@@ -1,7 +1,7 @@
 """Random numbers without state: every draw is a pure function of (stream, seed, epoch, sample id, number of the draw).
 
-So a crop does not depend on threads, batches, worker counts or restarts. All is the same to the last bit in every numpy
-version and on every machine; the tests pin values, since a change here changes every run.
+So a crop does not depend on threads, batches, worker counts or restarts. The numbers are the same to the last bit with
+every numpy version and on every machine. The tests pin values, since a change here changes every run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stream(IntEnum):
     PAGES = 4
     """The order of a beton's pages."""
     REPLACEMENT = 5
-    """Samples in the place of bad ones."""
+    """Samples that replace bad ones."""
     LAYER_NOISE = 8
     """Drop-path and dropout; the epoch of its keys is the step, the sample id the micro-batch."""
 

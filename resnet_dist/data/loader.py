@@ -1,4 +1,4 @@
-"""Batches of a beton in a given order: all that training sees of decoding and threads."""
+"""Batches of a beton in a given order. Training sees nothing else of decoding and threads."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class BetonLoader:
             return KeyedDecoder(reader, file, sized, decoder, seed, num_threads, on_bad_sample)
 
         self._open_decoder = open_decoder
-        self._decoder_at(0)  # raises now what cannot be opened
+        self._decoder_at(0)  # raises now if it cannot be opened
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
@@ -109,7 +109,7 @@ class BetonLoader:
     def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """On the consumer's thread."""
         decoder = self._decoder_at(epoch)
-        # Made here, since here CUDA's current device is the worker's; in a new thread it would be device 0.
+        # Made on this thread, where CUDA's current device is the worker's; in a new thread it would be device 0.
         buffers = batch_buffers(decoder.size, self._device, self._batch_size)
         decoded = self._decoded(decoder, buffers, epoch, sample_ids)
         with closing(EpochThread(str(self._reader.path), decoded, self._wait_limit_s)) as thread:
@@ -144,12 +144,12 @@ _BATCHES_READ_AHEAD = 16
 """Samples of 16 batches of 64 are in about 13 pages of 8 MiB: a second of reading for a disk of 100 MB/s."""
 _BATCHES_AHEAD = 3
 _POLL_S = 0.5
-"""How soon a waiting side sees that the other has gone."""
+"""How soon a waiting side notices that the other is gone."""
 _JOIN_LIMIT_S = 5.0
 
 
 class EpochThread(Thread):
-    """Prepares an epoch's batches ahead of training. Neither side can wait for ever for the other."""
+    """Prepares an epoch's batches ahead of training. Neither side can wait for the other forever."""
 
     def __init__(self, name: str, batches: Generator[ReceiveBatch, None, None], wait_limit_s: float) -> None:
         """`name`: of the data, for errors; `batches`: run and closed by this thread; `wait_limit_s`: for one batch."""
@@ -175,7 +175,7 @@ class EpochThread(Thread):
         """None at the end. Raises what the thread raised; Fault if no batch comes."""
         deadline = time.monotonic() + self._wait_limit_s
         while True:
-            alive = self.is_alive()  # before the look into the queue: a thread may put its last item and end
+            alive = self.is_alive()  # read before the queue: a thread may put its last item and end
             try:
                 item = self._queue.get(timeout=_POLL_S if alive else 0)
             except Empty:

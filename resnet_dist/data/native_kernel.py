@@ -1,4 +1,4 @@
-"""The native decode kernel (`native/*.c`): one call decodes a batch, on threads of its own and without the GIL.
+"""The native decode kernel (`native/*.c`): one call decodes a batch, on its own threads and without the GIL.
 
 It decodes only the part of a JPEG that is shown, with libjpeg-turbo's accurate settings, and resizes with Pillow's
 arithmetic: the pixels are Pillow's, bit for bit, on every CPU.
@@ -47,8 +47,8 @@ _REASONS = {
     Status.RAW_SIZE_DIFFERS: "the raw pixels do not have the size the beton says",
     Status.MODE_UNKNOWN: "its storage mode is unknown",
     Status.COLOURS_UNKNOWN: "its JPEG is neither grey nor RGB (CMYK?)",
-    Status.OUTSIDE_FILE: "it lies outside the file",
-    Status.VIEW_UNFIT: "its crop does not lie within it",
+    Status.OUTSIDE_FILE: "it is outside the file",
+    Status.VIEW_UNFIT: "its crop is not inside it",
     Status.NO_MEMORY: "there is not enough memory",
     Status.TOO_MUCH_HELD: "its JPEG has several scans, and its coefficients take more than 256 MiB",
 }
@@ -57,7 +57,7 @@ _REASONS = {
 class NativeKernel:
     """`resnet_dist.data.decoder.Kernel`. UserError when the extension was not built.
 
-    own_huffman: whether the kernel's entropy decoder is used, twice as fast as libjpeg's; None: if it proves itself.
+    own_huffman: whether the kernel's entropy decoder is used, twice as fast as libjpeg's; None: if it passes its check.
     """
 
     def __init__(self, num_threads: int = 1, own_huffman: bool | None = None) -> None:
@@ -151,16 +151,16 @@ class _Pool:
 def own_huffman_is_sound() -> bool:
     """Whether the kernel's own entropy decoder can take libjpeg's place in this process; a warning if not.
 
-    It writes to a private structure of libjpeg-turbo, which another version may have changed. So once per process
-    (15 ms): the structure is looked at, and three images are decoded both ways. The pixels are the same either way.
+    It writes to a private structure of libjpeg-turbo, which another version may have changed. So once per process (15
+    ms) the structure is checked and three images are decoded both ways. The pixels are the same either way.
     """
     images = [_sample_jpeg(subsampling) for subsampling in (0, 1, 2)]
     fits = open_decode_library("data.decoder is native").resnet_dist_huffman_fits
     if fits(images[0], ctypes.c_int64(len(images[0]))) and all(_decodes_alike(image) for image in images):
         return True
     _log.warning(
-        "this libjpeg is not one that the native kernel's fast entropy decoder knows: libjpeg's own is used; the "
-        "pixels are the same, loading is slower. Build against libjpeg-turbo 2 or 3 (make setup) to have it back"
+        "the native kernel's fast entropy decoder does not support this libjpeg; libjpeg's own is used: the "
+        "pixels are the same, loading is slower. Build against libjpeg-turbo 2 or 3 (make setup) to use it again"
     )
     return False
 

@@ -1,7 +1,7 @@
 """Which samples make up which step, and which worker runs them: pure functions of the recipe and the rank.
 
-A step's global batch is cut into micro-batches before anyone asks how many workers there are, so every worker count
-trains on the same micro-batches. Resuming is slicing: `start_step` cuts off what has been done.
+A step's global batch is cut into micro-batches without regard to the number of workers, so every worker count trains on
+the same micro-batches. Resuming is slicing: `start_step` cuts off what has been done.
 """
 
 from __future__ import annotations

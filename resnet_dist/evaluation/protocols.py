@@ -23,7 +23,8 @@ PAPER_SCALES = (224, 256, 384, 480, 640)
 
 
 class View(NamedTuple):
-    """One picture of an image: shorter side to `shorter_side` px, then a `size` x `size` window of that, or all."""
+    """One picture of an image: shorter side resized to `shorter_side` px, then a `size` x `size` window of that, or all
+    of it."""
 
     shorter_side: int
     place: Place
@@ -47,8 +48,8 @@ class Protocol:
     10-crop      four corners, centre, and their mirror images (Krizhevsky et al. 2012; He et al. 2015, tables 2 and 3)
     multi-scale  whole images at several scales and their mirror images, by the net made fully convolutional (table 4)
 
-    Mirror images are of the crops (torchvision's `TenCrop` crops the mirrored image, where a centre half a px off the
-    middle is another one). The views' class probabilities are averaged. `size` and `resize` replace the recipe's own
+    Mirror images are of the crops (torchvision's `TenCrop` crops the mirrored image, which differs where the centre is
+    half a px off the middle). The views' class probabilities are averaged. `size` and `resize` replace the recipe's own
     for the crops: a larger test size than training's is FixRes (Touvron et al. 2019).
     """
 
@@ -78,10 +79,10 @@ class Protocol:
         return CenterCrop(kind="center_crop", size=size, resize=resize)
 
     def views(self, own: CenterCrop) -> tuple[View, ...]:
-        """In the order in which they are averaged. Raises UserError for sides that do not fit."""
+        """The views, in the order in which they are averaged. Raises UserError for sides that do not fit."""
         if self.kind == "multi-scale":
             if self.size or self.resize:
-                raise UserError("--size, --resize: are of crops; multi-scale takes --scales")
+                raise UserError("--size, --resize: are for crops; multi-scale takes --scales")
             _require_side("--scales", max(self.scales))
             return tuple(View(scale, "whole", 0) for scale in self.scales)
         crop = self.crop(own)
@@ -114,7 +115,7 @@ class Group:
     """Pictures of equal shape under one view."""
 
     places: Tensor
-    """int64 [n]: their places in the batch."""
+    """int64 [n]: their positions in the batch."""
     images: Tensor
     """uint8 [n, H, W, 3], RGB."""
 
@@ -124,7 +125,7 @@ ViewImages = dict[View, list[Group]]
 
 @dataclass(frozen=True)
 class Member:
-    """One model of an ensemble; alone, an ensemble of one."""
+    """One model of an ensemble; a single model is an ensemble of one."""
 
     classifier: nn.Module
     """uint8 [N, H, W, 3] -> logits [N, C]."""
@@ -138,8 +139,8 @@ class Member:
 class AveragedClassifier(nn.Module):
     """Views -> logarithm [N, C] of the mean of the class probabilities (softmax), float32 or the nets' own float64.
 
-    The mean runs over members, of each over its views, of each over the picture and its mirror image; each with
-    equal weights. The order of the sum is fixed, so a batch has one result wherever it is evaluated.
+    The mean is over members, their views, and each view and its mirror image, all with equal weights. The order of the
+    sum is fixed, so a batch has one result wherever it is evaluated.
     """
 
     def __init__(self, members: Sequence[Member], num_classes: int) -> None:
@@ -196,18 +197,18 @@ class DensePool(nn.Module):
 def make_fully_convolutional(classifier: ImageClassifier, train_size: int, name: str) -> None:
     """Changes a net with global average pooling in place (He et al. 2015, section 3.4).
 
-    At training's size the last map has S x S places (7 x 7 at 224 px) and is averaged whole. On a larger image the same
-    S x S average slides over the map, the linear layer scores every place, and the scores are averaged. The layer is
-    linear, so the average may be taken before it: border places of the map count less than with one global average.
+    At training's size the last map has S x S positions (7 x 7 at 224 px), all averaged. On a larger image the same S x
+    S average slides over the map, the linear layer scores every position, and the scores are averaged. The layer is
+    linear, so the average may be taken before it: border positions of the map count less than with one global average.
 
     `train_size`: side of the images it was trained on, px.
 
-    Raises UserError for a net whose last map is not averaged whole (VGG), naming it `name`.
+    Raises UserError for a net without global average pooling (VGG), naming it `name`.
     """
     pool = getattr(classifier.net, "avgpool", None)
     if not isinstance(pool, nn.AdaptiveAvgPool2d) or pool.output_size not in (1, (1, 1)):
         raise UserError(
-            f"{name}: multi-scale needs a net that averages its last map; this one has fully connected layers: take "
+            f"{name}: multi-scale needs a net that averages its last map; this one has fully connected layers: use "
             "--protocol 10-crop"
         )
     classifier.net.avgpool = DensePool(_map_side(classifier, pool, train_size))

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: numbers, a line for each class, the confusion matrix. Pure."""
+"""The outputs of an evaluation: numbers, a line for each class, the confusion matrix. Pure."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class ClassLine:
     top1_error: float | None
     """Percent; None without samples."""
     answers: int
-    """How often the net gave this class as its answer."""
+    """How often the net predicted this class."""
     most_confused_with: str
-    """The wrong answer that was given most often; empty if there was none."""
+    """The most frequent wrong prediction; empty if there was none."""
     times: int
 
 
 def class_lines(
     confusion: NDArray[np.int64], class_names: Sequence[str], class_counts: Sequence[int]
 ) -> list[ClassLine]:
-    """One line for each class, by label. `confusion` [C, C]: samples by true class and answer. `class_counts`: samples
-    of each class; those without an answer, because the net gave NaN, are wrong ones.
+    """One line for each class, by label. `confusion` [C, C]: samples by true class and prediction. `class_counts`:
+    samples of each class; those without a prediction, because the net gave NaN, count as wrong.
     """
     lines = []
     for label, (row, name, samples) in enumerate(zip(confusion, class_names, class_counts, strict=True)):
@@ -87,7 +87,7 @@ def calibration_table(calibration: Calibration) -> list[dict[str, Any]]:
 
 
 def as_json(facts: Mapping[str, Any], metrics: Mapping[str, float], calibration: Calibration) -> str:
-    """`result.json`: what was evaluated how, the numbers, the calibration by bin."""
+    """`result.json`: what was evaluated and how, the numbers, the calibration by bin."""
     tree = {**facts, "metrics": as_json_numbers(metrics), "calibration": calibration_table(calibration)}
     return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -97,14 +97,14 @@ def as_json_numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in metrics.items()}
 
 
-# Figures of an evaluation: how the classes differ, and whether confidence can be trusted.
+# Figures of an evaluation: errors by class, and calibration.
 
 
 _NUM_WORST = 20
 
 
 def draw_classes(lines: Sequence[ClassLine], path: Path) -> Path:
-    """Top-1 error of all classes, sorted, and the worst ones by name with what they are taken for."""
+    """Top-1 error of all classes, sorted, and the worst ones by name with what they are mistaken for."""
     seen = sorted((line for line in lines if line.top1_error is not None), key=lambda line: line.top1_error or 0.0)
     worst = seen[-_NUM_WORST:]
     figure = new_figure((10.4, 1.6 + 0.22 * len(worst)))
@@ -125,7 +125,7 @@ def draw_classes(lines: Sequence[ClassLine], path: Path) -> Path:
 
 
 def draw_calibration(calibration: Calibration, path: Path) -> Path:
-    """Accuracy over confidence; a net that is right as often as it is sure lies on the diagonal."""
+    """Accuracy over confidence; a calibrated net follows the diagonal."""
     table = calibration_table(calibration)
     figure = new_figure((5.4, 5.0))
     axes = style(figure.add_subplot(), "confidence (%)", "accuracy (%)")

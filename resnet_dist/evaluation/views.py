@@ -1,6 +1,6 @@
 """The views of a beton's samples, for test protocols that show more of an image than one central crop.
 
-The pixels are those of the native decoder, which are Pillow's, and so is the resize.
+Pixels and resizing are the native decoder's, which equal Pillow's.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from resnet_dist.evaluation.protocols import Group, View, ViewImages, window
 Pixels = NDArray[np.uint8]
 _BATCHES_AHEAD = 2
 _MOST_PIXELS = 16_000_000
-"""Of a resized picture that is made as a whole."""
+"""Of a resized picture that is computed in full."""
 
 
 @dataclass
 class ViewBatch:
-    """As `data.batch.Batch`, but every image is there once for each view."""
+    """As `data.batch.Batch`, but with every image once for each view."""
 
     images: ViewImages
     labels: Tensor
@@ -46,7 +46,7 @@ class ViewLoader:
     """Batches of all `views` of a beton's samples, on `device`. Every image is decoded once, and resized once a scale.
 
     UserError, as `BetonLoader` raises, for a beton that is not its manifest's; and if a picture is too elongated to be
-    shown whole.
+    shown in full.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ViewLoader:
 
 
 def _require_small(reader: BetonReader, shorter_sides: Sequence[int]) -> None:
-    """UserError, naming the sample, if one is too elongated to be shown whole with such a shorter side."""
+    """UserError, naming the sample, if one is too elongated to be shown in full with such a shorter side."""
     widths, heights = reader.widths.astype(np.int64), reader.heights.astype(np.int64)
     for side in shorter_sides:
         longer = side * np.maximum(widths, heights) // np.maximum(np.minimum(widths, heights), 1)
@@ -120,7 +120,7 @@ def _require_small(reader: BetonReader, shorter_sides: Sequence[int]) -> None:
             first = int(too_large[0])
             raise UserError(
                 f"sample {first} of {reader.path} is {widths[first]} x {heights[first]} px: with a shorter "
-                f"side of {side} px all of it has more than {LIMITS.pixels:,} px; take smaller --scales or "
+                f"side of {side} px it has more than {LIMITS.pixels:,} px; use smaller --scales or "
                 "--protocol 10-crop"
             )
 

@@ -113,7 +113,7 @@ def names(paths: Sequence[str]) -> str:
 def read_checkout(folder: Path) -> Checkout | None:
     """None where there is no git, or git tracks nothing in this folder."""
     if not folder.is_dir():
-        raise UserError(f"--working-dir {folder}: is no folder")
+        raise UserError(f"--working-dir {folder}: is not a folder")
     tracked = _listed(folder)
     if not tracked:
         return None

@@ -18,8 +18,8 @@ class ImageClassifier(nn.Module):
         mean, std: per channel, in grey levels 0..255. Not in the state dict, so `classifier.net` has the keys of the
             net alone. They and the arithmetic have the type of the parameters: float32, also under bf16 autocast, or
             float64 after `.double()`.
-        channels_last: lays the net's weights and its input out as NHWC. Images are stored so, hence no copy; the other
-            layout costs one.
+        channels_last: lays the net's weights and its input out as NHWC. Images are stored that way, so no copy is
+            needed; the other layout would need one.
     """
 
     mean: torch.Tensor
@@ -63,7 +63,7 @@ class BatchNormStatistics:
         With `update=False` they leave `running_mean`, `running_var` and `num_batches_tracked` untouched bit for bit.
         Outputs and gradients are the same either way; evaluation mode is not affected.
         """
-        # torch consults this flag in training mode only, and then hands its kernel no buffers at all.
+        # torch consults this flag in training mode only; without it the kernel gets no buffers at all.
         for norm in self._norms:
             norm.track_running_stats = update
         try:

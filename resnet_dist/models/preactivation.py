@@ -1,7 +1,7 @@
 """The blocks of "Identity Mappings in Deep Residual Networks" (He et al. 2016): batch norm and ReLU come first.
 
 Nothing follows the sum, so the shortcuts of all blocks together are one identity. Projections have no batch norm, as in
-the authors' code (KaimingHe/resnet-1k-layers). The first block has no activation of its own: the stem ends with it.
+the authors' code (KaimingHe/resnet-1k-layers). The first block has no activation at its start: the stem ends with one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PreactivationBlock(ResidualBlock):
         self.preactivation = nn.Identity()
 
     def residual(self, activated: Tensor) -> Tensor:
-        """The residual function behind its first activation."""
+        """The residual function after its first activation."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Layout:
     num_blocks: tuple[int, ...]
     """Number of blocks in each stage."""
     shortcut: Shortcut | None
-    """The option that the net has when a recipe says nothing; None makes it a plain net."""
+    """The default of the net's option; None makes it a plain net."""
 
 
 def _cifar(depth: int, block: BlockKind, shortcut: Shortcut | None) -> Layout:
@@ -169,7 +169,7 @@ def _check_options(name: str, layout: Layout, options: NetOptions) -> None:
             f"model.shortcut: '{name}' has no option '{options.shortcut}'; take one of {', '.join(SHORTCUTS)}"
         )
     if layout.family is CifarResNet:
-        _refuse(name, "is a CIFAR net with a 3x3 stem of its own", _among(chosen, "stem"))
+        _refuse(name, "is a CIFAR net, which always has a 3x3 stem", _among(chosen, "stem"))
     if layout.block != "bottleneck":
         _refuse(name, "has no bottlenecks", _among(chosen, "bottleneck_stride"))
     if options.activation_order in ("pre", "bn_after_addition"):

@@ -140,7 +140,7 @@ def build_shortcut(
 
 
 class SqueezeExcitation(nn.Module):
-    """Weights every channel by a function of all channels' means (Hu et al. 2017). The shape stays.
+    """Weights every channel by a function of all channels' means (Hu et al. 2017). Keeps the shape.
 
     The narrow layer has `ratio * channels` units, rounded to a multiple of 8. Keys `fc1` and `fc2`, two 1x1
     convolutions with biases, as in timm.
@@ -182,7 +182,7 @@ class ResidualBlock(nn.Module):
 
     @staticmethod
     def final_activation(channels: int, options: NetOptions) -> nn.Module:
-        """What the last block's output still needs before the pooling."""
+        """The layers between the last block and the pooling."""
         return nn.Identity()
 
     def drop_preactivation(self) -> None:
@@ -226,7 +226,7 @@ class ResidualBlock(nn.Module):
 
 
 class PostactivationBlock(ResidualBlock):
-    """Each convolution is followed by a batch norm, all but the last of which by a ReLU (He et al. 2015, figure 5).
+    """A batch norm follows each convolution, and a ReLU follows each norm but the last (He et al. 2015, figure 5).
 
     `activation_order` says where that last norm and the remaining ReLU go around the sum: `original`, or one of He et
     al. 2016, figure 4, b to d.
@@ -257,7 +257,7 @@ class PostactivationBlock(ResidualBlock):
         if self.order == "bn_after_addition":
             return self.relu(self.last_norm(self.join(x, self.convolved(x))))
         if self.order == "relu_before_addition":
-            # `join` adds in place, and the backward pass of a ReLU needs its output: hence the copy.
+            # A copy, because `join` adds in place and the backward pass of a ReLU needs its output.
             return self.join(x, self.relu(self.last_norm(self.convolved(x))).clone())
         if self.order == "relu_only_pre":
             activated = self.preactivation(x)
@@ -307,7 +307,7 @@ class Bottleneck(PostactivationBlock):
     """[N, in_channels, H, W] -> [N, 4 * channels, H/s, W/s]: 1x1 down, 3x3, 1x1 up (He et al. 2015, figure 5, right).
 
     The stride is on the 3x3 convolution (torchvision, "v1.5") or, as in the paper, on the first 1x1, which NVIDIA
-    measured about 5 % faster and 0.5 % of top-1 worse in ResNet-50.
+    measured to be about 5 % faster and 0.5 points of top-1 worse in ResNet-50.
     """
 
     expansion = 4
@@ -389,7 +389,7 @@ class Stage(nn.Sequential):
 class ResNet(nn.Module):
     """The ImageNet nets of He et al. 2015, table 1: [N, 3, H, W] -> logits [N, num_classes].
 
-    Made for 224 px (stages of 56, 28, 14 and 7 px); takes any size from 32 px on.
+    Made for 224 px (stages of 56, 28, 14 and 7 px); takes any size from 32 px.
 
     Args:
         block: `BasicBlock`, `Bottleneck`, or one of `preactivation.py`.

@@ -1,1 +1,1 @@
-"""What a run will cost on hardware that is not at hand: speed, bottleneck, failures, hours, money; see README.md."""
+"""Estimates a run on given hardware: speed, bottleneck, failures, hours, money; see README.md."""

@@ -20,23 +20,23 @@ class Roofline:
     """Memory traffic of a whole step (batch norm, ReLU, additions, both passes) per output number of a convolution."""
 
 
-# Two unknowns from two rows each: ResNet-50 and ResNet-152 on one V100 (Lambda): 1276 and 518 images/s in fp16, 432 and
-# 167 in fp32. In both precisions the traffic comes out as 14 reads or writes of each activation. fp32's efficiency is
-# near 1 because cuDNN's Winograd kernels do fewer multiplications than are counted.
+# Two unknowns from two rows of each precision: ResNet-50 and ResNet-152 on one V100 (Lambda): 1276 and 518 images/s in
+# fp16, 432 and 167 in fp32. In both precisions the traffic comes out as 14 reads or writes of each activation. fp32's
+# efficiency is near 1 because cuDNN's Winograd kernels do fewer multiplications than are counted.
 HALF = Roofline(efficiency=0.4537, bytes_per_activation=28.43)
 FP32 = Roofline(efficiency=0.9521, bytes_per_activation=54.54)
 
 BACKWARD_SHARE = 2 / 3
-"""Of a step's GPU time: two matrix products for each one of the forward pass."""
+"""The share of a step's GPU time: two matrix products for each one of the forward pass."""
 
 HOST_S_PER_LAYER = 123e-6
-"""CPU seconds to start one layer's part of a step (autocast, forward, backward, SGD). Measured on a CPU, whose own tiny
-kernels are in it: bench/results. NVIDIA's ResNet-50 at batch 1: 75 us a layer for the forward pass alone (12.8 ms)."""
+"""CPU seconds to start one layer's part of a step (autocast, forward, backward, SGD). Measured on a CPU, including its
+tiny kernels: bench/results. NVIDIA's ResNet-50 at batch 1: 75 us a layer for the forward pass alone (12.8 ms)."""
 
 NET_EFFICIENCY = 0.8
 """Share of a network's line rate that an all-reduce reaches: the usual figure of nccl-tests, not fitted."""
 HOP_S = 15e-6
-"""Latency of one message between nodes, and 3 us within one."""
+"""Latency of one message between nodes; within a node it is 3 us."""
 LOCAL_HOP_S = 3e-6
 CONTENTION = 0.3
 """Seconds by which a second of all-reduce between nodes slows the backward pass that hides it."""
@@ -48,14 +48,14 @@ BUCKET_BYTES = 25 * 2**20
 """DDP's buckets; the first is 1 MiB."""
 FIRST_BUCKET_BYTES = 2**20
 LOADER_SHARPNESS = 8.0
-"""How suddenly the loader becomes the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted on two rows."""
+"""How suddenly the loader becomes the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted to two rows."""
 
 IMAGES_PER_CORE = {"native": {128: 1148, 160: 1149, 224: 1001}, "ffcv": {224: 593}}
 """Training images that one core decodes and crops in a second, by decoder and crop, px:
 bench/results/loader_cpu2, whose tables a test compares with these numbers. The README files leave them to
 `resnet-dist plan`."""
 BYTES_PER_IMAGE = 110e3
-"""A stored ImageNet training JPEG, same place."""
+"""Bytes of a stored ImageNet training JPEG, from the same place."""
 
 RESTART_S = 24.0
 """From a lost node to the first new step: 22 to 26 s in eight runs of three nodes (cut link, raylet killed, node

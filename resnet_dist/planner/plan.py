@@ -1,4 +1,4 @@
-"""`resnet-dist plan`: a recipe on hardware that may not be at hand, from a `Workload` to the lines that are printed."""
+"""`resnet-dist plan`: estimates a recipe on given hardware, from a `Workload` to the lines that are printed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resnet_dist.planner.step import Step, images_per_core, mean_step, step_of
 from resnet_dist.planner.workload import Workload
 
 FORWARD_SHARE = 1 / 3
-"""An evaluated image against a trained one."""
+"""Cost of an evaluated image relative to a trained one."""
 BYTES_PER_ACTIVATION_KEPT = {"bf16": 5.5, "fp16": 5.5, "tf32": 11.0, "fp32": 11.0, "fp64": 22.0}
 """GPU memory per output number of a convolution: ResNet-152's published largest batches (V100 192, A100-40 224)."""
 
@@ -51,7 +51,7 @@ class Faults:
     notice_s: float = 120.0
     spare_nodes: int = 0
     min_gpus: int | None = None
-    """The smallest group that trains; None: all GPUs or none."""
+    """The smallest group that still trains; None: only all GPUs together."""
     resize_every_s: float = 600.0
     checkpoint_every_s: float | None = None
     """None: the best interval."""
@@ -68,7 +68,7 @@ class Plan:
     step: Step
     """The mean of the run's steps."""
     single_images_s: float
-    """One GPU by itself."""
+    """One GPU alone."""
     memory_gb: float
     """Estimated, of one GPU."""
     cores_per_gpu: float
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def hours_90(self) -> tuple[float, float]:
-        """The range of nine runs in ten."""
+        """The range that contains nine runs in ten."""
         cuts = quantiles((o.ledger.wall_s / 3600 for o in self.outcomes), n=20, method="inclusive")
         return cuts[0], cuts[-1]
 
@@ -112,7 +112,7 @@ class Plan:
 
     @property
     def lost_share(self) -> float:
-        """Share of the time that lost nodes cost: all but steps, checkpoints and the first start."""
+        """Share of the time lost to failed nodes: everything but steps, checkpoints and the first start."""
         ledgers = [o.ledger for o in self.outcomes]
         return mean(
             (x.redone_s + x.waiting_s + x.smaller_group_s + max(x.restart_s - self.faults.restart_s, 0.0)) / x.wall_s
@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """The largest loss, if it is a tenth of the time; else the GPUs themselves."""
+        """The largest loss of time, if it is at least a tenth; else the GPUs themselves."""
         step, hw = self.step, self.hardware
         losses = {
             "the loader: more CPUs per GPU, or smaller stored images (data-prep convert --max-side)": step.loader_s,
@@ -227,7 +227,7 @@ def _require_shares(work: Workload, hardware: Hardware, faults: Faults) -> None:
     if _memory_gb(work) > memory:
         raise UserError(
             f"--gpu {hardware.gpu}: a micro-batch of {work.micro_batch_size} needs about {_memory_gb(work):.0f} GB of "
-            f"its {memory} GB; set train.micro_batch_size lower, in a recipe of its own"
+            f"its {memory} GB; set a lower train.micro_batch_size, which makes it another recipe"
         )
 
 

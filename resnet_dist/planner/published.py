@@ -195,7 +195,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Relative to the published figure."""
+        """The error relative to the published figure."""
         return self.predicted / self.published - 1
 
 

@@ -20,9 +20,9 @@ SHORTEST_S = 60.0
 class CheckpointCost:
     num_bytes: int
     snapshot_s: float
-    """The loop waits."""
+    """How long the training loop waits."""
     write_s: float
-    """In the background; until it ends, the previous checkpoint counts."""
+    """How long the write takes in the background; until it ends, the previous checkpoint counts."""
 
 
 def checkpoint_cost(num_bytes: int) -> CheckpointCost:
@@ -40,7 +40,7 @@ class Fleet:
     """Nodes of one kind. Times between events and until return are exponential, with these means."""
 
     nodes: int
-    """All of them, spares included."""
+    """All nodes, spares included."""
     largest: int
     """Nodes of the worker group at most, and at least:"""
     smallest: int
@@ -67,18 +67,18 @@ class Policy:
 
 @dataclass
 class Ledger:
-    """Where the wall clock went, s. All parts add up to `wall_s`."""
+    """How the wall-clock time was spent, s. All parts add up to `wall_s`."""
 
     useful_s: float = 0.0
     """The run's steps at the speed of the largest group."""
     smaller_group_s: float = 0.0
     """Extra time for the same steps while nodes were missing."""
     redone_s: float = 0.0
-    """Steps since the last checkpoint, done again."""
+    """Steps since the last checkpoint that had to be done again."""
     checkpoint_s: float = 0.0
     restart_s: float = 0.0
     waiting_s: float = 0.0
-    """With fewer nodes than the smallest group."""
+    """Waiting with fewer nodes than the smallest group needs."""
 
     @property
     def wall_s(self) -> float:
@@ -130,7 +130,7 @@ class Group:
         return max(0.0, now - self.ready) * self.policy.checkpoint_every_s / self.cycle_s * self.rate
 
     def saved_steps(self, now: float) -> float:
-        """Steps of the newest checkpoint that is complete in storage."""
+        """Steps done at the newest checkpoint that is complete in storage."""
         written = math.floor((now - self.ready - self.policy.write_s) / self.cycle_s)
         return max(0, written) * self.policy.checkpoint_every_s * self.rate
 
@@ -165,7 +165,7 @@ class _Run:
             if group is not None and (end := group.done_at(self.left)) <= at:
                 self._account(group, end, self.left)
                 return self.outcome
-            now = max(now, at)  # an event during a last checkpoint is seen after it
+            now = max(now, at)  # an event during the last checkpoint is noticed after it
             if now > limit_s:
                 raise UserError(
                     f"after {now / 86400:.0f} days {self.left / total_steps:.0%} of the run is still to do: nodes are "

@@ -52,7 +52,7 @@ def image_s(net: Net, gpu: Gpu, *, half: bool) -> float:
 
 
 def host_s(net: Net) -> float:
-    """The host's time to start the kernels of one micro-batch: a micro-batch never takes less."""
+    """The host's time to start the kernels of one micro-batch, which never takes less."""
     return net.layers * HOST_S_PER_LAYER
 
 
@@ -79,7 +79,8 @@ def throttled(rate: float, limit: float) -> float:
 
 @cache
 def expected_maximum(n: int) -> float:
-    """Of n standard normal variables, by numerical integration: int_0^1 quantile(u) n u^(n-1) du, u = v^(1/n)."""
+    """The mean of the largest of n standard normal variables, by numerical integration: int_0^1 quantile(u) n u^(n-1)
+    du, u = v^(1/n)."""
     if n == 1:
         return 0.0
     normal, points = NormalDist(), 4096
@@ -106,7 +107,7 @@ class Exchange:
 
 
 def exchange(parts: Sequence[Produced], workers: int, links: Links, *, overlapped: bool = True) -> Exchange:
-    """The all-reduce of one backward pass in DDP's buckets; not `overlapped`: in one piece after it."""
+    """The all-reduce of one backward pass in DDP's buckets; unless `overlapped`, in one piece after it."""
     if workers == 1:
         return Exchange(0.0, 0.0)
     if not overlapped:
@@ -147,7 +148,7 @@ def buckets(parts: Sequence[Produced]) -> list[tuple[float, float]]:
 
 
 def produced(net: Net, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
-    """The backward pass of one micro-batch, last part first; its time goes by multiply-adds."""
+    """The backward pass of one micro-batch, last part first; its time is shared out by multiply-adds."""
     total = net.macs
     return [
         Produced(BACKWARD_SHARE * micro_s * part.macs / total, gradient_bytes * part.parameters)
@@ -160,21 +161,21 @@ def produced(net: Net, micro_s: float, gradient_bytes: int = 4) -> list[Produced
 
 @dataclass(frozen=True)
 class Step:
-    """Where the seconds of one step of the whole group go; the parts add up to `seconds`."""
+    """The parts of one step's time, for all workers together; they add up to `seconds`."""
 
     compute_s: float
-    """What the GPUs need for the step's images if shares are equal."""
+    """GPU time for the step's images if shares are equal."""
     host_s: float
     """Waiting for the host to start kernels: small micro-batches on fast GPUs."""
     uneven_s: float
-    """Workers with one micro-batch less wait for the others."""
+    """Workers with one micro-batch less wait for the rest."""
     exchange_s: float
     """All-reduce that the backward pass does not hide."""
     jitter_s: float
     loader_s: float
     images: int
     all_reduce_s: float
-    """All of it, hidden or not."""
+    """All all-reduce time, hidden or not."""
 
     @property
     def seconds(self) -> float:

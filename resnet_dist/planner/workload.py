@@ -1,4 +1,4 @@
-"""The work in a recipe: per image, per step and in all."""
+"""The work in a recipe: per image, per step and in total."""
 
 from __future__ import annotations
 
@@ -66,14 +66,15 @@ class Workload:
     state_bytes: int
     """Weights, their moving average and the optimizer's moments in fp32: one checkpoint."""
     gradient_bytes: int
-    """Of one gradient on the wire: fp32 in every precision, unless `train.gradient_compression` halves it."""
+    """Bytes of one gradient value on the network: fp32 in every precision, unless `train.gradient_compression` halves
+    it."""
     messages_bytes: tuple[int, ...] | None
-    """Messages after the backward pass that a step's gradients are sent in; None: DDP's buckets, during it."""
+    """Messages in which a step's gradients are sent after the backward pass; None: in DDP's buckets, during it."""
     decoder: str
 
     @property
     def half(self) -> bool:
-        """On tensor cores in half precision. tf32 is counted as fp32, which is slower."""
+        """Whether it runs on tensor cores in half precision. tf32 is counted as fp32, which is slower."""
         return self.precision in {"bf16", "fp16"}
 
     @property

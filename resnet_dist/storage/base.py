@@ -1,7 +1,8 @@
-"""The interface between a run and its storage, and the storage that a user's path or URL means.
+"""The interface between a run and its storage, and the storage for a user's path or URL.
 
 A run has few small files (its record, its spool, its result) and a few large folders (its checkpoints). The small ones
-are ordinary files in `folder`, the storage itself or a working copy of it; the large ones appear whole or not at all.
+are ordinary files in `folder`, the storage itself or a working copy of it; the large ones appear completely or not at
+all.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from data_prep.strict_json import parse
 from resnet_dist.errors import UserError
 
 TEMPORARY = ".tmp"
-"""Ends the names of folders that are being written, where storage cannot give a folder its name last."""
+"""The suffix of folders that are being written, where storage cannot name a folder last."""
 MAX_SMALL_BYTES = 256 << 20
-"""Of a small file."""
+"""Limit for a small file."""
 _MAX_JSON_BYTES = 64 << 20
 SWEEP_LEDGER = "ledger.jsonl"
 """The file by which a sweep's folder is told from a run's."""
@@ -28,7 +29,7 @@ SWEEP_LEDGER = "ledger.jsonl"
 class RunStorage(Protocol):
     """The storage of one run. Picklable; names are relative to the run, with `/`; every request has a time limit.
 
-    Raises Fault if storage cannot be reached or refuses; a thing that is not there is never a Fault.
+    Raises Fault if storage cannot be reached or refuses; a missing file or folder is never a Fault.
     """
 
     @property
@@ -41,13 +42,13 @@ class RunStorage(Protocol):
 
     @property
     def sync_every_s(self) -> float:
-        """How often to call `extended` for a file that grows: what a lost machine may cost."""
+        """How often to call `extended` for a file that grows: a lost machine loses at most this much."""
 
     def pull(self) -> None:
         """Makes `folder`, and brings it up to date with storage. Not while this process writes in it."""
 
     def publish(self, path: Path) -> None:
-        """Brings a small file that was written in `folder` into storage, whole or not at all."""
+        """Copies a small file that was written in `folder` to storage, completely or not at all."""
 
     def create_exclusive(self, path: Path) -> bool:
         """Creates the empty file `path` in `folder` for this process alone; False if another has it, anywhere."""
@@ -65,7 +66,7 @@ class RunStorage(Protocol):
         """
 
     def fetched(self, name: str) -> AbstractContextManager[Path]:
-        """A local folder with the files of the folder `name`, as long as this lasts; empty if there are none."""
+        """A local folder with the files of the folder `name`, while the context is open; empty if there are none."""
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file as it is in storage now; None if there is none."""
@@ -77,7 +78,7 @@ class RunStorage(Protocol):
         """Raises UserError, with how to fix it, unless a file can be written beside the run."""
 
 
-# What a user writes.
+# Locations as a user writes them.
 
 
 def open_storage(location: str) -> RunStorage:
@@ -146,6 +147,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Replaces the file as a whole: a reader sees the old one or the new one, even after a power cut."""
+    """Replaces the file atomically: a reader sees the old one or the new one, even after a power cut."""
     make_folder(path.parent)
     write_text_atomically(path, json.dumps(tree, indent=1, sort_keys=True))

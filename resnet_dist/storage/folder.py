@@ -1,8 +1,8 @@
 """A run in a folder: a local disk, or a file system that all nodes share.
 
-The file system must do four things: rename atomically, create with O_EXCL for one process alone, keep what was fsynced
-(file and folder) through a power cut, and show a file that one node has closed to another that opens it afterwards. NFS
-does (version 4, or 3 with `sync` exports on the server).
+The file system must do four things: rename atomically, create with O_EXCL for exactly one process, keep what was
+fsynced (file and folder) through a power cut, and show a file that one node has closed to another that opens it
+afterwards. NFS does (version 4, or 3 with `sync` exports on the server).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FolderStorage:
         make_folder(self._folder)
 
     def _make_storage(self) -> None:
-        """A new one is this user's alone; to share runs with others, make the folder beforehand."""
+        """A new folder is readable by this user only; to share runs with others, make it beforehand."""
         if not self._folder.parent.exists():
             self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -118,5 +118,5 @@ class FolderStorage:
 
 
 def as_storage(run: RunStorage | Path) -> RunStorage:
-    """A path means that folder."""
+    """`run` itself, or the storage in the folder of that path."""
     return FolderStorage(run) if isinstance(run, Path) else run

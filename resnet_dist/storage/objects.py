@@ -28,7 +28,7 @@ _GROWING = ".jsonl"
 
 
 class StorageFault(Fault, OSError):
-    """The store cannot be reached, or refuses. Also an OSError, so that whoever writes a file tries again."""
+    """The store cannot be reached, or refuses. Also an OSError, so that whatever writes a file tries again."""
 
 
 class ObjectStorage:
@@ -50,7 +50,7 @@ class ObjectStorage:
 
     @property
     def folder(self) -> Path:
-        """A working copy of this process's own, removed with it."""
+        """This process's own working copy, removed when it ends."""
         return Path(self._work.name)
 
     @property
@@ -192,7 +192,7 @@ class ObjectStorage:
 
 
 def connect() -> Any:
-    """fsspec's S3, without a cache of listings; it waits for an answer a minute at most."""
+    """fsspec's S3, without a cache of listings; it waits at most a minute for a response."""
     import fsspec
 
     return fsspec.filesystem(

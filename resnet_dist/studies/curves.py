@@ -50,7 +50,7 @@ def curve_of(history: History, label: str, net: str) -> Curve:
 
 def averaged(points: Points, ends: Sequence[int]) -> Points:
     """The mean of the points of each interval (ends[k-1], ends[k]], at its end; what comes after the last end is left
-    as it is. Points are equally weighted: windows of a run have the same number of steps but for the last of an epoch.
+    as it is. Points are equally weighted: each covers the same number of steps, except the last of an epoch.
     """
     means: Points = []
     start = 0
@@ -65,7 +65,7 @@ def averaged(points: Points, ends: Sequence[int]) -> Points:
 def read_curves(runs: Sequence[str], tracking_uri: str | None) -> list[Curve]:
     """The curves of runs, each a run's folder, or an MLflow run by name or id.
 
-    Raises UserError for one that is not there or has no curves, Fault if the server does not answer.
+    Raises UserError for one that does not exist or has no curves, Fault if the server does not respond.
     """
     curves = [
         _from_folder(Path(run)) if (Path(run) / "mlflow_run.json").is_file() else _from_mlflow(run, tracking_uri)
@@ -95,7 +95,7 @@ def _from_mlflow(run: str, tracking_uri: str | None) -> Curve:
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
-# Colours stand for depths, as in figure 6 of He et al. 2015.
+# Colours show depths, as in figure 6 of He et al. 2015.
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +180,7 @@ def _panels(count: int, y_label: str) -> tuple[Figure, list[Axes]]:
 
 
 def _colours(curves: Sequence[Curve]) -> dict[str, str]:
-    """One for every curve: its depth's, unless another of its kind has taken that."""
+    """One colour per curve: its depth's, unless another curve of its kind has that."""
     others = cycle(_OTHER_COLOURS)
     taken: set[tuple[bool, str]] = set()
     colours: dict[str, str] = {}

@@ -78,7 +78,7 @@ def gradient_report(norms: Norms, depths: Sequence[int], seeds: Sequence[int]) -
         f"block's first convolution, one batch of 128 digits at 8 px, seeds {', '.join(map(str, seeds))}.\n\n"
         f"{markdown_table(header, rows)}\n\n"
         f"- Plain nets: times {factor:.3f} a layer (geometric mean over depths {low} to {high}): the first block's "
-        "gradient explodes with depth, the last one's does not. He et al. 2015 call the norms healthy.\n"
+        "gradient explodes with depth; the last one's does not. He et al. 2015 call the norms healthy.\n"
         f"- ResNets: times {residual:.1f} from {low} to {high} layers in all.\n"
     )
 
@@ -101,8 +101,8 @@ def _length(block: nn.Module) -> float:
 
 # ---- `study responses`: how strongly each layer responds (He et al. 2015, figure 7) ----------------------------------
 # The response of a 3x3 layer is the standard deviation of its output after batch norm, before ReLU and addition. That
-# is nearly |gamma|, which starts at 1: in a short run with little decay it stays there, and the figure does not appear.
-# With decay on gamma it does: that is the second setting.
+# is nearly |gamma|, which starts at 1. In a short run with little decay it stays there, and the figure shows nothing.
+# With decay on gamma it shows the effect: that is the second setting.
 
 NETS = ("plain20", "resnet20", "plain56", "resnet56")
 _RESPONSES = "Standard deviations of layer responses, figure 7 of He et al. 2015, on trained nets."
@@ -187,7 +187,7 @@ STEPS = 110
 _TARGET_LOSS = 0.1
 _BATCHNORM = "Batch norm: its parameters, its output's statistics, and training with and without it at larger rates."
 Losses = Mapping[tuple[bool, int], list[float]]
-"""(with batch norm, factor) -> training loss of every step, as far as it was finite."""
+"""(with batch norm, factor) -> training loss of every step up to the first that is not finite."""
 
 
 def batchnorm(profile: Profile) -> Path:
@@ -217,7 +217,7 @@ def parameters_of(num_maps: int) -> int:
 def statistics() -> tuple[float, float]:
     """Largest distance of a map's mean from beta, and of its standard deviation from gamma, in training mode.
 
-    For input [16, 128, 32, 32] with a scale of its own in every map; the difference is eps and rounding.
+    For input [16, 128, 32, 32] with a different scale in every map; the difference is eps and rounding.
     """
     generator = torch.Generator().manual_seed(0)
     norm = nn.BatchNorm2d(128)
@@ -233,7 +233,7 @@ def statistics() -> tuple[float, float]:
 def train(net: nn.Module, batches: Sequence[Batch], lr: float) -> list[float]:
     """Losses of plain SGD with momentum, up to the first that is NaN or infinite.
 
-    Not the training loop: no net of this project goes without batch norm, and nothing here needs a checkpoint.
+    Not the training loop, because every net of this project has batch norm and nothing here needs a checkpoint.
     """
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
     losses: list[float] = []
@@ -250,7 +250,7 @@ def train(net: nn.Module, batches: Sequence[Batch], lr: float) -> list[float]:
 
 
 def batchnorm_report(losses: Losses, mean_error: float, std_error: float) -> str:
-    """Markdown. Pure but for the counts."""
+    """The report in Markdown. Pure, except that it counts parameters."""
     rows = [
         [
             "with" if normalised else "without",

@@ -24,7 +24,7 @@ _FIGURES = Path(__file__).with_name("paper.yaml")
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _COUNTED: tuple[Metric, ...] = ("parameters", "macs")
 _IGNORED = ("seed", "eval.", "train.cpu_threads", "train.channels_last", "train.micro_batch_size", "data.decoder")
-"""Keys of a recipe whose differences are not listed: they change the result no more than another seed."""
+"""Keys of a recipe whose differences are not listed: they change the result no more than another seed does."""
 _MAX_DIFFERENCES = 4
 
 
@@ -34,15 +34,15 @@ Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
 class PublishedRow(Section):
     what: str
     paper: tuple[float | str | None, ...]
-    """As printed, one for each of the table's metrics; null: not printed. Errors in percent."""
+    """The printed numbers, one for each of the table's metrics; null: not printed. Errors in percent."""
     net: str | None = None
-    """null: the work of others, not reproduced here."""
+    """null: others' work, not reproduced here."""
     sets: tuple[str, ...] = ()
     """Overrides of the table's recipe, besides the table's own."""
     evaluate: tuple[str, ...] = ()
     """Options of `resnet-dist evaluate` besides the table's protocol."""
     expected: str = ""
-    """The figure that the recipe should give, with its source, if it is not the paper's."""
+    """The figure to expect from the recipe, with its source, if it is not the paper's."""
 
 
 class PublishedTable(Section):
@@ -175,7 +175,7 @@ def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str
 
 
 def _fits(table: PublishedTable, row: PublishedRow, metric: Metric, wanted: Mapping[str, str], run: RunRow) -> bool:
-    """Whether the run measured this number: that net, those data, that protocol, to the end."""
+    """Whether the run measured this number: it trained that net on those data to the end, under that protocol."""
     same_net = all(
         run.params.get(key, value) == value
         for key, value in wanted.items()
@@ -194,7 +194,7 @@ def _fits(table: PublishedTable, row: PublishedRow, metric: Metric, wanted: Mapp
 
 
 def _same_views(table: PublishedTable, row: PublishedRow, wanted: Mapping[str, str], run: RunRow) -> bool:
-    """Whether an evaluation saw the validation images, and saw them as the row says, else as the recipe does."""
+    """Whether an evaluation used the validation images, and used them as the row says, or else as the recipe does."""
     beton = Path(run.params.get("data", ""))
     if (beton.parent.name, beton.name) != (wanted["data.dataset"], "val.beton"):
         return False

@@ -54,11 +54,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Study:
-    """An open study. Its trainings are kept and resumable: started again, it does what is missing."""
+    """An open study. Its trainings are kept and can resume: a study that is started again does what is missing."""
 
     name: str
     profile: Profile
-    """Of its trainings; its storage is the study's folder."""
+    """The profile of its trainings, with the study's folder as storage."""
     handle: RunHandle
     tracker: SpoolTracker
 
@@ -101,7 +101,7 @@ class Study:
 
 
 def outcome_before(prepared: Prepared) -> Outcome | None:
-    """How an earlier command ended this training; None if there is something left to do."""
+    """How this training ended under an earlier command; None if something is left to do."""
     end = recorded_end(prepared.run_dir)
     if end is not None and end.status == "FINISHED":
         return "finished"
@@ -117,10 +117,10 @@ def study_recipe(net: str, *, lr: float = 0.1, seed: int = 0, overrides: Sequenc
 def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]:
     """The study's MLflow run, begun or continued, in the experiment `<profile's>-studies`.
 
-    Raises UserError for a profile whose storage is not a folder, Fault if MLflow does not answer.
+    Raises UserError for a profile whose storage is not a folder, Fault if MLflow does not respond.
     """
     if "://" in profile.storage:
-        raise UserError(f"storage {profile.storage}: a study keeps its runs in a folder: --profile-set storage=FOLDER")
+        raise UserError(f"storage {profile.storage}: a study needs a folder: --profile-set storage=FOLDER")
     folder = Path(profile.storage) / f"study-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     below = profile.model_copy(
@@ -137,7 +137,7 @@ def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]
     log_details(handle, description=description, texts={})
     tracker = SpoolTracker(folder, handle.run_id, profile.tracking_uri)
     status: EndStatus = "FAILED"
-    reason = "did not come to its end"
+    reason = "did not finish"
     try:
         yield Study(name, below, handle, tracker)
         status, reason = "FINISHED", "finished"

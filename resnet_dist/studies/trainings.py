@@ -38,13 +38,13 @@ class Trial:
 
 
 def plan_trials(depths: Sequence[int], seeds: Sequence[int]) -> list[Trial]:
-    """The trainings, cheap ones first; the control with a tenth of the learning rate has the first seed only."""
+    """The trainings, cheap ones first. The control, with a tenth of the learning rate, uses only the first seed."""
     runs = [(LR, seed) for seed in seeds] + [(CONTROL_LR, seeds[0])]
     return [Trial(kind, depth, lr, seed) for lr, seed in runs for depth in sorted(depths) for kind in KINDS]
 
 
 def degradation(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = SEEDS) -> Path:
-    """Runs what is missing and returns the report's path. Raises UserError, Fault."""
+    """Runs the missing trainings and returns the report's path. Raises UserError, Fault."""
     histories: dict[Trial, History] = {}
     with open_study(profile, "degradation", _DEGRADATION) as study:
         for trial in plan_trials(depths, seeds):
@@ -115,7 +115,7 @@ def findings(histories: Mapping[Trial, History], depths: Sequence[int], seeds: S
             [(plain, train("plain", deepest, s), residual, train("resnet", deepest, s)) for s in seeds],
         ),
         compared(
-            "so at a tenth of the learning rate: it is not the rate",
+            "the same at a tenth of the learning rate: the rate is not the cause",
             [
                 (
                     plain,

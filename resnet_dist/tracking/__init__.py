@@ -1,3 +1,4 @@
-"""Every number of a run, once, whatever happens to the tracking server. The only package that imports mlflow."""
+"""Records every number of a run exactly once, whatever happens to the tracking server. The only package that imports
+mlflow."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The way to MLflow: tracking URIs, the client's environment, a server that answers, and errors in one line."""
+"""Access to MLflow: tracking URIs, the client's environment, checks that the server responds, and errors in one
+line."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ NOT_USED = (
     "MLFLOW_AUTOLOGGING_CONFIG",
     "MLFLOW_REGISTRY_URI",
 )
-"""Variables that would send parts of a run elsewhere than its profile says, or later than we wait for them."""
+"""Variables that would send parts of a run somewhere else than its profile says, or later than we wait for."""
 _PASSED_ON = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -47,7 +48,7 @@ _PASSED_ON = (
     "MLFLOW_S3_IGNORE_TLS",
     "MLFLOW_WORKSPACE",
 )
-# Touches the server's database, which /health does not; any answer to it will do.
+# Uses the server's database, which /health does not; any response to it will do.
 _QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
 _QUESTION_PAUSE_S = 0.5
 _RETRY_PAUSE_S = 0.3
@@ -71,7 +72,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def settle_environment(environment: MutableMapping[str, str]) -> list[str]:
-    """Makes MLflow's client do what the profile says and answer within seconds where it would try for minutes.
+    """Makes MLflow's client do what the profile says, and fail within seconds where it would retry for minutes.
 
     Returns warnings for the user. Loads nothing.
     """
@@ -89,7 +90,7 @@ def settle_environment(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def driver_environment() -> dict[str, str]:
-    """For every command: a server that is out of order costs seconds, not four minutes."""
+    """For every command: a broken server costs seconds, not four minutes."""
     return {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -101,13 +102,13 @@ def client_environment() -> dict[str, str]:
     """For workers, which track in the background; the driver, which uploads models, has `driver_environment`.
 
     MLflow's defaults (7 retries, 120 s each) keep one call for 247 s when the server is down. The sender has its own
-    backoff and wants a short answer, but not so short that a busy server never gets to give it: it then does the work,
-    and is asked for it again and again.
+    backoff and needs a short limit, but not so short that a busy server can never meet it: then it would do the same
+    work again and again.
     """
     return {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no way out, and nobody asked for it
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes often have no internet access
     }
 
 
@@ -132,11 +133,11 @@ def _require_readable(environment: Mapping[str, str]) -> None:
                 raise UserError(mistake) from None
 
 
-# Whether a server answers, asked with short limits before mlflow's long retries can begin.
+# Checks that a server responds, with short limits, before mlflow's long retries can begin.
 
 
 class Unanswered(Fault):
-    """The server was too slow, away or out of order; the same call may succeed a moment later."""
+    """The server was too slow, unreachable or broken; the same call may succeed a moment later."""
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(f"{why}; {fix}" if fix else why)
@@ -144,9 +145,9 @@ class Unanswered(Fault):
 
 
 def require_answer(tracking_uri: str, *, limit_s: float = 10.0) -> None:
-    """Returns as soon as the server answers; at once for a URI without a server.
+    """Returns as soon as the server responds; at once for a URI without a server.
 
-    Raises Unanswered after `limit_s` without an answer (down, hung, or a 5xx status), UserError if the server refuses
+    Raises Unanswered after `limit_s` without a response (down, hung, or a 5xx status), UserError if the server refuses
     the host name or its certificate is not accepted.
     """
     if not tracking_uri.startswith(("http://", "https://")):
@@ -160,7 +161,7 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0) -> None:
             return
         if deadline_s - time.monotonic() < _QUESTION_PAUSE_S:
             raise Unanswered(
-                f"{redacted(tracking_uri)}: the MLflow server does not answer ({reason}, tried for {limit_s:.0f} s)",
+                f"{redacted(tracking_uri)}: the MLflow server does not respond ({reason}, tried for {limit_s:.0f} s)",
                 "start it or correct tracking_uri (of the profile, or --tracking-uri), then run the same command again",
             )
         attempt_s *= 2
@@ -168,7 +169,7 @@ def require_answer(tracking_uri: str, *, limit_s: float = 10.0) -> None:
 
 
 def _ask(tracking_uri: str, timeout_s: float) -> str | None:
-    """None if the server answered, else what happened instead. Asked as MLflow does, but without a password."""
+    """None if the server responded, else what happened instead. Asks as MLflow does, but without a password."""
     import requests
 
     parts = urlsplit(tracking_uri)
@@ -213,7 +214,7 @@ def _tls_mistake(reason: str) -> str:
 
 @contextmanager
 def mlflow_client(tracking_uri: str, doing: str) -> Iterator[MlflowClient]:
-    """A client for one piece of work; `doing` is what an error says was done. Raises as `require_answer` and
+    """A client for one piece of work; errors name it as `doing`. Raises as `require_answer` and
     `mlflow_faults` do.
     """
     require_answer(tracking_uri)
@@ -241,7 +242,7 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        status = error.get_http_status_code()  # 500 also where no answer came
+        status = error.get_http_status_code()  # 500 also when there was no response
         if status in _REFUSALS:
             raise UserError(
                 f"MLflow at {redacted(tracking_uri)} refuses this user ({doing}, status {status}); export "
@@ -259,7 +260,7 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
 def patiently(work: Callable[[], T], until_s: float) -> T:
     """Repeats `work`, which must allow that, until it succeeds or `time.monotonic()` is past `until_s`.
 
-    Raises what `work` raises: an Unanswered of the last time, everything else of the first.
+    Raises what `work` raises: an Unanswered from the last attempt, anything else at once.
     """
     while True:
         try:
@@ -271,9 +272,9 @@ def patiently(work: Callable[[], T], until_s: float) -> T:
 
 
 def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
-    """Makes sure that there is a server that answers, or a sqlite file with MLflow's tables in it.
+    """Makes sure that a server responds, or that there is a sqlite file with MLflow's tables.
 
-    Processes that meet a fresh sqlite file together all try to create its tables, and all but one fail (mlflow 3.17):
+    Processes that open a new sqlite file at once all try to create its tables, and all but one fail (mlflow 3.17). So
     the driver does it first, under a lock. Raises Fault, UserError.
     """
     require_answer(tracking_uri, limit_s=answer_limit_s)
@@ -322,17 +323,17 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-# One readable line out of an exception of mlflow's, which often wraps four others and shows the whole address.
+# Makes one readable line of an mlflow exception, which often wraps four others and shows the full address.
 
 
 def first_line(error: BaseException) -> str:
-    """The exception's own message, without secrets: what a server that answered has to say."""
+    """The exception's own message, without secrets: what a server that responded says."""
     lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:_MAX_LINE_CHARS]
 
 
 def root_reason(error: BaseException) -> str:
-    """The message of what happened first ("Connection refused"), without secrets: why a call did not get through."""
+    """The message of the root cause ("Connection refused"), without secrets: why a call failed."""
     seen = {id(error)}
     while (below := error.__cause__ or error.__context__) and id(below) not in seen:
         seen.add(id(below))

@@ -1,4 +1,4 @@
-"""Data sets in MLflow: what a run read, and how a beton was made, as a run of its own found by the beton's digest."""
+"""Data sets in MLflow: what a run read, and how a beton was made, as a separate run found by the beton's digest."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Preparation:
     params: Mapping[str, str]
     """Settings, source and library versions."""
     metrics: Mapping[str, float]
-    """What came of it: samples, bytes, bad ones left out."""
+    """Its results: samples, bytes, bad samples left out."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """By artifact path."""
 
@@ -83,10 +83,10 @@ class PreparationRun:
 
 
 def record_preparation(tracking_uri: str, preparation: Preparation) -> tuple[PreparationRun, bool]:
-    """The run of this beton, and whether it is new: the same digest is recorded once, wherever copies of it lie.
+    """The run of this beton, and whether it is new: the same digest is recorded once, wherever copies of it are.
 
-    One that was interrupted is completed. Raises Fault if MLflow does not answer, UserError if somebody deleted the
-    experiment.
+    An interrupted recording is completed. Raises Fault if MLflow does not respond, UserError if the experiment was
+    deleted.
     """
     prepare_store(tracking_uri)
     data = preparation.data
@@ -104,7 +104,7 @@ def record_preparation(tracking_uri: str, preparation: Preparation) -> tuple[Pre
 
 
 def find_preparations(tracking_uri: str, digests: Iterable[str]) -> dict[str, PreparationRun]:
-    """The recorded runs of these digests; whatever was not recorded is missing. Raises Fault."""
+    """The recorded runs of these digests; those not recorded are left out. Raises Fault."""
     with mlflow_client(tracking_uri, "looking for how the data was made") as client:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None or experiment.lifecycle_stage != "active":

@@ -35,7 +35,7 @@ def viewed_experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> 
     """Id of the experiment, found or created, with the ready view."""
     experiment = find_or_create_experiment(client, name, tracking_uri)
     for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
-        if key not in experiment.tags:  # what a person wrote there stays
+        if key not in experiment.tags:  # keeps what a person wrote there
             client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
 
@@ -46,7 +46,7 @@ def require_experiment_name(name: str) -> None:
 
 
 def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str) -> Experiment:
-    """UserError if it was deleted, or `name` means none."""
+    """UserError if it was deleted, or `name` is not a valid name."""
     from mlflow.exceptions import MlflowException
 
     require_experiment_name(name)
@@ -54,7 +54,7 @@ def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         database = sqlite_file(tracking_uri)
-        # A server knows where artifacts go; without one mlflow would take ./mlruns of whoever comes first.
+        # A server knows where artifacts go; without one mlflow would use ./mlruns of whichever process is first.
         location = database and (database.parent / ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]", "_", name)).as_uri()
         try:
             client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
@@ -64,13 +64,13 @@ def find_or_create_experiment(client: MlflowClient, name: str, tracking_uri: str
         experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise UserError(
-            f"experiment: {name} was deleted in MLflow; choose another name, or bring it back with "
+            f"experiment: {name} was deleted in MLflow; choose another name, or restore it with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id if experiment else '...'}`"
         )
     return experiment
 
 
-# The runs as rows, and two of them side by side: what `resnet-dist runs` shows.
+# The runs as rows, and two runs compared: what `resnet-dist runs` shows.
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def list_runs(tracking_uri: str, experiment: str | None = None) -> list[RunRow]:
 
     `tracking_uri` as `absolute_tracking_uri` returns it.
 
-    Raises UserError if there is no such database or experiment, Fault if the server does not answer.
+    Raises UserError if there is no such database or experiment, Fault if the server does not respond.
     """
     if experiment is not None:
         require_experiment_name(experiment)
@@ -171,7 +171,7 @@ def _row(run: Run, experiments: Mapping[str, str]) -> RunRow:
 # MLflow 3.17 keeps a saved view in a tag of the experiment, `mlflow.sharedViewState.<id>`: a JSON envelope {name,
 # createdAt, state}, whose `state` is the page's own state as JSON (deflated or not), read back from
 # `#/experiments/<experiment>/runs?viewStateShareKey=<id>`. There is no public way to write one, and no way to make one
-# the default: the experiment's description links it. Older pages that read the tag otherwise show their own defaults.
+# the default: the experiment's description links it. Older pages that read the tag differently show their defaults.
 
 
 _COLUMNS = (
@@ -205,11 +205,11 @@ _CHARTS = {
     ),
 }
 _FOLDED = ("train", "val", "speed", "Model metrics", "System metrics")
-"""Sections that MLflow fills by itself, one chart a metric: there, but folded."""
+"""Sections that MLflow fills automatically, one chart a metric; they are collapsed."""
 
 
 def view_tags(experiment_id: str, created_ms: int) -> dict[str, str]:
-    """The tags of an experiment that give it the view and a description which links it."""
+    """The tags that give an experiment the view, and a description that links to it."""
     page = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_ID}"
     note = (
         f"Open it as **[a table of results]({page}&compareRunsMode=TABLE)** or as "

@@ -1,4 +1,4 @@
-"""The one MLflow run of a training job, from its first start to its end: created, found again, closed by the driver."""
+"""The one MLflow run of a training job, from its first start to its end: created, resumed and closed by the driver."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PARENT_TAG = "mlflow.parentRunId"
 RESUMED_TAG = "resumed"
 """How often a driver resumed the run."""
 ENDED_TAG = "ended"
-"""Why a run ended, in words. MLflow's status has four words, and none for a trial that was not worth finishing."""
+"""Why a run ended. MLflow has four statuses, and none for a trial that was not worth finishing."""
 _PARAMS_PER_CALL = 100
 _MAX_REASON_CHARS = 500
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -52,7 +52,7 @@ class RunHandle:
     tracking_uri: str = field(repr=False)
     """May hold a password."""
     storage: RunStorage = field(compare=False)
-    """The run's, with `mlflow_run.json` in it."""
+    """The run's storage, with `mlflow_run.json` in it."""
 
     @property
     def run_dir(self) -> Path:
@@ -60,7 +60,7 @@ class RunHandle:
 
 
 def run_file(run_dir: Path) -> Path:
-    """`mlflow_run.json`: the run's key and ids; once it has ended also how, and whether the server has heard of it."""
+    """`mlflow_run.json`: the run's key and ids; once it has ended also how, and whether the server knows."""
     return run_dir / "mlflow_run.json"
 
 
@@ -120,8 +120,8 @@ def open_run(
 ) -> RunHandle:
     """Begins the MLflow run that belongs to this storage, or continues it; its status is RUNNING afterwards.
 
-    A random key is in storage before the run is created, and in a tag of the run from its first moment: a driver that
-    was killed in between finds its run and does not make a second one.
+    A random key is in storage before the run is created, and in a tag of the run from its first moment: the successor
+    of a driver that was killed in between finds the run and does not make a second one.
 
     Args:
         tracking_uri: as `absolute_tracking_uri` returns it.
@@ -130,8 +130,8 @@ def open_run(
         params: logged if the run does not have them yet (MLflow never changes one).
         parent_run_id: the sweep's run, under which MLflow shows this one.
 
-    Raises Fault if MLflow fails, or if the server has not done it all within `answer_limit_s` and the request that was
-    under way then; UserError if the storage belongs to a run that this server does not have.
+    Raises Fault if MLflow fails, or if the server has not done everything within `answer_limit_s` plus the request in
+    progress; UserError if the storage belongs to a run that this server does not have.
     """
     storage = as_storage(storage)
     tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
@@ -156,10 +156,10 @@ def open_run(
 
 
 def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_limit_s: float = 10.0) -> bool:
-    """Gives the run its end status, and `reason` as its tag `ended`. If the server is away, both wait in
+    """Gives the run its end status, and `reason` as its tag `ended`. If the server is unreachable, both wait in
     `mlflow_run.json` for `sync`.
 
-    True if the server has it. Never raises because of the server: the training is over and its result stands.
+    True if the server has it. Never raises because of the server: the training is over and its result is valid.
     """
     record_end(handle, status, reason)
     try:
@@ -202,7 +202,7 @@ def send_end_status(handle: RunHandle, *, answer_limit_s: float = 10.0) -> bool:
 
 
 def require_run(handle: RunHandle) -> None:
-    """Raises UserError unless the server has the run, as that of the handle's storage; Fault if it does not answer."""
+    """Raises UserError unless the server has the run, as that of the handle's storage; Fault if it does not respond."""
     record = _read_record(handle.run_dir) or {"run_id": handle.run_id}
     with mlflow_client(handle.tracking_uri, "looking for the run") as client:
         _known_run(client, record, handle.run_dir, handle.tracking_uri)
@@ -234,14 +234,14 @@ def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, t
             f"{run_file(run_dir)}: {redacted(tracking_uri)} has no run {record['run_id']}; set tracking_uri to the "
             "MLflow that has it, or remove this file to continue in a new MLflow run"
         ) from None
-    if run.data.tags.get(RUN_KEY_TAG) != record.get("run_key"):  # or somebody's points end in another's run
+    if run.data.tags.get(RUN_KEY_TAG) != record.get("run_key"):  # else points could end up in someone else's run
         raise UserError(
             f"{run_file(run_dir)}: the MLflow run {record['run_id']} belongs to another folder (its tag {RUN_KEY_TAG} "
             "is not this file's run_key); remove this file to continue in a new MLflow run"
         )
     if run.info.lifecycle_stage != "active":
         raise UserError(
-            f"{run_file(run_dir)}: the MLflow run {record['run_id']} was deleted; bring it back with "
+            f"{run_file(run_dir)}: the MLflow run {record['run_id']} was deleted; restore it with "
             f"`mlflow runs restore --run-id {record['run_id']}`, or remove this file to continue in a new MLflow run"
         )
     return run
@@ -273,7 +273,7 @@ def _make_running(client: MlflowClient, run: Run, tags: Mapping[str, str], param
         try:
             client.delete_tag(run.info.run_id, ENDED_TAG)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted by a request whose answer was lost
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted by a request whose response was lost
                 raise
     _log_missing(client, run, tags, params)
 
@@ -288,7 +288,7 @@ def _create_run(client: MlflowClient, record: Mapping[str, Any], run_name: str, 
 
 
 def _oldest_with_key(client: MlflowClient, record: Mapping[str, Any]) -> Run | None:
-    """The run with the record's key. More of them, from a request repeated after a lost answer, are deleted."""
+    """The run with the record's key. Duplicates, from a request repeated after a lost response, are deleted."""
     runs = client.search_runs(
         [record["experiment_id"]], filter_string=f"tags.`{RUN_KEY_TAG}` = '{record['run_key']}'", max_results=10
     )
@@ -313,14 +313,14 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
         yield list(items[start : start + size])
 
 
-# What makes a run readable: the driver logs it. Logging it again, in a later attempt, replaces files and tags.
+# The description of a run, logged by the driver. Logging it again in a later attempt replaces files and tags.
 
 
 def log_details(
     handle: RunHandle, *, description: str = "", texts: Mapping[str, str], inputs: Sequence[DataInput] = ()
 ) -> None:
     """Logs a Markdown description (kept as it is if the run has one: somebody may have edited it), texts by artifact
-    path, and data sets. Passwords in URIs are cut out. Raises Fault.
+    path, and data sets. Passwords in URIs are removed. Raises Fault.
     """
     with mlflow_client(handle.tracking_uri, "describing the run") as client:
         if description and NOTE_TAG not in client.get_run(handle.run_id).data.tags:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 STEP_TAG = "resnet_dist.step"
-"""Of a logged model: the step whose weights it has."""
+"""Tag of a logged model: the step whose weights it has."""
 _CODE = "code"
 _SERVING_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pillow")
 
@@ -59,10 +59,10 @@ def log_classifier(
         module: uint8 [N, H, W, 3] -> logits [N, num_classes]; a copy of it is put in evaluation mode on the CPU.
         input_example: uint8 [2, S, S, 3]; fixes S, while N stays free (with N = 1 torch.export would fix it too).
         resize: a served picture's shorter side becomes `resize` px before its centre of S x S px is taken.
-        pictures: how the data's pictures became pixels: the conversion's settings `exif`, `background`, `max_side`.
+        pictures: how the data's pictures became pixels, as the conversion's settings `exif`, `background`, `max_side`.
         metadata: JSON values; `load_weights` returns them with `class_names` and `step` added.
 
-    Raises Fault if the server does not answer or MLflow fails. The module is exported (torch.export, `pt2`) before the
+    Raises Fault if the server does not respond or MLflow fails. The module is exported (torch.export, `pt2`) before the
     model gets a row at the server, and a row whose upload failed is deleted: `mlflow.pytorch.log_model` would leave
     one marked FAILED, and logs to the process-wide active run instead of this one.
     """
@@ -95,9 +95,10 @@ def log_model_metrics(
 ) -> None:
     """Shows what the run logged under these names at `step`, measured on `data`, on the model's page. Raises Fault.
 
-    The run gets no point by this: a point's time and value are part of MLflow's key, and they are those in the spool,
-    also where a step was evaluated again, by a group whose sums have other last bits. Fault while MLflow does not have
-    the run's own points: it would take them for sent (`sync`), and with them all that the spool has before them.
+    This adds no point to the run: a point's time and value are part of MLflow's key, and both are taken from the spool,
+    even where a step was evaluated again by a group whose sums differ in the last bits. Fault while MLflow does not
+    have the run's own points: otherwise `sync` would assume that they, and all points before them in the spool, had
+    been sent.
     """
     from mlflow.entities import Metric
 
@@ -153,7 +154,8 @@ def _upload(client: MlflowClient, handle: RunHandle, folder: Path, name: str, st
 
 
 def _finished_model(client: MlflowClient, handle: RunHandle, name: str, step: int) -> LoggedModel | None:
-    """The model of this run, name and step, if it is complete; half ones, left by a killed process, are deleted."""
+    """The model of this run, name and step, if it is complete; incomplete ones, left by a killed process, are
+    deleted."""
     condition = f"source_run_id = '{handle.run_id}' AND name = '{name}'"
     found = client.search_logged_models([handle.experiment_id], filter_string=condition)
     mine = [model for model in found if model.tags.get(STEP_TAG) == str(step)]
@@ -177,7 +179,7 @@ def model_note(model_uri: str, run_name: str, step: int) -> str:
     """Description of a logged model (`models:/m-...`)."""
     return (
         f"The weights of the run *{run_name}* after step {step}, with the preparation of pictures and the names of the "
-        "classes. It takes pictures as they come, and needs nothing of the project that trained it:\n\n"
+        "classes. It takes picture files as they are, and needs nothing from the project that trained it:\n\n"
         f"    mlflow models serve --model-uri {model_uri} --env-manager local --port 5001\n"
         """    printf '{"inputs": {"image": ["%s"]}}' "$(base64 < PICTURE)" \\\n"""
         "      | curl -H 'Content-Type: application/json' localhost:5001/invocations -d @-\n"
@@ -205,10 +207,10 @@ def write_model(module: torch.nn.Module, folder: Path, input_example: NDArray[np
         inputs=Schema([TensorSpec(input_example.dtype, (-1, *input_example.shape[1:]))]),
         outputs=Schema([TensorSpec(logits.dtype, (-1, *logits.shape[1:]))]),
     )
-    # Stated, because mlflow would find them out by loading the model in another process (8 s).
+    # Given, because mlflow would otherwise load the model in another process to find them (8 s).
     requirements = [f"{package}=={version(package).partition('+')[0]}" for package in _SERVING_PACKAGES]
     with warnings.catch_warnings():
-        # torch says so of every weight in NHWC layout; the values come back whole all the same.
+        # torch warns of every weight in NHWC layout; the values are restored correctly all the same.
         warnings.filterwarnings("ignore", message="No complete tensor found in the group")
         mlflow.pytorch.save_model(
             module,
@@ -224,7 +226,7 @@ def write_model(module: torch.nn.Module, folder: Path, input_example: NDArray[np
 def make_servable(folder: Path, example: NDArray[np.uint8], protocol: Protocol) -> None:
     """Puts `served_classifier.py` into the exported model, as what its pyfunc flavour loads. `example`: one image."""
     from mlflow.models import Model, ModelSignature
-    from mlflow.models.utils import _save_example  # mlflow has no public way to give a saved model another example
+    from mlflow.models.utils import _save_example  # mlflow has no public way to replace a saved model's example
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import AnyType, Map
     from PIL import Image

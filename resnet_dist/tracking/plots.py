@@ -134,7 +134,7 @@ def _line(history: History, key: str, label: str, path: Path) -> Path | None:
 
 
 def _confusion(history: History, class_names: Sequence[str], path: Path) -> Path | None:
-    """None if the last evaluation's matrix is not in the spool, or is not one of these classes."""
+    """None if the last evaluation's matrix is not in the spool, or is not for these classes."""
     try:
         tree = json.loads(history.texts[CONFUSION])
         if tree["num_classes"] != len(class_names):
@@ -163,7 +163,7 @@ def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: 
     return save(figure, path)
 
 
-# Which worker held up the others, and with what: computing, or waiting for its images.
+# Which worker slowed the others down, and how: by computing, or by waiting for images.
 
 
 class StepShares(NamedTuple):
@@ -180,7 +180,7 @@ class StepShares(NamedTuple):
 
 
 def step_shares(points: Points) -> list[StepShares]:
-    """By rank; of each rank the time in which it was part of the run."""
+    """By rank, each over the time in which it was part of the run."""
     found = []
     for rank in _ranks(points):
         step_s, data_wait_s, others_wait_s = (
@@ -224,7 +224,7 @@ def _draw_speeds(axes: Axes, points: Points, ranks: Sequence[int]) -> None:
 def _draw_shares(axes: Axes, shares: Sequence[StepShares]) -> None:
     if len(shares) > _MAX_BARS:
         shares = sorted(shares, key=lambda share: -share.busy_s)[:_MAX_BARS]
-        axes.set_title(f"the {_MAX_BARS} that were busy for longest", fontsize="small")
+        axes.set_title(f"the {_MAX_BARS} that were busy longest", fontsize="small")
     rows = range(len(shares))
     left = [0.0] * len(shares)
     for label, color, widths in (
@@ -236,7 +236,7 @@ def _draw_shares(axes: Axes, shares: Sequence[StepShares]) -> None:
         axes.barh(rows, widths_ms, left=left, color=color, label=label)
         left = [a + b for a, b in zip(left, widths_ms, strict=True)]
     axes.set_yticks(rows, [str(share.rank) for share in shares], fontsize="small")
-    axes.set_ylim(max(len(shares), 4) - 0.5, -0.5)  # downwards; one worker alone fills no plot
+    axes.set_ylim(max(len(shares), 4) - 0.5, -0.5)  # downwards; a single worker does not fill the plot
     axes.grid(visible=False, axis="y")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize="x-small", frameon=False)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CANDIDATE, CHAMPION = "candidate", "champion"
 _DIGEST_TAG, _TOP1_TAG, _MODEL_TAG, _CLASSES_TAG = "evaluated_on", "val_top1", "model_id", "classes"
 _RIVALRY_MS = 600_000
-"""Versions registered within this time of each other may have met while their runs ended."""
+"""Versions registered within this time of each other may have been registered concurrently."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Registration:
     version: str
     is_champion: bool
     other_classes: str | None = None
-    """Why the champion cannot be compared, in words, if its classes are not the model's."""
+    """Why the champion cannot be compared, if its classes are not the model's."""
 
 
 def becomes_champion(new: Score, champion: Score | None) -> bool:
-    """The first model does; another one only if it is better on the very same data and has the same classes.
+    """The first model becomes champion; another one only if it is better on the same data and has the same classes.
     Accuracies on different data do not say which model is better, and whoever serves the champion expects its classes:
     a champion of other data or classes stays until a person moves the alias.
     """
@@ -99,12 +99,12 @@ def register(
 
 
 def _promote(client: MlflowClient, name: str, version: ModelVersion, score: Score) -> ModelVersion:
-    """Moves `champion` if `version` deserves it, or a rival of it does; returns the champion.
+    """Moves `champion` to `version`, or to a rival, if that is better; returns the champion.
 
     MLflow has no compare-and-set: of two runs that end together, both may find the old champion, and the one that is
-    slower to set the alias would take it from the better one. So a version is created with its score first, every
-    setting is followed by another look at all rivals, and whoever sees a better one puts that in its place: the last
-    to set the alias has seen every version that was created before, and the last version's own run looks after that.
+    slower to set the alias would take it from the better one. So a version is created with its score first, all rivals
+    are checked again after every change of the alias, and a better one replaces it. The last process to set the alias
+    has seen every version created before that, and the run of the newest version checks after creating it.
     """
     while True:
         champion = _champion(client, name)
@@ -131,7 +131,8 @@ def _other_classes(
 
 
 def _rivals(client: MlflowClient, name: str, version: ModelVersion, score: Score) -> list[ModelVersion]:
-    """`version` and those of the same data registered about then. Not all: a person may have preferred another one."""
+    """`version` and those of the same data registered at about the same time. Not all: a person may have preferred
+    another."""
     found = client.search_model_versions(f"name = '{name}' AND tags.{_DIGEST_TAG} = '{score.data_digest}'")
     return [version] + [
         other
@@ -208,22 +209,23 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 
 def _score_of(version: ModelVersion, like: Score) -> Score:
-    """From a version's tags. One that a person registered has none: it counts as of other data, and stays."""
+    """From a version's tags. A version that a person registered has none: it counts as having other data, and stays
+    champion."""
     try:
         return Score(version.tags[_DIGEST_TAG], float(version.tags[_TOP1_TAG]), version.tags.get(_CLASSES_TAG, ""))
     except (KeyError, ValueError):
         return Score(f"not {like.data_digest}", 0.0)
 
 
-# A logged classifier, or one that was saved to a folder, read back: its tensors and its metadata.
+# Reads a classifier back, logged or saved to a folder: its tensors and its metadata.
 
 
 def load_weights(uri: str, *, tracking_uri: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of a logged net by their names in it (`net.conv1.weight`), on the CPU, and the metadata that
-    `log_classifier` was given. Runs nothing that the model brings: not its code, no pickle, not its graph.
+    `log_classifier` was given. Runs nothing from the model: no code, no pickle, no graph.
 
     `uri`: `models:/m-...`, `models:/NAME@alias`, `runs:/RUN/NAME` or a folder; `tracking_uri` None: mlflow's own
-    setting (MLFLOW_TRACKING_URI). Raises UserError if there is no such model, Fault if the server does not answer.
+    setting (MLFLOW_TRACKING_URI). Raises UserError if there is no such model, Fault if the server does not respond.
     """
     import mlflow
     from mlflow.artifacts import download_artifacts
@@ -260,13 +262,13 @@ def _tensors(archive: Path, uri: str) -> dict[str, torch.Tensor]:
     from torch.export.pt2_archive import _package as package
     from torch.export.pt2_archive.constants import WEIGHTS_CONFIG_FILENAME_FORMAT
 
-    # torch's own errors for a damaged archive are of many kinds, asserts among them
+    # torch raises many kinds of errors for a damaged archive, even AssertionError
     try:
         reader = package.PT2ArchiveReader(str(archive))
         config = package._load_payload_config(reader, WEIGHTS_CONFIG_FILENAME_FORMAT.format("model"))
         pickled = [name for name, entry in config.config.items() if entry.use_pickle]
         if pickled:
-            raise UserError(f"{uri}: {pickled[0]} is a pickle, which could run any code: it is not loaded")
+            raise UserError(f"{uri}: {pickled[0]} is a pickle, which could run any code, so it is not loaded")
         weights = package._load_state_dict(reader, "model")
         if isinstance(weights, bytes):  # as earlier versions of PyTorch stored them
             weights = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)

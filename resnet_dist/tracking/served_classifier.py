@@ -1,15 +1,15 @@
 """What runs when a logged model is served: pictures in, class names and probabilities out.
 
-A copy of this file and of `data_prep/pixels.py` is in every logged model, in a package of its own whose name follows
-from their content, so that models of several versions load into one process. `mlflow models serve` and
-`mlflow.pyfunc.load_model` need mlflow, torch, numpy and Pillow, and nothing of this project.
+A copy of this file and of `data_prep/pixels.py` is in every logged model, in a separate package whose name follows from
+their content, so that models of several versions load into one process. `mlflow models serve` and
+`mlflow.pyfunc.load_model` need mlflow, torch, numpy and Pillow, and nothing from this project.
 
 One row is one picture, in the column `image`: the bytes of a picture's file, the same in base64 or as a data URL, or
-RGB grey levels [H, W, 3] 0..255 (an array, or nested lists as JSON has them). Files become pixels as the
-files did that the net was trained on: by the same code, with the settings of its data's conversion. Then each picture
-is cropped as the recipe evaluates: the shorter side to `resize`, then the central `size` x `size`.
+RGB grey levels [H, W, 3] 0..255 (an array, or nested lists as JSON has them). Files become pixels exactly as the
+training data did: by the same code, with the settings of its conversion. Then each picture is cropped as in the
+recipe's evaluation: the shorter side to `resize`, then the central `size` x `size`.
 
-Whatever a request contains, it is answered, or refused with status 400 and one line.
+Every request gets predictions, or is refused with status 400 and one line.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """On one request, besides those on each picture. `limits` of `protocol.json`, which may be edited."""
+    """Limits for one request, besides those for each picture: `limits` of `protocol.json`, which may be edited."""
 
     pictures: int = 256
     bytes: int = 64 << 20
     """Of all picture files together."""
     pixels: int = 500_000_000
-    """That all pictures together decode to."""
+    """Pixels that all pictures together decode to."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Protocol:
     size: int
     """Side of what the net sees, px."""
     resize: int
-    """The shorter side before that is cut out, px."""
+    """The shorter side before the crop, px."""
     pictures: PictureSettings = field(default_factory=PictureSettings)
     max_side: int | None = None
-    """The data's pictures were shrunk to this longer side first."""
+    """The longer side to which the data's pictures were first shrunk."""
     limits: RequestLimits = RequestLimits()
 
     def to_json(self) -> str:
@@ -96,7 +96,8 @@ class Protocol:
 
 
 class Refused(MlflowException):
-    """What a client is told, with status 400. MLflow's server would put the whole request in front of the message."""
+    """An error that the client sees, with status 400. MLflow's server would put the entire request before the
+    message."""
 
     def __init__(self, line: str) -> None:
         self._line = line
@@ -134,8 +135,8 @@ class ServedClassifier:
         except Refused:
             raise
         except Exception as error:  # noqa: BLE001 - MLflow would send the stack to the client
-            _log.exception("a request could not be answered")
-            raise Refused(f"the request could not be answered ({type(error).__name__})") from None
+            _log.exception("a request failed")
+            raise Refused(f"the request failed ({type(error).__name__})") from None
 
     def _answers(self, values: Sequence[Any]) -> pd.DataFrame:
         limits = self._protocol.limits
@@ -214,7 +215,7 @@ def _opened(values: Sequence[Any], limits: RequestLimits) -> list[_Opened]:
 
 @contextmanager
 def _named(row: int) -> Iterator[None]:
-    """Turns a picture's errors into what the client is told."""
+    """Turns a picture's errors into the message for the client."""
     try:
         yield
     except BadPicture as error:
@@ -245,7 +246,8 @@ def _open(value: Any) -> _Opened:
 def center_crop(picture: Image.Image, size: int, resize: int) -> NDArray[np.uint8]:
     """uint8 [size, size, 3]: the shorter side resized to `resize`, then the central square; as training evaluates.
 
-    A window half a pixel off the middle goes to the even side, as in training. No more is resized than is shown.
+    A window half a pixel off the middle is rounded to the even position, as in training. Only the part that is shown is
+    resized.
     """
     shorter = min(picture.size)
     width, height = (resize * side // shorter for side in picture.size)

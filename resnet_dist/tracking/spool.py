@@ -84,10 +84,8 @@ def encode(record: Opened | Event) -> bytes:
 
 
 def decode(line: bytes) -> Opened | Event:
-    """The inverse of `encode`, with or without the newline; floats come back to the bit.
-
-    Raises ValueError for anything that `encode` did not write: others may write to storage too, and what comes out of
-    here is sent to a server.
+    """The inverse of `encode`, with or without the newline; floats are restored exactly. Raises ValueError for anything
+    that `encode` did not write: others may write to storage too, and the result is sent to a server.
     """
     try:
         fields = json.loads(line)
@@ -154,7 +152,7 @@ def spool_folders(run_dir: Path) -> list[Path]:
 
 
 def file_number(name: str) -> tuple[int, int] | None:
-    """`00003-00001.jsonl` -> (3, 1), its place in the order of files. None for the name of any other file.
+    """`00003-00001.jsonl` -> (3, 1), its position in the order of files. None for the name of any other file.
 
     Version 1 named files without a lease: `0002.jsonl` -> (0, 2).
     """
@@ -172,7 +170,7 @@ def newest_lease(run_dir: Path) -> int:
 class SpoolFile:
     path: Path
     num_bytes: int | None
-    """How many bytes count; None for the newest file: as many whole lines as there are."""
+    """How many bytes count; None for the newest file: all complete lines."""
 
 
 def spool_files(folder: Path) -> list[SpoolFile]:
@@ -195,7 +193,7 @@ class SpoolReader:
         self._index = 0
         self._offset = 0
         self.num_bad_lines = 0
-        """Lines that no spool wrote, passed over so far."""
+        """Lines skipped so far because no spool wrote them."""
 
     def read(self, newest_limit_bytes: int | None = None, chunk_bytes: int = _CHUNK_BYTES) -> list[Event]:
         """The next events, from about `chunk_bytes` of lines; empty when there are no more now.
@@ -225,7 +223,7 @@ class SpoolReader:
 
 
 def _lines(path: Path, start: int, limit: int | None) -> Iterator[tuple[int, Opened | Event | None]]:
-    """Of every whole line between two offsets: the offset behind it and its record; None if no spool wrote it."""
+    """For every complete line between two offsets: the offset after it, and its record, None if no spool wrote it."""
     with path.open("rb") as file:
         file.seek(start)
         while line := file.readline(MAX_LINE_BYTES if limit is None else max(0, min(MAX_LINE_BYTES, limit - start))):
@@ -240,7 +238,7 @@ def _lines(path: Path, start: int, limit: int | None) -> Iterator[tuple[int, Ope
 
 @dataclass(frozen=True)
 class History:
-    """What a run has logged, read back from its spool: complete even if the server never saw it."""
+    """Everything that a run has logged, read from its spool: complete even if the server never received it."""
 
     points: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
     """(step, value) of every metric, in the order of steps."""
@@ -274,7 +272,7 @@ def unseen(values: Mapping[str, float], step: int, newest_steps: Mapping[str, in
 
     After a restart, training resumes at its last checkpoint and computes again steps that were logged before the fault.
     The steps of a key only grow, so a point is new exactly if its step is greater than the newest step of its key;
-    every other one is left out, and the first value stays.
+    all others are left out, and the first value is kept.
     """
     return {key: v for key, v in values.items() if key not in newest_steps or step > newest_steps[key]}
 
@@ -284,7 +282,7 @@ class Spool:
 
     The thread writes a line at once, so a SIGKILL loses at most the lines of the last milliseconds; a lost machine at
     most those of the storage's `sync_every_s`: a second in a folder, five in an object store. When storage is full or
-    away, lines stay in memory and the thread tries again.
+    unreachable, lines stay in memory and the thread tries again.
     """
 
     def __init__(
@@ -308,7 +306,7 @@ class Spool:
         self._on_durable = on_durable
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        # Create first, then measure: what an older writer appends after its successor exists does not count.
+        # Create first, then measure: lines that an older writer appends after its successor exists do not count.
         self.path = self._create_file(lease)
         self._storage.pull()
         kept_bytes, newest_steps = self._measure_older_files()
@@ -319,7 +317,7 @@ class Spool:
         os.write(self._file, opening)
         self._storage.extended(self.path, len(opening))
         self.durable_bytes = len(opening)
-        """How much of this file is in storage, in whole lines."""
+        """Bytes of this file in storage, in complete lines."""
         self._appended_bytes = len(opening)
         self._changed = threading.Condition()
         self._lines: list[bytes] = []
@@ -353,18 +351,18 @@ class Spool:
             return self._changed.wait_for(lambda: self.durable_bytes >= num_bytes, timeout_s)
 
     def is_newest(self) -> bool:
-        """False as soon as another writer has opened the spool: from then on this one must send nothing."""
+        """False once another writer has opened the spool: from then on this one must send nothing."""
         return self._newest_number() == file_number(self.path.name)
 
     def close(self, timeout_s: float) -> bool:
-        """Writes and syncs what is left. False if storage did not take it within `timeout_s`."""
+        """Writes and syncs what is left. False if storage did not accept it within `timeout_s`."""
         done = self.persist(timeout_s)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout_s if done else 0.0)
         if not done:
-            _log.error("%s: storage did not take the last lines of this run within %.0f s", self.path, timeout_s)
+            _log.error("%s: storage did not accept the last lines of this run within %.0f s", self.path, timeout_s)
         return done
 
     def _append(self, event: Event) -> None:
@@ -376,7 +374,7 @@ class Spool:
         self._changed.notify_all()
 
     def _create_file(self, lease: int | None) -> Path:
-        """A new file after all others, created by this process alone."""
+        """A new file after all others, created exclusively by this process."""
         while True:
             newest_lease, newest = self._newest_number()
             if lease is not None and lease < newest_lease:
@@ -394,7 +392,7 @@ class Spool:
     def _measure_older_files(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many bytes of each older file count from now on, and the newest step of every key in them.
 
-        A file counts up to its first damage: what was logged after that is computed and logged again.
+        A file counts up to the first damaged line: what was logged after it is computed and logged again.
         """
         kept_bytes: dict[str, int] = {}
         newest_steps: dict[str, int] = {}

@@ -30,8 +30,8 @@ _PLACES = (
 def require_current(database: Path) -> None:
     """UserError unless `database` is MLflow's, of the version of the library that is installed, or still empty.
 
-    MLflow itself would migrate an older one whenever somebody looks into it, and its own version could then no longer
-    read it; it would make its tables in another program's file, and try for minutes to open what cannot be opened.
+    MLflow itself would migrate an older one whenever it is opened, so that the older version could no longer read it.
+    It would also make its tables in another program's file, and try for minutes to open a file that it cannot open.
     """
     if not database.exists():
         raise UserError(f"tracking_uri: there is no MLflow database {database}")
@@ -51,8 +51,8 @@ def require_current(database: Path) -> None:
 
     if found not in known:
         raise UserError(
-            f"tracking_uri: {database} was written by a newer MLflow than {mlflow.__version__}, which is here (schema "
-            f"{found} is not known); use that version of MLflow, or name another file"
+            f"tracking_uri: {database} was written by a newer MLflow than {mlflow.__version__}, which is installed "
+            f"(schema {found} is not known); use that version of MLflow, or name another file"
         )
     uri = f"sqlite:///{database}"
     raise UserError(
@@ -80,10 +80,11 @@ def create_empty(database: Path) -> None:
 
 
 def follow_moved_files(database: Path) -> str | None:
-    """Corrects the paths in `database` if it and the files of its runs were moved or copied together; a line about it.
+    """Corrects the paths in `database` if it and the files of its runs were moved or copied together; returns a
+    message.
 
-    MLflow keeps absolute paths: what is logged next would be written to the old place, and nothing from before would be
-    found. Nothing is changed if the files are still at the old place only.
+    MLflow keeps absolute paths: new files would be written to the old location, and older ones would not be found.
+    Nothing is changed if the files are still only at the old location.
     """
     own = (database.parent / ARTIFACTS).as_uri()
     moved: list[str] = []
@@ -106,7 +107,7 @@ def follow_moved_files(database: Path) -> str | None:
 
 
 def _came_along(connection: sqlite3.Connection, old: str, own: str) -> bool:
-    """Whether the files are at the new place: the old folder is gone, or a run's folder is in the new one."""
+    """Whether the files are at the new location: the old folder is gone, or a run's folder is in the new one."""
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     old_folder, own_folder = Path(local_file_uri_to_path(old)), Path(local_file_uri_to_path(own))
@@ -118,12 +119,12 @@ def _came_along(connection: sqlite3.Connection, old: str, own: str) -> bool:
 
 
 class _Locked(UserError):
-    """Somebody else is writing; MLflow itself waits longer."""
+    """Seconds to wait for another writer; MLflow itself waits longer."""
 
 
 @contextmanager
 def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    """Raises UserError for a file that is damaged, or cannot be read, or that somebody else holds for too long."""
+    """Raises UserError for a file that is damaged, cannot be read, or stays locked for too long."""
     if database.is_dir():
         raise UserError(f"tracking_uri: {database} is a folder; name a database in it, such as mlflow.db")
     try:
@@ -135,7 +136,7 @@ def _opened(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
             raise _Locked(f"tracking_uri: {database} is locked by another process; try again when it is done") from None
         raise UserError(f"tracking_uri: {database} cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
-        raise UserError(f"tracking_uri: {database} is damaged ({error}); put a copy in its place") from None
+        raise UserError(f"tracking_uri: {database} is damaged ({error}); replace it with a copy") from None
 
 
 def _revision(connection: sqlite3.Connection) -> str | None:

@@ -1,9 +1,9 @@
-"""From a spool to MLflow: each point once, whoever sends it and however often the server fails.
+"""Sends a spool to MLflow: each point once, whichever process sends it and however often the server fails.
 
 Before the first point, the server is asked for the newest step of each key of the run. The points of a key are sent in
-the order of their steps, so the server has a beginning of what the spool has, and only the rest is sent. MLflow
-identifies a point by (run, key, time, step, value), which are all in the spool: a batch whose answer was lost, or that
-two processes send at once, arrives once.
+the order of their steps, so the server always has a prefix of the spool, and only the rest is sent. MLflow
+identifies a point by (run, key, time, step, value), which are all in the spool: a batch whose response was lost, or
+that two processes send at once, is stored once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FIRST_BACKOFF_S = 0.5
 _SAY_EVERY_S = 5.0
 KIND_TAG = "kind"
 SWEEP = "sweep"
-"""Value of the tag `kind` of a sweep's run: it has no curves of its own."""
+"""Value of the tag `kind` of a sweep's run, which has no curves."""
 
 
 class Point(NamedTuple):
@@ -69,11 +69,11 @@ class Tag(NamedTuple):
 
 
 class Unavailable(Exception):
-    """The request was not taken now; the same one may be taken later."""
+    """The request failed now; the same one may succeed later."""
 
 
 class Refused(Exception):
-    """The server answered, the run is in order, and the content itself is not acceptable: it never will be."""
+    """The server responded and the run is fine, but the content itself is not acceptable, and never will be."""
 
 
 class Superseded(Exception):
@@ -81,8 +81,8 @@ class Superseded(Exception):
 
 
 def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
-    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and
-    the whole, so that the jobs of a cluster do not all return to a server in the same second.
+    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and all
+    of it, so that the jobs of a cluster do not all return to a server in the same second.
     """
     whole = min(max_backoff_s, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30))
     return whole * (0.5 + 0.5 * draw)
@@ -144,7 +144,8 @@ class MlflowTransport:
             raise Unavailable(root_reason(error)) from error
 
     def _run_is_active(self) -> bool:
-        """A deleted run answers with the code of invalid content; it can be restored, and then takes everything."""
+        """For a deleted run the server reports invalid content; the run can be restored, and then accepts
+        everything."""
         try:
             return self._connected().get_run(self._run_id).info.lifecycle_stage == "active"
         except Exception as error:
@@ -160,10 +161,10 @@ class MlflowTransport:
 
 
 class Delivery:
-    """Brings the events of one spool to the server. No thread, no waiting; after a failure, call `send_all` again.
+    """Sends the events of one spool to the server. No thread, no waiting; after a failure, call `send_all` again.
 
-    Texts go to the artifact store, often another machine with its own credentials: when it is out of order, points do
-    not wait for it.
+    Texts go to the artifact store, often another machine with its own credentials: when it is broken, points do not
+    wait for it.
     """
 
     def __init__(
@@ -204,8 +205,8 @@ class Delivery:
     def send_all(self, newest_limit_bytes: int | None = None, proceed: Callable[[], bool] = lambda: True) -> None:
         """Sends everything that the server does not have, batch after batch while `proceed` says so.
 
-        `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable or OSError when both points and texts went as
-        far as they could, Superseded at once.
+        `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable or OSError after sending as many points and
+        texts as possible, Superseded at once.
         """
         failure: Unavailable | OSError | None = None
         for send_next in (self._send_points, self._send_text):
@@ -264,12 +265,12 @@ class Delivery:
                     self._texts[event.path] = event.content
 
     def _require_newest(self) -> None:
-        # Asked after reading: what was read was in storage before a successor could measure this file.
+        # Checked after reading: what was read was in storage before a successor could measure this file.
         if not self._may_send():
             raise Superseded(str(self._folder))
 
     def _send(self, batch: Sequence[Point | Tag]) -> None:
-        """Sends the batch. If the server refuses it, halves it until what is refused stands alone, so that one bad name
+        """Sends the batch. If the server refuses it, halves it until the refused item is alone, so that one bad name
         does not hold up the rest.
         """
         if not batch:
@@ -293,7 +294,7 @@ class Delivery:
 
 
 def publish_rejected(storage: RunStorage, folder: Path) -> None:
-    """Brings the list of what MLflow refused from the spool in `folder` into storage, if there is one."""
+    """Copies the list of what MLflow refused from the spool in `folder` to storage, if there is one."""
     if (path := folder / REJECTED_NAME).exists():
         storage.publish(path)
 
@@ -310,7 +311,7 @@ class SyncReport:
     num_rejected: int
     """Things that MLflow will never accept, listed in `rejected.jsonl` beside the spool."""
     num_bad_lines: int
-    """Lines that no spool wrote, passed over."""
+    """Lines that no spool wrote, skipped."""
     num_unreadable_bytes: int
     """Torn end of the spool, which cannot be sent."""
     strangers: tuple[str, ...]
@@ -327,7 +328,7 @@ def sync(
     with_end: bool = True,
     say: Callable[[str], object] = lambda line: None,
 ) -> SyncReport:
-    """Brings everything of the run to the server, each point once; harmless while the run is in progress.
+    """Sends everything in the run to the server, each point once; harmless while the run is in progress.
 
     Only into the run that the folder belongs to: the one that `mlflow_run.json` names and that has its key in a tag.
 
@@ -335,7 +336,7 @@ def sync(
         with_end: also the end that waits in `mlflow_run.json`.
         say: called every few seconds with how far it is.
 
-    Raises UserError if nothing was tracked in the run, Fault if the server does not answer, or not for long enough.
+    Raises UserError if nothing was tracked in the run, Fault if the server does not respond, or stops responding.
     """
     storage = as_storage(storage)
     if not storage.names():
@@ -356,7 +357,7 @@ def sync(
     for folder, delivery in zip(mine, deliveries, strict=True):
         try:
             _deliver(delivery, proceed, f"MLflow at {redacted(tracking_uri)} did not take the run {handle.run_id}")
-        except Fault as fault:  # a spool that MLflow does not take must not hold up the others
+        except Fault as fault:  # a spool that MLflow refuses must not hold up the rest
             faults.append(fault)
         finally:
             publish_rejected(storage, folder)
@@ -409,7 +410,7 @@ def _deliver(delivery: Delivery, proceed: Callable[[], bool], failed: str) -> No
         except Unavailable as error:
             num_failures = num_failures + 1 if delivery.num_points + delivery.num_texts == before else 1
             if num_failures == _ATTEMPTS:
-                raise Fault(f"{failed}: {error}; what is left stays in storage: run the same command again") from error
+                raise Fault(f"{failed}: {error}; the rest stays in storage: run the same command again") from error
             time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))
 
 
@@ -443,9 +444,9 @@ def open_sweep(
 def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
     """Ends the run of a trial from outside, after its own driver was stopped or killed.
 
-    What the trial's workers left unsent arrives first. True if the server has the status; if it is away, everything
-    waits in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end: True.
-    Never raises because of the server. The status of a trial that has ended before is replaced.
+    What the trial's workers left unsent is sent first. True if the server has the status; if it is unreachable,
+    everything waits in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end:
+    True. Never raises because of the server. The status of a trial that has ended before is replaced.
     """
     storage = as_storage(trial)
     try:
@@ -460,7 +461,7 @@ def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, re
     try:
         sync(storage, tracking_uri, limit_s=120.0)
     except (Fault, UserError) as error:
-        _log.warning("%s: what the trial left unsent waits there: %s", storage.location, error)
+        _log.warning("%s: the trial's unsent data waits there: %s", storage.location, error)
     return end_run(handle, status, reason)
 
 

@@ -1,6 +1,6 @@
-"""What the machine does while it trains, measured now and then by one worker of each node and logged like a curve.
+"""Use of the machine during training, measured now and then by one worker of each node and logged like a curve.
 
-Not MLflow's own monitor: it stops for good at its first failed request.
+Not MLflow's own monitor, which stops for good at its first failed request.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class NodeMonitor:
 
 
 def process_began_s() -> float:
-    """When this process was started, Unix time in seconds; now, if the machine does not say."""
+    """When this process was started, Unix time in seconds; the current time if that is not known."""
     try:
         return float(psutil.Process().create_time())
     except (OSError, psutil.Error):

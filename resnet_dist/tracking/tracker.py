@@ -1,4 +1,4 @@
-"""What a training worker knows of tracking: it logs to a spool, and a thread brings the spool to MLflow."""
+"""A training worker's tracking: it logs to a spool, and a thread sends the spool to MLflow."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Five methods, none of which waits for a network. This class keeps nothing: it is the tracker of every rank but 0,
-    which has a `SpoolTracker`.
+    """Five methods, none of which waits for the network. This class keeps nothing: it is the tracker of every rank but
+    0, which has a `SpoolTracker`.
     """
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -76,14 +76,14 @@ class SpoolTracker(Tracker):
         Args:
             storage: the run's, the same for every attempt (a path: that folder).
             run_id: from `open_run`.
-            lease: number of the driver's lease: whoever works for an older one can neither open the spool nor send.
-                None: that of whoever opened it last.
-            writer: as in `spool_folder`, for whoever logs besides rank 0.
+            lease: number of the driver's lease. A worker of an older one can neither open the spool nor send. None: the
+            lease under which it was last opened.
+            writer: as in `spool_folder`, for workers other than rank 0.
             close_limit_s: the longest time that `close` waits for the server.
-            max_backoff_s: the longest pause between two attempts to reach a server that is away.
+            max_backoff_s: the longest pause between two attempts to reach an unreachable server.
             warn: called when an outage begins and when it is over.
 
-        Raises Fault if storage cannot be written, or if a driver with a newer lease has taken over.
+        Raises Fault if storage cannot be written, or if a driver with a newer lease has resumed the run.
         """
         self._changed = threading.Condition()
         self._storage = as_storage(storage)
@@ -99,7 +99,7 @@ class SpoolTracker(Tracker):
         self._sent_bytes = 0
         """Everything up to this byte of the spool's file is at the server."""
         self._num_waiting = 0
-        """Calls of `flush` under way."""
+        """Calls of `flush` in progress."""
         self._stopping = False
         self._ended = False
         self._thread = threading.Thread(target=self._send, name="mlflow-sender", daemon=True)
@@ -131,7 +131,7 @@ class SpoolTracker(Tracker):
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(1.0)  # a request under way ends with the process
-        with suppress(OSError):  # `sync` then finds out again what MLflow refuses
+        with suppress(OSError):  # `sync` then finds what MLflow refuses again
             publish_rejected(self._storage, self._folder)
 
     def _drain(self, timeout_s: float) -> bool:
@@ -175,12 +175,12 @@ class SpoolTracker(Tracker):
             except (Unavailable, OSError) as error:
                 if not num_failures:
                     self._warn(
-                        f"MLflow does not take metrics ({error}); training continues and keeps them until it does"
+                        f"MLflow does not accept metrics ({error}); training continues and keeps them until it does"
                     )
                 num_failures += 1
                 continue
             if num_failures:
-                self._warn("MLflow takes metrics again; all that was kept has arrived")
+                self._warn("MLflow accepts metrics again; all that was kept has arrived")
             num_failures = 0
             with self._changed:
                 self._sent_bytes = self._sent_bytes if self._stopping else num_bytes
@@ -192,7 +192,7 @@ class SpoolTracker(Tracker):
             if not num_failures:
                 self._changed.wait_for(lambda: self._stopping or self._spool.durable_bytes > self._sent_bytes)
                 return not self._stopping
-            # Only someone who waits for the end cuts the pause short; then it tries about once a second.
+            # Only a caller that waits for the end cuts the pause short; then it tries about once a second.
             pause_s = backoff_s(num_failures, random.random(), self._max_backoff_s)
             if not self._num_waiting:
                 self._changed.wait_for(lambda: self._stopping or self._num_waiting, pause_s)

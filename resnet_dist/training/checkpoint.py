@@ -1,7 +1,7 @@
 """What a complete checkpoint is, and which checkpoints a run's storage has.
 
 A folder `epoch=007-step=00012345/` with `state.pt` and, written last, `checkpoint.json`: the digest of the state, and
-whose checkpoint it is.
+the run that it belongs to.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ SCHEMA_VERSION = 2
 _ALGORITHM_OF: Mapping[int, Algorithm] = {1: "xxh3_128", SCHEMA_VERSION: ALGORITHM}
 """Digest algorithm by schema version. That of version 1 protects against accidents only."""
 _MAX_COPIES, _MAX_OTHER_BYTES = 12, 64 << 20
-"""What a state may hold: the net, its average, the state of optimizer and reduction, all twice for 16-bit nets."""
+"""Limits of a state: the net, its average, the state of optimizer and reduction, all twice for 16-bit nets."""
 _NAME = re.compile(r"epoch=(\d{3,})-step=(\d{8,})", re.ASCII)
 _MAX_CHANGES_SHOWN = 8
 _MAX_PICKLE_BYTES = 16 << 20
 """Most bytes of what the state holds besides the tensors' numbers; ResNet-152 has 0.5 MB."""
 _PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Z][A-Za-z0-9]{0,19}Storage")
-"""What a state is made of besides plain values."""
+"""The classes that a state may contain besides plain values."""
 _OF_THE_MEDIUM = (errno.EIO,)
 """Errors of bad sectors. All others may be temporary."""
 
@@ -123,7 +123,7 @@ def verify_checkpoint(directory: Path, where: str = "") -> CheckpointMetadata:
 
     Raises:
         Damaged: the metadata is missing or invalid, the digest of the state differs, or the state is not one.
-        Fault: storage does not answer, which says nothing about the checkpoint.
+        Fault: storage does not respond, which says nothing about the checkpoint.
     """
     where = where or str(directory)
     try:
@@ -177,10 +177,10 @@ def _parse(content: bytes) -> CheckpointMetadata:
     if min(metadata.epoch, metadata.step) < 0:
         raise ValueError(f"is of epoch {metadata.epoch} and step {metadata.step}")
     if set(metadata.files) != {STATE}:
-        raise ValueError(f"tells the digests of {len(metadata.files)} files, expected that of {STATE}")
+        raise ValueError(f"has the digests of {len(metadata.files)} files, expected that of {STATE}")
     digest = parse_digest(metadata.files[STATE])
     if digest.is_tree or digest.algorithm != _ALGORITHM_OF[metadata.schema_version]:
-        raise ValueError(f"has a digest that does not go with schema {metadata.schema_version}")
+        raise ValueError(f"has a digest that does not match schema {metadata.schema_version}")
     return metadata
 
 
@@ -217,7 +217,7 @@ class Found:
     directory: Path
     """Folder of its files on this machine, while it is open."""
     warnings: tuple[str, ...] = ()
-    """One for every damaged newer checkpoint."""
+    """A warning for every damaged newer checkpoint."""
     damaged: tuple[str, ...] = ()
     """Names of the damaged newer checkpoints."""
 
@@ -300,7 +300,7 @@ def require_same(found: CheckpointMetadata, expected: Identity, recipe: Recipe, 
 
 # `state.pt` is a zip of tensors, as `torch.save` writes it, and is inspected before it is loaded. `weights_only` keeps
 # it from running code, but not from taking all memory: by compressed entries, storages larger than the file, tensors
-# larger than their storages, byte arrays of any size. A file with any of these is no checkpoint, whatever its digest.
+# larger than their storages, byte arrays of any size. A file with any of these is rejected, whatever its digest.
 
 
 def open_state(path: Path) -> BinaryIO:

@@ -1,7 +1,7 @@
-"""The checkpoints of a run in training: written in the background, kept, found again, restored; and the best weights.
+"""The checkpoints of a run in training: written in the background, kept, found, restored; and the best weights.
 
 `best/epoch=007-step=00012345/` has the net alone: half the size of a checkpoint, written only when an evaluation beats
-all before it. Checkpoints are for resuming and only the newest few are kept: none of them may be the best one.
+all before it. Checkpoints are for resuming and only the newest few are kept, so the best one may not be among them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _HEARTBEAT_EVERY_S = 1.0
 
 
 class CheckpointManager:
-    """Saves and restores the state of one worker group. All workers have one, and call `save` and `restore` together.
+    """Saves and restores the state of one worker group. Every worker has a manager; all call `save` and `restore`
+    together.
 
     The manager decides what is saved and when a write is waited for. The context commits it: in a process on its own at
     once (`LocalContext`), in a worker group by Ray Train in the background (`launch.worker.RayContext`). Storage is
@@ -109,12 +110,12 @@ class CheckpointManager:
         step = self._state.step
         if int(sum_over_workers(torch.tensor([step]))) != step * ctx.world_size:
             raise Fault(
-                f"worker {ctx.rank} found step {step} in storage, others another: is storage shared by all nodes?"
+                f"worker {ctx.rank} found step {step} in storage, others another step: is storage shared by all nodes?"
             )
         return metrics
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Waits until everything is written."""
         self._wait_for_best()
         self._ctx.wait_for_checkpoints()
 
@@ -143,9 +144,8 @@ class CheckpointManager:
 
 
 def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata) -> bool:
-    """Keeps the net's state dict if its `val/top1` is higher than that of the kept ones; of equals the first stays.
-
-    A kill leaves the old best, the new one, or both.
+    """Keeps the net's state dict if its `val/top1` is higher than that of the kept ones; the first of equals stays. A
+    kill leaves the old best, the new one, or both.
     """
     kept = [old.metrics[_METRIC] for old in _all_best(storage, metadata.identity).values()]
     if kept and metadata.metrics[_METRIC] <= max(kept):

@@ -40,10 +40,10 @@ class Requests(NamedTuple):
 
 
 class Vote:
-    """All workers stop, or save, after the same step, although each hears of the request at its own moment.
+    """All workers stop, or save, after the same step, although they see the request at different times.
 
-    After every step the workers sum one pair of flags, and read the sum one step later, when it has long arrived:
-    nobody waits for it. 8 bytes a step through the CPU's collective, during the next step's forward pass.
+    After every step the workers sum a pair of flags and read the sum one step later. By then it has arrived, so no
+    worker waits. It costs 8 bytes a step through the CPU's collective, during the next step's forward pass.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes into a worker and comes out of it: the job, the result, and the context that the worker runs in."""
+"""A worker's input and output: the job, the result, and the context that the worker runs in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingJob:
     pictures: Mapping[str, Any] = field(default_factory=dict)
     """How the pictures of the train beton were converted to pixels."""
     recompute_activations: bool = False
-    """Less memory, more computing, the same numbers."""
+    """Activation checkpointing: less memory, more computing, the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WorkerResult:
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
-    """How the divergence showed, if the run diverged."""
+    """How the divergence was noticed, if the run diverged."""
 
 
 class RunContext(Protocol):
@@ -79,7 +79,7 @@ class RunContext(Protocol):
         """Whether the user asked this run to stop. May differ between workers for a moment. Never blocks."""
 
     def save_requested(self) -> bool:
-        """Whether a checkpoint is wanted now, besides the planned ones. May differ between workers. Never blocks."""
+        """Whether a checkpoint is requested now, besides the planned ones. May differ between workers. Never blocks."""
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows how far the run is. Never raises."""
@@ -88,7 +88,7 @@ class RunContext(Protocol):
         """Called after every evaluation; `metrics` has the newest value of each. May wait until it has been judged."""
 
     def report_straggler(self, rank: int, factor: float) -> None:
-        """Worker `rank` has been `factor` times as slow as the others for a while. Never blocks, never raises."""
+        """Worker `rank` has been `factor` times as slow as the rest for a while. Never blocks, never raises."""
 
     def heartbeat(self) -> None:
         """Tells the watchdog that this worker makes progress. Called for every batch."""
@@ -147,7 +147,7 @@ class LocalContext:
         self.observer.evaluated(step, metrics)
 
     def report_straggler(self, rank: int, factor: float) -> None:
-        """Nothing to do: there are no others."""
+        """Nothing to do: there are no other workers."""
 
     def heartbeat(self) -> None:
         self.on_heartbeat()

@@ -29,7 +29,7 @@ _COUNTS = 6
 
 
 class Labelled(Protocol):
-    """A batch, as evaluation sees it: `data.batch.Batch`, or the views of a test protocol."""
+    """A batch to evaluate: `data.batch.Batch`, or the views of a test protocol."""
 
     @property
     def images(self) -> Any: ...
@@ -65,7 +65,7 @@ class Evaluation:
     """Samples with a NaN or infinite logit. None of them counts as right."""
     confusion: NDArray[np.int64] | None = None
     """[num_classes, num_classes]: samples by true and predicted class, without those that are not finite. None if
-    it was not asked for."""
+    it was not requested."""
     calibration: Calibration | None = None
     """Confidence against accuracy; None if it was not asked for."""
     first_not_finite: int | None = None
@@ -115,7 +115,7 @@ def evaluate(
 
     Args:
         batches: the samples with given ids, in batches of `batch_size`.
-        confusion_classes: the number of classes, if the confusion matrix and the calibration are wanted too.
+        confusion_classes: the number of classes, to get the confusion matrix and the calibration too.
 
     Every worker gets whole batches [k * batch_size, (k + 1) * batch_size) and fills their rows in a table of (samples,
     top-1, top-5, loss sum, not finite, position of the first of these, calibration). The rows are summed in batch
@@ -168,7 +168,7 @@ def _row(logits: Tensor, labels: Tensor) -> Tensor:
     batch, float64.
     """
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-    finite = logits.isfinite().all(dim=1)  # topk puts NaN first: such a net would be right by chance
+    finite = logits.isfinite().all(dim=1)  # topk ranks NaN first: such a prediction would be right by chance
     ranked = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]) & finite[:, None]
     loss = cross_entropy(logits, labels, reduction="none").double().sum()
     counts = torch.stack([torch.ones_like(labels).sum(), ranked[:, 0].sum(), ranked.any(dim=1).sum()])

@@ -90,7 +90,7 @@ def steps_from(
     )
     micro_batches = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
     with closing(batches_of(samples, ctx, epoch, order.reshape(-1))) as batches:
-        # zip asks the range first, so it never takes a batch of the next step.
+        # zip advances the range first, so it never takes a batch of the next step.
         while local := dict(zip(micro_batches, batches, strict=False)):
             yield local
 

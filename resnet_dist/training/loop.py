@@ -53,7 +53,7 @@ def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerRes
         trainer.restore()
         ctx.progress(trainer.state.step, {})
         result = trainer.fit()
-        trainer.checkpoints.wait()  # while the watchdog still looks: Ray waits for the rest without a limit
+        trainer.checkpoints.wait()  # while the watchdog still runs: Ray waits for the rest without a limit
         return result
 
 
@@ -115,7 +115,7 @@ class Trainer:
         # Data
         self.train, self.val = train, val
         self._steps: Generator[dict[int, Batch], None, None] | None = None
-        """The rest of the epoch's steps, while there is one open."""
+        """The rest of the epoch's steps, while an epoch is open."""
 
     def restore(self) -> None:
         """Continues from the newest complete checkpoint, if there is one. All workers call it together."""
@@ -128,10 +128,10 @@ class Trainer:
                 return result
 
     def advance(self) -> WorkerResult | None:
-        """Does what is due at the current step, then trains one step; a result if there was none to train.
+        """Does what is due at the current step, then trains one step. Returns a result if the run is over instead.
 
-        What is due is done before training on. So a run that is resumed at any step does what is missing, and the last
-        step is no special case.
+        What is due comes before the next step. So a run that is resumed at any step does what is missing, and the last
+        step needs no special case.
         """
         state, plan, step = self.state, self.plan, self.state.step
         evaluates = plan.evaluation_due(step) and state.evaluated_step < step

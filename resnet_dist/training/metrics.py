@@ -1,4 +1,4 @@
-"""The training curves: losses and times between two points, which worker is slow, how well the device is used."""
+"""The training curves: losses and times between two points, slow workers, use of the device."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class MetricAccumulator:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what training waits for because of checkpoints. Not part of the measured speed."""
+        """A context around waits for checkpoints, which are not part of the measured speed."""
         began_s = time.perf_counter()
         yield
         self.checkpoint_wait_s += time.perf_counter() - began_s
@@ -160,8 +160,8 @@ class MetricAccumulator:
         )
 
 
-# Stragglers. A step ends for all workers together, so its length does not tell who was slow. What tells is how long
-# each was busy: the step without its wait for the others' gradients.
+# Stragglers. A step ends for all workers together, so its length does not show who was slow. What shows it is how long
+# each worker was busy: the step without its wait for other workers' gradients.
 
 
 class RankTimes(NamedTuple):
@@ -177,7 +177,7 @@ class RankTimes(NamedTuple):
         return self.step_s - self.all_reduce_wait_s
 
     def metrics(self, rank: int, images_per_step: int) -> dict[str, float]:
-        """`images_per_s`: the speed of this worker if it never waited for the others."""
+        """`images_per_s`: the speed of this worker if it never waited for other workers."""
         values = {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
         return {f"worker/{rank}/{name}": value for name, value in values.items()}
 
@@ -186,9 +186,9 @@ def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
     """For each worker: how long it is busy with one of its micro-batches, relative to the median of the others.
 
     Args:
-        shares: micro-batches a step, by worker. They may differ by one, and who has one more is not slow.
+        shares: micro-batches a step, by worker. They may differ by one; a worker with one more is not slow.
 
-    A worker on its own is 1.0.
+    A single worker is 1.0.
     """
     busy_s = [t.busy_s / share for t, share in zip(times, shares, strict=True)]
     if len(busy_s) == 1:
@@ -198,7 +198,7 @@ def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
 
 
 class Stragglers:
-    """Finds workers that stay slow. Each is reported once, and again if it was fast in between.
+    """Finds workers that stay slow. Each is reported once, and again only if it was fast in between.
 
     Args:
         shares: as in `slowness`.
@@ -220,8 +220,8 @@ class Stragglers:
         }
 
     def newly_slow(self, times: Sequence[RankTimes]) -> dict[int, float]:
-        """The workers whose slowness has now been above SLOW_FACTOR at SLOW_POINTS points in a row, with the least
-        value there."""
+        """The workers whose slowness has been above SLOW_FACTOR at the last SLOW_POINTS points, with the least value
+        there."""
         self._last.append(slowness(times, self._shares))
         least = [min(values) for values in zip(*self._last, strict=True)] if len(self._last) == SLOW_POINTS else []
         slow = {rank: value for rank, value in enumerate(least) if value > SLOW_FACTOR}
@@ -296,7 +296,7 @@ def model_flops_utilisation(images_per_s: float, macs_per_image: int, flops: flo
 class DeviceUse:
     """Model FLOPs utilisation and peak memory of this worker's GPU; nothing on a CPU.
 
-    The other workers' GPUs are taken to be of the same kind: a group of several kinds has no single MFU.
+    Assumes that the other workers' GPUs are of the same kind: a group of several kinds has no single MFU.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, world_size: int) -> None:

@@ -32,7 +32,7 @@ class Mix:
 
 
 def draw_mix(config: Mixing, seed: int, step: int, micro_batch: int, num_images: int, size: int) -> Mix | None:
-    """How the `num_images` images, `size` x `size` px, of a micro-batch are mixed; None if they are not."""
+    """How the `num_images` images, `size` x `size` px, of a micro-batch are mixed; None if they are not mixed."""
     key = sample_keys(Stream.MIXING, seed, step, [micro_batch])
     mixed, kind, y, x = uniform(splitmix64(key, _NUMBERS), 4)[0].tolist()
     if mixed >= config.probability:
@@ -42,7 +42,7 @@ def draw_mix(config: Mixing, seed: int, step: int, micro_batch: int, num_images:
     mixup, cutmix = config.mixup_alpha, config.cutmix_alpha
     is_mixup = cutmix is None or (mixup is not None and kind < 0.5)
     alpha = mixup if is_mixup else cutmix
-    assert alpha is not None  # the schema sees to it
+    assert alpha is not None  # the schema guarantees it
     share = draw_beta(alpha, splitmix64(key, _BETA))
     if is_mixup:
         return Mix(partners, share, None)
@@ -75,7 +75,7 @@ def cut_box(own_share: float, y: int, x: int, size: int) -> tuple[int, int, int,
 def mix_micro_batch(
     config: Mixing, images: Tensor, targets: Tensor, *, seed: int, step: int, micro_batch: int
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, S, S, 3] and targets [N, C] after mixup or CutMix, or as they came if none is drawn.
+    """Images uint8 [N, S, S, 3] and targets [N, C] after mixup or CutMix, or unchanged if neither is drawn.
 
     After mixup images are grey levels of the targets' type.
     """

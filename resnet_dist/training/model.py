@@ -25,7 +25,7 @@ def compiled(model: nn.Module) -> nn.Module:
     """`model` compiled, with the same parameters. Every image size gets its own graph: a graph for all sizes would
     depend on the size at which the run was resumed.
     """
-    # Each size takes two graphs, with running statistics and without. Above its limit torch would continue uncompiled.
+    # Each size takes two graphs, with running statistics and without. Above its limit torch would run uncompiled.
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
@@ -58,7 +58,7 @@ class Precision:
         return torch.float64 if self.name == "fp64" else torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Goes around the forward pass and the loss."""
+        """A context around the forward pass and the loss."""
         dtype = _AUTOCAST.get(self.name)
         return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
@@ -68,9 +68,9 @@ class Precision:
 
 
 def set_backends(train: TrainConfig) -> None:
-    """Fixes what PyTorch's libraries would choose for themselves, and results depend on. Call it before any GPU work.
+    """Fixes what PyTorch's libraries would otherwise choose and results depend on. Call it before any GPU work.
 
-    - Sums on a CPU depend on the number of threads: it is the recipe's `cpu_threads`.
+    - Sums on a CPU depend on the number of threads, so the recipe sets it: `cpu_threads`.
     - TF32 rounds products to 10 bits, and PyTorch lets cuDNN's convolutions use it by default. Here only `precision:
       tf32` does; fp32 means fp32.
     - `exact`: kernels whose sums have a fixed order, none chosen by timing. PyTorch has none for a few operations on

@@ -21,11 +21,11 @@ from resnet_dist.data.order import micro_batch_share
 from resnet_dist.training.collectives import Stopwatch
 
 Compression = Literal["none", "bf16", "fp16", "powersgd"]
-"""powersgd is not one of DDP's hooks, but a reduction of its own."""
+"""powersgd is not one of DDP's hooks, but a separate reduction."""
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 _CHUNK_NUMBERS = 1 << 22
-"""How many numbers of the gradient workers exchange at a time: limits the memory of `exact` beyond its sums."""
+"""How many numbers of the gradient are exchanged at a time: limits the memory of `exact` beyond its sums."""
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Reduction(Protocol):
     forward: nn.Module
     """The module to call for a forward pass."""
     wait: Stopwatch
-    """Runs while a worker that has its own gradients waits for the others'."""
+    """Runs while a worker that has its own gradients waits for those of the rest."""
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
         """Goes around the forward and backward pass of a micro-batch; `is_last` of this worker's in the step."""
@@ -86,7 +86,7 @@ class FastReduction:
         self.wait = Stopwatch(first.device)
         if self._ddp is not None:
             compress(self._ddp, compression)
-            # The gradient of the first layer comes last; from then on backward only waits for the all-reduce.
+            # The gradient of the first layer comes last; after it, backward only waits for the all-reduce.
             first.register_post_accumulate_grad_hook(lambda _: self.wait.begin() if self._syncs else None)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
@@ -123,7 +123,7 @@ class ExactReduction:
     """Sums the micro-batches' gradients in one fixed tree order: the same bits for any number of workers.
 
     Workers exchange the sums of their subtrees (some log2(M / W) of them, where `fast` sends two) and each adds them
-    up. Costs traffic, and nothing of it overlaps with the backward pass.
+    up. This costs traffic, none of which overlaps with the backward pass.
     """
 
     def __init__(self, model: nn.Module, rank: int, world_size: int, num_micro_batches: int) -> None:
@@ -177,7 +177,7 @@ class ExactReduction:
 # The order of the exact sums. Floating-point addition is not associative, so a sum depends on its order. Here the order
 # is a binary tree over the micro-batches 0 .. M-1, fixed by M alone: the left half of a node is the largest power of
 # two below its size. A worker with a contiguous share of the micro-batches sums whole subtrees of it; the sums of
-# subtrees are then added up in the same tree. Any split over workers gives the same additions, hence the same bits.
+# subtrees are then added up in the same tree. Any split over workers gives the same additions, and so the same bits.
 
 
 class Node(NamedTuple):
@@ -245,8 +245,8 @@ class PowerSgdReduction:
     """PowerSGD (Vogels et al. 2019, algorithm 1): workers send low-rank factors of the gradient, after backward.
 
     The gradient of a layer, as a matrix [outputs, inputs x kernel], becomes P Q^T with P [outputs, rank] and
-    Q [.., rank]: one step of power iteration from the Q of the previous step. What that loses is added to the next
-    step's gradient.
+    Q [.., rank]: one step of power iteration from the Q of the previous step. The error of that approximation is added
+    to the next step's gradient.
 
     All of it is linear in the gradients, so only their sum over the workers matters, and the sum of the residuals: the
     result is equal for any number of workers up to float rounding, also for one. torch's own hook keeps its memory by

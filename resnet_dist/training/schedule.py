@@ -42,11 +42,11 @@ def lr_at(
         cosine    f + (1 - f) * (1 + cos(pi * p)) / 2   (torch's CosineAnnealingLR)
         linear    1 - (1 - f) * p
 
-    the first multiplied by one of the others. p would be 1 at step T, which is never taken: no step is spent at rate 0.
-    Raises UserError if the warm-up leaves no step, ValueError if `step` lies outside the run.
+    the first multiplied by one of the others. p would be 1 at step T, which is never taken: no step has rate 0.
+    Raises UserError if the warm-up leaves no step, ValueError if `step` is outside the run.
     """
     if not 0 <= step < total_steps:
-        raise ValueError(f"step {step} lies outside the run's steps 0 .. {total_steps - 1}")
+        raise ValueError(f"step {step} is outside the run's steps 0 .. {total_steps - 1}")
     warmup_steps = round(schedule.warmup.epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise UserError(
@@ -72,7 +72,7 @@ def lr_at(
 
 @dataclass(frozen=True)
 class Plateau:
-    """How far a plateau schedule is, from the evaluations so far; part of the checkpoint."""
+    """The progress of a plateau schedule, from the evaluations so far; part of the checkpoint."""
 
     best_error: float = math.inf
     """Lowest top-1 error so far, percent."""
@@ -129,7 +129,7 @@ class RunPlan:
     def point_due(self, step: int) -> bool:
         """Whether a point is added to the training curves after `step`.
 
-        Always at a checkpoint: a state whose losses nobody looked at is not saved.
+        Always at a checkpoint: a state whose losses were not checked is never saved.
         """
         by_steps = step % self.log_every_steps == 0
         return by_steps or self.at_epoch_end(step) or step == self.last_step or self.checkpoint_due(step)

@@ -34,7 +34,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module, num_steps: int) -> None:
-        """Call it after every optimizer step; `num_steps` are done. Does nothing if no update is due."""
+        """Call it after every optimizer step, with the number of steps done. Does nothing if no update is due."""
         if num_steps % self._every_steps:
             return
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
@@ -55,13 +55,13 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     evaluated_step: int = 0
-    """The step of the last evaluation; a resumed run does a missing one before it trains on."""
+    """The step of the last evaluation; a resumed run does a missing one before it trains further."""
     skipped: set[int] = field(default_factory=set)
     """Steps whose global batch is left out because training diverged on it; a resumed run leaves them out too."""
     plateau: Plateau = field(default_factory=Plateau)
     average: MovingAverage | None = None
     gradient_memory: PowerSgdReduction | None = None
-    """The reduction, if it keeps something from step to step."""
+    """The reduction, if it has state from step to step."""
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
     @property

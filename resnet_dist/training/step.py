@@ -25,8 +25,8 @@ from resnet_dist.training.state import TrainState
 class TrainStep:
     """Trains `state` by one global batch a call.
 
-    Everything random in a step is a function of (recipe.seed, step, micro-batch), nothing comes from a generator that
-    runs along: so a step gives the same result on any worker, and when it is done again.
+    Everything random in a step is a function of (recipe.seed, step, micro-batch); no generator carries state. So a step
+    gives the same result on any worker, and when it is done again.
 
     Args:
         model: the classifier around `state.net`, in training mode.
@@ -46,7 +46,7 @@ class TrainStep:
     ) -> None:
         """Does step number `state.step` with learning rate `lr`. All workers call it together.
 
-        Waits for the device nowhere, and for other workers only in the reduction.
+        Never waits for the device, and for other workers only in the reduction.
 
         Args:
             batches: this worker's micro-batches of the step under their numbers, in order.
@@ -64,8 +64,8 @@ class TrainStep:
                     mixing, images, targets, seed=recipe.seed, step=step, micro_batch=micro_batch
                 )
             # Only micro-batch 0 moves batch norm's running statistics. Rank 0 always has it and owns them, so they do
-            # not depend on the number of workers; the others get them before an evaluation (`share_buffers`). The
-            # statistics that normalise are those of each micro-batch.
+            # not depend on the number of workers; other ranks get them before an evaluation (`share_buffers`). Each
+            # micro-batch is normalised with its own statistics.
             with self.statistics.updating(micro_batch == 0), self.reduction.accumulating(is_last=micro_batch == last):
                 with self.precision.autocast(self.device):
                     logits = self.reduction.forward(images)

@@ -1,7 +1,7 @@
-"""Ends a worker that makes no progress, and leaves behind what it was doing.
+"""Ends a worker that makes no progress, and records what it was doing.
 
 A worker that hangs in Python or in the loader keeps its peers waiting in a collective, and Ray sees a healthy process.
-So each worker watches itself; its end makes Ray start the workers again from the newest checkpoint.
+So each worker watches itself; when it ends, Ray restarts the workers from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Watchdog:
 
     def _end(self, silent_s: float) -> None:
         try:
-            # What hangs may be the very storage that the dump goes to.
+            # The storage that the dump goes to may be what hangs.
             dumping = threading.Thread(target=self._write_dump, args=(silent_s,), daemon=True)
             dumping.start()
             dumping.join(_DUMP_LIMIT_S)

@@ -1,4 +1,4 @@
-"""MLflow's pages in a real browser: what a run logs is there for a person to see. Skipped where no Chromium is."""
+"""MLflow's pages in a real browser show what a run logs. Skipped where there is no Chromium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `kubectl kustomize FOLDER` prints, for the few of its features that cluster/ uses; others are an error."""
+"""The output of `kubectl kustomize FOLDER`, for the few features that cluster/ uses; others are an error."""
 
 from __future__ import annotations
 

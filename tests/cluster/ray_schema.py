@@ -1,4 +1,4 @@
-"""A schema of those fields of KubeRay's RayCluster and RayJob (ray.io/v1) that cluster/ uses, strict about all others.
+"""A schema of those fields of KubeRay's RayCluster and RayJob (ray.io/v1) that cluster/ uses, which rejects all others.
 
 Pod templates are checked as pods, by Kubernetes' own schema.
 """

@@ -1,4 +1,4 @@
-"""The laptop's cluster in containers: Compose's own check where it is installed, and its files against each other."""
+"""The laptop's cluster in containers: Compose's own check where it is installed, and consistency of its files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_profile_is_for_these_services(compose: dict[str, Any]) -> None:
     assert float(compose["x-node"]["environment"]["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < grace
 
 
-def test_mlflow_answers_to_the_workers(compose: dict[str, Any]) -> None:
+def test_mlflow_is_reachable_by_the_workers(compose: dict[str, Any]) -> None:
     (include,) = compose["include"]
     (line,) = [line for line in (FOLDER / include["env_file"]).read_text().splitlines() if not line.startswith("#")]
     name, _, hosts = line.partition("=")

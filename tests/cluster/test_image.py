@@ -1,4 +1,4 @@
-"""The image: linted, and built by the script that builds every laptop. No Docker engine is needed, none was there."""
+"""The image: linted, and built by the script that builds every laptop. No Docker engine is needed."""
 
 from __future__ import annotations
 

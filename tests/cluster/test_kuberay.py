@@ -1,4 +1,4 @@
-"""KubeRay's manifests: valid by schema and by Ray's own autoscaler, and at one with the profiles that they carry."""
+"""KubeRay's manifests: valid by schema and by Ray's own autoscaler, and consistent with the profiles in them."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_rays_autoscaler_reads_the_groups(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", RUNNABLE)
-def test_what_pods_need_is_there_and_nothing_secret_is(folder: str) -> None:
+def test_pods_have_what_they_need_and_no_secret_is_committed(folder: str) -> None:
     trees = render(KUBERAY / folder)
     names = {(t["kind"], t["metadata"]["name"]) for t in trees}
     assert not any(kind == "Secret" for kind, _ in names)

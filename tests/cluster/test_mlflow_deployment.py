@@ -1,4 +1,4 @@
-"""The MLflow server's deployment files: valid by Kubernetes' own schema and Compose's, and whole in what they name."""
+"""The MLflow server's deployment files: valid by Kubernetes' own schema and Compose's, and all names in them exist."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_services_and_policies_reach_a_pod(manifests: list[Tree]) -> None:
         assert deployment["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
 
 
-def test_what_a_pod_mounts_is_there(manifests: list[Tree]) -> None:
+def test_everything_a_pod_mounts_exists(manifests: list[Tree]) -> None:
     claims, maps = of_kind(manifests, "PersistentVolumeClaim"), of_kind(manifests, "ConfigMap")
     assert set(claims) == {claim["claimName"] for claim in values_of(manifests, "persistentVolumeClaim")}
     assert set(maps) == {volume["configMap"]["name"] for volume in values_of(manifests, "volumes") for volume in volume
@@ -105,7 +105,7 @@ def test_pods_run_without_rights_and_within_limits(manifests: list[Tree]) -> Non
             assert "readinessProbe" in container
 
 
-def test_all_places_start_the_same_mlflow(manifests: list[Tree], compose: Tree) -> None:
+def test_all_deployments_start_the_same_mlflow(manifests: list[Tree], compose: Tree) -> None:
     locks = [file.read_text() for file in (ROOT / "requirements.lock", MLFLOW / "requirements.lock")]
     (version,) = {found for lock in locks for found in re.findall(r"^mlflow==([^\s;]+)", lock, re.MULTILINE)}
     for file in ("Dockerfile", "server.sh"):
@@ -118,7 +118,7 @@ def test_all_places_start_the_same_mlflow(manifests: list[Tree], compose: Tree) 
     assert settings[0] == settings[1]
 
 
-def test_compose_stays_on_this_machine_unless_told_otherwise(compose: Tree) -> None:
+def test_compose_stays_on_this_machine_by_default(compose: Tree) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert ports == ["${BIND:-127.0.0.1}:${PORT:-5000}:5000"]
     for service in compose["services"].values():

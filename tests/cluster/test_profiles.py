@@ -1,4 +1,4 @@
-"""Every profile of cluster/ loads, says what it is for, and leaves nothing of a secret or of one machine in it."""
+"""Every profile of cluster/ loads, says what it is for, and contains no secret and nothing specific to one machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ray up`'s files through Ray's own validator, and the spot nodes' script against both clouds' metadata servers."""
+"""`ray up`'s files pass Ray's own validator; the spot nodes' script works with both clouds' metadata servers."""
 
 from __future__ import annotations
 

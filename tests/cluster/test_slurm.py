@@ -1,4 +1,4 @@
-"""The Slurm job: against a stand-in for Slurm's commands, and (slow) on a real Slurm of one node."""
+"""The Slurm job: against fakes of Slurm's commands, and (slow) on a real Slurm of one node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each image was in the source is told beside the beton, whatever became of it there, and followed by edits."""
+"""The contents file beside a beton identifies each source image, however it is stored, and edits keep it up to date."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_they_are_of_the_sources_files_whatever_is_stored(
     assert (tmp_path / "a.samples.bin").stat().st_size == 6 * 16
 
 
-def test_many_ranges_read_for_the_first_time_are_all_told(tmp_path: Path, large_tree: Path, convert_here) -> None:
+def test_many_ranges_read_for_the_first_time_are_all_reported(tmp_path: Path, large_tree: Path, convert_here) -> None:
     convert_here("image-folder", str(large_tree), tmp_path / "a.beton", check="headers", page_bytes=2 << 20)
     assert contents(tmp_path / "a.beton") == in_source(large_tree)
 
@@ -75,7 +75,7 @@ def test_they_follow_samples_into_other_betons(tmp_path: Path, beton: Path) -> N
     assert contents(staged) == contents(both)
 
 
-def test_where_one_input_does_not_tell_nothing_is_told(tmp_path: Path, beton: Path) -> None:
+def test_contents_are_missing_where_one_input_lacks_them(tmp_path: Path, beton: Path) -> None:
     some, both = tmp_path / "some.beton", tmp_path / "both.beton"
     subset(beton, Selection(first=2), some)
     some.with_suffix(".samples.bin").unlink()
@@ -87,7 +87,7 @@ def test_where_one_input_does_not_tell_nothing_is_told(tmp_path: Path, beton: Pa
 
 
 @pytest.mark.parametrize("damage", ["flip", "shorter", "longer", "pipe"])
-def test_others_are_refused(beton: Path, damage: str) -> None:
+def test_contents_that_do_not_match_are_refused(beton: Path, damage: str) -> None:
     path = beton.with_suffix(".samples.bin")
     data = path.read_bytes()
     if damage == "pipe":
@@ -106,7 +106,7 @@ def test_a_manifest_that_tells_of_other_contents_is_refused(beton: Path) -> None
         read_contents(beton, load_manifest(beton))
 
 
-def test_notes_of_an_earlier_run_that_are_no_notes_are_not_believed(
+def test_invalid_notes_of_an_earlier_run_are_ignored(
     tmp_path: Path, image_tree: Path, convert_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, output = tmp_path / "b.beton", tmp_path / "a.beton"
@@ -148,7 +148,7 @@ def of(*names: str) -> np.ndarray:
     return np.frombuffer(b"".join(content_of(name.encode()) for name in names), dtype=CONTENT)
 
 
-def test_what_two_betons_share() -> None:
+def test_samples_that_two_betons_share() -> None:
     assert find_overlap(of("a", "b"), of("c", "d")) is None
     assert find_overlap(of("a", "b", "c"), of("x", "c", "b", "c")) == Overlap(2, 3, (1, 2))
     assert find_overlap(of("a", "a"), of("a")) == Overlap(2, 2, (0, 0))

@@ -1,4 +1,4 @@
-"""Digests of chunks are BLAKE3's own; the file's is made of them; what is no digest is refused."""
+"""Digests of chunks are BLAKE3; the file's digest is made from them; invalid digests are refused."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ HEX = "0" * 64
         f"md5:{HEX[:32]}",
     ],
 )
-def test_what_is_no_digest_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no digest"):
+def test_an_invalid_digest_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a digest"):
         parse_digest(text)
 
 
 @given(st.text(max_size=90))
 @example("xxh3_128:" + "0" * 32)
 @settings(max_examples=60)
-def test_whatever_is_read_is_a_plain_name(text: str) -> None:
+def test_every_digest_that_is_read_is_a_plain_name(text: str) -> None:
     try:
         digest = parse_digest(text)
     except ValueError:

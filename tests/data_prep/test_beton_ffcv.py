@@ -1,4 +1,4 @@
-"""The format against the stock ffcv: it reads what we write, we read what it writes."""
+"""The format and the stock ffcv: it reads what we write, and we read what it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest survives the trip through JSON; every way in which it can be wrong is named."""
+"""The manifest round-trips through JSON; every error in one is named."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def beton(tmp_path: Path, convert_here) -> Path:
     return tmp_path / "train.beton"
 
 
-def test_what_is_given_in_a_betons_place_is_called_what_it_is(beton: Path) -> None:
+def test_a_file_given_instead_of_a_beton_is_named_as_what_it_is(beton: Path) -> None:
     for other, told in (
         (beton.parent, "is a folder; expected a .beton, such as train.beton in it"),
         (manifest_path(beton), "is a manifest; give the beton beside it"),
         (beton.with_name("none.beton"), "does not exist"),
-        (Path("/dev/null"), "is no regular file"),
+        (Path("/dev/null"), "is not a regular file"),
     ):
         with pytest.raises(UserError, match=f"^{other}: {told}"):
             load_manifest(other)
@@ -66,7 +66,7 @@ def test_writing_replaces_and_leaves_no_scrap(beton: Path) -> None:
     ("change", "message"),
     [
         ({"schema_version": 1}, "schema_version is 1, this version of data_prep reads 2 and 3"),
-        ({"schema_version": 2}, "digest is blake3_tree:.*, which does not go with schema_version 2"),
+        ({"schema_version": 2}, "digest is blake3_tree:.*, which does not match schema_version 2"),
         ({"schema_version": True}, "schema_version is True"),
         ({"schema_version": [3]}, r"schema_version is \[3\]"),
         ({"num_samples": "5"}, "num_samples should be a number"),
@@ -76,15 +76,15 @@ def test_writing_replaces_and_leaves_no_scrap(beton: Path) -> None:
         ({"class_counts": [1, "2"]}, "class_counts should be a list of int"),
         ({"source": []}, "source should be an object"),
         ({"digest": None}, "digest should be a string"),
-        ({"digest": "x:/tmp/y"}, "digest: 'x:/tmp/y' is no digest"),
+        ({"digest": "x:/tmp/y"}, "digest: 'x:/tmp/y' is not a digest"),
         ({"digest": "blake3_tree:" + "0" * 64}, "its digest is not that of its chunks"),
-        ({"digest": "blake3:" + "0" * 64}, "does not go with schema_version 3"),
+        ({"digest": "blake3:" + "0" * 64}, "does not match schema_version 3"),
         ({"samples_digest": "xxh3_128:" + "0" * 32}, "samples_digest is xxh3_128:0"),
         ({"samples_digest": 7}, "samples_digest should be a string"),
         ({"chunks": []}, r"has 0 chunks, \d+ bytes have 3"),
         ({"chunks": ["0" * 64] * 4}, "has 4 chunks"),
         ({"chunks": ["0" * 64] * 3}, "its digest is not that of its chunks"),
-        ({"chunks": ["0" * 63 + "\0"] * 3}, r"chunks: 0 is .*x00.* which is no digest"),
+        ({"chunks": ["0" * 63 + "\0"] * 3}, r"chunks: 0 is .*x00.* which is not a digest"),
         ({"chunk_bytes": 1}, "chunk_bytes is 1, expected 8388608"),
         ({"beton_bytes": 1 << 62}, r"has 3 chunks, 4611686018427387904 bytes have 549755813888"),
         ({"beton_bytes": 1 << 64}, "beton_bytes should be a number"),
@@ -101,11 +101,11 @@ def test_writing_replaces_and_leaves_no_scrap(beton: Path) -> None:
         ({"class_counts": [2, 2, -1]}, "class_counts should be a list of int"),
         ({"mode_counts": {}}, "mode_counts should be numbers of jpeg and raw"),
         ({"mode_counts": {"jpeg": 1.0, "raw": 4}}, "mode_counts should be numbers"),
-        ({"mode_counts": {"jpeg": 5, "raw": 5}}, "mode_counts or num_untouched do not go with num_samples 5"),
-        ({"num_untouched": 6}, "mode_counts or num_untouched do not go with num_samples 5"),
-        ({"min_height": 17}, "min_height and max_height are no sides of images: 17, 16"),
-        ({"min_width": 0}, "min_width and max_width are no sides of images: 0, 16"),
-        ({"max_height": 65_536}, "min_height and max_height are no sides of images"),
+        ({"mode_counts": {"jpeg": 5, "raw": 5}}, "mode_counts or num_untouched do not match num_samples 5"),
+        ({"num_untouched": 6}, "mode_counts or num_untouched do not match num_samples 5"),
+        ({"min_height": 17}, "min_height and max_height are not sides of images: 17, 16"),
+        ({"min_width": 0}, "min_width and max_width are not sides of images: 0, 16"),
+        ({"max_height": 65_536}, "min_height and max_height are not sides of images"),
         ({"quarantined": [{}]}, "quarantined: expected an index, a key and a reason for each"),
         ({"quarantined": [{"index": -1, "key": "a", "reason": "b"}]}, "quarantined: expected an index"),
         ({"versions": {"pillow": 1}}, "versions should be strings"),
@@ -143,7 +143,7 @@ def test_a_missing_field_is_named(beton: Path) -> None:
         "\0",
     ],
 )
-def test_what_is_no_manifest_is_refused(beton: Path, text: str) -> None:
+def test_an_invalid_manifest_is_refused(beton: Path, text: str) -> None:
     manifest_path(beton).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"train\.manifest\.json"):
         read_manifest(beton)
@@ -202,10 +202,10 @@ def test_a_manifest_with_other_bytes_is_read_or_refused_in_one_line(beton: Path,
     assert problem is None or problem.startswith(f"{path}: ")
 
 
-def test_a_manifest_that_is_no_file_is_not_waited_for(beton: Path) -> None:
+def test_a_manifest_that_is_not_a_file_is_not_waited_for(beton: Path) -> None:
     manifest_path(beton).unlink()
     os.mkfifo(manifest_path(beton))
-    with pytest.raises(UserError, match=r"train\.manifest\.json: cannot be read: is no regular file"):
+    with pytest.raises(UserError, match=r"train\.manifest\.json: cannot be read: is not a regular file"):
         read_manifest(beton)
 
 
@@ -238,7 +238,7 @@ def test_json_has_bounds(text: str, reason: str) -> None:
         parse(text, max_bytes=64 << 20)
 
 
-def test_what_is_within_the_bounds_is_read() -> None:
+def test_values_within_the_bounds_are_read() -> None:
     assert parse("[" * MAX_DEPTH + "]" * MAX_DEPTH, max_bytes=100)
     assert parse(b'{"a": [1.5, -18446744073709551615, "\xc3\xa9"]}', max_bytes=100) == {
         "a": [1.5, -(2**64) + 1, "\u00e9"]

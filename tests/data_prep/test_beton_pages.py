@@ -1,4 +1,4 @@
-"""Packing: in order, never across a page, no page fuller than it may be, none emptier than it must be."""
+"""Packing: in order, never across a page boundary, no page overfull and none emptier than necessary."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_layout_puts_every_part_where_the_format_says() -> None:
 
 
 @given(st.integers(0, 2**22), st.integers(21, 31))
-def test_pages_start_on_the_first_page_behind_the_metadata(num_samples: int, page_bits: int) -> None:
+def test_pages_start_on_the_first_page_after_the_metadata(num_samples: int, page_bits: int) -> None:
     start = layout.pages_start(num_samples, 1 << page_bits)
     metadata_end = layout.METADATA_START + num_samples * layout.SAMPLE_METADATA.itemsize
     assert start % (1 << page_bits) == 0

@@ -83,7 +83,7 @@ def test_bytes_that_do_not_fit_the_layout_are_refused_and_nothing_stays(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_too_little_space_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     from data_prep.beton.files import require_space
 
     require_space(tmp_path / "a", 1000)

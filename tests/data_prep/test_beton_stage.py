@@ -1,4 +1,4 @@
-"""stage: one copy whoever asks, proven chunk by chunk, going on where it was."""
+"""stage: one copy for all processes, verified chunk by chunk, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_an_interrupted_copy_goes_on_and_redoes_what_is_damaged(
+def test_an_interrupted_copy_resumes_and_replaces_damaged_chunks(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(done: int, total: int) -> None:
@@ -127,7 +127,7 @@ def test_waiting_for_another_process_has_an_end(shared: Path, tmp_path: Path) ->
             stage(shared, tmp_path, wait_limit_s=0.0)
 
 
-def test_what_is_missing_is_named(shared: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.manifest\.json: does not exist"):
         stage(tmp_path / "none.beton", tmp_path / "cache")
     shutil.copy(manifest_path(shared), tmp_path)
@@ -153,7 +153,7 @@ def test_a_cache_that_others_can_write_to_is_refused(shared: Path, tmp_path: Pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_another_user_planted_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_files_planted_by_another_user_are_refused(shared: Path, tmp_path: Path) -> None:
     other_uid = 12345
     (tmp_path / "cache").mkdir()
     os.chown(tmp_path / "cache", other_uid, other_uid)
@@ -185,7 +185,7 @@ def test_a_link_in_the_cache_is_not_followed(shared: Path, tmp_path: Path, name:
     assert target.read_text() == "mine"
 
 
-def test_a_link_in_the_place_of_the_folder_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_folder_is_refused(shared: Path, tmp_path: Path) -> None:
     place = module.staged_path(shared, load_manifest(shared), tmp_path / "cache").parent
     place.parent.mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -199,12 +199,12 @@ def test_a_digest_that_is_a_path_makes_no_folder(shared: Path, tmp_path: Path) -
     shutil.copy(shared, tmp_path)
     text = manifest_path(shared).read_text().replace(load_manifest(shared).digest, f"x:{tmp_path}/y")
     (tmp_path / "train.manifest.json").write_text(text)
-    with pytest.raises(UserError, match="is no digest"):
+    with pytest.raises(UserError, match="is not a digest"):
         stage(tmp_path / "train.beton", tmp_path / "cache")
     assert folder_names(tmp_path) == ["train.beton", "train.manifest.json"]
 
 
-def test_a_manifest_behind_a_url_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_behind_a_url_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     monkeypatch.setattr("data_prep.beton.manifest.MAX_MANIFEST_BYTES", 1000)

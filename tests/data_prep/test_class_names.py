@@ -1,4 +1,4 @@
-"""Where two lists of class names differ, in words."""
+"""Messages that say where two lists of class names differ."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
     ]
 
 
-def test_what_is_written_anew_is_timed_anew(clock: Clock) -> None:
+def test_a_rewritten_file_is_timed_again(clock: Clock) -> None:
     stream = io.StringIO()
     with progress_on(stream) as progress:
         for step in range(1, 101):

@@ -194,7 +194,7 @@ def convert_until(looks: int, output: Path):
     return convert(THREE_UNITS, output, stop=stop)
 
 
-def test_a_stopped_conversion_goes_on_to_the_same_bytes(tmp_path: Path, convert_here) -> None:
+def test_a_stopped_conversion_resumes_to_the_same_bytes(tmp_path: Path, convert_here) -> None:
     convert_here(THREE_UNITS, None, tmp_path / "a.beton")
     expected = (tmp_path / "a.beton").read_bytes()
     for looks in range(6):  # two looks per unit
@@ -209,7 +209,7 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(tmp_path: Path, convert_
         assert names_in(output.parent) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
-def test_a_stop_while_writing_leaves_no_beton_and_goes_on(tmp_path: Path, convert_here) -> None:
+def test_a_stop_while_writing_leaves_no_beton_and_resumes(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Stopped):
         convert_until(7, output)
@@ -267,7 +267,7 @@ def test_a_beton_without_manifest_is_not_overwritten_unless_it_is_ours(tmp_path:
     assert load_manifest(output).num_samples == 5
 
 
-def test_what_a_kill_after_the_manifest_left_is_cleared(tmp_path: Path, convert_here) -> None:
+def test_leftovers_of_a_kill_after_the_manifest_are_removed(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
     convert_here("synthetic", "n=5", output)
     work_path(output).mkdir()
@@ -341,11 +341,11 @@ def test_quarantine_leaves_bad_samples_out_and_lists_them(image_tree: Path, tmp_
     assert reader.labels.tolist() == [0, 1, 1, 2]
 
     assert convert_here("image-folder", str(image_tree), output, max_bad="2").already_done
-    with pytest.raises(UserError, match="exists and leaves out 2 bad samples, more than asked for now"):
+    with pytest.raises(UserError, match="exists and leaves out 2 bad samples, more than allowed now"):
         convert_here("image-folder", str(image_tree), output)
 
 
-def test_a_class_that_lost_all_its_images_is_told(image_tree: Path, tmp_path: Path, convert_here) -> None:
+def test_a_class_that_lost_all_its_images_is_reported(image_tree: Path, tmp_path: Path, convert_here) -> None:
     for file in (image_tree / "emu").iterdir():
         file.write_bytes(b"")
     for _ in range(2):  # the second time it is done already
@@ -353,7 +353,7 @@ def test_a_class_that_lost_all_its_images_is_told(image_tree: Path, tmp_path: Pa
         assert outcome.warnings == ("classes of which every image was bad, so that none is left: emu",)
 
 
-def test_nothing_but_bad_samples_is_no_beton(image_tree: Path, tmp_path: Path, convert_here) -> None:
+def test_only_bad_samples_make_no_beton(image_tree: Path, tmp_path: Path, convert_here) -> None:
     for file in image_tree.rglob("*.JPEG"):
         file.write_bytes(b"")
     with pytest.raises(
@@ -391,9 +391,7 @@ def test_a_label_outside_the_classes_is_a_bad_sample(tmp_path: Path, convert_her
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def test_links_to_nothing_and_pipes_are_reported_and_hold_nobody_up(
-    image_tree: Path, tmp_path: Path, convert_here
-) -> None:
+def test_dangling_links_and_pipes_are_reported_without_delay(image_tree: Path, tmp_path: Path, convert_here) -> None:
     (image_tree / "cat" / "lost.JPEG").symlink_to(tmp_path / "nowhere")
     os.mkfifo(image_tree / "dog" / "pipe.JPEG")
     (image_tree / "emu" / "link.JPEG").symlink_to(image_tree / "emu" / "0.JPEG")
@@ -405,7 +403,7 @@ def test_links_to_nothing_and_pipes_are_reported_and_hold_nobody_up(
     assert listed == [["cat/lost.JPEG", reason], ["dog/pipe.JPEG", reason]]
 
 
-def test_the_outputs_name_and_place_are_checked(tmp_path: Path, convert_here) -> None:
+def test_the_outputs_name_and_folder_are_checked(tmp_path: Path, convert_here) -> None:
     with pytest.raises(UserError, match=r"expected a name that ends in \.beton"):
         convert_here("synthetic", "n=5", tmp_path / "a.bin")
     (tmp_path / "file").write_text("")
@@ -456,7 +454,7 @@ def open_tree(image_tree: Path) -> ImageFolder:
 
 
 @pytest.mark.parametrize("change", ["other bytes of the same size", "gone"])
-def test_a_source_file_that_changes_before_it_is_placed_ends_the_conversion(
+def test_a_source_file_that_changes_before_it_is_written_ends_the_conversion(
     change: str, image_tree: Path, tmp_path: Path, convert_here
 ) -> None:
     output = tmp_path / "a.beton"
@@ -629,7 +627,7 @@ def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert ends == [(130, "what is not yet written is done again")]
+    assert ends == [(130, "unwritten work is repeated")]
 
 
 @pytest.mark.parametrize("settings", [{}, {"exif": "apply"}, {"check": "headers"}, {"encode": "raw"}])

@@ -1,4 +1,4 @@
-"""Betons in a bucket: the bytes of a local one, nothing under the final name before they are whole, no work twice."""
+"""Betons in a bucket: the bytes of a local one, nothing under the final name before they are whole, none done twice."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path:
         convert_to("s3://prep/same/kept.beton", quality=70)
 
 
-def test_it_goes_on_where_it_was_stopped_and_shows_nothing_before_the_end(bucket: Any, tmp_path: Path) -> None:
+def test_it_resumes_where_it_was_stopped_and_shows_nothing_before_the_end(bucket: Any, tmp_path: Path) -> None:
     expected = convert_to(tmp_path / "a.beton").manifest
     output, stops = "s3://prep/stopped/a.beton", []
 
@@ -131,7 +131,7 @@ def test_parts_of_the_upload_that_are_there_are_not_sent_again(bucket: Any) -> N
     assert [part["ETag"] for part in sent] == [json.loads(note)["receipt"] for note in before.values()]
 
 
-def test_an_upload_that_is_gone_is_begun_anew(bucket: Any, tmp_path: Path) -> None:
+def test_an_upload_that_is_gone_is_restarted(bucket: Any, tmp_path: Path) -> None:
     output = "s3://prep/gone/a.beton"
 
     def stop(item: Any, count: int) -> None:

@@ -99,7 +99,7 @@ def test_any_number_of_workers_makes_the_same_files(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
-def test_workers_write_what_is_complete_while_others_read(
+def test_workers_write_complete_ranges_while_others_read(
     large_tree: Path, tmp_path: Path, convert_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_prep.beton.ranges.RANGE_BYTES", 8 << 20)
@@ -252,7 +252,7 @@ def test_bad_samples_of_all_units_are_gathered(tmp_path: Path) -> None:
     assert [line.split("\t")[0] for line in listed[1:]] == ["3", "1003", "2003", "3003", "4003"]
 
 
-def test_a_stop_ends_the_tasks_and_the_next_run_goes_on(tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
+def test_a_stop_ends_the_tasks_and_the_next_run_resumes(tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
     class StopOnFirstReport(Notes):
         def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
             if samples:
@@ -283,7 +283,7 @@ def wait_for_a_part(process: subprocess.Popen[str], output: Path) -> None:
         time.sleep(0.02)
 
 
-def test_a_job_on_a_running_cluster_stops_on_sigterm_and_goes_on(
+def test_a_job_on_a_running_cluster_stops_on_sigterm_and_resumes(
     cluster: str, tmp_path: Path, expected_many: str
 ) -> None:
     """As `ray job submit` runs it: RAY_ADDRESS names the cluster."""

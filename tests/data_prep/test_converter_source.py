@@ -1,4 +1,4 @@
-"""A list of classes that is given makes labels mean the same in every split, for every source."""
+"""A given list of classes makes labels mean the same in every split, for every source."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_class_that_is_not_listed_is_refused_by_name(image_tree: Path, listed:
         UserError, match=rf"{image_tree}: has images of dog, which {listed} does not list; add the name"
     ):
         open_as("image-folder", image_tree, listed)
-    with pytest.raises(UserError, match="--class-order and --classes: both say the order"):
+    with pytest.raises(UserError, match="--class-order and --classes: both give the order"):
         open_as("image-folder", image_tree, listed, class_order="text")
 
 
@@ -123,7 +123,7 @@ def test_siblings_differ_in_their_split(beton: str, siblings: list[str]) -> None
     assert sibling_betons(beton) == [f"o/{name}.beton" for name in siblings]
 
 
-def test_other_classes_than_the_training_set_beside_are_refused(tmp_path: Path, convert_here) -> None:
+def test_classes_other_than_the_training_sets_are_refused(tmp_path: Path, convert_here) -> None:
     convert_here("synthetic", "n=5,classes=4", tmp_path / "train.beton")
     names = [f"class-{number}" for number in range(4)]
     train, val = (open_output(tmp_path / f"{split}.beton") for split in ("train", "val"))

@@ -1,4 +1,4 @@
-"""verify finds what is wrong and says where; with a source, also what the source does not give."""
+"""verify finds errors and says where they are; with a source, also samples that the source does not give."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def change_manifest(beton: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_whole_beton_is_fine(whole: Path) -> None:
+def test_an_intact_beton_verifies(whole: Path) -> None:
     seen: list[tuple[int, int]] = []
     report = verify(whole, decode=None, on_decoded=lambda done, total: seen.append((done, total)))
     assert report.ok
@@ -83,7 +83,7 @@ def test_a_changed_label_is_found_twice(beton: Path) -> None:
     flip_bit(beton, layout.METADATA_START + 16)  # the label of sample 0: 0 becomes 1
     problems = verify(beton, decode=0).problems
     assert len(problems) == 2
-    assert "no image is there, but tables or padding" in problems[0]
+    assert "it contains tables or padding, no image" in problems[0]
     assert problems[1] == "class_counts: the beton has (99, 101, 100, 100), the manifest says (100, 100, 100, 100)"
 
 

@@ -1,4 +1,4 @@
-"""Ranges written while later images are unread are those of the finished beton, or they are written again."""
+"""Ranges written before later images are read equal those of the finished beton, or are written again."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class WithAnOrphan(Watched):
 
 
 @pytest.mark.parametrize("encode", ["original", "jpeg", "raw"])
-def test_what_an_orphan_of_other_bad_samples_writes_does_not_come_into_the_beton(
+def test_an_orphan_with_other_bad_samples_writes_nothing_into_the_beton(
     encode: str, large_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that could not be read for a passing reason: the same plan, another beton."""
@@ -305,7 +305,7 @@ def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run(
     assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
-def test_an_unfinished_beton_that_vanishes_is_no_beton(large_tree: Path, tmp_path: Path) -> None:
+def test_an_unfinished_beton_that_vanishes_leaves_no_beton(large_tree: Path, tmp_path: Path) -> None:
     class Vanishing(Watched):
         def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
             yield from super().run(task, job, items)

@@ -1,4 +1,4 @@
-"""`make test-corpora` on a small corpus made here: all formats, modes, turns, and damage."""
+"""`make test-corpora` on a small synthetic corpus: all formats, modes, orientations and kinds of damage."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_all_tools_are_of_one_mind(corpus: dict[str, bytes]) -> None:
 
 @pytest.mark.slow  # conversions as commands, and ffcv compiles for 10 s
 @pytest.mark.skipif(find_spec(native_library.DECODE_MODULE) is None, reason="the native kernel was not built")
-def test_a_folder_as_a_whole(corpus: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_entire_folder(corpus: dict[str, bytes], tmp_path: Path) -> None:
     for name, data in corpus.items():
         if "damaged" not in name:
             (tmp_path / name.replace(" ", "_")).write_bytes(data)

@@ -1,4 +1,4 @@
-"""The command as a person and a script meet it: exit codes, one-line errors, the last line in JSON."""
+"""The command as people and scripts use it: exit codes, one-line errors, the last line in JSON."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_convert_then_verify_then_convert_again(tmp_path: Path) -> None:
     assert compared.returncode == 0, compared.stderr
     assert compared.stdout.startswith(
         f"{output}: whole: every byte has the digest that its manifest says (blake3); 12 of its 12 images decoded; "
-        "as many are what synthetic gives"
+        "as many match synthetic"
     )
     differs = data_prep("verify", output, *against, "n=12,size=16,seed=1")
     assert differs.returncode == 1
@@ -147,7 +147,7 @@ def test_verify_of_a_damaged_beton_ends_with_1(tmp_path: Path) -> None:
         (["merge", "none.beton", "no.beton", "--output", "a.beton"], "none.beton: does not exist"),
         (["stage", "none.beton", "--to", "cache"], "none.manifest.json: does not exist"),
         (["verify", "none.beton"], "none.beton: does not exist"),
-        (["verify", "none.beton", "--input", "images"], "--source NAME says which; add it"),
+        (["verify", "none.beton", "--input", "images"], "add --source NAME to compare"),
         (["inspect", "--source", "image-folder", "--input", "zip:///x"], "zip:///x: cannot be read: Is a directory"),
         (["verify", "."], "is a folder; expected a .beton"),
         (["merge", ".", "..", "--output", "a.beton"], "is a folder; expected a .beton"),
@@ -175,7 +175,7 @@ def test_a_mistake_has_its_json_line_too(tmp_path: Path) -> None:
     assert last["error"] in result.stderr
 
 
-def test_a_cluster_that_does_not_answer_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_respond_is_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # the address of the job server, a likely mistake
     result = data_prep("convert", "--source", "digits", "--output", tmp_path / "a.beton")
     assert result.returncode == 2, result.stderr
@@ -211,7 +211,7 @@ def test_an_odd_environment_is_put_in_order_for_ray_and_its_workers(tmp_path: Pa
     assert "12 images of 10 classes" in result.stdout
 
 
-def test_out_of_memory_is_told_as_that(tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_as_such(tmp_path: Path) -> None:
     """Ray's memory monitor ends every worker: to it, any memory in use is too much."""
     command = [sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--input", "n=12,size=16"]
     command += ["--output", str(tmp_path / "val.beton"), "--workers", "1"]
@@ -300,7 +300,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("num_samples", "message"), [(150, "GB free"), (400, "No space left on device")])
-def test_a_full_disk_is_named_and_the_next_run_goes_on(num_samples: int, message: str, small_disk: Path) -> None:
+def test_a_full_disk_is_named_and_the_next_run_resumes(num_samples: int, message: str, small_disk: Path) -> None:
     """Raw images of 108 kB: 150 fit once, as parts, but not again as a beton; 400 do not fit at all."""
     output = small_disk / "a.beton"
     arguments = ["--input", f"n={num_samples},size=190", "--encode", "raw"]
@@ -364,7 +364,7 @@ def test_subset_merge_and_stage_from_the_command_line(tmp_path: Path) -> None:
     assert staged.stdout.splitlines()[0] == str(path)
 
 
-def test_convert_says_what_became_of_turns_and_takes_a_background(tmp_path: Path, image_file, picture) -> None:
+def test_convert_reports_turns_and_takes_a_background(tmp_path: Path, image_file, picture) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     folder = tmp_path / "tree" / "cat"
@@ -375,7 +375,7 @@ def test_convert_says_what_became_of_turns_and_takes_a_background(tmp_path: Path
     done = data_prep("convert", *source, "--output", tmp_path / "all.beton", "--background", "250,128,1")
     assert (done.returncode, done.stderr) == (0, done.stderr)
     assert (
-        "1 images carry an EXIF orientation, which was ignored, as torchvision does with JPEGs; --exif apply"
+        "1 images have an EXIF orientation, which was ignored, as torchvision does with JPEGs; --exif apply"
         in done.stdout
     )
     assert load_manifest(tmp_path / "all.beton").settings["background"] == [250, 128, 1]

@@ -1,4 +1,4 @@
-"""merge and subset: the samples asked for, their own bytes, labels that still mean the same."""
+"""merge and subset: the requested samples, their bytes unchanged, labels that still mean the same."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_subset_is_the_samples_asked_for(
     assert verify(tmp_path / "b.beton", decode=None).ok
 
 
-def test_a_subset_of_classes_numbers_its_labels_anew(whole: Path, tmp_path: Path) -> None:
+def test_a_subset_of_classes_renumbers_its_labels(whole: Path, tmp_path: Path) -> None:
     manifest = subset(whole, Selection(classes=("class-3", "class-1"), every=2), tmp_path / "b.beton")
     assert manifest.class_names == ("class-1", "class-3")
     kept = [i for i in range(NUM_SAMPLES) if i % NUM_CLASSES in (1, 3)][::2]
@@ -61,7 +61,7 @@ def test_a_subset_of_classes_numbers_its_labels_anew(whole: Path, tmp_path: Path
     assert manifest.source["inputs"][0]["digest"] == load_manifest(whole).digest
 
 
-def test_parts_merge_to_the_samples_of_the_whole(whole: Path, tmp_path: Path) -> None:
+def test_parts_merge_to_all_samples(whole: Path, tmp_path: Path) -> None:
     """The merged file is the one a conversion of all of it makes, byte for byte."""
     halves = [tuple(range(11)), tuple(range(11, NUM_SAMPLES))]
     for name, indices in zip("bc", halves, strict=True):
@@ -88,7 +88,7 @@ def test_a_damaged_beton_does_not_become_one_that_verifies(where: str, whole: Pa
         lambda output: merge([tmp_path / "half.beton", damaged], output),
     ):
         with pytest.raises(
-            Fault, match=r"a\.beton: bytes [\d,]+ and on are not what its manifest says; run `data-prep verify"
+            Fault, match=r"a\.beton: bytes from [\d,]+ on are not what its manifest says; run `data-prep verify"
         ):
             edit(tmp_path / "b.beton")
         assert not (tmp_path / "b.beton").exists()

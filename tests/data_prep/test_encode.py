@@ -1,4 +1,4 @@
-"""One sample: what is kept, what is encoded again and how, what is refused and why."""
+"""Encoding one sample: what is kept, what is encoded again and how, what is refused and why."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_larger_images_are_shrunk_in_proportion(picture, image_file) -> None:
     assert (tall.height, tall.width) == (10, 1)
 
 
-def test_jpeg_always_encodes_anew_with_the_given_options(picture, image_file) -> None:
+def test_jpeg_always_encodes_again_with_the_given_options(picture, image_file) -> None:
     data = image_file(picture(), quality=90)
     low, high = (encode(data, ConvertSettings(encode="jpeg", quality=q)) for q in (30, 95))
     assert not high.untouched
@@ -123,7 +123,7 @@ def test_sixteen_bits_of_colour_become_eight(picture, png_of_16_bits) -> None:
     assert np.array_equal(np.asarray(decode_rgb_plain(png_of_16_bits((values << 8) + 99))), values)
 
 
-def test_junk_behind_the_end_is_kept_and_harmless(picture, image_file) -> None:
+def test_junk_after_the_end_is_kept_and_harmless(picture, image_file) -> None:
     data = image_file(picture(), quality=90) + b"junk" * 100
     assert encode(data, ConvertSettings()).data == data
 
@@ -262,7 +262,7 @@ def test_every_flipped_bit_is_noticed_or_leaves_the_image_readable(picture, imag
     assert kept < len(data) / 10  # some are
 
 
-def test_an_odd_marker_is_no_damage(picture, image_file) -> None:
+def test_an_odd_marker_is_not_damage(picture, image_file) -> None:
     """libjpeg-turbo warns of an unknown JFIF version, so training would refuse the bytes: they are encoded again."""
     data = image_file(picture(), quality=90)
     odd = data.replace(b"JFIF\0\x01", b"JFIF\0\x07", 1)
@@ -291,7 +291,7 @@ def shown_by_ffcv(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("with_c", [True, False])
 @pytest.mark.parametrize("options", [{}, {"encode": "jpeg"}, {"quality": 100}, {"quality": 90, "subsampling": "4:2:0"}])
-def test_what_is_encoded_is_what_the_stock_decoder_shows(
+def test_the_stock_decoder_shows_what_is_encoded(
     options: dict[str, object], with_c: bool, picture, image_file, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_c:
@@ -375,7 +375,7 @@ def test_mixed_is_a_share_of_raw_that_depends_on_seed_and_index_alone(picture, i
     assert all(encoded.untouched for encoded in jpegs)
 
 
-def test_what_would_not_fit_in_memory_is_refused(image_file) -> None:
+def test_images_that_would_not_fit_in_memory_are_refused(image_file) -> None:
     huge = image_file(Image.new("1", (8000, 8000)), "PNG")
     with pytest.raises(BadSample, match="is 8000 x 8000 px, more than 36,000,000 px in all; make it smaller first"):
         encode(huge, ConvertSettings(max_side=100))

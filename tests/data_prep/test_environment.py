@@ -1,4 +1,4 @@
-"""What a command makes of its environment before anything else reads it."""
+"""How a command corrects its environment before anything else reads it."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def test_what_a_ray_address_means(given_value: str | None, meant: str | None) ->
     [
         ("http://head:8265", r"RAY_ADDRESS=http://head:8265: is a dashboard, .* give head:6379"),
         ("HTTPS://head", r"is a dashboard, .* give head:6379"),
-        ("redis://head:6379", r"is no address of a Ray cluster; give HEAD:6379, auto or local"),
-        ("head:port", r"is no address"),
-        ("head:0", r"is no address"),
-        ("head:70000", r"is no address"),
-        ("head 6379", r"is no address"),
-        ("me:pw@head:6379", r"is no address"),
-        ("[::1", r"is no address"),
-        (":6379", r"is no address"),
-        ("[::1]6379", r"is no address"),
+        ("redis://head:6379", r"is not the address of a Ray cluster; give HEAD:6379, auto or local"),
+        ("head:port", r"is not the address"),
+        ("head:0", r"is not the address"),
+        ("head:70000", r"is not the address"),
+        ("head 6379", r"is not the address"),
+        ("me:pw@head:6379", r"is not the address"),
+        ("[::1", r"is not the address"),
+        (":6379", r"is not the address"),
+        ("[::1]6379", r"is not the address"),
     ],
 )
-def test_what_is_no_ray_address(given_value: str, told: str) -> None:
+def test_invalid_ray_addresses(given_value: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         cluster_address(given_value, "RAY_ADDRESS")
 
@@ -120,7 +120,7 @@ def test_empty_and_quoted_variables_are_what_was_meant() -> None:
     }
 
 
-def test_an_environment_in_order_stays_as_it_is() -> None:
+def test_a_valid_environment_is_unchanged() -> None:
     plain = {"PATH": "/bin", "RAY_ADDRESS": "head:6379", "OMP_NUM_THREADS": "4,2", "RAY_event_stats": "true", **SAFE}
     assert ordered({"HOME": "/", **plain}, ME).changes == {}
 
@@ -142,7 +142,7 @@ def test_a_number_of_threads_that_is_none(key: str, value: str) -> None:
     assert mistake({key: value}) == f"{key}={value}: is not a number of threads; give 1, 2, ... or unset it"
 
 
-def test_what_crashes_ray_is_told_by_name() -> None:
+def test_variables_that_crash_ray_are_named() -> None:
     given_values = {"RAY_worker_niceness": "abc", "RAY_gcs_storage": "memory", "RAY_event_stats": "1"}
     told = mistake(given_values, crashes_ray=lambda some: "RAY_worker_niceness" in some)
     assert told.startswith("RAY_worker_niceness=abc: cannot be read by Ray")
@@ -168,7 +168,7 @@ def test_names_of_files_are_read_as_utf8_or_nothing_starts() -> None:
     assert "PYTHONUTF8=1" in told
 
 
-def test_a_folder_for_temporary_files_that_is_not_there_is_passed_over() -> None:
+def test_a_missing_temporary_folder_is_skipped() -> None:
     done = ordered({"HOME": "/", "TMPDIR": "/gone"}, Machine(**{**vars(ME), "unusable": lambda _: "does not exist"}))
     assert done.changes["TMPDIR"] is None
     assert done.notes == ("TMPDIR=/gone: does not exist; temporary files go to /tmp",)
@@ -184,7 +184,7 @@ def test_a_user_without_home_or_name_gets_both(tmp_path: Path) -> None:
     assert changes({"HOME": "/nowhere"}) == {"HOME": "/root"}
 
 
-def test_a_proxy_stands_neither_within_this_machine_nor_before_the_cluster() -> None:
+def test_no_proxy_is_used_on_this_machine_or_for_the_cluster() -> None:
     local = "localhost,127.0.0.1,::1"
     assert changes({"http_proxy": "http://p:1"}) == {"no_proxy": local, "NO_PROXY": local}
     given_values = {
@@ -209,7 +209,7 @@ def make(folder: Path, *names: str) -> None:
         file.write_text("raise RuntimeError('imported in the place of another')\n")
 
 
-def test_what_hides_other_modules(tmp_path: Path) -> None:
+def test_files_that_hide_other_modules(tmp_path: Path) -> None:
     make(tmp_path / "here", "statistics.py", "yaml/__init__.py", "os.py", "mine.py", "torch/notes.txt", "test.py")
     make(tmp_path / "there", "yaml/__init__.py", "mine2.py")
     path = [str(tmp_path / "here"), str(tmp_path / "there")]
@@ -303,5 +303,5 @@ def test_why_a_folder_takes_nothing(tmp_path: Path) -> None:
     assert unusable(str(tmp_path)) == ""
     assert unusable(str(tmp_path / "none")) == "does not exist"
     (tmp_path / "file").touch()
-    assert unusable(str(tmp_path / "file")) == "is no folder"
+    assert unusable(str(tmp_path / "file")) == "is not a folder"
     assert unusable("/proc") not in ("", "does not exist")

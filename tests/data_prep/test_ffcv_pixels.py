@@ -1,4 +1,4 @@
-"""`python -m data_prep.fuzz.ffcv_pixels` tells right pixels from wrong ones."""
+"""`python -m data_prep.fuzz.ffcv_pixels` distinguishes right pixels from wrong ones."""
 
 from __future__ import annotations
 

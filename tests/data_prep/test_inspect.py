@@ -1,4 +1,4 @@
-"""`data-prep inspect`: exact counts and statistics, and the odd things by name."""
+"""`data-prep inspect`: exact counts and statistics, and oddities by name."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_numbers_and_classes_without_samples_are_found(
     found = survey(open_source("webdataset", str(tmp_path), ANY), 5, on_header=lambda *_: None)
     assert found.findings[1:] == (
         "1 classes have no samples: 1",
-        "classes are named by numbers, so nothing proves their order: compare some images with their labels",
+        "classes are named by numbers, so their order cannot be verified: compare some images with their labels",
         "no sample has 1 of the labels 0..2, first 1",
         "1 file skipped, not an image by name: 0.tar/c.txt",
     )

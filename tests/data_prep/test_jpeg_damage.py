@@ -139,7 +139,7 @@ def test_an_oddity_that_decides_no_pixel_is_encoded_again(oddity: str, check_kin
 
 @pytest.mark.parametrize("oddity", ODDITIES)
 @pytest.mark.parametrize("encoded", ["original", "jpeg", "raw"])
-def test_damage_behind_an_oddity_is_found(oddity: str, encoded: str, picture, image_file) -> None:
+def test_damage_after_an_oddity_is_found(oddity: str, encoded: str, picture, image_file) -> None:
     odd = ODDITIES[oddity](image_file(picture(90, 120), quality=90))
     for damaged in (odd[: len(odd) * 2 // 3], odd[: len(odd) * 2 // 3] + b"\xff\xd9"):
         with pytest.raises(Damaged):

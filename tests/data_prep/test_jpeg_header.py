@@ -53,7 +53,7 @@ def test_an_end_in_a_thumbnail_is_not_the_end(picture, image_file) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"comment": b"c" * 900}])
 @pytest.mark.parametrize("behind", [b"", b"junk behind the end"])
-def test_what_the_ends_tell_holds_for_the_whole(behind: bytes, options, picture, image_file) -> None:
+def test_the_header_of_the_ends_equals_that_of_the_file(behind: bytes, options, picture, image_file) -> None:
     whole = image_file(picture(40, 40), **options) + behind
     expected = read_jpeg_header(whole)
     told = 0
@@ -105,7 +105,7 @@ def test_an_end_is_not_made_up_where_head_and_tail_meet() -> None:
         (MINIMAL.replace(FRAME, b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\x02" + FRAME), False),
     ],
 )
-def test_what_ffcv_reads(data: bytes, readable: bool) -> None:
+def test_files_that_ffcv_reads(data: bytes, readable: bool) -> None:
     header = read_jpeg_header(data)
     assert header is not None
     assert is_read_by_ffcv(header) == readable
@@ -133,7 +133,7 @@ def test_what_ffcv_reads(data: bytes, readable: bool) -> None:
         MINIMAL.replace(b"\x00\x11\x08", b"\x00\x12\x08"),
     ],
 )
-def test_what_is_no_jpeg_has_no_header(data: bytes) -> None:
+def test_a_file_that_is_not_a_jpeg_has_no_header(data: bytes) -> None:
     assert read_jpeg_header(data) is None
 
 

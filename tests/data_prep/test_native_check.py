@@ -1,4 +1,4 @@
-"""What the check in C calls sound, libjpeg-turbo reads without a warning; what is unusual is left to that."""
+"""libjpeg-turbo reads without a warning whatever the check in C calls sound; unusual files are left to it."""
 
 from __future__ import annotations
 

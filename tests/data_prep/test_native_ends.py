@@ -1,4 +1,4 @@
-"""Files' ends and their JPEG headers by C: what it tells is what Python tells, and it leaves out what is unusual."""
+"""Files' ends and their JPEG headers read in C: the same as in Python; unusual files are left out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def plain(picture, image_file) -> list[bytes]:
 
 
 @needs_c
-def test_headers_of_plain_files_are_told_without_python(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_plain_files_are_read_without_python(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = by_python(ends_in(plain))
     monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
     assert jpeg_headers.read_jpeg_headers(ends_in(plain)) == expected
@@ -72,7 +72,7 @@ def test_of_any_bytes_c_tells_what_python_tells(plain, ends_in, data: st.DataObj
 
 
 @needs_c
-def test_what_lies_beyond_the_head_is_not_looked_for_by_python(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_does_not_search_beyond_the_head(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
     long = [data[:2] + b"\xff\xfe\x20\x02" + bytes(0x2000) + data[2:] for data in plain]
     monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
     assert jpeg_headers.read_jpeg_headers(ends_in(long)) == [None] * len(long)
@@ -146,7 +146,7 @@ def test_ends_and_wholes_of_files_of_every_size(tmp_path: Path) -> None:
 
 
 @needs_c
-def test_what_is_not_as_it_was_listed_is_left_out_and_told_when_it_is_read(tmp_path: Path) -> None:
+def test_changed_files_are_left_out_and_reported_when_read(tmp_path: Path) -> None:
     source = tree_of(tmp_path, {f"{name}.jpg": b"x" * 99 for name in ("changed", "gone", "longer", "same", "z-pipe")})
     paths = {path.name: path for path in (tmp_path / "class").iterdir()}
     os.utime(paths["changed.jpg"], ns=(1, 1))

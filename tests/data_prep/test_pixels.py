@@ -1,4 +1,4 @@
-"""Picture files of every kind -> RGB: the pixels, the limits, and one kind of error whatever the bytes are."""
+"""Picture files of every kind -> RGB: pixels, limits, and a single kind of error for any bytes."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def planes(compression: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, 11) + b"".join(entries) + bytes(4) + body + gray + alpha
 
 
-def test_alpha_in_a_plane_of_its_own_is_refused() -> None:
+def test_alpha_in_a_separate_plane_is_refused() -> None:
     assert pixels_of(planes(32773))[0].tolist() == [[200] * 3, [100] * 3]
     with pytest.raises(BadPicture, match="has its alpha in a plane of its own"):
         to_rgb(planes(32773), ON_BLUE)
@@ -298,7 +298,7 @@ def test_half_transparent_pixels_are_mixed_with_the_background() -> None:
         (b"hello", "is no picture of a format that is read"),
     ],
 )
-def test_what_is_not_read_is_named(data: bytes, said: str) -> None:
+def test_unsupported_kinds_are_named(data: bytes, said: str) -> None:
     with pytest.raises(BadPicture) as error:
         to_rgb(data)
     assert str(error.value).startswith(said)
@@ -335,7 +335,7 @@ def test_all_eight_turns_are_pillows(turn: int) -> None:
 
 
 @pytest.mark.parametrize("exif", [exif_of(0), exif_of(9), b"Exif\0\0LoremIpsum", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
-def test_what_is_no_orientation_turns_nothing(exif: bytes) -> None:
+def test_an_invalid_orientation_turns_nothing(exif: bytes) -> None:
     for file_format in ("JPEG", "PNG", "WEBP"):
         data = file_of(scene(), file_format, exif=exif)
         assert orientation(data) == 1
@@ -358,7 +358,7 @@ def test_an_orientation_in_xmp_alone_turns_no_format() -> None:
         b"\xff\xed\0\x02",
     ],
 )
-def test_odd_metadata_is_no_damage(segment: bytes) -> None:
+def test_odd_metadata_is_not_damage(segment: bytes) -> None:
     data = file_of(scene(), "JPEG")
     assert np.array_equal(pixels_of(data[:2] + segment + data[2:]), pixels_of(data))
 
@@ -374,7 +374,7 @@ def test_odd_metadata_is_no_damage(segment: bytes) -> None:
         (b"eXIf", b"LoremIpsum"),
     ],
 )
-def test_odd_chunks_are_no_damage(chunk: tuple[bytes, bytes]) -> None:
+def test_odd_chunks_are_not_damage(chunk: tuple[bytes, bytes]) -> None:
     rows = b"\0\xff\0\0\0\xff\0"
     data = png(2, 1, 8, 2, rows, chunk)
     assert pixels_of(data).tolist() == RED_GREEN.tolist()

@@ -1,4 +1,4 @@
-"""Whatever Ray raises has a kind and a sentence; and what is no Ray cluster is told as what it is."""
+"""Every error of Ray gets a kind and a sentence; servers that are not a Ray cluster are recognised."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_no_exception_of_ray_is_unexpected(some: type[RayError]) -> None:
     assert message
 
 
-def test_memory_that_is_not_there_is_told_as_that() -> None:
+def test_missing_memory_is_reported_as_such() -> None:
     end = "; give it more (a container's limit, ulimit -v), or stop others"
     assert ending(MemoryError(), {}) == (1, f"there is not enough memory{end}")
     assert ending(MemoryError("malloc of size 9 failed"), {})[1] == (
@@ -123,7 +123,7 @@ def test_an_exception_that_cannot_be_shown_has_a_name() -> None:
         (WorkerGroupError("", {0: RuntimeError("peer closed"), 1: died(KILLED)}), "killed", KILLED_TOLD),
         (ray.exceptions.ObjectStoreFullError("x"), "memory", "Ray's object store is full"),
         (ray.exceptions.OutOfDiskError("x"), "disk", "a node's disk is full"),
-        (ray.exceptions.ActorUnavailableError("rpc", None), "killed", "a process did not answer"),
+        (ray.exceptions.ActorUnavailableError("rpc", None), "killed", "a process did not respond"),
         (ray.exceptions.RuntimeEnvSetupError("pip failed"), "environment", "a node could not set up the job's"),
         (ray.exceptions.ActorUnschedulableError("no GPU"), "room", "no node of the cluster can run this"),
         (ray.exceptions.GetTimeoutError("slow"), "timeout", "Ray gave no answer in time"),
@@ -135,20 +135,20 @@ def test_an_exception_that_cannot_be_shown_has_a_name() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_what_happened_is_told(error: Exception, kind: str, sentence: str) -> None:
+def test_each_kind_of_failure_is_reported(error: Exception, kind: str, sentence: str) -> None:
     told = explain(error)
     assert told.kind == kind
     assert told.sentence.startswith(sentence)
 
 
-def test_a_cause_is_found_behind_what_a_library_raised() -> None:
+def test_the_cause_of_a_librarys_error_is_found() -> None:
     """As Ray Tune does with what it does not know."""
     raised = RuntimeError("Caught unexpected exception: ...")
     raised.__cause__ = OutOfMemoryError(OUT_OF_MEMORY)
     assert explain(raised).sentence.startswith(MEMORY_TOLD)
 
 
-def test_what_is_raised_in_its_place() -> None:
+def test_the_error_raised_instead() -> None:
     assert isinstance(as_raised(failed_task(UserError("x")), "doing"), UserError)
     assert str(as_raised(NodeDiedError(""), "the conversion")) == "the conversion: a node is gone"
     assert isinstance(as_raised(ray.exceptions.AuthenticationError("x"), "doing"), UserError)
@@ -168,7 +168,7 @@ def http_port() -> Iterator[int]:
     server.server_close()
 
 
-def test_a_dashboard_is_no_head(http_port: int) -> None:
+def test_a_dashboard_is_not_taken_for_a_head(http_port: int) -> None:
     with pytest.raises(
         UserError, match=r"no Ray cluster at 127\.0\.0\.1:\d+ \(RAY_ADDRESS\): something listens .*8265"
     ):
@@ -183,7 +183,7 @@ class _Head(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
         return gcs_service_pb2.InternalKVGetReply(value=json.dumps(versions).encode())
 
 
-def test_a_cluster_of_other_versions_is_told_with_both() -> None:
+def test_a_cluster_of_other_versions_is_reported_with_both() -> None:
     server = grpc.server(futures.ThreadPoolExecutor(1))
     gcs_service_pb2_grpc.add_InternalKVGcsServiceServicer_to_server(_Head(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -197,14 +197,14 @@ def test_a_cluster_of_other_versions_is_told_with_both() -> None:
     assert f"127.0.0.1:{port} runs Ray 1.2.3 and Python 3.8.1, {mine}; both must be the same" in str(told.value)
 
 
-def test_a_silent_server_is_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_not_taken_for_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_ANSWER_LIMIT_S", 0.2)
-    told = r"something listens there, but no Ray head"
+    told = r"something listens there, but it is not a Ray head"
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match=told):
         connect(f"127.0.0.1:{silent.getsockname()[1]}", source="here")
 
 
-def test_nobody_listens_and_nobody_is_called_so() -> None:
+def test_a_closed_port_and_an_unknown_host_are_reported() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match=r"no Ray cluster at \S+ \(here\): Connection refused"):
@@ -213,7 +213,7 @@ def test_nobody_listens_and_nobody_is_called_so() -> None:
         connect("no-such-host.invalid:6379", source="here")
 
 
-def test_sessions_lie_where_a_socket_fits_and_nobody_else_may_go(tmp_path: Path) -> None:
+def test_sessions_are_private_and_where_a_socket_path_fits(tmp_path: Path) -> None:
     me = f"ray-{os.getuid()}"
     assert session_folder({"RAY_TMPDIR": "/tmp"}) == Path(f"/tmp/{me}/ray")
     assert session_folder({"RAY_TMPDIR": f"/tmp/{me}"}) == Path(f"/tmp/{me}/ray")

@@ -1,4 +1,4 @@
-"""Secrets of every known shape never survive the gate; what holds none comes back as it is."""
+"""Secrets of every known form are removed; text without secrets is unchanged."""
 
 from __future__ import annotations
 
@@ -166,12 +166,12 @@ def test_private_keys_also_cut_off_and_in_a_diff(kind: str) -> None:
         "-----BEGIN CERTIFICATE-----\nMIID\n-----END CERTIFICATE-----", "password=***", "http://***@host", "", "://@", "a://b:",
     ],
 )  # fmt: skip
-def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redacted(text) == text
     assert not holds_secret(text)
 
 
-def test_every_recipe_profile_and_space_of_the_project_stays_as_it_is() -> None:
+def test_every_recipe_profile_and_space_of_the_project_is_unchanged() -> None:
     for folder in ("resnet_dist/recipes", "cluster/profiles", "tune_spaces"):
         for path in (ROOT / folder).glob("*.yaml"):
             text = path.read_text()
@@ -188,7 +188,7 @@ def test_every_recipe_profile_and_space_of_the_project_stays_as_it_is() -> None:
     ).map("".join)
 )
 @settings(max_examples=200)
-def test_what_came_out_stays_as_it_is(text: str) -> None:
+def test_redacted_text_is_unchanged_by_redaction(text: str) -> None:
     once = redacted(text)
     assert redacted(once) == once
 
@@ -229,5 +229,5 @@ def test_the_last_line_of_a_command_passes_it(tmp_path: Path) -> None:
         "google.auth.exceptions.DefaultCredentialsError: Your default credentials were not found",
     ],
 )
-def test_the_message_of_an_exception_is_no_secret(text: str) -> None:
+def test_the_message_of_an_exception_is_not_a_secret(text: str) -> None:
     assert redacted(text) == text

@@ -1,4 +1,4 @@
-"""Names from outside reach terminals and tables as plain characters."""
+"""Untrusted names are shown in terminals and tables as plain characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources are found by name, and those that need no files make the same images every time."""
+"""Sources are found by name, and those without files make the same images every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR's four publications, tiny ones made here: the same pixels from each, and no code of a pickle is run."""
+"""CIFAR's four publications, as tiny copies: the same pixels from each, and no pickle's code is run."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_cifar_mistakes(tmp_path: Path, tar_of: TarOf) -> None:
     refused("1 labels and pixels of shape", whole | {f"{folder}/test_batch": pickle.dumps(batch)})
     refused("holds no data and labels", whole | {f"{folder}/test_batch": pickle.dumps({"x": 1})})
     refused("names 1 classes, expected 10", whole | {f"{folder}/batches.meta": pickle.dumps({"label_names": ["x"]})})
-    refused("no multiple of 3073", binary_10() | {"cifar-10-batches-bin/test_batch.bin": b"12"})
+    refused("not a multiple of 3073", binary_10() | {"cifar-10-batches-bin/test_batch.bin": b"12"})
     with pytest.raises(UserError, match=r"none\.tar\.gz: does not exist"):
         open_source("cifar10", str(tmp_path / "none.tar.gz"), named("test"))
     with pytest.raises(UserError, match=r"holds neither batches\.meta nor"):

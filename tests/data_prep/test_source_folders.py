@@ -1,4 +1,4 @@
-"""Folders are taken for what they are, splits or classes, or refused; nothing in them is dropped without a word."""
+"""Folders are recognised as splits or classes, or refused; nothing in them is dropped silently."""
 
 from __future__ import annotations
 

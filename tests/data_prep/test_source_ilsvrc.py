@@ -1,4 +1,4 @@
-"""The official archives and Kaggle's layout, tiny ones made here, give the images and labels of folders per class."""
+"""The official archives and Kaggle's layout, as tiny copies, give the images and labels of folders per class."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_ilsvrc_val_has_the_devkits_labels(archives: Path, val_images: dict[int,
     shutil.unpack_archive(archives / "ILSVRC2012_devkit_t12.tar.gz", elsewhere, filter="data")
     (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     val = archives / "ILSVRC2012_img_val.tar"
-    with pytest.raises(UserError, match=r"its labels are in ILSVRC2012_devkit_t12\.tar\.gz; put it beside, or name"):
+    with pytest.raises(UserError, match=r"its labels are in ILSVRC2012_devkit_t12\.tar\.gz; put that beside, or name"):
         open_source("ilsvrc", str(val), named("val"))
     kit = SourceOptions(devkit=str(elsewhere / "ILSVRC2012_devkit_t12"))
     check_val(open_source("ilsvrc", str(val), named("val"), kit), val_images)

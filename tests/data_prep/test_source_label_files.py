@@ -1,4 +1,4 @@
-"""A table of labels is read as it is meant, or refused by line and column; nothing in it is passed over in silence."""
+"""A table of labels is read as intended, or refused naming line and column; nothing in it is skipped silently."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_unused_columns_are_noted(open_with: Open) -> None:
         ),
     ],
 )
-def test_what_is_not_one_class_is_refused(
+def test_labels_that_are_not_one_class_are_refused(
     titles: str, row: Callable[[int], str], message: str, open_with: Open
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -278,7 +278,7 @@ def test_a_column_of_splits_that_is_not_clear_is_refused(
         open_with(table(titles, lambda i, name: f"{name},{row(i)}"), SplitRequest("train", explicit=True))
 
 
-def test_the_name_of_the_table_says_its_split(open_with: Open) -> None:
+def test_the_tables_name_gives_its_split(open_with: Open) -> None:
     text = table("file,label", lambda i, name: f"{name},cat{i % 3}")
     assert open_with(text, SplitRequest("train"), name="train_labels.csv").describe().split == "train"
     with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\)"):

@@ -1,4 +1,4 @@
-"""Labels: what counts as one, the order of classes, and ImageNet's known facts, each proved or refused."""
+"""Labels: what counts as a label, the order of classes, and ImageNet's known facts, confirmed or refused."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_imagenets_known_facts_are_checked() -> None:
     ]
 
 
-def test_fewer_or_other_classes_are_no_imagenet() -> None:
+def test_fewer_or_other_classes_are_not_imagenet() -> None:
     assert check_labels(label_map(wnids()[:999]), np.zeros(1, dtype=np.int64), ["a"], "here") == []
     others = label_map([f"n{i:08d}" for i in range(1000)])
     assert check_labels(others, np.zeros(1, dtype=np.int64), ["a"], "here") == [

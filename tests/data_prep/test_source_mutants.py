@@ -1,4 +1,4 @@
-"""Damaged containers are read right or refused with one line, within memory: bytes changed, cut out and put in."""
+"""Damaged containers (bytes changed, removed, inserted) are read right or refused in one line, in bounded memory."""
 
 from __future__ import annotations
 

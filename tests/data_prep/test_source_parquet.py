@@ -1,4 +1,4 @@
-"""Parquet files are held against themselves and one another: columns, types, class names, counts, and memory."""
+"""Parquet files are checked for consistency, each and together: columns, types, class names, counts, and memory."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_labels_are_numbers_or_texts(
         ({"image": TWO[:0], "label": pa.array([], pa.int64())}, CATS, "holds no samples: none of 1 files has a row"),
     ],
 )  # fmt: skip
-def test_what_is_not_understood_is_refused(tmp_path: Path, columns: Any, names: Any, message: str) -> None:
+def test_input_that_is_not_understood_is_refused(tmp_path: Path, columns: Any, names: Any, message: str) -> None:
     path = write(tmp_path / "0.parquet", columns, names)
     with pytest.raises(UserError, match=message) as refused:
         opened(path)

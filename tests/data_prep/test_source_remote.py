@@ -1,4 +1,4 @@
-"""Sources behind URLs are the sources of a disk: `memory://`, and HTTP from a server of this machine."""
+"""Sources behind URLs equal those on a disk: `memory://`, and HTTP from a local server."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_a_large_file_is_read_in_order_by_few_requests(server: tuple[Path, str])
 
 
 @pytest.mark.parametrize("small_bytes", [0, 8 << 20])
-def test_parquet_over_http_by_parts_and_whole(
+def test_parquet_over_http_in_parts_and_in_full(
     server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, small_bytes: int
 ) -> None:
     root, url = server
@@ -346,7 +346,7 @@ class OddHandler(http.server.BaseHTTPRequestHandler):
         ("broken/0.tar", r"broken/0\.tar: ClientResponseError: 500"),
     ],
 )
-def test_a_server_that_answers_oddly_ends_in_one_line(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_odd_responses_ends_in_one_line(path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.sources.files.remote.FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr("data_prep.sources.files.remote.MAX_PAGE_BYTES", 1 << 20)
     OddHandler.num_sent = 0

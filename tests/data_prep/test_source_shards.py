@@ -1,4 +1,4 @@
-"""The files of a split are found by their names; one that is not understood is refused, never taken for all."""
+"""The files of a split are found by their names; a name that is not understood is refused."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_keys_of_samples_have_paths_where_file_names_are_equal() -> None:
         (["0.tar", "1.tar.incomplete"], "unfinished download"),
     ],
 )
-def test_shards_that_cannot_be_read_are_not_passed_over(tmp_path: Path, files: list[str], message: str) -> None:
+def test_shards_that_cannot_be_read_are_not_skipped(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=message):

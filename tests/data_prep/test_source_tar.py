@@ -65,7 +65,7 @@ def test_it_finds_what_tarfile_wrote(files: dict[str, bytes], form: int, stream:
     assert [(m.name, data[m.offset : m.offset + m.num_bytes]) for m in found] == list(files.items())
 
 
-def test_folders_and_dots_are_no_files(tar_of: TarOf) -> None:
+def test_folders_and_dots_are_not_files(tar_of: TarOf) -> None:
     data = packed(member("./a", kind=tarfile.DIRTYPE), member("././a/b.jpg", 3), member("old/", kind=tarfile.AREGTYPE))
     assert walk(data) == [Member("a/b.jpg", 1024, 3)]
     assert walk(tar_of({})) == []
@@ -94,7 +94,7 @@ def test_sizes_beyond_octal_are_read() -> None:
         (member("x.jpg", kind=b"Z"), "of the unknown kind b'Z'"),
     ],
 )
-def test_what_a_data_set_never_contains_is_refused(info: tarfile.TarInfo, reason: str) -> None:
+def test_members_a_data_set_never_contains_are_refused(info: tarfile.TarInfo, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         walk(packed(member("fine.jpg", 700), info))
 
@@ -132,7 +132,7 @@ def test_hostile_extensions_are_bounded() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("gap", [512, 1024, 9728, 200_192])
-def test_what_follows_the_end_mark_is_never_ignored(tar_of: TarOf, gap: int, stream: bool) -> None:
+def test_data_after_the_end_mark_is_never_ignored(tar_of: TarOf, gap: int, stream: bool) -> None:
     data = tar_of({"a.jpg": b"1", "b.jpg": b"2"})[:2048]
     assert [m.name for m in walk(data + bytes(gap), stream=stream)] == ["a.jpg", "b.jpg"]
     with pytest.raises(UserError, match=f"separate them with `head -c {2048 + gap}` and `tail -c .{2049 + gap}`"):

@@ -1,4 +1,4 @@
-"""WebDataset shards: samples are put together by name, shards found by folder, glob and braces."""
+"""WebDataset shards: samples are assembled by name, shards found by folder, glob and braces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of splits are recognised however they are written, and never where they are not clear."""
+"""Names of splits are recognised in any spelling, and never where they are ambiguous."""
 
 from __future__ import annotations
 
@@ -120,14 +120,12 @@ def test_a_split_is_found_by_what_its_name_means(available: list[str], request_:
         (["train", "val"], named("all"), "--split all does not combine"),
     ],
 )
-def test_what_is_not_clear_is_refused_with_the_choices(
-    available: list[str], request_: SplitRequest, message: str
-) -> None:
+def test_ambiguity_is_refused_with_the_choices(available: list[str], request_: SplitRequest, message: str) -> None:
     with pytest.raises(UserError, match=f"here: holds the splits {', '.join(available)}[,;] .*{message}"):
         choose_split(available, request_, "here")
 
 
-def test_a_source_without_splits_is_taken_whole_only_if_asked_for() -> None:
+def test_all_of_a_source_without_splits_is_taken_only_on_request() -> None:
     assert split_of_whole(SplitRequest(), "here") == "all"
     assert split_of_whole(named("all"), "here") == split_of_whole(named("All"), "here") == "all"
     assert split_of_whole(SplitRequest("train"), "here", ["images", "Training"]) == "train"

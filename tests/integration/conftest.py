@@ -1,4 +1,4 @@
-"""A small data set and a Ray cluster that somebody else started: what the integration tests share."""
+"""Fixtures of the integration tests: a small data set and a running Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier version wrote is read and resumed: betons, a run killed at step 6, a killed sweep, MLflow's database.
+"""Files of an earlier version are read and resumed: betons, a run killed at step 6, a killed sweep, MLflow's database.
 
 `earlier_version.tar.xz` was written by commit d23ff8b on the digits: `runs/stopped` and `runs/sweep` by drivers that
 were killed with SIGKILL, `runs/finished` (without its checkpoints) by the command that `runs/stopped` had been given.

@@ -1,4 +1,4 @@
-"""Workers killed, and nodes that come: the run goes on, and ends with the same bits as an undisturbed one."""
+"""Workers are killed and nodes join: the run resumes, and ends with the same bits as an undisturbed one."""
 
 from __future__ import annotations
 

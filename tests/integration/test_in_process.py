@@ -1,4 +1,4 @@
-"""A study's training: one process, no Ray, one MLflow run; interrupted it goes on, finished it is not done again."""
+"""A study's training: one process, no Ray, one MLflow run. Interrupted it resumes; finished it is not repeated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def profile(digits: Path, tmp_path: Path) -> Profile:
     )
 
 
-def test_an_interrupted_study_goes_on_in_the_same_runs(
+def test_an_interrupted_study_continues_in_the_same_runs(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ["train.total_epochs=2"]

@@ -152,7 +152,7 @@ def test_one_and_two_workers_give_the_same_losses(cli: Any, head: Any) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(cli: Any, head: Any) -> None:
+def test_sigterm_saves_and_the_same_command_resumes(cli: Any, head: Any) -> None:
     command = cli.train_command(*SHORT, "--set", "train.total_epochs=6", "--profile-set", "log_every_steps=1")
     process = cli.start(command, RAY_ADDRESS=head.address)
     wait_for(cli.folder / "runs" / "run", "epoch=*", process)
@@ -173,7 +173,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(cli: Any, head: Any) -> None
     assert [step for step, _ in rows] == list(range(1, 6 * STEPS_PER_EPOCH + 1))
 
 
-def test_a_killed_driver_goes_on_where_it_stood(cli: Any) -> None:
+def test_a_killed_driver_resumes_where_it_was(cli: Any) -> None:
     """With a Ray of its own, as `make demo` has: SIGKILL takes the driver and all of its Ray."""
     command = cli.train_command(*SHORT, "--set", "train.total_epochs=4", "--profile-set", "log_every_steps=1")
     process = cli.start(command)

@@ -1,4 +1,4 @@
-"""A run whose storage is a bucket: trained, killed, gone on, examined and evaluated by the commands."""
+"""A run whose storage is a bucket: trained, killed, resumed, examined and evaluated by the commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def keys(bucket: Any, prefix: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_the_bucket(cli: Any, bucket: Any) -> None:
+def test_a_killed_run_resumes_from_the_bucket(cli: Any, bucket: Any) -> None:
     """SIGKILL of the driver takes its Ray, its workers and their working copies; the newest checkpoint is torn then."""
     often = ("--profile-set", "log_every_steps=1", "--profile-set", "checkpoint.every_steps=5")
     there = ("--profile-set", "storage=s3://runs/digits")

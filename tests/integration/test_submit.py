@@ -43,7 +43,7 @@ def test_a_users_mistake_there_is_exit_code_2_here(cli: Any, head: Any) -> None:
     assert "/nowhere/digits/train.beton: does not exist" in done.stdout
 
 
-def test_no_cluster_is_told_at_once(cli: Any) -> None:
+def test_a_missing_cluster_is_reported_at_once(cli: Any) -> None:
     class Nowhere:
         dashboard = "http://127.0.0.1:9"
 
@@ -53,7 +53,7 @@ def test_no_cluster_is_told_at_once(cli: Any) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_detaches_stop_saves_and_the_same_command_goes_on(cli: Any, head: Any) -> None:
+def test_ctrl_c_detaches_stop_saves_and_the_same_command_resumes(cli: Any, head: Any) -> None:
     long = ("--set", "model.name=resnet8", "--set", "train.total_epochs=120")
     command = submit_command(cli, head, *long, name="long")
     following = cli.start(command)

@@ -151,7 +151,7 @@ def test_killed_five_times_a_sweep_ends_as_if_it_had_not_been(cli: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_ctrl_c_saves_and_the_same_command_goes_on_with_more_trials(cli: Any) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes_with_more_trials(cli: Any) -> None:
     space = SPACE.replace("[0.01, 0.1, 1e9]", "[0.01, 0.1]").replace("total_epochs: 3", "total_epochs: 12")
     process = cli.start(tune_command(cli, space=space))
     ledger = cli.folder / "runs" / "sweep" / "ledger.jsonl"
@@ -223,7 +223,7 @@ def test_the_dry_run_shows_trials_and_cost(
         (["--profile-set", "data_root=/nowhere"], ["/nowhere/digits/train.beton: does not exist"]),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(
+def test_mistakes_are_reported_before_anything_starts(
     cli: Any,
     extra: list[str],
     expected: list[str],

@@ -1,6 +1,6 @@
 """A training on two nodes, in a bucket, whose MLflow server, with passwords, is killed again and again, then for good.
 
-What no other test has together: two raylets, credentials that only the driver has, `sync` from a machine that knows
+Only this test combines two raylets, credentials that only the driver has, `sync` from a machine that knows
 nothing but the bucket, and every point of the spool compared with the server's database.
 """
 
@@ -156,7 +156,7 @@ def test_every_point_of_a_run_whose_server_kept_dying(
     out, err = process.communicate(timeout=TRAINING_LIMIT_S)
     assert process.returncode == 1, err  # trained to the end, but nobody took the model
     assert "training finished after step" in err, err
-    assert err.count("does not answer") == 1, err
+    assert err.count("does not respond") == 1, err
 
     mlflow_server.start()
     elsewhere = tmp_path / "elsewhere"

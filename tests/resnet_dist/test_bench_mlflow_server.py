@@ -1,4 +1,4 @@
-"""The server of benches and tests ends with whoever started it."""
+"""The MLflow server of benchmarks and tests ends with the process that started it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step benchmark runs all three loops, and its table says what the times say."""
+"""The step benchmark runs all three loops, and its table matches the times."""
 
 from __future__ import annotations
 

@@ -25,5 +25,5 @@ def test_the_rate_begins_when_the_first_trials_that_ran_side_by_side_have_ended(
 
 def test_trials_that_all_ran_side_by_side_tell_no_rate() -> None:
     events: list[Event] = [started("a", 0.0), started("b", 0.0), ended("a", 30.0), ended("b", 40.0)]
-    with pytest.raises(Fault, match="2 trials, 2 at once, tell no rate"):
+    with pytest.raises(Fault, match="2 trials, 2 at once, are too few to measure a rate"):
         steady_rate(events)

@@ -1,4 +1,4 @@
-"""Finds the places that a path, a URL, a glob or a pattern with braces means."""
+"""Finds the files and folders that a path, a URL, a glob or a pattern with braces names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def place_of(location: str) -> Place:
 
 
 def find_places(location: str) -> list[Place]:
-    """The files that a name, a glob or a pattern with braces means, in order; a folder gives itself.
+    """The files that a name, a glob or a pattern with braces matches, in order; a folder gives itself.
 
     `{000..127}` counts with leading zeros, `{a,b}` lists; files named by braces may be missing.
     """

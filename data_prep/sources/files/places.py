@@ -1,7 +1,7 @@
 """The interface between sources and storage: a `Place` is a file or folder, local or behind a URL that fsspec opens.
 
-`local.py` and `remote.py` implement it, `find.py` picks the one that a location means. Nothing that a place shows to
-people or writes into manifests contains credentials.
+`local.py` and `remote.py` implement it, `find.py` picks the one for a location. Nothing that a place shows to people or
+writes into manifests contains credentials.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from data_prep.errors import Fault, UserError
 from data_prep.redaction import MASK, redacted
 
 HEAD_BYTES, TAIL_BYTES = 4096, 64
-"""90 % of 1,000 ImageNet files have all headers within the head. 97 % have them within 16 KiB, but reading that from
-all takes longer than a second read of the others."""
+"""90 % of 1,000 ImageNet files have all headers within the head. 97 % have them within 16 KiB, but reading that much
+from all takes longer than a second read of the rest."""
 MAX_SAMPLE_BYTES = 256 << 20
 """Largest file that is read as one sample, so that a worker's memory is bounded whatever a listing or header says."""
 IS_URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)

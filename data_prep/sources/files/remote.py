@@ -91,7 +91,7 @@ class RemotePlace:
         self._url = url
         """Names the file system, with what credentials the user put there; never shown."""
         self._path = path.rstrip("/")
-        """Within the file system (for HTTP the whole URL)."""
+        """Within the file system (for HTTP the full URL)."""
 
     @property
     def file_system(self) -> Any:
@@ -164,7 +164,7 @@ class RemotePlace:
     def read_range(self, start: int, stop: int) -> bytes:
         data = self._fetch(start, stop)
         if len(data) != stop - start:
-            raise OSError(f"{self.shown}: {len(data)} bytes came where {stop - start} were asked for")
+            raise OSError(f"{self.shown}: {len(data)} bytes came where {stop - start} were requested")
         return data
 
     @contextmanager
@@ -310,7 +310,7 @@ def _clean(error: BaseException | None) -> str:
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
-# fsspec reads whole answers into memory; these are cut off at what was asked for.
+# fsspec reads entire responses into memory; these are cut off at what was requested.
 
 
 class BoundedResponse(aiohttp.ClientResponse):
@@ -352,7 +352,7 @@ class BoundedResponse(aiohttp.ClientResponse):
 
 
 async def bounded_session(**options: Any) -> aiohttp.ClientSession:
-    """For fsspec's `get_client`. Data is asked for as it is: parts of a compressed answer are of no use."""
+    """For fsspec's `get_client`. Requests uncompressed data: parts of a compressed response cannot be used."""
     return aiohttp.ClientSession(
         response_class=BoundedResponse, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}, **options
     )

@@ -1,8 +1,8 @@
 """The positions of files within a tar: its headers are read, nothing is unpacked to disk.
 
 Not by `tarfile`, whose objects cost some 30 us and 2 kB per member: ImageNet has 1.28 million. What an image data set
-never contains (links, devices, names that lead out of the folder) is refused with the member's name. Formats: POSIX
-ustar and pax, GNU long names and large sizes.
+never contains (links, devices, names that lead out of the folder) is refused, naming the member. Formats: POSIX ustar
+and pax, GNU long names and large sizes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
             yield Member(_safe(name, where), data_at, size)
         elif kind in REFUSED:
             raise UserError(
-                f"{where}: {_shown(name)} is {REFUSED[kind]}; expected plain files, pack what it stands for"
+                f"{where}: {_shown(name)} is {REFUSED[kind]}; expected plain files; pack the file that it refers to"
             )
         elif kind not in (*REGULAR, FOLDER, GNU_LONG_LINK, GNU_LABEL):
             raise UserError(f"{where}: {_shown(name)} is of the unknown kind {kind!r}; expected plain files")

@@ -1,5 +1,5 @@
-"""What can go wrong with a cluster, done to the lab. A fault strikes a run at work; its `mend` is what a person, a
-supervisor or a cloud does about it: new nodes, the same command again.
+"""Faults of a cluster, caused in the lab. A fault strikes a running training; its `repair` is what a person, a
+supervisor or a cloud then does: new nodes, the same command again.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def link_shaky(scene: Scene) -> Mend:
     time.sleep(scene.dice.uniform(1.0, 20.0))
     node.restore_link()
 
-    def mend() -> None:
+    def repair() -> None:
         time.sleep(20.0)  # a raylet that was given up hears of it and ends
         if node.address not in scene.lab.alive():
             scene.replace(node)
 
-    return mend
+    return repair
 
 
 def node_drained(scene: Scene) -> Mend:
@@ -105,11 +105,11 @@ def node_drained(scene: Scene) -> Mend:
     scene.lab.drain(node, seconds)
     leaves_at = time.monotonic() + seconds
 
-    def mend() -> None:
+    def repair() -> None:
         time.sleep(max(0.0, leaves_at - time.monotonic()))
         scene.replace(node)
 
-    return mend
+    return repair
 
 
 def controller_killed(scene: Scene) -> Mend:
@@ -144,7 +144,7 @@ def driver_followed(scene: Scene) -> Mend:
     for pid in pids:
         send(pid, signal.SIGSTOP)
 
-    def mend() -> None:
+    def repair() -> None:
         before = scene.training.leases()
         scene.training.start()
         scene.training.wait_for(lambda: scene.training.leases() - before != set(), 200)
@@ -153,7 +153,7 @@ def driver_followed(scene: Scene) -> Mend:
         code = first.wait(timeout=240)
         assert code == 1, f"the driver that was followed ended with {code}"
 
-    return mend
+    return repair
 
 
 def second_driver(scene: Scene) -> Mend:
@@ -173,7 +173,7 @@ def head_lost(scene: Scene) -> Mend:
     """GCS, controller and driver at once; then a new, empty cluster, and the job is submitted again."""
     scene.lab.head.kill_everything()
 
-    def mend() -> None:
+    def repair() -> None:
         scene.training.finish(120)
         for node in scene.lab.nodes:
             scene.lab.remove(node.number)
@@ -182,7 +182,7 @@ def head_lost(scene: Scene) -> Mend:
             scene.lab.add_node()
         scene.training.start()
 
-    return mend
+    return repair
 
 
 def gcs_killed(scene: Scene) -> Mend:
@@ -190,12 +190,12 @@ def gcs_killed(scene: Scene) -> Mend:
     for pid in scene.lab.head.find("gcs_server"):
         send(pid, signal.SIGKILL)
 
-    def mend() -> None:
+    def repair() -> None:
         code = scene.training.finish(240)
         assert code == 1, f"the driver ended with {code}"
         head_lost(scene)()
 
-    return mend
+    return repair
 
 
 def gcs_stopped(scene: Scene) -> Mend:
@@ -214,11 +214,11 @@ def disk_full(scene: Scene) -> Mend:
     ballast = scene.training.ballast
     fill(ballast)
 
-    def mend() -> None:
+    def repair() -> None:
         time.sleep(scene.dice.uniform(5.0, 40.0))
         ballast.unlink()
 
-    return mend
+    return repair
 
 
 def fill(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster of separate machines on one computer: a head and nodes, each in a network namespace of its own."""
+"""A Ray cluster of separate machines on one computer: a head and nodes, each in its own network namespace."""
 
 from __future__ import annotations
 

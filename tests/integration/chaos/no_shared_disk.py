@@ -1,5 +1,5 @@
 """A cluster whose machines share no disk, only a bucket and an MLflow server: two nodes convert digits into the bucket,
-three train from it with caches of their own, one is lost, the result has the bits of one process, and a sweep runs.
+three train from it with their own caches, one is lost, the result has the bits of one process, and a sweep runs.
 
 Usage: no_shared_disk.py --folder DIR      (Linux, root, iproute2, moto; 6 GB of memory)
 """

@@ -1,4 +1,4 @@
-"""On the lab's head: says which nodes Ray takes for alive, and drains one. A process of its own, asked line by line.
+"""On the lab's head: lists the nodes that Ray considers alive, and drains one. A separate process, driven line by line.
 
 Usage: probe.py ADDRESS; lines on stdin: `nodes`, `drain NODE_ID DEADLINE_MS`. Answers each with one line of JSON.
 """

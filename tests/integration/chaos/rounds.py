@@ -1,4 +1,4 @@
-"""Rounds of chaos: in each a run is started, a fault strikes it at a random step, and it has to end with the same bits.
+"""Rounds of chaos: in each, a run is started, a fault strikes it at a random step, and it must end with the same bits.
 
 Usage: rounds.py --rounds 20 --seed 0 --folder DIR --report FILE.md      (Linux, root, iproute2; 10 GB of memory)
 """
@@ -74,10 +74,10 @@ def play(cluster: Lab, folder: Path, disk: Path, seed: int, number: int, fault: 
         training.start()
         training.wait_for(lambda: training.step() >= asked, LIMIT_S)
         struck = training.step()
-        mend = FAULTS[fault](Scene(cluster, training, dice))
+        repair = FAULTS[fault](Scene(cluster, training, dice))
         struck_s = time.monotonic()
         struck = max(struck, training.step())
-        mend()
+        repair()
         if training.wait_for(lambda: training.step() > struck, LIMIT_S) is not None:
             recovery_s = time.monotonic() - struck_s
         code = training.finish(LIMIT_S)
@@ -129,7 +129,7 @@ def tiny_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def mended(cluster: Lab) -> None:
+def repair_cluster(cluster: Lab) -> None:
     """A whole cluster for the next round, whatever the last one left."""
     try:
         cluster.wait_for_nodes(1 + NODES, limit_s=60.0)
@@ -177,7 +177,7 @@ def main() -> None:
             print(played.row(), flush=True)
             with options.report.open("a") as report:
                 report.write(played.row() + "\n")
-            mended(cluster)
+            repair_cluster(cluster)
 
 
 if __name__ == "__main__":

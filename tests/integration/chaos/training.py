@@ -1,4 +1,4 @@
-"""A short exact run on the lab's cluster, as a user starts it; what it has done, read from its storage."""
+"""A short exact run on the lab's cluster, as a user starts it; its progress is read from its storage."""
 
 from __future__ import annotations
 

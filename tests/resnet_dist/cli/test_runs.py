@@ -1,4 +1,4 @@
-"""Runs as tables: what a server calls them reaches a terminal as plain text."""
+"""Runs as tables: names from a server are shown in the terminal as plain text."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_wrong_type_is_named_with_its_value(recipe_file: Path) -> None:
     assert "'soon'" in mistake(recipe_file, "train.total_epochs=soon")
 
 
-def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
+def test_all_mistakes_are_reported_at_once(recipe_file: Path) -> None:
     text = mistake(recipe_file, "optim.lrr=1", "train.micro_batch_size=60", "seed=-1", "schedule.kind=cosin")
     assert text.count("(") >= 4
     for part in ("4 mistakes", "optim.lrr", "multiple of micro_batch_size (60)", "seed", "schedule"):

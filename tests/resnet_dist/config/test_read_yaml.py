@@ -1,4 +1,4 @@
-"""YAML from strangers: read, or refused in one line; never a traceback, a hang, or memory without end."""
+"""Untrusted YAML: read, or refused in one line; never a traceback, a hang, or unbounded memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def merge_bomb(levels: int) -> str:
         ("x" * (1 << 20) + "x", "larger than 1 MiB"),
     ],
 )
-def test_what_cannot_be_read_is_reported_in_a_short_line(text: str, message: str) -> None:
+def test_an_unreadable_file_is_reported_in_a_short_line(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_yaml(text)
     assert message in str(caught.value)
@@ -149,7 +149,7 @@ def test_a_checkpoint_with_another_thing_than_a_recipe_is_refused(tree: object) 
         recipe_of(tree, "runs/r/epoch=1")
 
 
-def test_what_is_quoted_is_cut(tmp_path: Path) -> None:
+def test_quoted_text_is_shortened(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + alias_bomb(12).replace("a11", "optim") + f"x{'y' * 5000}: 1\n" + f"seeds: {'z' * 5000}\n")
     with pytest.raises(UserError) as caught:
@@ -161,10 +161,10 @@ def test_a_file_of_another_kind_is_named_as_such() -> None:
     recipe, profile = ROOT / "resnet_dist/recipes/digits_resnet20.yaml", ROOT / "cluster/profiles/laptop.yaml"
     space = ROOT / "tune_spaces/lr_wd_grid.yaml"
     for path, load, message in (
-        (recipe, load_profile, "this is a recipe, a profile is expected here"),
-        (profile, load_recipe, "this is a profile, a recipe is expected here"),
-        (space, load_recipe, "this is a search space, a recipe is expected here"),
-        (recipe, load_space, "this is a recipe, a search space is expected here"),
+        (recipe, load_profile, "this is a recipe, but a profile is expected"),
+        (profile, load_recipe, "this is a profile, but a recipe is expected"),
+        (space, load_recipe, "this is a search space, but a recipe is expected"),
+        (recipe, load_space, "this is a recipe, but a search space is expected"),
     ):
         with pytest.raises(UserError) as caught:
             load(path)

@@ -1,4 +1,4 @@
-"""A run belongs to a recipe: which changes make it another one, and what the message says."""
+"""A run belongs to a recipe: which changes make it another recipe, and what the message says."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_recorded_defaults_are_left_out_wherever_they_are() -> None:
     assert without_recorded_defaults({"section": None}, recorded) == {}
 
 
-def test_what_changed_is_reported_by_key_and_value() -> None:
+def test_changes_are_reported_by_key_and_value() -> None:
     before = {"optim": {"lr": 0.05, "name": "sgd"}, "data": {"mixing": None}, "old": 1}
     after = {"optim": {"lr": 0.02, "name": "sgd"}, "data": {"mixing": {"mixup_alpha": 0.1}}}
     assert recipe_changes(before, after) == [

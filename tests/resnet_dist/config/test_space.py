@@ -49,7 +49,7 @@ def test_exponents_are_numbers(tmp_path: Path) -> None:
     assert space.first_points == [{"optim.lr": 0.01}]
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     text = """
 base: recipe.yaml
 proxy: {train.total_epoch: 3}
@@ -134,11 +134,11 @@ trails: 4
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path: Path, overrides: list[str], part: str) -> None:
+def test_contradictory_settings_are_refused(tmp_path: Path, overrides: list[str], part: str) -> None:
     assert part in mistake(tmp_path, GOOD, *overrides)
 
 
-def test_what_may_change_while_a_sweep_goes_on_is_not_in_its_hash(tmp_path: Path) -> None:
+def test_settings_that_may_change_during_a_sweep_are_not_in_its_hash(tmp_path: Path) -> None:
     file = space_file(tmp_path, GOOD)
     first = sweep_hash(load_space(file), {})
     for free in ("trials=9", "seeds=3", "budget.epochs=7", "resources.cpus=2", "warm_start=[x]"):

@@ -1,4 +1,4 @@
-"""What every micro-batch of a run holds, as digests: `python batch_digests.py JSON` in a process of its own.
+"""Digests of every micro-batch of a run: `python batch_digests.py JSON`, as a separate process.
 
 Batches are taken as in training (`steps_from`, `mix_micro_batch`), with every augmentation, mixup and CutMix.
 """

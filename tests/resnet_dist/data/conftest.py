@@ -1,4 +1,4 @@
-"""Small betons of made-up photographs, written by data_prep's own writer."""
+"""Small betons of synthetic photographs, written by data_prep."""
 
 from __future__ import annotations
 

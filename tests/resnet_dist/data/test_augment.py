@@ -1,4 +1,4 @@
-"""Operations equal torchvision's on Pillow's images, bit for bit; what is drawn has the distributions it should."""
+"""Operations equal torchvision's on Pillow's images, bit for bit; draws have the expected distributions."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_draws_never_change() -> None:
     assert digest == "9d202c85117069a95f597ee7e021cf8f074601b6b29800bfb402b20c98d9a2f6"
 
 
-def test_an_entry_at_the_end_changes_none_before_it() -> None:
+def test_an_added_entry_changes_no_earlier_one() -> None:
     for length in range(len(EVERYTHING)):
         part, whole = (draw_operations(EVERYTHING[:n], 64, keys_of(20)) for n in (length, len(EVERYTHING)))
         assert np.array_equal(part, whole[:, : part.shape[1]])
@@ -263,9 +263,7 @@ def test_lighting_is_the_published_noise() -> None:
 # In the loader
 
 
-def test_neither_threads_nor_batches_nor_the_process_order_show(
-    photo_beton: Path, open_loader: Callable[..., Any]
-) -> None:
+def test_threads_batches_and_process_order_change_nothing(photo_beton: Path, open_loader: Callable[..., Any]) -> None:
     from resnet_dist.config.recipe import RandomResizedCrop
 
     transform = RandomResizedCrop(kind="random_resized_crop", size=48, augment=EVERYTHING)

@@ -70,7 +70,7 @@ def test_an_image_too_long_for_any_try_is_cropped_in_the_middle() -> None:
 
 
 @given(SIDE, SIDE, st.floats(0.01, 1.0), st.floats(0.3, 1.0), st.integers(0, 2**32 - 1))
-def test_a_crop_lies_within_the_image(height: int, width: int, least_area: float, flattest: float, seed: int) -> None:
+def test_a_crop_is_inside_the_image(height: int, width: int, least_area: float, flattest: float, seed: int) -> None:
     draws = uniform(sample_keys(Stream.AUGMENTATION, seed, 0, range(8)), 23)
     boxes = random_resized_crop(
         np.full(8, height), np.full(8, width), (least_area, 1.0), (flattest, 1 / flattest), draws
@@ -144,7 +144,7 @@ def test_a_window_of_a_resized_image_becomes_whole_pixels(height: int, width: in
 
 
 @given(SIDE, SIDE)
-def test_the_whole_pixels_lie_within_the_image(height: int, width: int) -> None:
+def test_the_whole_pixels_are_inside_the_image(height: int, width: int) -> None:
     top, left, h, w = whole_pixel_boxes(center_crop(sides(height), sides(width), 224, 256), 224)[0]
     assert 0 <= top <= height - h
     assert 0 <= left <= width - w

@@ -1,4 +1,4 @@
-"""The promise batch by batch: worlds, threads, stops and processes show the same pixels, all features on."""
+"""The promise batch by batch: workers, threads, stops and processes never change a pixel, with all features on."""
 
 from __future__ import annotations
 

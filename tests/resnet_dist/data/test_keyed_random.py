@@ -1,4 +1,4 @@
-"""Draws are functions of their key: pinned for ever, and good enough to pass for random."""
+"""Draws are functions of their key: pinned forever, and random enough for statistical tests."""
 
 from __future__ import annotations
 

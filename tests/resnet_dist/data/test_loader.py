@@ -1,4 +1,4 @@
-"""One sample, one epoch, one result; and no fault that hangs, leaks or passes in silence."""
+"""A sample gives one result per epoch; no fault hangs, leaks or goes unnoticed."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_copies_are_the_same_samples_under_other_draws(
 
 
 @pytest.mark.parametrize(("batch_size", "num_threads"), [(8, 2), (3, 1), (40, 2), (7, 3)])
-def test_neither_threads_nor_batches_show(
+def test_neither_threads_nor_batches_change_pixels(
     batch_size: int, num_threads: int, photo_beton: Path, open_loader: OpenLoader
 ) -> None:
     reference = pixels_by_id(list(open_loader(photo_beton).epoch(1, ALL)))
@@ -158,7 +158,7 @@ def test_neither_threads_nor_batches_show(
     assert pixels_by_id(list(other.epoch(1, ALL))) == reference
 
 
-def test_nor_the_number_of_workers(photo_beton: Path, open_loader: OpenLoader) -> None:
+def test_the_number_of_workers_changes_no_pixel(photo_beton: Path, open_loader: OpenLoader) -> None:
     """Rank by rank, each with a loader of its own: three workers make the micro-batches that one makes."""
     alone = pixels_by_id(list(open_loader(photo_beton, batch_size=4).epoch(2, order_of(2))))
     shared: dict[int, bytes] = {}
@@ -170,7 +170,7 @@ def test_nor_the_number_of_workers(photo_beton: Path, open_loader: OpenLoader) -
     assert shared == alone
 
 
-def test_nor_a_restart(photo_beton: Path, open_loader: OpenLoader) -> None:
+def test_a_restart_changes_no_pixel(photo_beton: Path, open_loader: OpenLoader) -> None:
     """A fresh loader that starts in step 1 of epoch 2 goes on as the one that came there; the next epoch is whole."""
     first = open_loader(photo_beton, batch_size=4)
     list(first.epoch(1, order_of(1)))

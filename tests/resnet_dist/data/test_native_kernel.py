@@ -1,4 +1,4 @@
-"""The native kernel by itself: Pillow's pixels from parts of any JPEG, a status for every bad one, no stray byte."""
+"""The native kernel alone: Pillow's pixels from parts of any JPEG, a status for every bad one, no stray byte."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def resized(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def test_a_part_is_equal_to_that_part_of_the_whole(picture: Pixels, to_jpeg: ToJpeg) -> None:
+def test_a_part_equals_that_part_of_the_full_image(picture: Pixels, to_jpeg: ToJpeg) -> None:
     """Every kind of JPEG, windows of three sizes at 200 random places and in the corners."""
     rng = np.random.default_rng(11)
     height, width = picture.shape[:2]
@@ -210,7 +210,7 @@ def cmyk(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_cannot_be_decoded_has_a_status_of_its_own(picture: Pixels, to_jpeg: ToJpeg) -> None:
+def test_each_kind_of_undecodable_image_has_its_own_status(picture: Pixels, to_jpeg: ToJpeg) -> None:
     height, width = picture.shape[:2]
     good, view = to_jpeg(picture), np.array([[0, 0, height, width, 32, 32, 0, 0]])
     at = good.index(b"\xff\xda") + 200
@@ -342,7 +342,7 @@ def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
             kernel.decode(*bad)
 
 
-def test_callers_take_turns_and_a_closed_kernel_goes_on_alone(picture: Pixels, to_jpeg: ToJpeg) -> None:
+def test_callers_take_turns_and_a_closed_kernel_works_without_threads(picture: Pixels, to_jpeg: ToJpeg) -> None:
     """Six threads call one kernel of three threads, which is closed between their first calls and their last."""
     file = np.frombuffer(to_jpeg(picture), np.uint8)
     num, closed = 12, threading.Event()

@@ -1,4 +1,4 @@
-"""The order is one order, whatever the number of workers, and it never changes."""
+"""The order of samples is the same for any number of workers, and never changes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_permutation_never_changes() -> None:
 
 
 @given(st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 1000))
-def test_every_sample_stands_once_in_the_permutation(num_samples: int, seed: int, epoch: int) -> None:
+def test_every_sample_is_in_the_permutation_once(num_samples: int, seed: int, epoch: int) -> None:
     assert sorted(epoch_permutation(num_samples, seed, epoch)) == list(range(num_samples))
 
 
@@ -144,7 +144,7 @@ def test_the_page_shuffle_never_changes() -> None:
 
 
 @given(st.lists(st.integers(0, 9), max_size=80), st.integers(1, 12), st.integers(0, 99))
-def test_every_sample_stands_once_in_the_page_shuffle(pages: list[int], window: int, epoch: int) -> None:
+def test_every_sample_is_in_the_page_shuffle_once(pages: list[int], window: int, epoch: int) -> None:
     order = page_permutation(PageShuffle(np.array(pages, np.int64), window), seed=5, epoch=epoch)
     assert sorted(order) == list(range(len(pages)))
 
@@ -186,7 +186,7 @@ def repeated(rank: int, world_size: int, repeats: int) -> np.ndarray:
     )
 
 
-def test_repeated_images_stand_in_one_global_batch_in_different_micro_batches() -> None:
+def test_repeated_images_are_in_one_global_batch_in_different_micro_batches() -> None:
     alone = repeated(0, 1, 3)
     assert alone.shape == (4, 6, 4)
     for step in alone:

@@ -1,4 +1,4 @@
-"""Seven pictures of unlike shapes, one of them grey, as a beton."""
+"""Seven pictures of different shapes, one of them grey, as a beton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""10-crop and multi-scale on torchvision's ResNet-18, beside a reference in plain Pillow and torchvision."""
+"""10-crop and multi-scale on torchvision's ResNet-18, compared with a reference in plain Pillow and torchvision."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any) -
     views.close()
 
 
-def test_a_picture_that_would_be_too_large_whole_is_named_before_any_is_read(pictures: Any) -> None:
+def test_a_picture_too_large_in_full_is_named_before_any_is_read(pictures: Any) -> None:
     arguments = {"batch_size": 4, "num_threads": 1, "device": CPU}
     whole = [View(3_000, "whole", 0), View(12_000, "centre", 8)]
     ViewLoader(pictures.beton, load_manifest(pictures.beton), whole[1:], **arguments).close()
@@ -241,7 +241,7 @@ def fails_on_the_second(rank: int, world_size: int) -> int:
 
 
 @pytest.mark.slow
-def test_what_a_worker_says_when_it_fails_is_what_the_user_reads() -> None:
+def test_the_user_reads_a_failed_workers_message() -> None:
     with pytest.raises(Fault, match="the second has no more to say"):
         on_local_workers(fails_on_the_second, 2)
 
@@ -265,7 +265,7 @@ OWN = CenterCrop(kind="center_crop", size=224, resize=256)
         (Protocol(resize=232), 224, 232),
     ],
 )
-def test_other_test_sizes_keep_the_recipes_ratio_unless_told(protocol: Protocol, size: int, resize: int) -> None:
+def test_other_test_sizes_keep_the_recipes_ratio_by_default(protocol: Protocol, size: int, resize: int) -> None:
     assert protocol.views(OWN) == (View(resize, "centre", size),)
 
 
@@ -284,8 +284,8 @@ def test_sides_that_do_not_fit_are_refused(protocol: Protocol, message: str) -> 
         protocol.views(OWN)
 
 
-def test_a_net_with_fully_connected_layers_is_no_convolutional_one() -> None:
+def test_a_net_with_fully_connected_layers_cannot_be_made_convolutional() -> None:
     with torch.device("meta"):
         classifier = build_classifier(load_recipe(RECIPE, ["model.name=vgg16"]))
-    with pytest.raises(UserError, match="take --protocol 10-crop"):
+    with pytest.raises(UserError, match="use --protocol 10-crop"):
         make_fully_convolutional(classifier, 224, "runs/vgg")

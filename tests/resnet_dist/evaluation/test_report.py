@@ -1,4 +1,4 @@
-"""Calibration, lines of classes and files of an evaluation: numbers that can be checked by hand."""
+"""Calibration, per-class lines and files of an evaluation: numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_class_has_a_line() -> None:
     assert [row["top1_error"] for row in rows] == ["25.00", "", "50.00"]
 
 
-def test_samples_without_an_answer_are_wrong_ones() -> None:
+def test_samples_without_a_prediction_count_as_wrong() -> None:
     cat, dog, _ = class_lines(CONFUSION, NAMES, (6, 2, 4))
     assert (cat.samples, cat.right, cat.top1_error) == (6, 3, 50.0)
     assert (dog.samples, dog.right, dog.top1_error) == (2, 0, 100.0)

@@ -1,4 +1,4 @@
-"""Whole pictures of a beton: what training refuses is refused here too, and no elongated one takes all memory."""
+"""Full pictures of a beton: samples that training refuses are refused, and elongated ones take bounded memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_file(path: Path, data: bytes) -> Path:
 
 
 @pytest.mark.parametrize("sides", [(2, 700), (700, 2), (80, 60)])
-def test_a_part_is_that_part_of_the_resized_whole(sides: tuple[int, int]) -> None:
+def test_a_part_equals_that_part_of_the_resized_image(sides: tuple[int, int]) -> None:
     """The first two would have 23 million px."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8))
     resized = Resized(picture)

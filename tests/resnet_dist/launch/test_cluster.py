@@ -25,7 +25,7 @@ PROFILE = Profile(
 )
 
 
-def test_a_worker_stays_whole_on_one_node() -> None:
+def test_a_worker_fits_on_one_node() -> None:
     nodes = [Node("a", 8, 2), Node("b", 4, 0), Node("c", 2, 8)]
     assert workers_that_fit(nodes, 3, 0) == 3
     assert workers_that_fit(nodes, 1, 1) == 4
@@ -65,7 +65,7 @@ def test_a_local_ray_that_does_not_start_is_a_fault_of_one_line(monkeypatch: pyt
         pass
 
 
-def test_a_worker_gets_an_environment_of_its_own_only_where_it_needs_one() -> None:
+def test_a_worker_gets_its_own_environment_only_where_it_needs_one() -> None:
     assert worker_environment(PROFILE) is None
     server = PROFILE.model_copy(update={"tracking_uri": "http://m:5000"})
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in (worker_environment(server) or {})["env_vars"]
@@ -89,7 +89,7 @@ def test_a_growing_cluster_is_asked_and_waited_for(monkeypatch: pytest.MonkeyPat
     assert said == ["the cluster has no room yet: waiting up to 60 s for nodes (failure.wait_for_nodes_s)"]
 
 
-def test_a_cluster_that_stays_as_it_is_is_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_fixed_size_is_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "alive_nodes", list)
     with cluster.asked_for(PROFILE, cluster.worker_bundles(PROFILE)):
         assert cluster.await_nodes(PROFILE, bool, pytest.fail) == []

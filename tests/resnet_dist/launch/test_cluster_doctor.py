@@ -1,4 +1,4 @@
-"""What the cluster's doctor makes of what nodes report: pure functions, and one node examined in this process."""
+"""How the cluster's doctor judges nodes' reports: pure functions, and one node examined in this process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_sound_node_has_nothing_bad() -> None:
     assert judged(Answer(NODE, FACTS, 0.2, 0.1)) == []
 
 
-def test_each_thing_that_is_wrong_is_told() -> None:
+def test_each_problem_is_reported() -> None:
     assert judged(Answer(NODE, problem="could not run a process: x")) == ["could not run a process: x"]
     assert "clock +65.0 s" in judged(Answer(NODE, FACTS, 65.0, 0.1))[0]
     assert judged(Answer(NODE, FACTS, 65.0, 64.0)) == []  # a slow answer says little about the clock
@@ -65,7 +65,7 @@ def test_the_time_of_a_step_follows_from_the_measured_one() -> None:
     assert "gloo over 2 nodes: 99 MB/s a node, 1.00 ms for 4 B" in judge_speed(speed, "gloo", 2).what
 
 
-def test_a_node_looks_and_writes_where_it_is_told(tmp_path: Path) -> None:
+def test_a_node_reads_and_writes_in_the_given_folders(tmp_path: Path) -> None:
     (tmp_path / "data" / "digits").mkdir(parents=True)
     (tmp_path / "probe").mkdir()
     (tmp_path / "probe" / "from-the-driver").write_text("token")
@@ -81,7 +81,7 @@ def test_a_node_looks_and_writes_where_it_is_told(tmp_path: Path) -> None:
     assert "No such file" in other.data
 
 
-def test_the_code_of_a_node_is_told_from_another(tmp_path: Path) -> None:
+def test_the_code_of_two_nodes_is_compared(tmp_path: Path) -> None:
     (tmp_path / "resnet_dist").mkdir()
     (tmp_path / "resnet_dist" / "a.py").write_text("x = 1\n")
     before = code_digest(tmp_path)

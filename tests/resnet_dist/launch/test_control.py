@@ -1,4 +1,4 @@
-"""Signals, the actor between driver and workers, and what workers are given: no Ray started."""
+"""Signals, the actor between driver and workers, and the workers' settings: no Ray started."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_is_a_wish_the_second_an_order(number: signal.Signals, code: int) -> None:
+def test_the_first_signal_requests_a_stop_and_the_second_forces_it(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     ends: list[tuple[int, str]] = []
     with stop_signals(lambda code, lost: ends.append((code, lost))) as stop:
@@ -139,7 +139,7 @@ def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeyp
     assert look(control, trainer=0).has_workers
 
 
-def test_what_workers_are_given_shows_no_password_in_the_dashboard() -> None:
+def test_the_dashboard_shows_no_password_of_the_workers() -> None:
     """Ray's dashboard shows `str` of the training configuration."""
     environment = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "pass-1", "HOME": "/root"}
     credentials = server_credentials(environment)

@@ -47,7 +47,7 @@ def beton(path: Path, num_samples: int) -> Path:
     return path
 
 
-def test_a_node_with_other_betons_is_told_so(tmp_path: Path) -> None:
+def test_a_node_with_other_betons_is_reported(tmp_path: Path) -> None:
     train, val = beton(tmp_path / "train.beton", 4), beton(tmp_path / "val.beton", 3)
     identity = Identity("r", data_digest(load_manifest(train), load_manifest(val)))
     job = TrainingJob(load_recipe(RECIPE), RunPlan(1, 1, 1, 1, 1, None, 1), identity, train, val, loader_threads=1)
@@ -88,7 +88,7 @@ def test_settings_that_no_conversion_has_are_refused(tmp_path: Path, bad: Any) -
     assert known_pictures({**PLAIN, **bad}) is None
 
 
-def test_data_converted_unlike_is_told() -> None:
+def test_data_converted_differently_is_reported() -> None:
     assert other_pictures(APPLY, {**APPLY, "max_side": None}, "a", "b") is None
     assert str(other_pictures(PLAIN, APPLY, "runs/a", "val.beton")).startswith(
         "runs/a was converted with --exif ignore, val.beton with apply: the model sees other pixels"
@@ -238,7 +238,9 @@ def test_evaluate_refuses_data_of_other_classes(data: Path, prepared: Callable[[
         evaluate([str(run)], beton, Protocol())
 
 
-def test_evaluate_says_what_it_could_not_compare(data: Path, prepared: Callable[[], Prepared], recipe: Recipe) -> None:
+def test_evaluate_reports_what_it_could_not_compare(
+    data: Path, prepared: Callable[[], Prepared], recipe: Recipe
+) -> None:
     old, new = save(prepared(), recipe), save(prepared(), recipe, step=4)
     forget_names(old)
     done = evaluate([str(old), str(new)], data / "val.beton", Protocol())

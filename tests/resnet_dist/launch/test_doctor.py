@@ -1,4 +1,4 @@
-"""A run's folder after bad days: what the doctor finds, what it removes, what it leaves alone."""
+"""A damaged run folder: what the doctor finds, removes and leaves alone."""
 
 from __future__ import annotations
 

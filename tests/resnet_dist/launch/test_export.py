@@ -1,4 +1,4 @@
-"""Exported files answer as the net does, for any number of images, and never stand there unchecked."""
+"""Exported files predict as the net does, for any number of images, and are always checked first."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_card_says_what_conversion_did_to_the_data(
     assert done.warnings == ()
 
 
-def test_a_file_that_answers_otherwise_is_not_left(
+def test_a_file_that_predicts_differently_is_not_kept(
     model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(export._RUNNERS, "pt2", lambda path, images: model.classifier(images) + 0.1)
@@ -73,7 +73,7 @@ def test_a_file_that_answers_otherwise_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_exported_is_refused(
+def test_nets_that_cannot_be_exported_are_refused(
     model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"its name must end in one of \.onnx, \.pt2, \.pt, \.ts"):
@@ -90,7 +90,7 @@ def test_what_cannot_be_exported_is_refused(
         export_model("runs/demo", tmp_path / "net.pt2")
 
 
-def test_a_net_that_gives_nan_is_told_so(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_net_that_gives_nan_is_reported(model: TrainedModel, tmp_path: Path) -> None:
     with torch.no_grad():
         next(model.classifier.parameters()).fill_(torch.nan)
     with pytest.raises(Fault, match="gives NaN or infinity for image 0 of the check"):
@@ -98,9 +98,7 @@ def test_a_net_that_gives_nan_is_told_so(model: TrainedModel, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logits_that_are_no_numbers_do_not_pass(
-    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_that_are_nan_do_not_pass(model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(export._RUNNERS, "pt2", lambda path, images: torch.full((len(images), 10), float("nan")))
     with pytest.raises(Fault):
         export_model("any", tmp_path / "net.pt2")

@@ -1,4 +1,4 @@
-"""Two drivers of one run: the second waits for the first to be dead, and the first, come back, may not write."""
+"""Two drivers of one run: the second waits until the first is dead; if the first comes back, it may not write."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path: Path) -> 
     assert time.monotonic() - began_s < 300.0
 
 
-def test_what_a_dead_driver_had_asked_ray_for_is_known_to_the_next(tmp_path: Path) -> None:
+def test_a_dead_drivers_requests_to_ray_are_known_to_the_next(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     driver_file(tmp_path, 1, asdict(replace(ELSEWHERE, request="train-1")))
     second = take(storage, 0.3)
@@ -121,7 +121,7 @@ def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
     Lease(storage, 2).require_held()
 
 
-def test_a_node_without_the_shared_folder_is_told_so(tmp_path: Path) -> None:
+def test_a_node_without_the_shared_folder_gets_that_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not see here what the driver wrote"):
         Lease(FolderStorage(tmp_path), 1).require_held()
 
@@ -139,7 +139,7 @@ def test_a_driver_outlives_a_moment_without_its_folder(tmp_path: Path) -> None:
     first.release()
 
 
-def test_a_pid_of_another_namespace_says_nothing(tmp_path: Path) -> None:
+def test_a_pid_of_another_namespace_is_ignored(tmp_path: Path) -> None:
     """Containers of one machine may have one name; a driver in another one must be waited for."""
     driver_file(tmp_path, 1, asdict(replace(this_process(), pid=2**22 + 1, namespace="pid:[1]")))
     said: list[str] = []
@@ -199,7 +199,7 @@ def test_a_full_disk_ends_at_the_limit_with_one_line() -> None:
         attempt(full(100), 10)
 
 
-def test_what_is_no_matter_of_storage_is_raised_at_once() -> None:
+def test_errors_unrelated_to_storage_are_raised_at_once() -> None:
     def commit() -> None:
         raise Fault("another driver")
 

@@ -1,4 +1,4 @@
-"""Validation images that are training images too are told, or refused where they are more than a few."""
+"""Validation images that are also training images are reported, or refused if there are more than a few."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_data_that_share_nothing_are_not_spoken_of(make, prepared) -> None:
     assert prepared().warnings == ()
 
 
-def test_the_same_data_for_both_are_told_at_conversion_and_refused(make, prepared, profile: Profile) -> None:
+def test_the_same_data_for_both_are_reported_at_conversion_and_refused(make, prepared, profile: Profile) -> None:
     make("train", range(12))
     (line,) = make("val", range(12)).warnings
     assert line.startswith("val.beton is the same data as train.beton beside it: accuracy there says nothing")
@@ -121,7 +121,7 @@ def test_images_that_both_have_are_found_however_they_are_stored(
     assert "data.allow_overlap=true" in str(refused.value)
 
 
-def test_whichever_split_is_made_last_it_is_told(make) -> None:
+def test_shared_samples_are_reported_whichever_split_is_made_last(make) -> None:
     make("val", [1, 2])
     (line,) = make("train", [0, 1]).warnings
     assert line.startswith("1 of 2 samples of val.beton are in train.beton")
@@ -132,7 +132,7 @@ def test_whichever_split_is_made_last_it_is_told(make) -> None:
     ]
 
 
-def test_a_few_doubles_are_told_and_no_more(make, prepared) -> None:
+def test_a_few_shared_images_are_only_reported(make, prepared) -> None:
     make("train", [*range(10), 200])
     make("val", range(100, 250))
     (warning,) = prepared().warnings
@@ -140,7 +140,7 @@ def test_a_few_doubles_are_told_and_no_more(make, prepared) -> None:
     assert "(0.67%)" in warning
 
 
-def test_doubles_within_one_split_are_nobodys_business(make, prepared) -> None:
+def test_duplicates_within_one_split_are_ignored(make, prepared) -> None:
     make("train", [0, 0, 1, 1])
     make("val", [2, 2, 3, 3])
     assert prepared().warnings == ()
@@ -163,13 +163,13 @@ def test_betons_of_earlier_versions_are_compared_by_digest(make, prepared, tmp_p
     assert "train.beton was made without <name>.samples.bin" in warning
 
 
-def test_allowing_it_is_no_other_recipe() -> None:
+def test_allowing_overlap_does_not_change_the_recipe() -> None:
     plain, allowed = recipe(), recipe(allow_overlap="true")
     assert recipe_hash(plain) == recipe_hash(allowed)
     assert recipe_changes(plain.model_dump(mode="json"), allowed.model_dump(mode="json")) == []
 
 
-def test_an_evaluation_on_the_training_data_is_told(make, prepared, tmp_path: Path) -> None:
+def test_an_evaluation_on_the_training_data_is_reported(make, prepared, tmp_path: Path) -> None:
     make("train", range(4))
     make("val", range(4, 8))
     run = prepared()

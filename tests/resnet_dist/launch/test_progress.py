@@ -1,4 +1,4 @@
-"""The line that says where a start's seconds went."""
+"""The line that splits up the time of a start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run: code version, events, parameters, tags, and what workers left unsent."""
+"""What MLflow gets about a run: code version, events, parameters, tags, and metrics that workers left unsent."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_change_of_any_size_is_cut(tmp_path: Path) -> None:
     assert len(changed.diff) < 300_000
 
 
-def test_a_long_diff_is_cut_and_says_so() -> None:
+def test_a_long_diff_is_cut_with_a_note() -> None:
     assert shortened("abc", 3) == "abc"
     assert shortened("äbc", 3) == "äb\n... cut here: 1 more bytes\n"
 
@@ -121,7 +121,7 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changes", [{"workers": 1}, {"cpus_per_worker": 4}, {"gpus_per_worker": 1}])
-def test_what_hardware_may_change_is_no_parameter(changes: dict[str, int]) -> None:
+def test_settings_of_hardware_are_not_parameters(changes: dict[str, int]) -> None:
     """MLflow never changes a parameter, and a run may go on with other hardware."""
     assert run_params(RECIPE, profile(**changes)) == run_params(RECIPE, profile())
     identity = Identity("r", "d")
@@ -158,7 +158,7 @@ def note(handle: RunHandle, event: str) -> None:
     EventLog(FolderStorage(handle.run_dir)).note(event)
 
 
-def test_what_a_dead_rank_left_arrives_with_plots_checkpoints_and_events(tmp_path: Path) -> None:
+def test_a_dead_ranks_metrics_arrive_with_plots_checkpoints_and_events(tmp_path: Path) -> None:
     uri, run_dir, said = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run", list[str]()
     handle = open_run(uri, "exp", "r", run_dir, {}, {})
     dead = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)

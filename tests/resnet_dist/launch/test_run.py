@@ -1,4 +1,4 @@
-"""An open run: whatever happens inside its block, its end is written once, by whoever holds its lease."""
+"""An open run: whatever happens inside its block, its end is written once, by the holder of its lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `submit` makes of its words, before anything is sent: no cluster here."""
+"""How `submit` handles its arguments before anything is sent: no cluster."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_files_become_relative_and_the_name_is_the_one_train_gives() -> None:
         ),
     ],
 )
-def test_what_holds_a_secret_is_not_submitted(given: tuple[str, ...], profile: Profile, told: str) -> None:
+def test_files_with_secrets_are_not_submitted(given: tuple[str, ...], profile: Profile, told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)) as caught:
         plan_submission(
             *("train", given, profile),
@@ -117,7 +117,7 @@ def test_a_conversion_gets_neither_profile_nor_name() -> None:
     )
 
 
-def test_the_line_holds_the_whole_job() -> None:
+def test_the_line_contains_the_complete_job() -> None:
     submission = plan_submission(
         "convert",
         ("--source", "digits", "--output", "/d/it's.beton"),
@@ -153,7 +153,7 @@ def test_the_line_holds_the_whole_job() -> None:
         ("convert", ("--input=x", "--output", "/x/train.beton"), {}, r"--input x: is relative"),
     ],
 )
-def test_what_only_this_machine_sees_is_refused(
+def test_paths_that_only_this_machine_sees_are_refused(
     command: str, given: tuple[str, ...], changed: dict[str, str], told: str
 ) -> None:
     with pytest.raises(UserError, match=told):
@@ -227,7 +227,7 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-def test_only_what_git_tracks_travels_and_the_rest_is_told(tmp_path: Path) -> None:
+def test_only_tracked_files_are_sent_and_the_rest_is_reported(tmp_path: Path) -> None:
     folder = repository(tmp_path / "repo")
     upload = Upload(folder, read_checkout(folder))
     submission = plan(upload)
@@ -248,7 +248,7 @@ def test_only_what_git_tracks_travels_and_the_rest_is_told(tmp_path: Path) -> No
             upload.require_sent(folder / name)
 
 
-def test_too_many_untracked_files_are_told(tmp_path: Path) -> None:
+def test_too_many_untracked_files_are_reported(tmp_path: Path) -> None:
     folder = repository(tmp_path / "repo")
     for number in range(2001):
         (folder / "code" / f"{number}.jpg").touch()
@@ -303,7 +303,7 @@ def test_the_version_of_the_code_travels(tmp_path: Path) -> None:
         assert from_text(garbage) is None
 
 
-def test_what_is_too_large_for_a_head_is_told_before_it_is_sent() -> None:
+def test_code_too_large_for_a_head_is_refused_before_it_is_sent() -> None:
     files = {"a.py": 10_000_000, "big.npy": 500_000_000, "b.bin": 110_000_000}
     require_fits(files, 620_000_000, lambda *_: pytest.fail("fits anyhow"))
     require_fits(files, 100_000_000, lambda paths, most: 90_000_000)
@@ -319,7 +319,7 @@ def test_the_size_when_packed(tmp_path: Path) -> None:
     assert packed_bytes(tmp_path, ["zeros", "noise"], 100_000) is None
 
 
-def test_all_relative_paths_are_told_at_once() -> None:
+def test_all_relative_paths_are_reported_at_once() -> None:
     changed = {"data_root": "data", "storage": "runs", "cache": "nvme", "tracking_uri": "sqlite:///m.db"}
     with pytest.raises(
         UserError, match=r"data_root data, storage runs, cache nvme: are relative .*; tracking_uri sqlite"
@@ -328,7 +328,7 @@ def test_all_relative_paths_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", "../x", "", "-x", "é", "x" * 129, "a\n"])
-def test_a_name_that_is_none_is_told_before_anything_is_sent(name: str) -> None:
+def test_an_invalid_name_is_refused_before_anything_is_sent(name: str) -> None:
     with pytest.raises(UserError, match="use letters, digits"):
         arguments("convert", "--output", "/d/x/train.beton", name=name or "/")
 
@@ -348,7 +348,7 @@ def test_where_jobs_go_whatever_way_it_is_written() -> None:
         assert "hunter2" not in str(told.value)
 
 
-def test_lines_to_be_typed_work_as_they_stand(tmp_path: Path) -> None:
+def test_printed_commands_work_as_printed(tmp_path: Path) -> None:
     (tmp_path / "ray").touch()
     assert ray_command({}, str(tmp_path / "ray"), tmp_path / "python") == ["ray"]
     ray = ray_command({"RAY_AUTH_MODE": "token"}, "/usr/bin/ray", tmp_path / "python")
@@ -378,14 +378,16 @@ def test_lines_to_be_typed_work_as_they_stand(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_the_command_would_refuse_is_refused_here(command: str, given: tuple[str, ...], told: str) -> None:
+def test_arguments_that_the_command_would_refuse_are_refused_here(
+    command: str, given: tuple[str, ...], told: str
+) -> None:
     with pytest.raises((UserError, typer.TyperException)) as refused:
         require_understood(command, given, PROFILE, PROFILE_FILE, "n")
     message = refused.value.format_message() if isinstance(refused.value, typer.TyperException) else str(refused.value)
     assert told in message
 
 
-def test_what_the_command_takes_is_taken_here() -> None:
+def test_arguments_that_the_command_accepts_are_accepted_here() -> None:
     require_understood("train", (str(RECIPE), "--json", "--set", "optim.lr=0.2"), PROFILE, PROFILE_FILE, "n")
     require_understood("tune", (str(ROOT / "tune_spaces/digits_smoke.yaml"),), PROFILE, PROFILE_FILE, "n")
     require_understood("convert", ("--source", "digits", "--output", "/x/train.beton"), PROFILE, PROFILE_FILE, "n")

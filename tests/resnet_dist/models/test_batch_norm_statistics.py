@@ -1,4 +1,4 @@
-"""Running statistics move only when told to; nothing else about batch norm changes."""
+"""Running statistics move only when they should; nothing else about batch norm changes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_only_micro_batch_0_counts(net: nn.Module) -> None:
     assert buffers(net) == buffers(twin)
 
 
-def test_updates_go_on_afterwards_even_after_an_error(net: nn.Module) -> None:
+def test_updates_continue_afterwards_even_after_an_error(net: nn.Module) -> None:
     statistics, images = BatchNormStatistics(net), torch.randn(8, 3, 16, 16)
     with pytest.raises(RuntimeError, match="channels"), statistics.updating(False):
         net(torch.randn(8, 4, 16, 16))

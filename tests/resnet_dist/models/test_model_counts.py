@@ -155,7 +155,7 @@ def test_baselines(name: str) -> None:
     assert count_macs(net, 224) / 1e9 == pytest.approx(gmacs, rel=1e-3)
 
 
-def test_summary_adds_up_to_the_whole() -> None:
+def test_summary_adds_up_to_the_total() -> None:
     for name, side in (("resnet152", 224), ("resnet20", 32), ("googlenet", 224)):
         summary, net = summarise(name), build_on_meta(name)
         assert (summary.parameters, summary.macs) == (count_parameters(net), count_macs(net, side))

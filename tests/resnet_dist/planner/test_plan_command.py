@@ -41,7 +41,7 @@ def test_a_part_of_a_node_costs_as_much_of_its_hours() -> None:
     assert one["money"] == pytest.approx(3 * one["gpu_hours"])
 
 
-def test_a_first_start_is_no_lost_node() -> None:
+def test_the_first_start_does_not_count_as_a_lost_node() -> None:
     digits = str(ROOT / "resnet_dist/recipes/digits_resnet20.yaml")
     words = ["plan", digits, "--json", "--replicas", "4", "--gpu", "a100", "--gpus", "1"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)

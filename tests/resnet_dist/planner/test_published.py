@@ -21,7 +21,7 @@ from resnet_dist.planner.workload import count_net
 README = Path(__file__).parents[3] / "resnet_dist/planner/README.md"
 
 
-def test_the_tables_of_the_readme_are_what_the_command_prints() -> None:
+def test_the_readmes_tables_are_the_commands_output() -> None:
     assert report().strip() in README.read_text()
 
 

@@ -1,4 +1,4 @@
-"""The simulation of failures: against formulas where there are some, and books that balance where there are none."""
+"""The simulation of failures: compared with formulas where they exist; otherwise the parts must add up."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_thousands_of_elastic_spot_nodes_over_weeks() -> None:
     assert warned.ledger.goodput > unwarned.ledger.goodput
 
 
-def test_an_elastic_group_goes_on_where_a_fixed_one_waits() -> None:
+def test_an_elastic_group_continues_where_a_fixed_one_waits() -> None:
     fleet = replace(FLEET, mtbf_s=200 * HOUR, repair_s=10 * HOUR)
     fixed = simulate(fleet, POLICY, per_node, 16 * WEEK, seed=3)
     elastic = simulate(replace(fleet, smallest=8), POLICY, per_node, 16 * WEEK, seed=3)

@@ -190,7 +190,7 @@ def test_a_run_that_ends_early_has_the_sizes_of_its_own_steps() -> None:
     assert [(phase.image_px, phase.share) for phase in work.phases] == [(160, 1.0)]
 
 
-def test_seven_workers_are_no_faster_than_those_who_share_evenly(work: Workload) -> None:
+def test_seven_workers_are_no_faster_than_evenly_shared_ones(work: Workload) -> None:
     seven, four = (step_of(work, GPUS["a100"], n, NVLINK) for n in (7, 4))
     assert seven.seconds >= four.seconds
     assert seven.uneven_s > 0
@@ -203,7 +203,7 @@ def test_networks(text: str, bytes_s: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "fast", "100", "0Gbps", "100GB/s", "-1Gbps", "0x400Gbps"])
-def test_what_is_no_network_is_refused(text: str) -> None:
+def test_an_invalid_network_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--net"):
         parse_net(text)
 

@@ -1,4 +1,4 @@
-"""Every recipe that is shipped: valid, documented with its variants, its net builds, its schedule is its source's."""
+"""Every shipped recipe is valid and documented with its variants, its net builds, and its schedule is its source's."""
 
 from __future__ import annotations
 

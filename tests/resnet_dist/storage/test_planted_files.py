@@ -1,4 +1,4 @@
-"""Whoever may write to a run's storage plants links there: they are replaced or refused, their targets untouched."""
+"""Links planted in a run's storage are replaced or refused; their targets stay untouched."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> FolderStorage:
         (lambda path: save(new_figure((1.0, 1.0)), path), "loss.png"),
     ],
 )
-def test_a_link_in_the_place_of_a_file_is_replaced(
+def test_a_link_in_place_of_a_file_is_replaced(
     run: FolderStorage, target: Path, write: Callable[[Path], object], name: str
 ) -> None:
     path = run.folder / name
@@ -76,7 +76,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced(
     assert [entry.name for entry in run.folder.iterdir()] == [name]
 
 
-def test_a_link_in_the_place_of_a_checkpoint_is_replaced(run: FolderStorage, target: Path) -> None:
+def test_a_link_in_place_of_a_checkpoint_is_replaced(run: FolderStorage, target: Path) -> None:
     name = checkpoint_name(1, 10)
     (run.folder / name).symlink_to(target.parent)
     metadata = CheckpointMetadata(1, 10, Identity("a", "d"), {}, {}, files={})
@@ -96,7 +96,7 @@ def test_logs_that_grow_do_not_grow_elsewhere(run: FolderStorage, target: Path) 
     assert target.read_text() == "mine"
 
 
-def test_a_link_in_the_place_of_a_folder_is_refused(run: FolderStorage, target: Path) -> None:
+def test_a_link_in_place_of_a_folder_is_refused(run: FolderStorage, target: Path) -> None:
     (run.folder / "driver").symlink_to(target.parent)
     with pytest.raises(OSError, match="is a symbolic link"):
         take(run, 1.0)
@@ -105,7 +105,7 @@ def test_a_link_in_the_place_of_a_folder_is_refused(run: FolderStorage, target: 
     assert [path.name for path in target.parent.iterdir()] == ["profile"]
 
 
-def test_a_link_in_the_place_of_a_ledger_is_refused(run: FolderStorage, target: Path) -> None:
+def test_a_link_in_place_of_a_ledger_is_refused(run: FolderStorage, target: Path) -> None:
     (run.folder / "ledger.jsonl").symlink_to(target)
     with pytest.raises(OSError, match="is a symbolic link"), open_ledger(run.folder):
         pass
@@ -115,10 +115,10 @@ def test_a_link_in_the_place_of_a_ledger_is_refused(run: FolderStorage, target: 
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
-def test_what_is_no_file_is_neither_read_nor_waited_for(run: FolderStorage, target: Path, kind: str) -> None:
+def test_a_pipe_or_device_is_neither_read_nor_waited_for(run: FolderStorage, target: Path, kind: str) -> None:
     path = run.folder / "result.json"
     {"pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(target), "folder": path.mkdir}[kind]()
-    with pytest.raises(Unfit, match=r"is a symbolic link|is no regular file"):
+    with pytest.raises(Unfit, match=r"is a symbolic link|is not a regular file"):
         read_result(run)
     with pytest.raises(UserError, match=r"result\.json: cannot be read"):
         read_json(path)
@@ -134,13 +134,13 @@ def test_small_files_are_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"name": 5}', b"null", b"{}", b"\xff"])
-def test_a_result_of_another_kind_is_told_in_one_line(run: FolderStorage, content: bytes) -> None:
+def test_a_result_of_another_kind_is_reported_in_one_line(run: FolderStorage, content: bytes) -> None:
     (run.folder / "result.json").write_bytes(content)
     with pytest.raises(Fault, match=r"result\.json: is damaged \(.*\); delete it and run again"):
         read_result(run)
 
 
-def test_what_we_make_is_this_users_alone_and_what_is_there_keeps_its_modes(tmp_path: Path) -> None:
+def test_new_folders_are_private_and_existing_ones_keep_their_modes(tmp_path: Path) -> None:
     def mode(path: Path) -> int:
         return stat.S_IMODE(path.stat().st_mode)
 
@@ -157,7 +157,7 @@ def test_keys_of_a_bucket_stay_below_the_runs_folder() -> None:
     assert [name for name in names if _is_plain(name)] == ["a", "driver/00001.json"]
 
 
-def test_holders_that_are_none_are_passed_over(run: FolderStorage) -> None:
+def test_invalid_lease_holders_are_skipped(run: FolderStorage) -> None:
     (run.folder / "driver").mkdir()
     for number, content in enumerate(("[" * 100_000, json.dumps({"host": 1}), "null"), 1):
         (run.folder / "driver" / f"{number:05d}.lease").touch()

@@ -159,7 +159,7 @@ def spool_of(storage: RunStorage) -> Spool:
     return Spool(spool_folder(storage.folder, "r"), storage)
 
 
-def test_what_the_spool_calls_durable_another_machine_reads(storage: RunStorage, location: str) -> None:
+def test_another_machine_reads_durable_spool_lines(storage: RunStorage, location: str) -> None:
     """Also after more than one part's worth, and when the first machine is gone for good."""
     first = spool_of(storage)
     text = "x" * 100_000
@@ -191,7 +191,7 @@ def test_storage_travels_to_workers(storage: RunStorage, location: str) -> None:
     assert again.names() == [checkpoint_name(1, 10)]
 
 
-def test_a_writable_place_passes_and_stays_clean(storage: RunStorage, location: str) -> None:
+def test_a_writable_storage_passes_and_stays_clean(storage: RunStorage, location: str) -> None:
     storage.require_writable()
     assert open_storage(split(location)[0]).names() == []
 
@@ -201,7 +201,7 @@ def test_a_bucket_that_is_not_there_is_the_users_to_fix(bucket: str) -> None:
         open_storage("s3://nowhere/runs/run").require_writable()
 
 
-def test_a_store_that_is_away_is_no_damage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_not_damage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a run whose store is away for a minute would begin at its first step."""
     import fsspec
 
@@ -221,7 +221,7 @@ def test_a_store_that_is_away_is_no_damage(bucket: str, monkeypatch: pytest.Monk
         ("s3://key:secret@bucket/runs", "credentials and endpoint come from the environment"),
     ],
 )
-def test_what_is_no_storage(location: str, told: str) -> None:
+def test_invalid_storage_locations(location: str, told: str) -> None:
     with pytest.raises(UserError, match=told) as caught:
         open_storage(location)
     assert "secret" not in str(caught.value)

@@ -21,7 +21,7 @@ def test_training_points_are_averaged_between_evaluations() -> None:
     assert averaged([], [10]) == []
 
 
-def test_numbers_that_are_none_are_left_out() -> None:
+def test_values_that_are_not_numbers_are_left_out() -> None:
     history = History({"train/top1_error": [(1, float("nan")), (2, 50.0)], "val/top1_error": [(2, 60.0)]})
     assert curve_of(history, "run", "plain20") == Curve("run", "plain20", [(2, 50.0)], [(2, 60.0)])
 
@@ -29,7 +29,7 @@ def test_numbers_that_are_none_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("net", "is_plain", "depth"), [("plain56", True, 56), ("resnet110", False, 110), ("googlenet", False, None)]
 )
-def test_what_a_nets_name_says(net: str, is_plain: bool, depth: int | None) -> None:
+def test_the_meaning_of_a_nets_name(net: str, is_plain: bool, depth: int | None) -> None:
     curve = Curve("x", net, [], [])
     assert (curve.is_plain, curve.depth) == (is_plain, depth)
 

@@ -1,4 +1,4 @@
-"""The studies that measure: numbers that are known beforehand."""
+"""The studies that measure: numbers that are known in advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grand table: every line's command is valid, and what runs measured is beside the right line."""
+"""The grand table: every line's command is valid, and measurements are on the right line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_run_of_the_recipe_is_shown_with_who_and_where() -> None:
     assert measured([run({"val/top1_error": 7.123})]) == "**7.12** (ada, 1 node, 2 CPUs, 0 GPUs, run abcdef01)"
 
 
-def test_what_a_run_did_differently_is_said_and_the_nearest_run_is_shown() -> None:
+def test_differences_of_a_run_are_listed_and_the_nearest_run_is_shown() -> None:
     shorter = run({"val/top1_error": 9.0}, "train.total_epochs=20", "train.precision=bf16", "seed=3")
     text = measured([shorter])
     assert text.startswith("**9.00** (")

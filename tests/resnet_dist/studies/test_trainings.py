@@ -1,4 +1,4 @@
-"""The degradation study's plan, table and verdicts, on made-up histories."""
+"""The degradation study's plan, table and verdicts, on synthetic histories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_report_shows_every_seed_and_says_what_held() -> None:
     assert text.count(": holds (") == 3
 
 
-def test_a_claim_that_does_not_hold_is_said_not_to() -> None:
+def test_a_claim_that_does_not_hold_is_reported_so() -> None:
     lines = findings(histories(0.0), [20, 56], [0, 1])
     assert sum(": does not hold (" in line for line in lines) == 3
 

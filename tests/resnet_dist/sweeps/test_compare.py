@@ -1,4 +1,4 @@
-"""Schedulers compared on recorded curves: exact where the curves say what must come out."""
+"""Schedulers compared on recorded curves: exact where the curves determine the result."""
 
 from __future__ import annotations
 

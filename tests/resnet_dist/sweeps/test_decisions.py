@@ -219,7 +219,7 @@ def test_a_repeated_seed_gives_the_spread_and_a_difference_inside_it_is_noise() 
     assert len(names) == 12 * 2 + 4
 
 
-def test_the_budget_ends_a_sweep_and_a_larger_one_goes_on() -> None:
+def test_the_budget_ends_a_sweep_and_a_larger_one_resumes_it() -> None:
     play = Play(a_space("random", "fifo"), kill_after=20)
     play.space = a_space("random", "fifo", budget={"epochs": 10})
     sweep = play.sweep()
@@ -227,7 +227,7 @@ def test_the_budget_ends_a_sweep_and_a_larger_one_goes_on() -> None:
     assert sweep.next_trial() is None
 
 
-def test_an_evaluation_that_is_reported_again_has_the_same_answer() -> None:
+def test_an_evaluation_that_is_reported_again_has_the_same_verdict() -> None:
     """A trial killed between its report and its checkpoint evaluates again; the scheduler hears it once."""
     play = Play(a_space("random", "asha"), kill_after=None)
     stopped = next(trial for trial in play.state.trials.values() if trial.status == "stopped")

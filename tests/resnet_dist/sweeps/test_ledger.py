@@ -99,7 +99,7 @@ def test_a_damaged_line_is_a_fault_with_its_number(tmp_path: Path) -> None:
         b"",
     ],
 )
-def test_a_line_that_is_no_event_is_a_fault_with_its_number(tmp_path: Path, line: bytes) -> None:
+def test_a_line_that_is_not_an_event_is_a_fault_with_its_number(tmp_path: Path, line: bytes) -> None:
     ledger_file(tmp_path).write_bytes(encode(EVENTS[0]) + line + b"\n" + encode(EVENTS[1]))
     with pytest.raises(Fault, match=r"ledger.jsonl: line 2 is damaged \([^\n]*\); fix or remove that line"):
         read_ledger(tmp_path)

@@ -1,4 +1,4 @@
-"""What is made of a ledger: ranking, figures, the best recipe, the next space."""
+"""From a ledger to ranking, figures, the best recipe and the next space."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def test_a_point_that_diverges_with_some_seeds_counts_with_the_worst(tmp_path: P
     assert not ranking.rows[1].in_noise or "inside the noise" in ranking.verdict()
 
 
-def test_the_verdict_claims_nothing_where_nothing_was_compared(tmp_path: Path) -> None:
+def test_there_is_no_verdict_where_nothing_was_compared(tmp_path: Path) -> None:
     alone = [(0, seed, "finished", 95 + seed) for seed in range(2)]
     assert "no other point reached its end" in ranking_of(tmp_path / "a", *alone, (1, 0, "stopped", 90)).verdict()
     equal = [(number, seed, "finished", 95 - number) for number in range(2) for seed in range(2)]
@@ -319,7 +319,7 @@ def test_the_verdict_claims_nothing_where_nothing_was_compared(tmp_path: Path) -
     assert ranking_of(tmp_path / "c", (0, 0, "diverged", 0)).verdict() == "no trial reached its end"
 
 
-def test_a_worse_point_is_no_rival_because_it_varies_more(tmp_path: Path) -> None:
+def test_a_worse_point_does_not_become_a_rival_by_varying_more(tmp_path: Path) -> None:
     best = [(0, seed, "finished", 95 + 0.1 * seed) for seed in range(3)]
     second = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
     wild = [(2, seed, "finished", 60 + 30 * seed) for seed in range(3)]

@@ -1,4 +1,4 @@
-"""The rules of early stopping beside Ray Tune's own schedulers, on random sweeps."""
+"""The rules of early stopping compared with Ray Tune's own schedulers, on random sweeps."""
 
 from __future__ import annotations
 

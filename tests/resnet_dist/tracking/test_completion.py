@@ -1,4 +1,4 @@
-"""A training is over and MLflow is not there, or refuses: nothing says that it failed, and any command completes it."""
+"""A training ends while MLflow is unreachable or refuses: it does not count as failed, and any command completes it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_complete(uri: str, handle: RunHandle, storage: FolderStorage) -> Non
     assert (result.step, result.metrics, result.name) == (10, {"val/top1": 75.0}, "demo")
 
 
-def test_what_was_trained_comes_back_as_it_was_written(tmp_path: Path, sqlite_uri: str) -> None:
+def test_a_trained_model_is_restored_as_written(tmp_path: Path, sqlite_uri: str) -> None:
     storage = FolderStorage(tmp_path / "run")
     trained, _ = trained_run(sqlite_uri, storage)
     assert read_trained(storage) == trained
@@ -78,7 +78,7 @@ def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) 
         complete(trained, storage, server.uri, said.append)
     words = str(caught.value)
     assert words.startswith("training finished after step 10 at 75.00 % top-1")
-    assert words.count("does not answer") == 1
+    assert words.count("does not respond") == 1
     assert (
         f"`resnet-dist tracking sync {storage.location} --tracking-uri {server.uri}`, or by the same command" in words
     )
@@ -116,7 +116,7 @@ def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.end_time == run.info.end_time
 
 
-def test_sync_says_how_a_run_stands(tmp_path: Path, sqlite_uri: str) -> None:
+def test_sync_reports_a_runs_state(tmp_path: Path, sqlite_uri: str) -> None:
     storage, said = FolderStorage(tmp_path / "run"), list[str]()
     handle = open_run(sqlite_uri, "exp", "demo", storage.folder, {}, {})
     tracker = SpoolTracker(storage, handle.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)

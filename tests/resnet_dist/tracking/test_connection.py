@@ -1,4 +1,4 @@
-"""The way to MLflow: URIs, the client's environment, servers and sqlite files that are not what they should be."""
+"""Access to MLflow: URIs, the client's environment, broken servers and sqlite files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_sqlite_file():
     assert sqlite_file("http://mlflow:5000") is None
 
 
-def test_what_would_lead_a_run_elsewhere_is_taken_away_and_the_registry_is_told() -> None:
+def test_variables_that_redirect_a_run_are_removed_with_a_warning() -> None:
     environment = dict.fromkeys(NOT_USED, "x") | {"MLFLOW_REGISTRY_URI": "http://me:hunter2@elsewhere", "HOME": "/h"}
     (warning,) = settle_environment(environment)
     assert environment == {"HOME": "/h"} | driver_environment()
@@ -150,7 +150,7 @@ def tls_port(tmp_path: Path) -> Iterator[int]:
         thread.join()
 
 
-def test_a_certificate_that_is_not_accepted_is_told_at_once(
+def test_an_unaccepted_certificate_is_reported_at_once(
     tls_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"its certificate is not accepted \(self.signed certificate\); export MLFLOW"):
@@ -333,7 +333,7 @@ def broken_server():
         thread.join()
 
 
-def test_a_server_that_only_answers_with_500_counts_as_down(broken_server):
+def test_a_server_that_only_returns_500_counts_as_down(broken_server):
     _, uri = broken_server
     with pytest.raises(Fault, match="status 500"):
         require_answer(uri, limit_s=0.6)
@@ -346,6 +346,6 @@ def test_a_server_that_refuses_the_host_name_says_how_to_start_it(broken_server)
         require_answer(uri)
 
 
-def test_a_real_server_answers(server):
+def test_a_real_server_responds(server):
     require_answer(server.uri, limit_s=10)
     require_answer(server.uri.replace("://", "://me:pw@"), limit_s=10)

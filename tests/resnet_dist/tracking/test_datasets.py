@@ -90,7 +90,7 @@ def test_left_out_samples_are_a_file_of_the_run(beton: Path) -> None:
 def test_mistakes_are_the_users(beton: Path, sqlite_uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.manifest\.json: does not exist"):
         record_beton(sqlite_uri, str(tmp_path / "nothing.beton"))
-    with pytest.raises(Fault, match="the MLflow server does not answer"):
+    with pytest.raises(Fault, match="the MLflow server does not respond"):
         find_preparations("http://127.0.0.1:9", ["ab"])
 
 

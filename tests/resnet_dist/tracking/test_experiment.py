@@ -1,4 +1,4 @@
-"""The runs of an experiment as rows, and two of them side by side."""
+"""The runs of an experiment as rows, and two runs compared."""
 
 from __future__ import annotations
 

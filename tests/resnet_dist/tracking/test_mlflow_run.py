@@ -1,4 +1,4 @@
-"""The MLflow run of a job: one for its whole life, whoever is killed; its end waits until the server has it."""
+"""The MLflow run of a job: one for its lifetime, whichever process is killed; its end waits until the server has it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_passwords_reach_neither_parameters_nor_tags(sqlite_uri, tmp_path):
     assert sqlite_uri not in repr(handle)
 
 
-def test_artifacts_of_a_sqlite_store_lie_beside_it_wherever_the_command_started(sqlite_uri, tmp_path, monkeypatch):
+def test_artifacts_of_a_sqlite_store_are_beside_it_wherever_the_command_started(sqlite_uri, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     handle = begin(sqlite_uri, tmp_path / "run", experiment="a b/c")
@@ -139,7 +139,7 @@ def test_artifacts_of_a_sqlite_store_lie_beside_it_wherever_the_command_started(
 def test_a_run_the_server_does_not_have_is_the_users_to_fix(sqlite_uri, template_database, tmp_path):
     handle = begin(sqlite_uri, tmp_path / "run")
     MlflowClient(sqlite_uri).delete_run(handle.run_id)
-    with pytest.raises(UserError, match="was deleted; bring it back with `mlflow runs restore"):
+    with pytest.raises(UserError, match="was deleted; restore it with `mlflow runs restore"):
         begin(sqlite_uri, tmp_path / "run")
     MlflowClient(sqlite_uri).restore_run(handle.run_id)
     assert begin(sqlite_uri, tmp_path / "run") == handle
@@ -168,14 +168,14 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(Fault, match=r"does not answer \(.*refused.*\)") as caught:
+    with pytest.raises(Fault, match=r"does not respond \(.*refused.*\)") as caught:
         begin(f"http://me:hunter2@127.0.0.1:{port}", tmp_path / "run", answer_limit_s=0.6)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not run_file(tmp_path / "run").exists()
 
 
-def test_an_end_that_cannot_be_told_is_kept(sqlite_uri, tmp_path):
+def test_an_end_that_cannot_be_sent_is_kept(sqlite_uri, tmp_path):
     handle = begin(sqlite_uri, tmp_path / "run")
     with socket.socket() as deaf:  # accepts, never answers
         deaf.bind(("127.0.0.1", 0))
@@ -195,7 +195,7 @@ def test_an_end_that_cannot_be_told_is_kept(sqlite_uri, tmp_path):
     assert recorded_end(tmp_path / "run") is None
 
 
-def test_a_run_that_goes_on_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
+def test_a_resumed_run_forgets_the_end_that_was_kept(sqlite_uri, tmp_path):
     handle = begin(sqlite_uri, tmp_path / "run")
     record = json.loads(run_file(tmp_path / "run").read_text())
     run_file(tmp_path / "run").write_text(

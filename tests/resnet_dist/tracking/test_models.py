@@ -266,7 +266,7 @@ def test_nothing_that_a_model_brings_is_run(sqlite_uri, tmp_path, classifier, mo
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive" * 100])
-def test_a_damaged_archive_is_told_in_a_line(tmp_path, content):
+def test_a_damaged_archive_is_reported_in_a_line(tmp_path, content):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "model.pt2").write_bytes(content)
     (tmp_path / "MLmodel").write_text("flavors: {}\n")

@@ -1,4 +1,4 @@
-"""A real server that is killed, hangs, answers nonsense or has a full disk; and a line to it that breaks at random."""
+"""A real server that is killed, hangs, returns nonsense or has a full disk; and a connection that breaks at random."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def bad_line(server: MlflowServer, behind: Callable[..., str]) -> tuple[type[Bad
     return handler, behind(handler)
 
 
-def test_a_run_is_opened_once_over_a_line_that_loses_answers(
+def test_a_run_is_opened_once_over_a_connection_that_loses_responses(
     server: MlflowServer, behind: Callable[..., str], tmp_path: Path
 ) -> None:
     fates = {"server_uri": server.uri, "seen": [], "heals": threading.Event(), "lost": []}
@@ -223,7 +223,7 @@ def test_a_run_killed_during_an_outage_is_completed_by_sync(server, tmp_path, st
     killed = subprocess.run([sys.executable, "-c", program, *arguments], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     assert not end_run(handle, "KILLED", answer_limit_s=0.6)
-    with pytest.raises(Fault, match="does not answer"):
+    with pytest.raises(Fault, match="does not respond"):
         begin_again(server.uri, handle.run_dir)
     server.start()
     report = sync(handle.run_dir, server.uri)
@@ -267,9 +267,7 @@ def broken_server():
 
 
 @pytest.mark.parametrize("status", [500, 429, 403])
-def test_a_server_that_answers_with_errors_keeps_nothing_up_and_loses_nothing(
-    broken_server, tmp_path, sqlite_uri, status
-):
+def test_a_server_that_returns_errors_delays_and_loses_nothing(broken_server, tmp_path, sqlite_uri, status):
     handler, uri = broken_server
     handler.status = status
     handle = begin(sqlite_uri, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Plots by their decisions: where an axis ends, who was slow, what a step was spent on."""
+"""The decisions behind plots: where an axis ends, who was slow, how a step's time was spent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_end_of_training_fills_the_plot(last: list[float], limit: float) -> 
     assert error_limit([[99.0, value] for value in last]) == limit
 
 
-def test_a_step_is_cut_into_what_it_was_spent_on() -> None:
+def test_a_steps_time_is_split_by_use() -> None:
     shares = step_shares(points_of((1.0, 0.25, 0.25), (1.0, 0.5, 0.0)))
     assert shares == [StepShares(0, 0.5, 0.25, 0.25), StepShares(1, 0.5, 0.5, 0.0)]
     assert [share.busy_s for share in shares] == [0.75, 1.0]

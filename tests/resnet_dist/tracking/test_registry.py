@@ -142,7 +142,7 @@ def test_through_a_real_server(server, tmp_path):
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_a_champion_of_other_classes_stays_and_it_is_said_why(sqlite_uri, tmp_path, forgotten):
+def test_a_champion_of_other_classes_stays_with_the_reason(sqlite_uri, tmp_path, forgotten):
     """Also one that was registered before versions had a tag for their classes: its files name them."""
     done = []
     for number, names in enumerate([CLASSES, CLASSES[::-1], CLASSES]):

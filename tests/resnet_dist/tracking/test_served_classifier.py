@@ -106,7 +106,7 @@ def expected(picture: np.ndarray) -> np.ndarray:
         return GreyLevels()(torch.from_numpy(cropped[None])).double().softmax(1)[0].numpy()
 
 
-def test_every_way_to_give_pictures_gives_the_same_answer(logged: Path) -> None:
+def test_every_way_to_give_pictures_gives_the_same_predictions(logged: Path) -> None:
     served = mlflow.pyfunc.load_model(str(logged))
     pictures = [digit(0), digit(7)]
     files = [png(picture) for picture in pictures]
@@ -248,7 +248,7 @@ def test_a_prediction_that_is_nan_is_refused() -> None:
         served.predict({"image": [white]})
 
 
-def test_classes_of_one_name_are_told_apart() -> None:
+def test_classes_of_the_same_name_are_distinguished() -> None:
     served = ServedClassifier(GreyLevels(), Protocol(("crane", "dog", "crane"), SIZE, RESIZE))
     (probabilities,) = served.predict({"image": [digit(0)]})["probabilities"]
     assert list(probabilities) == ["crane (class 0)", "dog", "crane (class 2)"]

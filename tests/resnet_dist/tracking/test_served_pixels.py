@@ -1,4 +1,4 @@
-"""One picture file on all its ways to the net: converted and read by training or evaluation, or served.
+"""One picture file on all paths to the net: converted and read by training or evaluation, or served.
 
 Pixels are compared one by one, for every kind of file and every setting that decides what becomes of them.
 """

@@ -1,4 +1,4 @@
-"""Lines, files and the writer of a spool: exact, whole, and damaged by nobody."""
+"""Lines, files and the writer of a spool: exact, complete, and never damaged by another writer."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_whatever_a_field_holds_a_line_is_a_record_or_an_error(record, data):
         '"time_ms":-1', f'"time_ms":{10**30}', '"time_ms":NaN', '"time_ms":"now"', '"content":' + "[" * 100_000,
     ],
 )  # fmt: skip
-def test_what_would_stop_the_sending_is_no_record(field):
+def test_invalid_values_that_would_stop_sending_are_rejected(field):
     fields = {"kind": '"text"', "time_ms": "1", "path": '"a.txt"', "content": '"x"'}
     key, _, value = field.partition(":")
     fields[key.strip('"')] = value
@@ -147,7 +147,7 @@ def log(folder: Path, *steps: int, value: float = 1.0) -> Spool:
     return spool
 
 
-def test_what_is_appended_is_read_in_order(tmp_path):
+def test_events_are_read_in_the_order_appended(tmp_path):
     spool = Spool(tmp_path)
     spool.append_metrics({"loss": 0.5, "lr": 0.1}, step=10)
     spool.append_tags({"host": "node-1"})
@@ -295,7 +295,7 @@ def test_appending_never_waits_for_storage(tmp_path, monkeypatch):
     assert steps_of(tmp_path) == list(range(1, 2001))
 
 
-def test_full_storage_loses_nothing_and_leaves_whole_lines(tmp_path, monkeypatch):
+def test_full_storage_loses_nothing_and_leaves_complete_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("resnet_dist.tracking.spool._RETRY_WRITE_S", 0.01)
     spool = Spool(tmp_path)
     real_write = os.write

@@ -53,7 +53,7 @@ def test_every_trial_ends_with_its_true_status(sqlite_uri, tmp_path):
     assert {item.path for item in client.list_artifacts(sweep.run_id)} == {"plots", "space.yaml"}
 
 
-def test_a_sweep_that_is_started_again_goes_on_in_its_run(sqlite_uri, tmp_path):
+def test_a_sweep_that_is_started_again_continues_its_run(sqlite_uri, tmp_path):
     first = begin(sqlite_uri, tmp_path / "sweep")
     trial = begin_trial(sqlite_uri, first, 0)
     assert end_sweep(first, [trial.run_dir], "KILLED", "Ctrl-C")

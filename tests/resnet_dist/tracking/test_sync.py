@@ -1,4 +1,4 @@
-"""From a spool to MLflow: every point arrives once, in order, whatever fails; also from spools of version 1."""
+"""From a spool to MLflow: every point arrives once, in order, whatever fails; the same for spools of version 1."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_requests_keep_to_the_servers_limits(tmp_path):
     assert len(server.tags) == 2 * MAX_TAGS + 1
 
 
-def test_the_last_tag_and_text_of_a_name_stand(tmp_path):
+def test_the_last_tag_and_text_of_a_name_win(tmp_path):
     spool = Spool(tmp_path)
     for number in ("1", "2"):
         spool.append_tags({"a": number, f"only {number}": "x"})

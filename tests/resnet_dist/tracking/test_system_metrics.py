@@ -1,4 +1,4 @@
-"""What a node is doing: its own readings, and its GPUs' through the real nvidia-ml-py with a library that has two."""
+"""Use of a node: its own readings, and its GPUs' through the real nvidia-ml-py with a fake library of two GPUs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_no_gpu_is_no_error() -> None:
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_every_gpu_tells_what_it_can(tmp_path: Path) -> None:
+def test_every_gpu_reports_what_it_can(tmp_path: Path) -> None:
     library, source = tmp_path / "libnvidia-ml.so.1", Path(__file__).with_name("fake_nvml.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True, timeout=60)
     assert read_with(tmp_path) == {

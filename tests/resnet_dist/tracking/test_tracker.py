@@ -1,4 +1,4 @@
-"""The thread of a `SpoolTracker`: it waits out a server that is away or hangs, and holds up nobody."""
+"""The thread of a `SpoolTracker`: it waits for a server that is down or hangs, and delays nobody."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_an_outage_is_waited_out(open_tracker, server):
     assert tracker.flush(60)
     assert server.steps == list(range(1, 11))
     assert [line.partition(" (")[0] for line in warnings] == [
-        "MLflow does not take metrics",
-        "MLflow takes metrics again; all that was kept has arrived",
+        "MLflow does not accept metrics",
+        "MLflow accepts metrics again; all that was kept has arrived",
     ]
 
 
@@ -120,7 +120,7 @@ def test_nothing_is_sent_before_storage_has_it(open_tracker, server, tmp_path, m
     assert server.steps == [1, 2]
 
 
-def test_a_hanging_server_holds_up_nobody(open_tracker, server):
+def test_a_hanging_server_delays_nobody(open_tracker, server):
     server.answers.clear()
     tracker = open_tracker()
     log(tracker, 1)
@@ -153,7 +153,7 @@ def test_a_successor_ends_the_sending(open_tracker, server, tmp_path, caplog):
     successor.close(30)
 
 
-def test_what_an_earlier_attempt_left_is_sent_first(open_tracker, server):
+def test_events_of_an_earlier_attempt_are_sent_first(open_tracker, server):
     server.is_up = False
     old = open_tracker()
     log(old, 1, 2, 3)

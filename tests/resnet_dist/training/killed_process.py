@@ -1,4 +1,4 @@
-"""A run whose workers are killed again and again, at steps and places that a seed chooses. See test_kills.py.
+"""A run whose workers are killed again and again, at steps and code points that a seed chooses. See test_kills.py.
 
 Usage: killed_process.py FOLDER NAME SEED KILLS. Prints what it did as JSON. NAME: as in worker_process.py.
 """

@@ -113,7 +113,7 @@ def test_no_run_yet(tmp_path: Path) -> None:
     assert nothing_complete(tmp_path / "none")
 
 
-def test_another_recipe_or_other_data_are_refused_with_what_differs() -> None:
+def test_another_recipe_or_other_data_are_refused_naming_the_difference() -> None:
     recipe = load_recipe(Path(resnet_dist.__file__).parent / "recipes/digits_resnet20.yaml")
     found = CheckpointMetadata(1, 10, IDENTITY, recipe.model_dump(mode="json"), {}, files={})
     faster = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": 0.02})})
@@ -157,7 +157,7 @@ def train_once(state: TrainState) -> None:
     state.step += 1
 
 
-def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's zip writer hides it; /dev/full gives what a full disk gives."""
     monkeypatch.setattr(checkpoint, "create", lambda path: Path("/dev/full").open("wb"))  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
@@ -181,7 +181,7 @@ def test_what_is_newer_than_the_newest_complete_one_is_damaged(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("error", "expected"), [(errno.ESTALE, Fault), (errno.EACCES, Fault), (errno.EIO, Damaged)])
-def test_storage_that_does_not_answer_condemns_no_checkpoint(
+def test_storage_that_does_not_respond_condemns_no_checkpoint(
     error: int, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = save(tmp_path, 10)

@@ -164,7 +164,7 @@ def test_skipping_has_a_limit(tmp_path: Path) -> None:
     assert (trainer.fit().outcome, trainer.state.skipped) == ("diverged", {0, 1, 2})
 
 
-def test_a_resumed_run_remembers_what_was_skipped(tmp_path: Path) -> None:
+def test_a_resumed_run_remembers_skipped_steps(tmp_path: Path) -> None:
     """Or a kill would give back the skips that were used up, and change where the run ends."""
     trainer = trainer_of(tmp_path / "run", {"action": "skip"}, Poisoned(small.NUM_TRAIN, 4, seed=1))
     trainer.fit()

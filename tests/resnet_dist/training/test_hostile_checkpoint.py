@@ -1,4 +1,4 @@
-"""Checkpoints that others wrote or damaged: told as damaged, the one before is used, no memory is taken."""
+"""Checkpoints that others wrote or damaged are reported, the one before is used, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def replace_state(checkpoint: Path, data: bytes) -> None:
     ("fields", "reason"),
     [
         ({"files": None}, "files: "),
-        ({"files": {}}, "tells the digests of 0 files"),
+        ({"files": {}}, "has the digests of 0 files"),
         ({"files": {STATE: 5}}, "files.state.pt: "),
-        ({"files": {STATE: "xxh3_128:" + "0" * 32}}, "a digest that does not go with schema 2"),
-        ({"files": {STATE: "blake3_tree:" + "0" * 64}}, "a digest that does not go with schema 2"),
-        ({"files": {STATE: "blake3:x"}}, "is no digest"),
-        ({"files": {"../../etc/passwd": "blake3:" + "0" * 64}}, "tells the digests of 1 files"),
+        ({"files": {STATE: "xxh3_128:" + "0" * 32}}, "a digest that does not match schema 2"),
+        ({"files": {STATE: "blake3_tree:" + "0" * 64}}, "a digest that does not match schema 2"),
+        ({"files": {STATE: "blake3:x"}}, "is not a digest"),
+        ({"files": {"../../etc/passwd": "blake3:" + "0" * 64}}, "has the digests of 1 files"),
         ({"epoch": "1"}, "epoch: "),
         ({"step": True}, "step: "),
         ({"step": -20}, "is of epoch 2 and step -20"),
@@ -115,7 +115,7 @@ def test_a_card_with_a_wrong_field_gives_way_to_the_one_before(
     "text",
     ["", "null", "[" * 100_000, '{"a":' * 500, '{"step": 1, "step": 2}', "9" * 5000, "\0", '"' + "x" * (17 << 20)],
 )
-def test_what_is_no_card_gives_way_to_the_one_before(newest: Path, text: str) -> None:
+def test_a_checkpoint_with_invalid_metadata_is_skipped_for_the_one_before(newest: Path, text: str) -> None:
     (newest / METADATA).write_text(text)
     falls_back(newest)
     assert read_metadata(FolderStorage(newest.parent), newest.name) is None
@@ -123,7 +123,7 @@ def test_what_is_no_card_gives_way_to_the_one_before(newest: Path, text: str) ->
 
 @pytest.mark.parametrize("name", [METADATA, STATE])
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "device"])
-def test_what_is_no_file_is_not_waited_for(newest: Path, name: str, kind: str) -> None:
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(newest: Path, name: str, kind: str) -> None:
     path = newest / name
     data = path.read_bytes()
     path.unlink()

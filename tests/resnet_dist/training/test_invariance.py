@@ -1,4 +1,4 @@
-"""The promise of the project in small: the number of workers, and a stop at any step, change no result."""
+"""The project's promise on a small scale: the number of workers, and a stop at any step, change no result."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_fast_and_exact_agree_in_float64(results: Results) -> None:
     assert losses(results, EXACT_64) == pytest.approx(losses(results, FAST_64), abs=1e-9)
 
 
-def test_powersgd_is_not_the_whole_gradient(results: Results) -> None:
+def test_powersgd_sends_less_than_the_full_gradient(results: Results) -> None:
     assert losses(results, POWERSGD)[3] != pytest.approx(losses(results, FAST_64)[3], abs=1e-3)
 
 

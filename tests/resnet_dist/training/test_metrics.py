@@ -112,7 +112,7 @@ def test_whoever_has_more_micro_batches_is_not_slow() -> None:
     assert slowness(step_of(2.0, 1.0, 1.0), [2, 1, 1]) == [1.0, 1.0, 1.0]
 
 
-def test_a_single_worker_holds_up_nobody() -> None:
+def test_a_single_worker_is_never_slow() -> None:
     assert slowness([RankTimes(9.0, 8.0, 0.0)], [4]) == [1.0]
 
 
@@ -145,7 +145,7 @@ def test_it_is_a_ratio(busy_s: list[float], factor: float) -> None:
     assert max(same) < SLOW_FACTOR
 
 
-def test_what_each_would_do_alone() -> None:
+def test_speed_of_each_worker_alone() -> None:
     """Two micro-batches of 4 in 2 s, one in 1 s: both do 4 images a second; the waits do not count."""
     values = Stragglers([2, 1], 4).metrics(step_of(2.0, 1.0))
     assert values["worker/0/images_per_s"] == values["worker/1/images_per_s"] == 4.0

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: the same whatever the hardware, with the distributions and pixels they should have."""
+"""Mixup and CutMix: the same on any hardware, with the right distributions and pixels."""
 
 from __future__ import annotations
 

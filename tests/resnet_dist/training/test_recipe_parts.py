@@ -1,4 +1,4 @@
-"""What a recipe may have besides: each part does the arithmetic it says, and a stop and a restart change no bit."""
+"""Optional parts of a recipe: each does the documented arithmetic, and a stop and a restart change no bit."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_moving_average_by_hand() -> None:
     assert all(p.grad is None and not p.requires_grad for p in average.net.parameters())
 
 
-def test_the_moving_average_is_what_is_evaluated_kept_and_handed_over(tmp_path: Path) -> None:
+def test_the_moving_average_is_evaluated_kept_and_published(tmp_path: Path) -> None:
     config = small.recipe("fp32", "fast", train={"ema": {"decay": 0.5}})
     small.train(tmp_path, 0, 1, config, 12)
     storage = FolderStorage(tmp_path)

@@ -84,7 +84,7 @@ def layer() -> nn.Conv2d:
     return nn.Conv2d(40, 50, 3).double()
 
 
-def test_a_gradient_of_low_rank_is_sent_whole(layer: nn.Conv2d) -> None:
+def test_a_gradient_of_low_rank_is_sent_exactly(layer: nn.Conv2d) -> None:
     reduction = PowerSgdReduction(layer, rank=0, world_size=1, num_micro_batches=1)
     gradient = (torch.randn(50, RANK).double() @ torch.randn(RANK, 360).double()).view_as(layer.weight)
     bias = torch.randn(50).double()
@@ -94,7 +94,7 @@ def test_a_gradient_of_low_rank_is_sent_whole(layer: nn.Conv2d) -> None:
         assert torch.equal(sent[1], bias)
 
 
-def test_what_one_step_loses_comes_with_the_next(layer: nn.Conv2d) -> None:
+def test_what_one_step_loses_is_added_to_the_next(layer: nn.Conv2d) -> None:
     reduction = PowerSgdReduction(layer, rank=0, world_size=1, num_micro_batches=1)
     given, sent = [], []
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""Schedules: the field's numbers at key points, torch's schedulers as oracle, and what holds for all of them."""
+"""Schedules: the field's numbers at key points, torch's schedulers as oracle, and properties of all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request that one worker hears of is granted by all after the same step, before the next point of the curves."""
+"""A request that one worker sees is followed by all after the same step, before the next point of the curves."""
 
 from __future__ import annotations
 

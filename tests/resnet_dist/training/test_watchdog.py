@@ -44,7 +44,7 @@ def test_a_worker_that_makes_progress_or_has_closed_is_left_alone(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_storage_that_takes_no_dump_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_storage_that_refuses_the_dump_delays_nobody(tmp_path: Path) -> None:
     (tmp_path / "stacks").mkdir()
     os.mkfifo(tmp_path / "stacks" / "rank0.txt")  # opened for writing, it waits for a reader
     assert run(tmp_path, 1.0, "hang") == EXIT_CODE

@@ -1,4 +1,4 @@
-"""Small runs with data in memory: the pieces, and groups of real workers (gloo) one after the other.
+"""Small runs with data in memory: their parts, and groups of real workers (gloo) one after the other.
 
 Usage: worker_process.py FOLDER GROUPS, where GROUPS is a JSON list of {"workers": ..., "legs": [...]}, see `Leg`.
 
