@@ -197,7 +197,7 @@ class KeyedDecoder:
             if self._show(epoch, others[i : i + 1], draw_id, image)[0] == OK:
                 _log.warning("%s; sample %d takes its place in epoch %d", what, other, epoch)
                 return int(other)
-        raise Fault(f"{what}, nor can the {len(others)} samples drawn to replace it; {lists_all}")
+        raise Fault(f"{what}, and neither can the {len(others)} samples drawn to replace it; {lists_all}")
 
     def _stored(self, samples: NDArray[np.int64]) -> StoredImages:
         reader = self._reader

@@ -219,7 +219,7 @@ def test_a_gpu_is_known_by_its_own_name(name: str, precision: str, tera: float) 
         ("", "fp32"),
     ],
 )
-def test_what_is_not_known_is_not_guessed(name: str, precision: str) -> None:
+def test_unknown_names_are_not_guessed(name: str, precision: str) -> None:
     assert peak_flops(name, precision) is None
 
 
