@@ -126,7 +126,7 @@ def test_an_exception_that_cannot_be_shown_has_a_name() -> None:
         (ray.exceptions.ActorUnavailableError("rpc", None), "killed", "a process did not respond"),
         (ray.exceptions.RuntimeEnvSetupError("pip failed"), "environment", "a node could not set up the job's"),
         (ray.exceptions.ActorUnschedulableError("no GPU"), "room", "no node of the cluster can run this"),
-        (ray.exceptions.GetTimeoutError("slow"), "timeout", "Ray gave no answer in time"),
+        (ray.exceptions.GetTimeoutError("slow"), "timeout", "Ray did not respond in time"),
         (failed_task(KeyError("no such thing")), "error", "KeyError: 'no such thing'"),
         (failed_task(UserError("give --x")), "mistake", "give --x"),
         (failed_task(Fault("the disk broke")), "error", "the disk broke"),
@@ -251,4 +251,4 @@ def test_why_a_local_ray_did_not_start(tmp_path: Path, error: Exception, log: st
     (tmp_path / "raylet.err").write_text(log)
     why = why_not_started(error, tmp_path, load)
     assert told in why
-    assert ("less so" in why) == (load > 1.5 and not log)
+    assert ("less busy" in why) == (load > 1.5 and not log)
