@@ -33,7 +33,7 @@ demo: setup  ## The main job on real handwritten digits: convert, train on two w
 ui: setup  ## Open the MLflow UI of the laptop profile on http://127.0.0.1:5000.
 	$(BIN)/mlflow server --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 check: lint  ## Style, types, and the tests that start no Ray, no server and no long process: 3 minutes on two cores.
 	$(PYTEST) -m "not slow and not system"
 
