@@ -59,7 +59,13 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.publish)
     has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
     context = LocalContext(
-        fenced(storage, run.lease.token, profile.failure.storage_timeout_s, warn=run.log),
+        fenced(
+            storage,
+            run.lease.token,
+            profile.failure.storage_timeout_s,
+            warn=run.log,
+            heartbeat=watchdog.heartbeat,  # a checkpoint is committed in the thread that trains
+        ),
         device=torch.device("cuda" if has_gpu else "cpu"),
         keep=profile.checkpoint.keep,
         observer=observer,

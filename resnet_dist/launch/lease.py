@@ -265,6 +265,8 @@ class FencedStorage:
     warn: Callable[[str], object]
     give_up: Callable[[str], object] = lambda why: None
     """Hears why a checkpoint will never be written: a restart of the workers would not help."""
+    heartbeat: Callable[[], object] = lambda: None
+    """Called before every new try: waiting for storage is no hang."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "inner"), name)
@@ -280,7 +282,9 @@ class FencedStorage:
             self.inner.commit(name, write, last)
 
         try:
-            commit_within(once, self.limit_s, what=f"{self.inner.location}/{name}", warn=self.warn)
+            commit_within(
+                once, self.limit_s, what=f"{self.inner.location}/{name}", warn=self.warn, heartbeat=self.heartbeat
+            )
         except Fault as fault:
             self.give_up(str(fault))
             raise
@@ -292,9 +296,10 @@ def fenced(
     limit_s: float,
     warn: Callable[[str], object],
     give_up: Callable[[str], object] = lambda why: None,
+    heartbeat: Callable[[], object] = lambda: None,
 ) -> RunStorage:
     """`storage`, closed to whoever does not hold the run any more; see `FencedStorage`."""
-    return cast(RunStorage, FencedStorage(storage, lease, limit_s, warn, give_up))
+    return cast(RunStorage, FencedStorage(storage, lease, limit_s, warn, give_up, heartbeat))
 
 
 def commit_within(
@@ -303,6 +308,7 @@ def commit_within(
     *,
     what: str,
     warn: Callable[[str], object],
+    heartbeat: Callable[[], object] = lambda: None,
     sleep: Callable[[float], None] = time.sleep,
     now_s: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -323,6 +329,7 @@ def commit_within(
             if not warned:
                 warn(f"{what} cannot be written: {reason}; tried again for up to {limit_s:g} s, training goes on")
                 warned = True
+            heartbeat()
             sleep(_RETRY_S)
         else:
             if warned:

@@ -24,6 +24,7 @@ from torch import nn
 from data_prep.beton.class_names import difference
 from data_prep.beton.digest import ALGORITHM, Algorithm, digest_state, digest_stream, parse_digest
 from data_prep.beton.files import Unfit, create, open_regular, read_small
+from data_prep.shown import one_line
 from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
 from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.errors import Fault, UserError
@@ -200,7 +201,12 @@ def load_state(directory: Path, device: torch.device, net: nn.Module | None = No
         except ValueError as error:
             raise Damaged(f"{path}: {error}: the checkpoint is damaged") from None
         file.seek(0)
-        loaded: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        try:
+            loaded: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        except RuntimeError as error:  # also what a GPU raises: only the archive's own errors are damage
+            if "PytorchStreamReader" not in str(error):
+                raise
+            raise Damaged(f"{path}: {one_line(error)}: the checkpoint is damaged") from None
     return loaded
 
 

@@ -194,6 +194,14 @@ def test_a_full_disk_that_gets_room_costs_a_warning() -> None:
     ]
 
 
+def test_waiting_for_storage_is_no_hang() -> None:
+    heartbeats: list[str] = []
+    commit_within(
+        full(3), 10, what="c", warn=print, heartbeat=lambda: heartbeats.append("alive"), sleep=lambda seconds: None
+    )
+    assert len(heartbeats) == 3
+
+
 def test_a_full_disk_ends_at_the_limit_with_one_line() -> None:
     with pytest.raises(StorageRefused, match=r"c could not be written for 10 s .*: No space left on device; make room"):
         attempt(full(100), 10)
