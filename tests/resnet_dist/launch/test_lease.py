@@ -191,7 +191,7 @@ def attempt(failures: list[OSError], limit_s: float) -> tuple[list[str], float, 
 
 
 def test_storage_that_takes_it_is_asked_once() -> None:
-    assert attempt([], 10) == ([], 0.0)
+    assert attempt([], 10) == ([], 0.0, 0)
 
 
 def test_a_full_disk_that_gets_room_costs_a_warning() -> None:
