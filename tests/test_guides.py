@@ -25,6 +25,8 @@ import resnet_dist.cli
 from resnet_dist.config.loading import load_profile, load_recipe, load_space
 from resnet_dist.tracking.models import model_note
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("[0-9]_*.md"))
 LOADERS: dict[str, Callable[..., Any]] = {

@@ -20,6 +20,8 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import UserError
 from resnet_dist.training.checkpoint import STATE, Damaged, load_state
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_prep", "resnet_dist")
 # Alone may build an unpickler: one to which every name is an inert stand-in.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 SETUP = Path(__file__).parents[1] / "cluster" / "setup.sh"
 SYSTEM_TOOLS = ("bash", "dirname", "touch", "env", "cat")
 

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+pytestmark = pytest.mark.system
+
 FOLDER = Path(__file__).parents[2] / "cluster/ray_up"
 SCRIPT = FOLDER / "spot_node.sh"
 CLOUDS = ("aws", "gcp")

@@ -14,6 +14,8 @@ from PIL import Image
 from data_prep.beton import layout
 from data_prep.beton.reader import BetonReader
 
+pytestmark = pytest.mark.system
+
 MEAN_TOLERANCE, MAX_TOLERANCE = 2.0, 32
 """Grey levels between ffcv's decode (libjpeg-turbo's fast, inexact DCT) and Pillow's (the exact one).
 

@@ -22,6 +22,8 @@ from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 
+pytestmark = pytest.mark.system
+
 SYNTHETIC = "n=2148,size=16..40,classes=3,seed=4"
 RANGE_BYTES = 8 << 20
 

@@ -33,6 +33,8 @@ from data_prep.sources.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
 
+pytestmark = pytest.mark.system
+
 NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
 SOURCE = Synthetic(num_samples=NUM_SAMPLES, min_side=16, max_side=24, file_format="png")
 MANY = Synthetic(num_samples=6 * UNIT_SAMPLES, min_side=64, max_side=96)

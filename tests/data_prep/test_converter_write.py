@@ -289,7 +289,7 @@ def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run(
 
     monkeypatch.setattr(ImageFolder, "__getitem__", now_bad)
     monkeypatch.setattr(ImageFolder, "read_into", all_now_bad)
-    with pytest.raises(Fault, match=r"0700\.jpg: could be read at first, and now not: .*; run the same command again"):
+    with pytest.raises(Fault, match=r"0700\.jpg: could be read at first, but not now: .*; run the same command again"):
         run(large_tree, output, Watched(), max_bad="2")
     inodes = []
     for _ in range(2):  # the second resumes where the first was stopped

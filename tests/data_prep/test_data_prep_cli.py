@@ -20,6 +20,8 @@ from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.converter.output import work_path
 
+pytestmark = pytest.mark.system
+
 WAIT_LIMIT_S = 120.0
 COMMANDS = ("convert", "verify", "merge", "subset", "stage")
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from resnet_dist.bench.step import ARMS, Settings, run_processes, table
+
+pytestmark = pytest.mark.system
 
 SMALL = Settings("resnet8", 8, 2, 1, steps=10, rounds=4, micro_batches=2)
 

@@ -13,6 +13,8 @@ from resnet_dist.bench.loader import bench_batches, bench_endurance
 from resnet_dist.bench.peers import Task
 from resnet_dist.errors import UserError
 
+pytestmark = pytest.mark.system
+
 
 def test_two_rounds_of_a_peer(
     tmp_path: Path,

@@ -19,6 +19,8 @@ from resnet_dist.data.order import eval_batches
 from tests.resnet_dist.data import batch_digests
 from tests.resnet_dist.data.batch_digests import LAST_STEP, Leg, Setting, leg_digests
 
+pytestmark = pytest.mark.system
+
 CROPS = ["random_resized_crop", "scale_crop", "pad_crop"]
 SHUFFLES = ["full", "page"]
 WORLDS = [1, 2, 3, 4]

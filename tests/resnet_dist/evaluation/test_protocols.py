@@ -28,6 +28,8 @@ from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, on_local
 from resnet_dist.launch.model_source import TrainedModel
 from resnet_dist.training.model import build_classifier
 
+pytestmark = pytest.mark.system
+
 RECIPE = Path(__file__).parents[3] / "resnet_dist" / "recipes" / "resnet152_90ep.yaml"
 SIZE, RESIZE, SCALES = 64, 72, (64, 72, 96)
 CPU = torch.device("cpu")

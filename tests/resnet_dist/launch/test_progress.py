@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import resnet_dist
 from resnet_dist.launch.control import Status
 from resnet_dist.launch.progress import Startup, describe
 from resnet_dist.training.schedule import RunPlan
+
+pytestmark = pytest.mark.system
 
 RECIPES = Path(resnet_dist.__file__).parent / "recipes"
 

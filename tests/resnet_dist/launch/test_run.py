@@ -25,6 +25,8 @@ from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
 from resnet_dist.training.context import Observer, Outcome, WorkerResult
 
+pytestmark = pytest.mark.system
+
 NODES = [Node("here", cpus=1, gpus=0)]
 EPOCHS, STEPS_PER_EPOCH = 3, 2
 

@@ -26,6 +26,8 @@ from resnet_dist.training.checkpoint import (
 )
 from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
 
+pytestmark = pytest.mark.system
+
 MINE = Identity("a" * 16, "d")
 
 

@@ -25,6 +25,8 @@ from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.model import build_classifier
 
+pytestmark = pytest.mark.system
+
 RECIPE = load_recipe(
     Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml", ["model.name=resnet8", "data.dataset=tiny"]
 )

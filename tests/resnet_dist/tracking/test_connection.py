@@ -35,6 +35,8 @@ from resnet_dist.tracking.experiment import list_runs
 from resnet_dist.tracking.mlflow_run import end_run, log_details, open_run
 from resnet_dist.tracking.sync import MlflowTransport, Point, Unavailable
 
+pytestmark = pytest.mark.system
+
 BASE = Path("/home/me/project")
 
 

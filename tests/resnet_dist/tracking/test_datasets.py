@@ -20,6 +20,8 @@ from resnet_dist.launch.record import links, preparation_of, record_beton
 from resnet_dist.tracking.connection import prepare_store
 from resnet_dist.tracking.datasets import DIGEST_TAG, EXPERIMENT, DataInput, PreparationRun, find_preparations
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:

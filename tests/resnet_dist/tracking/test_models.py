@@ -25,6 +25,8 @@ from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import load_weights
 from resnet_dist.tracking.spool import History, read_history
 
+pytestmark = pytest.mark.system
+
 VERSION_1 = Path(__file__).parent / "version_1" / "model"
 """A model as commit d23ff8b saved it: logits are linear in the mean of each colour / 64."""
 CLASSES = tuple("0123456789")

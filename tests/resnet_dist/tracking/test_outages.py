@@ -27,6 +27,8 @@ from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
 from resnet_dist.tracking.sync import sync
 from resnet_dist.tracking.tracker import SpoolTracker
 
+pytestmark = pytest.mark.system
+
 FATES = ("passed", "passed", "refused", "slow", "500", "answer lost", "cut in the middle")
 
 

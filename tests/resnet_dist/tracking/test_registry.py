@@ -12,6 +12,8 @@ from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier
 from resnet_dist.tracking.registry import Score, becomes_champion, digest_of, register
 
+pytestmark = pytest.mark.system
+
 CLASSES = ("dark", "bright")
 
 

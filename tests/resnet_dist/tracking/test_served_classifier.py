@@ -37,6 +37,8 @@ from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier, make_servable, write_model
 from resnet_dist.tracking.served_classifier import Protocol, RequestLimits, ServedClassifier, center_crop
 
+pytestmark = pytest.mark.system
+
 SIZE, RESIZE = 8, 10
 CLASSES = ("dark", "bright", "loud")
 
@@ -268,6 +270,7 @@ def test_models_of_several_versions_live_in_one_process(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that was logged when its module had the same name in all models."""
+    monkeypatch.delitem(sys.modules, "served_classifier", raising=False)  # another test may have loaded such a model
     other = tmp_path / "other.py"
     source = Path(str(served_classifier.__file__)).read_text()
     other.write_text(source.replace('"class": [self._names[k]', '"class": ["v2 " + self._names[k]'))

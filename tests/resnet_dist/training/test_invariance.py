@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from worker_process import NUM_VAL, Leg
 
+pytestmark = pytest.mark.system
+
 SCRIPT = Path(__file__).with_name("worker_process.py")
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 24, 4, 12
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 SCRIPT = Path(__file__).with_name("killed_process.py")
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from resnet_dist.training.collectives import Vote
 
+pytestmark = pytest.mark.system
+
 SCRIPT = Path(__file__).with_name("stopping_process.py")
 
 

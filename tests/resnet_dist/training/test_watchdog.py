@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from resnet_dist.training.watchdog import EXIT_CODE
+
+pytestmark = pytest.mark.system
 
 PROGRAM = """
 import sys, time
