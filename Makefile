@@ -34,10 +34,10 @@ ui: setup  ## Open the MLflow UI of the laptop profile on http://127.0.0.1:5000.
 	$(BIN)/mlflow server --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
-check: lint  ## Style, types, and the tests that start no Ray, no server and no long process: 3 minutes on two cores.
+check: lint  ## Style, types, and the tests without Ray, servers and long processes: some 3 minutes on two cores.
 	$(PYTEST) -m "not slow and not system"
 
-test: setup  ## All tests that a change must pass: some 12 minutes on two cores.
+test: setup  ## All tests that a change must pass: some 13 minutes on two cores.
 	$(PYTEST) -m "not slow"
 
 test-browser: setup  ## MLflow's pages in a real browser: needs Chromium (apt-get install chromium).
