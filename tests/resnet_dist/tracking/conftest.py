@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -112,3 +114,36 @@ def spooled_rows() -> Callable[[RunHandle], list[Row]]:
         return sorted(rows, key=lambda row: (row[1], row[0]))
 
     return read
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """An MLflow server that gives every request the same error."""
+
+    status = 500
+    body = b'{"error_code": "INTERNAL_ERROR", "message": "the disk is full"}'
+    asked: threading.Semaphore
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.release()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_POST = answer  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def broken_server() -> Iterator[tuple[type[Broken], str]]:
+    """The handler, whose status and body a test may change, and the address."""
+    handler = type("Handler", (Broken,), {"asked": threading.Semaphore(0)})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
+        thread = threading.Thread(target=listener.serve_forever)
+        thread.start()
+        yield handler, f"http://127.0.0.1:{listener.server_port}"
+        listener.shutdown()
+        thread.join()

@@ -302,37 +302,7 @@ def test_files_follow_a_database_that_is_moved(tmp_path: Path) -> None:
     alone.mkdir()
     shutil.copy(second / "mlflow.db", alone)
     run(alone, "four")
-    assert text(alone, one) == "one"  # the files still lie at the old place only
-
-
-class Broken(http.server.BaseHTTPRequestHandler):
-    status = 500
-    body = b'{"error_code": "INTERNAL_ERROR", "message": "the disk is full"}'
-    asked: threading.Semaphore
-
-    def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.asked.release()
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    do_GET = do_POST = answer  # noqa: N815
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def broken_server():
-    handler = type("Handler", (Broken,), {"asked": threading.Semaphore(0)})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
-        thread = threading.Thread(target=listener.serve_forever)
-        thread.start()
-        yield handler, f"http://127.0.0.1:{listener.server_port}"
-        listener.shutdown()
-        thread.join()
+    assert text(alone, one) == "one"  # the files are still at the old path only
 
 
 def test_a_server_that_only_returns_500_counts_as_down(broken_server):

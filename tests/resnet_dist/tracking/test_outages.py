@@ -238,36 +238,6 @@ def test_a_run_killed_during_an_outage_is_completed_by_sync(server, tmp_path, st
     assert (again.num_points, again.num_texts, again.end_status_sent) == (0, 0, False)
 
 
-class Broken(http.server.BaseHTTPRequestHandler):
-    status = 500
-    body = b'{"error_code": "INTERNAL_ERROR", "message": "the disk is full"}'
-    asked: threading.Semaphore
-
-    def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.asked.release()
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    do_GET = do_POST = answer  # noqa: N815
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def broken_server():
-    handler = type("Handler", (Broken,), {"asked": threading.Semaphore(0)})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
-        thread = threading.Thread(target=listener.serve_forever)
-        thread.start()
-        yield handler, f"http://127.0.0.1:{listener.server_port}"
-        listener.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize("status", [500, 429, 403])
 def test_a_server_that_returns_errors_delays_and_loses_nothing(broken_server, tmp_path, sqlite_uri, status):
     handler, uri = broken_server

@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from worker_process import NUM_TRAIN, NUM_VAL, RECIPES, Memory, digest, recipe
+from worker_process import PLAN as EVERY_STEP
 
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
@@ -27,17 +28,8 @@ from resnet_dist.training.checkpoint import Identity, newest_first, step_of
 from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
-from resnet_dist.training.schedule import RunPlan
 
-PLAN = RunPlan(
-    steps_per_epoch=4,
-    total_steps=12,
-    last_step=12,
-    eval_every_epochs=1,
-    save_every_epochs=1000,
-    save_every_steps=3,
-    log_every_steps=1,
-)
+PLAN = replace(EVERY_STEP, save_every_epochs=1000, save_every_steps=3)
 """Three epochs of four steps; a checkpoint every three steps, most of them in the middle of an epoch."""
 PLACES: dict[str, Callable[[Trainer], tuple[Any, str]]] = {
     "before the forward passes": lambda trainer: (trainer.train_step.noise, "set_keys"),

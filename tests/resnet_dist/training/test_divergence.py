@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.divergence import suspects
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
-from resnet_dist.training.schedule import RunPlan
 
 BAD_STEP = 6  # the third step of the second epoch
 
@@ -52,16 +52,7 @@ class NanInValidation(small.Memory):
             yield batch
 
 
-PLAN = RunPlan(
-    steps_per_epoch=4,
-    total_steps=12,
-    last_step=12,
-    eval_every_epochs=1,
-    save_every_epochs=1,
-    save_every_steps=None,
-    log_every_steps=2,
-    save_first=True,
-)
+PLAN = replace(small.PLAN, log_every_steps=2, save_first=True)
 
 
 def trainer_of(folder: Path, divergence: dict[str, Any], train: Any = None, val: Any = None) -> Trainer:

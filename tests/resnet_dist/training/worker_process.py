@@ -32,6 +32,16 @@ from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
+PLAN = RunPlan(
+    steps_per_epoch=4,
+    total_steps=12,
+    last_step=12,
+    eval_every_epochs=1,
+    save_every_epochs=1,
+    save_every_steps=None,
+    log_every_steps=1,
+)
+"""Three epochs of four steps, everything logged and saved as often as possible."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "train": {
@@ -125,19 +135,10 @@ def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe
 
 def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: int) -> dict[str, Any]:
     """One leg of the run in `folder`, in this process."""
-    plan = RunPlan(
-        steps_per_epoch=4,
-        total_steps=12,
-        last_step=12,
-        eval_every_epochs=1,
-        save_every_epochs=1,
-        save_every_steps=None,
-        log_every_steps=1,
-    )
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
     points = Points()
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
-    job = TrainingJob(config, plan, Identity("r", "d"), folder, folder, loader_threads=1)
+    job = TrainingJob(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
     trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
     asked_at = until_step if world_size == 1 else until_step - 1  # several workers stop one step after they are asked
     ctx.stop_requested = lambda: trainer.state.step >= asked_at  # type: ignore[method-assign]
