@@ -349,7 +349,7 @@ def _write(storage: RunStorage, name: str, text: str) -> None:
     storage.pull()
     path = storage.folder / name
     write_text_atomically(path, text)
-    storage.publish(path)
+    storage.upload(path)
 
 
 def _clear(storage: RunStorage) -> None:

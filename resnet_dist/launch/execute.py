@@ -56,7 +56,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     if (cache := node_cache(prepared)) is not None:
         fill(cache)
     tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.token.number)
-    watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.publish)
+    watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.upload)
     has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
     context = LocalContext(
         fenced(

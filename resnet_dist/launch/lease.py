@@ -131,7 +131,7 @@ class HeldLease:
         storage, number = self.token.storage, self.token.number
         path = _path(storage, number, ".json")
         write_text_atomically(path, json.dumps(asdict(self._me)))
-        storage.publish(path)
+        storage.upload(path)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class EventLog:
         try:
             append(self.path, "".join(self._unwritten))
             self._unwritten.clear()
-            self._storage.publish(self.path)
+            self._storage.upload(self.path)
         except OSError:
             return  # a full disk or a store that is away must not end a run here; written with the next event
 

@@ -71,7 +71,7 @@ def read_result(storage: RunStorage) -> RunResult | None:
 
 def write_result(storage: RunStorage, result: RunResult) -> None:
     write_json(storage.folder / _RESULT, asdict(result))
-    storage.publish(storage.folder / _RESULT)
+    storage.upload(storage.folder / _RESULT)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def write_trained(storage: RunStorage, trained: Trained) -> None:
     tree |= {"recipe": to_yaml(trained.recipe)}
     tree |= {key: asdict(getattr(trained, key)) for key in ("identity", "validation")}
     write_json(storage.folder / _TRAINED, tree)
-    storage.publish(storage.folder / _TRAINED)
+    storage.upload(storage.folder / _TRAINED)
 
 
 def read_trained(storage: RunStorage) -> Trained | None:

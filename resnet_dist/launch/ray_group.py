@@ -196,7 +196,7 @@ class FitThread:
         if self._error is not None:
             log = storage.folder / "failure.log"
             write_text_atomically(log, "".join(traceback.format_exception(self._error)))
-            storage.publish(log)
+            storage.upload(log)
             if is_lost_process(self._error):
                 why = explain(self._error).sentence
                 raise ControllerLost(f"Ray Train's controller, a process beside the driver, died: {why}") from None

@@ -157,7 +157,7 @@ def open_mlflow_run(
     for file, text in _texts(prepared).items():
         path = storage.folder / file
         write_text_atomically(path, text)
-        storage.publish(path)
+        storage.upload(path)
     code = read_code_version(Path(__file__).parents[2]) if with_code else None
     handle = open_run(
         profile.tracking_uri,

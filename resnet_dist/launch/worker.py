@@ -74,9 +74,7 @@ class RayContext:
         self._done = threading.Event()
         self._saved_at_s = time.monotonic()
         self._upload: threading.Event | None = None
-        self._watchdog = Watchdog(
-            failure.progress_timeout_s, stacks_file(self.storage, self.rank), self.storage.publish
-        )
+        self._watchdog = Watchdog(failure.progress_timeout_s, stacks_file(self.storage, self.rank), self.storage.upload)
         threading.Thread(target=self._ask_for_stop, name="ask-for-stop", daemon=True).start()
 
     def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:

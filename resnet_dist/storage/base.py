@@ -47,7 +47,7 @@ class RunStorage(Protocol):
     def pull(self) -> None:
         """Makes `folder`, and brings it up to date with storage. Not while this process writes in it."""
 
-    def publish(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         """Copies a small file that was written in `folder` to storage, completely or not at all."""
 
     def create_exclusive(self, path: Path) -> bool:

@@ -45,7 +45,7 @@ class FolderStorage:
         if not self._folder.parent.exists():
             self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def publish(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         """The folder is the storage."""
 
     def create_exclusive(self, path: Path) -> bool:

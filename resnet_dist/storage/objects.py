@@ -80,7 +80,7 @@ class ObjectStorage:
         for path, whole in growing.items():
             _write(path, bytes(whole))
 
-    def publish(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         with self._failures("writing"):
             self._fs.pipe_file(self._key(path), path.read_bytes())
 

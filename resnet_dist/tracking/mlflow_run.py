@@ -216,7 +216,7 @@ def newest_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
 
 def _write_record(storage: RunStorage, record: dict[str, Any]) -> None:
     write_json(run_file(storage.folder), record)
-    storage.publish(run_file(storage.folder))
+    storage.upload(run_file(storage.folder))
 
 
 def _known_run(client: MlflowClient, record: Mapping[str, Any], run_dir: Path, tracking_uri: str) -> Run | None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-    from resnet_dist.tracking.served_classifier import Protocol
+    from resnet_dist.tracking.served_classifier import ServingProtocol
 
 _log = logging.getLogger(__name__)
 STEP_TAG = "resnet_dist.step"
@@ -68,9 +68,9 @@ def log_classifier(
     """
     if input_example.dtype != np.uint8 or input_example.ndim != 4 or len(input_example) < 2:
         raise ValueError(f"input_example: expected uint8 [2, S, S, 3], got {input_example.dtype} {input_example.shape}")
-    from resnet_dist.tracking.served_classifier import Protocol
+    from resnet_dist.tracking.served_classifier import ServingProtocol
 
-    protocol = Protocol(
+    protocol = ServingProtocol(
         tuple(class_names),
         size=input_example.shape[1],
         resize=resize,
@@ -223,7 +223,7 @@ def write_model(module: torch.nn.Module, folder: Path, input_example: NDArray[np
         )
 
 
-def make_servable(folder: Path, example: NDArray[np.uint8], protocol: Protocol) -> None:
+def make_servable(folder: Path, example: NDArray[np.uint8], protocol: ServingProtocol) -> None:
     """Puts `served_classifier.py` into the exported model, as what its pyfunc flavour loads. `example`: one image."""
     from mlflow.models import Model, ModelSignature
     from mlflow.models.utils import _save_example  # mlflow has no public way to replace a saved model's example

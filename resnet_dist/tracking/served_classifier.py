@@ -57,7 +57,7 @@ class RequestLimits:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ServingProtocol:
     """What the net expects and returns: `protocol.json`."""
 
     class_names: tuple[str, ...]
@@ -81,7 +81,7 @@ class Protocol:
         return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Protocol:
+    def from_json(cls, text: str) -> ServingProtocol:
         """Only of this version: a model of another one has its own copy of this file."""
         tree = json.loads(text)
         pictures = tree["pictures"]
@@ -95,7 +95,7 @@ class Protocol:
         )
 
 
-class Refused(MlflowException):
+class BadRequest(MlflowException):
     """An error that the client sees, with status 400. MLflow's server would put the entire request before the
     message."""
 
@@ -115,7 +115,7 @@ class Refused(MlflowException):
 class ServedClassifier:
     """`predict` as MLflow's pyfunc flavour calls it."""
 
-    def __init__(self, module: torch.nn.Module, protocol: Protocol) -> None:
+    def __init__(self, module: torch.nn.Module, protocol: ServingProtocol) -> None:
         """`module`: uint8 [N, size, size, 3] -> logits [N, len(class_names)]."""
         self._module = module
         self._protocol = protocol
@@ -124,26 +124,28 @@ class ServedClassifier:
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row per picture: `class`, `probability`, and `probabilities`, which has all class names.
 
-        Raises Refused, naming the row that is not a picture.
+        Raises BadRequest, naming the row that is not a picture.
         """
         try:
             return self._answers(_rows(model_input))
         except MemoryError:
-            raise Refused("the request takes more memory than there is; send fewer or smaller pictures") from None
+            raise BadRequest("the request takes more memory than there is; send fewer or smaller pictures") from None
         except RecursionError:
-            raise Refused(f"the request is nested too deeply; {_HOW_TO}") from None
-        except Refused:
+            raise BadRequest(f"the request is nested too deeply; {_HOW_TO}") from None
+        except BadRequest:
             raise
         except Exception as error:  # noqa: BLE001 - MLflow would send the stack to the client
             _log.exception("a request failed")
-            raise Refused(f"the request failed ({type(error).__name__})") from None
+            raise BadRequest(f"the request failed ({type(error).__name__})") from None
 
     def _answers(self, values: Sequence[Any]) -> pd.DataFrame:
         limits = self._protocol.limits
         if not values:
-            raise Refused(f"there is no picture in the request; {_HOW_TO}")
+            raise BadRequest(f"there is no picture in the request; {_HOW_TO}")
         if len(values) > limits.pictures:
-            raise Refused(f"{len(values):,} pictures in one request, more than {limits.pictures:,}; send them in parts")
+            raise BadRequest(
+                f"{len(values):,} pictures in one request, more than {limits.pictures:,}; send them in parts"
+            )
         pictures = _opened(values, limits)
         rows: list[list[float]] = []
         for images in self._batches(pictures):
@@ -152,7 +154,7 @@ class ServedClassifier:
             finite = logits.isfinite().all(dim=1)
             if not finite.all():
                 broken = len(rows) + int((~finite).int().argmax())
-                raise Refused(f"row {broken}: the net gives NaN or infinity for this picture")
+                raise BadRequest(f"row {broken}: the net gives NaN or infinity for this picture")
             rows += logits.softmax(dim=1).tolist()
         best = [max(range(len(row)), key=row.__getitem__) for row in rows]
         return pd.DataFrame(
@@ -198,18 +200,18 @@ class _Opened(NamedTuple):
 
 
 def _opened(values: Sequence[Any], limits: RequestLimits) -> list[_Opened]:
-    """Raises Refused for a value that is not a picture, or for more bytes or pixels than the limits allow."""
+    """Raises BadRequest for a value that is not a picture, or for more bytes or pixels than the limits allow."""
     pictures = []
     num_bytes = num_pixels = 0
     for row, value in enumerate(values):
         num_bytes += _size_of(value)
         if num_bytes > limits.bytes:
-            raise Refused(f"the pictures have more than {limits.bytes >> 20:,} MiB in all; send them in parts")
+            raise BadRequest(f"the pictures have more than {limits.bytes >> 20:,} MiB in all; send them in parts")
         with _named(row):
             pictures.append(_open(value))
         num_pixels += pictures[-1].width * pictures[-1].height
         if num_pixels > limits.pixels:
-            raise Refused(f"the pictures have more than {limits.pixels:,} px in all; send them in parts")
+            raise BadRequest(f"the pictures have more than {limits.pixels:,} px in all; send them in parts")
     return pictures
 
 
@@ -219,9 +221,9 @@ def _named(row: int) -> Iterator[None]:
     try:
         yield
     except BadPicture as error:
-        raise Refused(f"row {row} {error}") from None
+        raise BadRequest(f"row {row} {error}") from None
     except (ValueError, TypeError, OverflowError) as error:
-        raise Refused(f"row {row} is not a picture: {_one_line(error)}; {_HOW_TO}") from None
+        raise BadRequest(f"row {row} is not a picture: {_one_line(error)}; {_HOW_TO}") from None
 
 
 def _size_of(value: Any) -> int:
@@ -268,14 +270,14 @@ def _rows(model_input: Any) -> list[Any]:
     """One value per picture, whatever the container: DataFrame, dict, array [N, H, W, 3], list."""
     if isinstance(model_input, pd.DataFrame | Mapping):
         if COLUMN not in model_input:
-            raise Refused(f"there is no column {COLUMN!r}: pictures are given as {{{COLUMN!r}: [...]}}")
+            raise BadRequest(f"there is no column {COLUMN!r}: pictures are given as {{{COLUMN!r}: [...]}}")
         model_input = model_input[COLUMN]
     if isinstance(model_input, str | bytes | bytearray) or model_input is None:
         return [model_input]
     try:
         values = list(model_input)
     except TypeError:
-        raise Refused(f"pictures are given as a list; {_HOW_TO}") from None
+        raise BadRequest(f"pictures are given as a list; {_HOW_TO}") from None
     # mlflow puts {"image": ["...", "..."]} into one row
     if len(values) == 1 and isinstance(values[0], list) and (not values[0] or _depth(values[0][0]) in (0, 3)):
         return values[0]
@@ -332,5 +334,5 @@ def _unique_names(names: Sequence[str]) -> list[str]:
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedClassifier:
     """MLflow's entry point; `path` is the model's folder."""
-    protocol = Protocol.from_json((Path(path) / PROTOCOL).read_text(encoding="utf-8"))
+    protocol = ServingProtocol.from_json((Path(path) / PROTOCOL).read_text(encoding="utf-8"))
     return ServedClassifier(mlflow.pytorch.load_model(path), protocol)

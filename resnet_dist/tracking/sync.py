@@ -56,7 +56,7 @@ SWEEP = "sweep"
 """Value of the tag `kind` of a sweep's run, which has no curves."""
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     key: str
     value: float
     time_ms: int
@@ -72,7 +72,7 @@ class Unavailable(Exception):
     """The request failed now; the same one may succeed later."""
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The server responded and the run is fine, but the content itself is not acceptable, and never will be."""
 
 
@@ -103,21 +103,21 @@ class MlflowTransport:
         except Exception as error:
             raise Unavailable(root_reason(error)) from error
 
-    def send(self, batch: Sequence[Point | Tag]) -> None:
-        """Returns once the server has the batch; sending it twice changes nothing. Raises Unavailable, Refused."""
+    def send(self, batch: Sequence[MetricPoint | Tag]) -> None:
+        """Returns once the server has the batch; sending it twice changes nothing. Raises Unavailable, Rejected."""
         from mlflow.entities import Metric, RunTag
 
         self._request(
             lambda client: client.log_batch(
                 self._run_id,
-                metrics=[Metric(*item) for item in batch if isinstance(item, Point)],
+                metrics=[Metric(*item) for item in batch if isinstance(item, MetricPoint)],
                 tags=[RunTag(*item) for item in batch if isinstance(item, Tag)],
                 synchronous=True,
             )
         )
 
     def send_text(self, path: str, content: str) -> None:
-        """Replaces what is at `path` in the run's artifacts. Raises Unavailable, Refused."""
+        """Replaces what is at `path` in the run's artifacts. Raises Unavailable, Rejected."""
         self._request(lambda client: client.log_text(self._run_id, content, path))
 
     def has_text(self, path: str, content: str) -> bool:
@@ -136,11 +136,11 @@ class MlflowTransport:
             request(self._connected())
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE" and self._run_is_active():
-                raise Refused(first_line(error)) from error
+                raise Rejected(first_line(error)) from error
             raise Unavailable(root_reason(error)) from error
         except Exception as error:
             if getattr(getattr(error, "response", None), "status_code", None) == 400:  # the artifact service
-                raise Refused(first_line(error)) from error
+                raise Rejected(first_line(error)) from error
             raise Unavailable(root_reason(error)) from error
 
     def _run_is_active(self) -> bool:
@@ -186,7 +186,7 @@ class Delivery:
         self._may_send = may_send
         self._compare_texts = compare_texts
         self._reader = SpoolReader(folder)
-        self._points: deque[Point] = deque()
+        self._points: deque[MetricPoint] = deque()
         self._tags: dict[str, str] = {}
         self._texts: dict[str, str] = {}
         self._server_steps: dict[str, int] | None = None
@@ -248,7 +248,7 @@ class Delivery:
             if not (self._compare_texts and self._transport.has_text(path, content)):
                 self._transport.send_text(path, content)
                 self.num_texts += 1
-        except Refused as error:
+        except Rejected as error:
             self._keep_rejected(f"text {path}", str(error))
         del self._texts[path]
         return True
@@ -258,7 +258,7 @@ class Delivery:
         while len(self._points) < MAX_POINTS and (events := self._reader.read(newest_limit_bytes)):
             for event in events:
                 if isinstance(event, Metrics):
-                    self._points.extend(Point(k, v, event.time_ms, event.step) for k, v in event.values.items())
+                    self._points.extend(MetricPoint(k, v, event.time_ms, event.step) for k, v in event.values.items())
                 elif isinstance(event, Tags):
                     self._tags |= event.values
                 else:
@@ -269,7 +269,7 @@ class Delivery:
         if not self._may_send():
             raise Superseded(str(self._folder))
 
-    def _send(self, batch: Sequence[Point | Tag]) -> None:
+    def _send(self, batch: Sequence[MetricPoint | Tag]) -> None:
         """Sends the batch. If the server refuses it, halves it until the refused item is alone, so that one bad name
         does not hold up the rest.
         """
@@ -277,10 +277,10 @@ class Delivery:
             return
         try:
             self._transport.send(batch)
-        except Refused as error:
+        except Rejected as error:
             if len(batch) == 1:
                 (item,) = batch
-                what = f" at step {item.step} = {item.value}" if isinstance(item, Point) else ""
+                what = f" at step {item.step} = {item.value}" if isinstance(item, MetricPoint) else ""
                 self._keep_rejected(f"{'metric' if what else 'tag'} {item.key}{what}", str(error))
                 return
             middle = len(batch) // 2
@@ -293,10 +293,10 @@ class Delivery:
         self.num_rejected += 1
 
 
-def publish_rejected(storage: RunStorage, folder: Path) -> None:
+def upload_rejected(storage: RunStorage, folder: Path) -> None:
     """Copies the list of what MLflow refused from the spool in `folder` to storage, if there is one."""
     if (path := folder / REJECTED_NAME).exists():
-        storage.publish(path)
+        storage.upload(path)
 
 
 # `resnet-dist tracking sync`: after an outage that outlived the run, from any machine that sees the storage.
@@ -360,7 +360,7 @@ def sync(
         except Fault as fault:  # a spool that MLflow refuses must not hold up the rest
             faults.append(fault)
         finally:
-            publish_rejected(storage, folder)
+            upload_rejected(storage, folder)
     end_status_sent = False
     try:
         end_status_sent = with_end and send_end_status(handle)

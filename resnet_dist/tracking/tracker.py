@@ -20,7 +20,7 @@ from resnet_dist.tracking.sync import (
     Superseded,
     Unavailable,
     backoff_s,
-    publish_rejected,
+    upload_rejected,
 )
 
 CONFUSION = "evaluation/confusion.json"
@@ -132,7 +132,7 @@ class SpoolTracker(Tracker):
             self._changed.notify_all()
         self._thread.join(1.0)  # a request under way ends with the process
         with suppress(OSError):  # `sync` then finds what MLflow refuses again
-            publish_rejected(self._storage, self._folder)
+            upload_rejected(self._storage, self._folder)
 
     def _drain(self, timeout_s: float) -> bool:
         """Waits until the server has everything that is in storage. False on timeout or if the thread has ended."""

@@ -45,7 +45,7 @@ def damage(storage: RunStorage, name: str) -> None:
     path = storage.folder / name / STATE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"rot")
-    storage.publish(path)
+    storage.upload(path)
 
 
 def newest(location: str) -> tuple[str | None, tuple[str, ...]]:
@@ -109,7 +109,7 @@ def test_the_doctor_lists_and_repairs(storage: RunStorage, location: str) -> Non
     storage.remove(f"{torn}/{METADATA}")
     path = storage.folder / "mlflow_run.json"
     path.write_text('{"run_id": "r"}')
-    storage.publish(path)
+    storage.upload(path)
     doctor = open_storage(location)
     findings = examine(doctor)
     assert [(f.name, f.state) for f in findings] == [
@@ -129,7 +129,7 @@ def test_a_small_file_reaches_other_machines(storage: RunStorage, location: str)
     path = storage.folder / "stacks" / "rank0.txt"
     path.parent.mkdir()
     path.write_text("stack")
-    storage.publish(path)
+    storage.upload(path)
     other = open_storage(location)
     assert other.read("stacks/rank0.txt") == b"stack"
     other.pull()

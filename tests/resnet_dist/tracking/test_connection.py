@@ -33,7 +33,7 @@ from resnet_dist.tracking.connection import (
 )
 from resnet_dist.tracking.experiment import list_runs
 from resnet_dist.tracking.mlflow_run import end_run, log_details, open_run
-from resnet_dist.tracking.sync import MlflowTransport, Point, Unavailable
+from resnet_dist.tracking.sync import MetricPoint, MlflowTransport, Unavailable
 
 pytestmark = pytest.mark.system
 
@@ -196,7 +196,7 @@ def test_a_dead_server_is_two_words():
         port = free.getsockname()[1]
     transport = MlflowTransport(f"http://me:hunter2@127.0.0.1:{port}", "a" * 32)
     with pytest.raises(Unavailable, match=r"^Connection refused$"):
-        transport.send([Point("loss", 1.0, 0, 1)])
+        transport.send([MetricPoint("loss", 1.0, 0, 1)])
     with pytest.raises(Unavailable, match=r"^Connection refused$"):
         transport.newest_steps()
 

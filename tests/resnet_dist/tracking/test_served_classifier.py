@@ -35,7 +35,7 @@ from resnet_dist.data.crops import crop
 from resnet_dist.tracking import served_classifier
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier, make_servable, write_model
-from resnet_dist.tracking.served_classifier import Protocol, RequestLimits, ServedClassifier, center_crop
+from resnet_dist.tracking.served_classifier import RequestLimits, ServedClassifier, ServingProtocol, center_crop
 
 pytestmark = pytest.mark.system
 
@@ -83,7 +83,7 @@ def served(model: Path) -> PyFuncModel:
 def saved(folder: Path) -> Path:
     example = np.zeros((2, SIZE, SIZE, 3), dtype=np.uint8)
     write_model(GreyLevels(), folder, example, {})
-    make_servable(folder, example[0], Protocol(CLASSES, SIZE, RESIZE))
+    make_servable(folder, example[0], ServingProtocol(CLASSES, SIZE, RESIZE))
     return folder
 
 
@@ -219,7 +219,7 @@ def test_a_request_that_asks_too_much_or_nothing_is_refused(served: PyFuncModel,
 )
 def test_bytes_and_pixels_of_a_request_are_counted_before_any_is_decoded(pictures: list[object], why: str) -> None:
     limits = RequestLimits(pictures=9, bytes=1 << 20, pixels=20_000)
-    served = ServedClassifier(GreyLevels(), Protocol(CLASSES, SIZE, RESIZE, limits=limits))
+    served = ServedClassifier(GreyLevels(), ServingProtocol(CLASSES, SIZE, RESIZE, limits=limits))
     with pytest.raises(MlflowException, match=why):
         served.predict({"image": pictures})
     assert len(served.predict({"image": [PNG]})) == 1
@@ -237,21 +237,21 @@ def test_an_error_inside_is_a_line_without_paths(error: Exception) -> None:
             raise error
 
     with pytest.raises(MlflowException) as refused:
-        ServedClassifier(Raises(), Protocol(CLASSES, SIZE, RESIZE)).predict({"image": [png(digit(0))]})
+        ServedClassifier(Raises(), ServingProtocol(CLASSES, SIZE, RESIZE)).predict({"image": [png(digit(0))]})
     assert refused.value.get_http_status_code() == 400
     assert "/srv" not in refused.value.serialize_as_json()
     assert "stack_trace" not in refused.value.serialize_as_json()
 
 
 def test_a_prediction_that_is_nan_is_refused() -> None:
-    served = ServedClassifier(Breaks(), Protocol(("a", "b"), SIZE, RESIZE))
+    served = ServedClassifier(Breaks(), ServingProtocol(("a", "b"), SIZE, RESIZE))
     white = np.full((9, 9, 3), 255, np.uint8)
     with pytest.raises(MlflowException, match="row 0: the net gives NaN or infinity"):
         served.predict({"image": [white]})
 
 
 def test_classes_of_the_same_name_are_distinguished() -> None:
-    served = ServedClassifier(GreyLevels(), Protocol(("crane", "dog", "crane"), SIZE, RESIZE))
+    served = ServedClassifier(GreyLevels(), ServingProtocol(("crane", "dog", "crane"), SIZE, RESIZE))
     (probabilities,) = served.predict({"image": [digit(0)]})["probabilities"]
     assert list(probabilities) == ["crane (class 0)", "dog", "crane (class 2)"]
 
@@ -296,10 +296,10 @@ def test_models_of_several_versions_live_in_one_process(
 
 
 def test_the_protocol_survives_its_file() -> None:
-    protocol = Protocol(
+    protocol = ServingProtocol(
         ("é", "b"), 224, 256, PictureSettings("apply", (1, 2, 3)), max_side=500, limits=RequestLimits(1, 2, 3)
     )
-    assert Protocol.from_json(protocol.to_json()) == protocol
+    assert ServingProtocol.from_json(protocol.to_json()) == protocol
     assert json.loads(protocol.to_json())["pictures"] == {"exif": "apply", "background": [1, 2, 3], "max_side": 500}
 
 

@@ -28,7 +28,7 @@ from resnet_dist.data.loader import BetonLoader
 from resnet_dist.evaluation.views import ViewLoader
 from resnet_dist.launch.data_checks import picture_settings
 from resnet_dist.tracking.models import make_servable, write_model
-from resnet_dist.tracking.served_classifier import Protocol, center_crop
+from resnet_dist.tracking.served_classifier import ServingProtocol, center_crop
 
 SIZE, RESIZE = 9, 12
 WIDTH, HEIGHT = 37, 26
@@ -117,7 +117,7 @@ def served_by(folder: Path, pictures: Mapping[str, Any]) -> PyFuncModel:
     names = tuple(map(str, range(3 * SIZE**2 + 1)))
     settings = PictureSettings.from_dict(pictures)
     write_model(Echo(), folder, example, {})
-    make_servable(folder, example[0], Protocol(names, SIZE, RESIZE, settings, pictures["max_side"]))
+    make_servable(folder, example[0], ServingProtocol(names, SIZE, RESIZE, settings, pictures["max_side"]))
     return mlflow.pyfunc.load_model(str(folder))
 
 

@@ -22,8 +22,8 @@ from resnet_dist.tracking.sync import (
     MAX_TAGS,
     REJECTED_NAME,
     Delivery,
-    Point,
-    Refused,
+    MetricPoint,
+    Rejected,
     Superseded,
     Tag,
     Unavailable,
@@ -56,14 +56,14 @@ class MemoryServer:
         return newest
 
     def send(self, batch):
-        points = [item for item in batch if isinstance(item, Point)]
+        points = [item for item in batch if isinstance(item, MetricPoint)]
         tags = [item for item in batch if isinstance(item, Tag)]
         assert len(points) + len(tags) > 0
         assert len(points) <= MAX_POINTS
         assert len(tags) <= MAX_TAGS
         with self.answering():
             if any("bad" in item.key for item in batch):
-                raise Refused("bad name")
+                raise Rejected("bad name")
             for point in points:
                 identity = (point.key, point.time_ms, point.step, point.value)
                 if identity not in self.points:

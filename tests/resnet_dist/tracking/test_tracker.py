@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_dist.tracking.spool import Spool, read_history, spool_files, spool_folder
-from resnet_dist.tracking.sync import Point, Unavailable, backoff_s
+from resnet_dist.tracking.sync import MetricPoint, Unavailable, backoff_s
 from resnet_dist.tracking.tracker import SpoolTracker
 
 RUN_ID = "a" * 32
@@ -37,7 +37,7 @@ class Server:
         self.answers.wait(60)
         if not self.is_up:
             raise Unavailable("connection refused")
-        self.steps += [item.step for item in batch if isinstance(item, Point)]
+        self.steps += [item.step for item in batch if isinstance(item, MetricPoint)]
 
 
 @pytest.fixture
