@@ -43,8 +43,8 @@ FENCES = {
     "botocore": ("resnet_dist.storage.objects",),
     "aiohttp": ("data_prep.sources.files.remote", "resnet_dist.storage.objects"),
     "sklearn": ("data_prep.sources",),
-    "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.ranking"),
-    "optuna": ("resnet_dist.sweeps.report", "resnet_dist.sweeps.searcher"),
+    "scipy": ("data_prep.sources", "resnet_dist.sweeps.points", "resnet_dist.sweeps.analysis.ranking"),
+    "optuna": ("resnet_dist.sweeps.analysis.report", "resnet_dist.sweeps.searcher"),
     "typer": ("data_prep.cli", "data_prep.runtime.exit_codes", "resnet_dist.cli"),
     "torchvision": ("resnet_dist.bench", "resnet_dist.models.registry"),  # in benches: a peer too
     "timm": ("resnet_dist.training.model",),
@@ -63,7 +63,7 @@ FENCES = {
     "matplotlib": (
         "resnet_dist.studies.curves",
         "resnet_dist.tracking.plots",
-        "resnet_dist.sweeps.figures",
+        "resnet_dist.sweeps.analysis.figures",
     ),
     "onnxruntime": ("resnet_dist.launch.export",),
     "onnxscript": ("resnet_dist.launch.export",),

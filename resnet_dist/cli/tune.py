@@ -80,7 +80,7 @@ def report(sweep: SweepDir) -> None:
 
     Example: resnet-dist tune report runs/digits_smoke
     """
-    from resnet_dist.sweeps.report import write_report
+    from resnet_dist.sweeps.analysis.report import write_report
 
     written = write_report(sweep)
     typer.echo(written.text)
@@ -99,7 +99,7 @@ def narrow(
 
     Example: resnet-dist tune narrow runs/lr_wd_random --output tune_spaces/lr_wd_2.yaml
     """
-    from resnet_dist.sweeps.next_sweep import next_space_text
+    from resnet_dist.sweeps.analysis.next_sweep import next_space_text
 
     if output.exists():
         raise UserError(f"--output {output}: exists; name another file")
@@ -126,7 +126,7 @@ def compare(
     That sweep's own scheduler must be fifo. Example: resnet-dist tune compare runs/lr_wd_random --scheduler '{kind:
     asha, first_rung: 0.33, rungs: 1}'
     """
-    from resnet_dist.sweeps.compare import compare as measure
+    from resnet_dist.sweeps.analysis.compare import compare as measure
     from resnet_dist.sweeps.ledger import read_ledger, replay
 
     typer.echo(measure(replay(read_ledger(sweep)), scheduler or ["{kind: asha}"], draws, at_once))

@@ -13,11 +13,11 @@ from pathlib import Path
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
 from resnet_dist.launch.control import StopSignal, stop_signals
+from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import Ledger, open_ledger
 from resnet_dist.sweeps.points import Point
 from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trial_bundles, trials_at_once
 from resnet_dist.sweeps.ray_tune import run_trials
-from resnet_dist.sweeps.report import write_report
 from resnet_dist.sweeps.runner import Log, SweepRecord, TrialRunner, begin_sweep_record
 from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep

@@ -19,8 +19,8 @@ from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import Node, no_gpus, remedy, worker_bundles, workers_with_room
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
+from resnet_dist.sweeps.analysis.next_sweep import warm_start
 from resnet_dist.sweeps.ledger import Began, Event, ledger_file, read_ledger
-from resnet_dist.sweeps.next_sweep import warm_start
 from resnet_dist.sweeps.points import Builder, Point, planned_points, random_point, require_buildable, require_proxy
 from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
 from resnet_dist.training.checkpoint import Identity

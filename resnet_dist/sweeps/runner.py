@@ -20,10 +20,10 @@ from resnet_dist.launch.code_version import read_code_version
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.record import hardware_summary
 from resnet_dist.storage.base import RunStorage
+from resnet_dist.sweeps.analysis.ranking import Ranking, rank
 from resnet_dist.sweeps.ledger import Outcome, TrialState, Verdict, summary
 from resnet_dist.sweeps.points import describe
 from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
-from resnet_dist.sweeps.ranking import Ranking, rank
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
 from resnet_dist.sweeps.trial import Evaluation, TrialEnd
 from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, log_folder

@@ -10,9 +10,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from resnet_dist.config.space import Choice, CmaSearch, LogUniform, Parameter, QUniform, Space, TpeSearch, Uniform
+from resnet_dist.sweeps.analysis.ranking import final_score, score_of
 from resnet_dist.sweeps.ledger import Began, Event, TrialAdded, TrialEnded, TrialReported
 from resnet_dist.sweeps.points import Point, is_active
-from resnet_dist.sweeps.ranking import final_score, score_of
 from resnet_dist.sweeps.sweep import PROPOSALS
 
 

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Protocol
 
 from resnet_dist.config.space import Space
+from resnet_dist.sweeps.analysis.ranking import final_score, score_of
 from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
@@ -30,7 +31,6 @@ from resnet_dist.sweeps.ledger import (
     trial_name,
 )
 from resnet_dist.sweeps.points import Point, PointKey, random_point
-from resnet_dist.sweeps.ranking import final_score, score_of
 from resnet_dist.sweeps.scheduler import Decision, Seen, decide
 
 PROPOSALS = 5

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.compare import compare
+from resnet_dist.sweeps.analysis.compare import compare
 from resnet_dist.sweeps.ledger import (
     Began,
     DriverStarted,

@@ -13,10 +13,10 @@ import pytest
 
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import Node
+from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import Event, Ledger, Outcome, SweepState, TrialAdded, TrialReported, decode, encode
 from resnet_dist.sweeps.points import planned_points
 from resnet_dist.sweeps.prepare import trials_at_once
-from resnet_dist.sweeps.ranking import rank
 from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
 

@@ -17,6 +17,9 @@ from scipy.stats import ttest_ind
 from resnet_dist.config.loading import load_recipe, load_space, read_tree
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
+from resnet_dist.sweeps.analysis.next_sweep import narrowed, next_space_text, warm_start
+from resnet_dist.sweeps.analysis.ranking import Ranked, Ranking, may_be_level, rank
+from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import (
     Began,
     DriverStarted,
@@ -30,10 +33,7 @@ from resnet_dist.sweeps.ledger import (
     replay,
     trial_name,
 )
-from resnet_dist.sweeps.next_sweep import narrowed, next_space_text, warm_start
 from resnet_dist.sweeps.points import planned_points
-from resnet_dist.sweeps.ranking import Ranked, Ranking, may_be_level, rank
-from resnet_dist.sweeps.report import write_report
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"

@@ -15,8 +15,8 @@ from statistics import fmean, quantiles
 from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
+from resnet_dist.sweeps.analysis.ranking import is_better, rank, score_of
 from resnet_dist.sweeps.ledger import Ledger, Outcome, SweepState, TrialState, spent_epochs
-from resnet_dist.sweeps.ranking import is_better, rank, score_of
 from resnet_dist.sweeps.sweep import Sweep
 
 

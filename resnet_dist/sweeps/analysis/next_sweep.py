@@ -14,9 +14,9 @@ from data_prep.beton.files import write_text_atomically
 from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
 from resnet_dist.config.space import COORDINATES, Choice, Derived, Grid, LogUniform, Parameter, QUniform, Space, Uniform
 from resnet_dist.errors import UserError
+from resnet_dist.sweeps.analysis.ranking import Ranking, rank, score_of, worst_score
 from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, read_ledger, replay
 from resnet_dist.sweeps.points import Point, contains
-from resnet_dist.sweeps.ranking import Ranking, rank, score_of, worst_score
 
 _LEAST = 4
 _MARGIN = 0.5

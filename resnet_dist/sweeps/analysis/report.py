@@ -18,10 +18,18 @@ from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.space import LogUniform, Space
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.figures import Curve, Dot, bars, best_so_far, heat_map, learning_curves, parallel_coordinates
+from resnet_dist.sweeps.analysis.figures import (
+    Curve,
+    Dot,
+    bars,
+    best_so_far,
+    heat_map,
+    learning_curves,
+    parallel_coordinates,
+)
+from resnet_dist.sweeps.analysis.ranking import Ranking, is_better, rank, score_of
 from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay, summary
 from resnet_dist.sweeps.points import Builder, coordinates_of, describe
-from resnet_dist.sweeps.ranking import Ranking, is_better, rank, score_of
 from resnet_dist.sweeps.scheduler import rung_shares
 
 _SHOWN = 15
