@@ -162,6 +162,30 @@ WALLS = {
         "data_prep.runtime.ray_errors",
         "data_prep.beton",
     ),
+    "resnet_dist.sweeps.analysis": (
+        "resnet_dist.errors",
+        "resnet_dist.config",
+        "resnet_dist.tracking.plots",
+        "resnet_dist.sweeps.ledger",
+        "resnet_dist.sweeps.points",
+        "resnet_dist.sweeps.scheduler",
+        "resnet_dist.sweeps.sweep",
+        "data_prep.beton.files",
+    ),
+    # The decisions of a sweep need no analysis, no Ray and no storage of trials.
+    **{
+        f"resnet_dist.sweeps.{module}": (
+            "resnet_dist.errors",
+            "resnet_dist.config",
+            "resnet_dist.storage.base",
+            "resnet_dist.sweeps.ledger",
+            "resnet_dist.sweeps.points",
+            "resnet_dist.sweeps.scheduler",
+            "resnet_dist.sweeps.sweep",
+            "data_prep.beton.files",
+        )
+        for module in ("ledger", "points", "scheduler", "searcher", "sweep")
+    },
     "resnet_dist.evaluation": (
         "resnet_dist.errors",
         "resnet_dist.config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -266,6 +267,7 @@ class Resources(Section):
 
 
 Metric = Literal["val/top1", "val/top5", "val/top1_error", "val/top5_error", "val/loss"]
+_WORST_SCORE = {"val/top1": 0.0, "val/top5": 0.0, "val/top1_error": 100.0, "val/top5_error": 100.0, "val/loss": 1e6}
 LR_PER_256 = "lr_per_256"
 TAU_EPOCHS = "tau_epochs"
 COORDINATES = {LR_PER_256: "optim.lr", TAU_EPOCHS: "optim.weight_decay"}
@@ -355,6 +357,18 @@ class Space(Section):
     @property
     def higher_is_better(self) -> bool:
         return self.metric in ("val/top1", "val/top5")
+
+    @property
+    def worst_score(self) -> float:
+        return _WORST_SCORE[self.metric]
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The space's metric; the worst there is if training diverged or did not get as far as an evaluation."""
+        value = metrics.get(self.metric, math.nan)
+        return value if math.isfinite(value) else self.worst_score
+
+    def is_better(self, first: float, second: float) -> bool:
+        return first > second if self.higher_is_better else first < second
 
     @property
     def free(self) -> dict[str, Parameter]:

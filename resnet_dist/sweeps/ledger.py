@@ -19,6 +19,7 @@ from typing import Any, Literal
 from data_prep.beton.files import open_regular, read_small
 from data_prep.strict_json import parse
 from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
+from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import SWEEP_LEDGER
 from resnet_dist.sweeps.points import Point
@@ -312,6 +313,11 @@ def replay(events: Iterable[Event]) -> SweepState:
 def trial_name(number: int, seed_number: int) -> str:
     """`t0007`, `t0007-s1` for the second seed of the same point."""
     return f"t{number:04d}" + (f"-s{seed_number}" if seed_number else "")
+
+
+def final_score(space: Space, end: TrialEnded) -> float:
+    """The worst score for a trial that diverged or failed, however well it did before."""
+    return space.worst_score if end.outcome in ("diverged", "failed") else space.score(end.metrics)
 
 
 def spent_epochs(state: SweepState) -> float:

@@ -10,8 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from resnet_dist.config.space import Choice, CmaSearch, LogUniform, Parameter, QUniform, Space, TpeSearch, Uniform
-from resnet_dist.sweeps.analysis.ranking import final_score, score_of
-from resnet_dist.sweeps.ledger import Began, Event, TrialAdded, TrialEnded, TrialReported
+from resnet_dist.sweeps.ledger import Began, Event, TrialAdded, TrialEnded, TrialReported, final_score
 from resnet_dist.sweeps.points import Point, is_active
 from resnet_dist.sweeps.sweep import PROPOSALS
 
@@ -46,7 +45,7 @@ class OptunaSearcher:
                 case TrialAdded() if event.seed_number == 0:
                     self._trials[event.trial] = self._trial_at(dict(event.point))
                 case TrialReported() if event.trial in self._trials:
-                    self._trials[event.trial].report(score_of(self._space, event.metrics), round(event.epoch))
+                    self._trials[event.trial].report(self._space.score(event.metrics), round(event.epoch))
                 case TrialEnded() if event.trial in self._trials:
                     self._end(self._trials[event.trial], event)
         self._num_events = len(events)

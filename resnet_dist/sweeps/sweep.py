@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Protocol
 
 from resnet_dist.config.space import Space
-from resnet_dist.sweeps.analysis.ranking import final_score, score_of
 from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
@@ -27,6 +26,7 @@ from resnet_dist.sweeps.ledger import (
     TrialStarted,
     TrialState,
     Verdict,
+    final_score,
     spent_epochs,
     trial_name,
 )
@@ -246,7 +246,7 @@ class Sweep:
         sign = 1 if self.space.higher_is_better else -1
         if isinstance(event, TrialEnded):
             return Seen("ended", event.trial, share, sign * final_score(self.space, event))
-        return Seen("reported", event.trial, share, sign * score_of(self.space, event.metrics))
+        return Seen("reported", event.trial, share, sign * self.space.score(event.metrics))
 
 
 def stopped_at(trial: TrialState) -> str:

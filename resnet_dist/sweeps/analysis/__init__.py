@@ -1,0 +1,3 @@
+"""What works on the ledger of a sweep, finished or not: ranking, figures, report, comparison, the next space."""
+
+from __future__ import annotations

@@ -15,7 +15,7 @@ from statistics import fmean, quantiles
 from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.analysis.ranking import is_better, rank, score_of
+from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import Ledger, Outcome, SweepState, TrialState, spent_epochs
 from resnet_dist.sweeps.sweep import Sweep
 
@@ -100,7 +100,7 @@ class _Recorded:
         seen = order[:number]
         picked = seen[0]
         for point in seen[1:]:
-            if is_better(self.space, self._score(point, [seed]), self._score(picked, [seed])):
+            if self.space.is_better(self._score(point, [seed]), self._score(picked, [seed])):
                 picked = point
         return self._judged(picked, seed, sum(self._run(point, seed).epoch for point in seen))
 
@@ -156,7 +156,7 @@ class _Recorded:
 
     def _score(self, point: int, seeds: Sequence[int]) -> float:
         runs = [self._run(point, seed) for seed in seeds]
-        return fmean(score_of(self.space, run.metrics if run.status == "finished" else {}) for run in runs)
+        return fmean(self.space.score(run.metrics if run.status == "finished" else {}) for run in runs)
 
     def _judged(self, picked: int, seed: int, epochs: float) -> Draw:
         others = [other for other in range(self.num_seeds) if other != seed] or [seed]

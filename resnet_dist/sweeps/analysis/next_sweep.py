@@ -14,7 +14,7 @@ from data_prep.beton.files import write_text_atomically
 from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
 from resnet_dist.config.space import COORDINATES, Choice, Derived, Grid, LogUniform, Parameter, QUniform, Space, Uniform
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.analysis.ranking import Ranking, rank, score_of, worst_score
+from resnet_dist.sweeps.analysis.ranking import Ranking, rank
 from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, read_ledger, replay
 from resnet_dist.sweeps.points import Point, contains
 
@@ -248,11 +248,11 @@ def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
         if not contains(space, first.point):
             continue
         if first.status == "diverged":
-            found.append((first.point, worst_score(space)))
+            found.append((first.point, space.worst_score))
         elif first.status == "finished":
             over = [first, *(trial for trial in others if trial.status in ("finished", "diverged"))]
             metrics = [trial.metrics if trial.status == "finished" else {} for trial in over]
-            found.append((first.point, fmean(score_of(space, values) for values in metrics)))
+            found.append((first.point, fmean(space.score(values) for values in metrics)))
     return found
 
 

@@ -1,40 +1,20 @@
-"""What a trial is worth, which point is best, and whether its lead is more than noise. Pure."""
+"""Which point is best, and whether its lead is more than noise. Pure."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from scipy.special import stdtrit
 
 from resnet_dist.config.space import Space
-from resnet_dist.sweeps.ledger import SweepState, TrialEnded, TrialState
+from resnet_dist.sweeps.ledger import SweepState, TrialState
 from resnet_dist.sweeps.points import Point
 
 CONFIDENCE = 0.95
-_WORST = {"val/top1": 0.0, "val/top5": 0.0, "val/top1_error": 100.0, "val/top5_error": 100.0, "val/loss": 1e6}
-
-
-def score_of(space: Space, metrics: Mapping[str, float]) -> float:
-    """The space's metric; the worst there is if training diverged or did not get as far as an evaluation."""
-    value = metrics.get(space.metric, math.nan)
-    return value if math.isfinite(value) else worst_score(space)
-
-
-def worst_score(space: Space) -> float:
-    return _WORST[space.metric]
-
-
-def final_score(space: Space, end: TrialEnded) -> float:
-    """The worst score for a trial that diverged or failed, however well it did before."""
-    return worst_score(space) if end.outcome in ("diverged", "failed") else score_of(space, end.metrics)
-
-
-def is_better(space: Space, first: float, second: float) -> bool:
-    return first > second if space.higher_is_better else first < second
 
 
 @dataclass(frozen=True)
@@ -124,9 +104,7 @@ def rank(space: Space, state: SweepState) -> Ranking:
 def _ranked(space: Space, trials: list[TrialState]) -> Ranked:
     first = trials[0]
     scores = _scores(space, trials)
-    newest = (
-        score_of(space, first.metrics) if first.metrics and first.status not in ("diverged", "failed") else math.nan
-    )
+    newest = space.score(first.metrics) if first.metrics and first.status not in ("diverged", "failed") else math.nan
     return Ranked(
         number=first.number,
         point=first.point,
@@ -145,7 +123,7 @@ def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
     if trials[0].status in ("diverged", "failed"):
         return []
     over = [trial for trial in trials if trial.status in ("finished", "diverged")]
-    return [score_of(space, trial.metrics if trial.status == "finished" else {}) for trial in over]
+    return [space.score(trial.metrics if trial.status == "finished" else {}) for trial in over]
 
 
 def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Sequence[Sequence[float]]) -> bool:

@@ -27,7 +27,7 @@ from resnet_dist.sweeps.analysis.figures import (
     learning_curves,
     parallel_coordinates,
 )
-from resnet_dist.sweeps.analysis.ranking import Ranking, is_better, rank, score_of
+from resnet_dist.sweeps.analysis.ranking import Ranking, rank
 from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay, summary
 from resnet_dist.sweeps.points import Builder, coordinates_of, describe
 from resnet_dist.sweeps.scheduler import rung_shares
@@ -81,7 +81,7 @@ def _draw(
     curves = [
         Curve(
             [report.epoch for report in trial.reports],
-            [score_of(space, report.metrics) for report in trial.reports],
+            [space.score(report.metrics) for report in trial.reports],
             trial.status,
         )
         for trial in state.trials.values()
@@ -118,9 +118,9 @@ def _progress(space: Space, state: SweepState) -> tuple[list[float], list[float]
     for trial in sorted((t for t in state.trials.values() if t.end), key=lambda t: t.end.time_s if t.end else 0.0):
         total += trial.epoch
         if trial.status == "finished":
-            score = score_of(space, trial.metrics)
+            score = space.score(trial.metrics)
             spent.append(total)
-            best.append(score if not best or is_better(space, score, best[-1]) else best[-1])
+            best.append(score if not best or space.is_better(score, best[-1]) else best[-1])
     return spent, best
 
 
