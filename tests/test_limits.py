@@ -7,7 +7,8 @@ from pathlib import Path
 from data_prep.beton import layout, manifest
 from data_prep.jpeg import header as jpeg
 from data_prep.pixels import LIMITS
-from data_prep.sources import cifar, hf_parquet, ilsvrc, labels, webdataset
+from data_prep.sources import hf_parquet, labels, webdataset
+from data_prep.sources.datasets import cifar, ilsvrc
 from data_prep.sources.files import find, places, table, tar
 from resnet_dist.config import loading, recipe
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data_prep", "resnet_dist")
 # Alone may build an unpickler: one to which every name is an inert stand-in.
-READS_PICKLES = {"data_prep/sources/cifar.py"}
+READS_PICKLES = {"data_prep/sources/datasets/cifar.py"}
 # Read what their own processes put into a folder that only this user may enter, and what they just pickled themselves.
 PICKLES_TO_ITSELF = {"resnet_dist/launch/evaluate.py", "data_prep/bench.py"}
 # Looks through a zip whose entries it requires to be stored as they are, and unpacks none to disk.

@@ -11,7 +11,7 @@ import pytest
 from data_prep.beton import layout
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import UserError
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 
 SOURCE = Synthetic(num_samples=7, min_side=20, max_side=40, num_classes=3)
 

@@ -43,7 +43,7 @@ from data_prep.converter.write import WriteTask
 from data_prep.errors import Fault, UserError
 from data_prep.runtime.stop import StopFlag, Stopped
 from data_prep.sources.base import Sample, SourceDescription
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
 
@@ -499,7 +499,7 @@ import sys
 from pathlib import Path
 from data_prep.converter.convert import convert
 from data_prep.converter.settings import ConvertSettings
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 
 source = Synthetic(num_samples=6000, min_side=32, max_side=64)
 settings = ConvertSettings(encode="mixed", raw_share=0.5, page_bytes=2 << 20)

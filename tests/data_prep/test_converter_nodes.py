@@ -17,7 +17,7 @@ import pytest
 from data_prep.beton.manifest import manifest_path
 from data_prep.converter.output import work_path
 from data_prep.converter.plan import UNIT_SAMPLES
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 
 pytestmark = pytest.mark.slow
 SOURCE = Synthetic(num_samples=12 * UNIT_SAMPLES, min_side=96, max_side=128)

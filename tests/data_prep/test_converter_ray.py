@@ -29,7 +29,7 @@ from data_prep.converter.ray_pool import MAX_LOSSES, TASKS_AHEAD, RayPool
 from data_prep.errors import Fault, UserError
 from data_prep.runtime.stop import StopFlag, Stopped, stop_on_signals
 from data_prep.sources.base import Sample, Source, SourceDescription
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
 

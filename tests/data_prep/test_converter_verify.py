@@ -15,7 +15,7 @@ from data_prep.beton.manifest import manifest_path
 from data_prep.beton.reader import BetonReader
 from data_prep.converter.verify import verify
 from data_prep.errors import UserError
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 
 NUM_SAMPLES = 400
 SOURCE = Synthetic(num_samples=NUM_SAMPLES, min_side=100, max_side=140, file_format="png", num_classes=4)

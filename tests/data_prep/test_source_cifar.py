@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
-from data_prep.sources.cifar import read_cifar_pickle
+from data_prep.sources.datasets.cifar import read_cifar_pickle
 from data_prep.sources.splits import SplitRequest
 
 TarOf = Callable[[dict[str, bytes]], bytes]
@@ -268,7 +268,7 @@ def test_small_pickles_and_archives_take_little_memory(
 
 
 def test_an_archive_without_end_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.sources.cifar.MAX_UNPACKED_BYTES", 4 << 20)
+    monkeypatch.setattr("data_prep.sources.datasets.cifar.MAX_UNPACKED_BYTES", 4 << 20)
     import tarfile
 
     info = tarfile.TarInfo("filler")

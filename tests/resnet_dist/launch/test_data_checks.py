@@ -13,7 +13,7 @@ import pytest
 from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.stage import stage
 from data_prep.converter.convert import convert
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.loading import load_recipe, to_yaml
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe

@@ -32,7 +32,7 @@ CLASSES = ("ant", "bee")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
     """The files of 300 different images."""
-    from data_prep.sources.builtin import Synthetic
+    from data_prep.sources.datasets.builtin import Synthetic
 
     source = Synthetic(num_samples=300, min_side=8, max_side=8)
     return lambda number: source[number].data

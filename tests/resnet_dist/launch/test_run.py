@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 
 from data_prep.converter.convert import convert
-from data_prep.sources.builtin import Synthetic
+from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
