@@ -280,6 +280,12 @@ def test_a_package_imports_only_packages_to_its_left(part: str) -> None:
     assert wrong == []
 
 
+def test_formats_of_images_know_no_data_set() -> None:
+    sources, data_sets = ("data_prep.sources",), ("data_prep.sources.datasets",)
+    formats = {name: path for name, path in modules().items() if within(name, sources) and not within(name, data_sets)}
+    assert [name for name, path in formats.items() if any(within(i, data_sets) for i in imports(path))] == []
+
+
 def test_code_in_a_model_needs_no_other_module() -> None:
     found = {name.partition(".")[0] for name in imports(ROOT / "data_prep" / "pixels.py")}
     assert found - set(sys.stdlib_module_names) == {"numpy", "PIL"}

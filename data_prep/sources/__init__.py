@@ -45,22 +45,24 @@ TABLE_OPTIONS = ("labels", "class_order", "image_column", "label_column")
 FOLDER_OPTIONS = ("labels", "file_column", "label_column", "class_order", "folders_are")
 
 SOURCES = {
-    "cifar10": SourceKind("cifar:Cifar10", "cifar-10-python.tar.gz, or its folder"),
-    "cifar100": SourceKind("cifar:Cifar100", "cifar-100-python.tar.gz, or its folder"),
-    "digits": SourceKind("builtin:Digits"),
+    "cifar10": SourceKind("datasets.cifar:Cifar10", "cifar-10-python.tar.gz, or its folder"),
+    "cifar100": SourceKind("datasets.cifar:Cifar100", "cifar-100-python.tar.gz, or its folder"),
+    "digits": SourceKind("datasets.builtin:Digits"),
     "hf-parquet": SourceKind(
         "hf_parquet:HfParquet", "a folder of parquet files, one file, or a glob", takes=TABLE_OPTIONS
     ),
     "ilsvrc": SourceKind(
-        "ilsvrc:Ilsvrc",
+        "datasets.ilsvrc:Ilsvrc",
         "the folder that holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar",
         takes=("devkit",),
     ),
     "image-folder": SourceKind(
         "image_folder:ImageFolder", "the folder that holds one folder per class", takes=FOLDER_OPTIONS
     ),
-    "kaggle": SourceKind("kaggle:Kaggle", "the folder that holds LOC_synset_mapping.txt and ILSVRC/Data/CLS-LOC"),
-    "synthetic": SourceKind("builtin:Synthetic"),
+    "kaggle": SourceKind(
+        "datasets.kaggle:Kaggle", "the folder that holds LOC_synset_mapping.txt and ILSVRC/Data/CLS-LOC"
+    ),
+    "synthetic": SourceKind("datasets.builtin:Synthetic"),
     "webdataset": SourceKind(
         "webdataset:WebDataset", "a folder of tars, a glob, or a pattern with braces", takes=TABLE_OPTIONS
     ),

@@ -173,7 +173,8 @@ def convert_here() -> ConvertHere:
 OPEN_ALL = """
 import json, resource, sys
 import numpy, pyarrow.parquet, PIL.Image, scipy.io
-import data_prep.sources.datasets.cifar, data_prep.sources.hf_parquet, data_prep.sources.datasets.ilsvrc, data_prep.sources.webdataset
+import data_prep.sources.hf_parquet, data_prep.sources.webdataset
+from data_prep.sources.datasets import cifar, ilsvrc
 from data_prep.errors import Fault, UserError
 from data_prep.sources import SourceOptions, open_source
 from data_prep.sources.splits import SplitRequest

@@ -1,0 +1,1 @@
+"""Data sets that have a layout of their own, or are made here."""
