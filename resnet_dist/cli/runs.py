@@ -186,7 +186,7 @@ def doctor(
 
 
 def _examine_run(run: str, *, repairs: bool) -> None:
-    from resnet_dist.launch.doctor import examine, repair, verdict
+    from resnet_dist.doctor.run import examine, repair, verdict
     from resnet_dist.storage.base import open_storage
 
     storage = open_storage(run)
@@ -199,7 +199,7 @@ def _examine_run(run: str, *, repairs: bool) -> None:
 
 
 def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
-    from resnet_dist.launch.cluster_doctor import Check, examine_cluster
+    from resnet_dist.doctor.cluster import Check, examine_cluster
 
     def tell(check: Check) -> None:
         typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")

@@ -54,8 +54,7 @@ def submit(
 
     Example: resnet-dist submit train resnet_dist/recipes/resnet152_90ep.yaml --on cluster/profiles/node8.yaml
     """
-    from resnet_dist.launch.code_version import read_code_version
-    from resnet_dist.launch.submission import (
+    from resnet_dist.jobs.submission import (
         Upload,
         auth_settings,
         job_arguments,
@@ -67,6 +66,7 @@ def submit(
         read_checkout,
         require_fits,
     )
+    from resnet_dist.launch.code_version import read_code_version
 
     profile = load_profile(on, profile_set)
     upload = Upload(working_dir, read_checkout(working_dir))
@@ -90,7 +90,7 @@ def submit(
     if bypasses_proxy(submission.address):
         settings |= {k: v for k, v in without_proxy(os.environ, [host]).items() if os.environ.get(k) != v}
     os.environ.update(settings)
-    from resnet_dist.launch.job_client import MOST_BYTES, files_to_send, follow, send  # Ray reads the mode on import
+    from resnet_dist.jobs.client import MOST_BYTES, files_to_send, follow, send  # Ray reads the mode on import
 
     files = files_to_send(submission)
     require_fits(files, MOST_BYTES, lambda paths, most: packed_bytes(working_dir, paths, most))

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_dist.config.loading import load_profile
 from resnet_dist.config.profile import absolute_paths
-from resnet_dist.launch.submission import require_seen_by_nodes
+from resnet_dist.jobs.submission import require_seen_by_nodes
 
 FOLDER = Path(__file__).parents[2] / "cluster/profiles"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_dist.doctor.run import examine, repair, verdict
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.doctor import examine, repair, verdict
 from resnet_dist.launch.lease import take
 from resnet_dist.storage.base import RunStorage, open_storage, split
 from resnet_dist.tracking.spool import Spool, read_history, spool_folder

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_dist.doctor.run import examine, repair, verdict
 from resnet_dist.errors import UserError
-from resnet_dist.launch.doctor import examine, repair, verdict
 from resnet_dist.launch.publish import RunResult, write_result
 from resnet_dist.storage.base import TEMPORARY
 from resnet_dist.storage.folder import FolderStorage

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnet_dist.config.profile import Profile, Workers
-from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.cluster_doctor import (
+from resnet_dist.doctor.cluster import (
     Answer,
     Check,
     Examiner,
@@ -18,6 +17,7 @@ from resnet_dist.launch.cluster_doctor import (
     judge_speed,
     judge_together,
 )
+from resnet_dist.launch.cluster import Node
 
 PROFILE = Profile(
     workers=Workers(min=2, max=2), cpus_per_worker=1, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db"

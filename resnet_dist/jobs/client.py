@@ -24,7 +24,7 @@ from requests.utils import get_environ_proxies
 
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.submission import RUN_KEY, Submission, job_lines
+from resnet_dist.jobs.submission import RUN_KEY, Submission, job_lines
 
 MOST_BYTES = DASHBOARD_CLIENT_MAX_SIZE
 """Of an upload."""

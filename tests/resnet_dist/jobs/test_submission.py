@@ -17,9 +17,8 @@ import typer
 from resnet_dist.cli.submit import require_understood
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import UserError
-from resnet_dist.launch.code_version import CODE_KEY, CodeVersion, as_text, from_text, read_code_version
-from resnet_dist.launch.job_client import files_to_send
-from resnet_dist.launch.submission import (
+from resnet_dist.jobs.client import files_to_send
+from resnet_dist.jobs.submission import (
     Submission,
     Upload,
     auth_settings,
@@ -32,6 +31,7 @@ from resnet_dist.launch.submission import (
     read_checkout,
     require_fits,
 )
+from resnet_dist.launch.code_version import CODE_KEY, CodeVersion, as_text, from_text, read_code_version
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"
