@@ -1,0 +1,1 @@
+"""`resnet-dist submit`: one of the project's commands as a Ray job on a cluster."""
