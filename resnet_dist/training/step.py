@@ -13,10 +13,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from resnet_dist.config.recipe import BinaryCrossEntropy, Recipe, TrainConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
+from resnet_dist.data.mixing import mix_micro_batch
 from resnet_dist.models.classifier import BatchNormStatistics
 from resnet_dist.models.keyed_noise import StepNoise
-from resnet_dist.training.metrics import MetricAccumulator
-from resnet_dist.training.mixing import mix_micro_batch
+from resnet_dist.training.curves import MetricAccumulator
 from resnet_dist.training.model import Precision
 from resnet_dist.training.reduce import Reduction
 from resnet_dist.training.state import TrainState

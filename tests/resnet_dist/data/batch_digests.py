@@ -22,9 +22,9 @@ from torch.nn.functional import one_hot
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe import Mixing, TrainTransform
 from resnet_dist.data.loader import BetonLoader
+from resnet_dist.data.mixing import mix_micro_batch
 from resnet_dist.data.order import PageShuffle
 from resnet_dist.training.feed import Samples, steps_from
-from resnet_dist.training.mixing import mix_micro_batch
 
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
 """Four micro-batches of three; 40 samples make three steps an epoch, and four are left over."""

@@ -19,9 +19,8 @@ from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext, TrainingJob
-from resnet_dist.training.divergence import suspects
 from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import Trainer
+from resnet_dist.training.loop import Trainer, suspects
 
 BAD_STEP = 6  # the third step of the second epoch
 

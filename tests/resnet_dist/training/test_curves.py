@@ -14,7 +14,7 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.planner.hardware import GPUS
 from resnet_dist.training.collectives import Stopwatch
-from resnet_dist.training.metrics import (
+from resnet_dist.training.curves import (
     PEAKS,
     SLOW_FACTOR,
     SLOW_POINTS,

@@ -8,7 +8,7 @@ import torch
 
 from resnet_dist.config.recipe import Mixing
 from resnet_dist.data.keyed_random import Stream, sample_keys
-from resnet_dist.training.mixing import Mix, apply_mix, cut_box, draw_beta, draw_mix
+from resnet_dist.data.mixing import Mix, apply_mix, cut_box, draw_beta, draw_mix
 
 BOTH = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
 
