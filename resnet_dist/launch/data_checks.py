@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from data_prep.beton.class_names import difference
 from data_prep.beton.contents import find_overlap, read_contents
 from data_prep.beton.digest import parse_digest
-from data_prep.beton.manifest import Manifest, load_manifest
+from data_prep.beton.manifest import Manifest
 from data_prep.pixels import PictureSettings
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import UserError
-from resnet_dist.training.context import TrainingJob
 
 NO_CLASS_NAMES = "keeps no class names (an earlier version wrote it), so they are not compared with the data's"
 _SHOWN = 3
@@ -28,6 +27,15 @@ def data_digest(train: Manifest, val: Manifest) -> str:
 def short(digest: str) -> str:
     """As many hex digits of `kind:hex` as nobody can give to other data; 16 of betons of earlier versions."""
     return parse_digest(digest).short
+
+
+def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:
+    num_classes = len(manifest.class_names)
+    if num_classes != recipe.model.num_classes:
+        raise UserError(
+            f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
+            f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
+        )
 
 
 def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:
@@ -122,23 +130,6 @@ def empty_classes(manifest: Manifest, beton: str) -> str | None:
     """A warning that names the classes without images; None if every class has some."""
     empty = [name for name, count in zip(manifest.class_names, manifest.class_counts, strict=True) if not count]
     return f"{beton}: has no images of {_some(empty)}" if empty else None
-
-
-def require_same_data(job: TrainingJob) -> None:
-    """UserError if this machine's betons are not those that the driver found, or name their classes otherwise."""
-    train, val = load_manifest(job.train_beton), load_manifest(job.val_beton)
-    here = data_digest(train, val)
-    where = f"{socket.gethostname()}: {job.train_beton.parent}"
-    if here != job.identity.data_digest:
-        raise UserError(
-            f"{where} holds data {here}, the run is of {job.identity.data_digest}; put the same betons on all nodes"
-        )
-    if not job.identity.class_names:
-        return
-    for manifest in (train, val):
-        differ = difference(manifest.class_names, job.identity.class_names, "this node's betons", "the run")
-        if differ is not None:
-            raise UserError(f"{where} has other class names: {differ}; put the same manifests on all nodes")
 
 
 def _some(names: Sequence[str]) -> str:

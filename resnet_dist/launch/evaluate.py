@@ -40,11 +40,11 @@ from resnet_dist.launch.data_checks import (
     mixed_pictures,
     other_pictures,
     picture_settings,
+    require_classes,
     require_classes_of,
     training_data_note,
 )
 from resnet_dist.launch.model_source import TrainedModel, load_model
-from resnet_dist.launch.preflight import require_classes
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion

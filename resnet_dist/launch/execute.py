@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from data_prep.beton.stage import stage
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import fenced
-from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.tracker import SpoolTracker
@@ -53,8 +48,8 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
 
     prepared, profile, storage = run.prepared, run.prepared.profile, run.storage
     clear_leftovers(storage, profile.checkpoint.keep, prepared.damaged)
-    if (cache := node_cache(prepared)) is not None:
-        fill(cache)
+    if prepared.node_cache is not None:
+        prepared.node_cache.fill()
     tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.token.number)
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.upload)
     has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
@@ -92,38 +87,3 @@ def clear_leftovers(storage: RunStorage, keep: int, damaged: Collection[str]) ->
 def stacks_file(storage: RunStorage, rank: int) -> Path:
     """Where a worker that makes no progress leaves the stacks of its threads."""
     return storage.folder / "stacks" / f"rank{rank}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-
-
-@dataclass(frozen=True)
-class NodeCache:
-    """What to copy (paths or URLs), to which folder, and for how long the slowest node may take."""
-
-    sources: Sequence[str]
-    folder: Path
-    timeout_s: float
-
-
-def node_cache(prepared: Prepared) -> NodeCache | None:
-    profile, sources = prepared.profile, (prepared.train_source, prepared.val_source)
-    return None if profile.cache is None else NodeCache(sources, Path(profile.cache), profile.cache_timeout_s)
-
-
-def fill(cache: NodeCache) -> None:
-    """Copies what this node lacks, and returns when all workers' nodes have everything.
-
-    Workers of one node share the copy: the first one copies, the others wait for it. Waiting happens in a group of its
-    own, because the limits of the training's collectives are minutes and a copy of ImageNet may take an hour.
-    Raises Fault when the source is damaged, the disk full or the limit passed; UserError when the source is gone.
-    """
-    everybody = None
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everybody = dist.new_group(backend="gloo", timeout=timedelta(seconds=cache.timeout_s))
-    for source in cache.sources:
-        stage(source, cache.folder, wait_limit_s=cache.timeout_s)
-    if everybody is None:
-        return
-    try:
-        dist.barrier(everybody)  # type: ignore[arg-type]  # new_group's stub allows for ranks outside
-    except RuntimeError as error:
-        raise Fault(f"another node did not copy its data into {cache.folder}: {error}") from None
-    dist.destroy_process_group(everybody)

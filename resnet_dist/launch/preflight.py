@@ -21,6 +21,7 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.data.crops import require_sides
 from resnet_dist.data.decoder import open_kernel
+from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import Node, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
@@ -32,6 +33,7 @@ from resnet_dist.launch.data_checks import (
     mixed_pictures,
     other_pictures,
     picture_settings,
+    require_classes,
     require_same_classes,
 )
 from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
@@ -66,6 +68,11 @@ class Prepared:
     """There are checkpoints, and these are all."""
     data_warnings: tuple[str, ...] = ()
     """Those of `warnings` that are about the data."""
+
+    @property
+    def node_cache(self) -> NodeCache | None:
+        profile, sources = self.profile, (self.train_source, self.val_source)
+        return None if profile.cache is None else NodeCache(sources, Path(profile.cache), profile.cache_timeout_s)
 
     @property
     def run_dir(self) -> Path:
@@ -209,15 +216,6 @@ class _NoValues(TorchFunctionMode):
 def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:
     require_classes(recipe, manifest, beton)
     require_sides(beton, manifest, recipe.data.train)
-
-
-def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> None:
-    num_classes = len(manifest.class_names)
-    if num_classes != recipe.model.num_classes:
-        raise UserError(
-            f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
-            f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
-        )
 
 
 def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:

@@ -25,7 +25,7 @@ from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import HeadWatch, alive_nodes, start_timeout_s, worker_environment, workers_with_room
 from resnet_dist.launch.control import Status, start_control
-from resnet_dist.launch.execute import clear_leftovers, node_cache
+from resnet_dist.launch.execute import clear_leftovers
 from resnet_dist.launch.ray_internals import NO_RESERVATION, release, release_request
 from resnet_dist.launch.run import Run
 from resnet_dist.launch.worker import WorkerSetup, worker_main
@@ -159,7 +159,7 @@ def _worker_setup(run: Run, control: Any) -> WorkerSetup:
         failure=profile.failure,
         save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
         lease=run.lease.token,
-        cache=node_cache(prepared),
+        cache=prepared.node_cache,
         credentials=server_credentials(os.environ),
     )
 

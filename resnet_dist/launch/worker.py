@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -16,10 +17,13 @@ import torch
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
+from data_prep.beton.class_names import difference
+from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.profile import FailureConfig
+from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_checks import require_same_data
-from resnet_dist.launch.execute import NodeCache, fill, stacks_file
+from resnet_dist.launch.data_checks import data_digest
+from resnet_dist.launch.execute import stacks_file
 from resnet_dist.launch.lease import Lease, fenced
 from resnet_dist.launch.ray_internals import current_reservation
 from resnet_dist.storage.base import RunStorage
@@ -186,7 +190,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     try:
         setup.lease.require_held()
         if setup.cache is not None:
-            fill(setup.cache)  # before the watchdog starts: a copy has its own, longer limit
+            setup.cache.fill()  # before the watchdog starts: a copy has its own, longer limit
         require_same_data(setup.job)
     except UserError as error:
         return _mistaken(setup, error)
@@ -207,6 +211,23 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
         if spool is not None:
             spool.flush(timeout_s=30.0)
             spool.close()
+
+
+def require_same_data(job: TrainingJob) -> None:
+    """UserError if this machine's betons are not those that the driver found, or name their classes otherwise."""
+    train, val = load_manifest(job.train_beton), load_manifest(job.val_beton)
+    here = data_digest(train, val)
+    where = f"{socket.gethostname()}: {job.train_beton.parent}"
+    if here != job.identity.data_digest:
+        raise UserError(
+            f"{where} holds data {here}, the run is of {job.identity.data_digest}; put the same betons on all nodes"
+        )
+    if not job.identity.class_names:
+        return
+    for manifest in (train, val):
+        differ = difference(manifest.class_names, job.identity.class_names, "this node's betons", "the run")
+        if differ is not None:
+            raise UserError(f"{where} has other class names: {differ}; put the same manifests on all nodes")
 
 
 def _mistaken(setup: WorkerSetup, error: UserError) -> str:

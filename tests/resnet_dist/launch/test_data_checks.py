@@ -25,11 +25,11 @@ from resnet_dist.launch.data_checks import (
     mixed_pictures,
     other_pictures,
     picture_settings,
-    require_same_data,
 )
 from resnet_dist.launch.evaluate import evaluate
 from resnet_dist.launch.export import export_model
 from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.worker import require_same_data
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.sweeps.ledger import open_ledger
 from resnet_dist.sweeps.prepare import prepare_sweep

@@ -1,0 +1,42 @@
+"""The run's betons on each node's own disk, copied before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from data_prep.beton.stage import stage
+from resnet_dist.errors import Fault
+
+
+@dataclass(frozen=True)
+class NodeCache:
+    sources: Sequence[str]
+    """What to copy: paths or URLs."""
+    folder: Path
+    timeout_s: float
+    """Longest time that the slowest node may take."""
+
+    def fill(self) -> None:
+        """Copies what this node lacks, and returns when all workers' nodes have everything.
+
+        Workers on the same node share the copy: the first one copies, the others wait for it. Raises Fault if the
+        source is damaged, the disk full or the limit passed; UserError if there is no source.
+        """
+        everybody = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            # A group of its own: the training's collectives time out in minutes, and copying ImageNet may take an hour.
+            everybody = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
+        for source in self.sources:
+            stage(source, self.folder, wait_limit_s=self.timeout_s)
+        if everybody is None:
+            return
+        try:
+            dist.barrier(everybody)  # type: ignore[arg-type]  # new_group's stub allows for ranks outside
+        except RuntimeError as error:
+            raise Fault(f"another node did not copy its data into {self.folder}: {error}") from None
+        dist.destroy_process_group(everybody)
