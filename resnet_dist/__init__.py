@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from resnet_dist.config.profile import Profile
     from resnet_dist.config.recipe import Recipe
     from resnet_dist.errors import Fault, UserError
+    from resnet_dist.evaluation.evaluate import Evaluated, evaluate
     from resnet_dist.evaluation.protocols import Protocol
-    from resnet_dist.launch.evaluate import Evaluated, evaluate
-    from resnet_dist.launch.model_source import TrainedModel, load_model
     from resnet_dist.launch.publish import RunResult
     from resnet_dist.launch.train import Stopped, train
+    from resnet_dist.weights.source import TrainedModel, load_model
 
 __all__ = [
     "Evaluated",

@@ -27,7 +27,7 @@ PACKAGES = ("data_prep", "resnet_dist")
 # Alone may build an unpickler: one to which every name is an inert stand-in.
 READS_PICKLES = {"data_prep/sources/datasets/cifar.py"}
 # Read what their own processes put into a folder that only this user may enter, and what they just pickled themselves.
-PICKLES_TO_ITSELF = {"resnet_dist/launch/evaluate.py", "data_prep/bench.py"}
+PICKLES_TO_ITSELF = {"resnet_dist/evaluation/evaluate.py", "data_prep/bench.py"}
 # Looks through a zip whose entries it requires to be stored as they are, and unpacks none to disk.
 READS_ZIPS = {"resnet_dist/training/checkpoint.py"}
 FORBIDDEN_CALLS = {

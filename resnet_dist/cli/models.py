@@ -74,9 +74,9 @@ def evaluate(
 
     Example: resnet-dist evaluate runs/demo --data data/digits/val.beton --protocol flip --output evaluations/demo
     """
+    from resnet_dist.evaluation.evaluate import evaluate, log_evaluation, write_files
     from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
-    from resnet_dist.launch.evaluate import evaluate, log_evaluation, write_files
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = absolute_tracking_uri(uri, Path.cwd()) if uri else None
@@ -145,7 +145,7 @@ def export(
 
     Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
     """
-    from resnet_dist.launch.export import export_model
+    from resnet_dist.weights.export import export_model
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)

@@ -19,13 +19,7 @@ from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.config.run_name import require_run_name
-from resnet_dist.data.crops import require_sides
-from resnet_dist.data.decoder import open_kernel
-from resnet_dist.data.node_cache import NodeCache
-from resnet_dist.data.order import micro_batch_share
-from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import Node, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
-from resnet_dist.launch.data_checks import (
+from resnet_dist.data.checks import (
     NO_CLASS_NAMES,
     check_overlap,
     data_digest,
@@ -36,6 +30,12 @@ from resnet_dist.launch.data_checks import (
     require_classes,
     require_same_classes,
 )
+from resnet_dist.data.crops import require_sides
+from resnet_dist.data.decoder import open_kernel
+from resnet_dist.data.node_cache import NodeCache
+from resnet_dist.data.order import micro_batch_share
+from resnet_dist.errors import UserError
+from resnet_dist.launch.cluster import Node, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
 from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
 from resnet_dist.training.checkpoint import METADATA, Identity, newest_complete, newest_first, require_same
 from resnet_dist.training.context import TrainingJob

@@ -20,9 +20,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from data_prep.beton.class_names import difference
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.profile import FailureConfig
+from resnet_dist.data.checks import data_digest
 from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_checks import data_digest
 from resnet_dist.launch.execute import stacks_file
 from resnet_dist.launch.lease import Lease, fenced
 from resnet_dist.launch.ray_internals import current_reservation

@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.data.batch import Batch
-from resnet_dist.launch.model_source import load_model
 from resnet_dist.studies.curves import draw_lines
 from resnet_dist.studies.study import markdown_table, open_study, study_recipe, training_batches
 from resnet_dist.training.model import build_classifier
+from resnet_dist.weights.source import load_model
 
 # ---- `study gradients`: the length of the first layer's gradient at initialisation, against depth --------------------
 # He et al. 2015 say that plain nets with batch norm have "healthy norms". At the first step they do not: the gradient

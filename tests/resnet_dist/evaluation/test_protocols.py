@@ -22,11 +22,11 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
 from resnet_dist.evaluation.protocols import Box, Protocol, View, make_fully_convolutional, window
 from resnet_dist.evaluation.views import ViewLoader
-from resnet_dist.launch.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
-from resnet_dist.launch.model_source import TrainedModel
 from resnet_dist.training.model import build_classifier
+from resnet_dist.weights.source import TrainedModel
 
 pytestmark = pytest.mark.system
 

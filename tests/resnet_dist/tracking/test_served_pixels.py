@@ -24,9 +24,9 @@ from data_prep.pixels import PictureSettings
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
 from resnet_dist.config.recipe import CenterCrop
+from resnet_dist.data.checks import picture_settings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.evaluation.views import ViewLoader
-from resnet_dist.launch.data_checks import picture_settings
 from resnet_dist.tracking.models import make_servable, write_model
 from resnet_dist.tracking.served_classifier import ServingProtocol, center_crop
 

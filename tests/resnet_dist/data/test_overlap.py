@@ -17,10 +17,10 @@ from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe, recipe_changes, recipe_hash
+from resnet_dist.data.checks import training_data_note
 from resnet_dist.errors import UserError
+from resnet_dist.evaluation.evaluate import evaluate
 from resnet_dist.evaluation.protocols import Protocol
-from resnet_dist.launch.data_checks import training_data_note
-from resnet_dist.launch.evaluate import evaluate
 from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.training.checkpoint import CheckpointMetadata, checkpoint_name, write_checkpoint

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch import export
-from resnet_dist.launch.export import export_model
-from resnet_dist.launch.model_source import TrainedModel
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.training.model import build_classifier
+from resnet_dist.weights import export
+from resnet_dist.weights.export import export_model
+from resnet_dist.weights.source import TrainedModel
 
 NAMES = tuple("0123456789")
 

@@ -31,12 +31,7 @@ from data_prep.strict_json import parse
 from resnet_dist.config.loading import flatten
 from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.loader import BetonLoader
-from resnet_dist.errors import Fault, UserError
-from resnet_dist.evaluation.protocols import AveragedClassifier, Group, Member, Protocol, View, make_fully_convolutional
-from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
-from resnet_dist.evaluation.views import ViewBatch, ViewLoader
-from resnet_dist.launch.data_checks import (
+from resnet_dist.data.checks import (
     mixed_pictures,
     other_pictures,
     picture_settings,
@@ -44,7 +39,11 @@ from resnet_dist.launch.data_checks import (
     require_classes_of,
     training_data_note,
 )
-from resnet_dist.launch.model_source import TrainedModel, load_model
+from resnet_dist.data.loader import BetonLoader
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.evaluation.protocols import AveragedClassifier, Group, Member, Protocol, View, make_fully_convolutional
+from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
+from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import EndStatus, end_run, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion
@@ -52,6 +51,7 @@ from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.evaluate import Evaluation, Labelled, sparse_json
 from resnet_dist.training.evaluate import evaluate as evaluate_samples
 from resnet_dist.training.model import Precision, set_backends
+from resnet_dist.weights.source import TrainedModel, load_model
 
 T = TypeVar("T")
 _LIMIT = timedelta(hours=1)

@@ -10,8 +10,8 @@ import torch
 
 from resnet_dist.config.loading import recipe_from_yaml, recipe_of
 from resnet_dist.config.recipe import Recipe, recipe_hash
+from resnet_dist.data.checks import known_pictures
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_checks import known_pictures
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.base import open_storage, split
 from resnet_dist.tracking.registry import load_weights

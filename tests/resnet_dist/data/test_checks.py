@@ -17,17 +17,16 @@ from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.loading import load_recipe, to_yaml
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.errors import UserError
-from resnet_dist.evaluation.protocols import Protocol
-from resnet_dist.launch.data_checks import (
+from resnet_dist.data.checks import (
     data_digest,
     known_pictures,
     mixed_pictures,
     other_pictures,
     picture_settings,
 )
-from resnet_dist.launch.evaluate import evaluate
-from resnet_dist.launch.export import export_model
+from resnet_dist.errors import UserError
+from resnet_dist.evaluation.evaluate import evaluate
+from resnet_dist.evaluation.protocols import Protocol
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.worker import require_same_data
 from resnet_dist.studies.study import study_recipe
@@ -37,6 +36,7 @@ from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identi
 from resnet_dist.training.context import TrainingJob
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan
+from resnet_dist.weights.export import export_model
 
 RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml"
 

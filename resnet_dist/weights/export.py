@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from data_prep.beton.files import create, fsync_folder, temporary_beside, write_text_atomically
 from data_prep.beton.manifest import load_manifest
 from data_prep.pixels import PictureSettings
+from resnet_dist.data.checks import other_pictures, picture_settings, require_classes, require_classes_of
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.data_checks import other_pictures, picture_settings, require_classes, require_classes_of
-from resnet_dist.launch.model_source import TrainedModel, load_model
+from resnet_dist.weights.source import TrainedModel, load_model
 
 Format = Literal["torchscript", "onnx", "pt2"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pt": "torchscript", ".ts": "torchscript"}

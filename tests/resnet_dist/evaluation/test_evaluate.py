@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.errors import UserError
-from resnet_dist.launch.evaluate import require_same_evaluation
+from resnet_dist.evaluation.evaluate import require_same_evaluation
 from resnet_dist.tracking.mlflow_run import run_file
 
 FACTS = {"models": ["runs/a"], "protocol": "1-crop", "size": [32]}
