@@ -52,11 +52,11 @@ _MODULES = {
     "config.profile": ("Profile",),
     "config.recipe": ("Recipe",),
     "errors": ("Fault", "UserError"),
+    "evaluation.evaluate": ("Evaluated", "evaluate"),
     "evaluation.protocols": ("Protocol",),
-    "launch.evaluate": ("Evaluated", "evaluate"),
-    "launch.model_source": ("TrainedModel", "load_model"),
     "launch.publish": ("RunResult",),
     "launch.train": ("Stopped", "train"),
+    "weights.source": ("TrainedModel", "load_model"),
 }
 
 

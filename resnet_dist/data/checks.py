@@ -1,4 +1,4 @@
-"""Checks of a run's data: the same classes, the same images on all nodes, no overlap of training and validation."""
+"""Checks of a run's data: classes, how pictures were converted, no overlap of training and validation."""
 
 from __future__ import annotations
 

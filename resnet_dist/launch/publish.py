@@ -90,7 +90,7 @@ class Trained:
     """With the name of its algorithm."""
     register_models: bool
     pictures: Mapping[str, Any]
-    """How the training data's pictures became pixels: `data_checks.picture_settings`."""
+    """How the training data's pictures became pixels: `checks.picture_settings`."""
 
     @property
     def words(self) -> str:

@@ -36,7 +36,7 @@ class TrainedModel:
     data_digest: str = ""
     """Of the data that it was trained on, as in a run's identity; empty if the source does not know."""
     pictures: Mapping[str, Any] | None = None
-    """How its data's pictures became pixels (`data_checks.picture_settings`); None if the source does not know."""
+    """How its data's pictures became pixels (`checks.picture_settings`); None if the source does not know."""
 
     @property
     def recipe_hash(self) -> str:
