@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from data_prep.beton.manifest import Manifest
     from data_prep.beton.reader import BetonReader, open_beton
     from data_prep.beton.stage import stage
-    from data_prep.converter.convert import Outcome, convert
+    from data_prep.converter.convert import ConvertReport, convert
     from data_prep.converter.settings import BadPolicy, ConvertSettings
     from data_prep.converter.verify import VerifyReport, verify
     from data_prep.errors import Fault, UserError
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BadPolicy",
     "BetonReader",
+    "ConvertReport",
     "ConvertSettings",
     "Fault",
     "Manifest",
-    "Outcome",
     "Selection",
     "SourceOptions",
     "UserError",
@@ -57,7 +57,7 @@ _MODULES = {
     "beton.manifest": ("Manifest",),
     "beton.reader": ("BetonReader", "open_beton"),
     "beton.stage": ("stage",),
-    "converter.convert": ("Outcome", "convert"),
+    "converter.convert": ("ConvertReport", "convert"),
     "converter.settings": ("BadPolicy", "ConvertSettings"),
     "converter.verify": ("VerifyReport", "verify"),
     "errors": ("Fault", "UserError"),

@@ -14,7 +14,7 @@ class Fault(Exception):
     1."""
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """A signal requested the end, and the work ended in an orderly way. The exit code is 128 + its number."""
 
     def __init__(self, signal_number: int) -> None:

@@ -47,7 +47,7 @@ def merge(
     inputs = [open_beton(beton) for beton in betons]
     _require_different(inputs)
     _require_same_classes(inputs)
-    chosen = Chosen(
+    chosen = ChosenSamples(
         inputs=np.concatenate([np.full(len(beton), number) for number, beton in enumerate(inputs)]),
         samples=np.concatenate([np.arange(len(beton)) for beton in inputs]),
         labels=np.concatenate([beton.labels for beton in inputs]),
@@ -122,7 +122,7 @@ def subset(
     whole = open_beton(beton)
     class_names, new_labels = _keep_classes(whole, selection)
     samples = _choose(whole, selection, new_labels)
-    chosen = Chosen(np.zeros(len(samples), np.int64), samples, new_labels[whole.labels[samples]], class_names)
+    chosen = ChosenSamples(np.zeros(len(samples), np.int64), samples, new_labels[whole.labels[samples]], class_names)
     source = {
         "name": "subset",
         "location": "",
@@ -160,7 +160,7 @@ def _choose(beton: BetonReader, selection: Selection, new_labels: NDArray[np.int
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSamples:
     """Samples of the new beton, in order."""
 
     inputs: NDArray[np.int64]
@@ -200,7 +200,7 @@ class _Compared:
 
 def copy_samples(
     inputs: Sequence[BetonReader],
-    chosen: Chosen,
+    chosen: ChosenSamples,
     output: Path,
     *,
     source: Mapping[str, Any],
@@ -257,7 +257,7 @@ def copy_samples(
     return manifest
 
 
-def _contents(inputs: Sequence[BetonReader], chosen: Chosen) -> bytes | None:
+def _contents(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> bytes | None:
     """Contents of the new beton's samples; None when an input does not have them."""
     contents = np.zeros(len(chosen.samples), dtype=CONTENT)
     for number, item in enumerate(inputs):
@@ -269,7 +269,7 @@ def _contents(inputs: Sequence[BetonReader], chosen: Chosen) -> bytes | None:
     return contents.tobytes()
 
 
-def _rows(inputs: Sequence[BetonReader], chosen: Chosen) -> NDArray[np.void]:
+def _rows(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> NDArray[np.void]:
     rows = np.zeros(len(chosen.samples), dtype=STORED_ROW)
     rows["untouched"] = 1
     rows["label"] = chosen.labels

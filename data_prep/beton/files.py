@@ -107,7 +107,7 @@ def create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
 
 
-def publish(temporary: Path, final: Path) -> None:
+def rename_durably(temporary: Path, final: Path) -> None:
     """Renames a file that is already fsynced, and makes the rename itself durable."""
     temporary.replace(final)
     fsync_folder(final.parent)
@@ -130,7 +130,7 @@ def written_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO
                 file.flush()
                 os.fsync(file.fileno())
         if durable:
-            publish(temporary, path)
+            rename_durably(temporary, path)
         else:
             temporary.replace(path)
     finally:

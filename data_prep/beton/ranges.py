@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.beton.digest import CHUNK_BYTES, FileDigest, RunningDigests, chunk_digest, combine
-from data_prep.beton.files import open_regular, publish, write_at
+from data_prep.beton.files import open_regular, rename_durably, write_at
 from data_prep.beton.layout import BetonLayout
 
 RANGE_BYTES = 8 * CHUNK_BYTES
@@ -242,7 +242,7 @@ def write_beton(
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        publish(temporary, final)
+        rename_durably(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
     return combine(chunks)

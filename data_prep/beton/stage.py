@@ -22,7 +22,7 @@ from data_prep.beton.files import (
     make_private_folder,
     open_location,
     open_regular,
-    publish,
+    rename_durably,
     require_safe_folder,
     require_space,
     write_at,
@@ -146,7 +146,7 @@ def _copy(source: str, staged: Path, manifest: Manifest, on_copied: Callable[[in
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    publish(unfinished, staged)
+    rename_durably(unfinished, staged)
     contents = read_contents(source, manifest)
     if contents is not None:
         write_bytes_atomically(staged.with_suffix(CONTENTS), contents.tobytes())

@@ -38,10 +38,10 @@ def merge(
     """
     from data_prep.beton.edit import merge as run_merge
     from data_prep.cli.progress import progress_on
-    from data_prep.runtime.stop import stop_on_signals
+    from data_prep.runtime.stop import StopFlag
 
     output, betons = local_path(output), [local_path(beton) for beton in betons]
-    with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on(sys.stderr) as progress:
         manifest = run_merge(betons, output, checked(stop, progress))
     _tell_made(output, manifest, as_json)
 
@@ -67,7 +67,7 @@ def subset(
     from data_prep.beton.edit import Selection
     from data_prep.beton.edit import subset as run_subset
     from data_prep.cli.progress import progress_on
-    from data_prep.runtime.stop import stop_on_signals
+    from data_prep.runtime.stop import StopFlag
 
     output, beton = local_path(output), local_path(beton)
     selection = Selection(
@@ -76,7 +76,7 @@ def subset(
         first=first,
         indices=None if indices is None else read_indices(indices),
     )
-    with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on(sys.stderr) as progress:
         manifest = run_subset(beton, selection, output, checked(stop, progress))
     _tell_made(output, manifest, as_json)
 
@@ -180,9 +180,9 @@ def stage(
     """
     from data_prep.beton.stage import stage as run_stage
     from data_prep.cli.progress import progress_on
-    from data_prep.runtime.stop import stop_on_signals
+    from data_prep.runtime.stop import StopFlag
 
-    with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on(sys.stderr) as progress:
         path = run_stage(source, to, wait_limit_s=wait_limit_s, on_copied=checked(stop, progress), check=stop.check)
     typer.echo(str(path))
     if as_json:

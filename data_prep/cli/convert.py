@@ -30,7 +30,7 @@ from data_prep.errors import UserError
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
 if TYPE_CHECKING:
-    from data_prep.converter.convert import Outcome
+    from data_prep.converter.convert import ConvertReport
 
 
 @takes_source_options
@@ -94,10 +94,10 @@ def convert(
     from data_prep.cli.progress import progress_on
     from data_prep.converter.convert import convert as run_conversion
     from data_prep.native import is_built
-    from data_prep.runtime.stop import stop_on_signals
+    from data_prep.runtime.stop import StopFlag
 
     started_s = time.monotonic()
-    with stop_on_signals() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on(sys.stderr) as progress:
         outcome = run_conversion(
             source,
             output,
@@ -118,7 +118,7 @@ def convert(
     _print_outcome(outcome, exif, round(time.monotonic() - started_s, 3), as_json)
 
 
-def _print_outcome(outcome: Outcome, exif: str, seconds: float, as_json: bool) -> None:
+def _print_outcome(outcome: ConvertReport, exif: str, seconds: float, as_json: bool) -> None:
     from data_prep.converter.output import QUARANTINE, open_output
 
     manifest = outcome.manifest

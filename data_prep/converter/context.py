@@ -7,9 +7,9 @@ from typing import Protocol, Self, TypeVar
 
 from data_prep.runtime.stop import StopFlag
 
-Job = TypeVar("Job")
-Item = TypeVar("Item")
-Report = TypeVar("Report")
+JobT = TypeVar("JobT")
+ItemT = TypeVar("ItemT")
+ReportT = TypeVar("ReportT")
 
 
 class Pool(Protocol):
@@ -20,8 +20,8 @@ class Pool(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def run(
-        self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
-    ) -> Generator[Report, None, None]:
+        self, task: Callable[[JobT, ItemT], ReportT], job: JobT, items: Iterator[ItemT | None]
+    ) -> Generator[ReportT, None, None]:
         """Yields `task(job, item)` for every item, in any order. Cancels what is running when it is closed.
 
         Args:
@@ -45,8 +45,8 @@ class ThisProcess:
     def __exit__(self, *_: object) -> None: ...
 
     def run(
-        self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
-    ) -> Generator[Report, None, None]:
+        self, task: Callable[[JobT, ItemT], ReportT], job: JobT, items: Iterator[ItemT | None]
+    ) -> Generator[ReportT, None, None]:
         for item in items:
             self._stop.check()
             if item is not None:

@@ -38,9 +38,9 @@ from data_prep.converter.plan import (
     PART_PREFIX,
     WHOLE_PREFIX,
     BadSampleReport,
+    ConversionPlan,
     Job,
-    Part,
-    Plan,
+    UnitPart,
     WorkUnit,
     make_plan,
     part_name,
@@ -74,7 +74,7 @@ PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ConvertReport:
     """The result of `convert`."""
 
     path: str
@@ -107,7 +107,7 @@ def convert(
     progress: Progress | None = None,
     stop: StopFlag | None = None,
     pool: Pool | None = None,
-) -> Outcome:
+) -> ConvertReport:
     """Makes a beton and its manifest, or resumes where an earlier run was stopped.
 
     The bytes are the same whatever the number of workers and of interruptions. Without an exception the beton is
@@ -139,7 +139,7 @@ def convert(
         UserError: nothing to convert, too many bad samples (all are listed in a file beside the output), something else
             under the output's name, other classes than the training set beside it, another process at work on it.
         Fault: no space, no permission, a source that changed.
-        Stopped: `stop` was set; the same call resumes.
+        Interrupted: `stop` was set; the same call resumes.
     """
     progress, stop = progress or NoProgress(), stop or StopFlag()
     place = open_output(output)
@@ -172,10 +172,10 @@ def convert(
                     for report in reports:
                         stop.check()
                         conversion.take(report)
-                manifest = conversion.publish(reopen, stop)
+                manifest = conversion.finish(reopen, stop)
                 place.remove_work()
             resumed, rotated = conversion.num_resumed, conversion.num_rotated
-    return Outcome(
+    return ConvertReport(
         path=place.shown,
         manifest=manifest,
         already_done=finished is not None,
@@ -196,7 +196,7 @@ def _pool(workers: int | None, progress: Progress, stop: StopFlag) -> Pool:
     return RayPool(workers, cluster_address(*given_address(None, os.environ)), progress, stop)
 
 
-def _finished_before(output: Output, plan: Plan, policy: BadPolicy) -> Manifest | None:
+def _finished_before(output: Output, plan: ConversionPlan, policy: BadPolicy) -> Manifest | None:
     """The manifest, if the output is complete and of this plan. UserError if something else has its name."""
     text, num_bytes = output.read_text(MANIFEST), output.num_bytes()
     if text is None:
@@ -251,7 +251,9 @@ class _Conversion:
     When all is read, bad samples are judged, the beton is laid out, and the ranges that are missing are written.
     """
 
-    def __init__(self, source: Source, plan: Plan, output: Output, policy: BadPolicy, progress: Progress) -> None:
+    def __init__(
+        self, source: Source, plan: ConversionPlan, output: Output, policy: BadPolicy, progress: Progress
+    ) -> None:
         # Data that are not on a file system would be made or fetched again at each read.
         reads_again = Path(plan.source.location).is_absolute()
         self.job = Job(source, plan.settings, plan.digest, output, plan.versions, reads_again)
@@ -267,7 +269,7 @@ class _Conversion:
         self._is_new = len(kept) < len(before) or any(whole_note(unit.number) in names for unit in self._missing)
         self.num_resumed = len(kept)
 
-        self._parts: list[Part] = []  # of the units in order, as far as all before them are there
+        self._parts: list[UnitPart] = []  # of the units in order, as far as all before them are there
         self._target: str | None = None
         self._early = self._early_ranges()
         self._complete: deque[WriteTask] = deque()
@@ -355,7 +357,7 @@ class _Conversion:
             self._show_read()
             self._advance()
 
-    def _part(self, unit: WorkUnit) -> Part:
+    def _part(self, unit: WorkUnit) -> UnitPart:
         output, name = self._output, part_name(unit.number)
         try:
             is_there = output.size_of(name) > 0
@@ -415,7 +417,7 @@ class _Conversion:
             raise self._changed
         return rows
 
-    def publish(self, reopen: Callable[[], Source] | None, stop: StopFlag) -> Manifest:
+    def finish(self, reopen: Callable[[], Source] | None, stop: StopFlag) -> Manifest:
         """The beton, the list of what was left out, and the manifest under their final names, in this order."""
         plan, output, ranges, target = self._plan, self._output, self._ranges, self._target
         assert ranges is not None
@@ -445,7 +447,7 @@ class _Conversion:
         output.write_text(QUARANTINE, _as_table(bad) if bad else None)
         output.write_bytes(CONTENTS, contents)
         output.write(PUBLISHING, b"")
-        output.publish(target, [report.written.receipt for report in reports])
+        output.complete(target, [report.written.receipt for report in reports])
         output.write_text(MANIFEST, text)
         return manifest
 
@@ -468,7 +470,7 @@ def _as_table(bad: Sequence[BadSampleReport]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -> list[Part]:
+def _finished_parts(output: Output, plan: ConversionPlan, note: Callable[[str], object]) -> list[UnitPart]:
     """The units that an earlier run finished. Parts and notes of another plan are removed, and `note` says so."""
     before = read_work_file(output, PLAN_NAME)
     if before != plan.digest.encode():
@@ -482,7 +484,7 @@ def _finished_parts(output: Output, plan: Plan, note: Callable[[str], object]) -
     return [part for part in found if part is not None]
 
 
-def _whole_part(output: Output, plan: Plan, unit: WorkUnit) -> Part | None:
+def _whole_part(output: Output, plan: ConversionPlan, unit: WorkUnit) -> UnitPart | None:
     """None if it is missing or incomplete."""
     try:
         return read_part(output, plan.digest, unit)

@@ -234,7 +234,7 @@ class ObjectOutput:
             for p in answer.get("Parts", ())
         )
 
-    def publish(self, target: str, receipts: Sequence[str]) -> None:
+    def complete(self, target: str, receipts: Sequence[str]) -> None:
         parts = [{"PartNumber": number + 1, "ETag": receipt} for number, receipt in enumerate(receipts)]
         self._call("complete_multipart_upload", UploadId=target, MultipartUpload={"Parts": parts})
 

@@ -23,9 +23,9 @@ from data_prep.beton.files import (
     lacking_bytes,
     make_folder,
     open_regular,
-    publish,
     read_small,
     remove_folder,
+    rename_durably,
     require_space,
     write_bytes_atomically,
     write_text_atomically,
@@ -52,7 +52,7 @@ class Written:
     """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty: there is none."""
 
 
-class Reader(Protocol):
+class WorkReader(Protocol):
     def read_at(self, start: int, num_bytes: int) -> bytes: ...
 
     def close(self) -> None: ...
@@ -104,7 +104,7 @@ class Output(Protocol):
 
     def names(self) -> set[str]: ...
 
-    def reader(self, name: str) -> Reader:
+    def reader(self, name: str) -> WorkReader:
         """FileNotFoundError."""
         ...
 
@@ -153,7 +153,7 @@ class Output(Protocol):
         """Whether a range that was written once is still there."""
         ...
 
-    def publish(self, target: str, receipts: Sequence[str]) -> None:
+    def complete(self, target: str, receipts: Sequence[str]) -> None:
         """Gives the beton its final name, durably. `receipts`: of all ranges, in order."""
         ...
 
@@ -328,13 +328,13 @@ class FileOutput:
         finally:
             os.close(descriptor)
 
-    def publish(self, target: str, receipts: Sequence[str]) -> None:
+    def complete(self, target: str, receipts: Sequence[str]) -> None:
         descriptor = open_regular(Path(target), os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        publish(Path(target), self.path)
+        rename_durably(Path(target), self.path)
 
 
 class _FileReader:

@@ -51,12 +51,10 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
         require_size(-(-size[0] // reduction), -(-size[1] // reduction), remedy)
         try:
             return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
-        except turbojpeg.Damaged as error:
-            raise BadSample(f"is damaged: {error}") from None
-        except turbojpeg.TooLarge as error:
-            raise BadSample(f"is too large to decode: {error}") from None
-        except turbojpeg.Unreadable:
+        except turbojpeg.UnreadableJpeg:
             pass  # CMYK and the like: Pillow may read it
+        except turbojpeg.JpegError as error:
+            raise _bad_sample(error) from None
     return _decode_with_pillow(data, settings)
 
 
@@ -64,13 +62,16 @@ def is_read_to_its_end(data: bytes) -> bool:
     """False for a JPEG that the decoder warns about although it is not damaged. BadSample if it is damaged."""
     try:
         turbojpeg.check(data)
-    except turbojpeg.Unreadable:
+    except turbojpeg.UnreadableJpeg:
         return False
-    except turbojpeg.Damaged as error:
-        raise BadSample(f"is damaged: {error}") from None
-    except turbojpeg.TooLarge as error:
-        raise BadSample(f"is too large to decode: {error}") from None
+    except turbojpeg.JpegError as error:
+        raise _bad_sample(error) from None
     return True
+
+
+def _bad_sample(error: turbojpeg.JpegError) -> BadSample:
+    is_damaged = isinstance(error, turbojpeg.DamagedJpeg)
+    return BadSample(f"is {'damaged' if is_damaged else 'too large to decode'}: {error}")
 
 
 def _finished(

@@ -42,7 +42,7 @@ class WorkUnit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     digest: str
     """Hex. Equal plans make equal betons; parts of another plan are never used."""
     units: tuple[WorkUnit, ...]
@@ -58,7 +58,7 @@ class Plan:
 
 def make_plan(
     num_samples: int, source: SourceDescription, settings: ConvertSettings, versions: Mapping[str, str]
-) -> Plan:
+) -> ConversionPlan:
     """`num_samples` must be at least 1."""
     units = tuple(
         WorkUnit(number, start, min(start + UNIT_SAMPLES, num_samples))
@@ -73,7 +73,7 @@ def make_plan(
         "manifest": MANIFEST_SCHEMA_VERSION,
     }
     digest = digest_of([json.dumps(what, sort_keys=True)]).partition(":")[2]
-    return Plan(digest, units, settings, source, versions)
+    return ConversionPlan(digest, units, settings, source, versions)
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,13 @@ class PartWriter:
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitPart:
     unit: WorkUnit
     rows: NDArray[np.void]
     bad: Sequence[BadSampleReport]
 
 
-def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> Part:
+def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> UnitPart:
     """Rows and bad samples. Fault when the part is not what its trailer says; spilled bytes are checked when used."""
     name = part_name(unit.number)
     shown = f"{output.work_shown}/{name}"
@@ -241,7 +241,7 @@ def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> Part:
         reports = [BadSampleReport(**entry) for entry in parse(bad, max_bytes=MAX_BAD_BYTES)]
     except (ValueError, TypeError):
         raise Fault(f"{shown}: is damaged") from None
-    return Part(unit, np.frombuffer(rows, dtype=PART_ROW), reports)
+    return UnitPart(unit, np.frombuffer(rows, dtype=PART_ROW), reports)
 
 
 def _digest(rows: bytes, bad: bytes) -> bytes:

@@ -18,8 +18,8 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from data_prep.converter.context import Item, Job, Progress, Report
-from data_prep.errors import Fault, Stopped, UserError
+from data_prep.converter.context import ItemT, JobT, Progress, ReportT
+from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.runtime.ray_connection import connect, start_local
 from data_prep.runtime.ray_errors import as_raised, explain
 from data_prep.runtime.stop import StopFlag
@@ -64,8 +64,8 @@ class RayPool:
         self._cpus = None
 
     def run(
-        self, task: Callable[[Job, Item], Report], job: Job, items: Iterator[Item | None]
-    ) -> Generator[Report, None, None]:
+        self, task: Callable[[JobT, ItemT], ReportT], job: JobT, items: Iterator[ItemT | None]
+    ) -> Generator[ReportT, None, None]:
         """See `context.Pool`. Fault when a task fails, is lost too often, or nothing is finished for too long."""
         first = next(items, None)
         if first is None:
@@ -89,7 +89,7 @@ class RayPool:
             try:
                 _connect(self._workers, self._address)
             except SystemExit:  # what ray.init's own handler turns a SIGTERM into
-                raise Stopped(signal.SIGTERM) from None
+                raise Interrupted(signal.SIGTERM) from None
         self._stop.install_again()
         self._stop.check()
         cpus = ClusterCpus()
@@ -116,15 +116,15 @@ def _connect(workers: int | None, address: str | None) -> None:
 
 
 def _run_tasks(
-    items: Iterator[Item | None],
-    submit: Callable[[Item], ray.ObjectRef],
+    items: Iterator[ItemT | None],
+    submit: Callable[[ItemT], ray.ObjectRef],
     cpus: ClusterCpus,
     max_tasks: Callable[[int], int],
     progress: Progress,
     stop: StopFlag,
 ) -> Generator[Any, None, None]:
-    again: list[Item] = []
-    running: dict[ray.ObjectRef, Item] = {}
+    again: list[ItemT] = []
+    running: dict[ray.ObjectRef, ItemT] = {}
     losses: Counter[str] = Counter()
     last_finished_s = time.monotonic()
     try:
@@ -166,11 +166,11 @@ def _result(ref: ray.ObjectRef, item: object) -> Any:
     try:
         return ray.get(ref)
     except RayError as error:
-        told = explain(error)
-        if told.passes:
-            return _Lost(told.sentence)
+        explained = explain(error)
+        if explained.is_transient:
+            return _Lost(explained.sentence)
         if isinstance(error, RayTaskError) and isinstance(error.cause, Fault | UserError):
-            raise type(error.cause)(told.sentence) from None
+            raise type(error.cause)(explained.sentence) from None
         raise as_raised(error, f"{item} cannot be converted") from error
 
 

@@ -19,8 +19,8 @@ from data_prep.beton.contents import CONTENT, content_of
 from data_prep.beton.digest import ALGORITHM, CHUNK_BYTES, is_hex_digest, sample_digest
 from data_prep.beton.layout import BetonLayout, pack, pages_start
 from data_prep.beton.ranges import FileRange, cut, cut_images
-from data_prep.converter.output import Output, Reader, Written, cannot_be_written, read_work_file
-from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Job, Part, part_name, whole_note
+from data_prep.converter.output import Output, WorkReader, Written, cannot_be_written, read_work_file
+from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Job, UnitPart, part_name, whole_note
 from data_prep.errors import Fault
 from data_prep.sources.base import SourceWithEnds, digest_of
 from data_prep.sources.files.places import ends_of
@@ -94,7 +94,7 @@ class EarlyRanges:
         self._sizes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._samples: NDArray[np.void] = np.zeros(0, dtype=WRITE_ROW)
 
-    def add(self, part: Part) -> Iterator[WriteTask]:
+    def add(self, part: UnitPart) -> Iterator[WriteTask]:
         """The ranges that are complete with this part."""
         sizes = part.rows["size"][part.rows["size"] > 0].astype(np.int64)
         if not len(sizes):
@@ -199,7 +199,7 @@ class _Images:
         self._rows = task.samples.tolist()
         self._in_place = job.source if isinstance(job.source, SourceWithEnds) else None
         self._unit = -1
-        self._part: Reader | None = None
+        self._part: WorkReader | None = None
         self.contents = bytearray(CONTENT.itemsize * len(self._rows)) if task.reads_first else bytearray()
         """`Written.contents`."""
 

@@ -45,7 +45,7 @@ MOST_MEAN_IN_FFCV = 6.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FileResult:
     """Of one file."""
 
     path: str
@@ -57,13 +57,13 @@ class Outcome:
     disagreements: tuple[str, ...] = ()
 
 
-def examine(path: str, data: bytes, judge: Judge) -> Outcome:
+def examine(path: str, data: bytes, judge: Judge) -> FileResult:
     stored = {kind: _stored(data, ConvertSettings(encode=kind, page_bytes=PAGE_BYTES)) for kind in ENCODINGS}
     file_format = picture_format(data) or "other"
     refusals = {kind: str(result) for kind, result in stored.items() if isinstance(result, BadSample)}
     if refusals:
         reason = next(iter(refusals.values()))
-        return Outcome(path, file_format, "refused", reason, tuple(_differ_in_refusal(data, file_format, refusals)))
+        return FileResult(path, file_format, "refused", reason, tuple(_differ_in_refusal(data, file_format, refusals)))
     kept = [result for result in stored.values() if isinstance(result, Encoded)]
     found = [
         *_differ_in_pixels(data, kept[ENCODINGS.index("raw")]),
@@ -73,7 +73,7 @@ def examine(path: str, data: bytes, judge: Judge) -> Outcome:
             for what in _differ_in_store(one, judge)
         ),
     ]
-    return Outcome(path, file_format, "kept" if kept[0].untouched else "encoded", "", tuple(found))
+    return FileResult(path, file_format, "kept" if kept[0].untouched else "encoded", "", tuple(found))
 
 
 def _stored(data: bytes, settings: ConvertSettings) -> Encoded | BadSample:
@@ -132,7 +132,7 @@ def _differ_in_store(stored: Encoded, judge: Judge) -> Iterator[str]:
         yield "libjpeg-turbo and the picture reader show different pixels"
 
 
-def examine_all(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
+def examine_all(paths: Sequence[str], memory_mib: int) -> Iterator[FileResult]:
     """In child processes; one that dies names the file that killed it."""
     for start in range(0, len(paths), FILES_AT_A_TIME):
         few = paths[start : start + FILES_AT_A_TIME]
@@ -143,12 +143,12 @@ def examine_all(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
                 done += 1
             if done < len(few):
                 said = "ended the process (memory, time, or a crash)"
-                yield Outcome(few[done], "?", "refused", said, (said,))
+                yield FileResult(few[done], "?", "refused", said, (said,))
                 done += 1
             few = few[done:]
 
 
-def _in_a_child(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
+def _in_a_child(paths: Sequence[str], memory_mib: int) -> Iterator[FileResult]:
     command = [sys.executable, "-m", "data_prep.fuzz.corpus", "--child", "--memory-mib", str(memory_mib)]
     try:
         done = subprocess.run(
@@ -163,7 +163,7 @@ def _in_a_child(paths: Sequence[str], memory_mib: int) -> Iterator[Outcome]:
         lines = error.stdout or b""
     for line in lines.splitlines():
         values = json.loads(line)
-        yield Outcome(**{**values, "disagreements": tuple(values["disagreements"])})
+        yield FileResult(**{**values, "disagreements": tuple(values["disagreements"])})
 
 
 def _be_the_child() -> None:
@@ -172,7 +172,7 @@ def _be_the_child() -> None:
         print(json.dumps(asdict(examine(path, Path(path).read_bytes(), judge))), flush=True)
 
 
-def convert_as_a_whole(paths: Sequence[str], outcomes: Sequence[Outcome], memory_mib: int) -> Iterator[str]:
+def convert_as_a_whole(paths: Sequence[str], outcomes: Sequence[FileResult], memory_mib: int) -> Iterator[str]:
     """Where a conversion of all files, by the command, differs from the results for each file."""
     expected = {f"all/{number:06}.jpg": outcome for number, outcome in enumerate(outcomes)}
     with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +243,7 @@ def _limit_memory(memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
 
 
-def as_table(outcomes: Iterable[Outcome]) -> str:
+def as_table(outcomes: Iterable[FileResult]) -> str:
     counts = Counter((outcome.format, outcome.result) for outcome in outcomes)
     lines = ["| format | kept as it is | encoded | refused |", "|---|---|---|---|"]
     for file_format in sorted({file_format for file_format, _ in counts}):

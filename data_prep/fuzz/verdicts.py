@@ -21,7 +21,7 @@ SIZE = 24
 Pixels = NDArray[np.uint8]
 
 
-class Verdict(NamedTuple):
+class JpegVerdict(NamedTuple):
     is_sound: bool
     """libjpeg-turbo reads all of it without a warning."""
     is_kept: bool
@@ -37,11 +37,11 @@ class Judge:
         self._ours, self._libjpegs = NativeKernel(own_huffman=True), NativeKernel(own_huffman=False)
         self._stock = _KeptDecoder(before)
 
-    def verdict(self, data: bytes, draw: np.random.Generator) -> Verdict:
+    def verdict(self, data: bytes, draw: np.random.Generator) -> JpegVerdict:
         is_sound = is_read_without_a_warning(data)
         header = read_jpeg_header(data)
         is_kept = is_sound and header is not None and is_read_by_ffcv(header)
-        return Verdict(is_sound, is_kept, self._disagreement(data, is_sound, is_kept, draw))
+        return JpegVerdict(is_sound, is_kept, self._disagreement(data, is_sound, is_kept, draw))
 
     def _disagreement(self, data: bytes, is_sound: bool, is_kept: bool, draw: np.random.Generator) -> str | None:
         if are_sound([data])[0] and not is_sound:
@@ -104,7 +104,7 @@ def show(kernel: NativeKernel, data: bytes, height: int, width: int, views: View
 def is_read_without_a_warning(data: bytes) -> bool:
     try:
         turbojpeg.check(data)
-    except (turbojpeg.Damaged, turbojpeg.TooLarge, turbojpeg.Unreadable):
+    except turbojpeg.JpegError:
         return False
     return True
 

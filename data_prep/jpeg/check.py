@@ -45,7 +45,7 @@ def why_unfit(data: bytes, height: int, width: int) -> str | None:
     try:
         if not are_sound([data])[0]:
             turbojpeg.check(data)
-    except (turbojpeg.Damaged, turbojpeg.TooLarge, turbojpeg.Unreadable) as error:
+    except turbojpeg.JpegError as error:
         return str(error)
     if header is None:
         return "is not a JPEG whose markers can be followed"
@@ -63,5 +63,5 @@ def decode(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
         raise ValueError(f"is {header.width} x {header.height} px, the metadata says {width} x {height}")
     try:
         return turbojpeg.decode_sound_rgb(data)
-    except (turbojpeg.Damaged, turbojpeg.TooLarge, turbojpeg.Unreadable) as error:
+    except turbojpeg.JpegError as error:
         raise ValueError(str(error)) from None

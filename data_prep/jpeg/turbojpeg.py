@@ -36,20 +36,24 @@ SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 CHECK_REDUCTION = 8
 
 
-class Damaged(Exception):
+class JpegError(Exception):
+    """The file is not sound: one of the three below."""
+
+
+class DamagedJpeg(JpegError):
     """The picture's own data are damaged; the message is the decoder's."""
 
 
-class TooLarge(Exception):
+class JpegTooLarge(JpegError):
     """Decoding it would take too much memory or time; the message says how much."""
 
 
-class Unreadable(Exception):
+class UnreadableJpeg(JpegError):
     """No damage: the decoder does not read this kind of JPEG, or warns about something that affects no pixel."""
 
 
 def check(data: bytes) -> None:
-    """Damaged, TooLarge or Unreadable unless libjpeg-turbo decodes `data` to the end without a warning.
+    """DamagedJpeg, JpegTooLarge or UnreadableJpeg unless libjpeg-turbo decodes `data` to the end without a warning.
 
     UserError when the library is not installed; so in all functions here.
     """
@@ -59,8 +63,8 @@ def check(data: bytes) -> None:
 def decode_rgb(data: bytes, reduction: int) -> NDArray[np.uint8]:
     """uint8 [height, width, 3], each side 1/`reduction` (1, 2, 4 or 8) rounded up; the same pixels as Pillow's.
 
-    Damaged or TooLarge as `check`, Unreadable only for kinds that are not read as RGB; warnings that affect no pixel
-    are ignored.
+    DamagedJpeg or JpegTooLarge as `check`, UnreadableJpeg only for kinds that are not read as RGB; warnings that
+    affect no pixel are ignored.
     """
     try:
         return _read_strictly(data, partial(_decode_rgb, reduction=reduction))
@@ -69,12 +73,12 @@ def decode_rgb(data: bytes, reduction: int) -> NDArray[np.uint8]:
 
 
 def decode_sound_rgb(data: bytes) -> NDArray[np.uint8]:
-    """As `decode_rgb` at full size, but Unreadable also for warnings that affect no pixel: what training refuses is
+    """As `decode_rgb` at full size, but UnreadableJpeg also for warnings that affect no pixel: what training refuses is
     refused here."""
     return _read_strictly(data, partial(_decode_rgb, reduction=1))
 
 
-class _Odd(Unreadable):
+class _Odd(UnreadableJpeg):
     """The result came from `plain(data)`."""
 
     def __init__(self, message: str, result: Any) -> None:
@@ -92,30 +96,30 @@ def _read_strictly(data: bytes, read: Callable[[bytes, JpegHeader | None], _Resu
         _require_known_kind(header)
         too_large = why_too_large(data, header)
         if too_large is not None:
-            raise TooLarge(too_large)
+            raise JpegTooLarge(too_large)
     try:
         return read(data, header)
     except _Complaint as complaint:
         first = str(complaint)
     if header is None:
-        raise Damaged(f"its markers cannot be followed to a picture ({first})")
+        raise DamagedJpeg(f"its markers cannot be followed to a picture ({first})")
     same_picture = plain(data)
     if same_picture == data:
-        raise Damaged(first)
+        raise DamagedJpeg(first)
     try:
         result = read(same_picture, header)
     except _Complaint as complaint:
-        raise Damaged(str(complaint)) from None
+        raise DamagedJpeg(str(complaint)) from None
     raise _Odd(first, result)
 
 
 def _require_known_kind(header: JpegHeader) -> None:
     if header.frame not in LIBJPEG_FRAMES:
-        raise Unreadable(f"is a JPEG of an unusual kind (start of frame 0x{header.frame:02X})")
+        raise UnreadableJpeg(f"is a JPEG of an unusual kind (start of frame 0x{header.frame:02X})")
     if header.precision != 8:
-        raise Unreadable(f"is a JPEG of {header.precision} bits a value, expected 8")
+        raise UnreadableJpeg(f"is a JPEG of {header.precision} bits a value, expected 8")
     if len(header.sampling) not in (1, 3, 4):
-        raise Unreadable(f"is a JPEG of {len(header.sampling)} components, expected 1, 3 or 4")
+        raise UnreadableJpeg(f"is a JPEG of {len(header.sampling)} components, expected 1, 3 or 4")
 
 
 def _check(data: bytes, header: JpegHeader | None) -> None:
@@ -128,13 +132,15 @@ def _check(data: bytes, header: JpegHeader | None) -> None:
 def _decode_rgb(data: bytes, header: JpegHeader | None, reduction: int) -> NDArray[np.uint8]:
     height, width, is_cmyk = _shape(header)
     if is_cmyk:
-        raise Unreadable("is CMYK")
+        raise UnreadableJpeg("is CMYK")
     pixels = np.empty((-(-height // reduction), -(-width // reduction), 3), np.uint8)
     try:
         _decode(data, pixels, RGB, 0)
     except _Complaint as complaint:
         _check(data, header)
-        raise Unreadable(str(complaint)) from None  # its data are sound: sampling factors that libjpeg has no code for
+        raise UnreadableJpeg(
+            str(complaint)
+        ) from None  # its data are sound: sampling factors that libjpeg has no code for
     return pixels
 
 
@@ -168,7 +174,7 @@ def off_in_ffcv(data: bytes, height: int, width: int) -> int:
     for pixels, flags in ((fast, FAST_DCT), (accurate, ACCURATE_DCT)):
         with _decompressor() as (library, handle):
             if library.tjDecompress2(handle, data, len(data), pixels.ctypes.data, width, 0, height, RGB, flags) != 0:
-                raise Damaged(_message(library, handle))
+                raise DamagedJpeg(_message(library, handle))
     return int((np.maximum(fast, accurate) - np.minimum(fast, accurate)).max())
 
 

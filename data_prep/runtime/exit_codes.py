@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from data_prep.errors import Fault, Stopped, UserError
+from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.redaction import redacted
 from data_prep.runtime.environment import blamed, put_in_order
 from data_prep.runtime.import_path import look_here_last
@@ -37,7 +37,7 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
         sys.exit(app(standalone_mode=False, prog_name=command))
     except typer.TyperException as error:
         _fail(command, error.exit_code, error.format_message() or "see --help")
-    except Stopped as error:
+    except Interrupted as error:
         _fail(command, 128 + error.signal_number, f"stopped by {error}; the same command resumes")
     except (typer.Abort, KeyboardInterrupt):
         _fail(command, 130, "interrupted")

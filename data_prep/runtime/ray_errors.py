@@ -12,13 +12,13 @@ from ray.exceptions import RayError, RayTaskError
 from data_prep.errors import Fault, UserError
 from data_prep.shown import one_line
 
-Kind = Literal[
+FailureKind = Literal[
     "memory",  # a node had none left
     "killed",  # a process is gone: a signal, a crash
     "node",  # with its node
     "object",  # what a process or node held, with it
     "disk",  # a node's
-    "room",  # nothing in the cluster fits what is asked for
+    "capacity",  # nothing in the cluster fits what is asked for
     "environment",  # a node could not set up a process
     "timeout",
     "cancelled",
@@ -27,18 +27,18 @@ Kind = Literal[
     "mistake",  # the user's, which a process found
     "error",  # raised by the code that ran
 ]
-_PASSING: frozenset[Kind] = frozenset({"memory", "killed", "node", "object", "timeout", "cancelled"})
+_PASSING: frozenset[FailureKind] = frozenset({"memory", "killed", "node", "object", "timeout", "cancelled"})
 
 # The first that fits: subclasses before their bases.
-_KINDS: tuple[tuple[str, Kind], ...] = (
+_KINDS: tuple[tuple[str, FailureKind], ...] = (
     ("OutOfMemoryError", "memory"),
     ("NodeDiedError", "node"),
     ("LocalRayletDiedError", "node"),
     ("OutOfDiskError", "disk"),
     ("ObjectStoreFullError", "memory"),
     ("RuntimeEnvSetupError", "environment"),
-    ("TaskUnschedulableError", "room"),
-    ("ActorUnschedulableError", "room"),
+    ("TaskUnschedulableError", "capacity"),
+    ("ActorUnschedulableError", "capacity"),
     ("TaskPlacementGroupRemoved", "cancelled"),
     ("ActorPlacementGroupRemoved", "cancelled"),
     ("TaskCancelledError", "cancelled"),
@@ -70,11 +70,11 @@ _MAX_DETAIL = 300
 
 @dataclass(frozen=True)
 class Explained:
-    kind: Kind
+    kind: FailureKind
     sentence: str
 
     @property
-    def passes(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same work may succeed when it is repeated."""
         return self.kind in _PASSING
 
@@ -95,13 +95,13 @@ def explain(error: BaseException) -> Explained:
 def first_death(failures: Mapping[int, BaseException]) -> tuple[int, Explained]:
     """The root failure of a worker group: that of a process that died, before the failures that its death caused; else
     the lowest rank's. Returns the rank, and what happened. Pure."""
-    told = {rank: explain(failure) for rank, failure in sorted(failures.items())}
-    dead = [rank for rank, why in told.items() if why.kind in ("memory", "node", "killed")]
-    rank = next(iter(dead or told))
-    return rank, told[rank]
+    explained = {rank: explain(failure) for rank, failure in sorted(failures.items())}
+    dead = [rank for rank, why in explained.items() if why.kind in ("memory", "node", "killed")]
+    rank = next(iter(dead or explained))
+    return rank, explained[rank]
 
 
-def explain_text(text: str, kind: Kind = "cluster") -> Explained:
+def explain_text(text: str, kind: FailureKind = "cluster") -> Explained:
     """As `explain`, of an exception's text; `kind` by its class, where the text says nothing better."""
     if _OUT_OF_MEMORY.search(text):
         return Explained("memory", _memory(text))
@@ -117,11 +117,11 @@ def explain_text(text: str, kind: Kind = "cluster") -> Explained:
     return Explained(kind, f"{sentence}: {detail}" if detail else sentence)
 
 
-_SENTENCES: dict[Kind, str] = {
+_SENTENCES: dict[FailureKind, str] = {
     "node": "a node is gone",
     "object": "what a process held was lost with it or its node",
     "disk": "a node's disk is full (Ray spills to its session folder, /tmp/ray by default)",
-    "room": "no node of the cluster can run this",
+    "capacity": "no node of the cluster can run this",
     "environment": "a node could not set up the job's environment",
     "timeout": "Ray did not respond in time",
     "cancelled": "Ray cancelled the work",
@@ -136,12 +136,12 @@ _SENTENCES: dict[Kind, str] = {
 
 def as_raised(error: BaseException, doing: str) -> UserError | Fault:
     """What to raise in place of one of Ray's exceptions: `doing` says what failed."""
-    told = explain(error)
-    if told.kind == "mistake":
-        return UserError(told.sentence)
-    if told.kind == "access":
-        return UserError(f"{doing}: {told.sentence}; export RAY_AUTH_MODE=token and the cluster's token")
-    return Fault(f"{doing}: {told.sentence}")
+    explained = explain(error)
+    if explained.kind == "mistake":
+        return UserError(explained.sentence)
+    if explained.kind == "access":
+        return UserError(f"{doing}: {explained.sentence}; export RAY_AUTH_MODE=token and the cluster's token")
+    return Fault(f"{doing}: {explained.sentence}")
 
 
 def is_lost_process(error: BaseException) -> bool:
@@ -173,7 +173,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _kind(error: BaseException) -> Kind:
+def _kind(error: BaseException) -> FailureKind:
     names = {base.__name__ for base in type(error).__mro__}
     return next((kind for name, kind in _KINDS if name in names), "cluster")
 

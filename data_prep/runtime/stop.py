@@ -1,5 +1,4 @@
-"""SIGINT and SIGTERM as a flag that a command checks between pieces of work, so that it always ends in an orderly
-way."""
+"""SIGINT and SIGTERM set a flag, which a command checks between pieces of work and then ends in an orderly way."""
 
 from __future__ import annotations
 
@@ -7,11 +6,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
+from typing import Any, Self
 
-from data_prep.errors import Stopped
+from data_prep.errors import Interrupted
 
 LIMIT_S = 5.0
 """Limit for the cleanup after a second signal."""
@@ -28,19 +27,41 @@ def end_at_once(exit_code: int, what_is_lost: str, limit_s: float = LIMIT_S) -> 
 
 
 class StopFlag:
-    """Set by a signal. A second signal raises KeyboardInterrupt at once, for the impatient."""
+    """Set by the first signal within its `with` block. A second one raises KeyboardInterrupt at once.
+
+    Args:
+        what_is_lost: by a second signal, for the line that it prints.
+        end: called at the second signal with the exit code and `what_is_lost`.
+    """
 
     def __init__(
         self,
         what_is_lost: str = "unwritten work is repeated",
         end: Callable[[int, str], None] = end_at_once,
     ) -> None:
-        """`end`: called at the second signal with the exit code and `what_is_lost`."""
         self.number: int | None = None
-        """Of the first signal; None so far."""
+        """Number of the first signal; None so far."""
         self._what_is_lost = what_is_lost
         self._end = end
-        self._is_installed = False
+        self._handlers_before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._handlers_before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.install_again()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        self._handlers_before = {}
+
+    def install_again(self) -> None:
+        """Call it after `ray.init`, which replaces the handlers. Does nothing outside the `with` block."""
+        for number in self._handlers_before:
+            signal.signal(number, self._handle)
+
+    def stop_requested(self) -> bool:
+        return self.number is not None
 
     @property
     def exit_code(self) -> int:
@@ -48,38 +69,12 @@ class StopFlag:
         return 128 + (self.number or 0)
 
     def check(self) -> None:
-        """Raises Stopped once a signal has come."""
+        """Raises Interrupted once a signal has come."""
         if self.number is not None:
-            raise Stopped(self.number)
-
-    def install(self) -> None:
-        """Handles SIGINT and SIGTERM from now on."""
-        self._is_installed = True
-        signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGTERM, self._handle)
-
-    def install_again(self) -> None:
-        """If it was installed: `ray.init` replaces the handlers."""
-        if self._is_installed:
-            self.install()
+            raise Interrupted(self.number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             self._end(128 + number, self._what_is_lost)
             raise KeyboardInterrupt
         self.number = number
-
-
-@contextmanager
-def stop_on_signals(
-    what_is_lost: str = "unwritten work is repeated", end: Callable[[int, str], None] = end_at_once
-) -> Iterator[StopFlag]:
-    """A flag that is set by signals within the block; the handlers from before come back after it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    flag = StopFlag(what_is_lost, end)
-    flag.install()
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

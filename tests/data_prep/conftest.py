@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.settings import BadPolicy, ConvertSettings
 from data_prep.sources import open_source
@@ -30,7 +30,7 @@ from data_prep.sources.splits import requested_split
 Picture = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 TurboFile = Callable[[np.ndarray, str], bytes]
-ConvertHere = Callable[..., Outcome]
+ConvertHere = Callable[..., ConvertReport]
 EndsIn = Callable[..., Ends]
 OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
 
@@ -158,7 +158,7 @@ def convert_here() -> ConvertHere:
 
     def run(
         source: str | Source, location: str | None, output: Path, max_bad: str | None = None, **settings: object
-    ) -> Outcome:
+    ) -> ConvertReport:
         opened = open_source(source, location, requested_split(None, output)) if isinstance(source, str) else source
         return convert(
             opened,

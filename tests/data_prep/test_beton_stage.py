@@ -46,7 +46,7 @@ def test_a_staged_beton_is_the_same_and_is_copied_once(shared: Path, tmp_path: P
     assert stage(shared, tmp_path / "cache", on_copied=lambda *_: pytest.fail("copied again")) == path
 
 
-class Interrupted(Exception):
+class Killed(Exception):
     pass
 
 
@@ -55,9 +55,9 @@ def test_an_interrupted_copy_resumes_and_replaces_damaged_chunks(
 ) -> None:
     def interrupt(done: int, total: int) -> None:
         if done >= 3 * CHUNK_BYTES:
-            raise Interrupted
+            raise Killed
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Killed):
         stage(shared, tmp_path, on_copied=interrupt)
     (unfinished,) = tmp_path.glob("*/*.unfinished")
     assert not list(tmp_path.glob("*/*.beton"))

@@ -40,8 +40,8 @@ from data_prep.converter.plan import (
 )
 from data_prep.converter.settings import BadPolicy, ConvertSettings
 from data_prep.converter.write import WriteTask
-from data_prep.errors import Fault, UserError
-from data_prep.runtime.stop import StopFlag, Stopped
+from data_prep.errors import Fault, Interrupted, UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import Sample, SourceDescription
 from data_prep.sources.datasets.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
@@ -166,9 +166,9 @@ def test_an_unfinished_part_leaves_nothing(file_output: FileOutput) -> None:
             PartWriter(file, "d" * 32, WorkUnit(0, 0, 3)).put(
                 0, Encoded(b"x", MODE_JPEG, 4, 5, False), 1, b"A" * 16, spill=True
             )
-            raise Stopped(15)
+            raise Interrupted(15)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         stop_half_way()
     assert names_in(work_path(file_output.path)) == []
 
@@ -186,7 +186,7 @@ class StopAfter(StopFlag):
     def check(self) -> None:
         self.looks -= 1
         if self.looks < 0:
-            raise Stopped(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
 
 
 def convert_until(looks: int, output: Path):
@@ -199,7 +199,7 @@ def test_a_stopped_conversion_resumes_to_the_same_bytes(tmp_path: Path, convert_
     expected = (tmp_path / "a.beton").read_bytes()
     for looks in range(6):  # two looks per unit
         output = tmp_path / str(looks) / "a.beton"
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             convert_until(looks, output)
         assert not output.exists()
         assert not manifest_path(output).exists()
@@ -211,7 +211,7 @@ def test_a_stopped_conversion_resumes_to_the_same_bytes(tmp_path: Path, convert_
 
 def test_a_stop_while_writing_leaves_no_beton_and_resumes(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         convert_until(7, output)
     assert names_in(tmp_path) == ["a.beton.work"]
     (target,) = work_path(output).glob("*.unfinished")
@@ -225,7 +225,7 @@ def test_a_stop_while_writing_leaves_no_beton_and_resumes(tmp_path: Path, conver
 
 def test_parts_of_another_plan_or_damaged_ones_are_not_resumed(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         convert_until(4, output)
     part = work_path(output) / part_name(0)
     part.write_bytes(part.read_bytes()[:-1])
@@ -615,13 +615,12 @@ def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
 
 
 def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
-    from data_prep.runtime.stop import stop_on_signals
-
     before, ends = signal.getsignal(signal.SIGTERM), []
-    with stop_on_signals(end=lambda *end: ends.append(end)) as stop:
+    with StopFlag(end=lambda *end: ends.append(end)) as stop:
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped) as stopped:
+        assert (stop.stop_requested(), stop.exit_code) == (True, 143)
+        with pytest.raises(Interrupted) as stopped:
             stop.check()
         assert stopped.value.signal_number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):

@@ -11,13 +11,13 @@ import pytest
 from data_prep.beton import ranges
 from data_prep.beton.stage import stage
 from data_prep.converter.context import ThisProcess
-from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.object_output import ObjectOutput
 from data_prep.converter.output import open_output
 from data_prep.converter.plan import WorkUnit
 from data_prep.converter.settings import ConvertSettings
 from data_prep.converter.write import WriteTask
-from data_prep.errors import Fault, Stopped, UserError
+from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.runtime.stop import StopFlag
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
@@ -64,7 +64,9 @@ class Watched(ThisProcess):
             yield task(job, item)
 
 
-def convert_to(output: Any, pool: ThisProcess | None = None, location: str = SYNTHETIC, **settings: Any) -> Outcome:
+def convert_to(
+    output: Any, pool: ThisProcess | None = None, location: str = SYNTHETIC, **settings: Any
+) -> ConvertReport:
     source = open_source("synthetic", location, SplitRequest(None, explicit=False))
     return convert(source, output, settings=ConvertSettings(**settings), pool=pool)
 
@@ -96,13 +98,13 @@ def test_it_resumes_where_it_was_stopped_and_shows_nothing_before_the_end(bucket
             assert "stopped/a.beton" not in names(bucket, "stopped/")
             assert "stopped/a.manifest.json" not in names(bucket, "stopped/")
             if count == number:
-                raise Stopped(15)
+                raise Interrupted(15)
 
         return look
 
     for number in (1, 2, 2, 1):
         pool = Watched(stop_at(number))
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             convert_to(output, pool)
         stops.append([type(item) for item in pool.done])
     assert stops[:3] == [[WorkUnit], [WorkUnit, WorkUnit], [WriteTask, WriteTask]]
@@ -121,9 +123,9 @@ def test_parts_of_the_upload_that_are_there_are_not_sent_again(bucket: Any) -> N
 
     def stop(item: Any, count: int) -> None:
         if count == 5:  # three units, two ranges
-            raise Stopped(15)
+            raise Interrupted(15)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         convert_to(output, Watched(stop))
     before = {name: read(bucket, name) for name in names(bucket, "parts/a.beton.work/range-")}
     assert len(before) == 2
@@ -138,9 +140,9 @@ def test_an_upload_that_is_gone_is_restarted(bucket: Any, tmp_path: Path) -> Non
 
     def stop(item: Any, count: int) -> None:
         if count == 5:
-            raise Stopped(15)
+            raise Interrupted(15)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         convert_to(output, Watched(stop))
     (upload,) = bucket.list_multipart_uploads(Bucket="prep")["Uploads"]
     bucket.abort_multipart_upload(Bucket="prep", Key="gone/a.beton", UploadId=upload["UploadId"])
@@ -152,8 +154,8 @@ def test_an_upload_that_is_gone_is_restarted(bucket: Any, tmp_path: Path) -> Non
 def test_killed_between_beton_and_manifest_it_is_made_again(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     output = "s3://prep/between/a.beton"
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectOutput, "publish", _publish_and_die)
-        with pytest.raises(Stopped):
+        patch.setattr(ObjectOutput, "complete", _complete_and_die)
+        with pytest.raises(Interrupted):
             convert_to(output)
     assert "between/a.beton" in names(bucket, "between/")
     assert "between/a.manifest.json" not in names(bucket, "between/")
@@ -165,12 +167,12 @@ def test_killed_between_beton_and_manifest_it_is_made_again(bucket: Any, monkeyp
     ]
 
 
-publish = ObjectOutput.publish
+complete = ObjectOutput.complete
 
 
-def _publish_and_die(output: ObjectOutput, target: str, receipts: Any) -> None:
-    publish(output, target, receipts)
-    raise Stopped(9)
+def _complete_and_die(output: ObjectOutput, target: str, receipts: Any) -> None:
+    complete(output, target, receipts)
+    raise Interrupted(9)
 
 
 def test_of_two_drivers_the_older_one_ends(bucket: Any) -> None:

@@ -22,12 +22,12 @@ from ray.exceptions import RaySystemError
 from data_prep.beton.manifest import manifest_path
 from data_prep.converter import ray_pool as cluster_cpus
 from data_prep.converter.context import NoProgress
-from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.output import work_path
 from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.ray_pool import MAX_LOSSES, TASKS_AHEAD, RayPool
-from data_prep.errors import Fault, UserError
-from data_prep.runtime.stop import StopFlag, Stopped, stop_on_signals
+from data_prep.errors import Fault, Interrupted, UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import Sample, Source, SourceDescription
 from data_prep.sources.datasets.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
@@ -70,7 +70,7 @@ def cluster() -> Iterator[str]:
 
 def run(
     source: Source, output: Path, workers: int, progress: Notes | None = None, stop: StopFlag | None = None
-) -> Outcome:
+) -> ConvertReport:
     progress, stop = progress or Notes(), stop or StopFlag()
     with RayPool(workers, None, progress, stop) as pool:
         return convert(source, output, pool=pool, progress=progress, stop=stop)
@@ -260,7 +260,7 @@ def test_a_stop_ends_the_tasks_and_the_next_run_resumes(tmp_path: Path, expected
             if samples:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with stop_on_signals() as stop, pytest.raises(Stopped):
+    with StopFlag() as stop, pytest.raises(Interrupted):
         run(SOURCE, tmp_path / "a.beton", 1, StopOnFirstReport(), stop)
     outcome = run(SOURCE, tmp_path / "a.beton", 1)
     assert outcome.num_units_resumed == 1

@@ -18,12 +18,12 @@ from data_prep.beton import layout, ranges
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import load_manifest
 from data_prep.converter.context import ThisProcess
-from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.output import FileOutput
-from data_prep.converter.plan import PART_ROW, UNIT_SAMPLES, Part, WorkUnit
+from data_prep.converter.plan import PART_ROW, UNIT_SAMPLES, UnitPart, WorkUnit
 from data_prep.converter.settings import BadPolicy, ConvertSettings
 from data_prep.converter.write import AllRanges, EarlyRanges, WriteTask, write_rows
-from data_prep.errors import Fault, Stopped, UserError
+from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import Sample
 from data_prep.sources.image_folder import ImageFolder
@@ -50,7 +50,7 @@ def test_they_are_those_of_the_finished_beton(sizes: list[int], cuts: set[int], 
     early = EarlyRanges("target", num_samples=len(sizes), page_bytes=PAGE_BYTES, range_bytes=range_bytes)
     tasks: list[WriteTask] = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
-        tasks += early.add(Part(WorkUnit(number, start, stop), rows[start:stop], []))
+        tasks += early.add(UnitPart(WorkUnit(number, start, stop), rows[start:stop], []))
 
     beton = lay_out(rows[rows["size"] > 0], PAGE_BYTES)
     ranges_of_all = AllRanges("target", beton, write_rows(rows, 0), range_bytes)
@@ -94,7 +94,7 @@ class Watched(ThisProcess):
     def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
         for item in items:
             if len(self.done) == self.stop_after:
-                raise Stopped(15)
+                raise Interrupted(15)
             kind, number = ("unit", item.number) if isinstance(item, WorkUnit) else ("range", item.range.number)
             self.done.append(f"{kind} {number}")
             yield task(job, item)
@@ -102,7 +102,7 @@ class Watched(ThisProcess):
 
 def run(
     tree: Path, output: Path, pool: ThisProcess | None = None, max_bad: str | None = None, **settings: Any
-) -> Outcome:
+) -> ConvertReport:
     return convert(
         ImageFolder.open(str(tree), SplitRequest(None, explicit=False)),
         output,
@@ -149,7 +149,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes_and_writes_nothing_twice(
 ) -> None:
     output = tmp_path / "a.beton"
     pool = Watched(stop_after)
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(large_tree, output, pool)
     assert not output.exists()
     numbers: list[int] = []
@@ -171,7 +171,7 @@ def test_bytes_that_are_not_in_the_file_any_more_are_written_again(
     large_tree: Path, tmp_path: Path, expected: bytes
 ) -> None:
     output = tmp_path / "a.beton"
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         run(large_tree, output, Watched(7))
     (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
     with target.open("r+b") as file:
@@ -229,7 +229,7 @@ class UntilARange(Watched):
             if isinstance(item, WriteTask):
                 self.descriptor = os.open(item.target, os.O_RDWR)
                 self.offset = int(item.range.pointers[3])
-                raise Stopped(15)
+                raise Interrupted(15)
             yield task(job, item)
 
 
@@ -258,7 +258,7 @@ def test_an_orphan_with_other_bad_samples_writes_nothing_into_the_beton(
     before = UntilARange()
     with monkeypatch.context() as patch:
         patch.setattr(ImageFolder, "__getitem__", with_a_passing_error)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             run(large_tree, tmp_path / "a.beton", before, max_bad="1", encode=encode)
     pool = WithAnOrphan(before)
     run(large_tree, tmp_path / "a.beton", pool, encode=encode)
@@ -294,7 +294,7 @@ def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run(
     inodes = []
     for _ in range(2):  # the second resumes where the first was stopped
         pool = Watched(4)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             run(large_tree, output, pool, max_bad="2")
         (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
         inodes.append(target.stat().st_ino)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep import native as native_library
-from data_prep.fuzz.corpus import ENCODINGS, PAGE_BYTES, Outcome, as_table, examine
+from data_prep.fuzz.corpus import ENCODINGS, PAGE_BYTES, FileResult, as_table, examine
 from data_prep.fuzz.jpegs import made_kinds
 from data_prep.fuzz.verdicts import Judge
 
@@ -87,9 +87,9 @@ def test_an_entire_folder(corpus: dict[str, bytes], tmp_path: Path) -> None:
 
 def test_the_table_counts_formats_and_outcomes() -> None:
     outcomes = [
-        Outcome("a", "PNG", "encoded"),
-        Outcome("b", "PNG", "refused", "is empty"),
-        Outcome("c", "JPEG", "kept"),
+        FileResult("a", "PNG", "encoded"),
+        FileResult("b", "PNG", "refused", "is empty"),
+        FileResult("c", "JPEG", "kept"),
     ]
     assert as_table(outcomes).splitlines()[2:] == ["| JPEG | 1 | 0 | 0 |", "| PNG | 0 | 1 | 1 |"]
     assert ENCODINGS == ("original", "jpeg", "raw")

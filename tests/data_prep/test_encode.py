@@ -27,7 +27,7 @@ from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import UserError
 from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.header import read_jpeg_header
-from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check
+from data_prep.jpeg.turbojpeg import JpegError, check
 from data_prep.pixels import to_rgb
 from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, empty_ends
 
@@ -35,7 +35,7 @@ from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, empty_ends
 def reads_cleanly(data: bytes) -> bool:
     try:
         check(data)
-    except (Damaged, Unreadable):
+    except JpegError:
         return False
     return True
 

@@ -25,7 +25,7 @@ from data_prep.fuzz.verdicts import Judge
 from data_prep.jpeg import header as jpeg_header
 from data_prep.jpeg.check import why_unfit
 from data_prep.jpeg.header import coefficient_bytes, is_read_by_ffcv, plain, read_jpeg_header
-from data_prep.jpeg.turbojpeg import Damaged, Unreadable, check, decode_rgb, encode_rgb
+from data_prep.jpeg.turbojpeg import DamagedJpeg, UnreadableJpeg, check, decode_rgb, encode_rgb
 
 USUAL = ("gray", "4:4:4", "4:2:2", "4:4:0", "4:2:0", "4:1:1", "runs past", "the same")
 
@@ -126,7 +126,7 @@ def test_an_oddity_that_decides_no_pixel_is_encoded_again(oddity: str, check_kin
     data = image_file(picture(90, 120), quality=90)
     odd = ODDITIES[oddity](data)
     assert odd != data
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableJpeg):
         check(odd)
     assert why_unfit(odd, 90, 120) is not None
     assert np.array_equal(decode_rgb(odd, 1), decode_rgb(data, 1))
@@ -142,7 +142,7 @@ def test_an_oddity_that_decides_no_pixel_is_encoded_again(oddity: str, check_kin
 def test_damage_after_an_oddity_is_found(oddity: str, encoded: str, picture, image_file) -> None:
     odd = ODDITIES[oddity](image_file(picture(90, 120), quality=90))
     for damaged in (odd[: len(odd) * 2 // 3], odd[: len(odd) * 2 // 3] + b"\xff\xd9"):
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedJpeg):
             check(damaged)
         with pytest.raises(BadSample, match="damaged"):
             encode(damaged, ConvertSettings(encode=encoded))  # type: ignore[arg-type]

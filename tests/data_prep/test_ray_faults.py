@@ -125,7 +125,7 @@ def test_an_exception_that_cannot_be_shown_has_a_name() -> None:
         (ray.exceptions.OutOfDiskError("x"), "disk", "a node's disk is full"),
         (ray.exceptions.ActorUnavailableError("rpc", None), "killed", "a process did not respond"),
         (ray.exceptions.RuntimeEnvSetupError("pip failed"), "environment", "a node could not set up the job's"),
-        (ray.exceptions.ActorUnschedulableError("no GPU"), "room", "no node of the cluster can run this"),
+        (ray.exceptions.ActorUnschedulableError("no GPU"), "capacity", "no node of the cluster can run this"),
         (ray.exceptions.GetTimeoutError("slow"), "timeout", "Ray did not respond in time"),
         (failed_task(KeyError("no such thing")), "error", "KeyError: 'no such thing'"),
         (failed_task(UserError("give --x")), "mistake", "give --x"),

@@ -198,7 +198,7 @@ def test_every_lost_process_is_a_dead_actor_to_tune(error: Exception) -> None:
         RayActorManager._actor_start_failed(cast(Any, manager), tracked_actor=cast(Any, actor), exception=error)
     assert isinstance(told, RayActorError)
     assert isinstance(at_start[0], RayActorError)
-    assert explain(told).passes
+    assert explain(told).is_transient
     with pytest.raises(RuntimeError, match="unexpected exception"):
         failed_by(OutOfMemoryError(LOW))  # Tune by itself, outside
 
