@@ -25,7 +25,7 @@ def data_digest(train: Manifest, val: Manifest) -> str:
 
 
 def short(digest: str) -> str:
-    """As many hex digits of `kind:hex` as nobody can give to other data; 16 of betons of earlier versions."""
+    """The hex digits of `kind:hex` that identify the data in a run: 16 for betons of earlier versions."""
     return parse_digest(digest).short
 
 
@@ -34,12 +34,12 @@ def require_classes(recipe: Recipe, manifest: Manifest, beton: Path | str) -> No
     if num_classes != recipe.model.num_classes:
         raise UserError(
             f"{beton}: holds {num_classes} classes, the recipe's model has model.num_classes = "
-            f"{recipe.model.num_classes}; set model.num_classes, or give data of as many classes"
+            f"{recipe.model.num_classes}; set model.num_classes, or give data with that many classes"
         )
 
 
 def require_same_classes(train: Manifest, val: Manifest, folder: str) -> None:
-    """UserError, with the first label that differs and the classes that one of the two lacks."""
+    """UserError naming the first label that differs and the classes that one of the two lacks."""
     differ = difference(train.class_names, val.class_names, "train.beton", "val.beton")
     if differ is None:
         return
@@ -65,15 +65,16 @@ def require_classes_of(
         return f"{model}: {NO_CLASS_NAMES}"
     differ = difference(class_names, manifest.class_names, model, str(beton))
     if differ is not None:
-        raise UserError(f"{beton}: does not hold the model's classes: {differ}; {way_out}")
+        raise UserError(f"{beton}: does not have the model's classes: {differ}; {way_out}")
     return None
 
 
 def picture_settings(manifest: Manifest) -> dict[str, Any]:
     """How its pictures were converted to pixels, which has to be done to any other picture shown to the model too.
 
-    `exif` and `background` as `data_prep.pixels.PictureSettings` has them, and `max_side`. Of a beton that was merged
-    from unlike ones, the defaults for what differs. UserError for values that conversion does not know.
+    `exif` and `background` as `data_prep.pixels.PictureSettings` has them, and `max_side`. For a beton that was merged
+    from betons with different settings, the defaults where they differ. UserError for values that conversion does not
+    know.
     """
     conversions = _conversions(manifest.settings)
     found = {**PictureSettings().as_dict(), "max_side": None}
@@ -99,16 +100,16 @@ def known_pictures(values: Any) -> dict[str, Any] | None:
 
 
 def mixed_pictures(manifest: Manifest, beton: str) -> str | None:
-    """A warning if the beton was merged from betons whose pictures were converted unlike."""
+    """A warning if the beton was merged from betons whose pictures were converted differently."""
     for key, default in {"exif": "ignore", "background": None}.items():
         values = [settings.get(key, default) for settings in _conversions(manifest.settings)]
         if any(value != values[0] for value in values):
-            return f"{beton}: was merged from betons with other settings of --{key}; convert them alike"
+            return f"{beton}: was merged from betons with different settings of --{key}; convert them alike"
     return None
 
 
 def other_pictures(first: Mapping[str, Any], second: Mapping[str, Any], in_first: str, in_second: str) -> str | None:
-    """A warning if EXIF orientations or transparent pixels were treated otherwise; both as `picture_settings`."""
+    """A warning if EXIF orientations or transparent pixels were treated differently; both as `picture_settings`."""
     for key in ("exif", "background"):
         if first.get(key) != second.get(key):
             return (
@@ -179,4 +180,4 @@ def training_data_note(data: Manifest, beton: Path, trained_on: str) -> str | No
     """A warning if a model is evaluated on the data it was trained on. `trained_on`: its identity's `data_digest`."""
     if f"train={short(data.digest)}" not in trained_on.split():
         return None
-    return f"{beton}: is what the model was trained on: accuracy there says nothing about new images"
+    return f"{beton}: the model was trained on it: accuracy there says nothing about new images"

@@ -55,14 +55,14 @@ from resnet_dist.weights.source import TrainedModel, load_model
 
 T = TypeVar("T")
 _LIMIT = timedelta(hours=1)
-"""Of one collective: workers meet at the end only, and their shares differ by one batch."""
+"""Limit for one collective: workers meet only at the end, and their shares differ by at most one batch."""
 
 
 def on_local_workers(work: Callable[[int, int], T], num_workers: int) -> T:
     """`work(rank, world_size)` on every worker; returns rank 0's result. One worker is this process itself.
 
     `work` and its result are pickled. Raises what a worker raised if that is a UserError or a Fault; a Fault, with the
-    last line of the cause, for anything else, a killed worker too; the others are ended then.
+    last line of the cause, for anything else, including a killed worker; then all other workers are ended.
     """
     if num_workers == 1:
         return work(0, 1)
@@ -101,7 +101,7 @@ def _pickled(error: Exception) -> bytes:
 
 
 def _cause(folder: Path, error: Exception) -> Exception:
-    """The error of the worker that failed first; the others fail because it is gone."""
+    """The error of the worker that failed first; other workers fail because it is gone."""
     errors = sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
     if errors:
         first: Exception = pickle.loads(errors[0].read_bytes())
@@ -111,7 +111,7 @@ def _cause(folder: Path, error: Exception) -> Exception:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What every worker is given: plain data, and models on the CPU."""
+    """A worker's input: plain data, and models on the CPU."""
 
     models: tuple[TrainedModel, ...]
     protocol: Protocol
@@ -125,7 +125,7 @@ class Evaluated:
     manifest: Manifest
     result: Evaluation
     images_per_s: float
-    """Of all workers together: the slowest one's time, without start-up and loading models."""
+    """Speed of all workers together, by the slowest one's time, without start-up and loading models."""
     warnings: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
@@ -167,8 +167,8 @@ def evaluate(
     for trained in models:
         if not ignore_class_names:
             way_out = (
-                "convert it with the same classes in the same order (--classes FILE), or, if only their names are "
-                "others, add --ignore-class-names"
+                "convert it with the same classes in the same order (--classes FILE), or, if only their names "
+                "differ, add --ignore-class-names"
             )
             warnings.append(require_classes_of(trained.name, trained.class_names, manifest, beton, way_out))
         require_classes(trained.recipe, manifest, beton)
@@ -282,7 +282,7 @@ _FILES = "evaluation"
 
 
 def facts_of(evaluated: Evaluated) -> dict[str, Any]:
-    """What was evaluated, how, on which data."""
+    """What was evaluated, how, and on which data."""
     job, manifest = evaluated.job, evaluated.manifest
     protocol = job.protocol
     views: dict[str, Any] = {"scales": list(protocol.scales)}
@@ -324,7 +324,7 @@ def write_files(evaluated: Evaluated, folder: Path) -> None:
 
 
 def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
-    """UserError if the folder's MLflow run is of another evaluation: it would keep that one's numbers."""
+    """UserError if the folder's MLflow run is of another evaluation, whose numbers it would keep."""
     before = folder / _FILES / "result.json"
     if not run_file(folder).exists() or not before.exists():
         return
@@ -345,7 +345,7 @@ def require_same_evaluation(facts: dict[str, Any], folder: Path) -> None:
 def log_evaluation(evaluated: Evaluated, folder: Path, tracking_uri: str, experiment: str) -> str:
     """A run of the experiment with the numbers and the files that `write_files` wrote; returns its id.
 
-    From then on the folder knows its MLflow run, and the same folder continues that run. Raises UserError,
+    The folder then records its MLflow run, and evaluating into it again continues that run. Raises UserError,
     Fault.
     """
     facts, manifest = facts_of(evaluated), evaluated.manifest

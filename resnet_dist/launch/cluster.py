@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster the profile names, the one of the job this runs in, or a local one of its own."""
+"""Connecting to Ray: the cluster that the profile names, the cluster of the current job, or a local Ray."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cluster_of(profile: Profile, environment: Mapping[str, str]) -> str | None:
 
 
 def start_timeout_s(failure: FailureConfig) -> float:
-    """How long Ray waits for one group's CPUs and GPUs before it counts again how many workers there is room for."""
+    """How long Ray waits for one group's CPUs and GPUs before it counts again how many workers fit."""
     return min(failure.wait_for_resources_s, _COUNT_AGAIN_S)
 
 
@@ -59,10 +59,10 @@ def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(profile.failure.collective_timeout_s),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s(profile.failure)),
-        # A stopped process cannot end itself: Ray, which no longer hears of it, does, in the same time.
+        # A stopped process cannot end itself: Ray, which gets no more heartbeats, ends it within the same time.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(profile.failure.progress_timeout_s),
-        # It keeps the group at work until the node is gone, and what is done after its last checkpoint is lost; here
-        # the group stops at once and resumes elsewhere (`control.RunControl.asks`).
+        # It keeps the group running until the node is gone, and loses the steps since the last checkpoint; here the
+        # group stops at once and resumes elsewhere (`control.RunControl.asks`).
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -86,8 +86,8 @@ def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
 def ray_session(profile: Profile, *, dashboard: bool = False) -> Iterator[None]:
     """Connects, and disconnects at the end; a local Ray is ended with it.
 
-    `dashboard`: of a local Ray. Without it Ray Train cannot give back what a worker group held whose driver died.
-    Raises UserError if there is no cluster, or another than this Ray can talk to; Fault if a local Ray does not start.
+    `dashboard`: of a local Ray. Without it Ray Train cannot release the resources of a worker group whose driver died.
+    Raises UserError if there is no cluster, or one of another version of Ray; Fault if a local Ray does not start.
     """
     given, source = given_address(profile.ray_address, os.environ)
     address = cluster_address(given, source)
@@ -127,7 +127,7 @@ def workers_with_room(nodes: Sequence[Node], profile: Profile) -> int:
 
 
 def workers_that_fit(nodes: Sequence[Node], cpus_per_worker: int, gpus_per_worker: int) -> int:
-    """How many workers the nodes can hold, each whole on one node."""
+    """How many workers the nodes can hold, each on a single node."""
     return sum(
         int(min(node.cpus // cpus_per_worker, node.gpus // gpus_per_worker if gpus_per_worker else float("inf")))
         for node in nodes
@@ -167,7 +167,7 @@ def remedy(nodes: Sequence[Node], profile: Profile, environment: Mapping[str, st
 
 
 def no_gpus(environment: Mapping[str, str]) -> str:
-    """Why Ray may see none where there are some; "" if nothing says so."""
+    """Why Ray may not see existing GPUs; "" if nothing suggests so."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return ""
@@ -199,8 +199,8 @@ def wait_for_capacity(profile: Profile, log: Callable[[str], None]) -> list[Node
 
 
 def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], log: Callable[[str], None]) -> list[Node]:
-    """The cluster's nodes, as soon as `has_room` of them, or when `failure.wait_for_nodes_s` are over. Whether they do
-    then is for the caller to judge."""
+    """The cluster's nodes, as soon as `has_room` of them, or when `failure.wait_for_nodes_s` are over. The caller
+    checks whether they have room then."""
     limit_s = profile.failure.wait_for_nodes_s
     deadline = time.monotonic() + limit_s
     nodes = alive_nodes()
@@ -214,9 +214,10 @@ def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], lo
 
 @contextmanager
 def asked_for(profile: Profile, bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
-    """Inside, Ray's autoscaler, if there is one and the profile waits for it, is to keep nodes for all these bundles.
+    """Within the context, Ray's autoscaler, if there is one and the profile waits for it, keeps nodes for all these
+    bundles.
 
-    Ray knows one such request for the whole cluster: that of the job which asked last.
+    Ray keeps one such request for the entire cluster: that of the job that asked last.
     """
     if profile.failure.wait_for_nodes_s == 0:
         yield
@@ -231,13 +232,14 @@ def asked_for(profile: Profile, bundles: Sequence[Mapping[str, float]]) -> Itera
 
 
 def worker_bundles(profile: Profile) -> list[dict[str, float]]:
-    """What the fewest workers of the profile need, each on one node."""
+    """The resources of the profile's smallest number of workers, each on one node."""
     bundle = {"CPU": float(profile.cpus_per_worker), "GPU": float(profile.gpus_per_worker)}
     return [{name: amount for name, amount in bundle.items() if amount} for _ in range(profile.workers.min)]
 
 
 class HeadWatch:
-    """Knocks at the cluster's head. Without one, Ray ends this process after a minute with a page of C++ frames."""
+    """Checks that the cluster's head is reachable. If it is not, Ray ends this process after a minute with a page of
+    C++ frames."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -245,7 +247,7 @@ class HeadWatch:
         self._answered_s = self._looked_s = time.monotonic()
 
     def look(self) -> None:
-        """Call it often. Raises Fault if nobody has answered for the limit."""
+        """Call it often. Raises Fault if there was no response for the limit."""
         now_s = time.monotonic()
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
@@ -257,6 +259,6 @@ class HeadWatch:
         except OSError as error:
             if time.monotonic() - self._answered_s > self._limit_s:
                 raise Fault(
-                    f"the Ray head at {self._address} has not answered for {self._limit_s:g} s "
-                    f"(failure.head_timeout_s): {error.strerror or error}; start a cluster and give the command again"
+                    f"the Ray head at {self._address} has not responded for {self._limit_s:g} s "
+                    f"(failure.head_timeout_s): {error.strerror or error}; start a cluster and run the command again"
                 ) from None

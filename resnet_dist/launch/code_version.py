@@ -31,10 +31,10 @@ _MAX_TEXT_CHARACTERS = 24_000
 class CodeVersion:
     commit: str
     dirty: bool
-    """Whether tracked files differ from the commit, or files are there that git neither tracks nor ignores."""
+    """Whether tracked files differ from the commit, or there are files that git neither tracks nor ignores."""
     diff: str
-    """`git diff HEAD` and the names of untracked files, without what is secret: files by their name, values by their
-    form. Cut at 256 KiB."""
+    """`git diff HEAD` and the names of untracked files, without secrets: files by their name, values by their form. Cut
+    at 256 KiB."""
 
 
 def read_code_version(folder: Path) -> CodeVersion | None:
@@ -52,7 +52,7 @@ def read_code_version(folder: Path) -> CodeVersion | None:
 
 
 def as_text(code: CodeVersion) -> str:
-    """For an environment variable: plain characters, and short, whatever the changes are."""
+    """For an environment variable: plain characters, and short for any changes."""
     max_bytes = _MAX_DIFF_BYTES
     while True:
         tree = {"commit": code.commit, "dirty": code.dirty, "diff": shortened(code.diff, max_bytes)}
@@ -63,7 +63,7 @@ def as_text(code: CodeVersion) -> str:
 
 
 def from_text(text: str) -> CodeVersion | None:
-    """None for what `as_text` did not make."""
+    """None for a text that `as_text` did not make."""
     try:
         unpacked = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), 2 * _MAX_READ_BYTES)
         tree = json.loads(unpacked)
@@ -74,7 +74,7 @@ def from_text(text: str) -> CodeVersion | None:
 
 def _diff(folder: Path) -> list[str] | None:
     """The names of the changed files that are left out, and the changes of all others; None where git fails."""
-    # A renamed file as one that went and one that came: the name of either may be a secret's.
+    # A renamed file counts as one deleted and one added: either name may be a secret's.
     how = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames")
     names = _git(folder, *how, "--name-only", "-z")
     if names is None:
@@ -104,7 +104,7 @@ def library_versions() -> Mapping[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, whole lines up to a megabyte; None where it fails or takes too long."""
+    """Git's output, complete lines up to a megabyte; None if it fails or takes too long."""
     command = ["git", "-C", str(folder), "-c", "core.quotePath=off", *arguments]
     try:
         with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as git:

@@ -1,7 +1,7 @@
 """How a request to stop gets from a signal to the workers, and how their progress comes back.
 
-A signal sets `StopSignal.number`; the driver's loop hands it to the `RunControl` actor when it looks there, twice a
-second; every worker asks the actor once a second; the workers vote after every step (`training.loop`).
+A signal sets `StopSignal.number`; the driver's loop passes it to the `RunControl` actor, twice a second; every worker
+asks the actor once a second; the workers vote after every step (`training.loop`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class StopSignal(Observer):
 
 @contextmanager
 def stop_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[StopSignal]:
-    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs a SIGTERM handler of its own.
+    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs its own SIGTERM handler.
 
-    `end`: what is done at the second signal, given the exit code and what is lost.
+    `end`: called at the second signal, with the exit code and what is lost.
     """
     stop = StopSignal()
 
@@ -69,7 +69,7 @@ class Status:
     """How many worker groups have started; more than one means a restart."""
     world_size: int = 0
     reservation: Reservation = NO_RESERVATION
-    """That of the newest worker group, for a controller that dies may leave it behind."""
+    """The reservation of the newest worker group, since a controller that dies may leave it behind."""
     step: int = 0
     resumed_step: int | None = None
     """The step from which the newest worker group resumed, once that is known."""
@@ -79,16 +79,16 @@ class Status:
     evaluations: tuple[tuple[int, Mapping[str, float]], ...] = ()
     """Step and metrics of each evaluation that the driver has not seen yet, in order."""
     has_workers: bool = False
-    """Whether a worker group has started since the newest trainer did."""
+    """Whether a worker group has started since the newest trainer started."""
     given_up: str | None = None
     """Why the run must end, if a worker has found that no restart would help."""
     mistake: str | None = None
-    """A user's mistake that a worker has found; the other workers may be waiting for it in a collective."""
+    """A user's mistake found by a worker; the other workers may be waiting for that worker in a collective."""
 
 
 class RunControl:
     """The actor's body, between the driver and its workers. It runs on the driver's node, so it lives and dies with the
-    driver; killed, it comes back empty, so both sides repeat what they tell it.
+    driver; if it is killed, it restarts empty, so both sides repeat what they tell it.
     """
 
     def __init__(self) -> None:
@@ -101,10 +101,10 @@ class RunControl:
         self._leaving: frozenset[str] = frozenset()
 
     def look(self, trainer: int, *, stop: bool, evaluated_step: int = 0) -> Status:
-        """What the driver calls, twice a second: returns the status, and takes whether the workers are to stop.
+        """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
 
         Args:
-            trainer: number of the driver's trainer. When a new one is started, no worker of the last one is left.
+            trainer: number of the driver's trainer. When a new one starts, no worker of the last one is left.
             evaluated_step: the newest evaluation that the driver has seen. It and those before are forgotten.
         """
         # Only what the driver confirms is forgotten: an answer may not have reached it.
@@ -118,7 +118,7 @@ class RunControl:
         return self._status
 
     def asks(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
-        """What every worker calls, once a second: returns whether to stop, and takes where the worker runs.
+        """Every worker calls it once a second: passes where it runs, and gets whether to stop.
 
         Workers stop when the driver asks for it, and when a node that one of them runs on is about to leave.
         """
@@ -175,7 +175,8 @@ class RunControl:
         self._status = replace(self._status, given_up=self._status.given_up or reason)
 
     def mistake(self, what: str) -> None:
-        """Before the first step only. Later a node may just not be ready: its group fails, and another one begins."""
+        """Only before the first step. Later a node may only not be ready yet: then its group fails and another one
+        starts."""
         if self._status.attempt > 1 or self._status.resumed_step is not None:
             return
         self._status = replace(self._status, mistake=self._status.mistake or what)

@@ -21,11 +21,11 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: Observer | None = None) -> WorkerResult:
-    """Trains the run from its newest checkpoint to its end, until it diverges, or until `observer` asks to stop.
+    """Trains the run from its newest checkpoint to the end, until it diverges, or until `observer` asks to stop.
 
     Args:
         on: `in_process`, or `ray_group.ray_group`. The weights do not depend on it.
-        observer: is told of every evaluation, and is asked whether to stop.
+        observer: sees every evaluation, and may ask to stop.
 
     Raises UserError, Fault; both are in the run's events too.
     """
@@ -41,8 +41,8 @@ def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: 
 
 
 def in_process(run: Run, observer: Observer) -> WorkerResult:
-    """Trains in this process, as the only worker; for `execute`. A worker group takes some twenty seconds to start, for
-    four processes import ray and torch; a small model on digits trains in two.
+    """Trains in this process, as the only worker; for `execute`. A worker group takes some twenty seconds to start,
+    since four processes import ray and torch; a small model on digits trains in two.
     """
     from resnet_dist.training.loop import run_worker  # brings ffcv and numba
 
@@ -77,8 +77,8 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
 def clear_leftovers(storage: RunStorage, keep: int, damaged: Collection[str]) -> None:
     """Removes what an earlier training left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
 
-    Where to resume is decided by the complete checkpoints themselves (`checkpoint.newest_complete`). Ray's snapshot of
-    them is not written atomically and refuses a run whose folders changed, so no trainer starts from another's.
+    A run resumes from the complete checkpoints themselves (`checkpoint.newest_complete`). Ray's snapshot of them is not
+    written atomically and rejects a run whose folders changed, so no trainer starts from another's snapshot.
     """
     storage.remove(RAY_SNAPSHOT)
     prune(storage, keep, damaged)

@@ -1,7 +1,7 @@
 """One driver at a time: a lease with a heartbeat, whose number fences off earlier drivers.
 
-`driver/00003.lease` is created by exactly one process; whoever created the highest number holds the run, and everybody
-who works for a lower number (a driver that was cut off and came back, its workers) may not commit any more.
+`driver/00003.lease` is created by exactly one process; the creator of the highest number holds the run. A process that
+works for a lower number (a driver that was cut off and came back, or its workers) may not commit any more.
 `driver/00003.json` says where the holder runs and counts up as long as it is alive.
 """
 
@@ -41,9 +41,9 @@ class Holder:
     beat: int = 0
     released: bool = False
     request: str = ""
-    """What its trainer asked Ray for (`Reservation.request`): whoever follows a dead driver takes it back."""
+    """What its trainer requested from Ray (`Reservation.request`): the successor of a dead driver cancels it."""
     namespace: str = ""
-    """In which its pid means something."""
+    """The pid namespace in which its pid is valid."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Lease:
         newest = _newest(self.storage)
         if newest < self.number:
             raise UserError(
-                f"{self.storage.location}: {socket.gethostname()} does not see here what the driver wrote; storage "
+                f"{self.storage.location}: {socket.gethostname()} does not see what the driver wrote; storage "
                 "must be a folder that all nodes share, mounted on each, or s3://"
             )
         if newest > self.number:
@@ -86,7 +86,7 @@ class HeldLease:
         self._thread.start()
 
     def require_ours(self) -> None:
-        """Raises Fault once another driver has the run; what storage does not tell is taken for ours."""
+        """Raises Fault once another driver has the run; if storage cannot be read, the run counts as ours."""
         if self.lost is not None:
             raise self.lost
         with suppress(OSError, UserError):
@@ -100,7 +100,7 @@ class HeldLease:
         return True
 
     def note_request(self, request: str) -> None:
-        """Is in storage with the next heartbeat."""
+        """Stored with the next heartbeat."""
         with self._changing:
             self._me = replace(self._me, request=request)
 
@@ -118,13 +118,13 @@ class HeldLease:
             with self._changing:
                 self._me = replace(self._me, beat=self._me.beat + 1)
             try:
-                self.token.require_held()  # UserError: not there, but it was when the run was taken
+                self.token.require_held()  # UserError: missing, although it existed when the lease was taken
             except (OSError, UserError):
-                continue  # storage does not answer; who takes the run over meanwhile has a higher number
+                continue  # storage does not respond; a driver that takes over meanwhile has a higher number
             except Fault as fault:
                 self.lost = fault
                 return
-            with suppress(OSError, Fault):  # a full disk ends no run here: the checkpoints' own limit does
+            with suppress(OSError, Fault):  # a full disk does not end the run here: the checkpoints' own limit does
                 self._publish()
 
     def _publish(self) -> None:
@@ -157,7 +157,7 @@ def take(storage: RunStorage, timeout_s: float, log: Callable[[str], None] = lam
         holder = _holder(storage, number)
         if number and not _is_over(holder):
             _watch(storage, number, holder, timeout_s, log)
-        taken = max(number, newest_lease(storage.folder)) + 1  # also if somebody removed the folder `driver`
+        taken = max(number, newest_lease(storage.folder)) + 1  # also if the folder `driver` was removed
         if storage.create_exclusive(_path(storage, taken, ".lease")):
             break
     for old in range(1, number):
@@ -168,7 +168,7 @@ def take(storage: RunStorage, timeout_s: float, log: Callable[[str], None] = lam
 
 
 def driver_of(storage: RunStorage) -> Holder | None:
-    """Who holds the run, unless it was released or its driver is known to be dead."""
+    """The holder of the run, unless it was released or its driver is known to be dead."""
     holder = _holder(storage, _newest(storage))
     return None if _is_over(holder) else holder
 
@@ -204,7 +204,7 @@ def _is_over(holder: Holder | None) -> bool:
     if holder is None:
         return False
     here = this_process()
-    # Containers of one machine may have its name and its boot, and pids of their own.
+    # Containers of one machine may have its name and its boot id, but their own pids.
     same_boot = holder.process.partition(" ")[0] == here.process.partition(" ")[0] != ""
     same_place = holder.host == here.host and same_boot and holder.namespace == here.namespace != ""
     return holder.released or (same_place and _start_of(holder.pid) != holder.process)
@@ -249,13 +249,13 @@ def _name(number: int, suffix: str) -> str:
 
 
 class StorageRefused(Fault):
-    """Storage did not take a checkpoint within its time."""
+    """Storage did not accept a checkpoint within the limit."""
 
 
 @dataclass(frozen=True)
 class FencedStorage:
-    """A run's storage as its workers write to it: `commit` is patient where storage is full or away, and closed to
-    those whose driver was replaced. All else is `inner`'s.
+    """A run's storage as its workers write to it: `commit` retries while storage is full or unreachable, and refuses
+    workers whose driver was replaced. Everything else is `inner`'s.
     """
 
     inner: RunStorage
@@ -264,7 +264,7 @@ class FencedStorage:
     """Longest time to try."""
     warn: Callable[[str], object]
     give_up: Callable[[str], object] = lambda why: None
-    """Hears why a checkpoint will never be written: a restart of the workers would not help."""
+    """Called with the reason why a checkpoint will never be written: a restart of the workers would not help."""
     heartbeat: Callable[[], object] = lambda: None
     """Called before every new try: waiting for storage is no hang."""
 
@@ -272,12 +272,12 @@ class FencedStorage:
         return getattr(object.__getattribute__(self, "inner"), name)
 
     def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
-        """Raises Fault when the time is over, or if another driver has the run."""
+        """Raises Fault after the limit, or if another driver has the run."""
 
         def once() -> None:
             try:
                 self.lease.require_held()
-            except UserError as error:  # it was there when the worker began: perhaps it is being mounted again
+            except UserError as error:  # it existed when the worker began: perhaps it is being mounted again
                 raise OSError(str(error)) from None
             self.inner.commit(name, write, last)
 
@@ -298,7 +298,7 @@ def fenced(
     give_up: Callable[[str], object] = lambda why: None,
     heartbeat: Callable[[], object] = lambda: None,
 ) -> RunStorage:
-    """`storage`, closed to whoever does not hold the run any more; see `FencedStorage`."""
+    """`storage`, closed to processes that no longer hold the run; see `FencedStorage`."""
     return cast(RunStorage, FencedStorage(storage, lease, limit_s, warn, give_up, heartbeat))
 
 
@@ -312,8 +312,9 @@ def commit_within(
     sleep: Callable[[float], None] = time.sleep,
     now_s: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Calls `commit` until it does not raise OSError (a full disk, a quota, a store that does not answer), `limit_s` at
-    most. `warn` hears of the first failure and of the success after it. Raises StorageRefused; anything else at once.
+    """Calls `commit` until it does not raise OSError (a full disk, a quota, a store that does not respond), for
+    `limit_s` at most. `warn` gets the first failure and the success after it. Raises StorageRefused; anything else at
+    once.
     """
     began_s, warned = now_s(), False
     while True:
@@ -323,11 +324,11 @@ def commit_within(
             reason = error.strerror or str(error)
             if now_s() - began_s + _RETRY_S > limit_s:
                 raise StorageRefused(
-                    f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; make room "
-                    "or repair it, and give the same command again: it resumes from the checkpoint before"
+                    f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; free some "
+                    "space or repair it, and run the same command again: it resumes from the checkpoint before"
                 ) from None
             if not warned:
-                warn(f"{what} cannot be written: {reason}; tried again for up to {limit_s:g} s, training goes on")
+                warn(f"{what} cannot be written: {reason}; tried again for up to {limit_s:g} s, training continues")
                 warned = True
             heartbeat()
             sleep(_RETRY_S)

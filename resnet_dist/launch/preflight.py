@@ -1,4 +1,4 @@
-"""Everything that can be checked before any worker starts, so that a user's mistake costs no GPU time; `--dry-run`."""
+"""Checks everything possible before any worker starts, so that a user's mistake costs no GPU time; `--dry-run`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from resnet_dist.training.schedule import RunPlan, plan_run
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: what it is, where its data is, how long it is."""
+    """A run that can start: its recipe and profile, its data, its length."""
 
     recipe: Recipe
     profile: Profile
@@ -54,7 +54,7 @@ class Prepared:
     """A path or a URL."""
     val_source: str
     train_beton: Path
-    """Where workers read it: the source itself, or its place in the cache of their node."""
+    """Where workers read it: the source itself, or its path in the cache of their node."""
     val_beton: Path
     train: Manifest
     val: Manifest
@@ -65,9 +65,9 @@ class Prepared:
     damaged: tuple[str, ...] = ()
     """The names of checkpoints newer than the newest complete one."""
     none_complete: bool = False
-    """There are checkpoints, and these are all."""
+    """The checkpoints, if there are any: these are all."""
     data_warnings: tuple[str, ...] = ()
-    """Those of `warnings` that are about the data."""
+    """The `warnings` that are about the data."""
 
     @property
     def node_cache(self) -> NodeCache | None:
@@ -159,7 +159,7 @@ def require_no_sweep(storage: RunStorage) -> None:
 
 
 def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
-    """UserError if one of the checkpoints, of which none is complete, once was: its metadata is written last."""
+    """UserError if a checkpoint was once complete although none is now: metadata is written last."""
     once_complete = [name for name in damaged if storage.read(f"{name}/{METADATA}") is not None]
     if once_complete:
         raise UserError(
@@ -169,7 +169,7 @@ def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
 
 
 def manifest_of(source: str) -> Manifest:
-    """Of a beton on disk, whose size is looked at too, or behind a URL. Raises UserError."""
+    """The manifest of a beton on disk, whose size is checked too, or behind a URL. Raises UserError."""
     return read_manifest(source) if "://" in source else load_manifest(Path(source))
 
 
@@ -195,7 +195,7 @@ def require_micro_batch_each(recipe: Recipe, profile: Profile) -> None:
 
 
 def require_buildable(recipe: Recipe) -> None:
-    """Builds the model without memory for its weights and opens the decoder, to raise now what they would later."""
+    """Builds the model without memory for its weights and opens the decoder, to raise their errors now."""
     if recipe.data.decoder == "native":
         open_kernel(recipe.data.decoder, num_threads=1, max_image_bytes=0)
     require_net(recipe)
@@ -219,7 +219,7 @@ def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) 
 
 
 def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
-    """Everything `train` would do with these arguments, as text. Raises UserError as `train` would."""
+    """Describes what `train` would do with these arguments. Raises UserError as `train` would."""
     prepared = prepare(recipe, profile, name)
     if (nodes := nodes_to_come(profile)) is not None:
         require_capacity(nodes, profile, os.environ)
@@ -228,15 +228,15 @@ def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
 
 
 def _left_out(recipe: Recipe, prepared: Prepared) -> str:
-    """A step has a whole global batch, so an epoch leaves the rest out: other images in each epoch."""
+    """A step has a full global batch, so each epoch leaves out the rest, which differs from epoch to epoch."""
     num_left_out = prepared.train.num_samples % recipe.train.global_batch_size
     if num_left_out == 0 or recipe.data.augmentation_repeats > 1:
         return ""
-    return f", {num_left_out:,} images left out of each epoch, others each time"
+    return f", {num_left_out:,} images left out of each epoch, different ones each time"
 
 
 def nodes_to_come(profile: Profile) -> Sequence[Node] | None:
-    """Those that a run would find; None where they are still to be started (failure.wait_for_nodes_s)."""
+    """The nodes that a run would find; None if they are still to be started (failure.wait_for_nodes_s)."""
     if cluster_of(profile, os.environ) is None:
         return [this_machine(profile, torch.cuda.device_count())]
     if profile.failure.wait_for_nodes_s:

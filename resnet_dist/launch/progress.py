@@ -1,4 +1,4 @@
-"""How a run is getting on: lines and a bar on the terminal, `events.log`, and where the seconds of a start went."""
+"""A run's progress: lines and a bar on the terminal, `events.log`, and the times of the stages of a start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LINE_EVERY_S = 5.0
 
 
 def describe(status: Status, plan: RunPlan) -> str:
-    """One line: how far the run is, and how well it does."""
+    """One line: the run's progress and its newest metrics."""
     metrics = status.metrics
     parts = [f"epoch {plan.epoch_of(max(status.step - 1, 0)) + 1}/{-(-plan.last_step // plan.steps_per_epoch)}"]
     if "train/loss" in metrics:
@@ -90,7 +90,7 @@ class EventLog:
     """Appends to the run's `events.log`, which outlives the driver."""
 
     def __init__(self, storage: RunStorage, lease: HeldLease | None = None) -> None:
-        """`lease`: of the driver that writes; one that has lost the run notes nothing any more."""
+        """`lease`: of the driver that writes; a driver that has lost the run writes nothing more."""
         self._storage, self._lease = storage, lease
         self.path = storage.folder / "events.log"
         self._attempt = 0
@@ -110,10 +110,10 @@ class EventLog:
             self._unwritten.clear()
             self._storage.upload(self.path)
         except OSError:
-            return  # a full disk or a store that is away must not end a run here; written with the next event
+            return  # a full disk or an unreachable store must not end a run here; written with the next event
 
     def observe(self, status: Status) -> None:
-        """Call it often; it notes every worker group that began, and every warning."""
+        """Call it often; it records every worker group that began, and every warning."""
         if status.attempt < self._attempt:  # the actor was killed, and counts from zero
             self._attempt = self._num_warnings = 0
         if status.attempt > self._attempt and status.resumed_step is not None:
@@ -137,14 +137,14 @@ class EventLog:
 
 
 def count_events(log: str) -> dict[str, str]:
-    """Tags of the run: how often its workers were started again, and how often in another number."""
+    """Tags of the run: how often its workers were restarted, and how often their number changed."""
     sizes = [int(match.group(1)) for line in log.splitlines() if (match := _WORKERS.match(line))]
     resizes = sum(before != after for before, after in pairwise(sizes))
     return {"restarts": str(max(len(sizes) - 1, 0)), "resizes": str(resizes)}
 
 
 class Startup:
-    """A clock that is read after every stage; the first one begins with this process."""
+    """A clock that is read after every stage; the first stage begins with this process."""
 
     def __init__(self, clock: Callable[[], float] = time.time, began_s: float | None = None) -> None:
         """`clock` and `began_s`: Unix time, in seconds."""
@@ -152,7 +152,7 @@ class Startup:
         self._began_s = self._passed_s = process_began_s() if began_s is None else began_s
         self._stages: list[str] = []
         self._seen = 0
-        """Of the three things that statuses show: workers up, ready, first steps done."""
+        """How many of the three stages in statuses have passed: workers up, ready, first steps done."""
 
     def passed(self, stage: str) -> None:
         """`stage` ends now, the next one begins."""
@@ -161,7 +161,7 @@ class Startup:
         self._passed_s = now_s
 
     def observe(self, status: Status) -> str | None:
-        """Call it with every status; its clock is as good as they are frequent. The whole line, once it is known."""
+        """Call it with every status, often for accuracy. Returns the complete line once it is known."""
         if self._seen == 0 and status.attempt:
             self.passed("workers")
             self._seen = 1

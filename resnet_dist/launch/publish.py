@@ -39,8 +39,8 @@ from resnet_dist.training.state import evaluated_weights
 _RESULT = "result.json"
 """Written last of all into the run's folder; its presence means that the run is complete."""
 _TRAINED = "trained.json"
-"""Written when the training is over. With the checkpoint this is all that publishing needs, so that any command and any
-machine that sees the storage can do it, without Ray and the data."""
+"""Written when the training is over. With the checkpoint this is all that publishing needs, so any command on any
+machine that sees the storage can publish, without Ray and the data."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class RunResult:
 
 
 def read_result(storage: RunStorage) -> RunResult | None:
-    """What the run's end wrote, with the places where the run's files are now: its folder may have been moved."""
+    """The result that the run's end wrote, with the current paths of the run's files: its folder may have been
+    moved."""
     content = storage.read(_RESULT)
     if content is None:
         return None
@@ -94,7 +95,7 @@ class Trained:
 
     @property
     def words(self) -> str:
-        """What was reached."""
+        """Describes what was reached."""
         top1 = self.metrics.get("val/top1")
         return f"training finished after step {self.step}" + ("" if top1 is None else f" at {top1:.2f} % top-1")
 
@@ -122,7 +123,7 @@ def write_trained(storage: RunStorage, trained: Trained) -> None:
 
 
 def read_trained(storage: RunStorage) -> Trained | None:
-    """None if there is none that can be read, or its checkpoint is not there: then the training has to continue."""
+    """None if there is none that can be read, or its checkpoint is missing: then the training has to continue."""
     content = storage.read(_TRAINED)
     if content is None:
         return None
@@ -148,17 +149,17 @@ def _parsed(tree: dict[str, Any]) -> Trained:
 
 
 def publish_model(run: Run, result: WorkerResult) -> RunResult:
-    """Brings a finished run's models to MLflow; leaving the run's block then brings its end. Raises as `publish`."""
+    """Publishes a finished run's models to MLflow; leaving the run's block then sends its end. Raises as `publish`."""
     trained = trained_run(run.prepared, result)
     write_trained(run.storage, trained)
     return publish(trained, run.record)
 
 
 def publish(trained: Trained, record: Record) -> RunResult:
-    """Brings a finished training to MLflow: what its workers left, plots, models, their registration.
+    """Publishes a finished training to MLflow: unsent metrics, plots, models, their registration.
 
-    A second call, from wherever, does what is missing. Raises Fault, or UserError if the server refuses this user, with
-    what was reached and how the rest gets there; the training counts as finished all the same.
+    A second call, from any machine, does what is missing. Raises Fault, or UserError if the server refuses this user,
+    saying what was reached and how to send the rest; the training counts as finished either way.
     """
     record.trained, record.end = trained.words, RunEnd("FINISHED", UNPUBLISHED)
     try:
@@ -175,8 +176,8 @@ def publish(trained: Trained, record: Record) -> RunResult:
 
 
 def _publish_models(trained: Trained, record: Record) -> RunResult:
-    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them
-    if the profile said so, and returns where everything is."""
+    """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them if
+    the profile says so, and returns where everything is."""
     storage, handle = record.storage, record.handle
     with newest_complete(storage) as found:
         if found is None or found.metadata.step != trained.step:
@@ -207,7 +208,7 @@ def _publish_models(trained: Trained, record: Record) -> RunResult:
 
 
 def model_card(trained: Trained, metrics: Mapping[str, float]) -> dict[str, str]:
-    """What travels with a logged model: how it was made, and what to feed it."""
+    """The metadata of a logged model: how it was made, and its input."""
     return {
         "recipe": to_yaml(trained.recipe),
         "recipe_hash": trained.identity.recipe_hash,
@@ -255,13 +256,13 @@ def _why(registered: Registration) -> str:
     if registered.other_classes is None:
         return ""
     return (
-        f", for it is of other classes: {registered.other_classes}; move the alias yourself to replace it, or train "
+        f", because it has other classes: {registered.other_classes}; move the alias yourself to replace it, or train "
         "under another data.dataset to keep both"
     )
 
 
 def trained_before(prepared: Prepared) -> Trained | None:
-    """What an earlier command trained to the end that is still asked for, and could not bring to MLflow."""
+    """What an earlier command trained, to the end that is still requested, but could not publish to MLflow."""
     trained = read_trained(prepared.storage)
     if trained is None or trained.step != prepared.plan.last_step or prepared.damaged:
         return None
@@ -276,7 +277,8 @@ def complete(
     *,
     driver_timeout_s: float = FailureConfig().driver_timeout_s,
 ) -> RunResult:
-    """Publishes what an earlier command trained, from wherever: needs neither Ray nor the data. Raises as `publish`."""
+    """Publishes what an earlier command trained, from any machine: needs neither Ray nor the data. Raises as
+    `publish`."""
     with held(storage, driver_timeout_s, log) as lease:
         handle = recorded_run(storage, tracking_uri)
         if handle is None:
@@ -288,9 +290,10 @@ def complete(
 
 
 def sync_run(storage: RunStorage, tracking_uri: str, log: Log) -> str:
-    """Brings to MLflow whatever it does not have of a run, as `train` would have; what came of it, in words.
+    """Sends MLflow everything that it lacks of a run, as `train` would have; returns a description.
 
-    Harmless at any time: a run that a driver is at work on gets its points only. Raises as `sync` and `complete` do.
+    Harmless at any time: for a run that a driver is working on, only points are sent. Raises as `sync` and `complete`
+    do.
     """
     trained = read_trained(storage) if read_result(storage) is None else None
     if trained is None:
@@ -313,12 +316,12 @@ def _words(report: SyncReport, storage: RunStorage) -> str:
         parts.append("the run has not ended: the `train` command with its name resumes it")
     if report.num_rejected:
         parts.append(
-            f"MLflow refused {report.num_rejected:,} things for good: see tracking/*/rejected.jsonl of the run"
+            f"MLflow permanently refused {report.num_rejected:,} items: see tracking/*/rejected.jsonl of the run"
         )
     if report.num_bad_lines:
         parts.append(f"{report.num_bad_lines:,} lines that no tracker wrote were skipped")
     if report.num_unreadable_bytes:
-        parts.append(f"{report.num_unreadable_bytes:,} bytes at the end of the spool are no whole line")
+        parts.append(f"{report.num_unreadable_bytes:,} bytes at the end of the spool are an incomplete line")
     if report.strangers:
-        parts.append(f"left alone, as of other MLflow runs: {', '.join(report.strangers)}")
+        parts.append(f"left alone, since they belong to other MLflow runs: {', '.join(report.strangers)}")
     return shown(redacted("; ".join(parts)), None)

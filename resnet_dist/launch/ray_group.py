@@ -1,4 +1,4 @@
-"""Training on a Ray Train worker group: started, watched, started again after a fault, ended."""
+"""Training on a Ray Train worker group: starts it, watches it, restarts it after faults, ends it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _ANSWER_LIMIT_S = 5.0
 def ray_group(run: Run, observer: Observer) -> WorkerResult:
     """Trains on the cluster that this process is connected to; for `execute`.
 
-    Ray Train starts lost workers again by itself. A new trainer is needed where its controller died, and where a node
-    of its workers is about to leave; either way it begins at the newest complete checkpoint.
+    Ray Train restarts lost workers itself. A new trainer is needed when its controller died, and when a node of its
+    workers is about to leave; in both cases it begins at the newest complete checkpoint.
     """
     profile, failure, storage = run.prepared.profile, run.prepared.profile.failure, run.storage
     release_request(run.lease.left_request)
@@ -85,14 +85,14 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
             preemptions += 1
             if failure.max_preemptions is not None and preemptions > failure.max_preemptions:
                 raise Fault(f"nodes left the run {preemptions} times (failure.max_preemptions)")
-            event = f"a node leaves: the workers ended after step {result.step} with a checkpoint and start elsewhere"
+            event = f"a node leaves: the workers saved a checkpoint after step {result.step} and start elsewhere"
         run.log(event)
         run.events.note(event)
         wait_for_remaining_capacity(profile, observer.stop_requested)
         if observer.stop_requested() and result is not None:
             return result
         damaged = ()
-        with suppress(OSError, Fault):  # storage that does not answer now condemns nothing
+        with suppress(OSError, Fault):  # storage that does not respond now condemns nothing
             damaged = damaged_names(storage)
     raise AssertionError("unreachable")
 
@@ -100,10 +100,9 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
 def statuses(
     trainer: FitThread, control: ray.actor.ActorHandle, run: Run, stop_requested: Callable[[], bool]
 ) -> Iterator[Status]:
-    """Where the trainer's workers are, twice a second, until it has ended, or is to stop and has no workers yet.
-
-    Raises UserError or Fault once it is known that nothing will come of it: a worker found so, the workers do not stop
-    in time, the cluster's head does not answer, another driver has the run.
+    """Yields the workers' progress twice a second, until the trainer has ended, or should stop and has no workers yet.
+    Raises UserError or Fault once it cannot succeed: a worker found so, the workers do not stop in time, the cluster's
+    head does not respond, another driver has the run.
     """
     grace_s = run.prepared.profile.failure.stop_grace_s
     head = HeadWatch(run.prepared.profile.failure.head_timeout_s)
@@ -114,7 +113,7 @@ def statuses(
     while trainer.is_running(_LOOK_EVERY_S):
         if stop_by_s is None and stop_requested():
             stop_by_s = time.monotonic() + grace_s
-            run.log("stopping: the workers save a checkpoint first (once more to stop at once)")
+            run.log("stopping: the workers save a checkpoint first (again to stop at once)")
         if stop_by_s is not None and not has_begun:
             return
         if stop_by_s is not None and time.monotonic() > stop_by_s:
@@ -131,7 +130,7 @@ def statuses(
 
 
 def _look(control: ray.actor.ActorHandle, trainer: FitThread, *, stop: bool, evaluated_step: int = 0) -> Status | None:
-    """What the actor knows; None if it does not answer, as one that was killed and is on its way back.
+    """The actor's status; None if it does not respond, for example while it restarts.
 
     Raises UserError or Fault if a worker found that no restart would help.
     """
@@ -169,7 +168,7 @@ class ControllerLost(Fault):
 
 
 class FitThread:
-    """`TorchTrainer.fit()` in a thread of its own, so that the main thread can look at signals and show progress."""
+    """`TorchTrainer.fit()` in a separate thread, so that the main thread can handle signals and show progress."""
 
     def __init__(self, number: int, trainer: TorchTrainer) -> None:
         """`number`: from 1; which of the run's trainers it is, of this driver's."""
@@ -190,7 +189,7 @@ class FitThread:
         return self._thread.is_alive()
 
     def result(self, storage: RunStorage) -> WorkerResult:
-        """Rank 0's result. Raises ControllerLost, and UserError or Fault with the cause; the whole story goes to
+        """Rank 0's result. Raises ControllerLost, and UserError or Fault with the cause; the full error goes to
         `failure.log`.
         """
         if self._error is not None:
@@ -213,7 +212,7 @@ class FitThread:
 
 
 class WorkersLost(UserCallback):
-    """Says why a worker group ended, which Ray Train keeps to itself while it may try again."""
+    """Logs why a worker group ended, which Ray Train does not report while it may try again."""
 
     def __init__(self, control: Any) -> None:
         self._control = control
@@ -262,9 +261,8 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
 
 
 def wait_for_remaining_capacity(profile: Profile, stop_requested: Callable[[], bool]) -> None:
-    """Until the nodes that stay have room for the fewest workers, `failure.wait_for_resources_s` at most.
-
-    Returns too when the run is to stop. Raises Fault at the limit.
+    """Waits until the nodes that stay have room for the fewest workers, `failure.wait_for_resources_s` at most. Also
+    returns when the run should stop. Raises Fault at the limit.
     """
     limit_s = profile.failure.wait_for_resources_s
     deadline = time.monotonic() + limit_s
@@ -272,13 +270,13 @@ def wait_for_remaining_capacity(profile: Profile, stop_requested: Callable[[], b
         if time.monotonic() > deadline:
             raise Fault(
                 f"the nodes that are left have room for {room} workers of {profile.workers}, and no more came for "
-                f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and give the same command again"
+                f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and run the same command again"
             )
         time.sleep(2 * _LOOK_EVERY_S)
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first: a worker's own exception, not the wrapping around it."""
+    """The root cause: a worker's own exception, not its wrappers."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         return _of_ranks(error.worker_failures)
     return explain(error).sentence
@@ -292,7 +290,7 @@ def _of_ranks(failures: Mapping[int, BaseException]) -> str:
 def ray_storage(location: str) -> tuple[str, str, Any]:
     """`storage_path`, `name` and `storage_filesystem` of a RunConfig whose folder is `location`.
 
-    Ray gets the same S3 client as everybody else, so that one set of credentials and one endpoint hold for all.
+    Ray gets our S3 client, so that one set of credentials and one endpoint apply everywhere.
     """
     parent, name = split(location)
     if not is_url(location):

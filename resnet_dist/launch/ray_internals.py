@@ -1,8 +1,8 @@
-"""What is asked of Ray under its private names, all in one place: they are those of ray 2.60, for want of public ones.
+"""All uses of Ray's private names, which are those of ray 2.60; there are no public ones.
 
 What a worker group has reserved: a controller that dies leaves a placement group, which stays as long as the driver
-lives, and a request at the autoscaler's coordinator, which stays for 3 minutes; whoever follows has to release both.
-With another Ray the ids are not known, and Ray's own clean-up has to do. And which nodes are about to leave.
+lives, and a request at the autoscaler's coordinator, which stays for 3 minutes; its successor has to release both. With
+another version of Ray the ids are unknown, and only Ray's own clean-up happens. Also: which nodes are about to leave.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_prep.runtime.ray_errors import explain
 _log = logging.getLogger(__name__)
 _KNOWN_RAY = "2.60"
 _COORDINATOR = "AutoscalingCoordinator"
-"""Ray's detached actor of this name, in a namespace of this name: it shares the nodes out among elastic trainings."""
+"""Ray's detached actor of this name, in a namespace of this name: it distributes the nodes to elastic trainings."""
 _ANSWER_LIMIT_S = 10.0
 
 
@@ -28,7 +28,7 @@ class Reservation:
     """Ids, as Ray knows them; empty: none."""
 
     placement_group: str = ""
-    """Hexadecimal. What is reserved in the name of a driver stays so while the driver lives."""
+    """Hexadecimal. A driver's reservations last as long as the driver lives."""
     request: str = ""
     """Of the controller, at the coordinator: after a sudden death it stays for 3 minutes, in which an elastic training
     that follows gets none of those nodes."""
@@ -49,9 +49,8 @@ def current_reservation() -> Reservation:
 
 
 def release(reservation: Reservation) -> None:
-    """In the place of a controller that died.
-
-    Ray Train has a process for placement groups too, but it asks the dashboard, which a cluster need not have.
+    """Does what a controller that died would have done. Ray Train has a process for placement groups too, but that asks
+    the dashboard, which a cluster need not have.
     """
     if reservation.placement_group:
         from ray._raylet import PlacementGroupID
@@ -61,7 +60,7 @@ def release(reservation: Reservation) -> None:
 
 
 def release_request(request: str) -> None:
-    """Never raises: at worst the request ends by itself, after 3 minutes."""
+    """Never raises: at worst the request expires after 3 minutes."""
     if not request:
         return
     try:
@@ -69,18 +68,18 @@ def release_request(request: str) -> None:
         ray.get(coordinator.cancel_request.remote(request), timeout=_ANSWER_LIMIT_S)
     except RayError as error:
         why = explain(error).sentence
-        _log.warning("%s was not released (%s); it ends by itself within 3 minutes", request, why)
+        _log.warning("%s was not released (%s); it expires within 3 minutes", request, why)
     except ValueError:
         return  # no elastic training has run on this cluster
 
 
 def leaving_nodes() -> frozenset[str]:
-    """Ids of the nodes that announced that they leave: drained by hand, by the cluster or by the cloud. Empty if Ray
+    """Ids of the nodes that announced their departure: drained by hand, by the cluster or by the cloud. Empty if Ray
     cannot say.
 
     Ray Train asks the same (Ray Train's preemption watcher).
     """
     try:
         return frozenset(ray._private.state.state.get_draining_nodes())
-    except Exception:  # noqa: BLE001 - not connected, or a GCS that does not answer: asked again in a second
+    except Exception:  # noqa: BLE001 - not connected, or a GCS that does not respond: asked again in a second
         return frozenset()

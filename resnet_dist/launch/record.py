@@ -1,4 +1,5 @@
-"""What MLflow is told of a run besides its numbers: parameters, tags, description, files; and how its data was made."""
+"""What is logged about a run in MLflow besides its numbers: parameters, tags, description, files; and how its data was
+made."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def run_params(recipe: Recipe, profile: Profile) -> dict[str, str]:
 
 
 def run_tags(profile: Profile, identity: Identity, nodes: Sequence[Node], code: CodeVersion | None) -> dict[str, str]:
-    """What may differ between two starts of one run, and what MLflow's own columns show."""
+    """Settings that may differ between two starts of one run, and MLflow's own columns."""
     hardware = {key: value for key, value in flatten(profile).items() if key.partition(".")[0] in HARDWARE_KEYS}
     return {
         "recipe_hash": identity.recipe_hash,
@@ -122,7 +123,7 @@ def description(prepared: Prepared, made_by: Mapping[str, PreparationRun]) -> st
         f"    resnet-dist train {folder}/recipe.yaml --on {folder}/profile.yaml --name {prepared.name}\n\n"
         "Evaluate its newest checkpoint:\n\n"
         f"    resnet-dist evaluate {folder} --data {prepared.val_beton}\n\n"
-        "Send what an outage of MLflow kept back:\n\n"
+        "Send what an outage of MLflow held back:\n\n"
         f"    resnet-dist tracking sync {folder} --tracking-uri URI\n"
     )
 
@@ -151,7 +152,7 @@ def open_mlflow_run(
     """Opens the MLflow run that belongs to the run's folder, or continues it; below `parent_run_id`, if that is given.
     `with_code`: find out which code runs here, which takes git a moment.
 
-    Raises Fault if MLflow does not answer.
+    Raises Fault if MLflow does not respond.
     """
     recipe, profile, storage = prepared.recipe, prepared.profile, prepared.storage
     for file, text in _texts(prepared).items():
@@ -175,7 +176,7 @@ def open_mlflow_run(
 def describe_in_mlflow(
     handle: RunHandle, prepared: Prepared, nodes: Sequence[Node], code: CodeVersion | None, log: Log
 ) -> None:
-    """What the run is, for its page in MLflow. None of this can fail a run: what is not taken costs a warning."""
+    """Describes the run on its page in MLflow. None of this can fail a run: a refusal only causes a warning."""
     profile = prepared.profile
     facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
     inputs = data_inputs(prepared)
@@ -206,7 +207,7 @@ def _texts(prepared: Prepared) -> dict[str, str]:
 
 @contextmanager
 def _warn_on_error(log: Log, consequence: str) -> Iterator[None]:
-    """Turns what MLflow or storage refuse into a line for the user."""
+    """Turns errors of MLflow or storage into a line for the user."""
     try:
         yield
     except (Fault, UserError, OSError) as error:
@@ -219,9 +220,9 @@ def short(why: Undelivered) -> str:
 
 
 def waits(location: str, tracking_uri: str) -> str:
-    """What becomes of what MLflow did not take."""
+    """Says what happens to data that MLflow did not accept."""
     return (
-        "what it does not have is kept in storage and goes there by "
+        "the rest is kept in storage; send it with "
         f"`resnet-dist tracking sync {location} --tracking-uri {redacted(tracking_uri)}`"
     )
 
@@ -239,9 +240,8 @@ def send_files(storage: RunStorage, handle: RunHandle, class_names: Sequence[str
 
 
 def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
-    """The checkpoints in storage, newest first, and the best weights: their places, steps and metrics.
-
-    Only their metadata is read: whoever opens a damaged one will find out.
+    """The checkpoints in storage, newest first, and the best weights: their locations, steps and metrics. Only their
+    metadata is read, so damage is not noticed here.
     """
     found: list[dict[str, object]] = []
     for name in [*newest_first(storage.names()), *(f"{BEST}/{name}" for name in newest_first(storage.names(BEST)))]:

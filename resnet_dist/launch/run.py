@@ -1,10 +1,10 @@
-"""One run from its checks to its end: who holds it, what happened to it, its MLflow run.
+"""One run from its checks to its end: its lease, its events, its MLflow run.
 
     with Run.open(prepare(recipe, profile, name)) as run:
         run.begin(nodes)
         result = execute(run, on=ray_group)
 
-Every training is such a block: `train`'s, a sweep's trials, a study's. Leaving it is all that gives a run its end.
+Every training is such a block: `train`'s, a sweep's trials, a study's. Only leaving the block writes the run's end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _UNEXPECTED = RunEnd("FAILED", "an unexpected error")
 class Record:
     """The MLflow run of a run that this process drives; leaving its `with` block writes its end, once.
 
-    What MLflow does not take stays in storage for `resnet-dist tracking sync`, and one warning says so.
+    Data that MLflow does not accept stay in storage for `resnet-dist tracking sync`, and one warning says so.
     """
 
     handle: RunHandle
@@ -54,11 +54,11 @@ class Record:
     class_names: Sequence[str]
     log: Log
     brief: bool = False
-    """Whether the numbers are all: no description, plots and lists of files. For trials of seconds."""
+    """Whether only numbers are logged: no description, plots or lists of files. For trials of seconds."""
     end: RunEnd = _UNEXPECTED
     """What will be written."""
     trained: str = ""
-    """What was reached, once the training is over and its model is to be published."""
+    """What was reached, once the training is over and its model should be published."""
     _failure: Undelivered | None = None
     _is_away: bool = False
     _is_measured: bool = False
@@ -68,7 +68,8 @@ class Record:
         return self.handle.storage
 
     def send_measured(self) -> Undelivered | None:
-        """Brings to MLflow what the workers left, then plots, checkpoints and events; what stopped it, if anything."""
+        """Sends MLflow what the workers left, then plots, checkpoints and events; returns the error that stopped it, if
+        any."""
         self._is_measured = True
         return self._deliver(
             partial(sync, self.storage, self.handle.tracking_uri, limit_s=_SYNC_LIMIT_S, with_end=False),
@@ -105,7 +106,7 @@ class Record:
             self.log(f"warning: {short(self._failure)}; {waits(self.storage.location, self.handle.tracking_uri)}")
 
     def _deliver(self, *steps: Callable[[], object]) -> Undelivered | None:
-        """Does them all, but asks a server that is away only once. Returns the first failure."""
+        """Does them all, but asks an unreachable server only once. Returns the first failure."""
         first: Undelivered | None = None
         for step in steps:
             if self._is_away:
@@ -160,7 +161,7 @@ class Run:
             parent_run_id: the MLflow run of the sweep or study that this run belongs to.
             brief: see `Record.brief`.
             tags: more tags for the MLflow run.
-            startup: a clock that knows when the command began; its line goes to the events.
+            startup: a clock that started with the command; its line goes to the events.
 
         Raises UserError if another driver has the run, its folder is a sweep's, or none of its checkpoints is complete.
         """
@@ -175,9 +176,8 @@ class Run:
             yield cls(prepared, lease, progress, events, startup, parent_run_id, brief, tags or {}, until_end)
 
     def begin(self, nodes: Sequence[Node]) -> None:
-        """Opens the MLflow run, or continues it, and describes there what is about to be trained on `nodes`.
-
-        Raises Fault if MLflow does not answer: nothing has been started yet.
+        """Opens the MLflow run, or continues it, and describes there what will be trained on `nodes`. Raises Fault if
+        MLflow does not respond: nothing has been started yet.
         """
         handle, code = open_mlflow_run(
             self.prepared, nodes, parent_run_id=self.parent_run_id, tags=self.tags, with_code=not self.brief
@@ -205,14 +205,14 @@ class Run:
         self.progress.log(line)
 
     def observe(self, status: Status) -> None:
-        """Shows where the workers are, and notes what is new about them. Call it often."""
+        """Shows the workers' progress, and records what is new. Call it often."""
         self.progress.show(status)
         self.events.observe(status)
         if self.startup is not None and (line := self.startup.observe(status)) is not None:
             self.events.note(line)
 
     def ends(self, result: WorkerResult, reason: str = "") -> None:
-        """How the run will have ended, unless something fails before its block is left."""
+        """Sets how the run ended, unless something fails before its block is left."""
         match result.outcome:
             case "finished":
                 self.record.end = RunEnd("FINISHED", reason or "finished")

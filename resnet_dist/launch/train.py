@@ -1,6 +1,6 @@
 """`train`: one run from the command to a published model. Read this file first.
 
-It can be killed at any moment and called again with the same arguments: what is done is not done again.
+It can be killed at any moment and called again with the same arguments: finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
     storage = prepared.storage
     startup.passed("checks")
 
-    # What an earlier command did is not done again: all of it, or all but what MLflow did not take.
+    # Work of an earlier command is not repeated: all of it, or everything except what MLflow did not accept.
     if (done := read_result(storage)) is not None:
         return done
     if (trained := trained_before(prepared)) is not None:
@@ -53,7 +53,7 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
         return complete(trained, storage, profile.tracking_uri, log, driver_timeout_s=profile.failure.driver_timeout_s)
     require_capacity_here(profile)
 
-    # From here on the run is this driver's alone. However the block is left, MLflow is told how the run ended.
+    # From here on only this driver holds the run. However the block is left, MLflow learns how the run ended.
     with Run.open(prepared, startup=startup) as run:
         with ray_session(profile):
             nodes = wait_for_capacity(profile, run.log)

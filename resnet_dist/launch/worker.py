@@ -1,4 +1,4 @@
-"""What runs inside a worker of a Ray Train group: `worker_main`, and the `RunContext` that its training loop sees."""
+"""The code inside a worker of a Ray Train group: `worker_main`, and the `RunContext` that its training loop sees."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class WorkerSetup:
     job: TrainingJob
     storage: RunStorage
     run_id: str
-    tracking_uri: str = field(repr=False)  # may hold a password, and Ray's dashboard shows what workers are given
+    tracking_uri: str = field(repr=False)  # may hold a password, and Ray's dashboard shows the workers' arguments
     control: Any
     """Handle of the `RunControl` actor."""
     failure: FailureConfig
     save_every_s: float | None
     """Checkpoints by the clock, besides those of the plan."""
     lease: Lease
-    """Of the driver that these workers work for."""
+    """The lease of these workers' driver."""
     cache: NodeCache | None = None
     """What each node copies to its own disk before the first step."""
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -83,7 +83,7 @@ class RayContext:
 
     def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
         """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
-        # At most two copies of the state in memory; the others wait in Ray's barrier, half of its limit at most.
+        # At most two copies of the state in memory; other ranks wait in Ray's barrier, half of its limit at most.
         self._wait_for_upload(self._setup.failure.collective_timeout_s / 2)
         done = threading.Event()
 
@@ -148,7 +148,7 @@ class RayContext:
         """Makes the metrics before a checkpoint durable first: a run that resumes from it does not log them again."""
         limit_s = self.storage_timeout_s
         if self._spool is not None and not self._spool.persist(limit_s):
-            self._give_up(f"{self.storage.location} has not taken the metrics for {limit_s:g} s")
+            self._give_up(f"{self.storage.location} has not accepted the metrics for {limit_s:g} s")
 
     def _wait_for_upload(self, limit_s: float) -> None:
         if self._upload is None:
@@ -157,16 +157,16 @@ class RayContext:
         while not self._upload.wait(_STOP_POLL_S):
             self.heartbeat()
             if time.monotonic() > deadline:
-                self._give_up(f"{self.storage.location} has not taken the last checkpoint for {limit_s:g} s")
+                self._give_up(f"{self.storage.location} has not accepted the last checkpoint for {limit_s:g} s")
 
     def _give_up(self, reason: str) -> NoReturn:
         """Ends the run: no restart would help."""
-        reason += " (failure.storage_timeout_s); repair it, and give the same command again"
+        reason += " (failure.storage_timeout_s); repair it, and run the same command again"
         self._setup.control.give_up.remote(reason)
         raise Fault(reason)
 
     def _ask_for_stop(self) -> None:
-        """Once a second, in a thread: an answer may take its time, and the training loop must not wait for it."""
+        """Once a second, in a thread: a response may take long, and the training loop must not wait for it."""
         me = (self.rank, self.world_size, ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
         while not self._done.wait(_STOP_POLL_S):
             try:
@@ -176,15 +176,15 @@ class RayContext:
             except ActorDiedError:
                 return  # the driver is gone, and Ray ends this worker too
             except RayError:
-                continue  # a stall: a worker that gave up asking would be deaf to the next Ctrl-C
+                continue  # a stall: a worker that stopped asking would miss the next Ctrl-C
 
 
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
-    """Ray Train's `train_loop_per_worker`. A user's mistake is returned as text, for a restart would not help."""
-    from resnet_dist.training.loop import run_worker  # brings ffcv and numba, which the driver can do without
+    """Ray Train's `train_loop_per_worker`. A user's mistake is returned as text, since a restart would not help."""
+    from resnet_dist.training.loop import run_worker  # imports ffcv and numba, which the driver does not need
 
     setup = config["setup"]
-    settle_environment(os.environ)  # a node may have settings of its own
+    settle_environment(os.environ)  # a node may have its own settings
     os.environ.update(setup.credentials)
     place = ray.train.get_context()
     try:
@@ -214,7 +214,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
 
 
 def require_same_data(job: TrainingJob) -> None:
-    """UserError if this machine's betons are not those that the driver found, or name their classes otherwise."""
+    """UserError if this machine's betons are not those that the driver found, or have other class names."""
     train, val = load_manifest(job.train_beton), load_manifest(job.val_beton)
     here = data_digest(train, val)
     where = f"{socket.gethostname()}: {job.train_beton.parent}"
@@ -231,13 +231,13 @@ def require_same_data(job: TrainingJob) -> None:
 
 
 def _mistaken(setup: WorkerSetup, error: UserError) -> str:
-    """Tells the driver itself: Ray reads only what rank 0 returns, and only when all workers are done."""
+    """Reports to the driver directly: Ray reads only what rank 0 returns, and only when all workers are done."""
     setup.control.mistake.remote(str(error))
     return str(error)
 
 
 def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:
-    """Rank 0's, for everything of the run; on every other node one worker's, for what the machine does."""
+    """Rank 0's tracker, for everything in the run; on every other node one worker's, for system metrics."""
     opened = partial(SpoolTracker, setup.storage, setup.run_id, setup.tracking_uri, lease=setup.lease.number)
     if rank == 0:
         return opened(warn=setup.control.warn.remote)

@@ -1,7 +1,7 @@
 """`resnet-dist export`: a trained model as one file that needs nothing from this project, checked against the model.
 
-Normalisation is part of the file: it takes uint8 pixels as they are decoded. A JSON file beside it describes what comes
-before (crop) and after (class names).
+Normalisation is part of the file: it takes uint8 pixels as they are decoded. A JSON file beside it describes the steps
+before it (crop) and its output (class names).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Format = Literal["torchscript", "onnx", "pt2"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".pt": "torchscript", ".ts": "torchscript"}
 _NUM_IMAGES = 5
 TOLERANCE = 1e-4
-"""Largest difference of a logit, as a share of the largest logit: other kernels add up in another order."""
+"""Largest difference of a logit, as a share of the largest logit: other kernels add in another order."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ class Exported:
 
 
 def export_model(source: str, path: Path, *, tracking_uri: str | None = None, data: Path | None = None) -> Exported:
-    """Writes `path`, in the format that its suffix names, and `<path>.json`; neither before the check has passed.
+    """Writes `path`, in the format that its suffix names, and `<path>.json`; neither is written before the check has
+    passed.
 
     `source` as `load_model` takes it; `data`: a beton of the model's classes, whose first images are used for the check
-    (random ones else). Raises UserError for what cannot be exported, Fault if the file's
-    logits are not the model's.
+    (random ones else). Raises UserError for models that cannot be exported, Fault if the file's logits are not the
+    model's.
     """
     file_format = SUFFIXES.get(path.suffix)
     if file_format is None:
@@ -73,7 +74,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        create(temporary).close()  # a link that has its name would be written through
+        create(temporary).close()  # writing would follow a link of that name
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
@@ -101,7 +102,7 @@ def export_model(source: str, path: Path, *, tracking_uri: str | None = None, da
 def describe(
     model: TrainedModel, file_format: Format, class_names: tuple[str, ...], pictures: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a user of the file has to know."""
+    """What a user of the file needs to know."""
     crop = model.recipe.data.eval
     return {
         "format": file_format,
@@ -114,7 +115,7 @@ def describe(
         "preprocessing": [
             f"resize so that the shorter side is {crop.resize} px (bilinear, antialiased, as Pillow does)",
             f"cut out the central {crop.size} x {crop.size} px",
-            "nothing else: mean and standard deviation are taken off inside",
+            "nothing else: the file subtracts the mean and divides by the standard deviation",
         ],
         "output": {"name": "logits", "shape": ["N", len(class_names)], "meaning": "softmax gives probabilities"},
         "class_names": list(class_names),
@@ -122,13 +123,13 @@ def describe(
 
 
 def _to_pixels(pictures: Mapping[str, Any]) -> list[str]:
-    """What has to happen to a picture's file before it is resized; `pictures` as `picture_settings` has it."""
+    """The steps from a picture's file to the image that is resized; `pictures` as `picture_settings` has it."""
     settings, max_side = PictureSettings.from_dict(pictures), pictures.get("max_side")
     turn = {
-        "ignore": "do not turn the picture as its EXIF orientation says",
-        "apply": "turn the picture as its EXIF orientation says",
+        "ignore": "do not rotate the picture by its EXIF orientation",
+        "apply": "rotate the picture by its EXIF orientation",
     }[settings.exif]
-    alpha = "drop alpha" if settings.background is None else f"put it onto the colour {list(settings.background)}"
+    alpha = "drop alpha" if settings.background is None else f"composite it onto the colour {list(settings.background)}"
     shrink = f"shrink it so that the longer side is at most {max_side} px (Pillow's Hamming filter)"
     return [
         f"{turn}; make it RGB of 8 bits: of 16 bits the upper 8, {alpha}, no colour profile",

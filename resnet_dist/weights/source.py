@@ -32,9 +32,9 @@ class TrainedModel:
     classifier: ImageClassifier
     """On the CPU, in evaluation mode."""
     class_names: tuple[str, ...] | None
-    """By label; None if the source does not know them: a checkpoint of an earlier version."""
+    """By label; None if the source does not have them: a checkpoint of an earlier version."""
     data_digest: str = ""
-    """Of the data that it was trained on, as in a run's identity; empty if the source does not know."""
+    """Digest of the data that it was trained on, as in a run's identity; empty if the source does not have it."""
     pictures: Mapping[str, Any] | None = None
     """How its data's pictures became pixels (`checks.picture_settings`); None if the source does not know."""
 
@@ -44,10 +44,10 @@ class TrainedModel:
 
 
 def load_model(source: str, tracking_uri: str | None = None) -> TrainedModel:
-    """A checkpoint, a run (its newest complete checkpoint), paths or under `s3://`, or an MLflow model URI.
+    """Loads a checkpoint or a run (its newest complete checkpoint), from a path or `s3://`, or an MLflow model URI.
 
     `tracking_uri`: of a model URI; None: mlflow's own setting. Raises UserError if there is no such model, Fault if
-    storage or MLflow does not answer.
+    storage or MLflow does not respond.
     """
     if ":/" in source and not source.startswith("s3://"):
         return _from_mlflow(source, tracking_uri)
@@ -98,4 +98,4 @@ def _load(classifier: ImageClassifier, weights: Mapping[str, torch.Tensor], sour
         classifier.net.load_state_dict(weights)
     except RuntimeError as error:
         why = " ".join(str(error).split())
-        raise Fault(f"{source}: its weights are not those of its own recipe's net: {why[:_MAX_REASON]}") from None
+        raise Fault(f"{source}: its weights do not fit its recipe's net: {why[:_MAX_REASON]}") from None

@@ -179,7 +179,7 @@ def test_an_evaluation_on_the_training_data_is_reported(make, prepared, tmp_path
     write_checkpoint(folder, state={"net": build_classifier(recipe()).net.state_dict()}, metadata=metadata)
     train = tmp_path / "data" / "pets" / "train.beton"
     (warning,) = evaluate([str(run.run_dir)], train, Protocol()).warnings
-    assert warning == f"{train}: is what the model was trained on: accuracy there says nothing about new images"
+    assert warning == f"{train}: the model was trained on it: accuracy there says nothing about new images"
     val = load_manifest(train.with_name("val.beton"))
     assert training_data_note(val, train.with_name("val.beton"), run.identity.data_digest) is None
     assert training_data_note(val, train, "") is None

@@ -122,7 +122,7 @@ def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
 
 
 def test_a_node_without_the_shared_folder_gets_that_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not see here what the driver wrote"):
+    with pytest.raises(UserError, match="does not see what the driver wrote"):
         Lease(FolderStorage(tmp_path), 1).require_held()
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_that_gets_room_costs_a_warning() -> None:
     warnings, waited_s, _ = attempt(full(3), 10)
     assert waited_s == 6.0
     assert warnings == [
-        "c cannot be written: No space left on device; tried again for up to 10 s, training goes on",
+        "c cannot be written: No space left on device; tried again for up to 10 s, training continues",
         "c has been written",
     ]
 
@@ -208,7 +208,7 @@ def test_waiting_for_storage_is_no_hang() -> None:
 
 
 def test_a_full_disk_ends_at_the_limit_with_one_line() -> None:
-    with pytest.raises(StorageRefused, match=r"c could not be written for 10 s .*: No space left on device; make room"):
+    with pytest.raises(StorageRefused, match=r"c could not be written for 10 s .*: No space left on device; free some"):
         attempt(full(100), 10)
 
 

@@ -42,7 +42,7 @@ def test_the_file_gives_the_nets_logits_and_a_card_says_how_to_use_it(
     assert card["input"]["shape"] == ["N", 8, 8, 3]
     assert card["preprocessing"][0].startswith("resize so that the shorter side is 8 px")
     assert card["decoding"] == [
-        "do not turn the picture as its EXIF orientation says; make it RGB of 8 bits: of 16 bits the upper 8, "
+        "do not rotate the picture by its EXIF orientation; make it RGB of 8 bits: of 16 bits the upper 8, "
         "drop alpha, no colour profile"
     ]
     (warning,) = done.warnings
@@ -58,8 +58,8 @@ def test_the_card_says_what_conversion_did_to_the_data(
     monkeypatch.setattr(export, "load_model", lambda source, uri: trained)
     done = export_model("any", tmp_path / "net.pt")
     first, second = json.loads(done.card.read_text())["decoding"]
-    assert first.startswith("turn the picture as its EXIF orientation says")
-    assert "put it onto the colour [255, 0, 0]" in first
+    assert first.startswith("rotate the picture by its EXIF orientation")
+    assert "composite it onto the colour [255, 0, 0]" in first
     assert second.startswith("shrink it so that the longer side is at most 500 px")
     assert done.warnings == ()
 
