@@ -157,7 +157,7 @@ def time_planning(root: Path) -> dict[str, tuple[float, float]]:
     times = [_now()]
     source = open_source("image-folder", str(root), SplitRequest(None, explicit=False))
     times.append(_now())
-    make_plan(len(source), source.describe(), ConvertSettings(), {})
+    make_plan(len(source), source.description, ConvertSettings(), {})
     times.append(_now())
     pickle.loads(pickle.dumps(source, pickle.HIGHEST_PROTOCOL))
     times.append(_now())

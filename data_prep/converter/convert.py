@@ -64,7 +64,7 @@ from data_prep.errors import Fault, UserError
 from data_prep.runtime.environment import cluster_address, given_address
 from data_prep.runtime.stop import StopFlag
 from data_prep.shown import few, shown
-from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, facts_of, notes_of
+from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, facts_of
 from data_prep.sources.splits import requested_split
 
 PLAN_NAME = "plan"
@@ -149,13 +149,13 @@ def convert(
         reopen = partial(open_named, source, input, request, options, classes)
         source = reopen()
     if len(source) == 0:
-        raise UserError(f"{source.describe().location}: holds no samples")
+        raise UserError(f"{source.description.location}: holds no samples")
     if (problem := class_names_problem(source.class_names)) is not None:
-        raise UserError(f"{source.describe().location}: {problem}; rename it")
-    notes = (*notes_of(source), *class_notes(source.class_names, place))
+        raise UserError(f"{source.description.location}: {problem}; rename it")
+    notes = (*source.notes, *class_notes(source.class_names, place))
     for note in notes:
         progress.note(shown(f"note: {note}", None))
-    plan = make_plan(len(source), source.describe(), settings, encoder_versions())
+    plan = make_plan(len(source), source.description, settings, encoder_versions())
     with cannot_be_written(place.shown):
         finished = _finished_before(place, plan, bad_policy)
         resumed = rotated = 0
@@ -424,7 +424,7 @@ class _Conversion:
         assert target is not None
         reports = [self._reports[number] for number in range(len(ranges))]
         contents = self._contents(ranges, reports).tobytes()
-        if reopen is not None and self.job.reads_again and reopen().describe() != plan.source:
+        if reopen is not None and self.job.reads_again and reopen().description != plan.source:
             raise Fault(
                 f"{plan.source.location}: changed while it was being converted; no beton was written; run the same "
                 "command again"

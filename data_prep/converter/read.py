@@ -21,7 +21,8 @@ from data_prep.converter.output import cannot_be_written, read_work_file
 from data_prep.converter.picture import BadSample
 from data_prep.converter.plan import BadSampleReport, Job, PartWriter, WorkUnit, part_name, whole_note
 from data_prep.errors import UserError
-from data_prep.sources.base import Source, SourceWithEnds, UnreadableSample, read_sample
+from data_prep.sources.base import Source, UnreadableSample, read_sample
+from data_prep.sources.file_source import FileSource
 from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES
 
 BATCH_BYTES = 1 << 20
@@ -83,7 +84,7 @@ def _settle_by_ends(job: Job, unit: WorkUnit, part: PartWriter) -> tuple[set[int
     """Adds to the part those samples whose first and last bytes show that they are stored unchanged. Returns their
     indices, and the bytes that were read.
     """
-    if not job.reads_again or not isinstance(job.source, SourceWithEnds):
+    if not job.reads_again or not isinstance(job.source, FileSource):
         return set(), 0
     asked = [index for index in range(unit.start, unit.stop) if ends_may_do(job.settings, index)]
     if not asked or read_work_file(job.output, whole_note(unit.number)) is not None:

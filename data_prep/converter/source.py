@@ -13,11 +13,11 @@ from data_prep.converter.output import BETON, MANIFEST, Output, open_output
 from data_prep.errors import UserError
 from data_prep.sources import SOURCES, SourceOptions, open_source
 from data_prep.sources.base import Source
+from data_prep.sources.file_source import with_classes
 from data_prep.sources.files.find import place_of
 from data_prep.sources.files.table import read_text
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.labels import GIVEN
-from data_prep.sources.listed import with_classes
 from data_prep.sources.splits import SPLIT_WORDS, SplitRequest, splits_in
 
 SIBLINGS = ("train", "training", "val", "validation", "test")

@@ -15,7 +15,7 @@ from data_prep.jpeg.header import is_jpeg, is_read_by_ffcv, read_jpeg_header
 from data_prep.pixels import BadPicture
 from data_prep.pixels import read_header as picture_header
 from data_prep.shown import shown
-from data_prep.sources.base import Source, UnreadableSample, notes_of, read_sample
+from data_prep.sources.base import Source, UnreadableSample, read_sample
 from data_prep.sources.files.places import MAX_SAMPLE_BYTES
 from data_prep.sources.labels import are_numbered
 
@@ -89,7 +89,7 @@ class Survey:
 def survey(source: Source, num_headers: int, on_header: Callable[[int, int], None]) -> Survey:
     """`on_header(done, total)` follows the reading. UserError when the source is empty."""
     if len(source) == 0:
-        raise UserError(f"{source.describe().location}: holds no samples")
+        raise UserError(f"{source.description.location}: holds no samples")
     indices = _spread_evenly(len(source), num_headers)
     headers: list[Header] = []
     for index in indices:
@@ -101,7 +101,7 @@ def survey(source: Source, num_headers: int, on_header: Callable[[int, int], Non
     of_headers = np.array([h.num_bytes for h in headers if h.num_bytes >= 0], dtype=np.int64)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     return Survey(
-        source=asdict(source.describe()),
+        source=asdict(source.description),
         num_samples=len(source),
         class_names=source.class_names,
         class_counts=tuple(counts.tolist()),
@@ -169,11 +169,11 @@ def find_oddities(source: Source, headers: list[Header]) -> list[str]:
             f"{len(single):,} of {len(counts):,} classes have one sample only: "
             + _named(source.class_names[int(i)] for i in single)
         )
-    if are_numbered(source.class_names) and not source.describe().label_map:
+    if are_numbered(source.class_names) and not source.description.label_map:
         found.append(
             "classes are named by numbers, so their order cannot be verified: compare some images with their labels"
         )
-    found += notes_of(source)
+    found += source.notes
     return [shown(finding, None) for finding in found]
 
 

@@ -22,7 +22,8 @@ from data_prep.beton.ranges import FileRange, cut, cut_images
 from data_prep.converter.output import Output, WorkReader, Written, cannot_be_written, read_work_file
 from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Job, UnitPart, part_name, whole_note
 from data_prep.errors import Fault
-from data_prep.sources.base import SourceWithEnds, digest_of
+from data_prep.sources.base import digest_of
+from data_prep.sources.file_source import FileSource
 from data_prep.sources.files.places import ends_of
 from data_prep.strict_json import parse
 
@@ -197,7 +198,7 @@ class _Images:
         self._job = job
         self._first_sample = task.range.first_sample
         self._rows = task.samples.tolist()
-        self._in_place = job.source if isinstance(job.source, SourceWithEnds) else None
+        self._in_place = job.source if isinstance(job.source, FileSource) else None
         self._unit = -1
         self._part: WorkReader | None = None
         self.contents = bytearray(CONTENT.itemsize * len(self._rows)) if task.reads_first else bytearray()

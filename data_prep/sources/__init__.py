@@ -1,32 +1,16 @@
-"""The sources of images: one class per kind of source, found by name and imported only when used.
-
-To add a source:
-
-1. Write a class that is a `listed.ListedSource` (or `ArchivedSource`, if samples are byte ranges of large files). Its
-   `open(location, split, options)` lists the samples and sets `class_names`, `labels`, `description` and, where known,
-   `sizes` and `notes`; `key(index)` names a sample and `read(index)` returns its image file. Raise `UserError` from
-   `open`, `OSError` or `ValueError` for one sample that cannot be read, `Fault` if the source is not what was listed.
-2. Add its name to `SOURCES` below: where it is, what `--input` it needs, which `SourceOptions` it takes.
-3. Test that it gives the same bytes, labels and order as the files themselves, that a pickled copy reads the same, and
-   each refusal (`tests/data_prep/test_source_*.py`).
-
-Building blocks: `files.find.place_of` (paths and URLs alike), `files.tar.walk_tar`, `files.table` (text and CSV),
-`files.listing` (long listings that pickle fast), `splits.choose_split`, `labels.number_classes` (labels of any kind),
-`listed.describe_listing` (identity, and the check of ImageNet's labels).
-"""
+"""The registry of sources: found by name, imported only when used. `base.py` says how to add one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from importlib import import_module
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions
 from data_prep.sources.files.places import without_credentials
 from data_prep.sources.labels import CLASS_ORDERS, GIVEN
-from data_prep.sources.listed import ListedSource
 from data_prep.sources.splits import ANY_SPLIT, FOLDERS_ARE, SplitRequest
 
 __all__ = ["SOURCES", "Source", "SourceOptions", "open_source", "require_known"]
@@ -72,10 +56,6 @@ SOURCES = {
 CHOICES = {"class_order": CLASS_ORDERS, "folders_are": FOLDERS_ARE}
 
 
-class SourceClass(Protocol):
-    def open(self, location: str, split: SplitRequest, options: SourceOptions) -> ListedSource: ...
-
-
 def require_known(name: str) -> None:
     if name not in SOURCES:
         raise UserError(f"--source {name}: unknown; known sources: {', '.join(sorted(SOURCES))}")
@@ -86,7 +66,7 @@ def open_source(
     location: str | None = None,
     split: SplitRequest = ANY_SPLIT,
     options: SourceOptions = NO_OPTIONS,
-) -> ListedSource:
+) -> Source:
     """Opens a source for reading.
 
     >>> source = open_source("synthetic", "n=3,classes=2")
@@ -105,7 +85,7 @@ def open_source(
     if location is None and kind.needs:
         raise UserError(f"--source {name} needs --input: {kind.needs}")
     module, _, attribute = kind.where.partition(":")
-    source_class: SourceClass = getattr(import_module(f"{__name__}.{module}"), attribute)
+    source_class: type[Source] = getattr(import_module(f"{__name__}.{module}"), attribute)
     try:
         return source_class.open(location or "", split, options)
     except OSError as error:

@@ -1,13 +1,27 @@
-"""What a source offers to the converter: the `Source` protocol and what its methods return.
+"""What a source of images is, and how to write one.
 
-`listed.py` has what the sources of this package share; `__init__.py` has their registry and says how to add one.
+To add a source:
+
+1. Write a subclass of `Source`. Its `open` finds and lists the samples of one split and sets the attributes, its `key`
+   names a sample and its `read` returns the image file, undecoded. `datasets.builtin.Digits` is a whole source in 30
+   lines. Samples that are files, or byte ranges of files, have a base class that describes and reads them: see
+   `file_source.py`, and `datasets/kaggle.py` as an example of its use.
+2. Add its name to `SOURCES` in `__init__.py`: where it is, what `--input` it needs, which `SourceOptions` it takes.
+3. Test that it gives the same bytes, labels and order as the files themselves, that a pickled copy reads the same, and
+   each refusal (`tests/data_prep/test_source_*.py`).
+
+`open` raises `UserError`, in one line that says what is where and how to fix it; `read` raises `OSError` or
+`ValueError` for a sample that cannot be read, and `Fault` when the source is not what was listed.
+
+Building blocks: `files.find.path_of` (paths and URLs alike), `files.tar.walk_tar`, `files.table` (text and CSV),
+`files.listing` (long listings that pickle fast), `splits.choose_split`, `labels.number_classes` (labels of any kind).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Self
 
 import numpy as np
 import xxhash
@@ -15,7 +29,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import Fault, UserError
 from data_prep.shown import shown
-from data_prep.sources.files.places import HEAD_BYTES, Ends
+from data_prep.sources.splits import SplitRequest
 
 
 @dataclass(frozen=True)
@@ -84,63 +98,50 @@ class UnreadableSample(Exception):
     """One sample cannot be read; the message is one line that continues its name."""
 
 
-class Source(Protocol):
+class Source:
     """Images and labels by index, always in the same order.
 
     Pickled once and unpickled in every worker, so open files are reopened lazily and long listings are numpy arrays,
     which the workers of one node share (`files.listing.PackedStrings`).
     """
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Indexed by label."""
-        ...
+    class_names: tuple[str, ...]
+    """Indexed by label."""
+    labels: NDArray[np.int64]
+    """[samples], known without reading them."""
+    description: SourceDescription
+    sizes: NDArray[np.int64] | None = None
+    """[samples] in bytes, -1 where unknown; None if that takes reading them."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about how the source was understood, one line each."""
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """[samples], known without reading them."""
-        ...
-
-    @property
-    def sizes(self) -> NDArray[np.int64] | None:
-        """[samples] in bytes, -1 where unknown; None if that takes reading them."""
-        ...
-
-    def describe(self) -> SourceDescription: ...
-
-    def __len__(self) -> int: ...
+    @classmethod
+    def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
+        """`location`: `--input`, a local path or a URL; empty: not given. UserError when it cannot be found or
+        understood."""
+        raise NotImplementedError
 
     def key(self, index: int) -> str:
         """The sample's `Sample.key`, without reading it."""
-        ...
+        raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Sample:
-        """Called by `read_sample`.
+    def read(self, index: int) -> bytes:
+        """The image file.
 
         Raises:
             OSError, ValueError: this sample cannot be read; the message is the reason.
             Fault: the source has changed since it was opened, so no sample can be trusted.
         """
-        ...
+        raise NotImplementedError
 
+    def __len__(self) -> int:
+        return len(self.labels)
 
-@runtime_checkable
-class SourceWithEnds(Source, Protocol):
-    """Can read a part of an image, and read images into existing memory."""
-
-    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
-        """The first and last bytes of the samples that can be read. Raises Fault as `source[index]` does."""
-        ...
-
-    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
-        """Writes `source[index].data` of each sample into `into`, back to back; they fill it exactly. Raises as
-        `source[index]` does."""
-        ...
-
-
-def notes_of(source: Source) -> tuple[str, ...]:
-    """What a user should know about how the source was understood, one line each."""
-    return getattr(source, "notes", ())
+    def __getitem__(self, index: int) -> Sample:
+        """Raises as `read` does; `read_sample` turns that into one kind of exception."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return Sample(self.read(index), int(self.labels[index]), self.key(index))
 
 
 def read_sample(source: Source, index: int) -> Sample:

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.base import NO_OPTIONS, SourceDescription, SourceOptions, digest_of
+from data_prep.sources.base import NO_OPTIONS, Source, SourceDescription, SourceOptions, digest_of
 from data_prep.sources.files.listing import RecordedFile
 from data_prep.sources.files.places import changed
 from data_prep.sources.imagenet import NUM_VAL, check_labels
 from data_prep.sources.label_file import class_names_in
 from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes
-from data_prep.sources.listed import ListedSource
 from data_prep.sources.parquet_file import (
     LARGE_GROUP_BYTES,
     Columns,
@@ -86,7 +85,7 @@ class FileContents:
     """Of files with few rows, if there are any: those of the validation set tell which image is which."""
 
 
-class HfParquet(ListedSource):
+class HfParquet(Source):
     """Rows in the order of the sorted file names. Keeps the last row group open, so reading in order reads once."""
 
     @classmethod
@@ -164,7 +163,7 @@ class HfParquet(ListedSource):
         return {**self.__dict__, "_checked": set(), "_reading": None}
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Row group, and row within it."""
+        """TableRow group, and row within it."""
         group = int(np.searchsorted(self._group_ends, index, side="right"))
         return group, index - (int(self._group_ends[group - 1]) if group else 0)
 

@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
-from data_prep.sources.files.find import place_of
-from data_prep.sources.files.listing import FetchAhead, PackedStrings, list_each
-from data_prep.sources.files.local import LocalListing, LocalPlace
-from data_prep.sources.files.places import HEAD_BYTES, Ends, FileStatus, ListedFile, Place, empty_ends
-from data_prep.sources.label_file import LabelTable, label_files, read_label_file
-from data_prep.sources.labels import GIVEN, notes_on_order, order_classes
-from data_prep.sources.listed import (
-    ListedSource,
+from data_prep.sources.file_source import (
+    FileSource,
+    Samples,
     count_of,
-    describe_listing,
     is_image_name,
     left_out_notes,
     why_empty,
 )
+from data_prep.sources.files.find import place_of
+from data_prep.sources.files.listing import FetchAhead, list_each
+from data_prep.sources.files.local import LocalListing, LocalPlace
+from data_prep.sources.files.places import HEAD_BYTES, Ends, FileStatus, ListedFile, Place, empty_ends
+from data_prep.sources.label_file import LabelTable, label_files, read_label_file
+from data_prep.sources.labels import GIVEN, notes_on_order, order_classes
 from data_prep.sources.splits import (
     WHOLE,
     Folder,
@@ -46,7 +46,7 @@ from data_prep.sources.splits import (
 )
 
 
-class FolderFiles(ListedSource):
+class FolderFiles(FileSource):
     """Samples that are files below one folder, each recorded with its size and time."""
 
     def __init__(
@@ -58,19 +58,12 @@ class FolderFiles(ListedSource):
         files: Sequence[ListedFile],
         labels: NDArray[np.int64],
         num_left_out: int,
-        notes: Sequence[str],
     ) -> None:
-        names = [file.name for file in files]
-        self.class_names = class_names
-        self.labels = labels
-        self.sizes: NDArray[np.int64] = np.array([file.num_bytes for file in files], dtype=np.int64)
-        self.notes = tuple(notes)
         self._root = root
-        self._names = PackedStrings(names)
         self._stamps = np.array([file.stamp for file in files], dtype=np.int64)
-        self.description = describe_listing(
-            name, root.shown, split, class_names, names, self.sizes, labels, [self._stamps.tobytes()], num_left_out
-        )
+        sizes = np.array([file.num_bytes for file in files], dtype=np.int64)
+        samples = Samples(class_names, [file.name for file in files], labels, sizes)
+        super().__init__(name, root.shown, split, samples, [self._stamps.tobytes()], num_left_out)
 
     def key(self, index: int) -> str:
         return self._names[index]
@@ -132,32 +125,30 @@ class ImageFolder(FolderFiles):
     def _by_folders(cls, root: Root, options: SourceOptions) -> Self:
         where = root.place.shown
         are_listed = options.class_order == GIVEN
-        hidden: list[str] = []
-        folders = root.place.subfolders(hidden)
+        folders = root.place.subfolders()
         _require_folders(root.place, folders)
-        files, left_out = list_classes(root.place, folders, hidden)
+        found = list_classes(root.place, folders)
         if options.folders_are != "classes":
-            refuse_nested([file.name for images in files.values() for file in images], where)
+            refuse_nested([file.name for images in found.images.values() for file in images], where)
             if not are_listed:
                 refuse_container(folders, where)
         class_names = order_classes(folders, options.class_order, where)
         if not are_listed:
-            _require_no_empty(root.place, class_names, files, left_out)
-        beside = sorted(file.name for file in root.place.files(deep=False) if is_image_name(file.name))
+            _require_no_empty(root.place, class_names, found)
+        top = root.place.files(deep=False)
+        beside = sorted(file.name for file in top.files if is_image_name(file.name))
         notes = [
             *root.notes,
             *([f"{count_of(len(beside), 'image')} skipped, in no class folder: {few(beside)}"] if beside else []),
-            *left_out_notes(left_out, hidden),
+            *left_out_notes(found.left_out, [*top.hidden, *found.hidden]),
         ]
-        counts = [len(files[name]) for name in class_names]
-        labels = np.repeat(np.arange(len(class_names), dtype=np.int64), counts)
-        ordered = [file for name in class_names for file in files[name]]
-        return cls._of(root, class_names, ordered, labels, len(left_out), notes, options)
+        files, labels = found.in_order(class_names)
+        return cls._of(root, class_names, files, labels, len(found.left_out), notes, options)
 
     @classmethod
     def _with_labels(cls, given: Place, split: SplitRequest, label_file: Place, options: SourceOptions) -> Self:
-        hidden: list[str] = []
-        listed = sorted(given.files(hidden=hidden))
+        listed, hidden = given.files()
+        listed.sort()
         names = [file.name for file in listed if is_image_name(file.name)]
         table = read_label_file(label_file, options.file_column, options.label_column, names)
         root, wanted = _choose_labelled(given, split, table)
@@ -182,36 +173,44 @@ class ImageFolder(FolderFiles):
         files: Sequence[ListedFile],
         labels: NDArray[np.int64],
         num_left_out: int,
-        notes: Sequence[str],
+        notes: list[str],
         options: SourceOptions,
     ) -> Self:
-        counts = np.bincount(labels, minlength=len(class_names))
-        empty = [class_names[label] for label in np.flatnonzero(counts == 0)]
-        notes = [
-            *notes,
-            *(notes_on_order(class_names) if options.class_order is None else []),
-            *([f"classes without images: {few(empty)}"] if empty else []),
-        ]
+        opened = cls("image-folder", root.place, root.split, class_names, files, labels, num_left_out)
+        if options.class_order is None:
+            notes += notes_on_order(class_names)
+        empty = [class_names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)]
+        if empty:
+            notes.append(f"classes without images: {few(empty)}")
         if len(class_names) == 1:
             notes.append(f"there is only one class, {shown(class_names[0])}: a model has nothing to tell apart")
-        return cls("image-folder", root.place, root.split, class_names, files, labels, num_left_out, notes)
+        opened.notes = tuple(notes)
+        return opened
 
 
-def list_classes(
-    root: Place, folders: Sequence[str], hidden: list[str]
-) -> tuple[dict[str, list[ListedFile]], list[str]]:
-    """The images in each of these folders, by name, and the names of the other files; hidden ones go into `hidden`."""
+class ClassFolders(NamedTuple):
+    images: dict[str, list[ListedFile]]
+    """Of each folder, by name."""
+    left_out: list[str]
+    """Names of the other files."""
+    hidden: list[str]
 
-    def list_class(folder: str) -> list[ListedFile]:
-        return sorted(root.child(folder).files(f"{folder}/", hidden=hidden))
+    def in_order(self, class_names: Sequence[str]) -> tuple[list[ListedFile], NDArray[np.int64]]:
+        """The images by class, and their labels."""
+        counts = [len(self.images[name]) for name in class_names]
+        labels = np.repeat(np.arange(len(class_names), dtype=np.int64), counts)
+        return [file for name in class_names for file in self.images[name]], labels
 
-    files: dict[str, list[ListedFile]] = {}
-    left_out: list[str] = []
-    for folder, listed in zip(folders, list_each(list_class, folders), strict=True):
-        files[folder] = [file for file in listed if is_image_name(file.name)]
-        if len(files[folder]) < len(listed):
-            left_out += [file.name for file in listed if not is_image_name(file.name)]
-    return files, left_out
+
+def list_classes(root: Place, folders: Sequence[str]) -> ClassFolders:
+    found = ClassFolders({}, [], [])
+    listings = list_each(lambda folder: root.child(folder).files(f"{folder}/"), folders)
+    for folder, (files, hidden) in zip(folders, listings, strict=True):
+        found.images[folder] = sorted(file for file in files if is_image_name(file.name))
+        if len(found.images[folder]) < len(files):
+            found.left_out.extend(sorted(file.name for file in files if not is_image_name(file.name)))
+        found.hidden.extend(hidden)
+    return found
 
 
 def _require_folders(root: Place, folders: Sequence[str]) -> None:
@@ -222,12 +221,10 @@ def _require_folders(root: Place, folders: Sequence[str]) -> None:
         )
 
 
-def _require_no_empty(
-    root: Place, class_names: Sequence[str], files: dict[str, list[ListedFile]], left_out: list[str]
-) -> None:
-    empty = next((name for name in class_names if not files[name]), None)
+def _require_no_empty(root: Place, class_names: Sequence[str], found: ClassFolders) -> None:
+    empty = next((name for name in class_names if not found.images[name]), None)
     if empty is not None:
-        inside = [name.partition("/")[2] for name in left_out if name.startswith(f"{empty}/")]
+        inside = [name.partition("/")[2] for name in found.left_out if name.startswith(f"{empty}/")]
         raise UserError(
             f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; fill or remove it, or "
             "give the names of all classes, in order, with --classes FILE (a list, or the beton of the training set)"
@@ -267,8 +264,8 @@ def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> 
         return Root(given, split_of_whole(split, given.shown, [given.name, given.parent().name]))
     except UserError:
         if folders_are is None:  # a better reason, if there is one: it may contain splits after all
-            files, _ = list_classes(given, folders, [])
-            refuse_nested([file.name for images in files.values() for file in images], given.shown)
+            images = list_classes(given, folders).images
+            refuse_nested([file.name for files in images.values() for file in files], given.shown)
         raise
 
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
+from data_prep.sources.file_source import count_of
 from data_prep.sources.files.find import place_of
 from data_prep.sources.files.places import Place
-from data_prep.sources.files.table import Row, read_lines, read_table
+from data_prep.sources.files.table import TableRow, read_lines, read_table
 from data_prep.sources.imagenet import WNID, are_wnids
 from data_prep.sources.labels import GIVEN, MAX_CLASSES, MAX_NAME_CHARS, NUMBER, Label, number_classes, text_label
-from data_prep.sources.listed import count_of
 from data_prep.sources.splits import splits_in
 
 FILE_TITLES = frozenset((
@@ -62,7 +62,7 @@ class LabelTable:
     notes: tuple[str, ...] = ()
 
 
-class _Found(NamedTuple):
+class _ColumnNumbers(NamedTuple):
     """The columns, by number."""
 
     file: int
@@ -88,7 +88,7 @@ def read_label_file(
     head = list(islice(rows, NUM_HEAD_ROWS))
     if not head:
         raise UserError(f"{place.shown}: is empty; expected lines of <file>,<class>")
-    found = _Head(head, _known_cells(head, files), place.shown).find(file_column, label_column)
+    found = _TableHead(head, _known_cells(head, files), place.shown).find(file_column, label_column)
     classes: dict[str, str] = {}
     splits: dict[str, str] = {}
     first_lines: dict[str, int] = {}
@@ -172,13 +172,13 @@ def class_names_in(labels: str | None) -> tuple[str, ...] | None:
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-class _Head:
+class _TableHead:
     """The first rows of a table, by which its columns are recognised.
 
     `known`: of its cells those that name images, with a weight, see `_known_cells`.
     """
 
-    def __init__(self, head: Sequence[Row], known: Mapping[str, int], where: str) -> None:
+    def __init__(self, head: Sequence[TableRow], known: Mapping[str, int], where: str) -> None:
         self.where = where
         self.known = known
         self.titles = _titles(head, known)
@@ -193,7 +193,7 @@ class _Head:
         self.names = self.titles or [f"number {number + 1}" for number in range(width)]
         self.low = [title.lower() for title in self.titles] or [""] * width
 
-    def find(self, file_column: str | None, label_column: str | None) -> _Found:
+    def find(self, file_column: str | None, label_column: str | None) -> _ColumnNumbers:
         file = self._asked(file_column, "--file-column")
         label = self._asked(label_column, "--label-column")
         if file is None:
@@ -209,7 +209,9 @@ class _Head:
             )
         ignored = [title for number, title in enumerate(self.titles) if number not in (file, label, split)]
         columns = f"files are in the column {shown(self.names[file])}, classes in {shown(self.names[label])}"
-        return _Found(file, label, split, bool(self.titles), [columns, f"not used: {few(ignored)}"] if ignored else [])
+        return _ColumnNumbers(
+            file, label, split, bool(self.titles), [columns, f"not used: {few(ignored)}"] if ignored else []
+        )
 
     def _asked(self, title: str | None, option: str) -> int | None:
         """The column that the user named, by title or by number from 1."""
@@ -288,7 +290,7 @@ def _cell(cells: Sequence[str], column: int | None) -> str:
     return cells[column] if column is not None and column < len(cells) else ""
 
 
-def _titles(head: Sequence[Row], known: Mapping[str, int]) -> list[str]:
+def _titles(head: Sequence[TableRow], known: Mapping[str, int]) -> list[str]:
     """The first row, if it has titles: it names no image, and either later rows do or it looks like titles."""
     first = head[0].cells
     if any(_file_name(cell) in known for cell in first):
@@ -298,7 +300,7 @@ def _titles(head: Sequence[Row], known: Mapping[str, int]) -> list[str]:
     return first if looks or (later and not re.search(r"\.\w{2,4}$", first[0])) else []
 
 
-def _is_table_of_two(rows: Sequence[Row], label: int) -> bool:
+def _is_table_of_two(rows: Sequence[TableRow], label: int) -> bool:
     """False when each line has words after the class that are all numbers or all splits: columns without a comma."""
     tails = [row.cells[label].split()[1:] for row in rows if label < len(row.cells)]
     if not all(tails) or WNID.fullmatch(rows[0].cells[label].split()[0]):
@@ -319,7 +321,7 @@ def _keys(name: str, folders: Sequence[str] = ()) -> tuple[str, ...]:
     return (name, stem, *(f"{folder}/{key}" for folder in folders for key in (name, stem)))
 
 
-def _known_cells(head: Sequence[Row], files: Iterable[str]) -> dict[str, int]:
+def _known_cells(head: Sequence[TableRow], files: Iterable[str]) -> dict[str, int]:
     """The cells that are names of images or ends of their paths (2), or the same without a suffix (1), as a number can
     be by chance."""
     wanted = {_file_name(cell) for row in head for cell in row.cells}

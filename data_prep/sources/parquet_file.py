@@ -192,7 +192,7 @@ class RowGroup:
         )
         self._is_struct = columns.is_struct
         self.first = 0
-        """Row of the first image in memory."""
+        """TableRow of the first image in memory."""
         self._images: Any = ()
 
     def image_bytes(self, row: int) -> bytes | None:

@@ -107,7 +107,7 @@ def find_shards(location: str, suffix: str, kind: str) -> Shards:
 def _names_in_folder(folder: Place, suffix: str) -> list[str]:
     """The shards' names. UserError for one that is not a file, is compressed, or was not downloaded completely."""
     names = []
-    for name, _, stamp in sorted(folder.files()):
+    for name, _, stamp in sorted(folder.files().files):
         low = name.lower()
         if stamp == NO_FILE and suffix in low:
             raise UserError(f"{folder.shown}: {shown(name)} is not a file, nor a link to one; remove it")

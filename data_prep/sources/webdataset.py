@@ -21,14 +21,14 @@ from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
-from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedFile, list_each
-from data_prep.sources.files.places import Reader
-from data_prep.sources.files.tar import Member, walk_tar
+from data_prep.sources.file_source import MAX_NAMED, SUFFIXES, ArchiveSource, Samples, skipped_notes
+from data_prep.sources.files.listing import FileRanges, RecordedFile, list_each
+from data_prep.sources.files.places import RangeReader
+from data_prep.sources.files.tar import TarEntry, walk_tar
 from data_prep.sources.label_file import class_names_in
 from data_prep.sources.labels import (
     Label,
@@ -38,7 +38,6 @@ from data_prep.sources.labels import (
     number_classes,
     text_label,
 )
-from data_prep.sources.listed import MAX_NAMED, SUFFIXES, ArchivedSource, describe_listing, skipped_notes
 from data_prep.sources.shards import ShardsOfSplit, refuse_splits_within, shards_of_split
 from data_prep.sources.splits import SplitRequest
 
@@ -71,7 +70,7 @@ class ListedShard:
         return len(self.samples)
 
 
-class WebDataset(ArchivedSource):
+class WebDataset(ArchiveSource):
     """Samples in the order of the shards' names and of the files within."""
 
     @classmethod
@@ -102,28 +101,22 @@ class WebDataset(ArchivedSource):
             for sample in shard.samples:
                 if sample.label not in found:
                     found[sample.label] = f"{shard_name}/{shown(sample.key)}"
-        names = [sample.key for sample in samples]
-        self.class_names, label_of = number_classes(found, class_names, class_order, location)
-        self.labels = np.array([label_of[sample.label] for sample in samples], dtype=np.int64)
-        self.sizes: NDArray[np.int64] = np.array([sample.num_bytes for sample in samples], dtype=np.int64)
+        class_names, label_of = number_classes(found, class_names, class_order, location)
+        labels = np.array([label_of[sample.label] for sample in samples], dtype=np.int64)
+        sizes = np.array([sample.num_bytes for sample in samples], dtype=np.int64)
         numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(shard) for shard in listed])
         offsets = np.array([sample.offset for sample in samples], dtype=np.int64)
-        self._ranges = FileRanges(files, numbers, offsets, self.sizes)
-        self._names = PackedStrings(names)
-        self._shard_names = tuple(shard_names)
-        self.description = describe_listing(
+        super().__init__(
             "webdataset",
             location,
             split,
-            self.class_names,
-            names,
-            self.sizes,
-            self.labels,
-            [value for file in files for value in file.status],
+            Samples(class_names, [sample.key for sample in samples], labels, sizes),
+            FileRanges(files, numbers, offsets, sizes),
             sum(shard.num_left_out for shard in listed),
             [f"{shard}/{name}" for shard, its in zip(shard_names, listed, strict=True) for name in its.left_out],
         )
-        without = labels_without_samples(self.labels, self.class_names)
+        self._shard_names = tuple(shard_names)
+        without = labels_without_samples(labels, class_names)
         self.notes = (*notes, *without, *skipped_notes(self.description))
 
     def key(self, index: int) -> str:
@@ -157,7 +150,7 @@ def list_shard(shard: RecordedFile, image_extension: str | None, label_column: s
     with closing(shard.place.reader(shard.status)) as reader:
         members = walk_tar(reader.read_at, 0, shard.status.num_bytes, where)
         for key, group in groupby(_with_extensions(members), key=itemgetter(0)):
-            files: dict[str, Member] = {}
+            files: dict[str, TarEntry] = {}
             for _, extension, member in group:
                 if extension in files:
                     raise UserError(f"{where}: {shown(member.name)} is there twice; remove the one that is not meant")
@@ -181,7 +174,7 @@ def list_shard(shard: RecordedFile, image_extension: str | None, label_column: s
     return ListedShard(samples, num_left_out, left_out, splits)
 
 
-def _with_extensions(members: Iterator[Member]) -> Iterator[tuple[str, str, Member]]:
+def _with_extensions(members: Iterator[TarEntry]) -> Iterator[tuple[str, str, TarEntry]]:
     """(key, extension, member): the key ends at the first dot of the file's name. Hidden files are on their own, and
     those that macOS puts beside each file are skipped."""
     for member in members:
@@ -193,7 +186,7 @@ def _with_extensions(members: Iterator[Member]) -> Iterator[tuple[str, str, Memb
             yield member.name, "", member
 
 
-def _image(files: Mapping[str, Member], asked: str | None) -> Member | None:
+def _image(files: Mapping[str, TarEntry], asked: str | None) -> TarEntry | None:
     """None: these files are not a sample. _NotUnderstood when they are one whose image is ambiguous."""
     images = [extension for extension in files if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
     if asked is not None:
@@ -218,7 +211,7 @@ def _image(files: Mapping[str, Member], asked: str | None) -> Member | None:
     return files[plain[0]] if plain else None
 
 
-def _label(files: Mapping[str, Member], column: str | None, reader: Reader, splits: set[str]) -> Label:
+def _label(files: Mapping[str, TarEntry], column: str | None, reader: RangeReader, splits: set[str]) -> Label:
     """Adds the split that the `.json` names to `splits`. _NotUnderstood when the sample has no label, something that is
     not a label, or two that differ."""
     table = files.get(TABLE_EXTENSION)
@@ -260,7 +253,7 @@ def _compare(label: Label, table: bytes) -> None:
         )
 
 
-def _text_label(member: Member, reader: Reader, extension: str) -> Label:
+def _text_label(member: TarEntry, reader: RangeReader, extension: str) -> Label:
     try:
         data = _read_small(member, reader).strip()
         if data.isdigit():
@@ -272,7 +265,7 @@ def _text_label(member: Member, reader: Reader, extension: str) -> Label:
         raise _NotUnderstood(f".{shown(extension)}: {error}") from None
 
 
-def _table_label(member: Member, column: str, reader: Reader, splits: set[str]) -> Label:
+def _table_label(member: TarEntry, column: str, reader: RangeReader, splits: set[str]) -> Label:
     try:
         text = _read_small(member, reader)
         splits |= _splits_in(text)
@@ -310,7 +303,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _read_small(member: Member, reader: Reader) -> bytes:
+def _read_small(member: TarEntry, reader: RangeReader) -> bytes:
     if member.num_bytes > MAX_LABEL_BYTES:
         raise ValueError(f"has {member.num_bytes:,} bytes, expected a label")
     return reader.read_at(member.offset, member.num_bytes)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 SOURCE = Synthetic(num_samples=12 * UNIT_SAMPLES, min_side=96, max_side=128)
 COMMAND = [
     *(sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--json", "--encode", "jpeg"),
-    *("--input", SOURCE.describe().location),
+    *("--input", SOURCE.description.location),
 ]
 WAIT_LIMIT_S = 400.0
 

@@ -28,7 +28,7 @@ from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.ray_pool import MAX_LOSSES, TASKS_AHEAD, RayPool
 from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.runtime.stop import StopFlag
-from data_prep.sources.base import Sample, Source, SourceDescription
+from data_prep.sources.base import Sample, Source
 from data_prep.sources.datasets.builtin import Synthetic
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
@@ -41,7 +41,7 @@ MANY = Synthetic(num_samples=6 * UNIT_SAMPLES, min_side=64, max_side=96)
 """Encoded anew: seconds of work, of which a kill finds some done and some not."""
 COMMAND = [
     *(sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--json"),
-    *("--input", MANY.describe().location, "--encode", "jpeg", "--workers", "2"),
+    *("--input", MANY.description.location, "--encode", "jpeg", "--workers", "2"),
 ]
 WAIT_LIMIT_S = 120.0
 
@@ -194,9 +194,6 @@ def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: 
     class DeadlyAtSecondReading(Synthetic):
         """Its own bytes are placed straight from the source, as those of files are; that kills two workers."""
 
-        def describe(self) -> SourceDescription:
-            return replace(super().describe(), location="/files")
-
         def __getitem__(self, index: int) -> Sample:
             if index == 1500:
                 before = marker.read_text() if marker.exists() else ""
@@ -206,6 +203,7 @@ def test_workers_lost_while_writing_cost_their_range_and_nothing_else(tmp_path: 
             return super().__getitem__(index)
 
     source = DeadlyAtSecondReading(num_samples=NUM_SAMPLES, min_side=16, max_side=24)
+    source.description = replace(source.description, location="/files")
     progress = Notes()
     manifest = run(source, tmp_path / "a.beton", 2, progress).manifest
     assert manifest.num_untouched == NUM_SAMPLES

@@ -12,7 +12,8 @@ from data_prep.converter.output import open_output
 from data_prep.converter.source import class_notes, open_named, read_class_list, sibling_betons
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions
-from data_prep.sources.base import Source, SourceWithEnds, notes_of
+from data_prep.sources.base import Source
+from data_prep.sources.file_source import FileSource
 from data_prep.sources.splits import ANY_SPLIT, SplitRequest
 
 NAMES = ("emu", "cat", "owl", "dog")
@@ -37,20 +38,20 @@ def test_a_folder_has_the_classes_listed_in_their_order(image_tree: Path, listed
         *(("dog/0.JPEG", 3, 3), ("dog/1.JPEG", 3, 3)),
         *(("emu/0.JPEG", 0, 0), ("emu/1.JPEG", 0, 0)),
     ]
-    assert notes_of(source) == (f"1 of the 4 classes of {listed} are not here: owl",)
-    assert isinstance(source, SourceWithEnds)
+    assert source.notes == (f"1 of the 4 classes of {listed} are not here: owl",)
+    assert isinstance(source, FileSource)
     data = bytearray(int(source.sizes[4]))  # type: ignore[index]
     source.read_into([4], memoryview(data))
     assert data == (image_tree / "emu/0.JPEG").read_bytes()
     plain = open_named("image-folder", str(image_tree), ANY_SPLIT, SourceOptions())
-    assert source.describe().identity != plain.describe().identity
+    assert source.description.identity != plain.description.identity
     listed.write_text("cat\ndog\nemu\n")
-    assert open_as("image-folder", image_tree, listed).describe() == plain.describe()
+    assert open_as("image-folder", image_tree, listed).description == plain.description
 
 
 def test_a_class_folder_may_be_empty_and_its_name_odd_when_listed(image_tree: Path, listed: Path) -> None:
     (image_tree / "owl").mkdir()
-    assert "classes without images: owl" in notes_of(open_as("image-folder", image_tree, listed))
+    assert "classes without images: owl" in open_as("image-folder", image_tree, listed).notes
     for old, new in zip(("cat", "dog", "emu"), ("0", "10", "2"), strict=True):
         (image_tree / old).rename(image_tree / new)
     (image_tree / "owl").rename(image_tree / "-1")

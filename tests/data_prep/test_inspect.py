@@ -113,7 +113,7 @@ def test_an_unreadable_sample_is_a_finding(image_tree: Path) -> None:
 
 class _Empty:
     def __init__(self, source: object) -> None:
-        self.describe = source.describe  # type: ignore[attr-defined]
+        self.description = source.description  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return 0

@@ -51,10 +51,10 @@ def test_digits_splits_are_disjoint_and_stratified() -> None:
     keys = {name: {source.key(i) for i in range(len(source))} for name, source in (("train", train), ("val", val))}
     assert not keys["train"] & keys["val"]
     assert keys["train"] | keys["val"] == {whole.key(i) for i in range(1797)}
-    assert [val.describe().split, whole.describe().split] == ["val", "all"]
+    assert [val.description.split, whole.description.split] == ["val", "all"]
     counts = Counter(val[i].label for i in range(355))
     assert [counts[label] for label in range(10)] == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
-    assert len({source.describe().identity for source in (whole, train, val)}) == 3
+    assert len({source.description.identity for source in (whole, train, val)}) == 3
 
 
 def test_digits_are_the_real_ones() -> None:

@@ -78,7 +78,7 @@ def test_cifar10_python(tmp_path: Path, tar_of: TarOf, protocol: int) -> None:
     source = open_source("cifar10", str(archive), named("train"))
     check_10(pickle.loads(pickle.dumps(source)))
     val = open_source("cifar10", str(archive), SplitRequest("val"))
-    assert (val.describe().split, val.labels.tolist(), val.key(1)) == ("test", [7, 1], "test_batch image 1")
+    assert (val.description.split, val.labels.tolist(), val.key(1)) == ("test", [7, 1], "test_batch image 1")
 
 
 def test_cifar10_binary_has_the_same_pixels(tmp_path: Path, tar_of: TarOf) -> None:

@@ -18,7 +18,7 @@ from data_prep.cli.inspect import show
 from data_prep.converter.survey import survey
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.base import Source, notes_of
+from data_prep.sources.base import Source
 from data_prep.sources.files.listing import PackedStrings
 from data_prep.sources.splits import ANY_SPLIT, SplitRequest
 
@@ -76,7 +76,7 @@ def test_split_folders_are_found_however_they_are_written(train: str, val: str, 
     root = tree(*both(train, val, wrap))
     for request, split in ((SplitRequest("train"), train), (SplitRequest("val"), val), (named(train.upper()), train)):
         source = open_tree(root, request)
-        assert (source.class_names, source.describe().split) == (("cat", "dog"), split)
+        assert (source.class_names, source.description.split) == (("cat", "dog"), split)
         assert [source[i].data.decode() for i in range(2)] == [f"{wrap}{split}/{name}/1.jpg" for name in ("cat", "dog")]
     with pytest.raises(UserError, match=r"holds the splits .*; say which with --split"):
         open_tree(root)
@@ -84,8 +84,8 @@ def test_split_folders_are_found_however_they_are_written(train: str, val: str, 
 
 def test_folders_beside_splits_are_noted(tree: Tree) -> None:
     root = tree(*both("train", "val"), "extra/cat/1.jpg", "notes/readme.txt")
-    assert notes_of(open_tree(root, SplitRequest("train"))) == ("left out, not splits: extra, notes",)
-    assert open_tree(root, named("EXTRA")).describe().split == "extra"
+    assert open_tree(root, SplitRequest("train")).notes == ("left out, not splits: extra, notes",)
+    assert open_tree(root, named("EXTRA")).description.split == "extra"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_folders_that_are_not_clear_are_refused_with_a_way_out(files: list[str],
 def test_folders_are_splits_if_the_user_says_so(tree: Tree) -> None:
     root = tree(*both("color", "gray"), "car/1.jpg")
     assert open_tree(root, named("gray"), folders_are="splits").class_names == ("cat", "dog")
-    assert open_tree(root, named("Gray")).describe().split == "gray"
+    assert open_tree(root, named("Gray")).description.split == "gray"
     with pytest.raises(UserError, match="holds the splits color, gray; say which"):
         open_tree(root, folders_are="splits")
     with pytest.raises(UserError, match="--folders-are shapes: expected one of classes, splits"):
@@ -176,7 +176,7 @@ def test_an_ambiguous_shape_is_reported_before_the_split(tree: Tree) -> None:
     root = tree(*both("color", "gray"))
     with pytest.raises(UserError, match=r"color, gray each hold a folder cat.*--split color"):
         open_tree(root, SplitRequest("train"))
-    assert open_tree(root, named("gray")).describe().split == "gray"
+    assert open_tree(root, named("gray")).description.split == "gray"
     with pytest.raises(
         UserError, match=r"data \(beside test, without class folders\): holds the splits train, none of"
     ):
@@ -186,9 +186,7 @@ def test_an_ambiguous_shape_is_reported_before_the_split(tree: Tree) -> None:
 
 
 def test_a_single_class_is_noted(tree: Tree) -> None:
-    assert notes_of(open_tree(tree("cat/1.jpg"))) == (
-        "there is only one class, cat: a model has nothing to tell apart",
-    )
+    assert open_tree(tree("cat/1.jpg")).notes == ("there is only one class, cat: a model has nothing to tell apart",)
 
 
 def test_the_folder_given_may_be_the_split(tree: Tree) -> None:
@@ -207,7 +205,7 @@ def test_files_left_out_are_noted_by_suffix_and_name(tree: Tree) -> None:
         *("cat/1.JPG", "cat/2.heic", "cat/3.HEIC", "cat/IMG_4", "cat/notes.txt", "cat/._1.JPG", "cat/.5.jpg"),
         *("cat/.cache/6.jpg", ".old/cat/7.jpg", "dog/1.Jpeg", "8.png"),
     )
-    assert notes_of(open_tree(root)) == (
+    assert open_tree(root).notes == (
         "1 image skipped, in no class folder: 8.png",
         "4 files skipped, not an image suffix (.heic 2, no suffix 1, .txt 1): cat/2.heic, cat/3.HEIC, cat/IMG_4 and 1 "
         "more; .heic are not read: convert such images to JPEG or PNG first",
@@ -277,7 +275,7 @@ def test_odd_names_do_not_reach_the_terminal(tree: Tree) -> None:
 
 
 def test_nearly_equal_class_names_are_noted(tree: Tree) -> None:
-    assert notes_of(open_tree(tree("Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"))) == (
+    assert open_tree(tree("Cat/1.jpg", "cat/1.jpg", "dog/1.jpg")).notes == (
         "two classes have nearly the same name: 'Cat' and 'cat'",
     )
 
@@ -306,7 +304,7 @@ def test_image_folder_reads_classes_in_text_order(image_tree: Path) -> None:
     assert [source[i].label for i in range(7)] == [0, 0, 1, 1, 1, 2, 2]
     assert source[4].data == b"pixels"
     assert source[6].data == (image_tree / "emu/1.JPEG").read_bytes()
-    assert source.describe().num_left_out == 1
+    assert source.description.num_left_out == 1
 
 
 def test_splits_with_other_classes_are_noted(tmp_path: Path) -> None:
@@ -314,24 +312,24 @@ def test_splits_with_other_classes_are_noted(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.jpg").write_bytes(b"1")
     note = "{} has other classes, so other labels: bee is not in both"
-    assert open_tree(tmp_path, named("val")).describe().label_checks == [note.format("train")]
-    assert open_tree(tmp_path, named("train")).describe().label_checks == [note.format("val")]
+    assert open_tree(tmp_path, named("val")).description.label_checks == [note.format("train")]
+    assert open_tree(tmp_path, named("train")).description.label_checks == [note.format("val")]
     (tmp_path / "train/bee").rename(tmp_path / "bee")
-    assert open_tree(tmp_path, named("train")).describe().label_checks == []
+    assert open_tree(tmp_path, named("train")).description.label_checks == []
 
 
 def test_image_folder_identity_survives_a_copy_and_notices_changes(image_tree: Path, tmp_path: Path) -> None:
-    first = open_tree(image_tree).describe()
+    first = open_tree(image_tree).description
     copy = tmp_path / "copy"
     shutil.copytree(image_tree, copy)
     os.utime(copy / "cat" / "0.JPEG", ns=(1, 1))
-    second = open_tree(copy).describe()
+    second = open_tree(copy).description
     assert first.identity == second.identity
     assert first.state != second.state
     (copy / "cat" / "0.JPEG").write_bytes(b"longer or shorter")
-    assert open_tree(copy).describe().identity != first.identity
+    assert open_tree(copy).description.identity != first.identity
     (image_tree / "cat").rename(image_tree / "bat")
-    assert open_tree(image_tree).describe().identity != first.identity
+    assert open_tree(image_tree).description.identity != first.identity
 
 
 def test_image_folder_mistakes(image_tree: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def kaggle(tmp_path: Path, train_images: dict[str, bytes], val_images: dict[int,
 
 def check_train(source: Source, train_images: dict[str, bytes]) -> None:
     assert source.class_names == WNIDS
-    assert source.describe().label_map == {"n01000001": 0, "n02000002": 1, "n03000003": 2}
+    assert source.description.label_map == {"n01000001": 0, "n02000002": 1, "n03000003": 2}
     assert [source[i].data for i in range(len(source))] == list(train_images.values())
     assert source.labels.tolist() == [0, 0, 1, 2, 2, 2] == [source[i].label for i in range(6)]
     assert source[4].data == list(train_images.values())[4]  # at random
@@ -207,13 +207,13 @@ def test_an_archive_that_changes_is_not_read_on(archives: Path) -> None:
 
 def test_partial_archives_are_noted(archives: Path, tar_of: TarOf, val_images: dict[int, bytes]) -> None:
     (archives / "ILSVRC2012_img_val.tar").write_bytes(tar_of({val_name(2): val_images[2], "readme": b""}))
-    described = open_source("ilsvrc", str(archives), named("val")).describe()
+    described = open_source("ilsvrc", str(archives), named("val")).description
     assert described.label_checks == ["holds 1 of the 5 images that the devkit knows"]
     assert described.num_left_out == 1
     (archives / "ILSVRC2012_img_train.tar").write_bytes(tar_of({"n02000002.tar": tar_of({"a.JPEG": b"1"})}))
     train = open_source("ilsvrc", str(archives), named("train"))
     assert (train.class_names, train.labels.tolist()) == (WNIDS, [1])
-    assert train.describe().label_checks == ["2 classes have no images, first n01000001"]
+    assert train.description.label_checks == ["2 classes have no images, first n01000001"]
 
 
 def test_ilsvrc_mistakes(archives: Path, tar_of: TarOf, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_an_image_that_is_there_twice_is_refused(archives: Path, tar_of: TarOf, 
     with pytest.raises(UserError, match=r"img_val\.tar: holds ILSVRC2012_val_00000003 twice; download it again"):
         open_source("ilsvrc", str(archives), named("val"))
     val.write_bytes(tar_of({**names, "odd/notes.txt": b"?"}))
-    described = open_source("ilsvrc", str(archives), named("val")).describe()
+    described = open_source("ilsvrc", str(archives), named("val")).description
     assert (described.num_left_out, described.left_out) == (1, ["odd/notes.txt"])
     one = tar_of({"n01000001_1.JPEG": b"1"})
     train.write_bytes(tar_of({"n01000001.tar": one, "copy/n01000001.tar": one}))

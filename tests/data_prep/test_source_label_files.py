@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.base import Source, notes_of
+from data_prep.sources.base import Source
 from data_prep.sources.files.local import LocalPlace
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.splits import ANY_SPLIT, SplitRequest
@@ -111,7 +111,7 @@ def test_the_columns_can_be_named(open_with: Open) -> None:
 
 def test_unused_columns_are_noted(open_with: Open) -> None:
     text = table("filename,width,height,class", lambda i, name: f"{name},500,375,cat{i % 3}")
-    assert notes_of(open_with(text)) == (
+    assert open_with(text).notes == (
         "labels.csv: files are in the column filename, classes in class",
         "labels.csv: not used: width, height",
     )
@@ -212,8 +212,8 @@ def test_a_table_names_files_in_folders_and_of_one_split(tmp_path: Path) -> None
         pickle.dumps(open_source("image-folder", str(tmp_path / "both"), SplitRequest("val"), options))
     )
     assert [(source[i].key, source[i].label) for i in range(3)] == [("a.jpg", 1), ("b.jpg", 0), ("more/c.png", 0)]
-    assert (source[2].data, source.describe().split) == (b"both/val/more/c.png", "val")
-    assert source.describe().num_left_out == 1
+    assert (source[2].data, source.description.split) == (b"both/val/more/c.png", "val")
+    assert source.description.num_left_out == 1
     with pytest.raises(UserError, match=r"none\.txt: does not exist, or is not a file"):
         open_source("image-folder", str(tmp_path / "both"), options=SourceOptions(labels=str(tmp_path / "none.txt")))
 
@@ -231,7 +231,7 @@ def test_a_column_of_splits_is_kept_to(title: str, train: str, val: str, open_wi
         [name for i, name in enumerate(names()) if not i % 4],
     ]
     assert first.class_names == second.class_names == ("cat0", "cat1", "cat2")
-    assert first.describe().split == train
+    assert first.description.split == train
     assert len(open_with(text, SplitRequest("all", explicit=True))) == NUM_IMAGES
     with pytest.raises(UserError, match=r"holds the splits .*; say which"):
         open_with(text)
@@ -241,7 +241,7 @@ def test_a_class_without_images_in_a_split_keeps_its_label_and_is_noted(open_wit
     text = table("file,label,split", lambda i, name: f"{name},{'abc'[i % 3]},{'val' if i == 2 else 'train'}")
     source = open_with(text, SplitRequest("val", explicit=True))
     assert (source.class_names, source.labels.tolist()) == (("a", "b", "c"), [2])
-    assert "classes without images: a, b" in notes_of(source)
+    assert "classes without images: a, b" in source.notes
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_column_of_splits_that_is_not_clear_is_refused(
 
 def test_the_tables_name_gives_its_split(open_with: Open) -> None:
     text = table("file,label", lambda i, name: f"{name},cat{i % 3}")
-    assert open_with(text, SplitRequest("train"), name="train_labels.csv").describe().split == "train"
+    assert open_with(text, SplitRequest("train"), name="train_labels.csv").description.split == "train"
     with pytest.raises(UserError, match=r"is train, by the name train, but the output's name \(val\)"):
         open_with(text, SplitRequest("val"), name="train.csv")
 
@@ -339,7 +339,7 @@ def test_whole_paths_below_the_input_are_names(open_with: Open, images: Path) ->
 
 def test_duplicate_lines_are_noted(open_with: Open) -> None:
     source = open_with(table("file,label", lambda i, name: f"{name},cat{i % 2}") + "img_00.jpg,cat0\n")
-    assert notes_of(source) == ("labels.csv: 1 duplicate line",)
+    assert source.notes == ("labels.csv: 1 duplicate line",)
 
 
 @pytest.mark.parametrize("end", ["\n\n\n", "\n,\n", "\n  \n\t\n", "", "\r\n\r\n"])

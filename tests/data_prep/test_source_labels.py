@@ -202,7 +202,7 @@ def test_a_tree_with_a_renamed_imagenet_class_is_refused(tmp_path: Path) -> None
         (tmp_path / wnid).mkdir()
         (tmp_path / wnid / "a.JPEG").write_bytes(b"1")
     source = open_source("image-folder", str(tmp_path))
-    described = source.describe()
+    described = source.description
     assert described.label_map == label_map(wnids())
     assert described.label_checks[:3] == ["label 0 is n01440764", "label 65 is n01751748", "label 999 is n15075141"]
     (tmp_path / "n01440764").rename(tmp_path / "n16000000")

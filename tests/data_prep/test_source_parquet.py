@@ -74,7 +74,7 @@ def test_it_reads_rows_in_order_and_at_random(hub: Path) -> None:
     again = pickle.loads(pickle.dumps(source))
     assert again[12].data == b"image 12"
     val = open_source("hf-parquet", str(hub), SplitRequest("val", explicit=True))
-    assert (val.describe().split, len(val), val[0].data) == ("test", 5, b"image 50")
+    assert (val.description.split, len(val), val[0].data) == ("test", 5, b"image 50")
 
 
 def test_large_row_groups_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

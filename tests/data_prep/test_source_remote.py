@@ -129,8 +129,8 @@ def test_a_folder_in_memory_is_the_folder_on_disk(image_tree: Path, memory: Any)
     remote = pickle.loads(pickle.dumps(open_source("image-folder", "memory://bucket/tree")))
     local = open_source("image-folder", str(image_tree))
     assert [remote[i] for i in range(len(remote))] == [local[i] for i in range(len(local))]
-    assert remote.describe().identity == local.describe().identity
-    assert remote.describe().location == "memory://bucket/tree"
+    assert remote.description.identity == local.description.identity
+    assert remote.description.location == "memory://bucket/tree"
     memory.pipe_file("/bucket/tree/cat/0.JPEG", b"another size")
     with pytest.raises(Fault, match=r"memory://bucket/tree/cat/0\.JPEG: changed while it was being read"):
         remote[0]
@@ -177,7 +177,7 @@ def test_shards_in_memory(memory: Any, tar_of: TarOf) -> None:
     for location in ("memory://wds", "memory://wds/train-{0..2}.tar", "memory://wds/train-*.tar"):
         source = open_source("webdataset", location, SplitRequest("train"))
         assert [source[i].data for i in range(6)] == [b"jpg %d" % i for i in range(6)]
-        assert source.describe().location == location
+        assert source.description.location == location
 
 
 def test_parquet_in_memory(memory: Any, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_imagenets_parquet_is_proved_by_its_paths(tmp_path: Path) -> None:
     file = tmp_path / "train-00000-of-00001.parquet"
     paths = ["n02000002_1_n02000002.JPEG", "n01000001_7_n01000001.JPEG", "n02000002_2_n02000002.JPEG"]
     write_parquet(file, [1, 0, 1], paths)
-    described = open_source("hf-parquet", str(file)).describe()
+    described = open_source("hf-parquet", str(file)).description
     assert described.label_map == {"n01000001": 0, "n02000002": 1}
     write_parquet(file, [1, 0, 2], paths)
     with pytest.raises(UserError, match="the paths' wnids contradict the labels: wnid 2000002 goes with several"):
@@ -418,7 +418,7 @@ def test_credentials_reach_neither_manifests_nor_messages(server: tuple[Path, st
     signed = f"{url}/a.tar?X-Amz-Signature=hush"
     source = open_source("webdataset", signed)
     assert source[1].data == b"jpg 1"
-    assert "hush" not in str(source.describe())
+    assert "hush" not in str(source.description)
     assert source.key(0) == "a.tar/0"
     with pytest.raises(UserError) as refused:
         open_source("webdataset", f"{url}/secret/a.tar?X-Amz-Signature=hush")

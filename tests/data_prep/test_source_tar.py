@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from data_prep.sources.files.tar import Member, walk_tar
+from data_prep.sources.files.tar import TarEntry, walk_tar
 
 TarOf = Callable[[dict[str, bytes]], bytes]
 
 
-def walk(data: bytes, *, stream: bool = False) -> list[Member]:
+def walk(data: bytes, *, stream: bool = False) -> list[TarEntry]:
     def read_at(start: int, length: int) -> bytes:
         assert start >= 0
         assert length >= 0  # of which a file descriptor makes an error
@@ -67,7 +67,7 @@ def test_it_finds_what_tarfile_wrote(files: dict[str, bytes], form: int, stream:
 
 def test_folders_and_dots_are_not_files(tar_of: TarOf) -> None:
     data = packed(member("./a", kind=tarfile.DIRTYPE), member("././a/b.jpg", 3), member("old/", kind=tarfile.AREGTYPE))
-    assert walk(data) == [Member("a/b.jpg", 1024, 3)]
+    assert walk(data) == [TarEntry("a/b.jpg", 1024, 3)]
     assert walk(tar_of({})) == []
 
 
@@ -76,7 +76,7 @@ def test_sizes_beyond_octal_are_read() -> None:
     header = member("big", size).tobuf(tarfile.GNU_FORMAT)
     reads = {0: header, 512 + size: bytes(1024)}
     found = list(walk_tar(lambda start, length: reads[start][:length].ljust(length, b"\0"), 0, 512 + size + 1024, "a"))
-    assert found == [Member("big", 512, size)]
+    assert found == [TarEntry("big", 512, size)]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_extended_headers_are_read_exactly(header: bytes, reason: str) -> None:
 
 def test_a_name_without_its_member_is_a_cut() -> None:
     assert walk(pax_header(b"20 comment=anything\n", tarfile.XGLTYPE) + packed(member("y.jpg"))) == [
-        Member("y.jpg", 1536, 0)
+        TarEntry("y.jpg", 1536, 0)
     ]
     with pytest.raises(UserError, match="ends where a member should follow its start"):
         walk(pax_header(b"10 path=a\n") + bytes(1024))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.sources import SourceOptions, open_source
-from data_prep.sources.base import Source, SourceWithEnds
+from data_prep.sources.base import Source
+from data_prep.sources.file_source import FileSource
 from data_prep.sources.files.find import expand_braces
 from data_prep.sources.files.local import LocalPlace
 from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, FileStatus
@@ -54,7 +55,7 @@ def test_webdataset_reads_shards_in_order(shards: Path) -> None:
     assert source.class_names == ("0", "1", "2")
     assert source.key(3) == "in1k-train-01.tar/s/0003"
     val = open_source("webdataset", str(shards), SplitRequest("val", explicit=True))
-    assert (val.describe().split, len(val), val[0].data, val[0].label) == ("validation", 1, b"jpg 77", 2)
+    assert (val.description.split, len(val), val[0].data, val[0].label) == ("validation", 1, b"jpg 77", 2)
     with pytest.raises(UserError, match="holds the splits train, validation; say which"):
         open_source("webdataset", str(shards))
 
@@ -64,7 +65,7 @@ def test_the_ends_of_an_image_are_read_from_the_shard(tmp_path: Path, tar_of: Ta
     members = {f"{n}.{end}": data for n, image in enumerate(images) for end, data in (("jpg", image), ("cls", b"0"))}
     (tmp_path / "train-0.tar").write_bytes(tar_of(members))
     source = open_source("webdataset", str(tmp_path))
-    assert isinstance(source, SourceWithEnds)
+    assert isinstance(source, FileSource)
     ends = source.ends(range(len(images)))
     assert ends.num_bytes.tolist() == list(map(len, images))
     for index, image in enumerate(images):
@@ -138,8 +139,8 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
     source = open_source("webdataset", str(tmp_path), options=SourceOptions(labels=str(names)))
     assert [(source[i].data, source[i].label) for i in range(2)] == [(b"png", 1), (b"jpeg", 0)]
     assert source.key(0) == "0.tar/a.b/x"
-    assert (source.class_names, source.describe().label_map["n02000002"]) == (("n01000001", "n02000002"), 1)
-    assert (source.describe().num_left_out, source.describe().left_out) == (2, ["0.tar/notes.txt", "0.tar/.hidden"])
+    assert (source.class_names, source.description.label_map["n02000002"]) == (("n01000001", "n02000002"), 1)
+    assert (source.description.num_left_out, source.description.left_out) == (2, ["0.tar/notes.txt", "0.tar/.hidden"])
     names.write_text("cat\n")
     with pytest.raises(UserError, match=r"0\.tar/a\.b/x has label 1, expected 0\.\.0: 1 classes have a name"):
         open_source("webdataset", str(tmp_path), options=SourceOptions(labels=str(names)))
@@ -275,7 +276,7 @@ def test_the_user_may_name_the_image_of_a_sample(tmp_path: Path, tar_of: TarOf) 
         source = open_source("webdataset", str(tmp_path), options=SourceOptions(image_column=ending))
         stored = {"tif": "TIF", ".TIF": "TIF"}.get(ending, ending)
         assert [source[i].data for i in range(2)] == [f"{stored} {i}".encode() for i in range(2)]
-        assert source.describe().left_out == ["0.tar/info.json"]
+        assert source.description.left_out == ["0.tar/info.json"]
     with pytest.raises(UserError, match=r"0: has no \.webp \(--image-column\), only \.jpg, \.seg\.png, \.tif, \.cls"):
         open_source("webdataset", str(tmp_path), options=SourceOptions(image_column="webp"))
 
@@ -311,4 +312,4 @@ def test_every_file_is_in_a_sample_or_counted_as_left_out(members: list[tuple[st
     shown = [(name, data) for name, data in seen if not name.rpartition("/")[2].startswith(".")]
     assert sorted(data for name, data in shown if name.lower().endswith((".jpg", ".png"))) == sorted(samples.values())
     stems = ["/".join([*name.split("/")[:-1], name.split("/")[-1].partition(".")[0]]) for name, _ in seen]
-    assert source.describe().num_left_out == sum(stem not in samples for stem in stems)
+    assert source.description.num_left_out == sum(stem not in samples for stem in stems)

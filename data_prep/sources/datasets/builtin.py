@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
-from data_prep.sources.base import NO_OPTIONS, SourceDescription, SourceOptions, digest_of
-from data_prep.sources.listed import ListedSource
+from data_prep.sources.base import NO_OPTIONS, Source, SourceDescription, SourceOptions, digest_of
 from data_prep.sources.splits import WHOLE, SplitRequest, choose_split
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ VAL_EVERY = 5
 DIGIT_RECIPE = f"bicubic to {DIGIT_SIDE_PX}, RGB, JPEG {JPEG_QUALITY} 4:4:4"
 
 
-class Synthetic(ListedSource):
+class Synthetic(Source):
     """Synthetic images for tests and benchmarks: any number, any size, always the same.
 
     `--input "n=1000,size=64..128,classes=10,seed=0,format=jpeg"` (these are the defaults). `size` is one side in px or
@@ -103,7 +102,7 @@ class Synthetic(ListedSource):
         return shades + noise + hue
 
 
-class Digits(ListedSource):
+class Digits(Source):
     """scikit-learn's 1,797 handwritten digits (UCI), 8x8 grey, as 32x32 RGB JPEGs: real images without a download.
 
     Every fifth sample of each class is `val` (355 in all), the rest are `train` (1,442); without a split, all.

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.base import NO_OPTIONS, SourceDescription, SourceOptions, digest_of
+from data_prep.sources.base import NO_OPTIONS, Source, SourceDescription, SourceOptions, digest_of
 from data_prep.sources.files.find import place_of
 from data_prep.sources.files.places import Place, read_small
 from data_prep.sources.files.tar import read_members
-from data_prep.sources.listed import ListedSource
 from data_prep.sources.splits import SplitRequest, choose_split
 
 SIDE_PX = 32
@@ -71,7 +70,7 @@ VERSIONS = {
 }
 
 
-class Cifar(ListedSource):
+class Cifar(Source):
     """All pixels in memory: 154 MB for a training split."""
 
     num_classes = 0

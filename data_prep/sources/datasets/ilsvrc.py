@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
+from data_prep.sources.file_source import ArchiveSource, Samples, is_image_name, skipped_notes
 from data_prep.sources.files.find import place_of
-from data_prep.sources.files.listing import FileRanges, PackedStrings, RecordedFile, list_each, record
+from data_prep.sources.files.listing import FileRanges, RecordedFile, list_each, record
 from data_prep.sources.files.places import Place, read_small
-from data_prep.sources.files.tar import Member, read_members, walk_tar
+from data_prep.sources.files.tar import TarEntry, read_members, walk_tar
 from data_prep.sources.imagenet import VAL_NAME, WNID, label_map
-from data_prep.sources.listed import ArchivedSource, describe_listing, is_image_name, skipped_notes
 from data_prep.sources.splits import SplitRequest, choose_split
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -54,39 +53,7 @@ class Listed(NamedTuple):
     num_bytes: int
 
 
-class Ilsvrc(ArchivedSource):
-    def __init__(
-        self,
-        archive: RecordedFile,
-        split: str,
-        class_names: tuple[str, ...],
-        images: list[Listed],
-        left_out: list[str],
-        notes: list[str],
-    ) -> None:
-        names = [image.name for image in images]
-        self.class_names = class_names
-        self.labels = np.array([image.label for image in images], dtype=np.int64)
-        self.sizes: NDArray[np.int64] = np.array([image.num_bytes for image in images], dtype=np.int64)
-        offsets = np.array([image.offset for image in images], dtype=np.int64)
-        self._ranges = FileRanges([archive], np.zeros(len(images), dtype=np.int32), offsets, self.sizes)
-        self._names = PackedStrings(names)
-        self._is_nested = split == "train"
-        self.description = describe_listing(
-            "ilsvrc",
-            archive.place.shown,
-            split,
-            class_names,
-            names,
-            self.sizes,
-            self.labels,
-            archive.status,
-            len(left_out),
-            [shown(name) for name in sorted(left_out)],
-        )
-        self.description.label_checks.extend(notes)
-        self.notes = tuple(skipped_notes(self.description))
-
+class Ilsvrc(ArchiveSource):
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
         given = place_of(location)
@@ -104,7 +71,7 @@ class Ilsvrc(ArchivedSource):
     def _open_train(cls, archive: RecordedFile, devkit: Devkit | None) -> Self:
         where = archive.place.shown
         members = list(_walk(archive, where))
-        tars: dict[str, Member] = {}
+        tars: dict[str, TarEntry] = {}
         for member in members:
             match = CLASS_TAR.fullmatch(member.name.rpartition("/")[2])
             if match is not None and tars.setdefault(match[1], member) != member:
@@ -119,7 +86,7 @@ class Ilsvrc(ArchivedSource):
             )
         label_of = label_map(class_names)
 
-        def list_class(wnid: str) -> list[Member]:
+        def list_class(wnid: str) -> list[TarEntry]:
             return list(_walk(archive, f"{where}: {wnid}.tar", tars[wnid]))
 
         images: list[Listed] = []
@@ -132,7 +99,7 @@ class Ilsvrc(ArchivedSource):
             _require_each_once([m.name for m in found], f"{where}: {wnid}.tar")
         without = sorted(set(class_names) - {image.name[:9] for image in images})
         notes = [f"{len(without):,} classes have no images, first {without[0]}"] if without else []
-        return cls(archive, "train", class_names, images, left_out, notes)
+        return cls._of(archive, "train", class_names, images, left_out, notes)
 
     @classmethod
     def _open_val(cls, archive: RecordedFile, devkit: Devkit) -> Self:
@@ -154,13 +121,35 @@ class Ilsvrc(ArchivedSource):
         notes = []
         if len(images) != len(devkit.val_ids):
             notes.append(f"holds {len(images):,} of the {len(devkit.val_ids):,} images that the devkit knows")
-        return cls(archive, "val", devkit.wnids, sorted(images), left_out, notes)
+        return cls._of(archive, "val", devkit.wnids, sorted(images), left_out, notes)
+
+    @classmethod
+    def _of(
+        cls,
+        archive: RecordedFile,
+        split: str,
+        class_names: tuple[str, ...],
+        images: list[Listed],
+        left_out: list[str],
+        notes: list[str],
+    ) -> Self:
+        labels, sizes, offsets = (
+            np.array(column, dtype=np.int64)
+            for column in ([i.label for i in images], [i.num_bytes for i in images], [i.offset for i in images])
+        )
+        samples = Samples(class_names, [image.name for image in images], labels, sizes)
+        ranges = FileRanges([archive], np.zeros(len(images), dtype=np.int32), offsets, sizes)
+        named = [shown(name) for name in sorted(left_out)]
+        opened = cls("ilsvrc", archive.place.shown, split, samples, ranges, len(left_out), named)
+        opened.description.label_checks.extend(notes)
+        opened.notes = tuple(skipped_notes(opened.description))
+        return opened
 
     def key(self, index: int) -> str:
         """`<archive>/[<wnid>.tar/]<file>`."""
         wnid, _, name = self._names[index].partition("/")
         archive = self._ranges.file_of(index).name
-        return f"{archive}/{wnid}.tar/{name}" if self._is_nested else f"{archive}/{name}"
+        return f"{archive}/{wnid}.tar/{name}" if self.description.split == "train" else f"{archive}/{name}"
 
 
 def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:
@@ -193,7 +182,7 @@ def _require_each_once(names: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: holds {shown(name)} twice; download it again")
 
 
-def _walk(archive: RecordedFile, where: str, within: Member | None = None) -> Iterator[Member]:
+def _walk(archive: RecordedFile, where: str, within: TarEntry | None = None) -> Iterator[TarEntry]:
     """The files of the archive, or of a tar that is a member of it."""
     start = within.offset if within else 0
     stop = start + within.num_bytes if within else archive.status.num_bytes

@@ -9,18 +9,15 @@ from __future__ import annotations
 from itertools import islice
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
+from data_prep.sources.file_source import is_image_name, left_out_notes, why_empty
 from data_prep.sources.files.find import place_of
-from data_prep.sources.files.places import ListedFile, Place
+from data_prep.sources.files.places import Place
 from data_prep.sources.files.table import read_lines, read_table
-from data_prep.sources.image_folder import FolderFiles, list_classes
-from data_prep.sources.imagenet import WNID, label_map
-from data_prep.sources.listed import is_image_name, left_out_notes, why_empty
+from data_prep.sources.image_folder import ClassFolders, FolderFiles, list_classes
+from data_prep.sources.imagenet import WNID
 from data_prep.sources.splits import SplitRequest, choose_split
 
 IMAGES = "ILSVRC/Data/CLS-LOC"
@@ -44,60 +41,55 @@ class Kaggle(FolderFiles):
                 f"{given.shown}: the labels of the test images were never published; choose another --split"
             )
         class_names = _read_synsets(given.child(SYNSETS))
-        hidden: list[str] = []
         root = images.child(name)
         if name == "train":
-            files, labels, left_out = _list_train(root, class_names, hidden)
+            found = _list_train(root, class_names)
         else:
-            files, labels, left_out = _list_val(root, class_names, given.child(VAL_SOLUTION), hidden)
-        notes = left_out_notes(left_out, hidden)
-        return cls("kaggle", root, name, class_names, files, labels, len(left_out), notes)
+            found = _list_val(root, class_names, given.child(VAL_SOLUTION))
+        files, labels = found.in_order(class_names)
+        opened = cls("kaggle", root, name, class_names, files, labels, len(found.left_out))
+        opened.notes = tuple(left_out_notes(found.left_out, found.hidden))
+        return opened
 
 
-def _list_train(
-    root: Place, class_names: tuple[str, ...], hidden: list[str]
-) -> tuple[list[ListedFile], NDArray[np.int64], list[str]]:
+def _list_train(root: Place, class_names: tuple[str, ...]) -> ClassFolders:
     folders = set(root.subfolders())
     if folders != set(class_names):
         odd = min(folders ^ set(class_names))
         where = "is not in" if odd in folders else "has no folder but is in"
         raise UserError(f"{root.shown}: {shown(odd)} {where} {SYNSETS}; the download is incomplete, or was changed")
-    files, left_out = list_classes(root, class_names, hidden)
-    empty = next((name for name in class_names if not files[name]), None)
+    found = list_classes(root, class_names)
+    empty = next((name for name in class_names if not found.images[name]), None)
     if empty is not None:
-        inside = [name for name in left_out if name.startswith(f"{empty}/")]
+        inside = [name for name in found.left_out if name.startswith(f"{empty}/")]
         raise UserError(
             f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; the download is "
             "incomplete"
         )
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int64), [len(files[name]) for name in class_names])
-    return [file for name in class_names for file in files[name]], labels, left_out
+    return found
 
 
-def _list_val(
-    root: Place, class_names: tuple[str, ...], solution: Place, hidden: list[str]
-) -> tuple[list[ListedFile], NDArray[np.int64], list[str]]:
+def _list_val(root: Place, class_names: tuple[str, ...], solution: Place) -> ClassFolders:
     """By class and then by name, the order of a validation set with class folders."""
-    label_of = label_map(class_names)
-    listed = root.files(deep=False, hidden=hidden)
+    listed, hidden = root.files(deep=False)
+    found = ClassFolders({name: [] for name in class_names}, [], hidden)
     wnids = _read_solution(solution)
-    labelled: list[tuple[int, ListedFile]] = []
-    for file in listed:
-        if is_image_name(file.name):
-            wnid = wnids.pop(file.name.rpartition(".")[0], None)
-            if wnid is None:
-                raise UserError(f"{root.child(file.name).shown}: {solution.shown} has no line for it")
-            if wnid not in label_of:
-                raise UserError(f"{solution.shown}: {file.name} has the class {wnid}, which {SYNSETS} does not name")
-            labelled.append((label_of[wnid], file))
+    for file in sorted(listed):
+        if not is_image_name(file.name):
+            found.left_out.append(file.name)
+            continue
+        wnid = wnids.pop(file.name.rpartition(".")[0], None)
+        if wnid is None:
+            raise UserError(f"{root.child(file.name).shown}: {solution.shown} has no line for it")
+        if wnid not in found.images:
+            raise UserError(f"{solution.shown}: {file.name} has the class {wnid}, which {SYNSETS} does not name")
+        found.images[wnid].append(file)
     if wnids:
         raise UserError(
             f"{root.shown}: {len(wnids):,} images that {solution.name} names are missing, first {shown(min(wnids))}; "
             "the download is incomplete"
         )
-    labelled.sort()
-    labels = np.array([label for label, _ in labelled], dtype=np.int64)
-    return [file for _, file in labelled], labels, [file.name for file in listed if not is_image_name(file.name)]
+    return found
 
 
 def _read_synsets(place: Place) -> tuple[str, ...]:

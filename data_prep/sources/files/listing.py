@@ -18,7 +18,7 @@ from data_prep.sources.files.places import (
     Ends,
     FileStatus,
     Place,
-    Reader,
+    RangeReader,
     check_sample_size,
     empty_ends,
     ends_bytes,
@@ -98,7 +98,7 @@ class FileRanges:
         self.file_numbers = file_numbers
         self.offsets = offsets
         self.sizes = sizes
-        self._readers: dict[int, Reader] = {}
+        self._readers: dict[int, RangeReader] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -135,7 +135,7 @@ class FileRanges:
             ends.num_bytes[number] = size
         return ends
 
-    def _reader(self, number: int) -> Reader:
+    def _reader(self, number: int) -> RangeReader:
         reader = self._readers.get(number)
         if reader is None:
             while len(self._readers) >= MAX_OPEN:

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -25,8 +25,9 @@ from data_prep.sources.files.places import (
     TAIL_BYTES,
     Ends,
     FileStatus,
+    FolderListing,
     ListedFile,
-    Reader,
+    RangeReader,
     changed,
     check_sample_size,
     empty_ends,
@@ -59,15 +60,12 @@ class LocalPlace:
         path = Path(self.path)
         return "folder" if path.is_dir() else "file" if path.is_file() else None
 
-    def subfolders(self, hidden: list[str] | None = None) -> list[str]:
+    def subfolders(self) -> list[str]:
         with os.scandir(self.path) as entries:
-            names = [entry.name for entry in entries if _is_folder(entry)]
-        if hidden is not None:
-            hidden += [name for name in names if name.startswith(".")]
-        return sorted(name for name in names if not name.startswith("."))
+            return sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
 
-    def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
-        return list(_local_files(self.path, prefix, deep, [] if hidden is None else hidden))
+    def files(self, prefix: str = "", *, deep: bool = True) -> FolderListing:
+        return _local_files(self.path, prefix, deep)
 
     def status(self) -> FileStatus:
         status = Path(self.path).stat()
@@ -78,7 +76,7 @@ class LocalPlace:
             check_sample_size(file.num_bytes)
             return file.read_at(0, file.num_bytes)
 
-    def reader(self, expected: FileStatus) -> Reader:
+    def reader(self, expected: FileStatus) -> RangeReader:
         return _Descriptor(self.path, expected)
 
     def open(self) -> BinaryIO:
@@ -136,15 +134,17 @@ class _Descriptor:
             self.close()
 
 
-class _Folder(NamedTuple):
+class _WaitingFolder(NamedTuple):
     path: str
     prefix: str
     real_above: tuple[str, ...]
     """The real folder of each link on the way here."""
 
 
-def _local_files(top: str, prefix: str, deep: bool, hidden: list[str]) -> Iterator[ListedFile]:
-    waiting = [_Folder(top, prefix, ())]
+def _local_files(top: str, prefix: str, deep: bool) -> FolderListing:
+    files: list[ListedFile] = []
+    hidden: list[str] = []
+    waiting = [_WaitingFolder(top, prefix, ())]
     while waiting:
         folder = waiting.pop()
         names: list[str] = []
@@ -159,9 +159,10 @@ def _local_files(top: str, prefix: str, deep: bool, hidden: list[str]) -> Iterat
                     above = folder.real_above
                     if entry.is_symlink():
                         above = (*above, _require_no_loop(entry.path, folder))
-                    waiting.append(_Folder(entry.path, f"{folder.prefix}{name}/", above))
+                    waiting.append(_WaitingFolder(entry.path, f"{folder.prefix}{name}/", above))
         for name, (num_bytes, stamp) in zip(names, stat_files(folder.path, names), strict=True):
-            yield ListedFile(f"{folder.prefix}{name}", num_bytes, stamp)
+            files.append(ListedFile(f"{folder.prefix}{name}", num_bytes, stamp))
+    return FolderListing(files, hidden)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -173,7 +174,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _require_no_loop(link: str, folder: _Folder) -> str:
+def _require_no_loop(link: str, folder: _WaitingFolder) -> str:
     """The real path of the link's folder. UserError when the link leads to a folder that it is in, whose listing would
     never end."""
     here, target = os.path.realpath(folder.path), os.path.realpath(link)

@@ -42,7 +42,13 @@ class ListedFile(NamedTuple):
     stamp: int
 
 
-class Reader(Protocol):
+class FolderListing(NamedTuple):
+    files: list[ListedFile]
+    hidden: list[str]
+    """Names of files and folders that begin with a dot; such folders are not entered."""
+
+
+class RangeReader(Protocol):
     """A large file, open for reading pieces of it."""
 
     def read_at(self, start: int, length: int) -> bytes:
@@ -75,13 +81,13 @@ class Place(Protocol):
         """None: it does not exist, or is neither."""
         ...
 
-    def subfolders(self, hidden: list[str] | None = None) -> list[str]:
-        """Names, sorted as text; hidden ones go into `hidden` instead."""
+    def subfolders(self) -> list[str]:
+        """Names of those that are not hidden, sorted as text."""
         ...
 
-    def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
-        """Files below this folder, unordered, each name after `prefix`. The names of hidden files and folders go into
-        `hidden` instead. UserError where links lead back to a folder that they are in."""
+    def files(self, prefix: str = "", *, deep: bool = True) -> FolderListing:
+        """Files below this folder, unordered, each name after `prefix`. UserError where links lead back to a folder
+        that they are in."""
         ...
 
     def status(self) -> FileStatus: ...
@@ -90,7 +96,7 @@ class Place(Protocol):
         """The whole file. Fault when it is not as expected, so it was changed. ValueError beyond MAX_SAMPLE_BYTES."""
         ...
 
-    def reader(self, expected: FileStatus) -> Reader:
+    def reader(self, expected: FileStatus) -> RangeReader:
         """Fault when the file is not as expected."""
         ...
 

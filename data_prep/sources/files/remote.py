@@ -21,9 +21,10 @@ from data_prep.errors import UserError
 from data_prep.sources.files.places import (
     MAX_SAMPLE_BYTES,
     FileStatus,
+    FolderListing,
     ListedFile,
     Place,
-    Reader,
+    RangeReader,
     changed,
     check_sample_size,
     without_credentials,
@@ -127,14 +128,22 @@ class RemotePlace:
             )
         return "folder"  # over HTTP a page of links
 
-    def subfolders(self, hidden: list[str] | None = None) -> list[str]:
-        names = [name for name, info in self._entries() if info["type"] == "directory"]
-        if hidden is not None:
-            hidden += [name for name in names if name.startswith(".")]
-        return sorted(name for name in names if not name.startswith("."))
+    def subfolders(self) -> list[str]:
+        folders = [name for name, info in self._entries() if info["type"] == "directory"]
+        return sorted(name for name in folders if not name.startswith("."))
 
-    def files(self, prefix: str = "", *, deep: bool = True, hidden: list[str] | None = None) -> list[ListedFile]:
-        return list(self._walk(prefix, deep, [] if hidden is None else hidden))
+    def files(self, prefix: str = "", *, deep: bool = True) -> FolderListing:
+        found = FolderListing([], [])
+        for name, info in self._entries():
+            if name.startswith("."):
+                found.hidden.append(f"{prefix}{name}")
+            elif info["type"] != "directory":
+                found.files.append(ListedFile(f"{prefix}{name}", *_status(info)))
+            elif deep:
+                files, hidden = self.child(name).files(f"{prefix}{name}/")
+                found.files.extend(files)
+                found.hidden.extend(hidden)
+        return found
 
     def status(self) -> FileStatus:
         return _status(self._info())
@@ -152,7 +161,7 @@ class RemotePlace:
             raise changed(self.shown)
         return data
 
-    def reader(self, expected: FileStatus) -> Reader:
+    def reader(self, expected: FileStatus) -> RangeReader:
         if self.status() != expected:
             raise changed(self.shown)
         if expected.num_bytes < 0:
@@ -204,15 +213,6 @@ class RemotePlace:
         entries = [(info["name"].rstrip("/"), info) for info in listed]
         inside = [(name.rpartition("/")[2], info) for name, info in entries if name != self._path and "?" not in name]
         return [(name, info) for name, info in inside if name not in ("", ".", "..")]
-
-    def _walk(self, prefix: str, deep: bool, hidden: list[str]) -> Iterator[ListedFile]:
-        for name, info in self._entries():
-            if name.startswith("."):
-                hidden.append(f"{prefix}{name}")
-            elif info["type"] != "directory":
-                yield ListedFile(f"{prefix}{name}", *_status(info))
-            elif deep:
-                yield from self.child(name)._walk(f"{prefix}{name}/", deep, hidden)
 
 
 class _ReadAhead:

@@ -25,7 +25,7 @@ NUM_HEAD_LINES = 200
 """Lines by which a table's separator is recognised."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     line: int
     cells: list[str]
 
@@ -53,13 +53,13 @@ def read_text(place: Place) -> str:
     return text
 
 
-def read_lines(place: Place) -> list[Row]:
+def read_lines(place: Place) -> list[TableRow]:
     """One cell per line, without surrounding white space; empty lines are skipped."""
     lines = enumerate(_lines(read_text(place), place.shown), start=1)
-    return [Row(number, [line.strip()]) for number, line in lines if line.strip()]
+    return [TableRow(number, [line.strip()]) for number, line in lines if line.strip()]
 
 
-def read_table(place: Place) -> Iterator[Row]:
+def read_table(place: Place) -> Iterator[TableRow]:
     """Rows of cells separated by tabs, commas or semicolons, with or without quotes, or of a word and the rest of its
     line.
 
@@ -83,7 +83,7 @@ def read_table(place: Place) -> Iterator[Row]:
                 f"{place.shown}: line {line} has {len(cells)} columns, the first line {width}; put a name that holds "
                 f"{'a tab' if separator == chr(9) else shown(separator)} in quotes"
             )
-        yield Row(line, cells)
+        yield TableRow(line, cells)
 
 
 def _lines(text: str, where: str) -> Iterator[str]:
@@ -112,7 +112,7 @@ def _widths(lines: Sequence[str], separator: str) -> Iterator[int]:
         yield 0
 
 
-def _split_at(text: str, separator: str, where: str) -> Iterator[Row]:
+def _split_at(text: str, separator: str, where: str) -> Iterator[TableRow]:
     num_waiting = 0
 
     def lines() -> Iterator[str]:
@@ -134,9 +134,9 @@ def _split_at(text: str, separator: str, where: str) -> Iterator[Row]:
             raise UserError(
                 f"{where}: line {line} cannot be read ({error}); is a quote not closed? One within a name is doubled"
             ) from None
-        yield Row(line, [cell.strip() for cell in cells])
+        yield TableRow(line, [cell.strip() for cell in cells])
 
 
-def _split_at_blanks(text: str, where: str) -> Iterator[Row]:
+def _split_at_blanks(text: str, where: str) -> Iterator[TableRow]:
     for number, line in enumerate(_lines(text, where), start=1):
-        yield Row(number, [cell.strip() for cell in line.split(None, 1)])
+        yield TableRow(number, [cell.strip() for cell in line.split(None, 1)])

@@ -52,7 +52,7 @@ COMPRESSED_SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".
 ReadAt = Callable[[int, int], bytes]
 
 
-class Member(NamedTuple):
+class TarEntry(NamedTuple):
     name: str
     offset: int
     """Of its bytes, from the start of the file."""
@@ -63,7 +63,7 @@ class _Damaged(ValueError):
     """What is wrong with a header; the message continues its position."""
 
 
-def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Iterator[Member]:
+def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Iterator[TarEntry]:
     """The files of the archive in the bytes start..stop-1, in its order.
 
     Args:
@@ -134,7 +134,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
             continue
         before = name
         if kind in REGULAR and not (name.endswith(b"/") and not size):
-            yield Member(_safe(name, where), data_at, size)
+            yield TarEntry(_safe(name, where), data_at, size)
         elif kind in REFUSED:
             raise UserError(
                 f"{where}: {_shown(name)} is {REFUSED[kind]}; expected plain files; pack the file that it refers to"

@@ -1,4 +1,4 @@
-"""What the sources of this package share: samples that were listed on opening, and notes on what was left out."""
+"""Sources whose samples are files or byte ranges of files, and notes on the files that were left out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.base import Sample, SourceDescription, digest_of
+from data_prep.sources.base import Source, SourceDescription, digest_of
 from data_prep.sources.files.listing import FileRanges, PackedStrings
 from data_prep.sources.files.places import HEAD_BYTES, Ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
@@ -34,39 +35,86 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-class ListedSource:
-    """Base of the sources: a subclass sets the attributes and implements `key` and `read`."""
+class Samples(NamedTuple):
+    """The samples of a split, in order."""
 
     class_names: tuple[str, ...]
+    names: Sequence[str]
+    """Of the files, below the folder or archive."""
     labels: NDArray[np.int64]
-    description: SourceDescription
-    sizes: NDArray[np.int64] | None = None
-    notes: tuple[str, ...] = ()
+    sizes: NDArray[np.int64]
+    """In bytes."""
 
-    def describe(self) -> SourceDescription:
-        return self.description
 
-    def __len__(self) -> int:
-        return len(self.labels)
+class FileSource(Source):
+    """Samples are files, or byte ranges of files, so a part of one can be read, and many into memory at a time.
 
-    def key(self, index: int) -> str:
+    Args:
+        name: of the source, for the manifest, as are `location` and `split`.
+        stamps: what changes when a file is replaced by another of the same name and size.
+        num_left_out: files that are not images, by name; `left_out` names the first of them.
+
+    Raises:
+        UserError: the labels contradict what is known of ImageNet.
+    """
+
+    sizes: NDArray[np.int64]
+
+    def __init__(
+        self,
+        name: str,
+        location: str,
+        split: str,
+        samples: Samples,
+        stamps: Iterable[bytes | int],
+        num_left_out: int,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        self.class_names, names, self.labels, self.sizes = samples
+        self._names = PackedStrings(names)
+        wnids = label_map(self.class_names) if are_wnids(self.class_names) else {}
+        # The same for the same files in a folder and in an archive.
+        packed = os.fsencode("\0".join(names))
+        identity = digest_of(
+            [len(self.class_names), *self.class_names, packed, self.sizes.tobytes(), self.labels.tobytes()]
+        )
+        self.description = SourceDescription(
+            name,
+            location,
+            split,
+            identity,
+            digest_of([identity, *stamps]),
+            num_left_out,
+            wnids,
+            check_labels(wnids, self.labels, names, location),
+            list(left_out[:MAX_NAMED]),
+        )
+
+    def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
+        """The first and last bytes of the samples that can be read. Raises Fault as `read` does."""
         raise NotImplementedError
 
-    def read(self, index: int) -> bytes:
-        """The image file. Raises as `Source.__getitem__` does."""
+    def read_into(self, indices: Sequence[int], into: memoryview) -> None:
+        """Writes these samples into `into`, back to back; they fill it exactly. Raises as `read` does."""
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return Sample(self.read(index), int(self.labels[index]), self.key(index))
 
+class ArchiveSource(FileSource):
+    """Samples are byte ranges of a few large files."""
 
-class ArchivedSource(ListedSource):
-    """Samples are byte ranges of a few large files. A subclass also sets `_ranges` and `_names`."""
-
-    _ranges: FileRanges
-    _names: PackedStrings
+    def __init__(
+        self,
+        name: str,
+        location: str,
+        split: str,
+        samples: Samples,
+        ranges: FileRanges,
+        num_left_out: int,
+        left_out: Sequence[str],
+    ) -> None:
+        self._ranges = ranges
+        stamps = [value for file in ranges.files for value in file.status]
+        super().__init__(name, location, split, samples, stamps, num_left_out, left_out)
 
     def read(self, index: int) -> bytes:
         return self._ranges.read(index)
@@ -78,52 +126,14 @@ class ArchivedSource(ListedSource):
         self._ranges.read_into(indices, into)
 
 
-def describe_listing(
-    name: str,
-    location: str,
-    split: str,
-    class_names: tuple[str, ...],
-    names: Sequence[str],
-    sizes: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    stamps: Iterable[bytes | int],
-    num_left_out: int,
-    left_out: Sequence[str] = (),
-) -> SourceDescription:
-    """The description of a source of files, whose identity is the same for the same files in a folder and an archive.
-
-    Args:
-        names: of the samples, in the order of `sizes` and `labels`.
-        stamps: what changes when a file is replaced.
-        left_out: some names of files that are not images.
-
-    Raises:
-        UserError: the labels contradict what is known of ImageNet.
-    """
-    packed = os.fsencode("\0".join(names))
-    identity = digest_of([len(class_names), *class_names, packed, sizes.tobytes(), labels.tobytes()])
-    wnids = label_map(class_names) if are_wnids(class_names) else {}
-    return SourceDescription(
-        name,
-        location,
-        split,
-        identity,
-        digest_of([identity, *stamps]),
-        num_left_out,
-        wnids,
-        check_labels(wnids, labels, names, location),
-        list(left_out[:MAX_NAMED]),
-    )
-
-
-def with_classes(source: ListedSource, class_names: tuple[str, ...], where: str) -> ListedSource:
+def with_classes(source: Source, class_names: tuple[str, ...], where: str) -> Source:
     """The same samples, labelled by position in `class_names`, so that labels mean the same in every split.
 
     `where` names the list. Classes without samples become a note. UserError if samples are of a class not listed.
     """
     if source.class_names == class_names:
         return source
-    described = source.describe()
+    described = source.description
     label_of = label_map(class_names)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     unknown = [name for name, count in zip(source.class_names, counts, strict=True) if count and name not in label_of]
