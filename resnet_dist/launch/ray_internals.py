@@ -8,19 +8,29 @@ another version of Ray the ids are unknown, and only Ray's own clean-up happens.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from data_prep.runtime.ray_errors import explain
+from data_prep.runtime.ray_errors import explain, is_lost_process
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
 
 _log = logging.getLogger(__name__)
 _KNOWN_RAY = "2.60"
 _COORDINATOR = "AutoscalingCoordinator"
 """Ray's detached actor of this name, in a namespace of this name: it distributes the nodes to elastic trainings."""
 _ANSWER_LIMIT_S = 10.0
+
+
+def _is_known() -> bool:
+    return ray.__version__.startswith(f"{_KNOWN_RAY}.")
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ NO_RESERVATION = Reservation()
 
 def current_reservation() -> Reservation:
     """Of the worker group that this worker is in."""
-    if not ray.__version__.startswith(f"{_KNOWN_RAY}."):
+    if not _is_known():
         return NO_RESERVATION
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -83,3 +93,45 @@ def leaving_nodes() -> frozenset[str]:
         return frozenset(ray._private.state.state.get_draining_nodes())
     except Exception:  # noqa: BLE001 - not connected, or a GCS that does not respond: asked again in a second
         return frozenset()
+
+
+# Ray Tune's, for sweeps.
+
+
+def trial_actor(trial: Trial) -> Any:
+    """The actor in which Tune runs the trial; None before its first step and after its last one."""
+    return trial.temporary_state.ray_actor
+
+
+@contextmanager
+def every_lost_actor_is_a_dead_one() -> Iterator[None]:
+    """Inside, Tune takes whatever Ray reports of a lost actor for its death.
+
+    Tune knows RayActorError alone (ray 2.60): at an actor that is lost to the node's memory limit, or with its node, it
+    would end the sweep. With another Ray nothing is changed: there the same command has to resume such a sweep.
+    """
+    if not _is_known():
+        yield
+        return
+    from ray.air.execution._internal import RayActorManager
+
+    of_task, of_start = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
+
+    def task_failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        of_task(self, tracked_actor_task, as_actor_error(exception))
+
+    def start_failed(self: RayActorManager, tracked_actor: Any, exception: Exception) -> None:
+        of_start(self, tracked_actor, as_actor_error(exception))
+
+    RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = task_failed, start_failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = of_task, of_start
+
+
+def as_actor_error(error: Exception) -> Exception:
+    """The loss of a process as RayActorError; any other error as it is."""
+    if not is_lost_process(error) or isinstance(error, RayActorError):
+        return error
+    return RayActorError(None, str(error))

@@ -4,26 +4,25 @@ is not done again, and what was running resumes from its checkpoint."""
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
-from resnet_dist.launch.control import StopSignal, stop_signals
+from resnet_dist.launch.control import stop_signals
+from resnet_dist.launch.record import Log
 from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import Ledger, open_ledger
 from resnet_dist.sweeps.points import Point
 from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trial_bundles, trials_at_once
 from resnet_dist.sweeps.ray_tune import run_trials
-from resnet_dist.sweeps.runner import Log, SweepRecord, TrialRunner, begin_sweep_record
+from resnet_dist.sweeps.record import SweepRecord, open_record
+from resnet_dist.sweeps.runner import TrialRunner
 from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
 from resnet_dist.sweeps.trial import TrialSetup
 from resnet_dist.tracking.connection import client_environment, driver_environment, server_credentials
-from resnet_dist.tracking.mlflow_run import EndStatus
+from resnet_dist.tracking.mlflow_run import RunEnd
 
 
 @dataclass(frozen=True)
@@ -57,33 +56,16 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
         ):
             nodes = await_nodes(profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, log)
             require_room(space, trial_profile, nodes)
-            with stop_signals() as stop:
-                record = begin_sweep_record(prepared, nodes, log)
-                return _run_and_record(prepared, sweep, record, stop)
-
-
-def _run_and_record(prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> SweepEnd:
-    status: EndStatus = "FAILED"
-    reason = "an unexpected error"
-    try:
-        runner = TrialRunner(prepared, sweep, record, stop)
-        at_once = trials_at_once(prepared.space, prepared.trial_profile, alive_nodes())
-        record.log(f"{runner.num_open()} trials to go, {at_once} at once")
-        setup = _trial_setup(prepared, record)
-        _in_thread(lambda: run_trials(runner, setup, prepared.space, prepared.sweep_dir))
-        why = runner.why_no_more() or "all trials ended"
-        end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
-        record.log_report(end.report_dir)
-        status, reason = ("FINISHED" if sweep.is_over() else "KILLED"), why
-        return end
-    except KeyboardInterrupt:
-        status, reason = "KILLED", "interrupted"
-        raise
-    except Fault as error:
-        reason = f"failed: {error}"
-        raise
-    finally:
-        record.end((prepared.trial_storage(trial) for trial in sweep.state.trials), status, reason)
+            with stop_signals() as stop, open_record(prepared, sweep, nodes, log) as record:
+                runner = TrialRunner(prepared, sweep, record, stop)
+                at_once = trials_at_once(space, trial_profile, alive_nodes())
+                log(f"{runner.num_open()} trials to go, {at_once} at once")
+                run_trials(runner, _trial_setup(prepared, record), space, prepared.sweep_dir)
+                why = runner.why_no_more() or "all trials ended"
+                end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
+                record.log_report(end.report_dir)
+                record.end = RunEnd("FINISHED" if sweep.is_over() else "KILLED", why)
+                return end
 
 
 def _trial_setup(prepared: PreparedSweep, record: SweepRecord) -> TrialSetup:
@@ -100,24 +82,6 @@ def _trial_setup(prepared: PreparedSweep, record: SweepRecord) -> TrialSetup:
             **server_credentials(os.environ),
         },
     )
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    """Runs `work` beside the main thread, which must be free for signals: Tune would replace their handlers."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed to the main thread
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="ray-tune", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.5)
-    if raised:
-        raise raised[0]
 
 
 def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:

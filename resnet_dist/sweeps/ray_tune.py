@@ -1,15 +1,12 @@
-"""Ray Tune runs the trials: it places their actors by CPUs and GPUs, keeps each for the next trial, and sees them die.
+"""Ray Tune runs the trials: it places their processes by CPUs and GPUs, keeps each for the next trial, and sees them
+die. Its searcher and its scheduler here ask the `TrialRunner`, and so the ledger, what to start and what to answer.
 
-Its searcher and scheduler are views of the ledger, through the `TrialRunner`: what to start next, what to answer a
-trial. Three things Tune cannot do, and what is here instead:
-
-- End a trial in order. Tune would leave the actor as it is, or kill it: a worker group of Ray Train in it lives on
-  unless a dashboard runs (ray 2.60), its MLflow run has no end and its last steps are lost. So the scheduler never
-  returns STOP or PAUSE: it calls `TrialActor.tell`, and the trial saves a checkpoint and ends itself.
-- Resume. `Tuner.restore` needs snapshots that are not written atomically, know nothing of Train's checkpoints and
-  refuse a sweep with more trials. A new driver starts a new `Tuner` from the ledger; a trial that resumes is a new one
-  to Tune.
-- Take every lost process for a lost process: `every_death_of_an_actor`.
+Why an adapter, and not Tune's own stopping and restoring (ray 2.60): a trial that Tune stops or pauses is left as it is
+or killed; a worker group of Ray Train in it would live on unless a dashboard runs, its MLflow run would have no end and
+its last steps would be lost. So the scheduler never returns STOP or PAUSE: it sends the verdict to the `TrialActor`,
+which saves a checkpoint and ends by itself. `Tuner.restore` needs snapshots that are not written atomically, know
+nothing of Ray Train's checkpoints and refuse a sweep with more trials. So a new driver starts a new `Tuner` from the
+ledger, and a trial that resumes is a new one to Tune.
 """
 
 from __future__ import annotations
@@ -17,27 +14,24 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.air.execution._internal import RayActorManager
-from ray.air.execution._internal.tracked_actor import TrackedActor
-from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
-from ray.exceptions import RayActorError
 from ray.tune.error import TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from data_prep.runtime.ray_errors import explain, explain_text, is_lost_process
+from data_prep.runtime.ray_errors import explain, explain_text
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault
+from resnet_dist.launch.ray_internals import every_lost_actor_is_a_dead_one, trial_actor
 from resnet_dist.sweeps.runner import TrialRunner
-from resnet_dist.sweeps.trial import SAID, TrialActor, TrialEnd, TrialSetup
+from resnet_dist.sweeps.trial import MESSAGE, TrialActor, TrialResult, TrialSetup
 
 _FOLDER = ".ray_tune"
 _ENVIRONMENT = {
@@ -51,7 +45,7 @@ _ENVIRONMENT = {
 
 
 class LedgerSearcher(Searcher):
-    """What the ledger has to be trained next."""
+    """Starts what is due by the ledger."""
 
     def __init__(self, runner: TrialRunner) -> None:
         super().__init__(metric=None, mode=None)
@@ -59,33 +53,33 @@ class LedgerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         if not self._runner.running():
-            self._runner.tick(num_up=0)  # with nothing to run Tune asks for minutes, and does nothing else
+            self._runner.check_time(num_up=0)  # with nothing to run Tune asks for minutes, and does nothing else
         if self._runner.is_over():
             return Searcher.FINISHED
         return self._runner.next_config()
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The scheduler has heard of it."""
+        pass  # the scheduler sees it too
 
     def save(self, checkpoint_path: str) -> None:
-        """The ledger has it."""
+        pass  # the ledger is the memory
 
 
 class LedgerScheduler(FIFOScheduler):
-    """Writes to the ledger what trials report, and tells them what follows from it."""
+    """Writes to the ledger what trials report, and sends them the verdicts."""
 
     def __init__(self, runner: TrialRunner) -> None:
         super().__init__()
         self._runner = runner
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        said = result.get(SAID)
-        if isinstance(said, TrialEnd):
-            self._runner.ended(trial.config["trial"], said)
-        elif trial.temporary_state.ray_actor is not None:
-            verdict = self._runner.answer(trial.config["trial"], said)
-            if said is not None or verdict != "go on":
-                trial.temporary_state.ray_actor.tell.remote(verdict)  # arrives before the next `step`
+        message = result.get(MESSAGE)
+        if isinstance(message, TrialResult):
+            self._runner.ended(trial.config["trial"], message)
+        elif (actor := trial_actor(trial)) is not None:
+            verdict = self._runner.answer(trial.config["trial"], message)
+            if message is not None or verdict != "go on":
+                actor.receive.remote(verdict)  # arrives before the next `step`
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -93,7 +87,7 @@ class LedgerScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         trials = tune_controller.get_live_trials()
-        self._runner.tick(num_up=sum(trial.status == Trial.RUNNING for trial in trials))
+        self._runner.check_time(num_up=sum(trial.status == Trial.RUNNING for trial in trials))
         return super().choose_trial_to_run(tune_controller)
 
 
@@ -139,8 +133,8 @@ def run_trials(runner: TrialRunner, setup: TrialSetup, space: Space, sweep_dir: 
         ),
     )
     try:
-        with every_death_of_an_actor():
-            tuner.fit()
+        with every_lost_actor_is_a_dead_one():
+            _beside_the_main_thread(tuner.fit)
     except Exception as error:
         if runner.fatal is None:
             why = explain_text(str(error), "error") if isinstance(error, TuneError) else explain(error)
@@ -151,8 +145,26 @@ def run_trials(runner: TrialRunner, setup: TrialSetup, space: Space, sweep_dir: 
         raise runner.fatal
 
 
+def _beside_the_main_thread(work: Callable[[], object]) -> None:
+    """The main thread must be free for signals: Tune would replace their handlers there."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="ray-tune", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if raised:
+        raise raised[0]
+
+
 def _name(trial: Trial) -> str:
-    """Tune's, in Ray's dashboard; a trial that resumes is another one to Tune."""
+    """In Ray's dashboard."""
     return f"{trial.config['trial']}-{trial.trial_id}"
 
 
@@ -166,30 +178,3 @@ def _why(trial: Trial) -> str:
         text = ""
     newest = text.rpartition("Failure # ")[2].partition("\n")[2]
     return explain_text(newest).sentence if newest.strip() else "Ray does not say why"
-
-
-@contextmanager
-def every_death_of_an_actor() -> Iterator[None]:
-    """Inside, Tune takes whatever Ray says of a lost actor for its death: out of memory or with its node, it would end
-    the sweep (ray 2.60: `RayActorManager` knows RayActorError alone).
-    """
-    of_task, of_start = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
-
-    def task_failed(self: RayActorManager, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
-        of_task(self, tracked_actor_task, as_actor_error(exception))
-
-    def start_failed(self: RayActorManager, tracked_actor: TrackedActor, exception: Exception) -> None:
-        of_start(self, tracked_actor, as_actor_error(exception))
-
-    RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = task_failed, start_failed
-    try:
-        yield
-    finally:
-        RayActorManager._actor_task_failed, RayActorManager._actor_start_failed = of_task, of_start
-
-
-def as_actor_error(error: Exception) -> Exception:
-    """The same death, as the one class of them that Tune knows."""
-    if not is_lost_process(error) or isinstance(error, RayActorError):
-        return error
-    return RayActorError(None, str(error))

@@ -1,4 +1,4 @@
-"""What the driver does with what trials say: the ledger first, then MLflow, then a line for the user.
+"""Starts trials, and writes what they report: to the ledger first, then to MLflow, then as a line for the user.
 
 One thread, Tune's, calls everything here; the main thread only waits.
 """
@@ -6,45 +6,36 @@ One thread, Tune's, calls everything here; the main thread only waits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from data_prep.redaction import redacted
-from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
-from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node, alive_nodes
-from resnet_dist.launch.code_version import read_code_version
+from resnet_dist.errors import Fault
+from resnet_dist.launch.cluster import alive_nodes
 from resnet_dist.launch.control import StopSignal
-from resnet_dist.launch.record import hardware_summary
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.sweeps.analysis.ranking import Ranking, rank
+from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import Outcome, TrialState, Verdict, summary
 from resnet_dist.sweeps.points import describe
 from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
+from resnet_dist.sweeps.record import SweepRecord, end_trial
 from resnet_dist.sweeps.sweep import Sweep, stopped_at
-from resnet_dist.sweeps.trial import Evaluation, TrialEnd
-from resnet_dist.tracking.mlflow_run import EndStatus, RunHandle, log_folder
-from resnet_dist.tracking.sync import end_sweep, end_trial, open_sweep
-from resnet_dist.tracking.tracker import SpoolTracker
+from resnet_dist.sweeps.trial import TrialEvaluation, TrialResult
 from resnet_dist.training.checkpoint import prune
 
-_LOOK_EVERY_S = 2.0
+_COUNT_EVERY_S = 2.0
 _HOPELESS = 3
 """The sweep ends if its first trials all fail: it is not the points' fault."""
 
 
 class TrialRunner:
-    """Starts trials, answers them, ends them, for as long as the sweep, its budget and the user want."""
+    """What Ray Tune asks: which trial to start, what to answer it, and what follows from its end."""
 
     def __init__(self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> None:
         self.fatal: Fault | None = None
         """Why the sweep cannot be continued."""
         self._prepared, self._sweep, self._record, self._stop = prepared, sweep, record, stop
         self._at_once = 0
-        self._looked_s = -_LOOK_EVERY_S
+        self._counted_s = -_COUNT_EVERY_S
         self._alive_s = time.monotonic()
         self._stopping_s: float | None = None
 
@@ -58,7 +49,7 @@ class TrialRunner:
 
     def next_config(self) -> dict[str, Any] | None:
         """Tune's config of the trial to start now; None: nothing now."""
-        if self.why_no_more() or len(self.running()) >= self._room():
+        if self.why_no_more() or len(self.running()) >= self._capacity():
             return None
         trial = self._sweep.next_trial()
         if trial is None:
@@ -78,43 +69,50 @@ class TrialRunner:
             return "stopped: the same command resumes it"
         return self._sweep.budget_spent()
 
-    def answer(self, trial: str, evaluation: Evaluation | None) -> Verdict:
-        """What a trial is told after an evaluation, or between two; "wait" too when the whole sweep stops."""
+    def answer(self, trial: str, evaluation: TrialEvaluation | None) -> Verdict:
+        """The verdict on a trial after an evaluation, or between two; "wait" too when the whole sweep stops."""
         verdict: Verdict = "go on"
         if evaluation is not None:
             verdict = self._sweep.report(trial, evaluation.epoch, evaluation.step, evaluation.metrics)
         return "wait" if verdict == "go on" and self.why_no_more() else verdict
 
-    def ended(self, trial: str, end: TrialEnd) -> None:
-        """The trial has ended itself, as it was told or because it is over."""
+    def ended(self, trial: str, result: TrialResult) -> None:
+        """The trial has stopped computing, by a verdict or because it is over."""
         known = self._sweep.state.trials[trial]
-        if end.outcome == "fault":
-            self.died(trial, end.error)
-        elif end.outcome == "mistake":
-            self._over(trial, "failed", end, end.error)
-        elif end.outcome == "stopped" and known.verdict != "stop":
-            self._sweep.leave(trial, "waits" if known.verdict == "wait" else "stopped with the sweep")
-        else:
-            self._over(trial, end.outcome, end, stopped_at(known) if end.outcome == "stopped" else end.outcome)
+        match result.outcome:
+            case "fault":
+                self.died(trial, result.error)
+            case "mistake":
+                self._end(trial, "failed", result, result.error)
+            case "stopped" if known.verdict == "stop":
+                self._end(trial, "stopped", result, stopped_at(known))
+            case "stopped":
+                self._sweep.leave(trial, "waits" if known.verdict == "wait" else "stopped with the sweep")
+            case outcome:
+                self._end(trial, outcome, result, outcome)
 
     def died(self, trial: str, why: str) -> None:
         """The trial's process is gone; it resumes from its checkpoint, unless it failed too often."""
         known = self._sweep.state.trials[trial]
         if known.status != "running":
             return
-        if known.verdict == "stop":  # it died on its way out
+        if known.verdict == "stop":  # it died between the verdict and its own end
             last = known.reports[-1]
-            end = TrialEnd("stopped", epoch=last.epoch, step=last.step, metrics=last.metrics)
-            self._over(trial, "stopped", end, stopped_at(known))
+            result = TrialResult("stopped", epoch=last.epoch, step=last.step, metrics=last.metrics)
+            self._end(trial, "stopped", result, stopped_at(known))
             return
         self._sweep.leave(trial, why, is_fault=True)
         if known.num_faults > self._prepared.profile.failure.max_failures:
-            self._over(trial, "failed", TrialEnd("fault", epoch=known.epoch, metrics=known.metrics), why)
+            self._end(trial, "failed", TrialResult("fault", epoch=known.epoch, metrics=known.metrics), why)
         else:
             self._record.log(f"{trial} failed ({why}); it resumes from its last checkpoint")
 
-    def tick(self, num_up: int) -> None:
-        """Looks at the time; called several times a second. `num_up`: trials whose process is up."""
+    def check_time(self, num_up: int) -> None:
+        """Ends the sweep if no process comes up, or if trials do not stop. Called several times a second.
+
+        Args:
+            num_up: trials whose process is up.
+        """
         now_s, running, failure = time.monotonic(), self.running(), self._prepared.profile.failure
         # A process that is asked for needs its resources and then its start-up, which Ray does not tell apart.
         limit_s = failure.wait_for_resources_s + (failure.progress_timeout_s if running else 0.0)
@@ -124,7 +122,7 @@ class TrialRunner:
             self.fatal = Fault(
                 f"no trial's process came up within {limit_s:g} s (failure.wait_for_resources_s, and "
                 "failure.progress_timeout_s for its start); the same command resumes the sweep when the cluster has "
-                "room"
+                "capacity"
             )
         why = self.why_no_more()
         if why is None or not running:
@@ -145,30 +143,36 @@ class TrialRunner:
         to_come = max(self._sweep.num_points - len(points), 0)
         return sum(trial.end is None for trial in trials) + to_come
 
-    def _room(self) -> int:
-        """Trials that fit into the cluster, looked at again every two seconds: nodes come and go."""
+    def _capacity(self) -> int:
+        """Trials that fit into the cluster, counted again every two seconds: nodes come and go."""
         now_s = time.monotonic()
-        if now_s - self._looked_s >= _LOOK_EVERY_S:
-            self._looked_s = now_s
+        if now_s - self._counted_s >= _COUNT_EVERY_S:
+            self._counted_s = now_s
             self._at_once = trials_at_once(self._prepared.space, self._prepared.trial_profile, alive_nodes())
         return self._at_once
 
-    def _over(self, trial: str, outcome: Outcome, end: TrialEnd, reason: str) -> None:
+    def _end(self, trial: str, outcome: Outcome, result: TrialResult, reason: str) -> None:
         """Writes a trial's end everywhere, and removes what it no longer needs."""
         storage = self._prepared.trial_storage(trial)
         self._sweep.end(
-            trial, outcome, epoch=end.epoch, step=end.step, metrics=end.metrics, reason=reason, run_id=end.run_id
+            trial,
+            outcome,
+            epoch=result.epoch,
+            step=result.step,
+            metrics=result.metrics,
+            reason=reason,
+            run_id=result.run_id,
         )
         if outcome == "failed":
             end_trial(storage, self._prepared.profile.tracking_uri, "FAILED", f"failed: {reason}")
-        with suppress(OSError):  # what is left over takes disk space, and costs no trial
+        with suppress(OSError):  # files that are left over take disk space, no more
             thin(storage, outcome)
         state = self._sweep.state
         ended = [known for known in state.trials.values() if known.end is not None]
         ranking = rank(self._prepared.space, state)
         best = ranking.best.score if ranking.best else None
         numbers = summary(state, self._prepared.total_epochs(state.trials[trial].point))
-        self._record.ended(ranking, len(ended), numbers)
+        self._record.trial_ended(ranking, len(ended), numbers)
         self._record.log(self._line(state.trials[trial], len(ended), best))
         if len(ended) >= _HOPELESS and all(known.status == "failed" for known in ended):
             self.fatal = Fault(
@@ -189,77 +193,3 @@ def thin(storage: RunStorage, outcome: Outcome) -> None:
     prune(storage, keep=1 if outcome == "finished" else 0)
     if outcome != "finished":
         storage.remove("best")
-
-
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class SweepRecord:
-    handle: RunHandle
-    tracker: SpoolTracker
-    log: Log
-
-    def ended(self, ranking: Ranking, num_ended: int, numbers: dict[str, float]) -> None:
-        """Points of the sweep's curves; the x-axis counts trials that have ended."""
-        best = {} if ranking.best is None else {f"best/{ranking.metric}": ranking.best.score}
-        self.tracker.metrics({**best, **{f"sweep/{key}": value for key, value in numbers.items()}}, num_ended)
-
-    def log_report(self, folder: Path) -> None:
-        try:
-            log_folder(self.handle, folder, "report")
-        except (Fault, UserError, OSError) as error:
-            self.log(f"warning: the report is not in MLflow: {redacted(str(error))}")
-
-    def end(self, trials: Iterable[RunStorage], status: EndStatus, reason: str) -> None:
-        self.tracker.close()
-        end_sweep(self.handle, trials, status, reason)
-
-
-def begin_sweep_record(prepared: PreparedSweep, nodes: list[Node], log: Log) -> SweepRecord:
-    """Opens the sweep's MLflow run, or continues it. Raises Fault if MLflow does not answer."""
-    space, profile = prepared.space, prepared.profile
-    texts = {
-        "config/space.yaml": to_yaml(space),
-        "config/base_recipe.yaml": tree_to_yaml(prepared.began.base),
-        "config/profile.yaml": redacted(to_yaml(profile)),
-    }
-    code = read_code_version(Path(__file__).parents[2])
-    handle = open_sweep(
-        profile.tracking_uri,
-        profile.experiment,
-        prepared.name,
-        prepared.sweep_dir,
-        description=_description(prepared),
-        tags={
-            "sweep_hash": prepared.began.sweep_hash,
-            "data_digest": prepared.began.data_digest,
-            "hardware": hardware_summary(nodes),
-            "mlflow.source.name": "resnet-dist tune",
-            "mlflow.source.type": "JOB",
-            **({"mlflow.source.git.commit": code.commit} if code else {}),
-        },
-        params={
-            key: value[:500]
-            for key, value in flatten(space).items()
-            if key.partition(".")[0] not in ("trials", "seeds", "budget", "resources", "first_points", "warm_start")
-        },
-        texts=texts,
-    )
-    return SweepRecord(handle, SpoolTracker(prepared.sweep_dir, handle.run_id, profile.tracking_uri), log)
-
-
-def _description(prepared: PreparedSweep) -> str:
-    space, folder = prepared.space, prepared.sweep_dir
-    searched = "".join(f"| {key} | `{_in_words(parameter.model_dump())}` |\n" for key, parameter in space.space.items())
-    return (
-        f"A sweep over {Path(space.base).name} for {space.metric}.\n\n| key | values |\n|---|---|\n{searched}\n"
-        f"Search: {space.search.kind}, scheduler: {space.scheduler.kind}.\n\n"
-        f"    resnet-dist tune report {folder}\n"
-        f"    resnet-dist train {folder}/best_recipe.yaml --on PROFILE\n"
-    )
-
-
-def _in_words(parameter: dict[str, object]) -> str:
-    kept = {key: value for key, value in parameter.items() if key != "kind" and value not in (None, {}, False)}
-    return f"{parameter['kind']} " + ", ".join(f"{key} {value}" for key, value in kept.items())

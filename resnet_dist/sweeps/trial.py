@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it, and what it and the sweep's driver say to each other."""
+"""A trial in its process: it trains, reports its evaluations to the sweep's driver, and waits for the verdicts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from resnet_dist.sweeps.ledger import Verdict
 from resnet_dist.tracking.connection import settle_environment
 from resnet_dist.training.context import Observer
 
-SAID = "said"
-"""The key of Tune's results that holds an `Evaluation` or a `TrialEnd`."""
+MESSAGE = "message"
+"""The key of Tune's results that holds a `TrialEvaluation` or a `TrialResult`."""
 _STEP_S = 1.0
-_ANSWER_LIMIT_S = 300.0
+_VERDICT_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class TrialSetup:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TrialEvaluation:
     epoch: float
     step: int
     metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class TrialEnd:
-    """The last thing that a trial says."""
+class TrialResult:
+    """A trial's last message."""
 
     outcome: Literal["finished", "stopped", "diverged", "mistake", "fault"]
-    """stopped: as it was told to. mistake: the user's; trying again would not help."""
+    """stopped: by a verdict. mistake: the user's; trying again would not help."""
     epoch: float = 0.0
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class TrialObserver(Observer):
 
     def __init__(self) -> None:
         self.verdict: Verdict = "go on"
-        self.said: queue.SimpleQueue[Evaluation | TrialEnd] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[TrialEvaluation | TrialResult] = queue.SimpleQueue()
         self.steps_per_epoch = 1
         self._is_answered = threading.Event()
 
@@ -77,15 +77,15 @@ class TrialObserver(Observer):
         if self.stop_requested():
             return
         self._is_answered.clear()
-        self.said.put(Evaluation(step / self.steps_per_epoch, step, judged(metrics)))
-        if not self._is_answered.wait(_ANSWER_LIMIT_S):
-            raise Fault(f"the sweep's driver has not judged step {step} within {_ANSWER_LIMIT_S:g} s")
+        self.messages.put(TrialEvaluation(step / self.steps_per_epoch, step, judged(metrics)))
+        if not self._is_answered.wait(_VERDICT_LIMIT_S):
+            raise Fault(f"the sweep's driver has not judged step {step} within {_VERDICT_LIMIT_S:g} s")
 
     def stop_requested(self) -> bool:
         return self.verdict != "go on"
 
-    def tell(self, verdict: Verdict) -> None:
-        """The driver's answer to the newest evaluation; anything but "go on" is final."""
+    def receive(self, verdict: Verdict) -> None:
+        """The driver's verdict on the newest evaluation; anything but "go on" is final."""
         if not self.stop_requested():
             self.verdict = verdict
         self._is_answered.set()
@@ -94,9 +94,9 @@ class TrialObserver(Observer):
 class TrialActor(tune.Trainable):
     """One trial after the other, each in a thread of this process.
 
-    Tune calls `step` again and again. It returns with an evaluation, with the trial's end, or after a second with
-    nothing, so that the driver can also stop a trial between evaluations. Tune hears of no failure but the death of
-    the process: whatever else goes wrong comes back as a `TrialEnd` in words.
+    Tune calls `step` again and again. It returns an evaluation, the trial's result, or after a second nothing, so that
+    the driver can also stop a trial between evaluations. The only failure that Tune sees is the death of the process:
+    every error comes back as a `TrialResult`.
     """
 
     def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
@@ -113,41 +113,41 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._is_over:
-            # One step after the end was said: by then Tune has the next trial, and keeps this process for it.
+            # One step after the result was sent: by then Tune has the next trial, and keeps this process for it.
             return {DONE: True}
         try:
-            said = self._observer.said.get(timeout=_STEP_S)
+            message = self._observer.messages.get(timeout=_STEP_S)
         except queue.Empty:
             return {}
-        self._is_over = isinstance(said, TrialEnd)
-        return {SAID: said}
+        self._is_over = isinstance(message, TrialResult)
+        return {MESSAGE: message}
 
-    def tell(self, verdict: Verdict) -> None:
+    def receive(self, verdict: Verdict) -> None:
         """Called by the driver between two steps."""
-        self._observer.tell(verdict)
+        self._observer.receive(verdict)
 
 
 def _train(config: Mapping[str, Any], setup: TrialSetup, observer: TrialObserver) -> None:
     try:
-        end = train_trial(config, setup, observer)
+        result = train_trial(config, setup, observer)
     except UserError as error:
-        end = TrialEnd("mistake", error=str(error))
+        result = TrialResult("mistake", error=str(error))
     except Fault as error:
-        end = TrialEnd("fault", error=str(error))
+        result = TrialResult("fault", error=str(error))
     except BaseException as error:  # noqa: BLE001 - a trial that fails must not end the sweep
-        end = TrialEnd("fault", error=explain(error).sentence)
-    observer.said.put(end)
+        result = TrialResult("fault", error=explain(error).sentence)
+    observer.messages.put(result)
 
 
-def train_trial(config: Mapping[str, Any], setup: TrialSetup, observer: TrialObserver) -> TrialEnd:
+def train_trial(config: Mapping[str, Any], setup: TrialSetup, observer: TrialObserver) -> TrialResult:
     """Trains the trial from where it is to its end or to a stop, in this process or on workers of its own.
 
     In this process nothing more is trained before the driver has judged an evaluation; workers continue meanwhile, and
-    the answer is there about a second later. Raises UserError, Fault.
+    receive the verdict about a second later. Raises UserError, Fault.
     """
     prepared = prepare(Recipe.model_validate(config["recipe"]), setup.profile, config["run"])
     if observer.stop_requested():
-        return TrialEnd("stopped")
+        return TrialResult("stopped")
     per_epoch = observer.steps_per_epoch = prepared.plan.steps_per_epoch
     light, tags = setup.is_light, {"trial": config["trial"]}
     with Run.open(prepared, parent_run_id=setup.parent_run_id, brief=light, tags=tags) as run:
@@ -159,7 +159,7 @@ def train_trial(config: Mapping[str, Any], setup: TrialSetup, observer: TrialObs
                 run.ends(result, f"diverged at epoch {epoch:g}")
             case "stopped":
                 run.ends(result, f"{'stopped early' if observer.verdict == 'stop' else 'waits'} at epoch {epoch:g}")
-    return TrialEnd(result.outcome, epoch, result.step, judged(result.metrics), run.record.handle.run_id)
+    return TrialResult(result.outcome, epoch, result.step, judged(result.metrics), run.record.handle.run_id)
 
 
 def judged(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import random
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,12 +27,7 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import as_storage
 from resnet_dist.tracking.connection import connect, first_line, root_reason, sqlite_file
 from resnet_dist.tracking.mlflow_run import (
-    EndStatus,
-    RunHandle,
-    end_run,
-    log_details,
     newest_steps,
-    open_run,
     recorded_run,
     require_run,
     run_file,
@@ -51,9 +46,6 @@ MAX_TAGS = 100
 _ATTEMPTS = 5
 _FIRST_BACKOFF_S = 0.5
 _SAY_EVERY_S = 5.0
-KIND_TAG = "kind"
-SWEEP = "sweep"
-"""Value of the tag `kind` of a sweep's run, which has no curves."""
 
 
 class MetricPoint(NamedTuple):
@@ -412,84 +404,3 @@ def _deliver(delivery: Delivery, proceed: Callable[[], bool], failed: str) -> No
             if num_failures == _ATTEMPTS:
                 raise Fault(f"{failed}: {error}; the rest stays in storage: run the same command again") from error
             time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))
-
-
-# A sweep in MLflow: one parent run, and below it one run for each trial.
-
-
-def open_sweep(
-    tracking_uri: str,
-    experiment: str,
-    name: str,
-    sweep_dir: Path,
-    *,
-    description: str = "",
-    tags: Mapping[str, str],
-    params: Mapping[str, str],
-    texts: Mapping[str, str],
-) -> RunHandle:
-    """Begins the parent run of `sweep_dir`, or continues it; its `run_id` is the `parent_run_id` of the trials.
-
-    Args:
-        description: Markdown, kept as it is if the run has one.
-        texts: small artifacts by path, such as the search space's YAML.
-
-    Raises Fault, UserError as `open_run` does.
-    """
-    handle = open_run(tracking_uri, experiment, name, sweep_dir, {**tags, KIND_TAG: SWEEP}, params)
-    log_details(handle, description=description, texts=texts)
-    return handle
-
-
-def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
-    """Ends the run of a trial from outside, after its own driver was stopped or killed.
-
-    What the trial's workers left unsent is sent first. True if the server has the status; if it is unreachable,
-    everything waits in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end:
-    True. Never raises because of the server. The status of a trial that has ended before is replaced.
-    """
-    storage = as_storage(trial)
-    try:
-        if storage.names():
-            storage.pull()
-        handle = recorded_run(storage, tracking_uri)
-    except OSError as error:
-        _log.warning("%s: cannot be read, so the trial's run is not ended: %s", storage.location, error)
-        return False
-    if handle is None:
-        return True
-    try:
-        sync(storage, tracking_uri, limit_s=120.0)
-    except (Fault, UserError) as error:
-        _log.warning("%s: the trial's unsent data waits there: %s", storage.location, error)
-    return end_run(handle, status, reason)
-
-
-def end_sweep(
-    sweep: RunHandle,
-    trials: Iterable[RunStorage | Path],
-    status: EndStatus,
-    reason: str = "",
-    *,
-    orphans: str = "orphaned",
-) -> bool:
-    """Ends the sweep's run, and before it every trial that still counts as running: no driver of it is left.
-
-    Args:
-        trials: where every trial's run is.
-        orphans: the reason given for those trials, whose status becomes KILLED.
-
-    True if the server has all of it; else `sync` of the trials completes it.
-    """
-    storages = [as_storage(trial) for trial in trials]
-    ended = [end_trial(s, sweep.tracking_uri, "KILLED", orphans) for s in storages if not _has_ended(s)]
-    return all([*ended, end_run(sweep, status, reason)])
-
-
-def _has_ended(storage: RunStorage) -> bool:
-    """From what is in storage; False if that cannot be read."""
-    try:
-        content = storage.read(run_file(Path()).name)
-        return content is not None and "end" in json.loads(content)
-    except (OSError, ValueError):
-        return False

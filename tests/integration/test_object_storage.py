@@ -16,9 +16,10 @@ from mlflow import MlflowClient
 from resnet_dist.config.loading import load_profile
 from resnet_dist.config.profile import absolute_paths
 from resnet_dist.sweeps.prepare import prepare_sweep
+from resnet_dist.sweeps.record import end_sweep
 from resnet_dist.sweeps.runner import thin
 from resnet_dist.sweeps.trial import TrialObserver, TrialSetup, train_trial
-from resnet_dist.tracking.sync import end_sweep, open_sweep
+from resnet_dist.tracking.mlflow_run import open_run
 
 ROOT = Path(__file__).parents[2]
 LAST_STEP = 44
@@ -120,7 +121,7 @@ def test_a_sweeps_trial_reads_and_writes_the_bucket(cli: Any, bucket: Any, monke
     profile = load_profile(ROOT / "cluster/profiles/laptop.yaml", [f"{k}={v}" for k, v in settings.items()])
     sweep = prepare_sweep(space, [], absolute_paths(profile, cli.folder), "sweep")
     assert sweep.sweep_dir == cli.folder / "sweeps" / "sweep"
-    parent = open_sweep(uri, "sweeps", "sweep", sweep.sweep_dir, tags={}, params={}, texts={})
+    parent = open_run(uri, "sweeps", "sweep", sweep.sweep_dir, tags={}, params={})
     assert sweep.planned is not None
     recipe, run = sweep.builder.proxy(sweep.planned[0]), sweep.trial_run("t0000")
     setup = TrialSetup(sweep.trial_profile, parent_run_id=parent.run_id, is_light=True, environment={})

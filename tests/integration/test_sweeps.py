@@ -83,7 +83,7 @@ def test_a_sweep_from_space_to_recipe(
     experiment = client.get_experiment_by_name("resnet-dist")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs["sweep"]
-    assert parent.info.status == "FINISHED"
+    assert (parent.info.status, parent.data.tags["kind"]) == ("FINISHED", "sweep")
     assert set(runs) == {"sweep", "sweep-t0000", "sweep-t0001", "sweep-t0002"}
     trials = [runs[f"sweep-{name}"] for name in sorted(state.trials)]
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}

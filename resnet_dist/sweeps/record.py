@@ -1,0 +1,172 @@
+"""A sweep in MLflow: its run, and the ends of the trials' runs below it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.redaction import redacted
+from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.code_version import read_code_version
+from resnet_dist.launch.record import Log, hardware_summary
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.folder import as_storage
+from resnet_dist.sweeps.analysis.ranking import Ranking
+from resnet_dist.sweeps.prepare import PreparedSweep
+from resnet_dist.sweeps.sweep import Sweep
+from resnet_dist.tracking.mlflow_run import (
+    EndStatus,
+    RunEnd,
+    RunHandle,
+    end_run,
+    log_details,
+    log_folder,
+    open_run,
+    recorded_run,
+    run_file,
+)
+from resnet_dist.tracking.sync import sync
+from resnet_dist.tracking.tracker import SpoolTracker
+
+_log = logging.getLogger(__name__)
+_MAY_CHANGE = ("trials", "seeds", "budget", "resources", "first_points", "warm_start")
+"""Keys of a space that may change when the sweep resumes, as MLflow's parameters never do."""
+_UNEXPECTED = RunEnd("FAILED", "an unexpected error")
+
+
+@dataclass
+class SweepRecord:
+    handle: RunHandle
+    tracker: SpoolTracker
+    log: Log
+    end: RunEnd = _UNEXPECTED
+    """What will be written."""
+
+    def trial_ended(self, ranking: Ranking, num_ended: int, numbers: dict[str, float]) -> None:
+        """Points of the sweep's curves; the x-axis counts trials that have ended."""
+        best = {} if ranking.best is None else {f"best/{ranking.metric}": ranking.best.score}
+        self.tracker.metrics({**best, **{f"sweep/{key}": value for key, value in numbers.items()}}, num_ended)
+
+    def log_report(self, folder: Path) -> None:
+        try:
+            log_folder(self.handle, folder, "report")
+        except (Fault, UserError, OSError) as error:
+            self.log(f"warning: the report is not in MLflow: {redacted(str(error))}")
+
+
+@contextmanager
+def open_record(prepared: PreparedSweep, sweep: Sweep, nodes: list[Node], log: Log) -> Iterator[SweepRecord]:
+    """Opens the sweep's MLflow run, or continues it. Leaving the block ends it, after all trials that still run there.
+
+    Raises Fault if MLflow does not answer: nothing has been started yet.
+    """
+    handle = _open_run(prepared, nodes)
+    record = SweepRecord(handle, SpoolTracker(prepared.sweep_dir, handle.run_id, prepared.profile.tracking_uri), log)
+    try:
+        yield record
+    except KeyboardInterrupt:
+        record.end = RunEnd("KILLED", "interrupted")
+        raise
+    except Fault as error:
+        record.end = RunEnd("FAILED", f"failed: {error}")
+        raise
+    finally:
+        record.tracker.close()
+        trials = [prepared.trial_storage(trial) for trial in sweep.state.trials]
+        end_sweep(handle, trials, record.end.status, record.end.reason)
+
+
+def _open_run(prepared: PreparedSweep, nodes: list[Node]) -> RunHandle:
+    space, profile = prepared.space, prepared.profile
+    code = read_code_version(Path(__file__).parents[2])
+    handle = open_run(
+        profile.tracking_uri,
+        profile.experiment,
+        prepared.name,
+        prepared.sweep_dir,
+        tags={
+            "kind": "sweep",
+            "sweep_hash": prepared.began.sweep_hash,
+            "data_digest": prepared.began.data_digest,
+            "hardware": hardware_summary(nodes),
+            "mlflow.source.name": "resnet-dist tune",
+            "mlflow.source.type": "JOB",
+            **({"mlflow.source.git.commit": code.commit} if code else {}),
+        },
+        params={key: value[:500] for key, value in flatten(space).items() if key.partition(".")[0] not in _MAY_CHANGE},
+    )
+    texts = {
+        "config/space.yaml": to_yaml(space),
+        "config/base_recipe.yaml": tree_to_yaml(prepared.began.base),
+        "config/profile.yaml": redacted(to_yaml(profile)),
+    }
+    log_details(handle, description=_description(prepared), texts=texts)
+    return handle
+
+
+def _description(prepared: PreparedSweep) -> str:
+    space, folder = prepared.space, prepared.sweep_dir
+    searched = "".join(f"| {key} | `{_in_words(parameter.model_dump())}` |\n" for key, parameter in space.space.items())
+    return (
+        f"A sweep over {Path(space.base).name} for {space.metric}.\n\n| key | values |\n|---|---|\n{searched}\n"
+        f"Search: {space.search.kind}, scheduler: {space.scheduler.kind}.\n\n"
+        f"    resnet-dist tune report {folder}\n"
+        f"    resnet-dist train {folder}/best_recipe.yaml --on PROFILE\n"
+    )
+
+
+def _in_words(parameter: dict[str, object]) -> str:
+    kept = {key: value for key, value in parameter.items() if key != "kind" and value not in (None, {}, False)}
+    return f"{parameter['kind']} " + ", ".join(f"{key} {value}" for key, value in kept.items())
+
+
+def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
+    """Ends the MLflow run of a trial whose own process can no longer do it.
+
+    What the trial left unsent is sent first. True if the server has the status; if it is unreachable, everything waits
+    in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end: True. Never raises
+    because of the server. The status of a trial that has ended before is replaced.
+    """
+    storage = as_storage(trial)
+    try:
+        if storage.names():
+            storage.pull()
+        handle = recorded_run(storage, tracking_uri)
+    except OSError as error:
+        _log.warning("%s: cannot be read, so the trial's run is not ended: %s", storage.location, error)
+        return False
+    if handle is None:
+        return True
+    try:
+        sync(storage, tracking_uri, limit_s=120.0)
+    except (Fault, UserError) as error:
+        _log.warning("%s: the trial's unsent data waits there: %s", storage.location, error)
+    return end_run(handle, status, reason)
+
+
+def end_sweep(sweep: RunHandle, trials: Iterable[RunStorage | Path], status: EndStatus, reason: str = "") -> bool:
+    """Ends the sweep's run, and before it, as KILLED, every trial that still counts as running: no driver is left.
+
+    Args:
+        trials: where every trial's run is.
+
+    True if the server has all of it; else `tracking sync` of the trials completes it.
+    """
+    storages = [as_storage(trial) for trial in trials]
+    ended = [end_trial(s, sweep.tracking_uri, "KILLED", "orphaned") for s in storages if not _has_ended(s)]
+    return all([*ended, end_run(sweep, status, reason)])
+
+
+def _has_ended(storage: RunStorage) -> bool:
+    """From what is in storage; False if that cannot be read."""
+    try:
+        content = storage.read(run_file(Path()).name)
+        return content is not None and "end" in json.loads(content)
+    except (OSError, ValueError):
+        return False
