@@ -90,10 +90,11 @@ def submit(
     if bypasses_proxy(submission.address):
         settings |= {k: v for k, v in without_proxy(os.environ, [host]).items() if os.environ.get(k) != v}
     os.environ.update(settings)
-    from resnet_dist.jobs.client import MOST_BYTES, files_to_send, follow, send  # Ray reads the mode on import
+    from resnet_dist.jobs.client import files_to_send, follow, send  # Ray reads the mode on import
+    from resnet_dist.launch.ray_internals import most_upload_bytes
 
     files = files_to_send(submission)
-    require_fits(files, MOST_BYTES, lambda paths, most: packed_bytes(working_dir, paths, most))
+    require_fits(files, most_upload_bytes(), lambda paths, most: packed_bytes(working_dir, paths, most))
     for note in upload.notes():
         typer.echo(f"note: {note}", err=True)
     ray = ray_command(settings, shutil.which("ray"), Path(sys.executable))

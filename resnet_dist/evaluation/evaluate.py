@@ -45,7 +45,7 @@ from resnet_dist.evaluation.protocols import AveragedClassifier, Group, Member, 
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.tracking.datasets import DataInput
-from resnet_dist.tracking.mlflow_run import EndStatus, end_run, log_details, log_folder, open_run, run_file
+from resnet_dist.tracking.mlflow_run import end_run, end_status, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion
 from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.evaluate import Evaluation, Labelled, sparse_json
@@ -352,8 +352,7 @@ def log_evaluation(evaluated: Evaluated, folder: Path, tracking_uri: str, experi
     tags = {"kind": "evaluation", "data_digest": manifest.digest, "models": ", ".join(facts["models"])}
     name = f"{'+'.join(_short(facts['nets']))} {facts['protocol']}"
     handle = open_run(tracking_uri, experiment, name, folder, tags, {**_recipe_params(evaluated), **_params(facts)})
-    status: EndStatus = "FAILED"
-    try:
+    with end_status(partial(end_run, handle)):
         data = DataInput(
             name=f"{evaluated.job.beton.parent.name}/{evaluated.job.beton.stem}",
             digest=manifest.digest.partition(":")[2],
@@ -367,9 +366,6 @@ def log_evaluation(evaluated: Evaluated, folder: Path, tracking_uri: str, experi
         tracker.flush(timeout_s=60.0)
         tracker.close()
         log_folder(handle, folder / _FILES, _FILES)
-        status = "FINISHED"
-    finally:
-        end_run(handle, status)
     return handle.run_id
 
 

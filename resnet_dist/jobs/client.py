@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +11,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
-from ray._private.ray_constants import (
-    DASHBOARD_CLIENT_MAX_SIZE,
-    RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
-    get_runtime_env_default_excludes,
-)
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from requests.utils import get_environ_proxies
@@ -25,9 +18,8 @@ from requests.utils import get_environ_proxies
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.jobs.submission import RUN_KEY, Submission, job_lines
+from resnet_dist.launch.ray_internals import uploaded_files
 
-MOST_BYTES = DASHBOARD_CLIENT_MAX_SIZE
-"""Of an upload."""
 _RETRY_S = 2.0
 _SILENCE_LIMIT_S = 300.0
 """How long the head may be silent before following ends; the job keeps running."""
@@ -37,17 +29,7 @@ _STOPPED = 143
 def files_to_send(submission: Submission) -> dict[str, int]:
     """Path -> bytes of what Ray will put into the upload."""
     _be_quiet()
-    folder = Path(submission.working_dir).absolute()
-    excludes = [*get_runtime_env_default_excludes(), *submission.excludes]
-    found: dict[str, int] = {}
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            found[path.relative_to(folder).as_posix()] = path.stat().st_size
-
-    with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(folder, [_get_excludes(folder, excludes)], note, include_gitignore=with_gitignore)
-    return found
+    return uploaded_files(Path(submission.working_dir).absolute(), submission.excludes)
 
 
 def send(submission: Submission, ray_words: Sequence[str]) -> JobSubmissionClient:

@@ -1,16 +1,15 @@
-"""All uses of Ray's private names, which are those of ray 2.60; there are no public ones.
-
-What a worker group has reserved: a controller that dies leaves a placement group, which stays as long as the driver
-lives, and a request at the autoscaler's coordinator, which stays for 3 minutes; its successor has to release both. With
-another version of Ray the ids are unknown, and only Ray's own clean-up happens. Also: which nodes are about to leave.
+"""Everything that uses Ray's private names. They are those of ray 2.60; with another version, which they may not fit,
+nothing here touches them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -33,6 +32,11 @@ def _is_known() -> bool:
     return ray.__version__.startswith(f"{_KNOWN_RAY}.")
 
 
+# What a worker group has reserved. A controller that dies leaves a placement group, which stays as long as the driver
+# lives, and a request at the autoscaler's coordinator, which stays for 3 minutes; its successor has to release both.
+# With another version of Ray the ids are unknown, and only Ray's own clean-up happens.
+
+
 @dataclass(frozen=True)
 class Reservation:
     """Ids, as Ray knows them; empty: none."""
@@ -40,15 +44,15 @@ class Reservation:
     placement_group: str = ""
     """Hexadecimal. A driver's reservations last as long as the driver lives."""
     request: str = ""
-    """Of the controller, at the coordinator: after a sudden death it stays for 3 minutes, in which an elastic training
-    that follows gets none of those nodes."""
+    """The controller's request at the coordinator. It outlives a sudden death by 3 minutes, in which the next elastic
+    training gets none of those nodes."""
 
 
 NO_RESERVATION = Reservation()
 
 
 def current_reservation() -> Reservation:
-    """Of the worker group that this worker is in."""
+    """The reservation of the worker group that this worker is in."""
     if not _is_known():
         return NO_RESERVATION
     from ray.train.v2._internal.execution.context import get_train_context
@@ -83,6 +87,9 @@ def release_request(request: str) -> None:
         return  # no elastic training has run on this cluster
 
 
+# Nodes that leave.
+
+
 def leaving_nodes() -> frozenset[str]:
     """Ids of the nodes that announced their departure: drained by hand, by the cluster or by the cloud. Empty if Ray
     cannot say.
@@ -95,7 +102,36 @@ def leaving_nodes() -> frozenset[str]:
         return frozenset()
 
 
-# Ray Tune's, for sweeps.
+# What `submit` uploads.
+
+
+def uploaded_files(folder: Path, excludes: Sequence[str]) -> dict[str, int]:
+    """Path -> bytes of the files that Ray uploads of a job's working directory; empty if that is not known."""
+    if not _is_known():
+        return {}
+    from ray._private import ray_constants
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    found: dict[str, int] = {}
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+
+    excluded = _get_excludes(folder, [*ray_constants.get_runtime_env_default_excludes(), *excludes])
+    with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(folder, [excluded], note, include_gitignore=with_gitignore)
+    return found
+
+
+def most_upload_bytes() -> int:
+    """The limit of Ray's dashboard for one upload."""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    return int(DASHBOARD_CLIENT_MAX_SIZE)
+
+
+# How Ray Tune sees its actors.
 
 
 def trial_actor(trial: Trial) -> Any:

@@ -7,8 +7,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -167,6 +167,43 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
     except (Fault, UserError) as fault:
         _log.warning("the status %s of the run waits in %s: %s", status, run_file(handle.run_dir), fault)
         return False
+
+
+@dataclass
+class Ending:
+    end: RunEnd | None = None
+    """How the run ends, if not as `end_status` finds; set by its block."""
+
+
+@contextmanager
+def end_status(write: Callable[[EndStatus, str], object]) -> Iterator[Ending]:
+    """Calls `write` with how a run ended and why, however the block is left.
+
+    A block that ends normally has FINISHED, unless it sets another `end`. Ctrl-C and SIGTERM make the run KILLED, any
+    other exception FAILED.
+
+        with end_status(partial(end_run, handle)) as ending:
+            ...
+            ending.end = RunEnd("KILLED", "stopped after step 10")
+    """
+    ending = Ending()
+    try:
+        yield ending
+    except BaseException as error:
+        # A training that has finished stays so, even if its model cannot be published.
+        end = ending.end if ending.end is not None and ending.end.status == "FINISHED" else _end_of(error)
+        write(end.status, end.reason)
+        raise
+    end = ending.end or RunEnd("FINISHED", "finished")
+    write(end.status, end.reason)
+
+
+def _end_of(error: BaseException) -> RunEnd:
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return RunEnd("KILLED", "interrupted")
+    if isinstance(error, (UserError, Fault, OSError)):
+        return RunEnd("FAILED", f"failed: {error}")
+    return RunEnd("FAILED", f"an unexpected error: {type(error).__name__}")
 
 
 def record_end(handle: RunHandle, status: EndStatus, reason: str = "") -> None:
