@@ -35,26 +35,15 @@ class Task(NamedTuple):
 
 def our_loader(task: Task, decoder: Any) -> Any:
     """A BetonLoader."""
-    import torch
-
-    from data_prep.beton.manifest import load_manifest
     from resnet_dist.config.recipe import CenterCrop, RandomResizedCrop
+    from resnet_dist.data.decoder import ImageSettings
     from resnet_dist.data.loader import BetonLoader
 
-    beton = Path(task.beton)
     transform: CenterCrop | RandomResizedCrop = RandomResizedCrop(kind="random_resized_crop", size=task.size)
     if task.evaluates:
         transform = CenterCrop(kind="center_crop", size=task.size, resize=task.size * 8 // 7)
-    return BetonLoader(
-        beton,
-        load_manifest(beton),
-        transform,
-        decoder=decoder,
-        batch_size=task.batch_size,
-        seed=0,
-        num_threads=task.num_threads,
-        device=torch.device("cpu"),
-    )
+    settings = ImageSettings(transform, decoder)
+    return BetonLoader(Path(task.beton), settings, batch_size=task.batch_size, num_threads=task.num_threads)
 
 
 def stock_loader(task: Task, order: str = "SEQUENTIAL") -> Any:
@@ -197,12 +186,13 @@ def our_batches(task: Task) -> MakeBatch:
     from data_prep.beton.manifest import load_manifest
     from resnet_dist.config.recipe import RandomResizedCrop
     from resnet_dist.data.batch import HostBuffers
-    from resnet_dist.data.decoder import KeyedDecoder
+    from resnet_dist.data.decoder import ImageSettings, KeyedDecoder
     from resnet_dist.data.loader import open_reader
 
     beton, crop = Path(task.beton), RandomResizedCrop(kind="random_resized_crop", size=task.size)
     file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
-    decoder = KeyedDecoder(open_reader(beton, load_manifest(beton)), file, crop, "native", seed=0, num_threads=1)
+    reader = open_reader(beton, load_manifest(beton))
+    decoder = KeyedDecoder(reader, file, ImageSettings(crop), num_threads=1, size=task.size)
     buffers = HostBuffers(task.size, torch.device("cpu"))
 
     def make(number: int, ids: Any) -> object:

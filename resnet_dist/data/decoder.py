@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from shlex import quote
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.beton.reader import BetonReader
 from data_prep.native import open_decode_library
-from resnet_dist.config.recipe import CenterCrop, OnBadSample
+from resnet_dist.config.recipe import CenterCrop, OnBadSample, Recipe, train_size
 from resnet_dist.data.augment import Operations, draw_operations
 from resnet_dist.data.crops import Transform, Views, crop, num_draws
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
@@ -21,6 +24,39 @@ from resnet_dist.errors import Fault
 _log = logging.getLogger(__name__)
 
 Decoder = Literal["native", "ffcv"]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How the samples of a beton become images. With an epoch and the sample ids, this decides every pixel."""
+
+    transform: Transform
+    """Crop, flip and augmentations."""
+    decoder: Decoder = "native"
+    seed: int = 0
+    """Of the keyed draws."""
+    on_bad_sample: OnBadSample = "error"
+    """error: a sample that cannot be decoded is a Fault that names it. skip: another sample takes its place."""
+    size_at: Callable[[int], int] | None = None
+    """Epoch -> side of the images, px; None: the transform's."""
+    num_copies: int = 1
+    """There are this many times as many sample ids as samples (see `order.train_order`)."""
+
+
+def train_images(recipe: Recipe) -> ImageSettings:
+    """The images that the recipe trains on."""
+    data = recipe.data
+    size_at = partial(train_size, data, total_epochs=recipe.train.total_epochs)
+    return ImageSettings(
+        data.train, data.decoder, recipe.seed, data.on_bad_sample, size_at, num_copies=data.augmentation_repeats
+    )
+
+
+def eval_images(recipe: Recipe, crop: CenterCrop | None = None) -> ImageSettings:
+    """The images that the recipe evaluates on: every sample counts, and none is augmented. `crop` replaces its own."""
+    return ImageSettings(crop or recipe.data.eval, recipe.data.decoder)
+
+
 OK = 0
 """The status of a decoded image; all other values are each kernel's own."""
 
@@ -93,36 +129,31 @@ class KeyedDecoder:
 
     Args:
         reader, file: the beton, and its bytes mapped into memory: uint8 [bytes].
-        transform: crop, flip and augmentations.
-        decoder: which kernel.
-        on_bad_sample: "error": a sample that cannot be decoded is a Fault that names it. "skip": another sample takes
-            its place (`order.replacement_ids`), shown under the draws of the bad one.
+        size: side of the images, px, whatever the transform's.
 
     Raises:
-        UserError: `decoder`, or what the transform needs besides, was not built.
+        UserError: the settings' decoder, or what the transform needs besides, was not built.
     """
 
     def __init__(
         self,
         reader: BetonReader,
         file: NDArray[np.uint8],
-        transform: Transform,
-        decoder: Decoder,
-        seed: int,
+        settings: ImageSettings,
         num_threads: int,
-        on_bad_sample: OnBadSample = "error",
+        size: int,
     ) -> None:
-        self.size = transform.size
+        self.size = size
         self._reader = reader
         self._file = file
-        self._transform = transform
-        self._seed = seed
-        self._on_bad_sample = on_bad_sample
-        self._augment = () if isinstance(transform, CenterCrop) else transform.augment
+        self._transform = settings.transform.model_copy(update={"size": size})
+        self._seed = settings.seed
+        self._on_bad_sample = settings.on_bad_sample
+        self._augment = () if isinstance(settings.transform, CenterCrop) else settings.transform.augment
         if self._augment:
             open_decode_library("data.train.augment needs it")  # also with libffcv's kernel
         pixels = reader.heights.astype(np.int64) * reader.widths
-        self._kernel = open_kernel(decoder, num_threads, 3 * int(pixels.max(initial=1)))
+        self._kernel = open_kernel(settings.decoder, num_threads, 3 * int(pixels.max(initial=1)))
 
     def decode(
         self,

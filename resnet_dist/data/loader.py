@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -16,72 +16,60 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.beton.digest import CHUNK_BYTES, chunk_digest
-from data_prep.beton.manifest import Manifest
+from data_prep.beton.manifest import Manifest, load_manifest
 from data_prep.beton.reader import BetonReader
-from resnet_dist.config.recipe import OnBadSample
 from resnet_dist.data.batch import Batch, CudaBuffers, HostBuffers, ReceiveBatch, batch_buffers
-from resnet_dist.data.crops import Transform, require_sides
-from resnet_dist.data.decoder import Decoder, KeyedDecoder
+from resnet_dist.data.crops import require_sides
+from resnet_dist.data.decoder import ImageSettings, KeyedDecoder
 from resnet_dist.data.order import sample_of
 from resnet_dist.errors import Fault, UserError
 
+_CPU = torch.device("cpu")
+
 
 class BetonLoader:
-    """Decodes samples of one beton under one transform. One loader serves all epochs of a process.
+    """Batches of one beton's images. One loader serves all epochs of a process.
 
-    What a batch holds depends on (beton, transform, decoder, seed, epoch, sample ids) only: not on threads, batch size,
-    worker count or where an epoch was resumed.
+    What a batch holds depends on (beton, settings, epoch, sample ids) only: not on threads, batch size, worker count or
+    where an epoch was resumed.
 
     Args:
-        beton, manifest: the data; UserError when they do not belong together, or do not suit the transform.
-        decoder: "native" or "ffcv"; UserError when it was not built.
+        beton: with its manifest beside it; UserError when they do not belong together, or do not suit the transform.
+        settings: `decoder.train_images(recipe)` or `decoder.eval_images(recipe)`. UserError when its decoder was not
+            built.
         batch_size: samples of a batch; the last of an epoch may be short.
         num_threads: threads that decode, besides one that prepares batches.
         device: where the batches' tensors are.
-        on_bad_sample: whether a sample that cannot be decoded is a Fault, or replaced by another.
         reads_ahead: whether pages of the file are asked for before they are due, which pays where samples come in the
             order of `order.page_permutation`.
         wait_limit_s: the longest wait for one batch.
-        size_at: epoch -> size of the images, px, instead of the transform's.
-        num_copies: there are that many times as many sample ids (see `order.train_order`).
     """
 
     def __init__(
         self,
         beton: Path,
-        manifest: Manifest,
-        transform: Transform,
+        settings: ImageSettings,
         *,
-        decoder: Decoder,
         batch_size: int,
-        seed: int,
-        num_threads: int,
-        device: torch.device,
-        on_bad_sample: OnBadSample = "error",
+        num_threads: int = 1,
+        device: torch.device = _CPU,
         reads_ahead: bool = False,
         wait_limit_s: float = 300.0,
-        size_at: Callable[[int], int] | None = None,
-        num_copies: int = 1,
     ) -> None:
-        reader = open_reader(beton, manifest)
-        require_sides(beton, manifest, transform)
-        file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
-        self.page_of_sample: NDArray[np.int64] = reader.pointers // reader.page_bytes
+        manifest = load_manifest(beton)
+        self._reader = open_reader(beton, manifest)
+        require_sides(beton, manifest, settings.transform)
+        self._file = np.asarray(np.memmap(beton, np.uint8, mode="r"))
+        self.num_samples = len(self._reader)
+        self.page_of_sample: NDArray[np.int64] = self._reader.pointers // self._reader.page_bytes
         """[num_samples]: in which page of the beton a sample is."""
-        self._reader = reader
-        self._num_ids = num_copies * len(reader)
+        self._settings = settings
+        self._num_threads = num_threads
         self._batch_size = batch_size
         self._reads_ahead = reads_ahead
         self._device = device
         self._wait_limit_s = wait_limit_s
-        self._size_at = size_at or (lambda _: transform.size)
         self._decoders: dict[int, KeyedDecoder] = {}
-
-        def open_decoder(size: int) -> KeyedDecoder:
-            sized = transform.model_copy(update={"size": size})
-            return KeyedDecoder(reader, file, sized, decoder, seed, num_threads, on_bad_sample)
-
-        self._open_decoder = open_decoder
         self._decoder_at(0)  # raises now if it cannot be opened
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
@@ -97,8 +85,9 @@ class BetonLoader:
         """
         if sample_ids.ndim != 1 or not np.issubdtype(sample_ids.dtype, np.integer):
             raise ValueError(f"sample_ids must be a 1-D integer array, got {sample_ids.dtype} {sample_ids.shape}")
-        if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < self._num_ids:
-            raise ValueError(f"sample_ids {sample_ids.min()}..{sample_ids.max()} of {self._num_ids} samples")
+        num_ids = self.num_samples * self._settings.num_copies
+        if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < num_ids:
+            raise ValueError(f"sample_ids {sample_ids.min()}..{sample_ids.max()} of {num_ids} samples")
         return self._batches(epoch, sample_ids.astype(np.int64))
 
     def close(self) -> None:
@@ -120,7 +109,7 @@ class BetonLoader:
         self, decoder: KeyedDecoder, buffers: HostBuffers | CudaBuffers, epoch: int, sample_ids: NDArray[np.int64]
     ) -> Generator[ReceiveBatch, None, None]:
         """On the epoch's thread: the epoch's batches, on their way to the device."""
-        samples = sample_of(sample_ids, len(self._reader))
+        samples = sample_of(sample_ids, self.num_samples)
         page_ids = self.page_of_sample[samples] if self._reads_ahead else samples[:0]
         with closing(ReadAhead(self._reader, page_ids)) as hints:
             for start in range(0, len(samples), self._batch_size):
@@ -134,9 +123,10 @@ class BetonLoader:
 
     def _decoder_at(self, epoch: int) -> KeyedDecoder:
         """One for each size: a thread that is still ending another epoch has its own."""
-        size = self._size_at(epoch)
+        settings = self._settings
+        size = settings.transform.size if settings.size_at is None else settings.size_at(epoch)
         if size not in self._decoders:
-            self._decoders[size] = self._open_decoder(size)
+            self._decoders[size] = KeyedDecoder(self._reader, self._file, settings, self._num_threads, size)
         return self._decoders[size]
 
 

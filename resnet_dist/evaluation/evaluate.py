@@ -39,6 +39,7 @@ from resnet_dist.data.checks import (
     require_classes_of,
     training_data_note,
 )
+from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.protocols import AveragedClassifier, Group, Member, Protocol, View, make_fully_convolutional
@@ -231,7 +232,6 @@ def open_protocol(
     if len(views) > 1 or views[0].place != "centre":
         loader = ViewLoader(
             job.beton,
-            manifest,
             views,
             batch_size=first.eval.batch_size,
             num_threads=job.num_threads,
@@ -242,11 +242,8 @@ def open_protocol(
     crop = CenterCrop(kind="center_crop", size=views[0].size, resize=views[0].shorter_side)
     crops = BetonLoader(
         job.beton,
-        manifest,
-        crop,
-        decoder=first.data.decoder,
+        eval_images(first, crop),
         batch_size=first.eval.batch_size,
-        seed=first.seed,
         num_threads=job.num_threads,
         device=device,
     )

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_prep.beton.layout import MODE_JPEG
-from data_prep.beton.manifest import Manifest
+from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
 from data_prep.jpeg.check import decode
 from data_prep.pixels import LIMITS, resized_window
@@ -52,14 +52,13 @@ class ViewLoader:
     def __init__(
         self,
         beton: Path,
-        manifest: Manifest,
         views: Sequence[View],
         *,
         batch_size: int,
         num_threads: int,
         device: torch.device,
     ) -> None:
-        self._reader = open_reader(beton, manifest)
+        self._reader = open_reader(beton, load_manifest(beton))
         _require_small(self._reader, [view.shorter_side for view in views if view.place == "whole"])
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pictures")
         self._views = tuple(views)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data_prep.beton.files import make_folder, write_text_atomically
-from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
+from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import UserError
@@ -156,30 +155,18 @@ def say(line: str) -> None:
 def training_batches(recipe: Recipe, profile: Profile, num_batches: int) -> list[Batch]:
     """The first global batches of epoch 0, without augmentation, on the CPU. Raises UserError if there are none."""
     beton = Path(profile.data_root) / recipe.data.dataset / "train.beton"
-    manifest = load_manifest(beton)
     size = recipe.train.global_batch_size
-    order = train_order(
-        manifest.num_samples,
-        seed=recipe.seed,
-        epoch=0,
-        global_batch_size=size,
-        micro_batch_size=size,
-        rank=0,
-        world_size=1,
-        start_step=0,
-    ).reshape(-1)
-    ids = np.resize(order, num_batches * size)  # repeated, if an epoch is shorter
-    loader = BetonLoader(
-        beton,
-        manifest,
-        recipe.data.eval,
-        decoder=recipe.data.decoder,
-        batch_size=size,
-        seed=recipe.seed,
-        num_threads=1,
-        device=torch.device("cpu"),
-    )
-    with closing(loader):
+    with closing(BetonLoader(beton, eval_images(recipe), batch_size=size)) as loader:
+        order = train_order(
+            loader.num_samples,
+            seed=recipe.seed,
+            epoch=0,
+            global_batch_size=size,
+            micro_batch_size=size,
+            rank=0,
+            world_size=1,
+        )
+        ids = np.resize(order.reshape(-1), num_batches * size)  # repeated, if an epoch is shorter
         return list(loader.epoch(0, ids))
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, closing
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.beton.manifest import load_manifest
-from resnet_dist.config.recipe import CenterCrop, Recipe, TrainTransform, train_size
+from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
+from resnet_dist.data.decoder import eval_images, train_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
 from resnet_dist.training.context import RunContext, TrainingJob
@@ -39,33 +37,26 @@ class Samples(NamedTuple):
 def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
     """Opens the train and the val beton; `stack` closes their loaders."""
     recipe = job.recipe
-
-    def open_beton(beton: Path, transform: TrainTransform | CenterCrop, batch_size: int) -> Samples:
-        manifest = load_manifest(beton)
-        trains = not isinstance(transform, CenterCrop)
-        shuffles_pages = trains and recipe.data.shuffle == "page"
-        loader = BetonLoader(
-            beton,
-            manifest,
-            transform,
-            decoder=recipe.data.decoder,
-            batch_size=batch_size,
-            seed=recipe.seed,
-            num_threads=job.loader_threads,
-            device=device,
-            on_bad_sample=recipe.data.on_bad_sample if trains else "error",
-            reads_ahead=shuffles_pages,
-            size_at=partial(train_size, recipe.data, total_epochs=recipe.train.total_epochs) if trains else None,
-            num_copies=recipe.data.augmentation_repeats if trains else 1,
-        )
-        stack.enter_context(closing(loader))
-        shuffle = PageShuffle(loader.page_of_sample, recipe.data.shuffle_window_pages) if shuffles_pages else None
-        return Samples(loader, manifest.num_samples, shuffle)
-
-    return (
-        open_beton(job.train_beton, recipe.data.train, recipe.train.micro_batch_size),
-        open_beton(job.val_beton, recipe.data.eval, recipe.eval.batch_size),
+    by_pages = recipe.data.shuffle == "page"
+    train = BetonLoader(
+        job.train_beton,
+        train_images(recipe),
+        batch_size=recipe.train.micro_batch_size,
+        num_threads=job.loader_threads,
+        device=device,
+        reads_ahead=by_pages,
     )
+    stack.enter_context(closing(train))
+    val = BetonLoader(
+        job.val_beton,
+        eval_images(recipe),
+        batch_size=recipe.eval.batch_size,
+        num_threads=job.loader_threads,
+        device=device,
+    )
+    stack.enter_context(closing(val))
+    shuffle = PageShuffle(train.page_of_sample, recipe.data.shuffle_window_pages) if by_pages else None
+    return Samples(train, train.num_samples, shuffle), Samples(val, val.num_samples)
 
 
 def steps_from(

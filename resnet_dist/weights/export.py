@@ -23,6 +23,7 @@ from data_prep.beton.files import create, fsync_folder, temporary_beside, write_
 from data_prep.beton.manifest import load_manifest
 from data_prep.pixels import PictureSettings
 from resnet_dist.data.checks import other_pictures, picture_settings, require_classes, require_classes_of
+from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.weights.source import TrainedModel, load_model
@@ -162,19 +163,8 @@ def _images(model: TrainedModel, data: Path | None) -> Tensor:
     made_up = torch.randint(0, 256, (_NUM_IMAGES, size, size, 3), dtype=torch.uint8, generator=generator)
     if data is None:
         return made_up
-    manifest = load_manifest(data)
-    loader = BetonLoader(
-        data,
-        manifest,
-        recipe.data.eval,
-        decoder=recipe.data.decoder,
-        batch_size=_NUM_IMAGES,
-        seed=recipe.seed,
-        num_threads=1,
-        device=torch.device("cpu"),
-    )
-    with closing(loader):
-        (batch,) = loader.epoch(0, np.arange(min(_NUM_IMAGES, manifest.num_samples)))
+    with closing(BetonLoader(data, eval_images(recipe), batch_size=_NUM_IMAGES)) as loader:
+        (batch,) = loader.epoch(0, np.arange(min(_NUM_IMAGES, loader.num_samples)))
     return torch.cat([batch.images, made_up])[:_NUM_IMAGES]
 
 

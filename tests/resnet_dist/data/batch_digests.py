@@ -15,12 +15,11 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 from torch.nn.functional import one_hot
 
-from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.recipe import Mixing, TrainTransform
+from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.mixing import mix_micro_batch
 from resnet_dist.data.order import PageShuffle
@@ -71,16 +70,9 @@ def leg_digests(setting: Setting, leg: Leg) -> dict[str, str]:
 
 @lru_cache(maxsize=4)
 def open_loader(beton: str, transform: str, decoder: Any, num_threads: int) -> BetonLoader:
-    return BetonLoader(
-        Path(beton),
-        load_manifest(Path(beton)),
-        TypeAdapter[Any](TrainTransform).validate_python(TRANSFORMS[transform]),
-        decoder=decoder,
-        batch_size=MICRO_BATCH,
-        seed=SEED,
-        num_threads=num_threads,
-        device=torch.device("cpu"),
-    )
+    crop = TypeAdapter[Any](TrainTransform).validate_python(TRANSFORMS[transform])
+    settings = ImageSettings(crop, decoder, seed=SEED)
+    return BetonLoader(Path(beton), settings, batch_size=MICRO_BATCH, num_threads=num_threads)
 
 
 def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,9 +16,9 @@ from data_prep.beton import layout, manifest
 from data_prep.beton import layout as pages
 from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.ranges import payload_of, write_beton
-from resnet_dist.config.recipe import OnBadSample, RandomResizedCrop
+from resnet_dist.config.recipe import RandomResizedCrop
 from resnet_dist.data.crops import Transform
-from resnet_dist.data.decoder import Decoder
+from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 
 Pixels = NDArray[np.uint8]
@@ -131,27 +130,14 @@ def open_loader() -> Iterator[OpenLoader]:
         beton: Path,
         transform: Transform = default,
         *,
-        decoder: Decoder = "native",
         batch_size: int = 8,
         num_threads: int = 1,
         seed: int = 7,
-        on_bad_sample: OnBadSample = "error",
         wait_limit_s: float = 60.0,
-        **options: Any,
+        **settings: Any,
     ) -> BetonLoader:
-        loader = BetonLoader(
-            beton,
-            manifest.load_manifest(beton),
-            transform,
-            decoder=decoder,
-            batch_size=batch_size,
-            seed=seed,
-            num_threads=num_threads,
-            device=torch.device("cpu"),
-            on_bad_sample=on_bad_sample,
-            wait_limit_s=wait_limit_s,
-            **options,
-        )
+        images = ImageSettings(transform, seed=seed, **settings)
+        loader = BetonLoader(beton, images, batch_size=batch_size, num_threads=num_threads, wait_limit_s=wait_limit_s)
         opened.append(loader)
         return loader
 

@@ -28,6 +28,7 @@ from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data import decoder as decoder_module
 from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.batch import Batch
+from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader, EpochThread
 from resnet_dist.data.native_kernel import NativeKernel
 from resnet_dist.data.order import replacement_ids, train_order
@@ -208,13 +209,12 @@ def test_another_process_makes_the_same_pixels(
         torch.set_num_threads(3)
         from pathlib import Path
         import numpy as np
-        from data_prep.beton.manifest import load_manifest
         from resnet_dist.config.recipe import RandomResizedCrop
         from resnet_dist.data import ffcv_kernel
+        from resnet_dist.data.decoder import ImageSettings
         from resnet_dist.data.loader import BetonLoader
-        beton = Path({str(photo_beton)!r})
-        loader = BetonLoader(beton, load_manifest(beton), RandomResizedCrop(kind="random_resized_crop", size=48),
-                             decoder={decoder!r}, batch_size=5, seed=7, num_threads=2, device=torch.device("cpu"))
+        settings = ImageSettings(RandomResizedCrop(kind="random_resized_crop", size=48), {decoder!r}, seed=7)
+        loader = BetonLoader(Path({str(photo_beton)!r}), settings, batch_size=5, num_threads=2)
         images = b"".join(b.images.numpy().tobytes() for b in loader.epoch(4, np.arange(40)))
         stats = ffcv_kernel.decode_crop_resize.stats
         print(json.dumps([hashlib.sha256(images).hexdigest(), torch.get_num_threads(),
@@ -332,12 +332,9 @@ def test_a_shortened_file_is_refused_before_it_is_mapped(
     photo_beton: Path, tmp_path: Path, open_loader: OpenLoader
 ) -> None:
     beton = damaged(tmp_path / "short.beton", photo_beton, 0, lambda data: data)
-    manifest = load_manifest(beton)
     os.truncate(beton, beton.stat().st_size // 2)
     with pytest.raises(UserError, match=r"short.beton: has \d+ bytes, its manifest says \d+"):
-        BetonLoader(
-            beton, manifest, PAD, decoder="native", batch_size=4, seed=0, num_threads=1, device=torch.device("cpu")
-        )
+        open_loader(beton)
 
 
 # Threads
@@ -378,16 +375,8 @@ def test_a_gpu_gets_the_batches_that_a_cpu_gets(photo_beton: Path) -> None:
     """Kept while the pinned buffers are used again, and read on the current stream without further waiting."""
     shown = []
     for device in ("cpu", "cuda"):
-        loader = BetonLoader(
-            photo_beton,
-            load_manifest(photo_beton),
-            RandomResizedCrop(kind="random_resized_crop", size=48),
-            decoder="native",
-            batch_size=3,
-            seed=7,
-            num_threads=2,
-            device=torch.device(device),
-        )
+        settings = ImageSettings(RandomResizedCrop(kind="random_resized_crop", size=48), seed=7)
+        loader = BetonLoader(photo_beton, settings, batch_size=3, num_threads=2, device=torch.device(device))
         kept = [(b.images, b.images.float().sum(), b.labels) for b in loader.epoch(0, ALL)]
         assert all(images.device.type == labels.device.type == device for images, _, labels in kept)
         shown.append([(images.cpu(), total.cpu(), labels.cpu()) for images, total, labels in kept])

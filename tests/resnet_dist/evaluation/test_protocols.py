@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from data_prep.beton.manifest import load_manifest
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import CenterCrop
+from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.evaluation.evaluate import EvaluationJob, _evaluate_share, on_local_workers, open_protocol
@@ -165,11 +166,9 @@ def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any) -
     manifest = load_manifest(pictures.beton)
     ids = np.arange(manifest.num_samples)
     crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE)
-    crops = BetonLoader(
-        pictures.beton, manifest, crop, decoder="native", batch_size=4, seed=0, num_threads=1, device=CPU
-    )
+    crops = BetonLoader(pictures.beton, ImageSettings(crop), batch_size=4)
     view = View(RESIZE, "centre", SIZE)
-    views = ViewLoader(pictures.beton, manifest, [view], batch_size=4, num_threads=2, device=CPU)
+    views = ViewLoader(pictures.beton, [view], batch_size=4, num_threads=2, device=CPU)
     for ours, theirs in zip(crops.epoch(0, ids), views.batches(ids), strict=True):
         (group,) = theirs.images[view]
         assert group.places.tolist() == list(range(len(ours.labels)))
@@ -182,9 +181,9 @@ def test_pictures_read_by_pillow_are_the_loaders_pixel_by_pixel(pictures: Any) -
 def test_a_picture_too_large_in_full_is_named_before_any_is_read(pictures: Any) -> None:
     arguments = {"batch_size": 4, "num_threads": 1, "device": CPU}
     whole = [View(3_000, "whole", 0), View(12_000, "centre", 8)]
-    ViewLoader(pictures.beton, load_manifest(pictures.beton), whole[1:], **arguments).close()
+    ViewLoader(pictures.beton, whole[1:], **arguments).close()
     with pytest.raises(UserError, match=r"sample 4 of .* is 200 x 64 px: with a shorter side of 3400 px .* 10-crop"):
-        ViewLoader(pictures.beton, load_manifest(pictures.beton), [View(3_400, "whole", 0), *whole], **arguments)
+        ViewLoader(pictures.beton, [View(3_400, "whole", 0), *whole], **arguments)
 
 
 def test_two_processes_give_the_same_numbers_to_the_last_bit(pictures: Any) -> None:
@@ -219,10 +218,7 @@ def test_a_net_that_gives_nan_for_a_picture_is_counted_and_the_picture_named(
     pictures: Any, bad: float, kind: Any, num_nets: int
 ) -> None:
     """However many views and nets are averaged: one that has no answer leaves the sample without one."""
-    manifest = load_manifest(pictures.beton)
-    views = ViewLoader(
-        pictures.beton, manifest, [View(RESIZE, "centre", SIZE)], batch_size=7, num_threads=1, device=CPU
-    )
+    views = ViewLoader(pictures.beton, [View(RESIZE, "centre", SIZE)], batch_size=7, num_threads=1, device=CPU)
     (batch,) = views.batches(np.arange(7))
     views.close()
     nets = [trained(torchvision_net(seed)) for seed in range(num_nets)]

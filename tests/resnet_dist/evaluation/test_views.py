@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.beton.manifest import load_manifest
 from data_prep.converter.verify import verify
 from resnet_dist.errors import Fault
 from resnet_dist.evaluation.views import Resized, ViewLoader
@@ -39,7 +38,7 @@ def test_a_picture_that_training_refuses_is_refused(
     with Image.open(write_file(tmp_path / "bad.jpg", bad)) as image:
         image.load()
     beton = write(tmp_path / "val.beton", [good, bad, pixels])
-    reader = ViewLoader(beton, load_manifest(beton), [], batch_size=1, num_threads=1, device=torch.device("cpu"))
+    reader = ViewLoader(beton, [], batch_size=1, num_threads=1, device=torch.device("cpu"))
     assert np.array_equal(
         np.asarray(reader.picture(0)), np.asarray(Image.open(write_file(tmp_path / "good.jpg", good)))
     )

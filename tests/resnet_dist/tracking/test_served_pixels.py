@@ -25,6 +25,7 @@ from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import requested_split
 from resnet_dist.config.recipe import CenterCrop
 from resnet_dist.data.checks import picture_settings
+from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.evaluation.views import ViewLoader
 from resnet_dist.tracking.models import make_servable, write_model
@@ -145,19 +146,11 @@ def test_a_served_picture_is_the_one_that_training_and_evaluation_see(tmp_path: 
     shown = pixels_of(served.predict({"image": list(FILES.values())}))
 
     ids = np.arange(manifest.num_samples)
-    reader = ViewLoader(beton, manifest, [], batch_size=1, num_threads=1, device=torch.device("cpu"))
+    reader = ViewLoader(beton, [], batch_size=1, num_threads=1, device=torch.device("cpu"))
     evaluated = [center_crop(reader.picture(k), SIZE, RESIZE) for k in ids.tolist()]
     reader.close()
-    loader = BetonLoader(
-        beton,
-        manifest,
-        CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE),
-        decoder="native",
-        batch_size=len(ids),
-        seed=0,
-        num_threads=1,
-        device=torch.device("cpu"),
-    )
+    crop = CenterCrop(kind="center_crop", size=SIZE, resize=RESIZE)
+    loader = BetonLoader(beton, ImageSettings(crop), batch_size=len(ids))
     (batch,) = loader.epoch(0, ids)
     trained = batch.images.numpy().copy()
     loader.close()
