@@ -125,7 +125,7 @@ def record_data(
 
     Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
     """
-    from resnet_dist.launch.record import record_beton
+    from resnet_dist.launch.mlflow_description import record_beton
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:

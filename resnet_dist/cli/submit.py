@@ -54,6 +54,7 @@ def submit(
 
     Example: resnet-dist submit train resnet_dist/recipes/resnet152_90ep.yaml --on cluster/profiles/node8.yaml
     """
+    from resnet_dist.code_version import read_code_version
     from resnet_dist.jobs.submission import (
         Upload,
         auth_settings,
@@ -66,7 +67,6 @@ def submit(
         read_checkout,
         require_fits,
     )
-    from resnet_dist.launch.code_version import read_code_version
 
     profile = load_profile(on, profile_set)
     upload = Upload(working_dir, read_checkout(working_dir))

@@ -23,10 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_prep.beton.files import write_text_atomically
 from data_prep.runtime.ray_errors import explain
+from resnet_dist.code_version import library_versions
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, worker_environment, workers_with_room
-from resnet_dist.launch.code_version import library_versions
 from resnet_dist.storage.base import RunStorage, beside, open_storage
 from resnet_dist.tracking.connection import require_answer
 

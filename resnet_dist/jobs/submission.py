@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 from data_prep.redaction import SECRET_FILES, holds_secret, is_secret_file, redacted
 from data_prep.runtime.environment import cleaned
 from data_prep.shown import shown
+from resnet_dist.code_version import CODE_KEY, CodeVersion, as_text
 from resnet_dist.config.loading import flatten, load_recipe, load_space
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import recipe_hash
 from resnet_dist.config.run_name import as_run_name, require_run_name
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.code_version import CODE_KEY, CodeVersion, as_text
 
 NOT_SENT = (".git", ".venv*", "/data", "/runs", "/tests", "/docs", "*.beton", "*.db", "*.log", "__pycache__")
 """Left out of the upload, besides secrets and what .gitignore and .rayignore name, in their syntax."""

@@ -19,8 +19,8 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.checks import known_pictures, picture_settings
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import driver_of, held
+from resnet_dist.launch.mlflow_description import Log, data_inputs
 from resnet_dist.launch.preflight import Prepared
-from resnet_dist.launch.record import Log, data_inputs
 from resnet_dist.launch.run import UNPUBLISHED, Record, Run
 from resnet_dist.storage.base import RunStorage, write_json
 from resnet_dist.tracking.connection import Unanswered

@@ -19,9 +19,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.control import Status
 from resnet_dist.launch.lease import HeldLease, held
-from resnet_dist.launch.preflight import Prepared, require_no_sweep, require_none_written
-from resnet_dist.launch.progress import EventLog, ProgressReporter, Startup
-from resnet_dist.launch.record import (
+from resnet_dist.launch.mlflow_description import (
     Log,
     Undelivered,
     describe_in_mlflow,
@@ -31,6 +29,8 @@ from resnet_dist.launch.record import (
     short,
     waits,
 )
+from resnet_dist.launch.preflight import Prepared, require_no_sweep, require_none_written
+from resnet_dist.launch.progress import EventLog, ProgressReporter, Startup
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import Unanswered
 from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, record_end, send_end_status

@@ -20,7 +20,6 @@ from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import this_machine
-from resnet_dist.launch.code_version import read_code_version
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.run import Run

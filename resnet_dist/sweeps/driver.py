@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
 from resnet_dist.launch.control import stop_signals
-from resnet_dist.launch.record import Log
+from resnet_dist.launch.mlflow_description import Log
 from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import Ledger, open_ledger
 from resnet_dist.sweeps.points import Point

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.redaction import redacted
+from resnet_dist.code_version import read_code_version
 from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.code_version import read_code_version
-from resnet_dist.launch.record import Log, hardware_summary
+from resnet_dist.launch.mlflow_description import Log, hardware_summary
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import as_storage
 from resnet_dist.sweeps.analysis.ranking import Ranking

@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from resnet_dist.cli.submit import require_understood
+from resnet_dist.code_version import CODE_KEY, CodeVersion, as_text, from_text, read_code_version
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import UserError
 from resnet_dist.jobs.client import files_to_send
@@ -31,7 +32,6 @@ from resnet_dist.jobs.submission import (
     read_checkout,
     require_fits,
 )
-from resnet_dist.launch.code_version import CODE_KEY, CodeVersion, as_text, from_text, read_code_version
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"

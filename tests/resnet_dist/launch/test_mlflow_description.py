@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from resnet_dist.code_version import CodeVersion, library_versions, read_code_version, shortened
 from resnet_dist.config.loading import flatten, load_recipe
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.code_version import CodeVersion, library_versions, read_code_version, shortened
 from resnet_dist.launch.control import Status
 from resnet_dist.launch.lease import held
+from resnet_dist.launch.mlflow_description import hardware_summary, run_params, run_tags
 from resnet_dist.launch.progress import EventLog, count_events
-from resnet_dist.launch.record import hardware_summary, run_params, run_tags
 from resnet_dist.launch.run import Record
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, open_run, recorded_end

@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from data_prep.beton.files import write_text_atomically
 from data_prep.beton.manifest import Manifest, read_manifest
 from data_prep.redaction import redacted
+from resnet_dist.code_version import CodeVersion, library_versions, read_code_version
 from resnet_dist.config.loading import flatten, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.code_version import CodeVersion, library_versions, read_code_version
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
