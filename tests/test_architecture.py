@@ -118,6 +118,7 @@ WALLS = {
         "resnet_dist.data",
     ),
     "resnet_dist.errors": ("data_prep.errors",),
+    "resnet_dist.code_version": (),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
     "resnet_dist.data": (
@@ -157,6 +158,7 @@ WALLS = {
     ),
     "resnet_dist.launch": (
         "resnet_dist.errors",
+        "resnet_dist.code_version",
         "resnet_dist.config",
         "resnet_dist.data",
         "resnet_dist.models",
@@ -188,6 +190,7 @@ WALLS = {
     ),
     "resnet_dist.sweeps": (
         "resnet_dist.errors",
+        "resnet_dist.code_version",
         "resnet_dist.config",
         "resnet_dist.storage",
         "resnet_dist.training",
