@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.beton.files import make_folder, write_text_atomically
+from resnet_dist.code_version import read_code_version
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
