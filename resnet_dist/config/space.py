@@ -274,6 +274,10 @@ COORDINATES = {LR_PER_256: "optim.lr", TAU_EPOCHS: "optim.weight_decay"}
 """Keys of a space that are not keys of a recipe, and the recipe's key that each decides: see `tune.coordinates`."""
 
 
+def higher_is_better(metric: Metric) -> bool:
+    return metric in ("val/top1", "val/top5")
+
+
 class Space(Section):
     base: str
     """The recipe's file; a relative path starts at the space's own folder."""
@@ -356,7 +360,7 @@ class Space(Section):
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric in ("val/top1", "val/top5")
+        return higher_is_better(self.metric)
 
     @property
     def worst_score(self) -> float:

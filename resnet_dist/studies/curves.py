@@ -17,18 +17,18 @@ from resnet_dist.tracking.mlflow_run import recorded_run
 from resnet_dist.tracking.plots import error_limit, new_figure, save, style
 from resnet_dist.tracking.spool import History, read_history
 
-Points = list[tuple[int, float]]
+Series = list[tuple[int, float]]
 TRAIN, VAL = "train/top1_error", "val/top1_error"
 
 
 @dataclass(frozen=True)
-class Curve:
+class ErrorCurves:
     """One run: errors in percent over optimizer steps."""
 
     label: str
     net: str
-    train: Points
-    val: Points
+    train: Series
+    val: Series
 
     @property
     def is_plain(self) -> bool:
@@ -41,18 +41,18 @@ class Curve:
         return int(digits.group()) if digits else None
 
 
-def curve_of(history: History, label: str, net: str) -> Curve:
+def curve_of(history: History, label: str, net: str) -> ErrorCurves:
     """Training points are averaged between evaluations: a single one is a mean over few images."""
     val = [point for point in history.points.get(VAL, []) if math.isfinite(point[1])]
     train = [point for point in history.points.get(TRAIN, []) if math.isfinite(point[1])]
-    return Curve(label, net, averaged(train, [step for step, _ in val]), val)
+    return ErrorCurves(label, net, averaged(train, [step for step, _ in val]), val)
 
 
-def averaged(points: Points, ends: Sequence[int]) -> Points:
+def averaged(points: Series, ends: Sequence[int]) -> Series:
     """The mean of the points of each interval (ends[k-1], ends[k]], at its end; what comes after the last end is left
-    as it is. Points are equally weighted: each covers the same number of steps, except the last of an epoch.
+    as it is. Series are equally weighted: each covers the same number of steps, except the last of an epoch.
     """
-    means: Points = []
+    means: Series = []
     start = 0
     for end in ends:
         inside = [value for step, value in points if start < step <= end]
@@ -62,7 +62,7 @@ def averaged(points: Points, ends: Sequence[int]) -> Points:
     return means + [(step, value) for step, value in points if step > start]
 
 
-def read_curves(runs: Sequence[str], tracking_uri: str | None) -> list[Curve]:
+def read_curves(runs: Sequence[str], tracking_uri: str | None) -> list[ErrorCurves]:
     """The curves of runs, each a run's folder, or an MLflow run by name or id.
 
     Raises UserError for one that does not exist or has no curves, Fault if the server does not respond.
@@ -77,7 +77,7 @@ def read_curves(runs: Sequence[str], tracking_uri: str | None) -> list[Curve]:
     return curves
 
 
-def _from_folder(folder: Path) -> Curve:
+def _from_folder(folder: Path) -> ErrorCurves:
     handle = recorded_run(folder, "")
     if handle is None:
         raise UserError(f"{folder}: has no MLflow run yet")
@@ -86,7 +86,7 @@ def _from_folder(folder: Path) -> Curve:
     return curve_of(read_history(folder, handle.run_id), folder.resolve().name, net)
 
 
-def _from_mlflow(run: str, tracking_uri: str | None) -> Curve:
+def _from_mlflow(run: str, tracking_uri: str | None) -> ErrorCurves:
     if tracking_uri is None:
         raise UserError(f"{run}: is not the folder of a run; give --tracking-uri to look it up in MLflow")
     row = find_run(list_runs(tracking_uri), run)
@@ -105,7 +105,7 @@ _COLOUR_OF_DEPTH = {8: "tab:gray", 20: "#c8a900", 32: "tab:cyan", 44: "tab:green
 _OTHER_COLOURS = ("tab:blue", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
-def draw_errors(curves: Sequence[Curve], path: Path, *, max_error: float | None = None) -> Path:
+def draw_errors(curves: Sequence[ErrorCurves], path: Path, *, max_error: float | None = None) -> Path:
     """Error (%) over steps, training thin and validation bold; plain nets beside residual ones, if there are both.
 
     `max_error`: where the y-axis ends; None: twice the largest last error, at most 100.
@@ -134,7 +134,7 @@ def draw_errors(curves: Sequence[Curve], path: Path, *, max_error: float | None 
     return save(figure, path)
 
 
-def draw_depths(curves: Sequence[Curve], path: Path) -> Path:
+def draw_depths(curves: Sequence[ErrorCurves], path: Path) -> Path:
     """Training error on the left, validation error on the right: figure 1 of He et al. 2015."""
     figure, (left, right) = _panels(2, "error (%)")
     colours = _colours(curves)
@@ -179,7 +179,7 @@ def _panels(count: int, y_label: str) -> tuple[Figure, list[Axes]]:
     return figure, row
 
 
-def _colours(curves: Sequence[Curve]) -> dict[str, str]:
+def _colours(curves: Sequence[ErrorCurves]) -> dict[str, str]:
     """One colour per curve: its depth's, unless another curve of its kind has that."""
     others = cycle(_OTHER_COLOURS)
     taken: set[tuple[bool, str]] = set()

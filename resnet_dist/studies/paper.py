@@ -22,13 +22,13 @@ from resnet_dist.tracking.experiment import RunRow, list_runs
 
 _FIGURES = Path(__file__).with_name("paper.yaml")
 _RECIPES = Path(__file__).parents[1] / "recipes"
-_COUNTED: tuple[Metric, ...] = ("parameters", "macs")
+_COUNTED: tuple[PublishedMetric, ...] = ("parameters", "macs")
 _IGNORED = ("seed", "eval.", "train.cpu_threads", "train.channels_last", "train.micro_batch_size", "data.decoder")
 """Keys of a recipe whose differences are not listed: they change the result no more than another seed does."""
 _MAX_DIFFERENCES = 4
 
 
-Metric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
+PublishedMetric = Literal["top1_error", "top5_error", "parameters", "macs", "figure"]
 
 
 class PublishedRow(Section):
@@ -47,7 +47,7 @@ class PublishedRow(Section):
 
 class PublishedTable(Section):
     title: str
-    metrics: tuple[Metric, ...]
+    metrics: tuple[PublishedMetric, ...]
     rows: tuple[PublishedRow, ...]
     scale: float = 1.0
     """Unit of what is counted."""
@@ -81,7 +81,7 @@ class Line:
 
     table: str
     what: str
-    metric: Metric
+    metric: PublishedMetric
     paper: str
     expected: str
     measured: str
@@ -137,7 +137,7 @@ def as_markdown(published: Published, lines: Sequence[Line]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _measured(table: PublishedTable, row: PublishedRow, metric: Metric, runs: Sequence[RunRow]) -> str:
+def _measured(table: PublishedTable, row: PublishedRow, metric: PublishedMetric, runs: Sequence[RunRow]) -> str:
     if row.net is None:
         return ""
     if metric in _COUNTED:
@@ -156,7 +156,7 @@ def _measured(table: PublishedTable, row: PublishedRow, metric: Metric, runs: Se
     return f"**{value}** ({where}{'; ' if differing else ''}{', '.join(_at_most(differing))})"
 
 
-def counted(row: PublishedRow, metric: Metric) -> int:
+def counted(row: PublishedRow, metric: PublishedMetric) -> int:
     """Parameters or multiply-adds of the row's net, at the classes and size it was made for."""
     assert row.net is not None
     options = model_of_name(row.net, row.sets).build_options() | {"num_classes": None}
@@ -174,7 +174,9 @@ def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str
     ]
 
 
-def _fits(table: PublishedTable, row: PublishedRow, metric: Metric, wanted: Mapping[str, str], run: RunRow) -> bool:
+def _fits(
+    table: PublishedTable, row: PublishedRow, metric: PublishedMetric, wanted: Mapping[str, str], run: RunRow
+) -> bool:
     """Whether the run measured this number: it trained that net on those data to the end, under that protocol."""
     same_net = all(
         run.params.get(key, value) == value
@@ -215,7 +217,7 @@ def _sets(table: PublishedTable, row: PublishedRow) -> list[str]:
     return [f"model.name={row.net}", *table.sets, *row.sets]
 
 
-def _command(table: PublishedTable, row: PublishedRow, metric: Metric) -> str:
+def _command(table: PublishedTable, row: PublishedRow, metric: PublishedMetric) -> str:
     if row.net is None:
         return ""
     if metric in _COUNTED:

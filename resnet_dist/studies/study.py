@@ -44,7 +44,7 @@ REPORT = "report"
 
 
 @dataclass(frozen=True)
-class Trained:
+class StudyRun:
     prepared: Prepared
     outcome: Outcome
     history: History
@@ -67,14 +67,14 @@ class Study:
 
     def train(
         self, net: str, *, lr: float, seed: int, overrides: Sequence[str] = (), name: str | None = None
-    ) -> Trained:
+    ) -> StudyRun:
         """Trains a net by the studies' recipe, in this process, unless an earlier call has: diverged counts too.
 
         Raises UserError, Fault.
         """
         recipe = study_recipe(net, lr=lr, seed=seed, overrides=overrides)
         run_name = name or f"{net}-lr{lr:g}-seed{seed}"
-        say(f"{self.name}: {run_name}")
+        log(f"{self.name}: {run_name}")
         prepared = prepare(recipe, self.profile, run_name)
         outcome = outcome_before(prepared)
         if outcome is None:
@@ -83,7 +83,7 @@ class Study:
                 outcome = execute(run, on=in_process).outcome
         handle = recorded_run(prepared.storage, self.profile.tracking_uri)
         assert handle is not None
-        return Trained(prepared, outcome, read_history(prepared.run_dir, handle.run_id))
+        return StudyRun(prepared, outcome, read_history(prepared.run_dir, handle.run_id))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of the study's own run; `step` is the study's x-axis, depth for example."""
@@ -148,7 +148,7 @@ def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]
         end_run(handle, status, reason)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.models import summarise
-from resnet_dist.studies.curves import TRAIN, VAL, Curve, curve_of, draw_depths, draw_errors
+from resnet_dist.studies.curves import TRAIN, VAL, ErrorCurves, curve_of, draw_depths, draw_errors
 from resnet_dist.studies.study import markdown_table, open_study
 from resnet_dist.tracking.spool import History
 
@@ -26,7 +26,7 @@ _DEGRADATION = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class Training:
     kind: str
     depth: int
     lr: float
@@ -37,37 +37,37 @@ class Trial:
         return f"{self.kind}{self.depth}"
 
 
-def plan_trials(depths: Sequence[int], seeds: Sequence[int]) -> list[Trial]:
+def plan_trainings(depths: Sequence[int], seeds: Sequence[int]) -> list[Training]:
     """The trainings, cheap ones first. The control, with a tenth of the learning rate, uses only the first seed."""
     runs = [(LR, seed) for seed in seeds] + [(CONTROL_LR, seeds[0])]
-    return [Trial(kind, depth, lr, seed) for lr, seed in runs for depth in sorted(depths) for kind in KINDS]
+    return [Training(kind, depth, lr, seed) for lr, seed in runs for depth in sorted(depths) for kind in KINDS]
 
 
 def degradation(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = SEEDS) -> Path:
     """Runs the missing trainings and returns the report's path. Raises UserError, Fault."""
-    histories: dict[Trial, History] = {}
+    histories: dict[Training, History] = {}
     with open_study(profile, "degradation", _DEGRADATION) as study:
-        for trial in plan_trials(depths, seeds):
-            histories[trial] = study.train(trial.net, lr=trial.lr, seed=trial.seed).history
-        for lr, seed in dict.fromkeys((trial.lr, trial.seed) for trial in histories):
+        for training in plan_trainings(depths, seeds):
+            histories[training] = study.train(training.net, lr=training.lr, seed=training.seed).history
+        for lr, seed in dict.fromkeys((training.lr, training.seed) for training in histories):
             curves = [
-                curve_of(history, trial.net, trial.net)
-                for trial, history in histories.items()
-                if (trial.lr, trial.seed) == (lr, seed)
+                curve_of(history, training.net, training.net)
+                for training, history in histories.items()
+                if (training.lr, training.seed) == (lr, seed)
             ]
             name = f"lr{lr:g}-seed{seed}"
             draw_errors(curves, study.report_folder / f"errors-{name}.png", max_error=100.0)
             draw_depths(_plain(curves), study.report_folder / f"plain-{name}.png")
-        for trial, history in histories.items():
-            if trial.lr == LR and trial.seed == seeds[0]:
-                study.metrics({f"{trial.kind}/train_error": last(history, TRAIN)}, trial.depth)
+        for training, history in histories.items():
+            if training.lr == LR and training.seed == seeds[0]:
+                study.metrics({f"{training.kind}/train_error": last(history, TRAIN)}, training.depth)
         return study.publish(degradation_report(histories))
 
 
-def degradation_report(histories: Mapping[Trial, History]) -> str:
+def degradation_report(histories: Mapping[Training, History]) -> str:
     """Markdown: the tables of errors and the verdicts on the claims. Pure."""
-    seeds = sorted({trial.seed for trial in histories if trial.lr == LR})
-    depths = sorted({trial.depth for trial in histories})
+    seeds = sorted({training.seed for training in histories if training.lr == LR})
+    depths = sorted({training.depth for training in histories})
     parts = [
         "# Degradation on handwritten digits",
         "",
@@ -92,13 +92,13 @@ def degradation_report(histories: Mapping[Trial, History]) -> str:
     return "\n".join(parts)
 
 
-def findings(histories: Mapping[Trial, History], depths: Sequence[int], seeds: Sequence[int]) -> list[str]:
+def findings(histories: Mapping[Training, History], depths: Sequence[int], seeds: Sequence[int]) -> list[str]:
     """Each claim with its numbers, and whether it holds."""
     deepest = depths[-1]
     shallow = next((depth for depth in depths[:-1] if depth >= 20), depths[0])
 
     def train(kind: str, depth: int, seed: int, lr: float = LR) -> float:
-        return last(histories[Trial(kind, depth, lr, seed)], TRAIN)
+        return last(histories[Training(kind, depth, lr, seed)], TRAIN)
 
     def compared(claim: str, pairs: list[tuple[str, float, str, float]]) -> str:
         holds = "holds" if all(a > b for _, a, _, b in pairs) else "does not hold"
@@ -136,9 +136,9 @@ def last(history: History, key: str) -> float:
     return points[-1][1] if points else float("nan")
 
 
-def _table(histories: Mapping[Trial, History], depths: Sequence[int], lr: float, seeds: Sequence[int]) -> str:
+def _table(histories: Mapping[Training, History], depths: Sequence[int], lr: float, seeds: Sequence[int]) -> str:
     def cell(kind: str, depth: int, key: str, digits: int) -> str:
-        return " / ".join(f"{last(histories[Trial(kind, depth, lr, seed)], key):.{digits}f}" for seed in seeds)
+        return " / ".join(f"{last(histories[Training(kind, depth, lr, seed)], key):.{digits}f}" for seed in seeds)
 
     columns = ((TRAIN, 1), ("train/loss", 4), (VAL, 1))
     header = ["layers"]
@@ -150,7 +150,7 @@ def _table(histories: Mapping[Trial, History], depths: Sequence[int], lr: float,
     return markdown_table(header, rows)
 
 
-def _plain(curves: Sequence[Curve]) -> list[Curve]:
+def _plain(curves: Sequence[ErrorCurves]) -> list[ErrorCurves]:
     return [curve for curve in curves if curve.is_plain]
 
 

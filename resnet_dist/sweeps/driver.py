@@ -1,5 +1,6 @@
-"""The driver of a sweep. It can be killed at any moment and called again with the same arguments: what is in the ledger
-is not done again, and what was running resumes from its checkpoint."""
+"""The driver of a sweep. It can be killed at any moment and started again with the same arguments: what is in the
+ledger is not done again, and trials that were running resume from their checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +13,8 @@ from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, clus
 from resnet_dist.launch.control import stop_signals
 from resnet_dist.launch.mlflow_description import Log
 from resnet_dist.sweeps.analysis.report import write_report
-from resnet_dist.sweeps.ledger import Ledger, open_ledger
-from resnet_dist.sweeps.points import Point
-from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trial_bundles, trials_at_once
+from resnet_dist.sweeps.ledger import open_ledger
+from resnet_dist.sweeps.prepare import PreparedSweep, require_capacity, trial_bundles, trials_at_once
 from resnet_dist.sweeps.ray_tune import run_trials
 from resnet_dist.sweeps.record import SweepRecord, open_record
 from resnet_dist.sweeps.runner import TrialRunner
@@ -43,19 +43,27 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
     with open_ledger(prepared.sweep_dir) as ledger:
         if not ledger.events:
             ledger.append(prepared.began)
-        sweep = _sweep(prepared, ledger)
+        sweep = Sweep(
+            space,
+            ledger,
+            planned=prepared.planned,
+            total_epochs=prepared.total_epochs,
+            searcher=OptunaSearcher(space) if prepared.planned is None else None,
+            now_s=time.time,
+            key=prepared.builder.key,
+        )
         sweep.begin()
         if sweep.is_over():
             return _finish(prepared, "all trials ended")
-        # If every point reaches its end and so gets all its seeds.
+        # At most: if every point reaches its end, and so gets all its seeds.
         most = sweep.num_points * space.seeds - sum(trial.end is not None for trial in sweep.state.trials.values())
         with (
             ray_session(profile, dashboard=space.resources.path == "train"),
-            # For as many trials as may run at once, as long as the sweep lasts: Tune shows Ray only those that run.
+            # An autoscaler has to see what all trials at once need, all the time: Tune requests for running ones only.
             asked_for(profile, trial_bundles(space, trial_profile, most)),
         ):
             nodes = await_nodes(profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, log)
-            require_room(space, trial_profile, nodes)
+            require_capacity(space, trial_profile, nodes)
             with stop_signals() as stop, open_record(prepared, sweep, nodes, log) as record:
                 runner = TrialRunner(prepared, sweep, record, stop)
                 at_once = trials_at_once(space, trial_profile, alive_nodes())
@@ -81,26 +89,6 @@ def _trial_setup(prepared: PreparedSweep, record: SweepRecord) -> TrialSetup:
             **(client_environment() if light and profile.tracking_uri.startswith("http") else {}),
             **server_credentials(os.environ),
         },
-    )
-
-
-def _sweep(prepared: PreparedSweep, ledger: Ledger) -> Sweep:
-    lengths: dict[str, float] = {}
-
-    def total_epochs(point: Point) -> float:
-        key = repr(point)
-        if key not in lengths:
-            lengths[key] = prepared.total_epochs(point)
-        return lengths[key]
-
-    return Sweep(
-        prepared.space,
-        ledger,
-        planned=prepared.planned,
-        total_epochs=total_epochs,
-        searcher=OptunaSearcher(prepared.space) if prepared.planned is None else None,
-        now_s=time.time,
-        key=prepared.builder.key,
     )
 
 

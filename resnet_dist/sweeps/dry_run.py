@@ -1,4 +1,4 @@
-"""`tune --dry-run`: the trials, what they may cost, and where they would run. Starts nothing."""
+"""`tune --dry-run`: the trials, what they may cost, and where they would run. Nothing is started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from resnet_dist.config.space import Asha, HyperBand, Space
 from resnet_dist.launch.preflight import nodes_to_come
 from resnet_dist.sweeps.ledger import SweepState, TrialReported, ledger_file, read_ledger, replay, spent_epochs
 from resnet_dist.sweeps.points import coordinates_of, describe
-from resnet_dist.sweeps.prepare import PreparedSweep, require_room, trials_at_once
+from resnet_dist.sweeps.prepare import PreparedSweep, require_capacity, trials_at_once
 from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
 
 _SHOWN = 100
@@ -88,7 +88,7 @@ def _at_once(prepared: PreparedSweep) -> int | None:
     nodes = nodes_to_come(prepared.profile)
     if nodes is None:
         return prepared.space.resources.max_concurrent
-    require_room(prepared.space, prepared.trial_profile, nodes)
+    require_capacity(prepared.space, prepared.trial_profile, nodes)
     return trials_at_once(prepared.space, prepared.trial_profile, nodes)
 
 
@@ -109,7 +109,7 @@ def _time(prepared: PreparedSweep, state: SweepState, images: float, at_once: in
 
 
 def _measured(prepared: PreparedSweep, state: SweepState) -> float | None:
-    """Of all that was trained so far, start-up and evaluation included."""
+    """Images a second of one trial so far, start-up and evaluation included."""
     trials = [trial for trial in state.trials.values() if any(isinstance(r, TrialReported) for r in trial.reports)]
     seconds = sum(trial.seconds for trial in trials)
     images = sum(trial.epoch for trial in trials) * prepared.builder.num_proxy_samples
@@ -117,13 +117,16 @@ def _measured(prepared: PreparedSweep, state: SweepState) -> float | None:
 
 
 def most_epochs(space: Space, num_points: int, epochs_per_trial: float) -> float:
-    """If no trial is stopped early."""
+    """The cost if no trial is stopped early."""
     return num_points * epochs_per_trial * space.seeds
 
 
 def expected_epochs(space: Space, num_points: int, epochs_per_trial: float, eval_every_epochs: int = 1) -> float:
-    """If each rung lets 1 / reduction_factor through, as it does in the long run; the first trials at a rung always go
-    on, so a short sweep costs more. Of the median rule nothing is known beforehand."""
+    """The cost if each rung lets 1 / reduction_factor of the trials continue, as it does in the long run.
+
+    The first trials at a rung always continue, so a short sweep costs more. Nothing can be estimated for the median
+    rule.
+    """
     match space.scheduler:
         case Asha(reduction_factor=factor) | HyperBand(reduction_factor=factor):
             judged = [judged_epoch(s, epochs_per_trial, eval_every_epochs) for s in rung_shares(space.scheduler)]

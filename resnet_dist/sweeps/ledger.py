@@ -1,7 +1,7 @@
-"""The ledger of a sweep: the events that are its lines, the file, and the state that follows from them.
+"""The ledger of a sweep: its events, the file with one line for each, and the state that follows from them.
 
-It is the sweep's only memory. Whoever reads it from the top knows which trials have ended, which resume and what the
-search has seen, so a sweep can be killed at any moment.
+It is the sweep's only memory, so a sweep can be killed at any moment: whoever reads the ledger from the top knows which
+trials have ended, which resume, and what the search has seen.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import SWEEP_LEDGER
 from resnet_dist.sweeps.points import Point
 
-Outcome = Literal["finished", "stopped", "diverged", "failed"]
+TrialOutcome = Literal["finished", "stopped", "diverged", "failed"]
 """stopped: early, by the scheduler. failed: its retries are used up."""
 Verdict = Literal["go on", "stop", "wait"]
-"""What a trial is told after an evaluation. wait: save, give the resources back, and perhaps resume later."""
+"""The answer to an evaluation. wait: save, release the resources, and perhaps resume later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ class Began:
     """Points and scores of earlier sweeps over the same proxy; the search starts with them."""
     time_s: float
     class_names: Sequence[str] = ()
-    """Of the data, by label; empty in ledgers of versions that did not keep them."""
+    """The data's, by label; empty in ledgers of versions that did not keep them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverStarted:
-    """The command was run. Nothing that ran before is running now."""
+    """The command was run: no trial of an earlier driver runs any more."""
 
     time_s: float
 
@@ -62,7 +62,7 @@ class DriverStarted:
 class TrialAdded:
     trial: str
     number: int
-    """Of the point."""
+    """The point's."""
     seed_number: int
     point: Mapping[str, Any]
     time_s: float
@@ -100,7 +100,7 @@ class TrialLeft:
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded:
     trial: str
-    outcome: Outcome
+    outcome: TrialOutcome
     epoch: float
     step: int
     metrics: Mapping[str, float]
@@ -139,7 +139,10 @@ def ledger_file(sweep_dir: Path) -> Path:
 
 
 def read_ledger(sweep_dir: Path) -> list[Event]:
-    """Everything so far; a last line that is being written is left out. Raises UserError, Fault for a damaged line."""
+    """All events; a last line without its end, which is being written, is left out.
+
+    Raises UserError without a ledger, Fault for a damaged line.
+    """
     path = ledger_file(sweep_dir)
     try:
         data = read_small(path, MAX_LEDGER_BYTES)
@@ -155,7 +158,7 @@ def read_ledger(sweep_dir: Path) -> list[Event]:
 
 
 class Ledger:
-    """A sweep's events, kept in memory alone; `open_ledger` opens one that is a file."""
+    """A sweep's events, in memory only; `open_ledger` opens one with a file."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.events = list(events)
@@ -182,7 +185,8 @@ class _FileLedger(Ledger):
 def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
     """Opens the ledger for its one driver. A line that a killed driver left unfinished is cut off.
 
-    Raises UserError while another driver has it."""
+    Raises UserError while another driver has it.
+    """
     path = ledger_file(sweep_dir)
     sweep_dir.mkdir(parents=True, exist_ok=True)
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -200,7 +204,7 @@ def open_ledger(sweep_dir: Path) -> Iterator[Ledger]:
             os.close(descriptor)
 
 
-Status = Literal["waiting", "running", "paused", "finished", "stopped", "diverged", "failed"]
+TrialStatus = Literal["waiting", "running", "paused", "finished", "stopped", "diverged", "failed"]
 """waiting: to start, or to resume from a checkpoint. paused: until the scheduler resumes or ends it."""
 
 
@@ -210,16 +214,16 @@ class TrialState:
     number: int
     seed_number: int
     point: Point
-    status: Status = "waiting"
+    status: TrialStatus = "waiting"
     reports: list[TrialReported] = field(default_factory=list)
     """By ascending epoch, each once."""
     end: TrialEnded | None = None
     num_faults: int = 0
     seconds: float = 0.0
-    """Computing, over all its starts."""
+    """Time of computing, over all its starts."""
     last_fault: str = ""
     verdict: Verdict = "go on"
-    """The newest; it may not have acted on it yet."""
+    """The newest; the trial may not have acted on it yet."""
 
     @property
     def epoch(self) -> float:
@@ -240,7 +244,7 @@ class SweepState:
     trials: dict[str, TrialState] = field(default_factory=dict)
     """In the order in which they were added."""
     wall_s: float = 0.0
-    """Seconds that drivers were at work, from each one's start to its last event."""
+    """Seconds in which drivers worked, from each one's start to its last event, without the newest driver."""
     num_drivers: int = 0
     _driver_s: float = 0.0
     last_s: float = 0.0
@@ -252,7 +256,7 @@ class SweepState:
             case Began():
                 self.began = event
             case DriverStarted():
-                self._rest()
+                self._stop_all()
                 self.num_drivers += 1
                 self._driver_s = event.time_s
             case TrialAdded():
@@ -275,11 +279,11 @@ class SweepState:
         self.last_s = max(self.last_s, event.time_s)
 
     def wall_until(self, now_s: float) -> float:
-        """Seconds that drivers were at work, this one included."""
+        """Seconds in which drivers worked, this one included."""
         return self.wall_s + max(now_s - self._driver_s, 0.0)
 
     def trial_seconds_until(self, now_s: float) -> float:
-        """Seconds that trials were computing, summed over them, those that run included."""
+        """Seconds of computing, summed over all trials, running ones included."""
         running = sum(max(now_s - started_s, 0.0) for started_s in self._started_s.values())
         return sum(trial.seconds for trial in self.trials.values()) + running
 
@@ -291,8 +295,8 @@ class SweepState:
             trial.num_faults += 1
             trial.last_fault = event.why
 
-    def _rest(self) -> None:
-        """Nothing runs any more: the driver that started it is gone."""
+    def _stop_all(self) -> None:
+        """No trial runs any more: the driver that started them is gone."""
         if self.num_drivers:
             self.wall_s += max(self.last_s - self._driver_s, 0.0)
         for name, started_s in self._started_s.items():
@@ -325,7 +329,7 @@ def spent_epochs(state: SweepState) -> float:
 
 
 def saved_epochs(state: SweepState, epochs_per_trial: float) -> float:
-    """What the trials that were stopped early did not spend."""
+    """Epochs that the trials that were stopped early did not train."""
     stopped = [trial for trial in state.trials.values() if trial.status == "stopped"]
     return sum(epochs_per_trial - trial.epoch for trial in stopped)
 

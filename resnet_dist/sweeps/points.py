@@ -1,4 +1,4 @@
-"""Points of a space, and the recipes that they become. Pure."""
+"""Points of a space, and the recipes made of them. Pure."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ from resnet_dist.config.space import (
 from resnet_dist.errors import UserError
 
 Point = dict[str, Any]
-"""The values of the free parameters that are active there, by key, in the order of the space."""
+"""The values of the free parameters that are active at this point, by key, in the order of the space."""
 PointKey = Callable[[Point], Hashable]
 """Equal for points that are the same run."""
 _DRAWS = (1, 4, 16)
-"""Times as many points as are wanted are drawn before a space counts as exhausted."""
+"""How many times the wanted number of points are drawn before a space counts as exhausted."""
 
 
 def planned_points(space: Space, num: int, key: PointKey = repr) -> list[Point] | None:
     """The first `num` different points, given ones first; None if a model proposes them as results come in.
 
-    Points of one `key` are the same: a run of one recipe ends in the same bits, so to try it twice teaches nothing.
-    Fewer than `num` if the space has no more.
+    Points with the same `key` are the same run, so one of them is enough. Fewer than `num` if the space has no more.
     """
     first = [dict(point) for point in space.first_points]
     found: dict[Hashable, Point] = {}
@@ -63,18 +62,18 @@ def planned_points(space: Space, num: int, key: PointKey = repr) -> list[Point] 
 
 
 def random_point(space: Space, seed: int, index: int) -> Point:
-    """Independent of all other points, so a sweep can be made longer and started again."""
+    """Depends on `seed` and `index` alone, so a sweep can resume and be made longer."""
     return _point(space, np.random.default_rng([seed, index]).random(len(space.free)).tolist())
 
 
 def sobol_points(space: Space, seed: int, num: int) -> list[Point]:
-    """The first `num` points of one scrambled sequence: a longer one begins with a shorter one."""
+    """The first `num` points of a scrambled sequence: a longer sweep begins with the points of a shorter one."""
     sequence = qmc.Sobol(len(space.free), scramble=True, rng=np.random.default_rng(seed))
     return [_point(space, row) for row in sequence.random_base2(max(0, math.ceil(math.log2(num))))[:num].tolist()]
 
 
 def grid_points(space: Space) -> list[Point]:
-    """Every combination, the last parameter changing fastest; combinations that differ in nothing active once."""
+    """Every combination, the last parameter changing fastest; those that differ in inactive parameters only, once."""
     values = [listed_values(parameter) or () for parameter in space.free.values()]
     points: list[Point] = []
     for combination in itertools.product(*values):
@@ -139,7 +138,7 @@ def _at(parameter: Parameter, share: float) -> Any:
             raise AssertionError(f"{parameter.kind} is not drawn")
 
 
-# Two coordinates that published recipes agree on better than on learning rate and weight decay. Where batch norm
+# Published recipes agree better on these two coordinates than on learning rate and weight decay. Where batch norm
 # follows a weight, only the product lr * wd decides the size of a relative step in the long run, so good values of lr
 # and wd are on a ridge; in (lr_per_256, tau_epochs) that ridge is parallel to an axis.
 
@@ -170,19 +169,21 @@ def tau_epochs_of(weight_decay: float, *, lr: float, momentum: float, steps_per_
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes recipes of points: of the cheap proxy for a trial, of the whole base for the result.
+    """Makes the recipe of a point: the cheap proxy for a trial, the whole base for the result.
 
-    `base` is the base recipe's file as read; sample counts are those of the training sets.
+    Args:
+        base: the base recipe's file as read.
+        num_proxy_samples: images of the proxy's training set.
+        num_base_samples: those of the base recipe's own training set; None if it is not here: then the proxy's count.
     """
 
     space: Space
     base: Mapping[str, Any]
     num_proxy_samples: int
     num_base_samples: int | None = None
-    """None: of the base recipe's own data, which are not here; then those of the proxy count."""
 
     def proxy(self, point: Point, seed_number: int = 0) -> Recipe:
-        """What a trial trains. Raises ValueError with all mistakes in one line."""
+        """The recipe of a trial. Raises ValueError with all mistakes in one line."""
         return self._build(point, self.space.proxy, self.num_proxy_samples, seed_number)
 
     def full(self, point: Point) -> Recipe:
@@ -194,7 +195,7 @@ class Builder:
         try:
             return recipe_hash(self.proxy(point))
         except ValueError:
-            return repr(point)  # a mistake, reported elsewhere
+            return repr(point)  # `require_buildable` reports the mistake
 
     def _build(self, point: Point, proxy: Mapping[str, Any], num_samples: int, seed_number: int) -> Recipe:
         values: dict[str, Any] = dict(point)
@@ -208,7 +209,7 @@ class Builder:
 
 
 def require_proxy(space: Space, base: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe of a trial before any point is put in. UserError with every mistake of base and proxy."""
+    """A trial's recipe before the values of a point are set. Raises UserError with every mistake of base and proxy."""
     try:
         return recipe_from_tree(base, space.proxy)
     except ValueError as error:
@@ -216,7 +217,7 @@ def require_proxy(space: Space, base: Mapping[str, Any], where: str) -> Recipe:
 
 
 def require_buildable(builder: Builder, points: Sequence[Point], where: str) -> None:
-    """UserError with every different mistake that the points' recipes have, each with the first point that has it."""
+    """Raises UserError with every mistake in the points' recipes, each with the first point that has it."""
     found: dict[str, str] = {}
     for point in points:
         for kind, build in (("trial", builder.proxy), ("best recipe", builder.full)):
@@ -249,7 +250,7 @@ def coordinates_of(recipe: Recipe, num_samples: int) -> dict[str, float]:
 
 
 def _decided(recipe: Recipe, values: Mapping[str, Any], num_samples: int) -> dict[str, float]:
-    """What the coordinates in `values` make of learning rate and weight decay, everything else being known."""
+    """Learning rate and weight decay from the coordinates in `values`, everything else being known."""
     batch, decided = recipe.train.global_batch_size, {}
     lr = recipe.optim.lr
     if LR_PER_256 in values:
@@ -265,7 +266,7 @@ def _decided(recipe: Recipe, values: Mapping[str, Any], num_samples: int) -> dic
 
 
 def _momentum(recipe: Recipe) -> float:
-    """That of SGD; lamb's rate is not multiplied by any."""
+    """SGD's; LAMB's learning rate is not amplified by momentum."""
     return recipe.optim.momentum if recipe.optim.name == "sgd" else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Checks of a sweep before Ray starts, and how many of its trials fit into a cluster."""
+"""What is checked of a sweep before Ray starts, and how many of its trials fit into a cluster."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.schedule import plan_run
 
 _MOST_POINTS = 1_000_000
-_LOOKED_AT = 64
-"""Random points that are checked in place of those a model will propose."""
+_SAMPLES = 64
+"""How many random points are checked in place of those that a model will propose."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,26 @@ class PreparedSweep:
     space: Space
     name: str
     sweep_dir: Path
-    """Ledger and report, on this machine."""
+    """The folder of ledger and report, on this machine."""
     profile: Profile
     """The user's."""
     trial_profile: Profile
+    """A trial's: see `profile_of_trials`."""
     began: Began
     builder: Builder
     planned: tuple[Point, ...] | None
     warnings: tuple[str, ...] = ()
-    """Of the data."""
+    """About the data."""
 
     def trial_run(self, trial: str) -> str:
-        """A trial's name in storage and in MLflow."""
+        """The trial's name in storage and in MLflow."""
         return f"{self.name}-{trial}"
 
     def trial_storage(self, trial: str) -> RunStorage:
         return open_storage(beside(self.trial_profile.storage, self.trial_run(trial)))
 
     def total_epochs(self, point: Point) -> float:
-        """Length of a trial's own schedule, or where it ends before."""
+        """The length of the point's schedule, or where its run ends if that is earlier."""
         recipe = self.builder.proxy(point)
         plan = plan_run(recipe, self.trial_profile, self.builder.num_proxy_samples)
         return plan.last_step / plan.steps_per_epoch
@@ -62,13 +63,13 @@ class PreparedSweep:
 
 @dataclass(frozen=True)
 class ReadSweep:
-    """What is known of a sweep without its data."""
+    """A space and its base recipe, checked as far as that needs no data."""
 
     space: Space
     base: dict[str, Any]
-    """The base recipe as it was read."""
+    """The base recipe's file as read."""
     proxy: Recipe
-    """A trial's recipe, before any point is put in."""
+    """A trial's recipe, before the values of a point are set."""
     trial_profile: Profile
 
 
@@ -88,14 +89,20 @@ def read_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str
 
 
 def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: str) -> PreparedSweep:
-    """Reads the space and checks all that needs no cluster. `overrides`: `a.b=c`, keys of the space.
+    """Reads the space and checks everything that needs no cluster.
+
+    Args:
+        file: the space's YAML.
+        overrides: `a.b=c`, keys of the space.
+        profile: the user's.
+        name: the sweep's.
 
     Raises UserError with every mistake of one kind at once.
     """
     read = read_sweep(file, overrides, profile, name)
     space, base, proxy, trial_profile = read.space, read.base, read.proxy, read.trial_profile
     sweep_dir = Path(profile.sweeps or profile.storage) / name
-    # A model and an optimizer are built and a decoder opened once, for all; as if the sweep were a run, so that a
+    # Builds a model and an optimizer and opens a decoder, once for all trials. With the user's storage, so that a
     # mistake leaves no folder.
     data = prepare(proxy, trial_profile.model_copy(update={"storage": profile.storage}), name)
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
@@ -103,12 +110,12 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
     builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
     planned = planned_points(space, space.trials or _MOST_POINTS, builder.key)
-    looked_at = planned
-    if looked_at is None:
-        looked_at = [*space.first_points, *(random_point(space, 0, i) for i in range(_LOOKED_AT))]
-    require_buildable(builder, looked_at, str(file))
+    checked = planned
+    if checked is None:
+        checked = [*space.first_points, *(random_point(space, 0, i) for i in range(_SAMPLES))]
+    require_buildable(builder, checked, str(file))
     is_new = not ledger_file(sweep_dir).exists()
-    _require_plannable(builder, trial_profile, looked_at, str(file), is_new=is_new)
+    _require_plannable(builder, trial_profile, checked, str(file), is_new=is_new)
     return PreparedSweep(
         space,
         name,
@@ -123,14 +130,14 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
 
 
 def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
-    """One trial's hardware, and a place of the sweep's own as its storage. Models are not registered."""
+    """One trial's hardware, and a folder of the sweep as its storage. Models are not registered."""
     resources = space.resources
     light = {
         "workers": Workers(min=1, max=1),
         "cpus_per_worker": resources.cpus,
         "gpus_per_worker": 1 if resources.gpus else 0,
     }
-    # Elastic groups of several trials would take each other's room.
+    # Elastic groups of several trials would take each other's nodes.
     least = {"workers": Workers(min=profile.workers.min, max=profile.workers.min)}
     update = light if resources.path == "light" else least
     # The sweep asks for nodes, for all its trials.
@@ -139,7 +146,7 @@ def profile_of_trials(space: Space, profile: Profile, storage: str) -> Profile:
 
 
 def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
-    """Of the base recipe's own data, if they are here; a proxy may train on a subset."""
+    """Images of the base recipe's own data set, if it is here; a proxy may train on a subset."""
     recipe = recipe_from_tree(base, {})
     try:
         return manifest_of(f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}/train.beton").num_samples
@@ -150,7 +157,7 @@ def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
 def _began(
     space: Space, base: dict[str, Any], name: str, sweep_dir: Path, builder: Builder, data: Identity, file: Path
 ) -> Began:
-    """The ledger's first event: the one that is there, or the one to write."""
+    """The ledger's first event: that of the sweep that resumes, or a new one."""
     events: Sequence[Event] = read_ledger(sweep_dir) if ledger_file(sweep_dir).exists() else ()
     found = next((event for event in events if isinstance(event, Began)), None)
     if found is not None:
@@ -204,7 +211,7 @@ def _require_same(began: Began, space: Space, base: dict[str, Any], data: Identi
 
 
 def require_judged_at_rungs(space: Space, epochs: float, eval_every_epochs: int) -> None:
-    """UserError if trials would be judged later than the scheduler says, because there is no evaluation at a rung."""
+    """Raises UserError if a trial would be judged after the scheduler's rung, because there is no evaluation there."""
     for share in rung_shares(space.scheduler):
         due, judged = (judged_epoch(share, epochs, every) for every in (1, eval_every_epochs))
         if judged > due:
@@ -218,9 +225,10 @@ def require_judged_at_rungs(space: Space, epochs: float, eval_every_epochs: int)
 def _require_plannable(
     builder: Builder, profile: Profile, points: Sequence[Point], where: str, *, is_new: bool
 ) -> None:
-    """Schedules that fit, and a micro-batch for each worker; once for every different recipe but for its rates.
+    """Raises UserError unless each point's run can be planned, with a micro-batch for each worker.
 
-    `is_new`: a sweep that began before rungs were held against evaluations may resume.
+    Args:
+        is_new: also require evaluations at the rungs. A sweep that began before this was checked may resume.
     """
     for point in points:
         recipe: Recipe = builder.proxy(point)
@@ -251,7 +259,7 @@ def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) 
 
 
 def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list[dict[str, float]]:
-    """What `num_trials` at once need, or as many as `resources.max_concurrent` allows."""
+    """The resources of `num_trials` at once, or of as many as `resources.max_concurrent` allows."""
     resources = space.resources
     at_once = min(num_trials, resources.max_concurrent or num_trials)
     if resources.path == "train":
@@ -260,10 +268,10 @@ def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list
     return [{name: amount for name, amount in bundle.items() if amount} for _ in range(at_once)]
 
 
-def require_room(
+def require_capacity(
     space: Space, trial_profile: Profile, nodes: Sequence[Node], environment: Mapping[str, str] = os.environ
 ) -> None:
-    """UserError, with what was found, if not even one trial fits."""
+    """Raises UserError, with what was found, if not even one trial fits."""
     if trials_at_once(space, trial_profile, nodes) > 0:
         return
     resources, profile = space.resources, trial_profile

@@ -14,7 +14,7 @@ from resnet_dist.launch.cluster import alive_nodes
 from resnet_dist.launch.control import StopSignal
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.sweeps.analysis.ranking import rank
-from resnet_dist.sweeps.ledger import Outcome, TrialState, Verdict, summary
+from resnet_dist.sweeps.ledger import TrialOutcome, TrialState, Verdict, summary
 from resnet_dist.sweeps.points import describe
 from resnet_dist.sweeps.prepare import PreparedSweep, trials_at_once
 from resnet_dist.sweeps.record import SweepRecord, end_trial
@@ -151,7 +151,7 @@ class TrialRunner:
             self._at_once = trials_at_once(self._prepared.space, self._prepared.trial_profile, alive_nodes())
         return self._at_once
 
-    def _end(self, trial: str, outcome: Outcome, result: TrialResult, reason: str) -> None:
+    def _end(self, trial: str, outcome: TrialOutcome, result: TrialResult, reason: str) -> None:
         """Writes a trial's end everywhere, and removes what it no longer needs."""
         storage = self._prepared.trial_storage(trial)
         self._sweep.end(
@@ -188,7 +188,7 @@ class TrialRunner:
         return f"{count} {trial.name} {reason}{score} ({describe(trial.point)}){so_far}"
 
 
-def thin(storage: RunStorage, outcome: Outcome) -> None:
+def thin(storage: RunStorage, outcome: TrialOutcome) -> None:
     """A trial that is over needs no checkpoint to resume from; one that reached its end keeps its weights."""
     prune(storage, keep=1 if outcome == "finished" else 0)
     if outcome != "finished":

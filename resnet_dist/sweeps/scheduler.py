@@ -1,8 +1,7 @@
 """Early stopping: a rule's verdict on a trial that has just reported, from the sweep's history. Pure.
 
-The rules are those of Ray Tune's schedulers of the same names, and so are their decisions (the tests compare them on
-random traces). Tune keeps its own in memory, as a second state beside the ledger that a killed driver loses; here each
-decision is worked out from the ledger again.
+The rules decide as Ray Tune's schedulers of the same names do (the tests compare them on random histories). Tune's keep
+their state in memory, where a killed driver loses it; here every decision is worked out from the ledger again.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from resnet_dist.sweeps.ledger import Verdict
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One thing that happened to the first run of a point."""
+class SchedulerEvent:
+    """What happened to the first run of a point, as a scheduler sees it."""
 
     kind: Literal["added", "reported", "ended"]
     trial: str
     share: float = 0.0
-    """Of the trial's own schedule that is done."""
+    """The part of its own schedule that the trial has completed."""
     score: float = 0.0
     """Higher is better: a metric to be minimized is negated."""
 
@@ -34,15 +33,15 @@ class Seen:
 @dataclass(frozen=True)
 class Decision:
     verdict: Verdict = "go on"
-    """About the trial that reported last."""
+    """On the trial that reported last."""
     resumable: frozenset[str] = frozenset()
     """Paused trials that may resume."""
     abandoned: Sequence[str] = ()
-    """Trials that lost when their bracket was halved, while they were paused or with their own report."""
+    """Trials that have lost: their bracket was halved, while they were paused or by their own report."""
 
 
-def decide(scheduler: SchedulerConfig, history: Sequence[Seen]) -> Decision:
-    """The rule's decision after all of `history`, which is in the order in which it happened."""
+def decide(scheduler: SchedulerConfig, history: Sequence[SchedulerEvent]) -> Decision:
+    """The rule's decision after all of `history`, in the order in which it happened."""
     match scheduler:
         case Fifo():
             return Decision()
@@ -68,7 +67,7 @@ def rung_shares(scheduler: SchedulerConfig) -> list[float]:
 
 
 def judged_epoch(share: float, epochs_per_trial: float, eval_every_epochs: int) -> float:
-    """The epoch of the first evaluation at or after a rung: only there a trial can be judged.
+    """The epoch of the first evaluation at or after a rung: a trial can be judged there only.
 
     >>> judged_epoch(0.11, 24, 1), judged_epoch(0.11, 24, 5)
     (3.0, 5.0)
@@ -77,7 +76,7 @@ def judged_epoch(share: float, epochs_per_trial: float, eval_every_epochs: int) 
     return float(min(evaluations * eval_every_epochs, epochs_per_trial))
 
 
-def asha(config: Asha, history: Sequence[Seen]) -> Verdict:
+def asha(config: Asha, history: Sequence[SchedulerEvent]) -> Verdict:
     """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934).
 
     At its first report at or after a rung, a trial continues if its score is not below the (1 - 1/reduction_factor)
@@ -85,24 +84,24 @@ def asha(config: Asha, history: Sequence[Seen]) -> Verdict:
     """
     shares = rung_shares(config)
 
-    def rung_of(seen: Seen) -> int:
+    def rung_of(event: SchedulerEvent) -> int:
         # A trial that diverged before the first rung counts there with its worst score, so that it raises the bar.
-        share = max(seen.share, shares[0]) if seen.kind == "ended" else seen.share
+        share = max(event.share, shares[0]) if event.kind == "ended" else event.share
         return sum(share >= rung for rung in shares)
 
     now = history[-1]
     rung = rung_of(now)
     at_rung: dict[str, float] = {}
-    for seen in history[:-1]:
-        if seen.kind != "added" and rung_of(seen) == rung:
-            at_rung.setdefault(seen.trial, seen.score)
+    for event in history[:-1]:
+        if event.kind != "added" and rung_of(event) == rung:
+            at_rung.setdefault(event.trial, event.score)
     if rung == 0 or not at_rung or now.trial in at_rung:
         return "go on"
     cutoff = np.percentile(list(at_rung.values()), 100 * (1 - 1 / config.reduction_factor))
     return "stop" if now.score < cutoff else "go on"
 
 
-def median(config: Median, history: Sequence[Seen]) -> Verdict:
+def median(config: Median, history: Sequence[SchedulerEvent]) -> Verdict:
     """The median stopping rule (Golovin et al. 2017, Google Vizier).
 
     A trial stops if its best score so far is below the median of the others' means, over their reports between the end
@@ -111,13 +110,13 @@ def median(config: Median, history: Sequence[Seen]) -> Verdict:
     now = history[-1]
     if now.share < config.grace:
         return "go on"
-    reports: dict[str, list[Seen]] = defaultdict(list)
-    for seen in history:
-        if seen.kind != "added":
-            reports[seen.trial].append(seen)
-    best = max(seen.score for seen in reports.pop(now.trial))
+    reports: dict[str, list[SchedulerEvent]] = defaultdict(list)
+    for event in history:
+        if event.kind != "added":
+            reports[event.trial].append(event)
+    best = max(event.score for event in reports.pop(now.trial))
     scores = [
-        [seen.score for seen in other if config.grace <= seen.share <= now.share]
+        [event.score for event in other if config.grace <= event.share <= now.share]
         for other in reports.values()
         if other[-1].share >= now.share
     ]
@@ -130,17 +129,17 @@ class _Bracket:
     """Trials that are halved together."""
 
     size: int
-    """Trials that it takes, and after a halving those that it keeps."""
+    """How many trials it takes, and after a halving how many it keeps."""
     milestone: int
     """Units of time after which the next halving is due."""
     halvings: int
-    """Still to come."""
-    newest: dict[str, Seen | None] = field(default_factory=dict)
-    """Of the trials that are in it."""
+    """How many are still to come."""
+    newest: dict[str, SchedulerEvent | None] = field(default_factory=dict)
+    """Each trial's newest report."""
     was_halved: bool = False
 
 
-def hyperband(config: HyperBand, history: Sequence[Seen]) -> Decision:
+def hyperband(config: HyperBand, history: Sequence[SchedulerEvent]) -> Decision:
     """HyperBand (Li et al. 2018, arXiv 1603.06560), in the variant of Ray Tune.
 
     Brackets are filled one after the other, in the order in which trials are added. A trial that reaches its bracket's
@@ -163,41 +162,41 @@ def hyperband(config: HyperBand, history: Sequence[Seen]) -> Decision:
 
     def halve(bracket: _Bracket, reporting: str | None) -> Verdict:
         """Halves the bracket if all its trials have come to its milestone. The verdict is that for `reporting`."""
-        if any(seen is None or seen.share * units < bracket.milestone for seen in bracket.newest.values()):
+        if any(event is None or event.share * units < bracket.milestone for event in bracket.newest.values()):
             return "wait"
         bracket.was_halved = True
         bracket.halvings -= 1
         bracket.size = math.ceil(bracket.size / factor)
         bracket.milestone = int(min(bracket.milestone * factor, units))
-        ordered = sorted((seen for seen in bracket.newest.values() if seen), key=lambda seen: seen.score)
-        kept = {seen.trial for seen in ordered[-bracket.size :]}
+        ordered = sorted((event for event in bracket.newest.values() if event), key=lambda event: event.score)
+        kept = {event.trial for event in ordered[-bracket.size :]}
         for loser in ordered[: -bracket.size]:
             del bracket.newest[loser.trial]
             abandoned.append(loser.trial)
         # One that has come to the next milestone already waits there.
-        early = {seen.trial for seen in ordered if seen.share * units < bracket.milestone}
+        early = {event.trial for event in ordered if event.share * units < bracket.milestone}
         resumable.update(kept & early)
         if reporting in kept:
             return "go on" if reporting in early else "wait"
         return "stop"
 
     verdict: Verdict = "go on"
-    for seen in history:
-        if seen.kind == "added":
+    for event in history:
+        if event.kind == "added":
             if not brackets or len(brackets[-1].newest) == brackets[-1].size:
                 brackets.append(_Bracket(*starts[len(brackets) % len(starts)]))
-            bracket_of[seen.trial] = brackets[-1]
-            brackets[-1].newest[seen.trial] = None
+            bracket_of[event.trial] = brackets[-1]
+            brackets[-1].newest[event.trial] = None
             continue
-        bracket = bracket_of[seen.trial]
-        resumable.discard(seen.trial)
-        if seen.kind == "reported":
-            bracket.newest[seen.trial] = seen
-            is_early = bracket.halvings == 0 or seen.share * units < bracket.milestone
-            verdict = "go on" if is_early else halve(bracket, seen.trial)
-            resumable.discard(seen.trial)
+        bracket = bracket_of[event.trial]
+        resumable.discard(event.trial)
+        if event.kind == "reported":
+            bracket.newest[event.trial] = event
+            is_early = bracket.halvings == 0 or event.share * units < bracket.milestone
+            verdict = "go on" if is_early else halve(bracket, event.trial)
+            resumable.discard(event.trial)
         else:
-            bracket.newest.pop(seen.trial, None)
+            bracket.newest.pop(event.trial, None)
             if bracket.halvings and not bracket.was_halved:  # as Tune does: later the next report halves
                 halve(bracket, None)
     return Decision(verdict, frozenset(resumable), abandoned)

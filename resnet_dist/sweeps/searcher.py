@@ -1,4 +1,4 @@
-"""Searches that learn: Optuna's TPE and CMA-ES over a space, from the ledger."""
+"""Searches that learn from the ledger: Optuna's TPE and CMA-ES."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from resnet_dist.sweeps.sweep import PROPOSALS
 class OptunaSearcher:
     """Implements `sweep.Searcher` with one of Optuna's samplers.
 
-    Optuna's study is the ledger in other words: each event is brought into it once, in the ledger's order. Each
-    proposal draws with a seed of its own, so a killed driver's successor proposes what that driver would have.
+    Optuna's study is rebuilt from the ledger: each event goes into it once, in the ledger's order. Each proposal draws
+    with its own seed, so the successor of a killed driver proposes what that driver would have.
     """
 
     def __init__(self, space: Space) -> None:
@@ -51,9 +51,9 @@ class OptunaSearcher:
         self._num_events = len(events)
 
     def _trial_at(self, point: Point) -> optuna.Trial:
-        """Optuna's trial of a point that was added, whoever proposed it."""
+        """Optuna's trial at a point that was added, whoever proposed it."""
         if self._proposed is None and point not in self._space.first_points:
-            # A killed driver's: drawn again, for CMA-ES adds what it needs to remember to what it draws.
+            # A killed driver proposed it. It is drawn again, because CMA-ES keeps its state with the points it draws.
             for attempt in range(PROPOSALS):
                 if self._propose(attempt) == point:
                     break
@@ -80,13 +80,13 @@ class OptunaSearcher:
         return point
 
     def _refuse(self) -> None:
-        """What was proposed last is not trained."""
+        """Gives up the newest proposal: it will not be trained."""
         if self._proposed is not None:
             self.study.tell(self._proposed[1], state=optuna.trial.TrialState.FAIL)
             self._proposed = None
 
     def _end(self, trial: optuna.Trial, end: TrialEnded) -> None:
-        """A trial that was stopped early counts by what it reported before."""
+        """A trial that was stopped early counts by its last report."""
         match end.outcome:
             case "failed":
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -97,7 +97,7 @@ class OptunaSearcher:
 
 
 def suggest(space: Space, trial: Any) -> Point:
-    """Optuna's define-by-run: a parameter is asked for where it is active."""
+    """Draws each parameter that is active (Optuna's define-by-run)."""
     point: Point = {}
     for key, parameter in space.free.items():
         if not is_active(parameter, point):
@@ -135,7 +135,7 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def _as_numbers(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps and choices by their number, as `suggest` asks for them."""
+    """Steps and choices by their index, as `suggest` draws them."""
     numbers: dict[str, Any] = {}
     for key, value in point.items():
         parameter = space.space[key]
@@ -151,8 +151,8 @@ def _as_numbers(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
 def _sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
     match space.search:
         case TpeSearch(startup_trials=startup_trials):
-            # multivariate: lr and wd are coupled. constant_liar: trials in flight count as bad, so that those that
-            # run at once do not crowd.
+            # multivariate: lr and wd are coupled. constant_liar: running trials count as bad, so that trials at the
+            # same time are not all at the same place.
             return optuna.samplers.TPESampler(
                 n_startup_trials=startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
             )

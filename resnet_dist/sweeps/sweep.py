@@ -1,7 +1,7 @@
-"""A sweep's decisions: what to train next, whether a trial continues, when it is over. No Ray, no clock, no training.
+"""A sweep's decisions: what to train next, whether a trial continues, when the sweep is over. No Ray, no training.
 
-Each decision is written to the ledger before it is acted upon and taken from what the ledger says, so a new `Sweep`
-over the ledger of a killed driver decides as that driver would have.
+Each decision follows from the ledger and is written there before it is acted upon, so a new `Sweep` over the ledger of
+a killed driver decides as that driver would have.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from resnet_dist.sweeps.ledger import (
     DriverStarted,
     Event,
     Ledger,
-    Outcome,
     SweepState,
     TrialAdded,
     TrialEnded,
     TrialLeft,
+    TrialOutcome,
     TrialReported,
     TrialStarted,
     TrialState,
@@ -31,16 +31,16 @@ from resnet_dist.sweeps.ledger import (
     trial_name,
 )
 from resnet_dist.sweeps.points import Point, PointKey, random_point
-from resnet_dist.sweeps.scheduler import Decision, Seen, decide
+from resnet_dist.sweeps.scheduler import Decision, SchedulerEvent, decide
 
 PROPOSALS = 5
-"""How often the searcher may propose what was tried before a random point takes its place."""
+"""How often the searcher may propose points that were tried before a random one takes their place."""
 _DRAWS = 500
-"""Random points that are looked at before a space counts as exhausted."""
+"""How many random points are tried before a space counts as exhausted."""
 
 
 class Searcher(Protocol):
-    """Proposes points one by one. `searcher.OptunaSearcher` is one."""
+    """Proposes points one by one, as `searcher.OptunaSearcher` does."""
 
     def suggest(self, events: Sequence[Event], attempt: int = 0) -> Point:
         """The next point to try: a function of the ledger's events and `attempt` alone.
@@ -53,10 +53,10 @@ class Sweep:
     """
     Args:
         space: what is searched, and how.
-        ledger: everything that happened so far; what is decided is appended.
+        ledger: what has happened so far; decisions are appended.
         planned: all points, or None if `searcher` proposes them.
-        total_epochs: the length of a point's schedule.
-        now_s: the clock, Unix seconds.
+        total_epochs: the length of a point's schedule, in epochs.
+        now_s: the clock, in Unix seconds.
         key: equal for points that are the same run.
     """
 
@@ -75,14 +75,16 @@ class Sweep:
         self._ledger, self._planned, self._searcher = ledger, planned, searcher
         self._total_epochs, self._now_s, self._key = total_epochs, now_s, key
         self._is_exhausted = False
-        self._history: list[Seen] = []
+        self._lengths: dict[str, float] = {}
+        """Epochs of each trial's schedule."""
+        self._history: list[SchedulerEvent] = []
         for event in ledger.events:
             self._apply(event)
 
     def begin(self) -> None:
-        """A new driver takes over, and does what a killed one left undone."""
+        """Starts a driver, and completes what a killed one left undone."""
         self._write(DriverStarted(time_s=self._now_s()))
-        # All points that are known beforehand are added at once: a bracket of HyperBand needs its trials together.
+        # Planned points are added at once: a bracket of HyperBand needs its trials together.
         for number, point in enumerate(self._planned or ()):
             if trial_name(number, 0) not in self.state.trials:
                 self._add(number, 0, point)
@@ -94,7 +96,7 @@ class Sweep:
         self._end_abandoned()
 
     def next_trial(self) -> TrialState | None:
-        """What to start now, or None: nothing, or nothing yet. A trial that was begun comes before a new one."""
+        """The trial to start now, if there is one. A trial that was begun comes before a new one."""
         if self.budget_spent():
             return None
         trials = self.state.trials.values()
@@ -113,16 +115,16 @@ class Sweep:
             self._is_exhausted = True
         if any(trial.status == "running" for trial in trials):
             return None
-        # The rule waits for trials that will never come: the one that has come farthest resumes.
+        # The scheduler waits for trials that will never come, so the one that has come farthest resumes.
         return max(paused, key=lambda trial: trial.epoch, default=None)
 
     def start(self, trial: TrialState) -> None:
         self._write(TrialStarted(trial=trial.name, time_s=self._now_s()))
 
     def report(self, trial: str, epoch: float, step: int, metrics: Mapping[str, float]) -> Verdict:
-        """One evaluation of a running trial; whether it continues. At the end of its schedule it always does.
+        """The verdict on a running trial after an evaluation. At the end of its schedule it is always "go on".
 
-        An evaluation that was reported before gets the answer that it got then.
+        A trial that was killed between its report and its checkpoint evaluates again, and gets the same verdict again.
         """
         known = self.state.trials[trial]
         if known.reports and epoch <= known.reports[-1].epoch:
@@ -130,8 +132,8 @@ class Sweep:
         event = TrialReported(
             trial=trial, epoch=epoch, step=step, metrics=_finite(metrics), verdict="go on", time_s=self._now_s()
         )
-        if known.seed_number == 0 and epoch < self._total_epochs(known.point):
-            event = replace(event, verdict=self._decision(self._seen(event)).verdict)
+        if known.seed_number == 0 and epoch < self._lengths[trial]:
+            event = replace(event, verdict=self._decision(self._scheduler_event(event)).verdict)
         self._write(event)
         self._end_abandoned()
         return event.verdict
@@ -139,7 +141,7 @@ class Sweep:
     def end(
         self,
         trial: str,
-        outcome: Outcome,
+        outcome: TrialOutcome,
         *,
         epoch: float,
         step: int,
@@ -184,7 +186,7 @@ class Sweep:
 
     @property
     def num_points(self) -> int:
-        """That the sweep is to try, those that are still to be proposed among them."""
+        """How many points the sweep will try, those that are still to be proposed included."""
         if self._planned is not None:
             return len(self._planned)
         tried = sum(trial.seed_number == 0 for trial in self.state.trials.values())
@@ -196,7 +198,10 @@ class Sweep:
         return len(points) >= self.num_points and all(trial.end is not None for trial in self.state.trials.values())
 
     def _candidates(self, num_tried: int) -> Iterator[Point]:
-        """Points to try next, the best ideas first. One recipe ends in the same bits, so none is trained twice."""
+        """Points to try next, in order of preference; the caller skips those that were tried.
+
+        The same recipe ends in the same bits, so to train it twice would teach nothing.
+        """
         assert self._searcher is not None
         searcher, events = self._searcher, self._ledger.events
         return chain(
@@ -225,7 +230,7 @@ class Sweep:
         last, reason = trial.reports[-1], stopped_at(trial)
         self.end(trial.name, "stopped", epoch=last.epoch, step=last.step, metrics=last.metrics, reason=reason)
 
-    def _decision(self, *now: Seen) -> Decision:
+    def _decision(self, *now: SchedulerEvent) -> Decision:
         return decide(self.space.scheduler, [*self._history, *now])
 
     def _write(self, event: Event) -> None:
@@ -234,19 +239,21 @@ class Sweep:
 
     def _apply(self, event: Event) -> None:
         self.state.apply(event)
+        if isinstance(event, TrialAdded):
+            self._lengths[event.trial] = self._total_epochs(self.state.trials[event.trial].point)
         if not isinstance(event, TrialAdded | TrialReported | TrialEnded):
             return
         if self.state.trials[event.trial].seed_number == 0:
-            self._history.append(self._seen(event))
+            self._history.append(self._scheduler_event(event))
 
-    def _seen(self, event: TrialAdded | TrialReported | TrialEnded) -> Seen:
+    def _scheduler_event(self, event: TrialAdded | TrialReported | TrialEnded) -> SchedulerEvent:
         if isinstance(event, TrialAdded):
-            return Seen("added", event.trial)
-        share = event.epoch / self._total_epochs(self.state.trials[event.trial].point)
+            return SchedulerEvent("added", event.trial)
+        share = event.epoch / self._lengths[event.trial]
         sign = 1 if self.space.higher_is_better else -1
         if isinstance(event, TrialEnded):
-            return Seen("ended", event.trial, share, sign * final_score(self.space, event))
-        return Seen("reported", event.trial, share, sign * self.space.score(event.metrics))
+            return SchedulerEvent("ended", event.trial, share, sign * final_score(self.space, event))
+        return SchedulerEvent("reported", event.trial, share, sign * self.space.score(event.metrics))
 
 
 def stopped_at(trial: TrialState) -> str:

@@ -1,6 +1,6 @@
-"""`tune compare`: what another scheduler would have done with the curves of a sweep whose trials all reached their end.
+"""`tune compare`: what another scheduler would have cost and picked, replayed on the curves of a finished sweep.
 
-The decisions are those of a real sweep (`sweep.Sweep`); only the training is read from the ledger. So rungs can be
+The decisions are those of a real sweep (`sweep.Sweep`), the evaluations are read from the ledger. So rungs can be
 chosen by evidence, and early stopping compared with random search at equal epochs.
 """
 
@@ -16,24 +16,29 @@ from resnet_dist.config.loading import space_from_tree
 from resnet_dist.config.space import Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.ranking import rank
-from resnet_dist.sweeps.ledger import Ledger, Outcome, SweepState, TrialState, spent_epochs
+from resnet_dist.sweeps.ledger import Ledger, SweepState, TrialOutcome, TrialState, spent_epochs
 from resnet_dist.sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True)
 class Draw:
     epochs: float
-    """Spent in all."""
+    """Spent by all trials."""
     regret: float
-    """The best known point's score less that of the point that was picked."""
+    """How much better than the picked point the best known point is."""
     is_best: bool
 
 
 def compare(state: SweepState, schedulers: Sequence[str], num_draws: int, at_once: int) -> str:
-    """A Markdown table. `schedulers`: YAML each. Raises UserError unless all points have reached their end.
+    """A Markdown table of each scheduler's cost and regret. Raises UserError unless all points have reached their end.
 
-    Each draw shuffles the points and lets the rule see the runs of one seed. What it picks counts by its other seeds,
-    if there are any, so that a lucky pick is not rewarded. The best known point has the best mean over all seeds.
+    Each draw shuffles the points and lets the rule see the runs of one seed. The point that it picks is scored by its
+    other seeds, if there are any, so that luck is not rewarded. The best known point has the best mean over all seeds.
+
+    Args:
+        schedulers: a space's `scheduler` in YAML, each.
+        num_draws: how many orders of the points are played.
+        at_once: how many trials run at the same time.
     """
     recorded = _Recorded(state)
     spaces = {name: space_from_tree("--scheduler", recorded.tree, [f"scheduler={name}"]) for name in schedulers}
@@ -68,7 +73,7 @@ def _line(rule: str, draws: Sequence[Draw], recorded: _Recorded) -> str:
 
 
 class _Recorded:
-    """Runs of points: one list for each point, by seed."""
+    """A finished sweep's runs: one list for each point, by seed."""
 
     def __init__(self, state: SweepState) -> None:
         if state.began is None:
@@ -105,7 +110,7 @@ class _Recorded:
         return self._judged(picked, seed, sum(self._run(point, seed).epoch for point in seen))
 
     def play(self, space: Space, draw: int, at_once: int) -> Draw:
-        """A sweep with the space's scheduler over the draw's order, one epoch of each running trial after the other."""
+        """A sweep with the space's scheduler over the draw's order; running trials report one after the other."""
         order, seed = self._order(draw)
         clock = itertools.count()
         sweep = Sweep(
@@ -133,7 +138,7 @@ class _Recorded:
         run = self._run(order[known.number], seed)
         done = len(known.reports)
         if done == len(run.reports):
-            outcome: Outcome = "finished" if run.status == "finished" else "diverged"
+            outcome: TrialOutcome = "finished" if run.status == "finished" else "diverged"
             sweep.end(name, outcome, epoch=run.epoch, step=0, metrics=run.metrics, reason=outcome)
             return False
         report = run.reports[done]
@@ -145,7 +150,7 @@ class _Recorded:
         return verdict == "go on"
 
     def _order(self, draw: int) -> tuple[list[int], int]:
-        """The points as the draw shuffles them, and the seed whose runs it sees."""
+        """The points in the draw's order, and the seed whose runs it sees."""
         order = sorted(self.points)
         random.Random(draw).shuffle(order)
         return order, draw % self.num_seeds

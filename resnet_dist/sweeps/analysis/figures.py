@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_dist.config.space import Metric, higher_is_better
 from resnet_dist.sweeps.points import weight_decay_of
 from resnet_dist.tracking.plots import new_figure, save, style
 
@@ -32,17 +33,17 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     epochs: Sequence[float]
     scores: Sequence[float]
     status: str
 
 
-def heat_map(dots: Sequence[Dot], metric: str, *, momentum: float, steps_per_epoch: int, path: Path) -> Path | None:
-    """Learning rate x weight decay, both logarithmic, with lines of equal tau; None unless both vary. Where points
-    differ in other keys only, the best of them.
+def heat_map(dots: Sequence[Dot], metric: Metric, *, momentum: float, steps_per_epoch: int, path: Path) -> Path | None:
+    """Learning rate x weight decay, both logarithmic, with lines of equal tau; None unless both vary.
 
-    Squares where the points form a grid, else dots. Only points that reached their end have a colour of the scale.
+    Squares if the points form a grid, else dots. Of points that differ in other keys only, the best is shown. Only
+    points that reached their end have a colour of the scale.
     """
     dots = _best_of_each_place(dots, metric)
     rates, decays = sorted({dot.lr for dot in dots}), sorted({dot.weight_decay for dot in dots})
@@ -74,15 +75,15 @@ def heat_map(dots: Sequence[Dot], metric: str, *, momentum: float, steps_per_epo
         )
     _tau_lines(axes, momentum, steps_per_epoch)
     if done:
-        worse = "min" if _higher_is_better(metric) else "max"  # beyond the scale all share its last colour
+        worse = "min" if higher_is_better(metric) else "max"  # beyond the scale all share its last colour
         axes.get_figure(root=True).colorbar(shown, ax=axes, label=metric, extend=worse)  # type: ignore[union-attr]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     return _saved(axes, path)
 
 
-def learning_curves(curves: Sequence[Curve], metric: str, rungs: Sequence[float], path: Path) -> Path | None:
-    """One line per trial; those that were stopped early end in a dot. `rungs`: epochs."""
+def learning_curves(curves: Sequence[LearningCurve], metric: Metric, rungs: Sequence[float], path: Path) -> Path | None:
+    """One line per trial; one that was stopped early ends in a dot. `rungs`: in epochs."""
     if not any(curve.epochs for curve in curves):
         return None
     axes = _axes((7.6, 4.4), "epoch", metric)
@@ -107,9 +108,9 @@ def learning_curves(curves: Sequence[Curve], metric: str, rungs: Sequence[float]
 
 
 def parallel_coordinates(
-    points: Sequence[Mapping[str, Any]], scores: Sequence[float], metric: str, path: Path
+    points: Sequence[Mapping[str, Any]], scores: Sequence[float], metric: Metric, path: Path
 ) -> Path | None:
-    """One line per point that reached its end, through its values; the better the darker and the farther in front."""
+    """One line through the values of each point that reached its end; better points are darker and in front."""
     keys = [key for key in (points[0] if points else {}) if all(key in point for point in points)]
     if len(points) < 2 or not keys:
         return None
@@ -120,7 +121,7 @@ def parallel_coordinates(
     from matplotlib.colors import Normalize
 
     colours = colormaps[scale["cmap"]](Normalize(scale["vmin"], scale["vmax"])(list(scores)))
-    order = sorted(range(len(points)), key=lambda i: scores[i], reverse=not _higher_is_better(metric))
+    order = sorted(range(len(points)), key=lambda i: scores[i], reverse=not higher_is_better(metric))
     for index in order:
         axes.plot(range(len(columns)), [column[0][index] for column in columns], color=colours[index], linewidth=1.4)
     axes.set_xticks(range(len(columns)), [*keys, metric])
@@ -140,7 +141,7 @@ def bars(shares: Mapping[str, float], label: str, path: Path) -> Path | None:
     return _saved(axes, path)
 
 
-def best_so_far(spent: Sequence[float], best: Sequence[float], metric: str, path: Path) -> Path | None:
+def best_so_far(spent: Sequence[float], best: Sequence[float], metric: Metric, path: Path) -> Path | None:
     """`spent`: epochs of all trials together when each ended."""
     if not spent:
         return None
@@ -150,8 +151,8 @@ def best_so_far(spent: Sequence[float], best: Sequence[float], metric: str, path
     return _saved(axes, path)
 
 
-def _best_of_each_place(dots: Sequence[Dot], metric: str) -> list[Dot]:
-    sign = 1 if _higher_is_better(metric) else -1
+def _best_of_each_place(dots: Sequence[Dot], metric: Metric) -> list[Dot]:
+    sign = 1 if higher_is_better(metric) else -1
     best: dict[tuple[float, float], Dot] = {}
     for dot in sorted(dots, key=lambda dot: (dot.status == "finished", sign * dot.score)):
         best[dot.lr, dot.weight_decay] = dot
@@ -179,7 +180,7 @@ def _tau_lines(axes: Axes, momentum: float, steps_per_epoch: int) -> None:
     for tau in _TAUS:
         decays = [weight_decay_of(tau, lr=lr, momentum=momentum, steps_per_epoch=steps_per_epoch) for lr in rates]
         axes.plot(rates, decays, color="0.25", linestyle="--", linewidth=0.8)
-        # Where the line leaves the picture on the left or at the top.
+        # The label is where the line leaves the picture, on the left or at the top.
         top = decays[0] * rates[0] / limits[1][1]
         place = (rates[0], decays[0]) if limits[1][0] < decays[0] < limits[1][1] else (top, limits[1][1])
         if limits[0][0] <= place[0] < limits[0][1] and decays[0] > limits[1][0]:
@@ -191,7 +192,7 @@ def _tau_lines(axes: Axes, momentum: float, steps_per_epoch: int) -> None:
 
 
 def _column(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Heights 0..1 of the values, and labels at heights; numbers over a factor of ten logarithmically."""
+    """Heights 0..1 of the values, and labels at heights; numbers that span a factor of ten are logarithmic."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
         log = low > 0 and high / low > 10
@@ -204,20 +205,16 @@ def _column(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return [places[str(value)] for value in values], [(place, name) for name, place in places.items()]
 
 
-def _scale(scores: Sequence[float], metric: str) -> dict[str, Any]:
+def _scale(scores: Sequence[float], metric: Metric) -> dict[str, Any]:
     """The worst quarter shares the last colour: what matters is how the good ones differ."""
     if not scores:
         return {}
-    ordered = sorted(scores, reverse=_higher_is_better(metric))
+    ordered = sorted(scores, reverse=higher_is_better(metric))
     best, middle = ordered[0], ordered[(len(ordered) - 1) * 3 // 4]
     if best == middle:
         middle = ordered[-1] if ordered[-1] != best else best - 1
-    cmap = "viridis" if _higher_is_better(metric) else "viridis_r"
+    cmap = "viridis" if higher_is_better(metric) else "viridis_r"
     return {"cmap": cmap, "vmin": min(best, middle), "vmax": max(best, middle)}
-
-
-def _higher_is_better(metric: str) -> bool:
-    return metric in ("val/top1", "val/top5")
 
 
 def _axes(size_inches: tuple[float, float], xlabel: str, ylabel: str) -> Axes:
@@ -237,7 +234,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _outlined() -> dict[str, Any]:
-    """Black text that is read on any colour."""
+    """Black text that can be read on any colour."""
     from matplotlib.patheffects import withStroke
 
     return {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 10}

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from data_prep.beton.files import write_text_atomically
@@ -15,29 +14,31 @@ from resnet_dist.config.loading import recipe_from_tree, tree_to_yaml
 from resnet_dist.config.space import COORDINATES, Choice, Derived, Grid, LogUniform, Parameter, QUniform, Space, Uniform
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.ranking import Ranking, rank
-from resnet_dist.sweeps.ledger import Began, SweepState, TrialState, read_ledger, replay
+from resnet_dist.sweeps.ledger import Began, SweepState, read_ledger, replay
 from resnet_dist.sweeps.points import Point, contains
 
 _LEAST = 4
+"""How many points must have reached their end."""
 _MARGIN = 0.5
-"""Of the kept points' mean distance, beyond the outermost of them."""
+"""How far a range extends beyond the outermost kept points, in mean distances between them."""
 _SAME = 0.005
-"""Relative difference up to which a value is one of the old grid's: three digits are kept of a new one."""
-
+"""Relative difference below which a new value is one of the old grid's: new ones have three digits."""
 _BEST = 3
-"""Points of a sweep over another proxy that are tried first."""
+"""How many points of a sweep over another proxy are tried first."""
 
 IsAllowed = Callable[[str, float], bool]
-"""Whether a recipe may have this value of this key."""
+"""Whether a recipe may have this value at this key."""
 
 
 def narrowed(
     space: Space, ranking: Ranking, keep: float, is_allowed: IsAllowed
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """(parameters of the next space, what was done to each in words), around the best share `keep` of all points.
+    """The next space around the best share `keep` of all points.
 
     A range whose best point is near one of its ends is extended beyond that end, where `is_allowed`. Points that may
-    be as good as the best, by noise, are kept too. Raises UserError with too few points.
+    be as good as the best, within the noise, are kept too.
+
+    Returns the parameters of the next space, and a line on each. Raises UserError with too few points.
     """
     done = [row for row in ranking.rows if row.num_runs]
     if len(done) < _LEAST:
@@ -65,7 +66,7 @@ def narrowed(
 
 
 def _narrow(key: str, parameter: Parameter, values: Sequence[Any], is_allowed: IsAllowed) -> tuple[dict[str, Any], str]:
-    """`values`: of the points that are kept, the best first."""
+    """`values`: those of the kept points, the best first."""
     match parameter:
         case LogUniform(low=low, high=high):
             logs = _range([math.log(value) for value in values], math.log(low), math.log(high))
@@ -86,7 +87,7 @@ def _narrow(key: str, parameter: Parameter, values: Sequence[Any], is_allowed: I
 def _allowed_ends(
     key: str, ends: tuple[float, float], low: float, high: float, is_allowed: IsAllowed
 ) -> tuple[float, float]:
-    """An end that no recipe may have is drawn back to the old one."""
+    """The ends, but the old end in place of a new one that no recipe may have."""
     return (
         ends[0] if ends[0] >= low or is_allowed(key, ends[0]) else low,
         ends[1] if ends[1] <= high or is_allowed(key, ends[1]) else high,
@@ -94,8 +95,9 @@ def _allowed_ends(
 
 
 def _narrow_grid(key: str, parameter: Grid, values: Sequence[Any], is_allowed: IsAllowed) -> tuple[dict[str, Any], str]:
-    """From the lower neighbour of the best values to the upper one, the best of them in it: five values or as many as
-    before, made odd. `values`: of points that are level with the best, which is the first."""
+    """From the lower neighbour of the best values to the upper one, with the best among them: five values or as many as
+    before, made odd. `values`: those of the points that are level with the best, which is the first.
+    """
     listed = parameter.all_values()
     tree = _as_tree(parameter)
     for name in ("low", "high", "num", "log"):
@@ -109,7 +111,7 @@ def _narrow_grid(key: str, parameter: Grid, values: Sequence[Any], is_allowed: I
     low, high = min(values), max(values)
     first = ordered[0] ** 2 / ordered[1] if log else 2 * ordered[0] - ordered[1]
     last = ordered[-1] ** 2 / ordered[-2] if log else 2 * ordered[-1] - ordered[-2]
-    # One value of the old grid, or what would have been the next, to each side.
+    # To each side one value of the old grid, or the value that would have been the next.
     around = [_value(first, whole), *ordered, _value(last, whole)]
     ends = around[around.index(low, 1) - 1], around[around.index(high, 1) + 1]
     ends = _allowed_ends(key, ends, ordered[0], ordered[-1], is_allowed)
@@ -121,7 +123,7 @@ def _narrow_grid(key: str, parameter: Grid, values: Sequence[Any], is_allowed: I
 
 
 def _with_best(low: float, best: float, high: float, num: int, log: bool) -> list[float]:
-    """`num` values from `low` to `high` of which one is `best`, on either side of it at equal distances."""
+    """`num` values from `low` to `high` with `best` among them, at equal distances below it and above it."""
     to, back = (math.log, math.exp) if log else (float, float)
     width = to(high) - to(low)
     below = round((num - 1) * (to(best) - to(low)) / width) if width else 0
@@ -139,13 +141,14 @@ def _value(value: float, whole: bool) -> float | int:
 
 
 def _known(value: float | int, listed: Sequence[Any]) -> Any:
-    """The old grid's value, if `value` is that one rounded: it is not paid twice."""
+    """The old grid's value if `value` is that one rounded, so that it is not trained again."""
     return next((old for old in listed if math.isclose(old, value, rel_tol=_SAME)), value)
 
 
 def _range(values: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    """From the least to the greatest value with a margin, inside of [low, high] unless the best, the first of them,
-    lies at an end."""
+    """From the least to the greatest value with a margin, within [low, high] unless the best, which is the first, is
+    near an end.
+    """
     width, best = high - low, values[0]
     margin = _MARGIN * max((max(values) - min(values)) / max(len(values) - 1, 1), 0.05 * width)
     new_low, new_high = max(min(values) - margin, low), min(max(values) + margin, high)
@@ -174,13 +177,13 @@ def _as_tree(parameter: Parameter) -> dict[str, Any]:
 
 
 def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, list[str]]:
-    """(YAML, what was done in words). Raises UserError as `narrowed` does.
+    """The next space as YAML, and a line on each parameter. Raises UserError as `narrowed` does.
 
-    The base recipe is written beside `output` only by reference: the sweep's own copy, so that it cannot change.
+    Its base recipe is the sweep's own copy, which cannot change.
     """
     state = replay(read_ledger(sweep_dir))
     if state.began is None:
-        raise UserError(f"{sweep_dir}: no sweep was begun here")
+        raise UserError(f"{sweep_dir}: no sweep was started here")
     space = Space.model_validate(state.began.space)
     ranking = rank(space, state)
     began = state.began
@@ -218,10 +221,10 @@ def next_space_text(sweep_dir: Path, keep: float, output: Path) -> tuple[str, li
 def warm_start(
     space: Space, base: Mapping[str, Any], data_digest: str, folders: Sequence[Path]
 ) -> tuple[list[Point], list[tuple[Point, float]]]:
-    """(points to try first, points with scores for a model). Scores of another proxy do not compare, so its best
-    points are only tried first. Points outside of the space are left out.
+    """What earlier sweeps know: points to try first, and points with scores for a model.
 
-    Raises UserError for a folder without a sweep.
+    Scores of another proxy cannot be compared, so its best points are tried first. Points outside the space are left
+    out. Raises UserError for a folder without a sweep.
     """
     first: list[Point] = []
     known: list[tuple[Point, float]] = []
@@ -239,25 +242,16 @@ def warm_start(
 
 
 def _scored(space: Space, state: SweepState) -> list[tuple[Point, float]]:
-    """Points that reached their end, with the mean of their runs; those whose first run diverged, with the worst."""
-    runs: dict[int, list[TrialState]] = {}
-    for trial in state.trials.values():
-        runs.setdefault(trial.number, []).append(trial)
-    found: list[tuple[Point, float]] = []
-    for first, *others in runs.values():
-        if not contains(space, first.point):
-            continue
-        if first.status == "diverged":
-            found.append((first.point, space.worst_score))
-        elif first.status == "finished":
-            over = [first, *(trial for trial in others if trial.status in ("finished", "diverged"))]
-            metrics = [trial.metrics if trial.status == "finished" else {} for trial in over]
-            found.append((first.point, fmean(space.score(values) for values in metrics)))
-    return found
+    """Points of the space that reached their end, with their scores, and with the worst those that diverged."""
+    return [
+        (row.point, row.score if row.num_runs else space.worst_score)
+        for row in sorted(rank(space, state).rows, key=lambda row: row.number)
+        if (row.num_runs or row.status == "diverged") and contains(space, row.point)
+    ]
 
 
 def _is_same_proxy(space: Space, base: Mapping[str, Any], data_digest: str, began: Began) -> bool:
-    """Searched keys may differ in the base recipes: the points replace them."""
+    """Whether scores can be compared. The base recipes may differ in searched keys: a point replaces them."""
     earlier = began.space
     sides = [
         (_without(base, space.space), dict(space.proxy), space.metric, data_digest, _derived(space)),

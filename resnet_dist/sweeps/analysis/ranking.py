@@ -25,26 +25,27 @@ class Ranked:
     point: Point
     trials: tuple[str, ...]
     status: str
-    """Of its first run."""
+    """Its first run's."""
     epoch: float
     """How far its first run came."""
     score: float
-    """Mean over the runs that reached their end, or the newest score of one that did not; NaN if there is none. A run
-    with a further seed that diverged counts with the worst score."""
+    """Mean over the runs that reached their end, or the newest score if none did; NaN if there is none. A run with a
+    further seed that diverged counts with the worst score."""
     num_runs: int
-    """Runs that reached their end, or diverged with a further seed."""
+    """Runs that reached their end, and those with further seeds that diverged."""
     num_diverged: int
     spread: float | None
     """Standard deviation over those runs, if there are two or more."""
     in_noise: bool = False
-    """Whether its distance from the best, and that of all between them, may be chance."""
+    """Whether its difference from the best, and that of every point between them, may be chance."""
 
 
 @dataclass(frozen=True)
 class Ranking:
     metric: str
     rows: tuple[Ranked, ...]
-    """Best first: points that reached their end, by score; those stopped early, the farthest first; diverged ones."""
+    """Best first: points that reached their end, by score; then those stopped early, the farthest first; then
+    diverged ones."""
     noise: float | None
     """Standard deviation of one run over seeds, pooled over the points that were repeated; None if none was."""
 
@@ -53,12 +54,12 @@ class Ranking:
         return self.rows[0] if self.rows and self.rows[0].num_runs else None
 
     def verdict(self) -> str:
-        """One sentence: how sure the first place is."""
+        """How certain the first place is, in one sentence."""
         if self.best is None:
             is_over = all(row.status in ("diverged", "failed", "stopped") for row in self.rows)
             return "no trial reached its end" if is_over and self.rows else "no trial has reached its end yet"
         if sum(row.num_runs > 0 for row in self.rows) == 1:
-            return "no other point reached its end, so nothing is known of how the first place compares"
+            return "no other point reached its end, so there is nothing to compare the first place with"
         if not self.noise:
             if all(row.num_runs <= 1 for row in self.rows):
                 return "noise unknown: every point has one seed (`--set seeds=3`)"
@@ -94,7 +95,7 @@ def rank(space: Space, state: SweepState) -> Ranking:
     if rows and rows[0].num_runs:
         best = scores[rows[0].number]
         everything = list(scores.values())
-        # Up to the first that is significantly worse: a worse one that varies more is no rival.
+        # Up to the first that is significantly worse: a point behind it that varies more is no rival.
         level = itertools.takewhile(lambda row: may_be_level(scores[row.number], best, everything), rows[1:])
         rivals = {row.number for row in level}
         rows = [replace(row, in_noise=row.number in rivals) for row in rows]
@@ -119,7 +120,7 @@ def _ranked(space: Space, trials: list[TrialState]) -> Ranked:
 
 
 def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
-    """Of runs that reached their end, and of those that diverged where the first seed did not."""
+    """Scores of the runs that reached their end, and of those that diverged although the first seed did not."""
     if trials[0].status in ("diverged", "failed"):
         return []
     over = [trial for trial in trials if trial.status in ("finished", "diverged")]
@@ -129,9 +130,9 @@ def _scores(space: Space, trials: Sequence[TrialState]) -> list[float]:
 def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Sequence[Sequence[float]]) -> bool:
     """Whether the difference of two means may be chance: Student's test (1908) for two samples, two-sided.
 
-    The standard deviation is that of these two points' own runs, for points far from the best vary much more than it:
-    on the digits by 0.02 to 0.15 in loss near the best, by 1 to 3 at rates too high. Where one of them has no second
-    run, it is that of `everything` repeated. False where nothing is known.
+    The standard deviation is pooled over these two points' runs only, because points far from the best vary much more:
+    on the digits by 1 to 3 in loss at rates too high, by 0.02 to 0.15 near the best. If one of the two has a single
+    run, it is pooled over all repeated points in `everything`. False if no point was repeated.
     """
     deviation, freedom = _pooled([scores, best] if min(len(scores), len(best)) > 1 else everything)
     if not deviation or not scores or not best:
@@ -141,7 +142,7 @@ def may_be_level(scores: Sequence[float], best: Sequence[float], everything: Seq
 
 
 def _pooled(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """Standard deviation within groups, None without a group of two; its degrees of freedom."""
+    """The standard deviation within groups (None without a group of two), and its degrees of freedom."""
     freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
     if freedom == 0:
         return None, 0

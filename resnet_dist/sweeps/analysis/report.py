@@ -19,8 +19,8 @@ from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.space import LogUniform, Space
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.figures import (
-    Curve,
     Dot,
+    LearningCurve,
     bars,
     best_so_far,
     heat_map,
@@ -33,9 +33,9 @@ from resnet_dist.sweeps.points import Builder, coordinates_of, describe
 from resnet_dist.sweeps.scheduler import rung_shares
 
 _SHOWN = 15
-"""Lines of the ranking in the text."""
+"""How many lines of the ranking the text has."""
 _LEAST_POINTS = 8
-"""For the importance of parameters."""
+"""How many points the importance of parameters needs."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def write_report(sweep_dir: Path) -> Report:
     """Draws everything again. Raises UserError if there is no sweep in `sweep_dir`."""
     state = replay(read_ledger(sweep_dir))
     if state.began is None:
-        raise UserError(f"{sweep_dir}: no sweep was begun here")
+        raise UserError(f"{sweep_dir}: no sweep was started here")
     began = state.began
     space = Space.model_validate(began.space)
     builder = Builder(space, began.base, began.num_proxy_samples, began.num_base_samples)
@@ -79,7 +79,7 @@ def _draw(
     first = recipes[ranking.rows[0].number] if ranking.rows else builder.proxy({})
     length = float(first.train.total_epochs)
     curves = [
-        Curve(
+        LearningCurve(
             [report.epoch for report in trial.reports],
             [space.score(report.metrics) for report in trial.reports],
             trial.status,
@@ -178,7 +178,7 @@ def _csv(space: Space, ranking: Ranking) -> str:
 
 
 def _page(name: str, text: str, figures: list[Path]) -> str:
-    """One file that can be sent to somebody: the figures are inside."""
+    """One file that can be sent to somebody, with the figures in it."""
     images = "".join(
         f"<h2>{html.escape(path.stem.replace('_', ' '))}</h2>"
         f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
@@ -192,9 +192,9 @@ def _page(name: str, text: str, figures: list[Path]) -> str:
 
 
 def best_recipe_text(builder: Builder, state: SweepState, ranking: Ranking, sweep_dir: Path) -> str | None:
-    """A recipe's file with its provenance on top; None while no trial has reached its end.
+    """The best recipe's YAML with its provenance on top; None while no trial has reached its end.
 
-    Values of (lr_per_256, tau_epochs) are turned into rate and decay for the base recipe's own batch and data.
+    (lr_per_256, tau_epochs) are converted to rate and decay for the base recipe's own batch and data.
     """
     best, began = ranking.best, state.began
     if best is None or began is None:
@@ -228,8 +228,8 @@ def best_recipe_text(builder: Builder, state: SweepState, ranking: Ranking, swee
 def importance(space: Space, ranking: Ranking) -> Mapping[str, float]:
     """How much of the differences between points each parameter explains: Optuna's fANOVA (Hutter et al. 2014).
 
-    Shares that sum to 1, largest first; empty with fewer than eight points that reached their end. Over the keys that
-    every such point has and that took more than one value. Trials that diverged are left out: one cliff would explain
+    Shares that sum to 1, largest first, of the keys that every point has and that took more than one value; empty with
+    fewer than eight points that reached their end. Diverged trials are left out: the one cliff would explain
     everything.
     """
     rows = [row for row in ranking.rows if row.num_runs]
@@ -237,7 +237,7 @@ def importance(space: Space, ranking: Ranking) -> Mapping[str, float]:
     keys = [key for key in keys if len({repr(row.point[key]) for row in rows}) > 1]
     if len(rows) < _LEAST_POINTS or len(keys) < 2:
         return {}
-    import optuna  # a second of imports
+    import optuna  # takes a second
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {key: _distribution(space, key, [row.point[key] for row in rows]) for key in keys}
@@ -260,7 +260,7 @@ def importance(space: Space, ranking: Ranking) -> Mapping[str, float]:
 
 
 def _distribution(space: Space, key: str, values: list[Any]) -> tuple[Any, list[Any]]:
-    """Numbers by their range here, everything else by its place in a list."""
+    """A parameter's distribution and values for Optuna: numbers by their range here, all else by its index."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from resnet_dist.errors import UserError
-from resnet_dist.studies.curves import Curve, averaged, curve_of, draw_depths, draw_errors, read_curves
+from resnet_dist.studies.curves import ErrorCurves, averaged, curve_of, draw_depths, draw_errors, read_curves
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.spool import History
 from resnet_dist.tracking.tracker import SpoolTracker
@@ -23,14 +23,14 @@ def test_training_points_are_averaged_between_evaluations() -> None:
 
 def test_values_that_are_not_numbers_are_left_out() -> None:
     history = History({"train/top1_error": [(1, float("nan")), (2, 50.0)], "val/top1_error": [(2, 60.0)]})
-    assert curve_of(history, "run", "plain20") == Curve("run", "plain20", [(2, 50.0)], [(2, 60.0)])
+    assert curve_of(history, "run", "plain20") == ErrorCurves("run", "plain20", [(2, 50.0)], [(2, 60.0)])
 
 
 @pytest.mark.parametrize(
     ("net", "is_plain", "depth"), [("plain56", True, 56), ("resnet110", False, 110), ("googlenet", False, None)]
 )
 def test_the_meaning_of_a_nets_name(net: str, is_plain: bool, depth: int | None) -> None:
-    curve = Curve("x", net, [], [])
+    curve = ErrorCurves("x", net, [], [])
     assert (curve.is_plain, curve.depth) == (is_plain, depth)
 
 
@@ -45,7 +45,7 @@ def test_a_run_is_read_from_its_folder_and_from_mlflow(tmp_path: Path) -> None:
         tracker.metrics({"train/top1_error": train, **({"val/top1_error": val} if val else {})}, step)
     assert tracker.flush(60.0)
     tracker.close()
-    wanted = [Curve("plain20-run", "plain20", [(10, 80.0), (20, 50.0)], [(10, 75.0), (20, 55.0)])]
+    wanted = [ErrorCurves("plain20-run", "plain20", [(10, 80.0), (20, 50.0)], [(10, 75.0), (20, 55.0)])]
     assert read_curves([str(folder)], None) == wanted
     assert read_curves(["plain20-run"], uri) == wanted
     assert read_curves([handle.run_id[:12]], uri) == wanted
@@ -57,7 +57,7 @@ def test_a_run_is_read_from_its_folder_and_from_mlflow(tmp_path: Path) -> None:
 
 def test_figures_are_drawn_for_one_kind_and_for_both(tmp_path: Path) -> None:
     curves = [
-        Curve(f"{net}-{k}", net, [(1, 90.0), (2, 30.0)], [(1, 80.0), (2, 40.0)])
+        ErrorCurves(f"{net}-{k}", net, [(1, 90.0), (2, 30.0)], [(1, 80.0), (2, 40.0)])
         for net in ("plain20", "resnet20", "resnet56", "googlenet")
         for k in range(2)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resnet_dist.studies.study import study_recipe
-from resnet_dist.studies.trainings import CONTROL_LR, LR, Trial, degradation_report, findings, plan_trials
+from resnet_dist.studies.trainings import CONTROL_LR, LR, Training, degradation_report, findings, plan_trainings
 from resnet_dist.tracking.spool import History
 
 
@@ -12,13 +12,16 @@ def history(train: float, val: float = 5.0) -> History:
                     "val/top1_error": [(308, val)]})  # fmt: skip
 
 
-def histories(deep_plain: float) -> dict[Trial, History]:
-    return {trial: history(deep_plain if trial.net == "plain56" else 0.0) for trial in plan_trials((56, 20), (0, 1))}
+def histories(deep_plain: float) -> dict[Training, History]:
+    return {
+        training: history(deep_plain if training.net == "plain56" else 0.0)
+        for training in plan_trainings((56, 20), (0, 1))
+    }
 
 
 def test_every_seed_and_one_control_cheap_ones_first() -> None:
-    trials = plan_trials((56, 20), (3, 4))
-    assert [(t.net, t.lr, t.seed) for t in trials] == [
+    trainings = plan_trainings((56, 20), (3, 4))
+    assert [(t.net, t.lr, t.seed) for t in trainings] == [
         (net, lr, seed)
         for lr, seed in ((LR, 3), (LR, 4), (CONTROL_LR, 3))
         for net in ("plain20", "resnet20", "plain56", "resnet56")

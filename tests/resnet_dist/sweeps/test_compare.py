@@ -12,10 +12,10 @@ from resnet_dist.sweeps.ledger import (
     Began,
     DriverStarted,
     Event,
-    Outcome,
     SweepState,
     TrialAdded,
     TrialEnded,
+    TrialOutcome,
     TrialReported,
     TrialStarted,
     replay,
@@ -27,7 +27,7 @@ Curve = Callable[[int, int, int], float]
 """(point, seed, epoch) -> top-1."""
 
 
-def a_sweep(curve: Curve, *, seeds: int = 1, last: Outcome = "finished") -> SweepState:
+def a_sweep(curve: Curve, *, seeds: int = 1, last: TrialOutcome = "finished") -> SweepState:
     space = {
         "base": "b",
         "space": {"optim.lr": {"kind": "loguniform", "low": 1e-3, "high": 1}},

@@ -14,7 +14,7 @@ import pytest
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import Node
 from resnet_dist.sweeps.analysis.ranking import rank
-from resnet_dist.sweeps.ledger import Event, Ledger, Outcome, SweepState, TrialAdded, TrialReported, decode, encode
+from resnet_dist.sweeps.ledger import Event, Ledger, SweepState, TrialAdded, TrialOutcome, TrialReported, decode, encode
 from resnet_dist.sweeps.points import planned_points
 from resnet_dist.sweeps.prepare import trials_at_once
 from resnet_dist.sweeps.searcher import OptunaSearcher
@@ -54,7 +54,7 @@ def top1(point: dict[str, float], epoch: int) -> float:
     return 90 - 10 * abs(math.log10(lr / 0.1)) - 5 * abs(math.log10(lr * decay / 1e-5)) - 30 / epoch
 
 
-def end(sweep: Sweep, trial: str, outcome: Outcome, epoch: int, metrics: dict[str, float]) -> None:
+def end(sweep: Sweep, trial: str, outcome: TrialOutcome, epoch: int, metrics: dict[str, float]) -> None:
     sweep.end(trial, outcome, epoch=epoch, step=10 * epoch, metrics=metrics, reason=outcome)
 
 

@@ -23,9 +23,9 @@ from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import (
     Began,
     DriverStarted,
-    Outcome,
     TrialAdded,
     TrialEnded,
+    TrialOutcome,
     TrialReported,
     TrialStarted,
     open_ledger,
@@ -80,7 +80,7 @@ def began(space: Space) -> Began:
     )
 
 
-def ended(trial: str, outcome: Outcome, *, epoch: float, metrics: dict[str, float], time_s: float) -> TrialEnded:
+def ended(trial: str, outcome: TrialOutcome, *, epoch: float, metrics: dict[str, float], time_s: float) -> TrialEnded:
     return TrialEnded(
         trial=trial,
         outcome=outcome,
@@ -124,7 +124,7 @@ def play(folder: Path, space: Space, seeds: int = 1, noise: float = 0.1) -> None
                             time_s=next(clock),
                         )
                     )
-                outcome: Outcome = "finished" if last == 6 else "stopped"
+                outcome: TrialOutcome = "finished" if last == 6 else "stopped"
                 ledger.append(ended(name, outcome, epoch=last, metrics=metrics, time_s=next(clock)))
 
 
@@ -289,7 +289,7 @@ def test_whether_two_points_are_level_is_students_test(scores: list[float], best
     assert may_be_level(scores, best, [[0.0, 1e9]]) == (p_value > 0.05)
 
 
-def ranking_of(folder: Path, *runs: tuple[int, int, Outcome, float]) -> Ranking:
+def ranking_of(folder: Path, *runs: tuple[int, int, TrialOutcome, float]) -> Ranking:
     """`runs`: point, seed, outcome, top-1."""
     space = a_space(RANGES)
     with open_ledger(folder) as ledger:

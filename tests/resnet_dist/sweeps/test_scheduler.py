@@ -15,7 +15,7 @@ from resnet_dist.config.space import Asha, Fifo, HyperBand, Median, SchedulerCon
 from resnet_dist.errors import UserError
 from resnet_dist.sweeps.ledger import Verdict
 from resnet_dist.sweeps.prepare import require_judged_at_rungs
-from resnet_dist.sweeps.scheduler import Seen, decide
+from resnet_dist.sweeps.scheduler import SchedulerEvent, decide
 
 EPOCHS = 18
 VERDICTS: dict[str, Verdict] = {
@@ -76,7 +76,7 @@ class TunesDecisions:
         self.units = round(config.reduction_factor**2) if isinstance(config, HyperBand) else 1
         self.first = config.first_rung if isinstance(config, Asha) else 0.0
 
-    def see(self, seen: Seen) -> Verdict | None:
+    def see(self, seen: SchedulerEvent) -> Verdict | None:
         if seen.kind == "added":
             self.trials[seen.trial] = FakeTrial(seen.trial)
             self.scheduler.on_trial_add(self, self.trials[seen.trial])
@@ -121,16 +121,16 @@ def test_verdicts_are_those_of_tunes_scheduler(rule: SchedulerConfig) -> None:
 
 def play(rule: SchedulerConfig, draws: random.Random) -> set[Verdict]:
     """A sweep of up to 40 trials, four at a time, some of which diverge; checks every decision on its way."""
-    theirs, history, verdicts = TunesDecisions(rule), list[Seen](), set[Verdict]()
+    theirs, history, verdicts = TunesDecisions(rule), list[SchedulerEvent](), set[Verdict]()
     epochs: dict[str, int] = {}
     waiting, running, paused = [f"t{number}" for number in range(draws.randint(1, 40))], list[str](), set[str]()
 
-    def see(seen: Seen) -> Verdict | None:
+    def see(seen: SchedulerEvent) -> Verdict | None:
         history.append(seen)
         return theirs.see(seen)
 
     for name in waiting:
-        see(Seen("added", name))
+        see(SchedulerEvent("added", name))
     for _ in range(40 * EPOCHS):
         while len(running) < 4 and (ready := [*sorted(paused & decide(rule, history).resumable), *waiting]):
             running.append(ready[0])
@@ -142,10 +142,10 @@ def play(rule: SchedulerConfig, draws: random.Random) -> set[Verdict]:
         epochs[name] = epochs.get(name, 0) + draws.choice([1, 1, 1, 2])
         share, score = min(epochs[name] / EPOCHS, 1.0), round(draws.uniform(0, 100), draws.choice([0, 6]))
         if draws.random() < 0.03:
-            see(Seen("ended", name, share, score=0.0))
+            see(SchedulerEvent("ended", name, share, score=0.0))
             running.remove(name)
             continue
-        verdict, decision = see(Seen("reported", name, share, score)), decide(rule, history)
+        verdict, decision = see(SchedulerEvent("reported", name, share, score)), decide(rule, history)
         if share < 1:
             assert decision.verdict == verdict
             verdicts.add(decision.verdict)
@@ -153,7 +153,7 @@ def play(rule: SchedulerConfig, draws: random.Random) -> set[Verdict]:
         assert set(theirs.stopped) <= set(decision.abandoned)
         paused -= set(theirs.stopped)
         if share == 1 or verdict == "stop":
-            see(Seen("ended", name, share, score))
+            see(SchedulerEvent("ended", name, share, score))
         if share == 1 or verdict != "go on":
             running.remove(name)
         if verdict == "wait" and share < 1:
@@ -163,11 +163,11 @@ def play(rule: SchedulerConfig, draws: random.Random) -> set[Verdict]:
 
 def test_hyperband_with_a_fractional_factor_lets_the_best_come_to_their_end() -> None:
     rule = HyperBand(kind="hyperband", reduction_factor=2.5)  # six units of time; rungs at 2 and 5 of them
-    history = [Seen("added", f"t{number}") for number in range(7)]
+    history = [SchedulerEvent("added", f"t{number}") for number in range(7)]
     for share, verdicts in ((2 / 6, ["wait", "wait", "wait", "go on"]), (5 / 6, ["go on", "go on"])):
         told = []
         for number in range(7 - len(verdicts), 7):
-            history.append(Seen("reported", f"t{number}", share, score=number))
+            history.append(SchedulerEvent("reported", f"t{number}", share, score=number))
             told.append(decide(rule, history).verdict)
         assert told == verdicts
     assert decide(rule, history).abandoned == ["t3", "t4"]
