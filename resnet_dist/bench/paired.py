@@ -47,6 +47,11 @@ def require_peers(asked: Iterable[str], known: Sequence[str]) -> None:
         raise UserError(f"there is no peer {', '.join(unknown)}; there are {', '.join(known)}")
 
 
+def print_result(values: dict[str, Any]) -> None:
+    """In a subject's process: sends a result to `Subject.answer`."""
+    print(json.dumps(values), flush=True)
+
+
 class Subject:
     """What is measured, in its own process: `python -m MODULE ARGUMENTS`, which prints its results as lines of JSON.
 

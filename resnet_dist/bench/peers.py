@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resnet_dist.bench.paired import print_result
+
 NATIVE, NATIVE_FREE, ON_LIBFFCV, STOCK = "native", "native, free draws", "ours on libffcv", "stock FFCV"
 
 
@@ -165,12 +167,12 @@ def measure_passes(task: Task) -> None:
     started = time.perf_counter()
     one_pass = PASSES[task.peer](task)
     one_pass(0)
-    answer({"start_s": time.perf_counter() - started, "memory_bytes": anonymous_bytes()})
+    print_result({"start_s": time.perf_counter() - started, "memory_bytes": anonymous_bytes()})
     for epoch, _ in enumerate(sys.stdin, start=1):
         began, began_cpu = time.perf_counter(), cpu_seconds()
         num_images = one_pass(epoch)
         wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - began_cpu
-        answer({"num_images": num_images, "wall_s": wall_s, "cpu_s": cpu_s})
+        print_result({"num_images": num_images, "wall_s": wall_s, "cpu_s": cpu_s})
 
 
 # Single batches on one thread: `bench batches`
@@ -263,7 +265,7 @@ BATCHES_IN_MEMORY = {NATIVE: 7, ON_LIBFFCV: 7, STOCK: 10}
 ring of five, once for the crops and once for their flips."""
 
 
-class Stopwatch:
+class StageTimes:
     """Times of the stages of a start, by the clock and of CPU."""
 
     def __init__(self) -> None:
@@ -278,7 +280,7 @@ class Stopwatch:
         self._began = time.perf_counter(), time.process_time()
 
 
-def open_ours(task: Task, watch: Stopwatch) -> Callable[[], Any]:
+def open_ours(task: Task, watch: StageTimes) -> Callable[[], Any]:
     decoder = "ffcv" if task.peer == ON_LIBFFCV else "native"
     import torch  # noqa: F401
 
@@ -306,7 +308,7 @@ def open_ours(task: Task, watch: Stopwatch) -> Callable[[], Any]:
     return lambda: next(batches).images
 
 
-def open_stock(task: Task, watch: Stopwatch) -> Callable[[], Any]:
+def open_stock(task: Task, watch: StageTimes) -> Callable[[], Any]:
     import ffcv.loader
     import ffcv.transforms  # noqa: F401
 
@@ -320,7 +322,7 @@ def open_stock(task: Task, watch: Stopwatch) -> Callable[[], Any]:
 
 def measure_opening(task: Task) -> None:
     """Prints the times of the start and the memory held after three batches."""
-    watch = Stopwatch()
+    watch = StageTimes()
     show = (open_stock if task.peer == STOCK else open_ours)(task, watch)
     shown = [show()]
     watch.stage("first_batch")
@@ -328,7 +330,7 @@ def measure_opening(task: Task) -> None:
     time.sleep(5.0)  # so that every buffer of the loader is filled
     batches = BATCHES_IN_MEMORY[task.peer] * task.batch_size * task.size * task.size * 3
     watch.found["held_bytes"] = anonymous_bytes() - watch.found["imports_bytes"] - batches
-    answer(watch.found)
+    print_result(watch.found)
     os._exit(0)  # stock's thread waits for a consumer forever
 
 
@@ -356,10 +358,6 @@ def anonymous_bytes() -> int:
 def _children() -> list[int]:
     tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     return [int(pid) for task in tasks for pid in task.read_text(encoding="ascii").split()]
-
-
-def answer(values: dict[str, Any]) -> None:
-    print(json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from resnet_dist.bench.paired import markdown
 from resnet_dist.data.order import PageShuffle, epoch_permutation, page_permutation
 
 
-class Mixing(NamedTuple):
+class ShuffleQuality(NamedTuple):
     """Figures of one order."""
 
     same_page: float
@@ -64,14 +64,16 @@ def measure(
     class_of: NDArray[np.int64],
     batch_size: int,
     kept_for: int,
-) -> Mixing:
+) -> ShuffleQuality:
     """`page_of`, `class_of`: [num_samples], by sample id."""
     pages = page_of[order]
     whole = len(order) // batch_size * batch_size
     in_batches = pages[:whole].reshape(-1, batch_size), class_of[order][:whole].reshape(-1, batch_size)
     (page_counts, _), (class_counts, most) = map(_distinct, in_batches)
     same = float((pages[1:] == pages[:-1]).mean())
-    return Mixing(same, page_counts, class_counts, most, _most_distinct(pages, kept_for), _reads(pages, kept_for))
+    return ShuffleQuality(
+        same, page_counts, class_counts, most, _most_distinct(pages, kept_for), _reads(pages, kept_for)
+    )
 
 
 def _distinct(batches: NDArray[np.int64]) -> tuple[float, int]:

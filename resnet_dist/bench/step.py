@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_dist.bench.paired import Subject, markdown, ratios, rotated
+from resnet_dist.bench.paired import Subject, markdown, print_result, ratios, rotated
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.models.registry import build_model
@@ -308,7 +308,7 @@ def main(settings: Settings, rank: int, store: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings.world_size)
     times = measure(settings, rank)
     if rank == 0:
-        print(json.dumps(times), flush=True)
+        print_result(times)
     if settings.world_size > 1:
         dist.destroy_process_group()
 

@@ -42,7 +42,14 @@ from resnet_dist.data.checks import (
 from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.evaluation.protocols import AveragedClassifier, Group, Member, Protocol, View, make_fully_convolutional
+from resnet_dist.evaluation.protocols import (
+    AveragedClassifier,
+    EnsembleMember,
+    Protocol,
+    SameShape,
+    View,
+    make_fully_convolutional,
+)
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
 from resnet_dist.tracking.datasets import DataInput
@@ -254,9 +261,9 @@ def open_protocol(
     return averaged, partial(_as_views, crops, views[0]), Precision("fp32")
 
 
-def _member(model: TrainedModel, protocol: Protocol) -> Member:
+def _member(model: TrainedModel, protocol: Protocol) -> EnsembleMember:
     recipe = model.recipe
-    return Member(
+    return EnsembleMember(
         model.classifier,
         protocol.views(recipe.data.eval),
         protocol.flips,
@@ -267,7 +274,7 @@ def _member(model: TrainedModel, protocol: Protocol) -> Member:
 
 def _as_views(loader: BetonLoader, view: View, ids: NDArray[np.int64]) -> Iterator[ViewBatch]:
     for batch in loader.epoch(0, ids):
-        yield ViewBatch({view: [Group(_all_places(batch), batch.images)]}, batch.labels)
+        yield ViewBatch({view: [SameShape(_all_places(batch), batch.images)]}, batch.labels)
 
 
 def _all_places(batch: Batch) -> Tensor:

@@ -111,7 +111,7 @@ def window(view: View, width: int, height: int) -> Box:
 
 
 @dataclass
-class Group:
+class SameShape:
     """Pictures of equal shape under one view."""
 
     places: Tensor
@@ -120,11 +120,11 @@ class Group:
     """uint8 [n, H, W, 3], RGB."""
 
 
-ViewImages = dict[View, list[Group]]
+ViewImages = dict[View, list[SameShape]]
 
 
 @dataclass(frozen=True)
-class Member:
+class EnsembleMember:
     """One model of an ensemble; a single model is an ensemble of one."""
 
     classifier: nn.Module
@@ -143,7 +143,7 @@ class AveragedClassifier(nn.Module):
     sum is fixed, so a batch has one result wherever it is evaluated.
     """
 
-    def __init__(self, members: Sequence[Member], num_classes: int) -> None:
+    def __init__(self, members: Sequence[EnsembleMember], num_classes: int) -> None:
         super().__init__()
         self._members = tuple(members)
         self._nets = nn.ModuleList([member.classifier for member in members])
@@ -154,7 +154,7 @@ class AveragedClassifier(nn.Module):
         mean = total.mean(dim=0)
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # not the log of 0: an infinite loss
 
-    def _probabilities(self, member: Member, images: ViewImages) -> Tensor:
+    def _probabilities(self, member: EnsembleMember, images: ViewImages) -> Tensor:
         """[N, C]."""
         views = []
         for view in member.views:
@@ -170,7 +170,7 @@ class AveragedClassifier(nn.Module):
             views.append(scores)
         return torch.stack(views).mean(dim=0)
 
-    def _of_pictures(self, member: Member, pictures: Tensor) -> Tensor:
+    def _of_pictures(self, member: EnsembleMember, pictures: Tensor) -> Tensor:
         shown = [pictures, pictures.flip(2)] if member.flips else [pictures]
         with member.precision.autocast(pictures.device):
             logits = [member.classifier(side) for side in shown]

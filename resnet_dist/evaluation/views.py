@@ -25,7 +25,7 @@ from data_prep.jpeg.check import decode
 from data_prep.pixels import LIMITS, resized_window
 from resnet_dist.data.loader import open_reader
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.evaluation.protocols import Group, View, ViewImages, window
+from resnet_dist.evaluation.protocols import SameShape, View, ViewImages, window
 
 Pixels = NDArray[np.uint8]
 _BATCHES_AHEAD = 2
@@ -150,13 +150,13 @@ class Resized:
         return self._wholes[shorter_side].crop(box)
 
 
-def _grouped(pictures: Sequence[Pixels], device: torch.device) -> list[Group]:
+def _grouped(pictures: Sequence[Pixels], device: torch.device) -> list[SameShape]:
     """In the order in which the shapes first appear, so the same batch makes the same groups everywhere."""
     places: dict[tuple[int, ...], list[int]] = {}
     for place, pixels in enumerate(pictures):
         places.setdefault(pixels.shape, []).append(place)
     return [
-        Group(
+        SameShape(
             torch.tensor(members, device=device),
             torch.from_numpy(np.stack([pictures[place] for place in members])).to(device),
         )

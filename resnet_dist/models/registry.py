@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -198,6 +199,7 @@ class Part:
     contents: str
     parameters: int
     macs: int
+    """Multiply-adds of convolutions and linear layers, for one image."""
     activations: int
     """Numbers in the outputs of its convolutions and linear layers, for one image."""
     layers: int
@@ -208,7 +210,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
+    """A net at one image size. Its sums mean what they mean for a part."""
+
     parts: tuple[Part, ...]
+    """In forward order."""
 
     @property
     def parameters(self) -> int:
@@ -216,10 +221,18 @@ class Summary:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of convolutions and linear layers for one image."""
         return sum(part.macs for part in self.parts)
 
+    @property
+    def activations(self) -> int:
+        return sum(part.activations for part in self.parts)
 
+    @property
+    def layers(self) -> int:
+        return sum(part.layers for part in self.parts)
+
+
+@cache
 def summarise(name: str, num_classes: int | None = None, *, side: int | None = None, **options: Any) -> Summary:
     """The parts of the net in forward order, for one image of `side` px; no weights are allocated.
 

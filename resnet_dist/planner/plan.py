@@ -13,9 +13,9 @@ from resnet_dist.planner.hardware import BYTES_PER_IMAGE, Links, gpu_of_name
 from resnet_dist.planner.simulate import (
     CheckpointCost,
     Fleet,
-    Ledger,
-    Outcome,
     Policy,
+    SimulatedRun,
+    TimeSpent,
     best_interval_s,
     checkpoint_cost,
     simulate,
@@ -80,7 +80,7 @@ class Plan:
     checkpoint_every_s: float
     evaluation_s: float
     """All evaluations of the run."""
-    outcomes: tuple[Outcome, ...]
+    runs: tuple[SimulatedRun, ...]
 
     @property
     def efficiency(self) -> float:
@@ -93,30 +93,30 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        return mean(o.ledger.wall_s for o in self.outcomes) / 3600
+        return mean(run.spent.wall_s for run in self.runs) / 3600
 
     @property
     def hours_90(self) -> tuple[float, float]:
         """The range that contains nine runs in ten."""
-        cuts = quantiles((o.ledger.wall_s / 3600 for o in self.outcomes), n=20, method="inclusive")
+        cuts = quantiles((run.spent.wall_s / 3600 for run in self.runs), n=20, method="inclusive")
         return cuts[0], cuts[-1]
 
     @property
     def goodput(self) -> float:
-        return mean(o.ledger.goodput for o in self.outcomes)
+        return mean(run.spent.goodput for run in self.runs)
 
     @property
     def gpu_hours(self) -> float:
         used_of_a_node = min(self.hardware.gpus, self.hardware.gpus_per_node)
-        return mean(o.node_s for o in self.outcomes) * used_of_a_node / 3600
+        return mean(run.node_s for run in self.runs) * used_of_a_node / 3600
 
     @property
     def lost_share(self) -> float:
         """Share of the time lost to failed nodes: everything but steps, checkpoints and the first start."""
-        ledgers = [o.ledger for o in self.outcomes]
+        times = [run.spent for run in self.runs]
         return mean(
             (x.redone_s + x.waiting_s + x.smaller_group_s + max(x.restart_s - self.faults.restart_s, 0.0)) / x.wall_s
-            for x in ledgers
+            for x in times
         )
 
     @property
@@ -191,7 +191,7 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
     def speed(used: int) -> float:
         return 1 / step(min(hardware.gpus, used * hardware.gpus_per_node)).seconds
 
-    outcomes = tuple(simulate(fleet, policy, speed, steps, faults.seed + i) for i in range(faults.replicas))
+    runs = tuple(simulate(fleet, policy, speed, steps, faults.seed + i) for i in range(faults.replicas))
     return Plan(
         work=work,
         hardware=hardware,
@@ -205,7 +205,7 @@ def make_plan(work: Workload, hardware: Hardware, faults: Faults) -> Plan:
         checkpoint=cost,
         checkpoint_every_s=every_s,
         evaluation_s=evaluation_s,
-        outcomes=outcomes,
+        runs=runs,
     )
 
 
@@ -300,14 +300,12 @@ def _shares(plan: Plan) -> dict[str, float]:
 
 
 def _lost(plan: Plan) -> dict[str, float]:
-    names = [field.name for field in fields(Ledger) if field.name != "useful_s"]
+    names = [field.name for field in fields(TimeSpent) if field.name != "useful_s"]
     return {
-        name.removesuffix("_s").replace("_", " "): mean(
-            getattr(o.ledger, name) / o.ledger.wall_s for o in plan.outcomes
-        )
+        name.removesuffix("_s").replace("_", " "): mean(getattr(run.spent, name) / run.spent.wall_s for run in plan.runs)
         for name in names
     }
 
 
 def _mean(plan: Plan, name: str) -> float:
-    return mean(getattr(outcome, name) for outcome in plan.outcomes)
+    return mean(getattr(run, name) for run in plan.runs)

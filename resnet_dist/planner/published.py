@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from resnet_dist.models.registry import summarise
 from resnet_dist.planner.hardware import JITTER, Links, gpu_of_name
 from resnet_dist.planner.step import exchange, expected_maximum, produced, roofline_s, throttled
-from resnet_dist.planner.workload import count_net
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def pair_rows() -> list[Row]:
     rows = []
     for p in PAIRS:
         gpu = gpu_of_name(p.gpu)
-        ratio = roofline_s(count_net("resnet50"), gpu, half=p.half) / roofline_s(
-            count_net("resnet152"), gpu, half=p.half
+        ratio = roofline_s(summarise("resnet50"), gpu, half=p.half) / roofline_s(
+            summarise("resnet152"), gpu, half=p.half
         )
         rows.append(Row(f"{p.gpu}, {_precision(p.half)}", p.resnet50 * ratio, p.resnet152, p.fitted, p.source))
     return rows
@@ -214,7 +214,7 @@ def single_rows() -> list[Row]:
     return [
         Row(
             f"{s.net}, {s.gpu}, {_precision(s.half)}",
-            1 / roofline_s(count_net(s.net), gpu_of_name(s.gpu), half=s.half),
+            1 / roofline_s(summarise(s.net), gpu_of_name(s.gpu), half=s.half),
             s.images_s,
             "",
             s.source,
@@ -243,7 +243,7 @@ def predicted_efficiency(s: Scaling, jitter: float = JITTER) -> float:
         micro_s = s.batch_per_gpu / (s.base_images_s / s.base_gpus)
         links = Links(s.local_gb_s * 1e9, max(s.net_gbit_s, 1e-9) * 1e9 / 8, s.gpus_per_node, s.host_bus)
         exchanged = exchange(
-            produced(count_net(s.net), micro_s, s.gradient_bytes), gpus, links, overlapped=s.overlapped
+            produced(summarise(s.net), micro_s, s.gradient_bytes), gpus, links, overlapped=s.overlapped
         )
         late = 0.0 if s.synthetic else micro_s * jitter * expected_maximum(gpus)
         free = s.batch_per_gpu / (micro_s + exchanged.exposed_s + late)

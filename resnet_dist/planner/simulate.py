@@ -66,7 +66,7 @@ class Policy:
 
 
 @dataclass
-class Ledger:
+class TimeSpent:
     """How the wall-clock time was spent, s. All parts add up to `wall_s`."""
 
     useful_s: float = 0.0
@@ -82,7 +82,7 @@ class Ledger:
 
     @property
     def wall_s(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(Ledger))
+        return sum(getattr(self, field.name) for field in fields(TimeSpent))
 
     @property
     def goodput(self) -> float:
@@ -90,8 +90,8 @@ class Ledger:
 
 
 @dataclass
-class Outcome:
-    ledger: Ledger
+class SimulatedRun:
+    spent: TimeSpent
     node_s: float
     """Nodes that the group held, over time."""
     failures: int
@@ -103,7 +103,7 @@ Speed = Callable[[int], float]
 """Nodes in the group -> optimizer steps per second."""
 
 
-class Kind(Enum):
+class EventKind(Enum):
     FAILURE = 0
     PREEMPTION = 1
     RETURN = 2
@@ -112,7 +112,7 @@ class Kind(Enum):
 
 
 @dataclass
-class Group:
+class WorkerGroup:
     """A running worker group; `ready` is when its first step begins."""
 
     number: int
@@ -138,7 +138,7 @@ class Group:
         return self.ready + steps / self.rate * self.cycle_s / self.policy.checkpoint_every_s
 
 
-def simulate(fleet: Fleet, policy: Policy, speed: Speed, total_steps: float, seed: int) -> Outcome:
+def simulate(fleet: Fleet, policy: Policy, speed: Speed, total_steps: float, seed: int) -> SimulatedRun:
     """One run from its first start to its last step."""
     return _Run(fleet, policy, speed, total_steps, Random(seed)).run()
 
@@ -149,13 +149,13 @@ class _Run:
         self.left = total_steps
         self.full_rate = speed(fleet.largest)
         self.up = set(range(fleet.nodes))
-        self.events: list[tuple[float, int, Kind, int]] = []
+        self.events: list[tuple[float, int, EventKind, int]] = []
         self.number = itertools.count()
-        self.outcome = Outcome(Ledger(), 0.0, 0, 0, 0)
+        self.result = SimulatedRun(TimeSpent(), 0.0, 0, 0, 0)
         for node in range(fleet.nodes):
             self._schedule_loss(node, 0.0)
 
-    def run(self) -> Outcome:
+    def run(self) -> SimulatedRun:
         now, group = 0.0, self._form(0.0)
         total_steps = self.left
         limit_s = 30 * 86400 + 50 * total_steps / self.full_rate
@@ -164,7 +164,7 @@ class _Run:
             at, _, kind, node = heapq.heappop(self.events)
             if group is not None and (end := group.done_at(self.left)) <= at:
                 self._account(group, end, self.left)
-                return self.outcome
+                return self.result
             now = max(now, at)  # an event during the last checkpoint is noticed after it
             if now > limit_s:
                 raise UserError(
@@ -176,68 +176,70 @@ class _Run:
                 now = self._stop(group, now, kind)
                 group, idle_since = None, now
             if group is None and len(self.up) >= self.fleet.smallest:
-                self.outcome.ledger.waiting_s += now - idle_since
+                self.result.spent.waiting_s += now - idle_since
                 group = self._form(now)
 
-    def _apply(self, kind: Kind, node: int, now: float, group: Group | None) -> bool:
+    def _apply(self, kind: EventKind, node: int, now: float, group: WorkerGroup | None) -> bool:
         """Updates which nodes are up; returns whether the group has to stop."""
-        if kind is Kind.RETURN:
+        if kind is EventKind.RETURN:
             self.up.add(node)
             self._schedule_loss(node, now)
             self._schedule_look(group, now)
             return False
-        if kind is Kind.LOOK:
+        if kind is EventKind.LOOK:
             grows = group is not None and node == group.number and len(self.up) > len(group.nodes)
-            self.outcome.resizes += grows
+            self.result.resizes += grows
             return grows
         self.up.discard(node)
         used = group is not None and node in group.nodes
-        if kind is Kind.FAILURE:
-            self.outcome.failures += used
-            self._push(now + self.random.expovariate(1 / self.fleet.repair_s), Kind.RETURN, node)
+        if kind is EventKind.FAILURE:
+            self.result.failures += used
+            self._push(now + self.random.expovariate(1 / self.fleet.repair_s), EventKind.RETURN, node)
         else:
-            self.outcome.preemptions += used
-            self._push(now + self.random.expovariate(1 / self.fleet.replaced_s), Kind.RETURN, node)
+            self.result.preemptions += used
+            self._push(now + self.random.expovariate(1 / self.fleet.replaced_s), EventKind.RETURN, node)
         return used
 
-    def _form(self, now: float) -> Group | None:
+    def _form(self, now: float) -> WorkerGroup | None:
         if len(self.up) < self.fleet.smallest:
             return None
         nodes = frozenset(itertools.islice(self.up, self.fleet.largest))
-        group = Group(next(self.number), nodes, now, now + self.policy.restart_s, self.speed(len(nodes)), self.policy)
+        group = WorkerGroup(
+            next(self.number), nodes, now, now + self.policy.restart_s, self.speed(len(nodes)), self.policy
+        )
         self._schedule_look(group, now)
         return group
 
-    def _schedule_look(self, group: Group | None, now: float) -> None:
+    def _schedule_look(self, group: WorkerGroup | None, now: float) -> None:
         """Schedules the group's next look for nodes, if there is one to find."""
         if group is None or not len(group.nodes) < min(len(self.up), self.fleet.largest):
             return
         every = self.policy.resize_every_s
         looks = math.floor((now - group.formed) / every) + 1
-        self._push(group.formed + looks * every, Kind.LOOK, group.number)
+        self._push(group.formed + looks * every, EventKind.LOOK, group.number)
 
-    def _stop(self, group: Group, now: float, kind: Kind) -> float:
+    def _stop(self, group: WorkerGroup, now: float, kind: EventKind) -> float:
         """Ends the group; the time at which the next one can form."""
         save_s = self.policy.snapshot_s + self.policy.write_s
-        if kind is Kind.PREEMPTION and self.fleet.notice_s >= save_s and now > group.ready:
+        if kind is EventKind.PREEMPTION and self.fleet.notice_s >= save_s and now > group.ready:
             self._account(group, now, min(group.steps(now), self.left))
-            self.outcome.ledger.checkpoint_s += save_s
-            self.outcome.node_s += save_s * len(group.nodes)
+            self.result.spent.checkpoint_s += save_s
+            self.result.node_s += save_s * len(group.nodes)
             return now + save_s
         self._account(group, now, min(group.saved_steps(now), self.left))
         return now
 
-    def _account(self, group: Group, now: float, kept_steps: float) -> None:
-        ledger = self.outcome.ledger
+    def _account(self, group: WorkerGroup, now: float, kept_steps: float) -> None:
+        spent = self.result.spent
         ran = max(0.0, now - group.ready)
         worked = ran * self.policy.checkpoint_every_s / group.cycle_s
         kept = kept_steps / group.rate
-        ledger.restart_s += min(now, group.ready) - group.formed
-        ledger.checkpoint_s += ran - worked
-        ledger.redone_s += worked - kept
-        ledger.useful_s += kept_steps / self.full_rate
-        ledger.smaller_group_s += kept - kept_steps / self.full_rate
-        self.outcome.node_s += (now - group.formed) * len(group.nodes)
+        spent.restart_s += min(now, group.ready) - group.formed
+        spent.checkpoint_s += ran - worked
+        spent.redone_s += worked - kept
+        spent.useful_s += kept_steps / self.full_rate
+        spent.smaller_group_s += kept - kept_steps / self.full_rate
+        self.result.node_s += (now - group.formed) * len(group.nodes)
         self.left -= kept_steps
 
     def _schedule_loss(self, node: int, now: float) -> None:
@@ -247,7 +249,7 @@ class _Run:
             self.random.expovariate(1 / self.fleet.preempted_every_s) if self.fleet.preempted_every_s else math.inf
         )
         first = min(failure, preemption)
-        self._push(now + first, Kind.FAILURE if failure <= preemption else Kind.PREEMPTION, node)
+        self._push(now + first, EventKind.FAILURE if failure <= preemption else EventKind.PREEMPTION, node)
 
-    def _push(self, at: float, kind: Kind, node: int) -> None:
+    def _push(self, at: float, kind: EventKind, node: int) -> None:
         heapq.heappush(self.events, (at, next(self.number), kind, node))

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
 
+from resnet_dist.models.registry import Summary, summarise
 from resnet_dist.planner.hardware import (
     BACKWARD_SHARE,
     BUCKET_BYTES,
@@ -25,12 +26,12 @@ from resnet_dist.planner.hardware import (
     Links,
     all_reduce,
 )
-from resnet_dist.planner.workload import Net, Workload, count_net
+from resnet_dist.planner.workload import Workload
 
 # ---- the GPU and the host --------------------------------------------------------------------------------------------
 
 
-def roofline_s(net: Net, gpu: Gpu, *, half: bool) -> float:
+def roofline_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
     """Seconds of training per image from the data sheet alone: arithmetic plus memory traffic (see `Roofline`)."""
     roofline, tflops = (HALF, gpu.half_tflops) if half else (FP32, gpu.fp32_tflops)
     arithmetic = 6 * net.macs / (tflops * 1e12 * roofline.efficiency)
@@ -38,7 +39,7 @@ def roofline_s(net: Net, gpu: Gpu, *, half: bool) -> float:
     return arithmetic + traffic
 
 
-def image_s(net: Net, gpu: Gpu, *, half: bool) -> float:
+def image_s(net: Summary, gpu: Gpu, *, half: bool) -> float:
     """Seconds of training per image: the data sheet's, scaled so that ResNet-50 has its published speed on the GPU.
 
     A GPU without a published figure is scaled like the A100 (fp32: the V100).
@@ -48,10 +49,10 @@ def image_s(net: Net, gpu: Gpu, *, half: bool) -> float:
         known = GPUS["a100" if half else "v100"]
     published = known.resnet50_half if half else known.resnet50_fp32
     assert published is not None
-    return roofline_s(net, gpu, half=half) / (published * roofline_s(count_net("resnet50"), known, half=half))
+    return roofline_s(net, gpu, half=half) / (published * roofline_s(summarise("resnet50"), known, half=half))
 
 
-def host_s(net: Net) -> float:
+def host_s(net: Summary) -> float:
     """The host's time to start the kernels of one micro-batch, which never takes less."""
     return net.layers * HOST_S_PER_LAYER
 
@@ -147,7 +148,7 @@ def buckets(parts: Sequence[Produced]) -> list[tuple[float, float]]:
     return found
 
 
-def produced(net: Net, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
+def produced(net: Summary, micro_s: float, gradient_bytes: int = 4) -> list[Produced]:
     """The backward pass of one micro-batch, last part first; its time is shared out by multiply-adds."""
     total = net.macs
     return [
@@ -217,7 +218,7 @@ def step_of(
     workers: int,
     links: Links,
     *,
-    net: Net | None = None,
+    net: Summary | None = None,
     loader_images_s: float | None = None,
 ) -> Step:
     """One step at the images' largest size, or at the size of `net`.
@@ -249,7 +250,7 @@ def step_of(
     )
 
 
-def _exchange(work: Workload, net: Net, micro_s: float, workers: int, links: Links) -> Exchange:
+def _exchange(work: Workload, net: Summary, micro_s: float, workers: int, links: Links) -> Exchange:
     if work.messages_bytes is None:
         return exchange(produced(net, micro_s, work.gradient_bytes), workers, links)
     seconds = sum(all_reduce(num_bytes, workers, links).seconds for num_bytes in work.messages_bytes)

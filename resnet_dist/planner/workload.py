@@ -4,40 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from resnet_dist.config.low_rank import numbers_sent
 from resnet_dist.config.recipe import Recipe, train_size
 from resnet_dist.errors import UserError
-from resnet_dist.models.registry import Part, summarise
+from resnet_dist.models.registry import Summary, summarise
 
 DATASETS = {"imagenet": (1_281_167, 50_000), "cifar10": (50_000, 10_000), "digits": (1_442, 355)}
 """Training and validation images."""
 SLOTS_PER_OPTIMIZER = {"sgd": 1, "lamb": 2}
-
-
-@dataclass(frozen=True)
-class Net:
-    """A net at one image size. `parts` in forward order."""
-
-    parts: tuple[Part, ...]
-
-    @property
-    def macs(self) -> int:
-        return sum(part.macs for part in self.parts)
-
-    @property
-    def activations(self) -> int:
-        return sum(part.activations for part in self.parts)
-
-    @property
-    def parameters(self) -> int:
-        return sum(part.parameters for part in self.parts)
-
-    @property
-    def layers(self) -> int:
-        return sum(part.layers for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -47,12 +22,12 @@ class Phase:
     image_px: int
     share: float
     """Of the run's steps."""
-    net: Net
+    net: Summary
 
 
 @dataclass(frozen=True)
 class Workload:
-    net: Net
+    net: Summary
     """At the images' largest size."""
     phases: tuple[Phase, ...]
     """By image size; more than one with `data.progressive_size`. Shares add up to 1."""
@@ -80,11 +55,6 @@ class Workload:
     @property
     def global_batch_size(self) -> int:
         return self.micro_batch_size * self.micro_batches_per_step
-
-
-@cache
-def count_net(name: str, *, side: int = 224, **options: Any) -> Net:
-    return Net(summarise(name, side=side, **options).parts)
 
 
 def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Workload:
@@ -130,10 +100,10 @@ def _phases(recipe: Recipe, steps: int, steps_per_epoch: int) -> tuple[Phase, ..
         sizes[size] += min(steps_per_epoch, steps - first)
     options = recipe.model.build_options()
     name = options.pop("name")
-    return tuple(Phase(px, sizes[px] / steps, count_net(name, side=px, **options)) for px in sorted(sizes))
+    return tuple(Phase(px, sizes[px] / steps, summarise(name, side=px, **options)) for px in sorted(sizes))
 
 
-def _messages(recipe: Recipe, net: Net) -> tuple[int, ...] | None:
+def _messages(recipe: Recipe, net: Summary) -> tuple[int, ...] | None:
     if recipe.train.gradient_compression == "powersgd":
         return tuple(4 * numbers for numbers in numbers_sent(tuple(s for part in net.parts for s in part.shapes)))
     return (4 * net.parameters,) if recipe.train.reduction == "exact" else None

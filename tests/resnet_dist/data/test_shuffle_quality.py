@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnet_dist.bench.shuffle import Mixing, bench_shuffle, measure
+from resnet_dist.bench.shuffle import ShuffleQuality, bench_shuffle, measure
 from resnet_dist.data.order import PageShuffle, epoch_permutation, page_permutation
 
 SAMPLES = np.arange(100_000)
@@ -14,7 +14,7 @@ PAGE_OF, CLASS_OF = SAMPLES // 50, SAMPLES // 1000
 BATCH, WINDOW = 128, 200
 
 
-def mixing(order: np.ndarray, window: int = WINDOW) -> Mixing:
+def mixing(order: np.ndarray, window: int = WINDOW) -> ShuffleQuality:
     return measure(order, PAGE_OF, CLASS_OF, BATCH, kept_for=window * 50)
 
 

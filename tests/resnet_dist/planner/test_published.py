@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_dist.models import summarise
 from resnet_dist.planner.hardware import FP32, GPUS, HALF, JITTER
 from resnet_dist.planner.published import (
     SCALINGS,
@@ -16,7 +17,6 @@ from resnet_dist.planner.published import (
     scaling_rows,
     single_rows,
 )
-from resnet_dist.planner.workload import count_net
 
 README = Path(__file__).parents[3] / "resnet_dist/planner/README.md"
 
@@ -39,7 +39,7 @@ def test_rows_that_fitted_nothing_are_within_the_aim() -> None:
 )
 def test_the_rooflines_are_the_two_rows_they_were_fitted_on(roofline, peak, rates) -> None:
     """Two equations, two unknowns."""
-    a, b = count_net("resnet50"), count_net("resnet152")
+    a, b = summarise("resnet50"), summarise("resnet152")
     ta, tb = (1 / rate for rate in rates)
     determinant = a.macs * b.activations - b.macs * a.activations
     per_mac = (ta * b.activations - tb * a.activations) / determinant

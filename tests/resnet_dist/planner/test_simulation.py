@@ -24,9 +24,9 @@ def per_node(nodes: int) -> float:
 
 
 def test_without_faults_only_start_and_checkpoints_cost() -> None:
-    ledger = simulate(FLEET, POLICY, per_node, 16 * DAY, seed=0).ledger
-    assert (ledger.useful_s, ledger.restart_s, ledger.redone_s) == (DAY, 60, pytest.approx(0, abs=1e-6))
-    assert ledger.checkpoint_s == pytest.approx(DAY / 600 * 5)
+    spent = simulate(FLEET, POLICY, per_node, 16 * DAY, seed=0).spent
+    assert (spent.useful_s, spent.restart_s, spent.redone_s) == (DAY, 60, pytest.approx(0, abs=1e-6))
+    assert spent.checkpoint_s == pytest.approx(DAY / 600 * 5)
 
 
 def test_spare_nodes_make_it_the_renewal_formula() -> None:
@@ -40,7 +40,7 @@ def test_spare_nodes_make_it_the_renewal_formula() -> None:
     rate, cycle = nodes / mtbf, policy.checkpoint_every_s + policy.snapshot_s
     segment = (math.exp(rate * cycle) - 1) / rate * math.exp(rate * policy.restart_s)
     expected = weeks * WEEK / policy.checkpoint_every_s * segment
-    assert mean(run.ledger.wall_s for run in runs) == pytest.approx(expected, rel=0.005)
+    assert mean(run.spent.wall_s for run in runs) == pytest.approx(expected, rel=0.005)
     assert mean(run.failures for run in runs) == pytest.approx(expected * rate, rel=0.1)
 
 
@@ -54,18 +54,18 @@ def test_thousands_of_elastic_spot_nodes_over_weeks() -> None:
     warned = simulate(fleet, POLICY, per_node, nodes * 2 * DAY, seed=1)
     unwarned = simulate(replace(fleet, notice_s=0), POLICY, per_node, nodes * 2 * DAY, seed=1)
     assert warned.preemptions > 300
-    assert warned.ledger.redone_s < unwarned.ledger.redone_s
-    assert warned.ledger.goodput > unwarned.ledger.goodput
+    assert warned.spent.redone_s < unwarned.spent.redone_s
+    assert warned.spent.goodput > unwarned.spent.goodput
 
 
 def test_an_elastic_group_continues_where_a_fixed_one_waits() -> None:
     fleet = replace(FLEET, mtbf_s=200 * HOUR, repair_s=10 * HOUR)
     fixed = simulate(fleet, POLICY, per_node, 16 * WEEK, seed=3)
     elastic = simulate(replace(fleet, smallest=8), POLICY, per_node, 16 * WEEK, seed=3)
-    assert fixed.ledger.waiting_s > 10 * HOUR
-    assert elastic.ledger.waiting_s == 0
+    assert fixed.spent.waiting_s > 10 * HOUR
+    assert elastic.spent.waiting_s == 0
     assert elastic.resizes > 0
-    assert elastic.ledger.wall_s < fixed.ledger.wall_s
+    assert elastic.spent.wall_s < fixed.spent.wall_s
 
 
 @settings(deadline=None, max_examples=60)
@@ -85,11 +85,11 @@ def test_the_books_balance(seed, nodes, spare, smallest, mtbf_h, preempted_h, no
         repair_s=HOUR, preempted_every_s=preempted_h and preempted_h * HOUR, notice_s=notice, replaced_s=HOUR,
     )  # fmt: skip
     run = simulate(fleet, POLICY, per_node, nodes * days * DAY, seed)
-    ledger = run.ledger
-    assert ledger.useful_s == pytest.approx(days * DAY)
-    assert min(ledger.smaller_group_s, ledger.redone_s, ledger.checkpoint_s, ledger.waiting_s) > -1e-3
-    assert ledger.restart_s > 0
-    assert run.node_s <= nodes * ledger.wall_s + 1e-3
+    spent = run.spent
+    assert spent.useful_s == pytest.approx(days * DAY)
+    assert min(spent.smaller_group_s, spent.redone_s, spent.checkpoint_s, spent.waiting_s) > -1e-3
+    assert spent.restart_s > 0
+    assert run.node_s <= nodes * spent.wall_s + 1e-3
     assert run == simulate(fleet, POLICY, per_node, nodes * days * DAY, seed)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import UserError
-from resnet_dist.models.registry import build_model
+from resnet_dist.models.registry import build_model, summarise
 from resnet_dist.planner.hardware import (
     BUCKET_BYTES,
     FIRST_BUCKET_BYTES,
@@ -37,7 +37,7 @@ from resnet_dist.planner.step import (
     step_of,
     throttled,
 )
-from resnet_dist.planner.workload import Workload, count_net, workload_of
+from resnet_dist.planner.workload import Workload, workload_of
 from resnet_dist.training.reduce import PowerSgdReduction
 
 RECIPES = Path(__file__).parents[3] / "resnet_dist/recipes"
@@ -65,7 +65,7 @@ def test_every_recipe_can_be_planned(name: str) -> None:
 def test_a_gpu_with_a_published_figure_gives_it_back() -> None:
     for gpu in GPUS.values():
         if gpu.resnet50_half:
-            assert 1 / image_s(count_net("resnet50"), gpu, half=True) == pytest.approx(gpu.resnet50_half)
+            assert 1 / image_s(summarise("resnet50"), gpu, half=True) == pytest.approx(gpu.resnet50_half)
 
 
 def test_a_ring_on_one_node_is_the_textbooks() -> None:
@@ -98,7 +98,7 @@ def test_buckets_hold_all_bytes_in_order_and_none_is_ready_after_the_end(parts: 
 
 
 def test_overlap_hides_what_fits_into_the_backward_pass() -> None:
-    parts = produced(count_net("resnet152"), 0.2)
+    parts = produced(summarise("resnet152"), 0.2)
     alone = exchange(parts, 16, NVLINK, overlapped=False)
     hidden = exchange(parts, 16, NVLINK)
     assert hidden.exposed_s < 0.75 * alone.exposed_s
