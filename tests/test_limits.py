@@ -10,7 +10,7 @@ from data_prep.pixels import LIMITS
 from data_prep.sources import hf_parquet, labels, webdataset
 from data_prep.sources.datasets import cifar, ilsvrc
 from data_prep.sources.files import find, places, table, tar
-from resnet_dist.config import loading, recipe
+from resnet_dist.config import recipe, yaml_text
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
 HEAD = """# Limits
@@ -81,9 +81,9 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             ("a manifest", mib(manifest.MAX_MANIFEST_BYTES), ""),
         ],
         "A run": [
-            ("a recipe, profile or space", mib(loading.MAX_TEXT_BYTES), ""),
-            ("its nesting", f"{loading.MAX_DEPTH} levels", ""),
-            ("its values", f"{loading.MAX_NODES:,}", "aliases counted as often as they stand for something"),
+            ("a recipe, profile or space", mib(yaml_text.MAX_TEXT_BYTES), ""),
+            ("its nesting", f"{yaml_text.MAX_DEPTH} levels", ""),
+            ("its values", f"{yaml_text.MAX_NODES:,}", "aliases counted as often as they stand for something"),
             ("a side of what the net sees", f"{recipe.MAX_SIZE:,} px", ""),
         ],
     }

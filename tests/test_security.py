@@ -139,13 +139,13 @@ def test_weights_are_loaded_as_weights_only() -> None:
 
 def test_yaml_is_read_by_one_safe_loader() -> None:
     """`parse_yaml` bounds what it builds; nothing else parses YAML."""
-    from resnet_dist.config import loading
+    from resnet_dist.config import yaml_text
 
     parsers = {
         name for name, tree in modules() for what, _ in calls(tree) if re.fullmatch(r"yaml\.\w*(load|parse)", what)
     }
-    assert parsers <= {"resnet_dist/config/loading.py"}
-    loaders = [value for value in vars(loading).values() if isinstance(value, type) and "Loader" in value.__name__]
+    assert parsers <= {"resnet_dist/config/yaml_text.py"}
+    loaders = [value for value in vars(yaml_text).values() if isinstance(value, type) and "Loader" in value.__name__]
     assert [issubclass(loader, yaml.SafeLoader) for loader in loaders] == [True]
 
 

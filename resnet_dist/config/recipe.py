@@ -10,13 +10,34 @@ import hashlib
 import json
 from collections.abc import Mapping
 from math import floor
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from resnet_dist.config.base import Section, without_recorded_defaults
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Pair = TypeVar("Pair", bound=tuple[float, float])
+
+
+def _ascending(ends: Pair) -> Pair:
+    if ends[0] > ends[1]:
+        raise ValueError(f"must ascend, got {list(ends)}")
+    return ends
+
+
+Ascending = Annotated[Pair, AfterValidator(_ascending)]
+"""The two ends of a range."""
 ActivationOrder = Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"]
 
 
@@ -36,9 +57,7 @@ class ModelConfig(Section):
     net's own default."""
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck takes the stride: 3x3 as torchvision ("v1.5"), 1x1 as the paper."""
-    activation_order: Literal["original", "bn_after_addition", "relu_before_addition", "relu_only_pre", "pre"] = (
-        "original"
-    )
+    activation_order: ActivationOrder = "original"
     """Where batch norm and ReLU are around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
     pre: both before each convolution, the best of the five; the three in the middle are for comparison."""
     stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
@@ -76,6 +95,7 @@ class ModelConfig(Section):
 # is a function of (seed, epoch, sample id).
 
 Level = Annotated[int, Field(ge=0, le=255)]
+AspectRatio = Annotated[float, Field(ge=0.05, le=20)]
 
 
 class ColorJitter(Section):
@@ -106,7 +126,7 @@ class RandAugment(Section):
     magnitude: Annotated[int, Field(ge=0)] = 9
     """0 to `bins` - 1."""
     bins: Annotated[int, Field(ge=2)] = 31
-    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    probability: PositiveShare = 1.0
     """Probability of applying each operation, independently; timm's policies have 0.5."""
 
     @model_validator(mode="after")
@@ -127,22 +147,13 @@ class RandomErasing(Section):
     """Covers a rectangle (Zhong et al. 2017; torchvision's `RandomErasing`)."""
 
     kind: Literal["random_erasing"]
-    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.02, 0.33)
+    probability: Share = 0.5
+    scale: Ascending[tuple[PositiveShare, PositiveShare]] = (0.02, 0.33)
     """Range of the rectangle's share of the image's area."""
-    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
+    ratio: Ascending[tuple[AspectRatio, AspectRatio]] = (0.3, 3.3)
     """Range of its height / width; drawn log-uniformly."""
     fill: tuple[Level, Level, Level] = (124, 116, 104)
     """R, G, B. ImageNet's mean, so about 0 after normalisation, which is torchvision's default."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> RandomErasing:
-        for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, 20.0)):
-            if low > high or high > most:
-                raise ValueError(f"{name} must be ascending and end at {most} or below, got {[low, high]}")
-        if self.ratio[0] < 0.05:
-            raise ValueError(f"ratio must begin at 0.05 or above, got {list(self.ratio)}")
-        return self
 
 
 Augmentation = Annotated[
@@ -173,18 +184,10 @@ class RandomResizedCrop(TrainCrop):
     """A crop of random area and aspect ratio, resized to `size` (Szegedy et al. 2014)."""
 
     kind: Literal["random_resized_crop"]
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    scale: Ascending[tuple[PositiveShare, PositiveShare]] = (0.08, 1.0)
     """Range of the crop's share of the image's area."""
-    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    ratio: Ascending[tuple[PositiveFloat, PositiveFloat]] = (0.75, 4 / 3)
     """Range of the crop's width / height; drawn log-uniformly."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> RandomResizedCrop:
-        if self.scale[0] > self.scale[1] or self.scale[1] > 1.0:
-            raise ValueError(f"scale must be ascending and end at 1.0 or below, got {list(self.scale)}")
-        if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"ratio must be ascending, got {list(self.ratio)}")
-        return self
 
 
 class ScaleCrop(TrainCrop):
@@ -240,7 +243,7 @@ class Mixing(Section):
     cutmix_alpha: Annotated[float, Field(gt=0, le=2)] | None = None
     """CutMix (Yun et al. 2019): an image's share, outside the rectangle taken from the other image, is drawn from
     Beta(alpha, alpha)."""
-    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    probability: PositiveShare = 1.0
     """Probability that a micro-batch is mixed at all."""
 
     @model_validator(mode="after")
@@ -255,7 +258,7 @@ class ProgressiveSize(Section):
     ffcv-imagenet)."""
 
     start_size: PositiveInt
-    ramp: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+    ramp: Ascending[tuple[Share, Share]]
     """Where growing begins and ends, as shares of the run, rounded down to whole epochs."""
     multiple: PositiveInt = 32
     """Sizes between are multiples of this, px."""
@@ -302,8 +305,6 @@ class DataConfig(Section):
             raise ValueError("progressive_size needs a crop that resizes; pad_crop does not")
         if progressive.start_size > self.train.size:
             raise ValueError(f"progressive_size.start_size must be train.size ({self.train.size}) or less")
-        if progressive.ramp[0] > progressive.ramp[1]:
-            raise ValueError(f"progressive_size.ramp must ascend, got {list(progressive.ramp)}")
         return self
 
     @model_validator(mode="after")
@@ -363,7 +364,7 @@ class BinaryCrossEntropy(Section):
     (Wightman et al. 2021, "ResNet strikes back")."""
 
     kind: Literal["bce"]
-    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    target_threshold: Rate | None = None
     """Targets above this count as 1, all others as 0, so a mixed image has two labels; null: targets as they are."""
 
 
@@ -407,7 +408,7 @@ class TrainConfig(Section):
     the mathematics. The first steps take minutes."""
     divergence: DivergenceConfig = DivergenceConfig()
     loss: Annotated[CrossEntropy | BinaryCrossEntropy, Field(discriminator="kind")] = CrossEntropy(kind="cross_entropy")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Rate = 0.0
     """s: targets become (1 - s) * target + s / number of classes, before `loss.target_threshold` is applied."""
     ema: EmaConfig | None = None
     bn_statistics_steps: PositiveInt | None = None
@@ -449,7 +450,7 @@ class OptimConfig(Section):
     """sgd: torch's. lamb: timm's (You et al. 2019), with which the "ResNet strikes back" recipes were trained."""
     lr: PositiveFloat
     """Peak learning rate, for the whole global batch."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Rate = 0.9
     """sgd only."""
     nesterov: bool = False
     """sgd only."""
@@ -472,7 +473,7 @@ class Warmup(Section):
     """From `start_factor * lr` to `lr`."""
 
     epochs: NonNegativeFloat = 0.0
-    start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    start_factor: Share = 0.0
     shape: Literal["linear", "constant"] = "linear"
     """linear: in equal steps (Goyal et al. 2017, section 2.2). constant: `start_factor * lr` until it ends (He et al.
     2015, section 4.2, for 110 layers)."""
@@ -510,13 +511,13 @@ class PlateauSchedule(Section):
 
 class CosineSchedule(Section):
     kind: Literal["cosine"]
-    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_factor: Share = 0.0
     warmup: Warmup = Warmup()
 
 
 class LinearSchedule(Section):
     kind: Literal["linear"]
-    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_factor: Share = 0.0
     warmup: Warmup = Warmup()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data_prep.beton.files import make_folder, write_text_atomically
-from resnet_dist.config.loading import read_record
+from resnet_dist.config.records import read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.spool import newest_lease

@@ -13,9 +13,10 @@ import torch
 
 from data_prep.redaction import redacted
 from data_prep.shown import shown
-from resnet_dist.config.loading import read_record, recipe_from_yaml, to_yaml
+from resnet_dist.config.loading import recipe_from_yaml, to_yaml
 from resnet_dist.config.profile import FailureConfig
 from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.records import read_record
 from resnet_dist.data.checks import known_pictures, picture_settings
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import driver_of, held

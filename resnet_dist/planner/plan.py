@@ -300,11 +300,10 @@ def _shares(plan: Plan) -> dict[str, float]:
 
 
 def _lost(plan: Plan) -> dict[str, float]:
+    """Shares of the time that did not go into steps at the largest group's speed."""
     names = [field.name for field in fields(TimeSpent) if field.name != "useful_s"]
-    return {
-        name.removesuffix("_s").replace("_", " "): mean(getattr(run.spent, name) / run.spent.wall_s for run in plan.runs)
-        for name in names
-    }
+    shares = {name: mean(getattr(run.spent, name) / run.spent.wall_s for run in plan.runs) for name in names}
+    return {name.removesuffix("_s").replace("_", " "): share for name, share in shares.items()}
 
 
 def _mean(plan: Plan, name: str) -> float:

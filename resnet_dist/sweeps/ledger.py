@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from data_prep.beton.files import open_regular, read_small
 from data_prep.strict_json import parse
-from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
+from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import SWEEP_LEDGER

@@ -25,8 +25,8 @@ from data_prep.beton.class_names import difference
 from data_prep.beton.digest import ALGORITHM, Algorithm, digest_state, digest_stream, parse_digest
 from data_prep.beton.files import Unfit, create, open_regular, read_small
 from data_prep.shown import one_line
-from resnet_dist.config.loading import MAX_RECORD_BYTES, read_record
 from resnet_dist.config.recipe import Recipe, recipe_changes
+from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 

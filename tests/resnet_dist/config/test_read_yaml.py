@@ -15,7 +15,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.config.loading import load_profile, load_recipe, load_space, parse_value, parse_yaml, recipe_of
+from resnet_dist.config.loading import load_profile, load_recipe, load_space, recipe_of
+from resnet_dist.config.yaml_text import parse_value, parse_yaml
 from resnet_dist.errors import UserError
 
 ROOT = Path(__file__).parents[3]
