@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from data_prep.converter.context import Progress
 
@@ -22,109 +23,111 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
         yield live
 
 
-class _Rate:
-    """Samples and bytes per second since the first unit was finished, so that Ray's start does not count."""
+class _Rates(NamedTuple):
+    """Per second."""
 
-    def __init__(self) -> None:
-        self._samples_before: int | None = None
+    done: float
+    source_bytes: float
+    by_node: dict[str, float]
+
+
+class _Rate:
+    """Measures from the first work that this process has finished, so that Ray's start does not count.
+
+    Args:
+        before: what was done earlier; None: the first number that is reported.
+    """
+
+    def __init__(self, before: int | None) -> None:
+        self._before = before
+        self._last = 0
         self._start: tuple[float, int, int, Mapping[str, int]] | None = None
 
-    def describe(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> str:
-        now = time.monotonic()
-        if self._samples_before is None:
-            self._samples_before = samples
-        if self._start is None and samples > self._samples_before:
-            self._start = (now, samples, source_bytes, dict(by_node))
-        start_s, start_samples, start_bytes, start_nodes = self._start or (now, samples, source_bytes, by_node)
-        elapsed_s = max(now - start_s, 1e-9)
-        parts = [f"{samples:,}/{total:,} images"]
-        done = samples - start_samples
-        if done:
-            rate = done / elapsed_s
-            parts.append(f"{rate:,.0f} images/s")
-            parts.append(f"{(source_bytes - start_bytes) / elapsed_s / 1e6:,.1f} MB/s")
-            parts.append(f"{(total - samples) / rate:,.0f} s left")
-        if bad:
-            parts.append(f"{bad:,} bad")
-        if done and len(by_node) > 1:
-            rates = {node: (count - start_nodes.get(node, 0)) / elapsed_s for node, count in sorted(by_node.items())}
-            parts.append("; ".join(f"{node} {rate:,.0f}/s" for node, rate in rates.items()))
-        return ", ".join(parts)
+    def update(self, done: int, source_bytes: int, by_node: Mapping[str, int]) -> _Rates | None:
+        """None until there is something to measure."""
+        now_s = time.monotonic()
+        if self._before is None:
+            self._before = done
+        if done > self._before and (self._start is None or done < self._last):  # fewer: the file is written again
+            self._start = (now_s, done, source_bytes, dict(by_node))
+        self._last = done
+        if self._start is None or done == self._start[1]:
+            return None
+        start_s, start_done, start_bytes, start_nodes = self._start
+        elapsed_s = max(now_s - start_s, 1e-9)
+        nodes = {node: (count - start_nodes.get(node, 0)) / elapsed_s for node, count in sorted(by_node.items())}
+        return _Rates((done - start_done) / elapsed_s, (source_bytes - start_bytes) / elapsed_s, nodes)
 
 
-class _WriteRate:
-    """Bytes per second since the first range was finished."""
-
+class _Progress(ABC):
     def __init__(self) -> None:
-        self._start: tuple[float, int, Mapping[str, int]] | None = None
-        self._last_bytes = 0
+        self._encode_rate = _Rate(before=None)  # a resumed conversion reports what it finds first
+        self._write_rate = _Rate(before=0)
 
-    def describe(self, num_bytes: int, total: int | None, by_node: Mapping[str, int]) -> str:
-        now = time.monotonic()
-        if self._start is None or num_bytes < self._last_bytes:  # less than before: it is written again
-            self._start = (now, num_bytes, dict(by_node))
-        self._last_bytes = num_bytes
-        start_s, start_bytes, start_nodes = self._start
-        elapsed_s = max(now - start_s, 1e-9)
-        of_all = "" if total is None else f"/{total / 1e6:,.0f}"
-        parts = [f"{num_bytes / 1e6:,.0f}{of_all} MB"]
-        rate = (num_bytes - start_bytes) / elapsed_s
-        if rate:
-            parts.append(f"{rate / 1e6:,.1f} MB/s")
-        if rate and total is not None:
-            parts.append(f"{(total - num_bytes) / rate:,.0f} s left")
-        if rate and len(by_node) > 1:
-            rates = {node: (count - start_nodes.get(node, 0)) / elapsed_s for node, count in sorted(by_node.items())}
-            parts.append("; ".join(f"{node} {rate / 1e6:,.1f} MB/s" for node, rate in rates.items()))
-        return ", ".join(parts)
+    @abstractmethod
+    def log(self, text: str) -> None: ...
 
-
-class PlainProgress:
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._rate = _Rate()
-        self._write_rate = _WriteRate()
-        self._last_s = time.monotonic()
-
-    def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+    @abstractmethod
+    def _show(self, phase: str, text: str, done: int, total: int | None) -> None: ...
 
     def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
-        text = self._rate.describe(samples, total, source_bytes, bad, by_node)
-        if self._is_time() or samples == total:
-            self.note(f"encode: {text}")
+        parts = [f"{samples:,}/{total:,} images"]
+        rates = self._encode_rate.update(samples, source_bytes, by_node)
+        if rates:
+            parts += [f"{rates.done:,.0f} images/s", f"{rates.source_bytes / 1e6:,.1f} MB/s"]
+            parts += [f"{(total - samples) / rates.done:,.0f} s left"]
+        if bad:
+            parts.append(f"{bad:,} bad")
+        if rates and len(by_node) > 1:
+            parts.append("; ".join(f"{node} {rate:,.0f}/s" for node, rate in rates.by_node.items()))
+        self._show("encode", ", ".join(parts), samples, total)
 
     def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
-        text = self._write_rate.describe(num_bytes, total, by_node or {})
-        if self._is_time() or num_bytes == total:
-            self.note(f"write: {text}")
+        parts = [f"{num_bytes / 1e6:,.0f}{'' if total is None else f'/{total / 1e6:,.0f}'} MB"]
+        if rates := self._write_rate.update(num_bytes, 0, by_node or {}):
+            parts.append(f"{rates.done / 1e6:,.1f} MB/s")
+            if total is not None:
+                parts.append(f"{(total - num_bytes) / rates.done:,.0f} s left")
+            if len(rates.by_node) > 1:
+                parts.append("; ".join(f"{node} {rate / 1e6:,.1f} MB/s" for node, rate in rates.by_node.items()))
+        self._show("write", ", ".join(parts), num_bytes, total)
 
     def decoded(self, samples: int, total: int) -> None:
-        if self._is_time():
-            self.note(f"decode: {samples:,}/{total:,} images")
-
-    def _is_time(self) -> bool:
-        now = time.monotonic()
-        if now - self._last_s < PLAIN_INTERVAL_S:
-            return False
-        self._last_s = now
-        return True
+        self._show("decode", f"{samples:,}/{total:,} images", samples, total)
 
 
-class _LiveProgress:
-    """One rich bar per phase, on stderr."""
+class PlainProgress(_Progress):
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._last_s = time.monotonic()
+
+    def log(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def _show(self, phase: str, text: str, done: int, total: int | None) -> None:
+        now_s = time.monotonic()
+        is_time = now_s - self._last_s >= PLAIN_INTERVAL_S
+        if is_time:
+            self._last_s = now_s
+        if is_time or done == total:
+            self.log(f"{phase}: {text}")
+
+
+class _LiveProgress(_Progress):
+    """One rich bar for each phase, on stderr."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
+        super().__init__()
         columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.fields[text]}"))
         self._bars = Progress(*columns, console=Console(stderr=True))
-        self._encode = self._bars.add_task("encode", text="", visible=False)
-        self._write = self._bars.add_task("write", total=None, text="", visible=False)
-        self._decode = self._bars.add_task("decode", text="", visible=False)
-        self._rate = _Rate()
-        self._write_rate = _WriteRate()
+        self._tasks = {
+            phase: self._bars.add_task(phase, total=None, text="", visible=False)
+            for phase in ("encode", "write", "decode")
+        }
 
     def __enter__(self) -> _LiveProgress:
         self._bars.start()
@@ -133,17 +136,8 @@ class _LiveProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False)
 
-    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
-        text = self._rate.describe(samples, total, source_bytes, bad, by_node)
-        self._bars.update(self._encode, completed=samples, total=total, text=text, visible=True)
-
-    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
-        text = self._write_rate.describe(num_bytes, total, by_node or {})
-        self._bars.update(self._write, completed=num_bytes, total=total, text=text, visible=True)
-
-    def decoded(self, samples: int, total: int) -> None:
-        text = f"{samples:,}/{total:,} images"
-        self._bars.update(self._decode, completed=samples, total=total, text=text, visible=True)
+    def _show(self, phase: str, text: str, done: int, total: int | None) -> None:
+        self._bars.update(self._tasks[phase], completed=done, total=total, text=text, visible=True)

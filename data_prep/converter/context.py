@@ -56,7 +56,7 @@ class ThisProcess:
 class Progress(Protocol):
     """`cli.progress` shows it on a terminal or in a log."""
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Shows one separate line."""
         ...
 
@@ -75,7 +75,7 @@ class Progress(Protocol):
 
 
 class NoProgress:
-    def note(self, text: str) -> None: ...
+    def log(self, text: str) -> None: ...
 
     def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None: ...
 

@@ -154,7 +154,7 @@ def convert(
         raise UserError(f"{source.description.location}: {problem}; rename it")
     notes = (*source.notes, *class_notes(source.class_names, place))
     for note in notes:
-        progress.note(shown(f"note: {note}", None))
+        progress.log(shown(f"note: {note}", None))
     plan = make_plan(len(source), source.description, settings, encoder_versions())
     with cannot_be_written(place.shown):
         finished = _finished_before(place, plan, bad_policy)
@@ -259,7 +259,7 @@ class _Conversion:
         self.job = Job(source, plan.settings, plan.digest, output, plan.versions, reads_again)
         self._plan, self._output, self._policy, self._progress = plan, output, policy, progress
 
-        before = _finished_parts(output, plan, progress.note)
+        before = _finished_parts(output, plan, progress.log)
         # Bad samples may be repaired by now, or could not be read for a temporary reason.
         kept = [part for part in before if policy.on_error == "quarantine" or not part.bad]
         names = output.names()
@@ -284,9 +284,7 @@ class _Conversion:
         self._read_by: Counter[str] = Counter()
         self._written_by: Counter[str] = Counter()
         if kept:
-            progress.note(
-                f"resuming: {self._samples_read:,} of {plan.num_samples:,} images were read by an earlier run"
-            )
+            progress.log(f"resuming: {self._samples_read:,} of {plan.num_samples:,} images were read by an earlier run")
         self._show_read()
         self._advance()
 

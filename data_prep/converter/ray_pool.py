@@ -85,7 +85,7 @@ class RayPool:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             where = f"connecting to Ray at {self._address}" if self._address else "starting Ray on this machine"
-            self._progress.note(where)
+            self._progress.log(where)
             try:
                 _connect(self._workers, self._address)
             except SystemExit:  # what ray.init's own handler turns a SIGTERM into
@@ -95,9 +95,9 @@ class RayPool:
         cpus = ClusterCpus()
         num_cpus = cpus.latest()
         if num_cpus < 1:
-            self._progress.note(f"the Ray cluster has no CPUs yet: waiting for a node, {STALL_LIMIT_S:.0f} s at most")
+            self._progress.log(f"the Ray cluster has no CPUs yet: waiting for a node, {STALL_LIMIT_S:.0f} s at most")
         elif self._workers is not None and self._workers > num_cpus:
-            self._progress.note(
+            self._progress.log(
                 f"the Ray cluster has {num_cpus} CPUs: until it has more, as many workers, not {self._workers}"
             )
         return cpus
@@ -150,7 +150,7 @@ def _run_tasks(
             losses[str(done)] += 1
             if losses[str(done)] > MAX_LOSSES:
                 raise Fault(f"{done} were lost {MAX_LOSSES + 1} times, last: {report}")
-            progress.note(f"{done} were lost and are done again: {report}")
+            progress.log(f"{done} were lost and are done again: {report}")
             again.append(done)
     finally:
         for ref in running:

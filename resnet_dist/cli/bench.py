@@ -9,22 +9,27 @@ import typer
 
 from resnet_dist.cli.options import ProfileFile, ProfileSets
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure parts of the system beside their peers, paired in one run.")
+Peers = Annotated[list[str] | None, typer.Option("--peer", help="One of the table's rows; repeatable.  [default: all]")]
+Jpegs = Annotated[Path, typer.Argument(metavar="FILE.beton", help="A beton of JPEGs, of the size that you train on.")]
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure parts of this system beside their peers, in turns.")
 
 
 @bench_app.command("loader")
 def bench_loader(
-    beton: Annotated[Path, typer.Argument(metavar="FILE.beton", help="JPEGs of the size that interests you.")],
-    threads: Annotated[int, typer.Option(min=1, help="Loader threads of every peer.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Passes of every peer, in turns.")] = 5,
+    beton: Jpegs,
+    threads: Annotated[int, typer.Option(min=1, help="Loader threads of each peer.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Passes of each peer, in turns.")] = 5,
     settings: Annotated[
-        list[str] | None, typer.Option("--setting", help="train-SIZE or eval-SIZE; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--setting",
+            help="train-SIZE or eval-SIZE; repeatable.  [default: train-224, train-160, train-128, eval-224]",
+        ),
     ] = None,
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
-    ] = None,
+    peers: Peers = None,
 ) -> None:
-    """Our loader against stock FFCV, torchvision and, where it is installed, DALI, as a Markdown table.
+    """Compare our loader with stock FFCV, torchvision and, where it is installed, DALI.
 
     Example: resnet-dist bench loader data/imagenet/val.beton --threads 2 --setting train-224
     """
@@ -38,15 +43,13 @@ def bench_loader(
 
 @bench_app.command("batches")
 def bench_batches(
-    beton: Annotated[Path, typer.Argument(metavar="FILE.beton", help="JPEGs of the size that interests you.")],
-    size: Annotated[int, typer.Option(min=1, help="Of the crops, px.")] = 224,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of 16 images.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each batch is made.")] = 6,
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
-    ] = None,
+    beton: Jpegs,
+    size: Annotated[int, typer.Option(min=1, help="Side of the crops, px.")] = 224,
+    batches: Annotated[int, typer.Option(min=1, help="Number of batches, of 16 images each.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each batch.")] = 6,
+    peers: Peers = None,
 ) -> None:
-    """Least CPU time of a training batch, ours and our peers', on one thread: for machines that are never quiet.
+    """Compare the least CPU time of a training batch on one thread: for machines that are never idle.
 
     Example: resnet-dist bench batches data/imagenet/val.beton --size 160
     """
@@ -58,15 +61,13 @@ def bench_batches(
 
 @bench_app.command("opening")
 def bench_opening(
-    samples: Annotated[int, typer.Option(min=1024, help="Samples of the made-up beton.")] = 1_281_167,
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="Of those in the table; may be given again.")
-    ] = None,
+    samples: Annotated[int, typer.Option(min=1024, help="Number of samples in the made-up beton.")] = 1_281_167,
+    peers: Peers = None,
     keep: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the beton is left for later calls.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder that keeps the beton for later calls.")
     ] = None,
 ) -> None:
-    """Start-up, resume and memory of a loader at ImageNet's number of samples, beside stock FFCV's.
+    """Compare the start, the resume and the memory of our loader with stock FFCV's, on as many samples as ImageNet's.
 
     Example: resnet-dist bench opening --samples 1281167
     """
@@ -78,12 +79,12 @@ def bench_opening(
 
 @bench_app.command("endurance")
 def bench_endurance(
-    beton: Annotated[Path, typer.Argument(metavar="FILE.beton")],
-    epochs: Annotated[int, typer.Option(min=4)] = 20,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    size: Annotated[int, typer.Option(min=1, help="Of the crops, px.")] = 224,
+    beton: Jpegs,
+    epochs: Annotated[int, typer.Option(min=4, help="Number of epochs.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Loader threads.")] = 2,
+    size: Annotated[int, typer.Option(min=1, help="Side of the crops, px.")] = 224,
 ) -> None:
-    """Memory, threads and file handles of a loader over many epochs.
+    """Watch the memory, threads and file handles of our loader over many epochs.
 
     Example: resnet-dist bench endurance data/imagenet/val.beton --epochs 20
     """
@@ -94,13 +95,16 @@ def bench_endurance(
 
 @bench_app.command("shuffle")
 def bench_shuffle(
-    samples: Annotated[int, typer.Option(min=1024)] = 1_281_167,
-    page: Annotated[int, typer.Option(min=1, help="Samples on a page.")] = 73,
-    classes: Annotated[int, typer.Option(min=1)] = 1000,
-    batch: Annotated[int, typer.Option(min=1)] = 256,
-    windows: Annotated[list[int] | None, typer.Option("--window", help="In pages; may be given again.")] = None,
+    samples: Annotated[int, typer.Option(min=1024, help="Number of samples.")] = 1_281_167,
+    page: Annotated[int, typer.Option(min=1, help="Samples on one page of the beton.")] = 73,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 256,
+    windows: Annotated[
+        list[int] | None,
+        typer.Option("--window", help="Shuffle window in pages; repeatable.  [default: 64, 256, 1024, 4096]"),
+    ] = None,
 ) -> None:
-    """How well the page shuffle mixes a beton that is sorted by class, beside a full shuffle.
+    """Measure how well the page shuffle mixes a beton that is sorted by class, beside a full shuffle.
 
     Example: resnet-dist bench shuffle --window 256 --window 1024
     """
@@ -119,12 +123,12 @@ def bench_shuffle(
 @bench_app.command("tracking")
 def bench_tracking(
     steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 1000,
-    rounds: Annotated[int, typer.Option(min=1, help="Blocks of every state of the server, in turns.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks for each state of the server, in turns.")] = 3,
     folder: Annotated[
-        Path | None, typer.Option(help="Where the run is while it is measured.  [default: a temporary folder]")
+        Path | None, typer.Option(help="Folder for the measured run.  [default: a temporary one]")
     ] = None,
 ) -> None:
-    """What a training step pays for its metrics, with an MLflow server that is up, killed and frozen.
+    """Measure what metrics cost a training step, with an MLflow server that is up, killed or frozen.
 
     Example: resnet-dist bench tracking --rounds 5
     """
@@ -135,14 +139,18 @@ def bench_tracking(
 
 @bench_app.command("sweep")
 def bench_sweep(
-    space: Annotated[Path, typer.Argument(metavar="SPACE", exists=True, dir_okay=False)],
+    space: Annotated[
+        Path, typer.Argument(metavar="SPACE", exists=True, dir_okay=False, help="A search space's YAML file.")
+    ],
     on: ProfileFile,
-    profile_set: ProfileSets = [],  # noqa: B006
-    light_trials: Annotated[int, typer.Option(min=2)] = 12,
-    train_trials: Annotated[int, typer.Option(min=2, help="More than run at once.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1)] = 1,
+    profile_set: ProfileSets = [],
+    light_trials: Annotated[int, typer.Option(min=2, help="Trials on the light path.")] = 12,
+    train_trials: Annotated[
+        int, typer.Option(min=2, help="Trials with a TorchTrainer each; give more than run at once.")
+    ] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Sweeps of each kind, in turns.")] = 1,
 ) -> None:
-    """Trials per minute of a sweep's light path beside one TorchTrainer per trial.
+    """Compare the trials per minute of a sweep's light path with those of one TorchTrainer per trial.
 
     Example: resnet-dist bench sweep tune_spaces/digits_smoke.yaml --on cluster/profiles/laptop.yaml
     """
@@ -153,7 +161,7 @@ def bench_sweep(
 
 @bench_app.command("plan")
 def bench_plan() -> None:
-    """What `resnet-dist plan` predicts against what was published, as Markdown tables with the errors.
+    """Compare what `resnet-dist plan` predicts with published runs.
 
     Example: resnet-dist bench plan
     """
@@ -164,10 +172,12 @@ def bench_plan() -> None:
 
 @bench_app.command("host")
 def bench_host(
-    folder: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Where checkpoints are written.")] = Path(),
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    folder: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder to write checkpoints to.")
+    ] = Path(),
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 5,
 ) -> None:
-    """What the host costs a step and a checkpoint, as a Markdown table: constants of `resnet-dist plan`.
+    """Measure what the host costs a step and a checkpoint: the constants of `resnet-dist plan`.
 
     Example: resnet-dist bench host --folder /shared/runs
     """
@@ -179,14 +189,14 @@ def bench_host(
 @bench_app.command("step")
 def bench_step(
     model: Annotated[str, typer.Option(help="A model's name, as in a recipe.")] = "resnet20",
-    image_size: Annotated[int, typer.Option(min=8, help="Pixels.")] = 32,
-    micro_batch_size: Annotated[int, typer.Option(min=1, help="Images of a micro-batch.")] = 64,
-    micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of a worker in each step.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    image_size: Annotated[int, typer.Option(min=8, help="Side of the images, px.")] = 32,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="Images in a micro-batch.")] = 64,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of each worker per step.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes, of one thread each.")] = 2,
     steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 20,
-    rounds: Annotated[int, typer.Option(min=4, help="Blocks of every loop, in turns.")] = 20,
+    rounds: Annotated[int, typer.Option(min=4, help="Blocks of each loop, in turns.")] = 20,
 ) -> None:
-    """A training step of this project beside a bare PyTorch DDP loop, and what `train.reduction: exact` costs; on CPUs.
+    """Compare our training step with a bare PyTorch DDP loop on CPUs, and measure what `train.reduction: exact` costs.
 
     Example: resnet-dist bench step --model resnet20 --rounds 20
     """

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from resnet_dist.cli.options import AsJson
-from resnet_dist.config.profile import absolute_tracking_uri
+from resnet_dist.cli.options import AsJson, TrackingUri, given_tracking_uri, numbers
 from resnet_dist.errors import UserError
 
 
@@ -27,48 +25,52 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="CHECKPOINT_OR_MODEL_URI...",
-            help="A checkpoint's folder, a run's folder, or an MLflow model URI; several are averaged.",
+            help="A checkpoint's folder, a run's folder, or an MLflow model URI; the predictions of several are "
+            "averaged.",
         ),
     ],
     data: Annotated[Path, typer.Option(metavar="FILE.beton", help="The beton to evaluate on.")],
     protocol: Annotated[
         ProtocolName,
         typer.Option(
-            help="1-crop; flip: and its mirror image; 10-crop: corners, centre, mirrored; multi-scale: whole images at "
-            "--scales, mirrored, by the model made fully convolutional."
+            help="1-crop: the centre; flip: and its mirror image; 10-crop: corners and centre, each also mirrored; "
+            "multi-scale: whole images at --scales, also mirrored, by the model made fully convolutional."
         ),
     ] = ProtocolName.ONE_CROP,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the crops, px.  [default: the recipe's]")] = None,
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Shorter side before cropping, px.  [default: as the recipe's ratio]")
+        int | None,
+        typer.Option(
+            min=1, help="Shorter side before cropping, px.  [default: as large beside --size as in the recipe]"
+        ),
     ] = None,
-    scales: Annotated[str, typer.Option(metavar="N,N,...", help="Of multi-scale: shorter sides, px.")] = (
-        "224,256,384,480,640"
-    ),
+    scales: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Shorter sides of the images for multi-scale, px.")
+    ] = "224,256,384,480,640",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write result.json, per_class.csv, confusion.json and their figures."),
+        typer.Option(metavar="FOLDER", help="Folder for result.json, per_class.csv, confusion.json and figures."),
     ] = None,
     experiment: Annotated[
         str | None,
-        typer.Option(help="Also as a run of this MLflow experiment; needs --output and --tracking-uri."),
+        typer.Option(help="Record it as a run of this MLflow experiment; needs --output and --tracking-uri."),
     ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; with GPUs, one each.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads of each.")] = 1,
+    tracking_uri: TrackingUri = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine; where there are GPUs, one GPU each.")
+    ] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads of each process.")] = 1,
     ignore_class_names: Annotated[
         bool,
         typer.Option(
             "--ignore-class-names",
-            help="Take class k of the data for class k of the model, whatever their names. Without it, other names or "
-            "another order are refused.",
+            help="Match classes by number, whatever their names. Without it, different names or another order are "
+            "refused.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a checkpoint or a logged model, or the average of several, exactly: every sample once.
+    """Evaluate a checkpoint or a logged model, or the average of several, on every sample exactly once.
 
     The result does not depend on --workers.
 
@@ -78,14 +80,13 @@ def evaluate(
     from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.evaluation.report import as_json_numbers
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = absolute_tracking_uri(uri, Path.cwd()) if uri else None
+    uri = given_tracking_uri(tracking_uri)
     if experiment and (output is None or uri is None):
         raise UserError("--experiment: needs --output FOLDER, and --tracking-uri or $MLFLOW_TRACKING_URI")
     evaluated = evaluate(
         models,
         data,
-        Protocol(protocol.value, size, resize, sides("--scales", scales)),
+        Protocol(protocol.value, size, resize, numbers("--scales", scales, at_least=1)),
         tracking_uri=uri,
         num_threads=threads,
         num_workers=workers,
@@ -107,17 +108,6 @@ def evaluate(
             log_evaluation(evaluated, output, uri, experiment)
 
 
-def sides(option: str, text: str) -> tuple[int, ...]:
-    """`224,256` as numbers. Raises UserError."""
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise UserError(f"{option} {text}: give px with commas between, for example 224,256,384")
-    return found
-
-
 def export(
     model: Annotated[
         str,
@@ -127,28 +117,25 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="What is written: .onnx, .pt2 (torch.export), .pt or .ts (TorchScript)."),
+        typer.Option(metavar="FILE", help="File to write: .onnx, .pt2 (torch.export), .pt or .ts (TorchScript)."),
     ],
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.beton", help="Images for the check, of the model's classes.  [default: random ones]"
+            metavar="FILE.beton", help="Images for the check, of the model's classes.  [default: random images]"
         ),
     ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or sqlite file of a model URI.  [default: $MLFLOW_TRACKING_URI]")
-    ] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write a trained model as one file that needs nothing from this project, checked against the model.
+    """Export a trained model to one file that needs nothing from this project, and compare the two.
 
-    FILE.json says what to do before and after it, and has the class names.
+    FILE.json describes the input and the output of the model, and has the class names.
 
     Example: resnet-dist export runs/demo --output demo.onnx --data data/digits/val.beton
     """
     from resnet_dist.weights.export import export_model
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    done = export_model(model, output, tracking_uri=absolute_tracking_uri(uri, Path.cwd()) if uri else None, data=data)
+    done = export_model(model, output, tracking_uri=given_tracking_uri(tracking_uri), data=data)
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{done.path} and {done.card.name}: logits within {done.max_difference:.2g} of the model's own")

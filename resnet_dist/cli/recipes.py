@@ -1,4 +1,4 @@
-"""`resnet-dist show`, `schedules` and `plan`: what a recipe is and what it would take, without a run."""
+"""`resnet-dist show`, `schedules` and `plan`: a recipe examined without running it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ _POINTS_PER_EPOCH = 20
 
 def show(
     model: Annotated[str, typer.Argument(metavar="NET_OR_RECIPE", help="A model's name, or a recipe's YAML file.")],
-    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
-    side: Annotated[int | None, typer.Option(min=1, help="Side of the image, px.  [default: the model's own]")] = None,
+    set_: Sets = [],
+    side: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input image, px.  [default: the model's own]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model's layout: sizes, blocks, exact parameters, multiply-adds.
+    """Show a model's layout: output sizes, blocks, exact numbers of parameters and multiply-adds.
 
     Example: resnet-dist show resnet152 --set model.bottleneck_stride=1x1
     """
@@ -66,10 +68,10 @@ def print_model(title: str, summary: Summary) -> None:
 
 def schedules(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes' YAML files.")],
-    output: Annotated[Path, typer.Option("--output", metavar="PNG", help="File to draw to.")],
-    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    output: Annotated[Path, typer.Option("--output", metavar="PNG", help="Figure to write.")],
+    set_: Sets = [],
 ) -> None:
-    """Draw the schedules of recipes side by side: learning rate and size of training images by epoch.
+    """Plot the schedules of several recipes: learning rate and size of the training images by epoch.
 
     Example: resnet-dist schedules resnet_dist/recipes/*.yaml --output docs/recipes.png
     """
@@ -98,44 +100,52 @@ def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
 
 def plan(
     recipe: RecipeFile,
-    gpu: Annotated[str, typer.Option(help="v100, a100, h100, h200, b200, l4, rtx3090, ...")],
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many.  [default: the profile's largest group]")] = None,
-    net: Annotated[str, typer.Option(help="Network of one node: 100Gbps, or 8x400Gbps.")] = "100Gbps",
+    gpu: Annotated[str, typer.Option(help="GPU model: v100, a100, h100, h200, b200, l4, rtx3090, ...")],
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs.  [default: the profile's largest group]")
+    ] = None,
+    net: Annotated[str, typer.Option(help="Network of one node, such as 100Gbps or 8x400Gbps.")] = "100Gbps",
     on: Annotated[
         Path | None,
-        typer.Option("--on", metavar="PROFILE", help="Workers, CPUs and checkpoints as in a profile's YAML file."),
+        typer.Option("--on", metavar="PROFILE", help="Profile to take workers, CPUs and checkpoints from."),
     ] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one node.")] = 8,
     cpus_per_gpu: Annotated[
-        int | None, typer.Option(min=1, help="For the loader.  [default: the profile's, or 12]")
+        int | None, typer.Option(min=1, help="CPUs for the loader of one GPU.  [default: the profile's, or 12]")
     ] = None,
-    disk: Annotated[str | None, typer.Option(help="A node's disk, 5GB/s.  [default: betons are in memory]")] = None,
+    disk: Annotated[
+        str | None, typer.Option(help="Speed of a node's disk, such as 5GB/s.  [default: betons are in memory]")
+    ] = None,
     min_gpus: Annotated[
-        int | None, typer.Option(min=1, help="Smallest group.  [default: the profile's, or all]")
+        int | None, typer.Option(min=1, help="Smallest group that trains.  [default: the profile's, or all GPUs]")
     ] = None,
-    spare_nodes: Annotated[int, typer.Option(min=0)] = 0,
+    spare_nodes: Annotated[int, typer.Option(min=0, help="Idle nodes that replace failed ones.")] = 0,
     mtbf_h: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Hours between failures of one node.  [default: Llama 3's, 50,400 a GPU]"),
+        typer.Option(min=0.1, help="Mean hours between failures of one node.  [default: as Llama 3's, 50,400 per GPU]"),
     ] = None,
     repair_h: Annotated[float, typer.Option(min=0.01, help="Hours until a failed node is back.")] = 4.0,
-    preemptions_per_day: Annotated[float, typer.Option(min=0, help="Of one node.")] = 0.0,
-    notice_s: Annotated[float, typer.Option(min=0, help="Before a preemption.")] = 120.0,
+    preemptions_per_day: Annotated[float, typer.Option(min=0, help="Preemptions of one node per day.")] = 0.0,
+    notice_s: Annotated[float, typer.Option(min=0, help="Seconds of warning before a preemption.")] = 120.0,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="[default: the profile's, or the best interval]")
+        float | None,
+        typer.Option(min=0.1, help="Minutes between checkpoints.  [default: the profile's, or the best interval]"),
     ] = None,
     restart_s: Annotated[
-        float | None, typer.Option(min=0, help="Lost node to first new step.  [default: measured]")
+        float | None,
+        typer.Option(min=0, help="Seconds from losing a node to the first new step.  [default: as measured]"),
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Money for one GPU hour.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Training images of a data set that is not known.")] = None,
-    replicas: Annotated[int, typer.Option(min=2, help="Simulated runs.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulation.")] = 0,
-    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
-    profile_set: ProfileSets = [],  # noqa: B006
+    price: Annotated[float | None, typer.Option(min=0, help="Price of one GPU hour.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Number of training images, for a data set that is not known.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=2, help="Number of simulated runs.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
+    set_: Sets = [],
+    profile_set: ProfileSets = [],
     as_json: AsJson = False,
 ) -> None:
-    """Predict speed, bottleneck, faults, hours and money of a recipe on hardware that need not be at hand.
+    """Predict speed, bottleneck, faults, hours and cost of a recipe on hardware that you need not have.
 
     Example: resnet-dist plan resnet_dist/recipes/resnet152_90ep.yaml --gpu h100 --gpus 8 --price 3
     """
@@ -146,7 +156,7 @@ def plan(
     profile = load_profile(on, profile_set) if on else None
     if gpus is None:
         if profile is None:
-            raise UserError("--gpus: is missing; give a number, or a profile with --on")
+            raise UserError("--gpus: is missing; give it, or a profile with --on")
         gpus = profile.workers.max
     minutes = checkpoint_minutes or (profile.checkpoint.every_minutes if profile else None)
     hardware = Hardware(
@@ -179,5 +189,5 @@ def plan(
 def _bytes_s(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])B/?s", text.strip(), re.IGNORECASE)
     if not match or float(match.group(1)) == 0:
-        raise UserError(f"--disk {text}: expected bytes a second like 500MB/s or 5GB/s")
+        raise UserError(f"--disk {text}: expected bytes per second, such as 500MB/s or 5GB/s")
     return float(match.group(1)) * {"M": 1e6, "G": 1e9}[match.group(2).upper()]

@@ -1,9 +1,8 @@
-"""`resnet-dist runs`, `tracking ...` and `doctor`: what there is of runs, in MLflow, in storage, on a cluster."""
+"""`resnet-dist runs`, `tracking ...` and `doctor`: runs in MLflow and in storage, and clusters, examined."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_prep.shown import shown
-from resnet_dist.cli.options import AsJson, ProfileSets, load_profile_file
-from resnet_dist.config.profile import absolute_tracking_uri
+from resnet_dist.cli.options import AsJson, ProfileSets, TrackingUri, load_profile_file, require_tracking_uri
 from resnet_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,21 +22,19 @@ if TYPE_CHECKING:
 
     from resnet_dist.tracking.experiment import Difference, RunRow
 
-tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow side of a run.")
+tracking_app = typer.Typer(no_args_is_help=True, help="Bring runs and data sets to MLflow.")
 _COLORS = {"FINISHED": "green", "RUNNING": "cyan", "FAILED": "red", "KILLED": "yellow"}
 
 
 def runs(
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
-    ] = None,
-    experiment: Annotated[str | None, typer.Option(help="Only this experiment.  [default: all]")] = None,
+    tracking_uri: TrackingUri = None,
+    experiment: Annotated[str | None, typer.Option(help="Only the runs of this experiment.  [default: all]")] = None,
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Two runs, by name or id, side by side.")
+        tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Compare two runs, given by name or id.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs that MLflow has, newest first, or compare two.
+    """List the runs in MLflow, newest first, or compare two of them.
 
     Example: resnet-dist runs --tracking-uri sqlite:///runs/mlflow.db --compare demo demo2
     """
@@ -46,10 +42,7 @@ def runs(
 
     from resnet_dist.tracking.experiment import differences, find_run, list_runs
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        raise UserError("--tracking-uri: give the MLflow to list, for example sqlite:///runs/mlflow.db")
-    rows = list_runs(absolute_tracking_uri(uri, Path.cwd()), experiment)
+    rows = list_runs(require_tracking_uri(tracking_uri), experiment)
     console = Console(width=None if sys.stdout.isatty() else 120)
     if compare is not None:
         first, second = (find_run(rows, name) for name in compare)
@@ -101,7 +94,7 @@ def print_differences(first: RunRow, second: RunRow, found: Sequence[Difference]
 
 
 def _plain(text: str) -> Text:
-    """As it is, but for control characters: names come from a server, and rich would read `[...]` as markup."""
+    """The text without control characters. Names come from a server, and rich would read `[...]` in them as markup."""
     from rich.text import Text
 
     return Text(shown(text))
@@ -113,24 +106,22 @@ def _number(row: RunRow, key: str, form: str) -> str:
 
 @tracking_app.command()
 def record_data(
-    betons: Annotated[list[str], typer.Argument(metavar="FILE.beton|URL...", show_default=False)],
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or sqlite file.  [default: $MLFLOW_TRACKING_URI]")
-    ] = None,
+    betons: Annotated[
+        list[str], typer.Argument(metavar="FILE.beton|URL...", help="Betons with their manifests beside them.")
+    ],
+    tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Record in MLflow how betons were made: digest, settings, source, counts. Once for each digest.
+    """Record in MLflow how betons were made: digest, settings, source, counts; once for each digest.
 
-    Trainings on them that start later link to it.
+    Later trainings on these betons link to the record.
 
     Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
     """
     from resnet_dist.launch.mlflow_description import record_beton
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        raise UserError("--tracking-uri: give the MLflow to record in, for example sqlite:///runs/mlflow.db")
-    recorded = [record_beton(absolute_tracking_uri(uri, Path.cwd()), beton) for beton in betons]
+    uri = require_tracking_uri(tracking_uri)
+    recorded = [record_beton(uri, beton) for beton in betons]
     if as_json:
         typer.echo(json.dumps([asdict(record) for record in recorded]))
         return
@@ -140,45 +131,42 @@ def record_data(
 
 @tracking_app.command()
 def sync(
-    run: Annotated[str, typer.Argument(help="The run under the profile's storage: a folder or s3://.")],
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            help="The MLflow server, or sqlite file, that the run belongs to.  [default: $MLFLOW_TRACKING_URI]"
-        ),
-    ] = None,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run under the profile's storage: a folder or s3://...")],
+    tracking_uri: TrackingUri = None,
 ) -> None:
-    """Bring to MLflow what it does not have of a run: metrics, model, registration, end. Harmless at any time.
+    """Send to MLflow what it lacks of a run: metrics, model, registration, end status. Safe at any time.
 
     Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
     """
     from resnet_dist.launch.publish import sync_run
     from resnet_dist.storage.base import open_storage
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        raise UserError("--tracking-uri: give the MLflow that the run belongs to, for example sqlite:///runs/mlflow.db")
-    storage, uri = open_storage(run), absolute_tracking_uri(uri, Path.cwd())
-    typer.echo(sync_run(storage, uri, lambda line: typer.echo(line, err=True)))
+    typer.echo(sync_run(open_storage(run), require_tracking_uri(tracking_uri), lambda line: typer.echo(line, err=True)))
 
 
 def doctor(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run under the profile's storage: a folder or s3://.")
+        str | None, typer.Argument(metavar="RUN", help="A run under the profile's storage: a folder or s3://...")
     ] = None,
     repair_: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged or left over in RUN; nothing needs it.")
+        bool, typer.Option("--repair", help="Remove RUN's damaged files and leftovers, which nothing needs.")
     ] = False,
-    on: Annotated[Path | None, typer.Option("--on", metavar="PROFILE", help="Examine this profile's cluster.")] = None,
-    profile_set: ProfileSets = [],  # noqa: B006 - typer reads the default, nothing writes it
+    on: Annotated[
+        Path | None, typer.Option("--on", metavar="PROFILE", help="Profile whose cluster to examine.")
+    ] = None,
+    profile_set: ProfileSets = [],
 ) -> None:
-    """Examine a run's storage (what is complete, from where it would resume), or a cluster before a run (versions,
-    clocks, disks, shared paths, ports, speed of the network).
+    """Examine a run's storage, or a cluster before a run.
 
-    Examples: resnet-dist doctor runs/demo      resnet-dist doctor --on cluster/profiles/laptop.yaml
+    RUN: what is complete, what is damaged, and where the run would resume. --on PROFILE: versions, clocks, disks,
+    shared paths, ports and network speed.
+
+    Example: resnet-dist doctor runs/demo
+
+    Example: resnet-dist doctor --on cluster/profiles/laptop.yaml
     """
     if (run is None) == (on is None):
-        raise UserError("give either a RUN, to look through its storage, or --on PROFILE, to examine its cluster")
+        raise UserError("give either a RUN, to examine its storage, or --on PROFILE, to examine a cluster")
     if on is not None:
         _examine_cluster(on, profile_set)
     elif run is not None:
@@ -201,9 +189,9 @@ def _examine_run(run: str, *, repairs: bool) -> None:
 def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
     from resnet_dist.doctor.cluster import Check, examine_cluster
 
-    def tell(check: Check) -> None:
+    def show(check: Check) -> None:
         typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")
 
-    if not examine_cluster(load_profile_file(on, profile_sets), tell):
+    if not examine_cluster(load_profile_file(on, profile_sets), show):
         typer.echo("the cluster is not fit for this profile: see the lines that begin with `bad`", err=True)
         raise typer.Exit(1)

@@ -8,30 +8,32 @@ from typing import Annotated
 
 import typer
 
-from resnet_dist.cli.options import AsJson, ProfileFile, ProfileSets, RecipeFile, Sets, load
-from resnet_dist.config.recipe import recipe_hash
+from resnet_dist.cli.options import AsJson, ProfileFile, ProfileSets, RecipeFile, Sets, load_profile_file
+from resnet_dist.config.loading import load_recipe
+from resnet_dist.config.run_name import default_run_name
 
 
 def train(
     recipe: RecipeFile,
     on: ProfileFile,
-    set_: Sets = [],  # noqa: B006 - typer reads the default, nothing writes it
-    profile_set: ProfileSets = [],  # noqa: B006
+    set_: Sets = [],
+    profile_set: ProfileSets = [],
     name: Annotated[
         str | None,
-        typer.Option(help="The run's name; the same name resumes the same run.  [default: RECIPE-HASH]"),
+        typer.Option(help="Name of the run; the same name resumes the same run.  [default: RECIPE-HASH]"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what would run, start nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe on a profile's hardware, or resume the run of that name.
+    """Train a recipe on a profile's hardware, or resume the run with that name.
 
     Example: resnet-dist train resnet_dist/recipes/digits_resnet20.yaml --on cluster/profiles/laptop.yaml
     """
-    loaded, profile = load(recipe, on, set_, profile_set)
-    run_name = name or f"{recipe.stem}-{recipe_hash(loaded)[:8]}"
+    profile = load_profile_file(on, profile_set)
+    loaded = load_recipe(recipe, set_)
+    run_name = name or default_run_name(recipe, loaded)
     if dry_run:
         from resnet_dist.launch.preflight import describe_run
 

@@ -25,7 +25,7 @@ class _SpaceOrCommand(TyperGroup):
 tune_app = typer.Typer(
     cls=_SpaceOrCommand,
     no_args_is_help=True,
-    help="Search learning rates and other values: tune SPACE.yaml --on PROFILE.",
+    help="Search for learning rates and other settings: tune SPACE.yaml --on PROFILE.",
 )
 SweepDir = Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's folder under the profile's storage.")]
 
@@ -34,11 +34,11 @@ SweepDir = Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's fol
 def run(
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="A search space's YAML file.")],
     on: ProfileFile,
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the space.")] = [],  # noqa: B006
-    profile_set: ProfileSets = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the space.")] = [],
+    profile_set: ProfileSets = [],
     name: Annotated[
         str | None,
-        typer.Option(help="The sweep's name; the same name resumes the same sweep.  [default: SPACE's file name]"),
+        typer.Option(help="Name of the sweep; the same name resumes the same sweep.  [default: SPACE's file name]"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print trials and cost, start nothing.")
@@ -47,8 +47,9 @@ def run(
 ) -> None:
     """Run a sweep, or resume it. `tune SPACE` is short for `tune run SPACE`.
 
-    More trials: the same command with a larger --set trials=N. Example: resnet-dist tune tune_spaces/digits_smoke.yaml
-    --on cluster/profiles/laptop.yaml
+    For more trials, repeat the command with a larger --set trials=N.
+
+    Example: resnet-dist tune tune_spaces/digits_smoke.yaml --on cluster/profiles/laptop.yaml
     """
     from resnet_dist.sweeps.prepare import prepare_sweep
 
@@ -76,7 +77,7 @@ def run(
 
 @tune_app.command()
 def report(sweep: SweepDir) -> None:
-    """Ranking, heat map, curves and best recipe of a sweep, also while it runs.
+    """Write a sweep's ranking, heat map, curves and best recipe, even while it is running.
 
     Example: resnet-dist tune report runs/digits_smoke
     """
@@ -92,23 +93,25 @@ def report(sweep: SweepDir) -> None:
 @tune_app.command()
 def narrow(
     sweep: SweepDir,
-    output: Annotated[Path, typer.Option(metavar="FILE.yaml", help="The space to write; must not exist.")],
-    keep: Annotated[float, typer.Option(min=0.01, max=1.0, help="The share of points to close in on.")] = 0.25,
+    output: Annotated[Path, typer.Option(metavar="FILE.yaml", help="New file for the space.")],
+    keep: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="Share of the points, the best ones, that the new space is drawn around."),
+    ] = 0.25,
 ) -> None:
-    """Write the next, finer space around a sweep's best points; it begins with what this sweep knows.
+    """Write a finer search space around a sweep's best points; the next sweep tries those points first.
 
     Example: resnet-dist tune narrow runs/lr_wd_random --output tune_spaces/lr_wd_2.yaml
     """
     from resnet_dist.sweeps.analysis.next_sweep import next_space_text
 
     if output.exists():
-        raise UserError(f"--output {output}: exists; name another file")
+        raise UserError(f"--output {output}: already exists; give another name")
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
-    text, words = next_space_text(sweep, keep, output)
+        raise UserError(f"--output {output}: there is no folder {output.parent}; create it first")
+    text, changes = next_space_text(sweep, keep, output)
     output.write_text(text, encoding="utf-8")
-    for line in words:
-        typer.echo(line)
+    typer.echo("\n".join(changes))
     typer.echo(f"next    resnet-dist tune {output} --on PROFILE")
 
 
@@ -116,15 +119,17 @@ def narrow(
 def compare(
     sweep: SweepDir,
     scheduler: Annotated[
-        list[str] | None, typer.Option(metavar="YAML", help="A space's scheduler; may be given again.")
+        list[str] | None,
+        typer.Option(metavar="YAML", help="Scheduler, as in a search space; repeatable.  [default: {kind: asha}]"),
     ] = None,
-    draws: Annotated[int, typer.Option(min=10, help="Orders in which the points are tried.")] = 1000,
-    at_once: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
+    draws: Annotated[int, typer.Option(min=10, help="Random orders of the points to replay.")] = 1000,
+    at_once: Annotated[int, typer.Option(min=1, help="Trials running at once.")] = 1,
 ) -> None:
-    """What early stopping would have cost and picked on the curves of a finished sweep, beside random search.
+    """Replay early stopping on a finished sweep's curves: what it would have cost and picked, beside random search.
 
-    That sweep's own scheduler must be fifo. Example: resnet-dist tune compare runs/lr_wd_random --scheduler '{kind:
-    asha, first_rung: 0.33, rungs: 1}'
+    The sweep's own scheduler must be fifo.
+
+    Example: resnet-dist tune compare runs/lr_wd_random --scheduler '{kind: asha, first_rung: 0.33, rungs: 1}'
     """
     from resnet_dist.sweeps.analysis.compare import compare as measure
     from resnet_dist.sweeps.ledger import read_ledger, replay

@@ -1,4 +1,4 @@
-"""`resnet-dist doctor --on PROFILE`: is the cluster fit for a run? Asks every node, and times their network."""
+"""`resnet-dist doctor --on PROFILE`: is the cluster fit for a run? Examines every node, and times their network."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, w
 from resnet_dist.storage.base import RunStorage, beside, open_storage
 from resnet_dist.tracking.connection import require_answer
 
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-
 _NODE_LIMIT_S = 120.0
 """For a node to start a process and to answer; torch's import from a slow disk takes most of it."""
 _SPEED_LIMIT_S = 60.0
@@ -47,8 +45,21 @@ _WARM_UP, _REPEATS = 2, 5
 
 
 @dataclass(frozen=True)
+class Check:
+    """One line of the output."""
+
+    where: str
+    """A node's address, or `cluster`."""
+    state: Literal["ok", "warning", "bad"]
+    what: str
+
+
+# --- on a node --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class NodeFacts:
-    """One node, as its own process sees it. Answers of the kind `str` are what went wrong, "" if nothing."""
+    """One node, as a process on it sees it. `data`, `storage`, `tracking`: what is wrong with them, or ""."""
 
     address: str
     versions: Mapping[str, str]
@@ -66,24 +77,19 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of all-reduces over all nodes, one process each."""
+    """All-reduces over all nodes, one process each: seconds for 4 bytes, and for `num_bytes`."""
 
     small_s: float
-    """Of four bytes."""
     large_s: float
     num_bytes: int
 
-    def seconds_for(self, num_bytes: int) -> float:
-        """An all-reduce of this size, if time grows with the size."""
-        return self.small_s + (self.large_s - self.small_s) * num_bytes / self.num_bytes
-
 
 class Examiner:
-    """A process on a node that looks around there; an actor's body.
+    """Runs on a node as a Ray actor.
 
     Args:
         profile: of the run that the cluster is examined for.
-        storage: of a run that serves for the examination; the driver has written `token` into it.
+        storage: a folder beside the runs, into which the driver has written `token`.
         address: of the node.
     """
 
@@ -99,9 +105,9 @@ class Examiner:
             cpu=_cpu(),
             gpus=torch.cuda.device_count(),
             free_bytes={folder: _free_bytes(Path(folder)) for folder in folders if folder},
-            data=_look_at_data(self._profile.data_root),
-            storage=self._try_storage(),
-            tracking=_try_tracking(self._profile.tracking_uri),
+            data=_data_problem(self._profile.data_root),
+            storage=self._storage_problem(),
+            tracking=_tracking_problem(self._profile.tracking_uri),
         )
 
     def clock(self) -> float:
@@ -113,7 +119,7 @@ class Examiner:
             return int(listener.getsockname()[1])
 
     def all_reduce_speed(self, rank: int, world_size: int, address: str, port: int, backend: str) -> Speed:
-        """All nodes call it together; the first one listens at `address`. Raises RuntimeError."""
+        """All nodes call it together; rank 0 listens at `address`. Raises RuntimeError."""
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         dist.init_process_group(
             backend,
@@ -125,12 +131,12 @@ class Examiner:
         try:
             device = torch.device("cuda" if backend == "nccl" else "cpu")
             small, large = torch.zeros(1, device=device), torch.zeros(_PROBE_NUMBERS, device=device)
-            return Speed(_seconds(small), _seconds(large), large.numel() * large.element_size())
+            return Speed(_all_reduce_s(small), _all_reduce_s(large), large.numel() * large.element_size())
         finally:
             dist.destroy_process_group()
 
-    def _try_storage(self) -> str:
-        """Reads what the driver wrote, and writes something for it."""
+    def _storage_problem(self) -> str:
+        """Reads what the driver wrote, and writes a file for it."""
         storage = open_storage(self._storage)
         try:
             if storage.read(_PROBE_FILE) != self._token.encode():
@@ -142,7 +148,7 @@ class Examiner:
 
 
 def code_digest(root: Path) -> str:
-    """Of every Python file of both packages, by name and content."""
+    """Digest of every Python file of both packages, by name and content."""
     hasher = xxhash.xxh3_64()
     for path in sorted(p for package in ("data_prep", "resnet_dist") for p in (root / package).rglob("*.py")):
         hasher.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -150,7 +156,7 @@ def code_digest(root: Path) -> str:
 
 
 def _cpu() -> str:
-    """The processor's name: a kernel's sums depend on it."""
+    """The processor's name. The order in which its kernels add decides about the last bits of a result."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -164,17 +170,17 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _look_at_data(data_root: str) -> str:
+def _data_problem(data_root: str) -> str:
     if "://" in data_root:
-        return ""  # read by `data-prep stage`, which has its own checks
+        return ""  # `data-prep stage` reads it, and has its own checks
     try:
-        found = [path for path in Path(data_root).iterdir() if path.is_dir()]
+        found = any(path.is_dir() for path in Path(data_root).iterdir())
     except OSError as error:
         return f"{data_root}: {error.strerror}"
     return "" if found else f"{data_root}: holds no data set"
 
 
-def _try_tracking(tracking_uri: str) -> str:
+def _tracking_problem(tracking_uri: str) -> str:
     try:
         require_answer(tracking_uri, limit_s=5.0)
     except (Fault, UserError) as error:
@@ -182,25 +188,19 @@ def _try_tracking(tracking_uri: str) -> str:
     return ""
 
 
-def _seconds(values: torch.Tensor) -> float:
+def _all_reduce_s(values: torch.Tensor) -> float:
     """The median of some all-reduces."""
     times = []
-    for repeat in range(_WARM_UP + _REPEATS):
-        began_s = time.perf_counter()
+    for _ in range(_WARM_UP + _REPEATS):
+        started_s = time.perf_counter()
         dist.all_reduce(values)
         if values.is_cuda:
             torch.cuda.synchronize()
-        if repeat >= _WARM_UP:
-            times.append(time.perf_counter() - began_s)
-    return sorted(times)[len(times) // 2]
+        times.append(time.perf_counter() - started_s)
+    return sorted(times[_WARM_UP:])[_REPEATS // 2]
 
 
-@dataclass(frozen=True)
-class Check:
-    where: str
-    """A node's address, or `cluster`."""
-    state: Literal["ok", "warning", "bad"]
-    what: str
+# --- in the driver ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ class Answer:
     facts: NodeFacts | None = None
     clock_ahead_s: float = 0.0
     """How much its clock is ahead of the driver's."""
-    clock_unsure_s: float = 0.0
-    """The answer's time under way: the difference is known to this only."""
+    clock_error_s: float = 0.0
+    """Half of the round trip of the question: the difference is known to this only."""
     problem: str = ""
 
 
@@ -238,85 +238,33 @@ def examine_cluster(profile: Profile, report: Callable[[Check], None]) -> bool:
 
 def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check]:
     nodes = alive_nodes()
-    room = workers_with_room(nodes, profile)
-    state: Literal["ok", "bad"] = "ok" if room >= profile.workers.min else "bad"
-    asked = f"{len(nodes)} nodes with room for {room} workers; the profile asks for {profile.workers}"
-    yield Check("cluster", state, asked if state == "ok" else f"{asked}: {remedy(nodes, profile, os.environ)}")
+    capacity = workers_with_room(nodes, profile)
+    found = f"{len(nodes)} nodes with room for {capacity} workers; the profile asks for {profile.workers}"
+    if capacity >= profile.workers.min:
+        yield Check("cluster", "ok", found)
+    else:
+        yield Check("cluster", "bad", f"{found}: {remedy(nodes, profile, os.environ)}")
     useful = [node for node in nodes if workers_with_room([node], profile)]
     examiners = {node.node_id: _examiner(node, profile, storage, token) for node in useful}
     facts = [(node, examiners[node.node_id].facts.remote()) for node in useful]  # all nodes at once
     answers = [_answer(node, examiners[node.node_id], reference) for node, reference in facts]
     written = set(storage.names())
     for answer in answers:
-        yield from judge_node(answer, profile, has_written=f"from-{answer.node.address}" in written)
-    yield from judge_together([answer.facts for answer in answers if answer.facts])
-    talking = [answer.node for answer in answers if answer.facts]
-    if len(talking) > 1:
+        yield from check_node(answer, profile, has_written=f"from-{answer.node.address}" in written)
+    yield from compare_nodes([answer.facts for answer in answers if answer.facts])
+    responding = [answer.node for answer in answers if answer.facts]
+    if len(responding) > 1:
         for backend in ["gloo", *(["nccl"] if profile.gpus_per_worker else [])]:
-            yield _speed([examiners[node.node_id] for node in talking], talking, backend)
-
-
-def judge_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterator[Check]:
-    """What one node's answer means for a run with `profile`. Pure."""
-    where, facts = answer.node.address, answer.facts
-    if facts is None:
-        yield Check(where, "bad", answer.problem)
-        return
-    off_s = abs(answer.clock_ahead_s) - answer.clock_unsure_s
-    shown = f"clock {answer.clock_ahead_s:+.1f} s from the driver's (known to {answer.clock_unsure_s:.1f} s)"
-    if off_s > _CLOCK_LIMIT_S:
-        yield Check(where, "warning", f"{shown}: logs and TLS will disagree; run an NTP client there")
-    else:
-        yield Check(where, "ok", shown)
-    for folder, free in facts.free_bytes.items():
-        low = free < _LOW_BYTES.get(folder, _LOW_STORAGE_BYTES)
-        yield Check(where, "warning" if low else "ok", f"{folder}: {free / 1e9:.1f} GB free{', little' if low else ''}")
-    yield Check(where, "bad" if facts.data else "ok", facts.data or f"data_root {profile.data_root} can be read")
-    problem = facts.storage or ("" if has_written else "what this node wrote did not arrive")
-    text = f"storage {profile.storage}: {problem}" if problem else f"storage {profile.storage} is shared"
-    yield Check(where, "bad" if problem else "ok", text)
-    yield Check(where, "bad" if facts.tracking else "ok", facts.tracking or "MLflow can be reached")
-    if profile.gpus_per_worker and facts.gpus < answer.node.gpus:
-        yield Check(where, "bad", f"PyTorch sees {facts.gpus} GPUs, Ray {answer.node.gpus:g}: driver or PyTorch build?")
-
-
-def judge_together(facts: Sequence[NodeFacts]) -> Iterator[Check]:
-    """Where nodes differ that have to be the same. Pure."""
-    if not facts:
-        return
-    all_libraries = sorted({library for f in facts for library in f.versions})
-    values = {library: [f.versions.get(library, "none") for f in facts] for library in all_libraries}
-    for kind, found in {
-        **values,
-        "this project's code": [f.code for f in facts],
-        "processor": [f.cpu for f in facts],
-    }.items():
-        usual, number = Counter(found).most_common(1)[0]
-        if number == len(facts):
-            continue
-        others = ", ".join(f"{f.address}: {value}" for f, value in zip(facts, found, strict=True) if value != usual)
-        if kind == "processor":
-            others += "; bit-identical results are promised on equal processors only"
-        yield Check("cluster", "warning" if kind == "processor" else "bad", f"{kind}: {usual}, but {others}")
-    libraries = ", ".join(f"{library} {facts[0].versions.get(library)}" for library in ("python", "torch", "ray"))
-    yield Check("cluster", "ok", f"looked at versions ({libraries}, ...), code and processors of {len(facts)} nodes")
-
-
-def judge_speed(speed: Speed, backend: str, num_nodes: int) -> Check:
-    """What a step's all-reduce will take. Pure."""
-    bandwidth = speed.num_bytes * 2 * (num_nodes - 1) / num_nodes / speed.large_s
-    return Check(
-        "cluster",
-        "ok",
-        f"{backend} over {num_nodes} nodes: {bandwidth / 1e6:.0f} MB/s a node, {1e3 * speed.small_s:.2f} ms for 4 B; "
-        f"ResNet-152's gradients would take {speed.seconds_for(_GRADIENT_BYTES):.2f} s a step",
-    )
+            yield _speed([examiners[node.node_id] for node in responding], responding, backend)
 
 
 def _examiner(node: Node, profile: Profile, storage: RunStorage, token: str) -> Any:
-    here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-    gpus = 1 if profile.gpus_per_worker else 0
-    options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": here, "runtime_env": worker_environment(profile)}
+    options = {
+        "num_cpus": 0,
+        "num_gpus": 1 if profile.gpus_per_worker else 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+        "runtime_env": worker_environment(profile),
+    }
     return ray.remote(Examiner).options(**options).remote(profile, storage.location, token, node.address)
 
 
@@ -336,13 +284,13 @@ def _answer(node: Node, examiner: Any, facts: Any) -> Answer:
 def _speed(examiners: Sequence[Any], nodes: Sequence[Node], backend: str) -> Check:
     try:
         port = ray.get(examiners[0].free_port.remote(), timeout=_NODE_LIMIT_S)
-        place = (len(nodes), nodes[0].address, port, backend)
-        asked = [examiner.all_reduce_speed.remote(rank, *place) for rank, examiner in enumerate(examiners)]
-        speeds: list[Speed] = ray.get(asked, timeout=2 * _SPEED_LIMIT_S)
+        meeting = (len(nodes), nodes[0].address, port, backend)
+        calls = [examiner.all_reduce_speed.remote(rank, *meeting) for rank, examiner in enumerate(examiners)]
+        speeds: list[Speed] = ray.get(calls, timeout=2 * _SPEED_LIMIT_S)
     except RayError as error:
         fix = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
         return Check("cluster", "bad", f"{backend}: the nodes cannot talk ({explain(error).sentence}); {fix}")
-    return judge_speed(max(speeds, key=lambda speed: speed.large_s), backend, len(nodes))
+    return describe_speed(max(speeds, key=lambda speed: speed.large_s), backend, len(nodes))
 
 
 def _write(storage: RunStorage, name: str, text: str) -> None:
@@ -359,4 +307,62 @@ def _clear(storage: RunStorage) -> None:
         if "://" not in storage.location:
             storage.folder.rmdir()
     except (OSError, Fault):
-        return  # a node still writes, or storage went away: a folder that begins with a dot stays
+        return  # a node still writes, or storage is away: a folder whose name begins with a dot stays
+
+
+# --- what the answers mean; pure --------------------------------------------------------------------------------------
+
+
+def check_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterator[Check]:
+    """What one node's answer means for a run with `profile`."""
+    where, facts = answer.node.address, answer.facts
+    if facts is None:
+        yield Check(where, "bad", answer.problem)
+        return
+    shown = f"clock {answer.clock_ahead_s:+.1f} s from the driver's (known to {answer.clock_error_s:.1f} s)"
+    if abs(answer.clock_ahead_s) - answer.clock_error_s > _CLOCK_LIMIT_S:
+        yield Check(where, "warning", f"{shown}: logs and TLS will disagree; run an NTP client there")
+    else:
+        yield Check(where, "ok", shown)
+    for folder, free in facts.free_bytes.items():
+        low = free < _LOW_BYTES.get(folder, _LOW_STORAGE_BYTES)
+        yield Check(where, "warning" if low else "ok", f"{folder}: {free / 1e9:.1f} GB free{', little' if low else ''}")
+    yield Check(where, "bad" if facts.data else "ok", facts.data or f"data_root {profile.data_root} can be read")
+    problem = facts.storage or ("" if has_written else "what this node wrote did not arrive")
+    text = f"storage {profile.storage}: {problem}" if problem else f"storage {profile.storage} is shared"
+    yield Check(where, "bad" if problem else "ok", text)
+    yield Check(where, "bad" if facts.tracking else "ok", facts.tracking or "MLflow can be reached")
+    if profile.gpus_per_worker and facts.gpus < answer.node.gpus:
+        yield Check(where, "bad", f"PyTorch sees {facts.gpus} GPUs, Ray {answer.node.gpus:g}: driver or PyTorch build?")
+
+
+def compare_nodes(facts: Sequence[NodeFacts]) -> Iterator[Check]:
+    """Where nodes differ that have to be the same."""
+    if not facts:
+        return
+    libraries = sorted({library for f in facts for library in f.versions})
+    compared = {library: [f.versions.get(library, "none") for f in facts] for library in libraries}
+    compared["this project's code"] = [f.code for f in facts]
+    compared["processor"] = [f.cpu for f in facts]
+    for kind, values in compared.items():
+        usual, number = Counter(values).most_common(1)[0]
+        if number == len(facts):
+            continue
+        others = ", ".join(f"{f.address}: {value}" for f, value in zip(facts, values, strict=True) if value != usual)
+        if kind == "processor":
+            others += "; bit-identical results are promised on equal processors only"
+        yield Check("cluster", "warning" if kind == "processor" else "bad", f"{kind}: {usual}, but {others}")
+    versions = ", ".join(f"{library} {facts[0].versions.get(library)}" for library in ("python", "torch", "ray"))
+    yield Check("cluster", "ok", f"compared versions ({versions}, ...), code and processors of {len(facts)} nodes")
+
+
+def describe_speed(speed: Speed, backend: str, num_nodes: int) -> Check:
+    """What a step's all-reduce will take, if its time grows with the bytes."""
+    bandwidth = speed.num_bytes * 2 * (num_nodes - 1) / num_nodes / speed.large_s
+    step_s = speed.small_s + (speed.large_s - speed.small_s) * _GRADIENT_BYTES / speed.num_bytes
+    return Check(
+        "cluster",
+        "ok",
+        f"{backend} over {num_nodes} nodes: {bandwidth / 1e6:.0f} MB/s a node, {1e3 * speed.small_s:.2f} ms for 4 B; "
+        f"ResNet-152's gradients would take {step_s:.2f} s a step",
+    )

@@ -10,11 +10,15 @@ from data_prep.strict_json import parse
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
-from resnet_dist.training.checkpoint import Damaged, newest_first, opened
-from resnet_dist.training.checkpoint_manager import BEST
+from resnet_dist.training.checkpoint import Damaged, opened
+from resnet_dist.training.checkpoint_manager import BEST, list_saved
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-State = Literal["ok", "damaged", "leftover"]
+_SMALL_FILES = {
+    "mlflow_run.json": "which MLflow run this is",
+    "trained.json": "the training is over",
+    "result.json": "the result of the whole run",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Finding:
     """One file or folder of the run. `repair` removes what is `damaged` or a `leftover`: nothing needs those."""
 
     name: str
-    state: State
+    state: Literal["ok", "damaged", "leftover"]
     what: str
 
 
@@ -31,14 +35,9 @@ def examine(storage: RunStorage) -> list[Finding]:
 
     Raises UserError if there is no run, Fault if storage cannot be reached.
     """
-    names = storage.names()
-    if not names:
-        raise UserError(f"{storage.location}: no such run; give the folder of a run under the profile's storage")
-    findings = [*_checkpoints(storage), *_leftovers(names), *_bookkeeping(storage, names)]
+    findings = [*_checkpoints(storage), *_leftovers(storage), *_small_files(storage)]
     if not findings:
-        raise UserError(
-            f"{storage.location}: holds nothing of a run; give the folder of a run under the profile's storage"
-        )
+        raise UserError(f"{storage.location}: is no run; give the folder of a run under the profile's storage")
     return findings
 
 
@@ -51,49 +50,46 @@ def repair(storage: RunStorage, findings: list[Finding]) -> list[Finding]:
 
 
 def verdict(findings: list[Finding]) -> str:
-    """One line: what the same command would do next."""
-    if any(f.name == "result.json" and f.state == "ok" for f in findings):
+    """One line: what the run's command would do next."""
+    sound = [finding.name for finding in findings if finding.state == "ok"]
+    if "result.json" in sound:
         return "the run is complete"
-    if any(f.name == "trained.json" and f.state == "ok" for f in findings):
+    if "trained.json" in sound:
         return "the training is over; its train command, or `tracking sync` of this folder, brings the rest to MLflow"
-    complete = next((f for f in findings if f.state == "ok" and f.name.startswith("epoch=")), None)
-    return f"the run resumes from {complete.name}" if complete else "the run would start at its first step"
+    complete = next((name for name in sound if name.startswith("epoch=")), None)
+    return f"the run resumes from {complete}" if complete else "the run would start at its first step"
 
 
 def _checkpoints(storage: RunStorage) -> Iterator[Finding]:
-    best = [f"{BEST}/{name}" for name in newest_first(storage.names(BEST))]
-    for name in [*newest_first(storage.names()), *best]:
+    for name in list_saved(storage):
         try:
             with opened(storage, name) as found:
+                kind = "best weights" if name.startswith(f"{BEST}/") else "checkpoint"
                 top1 = found.metadata.metrics.get("val/top1")
                 shown = "" if top1 is None else f", top-1 {top1:.2f} %"
-                kind = "best weights" if name in best else "checkpoint"
                 yield Finding(name, "ok", f"{kind}, recipe {found.metadata.identity.recipe_hash}{shown}")
         except Damaged as damaged:
             yield Finding(name, "damaged", str(damaged))
 
 
-def _leftovers(names: list[str]) -> Iterator[Finding]:
-    for name in names:
+def _leftovers(storage: RunStorage) -> Iterator[Finding]:
+    for name in storage.names():
         if name.startswith(".") and name.endswith(TEMPORARY):
             yield Finding(name, "leftover", "a checkpoint that was not finished")
+        if name == RAY_SNAPSHOT:
+            yield Finding(name, "leftover", "Ray Train's list of checkpoints; a new start does not use it")
 
 
-def _bookkeeping(storage: RunStorage, names: list[str]) -> Iterator[Finding]:
-    if RAY_SNAPSHOT in names:
-        yield Finding(RAY_SNAPSHOT, "leftover", "Ray Train's list of checkpoints; a new start does not use it")
-    for name, what in (
-        ("mlflow_run.json", "which MLflow run this is"),
-        ("trained.json", "the training is over"),
-        ("result.json", "the result of the whole run"),
-    ):
+def _small_files(storage: RunStorage) -> Iterator[Finding]:
+    for name, what in _SMALL_FILES.items():
         content = storage.read(name)
-        if content is not None:
-            try:
-                parse(content, max_bytes=MAX_SMALL_BYTES, allow_nan=True)
-                if name == "result.json":
-                    read_result(storage)
-            except (ValueError, RecursionError, Fault) as error:
-                yield Finding(name, "damaged", f"{what}: {error}")
-            else:
-                yield Finding(name, "ok", what)
+        if content is None:
+            continue
+        try:
+            parse(content, max_bytes=MAX_SMALL_BYTES, allow_nan=True)
+            if name == "result.json":
+                read_result(storage)
+        except (ValueError, RecursionError, Fault) as error:
+            yield Finding(name, "damaged", f"{what}: {error}")
+        else:
+            yield Finding(name, "ok", what)

@@ -41,8 +41,8 @@ from resnet_dist.tracking.mlflow_run import (
 )
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.spool import read_history
-from resnet_dist.training.checkpoint import Identity, newest_first, read_metadata
-from resnet_dist.training.checkpoint_manager import BEST
+from resnet_dist.training.checkpoint import Identity, read_metadata
+from resnet_dist.training.checkpoint_manager import list_saved
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
 """Keys of a profile that may change each time a run resumes: tags, because MLflow never changes a parameter."""
@@ -244,7 +244,7 @@ def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
     metadata is read, so damage is not noticed here.
     """
     found: list[dict[str, object]] = []
-    for name in [*newest_first(storage.names()), *(f"{BEST}/{name}" for name in newest_first(storage.names(BEST)))]:
+    for name in list_saved(storage):
         metadata = read_metadata(storage, name)
         if metadata is not None:
             path = f"{storage.location}/{name}"

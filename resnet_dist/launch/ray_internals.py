@@ -17,8 +17,10 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from data_prep.runtime.ray_errors import explain, is_lost_process
+from resnet_dist.errors import Fault
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
 
 _log = logging.getLogger(__name__)
@@ -106,21 +108,27 @@ def leaving_nodes() -> frozenset[str]:
 
 
 def uploaded_files(folder: Path, excludes: Sequence[str]) -> dict[str, int]:
-    """Path -> bytes of the files that Ray uploads of a job's working directory; empty if that is not known."""
+    """Path relative to `folder` -> bytes, of what Ray sends as a job's `working_dir`. Raises Fault with another Ray.
+
+    Args:
+        excludes: patterns in the syntax of .gitignore, besides Ray's own and those of .gitignore and .rayignore.
+    """
     if not _is_known():
-        return {}
+        raise Fault(f"`submit` needs Ray {_KNOWN_RAY}, this is {ray.__version__}; pip install 'ray=={_KNOWN_RAY}.*'")
     from ray._private import ray_constants
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
+    folder = folder.absolute()
     found: dict[str, int] = {}
 
-    def note(path: Path) -> None:
+    def add(path: Path) -> None:
         if path.is_file():
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
 
     excluded = _get_excludes(folder, [*ray_constants.get_runtime_env_default_excludes(), *excludes])
     with_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(folder, [excluded], note, include_gitignore=with_gitignore)
+    # Ray's own logger has a line for every file that is left out.
+    _dir_travel(folder, [excluded], add, include_gitignore=with_gitignore, logger=_log)
     return found
 
 
@@ -129,6 +137,12 @@ def most_upload_bytes() -> int:
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
     return int(DASHBOARD_CLIENT_MAX_SIZE)
+
+
+def cluster_version(client: JobSubmissionClient) -> str | None:
+    """The version of Ray on the head; None if it does not say."""
+    version: str | None = getattr(client, "_server_ray_version", None)
+    return version
 
 
 # How Ray Tune sees its actors.

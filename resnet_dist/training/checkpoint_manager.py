@@ -158,6 +158,11 @@ def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: Checkpoi
     return True
 
 
+def list_saved(storage: RunStorage) -> list[str]:
+    """The names of the run's checkpoints, newest first, then those of its best weights (`best/...`)."""
+    return [*newest_first(storage.names()), *(f"{BEST}/{name}" for name in newest_first(storage.names(BEST)))]
+
+
 @contextmanager
 def open_best(storage: RunStorage, identity: Identity) -> Iterator[Found | None]:
     """The best complete weights of this recipe and these data, or None."""

@@ -8,7 +8,7 @@ import pytest
 
 from resnet_dist.config.loading import load_profile
 from resnet_dist.config.profile import absolute_paths
-from resnet_dist.jobs.submission import require_seen_by_nodes
+from resnet_dist.jobs.submission import Command, require_seen_by_nodes
 
 FOLDER = Path(__file__).parents[2] / "cluster/profiles"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -24,7 +24,7 @@ def test_a_profile_loads_and_its_head_says_what_it_is_for(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "laptop"], ids=lambda file: file.stem)
 def test_a_clusters_profile_can_be_submitted(file: Path) -> None:
-    require_seen_by_nodes("train", (), load_profile(file))
+    require_seen_by_nodes(Command("train", (), "name"), load_profile(file))
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if "gpus_per_worker: 1" in f.read_text()], ids=lambda f: f.stem)

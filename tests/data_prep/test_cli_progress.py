@@ -34,7 +34,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
             clock.now_s = 100 + second
             by_node = {"one": 75 * second, "two": 25 * second} if second > 5 else {"one": 100 * second}
             progress.encoded(100 + 100 * second, 1000, second * 2_000_000, second // 5, by_node)
-        progress.note("a note")
+        progress.log("a note")
         clock.now_s = 111
         progress.written(1_000_000, 3_000_000, {"one": 1_000_000})
         clock.now_s = 115
@@ -75,7 +75,7 @@ def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str]) -> None:
             return True
 
     with progress_on(Terminal()) as progress:
-        progress.note("a [note]")
+        progress.log("a [note]")
         progress.encoded(5, 10, 100, 0, {})
         progress.written(500_000, None)
         assert not progress._bars.tasks[1].finished  # of a size that is not known

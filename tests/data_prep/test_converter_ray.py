@@ -50,7 +50,7 @@ class Notes(NoProgress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.lines.append(text)
 
 

@@ -66,7 +66,7 @@ def test_ctrl_c_detaches_stop_saves_and_the_same_command_resumes(cli: Any, head:
 
     again = cli.run(command)
     assert again.returncode == 2
-    assert f"job {job[1]} is already at work on it" in again.stderr
+    assert f"job {job[1]} is already running it" in again.stderr
 
     stop = [str(BIN / "ray"), "job", "stop", job[1], "--address", head.dashboard]
     assert cli.run(stop).returncode == 0

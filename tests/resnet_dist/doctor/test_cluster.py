@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from resnet_dist.doctor.cluster import (
     Examiner,
     NodeFacts,
     Speed,
+    check_node,
     code_digest,
-    judge_node,
-    judge_speed,
-    judge_together,
+    compare_nodes,
+    describe_speed,
 )
 from resnet_dist.launch.cluster import Node
 
@@ -26,22 +27,22 @@ FACTS = NodeFacts("10.0.0.1", {"torch": "2.14.1", "python": "3.11.7"}, "c0de", "
 NODE = Node("10.0.0.1", 8, 0)
 
 
-def bad(checks: list[Check]) -> list[str]:
+def problems(checks: Iterable[Check]) -> list[str]:
     return [check.what for check in checks if check.state != "ok"]
 
 
 def judged(answer: Answer, profile: Profile = PROFILE, *, has_written: bool = True) -> list[str]:
-    return bad(list(judge_node(answer, profile, has_written=has_written)))
+    return problems(check_node(answer, profile, has_written=has_written))
 
 
 def test_a_sound_node_has_nothing_bad() -> None:
-    assert judged(Answer(NODE, FACTS, 0.2, 0.1)) == []
+    assert judged(Answer(NODE, FACTS, clock_ahead_s=0.2, clock_error_s=0.1)) == []
 
 
 def test_each_problem_is_reported() -> None:
     assert judged(Answer(NODE, problem="could not run a process: x")) == ["could not run a process: x"]
-    assert "clock +65.0 s" in judged(Answer(NODE, FACTS, 65.0, 0.1))[0]
-    assert judged(Answer(NODE, FACTS, 65.0, 64.0)) == []  # a slow answer says little about the clock
+    assert "clock +65.0 s" in judged(Answer(NODE, FACTS, clock_ahead_s=65.0, clock_error_s=0.1))[0]
+    assert judged(Answer(NODE, FACTS, clock_ahead_s=65.0, clock_error_s=64.0)) == []  # a slow answer says little
     assert judged(Answer(NODE, replace(FACTS, free_bytes={"/s": 1 << 30}))) == ["/s: 1.1 GB free, little"]
     assert judged(Answer(NODE, FACTS), has_written=False) == ["storage /s: what this node wrote did not arrive"]
     wrong = replace(FACTS, data="/d: no such folder", storage="not shared", tracking="no answer")
@@ -52,17 +53,18 @@ def test_each_problem_is_reported() -> None:
 
 def test_differences_between_nodes_name_the_odd_one() -> None:
     odd = replace(FACTS, address="10.0.0.3", versions={"torch": "2.13.0", "python": "3.11.7"}, cpu="Xeon")
-    checks = list(judge_together([FACTS, replace(FACTS, address="10.0.0.2"), odd]))
+    checks = list(compare_nodes([FACTS, replace(FACTS, address="10.0.0.2"), odd]))
     assert [check.state for check in checks] == ["bad", "warning", "ok"]
     assert checks[0].what == "torch: 2.14.1, but 10.0.0.3: 2.13.0"
     assert checks[1].what.startswith("processor: EPYC, but 10.0.0.3: Xeon; bit-identical")
-    assert bad(list(judge_together([FACTS]))) == []
+    assert problems(compare_nodes([FACTS])) == []
 
 
 def test_the_time_of_a_step_follows_from_the_measured_one() -> None:
     speed = Speed(small_s=0.001, large_s=0.101, num_bytes=10_000_000)
-    assert speed.seconds_for(20_000_000) == 0.201
-    assert "gloo over 2 nodes: 99 MB/s a node, 1.00 ms for 4 B" in judge_speed(speed, "gloo", 2).what
+    assert describe_speed(speed, "gloo", 2).what == (
+        "gloo over 2 nodes: 99 MB/s a node, 1.00 ms for 4 B; ResNet-152's gradients would take 2.41 s a step"
+    )
 
 
 def test_a_node_reads_and_writes_in_the_given_folders(tmp_path: Path) -> None:
