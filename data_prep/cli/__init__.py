@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Turns image data sets into .beton files that the ffcv Loader reads, and verifies them.",
+    help="Convert image data sets to .beton files for the ffcv Loader, and verify them.",
 )
 for command in (convert, inspect, verify, merge, subset, stage):
     app.command()(command)

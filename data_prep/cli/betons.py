@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,22 +18,23 @@ from data_prep.cli.options import (
     checked,
     echo,
     local_path,
-    print_json,
     takes_source_options,
 )
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
-Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="The new beton.", show_default=False)]
+Output = Annotated[Path, typer.Option(metavar="FILE.beton", help="Beton to write.", show_default=False)]
 
 
 def merge(
-    betons: Annotated[list[Path], typer.Argument(metavar="FILE.beton...", show_default=False)],
+    betons: Annotated[
+        list[Path], typer.Argument(metavar="FILE.beton...", help="Betons, in the order in which they are joined.")
+    ],
     output: Output,
     as_json: AsJson = False,
 ) -> None:
-    """Concatenate betons of the same classes. Nothing is encoded again.
+    """Concatenate betons of the same classes, without encoding anything again.
 
     Example: data-prep merge part1.beton part2.beton --output train.beton
     """
@@ -43,7 +45,7 @@ def merge(
     output, betons = local_path(output), [local_path(beton) for beton in betons]
     with StopFlag() as stop, progress_on(sys.stderr) as progress:
         manifest = run_merge(betons, output, checked(stop, progress))
-    _tell_made(output, manifest, as_json)
+    _print_made(output, manifest, as_json)
 
 
 def subset(
@@ -51,16 +53,16 @@ def subset(
     output: Output,
     classes: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B,...|@FILE", help="Keep these classes, labels from 0 again; may be repeated."),
+        typer.Option(metavar="A,B,...|@FILE", help="Keep these classes, renumbered from 0; repeatable."),
     ] = None,
     every: Annotated[int | None, typer.Option(help="Keep every k-th sample.", metavar="K")] = None,
     first: Annotated[int | None, typer.Option(help="Keep the first N samples.", metavar="N")] = None,
     indices: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep only these samples, one index per line.")
+        Path | None, typer.Option(metavar="FILE", help="Keep the samples whose indices are in this file, one per line.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a smaller beton from some samples of another. Nothing is encoded again.
+    """Copy some samples of a beton to a smaller one, without encoding anything again.
 
     Example: data-prep subset data/imagenet/train.beton --output tenth.beton --every 10
     """
@@ -78,10 +80,10 @@ def subset(
     )
     with StopFlag() as stop, progress_on(sys.stderr) as progress:
         manifest = run_subset(beton, selection, output, checked(stop, progress))
-    _tell_made(output, manifest, as_json)
+    _print_made(output, manifest, as_json)
 
 
-def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
+def _print_made(output: Path, manifest: Manifest, as_json: bool) -> None:
     from data_prep.beton.contents import shared_samples
 
     echo(
@@ -93,38 +95,39 @@ def _tell_made(output: Path, manifest: Manifest, as_json: bool) -> None:
     for warning in warnings:
         typer.echo(f"data-prep: warning: {warning}", err=True)
     if as_json:
-        print_json(
-            ok=True,
-            path=str(output),
-            digest=manifest.digest,
-            num_samples=manifest.num_samples,
-            num_classes=manifest.num_classes,
-            beton_bytes=manifest.beton_bytes,
-            warnings=warnings,
-        )
+        facts = {
+            "ok": True,
+            "path": str(output),
+            "digest": manifest.digest,
+            "num_samples": manifest.num_samples,
+            "num_classes": manifest.num_classes,
+            "beton_bytes": manifest.beton_bytes,
+            "warnings": warnings,
+        }
+        typer.echo(json.dumps(facts))
 
 
 MAX_DIGITS = 30
-"""Of an index; no beton has so many samples, and Python refuses numbers of more than 4,300."""
+"""In an index: no beton has so many samples, and Python refuses to read numbers of more than 4,300 digits."""
 
 
 def read_indices(path: Path) -> tuple[int, ...]:
-    """One id per line. UserError, naming the line, for an invalid one."""
+    """One index per line. Raises UserError, naming the line, for anything else."""
     from data_prep.sources.files.find import place_of
     from data_prep.sources.files.table import read_lines
 
     indices = []
     for number, (text,) in read_lines(place_of(str(path))):
         if not (text.isascii() and text.isdecimal()) or len(text) > MAX_DIGITS:
-            raise UserError(f"{path} line {number}: expected the number of a sample, found {shown(text, 40)}")
+            raise UserError(f"{path} line {number}: expected the index of a sample, found {shown(text, 40)}")
         indices.append(int(text))
     return tuple(indices)
 
 
 def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
-    """The classes of the beton that options name: `A,B`, or `@FILE` with one a line; names, or wnids that it knows.
+    """The beton's classes that the options name: `A,B`, or `@FILE` with one per line; by name or by wnid.
 
-    A name may hold commas. UserError for a class that the beton does not have.
+    A name may contain commas. Raises UserError for a class that the beton does not have.
     """
     from data_prep.sources.files.find import place_of
     from data_prep.sources.files.table import read_lines
@@ -139,20 +142,20 @@ def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
     found: list[str] = []
     for option in options:
         if option.startswith("@") and option not in known:
-            asked = [cells[0] for _, cells in read_lines(place_of(option[1:]))]
+            names = [cells[0] for _, cells in read_lines(place_of(option[1:]))]
         else:
-            asked = list(_cut_at_commas(option, known))
-        unknown = sorted(set(asked) - known.keys())
+            names = list(_split_at_commas(option, known))
+        unknown = sorted(set(names) - known.keys())
         if unknown:
             raise UserError(f"--classes: {beton} has no class {few(unknown)}; it has {few(manifest.class_names)}")
-        found += [known[name] for name in asked]
+        found += [known[name] for name in names]
     if options and not found:
         raise UserError(f"--classes: names no class; {beton} has {few(manifest.class_names)}")
     return tuple(dict.fromkeys(found))
 
 
-def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
-    """The longest known names, and the remaining text between commas."""
+def _split_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
+    """The longest known names, and the other pieces between commas."""
     pieces = option.split(",")
     while pieces:
         ends = range(len(pieces), 0, -1)
@@ -168,13 +171,16 @@ def _cut_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
 
 def stage(
     source: Annotated[str, typer.Argument(metavar="FILE.beton|URL", show_default=False)],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder on this machine's own disk.", show_default=False)],
-    wait_limit_s: Annotated[float, typer.Option(help="How long to wait for another process that is copying.")] = 7200.0,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder on a disk of this machine.", show_default=False)],
+    wait_limit_s: Annotated[
+        float, typer.Option(help="Seconds to wait while another process copies the same beton.")
+    ] = 7200.0,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a beton from shared or object storage to this machine, once, and print the copy's path.
+    """Copy a beton from shared or object storage to this machine, once, and print the path of the copy.
 
-    Every chunk is compared with the manifest; an interrupted copy resumes; processes that ask meanwhile wait.
+    Every chunk is compared with the manifest. An interrupted copy resumes. Of several processes one copies, the others
+    wait for it.
 
     Example: data-prep stage s3://bucket/imagenet/train.beton --to /local/cache
     """
@@ -186,34 +192,31 @@ def stage(
         path = run_stage(source, to, wait_limit_s=wait_limit_s, on_copied=checked(stop, progress), check=stop.check)
     typer.echo(str(path))
     if as_json:
-        print_json(ok=True, path=str(path))
+        typer.echo(json.dumps({"ok": True, "path": str(path)}))
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
-if TYPE_CHECKING:
-    from data_prep.beton.manifest import Manifest
-
-
 @takes_source_options
 def verify(
     beton: Annotated[Path, typer.Argument(metavar="FILE.beton", show_default=False)],
-    decode: Annotated[str, typer.Option(metavar="all|N", help="Images to decode: all, or a number, spread evenly.")] = (
-        "1000"
-    ),
+    decode: Annotated[str, typer.Option(metavar="all|N", help="How many images to decode, spread evenly.")] = ("1000"),
     source: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Compare as many samples with this source, encoded again.")
+        str | None,
+        typer.Option(metavar="NAME", help="Also encode as many samples of this source again and compare them."),
     ] = None,
-    input_: Annotated[str | None, typer.Option("--input", metavar="PATH", help="What that source reads.")] = None,
-    split: Annotated[str | None, typer.Option(help="Its split.  [default: the beton's]")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL that the source reads.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the source.  [default: the beton's]")] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a beton against its manifest: size, digests, structure, counts, and that its images decode.
+    """Check a beton against its manifest: size, digests, structure, counts, and whether its images decode.
 
-    Exit code 1 when something is wrong; each finding is one line on stderr.
+    Exit code 1 if anything is wrong; each finding is one line on stderr.
 
     Example: data-prep verify data/imagenet/train.beton --decode all
     """
@@ -241,25 +244,26 @@ def verify(
     if report.ok:
         compared = "" if source is None else f"; as many match {source}"
         echo(
-            f"{beton}: whole: every byte has the digest that its manifest says ({_kind_shown(manifest)}); "
+            f"{beton}: complete: every byte has the digest in its manifest ({_algorithm(manifest)}); "
             f"{report.num_decoded:,} of its {manifest.num_samples:,} images decoded{compared}"
         )
         typer.echo(f"digest {manifest.digest}")
     if as_json:
-        print_json(
-            ok=report.ok,
-            path=str(beton),
-            digest=manifest.digest,
-            protects_against="forgery" if manifest.is_proof else "accidents",
-            num_samples=manifest.num_samples,
-            num_decoded=report.num_decoded,
-            problems=list(report.problems),
-        )
+        facts = {
+            "ok": report.ok,
+            "path": str(beton),
+            "digest": manifest.digest,
+            "protects_against": "forgery" if manifest.is_proof else "accidents",
+            "num_samples": manifest.num_samples,
+            "num_decoded": report.num_decoded,
+            "problems": list(report.problems),
+        }
+        typer.echo(json.dumps(facts))
     if not report.ok:
         raise typer.Exit(1)
 
 
-def _kind_shown(manifest: Manifest) -> str:
+def _algorithm(manifest: Manifest) -> str:
     if manifest.is_proof:
         return manifest.algorithm
     return f"{manifest.algorithm}, which protects against accidents only: made by an earlier version"

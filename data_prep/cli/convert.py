@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -16,7 +17,6 @@ from data_prep.cli.options import (
     Input,
     SourceKind,
     echo,
-    print_json,
     takes_source_options,
 )
 from data_prep.converter.settings import (
@@ -39,54 +39,68 @@ def convert(
     output: Annotated[
         str,
         typer.Option(
-            metavar="FILE.beton", help="The beton, or s3://...; its manifest is put beside it.", show_default=False
+            metavar="FILE.beton",
+            help="Beton to write, a file or s3://...; its manifest is put beside it.",
+            show_default=False,
         ),
     ],
     input_: Input = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of the source; all: everything.  [default: from the output's name]")
+        str | None, typer.Option(help="Split of the source, or all.  [default: as the output's name says]")
     ] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Ray tasks at a time; 0: no Ray, in this process.  [default: all CPUs]")
+        int | None,
+        typer.Option(min=0, help="Ray tasks at a time; 0: in this process, without Ray.  [default: one per CPU]"),
     ] = None,
     encode: Annotated[
-        str, typer.Option(help="original (the source's own JPEG bytes where possible), jpeg, raw or mixed.")
+        str, typer.Option(help="original (keep the source's JPEG bytes where possible), jpeg, raw or mixed.")
     ] = "original",
     raw_share: Annotated[
-        float | None, typer.Option(help=f"mixed: share stored as raw pixels.  [default: {DEFAULT_RAW_SHARE}]")
+        float | None,
+        typer.Option(help=f"mixed: share of the images stored as raw pixels.  [default: {DEFAULT_RAW_SHARE}]"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="mixed: which samples those are.  [default: 0]")] = None,
-    max_side: Annotated[int | None, typer.Option(help="Shrink images whose longer side is longer, px.")] = None,
+    seed: Annotated[int | None, typer.Option(help="mixed: seed that selects those images.  [default: 0]")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(help="Shrink larger images until their longer side has this length, px.")
+    ] = None,
     quality: Annotated[
-        int | None, typer.Option(help=f"JPEG quality of images encoded again.  [default: {DEFAULT_QUALITY}]")
+        int | None, typer.Option(help=f"JPEG quality of images that are encoded again.  [default: {DEFAULT_QUALITY}]")
     ] = None,
     subsampling: Annotated[
-        str | None, typer.Option(help="Their chroma subsampling: 4:4:4, 4:2:2 or 4:2:0.  [default: 4:4:4]")
+        str | None, typer.Option(help="Chroma subsampling of these images: 4:4:4, 4:2:2 or 4:2:0.  [default: 4:4:4]")
     ] = None,
-    exif: Annotated[str, typer.Option(help="An EXIF orientation: ignore, as published figures do, or apply.")] = (
+    exif: Annotated[str, typer.Option(help="EXIF orientation: ignore it, as published results do, or apply it.")] = (
         "ignore"
     ),
     background: Annotated[
         str | None,
         typer.Option(
-            metavar="R,G,B", help="Colour behind transparent pixels, 0..255 each.  [default: alpha is dropped]"
+            metavar="R,G,B",
+            help="Colour behind transparent pixels, 0..255 each.  [default: the alpha channel is dropped]",
         ),
     ] = None,
     check: Annotated[
-        str, typer.Option(help="JPEGs: decode each completely, or only the headers: faster, but misses bit rot.")
+        str,
+        typer.Option(
+            help="JPEGs: decode each one completely, or read only the headers: faster, but misses damaged pixels."
+        ),
     ] = "decode",
-    on_error: Annotated[str, typer.Option(help="Bad samples: fail (list all, write nothing) or quarantine.")] = "fail",
+    on_error: Annotated[
+        str, typer.Option(help="Bad samples: fail (list them all, write nothing) or quarantine (leave them out).")
+    ] = "fail",
     max_bad: Annotated[
-        str | None, typer.Option(help=f"quarantine: most samples left out, N or N%.  [default: {DEFAULT_MAX_BAD}]")
+        str | None, typer.Option(help=f"quarantine: at most so many samples, N or N%.  [default: {DEFAULT_MAX_BAD}]")
     ] = None,
-    page_mib: Annotated[int, typer.Option(help="Page of the beton, MiB; the largest image must fit in one.")] = 8,
+    page_mib: Annotated[
+        int, typer.Option(help="Size of the beton's pages, MiB; the largest image must fit in one.")
+    ] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Convert a data set, or resume an interrupted conversion.
 
-    The result is the same, byte for byte, for any number of workers and interruptions. With RAY_ADDRESS set the work
+    The result is the same, byte for byte, for any number of workers and interruptions. If RAY_ADDRESS is set, the work
     runs on that cluster, otherwise on a local Ray.
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
@@ -114,7 +128,10 @@ def convert(
             stop=stop,
         )
     if not is_built():
-        typer.echo("the C part is not built from these sources: the same bytes at half the speed; make setup", err=True)
+        typer.echo(
+            "the C extension is not built from these sources, so converting takes twice as long; run make setup",
+            err=True,
+        )
     _print_outcome(outcome, exif, round(time.monotonic() - started_s, 3), as_json)
 
 
@@ -142,21 +159,22 @@ def _print_outcome(outcome: ConvertReport, exif: str, seconds: float, as_json: b
     for warning in outcome.warnings:
         typer.echo(f"data-prep: warning: {warning}", err=True)
     if as_json:
-        print_json(
-            ok=True,
-            path=outcome.path,
-            digest=manifest.digest,
-            num_samples=manifest.num_samples,
-            num_quarantined=len(manifest.quarantined),
-            num_classes=manifest.num_classes,
-            num_untouched=manifest.num_untouched,
-            beton_bytes=manifest.beton_bytes,
-            already_done=outcome.already_done,
-            warnings=list(outcome.warnings),
-            num_units_taken_over=outcome.num_units_resumed,
-            notes=list(outcome.notes),
-            seconds=seconds,
-        )
+        facts = {
+            "ok": True,
+            "path": outcome.path,
+            "digest": manifest.digest,
+            "num_samples": manifest.num_samples,
+            "num_quarantined": len(manifest.quarantined),
+            "num_classes": manifest.num_classes,
+            "num_untouched": manifest.num_untouched,
+            "beton_bytes": manifest.beton_bytes,
+            "already_done": outcome.already_done,
+            "warnings": list(outcome.warnings),
+            "num_units_taken_over": outcome.num_units_resumed,
+            "notes": list(outcome.notes),
+            "seconds": seconds,
+        }
+        typer.echo(json.dumps(facts))
 
 
 def require_settings(**options: Any) -> None:
@@ -181,7 +199,7 @@ def _settings(
     check: str,
 ) -> ConvertSettings:
     if encode == "raw" and (quality is not None or subsampling is not None):
-        raise UserError("--quality and --subsampling say how JPEGs are encoded; with --encode raw there are none")
+        raise UserError("--quality and --subsampling are for JPEGs; --encode raw writes none")
     if encode != "mixed" and (raw_share is not None or seed is not None):
         raise UserError(f"--raw-share and --seed choose samples for --encode mixed, not for --encode {encode}")
     default_share = DEFAULT_RAW_SHARE if encode == "mixed" else 0.0
@@ -209,7 +227,5 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 def _bad_policy(on_error: str, max_bad: str | None) -> BadPolicy:
     if on_error == "fail" and max_bad is not None:
-        raise UserError(
-            "--max-bad says how many samples --on-error quarantine may leave out; add that, or leave it out"
-        )
+        raise UserError("--max-bad limits what --on-error quarantine leaves out; add that option, or omit --max-bad")
     return BadPolicy(on_error, DEFAULT_MAX_BAD if max_bad is None else max_bad)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -13,7 +14,6 @@ from data_prep.cli.options import (
     Classes,
     Input,
     SourceKind,
-    print_json,
     takes_source_options,
 )
 from data_prep.shown import shown
@@ -27,10 +27,10 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="Split of the source.")] = None,
     options: SourceOptions = NO_OPTIONS,
     classes: Classes = None,
-    headers: Annotated[int, typer.Option(min=1, help="Images whose headers are read, spread evenly.")] = 500,
+    headers: Annotated[int, typer.Option(min=1, help="How many images to read the headers of, spread evenly.")] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Look at a data set before anything is written: counts, sizes, formats, class map, first samples, oddities.
+    """Survey a data set before it is converted: counts, sizes, formats, classes, first samples, anything odd.
 
     Example: data-prep inspect --source image-folder --input imagenet --split val
     """
@@ -45,7 +45,7 @@ def inspect(
         found = survey(opened, headers, on_header=progress.decoded)
     show(found, sys.stdout)
     if as_json:
-        print_json(ok=True, **found.as_dict())
+        typer.echo(json.dumps({"ok": True, **found.as_dict()}))
 
 
 # --- the survey on a terminal or in a log -----------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def show(survey: Survey, stream: TextIO) -> None:
         console.print(table, markup=False)
         console.print()
     for finding in survey.findings:
-        console.print(f"look at this: {finding}", markup=False)
+        console.print(f"finding: {finding}", markup=False)
     if not survey.findings:
         console.print("nothing odd was found", markup=False)
 

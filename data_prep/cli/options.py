@@ -1,8 +1,7 @@
-"""Options that several commands share, and their last lines."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -23,13 +22,12 @@ SourceKind = Annotated[
         "--source", metavar="NAME", help="Kind of source, for example image-folder or ilsvrc.", show_default=False
     ),
 ]
-Input = Annotated[
-    str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL that the source reads.")
-]
+Input = Annotated[str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL to read.")]
 Classes = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Exactly these classes, in this order: a name per line, or the training set's .beton."
+        metavar="FILE",
+        help="Use exactly these classes, in this order: a file with one name per line, or the training set's .beton.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
@@ -37,23 +35,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON 
 _SOURCE_OPTIONS = {
     "labels": typer.Option(
         metavar="FILE",
-        help="image-folder: the class of every image. hf-parquet, webdataset: the names of the classes.",
+        help="image-folder: a table with the class of every image. hf-parquet, webdataset: a file of class names.",
     ),
-    "devkit": typer.Option(metavar="FILE", help="ilsvrc: the devkit, if not beside the images."),
-    "class_order": typer.Option(
-        metavar="text|number", help="How classes that are named by numbers are sorted into labels."
-    ),
+    "devkit": typer.Option(metavar="FILE", help="ilsvrc: the devkit, if it is not beside the images."),
+    "class_order": typer.Option(metavar="text|number", help="How to sort classes whose names are numbers."),
     "image_column": typer.Option(
-        metavar="NAME", help="hf-parquet: the images' column. webdataset: the ending of their files."
+        metavar="NAME", help="hf-parquet: the column of the images. webdataset: the suffix of the image files."
     ),
     "label_column": typer.Option(
         metavar="NAME",
-        help="hf-parquet, and the table of --labels: the labels' column. webdataset: the ending of their files, or key "
-        "in .json.",
+        help="hf-parquet and the table of --labels: the column of the labels. webdataset: the suffix of the label "
+        "files, or a key in .json.",
     ),
-    "file_column": typer.Option(metavar="NAME", help="The table of --labels: the column of the files' names."),
+    "file_column": typer.Option(metavar="NAME", help="The table of --labels: the column of the file names."),
     "folders_are": typer.Option(
-        metavar="classes|splits", help="image-folder: what the folders of --input are, if ambiguous."
+        metavar="classes|splits", help="image-folder: what the folders in --input are, if that is ambiguous."
     ),
 }
 """By the names of `sources.SourceOptions`."""
@@ -80,7 +76,7 @@ def takes_source_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def local_path(path: Path) -> Path:
-    """Absolute. UserError for a URL, of which Path has made `s3:/bucket/...`."""
+    """An absolute path. Raises UserError for a URL, which Path has turned into `s3:/bucket/...`."""
     scheme, slash, _ = str(path).partition(":/")
     if slash and scheme.isalnum() and not path.exists():
         raise UserError(f"{path}: a URL; `data-prep stage URL --to DIR` copies a beton to this machine first")
@@ -88,17 +84,12 @@ def local_path(path: Path) -> Path:
 
 
 def echo(line: str) -> None:
-    """Prints a line to stdout; it may contain untrusted file names."""
+    """Prints a line that may contain untrusted file names."""
     typer.echo(shown(line, None))
 
 
-def print_json(**values: Any) -> None:
-    """Prints the last line of a command under `--json`."""
-    print(json.dumps(values), flush=True)
-
-
 def checked(stop: StopFlag, progress: Progress) -> Callable[[int, int], None]:
-    """Call it after each range that is written: shows progress, and ends the work if a stop was requested."""
+    """To be called after each range that is written: shows progress, and ends the work if a stop was requested."""
 
     def after_range(num_bytes: int, total: int) -> None:
         stop.check()

@@ -110,7 +110,7 @@ class PlainProgress(_Progress):
         is_time = now_s - self._last_s >= PLAIN_INTERVAL_S
         if is_time:
             self._last_s = now_s
-        if is_time or done == total:
+        if is_time or (done == total and phase != "decode"):  # verify's stderr is for its findings
             self.log(f"{phase}: {text}")
 
 

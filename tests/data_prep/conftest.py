@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.cli import main
 from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.settings import BadPolicy, ConvertSettings
@@ -240,3 +241,25 @@ def tar_of() -> Callable[[dict[str, bytes]], bytes]:
         return target.getvalue()
 
     return make
+
+
+@pytest.fixture
+def data_prep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["data-prep", *map(str, arguments)])
+        environment = dict(os.environ)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:  # the command corrects it
+            os.environ.clear()
+            os.environ.update(environment)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), out, err)
+
+    return run

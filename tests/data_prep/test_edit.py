@@ -142,10 +142,10 @@ def test_a_list_of_indices(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("3\n\n 1 \n")
     assert read_indices(tmp_path / "list") == (3, 1)
     (tmp_path / "list").write_text("3\n-1\n")
-    with pytest.raises(UserError, match="list line 2: expected the number of a sample, found -1"):
+    with pytest.raises(UserError, match="list line 2: expected the index of a sample, found -1"):
         read_indices(tmp_path / "list")
     (tmp_path / "list").write_text("9" * 5000)
-    with pytest.raises(UserError, match=r"list line 1: expected the number of a sample, found 9+\.\.\.9+$"):
+    with pytest.raises(UserError, match=r"list line 1: expected the index of a sample, found 9+\.\.\.9+$"):
         read_indices(tmp_path / "list")
     for path in (tmp_path / "none", Path("/dev/zero")):
         with pytest.raises(UserError, match="does not exist, or is not a file"):
