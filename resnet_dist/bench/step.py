@@ -30,8 +30,7 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.spool import Spool
-from resnet_dist.tracking.tracker import Tracker
+from resnet_dist.tracking.tracker import Spool
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
 from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
@@ -170,28 +169,6 @@ class InMemory:
             yield self._batch
 
 
-class SpoolOnly(Tracker):
-    """Writes to its spool as in a run, and sends nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self._spool = Spool(folder)
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self._spool.append_metrics(values, step)
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        self._spool.append_tags(values)
-
-    def text(self, path: str, content: str) -> None:
-        self._spool.append_text(path, content)
-
-    def flush(self, timeout_s: float) -> bool:
-        return self._spool.persist(timeout_s)
-
-    def close(self) -> None:
-        self._spool.close(timeout_s=10.0)
-
-
 def recipe(settings: Settings, reduction: Literal["fast", "exact"]) -> Recipe:
     crop = {"kind": "pad_crop", "size": settings.image_size}
     return Recipe.model_validate(
@@ -269,7 +246,7 @@ def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact
     job = TrainingJob(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=settings.world_size)
     samples = Samples(InMemory(batch), num_samples)
-    return Trainer(job, ctx, SpoolOnly(folder / "spool"), samples, samples)
+    return Trainer(job, ctx, Spool(folder / "spool"), samples, samples)
 
 
 def _advance(trainer: Trainer, steps: int) -> None:

@@ -298,15 +298,14 @@ def sync_run(storage: RunStorage, tracking_uri: str, log: Log) -> str:
     """
     trained = read_trained(storage) if read_result(storage) is None else None
     if trained is None:
-        report = sync(storage, tracking_uri, say=log)
+        report = sync(storage, tracking_uri, log=log)
         return _words(report, storage)
     result = complete(trained, storage, tracking_uri, log)
     return f"{trained.words}: run {result.run_id} is complete in MLflow and marked FINISHED, model {result.model_uri}"
 
 
 def _words(report: SyncReport, storage: RunStorage) -> str:
-    sent = f"sent {report.num_points:,} points" + (f" and {report.num_texts:,} texts" if report.num_texts else "")
-    parts = [sent if report.num_points or report.num_texts else "nothing was waiting"]
+    parts = [f"sent {report.num_points:,} points" if report.num_points else "no point was waiting"]
     end = recorded_end(storage.folder)
     if end is not None:
         was = "" if report.end_status_sent else "was "
@@ -321,8 +320,6 @@ def _words(report: SyncReport, storage: RunStorage) -> str:
         )
     if report.num_bad_lines:
         parts.append(f"{report.num_bad_lines:,} lines that no tracker wrote were skipped")
-    if report.num_unreadable_bytes:
-        parts.append(f"{report.num_unreadable_bytes:,} bytes at the end of the spool are an incomplete line")
-    if report.strangers:
-        parts.append(f"left alone, since they belong to other MLflow runs: {', '.join(report.strangers)}")
+    if report.other_runs:
+        parts.append(f"left alone, as of other MLflow runs: {', '.join(report.other_runs)}")
     return shown(redacted("; ".join(parts)), None)

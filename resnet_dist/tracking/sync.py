@@ -11,41 +11,34 @@ from __future__ import annotations
 import json
 import logging
 import random
-import tempfile
+import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from data_prep.beton.files import append
 from data_prep.redaction import redacted
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import as_storage
-from resnet_dist.tracking.connection import connect, first_line, root_reason, sqlite_file
-from resnet_dist.tracking.mlflow_run import (
-    newest_steps,
-    recorded_run,
-    require_run,
-    run_file,
-    send_end_status,
-)
-from resnet_dist.tracking.spool import Metrics, SpoolReader, Tags, spool_files, spool_folders
+from resnet_dist.tracking.connection import connect, first_line, root_reason
+from resnet_dist.tracking.mlflow_run import newest_steps, recorded_run, require_run, run_file, send_end_status
+from resnet_dist.tracking.spool import BadLine, Event, Metrics, Tags, Text, follow, spool_files, spool_folders
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 REJECTED_NAME = "rejected.jsonl"
-# MLflow takes 1000 entities of a run per call, at most 100 of them tags.
 MAX_POINTS = 900
-MAX_TAGS = 100
+"""Of one request; MLflow takes 1000."""
 _ATTEMPTS = 5
 _FIRST_BACKOFF_S = 0.5
-_SAY_EVERY_S = 5.0
+_MAX_BACKOFF_S = 5.0
+_LOG_EVERY_S = 5.0
 
 
 class MetricPoint(NamedTuple):
@@ -53,11 +46,6 @@ class MetricPoint(NamedTuple):
     value: float
     time_ms: int
     step: int
-
-
-class Tag(NamedTuple):
-    key: str
-    value: str
 
 
 class Unavailable(Exception):
@@ -68,20 +56,15 @@ class Rejected(Exception):
     """The server responded and the run is fine, but the content itself is not acceptable, and never will be."""
 
 
-class Superseded(Exception):
-    """Another process has opened the spool and sends it now."""
-
-
-def backoff_s(num_failures: int, draw: float, max_backoff_s: float) -> float:
-    """Pause after so many failures in a row: doubles up to a limit, spread by `draw` in [0, 1) to between half and all
-    of it, so that the jobs of a cluster do not all return to a server in the same second.
+def backoff_s(num_failures: int) -> float:
+    """Pause after so many failures in a row: doubles up to a limit, spread at random between half and all of it, so
+    that the jobs of a cluster do not all return to a server in the same second.
     """
-    whole = min(max_backoff_s, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30))
-    return whole * (0.5 + 0.5 * draw)
+    return min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(num_failures - 1, 30)) * random.uniform(0.5, 1.0)
 
 
 class MlflowTransport:
-    """Sends to one MLflow run. Imports mlflow (seconds) at the first call, not before."""
+    """Sends to one MLflow run. Sending anything twice changes nothing. Each method raises Unavailable or Rejected."""
 
     def __init__(self, tracking_uri: str, run_id: str) -> None:
         self._tracking_uri = tracking_uri
@@ -89,195 +72,119 @@ class MlflowTransport:
         self._client: MlflowClient | None = None
 
     def newest_steps(self) -> dict[str, int]:
-        """Newest step of every metric of the run at the server. Raises Unavailable."""
-        try:
-            return newest_steps(self._connected(), self._run_id)
-        except Exception as error:
-            raise Unavailable(root_reason(error)) from error
+        """Newest step of every metric of the run at the server."""
+        return self._request(lambda client: newest_steps(client, self._run_id))
 
-    def send(self, batch: Sequence[MetricPoint | Tag]) -> None:
-        """Returns once the server has the batch; sending it twice changes nothing. Raises Unavailable, Rejected."""
-        from mlflow.entities import Metric, RunTag
+    def send(self, points: Sequence[MetricPoint]) -> None:
+        from mlflow.entities import Metric
 
-        self._request(
-            lambda client: client.log_batch(
-                self._run_id,
-                metrics=[Metric(*item) for item in batch if isinstance(item, MetricPoint)],
-                tags=[RunTag(*item) for item in batch if isinstance(item, Tag)],
-                synchronous=True,
-            )
-        )
+        metrics = [Metric(*point) for point in points]
+        self._request(lambda client: client.log_batch(self._run_id, metrics=metrics, synchronous=True))
+
+    def send_tag(self, key: str, value: str) -> None:
+        self._request(lambda client: client.set_tag(self._run_id, key, value))
 
     def send_text(self, path: str, content: str) -> None:
-        """Replaces what is at `path` in the run's artifacts. Raises Unavailable, Rejected."""
+        """Replaces what is at `path` in the run's artifacts."""
         self._request(lambda client: client.log_text(self._run_id, content, path))
 
-    def has_text(self, path: str, content: str) -> bool:
-        """Whether this content is at `path` in the run's artifacts; False too if they cannot be read now."""
+    def _request(self, request: Callable[[MlflowClient], T]) -> T:
         try:
-            with tempfile.TemporaryDirectory(prefix="resnet-dist-text-") as folder:
-                local = self._connected().download_artifacts(self._run_id, path, folder)
-                return Path(local).read_text(encoding="utf-8") == content
-        except Exception:  # noqa: BLE001 - of many kinds, one for each artifact store; then the text is sent
-            return False
-
-    def _request(self, request: Callable[[MlflowClient], object]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            request(self._connected())
-        except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE" and self._run_is_active():
-                raise Rejected(first_line(error)) from error
-            raise Unavailable(root_reason(error)) from error
+            # mlflow, which takes seconds to import, is needed from the first request on, not before.
+            self._client = self._client or connect(self._tracking_uri)
+            return request(self._client)
         except Exception as error:
-            if getattr(getattr(error, "response", None), "status_code", None) == 400:  # the artifact service
+            if self._is_final(error):
                 raise Rejected(first_line(error)) from error
             raise Unavailable(root_reason(error)) from error
 
-    def _run_is_active(self) -> bool:
-        """For a deleted run the server reports invalid content; the run can be restored, and then accepts
-        everything."""
-        try:
-            return self._connected().get_run(self._run_id).info.lifecycle_stage == "active"
-        except Exception as error:
-            raise Unavailable(root_reason(error)) from error
-
-    def _connected(self) -> MlflowClient:
-        if self._client is None:
-            database = sqlite_file(self._tracking_uri)
-            if database and not database.exists():  # mlflow would make a new, empty one
-                raise Unavailable(f"{database} is not on this node")
-            self._client = connect(self._tracking_uri)
-        return self._client
+    def _is_final(self, error: Exception) -> bool:
+        """Whether the server will never accept this request."""
+        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" and self._client is not None:
+            # Also what the server says of a run that somebody deleted; restored, it accepts everything.
+            try:
+                return bool(self._client.get_run(self._run_id).info.lifecycle_stage == "active")
+            except Exception:  # noqa: BLE001 - of many kinds: the server cannot be asked now
+                return False
+        return getattr(getattr(error, "response", None), "status_code", None) == 400  # the artifact service
 
 
 class Delivery:
-    """Sends the events of one spool to the server. No thread, no waiting; after a failure, call `send_all` again.
-
-    Texts go to the artifact store, often another machine with its own credentials: when it is broken, points do not
-    wait for it.
-    """
+    """Sends the events of one spool to the server. No thread, no waiting; after a failure, call `send_all` again."""
 
     def __init__(
-        self,
-        folder: Path,
-        transport: MlflowTransport,
-        may_send: Callable[[], bool] = lambda: True,
-        *,
-        compare_texts: bool = False,
+        self, folder: Path, transport: MlflowTransport, limit: Callable[[], int] = lambda: sys.maxsize
     ) -> None:
-        """Reads nothing yet, and asks no server.
-
-        Args:
-            may_send: asked before every request.
-            compare_texts: leave out a text that the server has already, at the price of reading it there.
-        """
+        """Reads nothing yet, and asks no server. `limit`: as in `follow`."""
         self._folder = folder
         self._transport = transport
-        self._may_send = may_send
-        self._compare_texts = compare_texts
-        self._reader = SpoolReader(folder)
-        self._points: deque[MetricPoint] = deque()
-        self._tags: dict[str, str] = {}
-        self._texts: dict[str, str] = {}
-        self._server_steps: dict[str, int] | None = None
-        """Newest step of each key that the server had before the first batch of this process."""
+        self._limit = limit
+        self._events: Iterator[Event | BadLine | None] | None = None
+        self._points: list[MetricPoint] = []
+        self._latest: dict[tuple[str, str], str] = {}
+        """The last value of each ("tag", key) and ("text", path) that was read and not sent."""
         self.num_points = 0
-        self.num_texts = 0
+        """Points that the server did not have."""
         self.num_rejected = 0
+        """Points, tags and texts that it refused; they are in `rejected.jsonl` beside the spool."""
+        self.num_bad_lines = 0
 
-    @property
-    def num_bad_lines(self) -> int:
-        return self._reader.num_bad_lines
+    def send_all(self, proceed: Callable[[], bool] = lambda: True) -> bool:
+        """Sends everything that the server does not have, and the last value of each tag and text. False if `proceed`,
+        which is asked before every request, said no.
 
-    def num_unread_bytes(self) -> int:
-        return self._reader.num_unread_bytes()
-
-    def send_all(self, newest_limit_bytes: int | None = None, proceed: Callable[[], bool] = lambda: True) -> None:
-        """Sends everything that the server does not have, batch after batch while `proceed` says so.
-
-        `newest_limit_bytes` as in `SpoolReader.read`. Raises Unavailable or OSError after sending as many points and
-        texts as possible, Superseded at once.
+        Texts are last: they go to the artifact store, often another machine with its own credentials, and when that is
+        broken, points do not wait for it. Raises Unavailable or OSError.
         """
-        failure: Unavailable | OSError | None = None
-        for send_next in (self._send_points, self._send_text):
+        while batch := self._next_points():
+            if not proceed():
+                return False
+            self._send(batch)
+            del self._points[: len(batch)]
+            self.num_points += len(batch)
+        while self._latest:
+            if not proceed():
+                return False
+            kind, name = min(self._latest)  # tags before texts
+            send = self._transport.send_tag if kind == "tag" else self._transport.send_text
             try:
-                while proceed() and send_next(newest_limit_bytes):
-                    pass
-            except (Unavailable, OSError) as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-
-    def _send_points(self, newest_limit_bytes: int | None) -> bool:
-        """Sends the next points and tags; False if there are none."""
-        self._read(newest_limit_bytes)
-        if not self._points and not self._tags:
-            return False
-        if self._server_steps is None:
-            self._server_steps = self._transport.newest_steps()
-        points = list(islice(self._points, MAX_POINTS))
-        tags = [Tag(key, value) for key, value in islice(self._tags.items(), MAX_TAGS)]
-        new = [point for point in points if point.step > self._server_steps.get(point.key, point.step - 1)]
-        self._require_newest()
-        self._send([*new, *tags])
-        for _ in points:
-            self._points.popleft()
-        for tag in tags:
-            del self._tags[tag.key]
-        self.num_points += len(new)
+                send(name, self._latest[kind, name])
+            except Rejected as error:
+                self._keep_rejected(f"{kind} {name}", str(error))
+            del self._latest[kind, name]
         return True
 
-    def _send_text(self, newest_limit_bytes: int | None) -> bool:
-        """Sends the next text; False if there is none."""
-        self._read(newest_limit_bytes)
-        if not self._texts:
-            return False
-        path, content = next(iter(self._texts.items()))
-        self._require_newest()
+    def _next_points(self) -> list[MetricPoint]:
+        """Reads on until there are points for a request, or no more."""
+        if self._events is None:
+            self._events = follow(self._folder, self._transport.newest_steps(), self._limit)
         try:
-            if not (self._compare_texts and self._transport.has_text(path, content)):
-                self._transport.send_text(path, content)
-                self.num_texts += 1
-        except Rejected as error:
-            self._keep_rejected(f"text {path}", str(error))
-        del self._texts[path]
-        return True
-
-    def _read(self, newest_limit_bytes: int | None) -> None:
-        """Reads on until there are points for a request. Of a tag or text, only the last value is kept."""
-        while len(self._points) < MAX_POINTS and (events := self._reader.read(newest_limit_bytes)):
-            for event in events:
+            while len(self._points) < MAX_POINTS and (event := next(self._events, None)) is not None:
                 if isinstance(event, Metrics):
-                    self._points.extend(MetricPoint(k, v, event.time_ms, event.step) for k, v in event.values.items())
+                    self._points += [MetricPoint(k, v, event.time_ms, event.step) for k, v in event.values.items()]
                 elif isinstance(event, Tags):
-                    self._tags |= event.values
+                    self._latest |= {("tag", key): value for key, value in event.values.items()}
+                elif isinstance(event, Text):
+                    self._latest["text", event.path] = event.content
                 else:
-                    self._texts[event.path] = event.content
+                    self.num_bad_lines += 1
+        except OSError:  # which ended the generator: the next one begins with what the server does not have
+            self._events, self._points = None, []
+            raise
+        return self._points[:MAX_POINTS]
 
-    def _require_newest(self) -> None:
-        # Checked after reading: what was read was in storage before a successor could measure this file.
-        if not self._may_send():
-            raise Superseded(str(self._folder))
-
-    def _send(self, batch: Sequence[MetricPoint | Tag]) -> None:
-        """Sends the batch. If the server refuses it, halves it until the refused item is alone, so that one bad name
+    def _send(self, batch: Sequence[MetricPoint]) -> None:
+        """Sends the batch. If the server refuses it, halves it until the refused point is alone, so that one bad name
         does not hold up the rest.
         """
-        if not batch:
-            return
         try:
             self._transport.send(batch)
         except Rejected as error:
             if len(batch) == 1:
-                (item,) = batch
-                what = f" at step {item.step} = {item.value}" if isinstance(item, MetricPoint) else ""
-                self._keep_rejected(f"{'metric' if what else 'tag'} {item.key}{what}", str(error))
+                self._keep_rejected(f"metric {batch[0].key} at step {batch[0].step} = {batch[0].value}", str(error))
                 return
-            middle = len(batch) // 2
-            self._send(batch[:middle])
-            self._send(batch[middle:])
+            self._send(batch[: len(batch) // 2])
+            self._send(batch[len(batch) // 2 :])
 
     def _keep_rejected(self, what: str, reason: str) -> None:
         _log.warning("MLflow refused %s: %s", what, reason)
@@ -298,15 +205,11 @@ def upload_rejected(storage: RunStorage, folder: Path) -> None:
 class SyncReport:
     num_points: int
     """Points of curves that the server did not have."""
-    num_texts: int
-    """Text artifacts that the server did not have."""
     num_rejected: int
     """Things that MLflow will never accept, listed in `rejected.jsonl` beside the spool."""
     num_bad_lines: int
     """Lines that no spool wrote, skipped."""
-    num_unreadable_bytes: int
-    """Torn end of the spool, which cannot be sent."""
-    strangers: tuple[str, ...]
+    other_runs: tuple[str, ...]
     """Spools of other runs than the folder's own, left alone."""
     end_status_sent: bool
     """Whether the run's end (FINISHED, FAILED, KILLED) was waiting too and has arrived."""
@@ -318,7 +221,7 @@ def sync(
     *,
     limit_s: float = 3600.0,
     with_end: bool = True,
-    say: Callable[[str], object] = lambda line: None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> SyncReport:
     """Sends everything in the run to the server, each point once; harmless while the run is in progress.
 
@@ -326,29 +229,28 @@ def sync(
 
     Args:
         with_end: also the end that waits in `mlflow_run.json`.
-        say: called every few seconds with how far it is.
+        log: called every few seconds with how far it is.
 
     Raises UserError if nothing was tracked in the run, Fault if the server does not respond, or stops responding.
     """
+    deadline_s = time.monotonic() + limit_s
     storage = as_storage(storage)
-    if not storage.names():
-        raise UserError(f"{storage.location}: holds no tracked run; give the folder of one, for example runs/NAME")
-    storage.pull()
-    run_dir = storage.folder
+    if storage.names():  # else `pull` would make the folder
+        storage.pull()
     handle = recorded_run(storage, tracking_uri)
     if handle is None:
-        raise UserError(f"{storage.location}: no tracked run here (no {run_file(run_dir).name} that names one)")
+        name = run_file(storage.folder).name
+        raise UserError(f"{storage.location}: no tracked run here (no {name} that names one); give the folder of one")
     require_run(handle)
-    folders = spool_folders(run_dir)
+    folders = spool_folders(storage.folder)
     mine = [folder for folder in folders if folder.name == handle.run_id]
-    num_bytes = sum(file.path.stat().st_size for folder in mine for file in spool_files(folder))
-    say(f"reading {num_bytes / 1e6:,.1f} MB of metrics and sending what MLflow does not have")
-    deliveries = [Delivery(folder, MlflowTransport(tracking_uri, folder.name), compare_texts=True) for folder in mine]
-    proceed = _limited(deliveries, time.monotonic() + limit_s, storage.location, say)
+    num_bytes = sum(path.stat().st_size for folder in mine for path, _ in spool_files(folder))
+    log(f"reading {num_bytes / 1e6:,.1f} MB of metrics and sending what MLflow does not have")
+    deliveries = [Delivery(folder, MlflowTransport(tracking_uri, handle.run_id)) for folder in mine]
     faults: list[Fault] = []
     for folder, delivery in zip(mine, deliveries, strict=True):
         try:
-            _deliver(delivery, proceed, f"MLflow at {redacted(tracking_uri)} did not take the run {handle.run_id}")
+            _deliver(delivery, deadline_s, f"sending {storage.location} to MLflow at {redacted(tracking_uri)}", log)
         except Fault as fault:  # a spool that MLflow refuses must not hold up the rest
             faults.append(fault)
         finally:
@@ -362,45 +264,29 @@ def sync(
         raise faults[0]
     return SyncReport(
         num_points=sum(delivery.num_points for delivery in deliveries),
-        num_texts=sum(delivery.num_texts for delivery in deliveries),
         num_rejected=sum(delivery.num_rejected for delivery in deliveries),
         num_bad_lines=sum(delivery.num_bad_lines for delivery in deliveries),
-        num_unreadable_bytes=sum(delivery.num_unread_bytes() for delivery in deliveries),
-        strangers=tuple(str(folder.relative_to(run_dir)) for folder in folders if folder not in mine),
+        other_runs=tuple(str(folder.relative_to(storage.folder)) for folder in folders if folder not in mine),
         end_status_sent=end_status_sent,
     )
 
 
-def _limited(
-    deliveries: Sequence[Delivery], deadline_s: float, location: str, say: Callable[[str], object]
-) -> Callable[[], bool]:
-    """For `Delivery.send_all`: says every few seconds what has arrived, and raises Fault after the deadline."""
-    next_s = time.monotonic() + _SAY_EVERY_S
-
-    def proceed() -> bool:
-        nonlocal next_s
-        now_s = time.monotonic()
-        if now_s > deadline_s:
-            raise Fault(f"{location}: not everything could be sent in the time given; run the same command again")
-        if now_s >= next_s:
-            next_s = now_s + _SAY_EVERY_S
-            num_points, num_texts = sum(d.num_points for d in deliveries), sum(d.num_texts for d in deliveries)
-            say(f"{num_points:,} points and {num_texts:,} texts sent so far")
-        return True
-
-    return proceed
-
-
-def _deliver(delivery: Delivery, proceed: Callable[[], bool], failed: str) -> None:
-    """Raises Fault after `_ATTEMPTS` failures in a row."""
+def _deliver(delivery: Delivery, deadline_s: float, doing: str, log: Callable[[str], object]) -> None:
+    """Sends all, and says every few seconds how much. Raises Fault after `_ATTEMPTS` failures in a row or at the
+    deadline.
+    """
     num_failures = 0
-    while True:
-        before = delivery.num_points + delivery.num_texts
+    while time.monotonic() < deadline_s:
+        before, until_s = delivery.num_points, min(deadline_s, time.monotonic() + _LOG_EVERY_S)
         try:
-            delivery.send_all(proceed=proceed)
-            return
+            if delivery.send_all(lambda: time.monotonic() < until_s):  # noqa: B023 - called before the next round
+                return
+            log(f"{delivery.num_points:,} points sent so far")
         except Unavailable as error:
-            num_failures = num_failures + 1 if delivery.num_points + delivery.num_texts == before else 1
+            num_failures = num_failures + 1 if delivery.num_points == before else 1
             if num_failures == _ATTEMPTS:
-                raise Fault(f"{failed}: {error}; the rest stays in storage: run the same command again") from error
-            time.sleep(backoff_s(num_failures, random.random(), max_backoff_s=5.0))
+                raise Fault(
+                    f"{doing} failed: {error}; the rest stays in storage: run the same command again"
+                ) from error
+            time.sleep(backoff_s(num_failures))
+    raise Fault(f"{doing}: the time given was too short for everything; run the same command again")

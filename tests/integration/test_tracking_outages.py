@@ -22,7 +22,7 @@ import pytest
 
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.storage.base import open_storage
-from resnet_dist.tracking.spool import Metrics, SpoolReader, spool_folders
+from resnet_dist.tracking.spool import Metrics, read_events, spool_folders
 
 PASSWORD = "correct-horse-battery"  # of a server that lives as long as the test
 LAST_STEP = 66
@@ -109,9 +109,8 @@ def spooled() -> list[Row]:
     storage.pull()
     rows: list[Row] = []
     for spool in spool_folders(storage.folder):
-        reader = SpoolReader(spool)
-        while events := reader.read():
-            rows += [(k, e.step, e.time_ms, v) for e in events if isinstance(e, Metrics) for k, v in e.values.items()]
+        events = [event for event in read_events(spool) if isinstance(event, Metrics)]
+        rows += [(k, e.step, e.time_ms, v) for e in events for k, v in e.values.items()]
     return sorted(rows)
 
 

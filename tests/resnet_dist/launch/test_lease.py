@@ -16,7 +16,8 @@ import pytest
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import HeldLease, Lease, StorageRefused, commit_within, take, this_process
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.spool import Spool, spool_folder
+from resnet_dist.tracking.spool import spool_folder
+from resnet_dist.tracking.tracker import Spool
 
 ELSEWHERE = replace(this_process(), host="another-machine")
 
@@ -43,11 +44,11 @@ def test_a_driver_that_ended_in_order_is_followed_at_once(tmp_path: Path) -> Non
 
 def test_a_lease_is_newer_than_the_spool_even_if_older_leases_were_removed(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
-    Spool(spool_folder(tmp_path, "r"), storage, lease=7).close(30)
+    Spool(spool_folder(tmp_path, "r"), storage, lease=7).close()
     lease = take(storage, 60.0)
     lease.release()
     assert lease.token.number == 8
-    Spool(spool_folder(tmp_path, "r"), storage, lease=8).close(30)
+    Spool(spool_folder(tmp_path, "r"), storage, lease=8).close()
 
 
 def test_a_driver_at_work_keeps_its_run(tmp_path: Path) -> None:

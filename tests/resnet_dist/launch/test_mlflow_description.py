@@ -161,7 +161,7 @@ def note(handle: RunHandle, event: str) -> None:
 def test_a_dead_ranks_metrics_arrive_with_plots_checkpoints_and_events(tmp_path: Path) -> None:
     uri, run_dir, said = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run", list[str]()
     handle = open_run(uri, "exp", "r", run_dir, {}, {})
-    dead = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)
+    dead = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/away.db")
     dead.metrics({"train/top1_error": 50.0, "train/lr": 0.1}, 10)
     dead.close()
     metadata = CheckpointMetadata(1, 10, IDENTITY, {}, {"val/top1": 50.0}, files={})

@@ -13,7 +13,8 @@ from resnet_dist.doctor.run import examine, repair, verdict
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import take
 from resnet_dist.storage.base import RunStorage, open_storage, split
-from resnet_dist.tracking.spool import Spool, read_history, spool_folder
+from resnet_dist.tracking.spool import read_history, spool_folder
+from resnet_dist.tracking.tracker import Spool
 from resnet_dist.training.checkpoint import (
     METADATA,
     STATE,
@@ -166,16 +167,15 @@ def test_another_machine_reads_durable_spool_lines(storage: RunStorage, location
     first = spool_of(storage)
     text = "x" * 100_000
     for step in range(1, 11):
-        first.append_metrics({"train/loss": 1.0 / step}, step)
-        first.append_text(f"notes/{step}.txt", text)
+        first.metrics({"train/loss": 1.0 / step}, step)
+        first.text(f"notes/{step}.txt", text)
         assert first.persist(60)
     second = open_storage(location)
     successor = spool_of(second)
     assert successor.path.name == "00000-00002.jsonl"
-    assert successor.newest_steps == {"train/loss": 10}
-    successor.append_metrics({"train/loss": 5.0}, 10)  # known
-    successor.append_metrics({"train/loss": 0.5}, 11)
-    assert successor.close(60)
+    successor.metrics({"train/loss": 5.0}, 10)  # known
+    successor.metrics({"train/loss": 0.5}, 11)
+    successor.close()
     assert not first.is_newest()
     reader = open_storage(location)
     reader.pull()
@@ -183,7 +183,7 @@ def test_another_machine_reads_durable_spool_lines(storage: RunStorage, location
     assert history.points == {"train/loss": [(s, 1.0 / s) for s in range(1, 11)] + [(11, 0.5)]}
     assert len(history.texts) == 10
     assert set(history.texts.values()) == {text}
-    first.close(60)
+    first.close()
 
 
 def test_storage_travels_to_workers(storage: RunStorage, location: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from resnet_dist.bench.mlflow_server import MlflowServer
 from resnet_dist.tracking.connection import client_environment, prepare_store
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run
-from resnet_dist.tracking.spool import Metrics, SpoolReader, spool_folder
+from resnet_dist.tracking.spool import Metrics, read_events, spool_folder
 from resnet_dist.tracking.tracker import CONFUSION, SpoolTracker
 
 Row = tuple[str, int, int, float, bool]  # key, step, time_ms, value, is_nan
@@ -30,6 +30,9 @@ def tracking_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         for name, value in (client_environment() | {"DO_NOT_TRACK": "true"}).items():
             patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{stray}")
+        # No test waits long for a server that is away, nor does a tracker that is closed then.
+        patch.setattr("resnet_dist.tracking.sync._MAX_BACKOFF_S", 0.5)
+        patch.setattr("resnet_dist.tracking.tracker._SERVER_LIMIT_S", 0.2)
         yield
     assert not stray.exists(), "something used the process-wide tracking URI"
 
@@ -106,11 +109,9 @@ def spooled_rows() -> Callable[[RunHandle], list[Row]]:
     """What the spool of rank 0 says that MLflow's table must hold, row by row (MLflow keeps NaN as 0 with a mark)."""
 
     def read(handle: RunHandle) -> list[Row]:
-        reader, rows = SpoolReader(spool_folder(handle.run_dir, handle.run_id)), []
-        while events := reader.read():
-            for event in events:
-                values = event.values.items() if isinstance(event, Metrics) else ()
-                rows += [(k, event.step, event.time_ms, 0.0 if v != v else v, v != v) for k, v in values]
+        events = read_events(spool_folder(handle.run_dir, handle.run_id))
+        points = [(e, k, v) for e in events if isinstance(e, Metrics) for k, v in e.values.items()]
+        rows = [(key, e.step, e.time_ms, 0.0 if v != v else v, v != v) for e, key, v in points]
         return sorted(rows, key=lambda row: (row[1], row[0]))
 
     return read

@@ -20,8 +20,8 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.connection import sqlite_file
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import RunHandle, open_run, record_end, recorded_end
-from resnet_dist.tracking.spool import Spool, spool_folder
-from resnet_dist.tracking.tracker import SpoolTracker
+from resnet_dist.tracking.spool import spool_folder
+from resnet_dist.tracking.tracker import Spool, SpoolTracker
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.model import build_classifier
 
@@ -37,8 +37,8 @@ def trained_run(uri: str, storage: FolderStorage) -> tuple[Trained, RunHandle]:
     """As a training leaves it whose MLflow went away: spool, checkpoint, what it reached."""
     handle = open_run(uri, "exp", "demo", storage.folder, {}, {})
     spool = Spool(spool_folder(storage.folder, handle.run_id))
-    spool.append_metrics({"train/loss": 0.5, "val/top1": 75.0}, 10)
-    assert spool.close(30)
+    spool.metrics({"train/loss": 0.5, "val/top1": 75.0}, 10)
+    spool.close()
     identity = Identity(recipe_hash(RECIPE), "data", NAMES)
     state = {"net": build_classifier(RECIPE).net.state_dict()}
     metadata = CheckpointMetadata(1, 10, identity, RECIPE.model_dump(mode="json"), {"val/top1": 75.0}, files={})
@@ -93,7 +93,7 @@ def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) 
     assert words.startswith("training finished after step 10 at 75.00 % top-1: run ")
     assert "marked FINISHED" in words
     require_complete(server.uri, handle, storage)
-    assert sync_run(storage, server.uri, said.append) == "nothing was waiting; run was marked FINISHED"
+    assert sync_run(storage, server.uri, said.append) == "no point was waiting; run was marked FINISHED"
 
 
 def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
@@ -121,15 +121,15 @@ def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
 def test_sync_reports_a_runs_state(tmp_path: Path, sqlite_uri: str) -> None:
     storage, said = FolderStorage(tmp_path / "run"), list[str]()
     handle = open_run(sqlite_uri, "exp", "demo", storage.folder, {}, {})
-    tracker = SpoolTracker(storage, handle.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)
+    tracker = SpoolTracker(storage, handle.run_id, f"sqlite:///{tmp_path}/away.db")
     tracker.metrics({"train/loss": 0.5}, 1)
     tracker.close()
     with held(storage, 5, said.append):
         assert "sent 1 points; run in progress (pid " in sync_run(storage, sqlite_uri, said.append)
-    assert sync_run(storage, sqlite_uri, said.append).startswith("nothing was waiting; the run has not ended")
+    assert sync_run(storage, sqlite_uri, said.append).startswith("no point was waiting; the run has not ended")
     record_end(handle, "FAILED", "failed: a node was lost")
     assert sync_run(storage, sqlite_uri, said.append) == (
-        "nothing was waiting; run marked FAILED (failed: a node was lost)"
+        "no point was waiting; run marked FAILED (failed: a node was lost)"
     )
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.status == "FAILED"
     assert said[0].startswith("reading 0.0 MB of metrics")

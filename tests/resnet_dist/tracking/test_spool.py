@@ -1,4 +1,4 @@
-"""Lines, files and the writer of a spool: exact, complete, and never damaged by another writer."""
+"""Lines, files, reader and writer of a spool: exact, complete, and never damaged by another writer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,19 @@ from hypothesis import strategies as st
 
 from resnet_dist.errors import Fault
 from resnet_dist.tracking.spool import (
+    BadLine,
     Metrics,
     Opened,
-    Spool,
-    SpoolReader,
     Tags,
     Text,
     decode,
     encode,
     file_number,
+    follow,
+    read_events,
     spool_files,
-    unseen,
 )
+from resnet_dist.tracking.tracker import Spool
 
 characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 names = st.text(characters, max_size=20)
@@ -112,109 +114,75 @@ def test_invalid_values_that_would_stop_sending_are_rejected(field):
         decode(line.encode())
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=40))
-def test_of_every_key_only_growing_steps_are_seen(calls):
-    newest: dict[str, int] = {}
-    logged: list[tuple[str, int]] = []
-    for key, step in calls:
-        new = unseen({key: 1.0}, step, newest)
-        newest.update(dict.fromkeys(new, step))
-        logged += [(key, step)] if new else []
-    for key in "ab":
-        steps = [step for k, step in logged if k == key]
-        assert steps == sorted(set(steps))
-        assert max(steps, default=None) == max((step for k, step in calls if k == key), default=None)
-
-
-def read_all(folder: Path):
-    reader = SpoolReader(folder)
-    events = []
-    while chunk := reader.read():
-        events += chunk
-    return events
-
-
 def steps_of(folder: Path) -> list[int]:
-    return [event.step for event in read_all(folder)]
+    return [event.step for event in read_events(folder)]
 
 
 def log(folder: Path, *steps: int, value: float = 1.0) -> Spool:
     """A closed spool that got these steps."""
     spool = Spool(folder)
     for step in steps:
-        spool.append_metrics({"loss": value}, step)
-    assert spool.close(30)
+        spool.metrics({"loss": value}, step)
+    spool.close()
     return spool
 
 
-def test_events_are_read_in_the_order_appended(tmp_path):
+def test_lines_are_the_events_in_the_order_logged(tmp_path):
     spool = Spool(tmp_path)
-    spool.append_metrics({"loss": 0.5, "lr": 0.1}, step=10)
-    spool.append_tags({"host": "node-1"})
-    spool.append_text("notes/a.txt", "grüße\n" * 3)
-    assert spool.close(timeout_s=30)
-    metrics, tags, text = read_all(tmp_path)
-    assert metrics == Metrics(metrics.time_ms, step=10, values={"loss": 0.5, "lr": 0.1})
+    spool.metrics({"loss": 0.5, "lr": 0.1}, step=10)
+    spool.tags({"host": "node-1"})
+    spool.text("notes/a.txt", "grüße\n" * 3)
+    spool.close()
+    opened, line, *_ = (json.loads(line) for line in spool.path.read_text().splitlines())
+    assert (opened["kind"], opened["pid"], opened["kept_bytes"]) == ("opened", os.getpid(), {})
+    assert line == {"kind": "metrics", "time_ms": line["time_ms"], "step": 10, "values": {"loss": 0.5, "lr": 0.1}}
+    metrics, tags, text = read_events(tmp_path)
+    assert metrics == Metrics(line["time_ms"], step=10, values={"loss": 0.5, "lr": 0.1})
     assert tags == Tags(tags.time_ms, values={"host": "node-1"})
     assert text == Text(text.time_ms, path="notes/a.txt", content="grüße\n" * 3)
     assert metrics.time_ms <= tags.time_ms <= text.time_ms
 
 
-def test_lines_are_json_with_the_fields_the_readme_names(tmp_path):
-    spool = log(tmp_path, 3, value=0.5)
-    opened, metrics = (json.loads(line) for line in spool.path.read_text().splitlines())
-    assert (opened["kind"], opened["pid"], opened["kept_bytes"]) == ("opened", os.getpid(), {})
-    assert metrics == {"kind": "metrics", "time_ms": metrics["time_ms"], "step": 3, "values": {"loss": 0.5}}
-
-
 def test_a_restart_drops_replayed_steps(tmp_path):
     first = Spool(tmp_path)
     for step in range(1, 8):
-        first.append_metrics({"loss": float(step)}, step)
-    first.append_metrics({"val/top1": 0.1}, 4)
-    first.close(30)
+        first.metrics({"loss": float(step)}, step)
+    first.metrics({"val/top1": 0.1}, 4)
+    first.close()
     second = Spool(tmp_path)  # resumes at step 4
-    assert second.newest_steps == {"loss": 7, "val/top1": 4}
     for step in range(5, 10):
-        second.append_metrics({"loss": -1.0, "val/top1": 0.2}, step)
-    second.close(30)
-    events = read_all(tmp_path)
+        second.metrics({"loss": -1.0, "val/top1": 0.2}, step)
+    second.close()
+    events = list(read_events(tmp_path))
     loss = [(event.step, event.values["loss"]) for event in events if "loss" in event.values]
     assert loss == [(step, float(step)) for step in range(1, 8)] + [(8, -1.0), (9, -1.0)]
     assert [event.step for event in events if "val/top1" in event.values] == [4, 5, 6, 7, 8, 9]
 
 
-def test_a_torn_last_line_is_dropped_once_and_for_all(tmp_path, caplog):
-    first = log(tmp_path, 1, 2, 3)
-    first.path.write_bytes(first.path.read_bytes()[:-5])
-    second = Spool(tmp_path)
-    assert "torn or unreadable bytes" in caplog.text
-    assert second.newest_steps == {"loss": 2}
-    second.append_metrics({"loss": 1.0}, 3)
-    second.close(30)
-    assert steps_of(tmp_path) == [1, 2, 3]
-    caplog.clear()
-    log(tmp_path)
-    assert caplog.text == ""
-    assert steps_of(tmp_path) == [1, 2, 3]
-
-
-def test_a_damaged_middle_ends_the_file_there(tmp_path):
+def test_a_file_ends_where_a_power_cut_damaged_it(tmp_path):
+    """What was logged after that is computed and logged again."""
     first = log(tmp_path, 1, 2, 3, 4)
     lines = first.path.read_bytes().splitlines(keepends=True)
-    lines[2] = b"\0" * len(lines[2])  # what a power cut leaves of pages that never reached the disk
+    lines[2] = b"\0" * len(lines[2])
     first.path.write_bytes(b"".join(lines))
-    assert log(tmp_path).newest_steps == {"loss": 1}
-    assert steps_of(tmp_path) == [1]
+    second = log(tmp_path, 2, 3)
+    assert steps_of(tmp_path) == [1, 2, 3]
+    second.path.write_bytes(second.path.read_bytes()[:-5])  # a torn line
+    assert steps_of(tmp_path) == [1, 2]
+    for _ in range(2):
+        log(tmp_path, 3)
+        assert steps_of(tmp_path) == [1, 2, 3]
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_spool_that_can_be_continued(tmp_path):
     program = (
-        "import sys\nfrom pathlib import Path\nfrom resnet_dist.tracking.spool import Spool\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from resnet_dist.tracking.spool import read_events\nfrom resnet_dist.tracking.tracker import Spool\n"
         "spool = Spool(Path(sys.argv[1]))\n"
-        "start = spool.newest_steps.get('loss', 0) - 20\n"  # as if training resumed at an older checkpoint
+        # as if training resumed at an older checkpoint
+        "start = max((event.step for event in read_events(Path(sys.argv[1]))), default=0) - 20\n"
         "for step in range(max(start, 1), 10**9):\n"
-        "    spool.append_metrics({'loss': float(step), 'pad' * 50: 0.0}, step)\n"
+        "    spool.metrics({'loss': float(step), 'pad' * 50: 0.0}, step)\n"
         "    if step % 50 == 0: print(spool.persist(60) and step, flush=True)\n"
     )
     for num_lines in (1, 7, 3):
@@ -229,18 +197,17 @@ def test_a_writer_killed_at_any_moment_leaves_a_spool_that_can_be_continued(tmp_
 
 def test_a_writer_that_was_given_up_for_dead_spoils_nothing(tmp_path):
     old = Spool(tmp_path)
-    old.append_metrics({"loss": 1.0}, 1)
+    old.metrics({"loss": 1.0}, 1)
     assert old.persist(30)
     assert old.is_newest()
     new = Spool(tmp_path)
     assert not old.is_newest()
     assert new.is_newest()
-    old.append_metrics({"loss": -7.0}, 2)
-    new.append_metrics({"loss": 2.0}, 2)
-    assert old.close(30)
-    assert new.close(30)
-    assert [(e.step, e.values["loss"]) for e in read_all(tmp_path)] == [(1, 1.0), (2, 2.0)]
-    assert log(tmp_path).newest_steps == {"loss": 2}
+    old.metrics({"loss": -7.0}, 2)
+    new.metrics({"loss": 2.0}, 2)
+    old.close()
+    new.close()
+    assert [(e.step, e.values["loss"]) for e in read_events(tmp_path)] == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_writer_killed_before_its_first_line_counts_for_nothing(tmp_path):
@@ -248,7 +215,7 @@ def test_a_writer_killed_before_its_first_line_counts_for_nothing(tmp_path):
     (tmp_path / "00000-00002.jsonl").write_bytes(b'{"kind":"ope')
     assert steps_of(tmp_path) == [1]
     third = log(tmp_path, 2)
-    assert [file.path.name for file in spool_files(tmp_path)] == [f"00000-0000{n}.jsonl" for n in (1, 2, 3)]
+    assert [path.name for path, _ in spool_files(tmp_path)] == [f"00000-0000{n}.jsonl" for n in (1, 2, 3)]
     assert third.path.name == "00000-00003.jsonl"
     assert steps_of(tmp_path) == [1, 2]
 
@@ -257,7 +224,7 @@ def test_the_lease_orders_the_files_and_locks_out_older_drivers(tmp_path):
     for lease, expected in ((None, "00000-00001"), (2, "00002-00001"), (2, "00002-00002"), (None, "00002-00003")):
         spool = Spool(tmp_path, lease=lease)
         assert spool.path.stem == expected
-        spool.close(30)
+        spool.close()
     with pytest.raises(Fault, match="another driver has taken over"):
         Spool(tmp_path, lease=1)
     assert [file_number(name) for name in ("00002-00003.jsonl", "0002.jsonl", "rejected.jsonl", "\u00b2.jsonl")] == [
@@ -275,7 +242,7 @@ def test_many_processes_opening_at_once_get_a_file_each(tmp_path):
     assert sorted(s.path.name for s in spools) == [f"00000-{n:05d}.jsonl" for n in range(1, 13)]
     assert sum(s.is_newest() for s in spools) == 1
     for spool in spools:
-        spool.close(30)
+        spool.close()
 
 
 def test_appending_never_waits_for_storage(tmp_path, monkeypatch):
@@ -285,18 +252,18 @@ def test_appending_never_waits_for_storage(tmp_path, monkeypatch):
     real_fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (storage_answers.wait(60), real_fsync(fd)))
     for step in range(1, 2001):
-        spool.append_metrics({"loss": 0.0}, step)
+        spool.metrics({"loss": 0.0}, step)
     assert not spool.persist(timeout_s=0.2)
     assert spool.durable_bytes == opening
     storage_answers.set()
     assert spool.persist(timeout_s=60)
     assert spool.durable_bytes == spool.path.stat().st_size
-    spool.close(30)
+    spool.close()
     assert steps_of(tmp_path) == list(range(1, 2001))
 
 
 def test_full_storage_loses_nothing_and_leaves_complete_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnet_dist.tracking.spool._RETRY_WRITE_S", 0.01)
+    monkeypatch.setattr("resnet_dist.tracking.tracker._RETRY_WRITE_S", 0.01)
     spool = Spool(tmp_path)
     real_write = os.write
     outcomes = iter([full := object(), 7, full, full, 1, full, 100])
@@ -309,8 +276,9 @@ def test_full_storage_loses_nothing_and_leaves_complete_lines(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "write", write)
     for step in range(1, 51):
-        spool.append_metrics({"loss": 0.25}, step)
-    assert spool.close(timeout_s=60)
+        spool.metrics({"loss": 0.25}, step)
+    assert spool.persist(60)
+    spool.close()
     monkeypatch.undo()
     assert next(outcomes, "used up") == "used up"
     assert steps_of(tmp_path) == list(range(1, 51))
@@ -319,36 +287,36 @@ def test_full_storage_loses_nothing_and_leaves_complete_lines(tmp_path, monkeypa
 
 def test_reading_continues_where_it_stopped_and_not_past_the_limit(tmp_path):
     spool = Spool(tmp_path)
-    spool.append_metrics({"loss": 1.0}, 1)
+    spool.metrics({"loss": 1.0}, 1)
     assert spool.persist(30)
     limit = spool.durable_bytes
-    spool.append_metrics({"loss": 1.0}, 2)
-    spool.append_text("big.txt", "x" * 500_000)
-    spool.append_metrics({"loss": 1.0}, 3)
+    spool.metrics({"loss": 1.0}, 2)
+    spool.text("big.txt", "x" * 500_000)
+    spool.metrics({"loss": 1.0}, 3)
     assert spool.persist(30)
-    reader = SpoolReader(tmp_path)
-    assert [e.step for e in reader.read(limit)] == [1]
-    assert reader.read(limit) == []
-    rest = []
-    while chunk := reader.read(spool.durable_bytes, chunk_bytes=64):
-        rest += chunk
-    assert [type(e) for e in rest] == [Metrics, Text, Metrics]
+    events = follow(tmp_path, {}, lambda: limit)
+    first, nothing, still_nothing = (next(events) for _ in range(3))
+    assert (first.step, nothing, still_nothing) == (1, None, None)
+    limit = spool.durable_bytes - 1
+    rest = list(takewhile(lambda event: event is not None, events))
+    assert [type(event) for event in rest] == [Metrics, Text]
     assert len(rest[1].content) == 500_000
-    assert reader.num_unread_bytes() == 0
-    spool.close(30)
+    limit += 1
+    assert next(events).step == 3
+    spool.close()
 
 
 def test_a_line_longer_than_any_of_a_spool_is_passed_over(tmp_path, monkeypatch):
     spool = log(tmp_path, 1)
     with spool.path.open("ab") as file:
-        file.write(b"x" * 5000 + b"\n" + encode(Metrics(1, step=2, values={"loss": 1.0})))
+        file.write(b"x" * 2500 + b"\n" + encode(Metrics(1, step=2, values={"loss": 1.0})))
     monkeypatch.setattr("resnet_dist.tracking.spool.MAX_LINE_BYTES", 1000)
     assert steps_of(tmp_path) == [1, 2]
+    assert sum(isinstance(e, BadLine) for e in takewhile(lambda e: e is not None, follow(tmp_path, {}))) == 3
 
 
 def test_a_closed_spool_takes_nothing(tmp_path):
-    spool = Spool(tmp_path)
-    assert spool.close(30)
-    assert spool.close(30)
+    spool = log(tmp_path)
+    spool.close()
     with pytest.raises(RuntimeError, match="closed"):
-        spool.append_metrics({"loss": 1.0}, 1)
+        spool.metrics({"loss": 1.0}, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,20 +17,9 @@ from mlflow.entities import Metric
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import sqlite_file
 from resnet_dist.tracking.mlflow_run import open_run, recorded_end, recorded_run, run_file
-from resnet_dist.tracking.spool import History, Spool, read_history, spool_folder, spool_folders
-from resnet_dist.tracking.sync import (
-    MAX_POINTS,
-    MAX_TAGS,
-    REJECTED_NAME,
-    Delivery,
-    MetricPoint,
-    Rejected,
-    Superseded,
-    Tag,
-    Unavailable,
-    sync,
-)
-from resnet_dist.tracking.tracker import CONFUSION, SpoolTracker
+from resnet_dist.tracking.spool import History, read_history, spool_folder, spool_folders
+from resnet_dist.tracking.sync import MAX_POINTS, REJECTED_NAME, Delivery, Rejected, Unavailable, sync
+from resnet_dist.tracking.tracker import CONFUSION, Spool, SpoolTracker
 
 VERSION_1 = Path(__file__).parent / "version_1" / "run"
 """A run's folder as commit d23ff8b left it: two attempts, the second of which resumed at step 4 and met no server, a
@@ -37,7 +27,7 @@ torn last line, and the spool of another node."""
 
 
 class MemoryServer:
-    """Keeps points as MLflow does: a (key, time, step, value) twice is one. `script`: which requests fail."""
+    """Keeps points as MLflow does: a (key, time, step, value) twice is one. `script`: which requests fail, and how."""
 
     def __init__(self, script=()):
         self.script = iter(script)
@@ -55,42 +45,34 @@ class MemoryServer:
             newest[key] = max(step, newest.get(key, step))
         return newest
 
-    def send(self, batch):
-        points = [item for item in batch if isinstance(item, MetricPoint)]
-        tags = [item for item in batch if isinstance(item, Tag)]
-        assert len(points) + len(tags) > 0
-        assert len(points) <= MAX_POINTS
-        assert len(tags) <= MAX_TAGS
-        with self.answering():
-            if any("bad" in item.key for item in batch):
-                raise Rejected("bad name")
+    def send(self, points):
+        assert 0 < len(points) <= MAX_POINTS
+        with self.answering([point.key for point in points]):
             for point in points:
                 identity = (point.key, point.time_ms, point.step, point.value)
                 if identity not in self.points:
                     self.points[identity] = True
                     self.arrivals.append((point.key, point.step))
-            self.tags.update(tags)
+
+    def send_tag(self, key, value):
+        with self.answering([key]):
+            self.tags[key] = value
 
     def send_text(self, path, content):
-        with self.answering():
+        with self.answering([path]):
             self.texts[path] = content
 
-    def answering(self):
+    @contextmanager
+    def answering(self, names):
         self.num_requests += 1
-        return _Answer(next(self.script, "ok"))
-
-
-class _Answer:
-    def __init__(self, failure):
-        self.failure = failure
-
-    def __enter__(self):
-        if self.failure == "lost on the way":
-            raise Unavailable(self.failure)
-
-    def __exit__(self, kind, *_):
-        if self.failure == "answer lost" and kind is None:
-            raise Unavailable(self.failure)
+        failure = next(self.script, "ok")
+        if failure == "lost on the way":
+            raise Unavailable(failure)
+        if any("bad" in name for name in names):
+            raise Rejected("bad name")
+        yield
+        if failure == "answer lost":
+            raise Unavailable(failure)
 
 
 def deliver_all(delivery, attempts=1000):
@@ -105,29 +87,20 @@ def deliver_all(delivery, attempts=1000):
 def log(folder: Path, *steps: int, **values: float) -> None:
     spool = Spool(folder)
     for step in steps:
-        spool.append_metrics(values or {"loss": 1.0}, step)
-    assert spool.close(30)
+        spool.metrics(values or {"loss": 1.0}, step)
+    spool.close()
 
 
-def test_requests_keep_to_the_servers_limits(tmp_path):
+def test_requests_keep_to_the_servers_limits_and_the_last_tag_and_text_of_a_name_win(tmp_path):
     spool = Spool(tmp_path)
-    spool.append_metrics({f"m{i}": 1.0 for i in range(3 * MAX_POINTS)}, 1)
-    spool.append_tags({f"t{i}": "v" for i in range(2 * MAX_TAGS + 1)})
-    spool.close(30)
+    spool.metrics({f"m{i}": 1.0 for i in range(3 * MAX_POINTS)}, 1)
+    for number in ("1", "2"):
+        spool.tags({"a": number, f"only {number}": "x"})
+        spool.text("notes.txt", number)
+    spool.close()
     server = MemoryServer()
     deliver_all(Delivery(tmp_path, server))
     assert [key for key, _ in server.arrivals] == [f"m{i}" for i in range(3 * MAX_POINTS)]
-    assert len(server.tags) == 2 * MAX_TAGS + 1
-
-
-def test_the_last_tag_and_text_of_a_name_win(tmp_path):
-    spool = Spool(tmp_path)
-    for number in ("1", "2"):
-        spool.append_tags({"a": number, f"only {number}": "x"})
-        spool.append_text("notes.txt", number)
-    spool.close(30)
-    server = MemoryServer()
-    deliver_all(Delivery(tmp_path, server))
     assert server.tags == {"a": "2", "only 1": "x", "only 2": "x"}
     assert server.texts == {"notes.txt": "2"}
 
@@ -144,10 +117,10 @@ def test_every_point_arrives_once_and_in_order_whatever_fails(tmp_path_factory, 
     for num_attempts in [*restarts, None]:
         spool = Spool(folder)
         for new in range(max(step - 3, 0), step + 7):  # every attempt begins three steps before the last one's end
-            spool.append_metrics({"loss": float(new), "lr": 0.1}, new)
+            spool.metrics({"loss": float(new), "lr": 0.1}, new)
         step += 6
-        spool.append_text("recipe.yaml", f"attempt at {step}")
-        spool.close(30)
+        spool.text("recipe.yaml", f"attempt at {step}")
+        spool.close()
         delivery = Delivery(folder, server)
         if num_attempts is None:
             deliver_all(delivery)
@@ -190,20 +163,35 @@ def test_a_new_spool_of_an_old_run_leaves_out_what_the_server_has(tmp_path):
     deliver_all(Delivery(tmp_path / "node-1", server))
     # another disk: resumes at step 7, knows nothing
     log(tmp_path / "node-2", *range(8, 15), **{"loss": -1.0, "val/loss": 2.0})
-    Delivery(tmp_path / "node-2", server).send_all()
+    deliver_all(Delivery(tmp_path / "node-2", server))
     losses = {step: value for key, _, step, value in server.points if key == "loss"}
     assert losses == {step: 1.0 if step <= 10 else -1.0 for step in range(1, 15)}
     assert sorted(step for key, _, step, _ in server.points if key == "val/loss") == list(range(8, 15))
     assert len(server.points) == 14 + 7
 
 
+def test_a_storage_that_cannot_be_read_for_a_while_costs_no_point(tmp_path, monkeypatch):
+    log(tmp_path, *range(3 * MAX_POINTS))
+    server = MemoryServer(["ok", "ok", "lost on the way"])
+    delivery = Delivery(tmp_path, server)
+    with pytest.raises(Unavailable):
+        delivery.send_all()
+    with monkeypatch.context() as patch:
+        patch.setattr("resnet_dist.tracking.spool.decode", lambda line: Path("/nowhere/at/all").stat())
+        for _ in range(2):
+            with pytest.raises(OSError, match="nowhere"):
+                delivery.send_all()
+    deliver_all(delivery)
+    assert server.arrivals == [("loss", step) for step in range(3 * MAX_POINTS)]
+
+
 def test_what_the_server_refuses_does_not_hold_up_the_rest(tmp_path):
     spool = Spool(tmp_path)
     for step in range(20):
-        spool.append_metrics({"loss": 1.0, "lr": 0.1} | ({"bad|name": 3.0} if step == 7 else {}), step)
-    spool.append_tags({"bad tag": "x", "good": "y"})
-    spool.append_metrics({"loss": 1.0}, 20)
-    spool.close(30)
+        spool.metrics({"loss": 1.0, "lr": 0.1} | ({"bad|name": 3.0} if step == 7 else {}), step)
+    spool.tags({"bad tag": "x", "good": "y"})
+    spool.metrics({"loss": 1.0}, 20)
+    spool.close()
     server = MemoryServer()
     delivery = Delivery(tmp_path, server)
     deliver_all(delivery)
@@ -218,9 +206,9 @@ def test_what_the_server_refuses_does_not_hold_up_the_rest(tmp_path):
 
 def test_texts_that_cannot_be_stored_do_not_hold_up_the_points(tmp_path):
     spool = Spool(tmp_path)
-    spool.append_text("recipe.yaml", "seed: 1")
-    spool.append_metrics({"loss": 1.0}, 1)
-    spool.close(30)
+    spool.text("recipe.yaml", "seed: 1")
+    spool.metrics({"loss": 1.0}, 1)
+    spool.close()
     server = MemoryServer()
     server.send_text = lambda path, content: (_ for _ in ()).throw(Unavailable("no room"))
     delivery = Delivery(tmp_path, server)
@@ -231,24 +219,23 @@ def test_texts_that_cannot_be_stored_do_not_hold_up_the_points(tmp_path):
     del server.send_text
     deliver_all(delivery)
     assert server.texts == {"recipe.yaml": "seed: 1"}
-    assert (delivery.num_points, delivery.num_texts) == (1, 1)
+    assert delivery.num_points == 1
 
 
 def test_a_superseded_writer_sends_nothing_more(tmp_path):
     server = MemoryServer()
     old = Spool(tmp_path)
-    old.append_metrics({"loss": 1.0}, 1)
+    old.metrics({"loss": 1.0}, 1)
     assert old.persist(30)
-    delivery = Delivery(tmp_path, server, may_send=old.is_newest)
-    delivery.send_all(old.durable_bytes)
+    delivery = Delivery(tmp_path, server, lambda: old.durable_bytes)
+    assert delivery.send_all(old.is_newest)
     new = Spool(tmp_path)
-    old.append_metrics({"loss": -1.0}, 2)
+    old.metrics({"loss": -1.0}, 2)
     assert old.persist(30)
-    with pytest.raises(Superseded):
-        delivery.send_all(old.durable_bytes)
+    assert not delivery.send_all(old.is_newest)
     assert server.arrivals == [("loss", 1)]
-    old.close(30)
-    new.close(30)
+    old.close()
+    new.close()
 
 
 # With MLflow itself, on sqlite.
@@ -258,8 +245,8 @@ def begin(uri: str, run_dir: Path):
     return open_run(uri, "exp", "r", run_dir, {}, {})
 
 
-def track(handle, **kwargs) -> SpoolTracker:
-    return SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri, **({"max_backoff_s": 0.5} | kwargs))
+def track(handle) -> SpoolTracker:
+    return SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri)
 
 
 def test_everything_arrives_once(sqlite_uri, tmp_path, stored_rows, spooled_rows):
@@ -300,7 +287,7 @@ def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_ro
 def test_a_run_deleted_by_somebody_waits_for_its_return(sqlite_uri, tmp_path, stored_rows, spooled_rows):
     handle = begin(sqlite_uri, tmp_path / "run")
     MlflowClient(sqlite_uri).delete_run(handle.run_id)
-    tracker = track(handle, close_limit_s=0.5)
+    tracker = track(handle)
     tracker.metrics({"loss": 1.0}, 1)
     assert not tracker.flush(2)
     tracker.close()
@@ -313,10 +300,10 @@ def test_no_point_gets_into_another_run_than_the_folders_own(sqlite_uri, tmp_pat
     victim, handle = begin(sqlite_uri, tmp_path / "victim"), begin(sqlite_uri, tmp_path / "run")
     for run_id in (victim.run_id, handle.run_id):
         spool = Spool(spool_folder(handle.run_dir, run_id))
-        spool.append_metrics({"loss": 0.0}, 1)
-        assert spool.close(30)
+        spool.metrics({"loss": 0.0}, 1)
+        spool.close()
     report = sync(handle.run_dir, sqlite_uri)
-    assert (report.num_points, report.strangers) == (1, (f"tracking/{victim.run_id}",))
+    assert (report.num_points, report.other_runs) == (1, (f"tracking/{victim.run_id}",))
     assert stored_rows(sqlite_file(sqlite_uri), victim.run_id) == []
     record = json.loads(run_file(handle.run_dir).read_text())
     run_file(handle.run_dir).write_text(json.dumps(record | {"run_id": victim.run_id}))
@@ -331,14 +318,14 @@ def test_a_bad_line_is_counted_and_passed_over(sqlite_uri, tmp_path, stored_rows
     folder = spool_folder(handle.run_dir, handle.run_id)
     spool = Spool(folder)
     for step in (1, 2, 3):
-        spool.append_metrics({"loss": float("nan") if step == 2 else math.inf}, step)
-    assert spool.close(30)
+        spool.metrics({"loss": float("nan") if step == 2 else math.inf}, step)
+    spool.close()
     lines = spool.path.read_bytes().splitlines(keepends=True)
     bad = [b'{"kind":"text","seq":9,"time_ms":1,"path":"../../x","content":"x"}\n', b"\xff\0\n", b"[" * 100_000 + b"\n"]
     spool.path.write_bytes(b"".join([*lines[:2], *bad, *lines[2:], b'{"torn']))
     (folder / "\u00b2.jsonl").write_bytes(b"no segment")
     report = sync(handle.run_dir, sqlite_uri)
-    assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (3, 3, 6)
+    assert (report.num_points, report.num_bad_lines) == (3, 3)
     rows = stored_rows(sqlite_file(sqlite_uri), handle.run_id)
     assert [(step, value > 1e308, is_nan) for _, step, _, value, is_nan in rows] == [
         (1, True, False), (2, False, True), (3, True, False)
@@ -346,7 +333,7 @@ def test_a_bad_line_is_counted_and_passed_over(sqlite_uri, tmp_path, stored_rows
 
 
 def test_a_database_that_is_not_on_this_node_is_not_created(tmp_path):
-    tracker = SpoolTracker(tmp_path / "run", "a" * 32, f"sqlite:///{tmp_path}/gone.db", close_limit_s=0.1)
+    tracker = SpoolTracker(tmp_path / "run", "a" * 32, f"sqlite:///{tmp_path}/gone.db")
     tracker.metrics({"loss": 1.0}, 1)
     assert not tracker.flush(0.5)
     tracker.close()
@@ -394,8 +381,7 @@ def old_run(sqlite_uri: str, tmp_path: Path):
 
 def test_a_spool_of_version_1_is_sent(old_run, stored_rows):
     report, again = (sync(old_run.run_dir, old_run.tracking_uri) for _ in range(2))
-    assert (report.num_texts, again.num_points, again.num_texts) == (1, 0, 0)
-    assert (report.num_points, report.num_bad_lines, report.num_unreadable_bytes) == (2 * 5 + 1 + 1, 0, 32)
+    assert (report.num_points, report.num_bad_lines, again.num_points) == (2 * 5 + 1 + 1, 0, 0)
     rows = stored_rows(sqlite_file(old_run.tracking_uri), old_run.run_id)
     losses = [(step, value) for key, step, _, value, _ in rows if key == "train/loss"]
     assert losses == [(step, 1.0 / step if step <= 7 else -1.0 / step) for step in range(1, 13)]

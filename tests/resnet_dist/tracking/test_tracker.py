@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from resnet_dist.tracking.spool import Spool, read_history, spool_files, spool_folder
-from resnet_dist.tracking.sync import MetricPoint, Unavailable, backoff_s
-from resnet_dist.tracking.tracker import SpoolTracker
+from resnet_dist.tracking.spool import read_history, spool_files, spool_folder
+from resnet_dist.tracking.sync import Unavailable, backoff_s
+from resnet_dist.tracking.tracker import Spool, SpoolTracker
 
 RUN_ID = "a" * 32
 
@@ -37,7 +35,7 @@ class Server:
         self.answers.wait(60)
         if not self.is_up:
             raise Unavailable("connection refused")
-        self.steps += [item.step for item in batch if isinstance(item, MetricPoint)]
+        self.steps += [point.step for point in batch]
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def open_tracker(server: Server, tmp_path: Path) -> Iterator[Callable[..., Spool
     opened: list[SpoolTracker] = []
 
     def open_tracker(**options) -> SpoolTracker:
-        opened.append(SpoolTracker(tmp_path, RUN_ID, "http://unused", close_limit_s=0.05, **options))
+        opened.append(SpoolTracker(tmp_path, RUN_ID, "http://unused", **options))
         return opened[-1]
 
     yield open_tracker
@@ -68,18 +66,11 @@ def log(tracker: SpoolTracker, *steps: int) -> None:
     assert tracker.persist(60)
 
 
-@given(st.integers(1, 10**6), st.floats(0, 1, exclude_max=True))
-def test_the_pause_grows_to_its_limit_and_is_spread(num_failures, draw):
-    pause_s = backoff_s(num_failures, draw, max_backoff_s=30.0)
-    whole = min(30.0, 0.5 * 2.0 ** min(num_failures - 1, 20))
-    assert whole / 2 <= pause_s <= whole
-
-
-def test_all_arrives_in_order(open_tracker, server):
-    tracker = open_tracker()
-    log(tracker, *range(1, 3001))
-    assert tracker.flush(60)
-    assert server.steps == list(range(1, 3001))
+@pytest.mark.parametrize(("num_failures", "most_s"), [(1, 0.5), (2, 1.0), (4, 4.0), (5, 5.0), (10**6, 5.0)])
+def test_the_pause_grows_to_its_limit_and_is_spread(num_failures, most_s, monkeypatch):
+    monkeypatch.setattr("resnet_dist.tracking.sync._MAX_BACKOFF_S", 5.0)
+    pauses = {backoff_s(num_failures) for _ in range(20)}
+    assert most_s / 2 <= min(pauses) < max(pauses) <= most_s
 
 
 def test_an_outage_is_waited_out(open_tracker, server):
@@ -109,8 +100,8 @@ def test_nothing_is_sent_before_storage_has_it(open_tracker, server, tmp_path, m
     real_fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (storage_answers.wait(60), real_fsync(fd)))
     tracker.metrics({"loss": 0.0}, 2)
-    (file,) = spool_files(spool_folder(tmp_path, RUN_ID))
-    while b'"step":2' not in file.path.read_bytes():
+    ((path, _),) = spool_files(spool_folder(tmp_path, RUN_ID))
+    while b'"step":2' not in path.read_bytes():
         time.sleep(0.01)
     server.answers.set()
     assert not server.asked.acquire(timeout=0.3)
@@ -150,18 +141,4 @@ def test_a_successor_ends_the_sending(open_tracker, server, tmp_path, caplog):
     assert not tracker.flush(60)
     assert "taken over" in caplog.text
     assert server.steps == [1]
-    successor.close(30)
-
-
-def test_events_of_an_earlier_attempt_are_sent_first(open_tracker, server):
-    server.is_up = False
-    old = open_tracker()
-    log(old, 1, 2, 3)
-    old.close()
-    server.is_up = True
-    new = open_tracker()
-    assert new.flush(60)
-    assert server.steps == [1, 2, 3]
-    log(new, 4)
-    assert new.flush(60)
-    assert server.steps == [1, 2, 3, 4]
+    successor.close()
