@@ -158,7 +158,10 @@ def note(handle: RunHandle, event: str) -> None:
     EventLog(FolderStorage(handle.run_dir)).note(event)
 
 
-def test_a_dead_ranks_metrics_arrive_with_plots_checkpoints_and_events(tmp_path: Path) -> None:
+def test_a_dead_ranks_metrics_arrive_with_plots_checkpoints_and_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnet_dist.tracking.tracker._SERVER_LIMIT_S", 0.1)
     uri, run_dir, said = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run", list[str]()
     handle = open_run(uri, "exp", "r", run_dir, {}, {})
     dead = SpoolTracker(run_dir, handle.run_id, f"sqlite:///{tmp_path}/away.db")

@@ -29,7 +29,7 @@ def open_trial(sweep: RunHandle, number: int) -> RunHandle:
 
 
 def test_every_trial_ends_with_its_true_status_and_a_sweep_that_resumes_continues_its_run(
-    uri: str, tmp_path: Path
+    uri: str, tmp_path: Path, monkeypatch
 ) -> None:
     client = MlflowClient(uri)
     sweep = open_sweep(uri, tmp_path)
@@ -38,7 +38,8 @@ def test_every_trial_ends_with_its_true_status_and_a_sweep_that_resumes_continue
     never_opened.mkdir()
     assert end_run(finished, "FINISHED", "finished")
     # The second trial's process was killed; what its rank 0 had in the spool still arrives.
-    left = SpoolTracker(stopped.run_dir, stopped.run_id, f"sqlite:///{tmp_path}/away.db", close_limit_s=0.1)
+    monkeypatch.setattr("resnet_dist.tracking.tracker._SERVER_LIMIT_S", 0.1)
+    left = SpoolTracker(stopped.run_dir, stopped.run_id, f"sqlite:///{tmp_path}/away.db")
     left.metrics({"val/top1": 31.5}, 40)
     left.close()
     assert end_trial(stopped.run_dir, uri, "FINISHED", "stopped early at rung 1")
