@@ -1,10 +1,10 @@
 """The bytes of a picture file -> RGB pixels, in one way for conversion, inspection, verification, evaluation, serving.
 
-A copy of this file travels with every logged model, so it imports the standard library, numpy and Pillow, no more.
+A copy of this file is logged with every model, so it imports only the standard library, numpy and Pillow.
 
-What is the same for all formats: the first picture of a file with several; 8 of 16 bits are the upper ones, and bits
-beyond 8 are dropped from the bottom whatever the depth; colour profiles and gamma are ignored, as torchvision ignores
-them; alpha and an EXIF orientation as `PictureSettings` say. Whatever the bytes are, the only error is `BadPicture`.
+All formats are treated alike. Of several pictures in a file the first is read, of more than 8 bits the upper 8 are
+kept; colour profiles and gamma are ignored, as in torchvision; alpha and EXIF orientation follow `PictureSettings`.
+Whatever the bytes are, the only error is `BadPicture`.
 """
 
 from __future__ import annotations
@@ -59,24 +59,25 @@ class BadPicture(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """On one picture, for all formats and all tools, checked on its header before it is decoded."""
+    """Limits on one picture, for all formats and all tools, checked on its header before it is decoded."""
 
     pixels: int = 36_000_000
-    """That are decoded: 144 MB as Pillow holds them, and twice that where they are converted. A JPEG that is decoded at
-    a fraction of its size has the pixels of that fraction."""
+    """Decoded pixels: 144 MB as Pillow holds them, and twice that where they are converted. A JPEG that is decoded at a
+    fraction of its size has the pixels of that fraction."""
     side: int = 65_500
-    """px: libjpeg's limit."""
+    """px: libjpeg's limit, JPEG_MAX_DIMENSION."""
     aspect: int = 1_000
     """Longer to shorter side."""
     decoded_bytes: int = 768 << 20
-    """That decoding may take, with all a decoder holds at once: a WebP's canvases, the components of a JPEG 2000 file,
-    a tile of a TIFF, the coefficients of a JPEG in several scans."""
+    """Memory for decoding, with all a decoder holds at once: a WebP's canvases, the components of a JPEG 2000 file, a
+    tile of a TIFF, the coefficients of a JPEG in several scans."""
     coefficient_bytes: int = 256 << 20
-    """Of a JPEG in several scans, of which a decoder holds all, at whatever fraction of its size it is decoded."""
+    """Coefficients of a JPEG: a decoder holds a few rows of one in a single scan, but all of any other, at whatever
+    fraction of its size it is decoded. resnet_dist/data/native/jpeg_region.c has this limit and the next two."""
     scans: int = 500
-    """Of a JPEG; libjpeg-turbo's own limit."""
+    """Scans of a JPEG; libjpeg-turbo's own limit."""
     scan_pixels: int = 2_000_000_000
-    """A JPEG's scans times its pixels: each scan is a pass over all of them."""
+    """A JPEG's scans times its pixels: each scan is a pass over all of them, and a few bytes order one."""
 
 
 LIMITS = Limits()
@@ -84,7 +85,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """What a person may choose. ValueError on other values."""
+    """What the user may choose. ValueError for other values."""
 
     exif: Exif = "ignore"
     """An EXIF orientation: `ignore`, as torchvision's ImageFolder and all published figures do, or `apply`."""
@@ -102,7 +103,7 @@ class PictureSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PictureSettings:
-        """Of `as_dict`, or of any mapping with some of its keys; other keys are not looked at."""
+        """From `as_dict`, or any mapping with some of its keys; other keys are ignored."""
         found = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         background = found.get("background")
         if isinstance(background, list):
@@ -114,7 +115,7 @@ SMALLER = "make it smaller first"
 
 
 class PictureHeader(NamedTuple):
-    """What a file says of its picture, before it is decoded."""
+    """What a file's header says about its picture."""
 
     format: str
     """One of `FORMATS`."""
@@ -123,7 +124,7 @@ class PictureHeader(NamedTuple):
     width: int
     height: int
     orientation: int
-    """1..8 as EXIF has them; 1 where there is none, or none that can be read."""
+    """1..8 as in EXIF; 1 if there is none that can be read."""
 
 
 def to_rgb(
@@ -131,7 +132,7 @@ def to_rgb(
 ) -> Image.Image:
     """The picture in mode RGB. BadPicture when it is damaged, of another kind, or beyond `LIMITS`.
 
-    `at_least`: width and height that are wanted of a JPEG, which may then be decoded at 1/2, 1/4 or 1/8 of its size.
+    `at_least`: width and height that a JPEG must keep; it may then be decoded at 1/2, 1/4 or 1/8 of its size.
     """
     with _as_bad_picture():
         image, file_format = _open(data, at_least)
@@ -140,19 +141,17 @@ def to_rgb(
         depth = _gray_depth(image)
         _forget_orientation(image)
         image.load()
-        rgb = _to_rgb(image, settings.background, key, depth)
+        rgb = _colours(image, depth)
+        alpha = None if settings.background is None else _alpha(image, key)
+        if settings.background is not None and alpha is not None:
+            on_background = Image.new("RGB", rgb.size, settings.background)
+            on_background.paste(rgb, mask=alpha)
+            rgb = on_background
         return turned(rgb, orientation(data, file_format)) if settings.exif == "apply" else rgb
 
 
-def to_rgb_image(image: Image.Image, settings: PictureSettings = PictureSettings()) -> Image.Image:
-    """As `to_rgb`, of an image that was opened or made elsewhere; its EXIF orientation is its owner's affair."""
-    with _as_bad_picture():
-        require_size(*image.size)
-        return _to_rgb(image, settings.background, image.info.get("transparency"), _gray_depth(image))
-
-
 def read_header(data: bytes, remedy: str = SMALLER) -> PictureHeader:
-    """BadPicture as `to_rgb` raises it for what can be told without decoding. `remedy`: for one that is too large."""
+    """BadPicture as `to_rgb` raises it, for what shows without decoding. `remedy`: for a picture that is too large."""
     with _as_bad_picture():
         image, file_format = _open(data, None, remedy)
         _require_decodable(image, file_format, data, remedy)
@@ -167,7 +166,7 @@ def require_size(width: int, height: int, remedy: str = SMALLER) -> None:
 
 
 def require_sides(width: int, height: int, remedy: str = SMALLER) -> None:
-    """As `require_size`, but for the number of pixels, of which fewer may be decoded."""
+    """BadPicture as `require_size`, except for the number of pixels: a JPEG may be decoded at a fraction of them."""
     if width < 1 or height < 1:
         raise BadPicture(f"is {width} x {height} px: it has no pixels")
     if max(width, height) > LIMITS.side:
@@ -251,7 +250,7 @@ _NOT_READ = (
     ),
     (0, rb"version https://git-lfs", "a pointer of Git LFS and not the file itself", "fetch it with `git lfs pull`"),
 )
-"""Offset, pattern and name of what is often found among pictures and is not read, and what to do about it."""
+"""Kinds of files often found among pictures that are not read: offset, pattern, name, and what to do about it."""
 
 
 def _unknown(data: bytes) -> BadPicture:
@@ -269,7 +268,7 @@ def _unknown(data: bytes) -> BadPicture:
 
 
 class _as_bad_picture:  # noqa: N801  # a context manager
-    """Pillow and its libraries raise a dozen kinds of errors on damaged files, and warn of what is no damage."""
+    """Turns any error into BadPicture: Pillow and its libraries raise a dozen kinds on damaged files."""
 
     def __enter__(self) -> None:
         _silence_pillow()
@@ -286,8 +285,8 @@ class _as_bad_picture:  # noqa: N801  # a context manager
 
 
 def _one_line(error: Exception) -> str:
-    said = error.args[0].decode("latin-1") if error.args and isinstance(error.args[0], bytes) else str(error)
-    text = " ".join(said.split())
+    message = error.args[0].decode("latin-1") if error.args and isinstance(error.args[0], bytes) else str(error)
+    text = " ".join(message.split())
     if not isinstance(error, OSError | ValueError | SyntaxError) or not text:
         text = f"{type(error).__name__} {text}".strip()
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -299,7 +298,7 @@ _PILLOWS_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\..*"), 0)
 
 
 def _silence_pillow() -> None:
-    """For good: `warnings.catch_warnings` is not for threads."""
+    """Until the process ends: `warnings.catch_warnings` is not safe with threads."""
     if _PILLOWS_WARNINGS not in warnings.filters:
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=_PILLOWS_WARNINGS[3].pattern)
@@ -307,19 +306,19 @@ def _silence_pillow() -> None:
 
 @cache
 def _silence_libtiff() -> None:
-    """It prints to stderr what it finds odd; errors reach Pillow by another way."""
+    """Its handlers print warnings and errors to stderr; errors reach Pillow anyway."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
         for path in {line.split(maxsplit=5)[5].strip() for line in maps.splitlines() if "/libtiff" in line}:
             library = ctypes.CDLL(path)
             library.TIFFSetWarningHandler(None)
             library.TIFFSetErrorHandler(None)
-    except (OSError, AttributeError, IndexError):  # no Linux, or linked otherwise: its lines appear
+    except (OSError, AttributeError, IndexError):  # not Linux, or linked statically: its lines appear
         pass
 
 
 def _open(data: bytes, at_least: tuple[int, int] | None, remedy: str = SMALLER) -> tuple[ImageFile.ImageFile, str]:
-    """Not decoded yet; its sides are within the limits."""
+    """The picture, not decoded yet, and its format. BadPicture when its sides are beyond the limits."""
     file_format = picture_format(data)
     if file_format is None:
         raise _unknown(data)
@@ -370,18 +369,18 @@ class _JpegParts(NamedTuple):
     width: int
     height: int
     sampling: bytes
-    """Of each component the factors, horizontal << 4 | vertical."""
+    """Sampling factors of each component, horizontal << 4 | vertical."""
     is_progressive: bool
     first_scan: int
-    """Where its marker is."""
+    """Offset of its marker."""
     exif: tuple[int, int]
-    """Where it starts and ends; (0, 0) where there is none."""
+    """Start and end; (0, 0) if there is none."""
     metadata: list[tuple[int, int]]
-    """Segments that libjpeg does not look at."""
+    """Start and end of each segment that libjpeg ignores."""
 
 
 def _jpeg_parts(data: bytes) -> _JpegParts | None:
-    """None where the markers cannot be followed to the first scan."""
+    """None if the markers cannot be followed to the first scan."""
     at, frame, exif = 2, None, (0, 0)
     metadata: list[tuple[int, int]] = []
     behind = 2
@@ -411,7 +410,7 @@ def _jpeg_parts(data: bytes) -> _JpegParts | None:
 
 
 def _png_metadata(data: bytes) -> list[tuple[int, int]]:
-    """Chunks that decide no pixel: all that may be left out, but transparency. An animation has its first picture."""
+    """Chunks that affect no pixel: all optional ones but transparency. So only an animation's first picture is left."""
     found, at = [], 8
     while at + 12 <= len(data):
         size, name = struct.unpack_from(">I4s", data, at)
@@ -422,7 +421,7 @@ def _png_metadata(data: bytes) -> list[tuple[int, int]]:
 
 
 def _without(data: bytes, pieces: list[tuple[int, int]]) -> bytes:
-    """Pillow reads more than the pixels take, and refuses a good picture for odd metadata."""
+    """Pillow also reads metadata, and refuses a good picture if these are invalid."""
     if not pieces:
         return data
     starts, ends = zip(*pieces, strict=True)
@@ -430,7 +429,7 @@ def _without(data: bytes, pieces: list[tuple[int, int]]) -> bytes:
 
 
 def _is_metadata(data: bytes, marker: int, start: int, end: int) -> bool:
-    """Of no meaning to libjpeg. It reads whole JFIF and Adobe segments only."""
+    """Whether libjpeg ignores the segment. Of application segments it reads complete JFIF and Adobe ones."""
     if marker == 0xE0:
         return not (data.startswith(b"JFIF\0", start) and end - start >= 14)
     if marker == 0xEE:
@@ -439,7 +438,8 @@ def _is_metadata(data: bytes, marker: int, start: int, end: int) -> bool:
 
 
 def _coefficient_bytes(data: bytes) -> int:
-    """That libjpeg holds: of a JPEG in a single scan a few rows, of any other all. BadPicture for too many."""
+    """Bytes of coefficients that libjpeg holds: 0 for a JPEG in a single scan, of which it holds a few rows. BadPicture
+    for too many."""
     parts = _jpeg_parts(data)
     if parts is None:
         return 0
@@ -467,7 +467,7 @@ def _coefficient_bytes(data: bytes) -> int:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Of the canvas, which libwebp allocates as soon as the file is opened."""
+    """Width and height of the canvas, which libwebp allocates as soon as the file is opened."""
     if data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     elif data[12:16] == b"VP8L" and len(data) >= 25:
@@ -481,7 +481,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg2000_size(data: bytes) -> tuple[int, int, int] | None:
-    """Width, height and components by the codestream, which need not be those of the boxes around it."""
+    """Width, height and components in the codestream; those in the boxes around it may differ."""
     at = data.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 42:
         return None
@@ -491,7 +491,7 @@ def _jpeg2000_size(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _tiff_piece_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
-    """Of a tile, or of as many rows as are compressed together."""
+    """Decoded bytes of a tile, or of the rows that are compressed together."""
     tags = image.tag_v2
     bits = tags.get(258, (8,))
     samples = tags.get(277, 1)
@@ -502,7 +502,7 @@ def _tiff_piece_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _forget_orientation(image: ImageFile.ImageFile) -> None:
-    """What Pillow knows of it from XMP, by which it turns TIFFs, too."""
+    """Pillow also turns TIFFs by an orientation in XMP."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         exif = image.getexif()
         while ORIENTATION_TAG in exif:
@@ -510,7 +510,7 @@ def _forget_orientation(image: ImageFile.ImageFile) -> None:
 
 
 def _gray_depth(image: Image.Image) -> int:
-    """Bits that a gray value of more than 8 has."""
+    """Bits of a gray value that has more than 8."""
     tags = getattr(image, "tag_v2", None)
     bits = tags.get(258, 16) if tags is not None else 16
     depth = bits[0] if isinstance(bits, tuple) else bits
@@ -518,7 +518,8 @@ def _gray_depth(image: Image.Image) -> int:
 
 
 def _transparent_colour(image: ImageFile.ImageFile, file_format: str) -> Any:
-    """`info["transparency"]` in the values of decoded pixels, which it is not for PNGs of 2, 4 and 16 bits."""
+    """`info["transparency"]`, scaled to the values of decoded pixels: Pillow leaves that of PNGs of 2, 4 and 16 bits as
+    stored."""
     key = image.info.get("transparency")
     if file_format != "PNG" or key is None or not image.tile:
         return key
@@ -530,18 +531,8 @@ def _transparent_colour(image: ImageFile.ImageFile, file_format: str) -> Any:
     return key
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, key: Any, depth: int) -> Image.Image:
-    alpha = None if background is None else _alpha(image, key)
-    rgb = _colours(image, depth)
-    if background is None or alpha is None:
-        return rgb
-    shown = Image.new("RGB", rgb.size, background)
-    shown.paste(rgb, mask=alpha)
-    return shown
-
-
 def _colours(image: Image.Image, depth: int) -> Image.Image:
-    """Without alpha."""
+    """The picture as RGB without alpha."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
@@ -560,7 +551,7 @@ def _colours(image: Image.Image, depth: int) -> Image.Image:
 
 
 def _of_gray(image: Image.Image, depth: int) -> Image.Image:
-    """Pillow's own conversion of 16 bits clips at 255."""
+    """The upper 8 bits: Pillow's own conversion of 16 bits clips at 255."""
     values = np.asarray(image)
     gray = np.minimum(values >> (depth - 8), 255).astype(np.uint8)
     tags = getattr(image, "tag_v2", None)
@@ -575,13 +566,13 @@ def _is_signed(image: Image.Image) -> bool:
 
 
 def _is_in_planes(image: Image.Image) -> bool:
-    """A TIFF of one plane after the other, of whose gray and alpha Pillow reads the gray only."""
+    """Whether a TIFF stores gray and alpha as separate planes, of which Pillow reads only the gray."""
     tags = getattr(image, "tag_v2", None)
     return tags is not None and tags.get(284) == 2
 
 
 def _alpha(image: Image.Image, key: Any) -> Image.Image | None:
-    """How opaque each pixel is, as an image of mode L; None: all are."""
+    """Opacity of each pixel as an image of mode L; None: all are opaque."""
     bands = image.getbands()
     if len(bands) == 2 and _is_in_planes(image):
         raise BadPicture("has its alpha in a plane of its own, which is read wrong; convert it to PNG first")
@@ -615,14 +606,14 @@ _TURNS = {
 
 
 def turned(image: Image.Image, turn: int) -> Image.Image:
-    """Upright, by an `orientation`."""
+    """The image upright. `turn`: an `orientation`."""
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def orientation(data: bytes, file_format: str | None = None) -> int:
-    """1..8, by the EXIF tag in the one place that each format has for it; 1 where there is none, or another value.
+    """1..8, from the EXIF tag in the one place that each format has for it; 1 if there is none, or another value.
 
-    XMP, and what ImageMagick writes into a PNG's text, are not looked at, in any format.
+    XMP is ignored in every format, and so is what ImageMagick writes into a PNG's text.
     """
     file_format = file_format or picture_format(data)
     if file_format == "JPEG":
@@ -641,7 +632,7 @@ def orientation(data: bytes, file_format: str | None = None) -> int:
 
 
 def _chunk(data: bytes, at: int, wanted: bytes, head: str, trailer: int) -> bytes:
-    """The content of the first chunk of that name; empty where there is none, or its check sum is wrong."""
+    """The content of the first chunk of that name; empty if there is none, or its checksum is wrong."""
     while at + 8 <= len(data):
         first, second = struct.unpack_from(head, data, at)
         name, size = (first, second) if isinstance(first, bytes) else (second, first)
@@ -654,7 +645,7 @@ def _chunk(data: bytes, at: int, wanted: bytes, head: str, trailer: int) -> byte
 
 
 def _orientation_in(block: bytes) -> int:
-    """Of a TIFF structure's first directory."""
+    """The orientation in the first directory of a TIFF structure; 1 if there is none."""
     for order, entry, value_at in _orientation_entries(block):
         (kind,) = struct.unpack_from(f"{order}H", block, entry + 2)
         if kind in (1, 3, 4):
@@ -673,7 +664,7 @@ def _with_orientation_1(block: bytes) -> bytes:
 
 
 def _orientation_entries(block: bytes) -> Iterator[tuple[str, int, int]]:
-    """Of a TIFF structure's first directory: byte order, where the tag's entry begins, and where its value."""
+    """Byte order, offset of the entry, and offset of its value, for each orientation tag in the first directory."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 16:
         return
@@ -692,10 +683,11 @@ def _orientation_entries(block: bytes) -> Iterator[tuple[str, int, int]]:
 
 
 def resized_window(picture: Image.Image, resized: tuple[int, int], window: tuple[int, int, int, int]) -> Image.Image:
-    """`picture.resize(resized, BILINEAR).crop(...)`, bit by bit, in memory and time of the picture and the window only.
+    """`picture.resize(resized, BILINEAR).crop(...)`, bit by bit, in the memory and time of picture and window alone: an
+    extreme aspect ratio would make the whole resized picture huge.
 
-    `picture`: of mode RGB. `resized`: width, height. `window`: left, top, width, height, in pixels of the resized
-    picture; what is outside is black.
+    `picture`: mode RGB. `resized`: width, height. `window`: left, top, width, height, in pixels of the resized picture;
+    what is outside is black.
     """
     left, top, width, height = window
     if resized[0] * resized[1] <= picture.width * picture.height + 16 * width * height:
@@ -711,16 +703,17 @@ def resized_window(picture: Image.Image, resized: tuple[int, int], window: tuple
 
 
 _WEIGHT_BITS = 22
+"""Fraction bits of Pillow's fixed-point weights: its PRECISION_BITS."""
 
 
 def _resized_part(picture: Image.Image, resized: tuple[int, int], columns: range, rows: range) -> NDArray[np.uint8]:
-    """These columns and rows of an enlarged picture, with the arithmetic of Pillow's bilinear filter."""
+    """These columns and rows of an enlarged picture, with the arithmetic of Pillow's bilinear filter (Resample.c)."""
     across = _weights(picture.width, resized[0], columns)
     down = _weights(picture.height, resized[1], rows)
     box = (across[0][0], down[0][0], across[-1][0] + len(across[-1][1]), down[-1][0] + len(down[-1][1]))
     pixels = np.asarray(picture.crop(box))
     passes = [(across, 1, box[0]), (down, 0, box[1])]
-    if resized[1] < picture.height:  # Pillow's order, which decides how it is rounded in between
+    if resized[1] < picture.height:  # Pillow's order: it decides the rounding between the passes
         passes.reverse()
     for weights, axis, start in passes:
         pixels = _filtered(pixels, weights, axis, start)
@@ -728,7 +721,7 @@ def _resized_part(picture: Image.Image, resized: tuple[int, int], columns: range
 
 
 def _weights(size: int, resized: int, outputs: range) -> list[tuple[int, NDArray[np.int64]]]:
-    """For each output the first input, and the weights from there on, in fixed point."""
+    """For each output the first input, and the weights from that input on, in fixed point."""
     scale = size / resized
     reach = max(scale, 1.0)
     found = []

@@ -81,7 +81,7 @@ WALLS = {
     "data_prep.runtime": ("data_prep.errors",),
     "data_prep.native": ("data_prep.errors",),
     "data_prep.pixels": (),
-    "data_prep.jpeg": ("data_prep.errors", "data_prep.native"),
+    "data_prep.jpeg": ("data_prep.errors", "data_prep.native", "data_prep.pixels"),
     "data_prep.beton": ("data_prep.errors", "data_prep.jpeg", "data_prep.pixels"),
     "data_prep.sources": (
         "data_prep.errors",

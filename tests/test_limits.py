@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.beton import layout, manifest
-from data_prep.jpeg import header as jpeg
 from data_prep.pixels import LIMITS
 from data_prep.sources import hf_parquet, labels, webdataset
 from data_prep.sources.datasets import cifar, ilsvrc
@@ -102,15 +101,6 @@ def document() -> str:
 
 def test_the_document_matches_the_code() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == document()
-
-
-def test_limits_that_are_written_twice_are_the_same() -> None:
-    """`pixels.py` stands alone, for it travels with models."""
-    assert (LIMITS.side, LIMITS.coefficient_bytes, LIMITS.scan_pixels) == (
-        jpeg.MAX_DECODED_SIDE_PX,
-        jpeg.MAX_COEFFICIENT_BYTES,
-        jpeg.MAX_SCAN_PIXELS,
-    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from data_prep.pixels import BadPicture, orientation, require_size
 from data_prep.sources.files.places import TAIL_BYTES, Ends
 
 ENCODING_VERSION = "3"
-"""Raised whenever a change here, or of `data_prep/pixels.py`, changes stored bytes. It is in every manifest."""
+"""Raise it whenever a change here or in `data_prep/pixels.py` changes stored bytes. It is in every manifest."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class LeftInSource(NamedTuple):
 
 
 def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource | None]:
-    """What `encode` would store untouched, if a file's ends show that; None: the file must be read. Only for files for
-    which `ends_may_do`.
+    """What `encode` would store untouched, if a file's ends show that; None: the whole file must be read. Only for
+    samples for which `ends_may_do`.
     """
     found: list[LeftInSource | None] = []
     for number, (header, num_bytes) in enumerate(zip(read_jpeg_headers(ends), ends.num_bytes.tolist(), strict=True)):
@@ -76,9 +76,9 @@ def leave_in_source(ends: Ends, settings: ConvertSettings) -> list[LeftInSource 
 
 
 def ends_may_do(settings: ConvertSettings, index: int) -> bool:
-    """Whether a file's ends may show that it is stored as it is: with `check: headers` only."""
+    """Whether the ends of a file may show that it is stored unchanged: only with `check: headers`."""
     # With pages larger than a range, an image is read once for each range it is in: only a digest of all its bytes
-    # shows that these readings agree.
+    # shows that the reads agree.
     return (
         settings.check == "headers"
         and settings.exif == "ignore"
@@ -88,9 +88,9 @@ def ends_may_do(settings: ConvertSettings, index: int) -> bool:
 
 
 def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
-    """Stores an image file as `settings` say. `index`: of the sample in its source, which decides with `mixed`.
+    """The bytes to store for an image file. `index`: the sample's index in its source, which decides with `mixed`.
 
-    BadSample, with the reason, when it cannot be stored.
+    BadSample, with the reason, if it cannot be stored.
     """
     result = next(encode_all([data], [index], settings))
     if isinstance(result, BadSample):
@@ -101,7 +101,7 @@ def encode(data: bytes, settings: ConvertSettings, index: int = 0) -> Encoded:
 def encode_all(
     files: Sequence[bytes], indices: Sequence[int], settings: ConvertSettings
 ) -> Iterator[Encoded | BadSample]:
-    """As `encode`, of several files, which takes less time: their JPEGs are checked together.
+    """As `encode`, for several files in less time: their JPEGs are checked together.
 
     Each is encoded on demand: pixels may take a thousand times as many bytes as their file.
     """
@@ -137,7 +137,7 @@ def _encoded_or_bad(
 
 
 def _encode(data: bytes, settings: ConvertSettings, index: int, as_it_is: Encoded | None) -> Encoded:
-    """`as_it_is`: where the source's bytes could be stored if libjpeg-turbo reads them without a warning."""
+    """`as_it_is`: the source's own bytes, to be stored if libjpeg-turbo reads them without a warning."""
     if not data:
         raise BadSample("is empty")
     if as_it_is is not None and is_read_to_its_end(data):
@@ -160,7 +160,7 @@ def is_raw(index: int, settings: ConvertSettings) -> bool:
 
 
 def _as_it_is(data: bytes, header: JpegHeader | None, settings: ConvertSettings, index: int) -> Encoded | None:
-    """The source's own bytes, if ffcv reads a file with these markers, and it is small enough; None otherwise."""
+    """The source's own bytes, if ffcv reads a file with these markers and it is small enough; else None."""
     if header is None or not _may_stay(settings, index) or not _stays(header, len(data), settings):
         return None
     is_rotated = orientation(data) != 1
@@ -190,7 +190,7 @@ def _as_pixels(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
 
 
 def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
-    """As pixels if the stock decoder would not decode any JPEG of it correctly."""
+    """A JPEG; as pixels, if the stock decoder would show none of the attempts correctly."""
     height, width, _ = pixels.shape
     for quality, subsampling in _attempts(settings):
         data = turbojpeg.encode_rgb(pixels, quality, subsampling)
@@ -200,9 +200,9 @@ def _as_jpeg(pixels: NDArray[np.uint8], settings: ConvertSettings) -> Encoded:
 
 
 def _attempts(settings: ConvertSettings) -> list[tuple[int, str]]:
-    """Qualities and samplings to encode with, the wanted ones first, each once."""
-    wanted = (settings.quality, settings.subsampling)
-    return list(dict.fromkeys([wanted, (settings.quality, "4:4:4"), (min(settings.quality, DEFAULT_QUALITY), "4:4:4")]))
+    """Qualities and samplings to encode with, the user's first, each once."""
+    first = (settings.quality, settings.subsampling)
+    return list(dict.fromkeys([first, (settings.quality, "4:4:4"), (min(settings.quality, DEFAULT_QUALITY), "4:4:4")]))
 
 
 def _too_large(size: int, settings: ConvertSettings) -> BadSample:
@@ -213,8 +213,7 @@ def _too_large(size: int, settings: ConvertSettings) -> BadSample:
 
 @cache
 def encoder_versions() -> Mapping[str, str]:
-    """Versions that decide the bytes of images that are encoded again: all workers of a conversion must have the
-    same."""
+    """Versions that decide the bytes of images that are encoded again. All workers must have the driver's."""
     from PIL import features
 
     return {
@@ -227,10 +226,9 @@ def encoder_versions() -> Mapping[str, str]:
 
 # --- headers of many JPEGs, from their ends or complete: plain files in C (`native/jpeg_headers.c`) -------------------
 
-
 HEADER = np.dtype(
     [
-        ("answer", "u1"),
+        ("status", "u1"),
         ("frame", "u1"),
         ("num_components", "u1"),
         ("factors", "u1", 3),
@@ -238,12 +236,13 @@ HEADER = np.dtype(
         ("width", "<u2"),
     ]
 )
-ASK_PYTHON, TOLD, NONE = range(3)
+UNUSUAL, PLAIN, INCOMPLETE = range(3)
+"""`status`: left to Python; read in C; not complete in the bytes that were read."""
 PRECISION = 8
 
 
 def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
-    """`read_jpeg_header` of each file; None also where the ends could not be read."""
+    """`read_jpeg_header` of each file; None also if its ends could not be read."""
     headers = np.zeros(len(ends), dtype=HEADER)
     library = native_library()
     if library is not None:
@@ -258,11 +257,11 @@ def read_jpeg_headers(ends: Ends) -> list[JpegHeader | None]:
             headers.ctypes.data,
         )
 
-    def ask_python(number: int) -> JpegHeader | None:
+    def read_unusual(number: int) -> JpegHeader | None:
         head, tail = ends.of(number)
         return read_jpeg_header(bytes(head), bytes(tail))
 
-    return _told(headers, ask_python)
+    return _as_jpeg_headers(headers, read_unusual)
 
 
 def read_whole_jpeg_headers(files: Sequence[bytes]) -> list[JpegHeader | None]:
@@ -272,21 +271,23 @@ def read_whole_jpeg_headers(files: Sequence[bytes]) -> list[JpegHeader | None]:
     if library is not None:
         data, sizes = (ctypes.c_char_p * len(files))(*files), (ctypes.c_size_t * len(files))(*map(len, files))
         library.data_prep_whole_jpeg_headers(data, sizes, len(files), headers.ctypes.data)
-    return _told(headers, lambda number: read_jpeg_header(files[number]))
+    return _as_jpeg_headers(headers, lambda number: read_jpeg_header(files[number]))
 
 
-def _told(headers: NDArray[np.void], ask_python: Callable[[int], JpegHeader | None]) -> list[JpegHeader | None]:
+def _as_jpeg_headers(
+    headers: NDArray[np.void], read_unusual: Callable[[int], JpegHeader | None]
+) -> list[JpegHeader | None]:
     factors = headers["factors"].tolist()
     found: list[JpegHeader | None] = []
-    for number, (answer, frame, count, _, height, width) in enumerate(headers.tolist()):
-        if answer == NONE:
+    for number, (status, frame, count, _, height, width) in enumerate(headers.tolist()):
+        if status == INCOMPLETE:
             found.append(None)
-        elif answer == TOLD:
+        elif status == PLAIN:
             sampling = _sampling(*factors[number][:count])
             in_one_scan = frame != SOF_PROGRESSIVE
             found.append(JpegHeader(height, width, frame, PRECISION, sampling, True, in_one_scan, True, True))
         else:
-            found.append(ask_python(number))
+            found.append(read_unusual(number))
     return found
 
 

@@ -20,8 +20,8 @@ from data_prep.native import library as native_library
 def are_sound(files: Sequence[bytes]) -> list[bool]:
     """Whether each file is a baseline JPEG that libjpeg-turbo is sure to decode completely without a warning.
 
-    False says nothing: ask `turbojpeg.check`. Give it several: two are followed in turns, in less than half of the time
-    that libjpeg-turbo takes.
+    False means unknown: ask `turbojpeg.check`. Pass several files at once: two are decoded in alternation, in less than
+    half the time that libjpeg-turbo takes.
     """
     library = native_library()
     if library is None or not files:
@@ -37,9 +37,9 @@ def are_sound(files: Sequence[bytes]) -> list[bool]:
 
 
 def why_unfit(data: bytes, height: int, width: int) -> str | None:
-    """Why conversion would not store these bytes as they are, and training might not read them; None: they are fit.
+    """Why conversion would not store these bytes unchanged, and training might not read them; None: it would.
 
-    `height`, `width`: px that it should have.
+    `height`, `width`: the size in the metadata, px.
     """
     header = read_jpeg_header(data)
     try:
@@ -57,7 +57,7 @@ def why_unfit(data: bytes, height: int, width: int) -> str | None:
 
 
 def decode(data: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """RGB [height, width, 3], Pillow's pixels. ValueError with the reason, wherever training refuses a part of it."""
+    """uint8 [height, width, 3], Pillow's pixels. ValueError with the reason if training refuses any part of it."""
     header = read_odd_jpeg_header(data)
     if header is not None and (header.height, header.width) != (height, width):
         raise ValueError(f"is {header.width} x {header.height} px, the metadata says {width} x {height}")

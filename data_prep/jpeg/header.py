@@ -11,31 +11,12 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SOI, EOI, SOS, DQT, DHT, DAC, DNL, DRI, APP0, APP14, APP15 = (
-    0xD8,
-    0xD9,
-    0xDA,
-    0xDB,
-    0xC4,
-    0xCC,
-    0xDC,
-    0xDD,
-    0xE0,
-    0xEE,
-    0xEF,
-)
-COM = 0xFE
+from data_prep.pixels import LIMITS
+
+SOI, EOI, SOS, DQT, DHT, DAC, DNL, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDC, 0xDD
+APP0, APP14, APP15, COM = 0xE0, 0xEE, 0xEF, 0xFE
 RST0, RST7, TEM = 0xD0, 0xD7, 0x01
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE, SOF_ARITHMETIC, SOF_ARITHMETIC_PROGRESSIVE = 0xC0, 0xC1, 0xC2, 0xC9, 0xCA
-MAX_DECODED_SIDE_PX = 65_500
-"""libjpeg's JPEG_MAX_DIMENSION: it refuses the rest of what the format could be."""
-MAX_COEFFICIENT_BYTES = 256 << 20
-"""That a decoder may hold: of a JPEG in one scan it holds a few rows, of any other all coefficients at once.
-
-In training too: resnet_dist/data/native/jpeg_region.c has this number and the next.
-"""
-MAX_SCAN_PIXELS = 2_000_000_000
-"""Scans times pixels: each scan is a pass over all of them, and a few bytes order one."""
 END = bytes([0xFF, EOI])
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, DAC}
 PROGRESSIVE = frozenset({SOF_PROGRESSIVE, SOF_ARITHMETIC_PROGRESSIVE})
@@ -43,25 +24,25 @@ ARITHMETIC = frozenset({SOF_ARITHMETIC, SOF_ARITHMETIC_PROGRESSIVE})
 LIBJPEG_FRAMES = frozenset({SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE}) | ARITHMETIC
 WITHOUT_LENGTH = frozenset({SOI, EOI, TEM, *range(RST0, RST7 + 1)})
 STEPPED_OVER = frozenset({DAC, DNL, COM, *range(APP0, APP15 + 1)})
-"""Here; by libjpeg too, but for what it knows of application segments and of arithmetic coding."""
+"""Segments that are skipped here; by libjpeg too, except the application segments and arithmetic coding it knows."""
 
 LUMA_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 """Sampling factors of the first of three components that libturbojpeg knows by name (chroma 1x1)."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-"""In a scan's data 0xFF is followed by 0, or by the code of a restart."""
+"""In a scan's data 0xFF is followed by 0, or by a restart code."""
 MOST_SEGMENTS = 50_000
 """A segment has up to 65,535 bytes, and a sample at most 256 MiB."""
 JFIF, JFIF_BYTES, ADOBE, ADOBE_BYTES = b"JFIF\0", 14, b"Adobe", 12
 ALL_OF_A_BLOCK = (0, 63, 0)
 """The selection of coefficients at the end of a sequential scan's header: there is nothing to select."""
 MOST_BITS_LEFT = 13
-"""For the scans behind the first of a progressive file."""
+"""Bits of each coefficient that a progressive file's first scan may leave to the later ones."""
 MOST_TABLES = 64
 """In one segment; there can be eight of Huffman codes and four of quantization."""
 _BLOCK_BYTES = 128
-"""Of the coefficients of 8 x 8 values."""
+"""Bytes of the coefficients of 8 x 8 values."""
 
 
 class JpegHeader(NamedTuple):
@@ -87,10 +68,10 @@ class JpegHeader(NamedTuple):
 
 
 _Segment = tuple[int, int, bool, int, int, int]
-"""Its marker; where it starts, behind the one before or behind that one's scan; whether nothing is between there and
-the marker but bytes of 255, which may; where its length begins, where its content, and where it ends.
+"""(marker, start, is_clean, length_at, body, end): `start` is the end of the segment before it, or of that one's scan;
+`is_clean`: between `start` and the marker there is nothing but fill bytes of 255.
 
-A plain tuple: these are made for every image.
+A plain tuple for speed: these are made for every image.
 """
 
 
@@ -121,18 +102,18 @@ def is_read_by_ffcv(header: JpegHeader) -> bool:
     return (
         header.frame in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE)
         and header.precision == 8
-        and 0 < header.height <= MAX_DECODED_SIDE_PX
-        and 0 < header.width <= MAX_DECODED_SIDE_PX
+        and 0 < header.height <= LIMITS.side
+        and 0 < header.width <= LIMITS.side
         and header.has_end
         and header.has_tables
         and header.is_plain
-        and coefficient_bytes(header) <= MAX_COEFFICIENT_BYTES
+        and coefficient_bytes(header) <= LIMITS.coefficient_bytes
         and _is_known_sampling(header.sampling)
     )
 
 
 def coefficient_bytes(header: JpegHeader) -> int:
-    """That a decoder holds at once, besides some rows."""
+    """Bytes of coefficients that a decoder holds at once, besides some rows."""
     if header.in_one_scan or not header.sampling:
         return 0
     most_across, most_down = (max(1, *factors) for factors in zip(*header.sampling, strict=True))
@@ -146,13 +127,13 @@ def coefficient_bytes(header: JpegHeader) -> int:
 def why_too_large(data: bytes, header: JpegHeader) -> str | None:
     """Why a decoder of the file `data` would need too much memory or too many passes; None: it would not."""
     held = coefficient_bytes(header)
-    if held > MAX_COEFFICIENT_BYTES:
+    if held > LIMITS.coefficient_bytes:
         return (
             f"{header.width} x {header.height} px in several scans are {held >> 20:,} MiB of coefficients at once, "
-            f"more than {MAX_COEFFICIENT_BYTES >> 20}"
+            f"more than {LIMITS.coefficient_bytes >> 20}"
         )
     scans = 0 if header.in_one_scan else data.count(bytes([0xFF, SOS]))
-    if scans * header.width * header.height > MAX_SCAN_PIXELS:
+    if scans * header.width * header.height > LIMITS.scan_pixels:
         return f"{scans} scans of {header.width} x {header.height} px"
     return None
 
@@ -294,7 +275,7 @@ def _has_tables(data: bytes, frame: _Segment, scan: _Segment, defined: set[tuple
 
 
 def _define(data: bytes, segment: _Segment, defined: set[tuple[int, int]]) -> bool:
-    """Adds marker and number of each table; of Huffman tables class << 4 | number, where class 1 is AC.
+    """Adds (marker, number) of each table to `defined`; a Huffman table's number is class << 4 | id, class 1 being AC.
 
     False for a segment that libjpeg refuses. It refuses an invalid table only where a scan uses it.
     """
@@ -346,7 +327,8 @@ def _is_plain(data: bytes, frame: _Segment, scan: _Segment, applications: list[_
 
 
 def _is_plain_selection(data: bytes, frame: _Segment, scan: _Segment) -> bool:
-    """Of a progressive file's first scan, or of any scan of another: no other selection of coefficients can be."""
+    """Whether the scan selects the only coefficients that it can: a progressive file's first scan, or any sequential
+    one."""
     first, last, approximation = data[scan[5] - 3 : scan[5]]
     if frame[0] in PROGRESSIVE:
         return first == last == 0 and approximation <= MOST_BITS_LEFT

@@ -73,8 +73,8 @@ def decode_rgb(data: bytes, reduction: int) -> NDArray[np.uint8]:
 
 
 def decode_sound_rgb(data: bytes) -> NDArray[np.uint8]:
-    """As `decode_rgb` at full size, but UnreadableJpeg also for warnings that affect no pixel: what training refuses is
-    refused here."""
+    """As `decode_rgb` at full size, but UnreadableJpeg also for warnings that affect no pixel, as training refuses
+    them."""
     return _read_strictly(data, partial(_decode_rgb, reduction=1))
 
 
@@ -145,7 +145,7 @@ def _decode_rgb(data: bytes, header: JpegHeader | None, reduction: int) -> NDArr
 
 
 def _shape(header: JpegHeader | None) -> tuple[int, int, bool]:
-    """Height, width and whether it is CMYK. Where no header can be reached, libjpeg-turbo decides."""
+    """Height, width and whether it is CMYK. Without a header any size does: libjpeg-turbo then finds the error."""
     if header is None:
         return 1, 1, False
     return max(header.height, 1), max(header.width, 1), len(header.sampling) == 4
@@ -168,18 +168,23 @@ def encode_rgb(pixels: NDArray[np.uint8], quality: int, subsampling: str) -> byt
         library.tjDestroy(handle)
 
 
+def decode_as_ffcv(data: bytes, height: int, width: int, dct: int = FAST_DCT) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] as the stock ffcv decoder shows a JPEG of that size. DamagedJpeg only on errors."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    with _decompressor() as (library, handle):
+        if library.tjDecompress2(handle, data, len(data), pixels.ctypes.data, width, 0, height, RGB, dct) != 0:
+            raise DamagedJpeg(_message(library, handle))
+    return pixels
+
+
 def off_in_ffcv(data: bytes, height: int, width: int) -> int:
-    """Grey levels by which the stock ffcv decoder, for its fast DCT, is off at most. `data`: a JPEG of that size."""
-    fast, accurate = (np.empty((height, width, 3), np.uint8) for _ in range(2))
-    for pixels, flags in ((fast, FAST_DCT), (accurate, ACCURATE_DCT)):
-        with _decompressor() as (library, handle):
-            if library.tjDecompress2(handle, data, len(data), pixels.ctypes.data, width, 0, height, RGB, flags) != 0:
-                raise DamagedJpeg(_message(library, handle))
+    """The largest error, in grey levels, of the stock ffcv decoder, which its fast DCT causes."""
+    fast, accurate = (decode_as_ffcv(data, height, width, dct) for dct in (FAST_DCT, ACCURATE_DCT))
     return int((np.maximum(fast, accurate) - np.minimum(fast, accurate)).max())
 
 
 def library_version() -> str:
-    """The name of the library's file, which contains its version: `libturbojpeg.so.0.2.0`."""
+    """The library's file name, which contains its version: `libturbojpeg.so.0.2.0`."""
     open_library()
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.rpartition("/")[2]
@@ -201,7 +206,7 @@ def _decompressor() -> Iterator[tuple[Any, Any]]:
 
 
 def _decode(data: bytes, pixels: NDArray[np.uint8], pixel_format: int, flags: int) -> None:
-    """Strictly, at the largest scale at which `pixels` hold the picture."""
+    """Decodes into `pixels`, at the largest scale that fits. _Complaint on any error or warning."""
     height, width, _ = pixels.shape
     target = (pixels.ctypes.data, width, 0, height, pixel_format, flags | STOP_ON_WARNING | LIMIT_SCANS)
     with _decompressor() as (library, handle):
@@ -215,7 +220,7 @@ def _message(library: Any, handle: Any) -> str:
 
 @cache
 def open_library() -> Any:
-    """libturbojpeg, with its functions' types."""
+    """libturbojpeg, with argument types set."""
     name = ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0"
     try:
         library = ctypes.CDLL(name)

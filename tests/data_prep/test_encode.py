@@ -25,9 +25,7 @@ from data_prep.converter.encode import (
 from data_prep.converter.picture import BadSample, decode_rgb
 from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import UserError
-from data_prep.jpeg import turbojpeg
-from data_prep.jpeg.header import read_jpeg_header
-from data_prep.jpeg.turbojpeg import JpegError, check
+from data_prep.jpeg.turbojpeg import JpegError, check, decode_as_ffcv
 from data_prep.pixels import to_rgb
 from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, empty_ends
 
@@ -279,16 +277,6 @@ def checkerboard(across: int, down: int, low: int, high: int) -> Image.Image:
     return Image.fromarray(gray).convert("RGB")
 
 
-def shown_by_ffcv(data: bytes) -> np.ndarray:
-    """With the flags of libffcv."""
-    header = read_jpeg_header(data)
-    shown = np.empty((header.height, header.width, 3), np.uint8)
-    with turbojpeg._decompressor() as (library, handle):
-        target = (shown.ctypes.data, header.width, 0, header.height, turbojpeg.RGB, turbojpeg.FAST_DCT)
-        assert library.tjDecompress2(handle, data, len(data), *target) == 0
-    return shown
-
-
 @pytest.mark.parametrize("with_c", [True, False])
 @pytest.mark.parametrize("options", [{}, {"encode": "jpeg"}, {"quality": 100}, {"quality": 90, "subsampling": "4:2:0"}])
 def test_the_stock_decoder_shows_what_is_encoded(
@@ -304,7 +292,7 @@ def test_the_stock_decoder_shows_what_is_encoded(
         for low, high in ((0, 255), (60, 200)):
             image = checkerboard(across, down, low, high)
             encoded = encode(image_file(image, "PNG"), settings)
-            shown = encoded.data if encoded.mode == layout.MODE_RAW else shown_by_ffcv(encoded.data).tobytes()
+            shown = encoded.data if encoded.mode == layout.MODE_RAW else decode_as_ffcv(encoded.data, 64, 64).tobytes()
             off = np.abs(np.frombuffer(shown, np.uint8).astype(int) - np.frombuffer(image.tobytes(), np.uint8))
             assert off.max() < 80, (across, down, low)
             stored_as[across, down, low] = encoded.mode

@@ -1,16 +1,15 @@
-/* What a JPEG's markers say of it, by the file's ends, many files in one call: `data_prep/jpeg/header.py` in C.
- *
- * The answer goes one way: only the headers of plain files are told; Python reads the markers of all others. */
+/* JPEG headers from the ends of files, many in one call: `data_prep/jpeg/header.py` in C, but for plain files only.
+ * Python reads the markers of all others. */
 #include "jpeg_bytes.h"
 
 #include <string.h>
 
-enum { ASK_PYTHON, TOLD, NONE };
+enum { UNUSUAL, PLAIN, INCOMPLETE };
 
-/* `jpeg_headers.HEADER`. */
+/* `encode.HEADER`. */
 typedef struct {
-    uint8_t answer; /* TOLD: 8 bits a value, an end of image, 1 or 3 components, in one scan unless it is progressive, with
-                     * the tables that the first scan takes, nothing that libjpeg warns of; NONE: it does not lie in the head */
+    uint8_t status; /* PLAIN: 8 bits a value, an end of image, 1 or 3 components, in one scan unless it is progressive, with
+                     * the first scan's tables, nothing that libjpeg warns about; INCOMPLETE: the head ends before the scan */
     uint8_t frame, num_components, factors[3]; /* horizontal << 4 | vertical */
     uint16_t height, width;
 } Header;
@@ -112,36 +111,36 @@ static int has_end(const uint8_t *at, const uint8_t *end)
 static int read_header(const uint8_t *at, const uint8_t *head_end, const uint8_t *tail_end, Header *header)
 {
     if (head_end - at < 3 || at[0] != 0xFF || at[1] != SOI || at[2] != 0xFF)
-        return ASK_PYTHON;
+        return UNUSUAL;
     const uint8_t *frame = NULL;
     Tables tables = {0, 0};
     for (at += 2; head_end - at >= 4 && at[0] == 0xFF;) {
         unsigned marker = at[1], length = two_bytes(at + 2);
         if (marker == 0xFF || marker == 0 || marker == TEM || (marker >= RST0 && marker <= EOI) || length < 2)
-            return ASK_PYTHON;
+            return UNUSUAL;
         if (head_end - at < 2 + (long)length)
-            return NONE;
+            return INCOMPLETE;
         const uint8_t *segment = at + 4, *next = at + 2 + length;
         if (marker >= SOF_BASELINE && marker <= SOF_PROGRESSIVE) {
             if (!read_frame(segment, length - 2, header))
-                return ASK_PYTHON;
+                return UNUSUAL;
             header->frame = (uint8_t)marker;
             frame = segment;
         } else if (marker == DQT || marker == DHT) {
             if (!(marker == DQT ? define_quantization : define_huffman)(segment, next, &tables))
-                return ASK_PYTHON;
+                return UNUSUAL;
         } else if (marker != SOS && (marker < APP0 || marker > APP15) && marker != COM && (marker != DRI || length != 4)) {
-            return ASK_PYTHON;
+            return UNUSUAL;
         } else if (!is_plain_application((int)marker, segment, next))
-            return ASK_PYTHON;
+            return UNUSUAL;
         if (marker == SOS)
             return frame && has_tables(segment, length - 2, frame, header->frame == SOF_PROGRESSIVE, &tables) &&
                            (has_end(head_end, tail_end) || has_end(next, head_end))
-                       ? TOLD
-                       : ASK_PYTHON;
+                       ? PLAIN
+                       : UNUSUAL;
         at = next;
     }
-    return head_end - at < 4 ? NONE : ASK_PYTHON;
+    return head_end - at < 4 ? INCOMPLETE : UNUSUAL;
 }
 
 /* Of `count` files whose ends lie in rows of `stride` bytes: at most `max_head` bytes of the file's beginning, and at once
@@ -155,7 +154,7 @@ __attribute__((visibility("default"))) void data_prep_jpeg_headers(const uint8_t
         int64_t head = size < max_head ? size : max_head, tail = size - head < max_tail ? size - head : max_tail;
         const uint8_t *row = rows + k * stride;
         memset(headers + k, 0, sizeof *headers);
-        headers[k].answer = (uint8_t)read_header(row, row + head, row + head + tail, headers + k);
+        headers[k].status = (uint8_t)read_header(row, row + head, row + head + tail, headers + k);
     }
 }
 
@@ -165,5 +164,5 @@ __attribute__((visibility("default"))) void data_prep_whole_jpeg_headers(const u
 {
     memset(headers, 0, (size_t)count * sizeof *headers);
     for (int64_t k = 0; k < count; k++)
-        headers[k].answer = (uint8_t)read_header(files[k], files[k] + sizes[k], files[k] + sizes[k], headers + k);
+        headers[k].status = (uint8_t)read_header(files[k], files[k] + sizes[k], files[k] + sizes[k], headers + k);
 }
