@@ -30,7 +30,7 @@ import numpy as np
 
 from data_prep.beton.layout import DEFAULT_PAGE_BYTES, STORED_ROW, lay_out
 from data_prep.beton.ranges import cut, num_ranges
-from data_prep.converter.context import NoProgress, Pool, ThisProcess
+from data_prep.converter.context import Pool, Progress, ThisProcess
 from data_prep.converter.convert import convert
 from data_prep.converter.plan import make_plan
 from data_prep.converter.settings import ConvertSettings
@@ -88,21 +88,21 @@ def make_tree(images: Path, tree: Path, num_files: int) -> int:
 class Taken(NamedTuple):
     wall_s: float
     cpu_s: float
-    """Of all its processes. NaN for ours on Ray, whose workers are not this process's children."""
+    """CPU time of all processes. NaN for ours on Ray, whose workers are not this process's children."""
 
 
 def time_ours(tree: Path, output: Path, pool: Pool, settings: ConvertSettings) -> Taken:
     start_s, cpu_start_s = time.perf_counter(), time.process_time()
     source = open_source("image-folder", str(tree), SplitRequest(None, explicit=False))
-    convert(source, output, settings=settings, pool=pool)
+    convert(source, output, settings=settings, workers=pool)
     cpu_s = time.process_time() - cpu_start_s
     return Taken(time.perf_counter() - start_s, cpu_s if isinstance(pool, ThisProcess) else float("nan"))
 
 
 def time_stock(tree: Path, output: Path, workers: int, max_side: int) -> Taken:
     command = [sys.executable, "-c", STOCK % QUALITY, str(tree), str(output), str(workers), str(max_side)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
-    wall_s, cpu_s = told.split()[-2:]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+    wall_s, cpu_s = printed.split()[-2:]
     return Taken(float(wall_s), float(cpu_s))
 
 
@@ -225,7 +225,7 @@ def run(arguments: argparse.Namespace) -> None:
         path.unlink()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address="local", num_cpus=max(workers, 1), include_dashboard=False, log_to_driver=False)
-    pools: dict[int, Pool] = {n: RayPool(n, None, NoProgress(), StopFlag()) for n in {1, workers}}
+    pools: dict[int, Pool] = {n: RayPool(n, None, Progress(), StopFlag()) for n in {1, workers}}
     pools[0] = ThisProcess(StopFlag())
 
     def ours(settings: Mapping[str, object], num_workers: int = workers) -> Callable[[Path], Taken]:

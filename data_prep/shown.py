@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MAX_CHARACTERS = 300
-"""Of one name: that of an archive's member may be a megabyte long."""
+"""Shown of one name: that of an archive's member may be a megabyte long."""
 NUM_LISTED = 3
-"""Names that `few` gives in full."""
+"""Names that `few` lists."""
 
 
 def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
@@ -26,14 +26,14 @@ def shown(name: object, max_characters: int | None = MAX_CHARACTERS) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def one_line(said: object, max_characters: int | None = None) -> str:
-    """The text of an exception, or any other, without line breaks; its type where it says nothing. Cut at the end."""
-    text = " ".join(str(said).split()) or type(said).__name__
+def one_line(message: object, max_characters: int | None = None) -> str:
+    """An exception, or any text, without line breaks; the exception's type if its text is empty. Cut at the end."""
+    text = " ".join(str(message).split()) or type(message).__name__
     return text if max_characters is None or len(text) <= max_characters else f"{text[:max_characters]}..."
 
 
-def few(names: Iterable[str]) -> str:
+def few(names: Iterable[str], separator: str = ", ") -> str:
     """The first names, safe to show, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - NUM_LISTED:,} more" if len(listed) > NUM_LISTED else ""
-    return ", ".join(map(shown, listed[:NUM_LISTED])) + more
+    return separator.join(map(shown, listed[:NUM_LISTED])) + more

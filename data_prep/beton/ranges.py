@@ -113,33 +113,35 @@ def cut_images(
     return FileRange(number, start, stop, (), first_sample + first, pointers[first:end].copy(), sizes[first:end].copy())
 
 
-def write_range(descriptor: int, part: FileRange, payload: Payload) -> tuple[str, ...]:
+def write_range(descriptor: int, file_range: FileRange, payload: Payload) -> tuple[str, ...]:
     """Writes a range at its offset and returns the digests of its chunks. Holds one block and one image in memory."""
-    return write_range_to(lambda block, offset: write_at(descriptor, block, offset), part, payload)
+    return write_range_to(lambda block, offset: write_at(descriptor, block, offset), file_range, payload)
 
 
-def write_range_to(write: Callable[[memoryview, int], None], part: FileRange, payload: Payload) -> tuple[str, ...]:
+def write_range_to(
+    write: Callable[[memoryview, int], None], file_range: FileRange, payload: Payload
+) -> tuple[str, ...]:
     """As `write_range`, by `write(block, offset in the beton)`, which must be done with the block when it returns."""
     digests = RunningDigests()
-    for offset, block in _blocks(part, payload):
+    for offset, block in _blocks(file_range, payload):
         digests.update(block)
         write(block, offset)
     return digests.finish()
 
 
-def read_digests(descriptor: int, part: FileRange) -> tuple[str, ...]:
+def read_digests(descriptor: int, file_range: FileRange) -> tuple[str, ...]:
     """Digests of the chunks as they are in the file now."""
-    starts = range(part.start, part.stop, CHUNK_BYTES)
-    return tuple(chunk_digest(os.pread(descriptor, min(CHUNK_BYTES, part.stop - at), at)) for at in starts)
+    starts = range(file_range.start, file_range.stop, CHUNK_BYTES)
+    return tuple(chunk_digest(os.pread(descriptor, min(CHUNK_BYTES, file_range.stop - at), at)) for at in starts)
 
 
-def _blocks(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
+def _blocks(file_range: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
     """The range's bytes in order, gaps as zeros: offsets in the file, and blocks in one buffer.
 
     Images are read straight into the buffer that is written, so they are copied once and the memory is reused at once.
     """
-    buffer = memoryview(bytearray(BLOCK_BYTES + max(BLOCK_BYTES, int(part.sizes.max(initial=0)))))
-    at, pieces = _pieces(part, payload)
+    buffer = memoryview(bytearray(BLOCK_BYTES + max(BLOCK_BYTES, int(file_range.sizes.max(initial=0)))))
+    at, pieces = _pieces(file_range, payload)
     filled = 0
     for size, put in pieces:
         put(buffer[filled : filled + size])
@@ -147,24 +149,24 @@ def _blocks(part: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview
         if filled >= BLOCK_BYTES:
             rest = (at + filled) % ALIGNMENT_BYTES
             done = filled - rest
-            yield from _within(part, at, buffer[:done])
+            yield from _within(file_range, at, buffer[:done])
             buffer[:rest] = buffer[done:filled]
             at, filled = at + done, rest
-    yield from _within(part, at, buffer[:filled])
+    yield from _within(file_range, at, buffer[:filled])
 
 
-def _within(part: FileRange, at: int, block: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _within(file_range: FileRange, at: int, block: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The part of the block that is in the range."""
-    block = block[max(0, part.start - at) : max(0, part.stop - at)]
+    block = block[max(0, file_range.start - at) : max(0, file_range.stop - at)]
     if len(block):
-        yield max(at, part.start), block
+        yield max(at, file_range.start), block
 
 
-def _pieces(part: FileRange, payload: Payload) -> tuple[int, Iterator[_Piece]]:
+def _pieces(file_range: FileRange, payload: Payload) -> tuple[int, Iterator[_Piece]]:
     """Everything in the range, without gaps, and where it begins. Images may extend beyond the range."""
-    segments = _segments(part, payload)
-    first, _, _ = segments[0] if segments else (part.stop, 0, ())
-    start = min(first, part.start)
+    segments = _segments(file_range, payload)
+    first, _, _ = segments[0] if segments else (file_range.stop, 0, ())
+    start = min(first, file_range.start)
 
     def pieces() -> Iterator[_Piece]:
         at = start
@@ -172,33 +174,33 @@ def _pieces(part: FileRange, payload: Payload) -> tuple[int, Iterator[_Piece]]:
             yield from _zeros(offset - at)
             yield from parts
             at = offset + size
-        yield from _zeros(part.stop - at)
+        yield from _zeros(file_range.stop - at)
 
     return start, pieces()
 
 
-def _segments(part: FileRange, payload: Payload) -> list[tuple[int, int, Iterable[_Piece]]]:
+def _segments(file_range: FileRange, payload: Payload) -> list[tuple[int, int, Iterable[_Piece]]]:
     """Offset in the file, size, and pieces of all that is not a gap, ascending."""
     images = [
         (pointer, sum(sizes), ((sum(sizes), partial(payload, sample, sizes)),))
-        for pointer, sample, sizes in _runs(part)
+        for pointer, sample, sizes in _runs(file_range)
     ]
-    tables = [(offset, len(data), _copies(memoryview(data))) for offset, data in part.literal]
+    tables = [(offset, len(data), _copies(memoryview(data))) for offset, data in file_range.literal]
     return sorted([*images, *tables], key=itemgetter(0))
 
 
-def _runs(part: FileRange) -> Iterator[tuple[int, int, list[int]]]:
+def _runs(file_range: FileRange) -> Iterator[tuple[int, int, list[int]]]:
     """Images without a gap between them, together up to `BLOCK_BYTES`, but at least one: offset of the first in the
     file, its id, and their sizes."""
-    sizes = part.sizes.tolist()
+    sizes = file_range.sizes.tolist()
     first = end = num_bytes = 0
-    for number, (pointer, size) in enumerate(zip(part.pointers.tolist(), sizes, strict=True)):
+    for number, (pointer, size) in enumerate(zip(file_range.pointers.tolist(), sizes, strict=True)):
         if number and (pointer != end or num_bytes + size > BLOCK_BYTES):
-            yield end - num_bytes, part.first_sample + first, sizes[first:number]
+            yield end - num_bytes, file_range.first_sample + first, sizes[first:number]
             first, num_bytes = number, 0
         end, num_bytes = pointer + size, num_bytes + size
     if sizes:
-        yield end - num_bytes, part.first_sample + first, sizes[first:]
+        yield end - num_bytes, file_range.first_sample + first, sizes[first:]
 
 
 def _copies(data: memoryview) -> Iterator[_Piece]:
@@ -236,9 +238,9 @@ def write_beton(
         descriptor = open_regular(temporary, os.O_RDWR)
         try:
             for number in range(num_ranges(beton)):
-                part = cut(beton, number)
-                chunks += write_range(descriptor, part, payload)
-                after_range(part.stop, beton.total_bytes)
+                file_range = cut(beton, number)
+                chunks += write_range(descriptor, file_range, payload)
+                after_range(file_range.stop, beton.total_bytes)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

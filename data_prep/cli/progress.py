@@ -59,7 +59,7 @@ class _Rate:
         return _Rates((done - start_done) / elapsed_s, (source_bytes - start_bytes) / elapsed_s, nodes)
 
 
-class _Progress(ABC):
+class _Progress(Progress, ABC):
     def __init__(self) -> None:
         self._encode_rate = _Rate(before=None)  # a resumed conversion reports what it finds first
         self._write_rate = _Rate(before=0)

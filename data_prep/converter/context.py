@@ -1,4 +1,4 @@
-"""The pool that does a conversion's work, and the interface for showing its progress."""
+"""What does a conversion's work, and what shows its progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ReportT = TypeVar("ReportT")
 
 
 class Pool(Protocol):
-    """`ThisProcess` here, or `ray_pool.RayPool`."""
+    """Does pieces of work: `ThisProcess` below, or `ray_pool.RayPool`."""
 
     def __enter__(self) -> Self: ...
 
@@ -22,12 +22,12 @@ class Pool(Protocol):
     def run(
         self, task: Callable[[JobT, ItemT], ReportT], job: JobT, items: Iterator[ItemT | None]
     ) -> Generator[ReportT, None, None]:
-        """Yields `task(job, item)` for every item, in any order. Cancels what is running when it is closed.
+        """Yields `task(job, item)` for every item, in any order. Closing it cancels what is running.
 
         Args:
-            task: may be called twice for an item, on two machines: a task whose worker is lost is submitted again.
+            task: may run twice for an item, on two machines: one whose worker is lost is submitted again.
             job: what all items share; sent to each worker once.
-            items: asked for the next item when a worker is free, so it may depend on the results so far. None: there is
+            items: the next item is taken when a worker is free, so it may depend on the results so far. None: there is
                 nothing to do before the next result.
         """
         ...
@@ -53,32 +53,18 @@ class ThisProcess:
                 yield task(job, item)
 
 
-class Progress(Protocol):
-    """`cli.progress` shows it on a terminal or in a log."""
+class Progress:
+    """Shows how far a conversion is. This one shows nothing; those of `cli.progress` use a terminal or a log."""
 
     def log(self, text: str) -> None:
         """Shows one separate line."""
-        ...
 
     def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None:
         """Shows how many samples of `total` are read and encoded. `by_node`: samples by host name, in this run."""
-        ...
 
     def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None:
-        """Shows the bytes written of the beton, whose size may not be known yet. `by_node`: bytes by host name, in this
-        run."""
-        ...
+        """Shows the bytes written of a beton of `total` bytes; None: not known yet. `by_node`: bytes by host name, in
+        this run."""
 
     def decoded(self, samples: int, total: int) -> None:
-        """Progress of the images that `verify` decodes."""
-        ...
-
-
-class NoProgress:
-    def log(self, text: str) -> None: ...
-
-    def encoded(self, samples: int, total: int, source_bytes: int, bad: int, by_node: Mapping[str, int]) -> None: ...
-
-    def written(self, num_bytes: int, total: int | None, by_node: Mapping[str, int] | None = None) -> None: ...
-
-    def decoded(self, samples: int, total: int) -> None: ...
+        """Shows how many images `verify` has decoded."""

@@ -1,4 +1,4 @@
-"""A conversion from beginning to end: read the units, write each range when its images are known, publish the beton.
+"""A conversion from beginning to end: read the units, write each range once its images are known, name the beton.
 
 Whichever pool does the work (`context.Pool`), all decisions are made here, from the plan and the parts alone.
 """
@@ -21,7 +21,7 @@ from data_prep.beton.contents import CONTENT, CONTENTS, shared_samples
 from data_prep.beton.digest import combine, digest_bytes
 from data_prep.beton.layout import lay_out
 from data_prep.beton.manifest import Manifest, class_names_problem, describe_beton, require_size
-from data_prep.converter.context import NoProgress, Pool, Progress, ThisProcess
+from data_prep.converter.context import Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
 from data_prep.converter.output import (
     BAD_SAMPLES,
@@ -29,7 +29,6 @@ from data_prep.converter.output import (
     QUARANTINE,
     Output,
     cannot_be_written,
-    names_like,
     open_output,
     read_work_file,
 )
@@ -68,9 +67,9 @@ from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions, facts_of
 from data_prep.sources.splits import requested_split
 
 PLAN_NAME = "plan"
-"""Name in the work: the digest of the plan that it belongs to."""
+"""A file in the work folder: the digest of the plan that the work belongs to."""
 PUBLISHING = "publishing"
-"""Name in the work: from now on a file under the final name may be ours, without its manifest."""
+"""A file in the work folder: from now on a beton without a manifest may be this conversion's."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +102,14 @@ def convert(
     classes: str | None = None,
     settings: ConvertSettings = ConvertSettings(),  # noqa: B008 - frozen
     bad_policy: BadPolicy = BadPolicy(),  # noqa: B008 - frozen
-    workers: int | None = 0,
+    workers: int | Pool | None = 0,
     progress: Progress | None = None,
     stop: StopFlag | None = None,
-    pool: Pool | None = None,
 ) -> ConvertReport:
     """Makes a beton and its manifest, or resumes where an earlier run was stopped.
 
-    The bytes are the same whatever the number of workers and of interruptions. Without an exception the beton is
-    complete; with one there is no file under its name.
+    The bytes are the same whatever the number of workers and of interruptions. The beton gets its name when it is
+    complete; after an exception there is no file of that name.
 
     >>> import data_prep, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -120,28 +118,27 @@ def convert(
     (5, 5)
 
     Args:
-        source: name of a kind of source (`image-folder`, `ilsvrc`, `digits`, ...), or one that is open. A named one is
-            listed again before the beton gets its name: it must not have changed.
+        source: a kind of source (`image-folder`, `ilsvrc`, `digits`, ...), which the next four arguments describe, or
+            an open one. A kind is listed again before the beton gets its name: it must not have changed.
         output: `FILE.beton`, or `s3://bucket/name.beton`.
-        input: what the named source reads: a folder, file, glob or URL.
-        split: of the named source; `all`: everything. None: the split that the output's name says (`train.beton`).
-        options: what only some sources understand.
+        input: the folder, file, glob or URL to read.
+        split: the split to read; `all`: everything. None: the one in the output's name (`train.beton`).
+        options: options that only some sources have.
         classes: a file with a class name per line, or a beton: exactly these classes, in this order.
         settings: how images are stored.
         bad_policy: what to do about samples that cannot be stored.
-        workers: Ray tasks at a time, on the cluster of RAY_ADDRESS or a Ray of this machine; None: one per CPU. 0: in
-            this process, without Ray.
+        workers: Ray tasks at a time, on the cluster of RAY_ADDRESS or a local Ray; None: one per CPU. 0: no Ray, in
+            this process. Or a pool of the caller's.
         progress: shows how far it is.
-        stop: is checked between pieces of work.
-        pool: does the work, instead of `workers`.
+        stop: checked between pieces of work.
 
     Raises:
-        UserError: nothing to convert, too many bad samples (all are listed in a file beside the output), something else
-            under the output's name, other classes than the training set beside it, another process at work on it.
+        UserError: there is nothing to convert; too many samples are bad (all are listed in a file beside the output);
+            the output's name is taken, or another process is writing it; the training set beside it has other classes.
         Fault: no space, no permission, a source that changed.
         Interrupted: `stop` was set; the same call resumes.
     """
-    progress, stop = progress or NoProgress(), stop or StopFlag()
+    progress, stop = progress or Progress(), stop or StopFlag()
     place = open_output(output)
     reopen: Callable[[], Source] | None = None
     if isinstance(source, str):
@@ -166,8 +163,8 @@ def convert(
             with place.owned():
                 conversion = _Conversion(source, plan, place, bad_policy, progress)
                 with (
-                    pool or _pool(workers, progress, stop) as team,
-                    closing(team.run(do, conversion.job, conversion.items())) as reports,
+                    _pool(workers, progress, stop) as pool,
+                    closing(pool.run(do_item, conversion.job, conversion.items())) as reports,
                 ):
                     for report in reports:
                         stop.check()
@@ -187,9 +184,11 @@ def convert(
     )
 
 
-def _pool(workers: int | None, progress: Progress, stop: StopFlag) -> Pool:
+def _pool(workers: int | Pool | None, progress: Progress, stop: StopFlag) -> Pool:
     if workers == 0:
         return ThisProcess(stop)
+    if workers is not None and not isinstance(workers, int):
+        return workers
     from data_prep.converter.ray_pool import RayPool
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -197,10 +196,10 @@ def _pool(workers: int | None, progress: Progress, stop: StopFlag) -> Pool:
 
 
 def _finished_before(output: Output, plan: ConversionPlan, policy: BadPolicy) -> Manifest | None:
-    """The manifest, if the output is complete and of this plan. UserError if something else has its name."""
+    """The manifest, if the output is complete and belongs to this plan. UserError if its name is taken."""
     text, num_bytes = output.read_text(MANIFEST), output.num_bytes()
     if text is None:
-        if num_bytes is not None and not (output.has_work() and PUBLISHING in output.names()):
+        if num_bytes is not None and PUBLISHING not in output.names():
             raise UserError(
                 f"{output.shown}: exists without a manifest, so data-prep did not finish it; remove it first"
             )
@@ -233,14 +232,14 @@ def _emptied(source: Source, manifest: Manifest) -> list[str]:
     return [f"classes of which every image was bad, so that none is left: {few(names)}"] if names else []
 
 
-def do(job: Job, item: object) -> UnitReport | RangeReport | ImageChanged:
+def do_item(job: Job, item: object) -> UnitReport | RangeReport | ImageChanged:
     """Does one piece of work, in a worker."""
     if isinstance(item, WorkUnit):
         return read_unit(job, item)
     assert isinstance(item, WriteTask)
     try:
         return write_task(job, item)
-    except ImageChanged as error:  # for the driver: there will be no beton, but all bad samples are listed first
+    except ImageChanged as error:  # returned: there will be no beton, but the driver lists all bad samples first
         return error
 
 
@@ -254,7 +253,7 @@ class _Conversion:
     def __init__(
         self, source: Source, plan: ConversionPlan, output: Output, policy: BadPolicy, progress: Progress
     ) -> None:
-        # Data that are not on a file system would be made or fetched again at each read.
+        # Other data than files would be made or fetched again at each read, so their bytes go into the parts.
         reads_again = Path(plan.source.location).is_absolute()
         self.job = Job(source, plan.settings, plan.digest, output, plan.versions, reads_again)
         self._plan, self._output, self._policy, self._progress = plan, output, policy, progress
@@ -265,16 +264,16 @@ class _Conversion:
         names = output.names()
         self._found = {part.unit.number: part for part in kept}
         self._missing = deque(unit for unit in plan.units if unit.number not in self._found)
-        # Other samples may be bad now: then the ranges of an earlier run, or of its orphaned workers, are not ours.
+        # Other samples may be bad now. Then ranges of an earlier run, or of its orphaned workers, have other bytes.
         self._is_new = len(kept) < len(before) or any(whole_note(unit.number) in names for unit in self._missing)
         self.num_resumed = len(kept)
 
-        self._parts: list[UnitPart] = []  # of the units in order, as far as all before them are there
+        self._parts: list[UnitPart] = []  # in order, up to the first unit that is not read yet
         self._target: str | None = None
         self._early = self._early_ranges()
         self._complete: deque[WriteTask] = deque()
         self._ranges: AllRanges | None = None
-        self._reports: dict[int, RangeReport] = {}  # by number of the range
+        self._reports: dict[int, RangeReport] = {}  # by range number
         self._changed: ImageChanged | None = None
         self._num_running = 0
 
@@ -293,40 +292,40 @@ class _Conversion:
         return int(sum(part.rows["is_rotated"].sum() for part in self._parts))
 
     def _early_ranges(self) -> EarlyRanges | None:
-        """None if it is not known how much space is needed, or there is too little: then everything is read first."""
+        """None if the space needed is not known, or there is too little: then everything is read first."""
         sizes, settings, range_bytes = self.job.source.sizes, self._plan.settings, self._output.range_bytes(None)
         if range_bytes is None or sizes is None or settings.encode != "original":
             return None
         self._target = self._output.begin(self._plan.digest, is_new=self._is_new)
-        if not self._output.has_room(self._target, 2 * int(sizes.sum())):  # encoded images are in the parts, too
+        if not self._output.has_space(self._target, 2 * int(sizes.sum())):  # encoded images are also in the parts
             return None
         return EarlyRanges(self._target, self._plan.num_samples, settings.page_bytes, range_bytes)
 
     def items(self) -> Iterator[WorkUnit | WriteTask | None]:
-        """`Pool.run`'s."""
+        """Units to read and ranges to write, for `Pool.run`."""
         for item in chain(self._items_to_read(), self._items_to_write()):
             self._num_running += item is not None
             yield item
 
     def _items_to_read(self) -> Iterator[WorkUnit | WriteTask | None]:
         while self._complete or self._missing or self._num_running:
-            if self._complete:  # first, since their files are in memory now
+            if self._complete:  # first: their files are still in memory
                 yield self._complete.popleft()
             else:
                 yield self._missing.popleft() if self._missing else None
 
     def _items_to_write(self) -> Iterator[WriteTask]:
-        """Those that were not written early."""
+        """The ranges that were not written while units were read."""
         rows = self._judged_rows()
         beton = lay_out(rows[rows["size"] > 0], self._plan.settings.page_bytes)
         is_moved = self._early is not None and self._early.pages_start != beton.pages_start
-        if is_moved:  # so many samples were left out that the tables need one page less
+        if is_moved:  # with the samples left out, the tables need one page less: all images move
             self._reports.clear()
             self._written_bytes = 0
             self._written_by.clear()
         if self._target is None or is_moved:
             self._target = self._output.begin(self._plan.digest, is_new=self._is_new or is_moved)
-        self._output.make_room(self._target, beton.total_bytes)
+        self._output.reserve(self._target, beton.total_bytes)
         range_bytes = self._output.range_bytes(beton.total_bytes)
         assert range_bytes is not None
         self._ranges = AllRanges(self._target, beton, write_rows(rows, 0), range_bytes)
@@ -373,7 +372,7 @@ class _Conversion:
         return part
 
     def _advance(self) -> None:
-        """Takes the parts that are next in order, and notes which ranges are complete with them."""
+        """Takes the parts that are next in order, and queues the ranges that they complete."""
         while (part := self._found.pop(len(self._parts), None)) is not None:
             self._parts.append(part)
             if self._early is not None:
@@ -391,8 +390,8 @@ class _Conversion:
         return [report for part in self._parts for report in part.bad]
 
     def _judged_rows(self) -> NDArray[np.void]:
-        """`PART_ROW`s of all samples. UserError if more of them are bad than may be left out; all are then listed in a
-        file. ImageChanged."""
+        """The `PART_ROW`s of all samples. UserError if too many are bad, which are then listed in a file; ImageChanged
+        if one changed while ranges were written."""
         plan, output, policy, bad = self._plan, self._output, self._policy, self._bad
         limit = policy.limit(plan.num_samples)
         rows = np.concatenate([part.rows for part in self._parts])
@@ -416,7 +415,7 @@ class _Conversion:
         return rows
 
     def finish(self, reopen: Callable[[], Source] | None, stop: StopFlag) -> Manifest:
-        """The beton, the list of what was left out, and the manifest under their final names, in this order."""
+        """Gives the beton, the list of what was left out, and the manifest their names, the manifest last."""
         plan, output, ranges, target = self._plan, self._output, self._ranges, self._target
         assert ranges is not None
         assert target is not None
@@ -450,7 +449,7 @@ class _Conversion:
         return manifest
 
     def _contents(self, ranges: AllRanges, reports: Sequence[RangeReport]) -> NDArray[np.void]:
-        """Of all stored samples: those known from reading the units, and those of files first read with the ranges."""
+        """The digest of each stored sample's file: from its unit, or from its range if it was first read there."""
         contents = np.concatenate([part.rows["content"][part.rows["size"] > 0] for part in self._parts])
         for report in reports:
             if report.written.contents:
@@ -469,13 +468,14 @@ def _as_table(bad: Sequence[BadSampleReport]) -> str:
 
 
 def _finished_parts(output: Output, plan: ConversionPlan, note: Callable[[str], object]) -> list[UnitPart]:
-    """The units that an earlier run finished. Parts and notes of another plan are removed, and `note` says so."""
+    """The units that an earlier run finished. Parts and notes of another plan are removed, with a line to `note`."""
     before = read_work_file(output, PLAN_NAME)
     if before != plan.digest.encode():
         if before is not None:
             note("an unfinished conversion with other settings or files, or of another version, begins again")
-        for stale in names_like(output, PART_PREFIX, NOTE_PREFIX, WHOLE_PREFIX):
-            output.remove(stale)
+        for name in sorted(output.names()):
+            if name.startswith((PART_PREFIX, NOTE_PREFIX, WHOLE_PREFIX)):
+                output.remove(name)
         output.write(PLAN_NAME, plan.digest.encode())
     names = output.names()
     found = (_whole_part(output, plan, unit) for unit in plan.units if part_name(unit.number) in names)

@@ -24,7 +24,7 @@ from data_prep.sources.files.places import without_credentials
 from data_prep.sources.files.remote import READ_AHEAD_BYTES, failures
 
 MAX_PARTS = 10_000
-"""Of one upload: S3's limit."""
+"""S3's limit for one upload."""
 CONNECT_LIMIT_S = 10
 READ_LIMIT_S = 60
 MAX_ATTEMPTS = 5
@@ -112,13 +112,10 @@ class ObjectOutput:
         elif self.read_text(end) is not None:
             self._rm(self._named(end))
 
-    def has_work(self) -> bool:
-        return bool(self.names())
-
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """A store has no locks that end with their process, so the newest driver owns the work, and an older one ends
-        as soon as it checks: both would write the same bytes."""
+        """A store has no locks that end with their process. So the newest driver owns the work, and an older one ends
+        when it checks; until then both write the same bytes."""
         self._token = f"{socket.gethostname()} {uuid.uuid4().hex}"
         try:
             self.write(OWNER, self._token.encode())
@@ -201,11 +198,11 @@ class ObjectOutput:
         self.write(note, upload.encode())
         return str(upload)
 
-    def has_room(self, target: str, num_bytes: int) -> bool:
+    def has_space(self, target: str, num_bytes: int) -> bool:
         return True
 
-    def make_room(self, target: str, total_bytes: int) -> None:
-        pass  # a store has no end
+    def reserve(self, target: str, total_bytes: int) -> None:
+        pass
 
     def _upload_of(self, note: str) -> str:
         with failures(f"{self.work_shown}/{note}"):
@@ -216,23 +213,22 @@ class ObjectOutput:
         with suppress(OSError):  # completed or removed
             self._call("abort_multipart_upload", UploadId=self._upload_of(note))
 
-    def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
+    def write_range(self, target: str, file_range: FileRange, payload: Payload) -> Written:
         """Holds the range in memory."""
-        body = bytearray(part.stop - part.start)
+        body = bytearray(file_range.stop - file_range.start)
 
         def write(data: memoryview, offset: int) -> None:
-            body[offset - part.start : offset - part.start + len(data)] = data
+            at = offset - file_range.start
+            body[at : at + len(data)] = data
 
-        chunks = ranges.write_range_to(write, part, payload)
-        answer = self._call("upload_part", UploadId=target, PartNumber=part.number + 1, Body=body)
-        return Written(chunks, answer["ETag"])
+        chunks = ranges.write_range_to(write, file_range, payload)
+        uploaded = self._call("upload_part", UploadId=target, PartNumber=file_range.number + 1, Body=body)
+        return Written(chunks, uploaded["ETag"])
 
-    def holds(self, target: str, part: FileRange, written: Written) -> bool:
-        answer = self._call("list_parts", UploadId=target, PartNumberMarker=part.number, MaxParts=1)
-        return any(
-            (p["PartNumber"], p["ETag"], p["Size"]) == (part.number + 1, written.receipt, part.stop - part.start)
-            for p in answer.get("Parts", ())
-        )
+    def holds(self, target: str, file_range: FileRange, written: Written) -> bool:
+        listed = self._call("list_parts", UploadId=target, PartNumberMarker=file_range.number, MaxParts=1)
+        expected = (file_range.number + 1, written.receipt, file_range.stop - file_range.start)
+        return any((part["PartNumber"], part["ETag"], part["Size"]) == expected for part in listed.get("Parts", ()))
 
     def complete(self, target: str, receipts: Sequence[str]) -> None:
         parts = [{"PartNumber": number + 1, "ETag": receipt} for number, receipt in enumerate(receipts)]
@@ -240,7 +236,7 @@ class ObjectOutput:
 
 
 class _ObjectReader:
-    """Pieces in order come from one request of `READ_AHEAD_BYTES`."""
+    """Reads ahead by `READ_AHEAD_BYTES`, so that pieces in order need few requests."""
 
     def __init__(self, fs: Any, key: str, num_bytes: int) -> None:
         self._fs, self._key, self._num_bytes = fs, key, num_bytes

@@ -1,6 +1,6 @@
-"""Where a beton is made: its unfinished work, and the final files. This one is on a file system.
+"""The storage that a beton is made on: its unfinished work and the final files. `FileOutput` is a file system.
 
-`object_output.py` is the same for an object store. Both are pickled to workers.
+`object_output.py` is an object store. Both are pickled to workers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from data_prep.sources.files.places import IS_URL
 
 BETON, MANIFEST = ".beton", ".manifest.json"
 BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
-"""Suffixes of the final names. The tables list why there is no beton, or what is not in it."""
+"""Suffixes of the final names. The tables list the samples that prevented the beton, or that are not in it."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Written:
     """A range that is in the unfinished beton."""
 
     chunks: tuple[str, ...]
-    """Digests."""
+    """Digests of its chunks."""
     receipt: str = ""
-    """The store's name for it (an ETag), if it gives one."""
+    """The store's ETag, if it gives one."""
     contents: bytes = b""
-    """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty: there is none."""
+    """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty if there is none."""
 
 
 class WorkReader(Protocol):
@@ -63,7 +63,7 @@ class Output(Protocol):
 
     @property
     def shown(self) -> str:
-        """The beton's path or URL, for people."""
+        """The beton's path or URL, for messages."""
         ...
 
     @property
@@ -72,29 +72,27 @@ class Output(Protocol):
     # --- final names, all beside the beton
 
     def name_of(self, end: str) -> str:
-        """`BAD_SAMPLES` -> `/data/train.bad-samples.tsv`, for people."""
+        """`BAD_SAMPLES` -> `/data/train.bad-samples.tsv`, for messages."""
         ...
 
     def num_bytes(self) -> int | None:
-        """Of the beton; None: there is none."""
+        """The beton's size; None if it does not exist."""
         ...
 
     def read_text(self, end: str) -> str | None: ...
 
     def write_text(self, end: str, text: str | None) -> None:
-        """A reader sees the old text or the new one; None removes the file."""
+        """Replaces the file atomically; None removes it."""
         ...
 
     def write_bytes(self, end: str, data: bytes) -> None:
-        """As `write_text`."""
+        """Replaces the file atomically."""
         ...
 
     # --- the work: small files and parts, each under its own name
 
-    def has_work(self) -> bool: ...
-
     def owned(self) -> AbstractContextManager[None]:
-        """Inside the context the work belongs to this process. UserError when another one has it, or it cannot be
+        """Within the block the work belongs to this process. UserError when another one has it, or it cannot be
         written."""
         ...
 
@@ -102,7 +100,9 @@ class Output(Protocol):
         """UserError when another process has taken over the work since."""
         ...
 
-    def names(self) -> set[str]: ...
+    def names(self) -> set[str]:
+        """Empty if there is no work."""
+        ...
 
     def reader(self, name: str) -> WorkReader:
         """FileNotFoundError."""
@@ -129,37 +129,37 @@ class Output(Protocol):
     # --- the beton, in ranges
 
     def range_bytes(self, total_bytes: int | None) -> int | None:
-        """Length of the ranges that a beton is written in. None: it depends on `total_bytes`, which is not given."""
+        """Length of the ranges that a beton is written in. None: it depends on `total_bytes`, which is not known."""
         ...
 
     def begin(self, plan_digest: str, *, is_new: bool = False) -> str:
         """Returns the target of the ranges: the unfinished beton of that plan, if there is one.
 
-        With `is_new` it is dropped, so that no orphaned worker of an earlier run writes to the new one. Those of other
-        plans are always dropped."""
+        With `is_new` that one is deleted, so that no orphaned worker of an earlier run writes to the new one. Those of
+        other plans are always deleted."""
         ...
 
-    def has_room(self, target: str, num_bytes: int) -> bool:
-        """Whether the unfinished beton may grow to so many bytes, as far as the storage can tell."""
+    def has_space(self, target: str, num_bytes: int) -> bool:
+        """Whether the unfinished beton may grow to so many bytes, as far as the storage knows."""
         ...
 
-    def make_room(self, target: str, total_bytes: int) -> None:
-        """Called before the last ranges are written, with the beton's size. Fault when there is no room for it."""
+    def reserve(self, target: str, total_bytes: int) -> None:
+        """Called with the beton's size before the last ranges are written. Fault when there is too little space."""
         ...
 
-    def write_range(self, target: str, part: FileRange, payload: Payload) -> Written: ...
+    def write_range(self, target: str, file_range: FileRange, payload: Payload) -> Written: ...
 
-    def holds(self, target: str, part: FileRange, written: Written) -> bool:
-        """Whether a range that was written once is still there."""
+    def holds(self, target: str, file_range: FileRange, written: Written) -> bool:
+        """Whether a range that was written before is still there."""
         ...
 
     def complete(self, target: str, receipts: Sequence[str]) -> None:
-        """Gives the beton its final name, durably. `receipts`: of all ranges, in order."""
+        """Gives the beton its final name, durably. `receipts`: those of all ranges, in order."""
         ...
 
 
 def read_work_file(output: Output, name: str) -> bytes | None:
-    """A small file of the work; None if it does not exist."""
+    """A small file of the work; None if there is none."""
     try:
         reader = output.reader(name)
         try:
@@ -179,10 +179,6 @@ def cannot_be_written(where: str) -> Iterator[None]:
         raise Fault(
             f"{where}: cannot be written: {error.strerror or error}; fix that, then run the same command again"
         ) from None
-
-
-def names_like(output: Output, *prefixes: str) -> Iterator[str]:
-    return (name for name in sorted(output.names()) if name.startswith(prefixes))
 
 
 @dataclass(frozen=True)
@@ -225,9 +221,6 @@ class FileOutput:
     def write_bytes(self, end: str, data: bytes) -> None:
         write_bytes_atomically(self.path.with_suffix(end), data)
 
-    def has_work(self) -> bool:
-        return self._work.exists()
-
     @contextmanager
     def owned(self) -> Iterator[None]:
         """The lock is released when the process ends, however it ends."""
@@ -246,18 +239,19 @@ class FileOutput:
                     ) from None
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
                     raise
-            beside = self.path.parent.glob(f".{glob.escape(self.path.stem)}.*.tmp")  # of the files under final names
-            for scrap in (*self._work.glob("*.tmp"), *beside):
-                scrap.unlink(missing_ok=True)
+            # Temporary files of a killed run: in the work, and beside the final names.
+            beside = self.path.parent.glob(f".{glob.escape(self.path.stem)}.*.tmp")
+            for temporary in (*self._work.glob("*.tmp"), *beside):
+                temporary.unlink(missing_ok=True)
             yield
         finally:
             os.close(descriptor)
 
     def require_owned(self) -> None:
-        pass  # a lock must not be inherited
+        pass  # nobody can take over while the lock is held
 
     def names(self) -> set[str]:
-        return {entry.name for entry in self._work.iterdir()}
+        return {entry.name for entry in self._work.iterdir()} if self._work.exists() else set()
 
     def reader(self, name: str) -> _FileReader:
         return _FileReader(open_regular(self._work / name, os.O_RDONLY))
@@ -298,29 +292,30 @@ class FileOutput:
         os.close(open_regular(target, os.O_RDWR | os.O_CREAT))
         return str(target)
 
-    def has_room(self, target: str, num_bytes: int) -> bool:
+    def has_space(self, target: str, num_bytes: int) -> bool:
         return lacking_bytes(Path(target), num_bytes) <= free_bytes(self._work)
 
-    def make_room(self, target: str, total_bytes: int) -> None:
+    def reserve(self, target: str, total_bytes: int) -> None:
         require_space(Path(target), total_bytes)
         os.truncate(target, total_bytes)  # it must exist: ranges may have been written to it
 
-    def write_range(self, target: str, part: FileRange, payload: Payload) -> Written:
+    def write_range(self, target: str, file_range: FileRange, payload: Payload) -> Written:
         descriptor = open_regular(Path(target), os.O_RDWR)
         try:
-            written = Written(ranges.write_range(descriptor, part, payload))
-            if machine() != self.driver_machine:
+            written = Written(ranges.write_range(descriptor, file_range, payload))
+            if machine() != self.driver_machine:  # the driver's final fsync does not cover this machine's page cache
                 os.fsync(descriptor)
             with suppress(OSError):  # a hint: the disk starts writing now, not at the final fsync
-                os.posix_fadvise(descriptor, part.start, part.stop - part.start, os.POSIX_FADV_DONTNEED)
+                length = file_range.stop - file_range.start
+                os.posix_fadvise(descriptor, file_range.start, length, os.POSIX_FADV_DONTNEED)
             return written
         finally:
             os.close(descriptor)
 
-    def holds(self, target: str, part: FileRange, written: Written) -> bool:
+    def holds(self, target: str, file_range: FileRange, written: Written) -> bool:
         descriptor = open_regular(Path(target), os.O_RDWR)
         try:
-            if read_digests(descriptor, part) != written.chunks:
+            if read_digests(descriptor, file_range) != written.chunks:
                 return False
             if machine() != self.driver_machine:
                 os.fsync(descriptor)
@@ -353,7 +348,7 @@ def work_path(output: Path) -> Path:
 
 
 def machine() -> str:
-    """Identifies the running kernel, whose page cache an fsync writes out."""
+    """Identifies the running kernel: an fsync writes out its page cache only."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:

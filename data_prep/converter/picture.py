@@ -1,11 +1,11 @@
 """Any image file -> RGB pixels, shrunk; and whether the stock ffcv decoder shows an encoded JPEG correctly.
 
-Shrinking is Pillow's Hamming filter, antialiased, by this package's C or by Pillow itself. It takes 0.61 of bicubic's
-time in Pillow and differs from it by 1.0 grey level (mean, ImageNet files shrunk to 256 px); ffcv's own writer uses a
-box. The C (`native/shrink.c`) gives the same bytes in a fifth of the time.
+Images are shrunk with Pillow's Hamming filter, antialiased, in this package's C or in Pillow. In Pillow it takes 0.61
+of bicubic's time and differs from it by 1.0 grey level (mean, ImageNet files shrunk to 256 px); ffcv's own writer uses
+a box. The C (`native/shrink.c`) gives the same bytes in a fifth of the time.
 
-libffcv decodes with libjpeg-turbo's fast DCT, which computes in 16 bits. On photographs at quality 95 it is off by 20
-grey levels at most, at quality 100 by 51; on graphics of full contrast its sums overflow, and blocks become garbage.
+libffcv decodes with libjpeg-turbo's fast DCT, which computes in 16 bits. On photographs of quality 95 it is off by at
+most 20 grey levels, of quality 100 by 51; on graphics of full contrast its sums overflow, and blocks become garbage.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from data_prep.native import library as native_library
 from data_prep.pixels import SMALLER, orientation, read_header, require_sides, require_size, to_rgb, turned
 
 DRAFT_RESERVE = 2
-"""A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as this many times the sides wanted are left to the resize filter.
+"""A JPEG may be decoded at 1/2, 1/4 or 1/8 if its sides are still this many times those of the result.
 
 On ImageNet files shrunk to 256 px: 0.07 grey levels (mean, 0.7 at worst) from the full decode, in 0.81 of the time.
 With a reserve of 1 it would be 1.9 (6.8) in 0.42 of the time: too much.
 """
 TALL = 2
-"""Ratio of height to width from which Pillow 13 may shrink the columns first, which rounds differently: left to
-Pillow."""
+"""Ratio of height to width from which Pillow 13 may shrink the columns first, which rounds differently. Such images are
+left to Pillow."""
 MAX_OFF = 64
-"""Most grey levels that it may be off."""
+"""Largest error of the stock decoder that is accepted, in grey levels."""
 SURE_QUALITIES = range(80, 97)
 """Qualities at which only an overflow can exceed `MAX_OFF`, and quantization adds too little to cause one."""
 
@@ -39,7 +39,7 @@ class BadSample(Exception):
 
 
 def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
-    """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample or BadPicture when it cannot be.
+    """Any image file as RGB, uint8 [height, width, 3], shrunk to `max_side`. BadSample or BadPicture if it is damaged.
 
     A JPEG that is to be shrunk much is decoded at a fraction of its size, see `DRAFT_RESERVE`.
     """
@@ -52,7 +52,7 @@ def decode_rgb(data: bytes, settings: ConvertSettings) -> NDArray[np.uint8]:
         try:
             return _finished(turbojpeg.decode_rgb(data, reduction), data, header, settings)
         except turbojpeg.UnreadableJpeg:
-            pass  # CMYK and the like: Pillow may read it
+            pass  # CMYK and the like, which Pillow may read
         except turbojpeg.JpegError as error:
             raise _bad_sample(error) from None
     return _decode_with_pillow(data, settings)
@@ -97,14 +97,14 @@ def _decode_with_pillow(data: bytes, settings: ConvertSettings) -> NDArray[np.ui
     return shrink(np.ascontiguousarray(image), size)
 
 
-def _reduction(size: tuple[int, int], wanted: tuple[int, int]) -> int:
+def _reduction(size: tuple[int, int], shrunk: tuple[int, int]) -> int:
     """The largest of 1, 2, 4, 8 that leaves the resize filter its reserve."""
-    factor = min(side // (target * DRAFT_RESERVE) for side, target in zip(size, wanted, strict=True))
+    factor = min(side // (target * DRAFT_RESERVE) for side, target in zip(size, shrunk, strict=True))
     return next((reduction for reduction in (8, 4, 2) if factor >= reduction), 1)
 
 
 def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """The longer side to `max_side` px when it is longer, the other in proportion."""
+    """The size with the longer side reduced to `max_side` px, in proportion."""
     longer = max(size)
     if max_side is None or longer <= max_side:
         return size
@@ -113,7 +113,7 @@ def _shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
 
 
 def shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """`pixels`: uint8 [height, width, 3], contiguous. `size`: width, height; what has it is returned as it is."""
+    """`pixels`: uint8 [height, width, 3], contiguous; returned as is if it has `size`, which is width, height."""
     height, width, _ = pixels.shape
     if size == (width, height):
         return pixels
@@ -133,10 +133,10 @@ def _with_pillow(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
 
 
 def is_shown_right(data: bytes, pixels: NDArray[np.uint8], quality: int, subsampling: str) -> bool:
-    """`data`: what `pixels`, uint8 [height, width, 3], were encoded to."""
+    """Whether the stock decoder shows `data` correctly: the JPEG that `pixels`, uint8 [height, width, 3], became."""
     height, width, _ = pixels.shape
     library = native_library()
     is_sure = library is not None and quality in SURE_QUALITIES and subsampling == "4:4:4"
     if is_sure and not library.data_prep_may_overflow(pixels.ctypes.data, height, width):
-        return True  # so 99 of 100 photographs need not be decoded
+        return True  # true of 99 in 100 photographs, which saves decoding them
     return turbojpeg.off_in_ffcv(data, height, width) <= MAX_OFF

@@ -49,7 +49,7 @@ class ConversionPlan:
     settings: ConvertSettings
     source: SourceDescription
     versions: Mapping[str, str]
-    """Of the libraries that decide re-encoded bytes: parts of two versions must not be mixed."""
+    """Versions of the libraries that encode images: parts of two versions must not be mixed."""
 
     @property
     def num_samples(self) -> int:
@@ -87,14 +87,14 @@ class Job:
     versions: Mapping[str, str]
     """`encoder_versions()` of the driver."""
     reads_again: bool
-    """The source is on a file system and cheap to read twice: unchanged bytes stay there until they are written."""
+    """The source is on a file system, so reading twice is cheap: unchanged bytes stay there until they are written."""
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 #
 # A part is: bytes of encoded images | one `PART_ROW` per sample | bad samples | trailer. Unchanged images from a file
-# system are not in it: they are read when they are written, and checked by a digest. A part gets its name when it is
-# complete. It is not fsynced: after a power cut its digests show damage.
+# system are not in it: they are read again when their range is written, and compared with their digest. A part gets its
+# name when it is complete. It is not fsynced: its digest shows what a power cut has damaged.
 
 PART_ROW = np.dtype(
     [
@@ -168,7 +168,7 @@ class PartWriter:
         self._bad: list[BadSampleReport] = []
 
     def put(self, index: int, encoded: Encoded, label: int, content: bytes, *, spill: bool) -> None:
-        """`spill`: keep the bytes here; otherwise they are the source's own and are read from there again."""
+        """`spill`: store the bytes in the part; otherwise they are the source's own and will be read there again."""
         where = self._spilled_bytes if spill else IN_SOURCE
         shape = encoded.mode, encoded.untouched, encoded.is_rotated, encoded.width, encoded.height
         row = (*shape, label, len(encoded.data), sample_digest(encoded.data), where, content)
@@ -178,7 +178,7 @@ class PartWriter:
             self._spilled_bytes += len(encoded.data)
 
     def put_left(self, indices: Sequence[int], labels: Sequence[int], left: Sequence[LeftInSource]) -> None:
-        """Adds samples that are known by the ends of their files."""
+        """Adds samples of whose files only the ends were read."""
         jpeg, is_untouched = layout.MODE_JPEG, True
         rows = [
             (
@@ -217,7 +217,7 @@ class UnitPart:
 
 
 def read_part(output: Output, plan_digest: str, unit: WorkUnit) -> UnitPart:
-    """Rows and bad samples. Fault when the part is not what its trailer says; spilled bytes are checked when used."""
+    """A unit's part. Fault if it does not match its trailer; the images in it are checked when they are used."""
     name = part_name(unit.number)
     shown = f"{output.work_shown}/{name}"
     try:

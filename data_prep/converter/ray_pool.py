@@ -1,6 +1,6 @@
 """Runs tasks on Ray, with back-pressure, bounded waits, resubmission of lost tasks and an orderly end.
 
-On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray that lives as long as the pool.
+On the cluster of RAY_ADDRESS (`ray job submit` sets it), else on a local Ray that ends with the pool.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ STALL_LIMIT_S = 900.0
 """Longest time without a finished task."""
 POLL_S = 0.5
 TASKS_AHEAD = 2
-"""Submitted beyond those that can run, so that the next one does not wait for the driver; only on a Ray of this
-machine: elsewhere an autoscaler might start a node for them."""
+"""Tasks submitted beyond those that can run, so that the next one need not wait for the driver. Only on a local Ray:
+elsewhere an autoscaler might start a node for them."""
 
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
@@ -70,16 +70,41 @@ class RayPool:
         first = next(items, None)
         if first is None:
             return
+        items = chain([first], items)
         cpus = self._cpus = self._cpus or self._open()
         job_ref = ray.put(job)
-        yield from _run_tasks(
-            chain([first], items),
-            lambda item: _call.remote(task, job_ref, item),
-            cpus,
-            self._max_tasks,
-            self._progress,
-            self._stop,
-        )
+        to_repeat: list[ItemT] = []
+        running: dict[ray.ObjectRef, ItemT] = {}
+        losses: Counter[str] = Counter()
+        last_finished_s = time.monotonic()
+        try:
+            while True:
+                self._stop.check()
+                while (
+                    len(running) < self._max_tasks(cpus.latest())
+                    and (item := to_repeat.pop() if to_repeat else next(items, None)) is not None
+                ):
+                    running[_call.remote(task, job_ref, item)] = item
+                if not running:
+                    return
+                ready, _ = ray.wait(list(running), timeout=POLL_S)
+                if not ready:
+                    _check_stall(time.monotonic() - last_finished_s, len(running), cpus.latest())
+                    continue
+                last_finished_s = time.monotonic()
+                done = running.pop(ready[0])
+                report = _result(ready[0], done)
+                if not isinstance(report, _Lost):
+                    yield report
+                    continue
+                losses[str(done)] += 1
+                if losses[str(done)] > MAX_LOSSES:
+                    raise Fault(f"{done} were lost {MAX_LOSSES + 1} times, last: {report}")
+                self._progress.log(f"{done} were lost and are done again: {report}")
+                to_repeat.append(done)
+        finally:
+            for ref in running:
+                ray.cancel(ref, force=True)
 
     def _open(self) -> ClusterCpus:
         self._is_ours = not ray.is_initialized()
@@ -87,8 +112,11 @@ class RayPool:
             where = f"connecting to Ray at {self._address}" if self._address else "starting Ray on this machine"
             self._progress.log(where)
             try:
-                _connect(self._workers, self._address)
-            except SystemExit:  # what ray.init's own handler turns a SIGTERM into
+                if self._address is None:
+                    start_local(num_cpus=self._workers or len(os.sched_getaffinity(0)), dashboard=False)
+                else:
+                    connect(self._address, source="RAY_ADDRESS")
+            except SystemExit:  # raised by ray.init's own handler of SIGTERM
                 raise Interrupted(signal.SIGTERM) from None
         self._stop.install_again()
         self._stop.check()
@@ -103,58 +131,9 @@ class RayPool:
         return cpus
 
     def _max_tasks(self, num_cpus: int) -> int:
-        """Tasks to be submitted at a time. An autoscaler starts nodes for those that are not running yet."""
+        """Tasks to submit at a time. An autoscaler starts nodes for those that cannot run yet."""
         at_a_time = self._workers or max(num_cpus, 1)
         return at_a_time + (TASKS_AHEAD if self._address is None and at_a_time >= num_cpus else 0)
-
-
-def _connect(workers: int | None, address: str | None) -> None:
-    if address is None:
-        start_local(num_cpus=workers or len(os.sched_getaffinity(0)), dashboard=False)
-    else:
-        connect(address, source="RAY_ADDRESS")
-
-
-def _run_tasks(
-    items: Iterator[ItemT | None],
-    submit: Callable[[ItemT], ray.ObjectRef],
-    cpus: ClusterCpus,
-    max_tasks: Callable[[int], int],
-    progress: Progress,
-    stop: StopFlag,
-) -> Generator[Any, None, None]:
-    again: list[ItemT] = []
-    running: dict[ray.ObjectRef, ItemT] = {}
-    losses: Counter[str] = Counter()
-    last_finished_s = time.monotonic()
-    try:
-        while True:
-            stop.check()
-            while (
-                len(running) < max_tasks(cpus.latest())
-                and (item := again.pop() if again else next(items, None)) is not None
-            ):
-                running[submit(item)] = item
-            if not running:
-                return
-            ready, _ = ray.wait(list(running), timeout=POLL_S)
-            if not ready:
-                _check_stall(time.monotonic() - last_finished_s, len(running), cpus.latest())
-                continue
-            last_finished_s = time.monotonic()
-            done = running.pop(ready[0])
-            report = _result(ready[0], done)
-            if not isinstance(report, _Lost):
-                yield report
-                continue
-            losses[str(done)] += 1
-            if losses[str(done)] > MAX_LOSSES:
-                raise Fault(f"{done} were lost {MAX_LOSSES + 1} times, last: {report}")
-            progress.log(f"{done} were lost and are done again: {report}")
-            again.append(done)
-    finally:
-        for ref in running:
-            ray.cancel(ref, force=True)
 
 
 class _Lost(str):
@@ -190,10 +169,10 @@ FIRST_ANSWER_LIMIT_S = 30.0
 
 
 class ClusterCpus:
-    """Asked in a thread: Ray's call has no time limit, and a head that restarts responds late or not at all."""
+    """Asks in a thread: Ray's call has no time limit, and a head that restarts responds late or not at all."""
 
     def __init__(self) -> None:
-        """Waits for the first response, but not forever."""
+        """Waits for the first response, `FIRST_ANSWER_LIMIT_S` at most."""
         self._num_cpus = 0
         self._start_asking().join(FIRST_ANSWER_LIMIT_S)
 
@@ -210,5 +189,5 @@ class ClusterCpus:
         return self._thread
 
     def _ask(self) -> None:
-        with suppress(Exception):  # of many kinds, when the head is gone: asked again
+        with suppress(Exception):  # many kinds of error when the head is gone: it is asked again later
             self._num_cpus = int(ray.cluster_resources().get("CPU", 0)) or self._num_cpus

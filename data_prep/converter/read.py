@@ -28,13 +28,13 @@ from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.
 
-With 4 MiB, malloc of a fresh process gives the memory back to the system after every batch and fetches it again, page
-by page: 12 page faults an image instead of 8, and a tenth more CPU where nothing is decoded.
+With 4 MiB, malloc of a fresh process returns the memory to the system after every batch and fetches it again page by
+page: 12 page faults an image instead of 8, and a tenth more CPU where nothing is decoded.
 """
 LONG_HEAD_BYTES = 32 << 10
-"""Read of files whose headers do not end within `HEAD_BYTES`."""
+"""Read from files whose headers do not end within `HEAD_BYTES`."""
 ENDS_BYTES = 4 << 20
-"""Bytes of ends that are held at a time."""
+"""Ends that are held in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ class UnitReport:
 
 
 def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
-    """Writes the unit's part, which also says what is wrong with bad samples.
+    """Writes the unit's part, with the reasons for bad samples.
 
-    Fault when it cannot be written. UserError when this machine's libraries are not the driver's: its bytes might not
-    be the same.
+    Fault when it cannot be written. UserError when this machine has other libraries than the driver, which might give
+    other bytes.
     """
     here = encoder_versions()
     if here != job.versions:
-        what = ", ".join(f"{name} {here[name]}, not {v}" for name, v in job.versions.items() if here[name] != v)
-        raise UserError(f"{socket.gethostname()}: has other libraries than the driver ({what}); install the same ones")
+        others = ", ".join(f"{name} {here[name]}, not {v}" for name, v in job.versions.items() if here[name] != v)
+        raise UserError(
+            f"{socket.gethostname()}: has other libraries than the driver ({others}); install the same ones"
+        )
     with cannot_be_written(job.output.work_shown), job.output.writing(part_name(unit.number)) as file:
         part = PartWriter(file, job.plan_digest, unit)
-        # Files that are decided by their ends (`check: headers`) are not read yet; of all others every byte is checked
-        # now.
+        # Files that their ends settle (`check: headers`) are read when they are written; all others are read now.
         settled, source_bytes = _settle_by_ends(job, unit, part)
         rest = (index for index in range(unit.start, unit.stop) if index not in settled)
         num_bad = 0
@@ -81,8 +82,8 @@ def read_unit(job: Job, unit: WorkUnit) -> UnitReport:
 
 
 def _settle_by_ends(job: Job, unit: WorkUnit, part: PartWriter) -> tuple[set[int], int]:
-    """Adds to the part those samples whose first and last bytes show that they are stored unchanged. Returns their
-    indices, and the bytes that were read.
+    """Adds the samples whose first and last bytes show that they are stored unchanged. Returns their indices, and the
+    number of bytes read.
     """
     if not job.reads_again or not isinstance(job.source, FileSource):
         return set(), 0
@@ -94,7 +95,7 @@ def _settle_by_ends(job: Job, unit: WorkUnit, part: PartWriter) -> tuple[set[int
     num_read = 0
     for max_head_bytes in (HEAD_BYTES, LONG_HEAD_BYTES):
         left: dict[int, LeftInSource] = {}
-        longer: list[int] = []  # files of which a longer head may show more
+        longer: list[int] = []  # files that a longer head may settle
         for few in _chunks(asked, ENDS_BYTES // max_head_bytes):
             ends = job.source.ends(few, max_head_bytes)
             found = zip(few, leave_in_source(ends, job.settings), strict=True)
@@ -119,7 +120,7 @@ class _Read(NamedTuple):
 
 
 def _batches(source: Source, indices: Iterable[int]) -> Iterator[list[_Read]]:
-    """These samples in order, up to `BATCH_BYTES` together, but at least one."""
+    """These samples in order, in batches of about `BATCH_BYTES`."""
     batch: list[_Read] = []
     num_bytes = 0
     for index in indices:

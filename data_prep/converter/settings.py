@@ -47,10 +47,10 @@ class ConvertSettings:
     exif: Exif = "ignore"
     """An EXIF orientation: `ignore`, as torchvision's ImageFolder and all published figures do, or `apply`."""
     background: tuple[int, int, int] | None = None
-    """Red, green and blue that transparent pixels show. None: alpha is dropped, as torchvision's ImageFolder does."""
+    """Red, green and blue behind transparent pixels. None: alpha is dropped, as torchvision's ImageFolder does."""
     check: Check = "decode"
-    """The check for a JPEG that is stored unchanged: `decode`, libjpeg-turbo reads all of it without a warning;
-    `headers`, its markers. One that is encoded again must decode without a warning in either case."""
+    """How a JPEG that is stored unchanged is checked: `decode`: libjpeg-turbo decodes all of it without a warning;
+    `headers`: its markers are read. One that is encoded again must decode without a warning in either case."""
 
     def __post_init__(self) -> None:
         _require_one_of("--encode", self.encode, get_args(Encoding))
@@ -80,19 +80,19 @@ class ConvertSettings:
         return PictureSettings(self.exif, self.background)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON values."""
         return {**asdict(self), **self.picture.as_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConvertSettings:
-        """Of `as_dict`, or of what an older version wrote. TypeError for settings of something else."""
+        """From `as_dict`, or an older version's. TypeError for anything else."""
         from data_prep.pixels import PictureSettings
 
         background = PictureSettings.from_dict(values).background
         return cls(**{**values, "background": background})
 
     def made(self, values: Mapping[str, Any]) -> bool:
-        """Whether these settings, from a manifest, are the same."""
+        """Whether `values`, from a manifest, are these settings."""
         try:
             return self == self.from_dict(values)
         except (TypeError, ValueError, UserError):
@@ -101,19 +101,19 @@ class ConvertSettings:
 
 @dataclass(frozen=True)
 class BadPolicy:
-    """What to do about samples that cannot be stored. All are read and reported in either case."""
+    """What to do about samples that cannot be stored. In either case all samples are read and all bad ones reported."""
 
     on_error: OnError = "fail"
     """`fail`: write no beton. `quarantine`: leave them out, up to `max_bad`, and list them."""
     max_bad: str = DEFAULT_MAX_BAD
-    """With `quarantine`: a number, or a share of the samples as in `0.1%`."""
+    """With `quarantine`: a number of samples, or a share such as `0.1%`."""
 
     def __post_init__(self) -> None:
         _require_one_of("--on-error", self.on_error, get_args(OnError))
         self.limit(1)
 
     def limit(self, num_samples: int) -> int:
-        """How many samples may be left out."""
+        """How many of `num_samples` may be left out."""
         text = self.max_bad.strip()
         try:
             limit = Fraction(text[:-1]) / 100 * num_samples if text.endswith("%") else Fraction(int(text))

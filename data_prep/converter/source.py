@@ -26,13 +26,13 @@ SIBLINGS = ("train", "training", "val", "validation", "test")
 def open_named(
     name: str, location: str | None, split: SplitRequest, options: SourceOptions, classes: str | None = None
 ) -> Source:
-    """As `open_source`. `classes`: a file that lists the classes, or a beton whose classes they are.
+    """As `open_source`. `classes`: a file that lists the classes, or a beton that has them.
 
-    UserError when it cannot be found or understood, or holds other classes than listed.
+    UserError when the source cannot be found or understood, or has a class that is not listed.
     """
     given = {"input": location, "classes": classes, **asdict(options)}
     for option, value in (given | {"split": split.name} if split.explicit else given).items():
-        if value is not None and not value.strip():  # `--input "$DIR"` would mean the current folder
+        if value is not None and not value.strip():  # `--input "$UNSET"` would mean the current folder
             flag = f"--{option.replace('_', '-')}"
             raise UserError(f"{flag}: is empty; leave it out, or give a value (a shell variable that is not set?)")
     if classes is None:
@@ -46,9 +46,9 @@ def open_named(
 
 
 def read_class_list(location: str) -> tuple[str, ...]:
-    """Class names by label: of a text file with one per line, or of a beton or its manifest.
+    """Class names by label, from a text file with one per line, a beton, or its manifest.
 
-    UserError when there is no such file, or it lists no classes or one twice.
+    UserError when there is no such file, or it lists no classes, or one twice.
     """
     if location.endswith(BETON):
         location = location.removesuffix(BETON) + MANIFEST
@@ -61,11 +61,11 @@ def read_class_list(location: str) -> tuple[str, ...]:
 def class_notes(class_names: Sequence[str], output: Output) -> list[str]:
     """A note for each split beside a new output that has other classes, or the same in another order.
 
-    `data/val.beton` has the siblings `data/train.beton`, `data/test.beton`, ... UserError when the training set is one
-    of them: no training could use both.
+    `data/val.beton` has the siblings `data/train.beton`, `data/test.beton`, ... UserError if one of those is the
+    training set: no training could use both.
     """
     notes: list[str] = []
-    with suppress(OSError):  # a folder that cannot be read: the conversion says so
+    with suppress(OSError):  # a folder that cannot be read is reported when the conversion writes to it
         if output.num_bytes() is not None:
             return notes
         for sibling in sibling_betons(output.shown):
@@ -83,7 +83,7 @@ def class_notes(class_names: Sequence[str], output: Output) -> list[str]:
 
 
 def sibling_betons(output: str) -> list[str]:
-    """Betons beside the output that differ in the split of their names; none where the name says no split."""
+    """Paths beside the output that differ in the split of their names; none if the output's name has no split."""
     folder, slash, _ = output.rpartition("/")
     stem = _stem(output)
     word = next((match for match in re.finditer(r"[^\W\d_]+", stem) if match[0].lower() in SPLIT_WORDS), None)
@@ -101,5 +101,5 @@ def _manifest(beton: str) -> Manifest | None:
     text = open_output(beton).read_text(MANIFEST)
     try:
         return None if text is None else Manifest.from_json(text, beton)
-    except UserError:  # of another version, or damaged: reading that beton says so
+    except UserError:  # of another version, or damaged: reported when that beton is read
         return None

@@ -1,4 +1,4 @@
-"""Counts over an entire source, and statistics of the headers of some of its images, spread evenly."""
+"""What `data-prep inspect` shows: counts over an entire source, and statistics of some images' headers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.converter.verify import spread
 from data_prep.errors import UserError
 from data_prep.jpeg.header import is_jpeg, is_read_by_ffcv, read_jpeg_header
 from data_prep.pixels import BadPicture
 from data_prep.pixels import read_header as picture_header
-from data_prep.shown import shown
+from data_prep.shown import few, shown
 from data_prep.sources.base import Source, UnreadableSample, read_sample
 from data_prep.sources.files.places import MAX_SAMPLE_BYTES
 from data_prep.sources.labels import are_numbered
 
 NUM_FIRST = 5
 MANY_CLASSES = 10
-NUM_NAMED = 3
-"""Samples that a finding names."""
 SUFFIXES = {
     "JPEG": ("jpg", "jpeg", "mpo"),
     "PNG": ("png",),
@@ -56,19 +55,19 @@ class Header:
     is_passed_through: bool = False
     """A JPEG that `--encode original` stores as it is, if `--max-side` allows."""
     is_rotated: bool = False
-    """By an EXIF tag, which is ignored by default."""
+    """It has an EXIF orientation, which is ignored by default."""
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class Survey:
     source: Mapping[str, Any]
-    """Its `SourceDescription`."""
+    """The source's `SourceDescription`."""
     num_samples: int
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
     num_headers: int
-    """Images whose headers were read; everything below but the findings counts only these, unless it says otherwise."""
+    """Images whose headers were read. The statistics below are of these, unless stated otherwise."""
     file_bytes: Spread | None
     file_bytes_of_all: bool
     """`file_bytes` is of all samples, not only of those whose headers were read."""
@@ -80,17 +79,18 @@ class Survey:
     num_rotated: int
     first: tuple[Header, ...]
     findings: tuple[str, ...]
-    """What looks odd, one line each."""
+    """Oddities, one line each."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def survey(source: Source, num_headers: int, on_header: Callable[[int, int], None]) -> Survey:
-    """`on_header(done, total)` follows the reading. UserError when the source is empty."""
+    """Reads `num_headers` headers, spread evenly, and calls `on_header(done, total)` after each. UserError if the
+    source is empty."""
     if len(source) == 0:
         raise UserError(f"{source.description.location}: holds no samples")
-    indices = _spread_evenly(len(source), num_headers)
+    indices = spread(len(source), num_headers).tolist()
     headers: list[Header] = []
     for index in indices:
         headers.append(read_header(source, index))
@@ -140,34 +140,37 @@ def _parse(data: bytes, label: int, key: str) -> Header:
 
 
 def find_oddities(source: Source, headers: list[Header]) -> list[str]:
-    """What a user should look at before converting; most important first."""
+    """Oddities that the user should look at before converting, most important first."""
     found: list[str] = []
     bad = [header for header in headers if header.problem]
     if bad:
         found.append(
-            f"{len(bad):,} of {len(headers):,} files read are no good: " + _named(f"{h.key} {h.problem}" for h in bad)
+            f"{len(bad):,} of {len(headers):,} files read are no good: "
+            + few((f"{h.key} {h.problem}" for h in bad), "; ")
         )
     sizes = source.sizes
     if sizes is not None:
         for what, odd in (("empty", sizes == 0), (f"larger than {MAX_SAMPLE_BYTES:,} bytes", sizes > MAX_SAMPLE_BYTES)):
             (indices,) = np.nonzero(odd)
             if len(indices):
-                found.append(f"{len(indices):,} files are {what}: " + _named(source.key(int(i)) for i in indices))
+                found.append(f"{len(indices):,} files are {what}: " + few((source.key(int(i)) for i in indices), "; "))
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     (empty,) = np.nonzero(counts == 0)
     if len(empty):
-        found.append(f"{len(empty):,} classes have no samples: " + _named(source.class_names[int(i)] for i in empty))
+        found.append(
+            f"{len(empty):,} classes have no samples: " + few((source.class_names[int(i)] for i in empty), "; ")
+        )
     misnamed = [h for h in headers if not h.problem and _is_misnamed(h)]
     if misnamed:
         found.append(
             f"{len(misnamed):,} files are not of the kind they are named: "
-            + _named(f"{h.key} is {h.file_format}" for h in misnamed)
+            + few((f"{h.key} is {h.file_format}" for h in misnamed), "; ")
         )
     (single,) = np.nonzero(counts == 1)
     if len(single) >= MANY_CLASSES and 2 * len(single) >= len(counts):
         found.append(
             f"{len(single):,} of {len(counts):,} classes have one sample only: "
-            + _named(source.class_names[int(i)] for i in single)
+            + few((source.class_names[int(i)] for i in single), "; ")
         )
     if are_numbered(source.class_names) and not source.description.label_map:
         found.append(
@@ -181,16 +184,6 @@ def _is_misnamed(header: Header) -> bool:
     ending = header.key.rpartition(".")[2].lower()
     known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
     return ending in known and ending not in SUFFIXES.get(header.file_format, (ending,))
-
-
-def _named(names: Any) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - NUM_NAMED:,} more" if len(listed) > NUM_NAMED else ""
-    return "; ".join(listed[:NUM_NAMED]) + more
-
-
-def _spread_evenly(num_samples: int, count: int) -> list[int]:
-    return sorted({int(i) for i in np.linspace(0, num_samples - 1, min(count, num_samples))})
 
 
 def _spread(values: NDArray[np.int64]) -> Spread | None:

@@ -1,4 +1,4 @@
-"""Checks a beton against its manifest and its source. A wrong chunk is reported with the samples in it."""
+"""Checks a beton against its manifest and its source. A changed chunk is reported with the samples in it."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def verify(
 
     Args:
         decode: how many images to decode, spread evenly; None: all.
-        source: if nothing else is wrong, as many of its samples are encoded again and compared with what is stored.
-            A name as in `convert`, with `input`, `split` (None: the beton's), `options` and `classes`, or an open one.
-        on_decoded: called with how many images are decoded, or compared, and of how many.
+        source: if no problem is found, as many of its samples are encoded again and compared with the stored ones. A
+            name as in `convert`, with `input`, `split` (None: the beton's), `options` and `classes`, or an open source.
+        on_decoded: called with the number of images decoded or compared so far, and their total.
 
     Raises:
-        UserError: the beton or its manifest does not exist or is unreadable; the source likewise.
+        UserError: the beton, its manifest or the source does not exist or is unreadable.
     """
     beton = Path(beton).expanduser().absolute()
     require_file(beton)
@@ -88,7 +88,7 @@ def verify(
             bad.append(f"{index} ({reason})")
         on_decoded(done, len(chosen))
     if bad:
-        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {shorten(bad)}")
+        problems.append(f"{len(bad)} of {len(chosen)} images do not decode: {_first_few(bad)}")
     if source is not None and not problems:
         problems += _compare_with_source(reader, manifest, source, decode, on_decoded)
     return VerifyReport(manifest, tuple(problems), len(chosen))
@@ -117,7 +117,7 @@ def _touched(reader: BetonReader | None, start: int, end: int) -> str:
     (samples,) = np.nonzero((reader.pointers < end) & (reader.pointers + reader.sizes > start))
     if not len(samples):
         return "it contains tables or padding, no image"
-    return f"the images of {len(samples)} samples are there: {shorten([str(i) for i in samples.tolist()])}"
+    return f"the images of {len(samples)} samples are there: {_first_few([str(i) for i in samples.tolist()])}"
 
 
 def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
@@ -140,14 +140,14 @@ def _check_counts(reader: BetonReader, manifest: Manifest) -> list[str]:
 
 
 def spread(num_samples: int, count: int | None) -> NDArray[np.int64]:
-    """`count` indices from first to last, evenly; all when there are not more."""
+    """`count` indices, evenly from first to last; all if `count` is None or not smaller."""
     if count is None or count >= num_samples:
         return np.arange(num_samples)
     return np.unique(np.linspace(0, num_samples - 1, num=count).astype(np.int64))
 
 
 def _decode(reader: BetonReader, index: int) -> str | None:
-    """Why this image is not the one its metadata describes, or cannot be decoded in full; or None."""
+    """Why this image does not match its metadata or cannot be decoded in full; None if it does and can."""
     from data_prep.pixels import BadPicture, require_size  # Pillow is not needed to show a command's help
 
     try:
@@ -159,7 +159,7 @@ def _decode(reader: BetonReader, index: int) -> str | None:
     return why_unfit(bytes(reader.image_bytes(index)), reader.height(index), reader.width(index))
 
 
-def shorten(items: list[str]) -> str:
+def _first_few(items: list[str]) -> str:
     more = len(items) - MAX_NAMED
     return ", ".join(items[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -191,7 +191,9 @@ def _compare_with_source(
         if reason is not None:
             wrong.append(f"{sample} ({source.key(int(indices[sample]))}: {reason})")
         on_compared(done, len(chosen))
-    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {shorten(wrong)}"] if wrong else []
+    if not wrong:
+        return []
+    return [f"{len(wrong)} of {len(chosen)} samples are not what the source gives: {_first_few(wrong)}"]
 
 
 def _settings_of(manifest: Manifest, beton: Path) -> ConvertSettings:

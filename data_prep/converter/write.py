@@ -1,7 +1,7 @@
-"""Writes the beton range by range: which ranges are complete when, and the bytes of one, from the source and the parts.
+"""Writes the beton range by range: when each range is complete, and its bytes, from the source and the parts.
 
-Any worker that sees the output may write any range, even twice. A finished range leaves a note with its digests;
-a later run compares them with what is in the file, so neither a kill nor a power cut goes unnoticed.
+Any worker that sees the output may write any range, even twice. A finished range leaves a note with its digests, which
+a later run compares with the file: so neither a kill nor a power cut goes unnoticed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_prep.beton.contents import CONTENT, content_of
 from data_prep.beton.digest import ALGORITHM, CHUNK_BYTES, is_hex_digest, sample_digest
 from data_prep.beton.layout import BetonLayout, pack, pages_start
-from data_prep.beton.ranges import FileRange, cut, cut_images
+from data_prep.beton.ranges import FileRange, cut, cut_images, num_ranges
 from data_prep.converter.output import Output, WorkReader, Written, cannot_be_written, read_work_file
 from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Job, UnitPart, part_name, whole_note
 from data_prep.errors import Fault
@@ -29,43 +29,44 @@ from data_prep.strict_json import parse
 
 NOTE_PREFIX = "range-"
 MAX_NOTE_BYTES = 1 << 30
-"""Of a range of 64 MiB, 20 kB for ImageNet's images; as many samples as fit in there."""
+"""20 kB for a range of ImageNet's images, but one of 64 MiB may hold millions of tiny ones."""
 
 WRITE_ROW = np.dtype([("index", "<u8"), ("check", "<u8"), ("spill", "<i8")])
-"""Index in the source; all other fields as in `plan.PART_ROW`."""
+"""`index`: in the source; the others as in `plan.PART_ROW`."""
 
 
 @dataclass(frozen=True)
 class WriteTask:
     target: str
-    """What `Output.begin` gave."""
+    """From `Output.begin`."""
     range: FileRange
     samples: NDArray[np.void]
-    """`WRITE_ROW` of the range's samples."""
+    """The `WRITE_ROW`s of the range's samples."""
 
     def __str__(self) -> str:
         return str(self.range)
 
     @property
     def reads_first(self) -> bool:
-        """Whether some of the files are read completely for the first time."""
+        """Whether some files are read completely for the first time."""
         return bool((self.samples["spill"] == ENDS_IN_SOURCE).any())
 
     def digest(self) -> str:
         """Hex. Tasks of one plan with equal digests write the same bytes to the same offsets, or fail."""
-        part = self.range
-        parts: list[int | bytes] = [part.number, part.start, part.stop, part.first_sample]
-        for offset, data in part.literal:
-            parts += [offset, data]
-        parts += [array.tobytes() for array in (part.pointers, part.sizes, self.samples)]
-        return digest_of(parts).partition(":")[2]
+        span = self.range
+        values: list[int | bytes] = [span.number, span.start, span.stop, span.first_sample]
+        for offset, data in span.literal:
+            values += [offset, data]
+        values += [array.tobytes() for array in (span.pointers, span.sizes, self.samples)]
+        return digest_of(values).partition(":")[2]
 
 
 # --- which ranges -----------------------------------------------------------------------------------------------------
 
 
 def write_rows(rows: NDArray[np.void], first_index: int) -> NDArray[np.void]:
-    """`WRITE_ROW`s of those `PART_ROW`s that are stored. `first_index`: of the first row, in the source."""
+    """The `WRITE_ROW`s of the samples that are stored. `rows`: `PART_ROW`s; `first_index`: the first one's index in the
+    source."""
     stored = rows["size"] > 0
     found = np.zeros(int(stored.sum()), dtype=WRITE_ROW)
     found["index"] = np.flatnonzero(stored) + first_index
@@ -77,10 +78,10 @@ def write_rows(rows: NDArray[np.void], first_index: int) -> NDArray[np.void]:
 class EarlyRanges:
     """The ranges that are complete while later images are unread. Takes the parts in order.
 
-    So a file's bytes are still in memory when they are copied, however large the data set, and reading waits for one
-    disk while writing waits for another. Images follow one another in the order of the source: the offset of one
-    depends on those before it, and on where the pages start, which follows from the number of samples. If samples are
-    left out and the pages start elsewhere (`pages_start`), these ranges are not the beton's.
+    So a file's bytes are still in memory when they are copied, however large the data set, and the disk that is read
+    and the one that is written work at the same time. Images are in the order of the source: an image's offset depends
+    on those before it, and on the start of the pages, which follows from the number of samples. If samples are left out
+    and the pages start elsewhere (`pages_start`), these ranges are not the beton's.
     """
 
     def __init__(self, target: str, num_samples: int, page_bytes: int, range_bytes: int) -> None:
@@ -110,11 +111,11 @@ class EarlyRanges:
 
     def _cut(self) -> WriteTask:
         start = self._next_range * self._range_bytes
-        part = cut_images(
+        file_range = cut_images(
             self._next_range, start, start + self._range_bytes, self._pointers, self._sizes, self._first_sample
         )
-        inside = slice(part.samples.start - self._first_sample, part.samples.stop - self._first_sample)
-        task = WriteTask(self._target, part, self._samples[inside].copy())
+        inside = slice(file_range.samples.start - self._first_sample, file_range.samples.stop - self._first_sample)
+        task = WriteTask(self._target, file_range, self._samples[inside].copy())
         done = max(inside.stop - 1, 0)  # the last one may reach into the next range
         self._first_sample += done
         self._pointers, self._sizes, self._samples = self._pointers[done:], self._sizes[done:], self._samples[done:]
@@ -124,27 +125,27 @@ class EarlyRanges:
 
 @dataclass(frozen=True)
 class AllRanges:
-    """The ranges of the finished layout, one by one: all at once would copy the tables of the entire beton."""
+    """The ranges of the finished layout, made one by one: all at once would copy the tables of the entire beton."""
 
     target: str
     beton: BetonLayout
     samples: NDArray[np.void]
-    """`WRITE_ROW` of all samples."""
+    """The `WRITE_ROW`s of all samples."""
     range_bytes: int
 
     def __len__(self) -> int:
-        return -(-self.beton.total_bytes // self.range_bytes)
+        return num_ranges(self.beton, self.range_bytes)
 
     def task(self, number: int) -> WriteTask:
-        part = cut(self.beton, number, self.range_bytes)
-        return WriteTask(self.target, part, self.samples[part.samples])
+        file_range = cut(self.beton, number, self.range_bytes)
+        return WriteTask(self.target, file_range, self.samples[file_range.samples])
 
 
 # --- one range --------------------------------------------------------------------------------------------------------
 
 
 class ImageChanged(Fault):
-    """An image is not what it was when its unit was read: the same command reads it again."""
+    """An image is not what it was when its unit was read; the same command reads it again."""
 
 
 @dataclass(frozen=True)
@@ -158,21 +159,21 @@ class RangeReport:
 
 def write_task(job: Job, task: WriteTask) -> RangeReport:
     """Fault when the range cannot be written; ImageChanged."""
-    part = task.range
-    note = f"{NOTE_PREFIX}{part.number:06d}.{task.digest()[:16]}"
+    file_range = task.range
+    note = f"{NOTE_PREFIX}{file_range.number:06d}.{task.digest()[:16]}"
     with cannot_be_written(job.output.work_shown):
         written = _noted(job.output, note, task)
-        if written is None or not job.output.holds(task.target, part, written):
+        if written is None or not job.output.holds(task.target, file_range, written):
             with _Images(job, task) as images:
-                written = job.output.write_range(task.target, part, images.put)
+                written = job.output.write_range(task.target, file_range, images.put)
             written = replace(written, contents=bytes(images.contents))
             text = json.dumps({**asdict(written), "contents": written.contents.hex()})
             job.output.write(note, text.encode())
-    return RangeReport(part.number, part.stop - part.start, written, socket.gethostname())
+    return RangeReport(file_range.number, file_range.stop - file_range.start, written, socket.gethostname())
 
 
 def _noted(output: Output, name: str, task: WriteTask) -> Written | None:
-    """What an earlier run noted, if the note is valid: others may write there, and a power cut may tear it."""
+    """An earlier run's note, if it is valid: others may write there, and a power cut may damage it."""
     text = read_work_file(output, name)
     if text is None:
         return None
@@ -181,10 +182,9 @@ def _noted(output: Output, name: str, task: WriteTask) -> Written | None:
         written = Written(tuple(note["chunks"]), note["receipt"], bytes.fromhex(note["contents"]))
     except (ValueError, TypeError, KeyError):
         return None
-    part = task.range
     is_whole = (
         isinstance(written.receipt, str)
-        and len(written.chunks) == -(-(part.stop - part.start) // CHUNK_BYTES)
+        and len(written.chunks) == -(-(task.range.stop - task.range.start) // CHUNK_BYTES)
         and all(is_hex_digest(chunk, ALGORITHM) for chunk in written.chunks)
         and len(written.contents) == (CONTENT.itemsize * len(task.samples) if task.reads_first else 0)
     )
@@ -192,7 +192,7 @@ def _noted(output: Output, name: str, task: WriteTask) -> Written | None:
 
 
 class _Images:
-    """The stored bytes of a range's samples, each compared with its digest. Keeps the part read last open."""
+    """The stored bytes of a range's samples, each compared with its digest. Keeps the last part open."""
 
     def __init__(self, job: Job, task: WriteTask) -> None:
         self._job = job
@@ -212,7 +212,7 @@ class _Images:
             self._part.close()
 
     def put(self, sample: int, sizes: Sequence[int], into: memoryview) -> None:
-        """`beton.ranges.Payload`."""
+        """See `beton.ranges.Payload`."""
         first = sample - self._first_sample
         rows = self._rows[first:][: len(sizes)]
         is_read = self._read_together(rows, into)
@@ -230,7 +230,7 @@ class _Images:
                 self.contents[number * CONTENT.itemsize : (number + 1) * CONTENT.itemsize] = content_of(image)
 
     def _read_together(self, rows: Sequence[tuple[int, int, int]], into: memoryview) -> bool:
-        """All of them at once, if all are in the source. False: read them one by one, to know which one fails."""
+        """Reads them in one call, if all are in the source. False: read them one by one, to see which one fails."""
         if self._in_place is None or any(where not in (IN_SOURCE, ENDS_IN_SOURCE) for _, _, where in rows):
             return False
         try:
@@ -247,8 +247,8 @@ class _Images:
                 return
             data = source[index].data
         except (OSError, ValueError) as error:
-            what = "only its ends can be read" if is_first_reading else "could be read at first, but not now"
-            self._fail(index, f"{source.key(index)}: {what}: {error}")
+            problem = "only its ends can be read" if is_first_reading else "could be read at first, but not now"
+            self._fail(index, f"{source.key(index)}: {problem}: {error}")
         self._copy(index, data, into)
 
     def _copy(self, index: int, data: bytes, into: memoryview) -> None:
@@ -269,7 +269,7 @@ class _Images:
         self._fail(index, f"{self._job.source.key(index)}: changed while the data set was being converted")
 
     def _fail(self, index: int, message: str) -> NoReturn:
-        """The next run reads the unit again, with all its files in full."""
+        """Makes the next run read the unit again, with every file in full."""
         self._job.output.write(whole_note(index // UNIT_SAMPLES), b"")
         self._job.output.remove(part_name(index // UNIT_SAMPLES))
         raise ImageChanged(f"{message}; no beton was written; run the same command again")

@@ -236,7 +236,7 @@ def _by_ffcv(beton: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
         # bytes are kept all the same: exact decoders, training's among them, show them right.
         is_own = data == Path(files[sample]).read_bytes()
         if reader.mode(sample) == layout.MODE_JPEG and not is_own:
-            off = int(np.abs(shown.astype(np.int16) - to_rgb(data)).max())
+            off = int(np.abs(shown.astype(np.int16) - np.asarray(to_rgb(data))).max())
             if off > MAX_OFF:
                 yield files[sample], f"the stock loader is off by {off} grey levels in an image that was encoded again"
 

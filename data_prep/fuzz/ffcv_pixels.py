@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_prep.beton import layout
 from data_prep.beton.manifest import load_manifest
 from data_prep.beton.reader import BetonReader
+from data_prep.converter.verify import spread
 from data_prep.errors import Fault, UserError
 from data_prep.pixels import PictureSettings, to_rgb
 from data_prep.sources import open_source
@@ -28,9 +29,9 @@ from data_prep.sources.base import Source
 from data_prep.sources.splits import requested_split
 
 MOST_MEAN = {"stored as pixels": 0.0, "own bytes": 4.0, "encoded again": 6.0}
-"""Mean grey levels that an image may be off: nothing; the fast DCT; the fast DCT and encoding again.
+"""Mean error that an image may have, in grey levels: none; the fast DCT's; that of the fast DCT and of encoding again.
 
-Of a wrong image it is tens.
+A wrong image has tens.
 """
 BATCH = 2
 
@@ -83,16 +84,15 @@ def pillow_pixels(data: bytes, max_side: int | None, settings: PictureSettings) 
 
 
 def compare(beton: Path, source: Source, count: int | None) -> tuple[dict[str, list[tuple[float, int]]], list[str]]:
-    """For each kind of stored image its images' mean and greatest differences in grey levels; and what is wrong.
+    """Mean and greatest differences in grey levels of the images of each kind; and problems, one line each.
 
-    `count`: how many images, spread evenly; None for all.
+    `count`: how many images, spread evenly; None: all.
     """
     manifest, reader = load_manifest(beton), BetonReader(beton)
     max_side, settings = manifest.settings.get("max_side"), PictureSettings.from_dict(manifest.settings)
     left_out = {int(entry["index"]) for entry in manifest.quarantined}
     indices = [index for index in range(len(source)) if index not in left_out]
-    number = len(reader) if count is None else min(count, len(reader))
-    samples = np.unique(np.linspace(0, len(reader) - 1, number).astype(np.int64))
+    samples = spread(len(reader), count)
     found: dict[str, list[tuple[float, int]]] = defaultdict(list)
     wrong = []
     for sample, (pixels, label) in zip(samples.tolist(), read_with_ffcv(beton, reader, samples), strict=True):

@@ -428,7 +428,7 @@ class Tampering(ThisProcess):
 
 def convert_tampered(source, output: Path, tamper, input_: Path | None = None, **settings):
     location = None if input_ is None else str(input_)
-    return convert(source, output, input=location, settings=ConvertSettings(**settings), pool=Tampering(tamper))
+    return convert(source, output, input=location, settings=ConvertSettings(**settings), workers=Tampering(tamper))
 
 
 def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, convert_here) -> None:

@@ -68,7 +68,7 @@ def convert_to(
     output: Any, pool: ThisProcess | None = None, location: str = SYNTHETIC, **settings: Any
 ) -> ConvertReport:
     source = open_source("synthetic", location, SplitRequest(None, explicit=False))
-    return convert(source, output, settings=ConvertSettings(**settings), pool=pool)
+    return convert(source, output, settings=ConvertSettings(**settings), workers=pool or 0)
 
 
 def test_a_beton_in_a_bucket_has_the_bytes_of_a_local_one(bucket: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ray.exceptions import RaySystemError
 
 from data_prep.beton.manifest import manifest_path
 from data_prep.converter import ray_pool as cluster_cpus
-from data_prep.converter.context import NoProgress
+from data_prep.converter.context import Progress
 from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.output import work_path
 from data_prep.converter.plan import UNIT_SAMPLES
@@ -46,7 +46,7 @@ COMMAND = [
 WAIT_LIMIT_S = 120.0
 
 
-class Notes(NoProgress):
+class Notes(Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -73,7 +73,7 @@ def run(
 ) -> ConvertReport:
     progress, stop = progress or Notes(), stop or StopFlag()
     with RayPool(workers, None, progress, stop) as pool:
-        return convert(source, output, pool=pool, progress=progress, stop=stop)
+        return convert(source, output, workers=pool, progress=progress, stop=stop)
 
 
 @pytest.fixture(scope="module")

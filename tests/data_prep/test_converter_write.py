@@ -108,13 +108,13 @@ def run(
         output,
         settings=ConvertSettings(**{"page_bytes": PAGE_BYTES, **settings}),
         bad_policy=BadPolicy("quarantine", max_bad) if max_bad else BadPolicy(),
-        pool=pool,
+        workers=pool or 0,
     )
 
 
 def run_without_early_ranges(tree: Path, output: Path, max_bad: str | None = None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileOutput, "has_room", lambda self, target, num_bytes: False)
+        patch.setattr(FileOutput, "has_space", lambda self, target, num_bytes: False)
         pool = Watched()
         run(tree, output, pool, max_bad)
     kinds = [name.partition(" ")[0] for name in pool.done]
