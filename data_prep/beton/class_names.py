@@ -1,5 +1,4 @@
-"""Where two lists of class names differ: a label is a position in such a list, and means the same only if they
-agree."""
+"""Describes where two lists of class names differ. A label is a position in such a list, so the lists must agree."""
 
 from __future__ import annotations
 
@@ -35,13 +34,13 @@ def _shown(names: Sequence[str], label: int) -> str:
 
 
 def _look_alike(one: str, other: str) -> bool:
-    """Shows a difference that would not be visible: spaces, the same letter as other code points, a late position."""
+    """Whether the difference would not be visible: spaces, a letter in other code points, a late position."""
     one, other = (unicodedata.normalize("NFKC", name).strip() for name in (one, other))
     return one[: _MAX_SHOWN - 1] == other[: _MAX_SHOWN - 1]
 
 
 def _spelled(one: str, other: str) -> tuple[str, str]:
-    """From a little before the position where they differ, with escapes for whatever is not ASCII."""
+    """Both names from shortly before the position where they differ, with escapes for all but ASCII."""
     start = max(0, _first_unequal(one, other) - _MAX_SHOWN // 2)
     dots = "…" if start else ""
     return f"{dots}{one[start : start + _MAX_SHOWN]!a}", f"{dots}{other[start : start + _MAX_SHOWN]!a}"

@@ -1,8 +1,8 @@
-"""`<name>.samples.bin`, beside a beton: what each of its images was in the source, to tell whether two share any.
+"""`<name>.samples.bin`, beside a beton: a digest of each image's source file, to find images that two betons share.
 
-16 bytes per sample, in their order: xxh3_128 of the image's file as the source has it, so that other settings hide
-nothing. Its own digest is in the manifest. These find equal files, not forged ones. Someone who wants to hide shared
-images can change a byte of each, whatever the digest; someone who can add images needs no forgery to fake them.
+16 bytes per sample, in order: xxh3_128 of the file as it is in the source, so it does not depend on settings. The
+manifest has the digest of all of it. This finds equal files and is no protection against an attacker: who wants to hide
+shared images can change a byte of each, whatever the digest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from data_prep.beton.manifest import Manifest, find_manifest
 from data_prep.errors import UserError
 
 CONTENTS = ".samples.bin"
-"""In place of `.beton`."""
+"""Replaces `.beton` in the name."""
 CONTENT = np.dtype("V16")
 NO_CONTENT = bytes(CONTENT.itemsize)
 SPLITS = ("train", "val", "test")
-"""Names of betons that trainings and evaluations look for; a later one is compared with those before it."""
+"""Names of betons that are compared, each with those before it."""
 
 
 def content_of(data: bytes | memoryview) -> bytes:
@@ -33,9 +33,9 @@ def content_of(data: bytes | memoryview) -> bytes:
 
 
 def read_contents(beton: str | Path, manifest: Manifest) -> NDArray[np.void] | None:
-    """[num_samples] `CONTENT` of `beton`, a path or a URL; None where that is not known.
+    """[num_samples] `CONTENT` of `beton`, a path or a URL; None if there is none.
 
-    UserError when it is not what the manifest says.
+    UserError when it does not match the manifest.
     """
     if not manifest.samples_digest:
         return None
@@ -43,15 +43,14 @@ def read_contents(beton: str | Path, manifest: Manifest) -> NDArray[np.void] | N
     try:
         data = read_location(where, manifest.num_samples * CONTENT.itemsize)
         if digest_bytes(data) != manifest.samples_digest:
-            raise ValueError("is not what the manifest says")
+            raise ValueError("does not have the digest in the manifest")
         return np.frombuffer(data, dtype=CONTENT)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(
-            f"{where}: {reason}; copy it again, or remove it: without it nobody can tell which samples train and val "
-            "share"
+            f"{where}: {reason}; copy it again, or remove it: then samples that train and val share are not found"
         ) from None
 
 
@@ -70,7 +69,7 @@ class Overlap:
 
 
 def find_overlap(of: NDArray[np.void], within: NDArray[np.void]) -> Overlap | None:
-    """How many of the samples `of` one beton are `within` another too; None when none is. A second for ImageNet."""
+    """How many of the samples `of` one beton are also `within` another; None if none is. A second for ImageNet."""
     low_of, low_within = _halves(of)[:, 0], _halves(within)[:, 0]
     candidates = np.flatnonzero(np.isin(low_of, low_within))
     places = {item.tobytes(): int(place) for place, item in _reversed(within, np.isin(low_within, low_of[candidates]))}
@@ -85,19 +84,19 @@ def _halves(contents: NDArray[np.void]) -> NDArray[np.uint64]:
 
 
 def _reversed(contents: NDArray[np.void], chosen: NDArray[np.bool_]) -> Iterable[tuple[np.int64, np.void]]:
-    """From the last to the first, so that the first of equal ones stays."""
+    """From last to first, so that a dict keeps the first of equal ones."""
     places = np.flatnonzero(chosen)[::-1]
     return zip(places, contents[places], strict=True)
 
 
 def shared_samples(beton: str, manifest: Manifest) -> list[str]:
-    """A line for each split beside `beton`, a path or a URL, that has samples of it. Empty where that is not known."""
+    """A line for each split beside `beton`, a path or a URL, that shares samples with it, as far as is known."""
     folder, separator, name = beton.rpartition("/")
     mine = name.removesuffix(".beton")
     if mine not in SPLITS:
         return []
     manifests: dict[str, Manifest | None] = {mine: manifest}
-    told = []
+    lines = []
     for other in SPLITS:
         if other == mine:
             continue
@@ -108,8 +107,8 @@ def shared_samples(beton: str, manifest: Manifest) -> list[str]:
         except (OSError, UserError) as error:
             line = f"whether {first} and {second} share samples is not known: {error}"
         if line is not None:
-            told.append(line)
-    return told
+            lines.append(line)
+    return lines
 
 
 def _shared(folder: str, first: str, of_first: Manifest | None, second: str, of_second: Manifest | None) -> str | None:

@@ -1,12 +1,11 @@
-"""Digests that prove a file's content: BLAKE3 of every 8 MiB chunk, and one over these, so that many workers can share
-a file.
+"""Digests that prove a file's content: BLAKE3 of every 8 MiB chunk, and one over these.
 
-A file's digest is `blake3_tree:<hex>`: BLAKE3 of the chunks' digests (32 bytes each), one after another. It
-needs no pass over the file once its chunks are known, in whatever order they were written. BLAKE3, because nobody can
-make other bytes with the same digest and it does 6 GB/s a core here (SHA-256 1.8, BLAKE2b 0.9: results/).
+A file's digest is `blake3_tree:<hex>`: BLAKE3 of the chunks' digests (32 bytes each), in order. So many workers can
+write a file in any order, and nobody has to read it again. BLAKE3, because other bytes with the same digest cannot be
+made and it does 6 GB/s a core here (SHA-256 1.8, BLAKE2b 0.9: results/).
 
-Files of earlier versions have xxh3_128 digests. Those find accidental damage only: other bytes with the same digest can
-be made.
+Files of earlier versions have xxh3_128 digests, which detect accidents only: other bytes with the same digest can be
+made.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import xxhash
 
 Algorithm = Literal["blake3", "xxh3_128"]
 ALGORITHM: Algorithm = "blake3"
-"""The algorithm of everything that is written now."""
+"""The algorithm for everything that is written."""
 CHUNK_BYTES = 8 << 20
 TREE = "_tree"
-"""After the algorithm's name: of the chunks' digests."""
+"""Suffix of the algorithm's name in a digest of the chunks' digests."""
 
 _NEW: dict[Algorithm, Callable[[], Any]] = {"blake3": blake3.blake3, "xxh3_128": xxhash.xxh3_128}
 _HEX_DIGITS: dict[Algorithm, int] = {"blake3": 64, "xxh3_128": 32}
@@ -35,7 +34,7 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Digest:
-    """`<algorithm>:<hex>` or `<algorithm>_tree:<hex>`, read."""
+    """A parsed `<algorithm>:<hex>` or `<algorithm>_tree:<hex>`."""
 
     algorithm: Algorithm
     is_tree: bool
@@ -43,17 +42,17 @@ class Digest:
 
     @property
     def is_proof(self) -> bool:
-        """Whether nobody can make other bytes with this digest."""
+        """Whether other bytes with this digest cannot be made."""
         return self.algorithm == "blake3"
 
     @property
     def short(self) -> str:
-        """Enough of it to name the data: folders, identities of runs."""
+        """Long enough to identify the data, in names of folders and identities of runs."""
         return self.hex[:32] if self.is_proof else self.hex[:16]
 
 
 def parse_digest(text: str) -> Digest:
-    """ValueError unless it is a digest of this project, to the last character: it may become the name of a folder."""
+    """ValueError unless all of `text` is a digest of this project: it may become the name of a folder."""
     match = _DIGEST.fullmatch(text)
     if match is None or len(match[3]) != _HEX_DIGITS[match[1]]:  # type: ignore[index]  # one of them
         raise ValueError(f"{text[:80]!a} is not a digest: expected blake3:, blake3_tree:, ... and hex digits")
@@ -78,45 +77,42 @@ def chunk_digest(data: bytes | bytearray | memoryview, algorithm: Algorithm = AL
 
 
 def digest_state(algorithm: Algorithm = ALGORITHM, data: bytes | bytearray | memoryview = b"") -> Any:
-    """As hashlib's: `update`, `hexdigest`. Lets other threads work meanwhile."""
+    """An object with hashlib's `update` and `hexdigest`. It releases the GIL while it works."""
     state = _NEW[algorithm]()
     state.update(data)
     return state
 
 
 class RunningDigests:
-    """Of the chunks of bytes that come in pieces."""
+    """The chunk digests of bytes that come in pieces."""
 
     def __init__(self) -> None:
         self._chunks: list[str] = []
         self._state = digest_state()
-        self._room = CHUNK_BYTES
+        self._missing_bytes = CHUNK_BYTES  # of the current chunk
 
     def update(self, piece: memoryview) -> None:
         while len(piece):
-            here = piece[: self._room]
+            here = piece[: self._missing_bytes]
             self._state.update(here)
-            self._room -= len(here)
+            self._missing_bytes -= len(here)
             piece = piece[len(here) :]
-            if not self._room:
+            if not self._missing_bytes:
                 self._next()
 
     def finish(self) -> tuple[str, ...]:
-        if self._room < CHUNK_BYTES:
+        if self._missing_bytes < CHUNK_BYTES:
             self._next()
         return tuple(self._chunks)
 
     def _next(self) -> None:
         self._chunks.append(self._state.hexdigest())
         self._state = digest_state()
-        self._room = CHUNK_BYTES
+        self._missing_bytes = CHUNK_BYTES
 
 
 def sample_digest(data: bytes | bytearray | memoryview) -> int:
-    """xxh3_64 of one image's bytes: tells whether a second read within a conversion gives the same bytes.
-
-    It proves nothing: the bytes in the beton have the digests above.
-    """
+    """xxh3_64 of one image's bytes, to see within a conversion whether a second read gives the same bytes."""
     return xxhash.xxh3_64_intdigest(data)
 
 
@@ -127,7 +123,7 @@ def combine(chunks: Sequence[str], algorithm: Algorithm = ALGORITHM) -> FileDige
 
 
 def digest_file(path: Path, algorithm: Algorithm = ALGORITHM) -> FileDigest:
-    """Of a file as a tree of chunks."""
+    """The digest of a file and of its chunks."""
     chunks = []
     with path.open("rb") as file:
         while data := file.read(CHUNK_BYTES):
@@ -136,7 +132,7 @@ def digest_file(path: Path, algorithm: Algorithm = ALGORITHM) -> FileDigest:
 
 
 def digest_stream(file: BinaryIO, algorithm: Algorithm = ALGORITHM) -> str:
-    """`blake3:<hex>` of what is left to read of a file: what `b3sum` prints."""
+    """`blake3:<hex>` of the rest of a file: what `b3sum` prints."""
     state = digest_state(algorithm)
     while block := file.read(_BLOCK_BYTES):
         state.update(block)

@@ -1,7 +1,6 @@
 """Makes betons from samples of other betons, without encoding again: merge and subset.
 
-Each chunk of an input that is used is first compared with its manifest: a damaged beton must not become a new one that
-verifies.
+Each chunk that is used is first compared with its manifest: a damaged beton must not become a new one that verifies.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from data_prep.errors import Fault, UserError
 from data_prep.shown import few
 
 MAX_GENERATIONS = 3
-"""Inputs of inputs that a manifest names, at most: a chain of merges has no end."""
+"""Levels of inputs of inputs that a manifest names: a chain of merges has no end."""
 
 
 def merge(
@@ -59,7 +58,7 @@ def merge(
 
 
 def _require_different(inputs: Sequence[BetonReader]) -> None:
-    """By content, whatever their names: each of its samples would be there twice."""
+    """UserError if two inputs have the same content, whatever their names: their samples would be there twice."""
     first: dict[str, BetonReader] = {}
     for beton in inputs:
         same = first.setdefault(beton.manifest.digest, beton)
@@ -83,15 +82,18 @@ def _require_same_classes(inputs: Sequence[BetonReader]) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """At most one of `every`, `first` and `indices`; it is applied to the samples of `classes`. UserError otherwise."""
+    """Which samples to keep: at most one of `every`, `first` and `indices`, applied to the samples of `classes`.
+
+    UserError for any other combination.
+    """
 
     classes: tuple[str, ...] = ()
-    """Empty: all. Only these stay, in the order they had, and the labels are numbered from 0 again."""
+    """Classes to keep, in the order they had, with labels from 0 again. Empty: all."""
     every: int | None = None
-    """Every k-th sample, beginning with the first."""
+    """Every k-th sample, starting with the first."""
     first: int | None = None
     indices: tuple[int, ...] | None = None
-    """Ids in the beton, in the order wanted; not together with `classes`."""
+    """Ids in the beton, in the new order; not together with `classes`."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("every", "first", "indices") if getattr(self, name) is not None]
@@ -107,7 +109,7 @@ class Selection:
                 raise UserError(f"--{name} {value}: expected at least 1")
 
     def as_dict(self) -> Mapping[str, Any]:
-        """What was given; for a list of indices only their number, since there may be a million."""
+        """The values given; for indices only their number, since there may be a million."""
         values = {name: value for name, value in asdict(self).items() if value}
         return values | ({"indices": len(self.indices)} if self.indices is not None else {})
 
@@ -118,7 +120,7 @@ def subset(
     output: str | Path,
     on_written: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
-    """The selected samples of a beton. `on_written` and errors as of `merge`."""
+    """The selected samples of a beton. `on_written` and errors are those of `merge`."""
     whole = open_beton(beton)
     class_names, new_labels = _keep_classes(whole, selection)
     samples = _choose(whole, selection, new_labels)
@@ -133,7 +135,7 @@ def subset(
 
 
 def _keep_classes(beton: BetonReader, selection: Selection) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the classes that stay, and the new label of each old one, -1 for those that are dropped."""
+    """Names of the classes that are kept, and the new label of each old one, -1 for the others."""
     names = beton.manifest.class_names
     if not selection.classes:
         return names, np.arange(len(names))
@@ -164,23 +166,23 @@ class ChosenSamples:
     """Samples of the new beton, in order."""
 
     inputs: NDArray[np.int64]
-    """Number of the input that each comes from."""
+    """[num_samples] number of the input that has it."""
     samples: NDArray[np.int64]
-    """Its id there."""
+    """[num_samples] id there."""
     labels: NDArray[np.int64]
-    """Its label in the new beton."""
+    """[num_samples] label in the new beton."""
     class_names: tuple[str, ...]
 
 
-class _Compared:
-    """The chunks of an input as its manifest says, or Fault."""
+class _CheckedChunks:
+    """Compares an input's chunks with its manifest, each once. Fault when one differs."""
 
     def __init__(self, beton: BetonReader) -> None:
         self._beton = beton
         self._done: set[int] = set()
 
     def require(self, start: int, stop: int) -> None:
-        """Compares those of the bytes start..stop-1 that were not compared before."""
+        """Compares the chunks of the bytes start..stop-1."""
         reader, manifest = self._beton, self._beton.manifest
         for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
             if number in self._done:
@@ -206,7 +208,7 @@ def copy_samples(
     source: Mapping[str, Any],
     on_written: Callable[[int, int], None] = lambda *_: None,
 ) -> Manifest:
-    """Writes `output` and its manifest. `source`: what the manifest says of where the samples come from.
+    """Writes `output` and its manifest. `source`: the manifest's field of that name.
 
     UserError when the output exists or nothing is chosen, Fault when the disk is full or an input is damaged.
     `on_written(bytes, in all)` may raise to stop.
@@ -221,15 +223,15 @@ def copy_samples(
     page_bytes = max(item.manifest.page_bytes for item in inputs)
     beton = lay_out(_rows(inputs, chosen), page_bytes)
 
-    compared = [_Compared(item) for item in inputs]
-    for item in compared:
-        item.require_tables()
+    checked = [_CheckedChunks(item) for item in inputs]
+    for chunks in checked:
+        chunks.require_tables()
 
     def stored(sample: int) -> memoryview:
         number, index = int(chosen.inputs[sample]), int(chosen.samples[sample])
         reader = inputs[number]
         start = int(reader.pointers[index])
-        compared[number].require(start, start + int(reader.sizes[index]))
+        checked[number].require(start, start + int(reader.sizes[index]))
         return reader.image_bytes(index)
 
     try:
@@ -258,7 +260,7 @@ def copy_samples(
 
 
 def _contents(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> bytes | None:
-    """Contents of the new beton's samples; None when an input does not have them."""
+    """`beton.contents` of the new beton's samples; None if an input has none."""
     contents = np.zeros(len(chosen.samples), dtype=CONTENT)
     for number, item in enumerate(inputs):
         theirs = read_contents(item.path, item.manifest)
@@ -282,8 +284,7 @@ def _rows(inputs: Sequence[BetonReader], chosen: ChosenSamples) -> NDArray[np.vo
 
 
 def _ancestry(source: Mapping[str, Any], generations: int) -> dict[str, Any]:
-    """Where the samples of an input come from. Names only so many inputs of inputs, since a chain of merges has no
-    end."""
+    """An input's `source`, with `generations` levels of its own inputs."""
     inputs = source.get("inputs", ())
     kept = [
         {**entry, "source": _ancestry(entry["source"], generations - 1)}

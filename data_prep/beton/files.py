@@ -1,7 +1,7 @@
-"""Files in folders that others may write to: durable, complete under their names, and never through a planted link.
+"""Files in folders that others may write to: written durably and atomically, and never through a planted link.
 
-Whoever may write to a folder can put a symbolic link, a pipe or a device where we expect a file. Only regular files are
-opened here; writing goes to a new file that then takes the name, whatever had it before.
+Anyone who may write to a folder can put a symbolic link, a pipe or a device where a file is expected. So only regular
+files are opened, and writing goes to a new file that then takes the name, whatever had it before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Unfit(OSError):
-    """The name belongs to something that we do not read or write: a link, a pipe, a device, too large a file."""
+    """The name belongs to something that is not read or written: a link, a pipe, a device, too large a file."""
 
 
 def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -35,8 +35,8 @@ def write_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int)
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = False) -> int:
-    """As `os.open`. Unfit for a link (unless `follow`) and for anything but a regular file, such as a pipe, on which
-    another call would wait forever."""
+    """`os.open` for regular files. Unfit for a link (unless `follow`), and for a pipe or anything else on which a call
+    might wait forever."""
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), mode)
     except OSError as error:
@@ -52,7 +52,7 @@ def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow: bool = Fa
 
 
 def read_up_to(file: BinaryIO, num_bytes: int) -> bytes:
-    """Allocates memory for what there is; a single read would allocate it for all that there may be."""
+    """At most `num_bytes`. A single read would allocate memory for all of them, even if the file is short."""
     data = bytearray()
     while piece := file.read(min(_PIECE_BYTES, num_bytes - len(data))):
         data += piece
@@ -70,7 +70,7 @@ def read_small(path: Path, max_bytes: int, *, follow: bool = False) -> bytes:
 
 @contextmanager
 def open_location(location: str | Path) -> Iterator[BinaryIO]:
-    """A path, or a URL that fsspec reads. UserError for a URL of a kind that is not known here."""
+    """A path, or a URL that fsspec reads. UserError for a URL of an unknown kind."""
     if "://" not in str(location):
         with Path(location).expanduser().open("rb") as file:
             yield file
@@ -97,12 +97,12 @@ def read_location(location: str | Path, max_bytes: int) -> bytes:
 
 
 def beside(beton: str | Path, end: str) -> str:
-    """`data/train.beton`, `.manifest.json` -> `data/train.manifest.json`; of a URL too."""
+    """`data/train.beton`, `.manifest.json` -> `data/train.manifest.json`; URLs likewise."""
     return str(beton).removesuffix(".beton") + end
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file under that name: whatever had it, even a link, is removed first."""
+    """A new file of that name; whatever had the name, even a link, is removed first."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
 
@@ -114,13 +114,13 @@ def rename_durably(temporary: Path, final: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name for this process alone, in the folder of `path`."""
+    """A path in the same folder that only this process uses."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
 @contextmanager
 def written_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """The file appears under its name when the block ends well. A reader sees the old file or the new one; if
+    """The file gets its name when the block ends without an exception. A reader sees the old file or the new one; if
     `durable`, even after a power cut."""
     temporary = temporary_beside(path)
     try:
@@ -147,7 +147,7 @@ def write_bytes_atomically(path: Path, data: bytes, *, durable: bool = True) -> 
 
 
 def append(path: Path, text: str) -> None:
-    """Appends to a file in one call, so that what two processes append does not mix."""
+    """Appends in one call, so that what two processes append does not mix."""
     descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         data = text.encode("utf-8", errors="backslashreplace")
@@ -158,15 +158,14 @@ def append(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder below one that others may write to. Unfit when a link or something else has its name."""
+    """Makes a folder inside one that others may write to. Unfit when a link has its name."""
     path.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
         raise Unfit(errno.ELOOP, "is a symbolic link", str(path))
 
 
 def make_private_folder(path: Path) -> None:
-    """A folder of this user that no other user may write to or read. UserError when it is another's, or open to
-    them."""
+    """A folder that only this user may read and write. UserError if it is another user's, or open to others."""
     path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
@@ -178,7 +177,7 @@ def make_private_folder(path: Path) -> None:
 
 
 def require_safe_folder(path: Path) -> None:
-    """UserError when another user could put something else in the place of what this one keeps in the folder."""
+    """UserError if another user could replace what is in the folder."""
     status = path.stat()
     others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
     if status.st_uid not in (os.geteuid(), 0) or others_write:
@@ -195,7 +194,7 @@ def remove_folder(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes names that were just created or replaced in the folder survive a power cut."""
+    """Makes new and replaced names in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -203,7 +202,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --- room on a disk, checked before hours are spent -------------------------------------------------------------------
+# --- space on a disk, checked before hours are spent ------------------------------------------------------------------
 
 
 def free_bytes(folder: Path) -> int:
@@ -213,9 +212,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def lacking_bytes(path: Path, total_bytes: int) -> int:
-    """The bytes that the file, which may have holes or not exist, still needs to have that size."""
-    there = path.stat().st_blocks * 512 if path.exists() else 0
-    return total_bytes - there
+    """The bytes that the file, which may have holes or not exist, still needs to reach that size."""
+    allocated = path.stat().st_blocks * 512 if path.exists() else 0
+    return total_bytes - allocated
 
 
 def require_space(path: Path, total_bytes: int) -> None:

@@ -59,7 +59,7 @@ METADATA_START = HEADER.itemsize + len(FIELDS) * FIELD_DESCRIPTOR.itemsize
 
 
 def is_page_size(page_bytes: int) -> bool:
-    """ffcv finds an image's page by shifting its address, so a page is a power of two."""
+    """Whether ffcv can use pages of that size: it finds an image's page by shifting its address."""
     return MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES and page_bytes & (page_bytes - 1) == 0
 
 

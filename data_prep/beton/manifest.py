@@ -1,6 +1,6 @@
 """`<name>.manifest.json`, beside every beton: what is in it, where it came from, how to prove that it is intact.
 
-It is written last and atomically: a beton without one is unfinished. It holds no time and no host name, so the same
+It is written last and atomically: a beton without one is unfinished. It contains no time and no host name, so the same
 source and settings give the same manifest.
 """
 
@@ -34,11 +34,11 @@ from data_prep.strict_json import parse
 
 MANIFEST_SCHEMA_VERSION = 3
 _ALGORITHM_OF: Mapping[int, Algorithm] = {2: "xxh3_128", MANIFEST_SCHEMA_VERSION: ALGORITHM}
-"""By schema version: those that are read."""
+"""Schema versions that can be read, and their digests."""
 MANIFEST = ".manifest.json"
-"""In place of `.beton`."""
+"""Replaces `.beton` in the name."""
 MAX_MANIFEST_BYTES = 64 << 20
-"""ImageNet's has 1.3 MB, of 17,000 chunks."""
+"""ImageNet's has 1.3 MB, for 17,000 chunks."""
 MAX_CLASS_NAME_CHARACTERS = 1000
 
 
@@ -46,8 +46,7 @@ MAX_CLASS_NAME_CHARACTERS = 1000
 class Manifest:
     schema_version: int
     digest: str
-    """`blake3_tree:<hex>` of the beton: BLAKE3 of the digests in `chunks`, see `beton/digest.py`; xxh3_128 in
-    schema 2."""
+    """`blake3_tree:<hex>` of the beton, see `beton/digest.py`; xxh3_128 in schema 2."""
     beton_bytes: int
     page_bytes: int
     num_samples: int
@@ -69,7 +68,7 @@ class Manifest:
     source: Mapping[str, Any]
     """`name`, `location`, `split`, `identity` (equal for a copy elsewhere), `state` (changes with every file)."""
     versions: Mapping[str, str]
-    """Of the libraries that decide re-encoded bytes."""
+    """Versions of the libraries that encode images."""
     quarantined: tuple[Mapping[str, Any], ...]
     """Samples left out at the user's request: `index` in the source, `key`, `reason`. Empty: nothing was left out."""
     chunk_bytes: int
@@ -84,7 +83,7 @@ class Manifest:
 
     @property
     def algorithm(self) -> Algorithm:
-        """Of the digests."""
+        """The algorithm of all digests."""
         return parse_digest(self.digest).algorithm
 
     @property
@@ -93,7 +92,7 @@ class Manifest:
         return parse_digest(self.digest).is_proof
 
     def to_json(self) -> str:
-        """UserError when it is larger than what `read` accepts."""
+        """UserError when it is larger than `from_json` accepts."""
         lines = [
             f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(self).items()
         ]
@@ -107,7 +106,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """`where` names the file in errors. UserError, naming the field, when `text` is not such a manifest."""
+        """`where` names the file in errors. UserError, naming the field, when `text` is not a valid manifest."""
         try:
             tree = parse(text, max_bytes=MAX_MANIFEST_BYTES)
         except ValueError as error:
@@ -120,7 +119,7 @@ class Manifest:
                 f"{where}: schema_version is {shown(repr(version), 60)}, this version of data_prep reads "
                 f"{' and '.join(map(str, _ALGORITHM_OF))}; make the beton again"
             )
-        manifest = cls(**{field.name: _read_field(tree, field.name, where) for field in fields(cls)})
+        manifest = cls(**{field.name: _read_field(tree, field.name, str(field.type), where) for field in fields(cls)})
         reason = _contradiction(manifest)
         if reason is not None:
             raise UserError(f"{where}: {reason}; get the manifest that was made with the beton, or make both again")
@@ -133,7 +132,7 @@ def manifest_path(beton: Path) -> Path:
 
 
 def find_manifest(beton: str | Path) -> Manifest | None:
-    """The manifest beside `beton`, a path or a URL; None: there is none. UserError when it cannot be read."""
+    """The manifest beside `beton`, a path or a URL; None if there is none. UserError when it cannot be read."""
     where = beside(beton, MANIFEST)
     try:
         text = read_location(where, MAX_MANIFEST_BYTES).decode("utf-8")
@@ -146,7 +145,7 @@ def find_manifest(beton: str | Path) -> Manifest | None:
 
 
 def read_manifest(beton: str | Path) -> Manifest:
-    """As `find_manifest`, but does not look at the beton. UserError also when it is missing."""
+    """As `find_manifest`, but UserError when it is missing. The beton itself need not exist."""
     manifest = find_manifest(beton)
     if manifest is None:
         where, name = beside(beton, MANIFEST), str(beton).rpartition("/")[2]
@@ -159,7 +158,7 @@ def read_manifest(beton: str | Path) -> Manifest:
 
 
 def require_file(beton: Path) -> None:
-    """UserError unless `beton` is a file and not a manifest."""
+    """UserError unless `beton` is a regular file, and not a manifest."""
     if beton.name.endswith(MANIFEST):
         raise UserError(f"{beton}: is a manifest; give the beton beside it, NAME.beton")
     if beton.is_dir():
@@ -173,7 +172,7 @@ def require_file(beton: Path) -> None:
 
 
 def load_manifest(beton: Path) -> Manifest:
-    """The manifest of a beton that exists and has the size the manifest says. UserError otherwise."""
+    """The manifest of a beton that exists and has the size in the manifest. UserError otherwise."""
     require_file(beton)
     manifest = read_manifest(beton)
     require_size(str(beton), beton.stat().st_size, manifest)
@@ -181,7 +180,7 @@ def load_manifest(beton: Path) -> Manifest:
 
 
 def require_size(beton: str, num_bytes: int | None, manifest: Manifest) -> None:
-    """UserError unless the beton has the size that its manifest says. `num_bytes` is None where there is no beton."""
+    """UserError unless the beton has the size in its manifest. `num_bytes`: its size; None if it does not exist."""
     if num_bytes is None:
         raise UserError(f"{beton}: does not exist, though its manifest does; copy it there, or remove the manifest")
     if num_bytes != manifest.beton_bytes:
@@ -207,7 +206,7 @@ def describe_beton(
     quarantined: tuple[Mapping[str, Any], ...] = (),
     samples_digest: str = "",
 ) -> Manifest:
-    """The manifest of a beton with that layout and those bytes."""
+    """The manifest of a beton with this layout and digest."""
     image = beton.metadata["image"]
     return Manifest(
         schema_version=MANIFEST_SCHEMA_VERSION,
@@ -244,42 +243,33 @@ def count_classes(labels: NDArray[np.int64], num_classes: int) -> tuple[int, ...
     return tuple(np.bincount(labels, minlength=num_classes).tolist())
 
 
-_INTEGERS = frozenset(
-    {
-        "schema_version",
-        "beton_bytes",
-        "page_bytes",
-        "num_samples",
-        "max_height",
-        "max_width",
-        "min_height",
-        "min_width",
-        "num_untouched",
-        "chunk_bytes",
-    }
-)
-_LISTS_OF: Mapping[str, type] = {"class_names": str, "class_counts": int, "quarantined": dict, "chunks": str}
-_MAPPINGS = frozenset({"mode_counts", "settings", "source", "versions"})
 _MAX_INTEGER = (1 << 63) - 1
+_ITEM_TYPES: Mapping[str, type] = {
+    "tuple[str, ...]": str,
+    "tuple[int, ...]": int,
+    "tuple[Mapping[str, Any], ...]": dict,
+}
 
 
-def _read_field(tree: Mapping[str, Any], name: str, where: str) -> Any:
+def _read_field(tree: Mapping[str, Any], name: str, annotation: str, where: str) -> Any:
+    """A field of `Manifest`. `annotation`: its type there, by which the value is checked."""
     if name == "samples_digest" and name not in tree:
         return ""  # schema 2, and betons that were not converted
     if name not in tree:
         raise UserError(f"{where}: {name} is missing; make the beton again")
     value = tree[name]
-    if name in _INTEGERS:
+    item_type = _ITEM_TYPES.get(annotation)
+    if item_type is not None:
+        valid, expected = _is_list_of(value, item_type), f"a list of {item_type.__name__}"
+    elif annotation == "int":
         valid, expected = _is_count(value), "a number of at least 0"
-    elif name in _LISTS_OF:
-        valid, expected = _is_list_of(value, _LISTS_OF[name]), f"a list of {_LISTS_OF[name].__name__}"
-    elif name in _MAPPINGS:
-        valid, expected = isinstance(value, dict), "an object"
-    else:
+    elif annotation == "str":
         valid, expected = isinstance(value, str), "a string"
+    else:
+        valid, expected = isinstance(value, dict), "an object"
     if not valid:
         raise UserError(f"{where}: {name} should be {expected}; make the beton again")
-    return tuple(value) if name in _LISTS_OF else value
+    return tuple(value) if item_type is not None else value
 
 
 def _is_count(value: object) -> bool:
@@ -293,7 +283,7 @@ def _is_list_of(value: object, item_type: type) -> bool:
 
 
 def _contradiction(manifest: Manifest) -> str | None:
-    """Why the fields, each well-formed, cannot be those of one beton."""
+    """Why the fields, each of the right type, cannot describe one beton; None if they can."""
     try:
         digest = parse_digest(manifest.digest)
         of_samples = parse_digest(manifest.samples_digest) if manifest.samples_digest else None
@@ -342,7 +332,7 @@ def _contradiction(manifest: Manifest) -> str | None:
 
 
 def class_names_problem(names: Sequence[str]) -> str | None:
-    """Why these cannot be the names of classes, in a manifest or in any table made of it."""
+    """Why these cannot be class names, which are also shown in tables; None if they can."""
     if not names:
         return "class_names is empty"
     for label, name in enumerate(names):

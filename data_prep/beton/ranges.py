@@ -1,8 +1,7 @@
-"""A beton cut into ranges of 64 MiB. Any worker may write a range, in any order and any number of times, with the same
-result.
+"""A beton cut into ranges of 64 MiB, which workers may write in any order and any number of times, with one result.
 
-The offset and the bytes of a range follow from the layout alone. Ranges are whole chunks of the manifest, so their
-digests are taken on the way and combined at the end.
+The offset and the bytes of a range follow from the layout alone. Ranges consist of whole chunks, so the chunks' digests
+are computed while they are written and combined at the end.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from data_prep.beton.files import open_regular, rename_durably, write_at
 from data_prep.beton.layout import BetonLayout
 
 RANGE_BYTES = 8 * CHUNK_BYTES
-"""About 600 of ImageNet's files. Each task of Ray's costs some ms: with 32 MiB, and units half as large, all of them
-took a seventh more CPU where nothing is decoded."""
+"""About 600 of ImageNet's files. A Ray task costs some ms: with 32 MiB, and units half as large, a conversion without
+decoding took a seventh more CPU."""
 
 BLOCK_BYTES = 1 << 20
-"""Bytes written at a time, or one image more. As many are read in one call: 256 KiB take a thirtieth more CPU. With 8
-MiB, a fresh buffer for every range takes a tenth more, for page faults."""
+"""Bytes written at a time, and at most one image more; as many are read in one call. 256 KiB take a thirtieth more CPU;
+8 MiB a tenth more, for the page faults of a fresh buffer for every range."""
 
 ALIGNMENT_BYTES = 4096
-"""Blocks begin and end at multiples of it: each page of the page cache is written once."""
+"""Blocks start and end at multiples of this, so that each page of the page cache is written once."""
 
 ZEROS = memoryview(bytes(BLOCK_BYTES))
 
 Payload = Callable[[int, Sequence[int], memoryview], None]
-"""`payload(sample, sizes, into)` puts the stored bytes of the samples `sample`, `sample + 1`, ... one behind the other
-into `into`: of each as many as `sizes` says, the layout's. The memory has been used before, and is used again."""
+"""`payload(sample, sizes, into)` copies the stored bytes of the samples `sample`, `sample + 1`, ... into `into`, one
+after another. `sizes`: the bytes of each, as in the layout. The memory is reused."""
 
 _Piece = tuple[int, Callable[[memoryview], None]]
-"""Bytes of a range: how many, and what puts them into memory."""
+"""Some bytes of a range: how many, and a function that writes them into memory."""
 
 
 def payload_of(stored: Callable[[int], bytes | memoryview]) -> Payload:
-    """From a function that gives a sample's bytes. ValueError when they are not as many as the layout says."""
+    """A payload from a function that returns a sample's bytes. ValueError if their number is not the layout's."""
 
     def payload(sample: int, sizes: Sequence[int], into: memoryview) -> None:
         at = 0
@@ -59,13 +58,13 @@ def payload_of(stored: Callable[[int], bytes | memoryview]) -> Payload:
 
 @dataclass(frozen=True)
 class FileRange:
-    """Everything that is needed to write the bytes start..stop-1, but the images."""
+    """Everything needed to write the bytes start..stop-1, except the images."""
 
     number: int
     start: int
     stop: int
     literal: tuple[tuple[int, bytes], ...]
-    """The parts of the tables in this range: offset in the file, and bytes."""
+    """Pieces of the tables in this range: offset in the file, and bytes."""
     first_sample: int
     """Id of the first sample with bytes here."""
     pointers: NDArray[np.int64]
@@ -81,7 +80,7 @@ class FileRange:
 
 
 def num_ranges(beton: BetonLayout, range_bytes: int | None = None) -> int:
-    """`range_bytes`: a multiple of `RANGE_BYTES`, which is the default; in `cut` too."""
+    """`range_bytes`, here and in `cut`: a multiple of `RANGE_BYTES`, which is the default."""
     return -(-beton.total_bytes // (range_bytes or RANGE_BYTES))
 
 
@@ -105,7 +104,7 @@ def cut_images(
     sizes: NDArray[np.int64],
     first_sample: int = 0,
 ) -> FileRange:
-    """The range start..stop-1 without the tables. `first_sample`: id of the first of the images."""
+    """The range start..stop-1 without the tables. `first_sample`: id of the first image."""
     end = int(np.searchsorted(pointers, stop, side="left"))
     first = max(0, int(np.searchsorted(pointers, start, side="right")) - 1)
     while first < end and pointers[first] + sizes[first] <= start:
@@ -121,7 +120,7 @@ def write_range(descriptor: int, file_range: FileRange, payload: Payload) -> tup
 def write_range_to(
     write: Callable[[memoryview, int], None], file_range: FileRange, payload: Payload
 ) -> tuple[str, ...]:
-    """As `write_range`, by `write(block, offset in the beton)`, which must be done with the block when it returns."""
+    """As `write_range`, through `write(block, offset in the beton)`, which must not keep the block."""
     digests = RunningDigests()
     for offset, block in _blocks(file_range, payload):
         digests.update(block)
@@ -138,7 +137,7 @@ def read_digests(descriptor: int, file_range: FileRange) -> tuple[str, ...]:
 def _blocks(file_range: FileRange, payload: Payload) -> Iterator[tuple[int, memoryview]]:
     """The range's bytes in order, gaps as zeros: offsets in the file, and blocks in one buffer.
 
-    Images are read straight into the buffer that is written, so they are copied once and the memory is reused at once.
+    Images are read straight into the buffer that is written, so they are copied once and the memory is reused.
     """
     buffer = memoryview(bytearray(BLOCK_BYTES + max(BLOCK_BYTES, int(file_range.sizes.max(initial=0)))))
     at, pieces = _pieces(file_range, payload)
@@ -163,7 +162,7 @@ def _within(file_range: FileRange, at: int, block: memoryview) -> Iterator[tuple
 
 
 def _pieces(file_range: FileRange, payload: Payload) -> tuple[int, Iterator[_Piece]]:
-    """Everything in the range, without gaps, and where it begins. Images may extend beyond the range."""
+    """Where the pieces start, and the pieces, gaps filled with zeros. Images may extend beyond the range."""
     segments = _segments(file_range, payload)
     first, _, _ = segments[0] if segments else (file_range.stop, 0, ())
     start = min(first, file_range.start)
@@ -180,7 +179,7 @@ def _pieces(file_range: FileRange, payload: Payload) -> tuple[int, Iterator[_Pie
 
 
 def _segments(file_range: FileRange, payload: Payload) -> list[tuple[int, int, Iterable[_Piece]]]:
-    """Offset in the file, size, and pieces of all that is not a gap, ascending."""
+    """Offset in the file, size and pieces of everything but gaps, ascending."""
     images = [
         (pointer, sum(sizes), ((sum(sizes), partial(payload, sample, sizes)),))
         for pointer, sample, sizes in _runs(file_range)
@@ -190,8 +189,7 @@ def _segments(file_range: FileRange, payload: Payload) -> list[tuple[int, int, I
 
 
 def _runs(file_range: FileRange) -> Iterator[tuple[int, int, list[int]]]:
-    """Images without a gap between them, together up to `BLOCK_BYTES`, but at least one: offset of the first in the
-    file, its id, and their sizes."""
+    """Runs of images without a gap, of up to `BLOCK_BYTES` or one image: offset in the file, id of the first, sizes."""
     sizes = file_range.sizes.tolist()
     first = end = num_bytes = 0
     for number, (pointer, size) in enumerate(zip(file_range.pointers.tolist(), sizes, strict=True)):
@@ -251,7 +249,7 @@ def write_beton(
 
 
 def create_sized(path: Path, total_bytes: int) -> None:
-    """A file of that many bytes, all zero and not yet taking space; an existing one keeps its bytes."""
+    """A sparse file of that many zero bytes; an existing one keeps its bytes."""
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         os.ftruncate(descriptor, total_bytes)

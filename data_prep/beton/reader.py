@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 
 
 def open_beton(path: str | Path) -> BetonReader:
-    """A beton that is as long as its manifest says; `verify` looks at the bytes, too.
+    """A beton whose size matches its manifest; `verify` also checks the bytes.
 
     >>> import data_prep, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

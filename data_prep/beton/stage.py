@@ -1,8 +1,8 @@
 """Copies a beton from shared or object storage to a node's own disk, once, and verifies every chunk on the way.
 
-Safe when all processes of a node ask at the same time: one copies, the rest wait for it. An interrupted copy is
-resumed: existing chunks are compared with the manifest, and only the rest is fetched. A finished copy is trusted
-because only this user can write to its folder.
+If all processes of a node call it at the same time, one copies and the rest wait. An interrupted copy is resumed:
+existing chunks are compared with the manifest, and only the rest is fetched. A finished copy is trusted, because only
+this user can write to its folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from data_prep.errors import Fault, UserError
 
 POLL_S = 0.2
 MAX_ATTEMPTS = 3
-"""How often one chunk is read until its digest is right: a network may garble data that is intact in storage."""
+"""Reads of one chunk until its digest is right: a network may damage data that is intact in storage."""
 
 
 def stage(
@@ -75,7 +75,7 @@ def stage(
 
 
 def staged_path(source: str | Path, manifest: Manifest, folder: Path) -> Path:
-    """Where `stage` puts the copy, known before it is made and the same on every node."""
+    """The path of `stage`'s copy: known before it is made, and the same on every node."""
     return folder.expanduser().absolute() / parse_digest(manifest.digest).short / str(source).rpartition("/")[2]
 
 
@@ -91,9 +91,7 @@ def _make_place(place: Path) -> None:
 
 
 def _is_staged(staged: Path, manifest: Manifest) -> bool:
-    """The manifest is written last, so its presence says that the beton was complete; its size is checked again. Fault
-    when a file there is not this user's.
-    """
+    """Whether a complete copy exists: its manifest was written last. UserError when a file there is not this user's."""
     if not manifest_path(staged).exists() or not staged.exists():
         return False
     for path in (staged, manifest_path(staged)):
@@ -104,14 +102,14 @@ def _is_staged(staged: Path, manifest: Manifest) -> bool:
 
 
 def _bring_manifest_up_to_date(staged: Path, manifest: Manifest) -> None:
-    """The rest of a manifest, such as class names, may change while the beton stays the same."""
+    """Copies a manifest whose other fields, such as class names, have changed while the beton has not."""
     if read_manifest(staged) != manifest:
         write_manifest(staged, manifest)
 
 
 @contextmanager
 def _locked(path: Path, wait_limit_s: float, check: Callable[[], None]) -> Iterator[None]:
-    """The lock is released when the process ends, however it ends."""
+    """Holds the lock; it is released when the process ends, however it ends."""
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline_s = time.monotonic() + wait_limit_s
     try:

@@ -1,8 +1,7 @@
 """The environment of a command, corrected once, before anything else reads it.
 
-Empty, quoted or relative values become what was meant; a value that would crash a library or garble its messages is an
-error that names the variable. `ordered` decides, `put_in_order` acts. No libraries here: this runs before they are
-imported.
+Empty, quoted or relative values become what was meant; a value that would crash a library, or make it fail without a
+readable message, is an error that names the variable. Imports no libraries: this runs before they are imported.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_prep.errors import UserError
-from data_prep.runtime.import_path import CODE_ROOT, hiding, is_for_packages, told_hidden
+from data_prep.runtime.import_path import CODE_ROOT, hiding, hiding_mistake, is_for_packages
 
 Environment = Mapping[str, str]
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -35,31 +34,31 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _NO_PROXIES = ("no_proxy", "NO_PROXY")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RAY_SETTING = re.compile(r"RAY_[a-z]\w*")
-"""Variables that Ray's C++ parses; it crashes if it cannot."""
+"""Variables that Ray's C++ parses; it crashes on an invalid value."""
 _PLAIN = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?|true|false", re.IGNORECASE)
 _PROBE_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What `ordered` asks about the machine and the process."""
+    """What `corrected` needs to know about the machine and the process."""
 
     folder: str
     """Where the command was started."""
     home: str
-    """This user's home according to the system; "" if it has none."""
+    """The user's home according to the system; "" if there is none."""
     has_user_name: bool
-    """Whether the system knows a name for this user."""
+    """Whether the system has a name for the user."""
     encoding: str
-    """Of file names."""
+    """Encoding of file names."""
     code: str = ""
-    """The folder of our packages, for processes that start elsewhere; "": where installed packages are."""
+    """The folder of our packages, for processes that start elsewhere; "" if they are installed."""
     names: tuple[str, ...] = ()
-    """Of this machine, and its addresses."""
+    """The machine's host name and addresses."""
     temporary: str = "/tmp"
     """Where a home can be created if there is none."""
     unusable: Callable[[str], str] = lambda folder: ""
-    """Why nothing can be written into a folder; "" if it can."""
+    """See `unusable` below."""
     hiding: Callable[[str], Sequence[str]] = lambda folder: ()
     """The files in a folder of PYTHONPATH that hide other modules."""
     crashes_ray: Callable[[Environment], bool] = lambda settings: False
@@ -67,37 +66,34 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Ordered:
-    changes: Mapping[str, str | None]
-    """Variables to set; None: to unset."""
-    notes: tuple[str, ...] = ()
-    mistakes: tuple[str, ...] = ()
-    """The user's mistakes; nothing may start."""
+class Corrected:
+    environment: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    """Changes that the user should know of."""
+    mistakes: list[str] = field(default_factory=list)
+    """The user's mistakes: nothing may start."""
 
-    def applied(self, environment: Environment) -> dict[str, str]:
-        merged = {**environment, **self.changes}
-        return {key: value for key, value in merged.items() if value is not None}
+    def set(self, key: str, value: str | None) -> None:
+        """None: unset it."""
+        if value is None:
+            self.environment.pop(key, None)
+        else:
+            self.environment[key] = value
 
 
-def ordered(environment: Environment, machine: Machine) -> Ordered:
-    """The changes to `environment`, notes about them, and mistakes. Pure, except for `machine`."""
-    changes: dict[str, str | None] = {}
-    notes: list[str] = []
-    mistakes: list[str] = []
-    for part in (_values, _temporary_folder, _user, _threads, _modules, _ray_settings, _encoding):
-        now = Ordered(changes).applied(environment)
-        found = part(now, machine)
-        changes.update(found.changes)
-        notes += found.notes
-        mistakes += found.mistakes
-    now = Ordered(changes).applied(environment)
+def corrected(environment: Environment, machine: Machine) -> Corrected:
+    """The environment as it was meant. Pure, except for the callables of `machine`."""
+    found = Corrected(dict(environment))
+    for correct in (_values, _temporary_folder, _user, _threads, _modules, _ray_settings, _encoding):
+        correct(found, machine)
+    now = found.environment
     clusters = [now[key] for key in _ADDRESSES if key in now and bypasses_proxy(now[key])]
-    changes.update(without_proxy(now, [*machine.names, *map(_host, clusters)]))
-    return Ordered({k: v for k, v in changes.items() if environment.get(k) != v}, tuple(notes), tuple(mistakes))
+    now.update(without_proxy(now, [*machine.names, *map(_host, clusters)]))
+    return found
 
 
 def cleaned(value: str) -> str:
-    """The value without surrounding blanks, and without the quotes that env files and YAML leave."""
+    """The value without surrounding blanks and the quotes that env files and YAML leave."""
     value = value.strip()
     while len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1].strip()
@@ -131,14 +127,14 @@ def cluster_address(value: str | None, source: str) -> str | None:
 
 
 def given_address(of_profile: str | None, environment: Environment) -> tuple[str | None, str]:
-    """The given address of a cluster, and where it comes from."""
+    """The address of a cluster from the profile or RAY_ADDRESS, and where it comes from."""
     return (of_profile, "the profile's ray_address") if of_profile else (environment.get("RAY_ADDRESS"), "RAY_ADDRESS")
 
 
 def without_proxy(environment: Environment, hosts: Sequence[str]) -> dict[str, str]:
-    """The changes after which no proxy is used for `hosts` or within this machine.
+    """Changes with which no proxy is used for `hosts` or within this machine.
 
-    `requests` reads the one in small letters first, gRPC and curl both.
+    `requests` reads the lower-case variable first, gRPC and curl read both.
     """
     if not any(environment.get(key) or environment.get(key.lower()) for key in _PROXIES):
         return {}
@@ -156,28 +152,28 @@ def bypasses_proxy(url: str) -> bool:
 
 
 def blamed(error: BaseException, environment: Environment) -> str | None:
-    """Names the variable of Ray or of a numerical library whose value `error` quotes; None if there is none."""
+    """A message that names the variable of Ray or a numerical library whose value `error` quotes, if there is one."""
     for key, value in sorted(environment.items()):
         if key.startswith(("RAY_", "OMP_", "MKL_", "NUMBA_", "TORCH_", "CUDA_", "TUNE_")) and repr(value) in str(error):
             return f"{key}={value}: cannot be read ({error}); correct it or unset it"
     return None
 
 
-def put_in_order(command: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Applies the changes and prints the notes. Raises UserError with all mistakes."""
+def correct_environment(command: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Corrects `environment` in place and prints the notes. UserError with all mistakes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot encode a name ends nothing
-    done = ordered(environment, this_machine())
-    for key, value in done.changes.items():
-        if value is None:
-            environment.pop(key, None)
-        else:
-            environment[key] = value
-    for note in done.notes:
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
+    found = corrected(environment, this_machine())
+    for key in {*environment, *found.environment}:
+        if key not in found.environment:
+            del environment[key]
+        elif environment.get(key) != found.environment[key]:
+            environment[key] = found.environment[key]
+    for note in found.notes:
         print(f"{command}: note: {note}", file=sys.stderr)
-    if done.mistakes:
-        raise UserError("; ".join(done.mistakes))
+    if found.mistakes:
+        raise UserError("; ".join(found.mistakes))
 
 
 def this_machine() -> Machine:
@@ -219,11 +215,11 @@ def unusable(folder: str) -> str:
 
 
 def private_folder(base: str) -> Path | None:
-    """A folder below `base` that only this user can enter, the same at every call; None where there can be none."""
+    """A folder below `base` that only this user can enter, the same at every call; None if it cannot be made."""
     path = Path(base) / f"ray-{os.getuid()}"
     try:
         if _is_private(Path(base)):
-            return Path(base)  # as a folder given out before
+            return Path(base)  # `base` is a result of an earlier call
         path.mkdir(mode=0o700, exist_ok=True)
         if path.is_symlink() or path.stat().st_uid != os.getuid():
             return Path(tempfile.mkdtemp(prefix="ray-", dir=base))  # someone else took the name
@@ -238,93 +234,74 @@ def _is_private(folder: Path) -> bool:
     return folder.name.startswith("ray-") and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
-def _values(environment: Environment, machine: Machine) -> Ordered:
-    changes: dict[str, str | None] = {}
-    for key, value in environment.items():
+def _values(found: Corrected, machine: Machine) -> None:
+    for key, value in list(found.environment.items()):
         if key in _EMPTY_IS_UNSET or _RAY_SETTING.fullmatch(key):
-            changes[key] = cleaned(value) or None
-    mode = changes.get("RAY_AUTH_MODE")
-    if mode and mode.lower() not in ("token", "disabled"):
-        return Ordered(changes, mistakes=(f"RAY_AUTH_MODE={mode}: is neither token nor disabled",))
-    return Ordered(changes)
+            found.set(key, cleaned(value) or None)
+    mode = found.environment.get("RAY_AUTH_MODE", "disabled")
+    if mode.lower() not in ("token", "disabled"):
+        found.mistakes.append(f"RAY_AUTH_MODE={mode}: is neither token nor disabled")
 
 
-def _temporary_folder(environment: Environment, machine: Machine) -> Ordered:
-    """A missing folder is a leftover (a job's folder, a mount): Python skips it, other libraries do not."""
-    given = environment.get("TMPDIR")
-    if given is None:
-        return Ordered({})
+def _temporary_folder(found: Corrected, machine: Machine) -> None:
+    """A missing folder is a leftover of a job or a mount. Python ignores it, other libraries do not."""
+    given = found.environment.get("TMPDIR", "")
     folder = str(Path(machine.folder) / cleaned(given)) if cleaned(given) else ""
-    why = machine.unusable(folder) if folder else ""
-    if why:
-        return Ordered({"TMPDIR": None}, (f"TMPDIR={given}: {why}; temporary files go to {machine.temporary}",))
-    return Ordered({"TMPDIR": folder or None})
+    problem = machine.unusable(folder) if folder else ""
+    if problem:
+        found.notes.append(f"TMPDIR={given}: {problem}; temporary files go to {machine.temporary}")
+    found.set("TMPDIR", folder if folder and not problem else None)
 
 
-def _user(environment: Environment, machine: Machine) -> Ordered:
-    changes: dict[str, str | None] = {}
-    notes: tuple[str, ...] = ()
-    home = environment.get("HOME", "")
+def _user(found: Corrected, machine: Machine) -> None:
+    home = found.environment.get("HOME", "")
     if not home or not Path(home).is_dir():
-        changes["HOME"] = machine.home or _made_home(machine)
+        usable = machine.home or str(private_folder(machine.temporary) or machine.temporary)
+        found.set("HOME", usable)
         if home:
-            notes = (f"HOME={home}: is not a folder; {changes['HOME']} is used",)
-    if not machine.has_user_name and not any(environment.get(key) for key in ("LOGNAME", "USER", "LNAME", "USERNAME")):
-        changes |= {"LOGNAME": f"uid-{os.getuid()}", "USER": f"uid-{os.getuid()}"}  # for getpass.getuser
-    return Ordered(changes, notes)
+            found.notes.append(f"HOME={home}: is not a folder; {usable} is used")
+    has_name = any(found.environment.get(key) for key in ("LOGNAME", "USER", "LNAME", "USERNAME"))
+    if not machine.has_user_name and not has_name:  # getpass.getuser would fail
+        found.environment.update(dict.fromkeys(("LOGNAME", "USER"), f"uid-{os.getuid()}"))
 
 
-def _made_home(machine: Machine) -> str:
-    folder = private_folder(machine.temporary)
-    return str(folder) if folder else machine.temporary
-
-
-def _threads(environment: Environment, machine: Machine) -> Ordered:
-    changes: dict[str, str | None] = {}
-    mistakes = []
+def _threads(found: Corrected, machine: Machine) -> None:
     for key in _NUMBERS_OF_THREADS:
-        if key not in environment:
-            continue
-        value = cleaned(environment[key])
-        changes[key] = value or None
+        value = cleaned(found.environment.get(key, ""))
+        found.set(key, value or None)
         pattern = r"[1-9]\d{0,5}( *, *[1-9]\d{0,5})*" if key == "OMP_NUM_THREADS" else r"[1-9]\d{0,5}"
         if value and not re.fullmatch(pattern, value):
-            mistakes.append(f"{key}={value}: is not a number of threads; give 1, 2, ... or unset it")
-    return Ordered(changes, mistakes=tuple(mistakes))
+            found.mistakes.append(f"{key}={value}: is not a number of threads; give 1, 2, ... or unset it")
 
 
-def _modules(environment: Environment, machine: Machine) -> Ordered:
-    """PYTHONPATH for the processes that follow: an empty entry in it is the folder in which they start."""
-    given = environment.get("PYTHONPATH", "")
+def _modules(found: Corrected, machine: Machine) -> None:
+    """PYTHONPATH for child processes. An empty entry in it would be the folder in which each of them starts."""
+    given = found.environment.get("PYTHONPATH", "")
     entries = [str(Path(machine.folder) / entry.strip()) for entry in given.split(os.pathsep) if entry.strip()]
-    if machine.code and machine.code not in entries:
-        entries.append(machine.code)
-    folders = list(dict.fromkeys(entries))
-    told = [told_hidden(folder, list(machine.hiding(folder))) for folder in folders]
-    return Ordered(
-        {"PYTHONPATH": os.pathsep.join(folders) or None, "PYTHONSAFEPATH": "1"}, mistakes=tuple(filter(None, told))
-    )
+    folders = list(dict.fromkeys([*entries, *([machine.code] if machine.code else [])]))
+    found.set("PYTHONPATH", os.pathsep.join(folders) or None)
+    found.set("PYTHONSAFEPATH", "1")
+    found.mistakes.extend(filter(None, (hiding_mistake(folder, list(machine.hiding(folder))) for folder in folders)))
 
 
-def _ray_settings(environment: Environment, machine: Machine) -> Ordered:
+def _ray_settings(found: Corrected, machine: Machine) -> None:
     """Ray exits without an error message if a value is not a number."""
-    doubtful = {k: v for k, v in environment.items() if _RAY_SETTING.fullmatch(k) and not _PLAIN.fullmatch(v)}
-    if not doubtful or not machine.crashes_ray(doubtful):
-        return Ordered({})
-    guilty = [k for k in doubtful if len(doubtful) == 1 or machine.crashes_ray({k: doubtful[k]})] or list(doubtful)
-    told = ", ".join(f"{key}={environment[key]}" for key in guilty)
-    return Ordered({}, mistakes=(f"{told}: cannot be read by Ray, which needs a number; correct it or unset it",))
+    values = found.environment
+    doubtful = {k: v for k, v in values.items() if _RAY_SETTING.fullmatch(k) and not _PLAIN.fullmatch(v)}
+    if doubtful and machine.crashes_ray(doubtful):
+        guilty = [k for k in doubtful if len(doubtful) == 1 or machine.crashes_ray({k: doubtful[k]})] or list(doubtful)
+        named = ", ".join(f"{key}={values[key]}" for key in guilty)
+        found.mistakes.append(f"{named}: cannot be read by Ray, which needs a number; correct it or unset it")
 
 
-def _encoding(environment: Environment, machine: Machine) -> Ordered:
+def _encoding(found: Corrected, machine: Machine) -> None:
     if machine.encoding.lower().replace("-", "") == "utf8":
-        return Ordered({})
-    key = next((key for key in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(key)), "LC_ALL")
-    mistake = (
-        f"{key}={environment.get(key, '')}: file names would be read as {machine.encoding}, and classes named after "
-        "them would differ from those elsewhere; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+        return
+    key = next((key for key in ("LC_ALL", "LC_CTYPE", "LANG") if found.environment.get(key)), "LC_ALL")
+    found.mistakes.append(
+        f"{key}={found.environment.get(key, '')}: file names would be read as {machine.encoding}, and classes named "
+        "after them would differ from those elsewhere; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
     )
-    return Ordered({}, mistakes=(mistake,))
 
 
 def _host(address: str) -> str:
@@ -332,7 +309,7 @@ def _host(address: str) -> str:
 
 
 def _host_and_port(address: str) -> tuple[str, int | None]:
-    """`head:6379/x`, `[::1]:6379`, `::1`, `head`: the host, and the port if there is one; -1 for one that is none."""
+    """Host and port of `head:6379/x`, `[::1]:6379`, `::1`, `head`: None without a port, -1 for an invalid one."""
     address = address.partition("/")[0]
     if address.startswith("["):
         host, bracket, rest = address[1:].partition("]")
@@ -351,7 +328,7 @@ def _names_of_this_machine() -> tuple[str, ...]:
     name = socket.gethostname()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: only the route is looked up
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but selects the route and so the address
             return name, str(probe.getsockname()[0])
         except OSError:
             return (name,)

@@ -17,13 +17,13 @@ import typer
 
 from data_prep.errors import Fault, Interrupted, UserError
 from data_prep.redaction import redacted
-from data_prep.runtime.environment import blamed, put_in_order
+from data_prep.runtime.environment import blamed, correct_environment
 from data_prep.runtime.import_path import look_here_last
 from data_prep.shown import shown
 
 MAX_LINE_CHARACTERS = 4000
 _MAX_READ_CHARACTERS = 50 * MAX_LINE_CHARACTERS
-"""Of a message, which may quote a file."""
+"""Longer messages, which may quote a file, are cut before secrets are looked for."""
 _HELP = frozenset({"--help", "-h"})
 
 
@@ -33,7 +33,7 @@ def run_and_exit(app: typer.Typer, command: str) -> NoReturn:
     look_here_last()
     try:
         if sys.argv[1:] and _HELP.isdisjoint(sys.argv[1:]):
-            put_in_order(command)
+            correct_environment(command)
         sys.exit(app(standalone_mode=False, prog_name=command))
     except typer.TyperException as error:
         _fail(command, error.exit_code, error.format_message() or "see --help")
@@ -65,20 +65,20 @@ def ending(error: Exception, environment: Mapping[str, str]) -> tuple[int, str |
 
 
 def _unexpected(command: str, error: Exception) -> str:
-    """The cause in one line, the rest in a file."""
-    told = f"unexpected {type(error).__name__}: {error}"
+    """The cause in one line; the traceback is written to a file."""
+    line = f"unexpected {type(error).__name__}: {error}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"{command}-", suffix=".log", delete=False) as log:
             log.write(redacted("".join(traceback.format_exception(error))))
-    except OSError:  # no disk accepts a file
-        return told
-    return f"{told}; details are in {log.name}"
+    except OSError:  # no folder for temporary files can be written to
+        return line
+    return f"{line}; details are in {log.name}"
 
 
 def _fail(command: str, code: int, message: str) -> NoReturn:
-    if len(message) > _MAX_READ_CHARACTERS:  # whole words only: neither half of a password looks like one
+    if len(message) > _MAX_READ_CHARACTERS:  # cut between words: half a password might not be recognised
         message = message[:_MAX_READ_CHARACTERS].rpartition(" ")[0]
-    line = shown(redacted(" ".join(message.split())), MAX_LINE_CHARACTERS)  # file names from outside are in it
+    line = shown(redacted(" ".join(message.split())), MAX_LINE_CHARACTERS)  # it may quote untrusted file names
     print(f"{command}: {line}", file=sys.stderr)
     if "--json" in sys.argv[1:]:
         print(json.dumps({"ok": False, "exit_code": code, "error": line}), flush=True)

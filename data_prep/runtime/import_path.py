@@ -1,6 +1,6 @@
-"""Where Python looks for modules: the current folder comes last, and no folder may hide Python's own modules.
+"""Puts the current folder last on Python's import path; no folder on PYTHONPATH may hide other modules.
 
-A file `random.py` or a folder `yaml/` in the current folder would otherwise be imported instead of the real one, here
+Otherwise a file `random.py` or a folder `yaml/` in the current folder would be imported instead of the real one, here
 or in Ray's workers.
 """
 
@@ -22,13 +22,13 @@ def begin(command: str) -> None:
     look_here_last()
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = dict.fromkeys(entry.strip() for entry in given if entry.strip())
-    told = [line for folder in folders if (line := told_hidden(folder, list(hiding(folder, sys.path))))]
-    if told and "--help" not in sys.argv:
-        print(f"{command}: {'; '.join(told)}", file=sys.stderr)
+    mistakes = [line for folder in folders if (line := hiding_mistake(folder, list(hiding(folder, sys.path))))]
+    if mistakes and "--help" not in sys.argv:
+        print(f"{command}: {'; '.join(mistakes)}", file=sys.stderr)
         sys.exit(2)
 
 
-def told_hidden(folder: str, names: Sequence[str]) -> str:
+def hiding_mistake(folder: str, names: Sequence[str]) -> str:
     """A message about `names` in `folder`, which hide other modules; "" if there are none."""
     if not names:
         return ""
@@ -54,14 +54,14 @@ def look_here_last() -> None:
 
 
 def behind(path: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """`path` with `folders` last, but for those that hold installed packages. Pure."""
+    """`path` with `folders` last, except those with installed packages. Pure."""
     moved = {"", *folders}
     last = [entry for entry in path if entry in moved and not is_for_packages(entry)]
     return [*(entry for entry in path if entry not in last), *last]
 
 
 def is_for_packages(folder: str) -> bool:
-    """By its name."""
+    """Whether it holds installed packages, by its name."""
     return folder.rstrip("/").rpartition("/")[2] in ("site-packages", "dist-packages")
 
 
@@ -93,7 +93,7 @@ _UNUSED = {
     *("idlelib", "lib2to3", "pydoc_data", "scripts", "setup", "src", "test", "tests", "this", "tools", "turtle"),
     *("turtledemo", "venv"),
 }
-"""Modules of these names are common, and none that we need."""
+"""Common names of modules, none of which is needed here."""
 
 
 def _module(folder: str, name: str) -> str | None:

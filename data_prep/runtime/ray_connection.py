@@ -27,16 +27,16 @@ from data_prep.runtime.import_path import CODE_ROOT, is_for_packages
 from data_prep.runtime.ray_errors import as_raised
 from data_prep.shown import one_line
 
-_KNOCK_LIMIT_S = 10.0
+_CONNECT_LIMIT_S = 10.0
 _ANSWER_LIMIT_S = 30.0
 _NODE_LIMIT_S = 20.0
-"""For a node's processes to come up on this machine; Ray itself looks for them for a minute."""
+"""Limit for a node's processes on this machine to start; Ray itself waits for a minute."""
 _MOST_FOLDER_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""Of a session's folder: the name of a Unix socket has 107 bytes at most."""
+"""Longest session folder: the path of a Unix socket has 107 bytes at most."""
 
 
 class _CodePath(JobConfig):
-    """Where workers find our code: by default Ray puts the folder in which the command was started first."""
+    """Tells workers where our code is: Ray's default puts the folder in which the command was started first."""
 
     def __init__(self) -> None:
         has_code = is_for_packages(CODE_ROOT) or RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ  # a job's upload
@@ -52,7 +52,7 @@ def connect(address: str, *, source: str, namespace: str | None = None) -> None:
     """
     at = f"no Ray cluster at {address} ({source})"
     if address != "auto":
-        _knock(address, at)
+        _require_listening(address, at)
     if address != "auto" and "://" not in address:
         _require_same_versions(_metadata(address, at), address)
         _require_node_here(address)
@@ -96,12 +96,12 @@ def start_local(*, num_cpus: int | None, dashboard: bool, namespace: str | None 
 
 
 def session_folder(environment: Mapping[str, str]) -> Path:
-    """For the sessions of a local Ray: RAY_TMPDIR if given, else the first of TMPDIR, /tmp, /var/tmp that will do.
+    """The folder for sessions of a local Ray: RAY_TMPDIR if set, else the first usable of TMPDIR, /tmp, /var/tmp.
 
     Raises UserError.
     """
-    wished = environment.get("RAY_TMPDIR")
-    candidates = [wished] if wished else [environment.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev/shm"]
+    given = environment.get("RAY_TMPDIR")
+    candidates = [given] if given else [environment.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev/shm"]
     candidates = [str(Path(base).expanduser().absolute()) for base in candidates]
     problems = []
     for base in dict.fromkeys(candidates):
@@ -111,7 +111,7 @@ def session_folder(environment: Mapping[str, str]) -> Path:
         if folder is not None and len(os.fsencode(folder)) <= _MOST_FOLDER_BYTES:
             return folder
         problems.append(f"{base} {why or ('is too long a name' if folder else 'cannot be written to')}")
-    where = f"RAY_TMPDIR={wished}" if wished else "no folder for Ray's sessions"
+    where = f"RAY_TMPDIR={given}" if given else "no folder for Ray's sessions"
     longest = _MOST_FOLDER_BYTES - len(f"/ray-{os.getuid()}/ray")
     raise UserError(
         f"{where}: {'; '.join(problems)}; set RAY_TMPDIR to a folder that can be written to, of {longest} bytes at most"
@@ -119,15 +119,15 @@ def session_folder(environment: Mapping[str, str]) -> Path:
 
 
 def why_not_started(error: BaseException, logs: Path, load: float) -> str:
-    """`load`: of each CPU. Ray's exception says little; its logs say more."""
+    """The reason, from Ray's exception or its logs, which have more. `load`: load average per CPU."""
     text = one_line(error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{text}; RAY_TMPDIR names another folder for its sessions"
     if "minimum allowed" in text and "object store" in text:
         return "this machine has less memory free than Ray's object store needs (75 MB)"
-    for cause, told in _IN_LOGS:
-        if cause in text or _is_in_logs(cause, logs):
-            return f"{told} (its logs: {logs})"
+    for pattern, reason in _IN_LOGS:
+        if pattern in text or _is_in_logs(pattern, logs):
+            return f"{reason} (its logs: {logs})"
     if "timed out" in text and load > 1.5:
         return (
             f"it did not come up in time, and the machine is busy (load {load:.1f} for each CPU); the same command may "
@@ -137,7 +137,7 @@ def why_not_started(error: BaseException, logs: Path, load: float) -> str:
 
 
 _IN_LOGS = (
-    ("Address already in use", "a port that it wants is taken; unset RAY_GCS_SERVER_PORT and the like"),
+    ("Address already in use", "a port that it needs is taken; unset RAY_GCS_SERVER_PORT and the like"),
     ("No space left on device", "no space is left on the device of its session folder or in /dev/shm"),
     ("Too many open files", "too many open files: raise `ulimit -n`"),
     ("Resource temporarily unavailable", "this user may start no more processes: raise `ulimit -u`, or pids.max"),
@@ -163,17 +163,17 @@ def _init(**arguments: object) -> None:
     ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=_CodePath(), **arguments)
 
 
-def _knock(address: str, at: str) -> None:
-    """Ray itself retries for minutes if nothing listens, and prints C++ warnings meanwhile."""
+def _require_listening(address: str, at: str) -> None:
+    """UserError if nothing listens there: Ray itself would retry for minutes and print C++ warnings."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_LIMIT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_LIMIT_S).close()
     except OSError as error:
         raise UserError(f"{at}: {error.strerror or error}; start one, or correct the address") from None
 
 
 def _metadata(address: str, at: str) -> Mapping[str, str]:
-    """The cluster's versions, as its head reports them. Raises UserError if something else responds."""
+    """The cluster's versions, from its head. Raises UserError if something else responds."""
     stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(init_grpc_channel(address))
     request = gcs_service_pb2.InternalKVGetRequest(namespace=b"cluster", key=b"CLUSTER_METADATA")
     try:
@@ -223,7 +223,7 @@ def _other_versions(text: str, address: str) -> str:
 
 
 def _require_node_here(address: str) -> None:
-    """A driver talks to the cluster through a node on its own machine."""
+    """UserError if this machine has no node, which a driver needs to talk to the cluster."""
     deadline = time.monotonic() + _NODE_LIMIT_S
     while not services.find_node_ids():
         if time.monotonic() > deadline:

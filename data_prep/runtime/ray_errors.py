@@ -1,4 +1,4 @@
-"""Classifies Ray's errors: `explain` has a kind and a sentence for every exception that Ray can raise."""
+"""Classifies Ray's errors: `explain` returns a kind and a sentence for every exception that Ray can raise."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def explain(error: BaseException) -> Explained:
         if isinstance(cause, UserError | Fault):
             return Explained("mistake" if isinstance(cause, UserError) else "error", " ".join(str(cause).split()))
     of_ray = next((cause for cause in chain if is_lost_process(cause)), None)
-    return Explained("error", _own_words(raised)) if of_ray is None else explain_text(_text(of_ray), _kind(of_ray))
+    return Explained("error", _describe(raised)) if of_ray is None else explain_text(_text(of_ray), _kind(of_ray))
 
 
 def first_death(failures: Mapping[int, BaseException]) -> tuple[int, Explained]:
@@ -102,11 +102,11 @@ def first_death(failures: Mapping[int, BaseException]) -> tuple[int, Explained]:
 
 
 def explain_text(text: str, kind: FailureKind = "cluster") -> Explained:
-    """As `explain`, of an exception's text; `kind` by its class, where the text says nothing better."""
+    """As `explain`, for an exception's text. `kind`: by its class, used if the text has nothing more specific."""
     if _OUT_OF_MEMORY.search(text):
         return Explained("memory", _memory(text))
     if kind == "memory":
-        return Explained(kind, "Ray's object store is full; more room in /dev/shm or fewer tasks at a time help")
+        return Explained(kind, "Ray's object store is full; more space in /dev/shm or fewer tasks at a time help")
     where = f" on node {found.group(1)}" if (found := _PLACE.search(text)) else ""
     if kind in ("killed", "cluster") and _NODE_GONE.search(text):
         kind = "node"
@@ -135,7 +135,7 @@ _SENTENCES: dict[FailureKind, str] = {
 
 
 def as_raised(error: BaseException, doing: str) -> UserError | Fault:
-    """What to raise in place of one of Ray's exceptions: `doing` says what failed."""
+    """The exception to raise instead of one of Ray's. `doing`: what failed."""
     explained = explain(error)
     if explained.kind == "mistake":
         return UserError(explained.sentence)
@@ -165,7 +165,7 @@ _MOST_WRAPPINGS = 20
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Its cause, as given by `raise ... from`."""
+    """The chain of causes given by `raise ... from`."""
     for _ in range(_MOST_WRAPPINGS):
         if error.__cause__ is None:
             return
@@ -181,7 +181,7 @@ def _kind(error: BaseException) -> FailureKind:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - some want attributes that others set
+    except Exception:  # noqa: BLE001 - str() of some needs attributes that may not be set
         return ""
 
 
@@ -202,11 +202,11 @@ def _killed(text: str, where: str) -> str:
         return f"a process{where} was ended: {_detail(text)}"
     if "INTENDED" in text:
         return f"a process{where} ended itself"
-    return f"a process{where} was killed or crashed (out of memory? `dmesg` on the node tells)"
+    return f"a process{where} was killed or crashed (out of memory? `dmesg` on the node shows it)"
 
 
 def _detail(text: str) -> str:
-    """The line that says why, without addresses and advice."""
+    """The line with the reason, without addresses and advice."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not re.match(r"(class_name|actor_id|pid|name|namespace|ip|Tip|To see)\b", line)]
     if not lines:
@@ -216,7 +216,7 @@ def _detail(text: str) -> str:
     return one_line(line, _MAX_DETAIL)
 
 
-def _own_words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     text = _text(error)
     if isinstance(error, RayTaskError):
         return _detail(text) or "a task failed"

@@ -102,7 +102,7 @@ def test_contents_that_do_not_match_are_refused(beton: Path, damage: str) -> Non
 def test_a_manifest_that_tells_of_other_contents_is_refused(beton: Path) -> None:
     path = manifest_path(beton)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"samples_digest": digest_bytes(b"other")}))
-    with pytest.raises(UserError, match="is not what the manifest says"):
+    with pytest.raises(UserError, match="does not have the digest in the manifest"):
         read_contents(beton, load_manifest(beton))
 
 

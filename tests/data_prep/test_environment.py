@@ -14,32 +14,39 @@ from hypothesis import strategies as st
 
 from data_prep.errors import UserError
 from data_prep.runtime.environment import (
+    Corrected,
     Machine,
     blamed,
     cleaned,
     cluster_address,
-    ordered,
+    correct_environment,
+    corrected,
     private_folder,
-    put_in_order,
     unusable,
     without_proxy,
 )
 from data_prep.runtime.exit_codes import ending
 from data_prep.runtime.import_path import CODE_ROOT, behind, hiding
 
-ME = Machine(folder="/work", home="/root", has_user_name=True, encoding="utf-8")
 SAFE = {"PYTHONSAFEPATH": "1"}
 
 
+def correct(environment: dict[str, str], **machine: Any) -> Corrected:
+    defaults = {"folder": "/work", "home": "/root", "has_user_name": True, "encoding": "utf-8"}
+    return corrected({"HOME": "/", **SAFE, **environment}, Machine(**{**defaults, **machine}))
+
+
 def changes(environment: dict[str, str], **machine: Any) -> dict[str, str | None]:
-    done = ordered({"HOME": "/", **environment}, Machine(**{**vars(ME), **machine}))
-    assert done.mistakes == ()
-    return {key: value for key, value in done.changes.items() if key not in SAFE}
+    """Variables that are set, and None for those that are unset."""
+    found = correct(environment, **machine)
+    assert found.mistakes == []
+    before, after = {"HOME": "/", **SAFE, **environment}, found.environment
+    return {key: after.get(key) for key in before | after if before.get(key) != after.get(key)}
 
 
 def mistake(environment: dict[str, str], **machine: Any) -> str:
-    (told,) = ordered({"HOME": "/", **environment}, Machine(**{**vars(ME), **machine})).mistakes
-    return told
+    (line,) = correct(environment, **machine).mistakes
+    return line
 
 
 @pytest.mark.parametrize(
@@ -121,15 +128,16 @@ def test_empty_and_quoted_variables_are_what_was_meant() -> None:
 
 
 def test_a_valid_environment_is_unchanged() -> None:
-    plain = {"PATH": "/bin", "RAY_ADDRESS": "head:6379", "OMP_NUM_THREADS": "4,2", "RAY_event_stats": "true", **SAFE}
-    assert ordered({"HOME": "/", **plain}, ME).changes == {}
+    assert (
+        changes({"PATH": "/bin", "RAY_ADDRESS": "head:6379", "OMP_NUM_THREADS": "4,2", "RAY_event_stats": "true"}) == {}
+    )
 
 
-def test_put_in_order_twice_is_once() -> None:
+def test_correcting_twice_changes_nothing_more() -> None:
     environment = {"HOME": "", "TMPDIR": "/nowhere", "HTTP_PROXY": "http://p:1", "PYTHONPATH": ":x:", "RAY_ADDRESS": ""}
-    put_in_order("test", environment)
+    correct_environment("test", environment)
     once = dict(environment)
-    put_in_order("test", environment)
+    correct_environment("test", environment)
     assert environment == once
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(Path.cwd() / "x"), CODE_ROOT]
     assert "TMPDIR" not in environment
@@ -169,9 +177,9 @@ def test_names_of_files_are_read_as_utf8_or_nothing_starts() -> None:
 
 
 def test_a_missing_temporary_folder_is_skipped() -> None:
-    done = ordered({"HOME": "/", "TMPDIR": "/gone"}, Machine(**{**vars(ME), "unusable": lambda _: "does not exist"}))
-    assert done.changes["TMPDIR"] is None
-    assert done.notes == ("TMPDIR=/gone: does not exist; temporary files go to /tmp",)
+    found = correct({"TMPDIR": "/gone"}, unusable=lambda _: "does not exist")
+    assert "TMPDIR" not in found.environment
+    assert found.notes == ["TMPDIR=/gone: does not exist; temporary files go to /tmp"]
     assert changes({"TMPDIR": "scratch"}) == {"TMPDIR": "/work/scratch"}
 
 

@@ -46,7 +46,7 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
 unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
 by the OOM killer due to high memory usage, (2) ray stop --force was called"""
 MEMORY_TOLD = "node 10.0.0.7 ran out of memory (22.7 of 23.5 GB, 3.1 GB of it in the process that was ended); fewer"
-KILLED_TOLD = "a process on node 10.0.0.7 was killed or crashed (out of memory? `dmesg` on the node tells)"
+KILLED_TOLD = "a process on node 10.0.0.7 was killed or crashed (out of memory? `dmesg` on the node shows it)"
 
 
 def classes() -> list[type[RayError]]:
@@ -241,7 +241,7 @@ def test_sessions_are_private_and_where_a_socket_path_fits(tmp_path: Path) -> No
         ),
         (Exception("timed out during startup"), "", 9.0, "the machine is busy (load 9.0 for each CPU)"),
         (Exception("timed out during startup"), "", 0.2, "timed out during startup (its logs: "),
-        (Exception("timed out"), "bind: Address already in use", 9.0, "a port that it wants is taken"),
+        (Exception("timed out"), "bind: Address already in use", 9.0, "a port that it needs is taken"),
         (Exception("timed out"), "mmap: No space left on device", 9.0, "no space is left on the device"),
         (Exception("timed out"), "thread: Resource temporarily unavailable", 9.0, "may start no more processes"),
         (ValueError("the minimum allowed size of the object store"), "", 0, "less memory free than Ray's object store"),
