@@ -1,7 +1,7 @@
 #!/bin/bash
-# Ray on one node of a Slurm job; run.sbatch starts it on each, once. Ends with the step.
+# Starts Ray on one node of a Slurm job. run.sbatch starts it once on each node; it ends with the step.
 set -u
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-0}   # the driver has ended already
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-0}   # by then the driver has ended
 options=(--block --disable-usage-stats --object-store-memory=2000000000)
 options+=("--num-cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" "--num-gpus=${SLURM_GPUS_ON_NODE:-0}")
 if [ "$SLURM_NODEID" = 0 ]; then

@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,6 @@ def profile_of(folder: str, tmp_path: Path) -> Profile:
     return load_profile(file)
 
 
-def test_all_folders_were_found() -> None:
-    assert FOLDERS == ["base", "cluster", "jobs/prep", "jobs/train", "jobs/tune", "overlays/small", "overlays/spot"]
-
-
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
 def test_kubernetes_own_kinds_are_valid(version: str) -> None:
     trees = {json.dumps(tree): tree for folder in FOLDERS for tree in render(KUBERAY / folder)}
@@ -83,28 +78,12 @@ def test_ray_kinds_are_valid_and_their_pods_are_pods(folder: str) -> None:
         kubernetes_validate.validate(whole, "1.37", strict=True)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/spec/submissionModee",
-        "/spec/rayClusterSpec/authOption",
-        "/spec/rayClusterSpec/workerGroupSpecs/0/maxReplica",
-    ],
-)
+@pytest.mark.parametrize("path", ["/spec/submissionModee", "/spec/rayClusterSpec/workerGroupSpecs/0/maxReplica"])
 def test_a_misspelt_key_would_be_found(path: str) -> None:
     tree = ray_tree("jobs/train")
     apply(tree, "add", path, 1)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(tree, schema_of("RayJob"))
-
-
-def test_a_misspelt_key_of_a_pod_would_be_found() -> None:
-    pod = deepcopy(pods_of(ray_tree("jobs/train"))["gpu"])
-    pod["spec"]["nodeSelectors"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod["spec"]}, "1.37", strict=True
-        )
 
 
 @pytest.mark.parametrize("folder", RUNNABLE)
@@ -199,13 +178,9 @@ def test_only_the_heads_reach_redis() -> None:
     assert policies["ray"]["podSelector"]["matchExpressions"][0]["key"] == "ray.io/cluster"
 
 
-@pytest.mark.parametrize("folder", RUNNABLE)
-def test_the_head_gets_the_password_that_the_operator_only_names(folder: str, tmp_path: Path) -> None:
+def test_the_head_gets_the_password_that_the_operator_only_names(tmp_path: Path) -> None:
     """KubeRay writes `--redis-password=$REDIS_PASSWORD` into KUBERAY_GEN_RAY_START_CMD (pod.go, v1.4 to v1.7)."""
-    spec = ray_tree(folder)["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
-    container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
-    (script,) = container["args"]
+    (script,) = pods_of(ray_tree("cluster"))["head"]["spec"]["containers"][0]["args"]
     (tmp_path / "ray").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "ray").chmod(0o755)
     environment = {
@@ -214,5 +189,5 @@ def test_the_head_gets_the_password_that_the_operator_only_names(folder: str, tm
         "KUBERAY_GEN_RAY_START_CMD": 'ray start --head --block --redis-password="$REDIS_PASSWORD"',
     }
     script = script.replace("ulimit -n 65536; ", "")  # this machine may not allow it
-    told = subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines() == ["start", "--head", "--block", "--redis-password=s3 cret"]
+    done = subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["start", "--head", "--block", "--redis-password=s3 cret"]

@@ -1,4 +1,4 @@
-"""The Slurm job: against fakes of Slurm's commands, and (slow) on a real Slurm of one node."""
+"""The Slurm job: its script with stand-ins for Slurm, and (slow) on a real Slurm of one node."""
 
 from __future__ import annotations
 
@@ -15,90 +15,57 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SLURM = ROOT / "cluster/slurm"
 TOOLS = ("slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "munged")
-
-
-def test_shellcheck_finds_nothing() -> None:
-    if (shellcheck := shutil.which("shellcheck")) is None:
-        pytest.skip("no shellcheck here")
-    done = subprocess.run(
-        [shellcheck, SLURM / "run.sbatch", SLURM / "node.sh"], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def script(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
+SRUN = """
+import os, socket, time
+listening = socket.create_server((os.environ["RAY_HEAD"], int(os.environ["RAY_PORT"])))
+time.sleep(60)
+"""
+SCONTROL = '[ "$1" = show ] && echo localhost || echo "scontrol $*"'
+COMMAND = """
+trap 'sleep 0.5; echo saved; exit 143' TERM
+echo "$* at $RAY_ADDRESS, $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}"
+[ "$1" != forever ] && exit "$1"
+while :; do sleep 0.1; done
+"""
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """run.sbatch as on the first of two nodes, with stand-ins for srun, scontrol and the command."""
-    log = tmp_path / "log"
-    submit = tmp_path / "checkout"
-    (submit / "cluster").mkdir(parents=True)
-    (submit / "cluster/slurm").symlink_to(SLURM)
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    (bin_ / "python").symlink_to(sys.executable)
-    script(
-        bin_ / "srun",
-        f"""#!{sys.executable}
-import os, socket, sys, time
-assert sys.argv[-2:] == ["bash", "cluster/slurm/node.sh"], sys.argv
-open({str(log)!r}, "a").write("srun " + " ".join(sys.argv[1:3]) + "\\n")
-if os.environ.get("FAKE_RAY") == "dies":
-    sys.exit(1)
-listening = socket.create_server((os.environ["RAY_HEAD"], int(os.environ["RAY_PORT"])))
-time.sleep(60)
-""",
-    )
-    script(
-        bin_ / "scontrol",
-        f"""#!/bin/bash
-if [ "$1 $2" = "show hostnames" ]; then echo first; echo other; else echo "scontrol $*" >> {log}; fi
-""",
-    )
-    script(bin_ / "getent", '#!/bin/bash\n[ "$*" = "ahostsv4 first" ] && echo "${FIRST:-127.0.1.1} STREAM first"\n')
-    script(bin_ / "hostname", '#!/bin/bash\n[ "$1" = -I ] && echo "127.0.0.1 10.9.9.9 "\n')
-    for name in ("resnet-dist", "data-prep"):
-        script(
-            bin_ / name,
-            f"""#!/bin/bash
-echo "{name} $* at $RAY_ADDRESS, $RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}}" >> {log}
-trap 'sleep 0.5; echo "saved" >> {log}; exit 143' TERM
-[ "$FAKE_RUN" = waits ] || exit "$FAKE_RUN"
-echo running >> {log}
-while :; do sleep 0.1; done
-""",
-        )
+    """run.sbatch as Slurm starts it on the first of two nodes. `resnet-dist N` ends with the status N."""
+    tools = tmp_path / ".venv/bin"
+    tools.mkdir(parents=True)
+    (tools / "python").symlink_to(sys.executable)
+    bash = shutil.which("bash")
+    for name, interpreter, text in (
+        ("srun", sys.executable, SRUN),
+        ("scontrol", bash, SCONTROL),
+        ("resnet-dist", bash, COMMAND),
+        ("data-prep", bash, COMMAND),
+    ):
+        (tools / name).write_text(f"#!{interpreter}\n{text}")
+        (tools / name).chmod(0o755)
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: str, **env: str) -> subprocess.Popen[str]:
-        started.append(
-            subprocess.Popen(
-                ["bash", SLURM / "run.sbatch", *words],
-                env={
-                    **os.environ,
-                    "PATH": f"{bin_}:{os.environ['PATH']}",
-                    "SLURM_SUBMIT_DIR": str(submit),
-                    "SLURM_JOB_ID": str(7000 + os.getpid() % 10000),
-                    "SLURM_JOB_NODELIST": "n[1-2]",
-                    "SLURM_JOB_NUM_NODES": "2",
-                    "FAKE_RUN": "0",
-                    **env,
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+    def start(*words: str, number: int = 7000 + os.getpid() % 10000) -> subprocess.Popen[str]:
+        slurm = {
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_JOB_ID": str(number),
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_JOB_NUM_NODES": "2",
+        }
+        command = ["bash", ROOT / "cluster/slurm/run.sbatch", *words]
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **slurm},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
-        return started[-1]
+        started.append(process)
+        return process
 
-    start.log = log  # type: ignore[attr-defined]
     yield start
     for process in started:
         if process.poll() is None:
@@ -113,36 +80,30 @@ def until(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_that_ends_ends_the_job_with_its_status(job) -> None:
+def test_two_jobs_on_a_node_have_clusters_of_their_own_and_end_with_their_commands_status(job) -> None:
     first = 10_000 + 2 * (os.getpid() % 5000)
-    jobs = [
-        job("train", "R", "--on", "P", FAKE_RUN=status, SLURM_JOB_ID=str(number))
-        for number, status in ((first, "0"), (first + 1, "3"))
-    ]
-    for done in jobs:
-        done.communicate(timeout=60)
-    assert [done.returncode for done in jobs] == [0, 3]
-    lines = job.log.read_text().splitlines()
-    assert sorted(lines) == [
-        *(f"resnet-dist train R --on P at 127.0.0.1:{10_000 + number}, token 64" for number in (first, first + 1)),
-        *["srun --ntasks=2 --ntasks-per-node=1"] * 2,
-    ]
+    jobs = [job(str(status), "--on", "P", number=first + status) for status in (0, 1)]
+    for status, process in enumerate(jobs):
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == status
+        (line,) = out.splitlines()
+        assert line.startswith(f"{status} --on P at ")
+        assert line.endswith(f":{20_000 + (first + status) % 10_000}, token 64")
 
 
 def test_a_stopped_run_saves_and_the_job_queues_again(job) -> None:
-    process = job("data-prep", "convert", FAKE_RUN="waits")
-    until(lambda: job.log.exists() and "running" in job.log.read_text())
+    process = job("data-prep", "forever", number=12_345)
+    process.stdout.readline()
     process.terminate()
     out, _ = process.communicate(timeout=60)
-    lines = job.log.read_text().splitlines()
-    assert lines[1].startswith("data-prep convert at")
-    assert lines[-2:] == ["saved", f"scontrol requeue {7000 + os.getpid() % 10000}"]
-    assert process.returncode == 143
-    assert "goes on from the last checkpoint" in out
+    saved, message, requeue = out.splitlines()
+    assert (saved, requeue, process.returncode) == ("saved", "scontrol requeue 12345", 143)
+    assert message.endswith("the job is queued again and resumes from the last checkpoint")
 
 
-def test_ray_that_does_not_start_ends_the_job_with_a_line(job) -> None:
-    process = job("train", "R", FAKE_RAY="dies")
+def test_ray_that_does_not_start_ends_the_job_with_a_line(job, tmp_path: Path) -> None:
+    (tmp_path / ".venv/bin/srun").write_text("#!/bin/sh\nexit 1\n")
+    process = job("0")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Ray did not start" in out
@@ -253,7 +214,7 @@ def test_a_real_job_is_stopped_queues_again_and_ends(slurm: dict[str, str], tmp_
         until(lambda: bool(list(runs.glob("epoch=*"))) or state() not in {"PENDING", "RUNNING"}, 300)
         assert list(runs.glob("epoch=*")), "the job ended before its first checkpoint"
         slurm_says(env, "scancel", "--batch", "--signal=TERM", number)
-        until(lambda: "the job queues again" in log.read_text(), 120)
+        until(lambda: "the job is queued again" in log.read_text(), 120)
         # A requeued job may begin only two minutes later.
         until(lambda: state() == "RUNNING" and log.read_text().count("Local node IP") >= 2, 300)
         until(lambda: (runs / "result.json").exists() and state() in {"", "COMPLETED"}, 300)

@@ -1,4 +1,4 @@
-"""The MLflow server's deployment files: valid by Kubernetes' own schema and Compose's, and all names in them exist."""
+"""The MLflow server's files: valid by Kubernetes' own schema and Compose's, without secrets, and all names exist."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 MLFLOW = ROOT / "cluster" / "mlflow"
 KUBERNETES_VERSIONS = ("1.29", "1.37")
 """The oldest and the newest that these files are for."""
+SECRETS = ("MLFLOW_DB_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
 Tree = dict[str, Any]
 
 
@@ -58,23 +59,20 @@ def test_every_manifest_is_valid(manifests: list[Tree], version: str) -> None:
         kubernetes_validate.validate(tree, version, strict=True)
 
 
-def test_a_misspelt_key_would_be_found(manifests: list[Tree]) -> None:
-    wrong = {**manifests[0], "spec": {**manifests[0]["spec"], "accessMode": ["ReadWriteOnce"]}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, KUBERNETES_VERSIONS[-1], strict=True)
-
-
-def test_services_and_policies_reach_a_pod(manifests: list[Tree]) -> None:
+def test_services_policies_and_deployments_reach_a_pod(manifests: list[Tree]) -> None:
     labels = {name: pod["metadata"]["labels"] for name, pod in pods(manifests).items()}
+    assert labels.keys() == {"mlflow", "postgres"}
+    for name, deployment in of_kind(manifests, "Deployment").items():
+        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
+    for kind in ("Service", "NetworkPolicy"):
+        assert of_kind(manifests, kind).keys() == labels.keys()
+    for name, policy in of_kind(manifests, "NetworkPolicy").items():
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
     for name, service in of_kind(manifests, "Service").items():
         assert service["spec"]["selector"].items() <= labels[name].items()
         (container,) = pods(manifests)[name]["spec"]["containers"]
         ports = {port["containerPort"] for port in container["ports"]}
         assert {port["port"] for port in service["spec"]["ports"]} <= ports
-    for name, policy in of_kind(manifests, "NetworkPolicy").items():
-        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
-    for name, deployment in of_kind(manifests, "Deployment").items():
-        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
 
 
 def test_everything_a_pod_mounts_exists(manifests: list[Tree]) -> None:
@@ -87,10 +85,13 @@ def test_everything_a_pod_mounts_exists(manifests: list[Tree]) -> None:
         assert {mount["name"] for mount in values_of(pod, "volumeMounts") for mount in mount} == volumes
 
 
-def test_the_secret_has_the_keys_that_the_head_comment_makes(manifests: list[Tree]) -> None:
+def test_secrets_come_from_the_secret_that_the_head_comment_creates(manifests: list[Tree]) -> None:
     head = (MLFLOW / "kubernetes.yaml").read_text().partition("\napiVersion")[0]
     wanted = {(ref["name"], ref["key"]) for ref in values_of(manifests, "secretKeyRef")}
     assert wanted == {("mlflow", key) for key in re.findall(r"--from-literal=([\w-]+)=", head)}
+    for variables in values_of(manifests, "env"):
+        for variable in variables:
+            assert ("valueFrom" in variable) == bool(re.search("PASSWORD|SECRET", variable["name"])), variable["name"]
 
 
 def test_pods_run_without_rights_and_within_limits(manifests: list[Tree]) -> None:
@@ -118,42 +119,70 @@ def test_all_deployments_start_the_same_mlflow(manifests: list[Tree], compose: T
     assert settings[0] == settings[1]
 
 
-def test_compose_stays_on_this_machine_by_default(compose: Tree) -> None:
+def test_the_server_answers_to_its_names_only_and_asks_for_a_password(manifests: list[Tree], compose: Tree) -> None:
+    in_compose = compose["services"]["mlflow"]["command"]
+    in_pod = pods(manifests)["mlflow"]["spec"]["containers"][0]["args"]
+    for command in (in_compose, in_pod):
+        assert any(word.startswith("--allowed-hosts=") for word in command)
+        assert "--app-name=basic-auth" in command
+    assert "mlflow.mlflow.svc.cluster.local:5000" in " ".join(in_pod)
+
+
+def test_compose_stays_on_this_machine_by_default_and_holds_no_secret(compose: Tree) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert ports == ["${BIND:-127.0.0.1}:${PORT:-5000}:5000"]
     for service in compose["services"].values():
         for name, value in service["environment"].items():
             if re.search("PASSWORD|SECRET", name) and value != "":
-                assert value.startswith("${"), f"{name} is written down"
+                assert re.match(r"\$\{(MLFLOW_\w+:\?|AWS_)", value), f"{name} is written down"
+            assert not re.search(r"://[^@/]+:[^@/]+@", str(value)), f"{name} holds a password: {value}"
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose here")
-def test_compose_accepts_its_file(compose: Tree, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", [None, *SECRETS])
+def test_compose_accepts_its_file_with_all_secrets_only(compose: Tree, tmp_path: Path, missing: str | None) -> None:
     """Without `name`, which the version 1 that Debian 12 has does not know yet."""
     file = tmp_path / "compose.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in compose.items() if key != "name"}))
+    done = subprocess.run(
+        ["docker-compose", "-f", str(file), "--project-directory", str(MLFLOW), "config"],
+        env={"PATH": os.environ["PATH"], **{name: "one" for name in SECRETS if name != missing}},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    if missing is None:
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["services"]["mlflow"]["environment"]["PGPASSWORD"] == "one"
+    else:
+        assert done.returncode != 0
+        assert f"export {missing} first" in done.stderr
 
-    def config(**secrets: str) -> subprocess.Popen[str]:
-        command = ["docker-compose", "-f", str(file), "--project-directory", str(MLFLOW), "config"]
-        return subprocess.Popen(
-            command,
-            env={"PATH": os.environ["PATH"], **secrets},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
-    secrets = {
-        "MLFLOW_DB_PASSWORD": "one",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": "two",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "three",
-    }
-    shown = config(**secrets)
-    left_out = {name: config(**{k: v for k, v in secrets.items() if k != name}) for name in secrets}
-    out, problem = shown.communicate(timeout=60)
-    assert shown.returncode == 0, problem
-    assert yaml.safe_load(out)["services"]["mlflow"]["environment"]["PGPASSWORD"] == "one"
-    for name, process in left_out.items():
-        _, problem = process.communicate(timeout=60)
-        assert process.returncode != 0
-        assert f"export {name} first" in problem
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"AUTH": "maybe"}, "set none or basic"),
+        ({"AUTH": "basic"}, "needs MLFLOW_AUTH_ADMIN_PASSWORD"),
+        ({"AUTH": "basic", "MLFLOW_AUTH_ADMIN_PASSWORD": "short"}, "12 characters"),
+        ({"PG_USER": "x; drop"}, "a-z, 0-9 and _ only"),
+        ({"ALLOWED_HOSTS": "10.*"}, "'10.*' is not a complete host name"),
+        ({"PG_HOST": "db", "VENV": "/usr"}, "PG_HOST needs MLFLOW_DB_PASSWORD"),
+    ],
+)
+def test_the_server_script_says_what_is_missing(tmp_path: Path, environment: dict[str, str], reason: str) -> None:
+    if environment.get("VENV"):  # one that has all it needs
+        python = tmp_path / "bin" / "python"
+        python.parent.mkdir()
+        python.write_text("#!/bin/sh\n")
+        python.chmod(0o755)
+        environment = {**environment, "VENV": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(MLFLOW / "server.sh")],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert reason in done.stderr
