@@ -14,8 +14,9 @@ from resnet_dist.config import recipe, yaml_text
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
 HEAD = """# Limits
 
-What is larger is refused by name, in one line that says what to do: a sample is then a bad sample, which `--on-error
-quarantine` leaves out; anything else ends the command. They keep a small file from taking a machine's memory or hours.
+Anything larger is refused, in one line that names it and says what to do. A sample that exceeds a limit is a bad sample,
+which `--on-error quarantine` leaves out; anything else ends the command. The limits keep a small file from using up a
+machine's memory or hours of its time.
 
 The limits on a picture are the same for every format and every tool: `convert`, `inspect`, `verify`, `evaluate` and a
 served model. They are checked on the file's header, before it is decoded (`data_prep/pixels.py`, `LIMITS`).
@@ -34,19 +35,19 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             (
                 "pixels that are decoded",
                 f"{LIMITS.pixels:,}",
-                "`--max-side` has a large JPEG decoded at 1/2, 1/4 or 1/8 of its size; other formats are decoded whole",
+                "with `--max-side`, large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size; other formats are decoded whole",
             ),
-            ("a side", f"{LIMITS.side:,} px", "libjpeg's own limit"),
-            ("longer to shorter side", f"{LIMITS.aspect:,} to 1", "only what a crop shows is resized"),
+            ("one side", f"{LIMITS.side:,} px", "libjpeg's own limit"),
+            ("longer to shorter side", f"{LIMITS.aspect:,} to 1", ""),
             (
-                "memory of decoding",
+                "memory for decoding",
                 mib(LIMITS.decoded_bytes),
-                "all that the format's decoder holds at once: a WebP's canvases, JPEG 2000's components, a TIFF's tile",
+                "everything that the decoder holds at once: a WebP's canvases, JPEG 2000's components, a TIFF's tile",
             ),
             (
                 "coefficients of a JPEG in several scans",
                 mib(LIMITS.coefficient_bytes),
-                "held whole, at whatever fraction it is decoded; in training too",
+                "all are held, at whatever size it is decoded; in training too",
             ),
             ("scans of a JPEG", f"{LIMITS.scans}", "libjpeg-turbo's own limit"),
             ("scans times pixels of a JPEG", f"{LIMITS.scan_pixels:,}", "each scan is a pass over all of them"),
@@ -54,18 +55,18 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
         ],
         "A source": [
             ("a sample's file", mib(places.MAX_SAMPLE_BYTES), "and any other file that is read at once"),
-            ("classes", f"{labels.MAX_CLASSES:,}", "labels 0 to one less"),
-            ("a class's name", f"{labels.MAX_NAME_CHARS:,} characters", ""),
+            ("classes", f"{labels.MAX_CLASSES:,}", "labelled from 0"),
+            ("a class name", f"{labels.MAX_NAME_CHARS:,} characters", ""),
             ("a table of labels", mib(table.MAX_TEXT_BYTES), "`--labels`, `--classes`, Kaggle's tables"),
-            ("names that `{0..9}` and `*` stand for", f"{find.MAX_EXPANDED:,}", ""),
+            ("files that a pattern with `{0..9}` or `*` names", f"{find.MAX_EXPANDED:,}", ""),
             ("a name in a tar", f"{tar.MAX_NAME_BYTES:,} bytes", ""),
             ("an extended header in a tar", mib(tar.MAX_EXTENSION_BYTES), ""),
-            ("zeros behind a tar's end", mib(tar.MAX_TAIL_BYTES), "anything else there is refused"),
+            ("zeros after the end of a tar", mib(tar.MAX_TAIL_BYTES), "anything else there is refused"),
             ("a label's file in a WebDataset", mib(webdataset.MAX_LABEL_BYTES), "`.cls` and `.json`"),
             (
                 "rows of a parquet file",
                 f"{hf_parquet.FEW_ROWS:,}",
-                "more only if it has a byte for each: a few bytes can claim billions",
+                "more only if the file has a byte for each: a few bytes can claim billions",
             ),
             (
                 "a CIFAR archive, unpacked",
@@ -75,15 +76,15 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             ("a devkit, unpacked", mib(ilsvrc.MAX_UNPACKED_BYTES), ""),
         ],
         "A beton": [
-            ("a side of a stored image", f"{layout.MAX_SIDE_PX:,} px", "of the format"),
+            ("a side of a stored image", f"{layout.MAX_SIDE_PX:,} px", "the format's own limit"),
             ("a page", mib(layout.MAX_PAGE_BYTES), "`--page-mib`, a power of two"),
             ("a manifest", mib(manifest.MAX_MANIFEST_BYTES), ""),
         ],
         "A run": [
             ("a recipe, profile or space", mib(yaml_text.MAX_TEXT_BYTES), ""),
             ("its nesting", f"{yaml_text.MAX_DEPTH} levels", ""),
-            ("its values", f"{yaml_text.MAX_NODES:,}", "aliases counted as often as they stand for something"),
-            ("a side of what the net sees", f"{recipe.MAX_SIZE:,} px", ""),
+            ("its values", f"{yaml_text.MAX_NODES:,}", "aliases are counted wherever they are used"),
+            ("a side of the net's input", f"{recipe.MAX_SIZE:,} px", ""),
         ],
     }
 

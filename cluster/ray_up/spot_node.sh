@@ -1,9 +1,9 @@
 #!/bin/bash
-# A worker node that tells Ray when the cloud takes it away: `spot_node.sh aws|gcp RAY_START_OPTIONS...`
+# Starts Ray on a spot node and drains it when the cloud reclaims the node: `spot_node.sh aws|gcp RAY_START_OPTIONS...`
 #
-# The cloud's metadata server announces it: AWS two minutes before, Google half a minute. `ray start --block` answers
-# SIGTERM by telling the cluster that the node leaves; the worker group then saves a checkpoint and goes on without it.
-# On a node that is no spot node nothing is ever announced, and this is `ray start`.
+# The cloud's metadata server announces it, AWS two minutes and Google half a minute before. On SIGTERM `ray start --block`
+# tells the cluster that the node will leave; the worker group then saves a checkpoint and continues without it. On other
+# nodes nothing is ever announced, and this is just `ray start`.
 set -u
 cloud=$1; shift
 server=${METADATA_SERVER:-http://169.254.169.254}
@@ -20,7 +20,7 @@ leaves() {
     local token
     token=$(wget -q -O - --timeout=2 --tries=1 --method=PUT --header='X-aws-ec2-metadata-token-ttl-seconds: 60' \
       "$server/latest/api/token") || return 1
-    # 404 until there is something to say.
+    # 404 until there is a notice.
     wget -q -O - --timeout=2 --tries=1 --header="X-aws-ec2-metadata-token: $token" \
       "$server/latest/meta-data/spot/instance-action" > /dev/null
   else
@@ -34,7 +34,7 @@ ray=$!
 trap 'kill -TERM $ray' TERM INT
 while kill -0 $ray 2> /dev/null; do
   if leaves; then
-    echo "$cloud takes this node away: Ray drains it"
+    echo "$cloud reclaims this node: draining it"
     kill -TERM $ray
     break
   fi
@@ -42,6 +42,6 @@ while kill -0 $ray 2> /dev/null; do
 done
 wait $ray
 status=$?
-# A signal that was trapped ends the first wait before Ray has ended.
+# A trapped signal ends the first wait before Ray has ended.
 while kill -0 $ray 2> /dev/null; do wait $ray; status=$?; done
 exit $status
