@@ -14,7 +14,7 @@ from resnet_dist.config import recipe, yaml_text
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
 HEAD = """# Limits
 
-Anything larger is refused, in one line that names it and says what to do. A sample that exceeds a limit is a bad sample,
+Anything larger is refused, in one line that names it and says what to do. A sample that exceeds a limit is a bad one,
 which `--on-error quarantine` leaves out; anything else ends the command. The limits keep a small file from using up a
 machine's memory or hours of its time.
 
@@ -35,7 +35,7 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             (
                 "pixels that are decoded",
                 f"{LIMITS.pixels:,}",
-                "with `--max-side`, large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size; other formats are decoded whole",
+                "with `--max-side`, large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size; other formats whole",
             ),
             ("one side", f"{LIMITS.side:,} px", "libjpeg's own limit"),
             ("longer to shorter side", f"{LIMITS.aspect:,} to 1", ""),
