@@ -2,7 +2,7 @@
 
     load_recipe(path, overrides)      what to compute            Recipe
     load_profile(path, overrides)     on what hardware           Profile
-    train(recipe, profile, name)      train, or resume           RunResult, or Stopped after SIGINT or SIGTERM
+    train(recipe, profile, name)      train, or resume           RunResult
     load_model(source)                a trained model            TrainedModel
     evaluate(model, data, protocol)   test it                    Evaluated
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resnet_dist.evaluation.evaluate import Evaluated, evaluate
     from resnet_dist.evaluation.protocols import Protocol
     from resnet_dist.launch.publish import RunResult
-    from resnet_dist.launch.train import Stopped, train
+    from resnet_dist.launch.train import train
     from resnet_dist.weights.source import TrainedModel, load_model
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Protocol",
     "Recipe",
     "RunResult",
-    "Stopped",
     "TrainedModel",
     "UserError",
     "evaluate",
@@ -55,7 +54,7 @@ _MODULES = {
     "evaluation.evaluate": ("Evaluated", "evaluate"),
     "evaluation.protocols": ("Protocol",),
     "launch.publish": ("RunResult",),
-    "launch.train": ("Stopped", "train"),
+    "launch.train": ("train",),
     "weights.source": ("TrainedModel", "load_model"),
 }
 

@@ -38,8 +38,8 @@ class CodeVersion:
 
 
 def read_code_version(folder: Path) -> CodeVersion | None:
-    """Of a git checkout, or of the one that a job was submitted from; None for an installed package, and where git is
-    missing or slow."""
+    """The version of a git checkout, or of the one that a job was submitted from; None for an installed package, and if
+    git is missing or slow."""
     if not (folder / ".git").exists():
         return from_text(os.environ.get(CODE_KEY, ""))
     commit = _git(folder, "rev-parse", "HEAD")
@@ -52,7 +52,7 @@ def read_code_version(folder: Path) -> CodeVersion | None:
 
 
 def as_text(code: CodeVersion) -> str:
-    """For an environment variable: plain characters, and short for any changes."""
+    """Encodes it for an environment variable: plain characters, and short for any changes."""
     max_bytes = _MAX_DIFF_BYTES
     while True:
         tree = {"commit": code.commit, "dirty": code.dirty, "diff": shortened(code.diff, max_bytes)}

@@ -145,6 +145,7 @@ WALLS = {
         "resnet_dist.storage",
         "data_prep.pixels",
         "data_prep.beton.files",
+        "data_prep.beton.manifest",
         "data_prep.beton.class_names",
     ),
     "resnet_dist.training": (
@@ -197,6 +198,7 @@ WALLS = {
         "resnet_dist.tracking",
         "resnet_dist.launch",
         "data_prep.runtime.ray_errors",
+        "data_prep.runtime.stop",
         "data_prep.beton",
     ),
     "resnet_dist.sweeps.analysis": (

@@ -118,7 +118,7 @@ def record_data(
 
     Example: resnet-dist tracking record-data data/train.beton s3://bucket/val.beton --tracking-uri http://mlflow:5000
     """
-    from resnet_dist.launch.mlflow_description import record_beton
+    from resnet_dist.tracking.datasets import record_beton
 
     uri = require_tracking_uri(tracking_uri)
     recorded = [record_beton(uri, beton) for beton in betons]

@@ -11,6 +11,7 @@ import typer
 from resnet_dist.cli.options import AsJson, ProfileFile, ProfileSets, RecipeFile, Sets, load_profile_file
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.run_name import default_run_name
+from resnet_dist.errors import Fault
 
 
 def train(
@@ -39,14 +40,19 @@ def train(
 
         typer.echo(describe_run(loaded, profile, run_name))
         return
-    from resnet_dist.launch.train import Stopped, train
+    from resnet_dist.launch.train import train
 
     result = train(loaded, profile, run_name)
-    if isinstance(result, Stopped):
+    if result.outcome == "diverged":
+        raise Fault(
+            f"training diverged: {result.reason} ({result.run_dir}); lower optim.lr or lengthen schedule.warmup, and "
+            "use a new --name"
+        )
+    if result.outcome == "stopped":
         typer.echo(
             f"stopped after step {result.step}; the same command resumes from there ({result.run_dir})", err=True
         )
-        raise typer.Exit(result.exit_code)
+        raise typer.Exit(128 + (result.stop_signal or 0))  # the shell's convention: 130 for Ctrl-C, 143 for SIGTERM
     if as_json:
         typer.echo(json.dumps(asdict(result), sort_keys=True))
         return

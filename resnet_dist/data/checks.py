@@ -139,7 +139,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 MAX_SHARE = 0.01
-"""Of the validation samples that may be in the training data too. Real data sets have some doubles."""
+"""Largest share of the validation samples that may also be in the training data. Real data sets have some doubles."""
 _WAY_OUT = "split the data again, or set data.allow_overlap=true if this is intended"
 
 

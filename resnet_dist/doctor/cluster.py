@@ -26,7 +26,14 @@ from data_prep.runtime.ray_errors import explain
 from resnet_dist.code_version import library_versions
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node, alive_nodes, ray_session, remedy, worker_environment, workers_with_room
+from resnet_dist.launch.cluster import (
+    ClusterNode,
+    alive_nodes,
+    ray_session,
+    remedy,
+    worker_capacity,
+    worker_environment,
+)
 from resnet_dist.storage.base import RunStorage, beside, open_storage
 from resnet_dist.tracking.connection import require_answer
 
@@ -207,7 +214,7 @@ def _all_reduce_s(values: torch.Tensor) -> float:
 class Answer:
     """A node's facts, or why there are none."""
 
-    node: Node
+    node: ClusterNode
     facts: NodeFacts | None = None
     clock_ahead_s: float = 0.0
     """How much its clock is ahead of the driver's."""
@@ -238,13 +245,13 @@ def examine_cluster(profile: Profile, report: Callable[[Check], None]) -> bool:
 
 def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check]:
     nodes = alive_nodes()
-    capacity = workers_with_room(nodes, profile)
+    capacity = worker_capacity(nodes, profile)
     found = f"{len(nodes)} nodes with room for {capacity} workers; the profile asks for {profile.workers}"
     if capacity >= profile.workers.min:
         yield Check("cluster", "ok", found)
     else:
         yield Check("cluster", "bad", f"{found}: {remedy(nodes, profile, os.environ)}")
-    useful = [node for node in nodes if workers_with_room([node], profile)]
+    useful = [node for node in nodes if worker_capacity([node], profile)]
     examiners = {node.node_id: _examiner(node, profile, storage, token) for node in useful}
     facts = [(node, examiners[node.node_id].facts.remote()) for node in useful]  # all nodes at once
     answers = [_answer(node, examiners[node.node_id], reference) for node, reference in facts]
@@ -258,7 +265,7 @@ def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check
             yield _speed([examiners[node.node_id] for node in responding], responding, backend)
 
 
-def _examiner(node: Node, profile: Profile, storage: RunStorage, token: str) -> Any:
+def _examiner(node: ClusterNode, profile: Profile, storage: RunStorage, token: str) -> Any:
     options = {
         "num_cpus": 0,
         "num_gpus": 1 if profile.gpus_per_worker else 0,
@@ -268,7 +275,7 @@ def _examiner(node: Node, profile: Profile, storage: RunStorage, token: str) -> 
     return ray.remote(Examiner).options(**options).remote(profile, storage.location, token, node.address)
 
 
-def _answer(node: Node, examiner: Any, facts: Any) -> Answer:
+def _answer(node: ClusterNode, examiner: Any, facts: Any) -> Answer:
     try:
         known: NodeFacts = ray.get(facts, timeout=_NODE_LIMIT_S)
         before_s = time.time()
@@ -281,7 +288,7 @@ def _answer(node: Node, examiner: Any, facts: Any) -> Answer:
     return Answer(node, known, there_s - (before_s + after_s) / 2, (after_s - before_s) / 2)
 
 
-def _speed(examiners: Sequence[Any], nodes: Sequence[Node], backend: str) -> Check:
+def _speed(examiners: Sequence[Any], nodes: Sequence[ClusterNode], backend: str) -> Check:
     try:
         port = ray.get(examiners[0].free_port.remote(), timeout=_NODE_LIMIT_S)
         meeting = (len(nodes), nodes[0].address, port, backend)

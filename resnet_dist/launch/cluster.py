@@ -28,7 +28,7 @@ _CONNECT_LIMIT_S = 3.0
 
 
 @dataclass(frozen=True)
-class Node:
+class ClusterNode:
     """What one node of the cluster offers."""
 
     address: str
@@ -62,7 +62,7 @@ def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
         # A stopped process cannot end itself: Ray, which gets no more heartbeats, ends it within the same time.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(profile.failure.progress_timeout_s),
         # It keeps the group running until the node is gone, and loses the steps since the last checkpoint; here the
-        # group stops at once and resumes elsewhere (`control.RunControl.asks`).
+        # group stops at once and resumes elsewhere (`control.RunControl.should_stop`).
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -104,11 +104,11 @@ def ray_session(profile: Profile, *, dashboard: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def alive_nodes() -> list[Node]:
+def alive_nodes() -> list[ClusterNode]:
     """The nodes of the connected cluster that are not about to leave."""
     leaving = leaving_nodes()
     return [
-        Node(
+        ClusterNode(
             node["NodeManagerAddress"],
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
@@ -120,13 +120,13 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def workers_with_room(nodes: Sequence[Node], profile: Profile) -> int:
+def worker_capacity(nodes: Sequence[ClusterNode], profile: Profile) -> int:
     """How many of the profile's workers the nodes can hold."""
     fitting = [node for node in nodes if profile.node_labels.items() <= node.labels.items()]
     return workers_that_fit(fitting, profile.cpus_per_worker, profile.gpus_per_worker)
 
 
-def workers_that_fit(nodes: Sequence[Node], cpus_per_worker: int, gpus_per_worker: int) -> int:
+def workers_that_fit(nodes: Sequence[ClusterNode], cpus_per_worker: int, gpus_per_worker: int) -> int:
     """How many workers the nodes can hold, each on a single node."""
     return sum(
         int(min(node.cpus // cpus_per_worker, node.gpus // gpus_per_worker if gpus_per_worker else float("inf")))
@@ -134,7 +134,9 @@ def workers_that_fit(nodes: Sequence[Node], cpus_per_worker: int, gpus_per_worke
     )
 
 
-def require_capacity(nodes: Sequence[Node], profile: Profile, environment: Mapping[str, str] = os.environ) -> None:
+def require_capacity(
+    nodes: Sequence[ClusterNode], profile: Profile, environment: Mapping[str, str] = os.environ
+) -> None:
     """UserError, with what was found and what would help, if the nodes cannot hold the profile's workers."""
     wanted = profile.node_labels.items()
     fitting = [node for node in nodes if wanted <= node.labels.items()]
@@ -150,7 +152,7 @@ def require_capacity(nodes: Sequence[Node], profile: Profile, environment: Mappi
     )
 
 
-def remedy(nodes: Sequence[Node], profile: Profile, environment: Mapping[str, str]) -> str:
+def remedy(nodes: Sequence[ClusterNode], profile: Profile, environment: Mapping[str, str]) -> str:
     """What would let the workers fit into nodes that lack room for them. Pure."""
     cpus, gpus = profile.cpus_per_worker, profile.gpus_per_worker
     if not nodes:
@@ -174,9 +176,9 @@ def no_gpus(environment: Mapping[str, str]) -> str:
     return f"CUDA_VISIBLE_DEVICES={visible} says which GPUs of this machine are seen; unset it, "
 
 
-def this_machine(profile: Profile, num_gpus: int) -> Node:
+def this_machine(profile: Profile, num_gpus: int) -> ClusterNode:
     """The one node of the local Ray that would be started."""
-    return Node("this machine", float(profile.local_cpus or os.cpu_count() or 1), float(num_gpus))
+    return ClusterNode("this machine", float(profile.local_cpus or os.cpu_count() or 1), float(num_gpus))
 
 
 def require_capacity_here(profile: Profile) -> None:
@@ -187,33 +189,34 @@ def require_capacity_here(profile: Profile) -> None:
         require_capacity([this_machine(profile, torch.cuda.device_count())], profile)
 
 
-def wait_for_capacity(profile: Profile, log: Callable[[str], None]) -> list[Node]:
-    """The connected cluster's nodes, once they can hold the profile's workers, or `failure.wait_for_nodes_s` are over.
+def wait_for_capacity(profile: Profile, log: Callable[[str], None]) -> None:
+    """Waits until the connected cluster can hold the profile's workers, `failure.wait_for_nodes_s` at most.
 
-    Raises UserError if they cannot hold them then.
+    Raises UserError if it cannot then.
     """
-    with asked_for(profile, worker_bundles(profile)):
-        nodes = await_nodes(profile, lambda nodes: workers_with_room(nodes, profile) >= profile.workers.min, log)
+    with nodes_requested(profile, worker_bundles(profile)):
+        nodes = wait_for_nodes(profile, lambda nodes: worker_capacity(nodes, profile) >= profile.workers.min, log)
     require_capacity(nodes, profile)
-    return nodes
 
 
-def await_nodes(profile: Profile, has_room: Callable[[Sequence[Node]], bool], log: Callable[[str], None]) -> list[Node]:
-    """The cluster's nodes, as soon as `has_room` of them, or when `failure.wait_for_nodes_s` are over. The caller
-    checks whether they have room then."""
+def wait_for_nodes(
+    profile: Profile, is_enough: Callable[[Sequence[ClusterNode]], bool], log: Callable[[str], None]
+) -> list[ClusterNode]:
+    """The cluster's nodes, as soon as they are enough, or when `failure.wait_for_nodes_s` are over; the caller checks
+    which."""
     limit_s = profile.failure.wait_for_nodes_s
     deadline = time.monotonic() + limit_s
     nodes = alive_nodes()
-    if not has_room(nodes) and limit_s > 0:
+    if not is_enough(nodes) and limit_s > 0:
         log(f"the cluster has no room yet: waiting up to {limit_s:g} s for nodes (failure.wait_for_nodes_s)")
-    while not has_room(nodes) and time.monotonic() < deadline:
+    while not is_enough(nodes) and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_S)
         nodes = alive_nodes()
     return nodes
 
 
 @contextmanager
-def asked_for(profile: Profile, bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+def nodes_requested(profile: Profile, bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
     """Within the context, Ray's autoscaler, if there is one and the profile waits for it, keeps nodes for all these
     bundles.
 
@@ -244,14 +247,14 @@ class HeadWatch:
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._address: str = ray.get_runtime_context().gcs_address
-        self._answered_s = self._looked_s = time.monotonic()
+        self._answered_s = self._checked_s = time.monotonic()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Call it often. Raises Fault if there was no response for the limit."""
         now_s = time.monotonic()
-        if now_s - self._looked_s < _LOOK_EVERY_S:
+        if now_s - self._checked_s < _LOOK_EVERY_S:
             return
-        self._looked_s = now_s
+        self._checked_s = now_s
         host, _, port = self._address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()

@@ -1,68 +1,26 @@
 """How a request to stop gets from a signal to the workers, and how their progress comes back.
 
-A signal sets `StopSignal.number`; the driver's loop passes it to the `RunControl` actor, twice a second; every worker
-asks the actor once a second; the workers vote after every step (`training.loop`).
+A signal sets the driver's stop flag; twice a second the driver passes it to the `RunControl` actor; every worker asks
+the actor once a second; the workers vote after every step (`training.loop`).
 """
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data_prep.runtime.stop import end_at_once
 from resnet_dist.launch.ray_internals import NO_RESERVATION, Reservation, leaving_nodes
-from resnet_dist.training.context import Observer
 
 _LOOK_EVERY_S = 1.0
 
 
-@dataclass
-class StopSignal(Observer):
-    """`number` is the first signal received, None so far. A second one interrupts at once."""
-
-    number: int | None = None
-
-    def stop_requested(self) -> bool:
-        return self.number is not None
-
-    @property
-    def exit_code(self) -> int:
-        """The shell's convention: 128 + signal number (130 for Ctrl-C, 143 for SIGTERM)."""
-        return 128 + (self.number or 0)
-
-
-@contextmanager
-def stop_signals(end: Callable[[int, str], None] = end_at_once) -> Iterator[StopSignal]:
-    """Catches SIGINT and SIGTERM. Enter after `ray.init`, which installs its own SIGTERM handler.
-
-    `end`: called at the second signal, with the exit code and what is lost.
-    """
-    stop = StopSignal()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if stop.number is not None:
-            end(stop.exit_code, "steps since the last checkpoint are trained again")
-            raise KeyboardInterrupt
-        stop.number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @dataclass(frozen=True)
-class Status:
+class WorkerStatus:
     """How far the run is, as rank 0 last reported."""
 
     attempt: int = 0
@@ -93,14 +51,14 @@ class RunControl:
 
     def __init__(self) -> None:
         self._stop = False
-        self._status = Status()
+        self._status = WorkerStatus()
         self._trainer = 0
         self._nodes: dict[int, tuple[str, str]] = {}
         """Rank -> address and id of its node."""
-        self._looked_s = 0.0
+        self._asked_ray_s = 0.0
         self._leaving: frozenset[str] = frozenset()
 
-    def look(self, trainer: int, *, stop: bool, evaluated_step: int = 0) -> Status:
+    def poll(self, trainer: int, *, stop: bool, evaluated_step: int = 0) -> WorkerStatus:
         """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
 
         Args:
@@ -117,15 +75,15 @@ class RunControl:
         self._stop |= stop
         return self._status
 
-    def asks(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
+    def should_stop(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
         """Every worker calls it once a second: passes where it runs, and gets whether to stop.
 
         Workers stop when the driver asks for it, and when a node that one of them runs on is about to leave.
         """
         self._nodes = {r: node for r, node in self._nodes.items() if r < world_size} | {rank: (address, node_id)}
         self._status = replace(self._status, has_workers=True)
-        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
-            self._looked_s = time.monotonic()
+        if time.monotonic() - self._asked_ray_s >= _LOOK_EVERY_S:
+            self._asked_ray_s = time.monotonic()
             self._leaving = leaving_nodes()
         leaving = sorted({address for address, node in self._nodes.values() if node in self._leaving})
         if leaving and not self._stop:
@@ -133,7 +91,7 @@ class RunControl:
             self.warn(f"node {', '.join(leaving)} is about to leave: the workers save and resume without it")
         return self._stop
 
-    def began(self, world_size: int, reservation: Reservation) -> None:
+    def workers_started(self, world_size: int, reservation: Reservation) -> None:
         """Rank 0 of a new worker group reports its start."""
         attempt = self._status.attempt + 1
         self._status = replace(
@@ -174,7 +132,7 @@ class RunControl:
         """A worker found that no restart would help."""
         self._status = replace(self._status, given_up=self._status.given_up or reason)
 
-    def mistake(self, what: str) -> None:
+    def report_mistake(self, what: str) -> None:
         """Only before the first step. Later a node may only not be ready yet: then its group fails and another one
         starts."""
         if self._status.attempt > 1 or self._status.resumed_step is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import this_machine
 from resnet_dist.launch.lease import fenced
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RunStorage
@@ -35,7 +36,7 @@ def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: 
         run.events.note(f"failed: {error}")
         raise
     run.lease.require_ours()
-    run.events.note(f"{result.outcome} after step {result.step}")
+    run.events.note(f"{result.outcome} after step {result.step}: {result.reason}".removesuffix(": "))
     run.ends(result)
     return result
 
@@ -47,12 +48,13 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     from resnet_dist.training.loop import run_worker  # brings ffcv and numba
 
     prepared, profile, storage = run.prepared, run.prepared.profile, run.storage
+    has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
+    run.started_on([this_machine(profile, num_gpus=int(has_gpu))])
     clear_leftovers(storage, profile.checkpoint.keep, prepared.damaged)
     if prepared.node_cache is not None:
         prepared.node_cache.fill()
     tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.token.number)
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.upload)
-    has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
     context = LocalContext(
         fenced(
             storage,

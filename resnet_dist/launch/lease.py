@@ -48,7 +48,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Lease:
-    """Picklable: workers have it too."""
+    """The number by which a run is held. Workers have it too."""
 
     storage: RunStorage
     number: int
@@ -79,9 +79,9 @@ class HeldLease:
         self._me = this_process()
         self._changing = threading.Lock()
         self._done = threading.Event()
-        self._publish()
+        self._write()
         self._thread = threading.Thread(
-            target=self._beat, args=(timeout_s / _BEATS_IN_TIMEOUT,), name="driver-lease", daemon=True
+            target=self._send_heartbeats, args=(timeout_s / _BEATS_IN_TIMEOUT,), name="driver-lease", daemon=True
         )
         self._thread.start()
 
@@ -111,9 +111,9 @@ class HeldLease:
         if self.lost is None:
             self._me = replace(self._me, released=True)
             with suppress(OSError, Fault):  # a full disk: the next driver waits a little
-                self._publish()
+                self._write()
 
-    def _beat(self, every_s: float) -> None:
+    def _send_heartbeats(self, every_s: float) -> None:
         while not self._done.wait(every_s):
             with self._changing:
                 self._me = replace(self._me, beat=self._me.beat + 1)
@@ -125,9 +125,9 @@ class HeldLease:
                 self.lost = fault
                 return
             with suppress(OSError, Fault):  # a full disk does not end the run here: the checkpoints' own limit does
-                self._publish()
+                self._write()
 
-    def _publish(self) -> None:
+    def _write(self) -> None:
         storage, number = self.token.storage, self.token.number
         path = _path(storage, number, ".json")
         write_text_atomically(path, json.dumps(asdict(self._me)))
@@ -248,10 +248,6 @@ def _name(number: int, suffix: str) -> str:
     return f"{number:05d}{suffix}"
 
 
-class StorageRefused(Fault):
-    """Storage did not accept a checkpoint within the limit."""
-
-
 @dataclass(frozen=True)
 class FencedStorage:
     """A run's storage as its workers write to it: `commit` retries while storage is full or unreachable, and refuses
@@ -312,9 +308,9 @@ def commit_within(
     sleep: Callable[[float], None] = time.sleep,
     now_s: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Calls `commit` until it does not raise OSError (a full disk, a quota, a store that does not respond), for
-    `limit_s` at most. `warn` gets the first failure and the success after it. Raises StorageRefused; anything else at
-    once.
+    """Calls `commit` until it does not raise OSError (a full disk, a quota, a store that does not respond).
+
+    `warn` gets the first failure and the success after it. Raises Fault after `limit_s`, any other error at once.
     """
     began_s, warned = now_s(), False
     while True:
@@ -323,7 +319,7 @@ def commit_within(
         except OSError as error:
             reason = error.strerror or str(error)
             if now_s() - began_s + _RETRY_S > limit_s:
-                raise StorageRefused(
+                raise Fault(
                     f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; free some "
                     "space or repair it, and run the same command again: it resumes from the checkpoint before"
                 ) from None

@@ -1,5 +1,4 @@
-"""What is logged about a run in MLflow besides its numbers: parameters, tags, description, files; and how its data was
-made."""
+"""What describes a run in MLflow: parameters, tags, a page, files."""
 
 from __future__ import annotations
 
@@ -8,29 +7,25 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from data_prep.beton.files import write_text_atomically
-from data_prep.beton.manifest import Manifest, read_manifest
 from data_prep.redaction import redacted
-from resnet_dist.code_version import CodeVersion, library_versions, read_code_version
+from resnet_dist.code_version import CodeVersion, library_versions
 from resnet_dist.config.loading import flatten, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import Unanswered
 from resnet_dist.tracking.datasets import (
     DataInput,
-    Preparation,
     PreparationRun,
-    as_params,
     find_preparations,
-    record_preparation,
 )
 from resnet_dist.tracking.mlflow_run import (
     RunHandle,
@@ -56,14 +51,13 @@ def run_params(recipe: Recipe, profile: Profile) -> dict[str, str]:
     return flatten(recipe) | {f"profile.{key}": value for key, value in kept.items()}
 
 
-def run_tags(profile: Profile, identity: Identity, nodes: Sequence[Node], code: CodeVersion | None) -> dict[str, str]:
+def run_tags(profile: Profile, identity: Identity, code: CodeVersion | None) -> dict[str, str]:
     """Settings that may differ between two starts of one run, and MLflow's own columns."""
     hardware = {key: value for key, value in flatten(profile).items() if key.partition(".")[0] in HARDWARE_KEYS}
     return {
         "recipe_hash": identity.recipe_hash,
         "data_digest": identity.data_digest,
         **{f"profile.{key}": value for key, value in hardware.items()},
-        "hardware": hardware_summary(nodes),
         "mlflow.user": _user(),
         "mlflow.source.name": "resnet-dist train",
         "mlflow.source.type": "JOB",
@@ -71,7 +65,7 @@ def run_tags(profile: Profile, identity: Identity, nodes: Sequence[Node], code: 
     }
 
 
-def hardware_summary(nodes: Sequence[Node]) -> str:
+def hardware_summary(nodes: Sequence[ClusterNode]) -> str:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs"
 
@@ -142,15 +136,9 @@ Undelivered = Fault | UserError | OSError
 
 
 def open_mlflow_run(
-    prepared: Prepared,
-    nodes: Sequence[Node],
-    *,
-    parent_run_id: str | None = None,
-    tags: Mapping[str, str],
-    with_code: bool = True,
-) -> tuple[RunHandle, CodeVersion | None]:
+    prepared: Prepared, code: CodeVersion | None, *, parent_run_id: str | None = None, tags: Mapping[str, str]
+) -> RunHandle:
     """Opens the MLflow run that belongs to the run's folder, or continues it; below `parent_run_id`, if that is given.
-    `with_code`: find out which code runs here, which takes git a moment.
 
     Raises Fault if MLflow does not respond.
     """
@@ -159,32 +147,42 @@ def open_mlflow_run(
         path = storage.folder / file
         write_text_atomically(path, text)
         storage.upload(path)
-    code = read_code_version(Path(__file__).parents[2]) if with_code else None
-    handle = open_run(
+    return open_run(
         profile.tracking_uri,
         profile.experiment,
         prepared.name,
         storage,
-        {**run_tags(profile, prepared.identity, nodes, code), **tags},
+        {**run_tags(profile, prepared.identity, code), **tags},
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
         answer_limit_s=10.0 if parent_run_id is None else _TRIAL_ANSWER_LIMIT_S,
     )
-    return handle, code
 
 
 def describe_in_mlflow(
-    handle: RunHandle, prepared: Prepared, nodes: Sequence[Node], code: CodeVersion | None, log: Log
+    handle: RunHandle,
+    prepared: Prepared,
+    nodes: Sequence[ClusterNode],
+    code: CodeVersion | None,
+    log: Log,
+    *,
+    brief: bool = False,
 ) -> None:
-    """Describes the run on its page in MLflow. None of this can fail a run: a refusal only causes a warning."""
-    profile = prepared.profile
-    facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
-    inputs = data_inputs(prepared)
+    """Describes the run on its page in MLflow. None of this can fail a run: a refusal only causes a warning.
+
+    `brief`: say only on which hardware it runs.
+    """
+    profile, inputs = prepared.profile, data_inputs(prepared)
     made_by: dict[str, PreparationRun] = {}
-    with _warn_on_error(log, "the run is not linked to how its data was made"):
-        made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))
-        set_tags(handle, {f"data_prep.{context}": run.run_id for context, run in made_by.items()})
+    if not brief:
+        with _warn_on_error(log, "the run is not linked to how its data was made"):
+            made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))
+            set_tags(handle, {f"data_prep.{context}": run.run_id for context, run in made_by.items()})
     with _warn_on_error(log, "the run is not described in MLflow"):
+        set_tags(handle, {"hardware": hardware_summary(nodes)})
+        if brief:
+            return
+        facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
         log_details(
             handle,
             description=description(prepared, made_by),
@@ -250,50 +248,3 @@ def list_checkpoints(storage: RunStorage) -> list[dict[str, object]]:
             path = f"{storage.location}/{name}"
             found.append({"name": name, "step": metadata.step, "metrics": dict(metadata.metrics), "path": path})
     return found
-
-
-LONG = ("label_map", "label_checks")
-"""Facts about the source that are lists; the manifest, an artifact, has them."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    beton: str
-    digest: str
-    run_id: str
-    is_new: bool
-
-
-def record_beton(tracking_uri: str, beton: str) -> Recorded:
-    """`beton`: a path or URL with its manifest beside it. UserError when that is missing, Fault from MLflow."""
-    location = beton if "://" in beton else str(Path(beton).expanduser().absolute())
-    manifest = read_manifest(location)
-    run, is_new = record_preparation(tracking_uri, preparation_of(manifest, location))
-    return Recorded(beton, manifest.digest, run.run_id, is_new)
-
-
-def preparation_of(manifest: Manifest, location: str) -> Preparation:
-    """Its digest is the one that trainings know the beton by."""
-    source = {key: value for key, value in manifest.source.items() if key not in LONG}
-    files = {"manifest.json": manifest.to_json()}
-    if manifest.quarantined:
-        files["quarantined.json"] = json.dumps([dict(entry) for entry in manifest.quarantined], indent=1)
-    counts = {
-        "num_samples": manifest.num_samples,
-        "num_classes": manifest.num_classes,
-        "num_untouched": manifest.num_untouched,
-        "num_quarantined": len(manifest.quarantined),
-        "bytes": manifest.beton_bytes,
-    }
-    return Preparation(
-        data=DataInput(
-            name=f"{manifest.source.get('name', 'beton')}/{PurePosixPath(location).stem}",
-            digest=manifest.digest.partition(":")[2],
-            context="made",
-            location=location,
-            facts=counts,
-        ),
-        params=as_params({"settings": manifest.settings, "source": source, "versions": manifest.versions}),
-        metrics={key: float(value) for key, value in counts.items()},
-        texts=files,
-    )

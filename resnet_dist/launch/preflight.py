@@ -35,7 +35,7 @@ from resnet_dist.data.decoder import open_kernel
 from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import Node, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
+from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
 from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
 from resnet_dist.training.checkpoint import METADATA, Identity, newest_complete, newest_first, require_same
 from resnet_dist.training.context import TrainingJob
@@ -235,7 +235,7 @@ def _left_out(recipe: Recipe, prepared: Prepared) -> str:
     return f", {num_left_out:,} images left out of each epoch, different ones each time"
 
 
-def nodes_to_come(profile: Profile) -> Sequence[Node] | None:
+def nodes_to_come(profile: Profile) -> Sequence[ClusterNode] | None:
     """The nodes that a run would find; None if they are still to be started (failure.wait_for_nodes_s)."""
     if cluster_of(profile, os.environ) is None:
         return [this_machine(profile, torch.cuda.device_count())]

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from data_prep.beton.files import Unfit, append, open_regular
 from data_prep.redaction import redacted
-from resnet_dist.launch.control import Status
+from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import HeldLease
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.system_metrics import process_began_s
@@ -23,7 +23,7 @@ from resnet_dist.training.schedule import RunPlan
 _LINE_EVERY_S = 5.0
 
 
-def describe(status: Status, plan: RunPlan) -> str:
+def describe(status: WorkerStatus, plan: RunPlan) -> str:
     """One line: the run's progress and its newest metrics."""
     metrics = status.metrics
     parts = [f"epoch {plan.epoch_of(max(status.step - 1, 0)) + 1}/{-(-plan.last_step // plan.steps_per_epoch)}"]
@@ -44,7 +44,7 @@ class ProgressReporter:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._last = Status()
+        self._last = WorkerStatus()
         self._last_line_s = 0.0
 
     @contextmanager
@@ -67,7 +67,7 @@ class ProgressReporter:
     def log(self, line: str) -> None:
         self._console.print(redacted(line), markup=False)
 
-    def show(self, status: Status) -> None:
+    def show(self, status: WorkerStatus) -> None:
         """Call it often; it prints what is new."""
         if status.attempt > self._last.attempt:
             again = "" if status.attempt == 1 else f" (attempt {status.attempt}: the workers were restarted)"
@@ -112,7 +112,7 @@ class EventLog:
         except OSError:
             return  # a full disk or an unreachable store must not end a run here; written with the next event
 
-    def observe(self, status: Status) -> None:
+    def observe(self, status: WorkerStatus) -> None:
         """Call it often; it records every worker group that began, and every warning."""
         if status.attempt < self._attempt:  # the actor was killed, and counts from zero
             self._attempt = self._num_warnings = 0
@@ -160,7 +160,7 @@ class Startup:
         self._stages.append(f"{stage} {now_s - self._passed_s:.1f}")
         self._passed_s = now_s
 
-    def observe(self, status: Status) -> str | None:
+    def observe(self, status: WorkerStatus) -> str | None:
         """Call it with every status, often for accuracy. Returns the complete line once it is known."""
         if self._seen == 0 and status.attempt:
             self.passed("workers")

@@ -22,7 +22,9 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import driver_of, held
 from resnet_dist.launch.mlflow_description import Log, data_inputs
 from resnet_dist.launch.preflight import Prepared
-from resnet_dist.launch.run import UNPUBLISHED, Record, Run
+from resnet_dist.launch.progress import ProgressReporter
+from resnet_dist.launch.record import UNPUBLISHED, MlflowRecord
+from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RunStorage, write_json
 from resnet_dist.tracking.connection import Unanswered
 from resnet_dist.tracking.datasets import DataInput
@@ -31,9 +33,9 @@ from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import SyncReport, sync
-from resnet_dist.training.checkpoint import Identity, load_state, newest_complete, newest_step
+from resnet_dist.training.checkpoint import Identity, load_state, newest_complete, newest_first, newest_step
 from resnet_dist.training.checkpoint_manager import open_best
-from resnet_dist.training.context import WorkerResult
+from resnet_dist.training.context import Outcome, WorkerResult
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.state import evaluated_weights
 
@@ -46,15 +48,56 @@ machine that sees the storage can publish, without Ray and the data."""
 
 @dataclass(frozen=True)
 class RunResult:
+    """How a run came out. It has a model only if it finished; stopped, the same call resumes it from its checkpoint."""
+
     name: str
     run_dir: str
+    """Path or URL."""
     run_id: str
     """MLflow's."""
     tracking_uri: str
     model_uri: str
     checkpoint: str
+    """Path or URL of the newest one; "" if there is none."""
     step: int
     metrics: Mapping[str, float]
+    outcome: Outcome = "finished"
+    reason: str = ""
+    """How the divergence was noticed, if the run diverged."""
+    stop_signal: int | None = None
+    """Number of the signal that stopped the run."""
+
+
+def unfinished(run: Run, result: WorkerResult, stop_signal: int | None) -> RunResult:
+    newest = next(iter(newest_first(run.storage.names())), None)
+    return RunResult(
+        name=run.prepared.name,
+        run_dir=run.storage.location,
+        run_id=run.record.handle.run_id,
+        tracking_uri=redacted(run.record.handle.tracking_uri),
+        model_uri="",
+        checkpoint=f"{run.storage.location}/{newest}" if newest else "",
+        step=result.step,
+        metrics=dict(result.metrics),
+        outcome=result.outcome,
+        reason=result.reason,
+        stop_signal=stop_signal,
+    )
+
+
+def resume_publishing(prepared: Prepared) -> RunResult | None:
+    """Does what is left to do if an earlier command has trained the run to its end: nothing, or what MLflow did not
+    accept. None if there is something to train. Raises as `publish_model`.
+    """
+    if (done := read_result(prepared.storage)) is not None:
+        return done
+    training = read_trained(prepared.storage)
+    if training is None or training.step != prepared.plan.last_step or prepared.damaged:
+        return None
+    if not training.identity.is_of(prepared.identity):
+        return None
+    profile, log = prepared.profile, ProgressReporter(prepared.plan).log
+    return _complete(training, prepared.storage, profile.tracking_uri, log, profile.failure.driver_timeout_s)
 
 
 def read_result(storage: RunStorage) -> RunResult | None:
@@ -77,67 +120,53 @@ def write_result(storage: RunStorage, result: RunResult) -> None:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedTraining:
     """A finished training."""
 
     name: str
-    """Of the run."""
+    """The run's name."""
     step: int
-    """Its last; there is a checkpoint of it."""
+    """The last step; there is a checkpoint of it."""
     metrics: Mapping[str, float]
     recipe: Recipe
     identity: Identity
     validation: DataInput
     validation_digest: str
-    """With the name of its algorithm."""
+    """Including the name of the algorithm."""
     register_models: bool
     pictures: Mapping[str, Any]
     """How the training data's pictures became pixels: `checks.picture_settings`."""
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Describes what was reached."""
         top1 = self.metrics.get("val/top1")
         return f"training finished after step {self.step}" + ("" if top1 is None else f" at {top1:.2f} % top-1")
 
 
-def trained_run(prepared: Prepared, result: WorkerResult) -> Trained:
-    return Trained(
-        name=prepared.name,
-        step=result.step,
-        metrics=dict(result.metrics),
-        recipe=prepared.recipe,
-        identity=prepared.identity,
-        validation=data_inputs(prepared)[1],
-        validation_digest=prepared.val.digest,
-        register_models=prepared.profile.register_models,
-        pictures=picture_settings(prepared.train),
-    )
-
-
-def write_trained(storage: RunStorage, trained: Trained) -> None:
-    tree = {key: value for key, value in vars(trained).items() if key not in ("recipe", "identity", "validation")}
-    tree |= {"recipe": to_yaml(trained.recipe)}
-    tree |= {key: asdict(getattr(trained, key)) for key in ("identity", "validation")}
+def write_trained(storage: RunStorage, training: FinishedTraining) -> None:
+    tree = {key: value for key, value in vars(training).items() if key not in ("recipe", "identity", "validation")}
+    tree |= {"recipe": to_yaml(training.recipe)}
+    tree |= {key: asdict(getattr(training, key)) for key in ("identity", "validation")}
     write_json(storage.folder / _TRAINED, tree)
     storage.upload(storage.folder / _TRAINED)
 
 
-def read_trained(storage: RunStorage) -> Trained | None:
+def read_trained(storage: RunStorage) -> FinishedTraining | None:
     """None if there is none that can be read, or its checkpoint is missing: then the training has to continue."""
     content = storage.read(_TRAINED)
     if content is None:
         return None
     try:
-        trained = _parsed(json.loads(content))
+        training = _parsed(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UserError):
         return None
-    return trained if trained.step == newest_step(storage) else None
+    return training if training.step == newest_step(storage) else None
 
 
-def _parsed(tree: dict[str, Any]) -> Trained:
+def _parsed(tree: dict[str, Any]) -> FinishedTraining:
     identity = tree["identity"]
-    return Trained(
+    return FinishedTraining(
         **{key: tree[key] for key in ("name", "validation_digest")},
         step=int(tree["step"]),
         metrics={str(key): float(value) for key, value in tree["metrics"].items()},
@@ -150,104 +179,123 @@ def _parsed(tree: dict[str, Any]) -> Trained:
 
 
 def publish_model(run: Run, result: WorkerResult) -> RunResult:
-    """Publishes a finished run's models to MLflow; leaving the run's block then sends its end. Raises as `publish`."""
-    trained = trained_run(run.prepared, result)
-    write_trained(run.storage, trained)
-    return publish(trained, run.record)
+    """Publishes a finished run's models to MLflow; leaving the run's block then sends its end.
 
-
-def publish(trained: Trained, record: Record) -> RunResult:
-    """Publishes a finished training to MLflow: unsent metrics, plots, models, their registration.
-
-    A second call, from any machine, does what is missing. Raises Fault, or UserError if the server refuses this user,
-    saying what was reached and how to send the rest; the training counts as finished either way.
+    Raises Fault, or UserError if the server refuses this user, saying what was reached and how to send the rest; the
+    training counts as finished either way.
     """
-    record.trained, record.end = trained.words, RunEnd("FINISHED", UNPUBLISHED)
+    prepared = run.prepared
+    training = FinishedTraining(
+        name=prepared.name,
+        step=result.step,
+        metrics=dict(result.metrics),
+        recipe=prepared.recipe,
+        identity=prepared.identity,
+        validation=data_inputs(prepared)[1],
+        validation_digest=prepared.val.digest,
+        register_models=prepared.profile.register_models,
+        pictures=picture_settings(prepared.train),
+    )
+    write_trained(run.storage, training)
+    return _publish(training, run.record)
+
+
+def _publish(training: FinishedTraining, record: MlflowRecord) -> RunResult:
+    """Sends unsent metrics, plots, models and their registration. A second call, from any machine, sends what is
+    missing."""
+    record.reached, record.ending.end = training.description, RunEnd("FINISHED", UNPUBLISHED)
     try:
         require_run(record.handle)
-        record.log(f"{trained.words}; metrics, plots and model go to MLflow now")
+        record.log(f"{training.description}; metrics, plots and model go to MLflow now")
         unsent = record.send_measured()
         if isinstance(unsent, Unanswered):
             raise unsent
-        result = _publish_models(trained, record)
+        result = _publish_models(training, record)
     except (Fault, UserError, OSError) as error:
         raise record.unpublished(error) from error
-    record.end = RunEnd("FINISHED", "finished")
+    record.ending.end, record.is_published = RunEnd("FINISHED", "finished"), True
     return result
 
 
-def _publish_models(trained: Trained, record: Record) -> RunResult:
+def _publish_models(training: FinishedTraining, record: MlflowRecord) -> RunResult:
     """Logs the last weights as `model`, better ones of an earlier step as `model-best`, registers the better of them if
     the profile says so, and returns where everything is."""
     storage, handle = record.storage, record.handle
     with newest_complete(storage) as found:
-        if found is None or found.metadata.step != trained.step:
-            raise Fault(f"{storage.location}: the checkpoint of step {trained.step} is missing or damaged")
+        if found is None or found.metadata.step != training.step:
+            raise Fault(f"{storage.location}: the checkpoint of step {training.step} is missing or damaged")
         checkpoint = f"{storage.location}/{found.name}"
-        last_uri = _log(trained, handle, "model", found.directory, trained.step, trained.metrics)
-    best_uri, metrics = last_uri, trained.metrics
-    with open_best(storage, trained.identity) as best:
+        last_uri = _log(training, handle, "model", found.directory, training.step, training.metrics)
+    best_uri, metrics = last_uri, training.metrics
+    with open_best(storage, training.identity) as best:
         if best is not None and best.metadata.metrics["val/top1"] > metrics["val/top1"]:
             metrics = best.metadata.metrics
-            best_uri = _log(trained, handle, "model-best", best.directory, best.metadata.step, metrics)
-    if trained.register_models:
-        registered = _register(trained, handle, best_uri, metrics)
+            best_uri = _log(training, handle, "model-best", best.directory, best.metadata.step, metrics)
+    if training.register_models:
+        registered = _register(training, handle, best_uri, metrics)
         record.log(
             f"registered {registered.name} version {registered.version} as candidate"
             + (" and champion" if registered.is_champion else "; the champion stays" + _why(registered))
         )
     return RunResult(
-        name=trained.name,
+        name=training.name,
         run_dir=storage.location,
         run_id=handle.run_id,
         tracking_uri=redacted(handle.tracking_uri),
         model_uri=last_uri,
         checkpoint=checkpoint,
-        step=trained.step,
-        metrics=dict(trained.metrics),
+        step=training.step,
+        metrics=dict(training.metrics),
     )
 
 
-def model_card(trained: Trained, metrics: Mapping[str, float]) -> dict[str, str]:
+def model_card(training: FinishedTraining, metrics: Mapping[str, float]) -> dict[str, str]:
     """The metadata of a logged model: how it was made, and its input."""
     return {
-        "recipe": to_yaml(trained.recipe),
-        "recipe_hash": trained.identity.recipe_hash,
-        "data_digest": trained.identity.data_digest,
+        "recipe": to_yaml(training.recipe),
+        "recipe_hash": training.identity.recipe_hash,
+        "data_digest": training.identity.data_digest,
         **{key: f"{value:.6g}" for key, value in metrics.items() if key.startswith("val/")},
     }
 
 
 def _log(
-    trained: Trained, handle: RunHandle, model_name: str, weights: Path, step: int, metrics: Mapping[str, float]
+    training: FinishedTraining,
+    handle: RunHandle,
+    model_name: str,
+    weights: Path,
+    step: int,
+    metrics: Mapping[str, float],
 ) -> str:
-    model = build_classifier(trained.recipe)
+    model = build_classifier(training.recipe)
     model.net.load_state_dict(evaluated_weights(load_state(weights, torch.device("cpu"))))
-    crop = trained.recipe.data.eval
+    crop = training.recipe.data.eval
     uri = log_classifier(
         handle,
         model.eval(),
         name=model_name,
         input_example=np.zeros((2, crop.size, crop.size, 3), dtype=np.uint8),
         resize=crop.resize,
-        class_names=trained.identity.class_names,
-        pictures=trained.pictures,
-        metadata=model_card(trained, metrics),
+        class_names=training.identity.class_names,
+        pictures=training.pictures,
+        metadata=model_card(training, metrics),
         step=step,
     )
     history = read_history(handle.run_dir, handle.run_id)
     values = {key: value for key, value in metrics.items() if key.startswith("val/")}
-    log_model_metrics(handle, uri, values, step, history, trained.validation)
+    log_model_metrics(handle, uri, values, step, history, training.validation)
     return uri
 
 
-def _register(trained: Trained, handle: RunHandle, model_uri: str, metrics: Mapping[str, float]) -> Registration:
-    recipe, identity = trained.recipe, trained.identity
+def _register(
+    training: FinishedTraining, handle: RunHandle, model_uri: str, metrics: Mapping[str, float]
+) -> Registration:
+    recipe, identity = training.recipe, training.identity
     return register(
         handle,
         f"{recipe.data.dataset}-{recipe.model.name}",
         model_uri,
-        Score(trained.validation_digest, metrics["val/top1"]),
+        Score(training.validation_digest, metrics["val/top1"]),
         {"recipe_hash": identity.recipe_hash, "data_digest": identity.data_digest},
         identity.class_names,
     )
@@ -262,30 +310,16 @@ def _why(registered: Registration) -> str:
     )
 
 
-def trained_before(prepared: Prepared) -> Trained | None:
-    """What an earlier command trained, to the end that is still requested, but could not publish to MLflow."""
-    trained = read_trained(prepared.storage)
-    if trained is None or trained.step != prepared.plan.last_step or prepared.damaged:
-        return None
-    return trained if trained.identity.is_of(prepared.identity) else None
-
-
-def complete(
-    trained: Trained,
-    storage: RunStorage,
-    tracking_uri: str,
-    log: Log,
-    *,
-    driver_timeout_s: float = FailureConfig().driver_timeout_s,
+def _complete(
+    training: FinishedTraining, storage: RunStorage, tracking_uri: str, log: Log, driver_timeout_s: float
 ) -> RunResult:
-    """Publishes what an earlier command trained, from any machine: needs neither Ray nor the data. Raises as
-    `publish`."""
+    """Publishes what an earlier command trained, from any machine: needs neither Ray nor the data."""
     with held(storage, driver_timeout_s, log) as lease:
         handle = recorded_run(storage, tracking_uri)
         if handle is None:
-            raise Fault(f"{storage.location}: {trained.words}, but the record of its MLflow run is gone")
-        with Record(handle, lease, trained.identity.class_names, log) as record:
-            result = publish(trained, record)
+            raise Fault(f"{storage.location}: {training.description}, but the record of its MLflow run is gone")
+        with MlflowRecord.open(handle, lease, training.identity.class_names, log) as record:
+            result = _publish(training, record)
         write_result(storage, result)
     return result
 
@@ -293,15 +327,18 @@ def complete(
 def sync_run(storage: RunStorage, tracking_uri: str, log: Log) -> str:
     """Sends MLflow everything that it lacks of a run, as `train` would have; returns a description.
 
-    Harmless at any time: for a run that a driver is working on, only points are sent. Raises as `sync` and `complete`
-    do.
+    Harmless at any time: for a run that a driver is working on, only points are sent. Raises as `sync` and
+    `publish_model` do.
     """
-    trained = read_trained(storage) if read_result(storage) is None else None
-    if trained is None:
+    training = read_trained(storage) if read_result(storage) is None else None
+    if training is None:
         report = sync(storage, tracking_uri, log=log)
         return _words(report, storage)
-    result = complete(trained, storage, tracking_uri, log)
-    return f"{trained.words}: run {result.run_id} is complete in MLflow and marked FINISHED, model {result.model_uri}"
+    result = _complete(training, storage, tracking_uri, log, FailureConfig().driver_timeout_s)
+    return (
+        f"{training.description}: run {result.run_id} is complete in MLflow and marked FINISHED, "
+        f"model {result.model_uri}"
+    )
 
 
 def _words(report: SyncReport, storage: RunStorage) -> str:

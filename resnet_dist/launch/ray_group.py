@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,8 +23,8 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.runtime.ray_errors import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import HeadWatch, alive_nodes, start_timeout_s, worker_environment, workers_with_room
-from resnet_dist.launch.control import Status, start_control
+from resnet_dist.launch.cluster import HeadWatch, alive_nodes, start_timeout_s, worker_capacity, worker_environment
+from resnet_dist.launch.control import WorkerStatus, start_control
 from resnet_dist.launch.execute import clear_leftovers
 from resnet_dist.launch.ray_internals import NO_RESERVATION, release, release_request
 from resnet_dist.launch.run import Run
@@ -34,7 +34,7 @@ from resnet_dist.tracking.connection import server_credentials
 from resnet_dist.training.checkpoint import damaged_names, newest_step
 from resnet_dist.training.context import Observer, WorkerResult
 
-_LOOK_EVERY_S = 0.5
+_POLL_EVERY_S = 0.5
 _ANSWER_LIMIT_S = 5.0
 
 
@@ -44,107 +44,143 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
     Ray Train restarts lost workers itself. A new trainer is needed when its controller died, and when a node of its
     workers is about to leave; in both cases it begins at the newest complete checkpoint.
     """
-    profile, failure, storage = run.prepared.profile, run.prepared.profile.failure, run.storage
+    profile, failure = run.prepared.profile, run.prepared.profile.failure
+    run.started_on(alive_nodes())
     release_request(run.lease.left_request)
-    control = start_control()
-    setup = _worker_setup(run, control)
-    if setup.cache is not None:
-        gigabytes = (run.prepared.train.beton_bytes + run.prepared.val.beton_bytes) / 1e9
-        run.log(f"each node copies what it lacks of {gigabytes:.1f} GB to {setup.cache.folder} first")
-
-    damaged = run.prepared.damaged
-    reservation = NO_RESERVATION
-    evaluated_step = lost_controllers = preemptions = 0
-    for number in itertools.count(1):
-        clear_leftovers(storage, profile.checkpoint.keep, damaged)
-        trainer = FitThread(number, build_trainer(profile, storage, setup))
-        result: WorkerResult | None = None
-        try:
-            with run.progress.live():
-                for status in statuses(trainer, control, run, observer.stop_requested):
-                    run.observe(status)
-                    if status.reservation not in (reservation, NO_RESERVATION):
-                        reservation = status.reservation
-                        run.lease.note_request(reservation.request)
-                    for step, metrics in status.evaluations:
-                        if step > evaluated_step:  # not one that a resumed run did again
-                            evaluated_step = step
-                            observer.evaluated(step, metrics)
-            if trainer.is_running():
-                return WorkerResult("stopped", newest_step(storage), {})  # before any worker had begun
-            result = trainer.result(storage)
-        except ControllerLost as lost:
-            lost_controllers += 1
-            if lost_controllers > failure.max_controller_failures:
-                raise Fault(f"{lost} (failure no. {lost_controllers}: failure.max_controller_failures)") from None
-            release(reservation)
-            event = f"{lost}; another is started, from the last checkpoint"
-        else:
-            if result.outcome != "stopped" or observer.stop_requested():
-                return result
-            preemptions += 1
-            if failure.max_preemptions is not None and preemptions > failure.max_preemptions:
-                raise Fault(f"nodes left the run {preemptions} times (failure.max_preemptions)")
-            event = f"a node leaves: the workers saved a checkpoint after step {result.step} and start elsewhere"
-        run.log(event)
-        run.events.note(event)
+    trainers = Trainers(run, observer)
+    lost_controllers = preemptions = 0
+    while True:
+        ended = trainers.run_once()
+        match ended:
+            case WorkerResult():
+                return ended
+            case ControllerLost():
+                lost_controllers += 1
+                if lost_controllers > failure.max_controller_failures:
+                    raise Fault(f"{ended.why} (failure no. {lost_controllers}: failure.max_controller_failures)")
+            case Preempted():
+                preemptions += 1
+                if failure.max_preemptions is not None and preemptions > failure.max_preemptions:
+                    raise Fault(f"nodes left the run {preemptions} times (failure.max_preemptions)")
+        run.log(ended.event)
+        run.events.note(ended.event)
         wait_for_remaining_capacity(profile, observer.stop_requested)
-        if observer.stop_requested() and result is not None:
-            return result
-        damaged = ()
-        with suppress(OSError, Fault):  # storage that does not respond now condemns nothing
-            damaged = damaged_names(storage)
-    raise AssertionError("unreachable")
 
 
-def statuses(
-    trainer: FitThread, control: ray.actor.ActorHandle, run: Run, stop_requested: Callable[[], bool]
-) -> Iterator[Status]:
-    """Yields the workers' progress twice a second, until the trainer has ended, or should stop and has no workers yet.
-    Raises UserError or Fault once it cannot succeed: a worker found so, the workers do not stop in time, the cluster's
-    head does not respond, another driver has the run.
-    """
-    grace_s = run.prepared.profile.failure.stop_grace_s
-    head = HeadWatch(run.prepared.profile.failure.head_timeout_s)
-    stop_by_s: float | None = None
-    has_begun = False
-    evaluated_step = 0
-    _look(control, trainer, stop=False)  # the stop of the trainer before is over
-    while trainer.is_running(_LOOK_EVERY_S):
-        if stop_by_s is None and stop_requested():
-            stop_by_s = time.monotonic() + grace_s
-            run.log("stopping: the workers save a checkpoint first (again to stop at once)")
-        if stop_by_s is not None and not has_begun:
-            return
-        if stop_by_s is not None and time.monotonic() > stop_by_s:
-            raise Fault(f"the workers did not stop within {grace_s:g} s (failure.stop_grace_s)")
-        head.look()
-        if (status := _look(control, trainer, stop=stop_by_s is not None, evaluated_step=evaluated_step)) is not None:
-            has_begun |= status.has_workers
-            yield status
-            evaluated_step = max([evaluated_step, *(step for step, _ in status.evaluations)])
-        if run.lease.lost is not None:
-            raise run.lease.lost
-    if (status := _look(control, trainer, stop=False, evaluated_step=evaluated_step)) is not None:
-        yield status
+@dataclass(frozen=True)
+class ControllerLost:
+    """Ray Train's controller, a process beside the driver, is gone, and the workers with it."""
+
+    why: str
+
+    @property
+    def event(self) -> str:
+        return f"{self.why}; another is started, from the last checkpoint"
 
 
-def _look(control: ray.actor.ActorHandle, trainer: FitThread, *, stop: bool, evaluated_step: int = 0) -> Status | None:
-    """The actor's status; None if it does not respond, for example while it restarts.
+@dataclass(frozen=True)
+class Preempted:
+    """A node of the workers is about to leave: they saved a checkpoint and ended."""
 
-    Raises UserError or Fault if a worker found that no restart would help.
-    """
-    try:
-        status: Status = ray.get(
-            control.look.remote(trainer.number, stop=stop, evaluated_step=evaluated_step), timeout=_ANSWER_LIMIT_S
-        )
-    except RayError:
-        return None
-    if status.mistake is not None:
-        raise UserError(status.mistake)
-    if status.given_up is not None:
-        raise Fault(status.given_up)
-    return status
+    step: int
+
+    @property
+    def event(self) -> str:
+        return f"a node leaves: the workers saved a checkpoint after step {self.step} and start elsewhere"
+
+
+class Trainers:
+    """Runs one Ray Train trainer after another for the same run, and passes on what their workers report."""
+
+    def __init__(self, run: Run, observer: Observer) -> None:
+        self._run, self._observer = run, observer
+        self._control = start_control()
+        self._setup = _worker_setup(run, self._control)
+        if self._setup.cache is not None:
+            gigabytes = (run.prepared.train.beton_bytes + run.prepared.val.beton_bytes) / 1e9
+            run.log(f"each node copies what it lacks of {gigabytes:.1f} GB to {self._setup.cache.folder} first")
+        self._number = 0
+        self._reservation = NO_RESERVATION
+        self._evaluated_step = 0
+        self._metrics: Mapping[str, float] = {}
+        """The last ones of the newest worker group that ended in order."""
+
+    def run_once(self) -> WorkerResult | ControllerLost | Preempted:
+        """Trains until the workers end, or their controller does. Raises UserError and Fault if the run must end."""
+        run, profile = self._run, self._run.prepared.profile
+        if self._observer.stop_requested():
+            return self._stopped()
+        damaged: Collection[str] = ()
+        with suppress(OSError, Fault):  # if storage does not respond now, nothing counts as damaged
+            damaged = damaged_names(run.storage) if self._number else run.prepared.damaged
+        clear_leftovers(run.storage, profile.checkpoint.keep, damaged)
+        self._number += 1
+        trainer = FitThread(build_trainer(profile, run.storage, self._setup))
+        with run.progress.live():
+            self._watch(trainer)
+        if trainer.is_running():
+            return self._stopped()
+        ended = trainer.result(run.storage)
+        if isinstance(ended, ControllerLost):
+            release(self._reservation)
+            return ended
+        self._metrics = ended.metrics
+        preempted = ended.outcome == "stopped" and not self._observer.stop_requested()
+        return Preempted(ended.step) if preempted else ended
+
+    def _stopped(self) -> WorkerResult:
+        """The result of a stop while there are no workers."""
+        return WorkerResult("stopped", newest_step(self._run.storage), self._metrics)
+
+    def _watch(self, trainer: FitThread) -> None:
+        """Returns when the trainer has ended, or should stop and has no workers yet.
+
+        Raises UserError or Fault once it cannot succeed: a worker found so, the workers do not stop in time, the
+        cluster's head does not respond, another driver has the run.
+        """
+        run, failure = self._run, self._run.prepared.profile.failure
+        head = HeadWatch(failure.head_timeout_s)
+        self._poll(stop=False)  # a new number cancels the stop of the trainer before
+        stop_by_s: float | None = None
+        has_workers = False
+        while trainer.is_running(_POLL_EVERY_S):
+            if stop_by_s is None and self._observer.stop_requested():
+                stop_by_s = time.monotonic() + failure.stop_grace_s
+                run.log("stopping: the workers save a checkpoint first (again to stop at once)")
+            if stop_by_s is not None and not has_workers:
+                return
+            if stop_by_s is not None and time.monotonic() > stop_by_s:
+                raise Fault(f"the workers did not stop within {failure.stop_grace_s:g} s (failure.stop_grace_s)")
+            head.check()
+            has_workers |= self._poll(stop=stop_by_s is not None)
+            if run.lease.lost is not None:
+                raise run.lease.lost
+        self._poll(stop=False)
+
+    def _poll(self, *, stop: bool) -> bool:
+        """Exchanges with the actor: whether to stop, and what is new of the workers. Returns whether there are any.
+
+        Raises UserError or Fault if a worker found that no restart would help.
+        """
+        try:
+            status: WorkerStatus = ray.get(
+                self._control.poll.remote(self._number, stop=stop, evaluated_step=self._evaluated_step),
+                timeout=_ANSWER_LIMIT_S,
+            )
+        except RayError:
+            return False  # for example while it restarts
+        if status.mistake is not None:
+            raise UserError(status.mistake)
+        if status.given_up is not None:
+            raise Fault(status.given_up)
+        self._run.observe(status)
+        if status.reservation not in (self._reservation, NO_RESERVATION):
+            self._reservation = status.reservation
+            self._run.lease.note_request(status.reservation.request)
+        for step, metrics in status.evaluations:  # newer than `_evaluated_step`: none that a resumed run repeats
+            self._evaluated_step = step
+            self._observer.evaluated(step, metrics)
+        return status.has_workers
 
 
 def _worker_setup(run: Run, control: Any) -> WorkerSetup:
@@ -163,16 +199,10 @@ def _worker_setup(run: Run, control: Any) -> WorkerSetup:
     )
 
 
-class ControllerLost(Fault):
-    """Ray Train's controller, a process beside the driver, is gone, and the workers with it."""
-
-
 class FitThread:
     """`TorchTrainer.fit()` in a separate thread, so that the main thread can handle signals and show progress."""
 
-    def __init__(self, number: int, trainer: TorchTrainer) -> None:
-        """`number`: from 1; which of the run's trainers it is, of this driver's."""
-        self.number = number
+    def __init__(self, trainer: TorchTrainer) -> None:
         self._result: ray.train.Result | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train-fit", daemon=True)
@@ -188,20 +218,18 @@ class FitThread:
         self._thread.join(wait_s)
         return self._thread.is_alive()
 
-    def result(self, storage: RunStorage) -> WorkerResult:
-        """Rank 0's result. Raises ControllerLost, and UserError or Fault with the cause; the full error goes to
-        `failure.log`.
-        """
+    def result(self, storage: RunStorage) -> WorkerResult | ControllerLost:
+        """Rank 0's result. Raises UserError or Fault with the cause; the full error goes to `failure.log`."""
         if self._error is not None:
             log = storage.folder / "failure.log"
             write_text_atomically(log, "".join(traceback.format_exception(self._error)))
             storage.upload(log)
             if is_lost_process(self._error):
                 why = explain(self._error).sentence
-                raise ControllerLost(f"Ray Train's controller, a process beside the driver, died: {why}") from None
+                return ControllerLost(f"Ray Train's controller, a process beside the driver, died: {why}")
             if isinstance(self._error, ControllerError) and isinstance(self._error.controller_failure, OSError):
                 reason = explain(self._error.controller_failure).sentence
-                raise ControllerLost(f"Ray Train's controller could not write its bookkeeping: {reason}") from None
+                return ControllerLost(f"Ray Train's controller could not write its bookkeeping: {reason}")
             raise Fault(f"training failed: {_cause(self._error)}; the log is {storage.location}/{log.name}") from None
         returned = self._result.return_value if self._result else None
         if isinstance(returned, str):
@@ -266,13 +294,13 @@ def wait_for_remaining_capacity(profile: Profile, stop_requested: Callable[[], b
     """
     limit_s = profile.failure.wait_for_resources_s
     deadline = time.monotonic() + limit_s
-    while (room := workers_with_room(alive_nodes(), profile)) < profile.workers.min and not stop_requested():
+    while (room := worker_capacity(alive_nodes(), profile)) < profile.workers.min and not stop_requested():
         if time.monotonic() > deadline:
             raise Fault(
                 f"the nodes that are left have room for {room} workers of {profile.workers}, and no more came for "
                 f"{limit_s:g} s (failure.wait_for_resources_s); add nodes and run the same command again"
             )
-        time.sleep(2 * _LOOK_EVERY_S)
+        time.sleep(2 * _POLL_EVERY_S)
 
 
 def _cause(error: BaseException) -> str:

@@ -155,10 +155,10 @@ def trial_actor(trial: Trial) -> Any:
 
 @contextmanager
 def every_lost_actor_is_a_dead_one() -> Iterator[None]:
-    """Inside, Tune takes whatever Ray reports of a lost actor for its death.
+    """Within the context, Tune counts every loss of an actor as its death.
 
-    Tune knows RayActorError alone (ray 2.60): at an actor that is lost to the node's memory limit, or with its node, it
-    would end the sweep. With another Ray nothing is changed: there the same command has to resume such a sweep.
+    By itself Tune knows only RayActorError, and ends the sweep if an actor runs out of memory or is lost with its node.
+    With another version of Ray nothing is changed: there the same command has to resume such a sweep.
     """
     if not _is_known():
         yield

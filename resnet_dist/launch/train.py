@@ -5,36 +5,30 @@ It can be killed at any moment and called again with the same arguments: finishe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.runtime.stop import StopFlag
 from resnet_dist.config.profile import Profile, absolute_paths
 from resnet_dist.config.recipe import Recipe
-from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import ray_session, require_capacity_here, wait_for_capacity
-from resnet_dist.launch.control import stop_signals
 from resnet_dist.launch.execute import execute
 from resnet_dist.launch.preflight import prepare
-from resnet_dist.launch.progress import ProgressReporter, Startup
-from resnet_dist.launch.publish import RunResult, complete, publish_model, read_result, trained_before, write_result
+from resnet_dist.launch.progress import Startup
+from resnet_dist.launch.publish import RunResult, publish_model, resume_publishing, unfinished, write_result
 from resnet_dist.launch.ray_group import ray_group
 from resnet_dist.launch.run import Run
+from resnet_dist.training.context import Observer
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """The user stopped the run; there is a checkpoint of `step`, from which the same command resumes."""
-
-    exit_code: int
-    step: int
-    run_dir: str
-    """Path or URL."""
+class StopSignal(StopFlag, Observer):
+    """Asks the run to stop after the first SIGINT or SIGTERM."""
 
 
-def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
+def train(recipe: Recipe, profile: Profile, name: str) -> RunResult:
     """Trains `recipe` on `profile`'s hardware under `name`, or resumes the run of that name.
 
-    Raises UserError before any worker starts, Fault when there is no result.
+    SIGINT and SIGTERM stop the run after its next step, with a checkpoint. Raises UserError before any worker starts,
+    Fault if something breaks.
     """
     profile = absolute_paths(profile, Path.cwd())
     startup = Startup()
@@ -42,33 +36,26 @@ def train(recipe: Recipe, profile: Profile, name: str) -> RunResult | Stopped:
 
     # A user's mistakes are reported before anything is started.
     prepared = prepare(recipe, profile, name)
-    storage = prepared.storage
     startup.passed("checks")
 
-    # Work of an earlier command is not repeated: all of it, or everything except what MLflow did not accept.
-    if (done := read_result(storage)) is not None:
+    # If an earlier command has trained to the end, only what MLflow did not accept is left to do.
+    if (done := resume_publishing(prepared)) is not None:
         return done
-    if (trained := trained_before(prepared)) is not None:
-        log = ProgressReporter(prepared.plan).log
-        return complete(trained, storage, profile.tracking_uri, log, driver_timeout_s=profile.failure.driver_timeout_s)
     require_capacity_here(profile)
 
     # From here on only this driver holds the run. However the block is left, MLflow learns how the run ended.
     with Run.open(prepared, startup=startup) as run:
+        # Ray ends before the model is published: that needs no cluster, and survives one that is lost meanwhile.
         with ray_session(profile):
-            nodes = wait_for_capacity(profile, run.log)
+            wait_for_capacity(profile, run.log)
             startup.passed("Ray")
-            with stop_signals() as stop:
-                run.begin(nodes)
+            # After `ray.init`, which installs its own SIGTERM handler.
+            with StopSignal("steps since the last checkpoint are trained again") as stop:
                 result = execute(run, on=ray_group, observer=stop)
-        if result.outcome == "stopped":
-            return Stopped(stop.exit_code, result.step, storage.location)
-        if result.outcome == "diverged":
-            raise Fault(
-                f"training diverged: {result.reason} ({storage.location}); lower optim.lr or lengthen "
-                "schedule.warmup, and use a new --name"
-            )
+        if result.outcome != "finished":
+            return unfinished(run, result, stop.number)
         published = publish_model(run, result)
 
-    write_result(storage, published)
+    # Written last: its presence means that MLflow has everything, the run's end too.
+    write_result(prepared.storage, published)
     return published

@@ -117,7 +117,7 @@ class RayContext:
         return self._stop_requested
 
     def save_requested(self) -> bool:
-        """By the clock."""
+        """Whether a checkpoint is due by the clock."""
         every_s = self._setup.save_every_s
         return every_s is not None and time.monotonic() - self._saved_at_s >= every_s
 
@@ -170,7 +170,7 @@ class RayContext:
         me = (self.rank, self.world_size, ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
         while not self._done.wait(_STOP_POLL_S):
             try:
-                if ray.get(self._setup.control.asks.remote(*me), timeout=5.0):
+                if ray.get(self._setup.control.should_stop.remote(*me), timeout=5.0):
                     self._stop_requested = True
                     return
             except ActorDiedError:
@@ -199,7 +199,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     context = RayContext(setup, monitor, spool)
     tracker = Tracker()
     if spool is not None and context.rank == 0:
-        setup.control.began.remote(context.world_size, current_reservation())
+        setup.control.workers_started.remote(context.world_size, current_reservation())
         tracker = spool
         tracker.tags({"workers": str(context.world_size)})
     try:
@@ -232,7 +232,7 @@ def require_same_data(job: TrainingJob) -> None:
 
 def _mistaken(setup: WorkerSetup, error: UserError) -> str:
     """Reports to the driver directly: Ray reads only what rank 0 returns, and only when all workers are done."""
-    setup.control.mistake.remote(str(error))
+    setup.control.report_mistake.remote(str(error))
     return str(error)
 
 

@@ -20,7 +20,6 @@ from resnet_dist.data.decoder import eval_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import this_machine
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.run import Run
@@ -79,7 +78,6 @@ class Study:
         outcome = outcome_before(prepared)
         if outcome is None:
             with Run.open(prepared, parent_run_id=self.handle.run_id) as run:
-                run.begin([this_machine(self.profile, num_gpus=0)])
                 outcome = execute(run, on=in_process).outcome
         handle = recorded_run(prepared.storage, self.profile.tracking_uri)
         assert handle is not None
@@ -104,7 +102,7 @@ def outcome_before(prepared: Prepared) -> Outcome | None:
     end = recorded_end(prepared.run_dir)
     if end is not None and end.status == "FINISHED":
         return "finished"
-    return "diverged" if end is not None and end.reason == "diverged" else None
+    return "diverged" if end is not None and end.reason.startswith("diverged") else None
 
 
 def study_recipe(net: str, *, lr: float = 0.1, seed: int = 0, overrides: Sequence[str] = ()) -> Recipe:

@@ -9,8 +9,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_dist.launch.cluster import alive_nodes, asked_for, await_nodes, cluster_of, ray_session, ray_settings
-from resnet_dist.launch.control import stop_signals
+from data_prep.runtime.stop import StopFlag
+from resnet_dist.launch.cluster import (
+    alive_nodes,
+    cluster_of,
+    nodes_requested,
+    ray_session,
+    ray_settings,
+    wait_for_nodes,
+)
 from resnet_dist.launch.mlflow_description import Log
 from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import open_ledger
@@ -60,11 +67,14 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
         with (
             ray_session(profile, dashboard=space.resources.path == "train"),
             # An autoscaler has to see what all trials at once need, all the time: Tune requests for running ones only.
-            asked_for(profile, trial_bundles(space, trial_profile, most)),
+            nodes_requested(profile, trial_bundles(space, trial_profile, most)),
         ):
-            nodes = await_nodes(profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, log)
+            nodes = wait_for_nodes(profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, log)
             require_capacity(space, trial_profile, nodes)
-            with stop_signals() as stop, open_record(prepared, sweep, nodes, log) as record:
+            with (
+                StopFlag("steps since the last checkpoint are trained again") as stop,
+                open_record(prepared, sweep, nodes, log) as record,
+            ):
                 runner = TrialRunner(prepared, sweep, record, stop)
                 at_once = trials_at_once(space, trial_profile, alive_nodes())
                 log(f"{runner.num_open()} trials to go, {at_once} at once")

@@ -16,7 +16,7 @@ from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import Node, no_gpus, remedy, worker_bundles, workers_with_room
+from resnet_dist.launch.cluster import ClusterNode, no_gpus, remedy, worker_bundles, worker_capacity
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
 from resnet_dist.sweeps.analysis.next_sweep import warm_start
@@ -244,7 +244,7 @@ def _require_plannable(
 # How many trials fit into a cluster at once. A trial holds all it needs before it starts.
 
 
-def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) -> int:
+def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[ClusterNode]) -> int:
     """At most `resources.max_concurrent`."""
     resources = space.resources
     if resources.path == "light":
@@ -254,7 +254,7 @@ def trials_at_once(space: Space, trial_profile: Profile, nodes: Sequence[Node]) 
             for node in nodes
         )
     else:
-        fit = workers_with_room(list(nodes), trial_profile) // trial_profile.workers.min
+        fit = worker_capacity(list(nodes), trial_profile) // trial_profile.workers.min
     return min(fit, resources.max_concurrent or fit)
 
 
@@ -269,7 +269,7 @@ def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list
 
 
 def require_capacity(
-    space: Space, trial_profile: Profile, nodes: Sequence[Node], environment: Mapping[str, str] = os.environ
+    space: Space, trial_profile: Profile, nodes: Sequence[ClusterNode], environment: Mapping[str, str] = os.environ
 ) -> None:
     """Raises UserError, with what was found, if not even one trial fits."""
     if trials_at_once(space, trial_profile, nodes) > 0:

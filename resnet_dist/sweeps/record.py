@@ -13,7 +13,7 @@ from data_prep.redaction import redacted
 from resnet_dist.code_version import read_code_version
 from resnet_dist.config.loading import flatten, to_yaml, tree_to_yaml
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.mlflow_description import Log, hardware_summary
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import as_storage
@@ -61,7 +61,7 @@ class SweepRecord:
 
 
 @contextmanager
-def open_record(prepared: PreparedSweep, sweep: Sweep, nodes: list[Node], log: Log) -> Iterator[SweepRecord]:
+def open_record(prepared: PreparedSweep, sweep: Sweep, nodes: list[ClusterNode], log: Log) -> Iterator[SweepRecord]:
     """Opens the sweep's MLflow run, or continues it. Leaving the block ends it, after all trials that still run there.
 
     Raises Fault if MLflow does not answer: nothing has been started yet.
@@ -82,7 +82,7 @@ def open_record(prepared: PreparedSweep, sweep: Sweep, nodes: list[Node], log: L
         end_sweep(handle, trials, record.end.status, record.end.reason)
 
 
-def _open_run(prepared: PreparedSweep, nodes: list[Node]) -> RunHandle:
+def _open_run(prepared: PreparedSweep, nodes: list[ClusterNode]) -> RunHandle:
     space, profile = prepared.space, prepared.profile
     code = read_code_version(Path(__file__).parents[2])
     handle = open_run(

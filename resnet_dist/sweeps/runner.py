@@ -9,9 +9,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from data_prep.runtime.stop import StopFlag
 from resnet_dist.errors import Fault
 from resnet_dist.launch.cluster import alive_nodes
-from resnet_dist.launch.control import StopSignal
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import TrialOutcome, TrialState, Verdict, summary
@@ -30,7 +30,7 @@ _HOPELESS = 3
 class TrialRunner:
     """What Ray Tune asks: which trial to start, what to answer it, and what follows from its end."""
 
-    def __init__(self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopSignal) -> None:
+    def __init__(self, prepared: PreparedSweep, sweep: Sweep, record: SweepRecord, stop: StopFlag) -> None:
         self.fatal: Fault | None = None
         """Why the sweep cannot be continued."""
         self._prepared, self._sweep, self._record, self._stop = prepared, sweep, record, stop

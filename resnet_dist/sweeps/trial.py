@@ -16,7 +16,6 @@ from data_prep.runtime.ray_errors import explain
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import alive_nodes, this_machine
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_group import ray_group
@@ -151,7 +150,6 @@ def train_trial(config: Mapping[str, Any], setup: TrialSetup, observer: TrialObs
     per_epoch = observer.steps_per_epoch = prepared.plan.steps_per_epoch
     light, tags = setup.is_light, {"trial": config["trial"]}
     with Run.open(prepared, parent_run_id=setup.parent_run_id, brief=light, tags=tags) as run:
-        run.begin([this_machine(setup.profile, num_gpus=0)] if light else alive_nodes())
         result = execute(run, on=in_process if light else ray_group, observer=observer)
         epoch = result.step / per_epoch
         match result.outcome:

@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from data_prep.beton.manifest import Manifest, read_manifest
 from data_prep.redaction import redacted, redacted_value
 from resnet_dist.errors import UserError
 from resnet_dist.tracking.connection import connect, mlflow_client, mlflow_faults, prepare_store
@@ -147,3 +149,50 @@ def as_params(groups: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
         for group, values in groups.items()
         for key, value in values.items()
     }
+
+
+LONG = ("label_map", "label_checks")
+"""Facts about the source that are lists; the manifest, an artifact, has them."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    beton: str
+    digest: str
+    run_id: str
+    is_new: bool
+
+
+def record_beton(tracking_uri: str, beton: str) -> Recorded:
+    """`beton`: a path or URL with its manifest beside it. UserError when that is missing, Fault from MLflow."""
+    location = beton if "://" in beton else str(Path(beton).expanduser().absolute())
+    manifest = read_manifest(location)
+    run, is_new = record_preparation(tracking_uri, preparation_of(manifest, location))
+    return Recorded(beton, manifest.digest, run.run_id, is_new)
+
+
+def preparation_of(manifest: Manifest, location: str) -> Preparation:
+    """Its digest is the one that trainings know the beton by."""
+    source = {key: value for key, value in manifest.source.items() if key not in LONG}
+    files = {"manifest.json": manifest.to_json()}
+    if manifest.quarantined:
+        files["quarantined.json"] = json.dumps([dict(entry) for entry in manifest.quarantined], indent=1)
+    counts = {
+        "num_samples": manifest.num_samples,
+        "num_classes": manifest.num_classes,
+        "num_untouched": manifest.num_untouched,
+        "num_quarantined": len(manifest.quarantined),
+        "bytes": manifest.beton_bytes,
+    }
+    return Preparation(
+        data=DataInput(
+            name=f"{manifest.source.get('name', 'beton')}/{PurePosixPath(location).stem}",
+            digest=manifest.digest.partition(":")[2],
+            context="made",
+            location=location,
+            facts=counts,
+        ),
+        params=as_params({"settings": manifest.settings, "source": source, "versions": manifest.versions}),
+        metrics={key: float(value) for key, value in counts.items()},
+        texts=files,
+    )

@@ -70,5 +70,5 @@ def test_a_diverged_run_is_a_result_and_is_not_trained_again(profile: Profile, m
     diverging = ["train.total_epochs=1", "train.divergence.max_loss=0.1"]
     with open_study(profile, "trial", "words") as study:
         assert study.train("plain8", lr=0.1, seed=0, overrides=diverging).outcome == "diverged"
-        monkeypatch.setattr(Run, "begin", None)  # a second training would call it
+        monkeypatch.setattr(Run, "open", None)  # a second training would call it
         assert study.train("plain8", lr=0.1, seed=0, overrides=diverging).outcome == "diverged"

@@ -18,13 +18,13 @@ from resnet_dist.doctor.cluster import (
     compare_nodes,
     describe_speed,
 )
-from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.cluster import ClusterNode
 
 PROFILE = Profile(
     workers=Workers(min=2, max=2), cpus_per_worker=1, data_root="/d", storage="/s", tracking_uri="sqlite:////m.db"
 )
 FACTS = NodeFacts("10.0.0.1", {"torch": "2.14.1", "python": "3.11.7"}, "c0de", "EPYC", 0, {"/s": 50 << 30})
-NODE = Node("10.0.0.1", 8, 0)
+NODE = ClusterNode("10.0.0.1", 8, 0)
 
 
 def problems(checks: Iterable[Check]) -> list[str]:
@@ -48,7 +48,7 @@ def test_each_problem_is_reported() -> None:
     wrong = replace(FACTS, data="/d: no such folder", storage="not shared", tracking="no answer")
     assert judged(Answer(NODE, wrong)) == ["/d: no such folder", "storage /s: not shared", "no answer"]
     gpus = PROFILE.model_copy(update={"gpus_per_worker": 1})
-    assert "PyTorch sees 0 GPUs, Ray 8" in judged(Answer(Node("10.0.0.1", 8, 8), FACTS), gpus)[0]
+    assert "PyTorch sees 0 GPUs, Ray 8" in judged(Answer(ClusterNode("10.0.0.1", 8, 8), FACTS), gpus)[0]
 
 
 def test_differences_between_nodes_name_the_odd_one() -> None:

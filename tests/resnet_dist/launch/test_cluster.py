@@ -11,13 +11,13 @@ from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch import cluster
 from resnet_dist.launch.cluster import (
-    Node,
+    ClusterNode,
     cluster_of,
     ray_session,
     require_capacity,
+    worker_capacity,
     worker_environment,
     workers_that_fit,
-    workers_with_room,
 )
 
 PROFILE = Profile(
@@ -26,25 +26,25 @@ PROFILE = Profile(
 
 
 def test_a_worker_fits_on_one_node() -> None:
-    nodes = [Node("a", 8, 2), Node("b", 4, 0), Node("c", 2, 8)]
+    nodes = [ClusterNode("a", 8, 2), ClusterNode("b", 4, 0), ClusterNode("c", 2, 8)]
     assert workers_that_fit(nodes, 3, 0) == 3
     assert workers_that_fit(nodes, 1, 1) == 4
     assert workers_that_fit([], 1, 0) == 0
 
 
 def test_capacity_names_what_was_found() -> None:
-    require_capacity([Node("a", 12, 0)], PROFILE)
+    require_capacity([ClusterNode("a", 12, 0)], PROFILE)
     with pytest.raises(UserError, match=r"4 workers of 3 CPUs and 0 GPUs, the cluster holds 2 \(a: 8 CPUs 0 GPUs\)"):
-        require_capacity([Node("a", 8, 0)], PROFILE)
+        require_capacity([ClusterNode("a", 8, 0)], PROFILE)
     with pytest.raises(UserError, match=r"no nodes"):
         require_capacity([], PROFILE)
 
 
 def test_only_nodes_with_the_labels_count() -> None:
     picky = PROFILE.model_copy(update={"node_labels": {"market": "spot"}})
-    require_capacity([Node("a", 12, 0, {"market": "spot", "zone": "b"})], picky)
+    require_capacity([ClusterNode("a", 12, 0, {"market": "spot", "zone": "b"})], picky)
     with pytest.raises(UserError, match=r"the cluster holds 0 \(no nodes with market=spot, of 1 in all\)"):
-        require_capacity([Node("a", 12, 0)], picky)
+        require_capacity([ClusterNode("a", 12, 0)], picky)
 
 
 def test_the_profile_comes_before_the_environment() -> None:
@@ -76,14 +76,14 @@ def test_a_worker_gets_its_own_environment_only_where_it_needs_one() -> None:
 
 def test_a_growing_cluster_is_asked_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = PROFILE.model_copy(update={"failure": PROFILE.failure.model_copy(update={"wait_for_nodes_s": 60.0})})
-    seen = iter([[], [Node("a", 4, 0)], [Node("a", 12, 0)], [Node("a", 99, 0)]])
+    seen = iter([[], [ClusterNode("a", 4, 0)], [ClusterNode("a", 12, 0)], [ClusterNode("a", 99, 0)]])
     asked: list[list[dict[str, float]]] = []
     monkeypatch.setattr(cluster, "alive_nodes", lambda: next(seen))
     monkeypatch.setattr(cluster, "request_resources", lambda bundles, **_: asked.append(bundles))
     monkeypatch.setattr(cluster.time, "sleep", lambda _: None)
     said: list[str] = []
-    with cluster.asked_for(profile, cluster.worker_bundles(profile)):
-        nodes = cluster.await_nodes(profile, lambda n: workers_with_room(n, profile) >= 4, said.append)
+    with cluster.nodes_requested(profile, cluster.worker_bundles(profile)):
+        nodes = cluster.wait_for_nodes(profile, lambda n: worker_capacity(n, profile) >= 4, said.append)
     assert [node.cpus for node in nodes] == [12]
     assert asked == [[{"CPU": 3.0}] * 4, []]
     assert said == ["the cluster has no room yet: waiting up to 60 s for nodes (failure.wait_for_nodes_s)"]
@@ -91,5 +91,5 @@ def test_a_growing_cluster_is_asked_and_waited_for(monkeypatch: pytest.MonkeyPat
 
 def test_a_cluster_of_fixed_size_is_judged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "alive_nodes", list)
-    with cluster.asked_for(PROFILE, cluster.worker_bundles(PROFILE)):
-        assert cluster.await_nodes(PROFILE, bool, pytest.fail) == []
+    with cluster.nodes_requested(PROFILE, cluster.worker_bundles(PROFILE)):
+        assert cluster.wait_for_nodes(PROFILE, bool, pytest.fail) == []

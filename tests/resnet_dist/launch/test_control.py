@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,25 +11,25 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig
 from resnet_dist.launch import control as control_module
-from resnet_dist.launch.control import RunControl, Status, stop_signals
+from resnet_dist.launch.control import RunControl, WorkerStatus
 from resnet_dist.launch.ray_internals import Reservation
 from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.tracking.connection import server_credentials
 
 
-def look(control: RunControl, trainer: int = 0, *, stop: bool = False, evaluated_step: int = 0) -> Status:
-    return control.look(trainer, stop=stop, evaluated_step=evaluated_step)
+def poll(control: RunControl, trainer: int = 0, *, stop: bool = False, evaluated_step: int = 0) -> WorkerStatus:
+    return control.poll(trainer, stop=stop, evaluated_step=evaluated_step)
 
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
     control = RunControl()
-    control.began(2, Reservation("ab", "train-1"))
+    control.workers_started(2, Reservation("ab", "train-1"))
     control.progressed(10, {"train/loss": 1.0})
     control.evaluated(20, {"val/top1": 90.0})
     control.progressed(21, {"train/loss": 0.9})
     second = Reservation("cd", "train-2")
-    control.began(1, second)
-    expected = Status(
+    control.workers_started(1, second)
+    expected = WorkerStatus(
         attempt=2,
         world_size=1,
         reservation=second,
@@ -41,33 +39,33 @@ def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
         evaluations=((20, {"val/top1": 90.0}),),
         has_workers=True,
     )
-    assert look(control) == expected
+    assert poll(control) == expected
     control.progressed(15, {})
-    assert look(control) == replace(expected, step=15, resumed_step=15)
+    assert poll(control) == replace(expected, step=15, resumed_step=15)
 
 
-def test_no_evaluation_is_lost_between_two_looks() -> None:
+def test_no_evaluation_is_lost_between_two_polls() -> None:
     """Nor with an answer that does not arrive: only what the driver has seen is forgotten."""
     control = RunControl()
     for step in (10, 20, 30):
         control.evaluated(step, {"val/top1": step})
     for _ in range(2):
-        assert look(control).evaluations == tuple((step, {"val/top1": step}) for step in (10, 20, 30))
+        assert poll(control).evaluations == tuple((step, {"val/top1": step}) for step in (10, 20, 30))
     control.evaluated(40, {"val/top1": 40})
-    assert [step for step, _ in look(control, evaluated_step=30).evaluations] == [40]
-    assert look(control, evaluated_step=40).evaluations == ()
+    assert [step for step, _ in poll(control, evaluated_step=30).evaluations] == [40]
+    assert poll(control, evaluated_step=40).evaluations == ()
 
 
 def test_a_request_to_stop_holds_for_one_trainer() -> None:
     control = RunControl()
-    look(control, trainer=1)
-    assert not control.asks(0, 1, "10.0.0.1", "node-a")
-    look(control, trainer=1, stop=True)
-    assert control.asks(0, 1, "10.0.0.1", "node-a")
-    look(control, trainer=1)
-    assert control.asks(0, 1, "10.0.0.1", "node-a")
-    assert not look(control, trainer=2).has_workers
-    assert not control.asks(0, 1, "10.0.0.1", "node-a")
+    poll(control, trainer=1)
+    assert not control.should_stop(0, 1, "10.0.0.1", "node-a")
+    poll(control, trainer=1, stop=True)
+    assert control.should_stop(0, 1, "10.0.0.1", "node-a")
+    poll(control, trainer=1)
+    assert control.should_stop(0, 1, "10.0.0.1", "node-a")
+    assert not poll(control, trainer=2).has_workers
+    assert not control.should_stop(0, 1, "10.0.0.1", "node-a")
 
 
 def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,28 +73,14 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     monkeypatch.setattr("resnet_dist.launch.control.leaving_nodes", lambda: leaving)
     monkeypatch.setattr("resnet_dist.launch.control._LOOK_EVERY_S", 0.0)
     control = RunControl()
-    assert [control.asks(rank, 3, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
+    assert [control.should_stop(rank, 3, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
     leaving.add("node-7")
-    assert not control.asks(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
+    assert not control.should_stop(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
     leaving.add("node-2")
-    assert control.asks(0, 3, "10.0.0.0", "node-0")
-    assert look(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
-    look(control, trainer=2)  # the next group, on the nodes that stay
-    assert [control.asks(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_requests_a_stop_and_the_second_forces_it(number: signal.Signals, code: int) -> None:
-    before = signal.getsignal(number)
-    ends: list[tuple[int, str]] = []
-    with stop_signals(lambda code, lost: ends.append((code, lost))) as stop:
-        assert stop.number is None
-        os.kill(os.getpid(), number)
-        assert (stop.number, stop.exit_code) == (number, code)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert ends == [(code, "steps since the last checkpoint are trained again")]
-    assert signal.getsignal(number) is before
+    assert control.should_stop(0, 3, "10.0.0.0", "node-0")
+    assert poll(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
+    poll(control, trainer=2)  # the next group, on the nodes that stay
+    assert [control.should_stop(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 
 
 def test_the_second_signal_says_so_and_ends_a_process_that_does_not_end() -> None:
@@ -121,22 +105,22 @@ finally:
 
 def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
     control = RunControl()
-    assert not look(control).has_workers
-    control.began(2, Reservation("a", "b"))
-    control.mistake("node b: no data")
-    assert (look(control).mistake, look(control).has_workers) == ("node b: no data", True)
+    assert not poll(control).has_workers
+    control.workers_started(2, Reservation("a", "b"))
+    control.report_mistake("node b: no data")
+    assert (poll(control).mistake, poll(control).has_workers) == ("node b: no data", True)
     later = RunControl()
-    later.began(2, Reservation("a", "b"))
+    later.workers_started(2, Reservation("a", "b"))
     later.progressed(0, {})
-    later.mistake("node c: not mounted yet")
-    assert look(later).mistake is None
+    later.report_mistake("node c: not mounted yet")
+    assert poll(later).mistake is None
 
 
 def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "leaving_nodes", frozenset)
     control = RunControl()
-    control.asks(0, 1, "10.0.0.1", "n")
-    assert look(control, trainer=0).has_workers
+    control.should_stop(0, 1, "10.0.0.1", "n")
+    assert poll(control, trainer=0).has_workers
 
 
 def test_the_dashboard_shows_no_password_of_the_workers() -> None:

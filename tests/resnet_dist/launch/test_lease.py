@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.lease import HeldLease, Lease, StorageRefused, commit_within, take, this_process
+from resnet_dist.launch.lease import Holder, Lease, commit_within, take, this_process
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import spool_folder
 from resnet_dist.tracking.tracker import Spool
@@ -87,33 +87,41 @@ def test_a_dead_drivers_requests_to_ray_are_known_to_the_next(tmp_path: Path) ->
     assert json.loads((tmp_path / "driver" / "00002.json").read_text())["request"] == "train-2"
 
 
-def test_a_silent_driver_of_another_machine_is_waited_for(tmp_path: Path) -> None:
-    driver_file(tmp_path, 1, asdict(ELSEWHERE))
-    said: list[str] = []
-    held = take(FolderStorage(tmp_path), 0.6, said.append)
-    assert held.token.number == 2
-    assert "may still be using this run; waiting up to 0.6 s for its heartbeat" in said[0]
-    held.release()
+SAME_NAME = replace(this_process(), pid=2**22 + 1, namespace="pid:[1]")
+"""A container of this machine: its pids mean nothing here."""
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"host": 3}'])
-def test_a_torn_sign_of_life_is_a_silent_driver(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "holder",
+    [
+        pytest.param(ELSEWHERE, id="on another machine"),
+        pytest.param(SAME_NAME, id="in another container"),
+        pytest.param("", id="empty"),
+        pytest.param("{", id="torn"),
+        pytest.param('{"host": 3}', id="of another form"),
+    ],
+)
+def test_a_driver_that_may_be_alive_is_waited_for(tmp_path: Path, holder: Holder | str) -> None:
     (tmp_path / "driver").mkdir()
     (tmp_path / "driver" / "00004.lease").touch()
-    (tmp_path / "driver" / "00004.json").write_text(content)
-    held = take(FolderStorage(tmp_path), 0.3)
-    assert held.token.number == 5
-    held.release()
+    text = holder if isinstance(holder, str) else json.dumps(asdict(holder))
+    (tmp_path / "driver" / "00004.json").write_text(text)
+    said: list[str] = []
+    lease = take(FolderStorage(tmp_path), 0.3, said.append)
+    assert lease.token.number == 5
+    assert "may still be using this run; waiting up to 0.3 s for its heartbeat" in said[0]
+    lease.release()
 
 
 def test_a_driver_that_comes_back_is_fenced_off(tmp_path: Path) -> None:
     """Cut off from storage for longer than the limit, it was followed by another; neither it nor its workers write."""
     storage = FolderStorage(tmp_path)
-    old = HeldLease(Lease(storage, 1), 0.3) if (tmp_path / "driver").mkdir() is None else None
-    assert old is not None
+    old = take(storage, 0.3)
+    assert old.is_ours()
     driver_file(tmp_path, 2, asdict(ELSEWHERE))
     with pytest.raises(Fault, match=r"another driver .* on another-machine.* has taken over"):
         old.token.require_held()
+    assert not old.is_ours()
     deadline = time.monotonic() + 30
     while old.lost is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -137,22 +145,6 @@ def test_a_driver_outlives_a_moment_without_its_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another driver is working on this run"):
         take(FolderStorage(run_dir), 5.0)
     assert first.is_ours()
-    first.release()
-
-
-def test_a_pid_of_another_namespace_is_ignored(tmp_path: Path) -> None:
-    """Containers of one machine may have one name; a driver in another one must be waited for."""
-    driver_file(tmp_path, 1, asdict(replace(this_process(), pid=2**22 + 1, namespace="pid:[1]")))
-    said: list[str] = []
-    take(FolderStorage(tmp_path), 0.3, said.append).release()
-    assert "waiting up to 0.3 s for its heartbeat" in said[0]
-
-
-def test_an_overtaken_driver_knows_that_the_run_is_not_its_own(tmp_path: Path) -> None:
-    first = take(FolderStorage(tmp_path), 60.0)
-    assert first.is_ours()
-    driver_file(tmp_path, 2, asdict(ELSEWHERE))
-    assert not first.is_ours()
     first.release()
 
 
@@ -191,25 +183,20 @@ def attempt(failures: list[OSError], limit_s: float) -> tuple[list[str], float, 
     return warnings, clock.now_s, len(heartbeats)
 
 
-def test_storage_that_takes_it_is_asked_once() -> None:
+def test_a_full_disk_that_gets_room_costs_a_warning_and_is_no_hang() -> None:
     assert attempt([], 10) == ([], 0.0, 0)
-
-
-def test_a_full_disk_that_gets_room_costs_a_warning() -> None:
-    warnings, waited_s, _ = attempt(full(3), 10)
-    assert waited_s == 6.0
-    assert warnings == [
-        "c cannot be written: No space left on device; tried again for up to 10 s, training continues",
-        "c has been written",
-    ]
-
-
-def test_waiting_for_storage_is_no_hang() -> None:
-    assert attempt(full(3), 10)[2] == 3
+    assert attempt(full(3), 10) == (
+        [
+            "c cannot be written: No space left on device; tried again for up to 10 s, training continues",
+            "c has been written",
+        ],
+        6.0,
+        3,
+    )
 
 
 def test_a_full_disk_ends_at_the_limit_with_one_line() -> None:
-    with pytest.raises(StorageRefused, match=r"c could not be written for 10 s .*: No space left on device; free some"):
+    with pytest.raises(Fault, match=r"c could not be written for 10 s .*: No space left on device; free some"):
         attempt(full(100), 10)
 
 

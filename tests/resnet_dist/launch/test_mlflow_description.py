@@ -1,9 +1,8 @@
-"""What MLflow gets about a run: code version, events, parameters, tags, and metrics that workers left unsent."""
+"""What MLflow gets about a run: events, parameters, tags, metrics that workers left unsent, and its end."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,16 +11,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from resnet_dist.code_version import CodeVersion, library_versions, read_code_version, shortened
+from resnet_dist.code_version import CodeVersion
 from resnet_dist.config.loading import flatten, load_recipe
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import Node
-from resnet_dist.launch.control import Status
+from resnet_dist.launch.cluster import ClusterNode
+from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import held
 from resnet_dist.launch.mlflow_description import hardware_summary, run_params, run_tags
 from resnet_dist.launch.progress import EventLog, count_events
-from resnet_dist.launch.run import Record
+from resnet_dist.launch.record import MlflowRecord
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, open_run, recorded_end
 from resnet_dist.tracking.tracker import SpoolTracker
@@ -36,78 +35,13 @@ def profile(**changes: object) -> Profile:
     return Profile.model_validate(base | changes)
 
 
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    return subprocess.run(
-        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def test_the_code_version_is_gits(tmp_path: Path) -> None:
-    assert read_code_version(tmp_path) is None
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.txt").write_text("one\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert read_code_version(tmp_path) == CodeVersion(commit, dirty=False, diff="")
-    (tmp_path / "a.txt").write_text("two\n")
-    (tmp_path / "b.txt").write_text("new\n")
-    changed = read_code_version(tmp_path)
-    assert changed is not None
-    assert (changed.commit, changed.dirty) == (commit, True)
-    assert "untracked: b.txt" in changed.diff
-    assert "-one\n+two" in changed.diff
-
-
-def test_secrets_are_not_in_the_changes(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    for name in (".env", "plain.txt", "p.yaml", "latin.txt"):
-        (tmp_path / name).write_text("one\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    (tmp_path / ".env").write_text("WORD=hunter1\n")
-    (tmp_path / "server.key").write_text("hunter2\n")
-    (tmp_path / "p.yaml").write_text("tracking_uri: http://me:hunter3@mlflow:5000\nenv: {GITHUB_PAT: hunter4}\n")
-    (tmp_path / "latin.txt").write_bytes("fünf\n".encode("latin-1"))
-    git(tmp_path, "mv", "plain.txt", "my_secret.txt")
-    git(tmp_path, "add", ".env", "server.key")
-    changed = read_code_version(tmp_path)
-    assert changed is not None
-    assert "hunter" not in changed.diff
-    assert "+tracking_uri: http://***@mlflow:5000\n+env: {GITHUB_PAT: ***}" in changed.diff
-    assert [line for line in changed.diff.splitlines() if line.startswith("left out by its name: ")] == [
-        f"left out by its name: {name}" for name in (".env", "my_secret.txt", "server.key")
-    ]
-
-
-def test_a_change_of_any_size_is_cut(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.txt").write_text("one\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    (tmp_path / "a.txt").write_text("more and more\n" * 1_000_000)
-    changed = read_code_version(tmp_path)
-    assert changed is not None
-    assert len(changed.diff) < 300_000
-
-
-def test_a_long_diff_is_cut_with_a_note() -> None:
-    assert shortened("abc", 3) == "abc"
-    assert shortened("äbc", 3) == "äb\n... cut here: 1 more bytes\n"
-
-
-def test_versions_name_what_makes_the_numbers() -> None:
-    assert {"python", "torch", "ray", "numpy", "mlflow", "ffcv"} <= set(library_versions())
-
-
 def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> None:
     drivers = ([(1, 2, 0, 0), (1, 2, 10, 0), (2, 2, 10, None), (2, 2, 12, 8)], [(0, 0, 0, None), (1, 3, 9, 9)])
     for statuses in drivers:
         log = EventLog(FolderStorage(tmp_path))
         log.note("driver began:\n1 node")
         for attempt, world_size, step, resumed_step in statuses:
-            log.observe(Status(attempt=attempt, world_size=world_size, step=step, resumed_step=resumed_step))
+            log.observe(WorkerStatus(attempt=attempt, world_size=world_size, step=step, resumed_step=resumed_step))
     lines = EventLog(FolderStorage(tmp_path)).read().splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "driver began: 1 node",
@@ -120,37 +54,36 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
     assert count_events("") == {"restarts": "0", "resizes": "0"}
 
 
-@pytest.mark.parametrize("changes", [{"workers": 1}, {"cpus_per_worker": 4}, {"gpus_per_worker": 1}])
-def test_settings_of_hardware_are_not_parameters(changes: dict[str, int]) -> None:
-    """MLflow never changes a parameter, and a run may go on with other hardware."""
-    assert run_params(RECIPE, profile(**changes)) == run_params(RECIPE, profile())
-    identity = Identity("r", "d")
-    assert run_tags(profile(**changes), identity, [], None) != run_tags(profile(), identity, [], None)
-
-
 def test_parameters_and_tags_hold_recipe_and_profile() -> None:
-    params, tags = run_params(RECIPE, profile()), run_tags(profile(), Identity("r", "d"), [Node("a", 2, 0)], None)
+    params, tags = run_params(RECIPE, profile()), run_tags(profile(), Identity("r", "d"), None)
     assert flatten(RECIPE).items() <= params.items()
     assert params["profile.storage"] == "/s"
     wanted = {f"profile.{key}" for key in flatten(profile())}
     assert wanted == {key for key in {**params, **tags} if key.startswith("profile.")}
     assert tags["recipe_hash"] == "r"
     assert "mlflow.source.git.commit" not in tags
-    assert run_tags(profile(), Identity("r", "d"), [], CodeVersion("c" * 40, True, ""))["git.dirty"] == "true"
+    assert run_tags(profile(), Identity("r", "d"), CodeVersion("c" * 40, True, ""))["git.dirty"] == "true"
+    for hardware in ({"workers": 1}, {"cpus_per_worker": 4}, {"gpus_per_worker": 1}):
+        # MLflow never changes a parameter, and a run may resume on other hardware.
+        assert run_params(RECIPE, profile(**hardware)) == params
+        assert run_tags(profile(**hardware), Identity("r", "d"), None) != tags
 
 
 def test_hardware_in_words() -> None:
-    assert hardware_summary([Node("a", 2, 0)]) == "1 node, 2 CPUs, 0 GPUs"
-    assert hardware_summary([Node("a", 64, 8), Node("b", 64, 8)]) == "2 nodes, 128 CPUs, 16 GPUs"
+    assert hardware_summary([ClusterNode("a", 2, 0)]) == "1 node, 2 CPUs, 0 GPUs"
+    assert hardware_summary([ClusterNode("a", 64, 8), ClusterNode("b", 64, 8)]) == "2 nodes, 128 CPUs, 16 GPUs"
 
 
 IDENTITY = Identity("recipe", "data")
 
 
 @contextmanager
-def record(handle: RunHandle, said: list[str]) -> Iterator[Record]:
+def record(handle: RunHandle, said: list[str]) -> Iterator[MlflowRecord]:
     storage = FolderStorage(handle.run_dir)
-    with held(storage, 60.0, said.append) as lease, Record(handle, lease, ("cat", "dog"), said.append) as kept:
+    with (
+        held(storage, 60.0, said.append) as lease,
+        MlflowRecord.open(handle, lease, ("cat", "dog"), said.append) as kept,
+    ):
         yield kept
 
 
@@ -202,7 +135,7 @@ def test_a_run_that_mlflow_does_not_take_costs_one_warning(tmp_path: Path) -> No
     MlflowClient(uri).delete_run(handle.run_id)
     with record(handle, said) as kept:
         note(handle, "stopped after step 10")
-        kept.end = RunEnd("KILLED", "stopped after step 10")
+        kept.ending.end = RunEnd("KILLED", "stopped after step 10")
     (line,) = said
     assert line.startswith("warning: ")
     assert "was deleted" in line

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import resnet_dist
-from resnet_dist.launch.control import Status
+from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.progress import Startup, describe
 from resnet_dist.training.schedule import RunPlan
 
@@ -23,17 +23,17 @@ def test_every_stage_has_its_seconds_and_the_line_comes_once() -> None:
     startup = Startup(lambda: next(times), began_s=100.0)
     startup.passed("imports")
     startup.passed("checks")
-    assert startup.observe(Status()) is None
-    assert startup.observe(Status(attempt=1, world_size=2)) is None
-    assert startup.observe(Status(attempt=1, world_size=2, step=40, resumed_step=40)) is None
-    line = startup.observe(Status(attempt=1, world_size=2, step=50, resumed_step=40))
+    assert startup.observe(WorkerStatus()) is None
+    assert startup.observe(WorkerStatus(attempt=1, world_size=2)) is None
+    assert startup.observe(WorkerStatus(attempt=1, world_size=2, step=40, resumed_step=40)) is None
+    line = startup.observe(WorkerStatus(attempt=1, world_size=2, step=50, resumed_step=40))
     assert line == "start-up took 11.0 s: imports 3.0, checks 1.0, workers 2.5, data and model 3.5, first 10 steps 1.0"
-    assert startup.observe(Status(attempt=1, world_size=2, step=60, resumed_step=40)) is None
+    assert startup.observe(WorkerStatus(attempt=1, world_size=2, step=60, resumed_step=40)) is None
 
 
 def test_stages_that_pass_between_two_looks_are_all_there() -> None:
     startup = Startup(lambda: 7.0, began_s=5.0)
-    line = startup.observe(Status(attempt=1, step=1, resumed_step=0))
+    line = startup.observe(WorkerStatus(attempt=1, step=1, resumed_step=0))
     assert line == "start-up took 2.0 s: workers 2.0, data and model 0.0, first step 0.0"
 
 
@@ -61,6 +61,6 @@ def test_the_line_of_progress() -> None:
         log_every_steps=10,
     )
     metrics = {"train/loss": 0.5, "val/top1": 98.125, "speed/images_per_s": 640.4}
-    status = Status(attempt=1, world_size=2, step=12, resumed_step=0, metrics=metrics)
+    status = WorkerStatus(attempt=1, world_size=2, step=12, resumed_step=0, metrics=metrics)
     assert describe(status, plan) == "epoch 2/2, loss 0.5000, val top-1 98.12 %, 640 images/s"
-    assert describe(Status(), plan) == "epoch 1/2"
+    assert describe(WorkerStatus(), plan) == "epoch 1/2"

@@ -14,7 +14,6 @@ from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import Node
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.progress import EventLog
@@ -27,7 +26,6 @@ from resnet_dist.training.context import Observer, Outcome, WorkerResult
 
 pytestmark = pytest.mark.system
 
-NODES = [Node("here", cpus=1, gpus=0)]
 EPOCHS, STEPS_PER_EPOCH = 3, 2
 
 
@@ -71,7 +69,6 @@ def prepared(data_root: Path, tracking_uri: str, tmp_path: Path) -> Callable[...
 
 def drive(prepared: Prepared, on: Callable[[Run, Observer], WorkerResult], observer: Observer | None = None) -> Run:
     with Run.open(prepared, brief=True) as run:
-        run.begin(NODES)
         execute(run, on=on, observer=observer)
         assert recorded_end(prepared.run_dir) is None  # until the block is left
     return run
@@ -160,7 +157,7 @@ class StopsAt(Observer):
 
 def test_a_run_that_its_observer_stopped_resumes_to_the_same_weights(prepared: Callable[..., Prepared]) -> None:
     def train(name: str, stop_at: int) -> RunEnd:
-        return drive(prepared(name), in_process, StopsAt(stop_at)).record.end
+        return drive(prepared(name), in_process, StopsAt(stop_at)).record.ending.end
 
     def weights(name: str) -> dict[str, torch.Tensor]:
         newest = max(prepared(name).run_dir.glob("epoch=*"))

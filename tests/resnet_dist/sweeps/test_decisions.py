@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from resnet_dist.config.space import Space
-from resnet_dist.launch.cluster import Node
+from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.sweeps.analysis.ranking import rank
 from resnet_dist.sweeps.ledger import Event, Ledger, SweepState, TrialAdded, TrialOutcome, TrialReported, decode, encode
 from resnet_dist.sweeps.points import planned_points
@@ -262,7 +262,7 @@ def test_how_many_trials_fit(resources: dict[str, Any], nodes: list[tuple[int, i
         | {"tracking_uri": "sqlite:////m.db"}
     )
     trial_profile = profile_of_trials(space, profile, Path("/s/sweep"))
-    found = [Node(f"n{number}", float(cpus), float(gpus)) for number, (cpus, gpus) in enumerate(nodes)]
+    found = [ClusterNode(f"n{number}", float(cpus), float(gpus)) for number, (cpus, gpus) in enumerate(nodes)]
     assert trials_at_once(space, trial_profile, found) == expected
 
 
@@ -274,7 +274,7 @@ def test_worker_groups_have_room_on_nodes_with_the_labels_only() -> None:
         {"workers": 2, "cpus_per_worker": 2, "node_labels": {"market": "spot"}, "data_root": "/d", "storage": "/s"}
         | {"tracking_uri": "sqlite:////m.db"}
     )
-    found = [Node("a", 8.0, 0.0, {"market": "spot"}), Node("b", 64.0, 0.0)]
+    found = [ClusterNode("a", 8.0, 0.0, {"market": "spot"}), ClusterNode("b", 64.0, 0.0)]
     assert trials_at_once(space, profile, found) == 2
 
 

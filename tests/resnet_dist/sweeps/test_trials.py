@@ -13,9 +13,9 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
 
 from data_prep.runtime.ray_errors import explain
+from data_prep.runtime.stop import StopFlag
 from resnet_dist.config.space import Space
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.control import StopSignal
 from resnet_dist.launch.ray_internals import as_actor_error, every_lost_actor_is_a_dead_one
 from resnet_dist.sweeps import trial as trial_module
 from resnet_dist.sweeps.ledger import Ledger, Verdict
@@ -148,7 +148,7 @@ def test_the_scheduler_tells_the_trial_and_lets_it_end_itself(
 def test_a_sweep_that_is_to_stop_has_its_trials_wait() -> None:
     verdicts = iter(["go on", "stop", "go on"])
     sweep = SimpleNamespace(report=lambda *_: next(verdicts), budget_spent=lambda: None)
-    stop = StopSignal()
+    stop = StopFlag()
     runner = TrialRunner(cast(Any, None), cast(Any, sweep), cast(Any, None), stop)
     evaluation = TrialEvaluation(epoch=1, step=10, metrics={})
     assert [runner.answer("t0000", said) for said in (None, evaluation)] == ["go on", "go on"]
@@ -167,7 +167,7 @@ def test_a_trial_that_dies_after_it_was_told_to_stop_is_not_started_again(monkey
     )
     sweep = Sweep(space, Ledger(), planned=planned_points(space, 2), total_epochs=lambda point: 2.0, now_s=lambda: 0.0)
     sweep.begin()
-    runner, over = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopSignal()), []
+    runner, over = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopFlag()), []
     monkeypatch.setattr(runner, "_end", lambda trial, outcome, result, reason: over.append((trial, outcome, reason)))
     for top1 in (50.0, 40.0):
         trial = sweep.next_trial()

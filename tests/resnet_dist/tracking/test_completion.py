@@ -15,7 +15,7 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import recipe_hash
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import held
-from resnet_dist.launch.publish import Trained, complete, read_result, read_trained, sync_run, write_trained
+from resnet_dist.launch.publish import FinishedTraining, read_result, read_trained, sync_run, write_trained
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.connection import sqlite_file
 from resnet_dist.tracking.datasets import DataInput
@@ -33,7 +33,7 @@ RECIPE = load_recipe(
 NAMES = tuple("0123456789")
 
 
-def trained_run(uri: str, storage: FolderStorage) -> tuple[Trained, RunHandle]:
+def trained_run(uri: str, storage: FolderStorage) -> tuple[FinishedTraining, RunHandle]:
     """As a training leaves it whose MLflow went away: spool, checkpoint, what it reached."""
     handle = open_run(uri, "exp", "demo", storage.folder, {}, {})
     spool = Spool(spool_folder(storage.folder, handle.run_id))
@@ -44,7 +44,7 @@ def trained_run(uri: str, storage: FolderStorage) -> tuple[Trained, RunHandle]:
     metadata = CheckpointMetadata(1, 10, identity, RECIPE.model_dump(mode="json"), {"val/top1": 75.0}, files={})
     storage.commit(checkpoint_name(1, 10), partial(write_checkpoint, state=state, metadata=metadata), last=METADATA)
     data = DataInput("tiny/val", "0" * 32, "validation", "/data/tiny/val.beton")
-    trained = Trained(
+    trained = FinishedTraining(
         "demo", 10, {"val/top1": 75.0}, RECIPE, identity, data, "xxh3:" + "0" * 32, register_models=True, pictures={}
     )
     write_trained(storage, trained)
@@ -74,10 +74,10 @@ def test_a_trained_model_is_restored_as_written(tmp_path: Path, sqlite_uri: str)
 
 def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) -> None:
     storage, said = FolderStorage(tmp_path / "run"), list[str]()
-    trained, handle = trained_run(server.uri, storage)
+    _, handle = trained_run(server.uri, storage)
     server.kill()
     with pytest.raises(Fault) as caught:
-        complete(trained, storage, server.uri, said.append)
+        sync_run(storage, server.uri, said.append)
     words = str(caught.value)
     assert words.startswith("training finished after step 10 at 75.00 % top-1")
     assert words.count("does not respond") == 1
@@ -98,14 +98,14 @@ def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) 
 
 def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
     storage, said = FolderStorage(tmp_path / "run"), list[str]()
-    trained, handle = trained_run(sqlite_uri, storage)
+    _, handle = trained_run(sqlite_uri, storage)
     with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
         database.execute(
             "create trigger t before insert on model_versions begin select raise(abort, 'the registry is full'); end"
         )
     for _ in range(2):
         with pytest.raises(Fault, match=r"finished after step 10 at 75.00 % top-1.*Model Version creation error"):
-            complete(trained, storage, sqlite_uri, said.append)
+            sync_run(storage, sqlite_uri, said.append)
     run = MlflowClient(sqlite_uri).get_run(handle.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["ended"].startswith("finished; its model is not in MLflow yet: MLflow at ")

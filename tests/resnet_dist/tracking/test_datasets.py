@@ -16,9 +16,17 @@ from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
 from resnet_dist.cli import app
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.mlflow_description import links, preparation_of, record_beton
+from resnet_dist.launch.mlflow_description import links
 from resnet_dist.tracking.connection import prepare_store
-from resnet_dist.tracking.datasets import DIGEST_TAG, EXPERIMENT, DataInput, PreparationRun, find_preparations
+from resnet_dist.tracking.datasets import (
+    DIGEST_TAG,
+    EXPERIMENT,
+    DataInput,
+    PreparationRun,
+    find_preparations,
+    preparation_of,
+    record_beton,
+)
 
 pytestmark = pytest.mark.system
 
