@@ -12,8 +12,8 @@ from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.check import are_sound, why_unfit
 from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header, read_odd_jpeg_header
 from resnet_dist.data.augment import OPERATION
-from resnet_dist.data.crops import Views
-from resnet_dist.data.decoder import OK, StoredImages
+from resnet_dist.data.crops import VIEW, Views
+from resnet_dist.data.decoder import OK, STORED_IMAGE
 from resnet_dist.data.native_kernel import NativeKernel
 
 SIZE = 24
@@ -65,7 +65,7 @@ class Judge:
             return f"convert keeps it, training refuses it: statuses {our_statuses.tolist()}"
         whole = turbojpeg.decode_rgb(data, 1)
         for view, shown in zip(views[:-2], ours, strict=False):
-            top, left = view[6:8]
+            top, left = view["window_top"], view["window_left"]
             if not np.array_equal(shown, whole[top : top + SIZE, left : left + SIZE]):
                 return f"the part at {top}, {left} is not that of the full image"
         return (
@@ -80,25 +80,24 @@ class Judge:
 def some_views(height: int, width: int, draw: np.random.Generator) -> Views:
     """The last two are resized: a part, and the full image; the rest are parts at their size, if there is room for
     one."""
-    views = []
+    views: list[tuple[int, ...]] = []
     if min(height, width) >= SIZE:
         places = [(0, 0), (height - SIZE, width - SIZE)]
         places += draw.integers(0, (height - SIZE + 1, width - SIZE + 1), (6, 2)).tolist()
-        views = [[0, 0, height, width, height, width, top, left] for top, left in places]
+        views = [(0, 0, height, width, height, width, top, left, 0) for top, left in places]
     h, w = (int(draw.integers(1, side + 1)) for side in (height, width))
     top, left = (int(draw.integers(0, side + 1)) for side in (height - h, width - w))
-    views += [[top, left, h, w, SIZE, SIZE, 0, 0], [0, 0, height, width, SIZE, SIZE, 0, 0]]
-    return np.array(views, np.int64)
+    views += [(top, left, h, w, SIZE, SIZE, 0, 0, 0), (0, 0, height, width, SIZE, SIZE, 0, 0, 0)]
+    return np.array(views, VIEW)
 
 
 def show(kernel: NativeKernel, data: bytes, height: int, width: int, views: Views) -> tuple[Pixels, NDArray[np.int64]]:
     """Pixels and statuses of one stored JPEG under several views."""
     num = len(views)
     file = np.frombuffer(data, np.uint8)
-    each = np.ones(num, np.int64)
-    stored = StoredImages(0 * each, len(data) * each, np.zeros(num, np.uint8), height * each, width * each)
+    stored = np.array([(0, len(data), height, width, 0)] * num, STORED_IMAGE)
     images, no_operations = np.zeros((num, SIZE, SIZE, 3), np.uint8), np.zeros((num, 0), OPERATION)
-    return images, kernel.decode(file, stored, views, np.zeros(num, np.bool_), no_operations, images)
+    return images, kernel.decode(file, stored, views, no_operations, images)
 
 
 def is_read_without_a_warning(data: bytes) -> bool:

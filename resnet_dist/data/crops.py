@@ -1,10 +1,11 @@
-"""Which part of the stored image a sample shows, and whether it is mirrored: a pure function of keyed draws.
+"""Which part of a stored image is shown, and whether it is mirrored: a pure function of keyed draws.
 
 Whole batches in numpy: 0.1 to 0.2 ms for 64 images, against 64 x 2 ms of decoding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,22 @@ from resnet_dist.errors import UserError
 Transform = RandomResizedCrop | ScaleCrop | PadCrop | CenterCrop
 Sides = NDArray[np.int64]
 Draws = NDArray[np.float64]
+Side = Sides | np.int64 | int
 Boxes = NDArray[np.int64]
-"""[N, 4]: top, left, height, width in px of the stored image. Only a pad-crop's box may stick out of the image."""
-Views = NDArray[np.int64]
-"""[N, 8]: what is shown of an image. A box of it (top, left, height, width) is cut out and resized to (height, width);
-of that, the window of the net's size at (top, left) is shown. All in whole px, so resizing and then cropping gives what
-it gives in torchvision. Where nothing is resized the window may stick out, and shows zeros there."""
+"""[N, 4]: top, left, height, width in px of the stored image."""
+VIEW = np.dtype(
+    [
+        *[("box_top", "<i8"), ("box_left", "<i8"), ("box_height", "<i8"), ("box_width", "<i8")],
+        *[("resized_height", "<i8"), ("resized_width", "<i8")],
+        *[("window_top", "<i8"), ("window_left", "<i8")],
+        ("mirrored", "<i8"),
+    ]
+)
+"""What is shown of an image, in px (`View` in native/kernel.h): its box is cut out and resized, and of that the window
+of the net's size is shown, mirrored or not. All are whole px, so resizing and then cropping gives what it gives in
+torchvision. Where nothing is resized the window may stick out, and shows zeros there."""
+Views = NDArray[np.void]
+"""`VIEW` [N]."""
 
 _TRIES = 10
 # The numbers of a sample's draws. They are part of the meaning of a recipe: never renumber, only append.
@@ -46,21 +57,32 @@ def num_draws(transform: Transform) -> int:
             return 0
 
 
-def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> tuple[Views, NDArray[np.bool_]]:
-    """Views [N, 8] and whether to mirror [N], from image sides in px [N] and draws [N, num_draws(transform)]."""
+def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> Views:
+    """Views [N] from image sides in px [N] and draws [N, num_draws(transform)]."""
+    size = transform.size
     match transform:
         case RandomResizedCrop():
-            boxes = random_resized_crop(heights, widths, transform.scale, transform.ratio, draws)
-            views = np.concatenate([boxes, np.full_like(boxes[:, :2], transform.size), np.zeros_like(boxes[:, :2])], 1)
+            box = random_resized_crop(heights, widths, transform.scale, transform.ratio, draws).T
+            views = make_views(box, resized=(size, size), window=(0, 0))
         case ScaleCrop():
-            views = scale_crop(heights, widths, transform.size, transform.shorter_side, draws)
+            views = scale_crop(heights, widths, size, transform.shorter_side, draws)
         case PadCrop():
-            windows = pad_crop(transform.size, transform.pad, draws)[:, :2]
-            whole = np.array([0, 0, *[transform.size] * 4], np.int64)
-            views = np.concatenate([np.broadcast_to(whole, (len(windows), 6)), windows], 1)
+            window = [below(np.int64(2 * transform.pad + 1), draws[:, side]) - transform.pad for side in (_TOP, _LEFT)]
+            views = make_views((0, 0, size, size), resized=(size, size), window=window)
         case CenterCrop():
-            return center_crop(heights, widths, transform.size, transform.resize), np.zeros(len(heights), np.bool_)
-    return views, np.less(draws[:, _FLIP], 0.5 if transform.flip else 0.0)
+            return center_crop(heights, widths, size, transform.resize)
+    views["mirrored"] = draws[:, _FLIP] < (0.5 if transform.flip else 0.0)
+    return views
+
+
+def make_views(box: Iterable[Side], resized: Iterable[Side], window: Iterable[Side]) -> Views:
+    """Not mirrored. Box: top, left, height, width; size to which it is resized: height, width; window: top, left. At
+    least one of them is an array [N]."""
+    columns = np.broadcast_arrays(*box, *resized, *window, 0)
+    views = np.empty(len(columns[0]), VIEW)
+    for name, column in zip(VIEW.fields or (), columns, strict=True):
+        views[name] = column
+    return views
 
 
 def random_resized_crop(
@@ -79,18 +101,12 @@ def random_resized_crop(
     return np.where(fits.any(axis=1, keepdims=True), drawn, _largest_central_crop(heights, widths, ratio))
 
 
-def pad_crop(size: int, pad: int, draws: Draws) -> Boxes:
-    """A `size` x `size` box of a `size` x `size` image, up to `pad` px outside on any side."""
-    tops, lefts = (below(np.int64(2 * pad + 1), draws[:, column]) - pad for column in (_TOP, _LEFT))
-    return np.stack([tops, lefts, np.full_like(tops, size), np.full_like(lefts, size)], axis=1)
-
-
 def scale_crop(heights: Sides, widths: Sides, size: int, shorter_side: tuple[int, int], draws: Draws) -> Views:
     """Shorter side to a length drawn from `shorter_side`, both ends included; then a random `size` x `size` of that."""
     low, high = shorter_side
     resized = _resized_sides(heights, widths, low + below(np.int64(high - low + 1), draws[:, _SHORTER_SIDE]))
-    windows = [below(resized[:, side] - size + 1, draws[:, column]) for side, column in ((0, _TOP), (1, _LEFT))]
-    return _whole_images(heights, widths, resized, np.stack(windows, axis=1))
+    window = [below(side - size + 1, draws[:, column]) for side, column in zip(resized, (_TOP, _LEFT), strict=True)]
+    return make_views((0, 0, heights, widths), resized, window)
 
 
 def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Views:
@@ -100,17 +116,14 @@ def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Views:
     position.
     """
     resized = _resized_sides(heights, widths, np.int64(resize))
-    return _whole_images(heights, widths, resized, np.rint((resized - size) / 2).astype(np.int64))
+    window = [np.rint((side - size) / 2).astype(np.int64) for side in resized]
+    return make_views((0, 0, heights, widths), resized, window)
 
 
-def _resized_sides(heights: Sides, widths: Sides, shorter_side: Sides | np.int64) -> Sides:
-    """[N, 2]: heights and widths when the shorter side is `shorter_side`; torchvision's `Resize`."""
+def _resized_sides(heights: Sides, widths: Sides, shorter_side: Sides | np.int64) -> tuple[Sides, Sides]:
+    """Heights and widths [N] when the shorter side is `shorter_side`; torchvision's `Resize`."""
     shorter = np.minimum(heights, widths)
-    return np.stack([shorter_side * heights // shorter, shorter_side * widths // shorter], axis=1)
-
-
-def _whole_images(heights: Sides, widths: Sides, resized: Sides, windows: Sides) -> Views:
-    return np.concatenate([np.zeros_like(windows), np.stack([heights, widths], axis=1), resized, windows], axis=1)
+    return shorter_side * heights // shorter, shorter_side * widths // shorter
 
 
 def _largest_central_crop(heights: Sides, widths: Sides, ratio: tuple[float, float]) -> Boxes:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from shlex import quote
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,18 +61,10 @@ OK = 0
 """The status of a decoded image; all other values are each kernel's own."""
 
 
-class StoredImages(NamedTuple):
-    """N images as they are stored in the file: five arrays [N]."""
-
-    offsets: NDArray[np.int64]
-    """Position of the first byte in the file."""
-    sizes: NDArray[np.int64]
-    """Length in bytes."""
-    modes: NDArray[np.uint8]
-    heights: NDArray[np.int64]
-    """Height, px."""
-    widths: NDArray[np.int64]
-    """Width, px."""
+STORED_IMAGE = np.dtype([("offset", "<i8"), ("bytes", "<i8"), ("height", "<i8"), ("width", "<i8"), ("mode", "<i8")])
+"""Where an image is in the file, its sides in px, and how it is stored (`StoredImage` in native/kernel.h)."""
+StoredImages = NDArray[np.void]
+"""`STORED_IMAGE` [N]."""
 
 
 class Kernel(Protocol):
@@ -86,7 +78,6 @@ class Kernel(Protocol):
         file: NDArray[np.uint8],
         stored: StoredImages,
         views: Views,
-        flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
     ) -> NDArray[np.int64]:
@@ -94,9 +85,8 @@ class Kernel(Protocol):
 
         Args:
             file: uint8 [bytes of the beton].
-            stored: where the N images are in it.
-            views: int64 [N, 8], what is shown of each.
-            flips: bool [N], which are mirrored.
+            stored: [N], where the images are in it.
+            views: [N], what is shown of each.
             operations: [N, K], applied to what is shown.
             images: uint8 [N, size, size, 3], RGB, written. Undefined for an image whose status is not OK.
         """
@@ -193,15 +183,15 @@ class KeyedDecoder:
     ) -> NDArray[np.int64]:
         """Decodes `samples` under the draws of `draw_ids`; returns the statuses [N]."""
         stored = self._stored(samples)
-        views, flips = self._crop(epoch, stored, draw_ids)
+        views = self._crop(epoch, stored, draw_ids)
         keys = sample_keys(Stream.PIXELS, self._seed, epoch, draw_ids)
         operations = draw_operations(self._augment, self.size, keys)
-        return self._kernel.decode(self._file, stored, views, flips, operations, images)
+        return self._kernel.decode(self._file, stored, views, operations, images)
 
-    def _crop(self, epoch: int, stored: StoredImages, draw_ids: NDArray[np.int64]) -> tuple[Views, NDArray[np.bool_]]:
+    def _crop(self, epoch: int, stored: StoredImages, draw_ids: NDArray[np.int64]) -> Views:
         keys = sample_keys(Stream.AUGMENTATION, self._seed, epoch, draw_ids)
         draws = uniform(keys, num_draws(self._transform))
-        return crop(self._transform, stored.heights, stored.widths, draws)
+        return crop(self._transform, stored["height"], stored["width"], draws)
 
     def _replace(
         self,
@@ -213,7 +203,7 @@ class KeyedDecoder:
     ) -> int:
         """Fills `image` [1, size, size, 3] with another sample than `bad` [1], and returns which."""
         path, stored = self._reader.path, self._stored(bad)
-        views, _ = self._crop(epoch, stored, draw_id)
+        views = self._crop(epoch, stored, draw_id)
         reason = self._kernel.explain(self._file, stored, views, self.size, status)
         what = f"sample {bad[0]} of {path} cannot be decoded: {reason}"
         lists_all = f"`data-prep verify {quote(str(path))} --decode all` lists all such samples"
@@ -231,11 +221,8 @@ class KeyedDecoder:
         raise Fault(f"{what}, and neither can the {len(others)} samples drawn to replace it; {lists_all}")
 
     def _stored(self, samples: NDArray[np.int64]) -> StoredImages:
-        reader = self._reader
-        return StoredImages(
-            reader.pointers[samples],
-            reader.sizes[samples],
-            reader.modes[samples],
-            reader.heights[samples].astype(np.int64),
-            reader.widths[samples].astype(np.int64),
-        )
+        reader, stored = self._reader, np.empty(len(samples), STORED_IMAGE)
+        stored["offset"], stored["bytes"] = reader.pointers[samples], reader.sizes[samples]
+        stored["height"], stored["width"] = reader.heights[samples], reader.widths[samples]
+        stored["mode"] = reader.modes[samples]
+        return stored

@@ -62,20 +62,19 @@ class FfcvKernel:
         file: NDArray[np.uint8],
         stored: StoredImages,
         views: Views,
-        flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
     ) -> NDArray[np.int64]:
         statuses = np.empty(len(images), np.int64)
-        boxes = whole_pixel_boxes(views, images.shape[1])
+        boxes, mirrored = whole_pixel_boxes(views, images.shape[1]), views["mirrored"] != 0
 
         def decode(part: slice) -> None:
             decode_crop_resize(
                 self._library,
                 file,
-                tuple(column[part] for column in stored),
+                stored[part],
                 boxes[part],
-                flips[part],
+                mirrored[part],
                 self._max_image_bytes,
                 images[part],
                 statuses[part],
@@ -91,11 +90,10 @@ class FfcvKernel:
         if status in _REASONS:
             return _REASONS[status]
         # libjpeg-turbo keeps the message of a thread's last call, so the image is decoded again in this thread.
-        (offset,), (num_bytes,), (height,), (width,) = stored.offsets, stored.sizes, stored.heights, stored.widths
+        offset, num_bytes, height, width, _ = stored[0].tolist()
         pixels = np.empty((height, width, 3), np.uint8)
-        source, destination = file.ctypes.data + int(offset), pixels.ctypes.data
-        sides = (int(height), int(width))
-        ctypes_imdecode(source, int(num_bytes), *sides, destination, *sides, 0, 0, 1, 1, False, False)
+        source, destination, sides = file.ctypes.data + offset, pixels.ctypes.data, (height, width)
+        ctypes_imdecode(source, num_bytes, *sides, destination, *sides, 0, 0, 1, 1, False, False)
         return f"its JPEG is broken: {(self._last_jpeg_error() or b'').decode('ascii', errors='replace')}"
 
     def close(self) -> None:
@@ -108,9 +106,9 @@ class FfcvKernel:
 
 def whole_pixel_boxes(views: Views, size: int) -> Boxes:
     """The boxes of the stored images that the windows of `size` px show, to the nearest px (halves are rounded up)."""
-    top, left, height, width, resized_height, resized_width, window_top, window_left = views.T
-    tops, heights = _stretch(top, height, resized_height, window_top, size)
-    lefts, widths = _stretch(left, width, resized_width, window_left, size)
+    v = views
+    tops, heights = _stretch(v["box_top"], v["box_height"], v["resized_height"], v["window_top"], size)
+    lefts, widths = _stretch(v["box_left"], v["box_width"], v["resized_width"], v["window_left"], size)
     return np.stack([tops, lefts, heights, widths], axis=1)
 
 
@@ -241,17 +239,16 @@ def _mirror(image):  # type: ignore[no-untyped-def]
 
 @_compiled
 def decode_crop_resize(  # type: ignore[no-untyped-def]
-    library, file, stored, boxes, flips, max_image_bytes, images, statuses
+    library, file, stored, boxes, mirrored, max_image_bytes, images, statuses
 ):
     """Decodes N images and writes box, resized and mirrored, of each.
 
     Args:
         library: LibraryAddresses.
         file: uint8 [file bytes].
-        stored: the five arrays [N] of StoredImages as a plain tuple. numba's cache on disk would keep the class by the
-            name of its module, and could not be read once that has moved.
+        stored: STORED_IMAGE [N].
         boxes: int64 [N, 4] (top, left, height, width), within the image unless height and width are the output's.
-        flips: bool [N].
+        mirrored: bool [N].
         max_image_bytes: the largest height * width * 3.
         images: uint8 [N, size, size, 3], written; undefined where the status is not OK.
         statuses: int64 [N], written.
@@ -259,13 +256,13 @@ def decode_crop_resize(  # type: ignore[no-untyped-def]
     # One image's memory per call, so per thread; ffcv keeps one per sample of every batch in flight, which is 960 MB at
     # 500 px and batch 256.
     scratch = np.empty(max_image_bytes, np.uint8)
-    offsets, sizes, modes, heights, widths = stored
     size = images.shape[1]
     for k in range(len(images)):
-        height, width = heights[k], widths[k]
-        data = file[offsets[k] : offsets[k] + sizes[k]]
+        image = stored[k]
+        height, width = image["height"], image["width"]
+        data = file[image["offset"] : image["offset"] + image["bytes"]]
         pixels = scratch[: height * width * 3]
-        statuses[k] = _decode(library, data, modes[k], height, width, pixels)
+        statuses[k] = _decode(library, data, image["mode"], height, width, pixels)
         if statuses[k] != OK:
             continue
         top, left, box_height, box_width = boxes[k, 0], boxes[k, 1], boxes[k, 2], boxes[k, 3]
@@ -274,5 +271,5 @@ def decode_crop_resize(  # type: ignore[no-untyped-def]
         else:
             box = (top, top + box_height, left, left + box_width)
             _resize(library.resize, scratch.ctypes.data, height, width, box, images[k].ctypes.data, size)
-        if flips[k]:
+        if mirrored[k]:
             _mirror(images[k])

@@ -19,8 +19,8 @@ from PIL import Image
 from data_prep.native import open_decode_library, pointer
 from resnet_dist.config.recipe import MAX_SIZE
 from resnet_dist.data.augment import OPERATION, Operations
-from resnet_dist.data.crops import Views
-from resnet_dist.data.decoder import StoredImages
+from resnet_dist.data.crops import VIEW, Views
+from resnet_dist.data.decoder import STORED_IMAGE, StoredImages
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 200  # as in jpeg_region.h
@@ -74,17 +74,16 @@ class NativeKernel:
         file: NDArray[np.uint8],
         stored: StoredImages,
         views: Views,
-        flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
     ) -> NDArray[np.int64]:
-        return self._call(file, stored, views, flips, operations, images)[0]
+        return self._call(file, stored, views, operations, images)[0]
 
     def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
         if status != Status.JPEG_BROKEN:
             return _REASONS[Status(status)]
         image, no_operations = np.empty((1, size, size, 3), np.uint8), np.zeros((1, 0), OPERATION)
-        return f"its JPEG is broken: {self._call(file, stored, views, np.zeros(1, np.bool_), no_operations, image)[1]}"
+        return f"its JPEG is broken: {self._call(file, stored, views, no_operations, image)[1]}"
 
     def close(self) -> None:
         self._pool.close()
@@ -94,7 +93,6 @@ class NativeKernel:
         file: NDArray[np.uint8],
         stored: StoredImages,
         views: Views,
-        flips: NDArray[np.bool_],
         operations: Operations,
         images: NDArray[np.uint8],
     ) -> tuple[NDArray[np.int64], str]:
@@ -103,27 +101,41 @@ class NativeKernel:
         if not 1 <= size <= (MAX_SIZE if num_operations else _MAX_SIDE):
             raise ValueError(f"images of {size} x {size} px")
         statuses, message = np.empty(num, np.int64), ctypes.create_string_buffer(_MESSAGE_BYTES)
-        self._function(
-            self._pool.address,
-            pointer(file, np.uint8, (len(file),)),
-            ctypes.c_int64(len(file)),
-            ctypes.c_int64(num),
-            pointer(stored.offsets, np.int64, (num,)),
-            pointer(stored.sizes, np.int64, (num,)),
-            pointer(stored.modes, np.uint8, (num,)),
-            pointer(stored.heights, np.int64, (num,)),
-            pointer(stored.widths, np.int64, (num,)),
-            pointer(views, np.int64, (num, 8)),
-            pointer(flips, np.bool_, (num,)),
-            pointer(operations, OPERATION, (num, num_operations)),
-            ctypes.c_int64(num_operations),
-            ctypes.c_int64(size),
-            ctypes.c_int64(self._own_huffman),
-            pointer(images, np.uint8, (num, size, size, 3)),
-            pointer(statuses, np.int64, (num,)),
-            message,
+        batch = _Batch(
+            file=pointer(file, np.uint8, (len(file),)),
+            file_bytes=len(file),
+            num_images=num,
+            stored=pointer(stored, STORED_IMAGE, (num,)),
+            views=pointer(views, VIEW, (num,)),
+            operations=pointer(operations, OPERATION, (num, num_operations)),
+            num_operations=num_operations,
+            size=size,
+            own_huffman=self._own_huffman,
+            images=pointer(images, np.uint8, (num, size, size, 3)),
+            statuses=pointer(statuses, np.int64, (num,)),
+            message=ctypes.cast(message, ctypes.c_void_p),
         )
+        self._function(self._pool.address, ctypes.byref(batch))
         return statuses, message.value.decode("ascii", errors="replace")
+
+
+class _Batch(ctypes.Structure):
+    """`Batch` in native/kernel.h."""
+
+    _fields_ = (
+        ("file", ctypes.c_void_p),
+        ("file_bytes", ctypes.c_int64),
+        ("num_images", ctypes.c_int64),
+        ("stored", ctypes.c_void_p),
+        ("views", ctypes.c_void_p),
+        ("operations", ctypes.c_void_p),
+        ("num_operations", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("own_huffman", ctypes.c_int64),
+        ("images", ctypes.c_void_p),
+        ("statuses", ctypes.c_void_p),
+        ("message", ctypes.c_void_p),
+    )
 
 
 class _Pool:
@@ -175,16 +187,11 @@ def _sample_jpeg(subsampling: int) -> bytes:
 
 def _decodes_alike(image: bytes) -> bool:
     file = np.frombuffer(image, np.uint8)
-    one = np.ones(1, np.int64)
-    stored = StoredImages(0 * one, len(file) * one, np.zeros(1, np.uint8), 61 * one, 83 * one)
-    views = np.array([[3, 9, 50, 64, 32, 32, 0, 0]])
+    stored = np.array([(0, len(file), 61, 83, 0)], STORED_IMAGE)
+    views = np.array([(3, 9, 50, 64, 32, 32, 0, 0, 0)], VIEW)
     decoded = []
     for own_huffman in (True, False):
-        pixels, no_flips, no_operations = (
-            np.zeros((1, 32, 32, 3), np.uint8),
-            np.zeros(1, np.bool_),
-            np.zeros((1, 0), OPERATION),
-        )
-        (status,) = NativeKernel(own_huffman=own_huffman).decode(file, stored, views, no_flips, no_operations, pixels)
+        pixels, no_operations = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 0), OPERATION)
+        (status,) = NativeKernel(own_huffman=own_huffman).decode(file, stored, views, no_operations, pixels)
         decoded.append((int(status), pixels.tobytes()))
     return decoded[0] == decoded[1] and decoded[0][0] == Status.OK

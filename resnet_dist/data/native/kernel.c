@@ -6,7 +6,8 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "augment.h"
+#include "kernel.h"
+
 #include "jpeg_region.h"
 #include "pool.h"
 #include "resize.h"
@@ -15,19 +16,6 @@ enum { MODE_JPEG, MODE_RAW }; /* as ffcv's RGBImageField numbers them */
 enum { MAX_SIDE = 65535 };
 /* Of what is resized only the window is computed, so this bounds no memory: the net's size and window need 32 bits. */
 static const int64_t MAX_RESIZED_SIDE = INT32_MAX - MAX_SIDE;
-
-/* What an image shows: `box` is cut out and resized; of that, the size x size window at (window_top, window_left). */
-typedef struct {
-    int64_t box_top, box_left, box_height, box_width;
-    int64_t resized_height, resized_width;
-    int64_t window_top, window_left; /* may lie outside, among zeros, where nothing is resized */
-} View;
-
-typedef struct {
-    const uint8_t *data;
-    int64_t bytes, height, width;
-    int mode;
-} Stored;
 
 /* Takes the rows of a region one by one, resized or as they are. */
 typedef struct {
@@ -56,7 +44,7 @@ static void take_row(void *taker, const uint8_t *row)
         memcpy(last - 3 * i, row + 3 * i, 3);
 }
 
-static bool fits(const Stored *image, const View *view, int size)
+static bool fits(const StoredImage *image, const View *view, int size)
 {
     bool box = view->box_top >= 0 && view->box_left >= 0 && view->box_height > 0 && view->box_width > 0 &&
                view->box_top <= image->height - view->box_height && view->box_left <= image->width - view->box_width;
@@ -79,7 +67,7 @@ static int overlap(int64_t window, int size, int64_t length, int *start)
 }
 
 /* Readies the picture; `region` becomes what it needs of the stored image. */
-static int plan(Picture *picture, Scratch *scratch, const Stored *image, const View *view, Region *region)
+static int plan(Picture *picture, Scratch *scratch, const StoredImage *image, const View *view, Region *region)
 {
     if (!fits(image, view, picture->size))
         return VIEW_UNFIT;
@@ -106,36 +94,21 @@ static int plan(Picture *picture, Scratch *scratch, const Stored *image, const V
     return OK;
 }
 
-static int show_raw(const Stored *image, Region region, uint8_t *row, Picture *picture)
+static int show_raw(const StoredImage *image, const uint8_t *data, Region region, uint8_t *row, Picture *picture)
 {
     if (image->bytes != image->height * image->width * 3)
         return RAW_SIZE_DIFFERS;
     for (int y = region.top; y < region.top + region.height; y++) {
-        memcpy(row, image->data + 3 * (y * image->width + region.left), 3 * (size_t)region.width);
+        memcpy(row, data + 3 * (y * image->width + region.left), 3 * (size_t)region.width);
         take_row(picture, row);
     }
     return OK;
 }
 
-/* What `resnet_dist_decode` is asked for. */
-typedef struct {
-    const uint8_t *file;
-    int64_t file_bytes, num_images;
-    const int64_t *offsets, *sizes;
-    const uint8_t *modes;
-    const int64_t *heights, *widths;
-    const View *views;
-    const uint8_t *flips;
-    const Operation *operations;
-    int64_t num_operations, size, own_huffman;
-    uint8_t *images;
-    int64_t *statuses;
-    char *message;
-} Batch;
-
-static int show(const Batch *batch, const Stored *image, const View *view, int own_huffman, Picture *picture,
+static int show(const Batch *batch, const StoredImage *image, const View *view, int own_huffman, Picture *picture,
                 Scratch *scratch)
 {
+    const uint8_t *data = batch->file + image->offset;
     Region region;
     char unread[MESSAGE_BYTES];
     char *message = batch->message != NULL && batch->num_images == 1 ? batch->message : unread;
@@ -146,26 +119,26 @@ static int show(const Batch *batch, const Stored *image, const View *view, int o
     if (row == NULL)
         return NO_MEMORY;
     if (image->mode == MODE_RAW)
-        return show_raw(image, region, row, picture);
+        return show_raw(image, data, region, row, picture);
     if (image->mode != MODE_JPEG)
         return MODE_UNKNOWN;
-    return jpeg_region(image->data, (size_t)image->bytes, (int)image->height, (int)image->width, region,
+    return jpeg_region(data, (size_t)image->bytes, (int)image->height, (int)image->width, region,
                        own_huffman, scratch, row, take_row, picture, message);
 }
 
 static int decode_one(const Batch *batch, int64_t k, uint8_t *output, Scratch *scratch)
 {
-    int64_t offset = batch->offsets[k];
-    Stored image = {NULL, batch->sizes[k], batch->heights[k], batch->widths[k], batch->modes[k]};
-    Picture picture = {.output = output, .size = (int)batch->size, .mirrored = batch->flips[k] != 0};
-    if (offset < 0 || image.bytes < 1 || image.bytes > batch->file_bytes || offset > batch->file_bytes - image.bytes)
+    const StoredImage *image = &batch->stored[k];
+    const View *view = &batch->views[k];
+    Picture picture = {.output = output, .size = (int)batch->size, .mirrored = view->mirrored != 0};
+    if (image->offset < 0 || image->bytes < 1 || image->bytes > batch->file_bytes ||
+        image->offset > batch->file_bytes - image->bytes)
         return OUTSIDE_FILE;
-    if (image.height < 1 || image.width < 1 || image.height > MAX_SIDE || image.width > MAX_SIDE)
+    if (image->height < 1 || image->width < 1 || image->height > MAX_SIDE || image->width > MAX_SIDE)
         return VIEW_UNFIT;
-    image.data = batch->file + offset;
-    int status = show(batch, &image, &batch->views[k], batch->own_huffman != 0, &picture, scratch);
+    int status = show(batch, image, view, batch->own_huffman != 0, &picture, scratch);
     if (status == ASK_LIBJPEG)
-        status = show(batch, &image, &batch->views[k], 0, &picture, scratch);
+        status = show(batch, image, view, 0, &picture, scratch);
     return status;
 }
 
@@ -184,21 +157,10 @@ static void work(void *given, int64_t k, Scratch *scratch)
 /* Tells whether library and Python sources belong together: as in data_prep/native/__init__.py. */
 int resnet_dist_interface(void)
 {
-    return 4;
+    return 5;
 }
 
-/* The arguments are those of `NativeKernel` in native_kernel.py. Writes `images` [num_images][size][size][3] and
- * `statuses` [num_images]; `message` (or NULL) is libjpeg's about an image that is JPEG_BROKEN, if there is but one
- * image. The px of an image whose status is not OK are undefined. `size`: 1 to 65535, with operations to 16384.
- * `own_huffman`: whether huffman.c may take over. */
-void resnet_dist_decode(Pool *pool, const uint8_t *file, int64_t file_bytes, int64_t num_images,
-                        const int64_t *offsets, const int64_t *sizes, const uint8_t *modes, const int64_t *heights,
-                        const int64_t *widths, const View *views, const uint8_t *flips, const Operation *operations,
-                        int64_t num_operations, int64_t size, int64_t own_huffman, uint8_t *images, int64_t *statuses,
-                        char message[MESSAGE_BYTES])
+void resnet_dist_decode(Pool *pool, Batch *batch)
 {
-    Batch batch = {file,  file_bytes, num_images, offsets,        sizes, modes,       heights, widths,
-                   views, flips,      operations, num_operations, size,  own_huffman, images,  statuses,
-                   message};
-    pool_run(pool, work, &batch, num_images);
+    pool_run(pool, work, batch, batch->num_images);
 }

@@ -10,21 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct Pool Pool;
+#include "jpeg_region.h"
+#include "kernel.h"
+
 Pool *resnet_dist_pool_open(int64_t num_threads);
 void resnet_dist_pool_close(Pool *pool);
 void resnet_dist_pool_release(Pool *pool);
-void resnet_dist_decode(Pool *pool, const uint8_t *file, int64_t file_bytes, int64_t num_images,
-                        const int64_t *offsets, const int64_t *sizes, const uint8_t *modes, const int64_t *heights,
-                        const int64_t *widths, const int64_t *views, const uint8_t *flips, const void *operations,
-                        int64_t num_operations, int64_t size, int64_t own_huffman, uint8_t *images, int64_t *statuses,
-                        char message[200]);
 enum { MOST_IMAGES = 3, NUM_OPERATIONS = 3 };
-
-typedef struct {
-    int64_t kind;
-    double values[8];
-} Operation;
 
 static uint64_t state;
 
@@ -39,19 +31,20 @@ static int64_t between(int64_t low, int64_t high)
     return low + below(high - low + 1);
 }
 
-static void any_view(int64_t view[8], int64_t height, int64_t width, int64_t size)
+static void any_view(View *view, int64_t height, int64_t width, int64_t size)
 {
     int64_t box_height = between(1, height), box_width = between(1, width);
     int copies = below(3) == 0, unfit = below(20) == 0;
-    view[0] = below(height - box_height + 1), view[1] = below(width - box_width + 1);
-    view[2] = box_height, view[3] = box_width;
-    view[4] = copies ? box_height : between(size, 3 * size), view[5] = copies ? box_width : between(size, 3 * size);
+    *view = (View){below(height - box_height + 1), below(width - box_width + 1), box_height, box_width};
+    view->resized_height = copies ? box_height : between(size, 3 * size);
+    view->resized_width = copies ? box_width : between(size, 3 * size);
     if (!copies && below(10) == 0)
-        view[4 + below(2)] = between(size, INT32_MAX - 65535);
-    view[6] = copies ? between(-size, size) : below(view[4] - size + 1);
-    view[7] = copies ? between(-size, size) : below(view[5] - size + 1);
+        *(below(2) ? &view->resized_height : &view->resized_width) = between(size, INT32_MAX - 65535);
+    view->window_top = copies ? between(-size, size) : below(view->resized_height - size + 1);
+    view->window_left = copies ? between(-size, size) : below(view->resized_width - size + 1);
+    view->mirrored = below(2);
     if (unfit)
-        view[below(8)] = (int64_t)((uint64_t)below(INT64_MAX) << below(3)) >> below(64);
+        (&view->box_top)[below(8)] = (int64_t)((uint64_t)below(INT64_MAX) << below(3)) >> below(64);
 }
 
 static void damage(uint8_t *data, int64_t *bytes)
@@ -88,15 +81,15 @@ static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mo
                       int damaged)
 {
     int64_t size = between(1, 40), offset = 0, num = between(1, MOST_IMAGES);
-    int64_t views[MOST_IMAGES][8], offsets[MOST_IMAGES], sizes[MOST_IMAGES], heights[MOST_IMAGES], widths[MOST_IMAGES];
-    uint8_t flips[MOST_IMAGES], modes[MOST_IMAGES];
+    View *views = malloc(num * sizeof *views);
+    StoredImage *stored = malloc(num * sizeof *stored);
     uint8_t *file = malloc(bytes), *images = malloc(num * 3 * size * size);
     int64_t *statuses = malloc(num * sizeof *statuses), num_operations = below(NUM_OPERATIONS + 1);
     Operation *operations = malloc(num * num_operations * sizeof *operations);
-    char *message = malloc(200);
+    char *message = malloc(MESSAGE_BYTES);
     memcpy(file, data, bytes);
     for (int64_t k = 0; k < num; k++)
-        any_view(views[k], height, width, size);
+        any_view(&views[k], height, width, size);
     for (int64_t k = 0; k < num * num_operations; k++)
         any_operation(&operations[k]);
     if (damaged && below(20) == 0)
@@ -104,11 +97,12 @@ static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mo
     if (damaged && below(50) == 0)
         height = between(-1, 70000);
     for (int64_t k = 0; k < num; k++) {
-        offsets[k] = offset, sizes[k] = bytes, heights[k] = height, widths[k] = width;
-        flips[k] = (uint8_t)below(2), modes[k] = (uint8_t)mode, statuses[k] = -1;
+        stored[k] = (StoredImage){offset, bytes, height, width, mode};
+        statuses[k] = -1;
     }
-    resnet_dist_decode(pool, file, bytes, num, offsets, sizes, modes, heights, widths, views[0], flips, operations,
-                       num_operations, size, below(8) > 0, images, statuses, below(2) ? message : NULL);
+    Batch batch = {file, bytes, num, stored, views, operations, num_operations, size, below(8) > 0, images, statuses,
+                   below(2) ? message : NULL};
+    resnet_dist_decode(pool, &batch);
     uint64_t sum = 0; /* every px of a good image was written: MemorySanitizer and valgrind look at this */
     for (int64_t k = 0; k < num; k++) {
         if (statuses[k] < 0 || statuses[k] > 9)
@@ -119,7 +113,7 @@ static int64_t decode(Pool *pool, const uint8_t *data, int64_t bytes, int64_t mo
     int64_t status = statuses[0];
     state ^= sum & 1;
     state |= 1;
-    free(file), free(images), free(message), free(statuses), free(operations);
+    free(file), free(images), free(message), free(statuses), free(operations), free(views), free(stored);
     return status;
 }
 

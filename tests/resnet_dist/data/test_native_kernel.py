@@ -8,7 +8,7 @@ import io
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from data_prep.jpeg.header import read_jpeg_header
 from resnet_dist.config.recipe import DataConfig
 from resnet_dist.data import native_kernel
 from resnet_dist.data.augment import OPERATION
-from resnet_dist.data.decoder import StoredImages, open_kernel
+from resnet_dist.data.crops import VIEW
+from resnet_dist.data.decoder import STORED_IMAGE, open_kernel
 from resnet_dist.data.native_kernel import NativeKernel, Status
 from resnet_dist.errors import UserError
 
@@ -92,28 +93,20 @@ def jpeg_kinds(pixels: Pixels, to_jpeg: ToJpeg) -> dict[str, bytes]:
 def decode(
     image: bytes | Pixels,
     sides: tuple[int, int],
-    views: NDArray[np.int64],
+    views: Sequence[Sequence[int]],
     size: int,
     *,
-    flips: NDArray[np.bool_] | None = None,
+    mirrored: bool = False,
     mode: int | None = None,
 ) -> tuple[Pixels, list[int]]:
     """One stored image under many views, in one call."""
     file = np.frombuffer(bytes(image), np.uint8)
-    num = len(views)
     mode = int(isinstance(image, np.ndarray)) if mode is None else mode
-    stored = StoredImages(
-        np.zeros(num, np.int64),
-        np.full(num, len(file)),
-        np.full(num, mode, np.uint8),
-        np.full(num, sides[0]),
-        np.full(num, sides[1]),
-    )
-    images = np.empty((num, size, size, 3), np.uint8)
-    flips = np.zeros(num, np.bool_) if flips is None else flips
-    operations = np.zeros((num, 0), OPERATION)
-    views = np.ascontiguousarray(views, np.int64)
-    return images, NativeKernel().decode(file, stored, views, flips, operations, images).tolist()
+    stored = np.array([(0, len(file), *sides, mode)] * len(views), STORED_IMAGE)
+    images = np.empty((len(views), size, size, 3), np.uint8)
+    operations = np.zeros((len(views), 0), OPERATION)
+    shown = np.array([(*view, mirrored) for view in views], VIEW)
+    return images, NativeKernel().decode(file, stored, shown, operations, images).tolist()
 
 
 def whole(image: bytes) -> Pixels:
@@ -135,7 +128,7 @@ def test_a_part_equals_that_part_of_the_full_image(picture: Pixels, to_jpeg: ToJ
         for size in (1, 16, 61):
             corners = [(top, left) for top in (0, 1, height - size) for left in (0, 1, width - size)]
             places = rng.integers(0, (height - size + 1, width - size + 1), (200, 2)).tolist() + corners
-            views = np.array([[top, left, size, size, size, size, 0, 0] for top, left in places])
+            views = [(top, left, size, size, size, size, 0, 0) for top, left in places]
             ours, statuses = decode(image, (height, width), views, size)
             assert statuses == [Status.OK] * len(places), kind
             for (top, left), shown in zip(places, ours, strict=True):
@@ -153,16 +146,16 @@ def test_a_resized_box_is_pillows(stored: str, size: int, picture: Pixels) -> No
     h, w = rng.integers(1, height + 1, 40), rng.integers(1, width + 1, 40)
     h[:3], w[:3] = (height, height, 1), (width, 1, 1)
     top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-    views = np.stack([top, left, h, w, *[np.full(40, size)] * 2, *[np.zeros(40, np.int64)] * 2], axis=1)
-    flips = np.arange(40) % 2 == 1
-    ours, statuses = decode(image, (height, width), views, size, flips=flips)
+    views = [(*box, size, size, 0, 0) for box in zip(*(side.tolist() for side in (top, left, h, w)), strict=True)]
+    ours, statuses = decode(image, (height, width), views, size)
+    mirrored, _ = decode(image, (height, width), views, size, mirrored=True)
     assert statuses == [Status.OK] * 40
+    assert np.array_equal(mirrored, ours[:, :, ::-1])
     for k in range(40):
-        shown = resized(expected[top[k] : top[k] + h[k], left[k] : left[k] + w[k]], size, size)
-        assert np.array_equal(ours[k], shown[:, ::-1] if flips[k] else shown), views[k]
-        by_pillow = Image.fromarray(expected[top[k] : top[k] + h[k], left[k] : left[k] + w[k]])
-        close = np.asarray(by_pillow.resize((size, size), Image.Resampling.BILINEAR))
-        assert np.abs((ours[k][:, ::-1] if flips[k] else ours[k]).astype(int) - close).max() <= 1
+        box = expected[top[k] : top[k] + h[k], left[k] : left[k] + w[k]]
+        assert np.array_equal(ours[k], resized(box, size, size)), views[k]
+        close = np.asarray(Image.fromarray(box).resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(ours[k].astype(int) - close).max() <= 1
 
 
 def test_a_window_is_that_part_of_the_resized_image(picture: Pixels) -> None:
@@ -172,8 +165,8 @@ def test_a_window_is_that_part_of_the_resized_image(picture: Pixels) -> None:
     for _ in range(20):
         resized_height, resized_width = rng.integers(24, 300, 2).tolist()
         top, left = rng.integers(0, (resized_height - 23, resized_width - 23)).tolist()
-        view = np.array([[0, 0, height, width, resized_height, resized_width, top, left]])
-        (ours,), statuses = decode(picture, (height, width), view, 24)
+        view = (0, 0, height, width, resized_height, resized_width, top, left)
+        (ours,), statuses = decode(picture, (height, width), [view], 24)
         assert statuses == [Status.OK]
         shown = resized(picture, resized_height, resized_width)[top : top + 24, left : left + 24]
         assert np.array_equal(ours, shown)
@@ -183,20 +176,20 @@ def test_a_window_that_sticks_out_shows_zeros_there(picture: Pixels, to_jpeg: To
     padded = np.pad(picture, ((60, 60), (60, 60), (0, 0)))
     height, width = picture.shape[:2]
     places = [(-9, 3), (5, -20), (-40, -40), (height - 10, width - 30), (height, 0), (-50, -50), (10, width + 3)]
-    views = np.array([[0, 0, height, width, height, width, top, left] for top, left in places])
-    for flip in (False, True):
-        ours, statuses = decode(picture, (height, width), views, 50, flips=np.full(len(places), flip))
+    views = [(0, 0, height, width, height, width, top, left) for top, left in places]
+    for mirrored in (False, True):
+        ours, statuses = decode(picture, (height, width), views, 50, mirrored=mirrored)
         assert statuses == [Status.OK] * len(places)
         for (top, left), shown in zip(places, ours, strict=True):
             expected = padded[top + 60 : top + 110, left + 60 : left + 110]
-            assert np.array_equal(shown, expected[:, ::-1] if flip else expected)
+            assert np.array_equal(shown, expected[:, ::-1] if mirrored else expected)
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (1, 65500), (65500, 1), (3, 40000), (2, 2)])
 def test_extreme_sides(sides: tuple[int, int], to_jpeg: ToJpeg) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*sides, 3), dtype=np.uint8)
     data = to_jpeg(image)
-    (ours,), statuses = decode(data, sides, np.array([[0, 0, *sides, 9, 9, 0, 0]]), 9)
+    (ours,), statuses = decode(data, sides, [(0, 0, *sides, 9, 9, 0, 0)], 9)
     assert statuses == [Status.OK]
     assert np.array_equal(ours, resized(whole(data), 9, 9))
 
@@ -212,7 +205,7 @@ def cmyk(pixels: Pixels) -> bytes:
 
 def test_each_kind_of_undecodable_image_has_its_own_status(picture: Pixels, to_jpeg: ToJpeg) -> None:
     height, width = picture.shape[:2]
-    good, view = to_jpeg(picture), np.array([[0, 0, height, width, 32, 32, 0, 0]])
+    good, view = to_jpeg(picture), (0, 0, height, width, 32, 32, 0, 0)
     at = good.index(b"\xff\xda") + 200
     no_quantisation = good[: good.index(b"\xff\xdb")] + good[good.index(b"\xff\xc0") :]
     cases: list[tuple[bytes | Pixels, tuple[int, int], int | None, Status]] = [
@@ -233,7 +226,7 @@ def test_each_kind_of_undecodable_image_has_its_own_status(picture: Pixels, to_j
         (good, (0, 0), None, Status.VIEW_UNFIT),
         (no_quantisation, (height, width), None, Status.JPEG_BROKEN),
     ]
-    results = [decode(image, sides, view, 32, mode=mode)[1] for image, sides, mode, _ in cases]
+    results = [decode(image, sides, [view], 32, mode=mode)[1] for image, sides, mode, _ in cases]
     assert results == [[expected] for *_, expected in cases]
 
 
@@ -243,8 +236,8 @@ def test_a_jpeg_of_several_scans_may_not_hold_much(to_jpeg: ToJpeg) -> None:
         data = bytearray(to_jpeg(np.zeros((16, 16, 3), np.uint8), **options))
         at = data.index(b"\xff\xc2" if options else b"\xff\xc0") + 5
         data[at : at + 4] = 2 * (60_000).to_bytes(2, "big")
-        view = np.array([[0, 0, 60_000, 60_000, 32, 32, 0, 0]])
-        assert decode(bytes(data), (60_000, 60_000), view, 32)[1] == [status]
+        view = (0, 0, 60_000, 60_000, 32, 32, 0, 0)
+        assert decode(bytes(data), (60_000, 60_000), [view], 32)[1] == [status]
 
 
 @pytest.mark.parametrize(
@@ -257,11 +250,11 @@ def test_a_window_of_an_elongated_picture_is_pillows(sides: tuple[int, int], sho
     assert max(tall, wide) > 65_535
     top, left = (tall - 224) // 2, (wide - 224) // 2
     expected = resized(image, tall, wide)[top : top + 224, left : left + 224]
-    view = np.array([[0, 0, *sides, tall, wide, top, left]])
-    for flip in (False, True):
-        (ours,), statuses = decode(image, sides, view, 224, flips=np.array([flip]))
+    for mirrored in (False, True):
+        view = (0, 0, *sides, tall, wide, top, left)
+        (ours,), statuses = decode(image, sides, [view], 224, mirrored=mirrored)
         assert statuses == [Status.OK]
-        assert np.array_equal(ours, expected[:, ::-1] if flip else expected)
+        assert np.array_equal(ours, expected[:, ::-1] if mirrored else expected)
 
 
 @pytest.mark.parametrize("sides", [(65_500, 1), (1, 65_500)])
@@ -273,8 +266,8 @@ def test_the_most_elongated_picture_has_windows_anywhere(sides: tuple[int, int])
     for place in (0, 79, most // 2, most - 1):
         start = min(place * factor + factor // 2, most * factor - size)  # the middle of that row: no other has a share
         top, left = (start, 0) if sides[1] == 1 else (0, start)
-        view = np.array([[0, 0, *sides, *(factor * side for side in sides), top, left]])
-        (ours,), statuses = decode(image, sides, view, size)
+        view = (0, 0, *sides, *(factor * side for side in sides), top, left)
+        (ours,), statuses = decode(image, sides, [view], size)
         assert statuses == [Status.OK]
         assert ours[0, 0].tolist() == [grays[place]] * 3
 
@@ -286,14 +279,12 @@ def test_an_image_without_tables_does_not_use_an_earlier_images(picture: Pixels,
     no_quantisation = standard[: standard.index(b"\xff\xdb")] + standard[standard.index(b"\xff\xc0") :]
     no_codes = standard[: standard.index(b"\xff\xc4")] + standard[standard.index(b"\xff\xda") :]
     files = [optimised, no_quantisation, no_codes, optimised]
-    sizes = np.array([len(file) for file in files])
-    modes, offsets = np.zeros(4, np.uint8), np.cumsum(sizes) - sizes
-    stored = StoredImages(offsets, sizes, modes, np.full(4, height), np.full(4, width))
-    views = np.array([[0, 0, height, width, 32, 32, 0, 0]] * 4)
-    images = np.empty((4, 32, 32, 3), np.uint8)
+    offsets = [sum(map(len, files[:k])) for k in range(4)]
+    stored = np.array([(offsets[k], len(files[k]), height, width, 0) for k in range(4)], STORED_IMAGE)
+    views = np.array([(0, 0, height, width, 32, 32, 0, 0, False)] * 4, VIEW)
+    images, no_operations = np.empty((4, 32, 32, 3), np.uint8), np.zeros((4, 0), OPERATION)
     file = np.frombuffer(b"".join(files), np.uint8)
-    no_flips, no_operations = np.zeros(4, np.bool_), np.zeros((4, 0), OPERATION)
-    statuses = NativeKernel().decode(file, stored, views, no_flips, no_operations, images)
+    statuses = NativeKernel().decode(file, stored, views, no_operations, images)
     assert statuses.tolist() == [Status.OK, Status.JPEG_BROKEN, Status.OK, Status.OK]
     assert all(np.array_equal(images[k], images[0]) for k in (2, 3))
 
@@ -317,26 +308,23 @@ def test_an_image_without_tables_does_not_use_an_earlier_images(picture: Pixels,
     ],
 )
 def test_a_view_that_does_not_fit_is_refused(view: list[int], picture: Pixels) -> None:
-    assert decode(picture, (187, 235), np.array([view]), 32)[1] == [Status.VIEW_UNFIT]
+    assert decode(picture, (187, 235), [view], 32)[1] == [Status.VIEW_UNFIT]
 
 
 def test_arrays_of_another_kind_are_refused(picture: Pixels) -> None:
     file = picture.reshape(-1)
-    one = np.zeros(1, np.int64)
-    stored = StoredImages(one, np.array([file.size]), np.ones(1, np.uint8), np.array([187]), np.array([235]))
-    views = np.array([[0, 0, 187, 235, 8, 8, 0, 0]])
-    flips, images = np.zeros(1, np.bool_), np.empty((1, 8, 8, 3), np.uint8)
+    stored = np.array([(0, file.size, 187, 235, 1)], STORED_IMAGE)
+    views, images = np.array([(0, 0, 187, 235, 8, 8, 0, 0, False)], VIEW), np.empty((1, 8, 8, 3), np.uint8)
     kernel, none = NativeKernel(), np.zeros((1, 0), OPERATION)
-    kernel.decode(file, stored, views, flips, none, images)
+    kernel.decode(file, stored, views, none, images)
     for bad in (
-        (file, stored, views.astype(np.float64), flips, none, images),
-        (file, stored, views[:, :7], flips, none, images),
-        (file, stored, views, np.zeros(2, np.bool_), none, images),
-        (file, stored, views, flips, none, np.empty((1, 8, 9, 3), np.uint8)),
-        (file, stored, views, flips, none, np.empty((1, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1)),
-        (file, stored, views, flips, np.zeros((1, 0)), images),
-        (file[::2], stored, views, flips, none, images),
-        (file, stored._replace(sizes=np.zeros(1, np.int32)), views, flips, none, images),
+        (file, stored, views.view(np.int64), none, images),
+        (file, stored, np.zeros(2, VIEW), none, images),
+        (file, stored, views, none, np.empty((1, 8, 9, 3), np.uint8)),
+        (file, stored, views, none, np.empty((1, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1)),
+        (file, stored, views, np.zeros((1, 0)), images),
+        (file[::2], stored, views, none, images),
+        (file, np.zeros((1, 5), np.int64), views, none, images),
     ):
         with pytest.raises(ValueError, match="expected a contiguous"):
             kernel.decode(*bad)
@@ -346,17 +334,16 @@ def test_callers_take_turns_and_a_closed_kernel_works_without_threads(picture: P
     """Six threads call one kernel of three threads, which is closed between their first calls and their last."""
     file = np.frombuffer(to_jpeg(picture), np.uint8)
     num, closed = 12, threading.Event()
-    ones = np.ones(num, np.int64)
-    stored = StoredImages(0 * ones, len(file) * ones, np.zeros(num, np.uint8), 187 * ones, 235 * ones)
-    views = np.array([[k, 2 * k, 187 - k, 235 - 2 * k, 48, 48, 0, 0] for k in range(num)])
-    flips, operations = np.arange(num) % 2 == 0, np.zeros((num, 0), OPERATION)
+    stored = np.array([(0, len(file), 187, 235, 0)] * num, STORED_IMAGE)
+    views = np.array([(k, 2 * k, 187 - k, 235 - 2 * k, 48, 48, 0, 0, k % 2) for k in range(num)], VIEW)
+    operations = np.zeros((num, 0), OPERATION)
     kernel = NativeKernel(3)
 
     def show(_: int) -> list[bytes]:
         shown = []
         for call in range(6):
             images = np.zeros((num, 48, 48, 3), np.uint8)
-            statuses = kernel.decode(file, stored, views, flips, operations, images)
+            statuses = kernel.decode(file, stored, views, operations, images)
             assert statuses.tolist() == [Status.OK] * num
             shown.append(images.tobytes())
             if call == 2:
@@ -387,7 +374,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("sanitized") / "sanitized"
     sources = [str(path) for path in sorted([*NATIVE.glob("*.c"), *SHARED.glob("*.c")])]
     driver = str(Path(__file__).with_name("sanitized.c"))
-    flags = [f"-I{SHARED}", "-g", "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-sanitize-recover=all"]
+    flags = [f"-I{SHARED}", f"-I{NATIVE}", "-g", "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-sanitize-recover=all"]
     build = subprocess.run(
         [compiler, *flags, "-fsanitize=address,undefined", "-o", str(program), driver, *sources, *LIBRARIES],
         capture_output=True, text=True, timeout=120,
