@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.beton import layout, manifest
-from data_prep.beton import layout as pages
-from data_prep.beton.digest import CHUNK_BYTES
 from data_prep.beton.ranges import payload_of, write_beton
 from resnet_dist.config.recipe import RandomResizedCrop
 from resnet_dist.data.crops import Transform
@@ -46,40 +44,25 @@ def jpeg(pixels: Pixels, **options: object) -> bytes:
 
 def write(path: Path, images: Sequence[Stored]) -> Path:
     """A beton and its manifest; bytes are stored as JPEG, arrays as raw pixels; the label of sample k is k % 10."""
-    rows = np.zeros(len(images), pages.STORED_ROW)
+    rows = np.zeros(len(images), layout.STORED_ROW)
     for row, k, image in zip(rows, range(len(images)), images, strict=True):
         size = Image.open(io.BytesIO(image)).size if isinstance(image, bytes) else image.shape[1::-1]
         row["mode"] = layout.MODE_JPEG if isinstance(image, bytes) else layout.MODE_RAW
         row["width"], row["height"] = size
         row["label"] = k % 10
         row["size"] = len(bytes(image))
-    plan = pages.lay_out(rows, layout.MIN_PAGE_BYTES)
+    plan = layout.lay_out(rows, layout.MIN_PAGE_BYTES)
     digest = write_beton(path, plan, payload_of(lambda k: bytes(images[k])), temporary=path.with_suffix(".tmp"))
-    labels, heights, widths = (rows[name].astype(np.int64) for name in ("label", "height", "width"))
-    manifest.write_manifest(
-        path,
-        manifest.Manifest(
-            schema_version=manifest.MANIFEST_SCHEMA_VERSION,
-            digest=digest.whole,
-            beton_bytes=plan.total_bytes,
-            page_bytes=plan.page_bytes,
-            num_samples=len(rows),
-            class_names=tuple("abcdefghij"),
-            class_counts=manifest.count_classes(labels, 10),
-            max_height=int(heights.max()),
-            max_width=int(widths.max()),
-            min_height=int(heights.min()),
-            min_width=int(widths.min()),
-            mode_counts=manifest.count_modes(rows["mode"]),
-            num_untouched=0,
-            settings={},
-            source={"name": "test"},
-            versions={},
-            quarantined=(),
-            chunk_bytes=CHUNK_BYTES,
-            chunks=digest.chunks,
-        ),
+    described = manifest.describe_beton(
+        plan,
+        digest,
+        class_names=tuple("abcdefghij"),
+        num_untouched=0,
+        settings={},
+        source={"name": "test"},
+        versions={},
     )
+    manifest.write_manifest(path, described)
     return path
 
 

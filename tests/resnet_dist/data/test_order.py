@@ -23,20 +23,9 @@ from resnet_dist.data.order import (
 from resnet_dist.errors import UserError
 
 WORLD_SIZES = range(1, 65)
-
-
-def steps_of(rank: int, world_size: int, start_step: int = 0, *, num_samples: int = 1003) -> np.ndarray:
-    """Global batches of 256 in 64 micro-batches of 4, three steps per epoch and a tail of 235 samples."""
-    return train_order(
-        num_samples,
-        seed=11,
-        epoch=2,
-        global_batch_size=256,
-        micro_batch_size=4,
-        rank=rank,
-        world_size=world_size,
-        start_step=start_step,
-    )
+SIZES = {"seed": 11, "epoch": 2, "global_batch_size": 256, "micro_batch_size": 4}
+"""64 micro-batches of 4: three steps of 1003 samples, and a tail of 235."""
+REPEATED = {"seed": 11, "epoch": 2, "global_batch_size": 24, "micro_batch_size": 4, "rank": 0, "world_size": 1}
 
 
 def test_the_permutation_never_changes() -> None:
@@ -60,11 +49,19 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("start_step", [0, 1, 3])
-def test_every_world_size_trains_on_the_same_micro_batches(start_step: int) -> None:
-    alone = steps_of(0, 1)
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("page_shuffle", [None, PageShuffle(np.arange(1003) // 17, 6)])
+def test_every_world_size_trains_on_the_same_micro_batches(
+    page_shuffle: PageShuffle | None, repeats: int, start_step: int
+) -> None:
+    def share(rank: int, world_size: int, start_step: int) -> np.ndarray:
+        where = {"rank": rank, "world_size": world_size, "start_step": start_step}
+        return train_order(1003, **SIZES, **where, page_shuffle=page_shuffle, repeats=repeats)
+
+    alone = share(0, 1, 0)
     assert alone.shape == (3, 64, 4)
     for world_size in WORLD_SIZES:
-        shares = [steps_of(rank, world_size, start_step) for rank in range(world_size)]
+        shares = [share(rank, world_size, start_step) for rank in range(world_size)]
         assert np.array_equal(np.concatenate(shares, axis=1), alone[start_step:])
         assert all(share.dtype == np.int64 and share.flags.c_contiguous for share in shares)
 
@@ -117,18 +114,19 @@ def test_evaluation_sees_every_sample_once() -> None:
 
 def test_too_little_data_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"255 samples, fewer than one global batch of 256.*global_batch_size"):
-        steps_of(0, 1, num_samples=255)
+        train_order(255, **SIZES, rank=0, world_size=1)
 
 
 def test_impossible_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="65 workers share 64"):
-        steps_of(0, 65)
-    with pytest.raises(ValueError, match="rank 2"):
-        steps_of(2, 2)
-    with pytest.raises(ValueError, match="start_step 4"):
-        steps_of(0, 1, 4)
-    with pytest.raises(ValueError, match="not a multiple"):
-        train_order(100, seed=0, epoch=0, global_batch_size=10, micro_batch_size=4, rank=0, world_size=1)
+    one = {"rank": 0, "world_size": 1}
+    for arguments, message in (
+        ({"rank": 0, "world_size": 65}, "65 workers share 64"),
+        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({**one, "start_step": 4}, "start_step 4"),
+        ({**one, "global_batch_size": 10}, "not a multiple"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_order(1003, **{**SIZES, **arguments})
     with pytest.raises(ValueError, match="rank -1"):
         eval_batches(10, 5, -1, 2)
 
@@ -149,16 +147,6 @@ def test_every_sample_is_in_the_page_shuffle_once(pages: list[int], window: int,
     assert sorted(order) == list(range(len(pages)))
 
 
-@pytest.mark.parametrize("start_step", [0, 2])
-def test_every_world_size_trains_on_the_same_micro_batches_of_pages(start_step: int) -> None:
-    pages = PageShuffle(np.arange(1003) // 17, 6)
-    sizes = {"seed": 11, "epoch": 2, "global_batch_size": 256, "micro_batch_size": 4, "page_shuffle": pages}
-    alone = train_order(1003, rank=0, world_size=1, **sizes)
-    for world in WORLD_SIZES:
-        shares = [train_order(1003, rank=r, world_size=world, start_step=start_step, **sizes) for r in range(world)]
-        assert np.array_equal(np.concatenate(shares, axis=1), alone[start_step:])
-
-
 def test_the_page_shuffle_keeps_to_its_window_and_mixes_it_evenly() -> None:
     """500 pages of 70, window 50: any 70 samples in a row lie in about 51 pages, two neighbours in one once in 50."""
     page_of = np.arange(35_000) // 70
@@ -173,21 +161,8 @@ def test_the_page_shuffle_keeps_to_its_window_and_mixes_it_evenly() -> None:
     assert float((page_of[whole][1:] == page_of[whole][:-1]).mean()) == pytest.approx(1 / 500, rel=0.35)
 
 
-def repeated(rank: int, world_size: int, repeats: int) -> np.ndarray:
-    return train_order(
-        103,
-        seed=11,
-        epoch=2,
-        global_batch_size=24,
-        micro_batch_size=4,
-        rank=rank,
-        world_size=world_size,
-        repeats=repeats,
-    )
-
-
 def test_repeated_images_are_in_one_global_batch_in_different_micro_batches() -> None:
-    alone = repeated(0, 1, 3)
+    alone = train_order(103, **REPEATED, repeats=3)
     assert alone.shape == (4, 6, 4)
     for step in alone:
         images, copies = step % 103, step // 103
@@ -200,14 +175,8 @@ def test_repeated_images_are_in_one_global_batch_in_different_micro_batches() ->
     assert in_order.tolist() == epoch_permutation(103, 11, 2)[:32].tolist()
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_repeats_do_not_depend_on_the_number_of_workers(world_size: int) -> None:
-    shares = [repeated(rank, world_size, 3) for rank in range(world_size)]
-    np.testing.assert_array_equal(np.concatenate(shares, axis=1), repeated(0, 1, 3))
-
-
 def test_a_number_of_repeats_that_does_not_divide_the_batch() -> None:
-    steps = repeated(0, 1, 5)
+    steps = train_order(103, **REPEATED, repeats=5)
     assert np.unique(steps).size == steps.size  # no image twice under the same draws
     assert len(np.unique(steps % 103)) == -(-steps.size // 5)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,12 +20,7 @@ from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import open_data, steps_from
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
-
-SPEC = importlib.util.spec_from_file_location("photographs", Path(__file__).parents[1] / "data" / "conftest.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-photographs: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(photographs)
+from tests.resnet_dist.data.conftest import jpeg, photograph, write
 
 RECIPES = sorted((Path(resnet_dist.__file__).parent / "recipes").rglob("*.yaml"))
 
@@ -37,10 +30,10 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """12 images of 10 classes each: photographs of 72 x 64 px, and tiles of 32 x 32 px."""
     folder = tmp_path_factory.mktemp("betons")
     images = {
-        "photos": [photographs.jpeg(photographs.photograph(72, 64, k)) for k in range(12)],
-        "tiles": [photographs.photograph(32, 32, k) for k in range(12)],
+        "photos": [jpeg(photograph(72, 64, k)) for k in range(12)],
+        "tiles": [photograph(32, 32, k) for k in range(12)],
     }
-    return {name: photographs.write(folder / f"{name}.beton", pictures) for name, pictures in images.items()}
+    return {name: write(folder / f"{name}.beton", pictures) for name, pictures in images.items()}
 
 
 def reduced(path: Path) -> Recipe:
