@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 
+from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import DataConfig, train_size
+from resnet_dist.errors import UserError
 
-CROP = {"kind": "random_resized_crop", "size": 192}
-
-
-def config(train: dict[str, Any] = CROP, **progressive: object) -> DataConfig:
-    return DataConfig.model_validate(
-        {
-            "dataset": "imagenet",
-            "train": train,
-            "eval": {"kind": "center_crop", "size": 224, "resize": 256},
-            "mean": [0, 0, 0],
-            "std": [1, 1, 1],
-            "progressive_size": progressive or None,
-        }
-    )
+RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/resnet50_ffcv.yaml"
 
 
-def test_sizes_between_are_multiples_and_the_ends_need_not_be() -> None:
-    data = config(train={**CROP, "size": 250}, start_size=100, ramp=(0.2, 0.8), multiple=16)
-    assert [train_size(data, epoch, 10) for epoch in range(11)] == [
-        *[100, 100, 100],
-        *[128, 144, 176, 192, 224],
-        *[250, 250, 250],
-    ]
-
-
-def test_shares_of_the_run_are_not_lost_to_binary_fractions() -> None:
-    data = config(start_size=160, ramp=(0.29, 0.29))
-    assert [train_size(data, epoch, 100) for epoch in (28, 29, 30)] == [160, 160, 192]
-
-
-def test_without_it_the_size_is_the_crops() -> None:
-    assert train_size(config(), 3, 10) == 192
+def growing(progressive: str, *overrides: str) -> DataConfig:
+    return load_recipe(RECIPE, [*overrides, f"data.progressive_size={progressive}"]).data
 
 
 @pytest.mark.parametrize(
-    ("train", "progressive", "message"),
+    ("progressive", "size", "epochs", "expected"),
     [
-        ({"kind": "pad_crop", "size": 32}, {"start_size": 16, "ramp": (0, 1)}, "pad_crop does not"),
-        (CROP, {"start_size": 193, "ramp": (0, 1)}, r"train\.size \(192\) or less"),
-        (CROP, {"start_size": 160, "ramp": (0.5, 0.4)}, "must ascend"),
+        # Sizes between are multiples; the ends need not be.
+        (
+            "{start_size: 100, ramp: [0.2, 0.8], multiple: 16}",
+            250,
+            10,
+            {0: 100, 2: 100, 3: 128, 4: 144, 7: 224, 8: 250},
+        ),
+        # 0.29 * 100 is less than 29 in binary.
+        ("{start_size: 160, ramp: [0.29, 0.29]}", 192, 100, {28: 160, 29: 160, 30: 192}),
+        ("null", 192, 10, {3: 192}),
     ],
 )
-def test_mistakes(train: dict[str, Any], progressive: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config(train, **progressive)
+def test_sizes_by_epoch(progressive: str, size: int, epochs: int, expected: dict[int, int]) -> None:
+    data = growing(progressive, f"data.train.size={size}")
+    assert {epoch: train_size(data, epoch, epochs) for epoch in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "progressive", "message"),
+    [
+        (["data.train={kind: pad_crop, size: 32}"], "{start_size: 16, ramp: [0, 1]}", "pad_crop does not"),
+        ([], "{start_size: 193, ramp: [0, 1]}", r"train\.size \(192\) or less"),
+        ([], "{start_size: 160, ramp: [0.5, 0.4]}", "must ascend"),
+    ],
+)
+def test_mistakes(overrides: list[str], progressive: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        growing(progressive, *overrides)
