@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from resnet_dist.bench.paired import print_result
 
-NATIVE, NATIVE_FREE, ON_LIBFFCV, STOCK = "native", "native, free draws", "ours on libffcv", "stock FFCV"
+NATIVE, ON_LIBFFCV, STOCK = "native", "ours on libffcv", "stock FFCV"
 
 
 class Task(NamedTuple):
@@ -106,18 +106,6 @@ def dali_pipeline(task: Task, paths: list[str]) -> Any:
     return built
 
 
-def free_draws(generator: Any) -> Callable[[], None]:
-    """Makes our loader draw from an ordinary generator, to show what keyed draws cost. Returns a function that undoes
-    it."""
-    from resnet_dist.data import decoder
-
-    names = vars(decoder)
-    keyed = {name: names[name] for name in ("sample_keys", "uniform")}
-    names["sample_keys"] = lambda *args: args[-1]
-    names["uniform"] = lambda keys, num: generator.random((len(keys), num))
-    return lambda: names.update(keyed)
-
-
 # Passes over all images: `bench loader`
 
 Pass = Callable[[int], int]
@@ -127,8 +115,6 @@ Pass = Callable[[int], int]
 def our_passes(task: Task) -> Pass:
     import numpy as np
 
-    if task.peer == NATIVE_FREE:
-        free_draws(np.random.default_rng(0))
     loader = our_loader(task, "ffcv" if task.peer == ON_LIBFFCV else "native")
     ids = np.arange(len(loader.page_of_sample))
     return lambda epoch: sum(len(batch.images) for batch in loader.epoch(epoch, ids))
@@ -154,7 +140,6 @@ def dali_passes(task: Task) -> Pass:
 
 PASSES: dict[str, Callable[[Task], Pass]] = {
     NATIVE: our_passes,
-    NATIVE_FREE: our_passes,
     ON_LIBFFCV: our_passes,
     STOCK: stock_passes,
     "torchvision": torchvision_passes,
@@ -202,14 +187,7 @@ def our_batches(task: Task) -> MakeBatch:
         decoder.decode(0, ids, ids, images.numpy())
         return images
 
-    def make_free(number: int, ids: Any) -> object:
-        back = free_draws(np.random.default_rng(number))
-        try:
-            return make(number, ids)
-        finally:
-            back()
-
-    return make_free if task.peer == NATIVE_FREE else make
+    return make
 
 
 def stock_batches(task: Task) -> MakeBatch:
@@ -252,7 +230,6 @@ def torchvision_batches(task: Task) -> MakeBatch:
 
 BATCHES: dict[str, Callable[[Task], MakeBatch]] = {
     NATIVE: our_batches,
-    NATIVE_FREE: our_batches,
     STOCK: stock_batches,
     "torchvision": torchvision_batches,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
@@ -174,7 +174,7 @@ class Step:
     """All-reduce that the backward pass does not hide."""
     jitter_s: float
     loader_s: float
-    images: int
+    images: float
     all_reduce_s: float
     """All all-reduce time, hidden or not."""
 
@@ -191,25 +191,12 @@ def mean_step(
     work: Workload, gpu: Gpu, workers: int, links: Links, *, loader_images_s: Callable[[int], float] | None = None
 ) -> Step:
     """The mean of a run's steps. `loader_images_s`: the speed of one worker's loader, by the images' side in px."""
-    shares = [phase.share for phase in work.phases]
-    steps = []
+    means = dict.fromkeys((field.name for field in fields(Step)), 0.0)
     for phase in work.phases:
         loader = loader_images_s and loader_images_s(phase.image_px)
-        steps.append(step_of(work, gpu, workers, links, net=phase.net, loader_images_s=loader))
-
-    def mean(seconds: Callable[[Step], float]) -> float:
-        return sum(share * seconds(step) for share, step in zip(shares, steps, strict=True))
-
-    return Step(
-        compute_s=mean(lambda step: step.compute_s),
-        host_s=mean(lambda step: step.host_s),
-        uneven_s=mean(lambda step: step.uneven_s),
-        exchange_s=mean(lambda step: step.exchange_s),
-        jitter_s=mean(lambda step: step.jitter_s),
-        loader_s=mean(lambda step: step.loader_s),
-        images=work.global_batch_size,
-        all_reduce_s=mean(lambda step: step.all_reduce_s),
-    )
+        step = step_of(work, gpu, workers, links, net=phase.net, loader_images_s=loader)
+        means = {name: mean + phase.share * getattr(step, name) for name, mean in means.items()}
+    return Step(**means)
 
 
 def step_of(

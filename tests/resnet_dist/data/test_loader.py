@@ -140,13 +140,6 @@ def test_neither_threads_nor_batches_change_pixels(
     assert pixels_by_id(list(other.epoch(1, ALL))) == reference
 
 
-def test_epochs_and_seeds_do(photo_beton: Path, open_loader: OpenLoader) -> None:
-    loader, other_seed = open_loader(photo_beton), open_loader(photo_beton, seed=8)
-    views = [pixels_by_id(list(loader.epoch(epoch, ALL))) for epoch in (0, 1)]
-    views.append(pixels_by_id(list(other_seed.epoch(0, ALL))))
-    assert all(len({view[i] for view in views}) == 3 for i in range(40))
-
-
 def test_epochs_iterated_at_once_do_not_mix(photo_beton: Path, open_loader: OpenLoader) -> None:
     loader = open_loader(photo_beton)
     apart = [list(loader.epoch(epoch, ALL)) for epoch in (0, 1)]
