@@ -207,7 +207,7 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
     torch.set_num_threads(job.num_threads)
     manifest = load_manifest(job.beton)
     with ExitStack() as stack:
-        model, batches, precision = open_protocol(job, manifest, device, stack)
+        model, batches, precision = open_protocol(job, device, stack)
         began = time.perf_counter()
         result = evaluate_samples(
             model.to(device),
@@ -229,9 +229,7 @@ def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Eva
 Batches = Callable[[NDArray[np.int64]], Iterable[Labelled]]
 
 
-def open_protocol(
-    job: EvaluationJob, manifest: Manifest, device: torch.device, stack: ExitStack
-) -> tuple[nn.Module, Batches, Precision]:
+def open_protocol(job: EvaluationJob, device: torch.device, stack: ExitStack) -> tuple[nn.Module, Batches, Precision]:
     """The model and its batches. One model on one crop is what training evaluates, bit for bit."""
     members = [_member(model, job.protocol) for model in job.models]
     first = job.models[0].recipe

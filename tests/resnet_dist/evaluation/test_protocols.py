@@ -82,7 +82,7 @@ def probabilities(models: list[TrainedModel], beton: Path, protocol: Protocol) -
             make_fully_convolutional(model.classifier, SIZE, model.name)
     job = EvaluationJob(tuple(models), protocol, beton, num_threads=2)
     with ExitStack() as stack, torch.inference_mode():
-        module, batches, _ = open_protocol(job, manifest, CPU, stack)
+        module, batches, _ = open_protocol(job, CPU, stack)
         return torch.cat([module(batch.images) for batch in batches(np.arange(manifest.num_samples))]).softmax(dim=1)
 
 
