@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -14,7 +15,8 @@ from resnet_dist.errors import UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, StepNoise, keyed_uniform
 from resnet_dist.models.preactivation import PreactivationBasicBlock
-from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, NetOptions, ResidualBlock
+from resnet_dist.models.registry import LAYERS_PER_BLOCK, POSTACTIVATION, PREACTIVATION, BlockKind, CifarResNet
+from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, NetOptions, ResidualBlock, Shortcut
 from resnet_dist.training.step import layer_keys
 
 RESNET_D = {"stem": "deep", "pooled_projection": True}
@@ -83,11 +85,17 @@ def test_preactivation_units_are_an_identity_plus_what_they_learn(name: str) -> 
 
 
 @pytest.mark.parametrize("order", get_args(ActivationOrder))
-@pytest.mark.parametrize("name", ["resnet50", "resnet20", "resnet110_1layer"])
-def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
+@pytest.mark.parametrize("kind", LAYERS_PER_BLOCK)
+@pytest.mark.parametrize("shortcut", ["A", None])
+def test_every_parameter_gets_a_gradient(shortcut: Shortcut | None, kind: BlockKind, order: ActivationOrder) -> None:
+    """Every kind of block in every order, gated, and in a plain net."""
     torch.manual_seed(0)
-    net = build_model(name, 10, activation_order=order, se_ratio=0.25, gate="exclusive", gate_bias=-1.0)
-    net(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    options = NetOptions(shortcut, activation_order=order, se_ratio=0.25)
+    if shortcut is not None:
+        options = replace(options, gate="exclusive", gate_bias=-1.0)
+    blocks = PREACTIVATION if order == "pre" else POSTACTIVATION
+    net = CifarResNet(blocks[kind], (1, 2, 1), 10, options)
+    net(torch.randn(2, 3, 16, 16)).square().sum().backward()
     # A narrow layer of squeeze-and-excitation can be dead for two images.
     gradients = {key: p.grad for key, p in net.named_parameters()}
     assert [key for key, gradient in gradients.items() if gradient is None] == []
