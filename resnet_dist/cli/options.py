@@ -56,5 +56,5 @@ def numbers(option: str, text: str, at_least: int) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or min(found) < at_least or len(set(found)) < len(found):
-        raise UserError(f"{option} {text}: give different whole numbers from {at_least} on, such as 224,256,384")
+        raise UserError(f"{option} {text}: give different whole numbers from {at_least} on, separated by commas")
     return found

@@ -24,7 +24,6 @@ from resnet_dist.launch.ray_internals import cluster_version
 _RETRY_S = 2.0
 _SILENCE_LIMIT_S = 300.0
 """How long the head may be silent before following ends; the job keeps running."""
-_MAX_REASON = 300
 
 
 def send(submission: Submission, ray_command: Sequence[str]) -> JobSubmissionClient:
@@ -40,8 +39,7 @@ def send(submission: Submission, ray_command: Sequence[str]) -> JobSubmissionCli
     try:
         jobs = client.list_jobs()
     except (OSError, RuntimeError) as error:
-        why = one_line(error, _MAX_REASON)
-        raise Fault(f"the cluster at {submission.address} does not list its jobs: {why}") from None
+        raise Fault(f"the cluster at {submission.address} does not list its jobs: {_reason(error)}") from None
     for job in jobs:
         if not job.status.is_terminal() and (job.metadata or {}).get(RUN_KEY) == name:
             lines = job_lines(submission.address, str(job.submission_id), ray_command).replace("\n", "; ")
@@ -54,8 +52,7 @@ def send(submission: Submission, ray_command: Sequence[str]) -> JobSubmissionCli
             metadata=submission.metadata,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        why = one_line(error, _MAX_REASON)
-        raise Fault(f"the cluster at {submission.address} did not take the job: {why}") from None
+        raise Fault(f"the cluster at {submission.address} did not take the job: {_reason(error)}") from None
     return client
 
 
@@ -70,10 +67,9 @@ def _connect(address: str) -> JobSubmissionClient:
             "the cluster's token"
         ) from None
     except (ConnectionError, RuntimeError) as error:
-        why = one_line(error, _MAX_REASON)
         proxy = get_environ_proxies(address).get(urlsplit(address).scheme)
         raise UserError(
-            f"no Ray cluster takes jobs at {address}: {why}; start its dashboard, or give --address"
+            f"no Ray cluster takes jobs at {address}: {_reason(error)}; start its dashboard, or give --address"
             + (f"; the proxy {redacted(proxy)} is in between: NO_PROXY bypasses it" if proxy else "")
         ) from None
     theirs = cluster_version(client)
@@ -114,8 +110,8 @@ def follow(client: JobSubmissionClient, submission_id: str, show: Callable[[str]
         except (OSError, RuntimeError) as error:
             if time.monotonic() - answered_s > _SILENCE_LIMIT_S:
                 raise Fault(
-                    f"the head has not answered for {_SILENCE_LIMIT_S:g} s ({one_line(error, _MAX_REASON)}); the job "
-                    f"may still be running; {how_later}"
+                    f"the head has not answered for {_SILENCE_LIMIT_S:g} s ({_reason(error)}); the job may still "
+                    f"be running; {how_later}"
                 ) from None
         time.sleep(_RETRY_S)
 
@@ -128,3 +124,7 @@ def _exit_code(job: JobDetails, show: Callable[[str], None]) -> int:
     if job.driver_exit_code is None and job.message:  # it never started, or its node was lost: only Ray says why
         show(f"{job.message.strip()}\n")
     return job.driver_exit_code or 1
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error, 300).rstrip(".")
