@@ -19,7 +19,7 @@ from resnet_dist.cli.study import study_app
 from resnet_dist.cli.submit import PASSED_ON, submit
 from resnet_dist.cli.train import train
 from resnet_dist.cli.tune import tune_app
-from resnet_dist.tracking.connection import settle_environment
+from resnet_dist.tracking.connection import configure_environment
 
 app = typer.Typer(
     add_completion=False,
@@ -45,6 +45,6 @@ app.add_typer(study_app, name="study")
 
 def main() -> None:
     """Runs the command line and exits."""
-    for line in settle_environment(os.environ):
+    for line in configure_environment(os.environ):
         print(f"resnet-dist: {line}", file=sys.stderr)
     run_and_exit(app, "resnet-dist")

@@ -35,7 +35,7 @@ from resnet_dist.launch.cluster import (
     worker_environment,
 )
 from resnet_dist.storage.base import RunStorage, beside, open_storage
-from resnet_dist.tracking.connection import require_answer
+from resnet_dist.tracking.connection import require_server
 
 _NODE_LIMIT_S = 120.0
 """For a node to start a process and to answer; torch's import from a slow disk takes most of it."""
@@ -189,7 +189,7 @@ def _data_problem(data_root: str) -> str:
 
 def _tracking_problem(tracking_uri: str) -> str:
     try:
-        require_answer(tracking_uri, limit_s=5.0)
+        require_server(tracking_uri, limit_s=5.0)
     except (Fault, UserError) as error:
         return str(error)
     return ""

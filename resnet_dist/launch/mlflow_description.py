@@ -21,7 +21,7 @@ from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.connection import Unanswered
+from resnet_dist.tracking.connection import ServerUnavailable
 from resnet_dist.tracking.datasets import (
     DataInput,
     PreparationRun,
@@ -41,7 +41,7 @@ from resnet_dist.training.checkpoint_manager import list_saved
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
 """Keys of a profile that may change each time a run resumes: tags, because MLflow never changes a parameter."""
-_TRIAL_ANSWER_LIMIT_S = 60.0
+_TRIAL_OPEN_LIMIT_S = 60.0
 """How long MLflow may take to open a trial's run: many trials may begin at once, and starting one again costs more."""
 
 
@@ -155,7 +155,7 @@ def open_mlflow_run(
         {**run_tags(profile, prepared.identity, code), **tags},
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
-        answer_limit_s=10.0 if parent_run_id is None else _TRIAL_ANSWER_LIMIT_S,
+        limit_s=10.0 if parent_run_id is None else _TRIAL_OPEN_LIMIT_S,
     )
 
 
@@ -214,7 +214,7 @@ def _warn_on_error(log: Log, consequence: str) -> Iterator[None]:
 
 def short(why: Undelivered) -> str:
     """The reason, without what to do about it, which `waits` says once."""
-    return redacted(why.why if isinstance(why, Unanswered) else str(why))
+    return redacted(why.why if isinstance(why, ServerUnavailable) else str(why))
 
 
 def waits(location: str, tracking_uri: str) -> str:

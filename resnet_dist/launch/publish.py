@@ -26,7 +26,7 @@ from resnet_dist.launch.progress import ProgressReporter
 from resnet_dist.launch.record import UNPUBLISHED, MlflowRecord
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RunStorage, write_json
-from resnet_dist.tracking.connection import Unanswered
+from resnet_dist.tracking.connection import ServerUnavailable
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, recorded_end, recorded_run, require_run
 from resnet_dist.tracking.models import log_classifier, log_model_metrics
@@ -208,7 +208,7 @@ def _publish(training: FinishedTraining, record: MlflowRecord) -> RunResult:
         require_run(record.handle)
         record.log(f"{training.description}; metrics, plots and model go to MLflow now")
         unsent = record.send_measured()
-        if isinstance(unsent, Unanswered):
+        if isinstance(unsent, ServerUnavailable):
             raise unsent
         result = _publish_models(training, record)
     except (Fault, UserError, OSError) as error:

@@ -11,7 +11,7 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import HeldLease
 from resnet_dist.launch.mlflow_description import Log, Undelivered, send_files, short, waits
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.connection import Unanswered
+from resnet_dist.tracking.connection import ServerUnavailable
 from resnet_dist.tracking.mlflow_run import (
     Ending,
     EndStatus,
@@ -73,7 +73,7 @@ class MlflowRecord:
     def unpublished(self, why: Undelivered) -> Fault | UserError:
         """What to raise when a finished training cannot be published to MLflow: never that the training failed."""
         self._is_reported = True
-        self._is_unreachable |= isinstance(why, Unanswered)
+        self._is_unreachable |= isinstance(why, ServerUnavailable)
         self.ending.end = RunEnd("FINISHED", f"{UNPUBLISHED}: {short(why)}")
         kind = UserError if isinstance(why, UserError) else Fault
         return kind(
@@ -105,6 +105,6 @@ class MlflowRecord:
                 step()
             except (Fault, UserError, OSError) as error:
                 first = first or error
-                self._is_unreachable = isinstance(error, Unanswered)
+                self._is_unreachable = isinstance(error, ServerUnavailable)
         self._failure = self._failure or first
         return first

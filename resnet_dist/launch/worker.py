@@ -27,7 +27,7 @@ from resnet_dist.launch.execute import stacks_file
 from resnet_dist.launch.lease import Lease, fenced
 from resnet_dist.launch.ray_internals import current_reservation
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.tracking.connection import settle_environment
+from resnet_dist.tracking.connection import configure_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 from resnet_dist.training.checkpoint import METADATA
@@ -184,7 +184,7 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     from resnet_dist.training.loop import run_worker  # imports ffcv and numba, which the driver does not need
 
     setup = config["setup"]
-    settle_environment(os.environ)  # a node may have its own settings
+    configure_environment(os.environ)  # a node may have its own settings
     os.environ.update(setup.credentials)
     place = ray.train.get_context()
     try:

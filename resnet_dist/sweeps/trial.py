@@ -21,7 +21,7 @@ from resnet_dist.launch.preflight import prepare
 from resnet_dist.launch.ray_group import ray_group
 from resnet_dist.launch.run import Run
 from resnet_dist.sweeps.ledger import Verdict
-from resnet_dist.tracking.connection import settle_environment
+from resnet_dist.tracking.connection import configure_environment
 from resnet_dist.training.context import Observer
 
 MESSAGE = "message"
@@ -99,7 +99,7 @@ class TrialActor(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
-        settle_environment(os.environ)  # a node may have settings of its own
+        configure_environment(os.environ)  # a node may have settings of its own
         os.environ.update(setup.environment)
         self._setup = setup
         self.reset_config(config)

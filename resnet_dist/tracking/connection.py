@@ -49,8 +49,8 @@ _PASSED_ON = (
     "MLFLOW_WORKSPACE",
 )
 # Uses the server's database, which /health does not; any response to it will do.
-_QUESTION = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-_QUESTION_PAUSE_S = 0.5
+_PROBE = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+_PROBE_PAUSE_S = 0.5
 _RETRY_PAUSE_S = 0.3
 _SCHEMA_LIMIT_S = 120.0
 _REFUSALS = (401, 403)
@@ -71,7 +71,7 @@ def sqlite_file(uri: str) -> Path | None:
 # The environment variables that MLflow's client reads at every request.
 
 
-def settle_environment(environment: MutableMapping[str, str]) -> list[str]:
+def configure_environment(environment: MutableMapping[str, str]) -> list[str]:
     """Makes MLflow's client do what the profile says, and fail within seconds where it would retry for minutes.
 
     Returns warnings for the user. Loads nothing.
@@ -120,7 +120,7 @@ def server_credentials(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _require_readable(environment: Mapping[str, str]) -> None:
-    """UserError for a variable with a value that MLflow does not take: it would fail at some later request."""
+    """UserError for a variable with a value that MLflow does not accept: it would fail at some later request."""
     import mlflow.environment_variables as known
 
     for key, value in environment.items():
@@ -129,14 +129,14 @@ def _require_readable(environment: Mapping[str, str]) -> None:
             try:
                 variable.get()
             except ValueError as error:
-                mistake = f"{redacted(f'{key}={value}')}: MLflow does not take it ({error}); correct it"
+                mistake = f"{redacted(f'{key}={value}')}: MLflow does not accept it ({error}); correct it"
                 raise UserError(mistake) from None
 
 
 # Checks that a server responds, with short limits, before mlflow's long retries can begin.
 
 
-class Unanswered(Fault):
+class ServerUnavailable(Fault):
     """The server was too slow, unreachable or broken; the same call may succeed a moment later."""
 
     def __init__(self, why: str, fix: str = "") -> None:
@@ -144,50 +144,50 @@ class Unanswered(Fault):
         self.why = why
 
 
-def require_answer(tracking_uri: str, *, limit_s: float = 10.0) -> None:
+def require_server(tracking_uri: str, *, limit_s: float = 10.0) -> None:
     """Returns as soon as the server responds; at once for a URI without a server.
 
-    Raises Unanswered after `limit_s` without a response (down, hung, or a 5xx status), UserError if the server refuses
-    the host name or its certificate is not accepted.
+    Raises ServerUnavailable after `limit_s` without a response (down, hung, or a 5xx status), UserError if the server
+    refuses the host name or its certificate is not accepted.
     """
     if not tracking_uri.startswith(("http://", "https://")):
         return
     deadline_s = time.monotonic() + limit_s
-    attempt_s = 3.0  # doubles each time that there was no answer
+    attempt_s = 3.0  # doubles each time that there was no response
     while True:
         left_s = deadline_s - time.monotonic()
-        reason = _ask(tracking_uri, timeout_s=max(0.5, min(attempt_s, left_s)))
+        reason = _probe(tracking_uri, timeout_s=max(0.5, min(attempt_s, left_s)))
         if reason is None:
             return
-        if deadline_s - time.monotonic() < _QUESTION_PAUSE_S:
-            raise Unanswered(
+        if deadline_s - time.monotonic() < _PROBE_PAUSE_S:
+            raise ServerUnavailable(
                 f"{redacted(tracking_uri)}: the MLflow server does not respond ({reason}, tried for {limit_s:.0f} s)",
                 "start it or correct tracking_uri (of the profile, or --tracking-uri), then run the same command again",
             )
         attempt_s *= 2
-        time.sleep(_QUESTION_PAUSE_S)
+        time.sleep(_PROBE_PAUSE_S)
 
 
-def _ask(tracking_uri: str, timeout_s: float) -> str | None:
+def _probe(tracking_uri: str, timeout_s: float) -> str | None:
     """None if the server responded, else what happened instead. Asks as MLflow does, but without a password."""
     import requests
 
     parts = urlsplit(tracking_uri)
     address = parts.netloc.rpartition("@")[2]
-    url = f"{parts.scheme}://{address}{parts.path.rstrip('/')}{_QUESTION}"
+    url = f"{parts.scheme}://{address}{parts.path.rstrip('/')}{_PROBE}"
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     verify = False if insecure else os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user asked not to check certificates
-            answer = requests.get(url, timeout=timeout_s, verify=verify, stream=True)
-        with answer:
-            if answer.status_code == 403 and b"Invalid Host" in next(answer.iter_content(2000), b""):
+            response = requests.get(url, timeout=timeout_s, verify=verify, stream=True)
+        with response:
+            if response.status_code == 403 and b"Invalid Host" in next(response.iter_content(2000), b""):
                 raise UserError(
                     f"{redacted(tracking_uri)}: the MLflow server refuses the host name {address}; "
                     f"start it with --allowed-hosts '{address}'"
                 )
-            return None if answer.status_code < 500 else f"status {answer.status_code}"
+            return None if response.status_code < 500 else f"status {response.status_code}"
     except requests.exceptions.SSLError as error:
         raise UserError(f"{redacted(tracking_uri)}: {_tls_mistake(root_reason(error))}") from None
     except requests.exceptions.Timeout:
@@ -214,16 +214,16 @@ def _tls_mistake(reason: str) -> str:
 
 @contextmanager
 def mlflow_client(tracking_uri: str, doing: str) -> Iterator[MlflowClient]:
-    """A client for one piece of work; errors name it as `doing`. Raises as `require_answer` and
+    """A client for one piece of work; errors name it as `doing`. Raises as `require_server` and
     `mlflow_faults` do.
     """
-    require_answer(tracking_uri)
+    require_server(tracking_uri)
     with mlflow_faults(tracking_uri, doing):
         yield connect(tracking_uri)
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """Raises UserError for a variable of the environment that MLflow does not take, and as `require_current`."""
+    """Raises UserError for a variable of the environment that MLflow does not accept, and as `require_current`."""
     from mlflow import MlflowClient
 
     _require_readable(os.environ)
@@ -235,7 +235,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 @contextmanager
 def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
     """Turns what mlflow raises into one line without secrets: UserError if the server refuses this user, else Fault;
-    Unanswered, a Fault, if it may succeed the next time.
+    ServerUnavailable, a Fault, if it may succeed the next time.
     """
     from mlflow.exceptions import MlflowException
 
@@ -249,7 +249,9 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
                 "write there"
             ) from error
-        kind = Unanswered if sqlite_file(tracking_uri) is None and (status >= 500 or status == _TOO_BUSY) else Fault
+        kind = (
+            ServerUnavailable if sqlite_file(tracking_uri) is None and (status >= 500 or status == _TOO_BUSY) else Fault
+        )
         raise kind(f"MLflow at {redacted(tracking_uri)}: {doing} failed: {root_reason(error)}") from error
     except (UserError, Fault, OSError, ValueError, TypeError):
         raise
@@ -260,24 +262,24 @@ def mlflow_faults(tracking_uri: str, doing: str) -> Iterator[None]:
 def patiently(work: Callable[[], T], until_s: float) -> T:
     """Repeats `work`, which must allow that, until it succeeds or `time.monotonic()` is past `until_s`.
 
-    Raises what `work` raises: an Unanswered from the last attempt, anything else at once.
+    Raises what `work` raises: an ServerUnavailable from the last attempt, anything else at once.
     """
     while True:
         try:
             return work()
-        except Unanswered:
+        except ServerUnavailable:
             if time.monotonic() > until_s:
                 raise
             time.sleep(_RETRY_PAUSE_S)
 
 
-def prepare_store(tracking_uri: str, *, answer_limit_s: float = 10.0) -> None:
+def prepare_store(tracking_uri: str, *, limit_s: float = 10.0) -> None:
     """Makes sure that a server responds, or that there is a sqlite file with MLflow's tables.
 
     Processes that open a new sqlite file at once all try to create its tables, and all but one fail (mlflow 3.17). So
     the driver does it first, under a lock. Raises Fault, UserError.
     """
-    require_answer(tracking_uri, limit_s=answer_limit_s)
+    require_server(tracking_uri, limit_s=limit_s)
     database = sqlite_file(tracking_uri)
     if database is None:
         return

@@ -23,7 +23,7 @@ from resnet_dist.tracking.connection import (
     mlflow_faults,
     patiently,
     prepare_store,
-    require_answer,
+    require_server,
 )
 from resnet_dist.tracking.datasets import DataInput, dataset_input
 from resnet_dist.tracking.experiment import NOTE_TAG, viewed_experiment_id
@@ -116,7 +116,7 @@ def open_run(
     params: Mapping[str, str],
     *,
     parent_run_id: str | None = None,
-    answer_limit_s: float = 10.0,
+    limit_s: float = 10.0,
 ) -> RunHandle:
     """Begins the MLflow run that belongs to this storage, or continues it; its status is RUNNING afterwards.
 
@@ -130,13 +130,13 @@ def open_run(
         params: logged if the run does not have them yet (MLflow never changes one).
         parent_run_id: the sweep's run, under which MLflow shows this one.
 
-    Raises Fault if MLflow fails, or if the server has not done everything within `answer_limit_s` plus the request in
+    Raises Fault if MLflow fails, or if the server has not done everything within `limit_s` plus the request in
     progress; UserError if the storage belongs to a run that this server does not have.
     """
     storage = as_storage(storage)
     tags = dict(tags) | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
-    until_s = time.monotonic() + answer_limit_s
-    prepare_store(tracking_uri, answer_limit_s=answer_limit_s)
+    until_s = time.monotonic() + limit_s
+    prepare_store(tracking_uri, limit_s=limit_s)
     client = connect(tracking_uri)
     resumes = "run_id" in (_read_record(storage.folder) or {})
 
@@ -155,7 +155,7 @@ def open_run(
     return RunHandle(run.info.run_id, run.info.experiment_id, tracking_uri, storage)
 
 
-def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_limit_s: float = 10.0) -> bool:
+def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, limit_s: float = 10.0) -> bool:
     """Gives the run its end status, and `reason` as its tag `ended`. If the server is unreachable, both wait in
     `mlflow_run.json` for `sync`.
 
@@ -163,7 +163,7 @@ def end_run(handle: RunHandle, status: EndStatus, reason: str = "", *, answer_li
     """
     record_end(handle, status, reason)
     try:
-        return send_end_status(handle, answer_limit_s=answer_limit_s)
+        return send_end_status(handle, limit_s=limit_s)
     except (Fault, UserError) as fault:
         _log.warning("the status %s of the run waits in %s: %s", status, run_file(handle.run_dir), fault)
         return False
@@ -216,14 +216,14 @@ def record_end(handle: RunHandle, status: EndStatus, reason: str = "") -> None:
     _write_record(handle.storage, record)
 
 
-def send_end_status(handle: RunHandle, *, answer_limit_s: float = 10.0) -> bool:
+def send_end_status(handle: RunHandle, *, limit_s: float = 10.0) -> bool:
     """Sends the end that waits in `mlflow_run.json`. False if none waits; raises Fault as `open_run` does."""
     record = _read_record(handle.run_dir) or {}
     end = record.get("end")
     if not end or end["sent"]:
         return False
-    until_s = time.monotonic() + answer_limit_s
-    require_answer(handle.tracking_uri, limit_s=answer_limit_s)
+    until_s = time.monotonic() + limit_s
+    require_server(handle.tracking_uri, limit_s=limit_s)
     client = connect(handle.tracking_uri)
 
     def send() -> None:
@@ -296,31 +296,15 @@ def _find_or_create(
     if record is None:
         record = {"run_key": uuid.uuid4().hex, "experiment_id": viewed_experiment_id(client, experiment, tracking_uri)}
         _write_record(storage, record)
-    run = _known_run(client, record, storage.folder, tracking_uri) or _create_run(client, record, run_name, tags)
-    known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
-    _write_record(storage, known)
-    return run
-
-
-def _make_running(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
-    from mlflow.exceptions import MlflowException
-
-    client.update_run(run.info.run_id, status="RUNNING")
-    if ENDED_TAG in run.data.tags:
-        try:
-            client.delete_tag(run.info.run_id, ENDED_TAG)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted by a request whose response was lost
-                raise
-    _log_missing(client, run, tags, params)
-
-
-def _create_run(client: MlflowClient, record: Mapping[str, Any], run_name: str, tags: Mapping[str, str]) -> Run:
-    first_tags = {**redacted_values(tags), RUN_KEY_TAG: record["run_key"], RESUMED_TAG: "0"}
-    client.create_run(record["experiment_id"], tags=first_tags, run_name=run_name)
-    run = _oldest_with_key(client, record)
+    run = _known_run(client, record, storage.folder, tracking_uri)
+    if run is None:
+        first_tags = {**redacted_values(tags), RUN_KEY_TAG: record["run_key"], RESUMED_TAG: "0"}
+        client.create_run(record["experiment_id"], tags=first_tags, run_name=run_name)
+        run = _oldest_with_key(client, record)
     if run is None:
         raise Fault(f"MLflow: the run {run_name} was created but cannot be found by its tag {RUN_KEY_TAG}")
+    known = {"run_key": record["run_key"], "experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
+    _write_record(storage, known)
     return run
 
 
@@ -335,19 +319,24 @@ def _oldest_with_key(client: MlflowClient, record: Mapping[str, Any]) -> Run | N
     return oldest_first[0] if oldest_first else None
 
 
-def _log_missing(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+def _make_running(client: MlflowClient, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
     from mlflow.entities import Param, RunTag
+    from mlflow.exceptions import MlflowException
 
+    run_id = run.info.run_id
+    client.update_run(run_id, status="RUNNING")
+    if ENDED_TAG in run.data.tags:
+        try:
+            client.delete_tag(run_id, ENDED_TAG)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted by a request whose response was lost
+                raise
     new = [Param(key, value) for key, value in redacted_values(params).items() if key not in run.data.params]
-    for chunk in _chunks(new, _PARAMS_PER_CALL):
-        client.log_batch(run.info.run_id, params=chunk, synchronous=True)
-    for pairs in _chunks([RunTag(key, value) for key, value in redacted_values(tags).items()], _PARAMS_PER_CALL):
-        client.log_batch(run.info.run_id, tags=pairs, synchronous=True)
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+    for start in range(0, len(new), _PARAMS_PER_CALL):
+        client.log_batch(run_id, params=new[start : start + _PARAMS_PER_CALL], synchronous=True)
+    client.log_batch(
+        run_id, tags=[RunTag(key, value) for key, value in redacted_values(tags).items()], synchronous=True
+    )
 
 
 # The description of a run, logged by the driver. Logging it again in a later attempt replaces files and tags.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.beton.class_names import difference
 from data_prep.redaction import redacted
 from resnet_dist.errors import UserError
-from resnet_dist.tracking.connection import connect, first_line, mlflow_client, require_answer, sqlite_file
+from resnet_dist.tracking.connection import connect, first_line, mlflow_client, require_server, sqlite_file
 from resnet_dist.tracking.mlflow_run import RunHandle
 from resnet_dist.tracking.models import STEP_TAG
 
@@ -86,9 +86,8 @@ def register(
     score = replace(score, classes=digest_of(class_names))
     with mlflow_client(handle.tracking_uri, f"registering the model {name}") as client:
         _ensure_registered(client, name)
-        version = _known_version(client, name, model_uri) or _create_version(
-            client, handle, name, model_uri, score, {**tags, **_tags(model_uri, score)}
-        )
+        model_id = model_uri.removeprefix("models:/")
+        version = _known_version(client, name, model_id) or _create_version(client, handle, name, model_id, score, tags)
         client.set_registered_model_alias(name, CANDIDATE, version.version)
         champion = _champion(client, name)
         other = _other_classes(client, handle.tracking_uri, champion, class_names) if champion else None
@@ -146,59 +145,43 @@ def _rivals(client: MlflowClient, name: str, version: ModelVersion, score: Score
 def _ensure_registered(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
+    description = (
+        f"Each version comes from one finished run. `{CANDIDATE}` is the newest one, `{CHAMPION}` the best on its "
+        "validation data:\n\n"
+        f"    mlflow models serve --model-uri models:/{name}@{CHAMPION} --env-manager local --port 5001\n"
+    )
     try:
-        client.create_registered_model(name, description=_registered_note(name))
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
-def _version_note(top1: float, data_digest: str, run_name: str) -> str:
-    """Description of a version of a registered model. `top1`: percent."""
-    return f"{top1:.2f} % top-1 on the validation data {data_digest}; from the run {run_name}."
-
-
-def _registered_note(name: str) -> str:
-    """Description of a registered model, in Markdown."""
-    return (
-        f"Each version comes from one finished run. `{CANDIDATE}` is the newest one, `{CHAMPION}` the best on its "
-        "validation data:\n\n"
-        f"    mlflow models serve --model-uri models:/{name}@{CHAMPION} --env-manager local --port 5001\n"
-    )
-
-
-def _model_id(model_uri: str) -> str:
-    return model_uri.removeprefix("models:/")
-
-
-def _tags(model_uri: str, score: Score) -> dict[str, str]:
-    # The id is a tag too: mlflow's sqlite registry forgets it.
-    return {
-        _MODEL_TAG: _model_id(model_uri),
-        _DIGEST_TAG: score.data_digest,
-        _TOP1_TAG: repr(score.top1),
-        _CLASSES_TAG: score.classes,
-    }
-
-
-def _known_version(client: MlflowClient, name: str, model_uri: str) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{name}' AND tags.{_MODEL_TAG} = '{_model_id(model_uri)}'")
+def _known_version(client: MlflowClient, name: str, model_id: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{name}' AND tags.{_MODEL_TAG} = '{model_id}'")
     return min(found, key=lambda version: int(version.version)) if found else None
 
 
 def _create_version(
-    client: MlflowClient, handle: RunHandle, name: str, model_uri: str, score: Score, tags: dict[str, str]
+    client: MlflowClient, handle: RunHandle, name: str, model_id: str, score: Score, tags: Mapping[str, str]
 ) -> ModelVersion:
-    source = model_uri
+    source = f"models:/{model_id}"
     if sqlite_file(handle.tracking_uri):  # mlflow would resolve models:/ with the process-wide tracking URI
-        source = client.get_logged_model(_model_id(model_uri)).artifact_location
+        source = client.get_logged_model(model_id).artifact_location
+    run_name = client.get_run(handle.run_id).info.run_name
+    own_tags = {
+        _MODEL_TAG: model_id,  # mlflow's sqlite registry forgets it
+        _DIGEST_TAG: score.data_digest,
+        _TOP1_TAG: repr(score.top1),
+        _CLASSES_TAG: score.classes,
+    }
     return client.create_model_version(
         name,
         source,
         run_id=handle.run_id,
-        tags=tags,
-        description=_version_note(score.top1, score.data_digest, client.get_run(handle.run_id).info.run_name),
-        model_id=_model_id(model_uri),
+        tags={**tags, **own_tags},
+        description=f"{score.top1:.2f} % top-1 on the validation data {score.data_digest}; from the run {run_name}.",
+        model_id=model_id,
         await_creation_for=None,
     )
 
@@ -242,7 +225,7 @@ def load_weights(uri: str, *, tracking_uri: str | None = None) -> tuple[dict[str
     if not remote and not (Path(uri) / "MLmodel").is_file():
         raise UserError(f"{uri}: not a model: a URI like models:/m-... or a folder with a file MLmodel is expected")
     if remote:
-        require_answer(tracking_uri)
+        require_server(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="resnet-dist-model-") as folder:
         try:
             location = _location(connect(tracking_uri), uri) if remote else uri

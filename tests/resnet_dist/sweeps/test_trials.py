@@ -33,7 +33,7 @@ SETUP = TrialSetup(profile=cast(Any, None), parent_run_id="parent", is_light=Tru
 def an_actor(monkeypatch: pytest.MonkeyPatch, train: Any) -> TrialActor:
     """An actor in this process, in which `train` takes the place of a training."""
     monkeypatch.setattr(trial_module, "train_trial", train)
-    monkeypatch.setattr(trial_module, "settle_environment", lambda environment: None)
+    monkeypatch.setattr(trial_module, "configure_environment", lambda environment: None)
     actor = TrialActor.__new__(TrialActor)
     actor.setup({"trial": "t0000"}, SETUP)
     return actor

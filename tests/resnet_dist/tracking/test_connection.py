@@ -21,14 +21,14 @@ from resnet_dist.config.profile import absolute_tracking_uri
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import (
     NOT_USED,
+    configure_environment,
     connect,
     driver_environment,
     first_line,
     prepare_store,
-    require_answer,
+    require_server,
     root_reason,
     server_credentials,
-    settle_environment,
     sqlite_file,
 )
 from resnet_dist.tracking.experiment import list_runs
@@ -97,15 +97,15 @@ def test_sqlite_file():
 
 def test_variables_that_redirect_a_run_are_removed_with_a_warning() -> None:
     environment = dict.fromkeys(NOT_USED, "x") | {"MLFLOW_REGISTRY_URI": "http://me:hunter2@elsewhere", "HOME": "/h"}
-    (warning,) = settle_environment(environment)
+    (warning,) = configure_environment(environment)
     assert environment == {"HOME": "/h"} | driver_environment()
     assert warning == "MLFLOW_REGISTRY_URI (http://***@elsewhere) is not used: models go to the MLflow of their run"
-    assert settle_environment(environment) == []
+    assert configure_environment(environment) == []
 
 
 def test_empty_variables_are_none_and_ones_own_settings_stay() -> None:
     environment = {"MLFLOW_TRACKING_TOKEN": "", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-    settle_environment(environment)
+    configure_environment(environment)
     assert environment == driver_environment() | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
@@ -117,7 +117,7 @@ def test_workers_are_given_what_leads_to_the_server() -> None:
 @pytest.mark.parametrize("key", ["MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_TRACKING_INSECURE_TLS"])
 def test_a_value_that_mlflow_does_not_take_is_named(key: str, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(key, "perhaps")
-    with pytest.raises(UserError, match=f"{key}=perhaps: MLflow does not take it"):
+    with pytest.raises(UserError, match=f"{key}=perhaps: MLflow does not accept it"):
         connect(sqlite_uri)
 
 
@@ -156,22 +156,22 @@ def test_an_unaccepted_certificate_is_reported_at_once(
     tls_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"its certificate is not accepted \(self.signed certificate\); export MLFLOW"):
-        require_answer(f"https://localhost:{tls_port}")
+        require_server(f"https://localhost:{tls_port}")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "c.pem"))
-    require_answer(f"https://localhost:{tls_port}")
+    require_server(f"https://localhost:{tls_port}")
     with pytest.raises(UserError, match=r"not accepted .*127\.0\.0\.1"):
-        require_answer(f"https://127.0.0.1:{tls_port}")
+        require_server(f"https://127.0.0.1:{tls_port}")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
     with pytest.raises(UserError, match=r"none\.pem"):
-        require_answer(f"https://localhost:{tls_port}")
+        require_server(f"https://localhost:{tls_port}")
     monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
-    require_answer(f"https://localhost:{tls_port}")
+    require_server(f"https://localhost:{tls_port}")
 
 
 def test_https_where_http_is_spoken(server) -> None:
     with pytest.raises(UserError, match=r"does not speak TLS.*write http:// instead"):
-        require_answer(server.uri.replace("http://", "https://"))
+        require_server(server.uri.replace("http://", "https://"))
 
 
 def test_the_first_line_without_secrets():
@@ -308,16 +308,16 @@ def test_files_follow_a_database_that_is_moved(tmp_path: Path) -> None:
 def test_a_server_that_only_returns_500_counts_as_down(broken_server):
     _, uri = broken_server
     with pytest.raises(Fault, match="status 500"):
-        require_answer(uri, limit_s=0.6)
+        require_server(uri, limit_s=0.6)
 
 
 def test_a_server_that_refuses_the_host_name_says_how_to_start_it(broken_server):
     handler, uri = broken_server
     handler.status, handler.body = 403, b"Invalid Host header - possible DNS rebinding attack detected"
     with pytest.raises(UserError, match="--allowed-hosts"):
-        require_answer(uri)
+        require_server(uri)
 
 
 def test_a_real_server_responds(server):
-    require_answer(server.uri, limit_s=10)
-    require_answer(server.uri.replace("://", "://me:pw@"), limit_s=10)
+    require_server(server.uri, limit_s=10)
+    require_server(server.uri.replace("://", "://me:pw@"), limit_s=10)

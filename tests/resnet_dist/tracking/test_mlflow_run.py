@@ -169,7 +169,7 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(Fault, match=r"does not respond \(.*refused.*\)") as caught:
-        begin(f"http://me:hunter2@127.0.0.1:{port}", tmp_path / "run", answer_limit_s=0.6)
+        begin(f"http://me:hunter2@127.0.0.1:{port}", tmp_path / "run", limit_s=0.6)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not run_file(tmp_path / "run").exists()
@@ -181,7 +181,7 @@ def test_an_end_that_cannot_be_sent_is_kept(sqlite_uri, tmp_path):
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         away = replace(handle, tracking_uri=f"http://127.0.0.1:{deaf.getsockname()[1]}")
-        assert not end_run(away, "KILLED", "no longer at http://me:hunter2@host", answer_limit_s=0.6)
+        assert not end_run(away, "KILLED", "no longer at http://me:hunter2@host", limit_s=0.6)
     waiting = json.loads(run_file(tmp_path / "run").read_text())["end"]
     assert (waiting["status"], waiting["sent"]) == ("KILLED", False)
     assert recorded_end(tmp_path / "run") == RunEnd("KILLED", "no longer at http://***@host")

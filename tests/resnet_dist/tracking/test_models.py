@@ -208,16 +208,6 @@ def test_a_model_is_found_by_its_run_and_by_its_registered_name(sqlite_uri, tmp_
         assert load_weights(name, tracking_uri=sqlite_uri)[1]["step"] == 120
 
 
-def test_through_a_real_server(server, tmp_path, classifier):
-    handle = begin(server.uri, tmp_path / "run")
-    uri = log(handle, classifier)
-    assert log(handle, classifier) == uri
-    weights, metadata = load_weights(uri, tracking_uri=server.uri)
-    assert_same_tensors(weights, classifier)
-    assert metadata["class_names"] == list(CLASSES)
-    assert len(logged(handle)) == 1
-
-
 class Evil:
     def __reduce__(self):
         return (Path.touch, (Path("ran"),))

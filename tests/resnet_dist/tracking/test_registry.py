@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from resnet_dist.tracking import registry
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.models import log_classifier
-from resnet_dist.tracking.registry import Score, becomes_champion, digest_of, register
+from resnet_dist.tracking.registry import Score, becomes_champion, digest_of, load_weights, register
 
 pytestmark = pytest.mark.system
 
@@ -27,17 +27,8 @@ class MeanGrey(torch.nn.Module):
 
 def log(handle, step=1, class_names=CLASSES):
     example = np.zeros((2, 8, 8, 3), dtype=np.uint8)
-    return log_classifier(
-        handle,
-        MeanGrey(),
-        name="m",
-        input_example=example,
-        resize=8,
-        class_names=class_names,
-        pictures={},
-        metadata={},
-        step=step,
-    )
+    shape = {"input_example": example, "resize": 8, "class_names": class_names, "pictures": {}}
+    return log_classifier(handle, MeanGrey(), name="m", **shape, metadata={}, step=step)
 
 
 def aliases(uri: str) -> dict[str, str]:
@@ -137,6 +128,8 @@ def test_a_champion_that_a_person_preferred_stays_against_older_ones(sqlite_uri,
 def test_through_a_real_server(server, tmp_path):
     handle = open_run(server.uri, "exp", "r", tmp_path / "r", {}, {})
     uri = log(handle)
+    assert log(handle) == uri
+    assert load_weights(uri, tracking_uri=server.uri)[1]["class_names"] == list(CLASSES)
     first = register(handle, "digits-net", uri, Score("a", 50.0), {}, CLASSES)
     assert register(handle, "digits-net", uri, Score("a", 50.0), {}, CLASSES) == first
     assert (first.version, first.is_champion) == ("1", True)

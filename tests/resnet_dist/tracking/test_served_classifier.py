@@ -99,6 +99,13 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def bomb() -> bytes:
+    """A file of 50 KB that would be decoded to 1.2 GB."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    return file.getvalue()
+
+
 PNG = png(digit(0))
 
 
@@ -146,6 +153,7 @@ def test_every_way_to_give_pictures_gives_the_same_predictions(logged: Path) -> 
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (png(digit(0))[:100], "damaged"),
         (png(np.zeros((1, 66_000, 3), np.uint8)), "is 66000 x 1 px"),
+        (bomb(), "is 20000 x 20000 px, more than 36,000,000"),
         (png(np.zeros((2, 3_000, 3), np.uint8)), "more than 1,000 times the other"),
         ("%%%", "not base64"),
         ("a picture!", "not base64"),
@@ -371,19 +379,10 @@ def test_real_pictures_over_http(logged: Path) -> None:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)).save(noise, "JPEG")
         assert len(noise.getvalue()) > 96 << 10
         assert len(post(port, {"inputs": {"image": [base64.b64encode(noise.getvalue()).decode()]}})["predictions"]) == 1
-        bomb = io.BytesIO()
-        Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
         for inputs, why in (
             ({"image": ["bm8gcGljdHVyZQ=="]}, "row 0 is no picture of a format that is read: JPEG, PNG"),
-            ({"image": [base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode()]}, "row 0 is a PostScript file"),
-            (
-                {"image": [base64.b64encode(bomb.getvalue()).decode()]},
-                "row 0 is 20000 x 20000 px, more than 36,000,000",
-            ),
             ({"image": texts[:1] * 10_000}, "10,000 pictures in one request, more than 256"),
-            ({"image": []}, "there is no picture in the request"),
             ({"picture": texts}, "there is no column 'image'"),
-            ({"image": [[[[0.5, 1.0, 2.0]]]]}, "row 0 is not a picture: levels of type float64"),
         ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 post(port, {"inputs": inputs})
