@@ -315,7 +315,7 @@ def measure_opening(task: Task) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children; theirs in ticks of 10 ms."""
+    """CPU time of this process and its children; theirs in ticks of 10 ms."""
     ticks = 0
     for pid in _children():
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()

@@ -53,12 +53,11 @@ class CheckpointConfig(Section):
     every_minutes: PositiveFloat | None = None
     """Also when the last one is this old."""
     keep: PositiveInt = 3
-    """How many of the newest checkpoints stay in storage."""
+    """Number of newest checkpoints that stay in storage."""
 
 
 class FailureConfig(Section):
-    """How long to wait and how often to retry. What each fault costs and when it is over:
-    `resnet_dist/launch/README.md`."""
+    """Limits of waits, in seconds, and of retries. `resnet_dist/launch/README.md` has what each fault costs."""
 
     max_failures: NonNegativeInt = 3
     """Restarts of the worker group (a worker or its node died, hung or raised) before the run ends with the cause."""
@@ -82,7 +81,7 @@ class FailureConfig(Section):
     """Longest time that storage may reject a checkpoint (full, unreachable) before the run ends. Training continues
     meanwhile, until the next checkpoint is due; that one waits for half of `collective_timeout_s` at most."""
     driver_timeout_s: PositiveFloat = 30.0
-    """How long a driver that did not end cleanly must be silent before the same command may resume its run."""
+    """After a driver did not end cleanly, time without a sign of it before the same command may resume its run."""
     head_timeout_s: PositiveFloat = 45.0
     """Longest time that the cluster's head may not answer before the run ends. Ray itself gives up after 60."""
 
@@ -144,22 +143,22 @@ class Profile(Section):
     cache_timeout_s: PositiveFloat = 7200.0
     """Longest time for that copy, on the slowest node."""
     storage: str
-    """Where runs are (checkpoints, record, spool): a folder shared by all nodes, or `s3://bucket/prefix`."""
+    """Place of the runs (checkpoints, record, spool): a folder shared by all nodes, or `s3://bucket/prefix`."""
     sweeps: str | None = None
-    """Where sweeps' ledgers and reports are if `storage` is a URL: a folder of the machine where `tune` runs, which no
-    other machine has to see. null: in `storage`."""
+    """Place of sweeps' ledgers and reports if `storage` is a URL: a folder of the machine that runs `tune`; no other
+    machine has to see it. null: in `storage`."""
     tracking_uri: str
     """MLflow: `sqlite:///file.db` or `http://host:port`."""
     experiment: str = "resnet-dist"
     """MLflow experiment."""
     register_models: bool = True
-    """Whether a finished run's model becomes a version in MLflow's registry; false: it is only logged, like those of a
-    sweep's trials."""
+    """Register a finished run's model as a version in MLflow's registry; false: only log it, like those of a sweep's
+    trials."""
     record_changes: bool = True
-    """Whether the code's changes since its commit are kept in MLflow, as `code/changes.diff`. Files that are named like
-    secrets (`.env`, `*.key`) are left out; values that look like secrets are masked."""
+    """Keep the code's changes since its commit in MLflow, as `code/changes.diff`. Files that are named like secrets
+    (`.env`, `*.key`) are left out; values that look like secrets are masked."""
     jobs_address: str | None = None
-    """Where `resnet-dist submit` sends jobs; null: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
+    """Address to which `resnet-dist submit` sends jobs; null: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     ray_address: str | None = None
     """null: the cluster in RAY_ADDRESS (set inside a Ray job), else a local Ray that this command starts and ends."""
     local_cpus: PositiveInt | None = None

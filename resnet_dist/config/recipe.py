@@ -51,14 +51,14 @@ class ModelConfig(Section):
     num_classes: PositiveInt
     """Must equal the number of classes in the betons' manifests."""
     zero_init_residual: bool = False
-    """Start the last batch norm of every block at gamma = 0 (Goyal et al. 2017, section 5.1)."""
+    """Initialise the last batch norm of every block with gamma = 0 (Goyal et al. 2017, section 5.1)."""
     shortcut: Literal["A", "B", "C"] | None = None
     """A zero-padding, B projection where dimensions grow, C all projections (He et al. 2015, section 3.3); null: the
     net's own default."""
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck takes the stride: 3x3 as torchvision ("v1.5"), 1x1 as the paper."""
     activation_order: ActivationOrder = "original"
-    """Where batch norm and ReLU are around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
+    """Position of batch norm and ReLU around a block's sum (He et al. 2016, "Identity Mappings", figure 4, a to e).
     pre: both before each convolution, the best of the five; the three in the middle are for comparison."""
     stem: Literal["conv7", "deep", "deep_strided"] = "conv7"
     """ImageNet nets: the paper's 7x7; deep, three 3x3 (ResNet-D); deep_strided, also a strided 3x3 instead of the
@@ -259,7 +259,7 @@ class ProgressiveSize(Section):
 
     start_size: PositiveInt
     ramp: Ascending[tuple[Share, Share]]
-    """Where growing begins and ends, as shares of the run, rounded down to whole epochs."""
+    """Start and end of the growth, as shares of the run, rounded down to whole epochs."""
     multiple: PositiveInt = 32
     """Sizes between are multiples of this, px."""
 
@@ -274,8 +274,8 @@ class DataConfig(Section):
     std: Channels
     """Per channel (R, G, B), in grey levels 0..255."""
     decoder: Literal["native", "ffcv"] = "native"
-    """What turns stored images into pixels. native: Pillow's pixels, bit for bit. ffcv: stock ffcv's, which differ by a
-    grey level or two."""
+    """Decoder of the stored images. native: Pillow's pixels, bit for bit. ffcv: stock ffcv's, which differ by a grey
+    level or two."""
     mixing: Mixing | None = None
     """Mixup and CutMix, within every micro-batch."""
     progressive_size: ProgressiveSize | None = None
@@ -293,8 +293,8 @@ class DataConfig(Section):
     chosen by (seed, epoch, sample id), and `data/replaced_samples` counts it. In evaluation it is always an error."""
 
     allow_overlap: bool = False
-    """Whether validation images may be training images too, to overfit on purpose. Otherwise a run is refused if more
-    than 1 % are. It changes no result, so a run may be resumed with another value."""
+    """Accept validation images that are training images too, to overfit on purpose; false: a run is refused if over 1 %
+    are. It changes no result, so a run may be resumed with another value."""
 
     @model_validator(mode="after")
     def _grows(self) -> DataConfig:
@@ -343,7 +343,7 @@ def train_size(data: DataConfig, epoch: int, total_epochs: int) -> int:
 
 
 class DivergenceConfig(Section):
-    """What to do with a step whose loss is NaN or infinite, or too large."""
+    """The response to a step whose loss is NaN, infinite or too large."""
 
     action: Literal["stop", "skip"] = "stop"
     """stop: end the run. skip: go back to the last checkpoint and leave that step's global batch out."""
@@ -398,11 +398,10 @@ class TrainConfig(Section):
     """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
-    """What workers send each other, with `reduction: fast`. bf16 (more range), fp16 (more digits): half the bytes. Each
-    worker's part of the gradient is rounded to the format and summed in it, so results are equal across worker counts
-    up to its rounding, no longer float32's. powersgd: factors of rank 4 (Vogels et al. 2019), equal across worker
-    counts up to float rounding; a fiftieth of the bytes, but after the backward pass, and twice the memory.
-    """
+    """Format of the gradients that workers exchange; needs `reduction: fast`. bf16 (more range), fp16 (more digits):
+    half the bytes; gradients are rounded to the format and summed in it, so results are equal across worker counts up
+    to its rounding instead of float32's. powersgd: factors of rank 4 (Vogels et al. 2019), equal across worker counts
+    up to float rounding; a fiftieth of the bytes, but sent after the backward pass, and twice the memory."""
     compile: bool = False
     """torch.compile of the training forward and backward pass. Fused kernels round differently, so it belongs to
     the mathematics. The first steps take minutes."""
@@ -482,7 +481,7 @@ class Warmup(Section):
 class StepSchedule(Section):
     kind: Literal["step"]
     milestone_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
-    """Where the rate drops, as shares of the whole run, ascending."""
+    """Times at which the rate drops, as shares of the run, ascending."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     warmup: Warmup = Warmup()
 
@@ -552,7 +551,7 @@ _UNSET = object()
 RECORDED_DEFAULTS: Mapping[str, Any] = {"data.allow_overlap": False}
 """Keys that were added after recipes were first hashed, see `without_recorded_defaults`."""
 _DECIDES_NO_NUMBER = "allow_overlap"
-"""Of the data section: a run may be resumed with another value."""
+"""A key of the data section that changes no result: a run may be resumed with another value."""
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -237,7 +237,7 @@ SchedulerConfig = Annotated[Fifo | Asha | Median | HyperBand, Field(discriminato
 
 
 class Budget(Section):
-    """What the sweep may spend, over all its starts. Trials in flight are saved and stopped; a larger budget
+    """Limits of the sweep, over all its starts. Trials in flight are saved and stopped; a larger budget
     resumes them. null: no limit."""
 
     wall_hours: PositiveFloat | None = None
@@ -290,7 +290,7 @@ class Space(Section):
     metric: Metric = "val/top1"
     """A metric of the last evaluation, so that trials are compared on the same images."""
     trials: PositiveInt | None = None
-    """How many points; null, for a grid only: all of them."""
+    """Number of points; null, for a grid only: all of them."""
     seeds: PositiveInt = 1
     """Runs of every point that reaches the end, with the recipe's seed, that plus 1, and so on: to tell progress from
     noise."""
@@ -397,7 +397,7 @@ def _mistakes_of_when(key: str, parameter: Parameter, before: Mapping[str, Param
 
 
 def _expected(parameter: Parameter, value: Any) -> str | None:
-    """What the parameter could be instead of `value`; None if `value` is possible, or a number outside its range."""
+    """The parameter's possible values, in words; None if `value` is one, or a number outside its range."""
     listed = listed_values(parameter)
     if listed is not None:
         return None if value in listed else f"one of {', '.join(map(str, listed))}"

@@ -179,7 +179,7 @@ class _Kind(NamedTuple):
     make: Callable[[float, int], Operations]
     """Makes the operation from a magnitude and the image's size in px."""
     signed: bool
-    """Whether the magnitude is negative in half of the draws."""
+    """The magnitude is negative in half of the draws."""
 
 
 def _affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Operations:

@@ -45,7 +45,7 @@ _ASPECT = slice(_AREA.stop, _AREA.stop + _TRIES)
 
 
 def num_draws(transform: Transform) -> int:
-    """How many uniform draws a sample needs."""
+    """Number of uniform draws that a sample needs."""
     match transform:
         case RandomResizedCrop():
             return _ASPECT.stop

@@ -34,7 +34,7 @@ class ImageSettings:
     """Crop, flip and augmentations."""
     decoder: Decoder = "native"
     seed: int = 0
-    """Of the keyed draws."""
+    """Seed of the keyed draws."""
     on_bad_sample: OnBadSample = "error"
     """error: a sample that cannot be decoded is a Fault that names it. skip: another sample takes its place."""
     size_at: Callable[[int], int] | None = None

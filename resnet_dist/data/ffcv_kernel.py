@@ -30,7 +30,7 @@ from ffcv.libffcv import ctypes_imdecode, ctypes_resize, lib  # noqa: E402
 torch.set_num_threads(_intra_op_threads)  # importing ffcv sets it to 1, which would change the sums of CPU kernels
 
 OK, JPEG_BROKEN, JPEG_SIZE_DIFFERS, RAW_SIZE_DIFFERS, MODE_UNKNOWN = range(5)
-"""What each status means."""
+"""Statuses of an image."""
 
 _MODE_JPEG, _MODE_RAW = 0, 1  # as ffcv's RGBImageField numbers them
 
@@ -131,7 +131,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class LibraryAddresses(NamedTuple):
-    """Where this process has libffcv's functions. Passed as data: numba cannot cache code with a pointer frozen in."""
+    """Addresses of libffcv's functions in this process. Passed as data: numba cannot cache code with pointers."""
 
     imdecode: int
     resize: int

@@ -134,7 +134,7 @@ _BATCHES_READ_AHEAD = 16
 """Samples of 16 batches of 64 are in about 13 pages of 8 MiB: a second of reading for a disk of 100 MB/s."""
 _BATCHES_AHEAD = 3
 _POLL_S = 0.5
-"""How soon a waiting side notices that the other is gone."""
+"""Time until a waiting side notices that the other is gone."""
 _JOIN_LIMIT_S = 5.0
 
 

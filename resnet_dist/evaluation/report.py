@@ -27,7 +27,7 @@ class ClassLine:
     top1_error: float | None
     """Percent; None without samples."""
     answers: int
-    """How often the net predicted this class."""
+    """Number of predictions of this class."""
     most_confused_with: str
     """The most frequent wrong prediction; empty if there was none."""
     times: int

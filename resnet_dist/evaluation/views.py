@@ -30,12 +30,12 @@ from resnet_dist.evaluation.protocols import SameShape, View, ViewImages, window
 Pixels = NDArray[np.uint8]
 _BATCHES_AHEAD = 2
 _MOST_PIXELS = 16_000_000
-"""Of a resized picture that is computed in full."""
+"""Largest resized picture that is computed in full; of a larger one only the part that is shown."""
 
 
 @dataclass
 class ViewBatch:
-    """As `data.batch.Batch`, but with every image once for each view."""
+    """A batch with every image once for each view."""
 
     images: ViewImages
     labels: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -134,7 +135,7 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     """
     chosen = NetOptions(**options)
     if name in BASELINES:
-        _refuse(name, "is torchvision's and takes no options", tuple(chosen.chosen()))
+        _refuse(name, "is torchvision's and takes no options", chosen.chosen())
         return _build_baseline(name, num_classes)
     layout = LAYOUTS.get(name)
     if layout is None:
@@ -162,28 +163,25 @@ def _build_baseline(name: str, num_classes: int) -> nn.Module:
 def _check_options(name: str, layout: Layout, options: NetOptions) -> None:
     chosen = options.chosen()
     if layout.shortcut is None:
-        given = tuple(key for key in chosen if key in _NEEDS_SHORTCUTS)
         residual = ", ".join(other for other, its_layout in LAYOUTS.items() if its_layout.shortcut is not None)
-        _refuse(name, "is a plain net without shortcuts", given, f", or take one of {residual}")
+        why, otherwise = "is a plain net without shortcuts", f", or take one of {residual}"
+        _refuse(name, why, [key for key in chosen if key in _NEEDS_SHORTCUTS], otherwise)
     if options.shortcut is not None and options.shortcut not in SHORTCUTS:
         raise UserError(
             f"model.shortcut: '{name}' has no option '{options.shortcut}'; take one of {', '.join(SHORTCUTS)}"
         )
     if layout.family is CifarResNet:
-        _refuse(name, "is a CIFAR net, which always has a 3x3 stem", _among(chosen, "stem"))
+        _refuse(name, "is a CIFAR net, which always has a 3x3 stem", chosen.keys() & {"stem"})
     if layout.block != "bottleneck":
-        _refuse(name, "has no bottlenecks", _among(chosen, "bottleneck_stride"))
+        _refuse(name, "has no bottlenecks", chosen.keys() & {"bottleneck_stride"})
     if options.activation_order in ("pre", "bn_after_addition"):
-        _refuse(name, "in this activation order has no norm before its sums", _among(chosen, "zero_init_residual"))
+        why = "in this activation order has no norm before its sums"
+        _refuse(name, why, chosen.keys() & {"zero_init_residual"})
     if options.gate is None:
-        _refuse(name, "has no gate (model.gate)", _among(chosen, "gate_bias"))
+        _refuse(name, "has no gate (model.gate)", chosen.keys() & {"gate_bias"})
 
 
-def _among(chosen: dict[str, Any], *keys: str) -> tuple[str, ...]:
-    return tuple(key for key in keys if key in chosen)
-
-
-def _refuse(name: str, why: str, keys: tuple[str, ...], otherwise: str = "") -> None:
+def _refuse(name: str, why: str, keys: Collection[str], otherwise: str = "") -> None:
     if keys:
         listed = " and ".join(f"model.{key}" for key in keys)
         raise UserError(f"{listed}: '{name}' {why}; leave it out{otherwise}")

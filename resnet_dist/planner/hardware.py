@@ -48,7 +48,7 @@ BUCKET_BYTES = 25 * 2**20
 """DDP's buckets; the first is 1 MiB."""
 FIRST_BUCKET_BYTES = 2**20
 LOADER_SHARPNESS = 8.0
-"""How suddenly the loader becomes the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted to two rows."""
+"""Sharpness of the change from net to loader as the limit: rate = (net^-p + loader^-p)^(-1/p). Fitted to two rows."""
 
 IMAGES_PER_CORE = {"native": {128: 1148, 160: 1149, 224: 1001}, "ffcv": {224: 593}}
 """Training images that one core decodes and crops in a second, by decoder and crop, px:
@@ -152,7 +152,7 @@ class AllReduce:
 
 
 def all_reduce(num_bytes: float, workers: int, links: Links) -> AllReduce:
-    """Of `num_bytes` per worker: within each node, then between nodes, as a ring or a tree, whichever is faster."""
+    """The cost of `num_bytes` per worker: within each node, then between nodes; ring or tree, whichever is faster."""
     local = min(workers, links.gpus_per_node)
     nodes = math.ceil(workers / links.gpus_per_node)
     return AllReduce(

@@ -37,17 +37,17 @@ class Hardware:
     net_bytes_s: float
     cpus_per_gpu: int
     disk_bytes_s: float | None = None
-    """Of one node; None: betons are in the page cache."""
+    """Read bandwidth of one node; None: betons are in the page cache."""
     price_per_gpu_h: float | None = None
 
 
 @dataclass(frozen=True)
 class Faults:
     mtbf_h: float
-    """Of one node."""
+    """Mean time between failures of one node."""
     repair_h: float = 4.0
     preemptions_per_day: float = 0.0
-    """Of one node."""
+    """Preemptions of one node."""
     notice_s: float = 120.0
     spare_nodes: int = 0
     min_gpus: int | None = None

@@ -20,9 +20,9 @@ SHORTEST_S = 60.0
 class CheckpointCost:
     num_bytes: int
     snapshot_s: float
-    """How long the training loop waits."""
+    """Pause of the training loop."""
     write_s: float
-    """How long the write takes in the background; until it ends, the previous checkpoint counts."""
+    """Duration of the write in the background; until it ends, the previous checkpoint counts."""
 
 
 def checkpoint_cost(num_bytes: int) -> CheckpointCost:
@@ -45,10 +45,10 @@ class Fleet:
     """Nodes of the worker group at most, and at least:"""
     smallest: int
     mtbf_s: float
-    """Of one node."""
+    """Mean time between failures of one node."""
     repair_s: float
     preempted_every_s: float | None = None
-    """Of one node; None: never."""
+    """Mean time between preemptions of one node; None: never."""
     notice_s: float = 0.0
     replaced_s: float = 600.0
     """Until another node replaces a preempted one."""
@@ -56,7 +56,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Policy:
-    """How the system reacts, and how long that takes."""
+    """Reactions of the system, and their durations."""
 
     checkpoint_every_s: float
     snapshot_s: float
@@ -67,7 +67,7 @@ class Policy:
 
 @dataclass
 class TimeSpent:
-    """How the wall-clock time was spent, s. All parts add up to `wall_s`."""
+    """Parts of the wall-clock time, s; they add up to `wall_s`."""
 
     useful_s: float = 0.0
     """The run's steps at the speed of the largest group."""
@@ -107,8 +107,8 @@ class EventKind(Enum):
     FAILURE = 0
     PREEMPTION = 1
     RETURN = 2
-    LOOK = 3
-    """The elastic group looks for more nodes."""
+    RESIZE_CHECK = 3
+    """The elastic group checks whether it can grow."""
 
 
 @dataclass
@@ -184,9 +184,9 @@ class _Run:
         if kind is EventKind.RETURN:
             self.up.add(node)
             self._schedule_loss(node, now)
-            self._schedule_look(group, now)
+            self._schedule_resize_check(group, now)
             return False
-        if kind is EventKind.LOOK:
+        if kind is EventKind.RESIZE_CHECK:
             grows = group is not None and node == group.number and len(self.up) > len(group.nodes)
             self.result.resizes += grows
             return grows
@@ -207,16 +207,16 @@ class _Run:
         group = WorkerGroup(
             next(self.number), nodes, now, now + self.policy.restart_s, self.speed(len(nodes)), self.policy
         )
-        self._schedule_look(group, now)
+        self._schedule_resize_check(group, now)
         return group
 
-    def _schedule_look(self, group: WorkerGroup | None, now: float) -> None:
-        """Schedules the group's next look for nodes, if there is one to find."""
+    def _schedule_resize_check(self, group: WorkerGroup | None, now: float) -> None:
+        """Schedules the group's next resize check, if there is a free node."""
         if group is None or not len(group.nodes) < min(len(self.up), self.fleet.largest):
             return
         every = self.policy.resize_every_s
-        looks = math.floor((now - group.formed) / every) + 1
-        self._push(group.formed + looks * every, EventKind.LOOK, group.number)
+        checks = math.floor((now - group.formed) / every) + 1
+        self._push(group.formed + checks * every, EventKind.RESIZE_CHECK, group.number)
 
     def _stop(self, group: WorkerGroup, now: float, kind: EventKind) -> float:
         """Ends the group; the time at which the next one can form."""

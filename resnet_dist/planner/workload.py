@@ -21,7 +21,7 @@ class Phase:
 
     image_px: int
     share: float
-    """Of the run's steps."""
+    """Share of the run's steps."""
     net: Summary
 
 
@@ -49,7 +49,7 @@ class Workload:
 
     @property
     def half(self) -> bool:
-        """Whether it runs on tensor cores in half precision. tf32 is counted as fp32, which is slower."""
+        """True if it runs on tensor cores in half precision. tf32 is counted as fp32, which is slower."""
         return self.precision in {"bf16", "fp16"}
 
     @property

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.beton.digest import digest_file
 from data_prep.beton.manifest import load_manifest, manifest_path
-from data_prep.converter.convert import Outcome, convert
+from data_prep.converter.convert import ConvertReport, convert
 from data_prep.converter.settings import ConvertSettings
 from data_prep.sources import open_source
 from data_prep.sources.splits import SplitRequest
@@ -39,10 +39,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, images: Callable[[int], bytes]) -> Callable[..., Outcome]:
+def make(tmp_path: Path, images: Callable[[int], bytes]) -> Callable[..., ConvertReport]:
     """`make("train", [0, 1, 2])`: a beton of these images, every other one of a class."""
 
-    def make(split: str, numbers: Sequence[int], **settings: object) -> Outcome:
+    def make(split: str, numbers: Sequence[int], **settings: object) -> ConvertReport:
         tree = tmp_path / "trees" / split
         shutil.rmtree(tree, ignore_errors=True)
         for place, number in enumerate(numbers):
