@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import this_machine
-from resnet_dist.launch.lease import fenced
+from resnet_dist.launch.lease import FencedStorage
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.tracker import SpoolTracker
@@ -55,14 +56,15 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
         prepared.node_cache.fill()
     tracker = SpoolTracker(storage, run.record.handle.run_id, profile.tracking_uri, lease=run.lease.token.number)
     watchdog = Watchdog(profile.failure.progress_timeout_s, stacks_file(storage, rank=0), storage.upload)
+    fenced = FencedStorage(
+        storage,
+        run.lease.token,
+        profile.failure.storage_timeout_s,
+        warn=run.log,
+        heartbeat=watchdog.heartbeat,  # a checkpoint is committed in the thread that trains
+    )
     context = LocalContext(
-        fenced(
-            storage,
-            run.lease.token,
-            profile.failure.storage_timeout_s,
-            warn=run.log,
-            heartbeat=watchdog.heartbeat,  # a checkpoint is committed in the thread that trains
-        ),
+        cast(RunStorage, fenced),
         device=torch.device("cuda" if has_gpu else "cpu"),
         keep=profile.checkpoint.keep,
         observer=observer,

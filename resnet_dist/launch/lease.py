@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.records import read_record
@@ -269,66 +269,35 @@ class FencedStorage:
 
     def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
         """Raises Fault after the limit, or if another driver has the run."""
-
-        def once() -> None:
+        what, began_s, warned = f"{self.inner.location}/{name}", time.monotonic(), False
+        while True:
             try:
-                self.lease.require_held()
-            except UserError as error:  # it existed when the worker began: perhaps it is being mounted again
-                raise OSError(str(error)) from None
-            self.inner.commit(name, write, last)
-
-        try:
-            commit_within(
-                once, self.limit_s, what=f"{self.inner.location}/{name}", warn=self.warn, heartbeat=self.heartbeat
-            )
-        except Fault as fault:
-            self.give_up(str(fault))
-            raise
-
-
-def fenced(
-    storage: RunStorage,
-    lease: Lease,
-    limit_s: float,
-    warn: Callable[[str], object],
-    give_up: Callable[[str], object] = lambda why: None,
-    heartbeat: Callable[[], object] = lambda: None,
-) -> RunStorage:
-    """`storage`, closed to processes that no longer hold the run; see `FencedStorage`."""
-    return cast(RunStorage, FencedStorage(storage, lease, limit_s, warn, give_up, heartbeat))
-
-
-def commit_within(
-    commit: Callable[[], None],
-    limit_s: float,
-    *,
-    what: str,
-    warn: Callable[[str], object],
-    heartbeat: Callable[[], object] = lambda: None,
-    sleep: Callable[[float], None] = time.sleep,
-    now_s: Callable[[], float] = time.monotonic,
-) -> None:
-    """Calls `commit` until it does not raise OSError (a full disk, a quota, a store that does not respond).
-
-    `warn` gets the first failure and the success after it. Raises Fault after `limit_s`, any other error at once.
-    """
-    began_s, warned = now_s(), False
-    while True:
-        try:
-            commit()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if now_s() - began_s + _RETRY_S > limit_s:
-                raise Fault(
-                    f"{what} could not be written for {limit_s:g} s (failure.storage_timeout_s): {reason}; free some "
-                    "space or repair it, and run the same command again: it resumes from the checkpoint before"
-                ) from None
+                self._commit_once(name, write, last)
+                break
+            except OSError as error:  # a full disk, a quota, a store that does not respond
+                reason = error.strerror or str(error)
+            except Fault as fault:
+                self.give_up(str(fault))
+                raise
+            if time.monotonic() - began_s + _RETRY_S > self.limit_s:
+                why = (
+                    f"{what} could not be written for {self.limit_s:g} s (failure.storage_timeout_s): {reason}; free "
+                    "some space or repair it, and run the same command again: it resumes from the checkpoint before"
+                )
+                self.give_up(why)
+                raise Fault(why)
             if not warned:
-                warn(f"{what} cannot be written: {reason}; tried again for up to {limit_s:g} s, training continues")
+                limit = f"tried again for up to {self.limit_s:g} s, training continues"
+                self.warn(f"{what} cannot be written: {reason}; {limit}")
                 warned = True
-            heartbeat()
-            sleep(_RETRY_S)
-        else:
-            if warned:
-                warn(f"{what} has been written")
-            return
+            self.heartbeat()
+            time.sleep(_RETRY_S)
+        if warned:
+            self.warn(f"{what} has been written")
+
+    def _commit_once(self, name: str, write: Callable[[Path], None], last: str) -> None:
+        try:
+            self.lease.require_held()
+        except UserError as error:  # it existed when the worker began: perhaps it is being mounted again
+            raise OSError(str(error)) from None
+        self.inner.commit(name, write, last)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import ray
 import ray.train
@@ -24,7 +24,7 @@ from resnet_dist.data.checks import data_digest
 from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.execute import stacks_file
-from resnet_dist.launch.lease import Lease, fenced
+from resnet_dist.launch.lease import FencedStorage, Lease
 from resnet_dist.launch.ray_internals import current_reservation
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import configure_environment
@@ -67,9 +67,10 @@ class RayContext:
         self.world_size: int = context.get_world_size()
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         failure, control = setup.failure, setup.control
-        self.storage = fenced(
+        fenced = FencedStorage(
             setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
         )
+        self.storage = cast(RunStorage, fenced)
         self.storage_timeout_s = failure.storage_timeout_s
         self._setup = setup
         self._monitor = monitor

@@ -8,13 +8,17 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.lease import Holder, Lease, commit_within, take, this_process
+from resnet_dist.launch import lease as lease_module
+from resnet_dist.launch.lease import FencedStorage, Holder, Lease, take, this_process
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import spool_folder
 from resnet_dist.tracking.tracker import Spool
@@ -151,58 +155,69 @@ def test_a_driver_outlives_a_moment_without_its_folder(tmp_path: Path) -> None:
 # A checkpoint and a storage that is full for a while, or for good.
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
+@dataclass
+class Commits:
+    """What storage that fails like this made of one checkpoint."""
+
+    failures: list[Exception]
+    said: list[str] = field(default_factory=list)
+    gave_up: list[str] = field(default_factory=list)
+    num_heartbeats: int = 0
+    now_s: float = 0.0
+    location: str = "runs/r"
+
+    def require_held(self) -> None:
+        if self.failures:
+            raise self.failures.pop()
+
+    def commit(self, name: str, write: object, last: str) -> None:
+        self.said.append(f"committed {name}")
+
+    def heartbeat(self) -> None:
+        self.num_heartbeats += 1
 
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
 
 
-def full(times: int) -> list[OSError]:
+@pytest.fixture
+def commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Exception]], Commits]:
+    def commit(failures: list[Exception]) -> Commits:
+        seen = Commits(failures)
+        monkeypatch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: seen.now_s, sleep=seen.sleep))
+        storage: Any = FencedStorage(
+            cast(Any, seen), cast(Any, seen), 10, seen.said.append, seen.gave_up.append, seen.heartbeat
+        )
+        try:
+            storage.commit("c", print, "last")
+        except Fault as fault:
+            seen.said.append(f"raised {fault}")
+        return seen
+
+    return commit
+
+
+def full(times: int) -> list[Exception]:
     return [OSError(errno.ENOSPC, "No space left on device") for _ in range(times)]
 
 
-def attempt(failures: list[OSError], limit_s: float) -> tuple[list[str], float, int]:
-    """The warnings, the seconds waited, and the number of heartbeats."""
-    clock, warnings, heartbeats = Clock(), list[str](), list[None]()
-
-    def commit() -> None:
-        if failures:
-            raise failures.pop()
-
-    commit_within(
-        commit,
-        limit_s,
-        what="c",
-        warn=warnings.append,
-        heartbeat=lambda: heartbeats.append(None),
-        sleep=clock.sleep,
-        now_s=lambda: clock.now_s,
-    )
-    return warnings, clock.now_s, len(heartbeats)
+def test_a_full_disk_that_gets_room_costs_a_warning_and_is_no_hang(commit: Callable[..., Commits]) -> None:
+    assert commit([]).said == ["committed c"]
+    seen = commit(full(3))
+    assert seen.said == [
+        "runs/r/c cannot be written: No space left on device; tried again for up to 10 s, training continues",
+        "committed c",
+        "runs/r/c has been written",
+    ]
+    assert (seen.now_s, seen.num_heartbeats, seen.gave_up) == (6.0, 3, [])
 
 
-def test_a_full_disk_that_gets_room_costs_a_warning_and_is_no_hang() -> None:
-    assert attempt([], 10) == ([], 0.0, 0)
-    assert attempt(full(3), 10) == (
-        [
-            "c cannot be written: No space left on device; tried again for up to 10 s, training continues",
-            "c has been written",
-        ],
-        6.0,
-        3,
-    )
-
-
-def test_a_full_disk_ends_at_the_limit_with_one_line() -> None:
-    with pytest.raises(Fault, match=r"c could not be written for 10 s .*: No space left on device; free some"):
-        attempt(full(100), 10)
-
-
-def test_errors_unrelated_to_storage_are_raised_at_once() -> None:
-    def commit() -> None:
-        raise Fault("another driver")
-
-    with pytest.raises(Fault, match="another driver"):
-        commit_within(commit, 10, what="c", warn=print, sleep=lambda s: None)
+def test_a_commit_is_given_up_at_the_limit_or_when_another_driver_has_the_run(commit: Callable[..., Commits]) -> None:
+    seen = commit(full(100))
+    assert (seen.now_s, seen.said[-1]) == (10.0, f"raised {seen.gave_up[0]}")
+    assert "runs/r/c could not be written for 10 s" in seen.gave_up[0]
+    assert "No space left on device; free some space" in seen.gave_up[0]
+    taken_over = commit([Fault("another driver")])
+    assert (taken_over.gave_up, taken_over.said) == (["another driver"], ["raised another driver"])
+    not_mounted = commit([UserError("does not see what the driver wrote")])  # perhaps it is being mounted again
+    assert not_mounted.said[-2:] == ["committed c", "runs/r/c has been written"]
