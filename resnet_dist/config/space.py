@@ -274,10 +274,6 @@ COORDINATES = {LR_PER_256: "optim.lr", TAU_EPOCHS: "optim.weight_decay"}
 """Keys of a space that are not keys of a recipe, and the recipe's key that each decides: see `tune.coordinates`."""
 
 
-def higher_is_better(metric: Metric) -> bool:
-    return metric in ("val/top1", "val/top5")
-
-
 class Space(Section):
     base: str
     """The recipe's file; a relative path starts at the space's own folder."""
@@ -360,7 +356,7 @@ class Space(Section):
 
     @property
     def higher_is_better(self) -> bool:
-        return higher_is_better(self.metric)
+        return self.metric in ("val/top1", "val/top5")
 
     @property
     def worst_score(self) -> float:

@@ -49,8 +49,10 @@ def curve_of(history: History, label: str, net: str) -> ErrorCurves:
 
 
 def averaged(points: Series, ends: Sequence[int]) -> Series:
-    """The mean of the points of each interval (ends[k-1], ends[k]], at its end; what comes after the last end is left
-    as it is. Series are equally weighted: each covers the same number of steps, except the last of an epoch.
+    """The mean of the points in each interval (ends[k-1], ends[k]], at the interval's end; points after the last end
+    stay.
+
+    Points have equal weights: each covers the same number of steps, except the last of an epoch.
     """
     means: Series = []
     start = 0
@@ -63,9 +65,9 @@ def averaged(points: Series, ends: Sequence[int]) -> Series:
 
 
 def read_curves(runs: Sequence[str], tracking_uri: str | None) -> list[ErrorCurves]:
-    """The curves of runs, each a run's folder, or an MLflow run by name or id.
+    """The error curves of runs. Each is given as a run's folder, or as an MLflow run's name or id.
 
-    Raises UserError for one that does not exist or has no curves, Fault if the server does not respond.
+    Raises UserError for a run that does not exist or has no curves, Fault if the server does not respond.
     """
     curves = [
         _from_folder(Path(run)) if (Path(run) / "mlflow_run.json").is_file() else _from_mlflow(run, tracking_uri)
@@ -108,7 +110,8 @@ _OTHER_COLOURS = ("tab:blue", "tab:orange", "tab:purple", "tab:brown", "tab:pink
 def draw_errors(curves: Sequence[ErrorCurves], path: Path, *, max_error: float | None = None) -> Path:
     """Error (%) over steps, training thin and validation bold; plain nets beside residual ones, if there are both.
 
-    `max_error`: where the y-axis ends; None: twice the largest last error, at most 100.
+    Args:
+        max_error: where the y-axis ends; None: at twice the largest last error, at most 100.
     """
     plain = [curve for curve in curves if curve.is_plain]
     others = [curve for curve in curves if not curve.is_plain]

@@ -1,10 +1,9 @@
-"""The studies that measure on one batch: `study gradients`, `study responses` and `study batchnorm`."""
+"""Studies that measure on batches of digits: `study gradients`, `study responses` and `study batchnorm`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median_high
 
@@ -41,7 +40,9 @@ def gradients(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[
                 for kind in KINDS:
                     norms[kind, depth, seed] = block_gradients(profile, f"{kind}{depth}", seed)
         for depth in sorted(depths):
-            study.metrics({f"{kind}/first_block_gradient": norms[kind, depth, seeds[0]][0] for kind in KINDS}, depth)
+            study.tracker.metrics(
+                {f"{kind}/first_block_gradient": norms[kind, depth, seeds[0]][0] for kind in KINDS}, depth
+            )
         lines = {
             f"{kind}, {place} block": [(depth, _mean_length(norms, kind, depth, seeds, k)) for depth in sorted(depths)]
             for kind in KINDS
@@ -53,7 +54,7 @@ def gradients(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequence[
 
 
 def block_gradients(profile: Profile, net: str, seed: int) -> tuple[float, float]:
-    """Of the first and the last block's first convolution, at initialisation."""
+    """Lengths of the gradients of the first and the last block's first convolution, at initialisation."""
     recipe = study_recipe(net, seed=seed)
     (batch,) = training_batches(recipe, profile, 1)
     classifier = build_classifier(recipe).train()
@@ -84,7 +85,7 @@ def gradient_report(norms: Norms, depths: Sequence[int], seeds: Sequence[int]) -
 
 
 def growth_per_layer(lengths: Sequence[tuple[int, float]]) -> float:
-    """The factor by which a layer more lengthens the gradient, from the shallowest and the deepest net."""
+    """The factor by which each further layer lengthens the gradient, from the shallowest and the deepest net."""
     (low, short), (high, long) = lengths[0], lengths[-1]
     return math.exp((math.log(long) - math.log(short)) / (high - low)) if high > low else 1.0
 
@@ -108,19 +109,15 @@ NETS = ("plain20", "resnet20", "plain56", "resnet56")
 _RESPONSES = "Standard deviations of layer responses, figure 7 of He et al. 2015, on trained nets."
 
 
-@dataclass(frozen=True)
-class Setting:
-    name: str
-    overrides: tuple[str, ...]
-
-
-SETTINGS = (
-    Setting("decay 1e-4, weights only, 308 steps", ()),
-    Setting(
-        "decay 5e-3, gamma too, 1001 steps",
-        ("optim.weight_decay=5e-3", "optim.decay=all", "train.total_epochs=91"),
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "decay 1e-4, weights only, 308 steps": (),
+    "decay 5e-3, gamma too, 1001 steps": (
+        "optim.weight_decay=5e-3",
+        "optim.decay=all",
+        "train.total_epochs=91",
     ),
-)
+}
+"""Overrides of the studies' recipe."""
 Responses = Mapping[tuple[str, str], list[float]]
 """(setting, net) -> response of every 3x3 layer, in the order of layers."""
 
@@ -131,14 +128,12 @@ def responses(profile: Profile, nets: Sequence[str] = NETS) -> Path:
     found: dict[tuple[str, str], list[float]] = {}
     with open_study(profile, "responses", _RESPONSES) as study:
         (batch,) = training_batches(study_recipe(nets[0]), profile, 1)
-        for number, setting in enumerate(SETTINGS):
+        for number, (setting, overrides) in enumerate(SETTINGS.items()):
             for net in nets:
-                trained = study.train(
-                    net, lr=0.1, seed=0, overrides=setting.overrides, name=f"{net}-setting{number}-seed0"
-                )
-                net_module = load_model(str(trained.prepared.run_dir), None).classifier
-                found[setting.name, net] = layer_responses(net_module, batch)
-            lines = {net: list(enumerate(found[setting.name, net], 1)) for net in nets}
+                run = study.train(net, lr=0.1, seed=0, overrides=overrides, name=f"{net}-setting{number}-seed0")
+                net_module = load_model(str(run.prepared.run_dir), None).classifier
+                found[setting, net] = layer_responses(net_module, batch)
+            lines = {net: list(enumerate(found[setting, net], 1)) for net in nets}
             figure = study.report_folder / f"responses-{number}.png"
             draw_lines(lines, figure, x_label="layer", y_label="standard deviation", marker=None)
         return study.publish(response_report(found, nets))
@@ -149,10 +144,10 @@ def layer_responses(classifier: nn.Module, batch: Batch) -> list[float]:
     """The response of every 3x3 layer, with the batch's own statistics, in the order in which they are computed."""
     stds: list[float] = []
 
-    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         stds.append(float(output.std()))
 
-    hooks = [norm.register_forward_hook(note) for norm in classifier.modules() if isinstance(norm, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_hook(record) for norm in classifier.modules() if isinstance(norm, nn.BatchNorm2d)]
     try:
         classifier.train()(batch.images)
     finally:
@@ -165,7 +160,7 @@ def layer_responses(classifier: nn.Module, batch: Batch) -> list[float]:
 def response_report(found: Responses, nets: Sequence[str]) -> str:
     """Markdown. Pure."""
     rows = [
-        [setting.name, net, f"{fmean(found[setting.name, net]):.2f}", f"{median_high(found[setting.name, net]):.2f}"]
+        [setting, net, f"{fmean(found[setting, net]):.2f}", f"{median_high(found[setting, net]):.2f}"]
         for setting in SETTINGS
         for net in nets
     ]
@@ -173,8 +168,8 @@ def response_report(found: Responses, nets: Sequence[str]) -> str:
         "# Layer responses\n\nWritten by `study responses`: digits at 8 px, seed 0. Standard deviation of "
         "each 3x3 layer's output after batch norm, before ReLU and addition, on one batch.\n\n"
         f"{markdown_table(['setting', 'net', 'mean over layers', 'median'], rows)}\n\n"
-        "The paper's claim, weaker responses in ResNets than in their plain twins, shows only where gamma has been "
-        "decayed for long: without that a layer's response is its gamma, which starts at 1.\n"
+        "The paper's claim, weaker responses in ResNets than in their plain twins, shows only after long weight decay "
+        "on gamma: without it a layer's response is its gamma, which starts at 1.\n"
     )
 
 
@@ -182,7 +177,7 @@ def response_report(found: Responses, nets: Sequence[str]) -> str:
 
 BASE_LR = 0.02
 FACTORS = (1, 5, 30)
-"""The paper's: Inception's rate, BN-x5, BN-x30."""
+"""Multiples of the base rate, as in the paper: Inception's rate, BN-x5, BN-x30."""
 STEPS = 110
 _TARGET_LOSS = 0.1
 _BATCHNORM = "Batch norm: its parameters, its output's statistics, and training with and without it at larger rates."
@@ -210,7 +205,7 @@ def batchnorm(profile: Profile) -> Path:
 
 
 def parameters_of(num_maps: int) -> int:
-    """gamma and beta of each map."""
+    """How many parameters a batch norm has: gamma and beta of each map."""
     return sum(parameter.numel() for parameter in nn.BatchNorm2d(num_maps).parameters())
 
 

@@ -36,13 +36,13 @@ class PublishedRow(Section):
     paper: tuple[float | str | None, ...]
     """The printed numbers, one for each of the table's metrics; null: not printed. Errors in percent."""
     net: str | None = None
-    """null: others' work, not reproduced here."""
+    """null: another paper's net, which is not reproduced here."""
     sets: tuple[str, ...] = ()
     """Overrides of the table's recipe, besides the table's own."""
     evaluate: tuple[str, ...] = ()
     """Options of `resnet-dist evaluate` besides the table's protocol."""
     expected: str = ""
-    """The figure to expect from the recipe, with its source, if it is not the paper's."""
+    """What to expect from the recipe, with its source, if that is not the paper's number."""
 
 
 class PublishedTable(Section):
@@ -50,11 +50,11 @@ class PublishedTable(Section):
     metrics: tuple[PublishedMetric, ...]
     rows: tuple[PublishedRow, ...]
     scale: float = 1.0
-    """Unit of what is counted."""
+    """The unit of counts: 1e6 for millions."""
     recipe: str | None = None
-    """Name of a file of `resnet_dist/recipes`."""
+    """The name of a file in `resnet_dist/recipes`."""
     sets: tuple[str, ...] = ()
-    """Overrides of the recipe, for all rows."""
+    """Overrides of the recipe for all rows."""
     protocol: str = "1-crop"
     note: str = ""
 
@@ -77,7 +77,7 @@ def load_published(path: Path) -> Published:
 
 @dataclass(frozen=True)
 class Line:
-    """One number of the grand table."""
+    """One number, as printed and as measured."""
 
     table: str
     what: str
@@ -89,7 +89,7 @@ class Line:
 
 
 def paper_table(tracking_uris: Sequence[str]) -> str:
-    """The grand table as Markdown, with what the runs in these MLflow stores measured. Raises UserError, Fault."""
+    """All numbers as Markdown, with what the runs in these MLflow stores measured. Raises UserError, Fault."""
     runs = [row for uri in tracking_uris for row in list_runs(uri)]
     published = load_published(_FIGURES)
     return as_markdown(published, [line for table in published.tables for line in lines_of(table, runs)])

@@ -1,11 +1,12 @@
-"""A study: one MLflow run with the report and the figures, its trainings as runs below it, and its batches."""
+"""A study: its MLflow run with report and figures, its trainings as runs below that one, and its batches."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.run import Run
 from resnet_dist.tracking.mlflow_run import (
-    EndStatus,
     RunHandle,
     end_run,
+    end_status,
     log_details,
     log_folder,
     open_run,
@@ -52,13 +53,14 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Study:
-    """An open study. Its trainings are kept and can resume: a study that is started again does what is missing."""
+    """An open study. Its trainings are kept and can resume: a study that is started again trains what is missing."""
 
     name: str
     profile: Profile
-    """The profile of its trainings, with the study's folder as storage."""
+    """The trainings' profile: the study's folder is its storage."""
     handle: RunHandle
     tracker: SpoolTracker
+    """The study's own numbers, over the study's x-axis as steps: depth for example."""
 
     @property
     def report_folder(self) -> Path:
@@ -67,7 +69,7 @@ class Study:
     def train(
         self, net: str, *, lr: float, seed: int, overrides: Sequence[str] = (), name: str | None = None
     ) -> StudyRun:
-        """Trains a net by the studies' recipe, in this process, unless an earlier call has: diverged counts too.
+        """Trains a net by the studies' recipe, in this process, unless an earlier call has, even if that one diverged.
 
         Raises UserError, Fault.
         """
@@ -83,10 +85,6 @@ class Study:
         assert handle is not None
         return StudyRun(prepared, outcome, read_history(prepared.run_dir, handle.run_id))
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of the study's own run; `step` is the study's x-axis, depth for example."""
-        self.tracker.metrics(values, step)
-
     def publish(self, report: str) -> Path:
         """Writes the report (Markdown) beside the figures, and logs both to the MLflow run."""
         make_folder(self.report_folder)
@@ -98,7 +96,7 @@ class Study:
 
 
 def outcome_before(prepared: Prepared) -> Outcome | None:
-    """How this training ended under an earlier command; None if something is left to do."""
+    """How this training ended under an earlier command; None if it has to be trained, or trained further."""
     end = recorded_end(prepared.run_dir)
     if end is not None and end.status == "FINISHED":
         return "finished"
@@ -112,7 +110,7 @@ def study_recipe(net: str, *, lr: float = 0.1, seed: int = 0, overrides: Sequenc
 
 @contextmanager
 def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]:
-    """The study's MLflow run, begun or continued, in the experiment `<profile's>-studies`.
+    """Opens the study's MLflow run, or continues it, in the experiment `<profile's>-studies`.
 
     Raises UserError for a profile whose storage is not a folder, Fault if MLflow does not respond.
     """
@@ -124,7 +122,7 @@ def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]
         update={
             "storage": str(folder),
             "experiment": f"{profile.experiment}-studies",
-            "log_every_steps": 10**6,  # a point an epoch
+            "log_every_steps": 10**6,  # only at the end of each epoch
             "checkpoint": profile.checkpoint.model_copy(update={"every_epochs": 7, "keep": 1}),
         }
     )
@@ -133,17 +131,8 @@ def open_study(profile: Profile, name: str, description: str) -> Iterator[Study]
     handle = open_run(profile.tracking_uri, below.experiment, name, folder, tags, {})
     log_details(handle, description=description, texts={})
     tracker = SpoolTracker(folder, handle.run_id, profile.tracking_uri)
-    status: EndStatus = "FAILED"
-    reason = "did not finish"
-    try:
+    with end_status(partial(end_run, handle)), closing(tracker):
         yield Study(name, below, handle, tracker)
-        status, reason = "FINISHED", "finished"
-    except KeyboardInterrupt:
-        status, reason = "KILLED", "interrupted"
-        raise
-    finally:
-        tracker.close()
-        end_run(handle, status, reason)
 
 
 def log(line: str) -> None:
@@ -169,6 +158,6 @@ def training_batches(recipe: Recipe, profile: Profile, num_batches: int) -> list
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """One line a row, cells as they are but for `|`."""
+    """One line for each row; `|` in cells is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""The studies that compare whole trainings on digits: `study degradation` and `study shortcuts`."""
+"""Studies that compare whole trainings on digits: `study degradation` and `study shortcuts`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_dist.config.profile import Profile
 from resnet_dist.models import summarise
-from resnet_dist.studies.curves import TRAIN, VAL, ErrorCurves, curve_of, draw_depths, draw_errors
+from resnet_dist.studies.curves import TRAIN, VAL, curve_of, draw_depths, draw_errors
 from resnet_dist.studies.study import markdown_table, open_study
 from resnet_dist.tracking.spool import History
 
@@ -38,7 +38,7 @@ class Training:
 
 
 def plan_trainings(depths: Sequence[int], seeds: Sequence[int]) -> list[Training]:
-    """The trainings, cheap ones first. The control, with a tenth of the learning rate, uses only the first seed."""
+    """All trainings, cheap ones first. The control, at a tenth of the learning rate, has the first seed only."""
     runs = [(LR, seed) for seed in seeds] + [(CONTROL_LR, seeds[0])]
     return [Training(kind, depth, lr, seed) for lr, seed in runs for depth in sorted(depths) for kind in KINDS]
 
@@ -57,15 +57,15 @@ def degradation(profile: Profile, depths: Sequence[int] = DEPTHS, seeds: Sequenc
             ]
             name = f"lr{lr:g}-seed{seed}"
             draw_errors(curves, study.report_folder / f"errors-{name}.png", max_error=100.0)
-            draw_depths(_plain(curves), study.report_folder / f"plain-{name}.png")
+            draw_depths([curve for curve in curves if curve.is_plain], study.report_folder / f"plain-{name}.png")
         for training, history in histories.items():
             if training.lr == LR and training.seed == seeds[0]:
-                study.metrics({f"{training.kind}/train_error": last(history, TRAIN)}, training.depth)
+                study.tracker.metrics({f"{training.kind}/train_error": last(history, TRAIN)}, training.depth)
         return study.publish(degradation_report(histories))
 
 
 def degradation_report(histories: Mapping[Training, History]) -> str:
-    """Markdown: the tables of errors and the verdicts on the claims. Pure."""
+    """The report in Markdown: tables of errors, and whether each claim holds. Pure."""
     seeds = sorted({training.seed for training in histories if training.lr == LR})
     depths = sorted({training.depth for training in histories})
     parts = [
@@ -125,7 +125,7 @@ def findings(histories: Mapping[Training, History], depths: Sequence[int], seeds
                 )
             ],
         ),
-        "That depth *helps* ResNets on new images does not show here: digits are too easy, all of them are right on "
+        "That depth *helps* ResNets on new images does not show here: digits are too easy, all nets are right on "
         "nearly every validation image.",
     ]
 
@@ -150,11 +150,7 @@ def _table(histories: Mapping[Training, History], depths: Sequence[int], lr: flo
     return markdown_table(header, rows)
 
 
-def _plain(curves: Sequence[ErrorCurves]) -> list[ErrorCurves]:
-    return [curve for curve in curves if curve.is_plain]
-
-
-# ---- `study shortcuts`: what options A, B and C cost and bring (He et al. 2015, table 3) -----------------------------
+# ---- `study shortcuts`: cost and benefit of options A, B and C (He et al. 2015, table 3) -----------------------------
 
 OPTIONS = ("A", "B", "C")
 COUNTED = ("resnet20", "resnet56", "resnet34", "resnet18")
@@ -168,21 +164,15 @@ def shortcuts(profile: Profile, seeds: Sequence[int] = SEEDS) -> Path:
     with open_study(profile, "shortcuts", _SHORTCUTS) as study:
         for seed in seeds:
             for option in OPTIONS:
-                trained = study.train(
-                    _NET,
-                    lr=0.1,
-                    seed=seed,
-                    overrides=[f"model.shortcut={option}"],
-                    name=f"{_NET}-{option}-seed{seed}",
-                )
-                histories[option, seed] = trained.history
+                name, overrides = f"{_NET}-{option}-seed{seed}", [f"model.shortcut={option}"]
+                histories[option, seed] = study.train(_NET, lr=0.1, seed=seed, overrides=overrides, name=name).history
         curves = [curve_of(histories[option, seeds[0]], f"option {option}", _NET) for option in OPTIONS]
         draw_errors(curves, study.report_folder / "shortcuts.png", max_error=30.0)
         return study.publish(shortcut_report(histories, seeds))
 
 
 def shortcut_report(histories: Mapping[tuple[str, int], History], seeds: Sequence[int]) -> str:
-    """Markdown; counts are made here."""
+    """The report in Markdown, with parameters and multiply-adds counted on the nets."""
     counts = [
         [net, option, f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f}"]
         for net in COUNTED

@@ -21,7 +21,7 @@ from resnet_dist.launch.cluster import (
 from resnet_dist.launch.mlflow_description import Log
 from resnet_dist.sweeps.analysis.report import write_report
 from resnet_dist.sweeps.ledger import open_ledger
-from resnet_dist.sweeps.prepare import PreparedSweep, require_capacity, trial_bundles, trials_at_once
+from resnet_dist.sweeps.prepare import PreparedSweep, require_trial_fits, trial_bundles, trials_at_once
 from resnet_dist.sweeps.ray_tune import run_trials
 from resnet_dist.sweeps.record import SweepRecord, open_record
 from resnet_dist.sweeps.runner import TrialRunner
@@ -70,7 +70,7 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
             nodes_requested(profile, trial_bundles(space, trial_profile, most)),
         ):
             nodes = wait_for_nodes(profile, lambda nodes: trials_at_once(space, trial_profile, nodes) > 0, log)
-            require_capacity(space, trial_profile, nodes)
+            require_trial_fits(space, trial_profile, nodes)
             with (
                 StopFlag("steps since the last checkpoint are trained again") as stop,
                 open_record(prepared, sweep, nodes, log) as record,
@@ -82,7 +82,7 @@ def run_sweep(prepared: PreparedSweep, log: Log) -> SweepEnd:
                 why = runner.why_no_more() or "all trials ended"
                 end = _finish(prepared, why, stop.exit_code if stop.number is not None else 0)
                 record.log_report(end.report_dir)
-                record.end = RunEnd("FINISHED" if sweep.is_over() else "KILLED", why)
+                record.ending.end = RunEnd("FINISHED" if sweep.is_over() else "KILLED", why)
                 return end
 
 

@@ -6,9 +6,9 @@ from data_prep.redaction import redacted
 from resnet_dist.config.loading import tree_to_yaml
 from resnet_dist.config.space import Asha, HyperBand, Space
 from resnet_dist.launch.preflight import nodes_to_come
-from resnet_dist.sweeps.ledger import SweepState, TrialReported, ledger_file, read_ledger, replay, spent_epochs
+from resnet_dist.sweeps.ledger import SweepState, ledger_file, read_ledger, replay, spent_epochs
 from resnet_dist.sweeps.points import coordinates_of, describe
-from resnet_dist.sweeps.prepare import PreparedSweep, require_capacity, trials_at_once
+from resnet_dist.sweeps.prepare import PreparedSweep, require_trial_fits, trials_at_once
 from resnet_dist.sweeps.scheduler import judged_epoch, rung_shares
 
 _SHOWN = 100
@@ -16,14 +16,10 @@ _SHOWN = 100
 
 def describe_sweep(prepared: PreparedSweep) -> str:
     state = replay(read_ledger(prepared.sweep_dir)) if ledger_file(prepared.sweep_dir).exists() else SweepState()
+    space = tree_to_yaml(prepared.space.model_dump(mode="json", exclude_defaults=True))
     rows = _rows(prepared, state)
     warnings = "".join(f"warning: {warning}\n" for warning in prepared.warnings)
-    text = f"# space\n{_space(prepared.space)}\n# trials\n{_trials(prepared, state)}\n# sweep\n{rows}{warnings}"
-    return redacted(text)
-
-
-def _space(space: Space) -> str:
-    return tree_to_yaml(space.model_dump(mode="json", exclude_defaults=True))
+    return redacted(f"# space\n{space}\n# trials\n{_trials(prepared, state)}\n# sweep\n{rows}{warnings}")
 
 
 def _trials(prepared: PreparedSweep, state: SweepState) -> str:
@@ -47,10 +43,10 @@ def _trials(prepared: PreparedSweep, state: SweepState) -> str:
 def _rows(prepared: PreparedSweep, state: SweepState) -> str:
     space, samples = prepared.space, prepared.builder.num_proxy_samples
     num_points = len(prepared.planned) if prepared.planned is not None else (space.trials or 0)
-    length = prepared.total_epochs(prepared.planned[0] if prepared.planned else {})
-    recipe = prepared.builder.proxy(prepared.planned[0] if prepared.planned else {})
+    point = prepared.planned[0] if prepared.planned else {}
+    length = prepared.total_epochs(point)
     most = most_epochs(space, num_points, length)
-    expected = expected_epochs(space, num_points, length, recipe.eval.every_epochs)
+    expected = expected_epochs(space, num_points, length, prepared.builder.proxy(point).eval.every_epochs)
     at_once = _at_once(prepared)
     rows = {
         "name": prepared.name,
@@ -88,7 +84,7 @@ def _at_once(prepared: PreparedSweep) -> int | None:
     nodes = nodes_to_come(prepared.profile)
     if nodes is None:
         return prepared.space.resources.max_concurrent
-    require_capacity(prepared.space, prepared.trial_profile, nodes)
+    require_trial_fits(prepared.space, prepared.trial_profile, nodes)
     return trials_at_once(prepared.space, prepared.trial_profile, nodes)
 
 
@@ -110,7 +106,7 @@ def _time(prepared: PreparedSweep, state: SweepState, images: float, at_once: in
 
 def _measured(prepared: PreparedSweep, state: SweepState) -> float | None:
     """Images a second of one trial so far, start-up and evaluation included."""
-    trials = [trial for trial in state.trials.values() if any(isinstance(r, TrialReported) for r in trial.reports)]
+    trials = [trial for trial in state.trials.values() if trial.reports]
     seconds = sum(trial.seconds for trial in trials)
     images = sum(trial.epoch for trial in trials) * prepared.builder.num_proxy_samples
     return float(f"{images / seconds:.3g}") if seconds > 0 and images > 0 else None

@@ -1,7 +1,7 @@
 """The ledger of a sweep: its events, the file with one line for each, and the state that follows from them.
 
-It is the sweep's only memory, so a sweep can be killed at any moment: whoever reads the ledger from the top knows which
-trials have ended, which resume, and what the search has seen.
+It is the sweep's only memory, so a sweep can be killed at any moment: the next driver reads it from the top and knows
+which trials have ended, which resume, and what the search has seen.
 """
 
 from __future__ import annotations

@@ -225,7 +225,12 @@ def require_buildable(builder: Builder, points: Sequence[Point], where: str) -> 
                 build(point)
             except ValueError as error:
                 found.setdefault(f"{kind}: {error}", f"the {kind} of {describe(point)}: {error}")
-    _raise(list(found.values()), where)
+    mistakes = list(found.values())
+    if len(mistakes) == 1:
+        raise UserError(f"{where}: {mistakes[0]}")
+    if mistakes:
+        listed = "; ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+        raise UserError(f"{where}: {len(mistakes)} mistakes: {listed}")
 
 
 def describe(point: Mapping[str, Any]) -> str:
@@ -281,11 +286,3 @@ def _derived(parameter: Derived, values: Mapping[str, Any], recipe: Recipe) -> i
         raise ValueError(f"derived from {parameter.of}, which is not a number but {source!r}")
     value = parameter.factor * source**parameter.power
     return round(value) if parameter.round else value
-
-
-def _raise(mistakes: Sequence[str], where: str) -> None:
-    if len(mistakes) == 1:
-        raise UserError(f"{where}: {mistakes[0]}")
-    if mistakes:
-        listed = "; ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
-        raise UserError(f"{where}: {len(mistakes)} mistakes: {listed}")

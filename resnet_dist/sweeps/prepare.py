@@ -16,7 +16,7 @@ from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import ClusterNode, no_gpus, remedy, worker_bundles, worker_capacity
+from resnet_dist.launch.cluster import ClusterNode, no_gpus, require_capacity, worker_bundles, worker_capacity
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
 from resnet_dist.sweeps.analysis.next_sweep import warm_start
@@ -108,7 +108,6 @@ def prepare_sweep(file: Path, overrides: Sequence[str], profile: Profile, name: 
     builder = Builder(space, base, data.train.num_samples, _num_base_samples(base, profile))
     began = _began(space, base, name, sweep_dir, builder, data.identity, file)
     space = space.model_copy(update={"first_points": [dict(point) for point in began.first_points]})
-    builder = Builder(space, base, builder.num_proxy_samples, builder.num_base_samples)
     planned = planned_points(space, space.trials or _MOST_POINTS, builder.key)
     checked = planned
     if checked is None:
@@ -268,25 +267,19 @@ def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list
     return [{name: amount for name, amount in bundle.items() if amount} for _ in range(at_once)]
 
 
-def require_capacity(
+def require_trial_fits(
     space: Space, trial_profile: Profile, nodes: Sequence[ClusterNode], environment: Mapping[str, str] = os.environ
 ) -> None:
     """Raises UserError, with what was found, if not even one trial fits."""
-    if trials_at_once(space, trial_profile, nodes) > 0:
-        return
-    resources, profile = space.resources, trial_profile
-    found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
-    if resources.path == "light":
-        has_gpu = any(node.gpus for node in nodes)
+    resources = space.resources
+    if resources.path == "train":
+        require_capacity(nodes, trial_profile, environment)
+    elif trials_at_once(space, trial_profile, nodes) == 0:
+        found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
+        way_out = "lower resources.cpus or resources.gpus, or add nodes"
+        if resources.gpus and not any(node.gpus for node in nodes):
+            way_out = f"{no_gpus(environment)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
         raise UserError(
             f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {found}; "
-            + (
-                f"{no_gpus(environment)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
-                if resources.gpus and not has_gpu
-                else "lower resources.cpus or resources.gpus, or add nodes"
-            )
+            f"{way_out}"
         )
-    raise UserError(
-        f"a trial asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and {profile.gpus_per_worker} "
-        f"GPUs, the cluster has {found}; {remedy(nodes, profile, environment)}"
-    )

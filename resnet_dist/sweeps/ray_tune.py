@@ -177,4 +177,4 @@ def _why(trial: Trial) -> str:
     except OSError:
         text = ""
     newest = text.rpartition("Failure # ")[2].partition("\n")[2]
-    return explain_text(newest).sentence if newest.strip() else "Ray does not say why"
+    return explain_text(newest).sentence if newest.strip() else "Ray gives no reason"

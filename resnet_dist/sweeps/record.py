@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.mlflow_description import Log, hardware_summary
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.storage.folder import as_storage
 from resnet_dist.sweeps.analysis.ranking import Ranking
 from resnet_dist.sweeps.prepare import PreparedSweep
 from resnet_dist.sweeps.sweep import Sweep
 from resnet_dist.tracking.mlflow_run import (
+    Ending,
     EndStatus,
-    RunEnd,
     RunHandle,
     end_run,
+    end_status,
     log_details,
     log_folder,
     open_run,
@@ -37,16 +37,16 @@ from resnet_dist.tracking.tracker import SpoolTracker
 _log = logging.getLogger(__name__)
 _MAY_CHANGE = ("trials", "seeds", "budget", "resources", "first_points", "warm_start")
 """Keys of a space that may change when the sweep resumes, as MLflow's parameters never do."""
-_UNEXPECTED = RunEnd("FAILED", "an unexpected error")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SweepRecord:
+    """The sweep's MLflow run while it is open."""
+
     handle: RunHandle
     tracker: SpoolTracker
     log: Log
-    end: RunEnd = _UNEXPECTED
-    """What will be written."""
+    ending: Ending
 
     def trial_ended(self, ranking: Ranking, num_ended: int, numbers: dict[str, float]) -> None:
         """Points of the sweep's curves; the x-axis counts trials that have ended."""
@@ -67,19 +67,13 @@ def open_record(prepared: PreparedSweep, sweep: Sweep, nodes: list[ClusterNode],
     Raises Fault if MLflow does not answer: nothing has been started yet.
     """
     handle = _open_run(prepared, nodes)
-    record = SweepRecord(handle, SpoolTracker(prepared.sweep_dir, handle.run_id, prepared.profile.tracking_uri), log)
-    try:
-        yield record
-    except KeyboardInterrupt:
-        record.end = RunEnd("KILLED", "interrupted")
-        raise
-    except Fault as error:
-        record.end = RunEnd("FAILED", f"failed: {error}")
-        raise
-    finally:
-        record.tracker.close()
-        trials = [prepared.trial_storage(trial) for trial in sweep.state.trials]
-        end_sweep(handle, trials, record.end.status, record.end.reason)
+    tracker = SpoolTracker(prepared.sweep_dir, handle.run_id, prepared.profile.tracking_uri)
+
+    def end(status: EndStatus, reason: str) -> None:
+        end_sweep(handle, [prepared.trial_storage(trial) for trial in sweep.state.trials], status, reason)
+
+    with end_status(end) as ending, closing(tracker):
+        yield SweepRecord(handle, tracker, log, ending)
 
 
 def _open_run(prepared: PreparedSweep, nodes: list[ClusterNode]) -> RunHandle:
@@ -126,41 +120,39 @@ def _in_words(parameter: dict[str, object]) -> str:
     return f"{parameter['kind']} " + ", ".join(f"{key} {value}" for key, value in kept.items())
 
 
-def end_trial(trial: RunStorage | Path, tracking_uri: str, status: EndStatus, reason: str) -> bool:
-    """Ends the MLflow run of a trial whose own process can no longer do it.
+def end_trial(storage: RunStorage, tracking_uri: str, status: EndStatus, reason: str) -> None:
+    """Ends the MLflow run of a trial whose own process can no longer do it; replaces the status of an earlier end.
 
-    What the trial left unsent is sent first. True if the server has the status; if it is unreachable, everything waits
-    in `trial` for `resnet-dist tracking sync`. A trial that never opened its run has nothing to end: True. Never raises
-    because of the server. The status of a trial that has ended before is replaced.
+    What the trial left unsent is sent first. If the server is unreachable, everything waits in the trial's storage for
+    `resnet-dist tracking sync`. A trial that never opened its run has nothing to end. Never raises because of the
+    server.
     """
-    storage = as_storage(trial)
     try:
         if storage.names():
             storage.pull()
         handle = recorded_run(storage, tracking_uri)
     except OSError as error:
         _log.warning("%s: cannot be read, so the trial's run is not ended: %s", storage.location, error)
-        return False
+        return
     if handle is None:
-        return True
+        return
     try:
         sync(storage, tracking_uri, limit_s=120.0)
     except (Fault, UserError) as error:
         _log.warning("%s: the trial's unsent data waits there: %s", storage.location, error)
-    return end_run(handle, status, reason)
+    end_run(handle, status, reason)
 
 
-def end_sweep(sweep: RunHandle, trials: Iterable[RunStorage | Path], status: EndStatus, reason: str = "") -> bool:
+def end_sweep(sweep: RunHandle, trials: Iterable[RunStorage], status: EndStatus, reason: str = "") -> None:
     """Ends the sweep's run, and before it, as KILLED, every trial that still counts as running: no driver is left.
 
     Args:
         trials: where every trial's run is.
-
-    True if the server has all of it; else `tracking sync` of the trials completes it.
     """
-    storages = [as_storage(trial) for trial in trials]
-    ended = [end_trial(s, sweep.tracking_uri, "KILLED", "orphaned") for s in storages if not _has_ended(s)]
-    return all([*ended, end_run(sweep, status, reason)])
+    for storage in trials:
+        if not _has_ended(storage):
+            end_trial(storage, sweep.tracking_uri, "KILLED", "orphaned")
+    end_run(sweep, status, reason)
 
 
 def _has_ended(storage: RunStorage) -> bool:

@@ -96,7 +96,7 @@ class Sweep:
         self._end_abandoned()
 
     def next_trial(self) -> TrialState | None:
-        """The trial to start now, if there is one. A trial that was begun comes before a new one."""
+        """The trial to start now, if there is one. A trial that was started before comes before a new one."""
         if self.budget_spent():
             return None
         trials = self.state.trials.values()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_dist.config.space import Metric, higher_is_better
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.space import Space
+from resnet_dist.sweeps.analysis.ranking import Ranked
+from resnet_dist.sweeps.ledger import TrialState
 from resnet_dist.sweeps.points import weight_decay_of
 from resnet_dist.tracking.plots import new_figure, save, style
 
@@ -20,73 +22,58 @@ _TAUS = (0.1, 0.3, 1, 3, 10, 30, 100)
 """Epochs; the contours of a heat map."""
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One point of a sweep, as drawn."""
-
-    lr: float
-    weight_decay: float
-    score: float
-    """NaN if there is none."""
-    status: str
-    epoch: float
-
-
-@dataclass(frozen=True)
-class LearningCurve:
-    epochs: Sequence[float]
-    scores: Sequence[float]
-    status: str
-
-
-def heat_map(dots: Sequence[Dot], metric: Metric, *, momentum: float, steps_per_epoch: int, path: Path) -> Path | None:
+def heat_map(
+    space: Space, rows: Sequence[Ranked], recipes: Mapping[int, Recipe], steps_per_epoch: int, path: Path
+) -> Path | None:
     """Learning rate x weight decay, both logarithmic, with lines of equal tau; None unless both vary.
 
     Squares if the points form a grid, else dots. Of points that differ in other keys only, the best is shown. Only
     points that reached their end have a colour of the scale.
+
+    Args:
+        recipes: of every point, by its number.
+        steps_per_epoch: of a trial.
     """
-    dots = _best_of_each_place(dots, metric)
-    rates, decays = sorted({dot.lr for dot in dots}), sorted({dot.weight_decay for dot in dots})
+    sign = 1 if space.higher_is_better else -1
+    places: dict[tuple[float, float], Ranked] = {}
+    for row in sorted(rows, key=lambda row: (row.status == "finished", sign * row.score)):  # the best last
+        optim = recipes[row.number].optim
+        places[optim.lr, optim.weight_decay] = row
+    rates, decays = (sorted(set(values)) for values in zip(*places, strict=True)) if places else ([], [])
     if len(rates) < 2 or len(decays) < 2 or min(rates[0], decays[0]) <= 0:
         return None
     axes = _axes((7.6, 5.6), "learning rate", "weight decay")
     _logarithmic(axes)
-    done = [dot for dot in dots if dot.status == "finished"]
-    scale = _scale([dot.score for dot in done], metric)
-    if len(dots) == len(rates) * len(decays):
+    done = {place: row.score for place, row in places.items() if row.status == "finished"}
+    scale = _scale(space, list(done.values()))
+    if len(places) == len(rates) * len(decays):
         shown = _squares(axes, done, rates, decays, scale)
     else:
-        shown = axes.scatter(
-            [d.lr for d in done], [d.weight_decay for d in done], c=[d.score for d in done], s=130, **scale
-        )
+        shown = axes.scatter(*_columns(done), c=list(done.values()), s=130, **scale)
     for status, marker, colour, label in (
         ("diverged", "X", "crimson", "diverged"),
         ("failed", "P", "black", "failed"),
         ("stopped", "v", "0.55", "stopped early"),
     ):
-        some = [dot for dot in dots if dot.status == status]
-        if some:
-            axes.scatter(
-                [d.lr for d in some], [d.weight_decay for d in some], marker=marker, c=colour, s=45, label=label
-            )
-    for dot in done if len(done) <= 64 else []:
-        axes.annotate(
-            f"{dot.score:.4g}", (dot.lr, dot.weight_decay), ha="center", va="center", fontsize=7, **_outlined()
-        )
-    _tau_lines(axes, momentum, steps_per_epoch)
+        if some := [place for place, row in places.items() if row.status == status]:
+            axes.scatter(*_columns(some), marker=marker, c=colour, s=45, label=label)
+    if len(done) <= 64:
+        for place, score in done.items():
+            axes.annotate(f"{score:.4g}", place, ha="center", va="center", fontsize=7, **_outlined())
+    _tau_lines(axes, recipes[rows[0].number].optim.momentum, steps_per_epoch)
     if done:
-        worse = "min" if higher_is_better(metric) else "max"  # beyond the scale all share its last colour
-        axes.get_figure(root=True).colorbar(shown, ax=axes, label=metric, extend=worse)  # type: ignore[union-attr]
+        worse = "min" if space.higher_is_better else "max"  # beyond the scale all share its last colour
+        axes.get_figure(root=True).colorbar(shown, ax=axes, label=space.metric, extend=worse)  # type: ignore[union-attr]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     return _saved(axes, path)
 
 
-def learning_curves(curves: Sequence[LearningCurve], metric: Metric, rungs: Sequence[float], path: Path) -> Path | None:
+def learning_curves(space: Space, trials: Collection[TrialState], rungs: Sequence[float], path: Path) -> Path | None:
     """One line per trial; one that was stopped early ends in a dot. `rungs`: in epochs."""
-    if not any(curve.epochs for curve in curves):
+    if not any(trial.reports for trial in trials):
         return None
-    axes = _axes((7.6, 4.4), "epoch", metric)
+    axes = _axes((7.6, 4.4), "epoch", space.metric)
     for rung in rungs:
         axes.axvline(rung, color="0.6", linestyle=":", linewidth=1.2)
         axes.annotate(
@@ -99,32 +86,32 @@ def learning_curves(curves: Sequence[LearningCurve], metric: Metric, rungs: Sequ
             color="0.4",
             va="top",
         )
-    for curve in sorted(curves, key=lambda curve: curve.status == "finished"):
-        colour = {"finished": "tab:blue", "stopped": "0.6"}.get(curve.status, "crimson")
-        axes.plot(curve.epochs, curve.scores, color=colour, linewidth=1.0, alpha=0.8)
-        if curve.status != "finished" and curve.epochs:
-            axes.plot(curve.epochs[-1], curve.scores[-1], "o", color=colour, markersize=4)
+    for trial in sorted(trials, key=lambda trial: trial.status == "finished"):
+        epochs = [report.epoch for report in trial.reports]
+        scores = [space.score(report.metrics) for report in trial.reports]
+        colour = {"finished": "tab:blue", "stopped": "0.6"}.get(trial.status, "crimson")
+        axes.plot(epochs, scores, color=colour, linewidth=1.0, alpha=0.8)
+        if trial.status != "finished" and epochs:
+            axes.plot(epochs[-1], scores[-1], "o", color=colour, markersize=4)
     return _saved(axes, path)
 
 
-def parallel_coordinates(
-    points: Sequence[Mapping[str, Any]], scores: Sequence[float], metric: Metric, path: Path
-) -> Path | None:
+def parallel_coordinates(space: Space, rows: Sequence[Ranked], path: Path) -> Path | None:
     """One line through the values of each point that reached its end; better points are darker and in front."""
-    keys = [key for key in (points[0] if points else {}) if all(key in point for point in points)]
-    if len(points) < 2 or not keys:
+    keys = [key for key in (rows[0].point if rows else {}) if all(key in row.point for row in rows)]
+    if len(rows) < 2 or not keys:
         return None
     axes = _axes((1.8 * (len(keys) + 1) + 2.2, 4.4), "", "")
-    columns = [_column([point[key] for point in points]) for key in keys] + [_column(list(scores))]
-    scale = _scale(scores, metric)
+    scores = [row.score for row in rows]
+    columns = [_column([row.point[key] for row in rows]) for key in keys] + [_column(scores)]
+    scale = _scale(space, scores)
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
-    colours = colormaps[scale["cmap"]](Normalize(scale["vmin"], scale["vmax"])(list(scores)))
-    order = sorted(range(len(points)), key=lambda i: scores[i], reverse=not higher_is_better(metric))
-    for index in order:
+    colours = colormaps[scale["cmap"]](Normalize(scale["vmin"], scale["vmax"])(scores))
+    for index in sorted(range(len(rows)), key=lambda i: scores[i], reverse=not space.higher_is_better):
         axes.plot(range(len(columns)), [column[0][index] for column in columns], color=colours[index], linewidth=1.4)
-    axes.set_xticks(range(len(columns)), [*keys, metric])
+    axes.set_xticks(range(len(columns)), [*keys, space.metric])
     axes.set_yticks([])
     for place, (_, labels) in enumerate(columns):
         axes.axvline(place, color="0.3", linewidth=0.8)
@@ -141,7 +128,7 @@ def bars(shares: Mapping[str, float], label: str, path: Path) -> Path | None:
     return _saved(axes, path)
 
 
-def best_so_far(spent: Sequence[float], best: Sequence[float], metric: Metric, path: Path) -> Path | None:
+def best_so_far(spent: Sequence[float], best: Sequence[float], metric: str, path: Path) -> Path | None:
     """`spent`: epochs of all trials together when each ended."""
     if not spent:
         return None
@@ -151,21 +138,24 @@ def best_so_far(spent: Sequence[float], best: Sequence[float], metric: Metric, p
     return _saved(axes, path)
 
 
-def _best_of_each_place(dots: Sequence[Dot], metric: Metric) -> list[Dot]:
-    sign = 1 if higher_is_better(metric) else -1
-    best: dict[tuple[float, float], Dot] = {}
-    for dot in sorted(dots, key=lambda dot: (dot.status == "finished", sign * dot.score)):
-        best[dot.lr, dot.weight_decay] = dot
-    return list(best.values())
-
-
-def _squares(axes: Axes, done: Sequence[Dot], rates: list[float], decays: list[float], scale: dict[str, Any]) -> Any:
+def _squares(
+    axes: Axes,
+    scores: Mapping[tuple[float, float], float],
+    rates: list[float],
+    decays: list[float],
+    scale: dict[str, Any],
+) -> Any:
     import numpy as np
 
     values = np.full((len(decays), len(rates)), np.nan)
-    for dot in done:
-        values[decays.index(dot.weight_decay), rates.index(dot.lr)] = dot.score
+    for (rate, decay), score in scores.items():
+        values[decays.index(decay), rates.index(rate)] = score
     return axes.pcolormesh(_edges(rates), _edges(decays), values, **scale)
+
+
+def _columns(places: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    places = list(places)
+    return [rate for rate, _ in places], [decay for _, decay in places]
 
 
 def _edges(values: list[float]) -> list[float]:
@@ -205,15 +195,15 @@ def _column(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return [places[str(value)] for value in values], [(place, name) for name, place in places.items()]
 
 
-def _scale(scores: Sequence[float], metric: Metric) -> dict[str, Any]:
+def _scale(space: Space, scores: Sequence[float]) -> dict[str, Any]:
     """The worst quarter shares the last colour: what matters is how the good ones differ."""
     if not scores:
         return {}
-    ordered = sorted(scores, reverse=higher_is_better(metric))
+    ordered = sorted(scores, reverse=space.higher_is_better)
     best, middle = ordered[0], ordered[(len(ordered) - 1) * 3 // 4]
     if best == middle:
         middle = ordered[-1] if ordered[-1] != best else best - 1
-    cmap = "viridis" if higher_is_better(metric) else "viridis_r"
+    cmap = "viridis" if space.higher_is_better else "viridis_r"
     return {"cmap": cmap, "vmin": min(best, middle), "vmax": max(best, middle)}
 
 

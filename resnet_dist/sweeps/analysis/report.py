@@ -18,15 +18,7 @@ from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.space import LogUniform, Space
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.analysis.figures import (
-    Dot,
-    LearningCurve,
-    bars,
-    best_so_far,
-    heat_map,
-    learning_curves,
-    parallel_coordinates,
-)
+from resnet_dist.sweeps.analysis.figures import bars, best_so_far, heat_map, learning_curves, parallel_coordinates
 from resnet_dist.sweeps.analysis.ranking import Ranking, rank
 from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay, summary
 from resnet_dist.sweeps.points import Builder, coordinates_of, describe
@@ -72,38 +64,14 @@ def _draw(
     space: Space, state: SweepState, ranking: Ranking, builder: Builder, shares: Mapping[str, float], folder: Path
 ) -> list[Path]:
     recipes = {row.number: builder.proxy(row.point) for row in ranking.rows}
-    dots = [
-        Dot(recipes[row.number].optim.lr, recipes[row.number].optim.weight_decay, row.score, row.status, row.epoch)
-        for row in ranking.rows
-    ]
-    first = recipes[ranking.rows[0].number] if ranking.rows else builder.proxy({})
-    length = float(first.train.total_epochs)
-    curves = [
-        LearningCurve(
-            [report.epoch for report in trial.reports],
-            [space.score(report.metrics) for report in trial.reports],
-            trial.status,
-        )
-        for trial in state.trials.values()
-    ]
+    train = (recipes[ranking.rows[0].number] if ranking.rows else builder.proxy({})).train
+    steps_per_epoch = max(builder.num_proxy_samples // train.global_batch_size, 1)
+    rungs = [share * train.total_epochs for share in rung_shares(space.scheduler)]
     done = [row for row in ranking.rows if row.num_runs]
     drawn = [
-        heat_map(
-            dots,
-            space.metric,
-            momentum=first.optim.momentum,
-            steps_per_epoch=max(builder.num_proxy_samples // first.train.global_batch_size, 1),
-            path=folder / "heat_map.png",
-        ),
-        learning_curves(
-            curves,
-            space.metric,
-            [share * length for share in rung_shares(space.scheduler)],
-            folder / "learning_curves.png",
-        ),
-        parallel_coordinates(
-            [row.point for row in done], [row.score for row in done], space.metric, folder / "parallel_coordinates.png"
-        ),
+        heat_map(space, ranking.rows, recipes, steps_per_epoch, folder / "heat_map.png"),
+        learning_curves(space, state.trials.values(), rungs, folder / "learning_curves.png"),
+        parallel_coordinates(space, done, folder / "parallel_coordinates.png"),
         bars(shares, "share of the differences explained (fANOVA)", folder / "importance.png"),
         best_so_far(*_progress(space, state), space.metric, folder / "best_so_far.png"),
     ]
@@ -147,8 +115,8 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
         "| rank | score | runs | spread | ended | point | trials |",
         "|---|---|---|---|---|---|---|",
     ]
-    begun = [row for row in ranking.rows if row.status != "waiting" or row.epoch]
-    for place, row in enumerate(begun[:_SHOWN], 1):
+    shown = [row for row in ranking.rows if row.status != "waiting" or row.epoch][:_SHOWN]
+    for place, row in enumerate(shown, 1):
         spread = "" if row.spread is None else f"{row.spread:.3g}"
         score = "" if row.score != row.score else f"{row.score:.4f}" + (" (inside the noise)" if row.in_noise else "")
         ended = row.status if row.num_runs else f"{row.status} at epoch {row.epoch:g}"
@@ -158,8 +126,8 @@ def _text(space: Space, state: SweepState, ranking: Ranking, builder: Builder, s
             f"| {place} | {score} | {row.num_runs} | {spread} | {ended} | {describe(row.point)} "
             f"| {' '.join(row.trials)} |"
         )
-    if len(ranking.rows) > len(begun[:_SHOWN]):
-        lines += ["", f"and {len(ranking.rows) - len(begun[:_SHOWN])} more in ranking.csv"]
+    if len(ranking.rows) > len(shown):
+        lines += ["", f"and {len(ranking.rows) - len(shown)} more in ranking.csv"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The grand table: every line's command is valid, and measurements are on the right line."""
+"""The papers' numbers: every line's command is valid, and measurements are on the right line."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def test_all_tables_of_both_papers_are_there() -> None:
     lines = [line for table in PUBLISHED.tables for row in table.rows for line in row.paper if line is not None]
     assert len(lines) > 110
     titles = " ".join(table.title for table in PUBLISHED.tables)
-    for name in ("P table 1", "P table 2", "P table 3", "P table 4", "P table 5", "P table 6"):
-        assert name in titles
-    for name in ("P2 table 1", "P2 table 2", "P2 table 3", "P2 table 4", "P2 table 5"):
+    for name in [*(f"P table {k}" for k in range(1, 7)), *(f"P2 table {k}" for k in range(1, 6))]:
         assert name in titles
 
 
@@ -86,12 +84,12 @@ def test_other_runs_are_not_taken_for_it(other: RunRow) -> None:
 def test_a_protocols_line_takes_evaluations_under_that_protocol_and_size_only() -> None:
     row = PublishedRow(what="x", net="resnet56", paper=(5.0,), evaluate=("--size=40", "--resize=40"))
     table = TABLE.model_copy(update={"protocol": "10-crop", "rows": (row,)})
-    val = "/data/cifar10/val.beton"
-    fits = run({"val/top1_error": 5.5}, protocol="10-crop", size="[40]", resize="[40]", data=val)
-    assert measured([fits], table).startswith("**5.50** (")
-    other = run({"val/top1_error": 5.5}, protocol="10-crop", size="[32]", resize="[32]", data=val)
-    assert measured([other], table) == ""
-    assert measured([run({"val/top1_error": 5.5})], table) == ""
+    at_40, at_32 = (
+        run({"val/top1_error": 5.5}, protocol="10-crop", size=size, resize=size, data="/data/cifar10/val.beton")
+        for size in ("[40]", "[32]")
+    )
+    assert measured([at_40], table).startswith("**5.50** (")
+    assert measured([at_32], table) == measured([run({"val/top1_error": 5.5})], table) == ""
     assert "--protocol 10-crop --size=40 --resize=40" in lines_of(table, [])[0].command
 
 

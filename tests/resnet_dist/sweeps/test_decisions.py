@@ -1,4 +1,4 @@
-"""A sweep's decisions with Ray Tune's own searchers and schedulers, trials played by a formula, drivers killed."""
+"""A sweep's decisions: every search with every scheduler, trials played by a formula, drivers killed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import itertools
 import math
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resnet_dist.config.profile import Profile
 from resnet_dist.config.space import Space
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.sweeps.analysis.ranking import rank
-from resnet_dist.sweeps.ledger import Event, Ledger, SweepState, TrialAdded, TrialOutcome, TrialReported, decode, encode
+from resnet_dist.sweeps.ledger import Event, Ledger, SweepState, TrialAdded, TrialOutcome, decode, encode
 from resnet_dist.sweeps.points import planned_points
-from resnet_dist.sweeps.prepare import trials_at_once
+from resnet_dist.sweeps.prepare import profile_of_trials, trials_at_once
 from resnet_dist.sweeps.searcher import OptunaSearcher
 from resnet_dist.sweeps.sweep import Sweep
 
@@ -138,15 +138,11 @@ def test_a_sweep_ends_however_often_its_driver_is_killed(search: str, scheduler:
     assert play.num_drivers > 2
     assert len(play.state.trials) == 16
     assert {trial.status for trial in play.state.trials.values()} <= {"finished", "stopped", "diverged"}
-    # Nothing that a trial had reported was trained again, no ended trial begun again.
+    # Nothing that a trial had reported was trained again, and no ended trial was started again.
     assert play.epochs_trained == {name: trial.epoch for name, trial in play.state.trials.items()}
-    if (search, scheduler) != (
-        "grid",
-        "median",
-    ):  # the grid's rates ascend: none is below the median of those before it
-        assert scheduler == "fifo" or any(trial.status == "stopped" for trial in play.state.trials.values())
-    if scheduler == "median":
-        assert not any(isinstance(event, TrialReported) and event.verdict == "wait" for event in play.ledger)
+    # The grid's rates ascend, so none is below the median of those before it.
+    stops_none = scheduler == "fifo" or (search, scheduler) == ("grid", "median")
+    assert any(trial.status == "stopped" for trial in play.state.trials.values()) != stops_none
 
 
 @pytest.mark.parametrize(("search", "scheduler"), PAIRS)
@@ -162,7 +158,7 @@ def test_kills_change_no_result(search: str, scheduler: str) -> None:
 
 @pytest.mark.parametrize("search", ["tpe", "cma"])
 def test_a_model_resumes_with_the_points_that_were_trained(search: str) -> None:
-    """What the searcher is told of a trial is about the ledger's point, not about another draw."""
+    """The searcher learns a trial's score at the ledger's point, not at another draw."""
     play = Play(a_space(search, "asha"), kill_after=9)
     points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
     assert len(set(points)) == len(points)
@@ -193,13 +189,6 @@ def test_asha_judges_at_its_rungs_and_keeps_the_best_third() -> None:
     assert best.score == max(top1(trial.point, EPOCHS) for trial in play.state.trials.values())
 
 
-def test_diverged_is_worst_and_does_not_end_the_sweep() -> None:
-    play = Play(a_space("grid", "fifo"), kill_after=None)
-    statuses = Counter(trial.status for trial in play.state.trials.values())
-    assert statuses == {"finished": 12, "diverged": 4}
-    assert [row.status for row in rank(play.space, play.state).rows[-4:]] == ["diverged"] * 4
-
-
 def test_more_trials_are_added_to_a_finished_sweep() -> None:
     play = Play(a_space("random", "asha", trials=6), kill_after=None)
     before = {name: (trial.status, trial.epoch) for name, trial in play.state.trials.items()}
@@ -211,12 +200,10 @@ def test_more_trials_are_added_to_a_finished_sweep() -> None:
     assert before.items() <= after.items()
 
 
-def test_a_repeated_seed_gives_the_spread_and_a_difference_inside_it_is_noise() -> None:
+def test_a_point_that_reaches_its_end_is_repeated_with_further_seeds_a_diverged_one_is_not() -> None:
     play = Play(a_space("grid", "fifo", seeds=2), kill_after=8)
-    names = set(play.state.trials)
-    assert {"t0000", "t0000-s1"} <= names
-    assert "t0012-s1" not in names  # diverged
-    assert len(names) == 12 * 2 + 4
+    assert Counter(trial.status for trial in play.state.trials.values()) == {"finished": 12 * 2, "diverged": 4}
+    assert {"t0000", "t0000-s1"} <= set(play.state.trials)
 
 
 def test_the_budget_ends_a_sweep_and_a_larger_one_resumes_it() -> None:
@@ -228,63 +215,53 @@ def test_the_budget_ends_a_sweep_and_a_larger_one_resumes_it() -> None:
 
 
 def test_an_evaluation_that_is_reported_again_has_the_same_verdict() -> None:
-    """A trial killed between its report and its checkpoint evaluates again; the scheduler hears it once."""
+    """A trial that is killed between its report and its checkpoint evaluates again; the scheduler sees it once."""
     play = Play(a_space("random", "asha"), kill_after=None)
     stopped = next(trial for trial in play.state.trials.values() if trial.status == "stopped")
-    sweep = play.sweep()
-    num = len(play.ledger)
-    last = stopped.reports[-1]
-    assert sweep.report(stopped.name, last.epoch, last.step, last.metrics) == "stop"
-    assert len(play.ledger) == num
-    assert isinstance(play.ledger[-1], Event)
-    assert any(isinstance(event, TrialReported) for event in play.ledger)
-
-
-@pytest.mark.parametrize(
-    ("resources", "nodes", "expected"),
-    [
-        ({"cpus": 1}, [(2, 0)], 2),
-        ({"cpus": 3}, [(8, 0), (2, 0), (4, 0)], 3),
-        ({"cpus": 1, "gpus": 0.25}, [(16, 2)], 8),
-        ({"cpus": 4, "gpus": 0.25}, [(16, 2)], 4),
-        ({"cpus": 1, "max_concurrent": 3}, [(64, 0)], 3),
-        ({"path": "train"}, [(8, 4), (8, 4)], 4),
-        ({"cpus": 1}, [], 0),
-    ],
-)
-def test_how_many_trials_fit(resources: dict[str, Any], nodes: list[tuple[int, int]], expected: int) -> None:
-    from resnet_dist.config.profile import Profile
-    from resnet_dist.sweeps.prepare import profile_of_trials
-
-    space = a_space("random", "fifo", resources=resources)
-    profile = Profile.model_validate(
-        {"workers": "2..8", "cpus_per_worker": 2, "gpus_per_worker": 1, "data_root": "/d", "storage": "/s"}
-        | {"tracking_uri": "sqlite:////m.db"}
-    )
-    trial_profile = profile_of_trials(space, profile, Path("/s/sweep"))
-    found = [ClusterNode(f"n{number}", float(cpus), float(gpus)) for number, (cpus, gpus) in enumerate(nodes)]
-    assert trials_at_once(space, trial_profile, found) == expected
-
-
-def test_worker_groups_have_room_on_nodes_with_the_labels_only() -> None:
-    from resnet_dist.config.profile import Profile
-
-    space = a_space("random", "fifo", resources={"path": "train"})
-    profile = Profile.model_validate(
-        {"workers": 2, "cpus_per_worker": 2, "node_labels": {"market": "spot"}, "data_root": "/d", "storage": "/s"}
-        | {"tracking_uri": "sqlite:////m.db"}
-    )
-    found = [ClusterNode("a", 8.0, 0.0, {"market": "spot"}), ClusterNode("b", 64.0, 0.0)]
-    assert trials_at_once(space, profile, found) == 2
+    last, num_events = stopped.reports[-1], len(play.ledger)
+    assert play.sweep().report(stopped.name, last.epoch, last.step, last.metrics) == "stop"
+    assert len(play.ledger) == num_events
 
 
 @pytest.mark.parametrize("search", ["tpe", "random"])
-def test_a_point_is_trained_once_and_a_space_without_others_ends_the_sweep(search: str) -> None:
-    """A model that proposes a known point gets its score at once; nothing is trained for it."""
+@pytest.mark.parametrize("kill_after", [None, 5])
+def test_a_point_is_trained_once_and_a_space_without_others_ends_the_sweep(search: str, kill_after: int | None) -> None:
     choices = {key: {"kind": "choice", "values": [1e-4, 1e-3]} for key in RANGES}
-    space = a_space(search, "fifo", space=choices, trials=7)
-    for kill_after in (None, 5):
-        play = Play(space, kill_after)
-        points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
-        assert sorted(points) == sorted(itertools.product([1e-4, 1e-3], repeat=2))
-        assert all(trial.status == "finished" for trial in play.state.trials.values())
+    play = Play(a_space(search, "fifo", space=choices, trials=7), kill_after)
+    points = [tuple(trial.point.values()) for trial in play.state.trials.values()]
+    assert sorted(points) == sorted(itertools.product([1e-4, 1e-3], repeat=2))
+    assert all(trial.status == "finished" for trial in play.state.trials.values())
+
+
+SPOT = {"market": "spot"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "labels", "nodes", "expected"),
+    [
+        ({"cpus": 1}, {}, [ClusterNode("a", 2, 0)], 2),
+        ({"cpus": 3}, {}, [ClusterNode("a", 8, 0), ClusterNode("b", 2, 0), ClusterNode("c", 4, 0)], 3),
+        ({"cpus": 1, "gpus": 0.25}, {}, [ClusterNode("a", 16, 2)], 8),
+        ({"cpus": 4, "gpus": 0.25}, {}, [ClusterNode("a", 16, 2)], 4),
+        ({"cpus": 1, "max_concurrent": 3}, {}, [ClusterNode("a", 64, 0)], 3),
+        ({"path": "train"}, {}, [ClusterNode("a", 8, 4), ClusterNode("b", 8, 4)], 4),
+        ({"path": "train"}, SPOT, [ClusterNode("a", 8, 8, SPOT), ClusterNode("b", 64, 8)], 2),
+        ({"cpus": 1}, {}, [], 0),
+    ],
+)
+def test_how_many_trials_fit(
+    resources: dict[str, Any], labels: dict[str, str], nodes: list[ClusterNode], expected: int
+) -> None:
+    space = a_space("random", "fifo", resources=resources)
+    profile = Profile.model_validate(
+        {
+            "workers": "2..8",
+            "cpus_per_worker": 2,
+            "gpus_per_worker": 1,
+            "node_labels": labels,
+            "data_root": "/d",
+            "storage": "/s",
+            "tracking_uri": "sqlite:////m.db",
+        }
+    )
+    assert trials_at_once(space, profile_of_trials(space, profile, "/s/sweep"), nodes) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,11 +57,11 @@ EVENTS: list[Event] = [
 
 
 def test_events_come_back_as_they_were_written(tmp_path: Path) -> None:
-    assert [decode(encode(event).rstrip()) for event in EVENTS] == EVENTS
+    events = [*EVENTS, reported("t0000", top1=float("inf"), verdict="stop", time_s=8.0)]
     with open_ledger(tmp_path) as ledger:
-        for event in EVENTS:
+        for event in events:
             ledger.append(event)
-    assert read_ledger(tmp_path) == EVENTS
+    assert read_ledger(tmp_path) == events
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -75,19 +74,13 @@ def test_an_unfinished_last_line_is_left_out_and_cut_off(tmp_path: Path, cut: in
     assert ledger_file(tmp_path).read_bytes() == data
 
 
-def test_a_damaged_line_is_a_fault_with_its_number(tmp_path: Path) -> None:
-    data = b"".join(map(encode, EVENTS)).replace(b'"TrialStarted"', b'"TrialStrated"', 1)
-    ledger_file(tmp_path).write_bytes(data)
-    with pytest.raises(Fault, match=r"ledger.jsonl: line 4 is damaged"):
-        read_ledger(tmp_path)
-
-
 @pytest.mark.parametrize(
     "line",
     [
         b"[" * 100_000,
         b"null",
         b'"TrialStarted"',
+        encode(EVENTS[3]).replace(b'"TrialStarted"', b'"TrialStrated"').rstrip(),
         b'{"event": ["TrialStarted"]}',
         b'{"event": "TrialStarted", "trial": 5, "time_s": 1.0}',
         b'{"event": "TrialStarted", "trial": "a", "trial": "b", "time_s": 1.0}',
@@ -118,11 +111,6 @@ def test_a_ledger_with_other_bytes_is_replayed_or_a_fault(tmp_path: Path, data: 
         assert "\n" not in str(fault)  # noqa: PT017
     else:
         assert [decode(encode(event).rstrip()) for event in events] == events or "nan" in str(events)
-
-
-def test_infinite_metrics_are_kept() -> None:
-    event = reported("t0000", top1=float("inf"), verdict="stop", time_s=5.0)
-    assert decode(encode(event).rstrip()) == event
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
@@ -157,13 +145,10 @@ def test_a_fault_counts_and_the_trial_waits_to_resume() -> None:
     assert (trial.status, trial.num_faults, trial.last_fault, trial.epoch) == ("waiting", 1, "its process died", 1.0)
 
 
-def a_space(**scheduler: Any) -> Space:
-    lr = {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}}
-    return Space.model_validate({"base": "b", "space": lr, "scheduler": scheduler, "trials": 16, "seeds": 2})
-
-
 def test_the_cost_of_successive_halving() -> None:
-    space = a_space(kind="asha", first_rung=0.25, rungs=1, reduction_factor=4)
+    lr = {"optim.lr": {"kind": "uniform", "low": 1, "high": 2}}
+    asha = {"kind": "asha", "first_rung": 0.25, "rungs": 1, "reduction_factor": 4}
+    space = Space.model_validate({"base": "b", "space": lr, "scheduler": asha, "trials": 16, "seeds": 2})
     assert most_epochs(space, 16, 8) == 16 * 8 * 2
     # 16 to epoch 2, a quarter of them 6 more, and those once more with another seed.
     assert expected_epochs(space, 16, 8) == 16 * 2 + 4 * 6 + 4 * 8

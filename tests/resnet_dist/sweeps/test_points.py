@@ -90,24 +90,16 @@ def test_first_points_come_first_and_once() -> None:
     assert planned_points(space, 3) == [point, {"optim.lr": 0.01}, {"optim.lr": 1.0}]
 
 
-TWO_BY_TWO = {
-    "optim.nesterov": {"kind": "choice", "values": [True, False]},
-    "optim.lr": {"kind": "choice", "values": [0.1, "1e-1", 0.2]},
-}
-
-
 @pytest.mark.parametrize("kind", ["random", "sobol", "grid"])
 def test_no_point_is_planned_twice_however_it_is_written(kind: str) -> None:
     """0.1 and "1e-1" are one recipe, and one recipe ends in the same bits."""
-    space = a_space(TWO_BY_TWO, search={"kind": kind}, trials=None if kind == "grid" else 6)
+    values = {"optim.nesterov": [True, False], "optim.lr": [0.1, "1e-1", 0.2]}
+    choices = {key: {"kind": "choice", "values": listed} for key, listed in values.items()}
+    space = a_space(choices, search={"kind": kind}, trials=None if kind == "grid" else 6)
     points = planned_points(space, 6, builder(space).key) or []
     recipes = [builder(space).proxy(point) for point in points]
-    assert sorted((r.optim.nesterov, r.optim.lr) for r in recipes) == [
-        (False, 0.1),
-        (False, 0.2),
-        (True, 0.1),
-        (True, 0.2),
-    ]
+    expected = itertools.product([False, True], [0.1, 0.2])
+    assert sorted((r.optim.nesterov, r.optim.lr) for r in recipes) == list(expected)
     assert planned_points(space, 2, builder(space).key) == points[:2]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from resnet_dist.storage.folder import as_storage
 from resnet_dist.sweeps.record import end_sweep, end_trial
 from resnet_dist.tracking.mlflow_run import RunHandle, end_run, open_run
 from resnet_dist.tracking.sync import sync
@@ -34,17 +35,15 @@ def test_every_trial_ends_with_its_true_status_and_a_sweep_that_resumes_continue
     client = MlflowClient(uri)
     sweep = open_sweep(uri, tmp_path)
     finished, stopped, orphan = (open_trial(sweep, number) for number in range(3))
-    never_opened = sweep.run_dir / "003"
-    never_opened.mkdir()
+    never_opened = as_storage(sweep.run_dir / "003")
     assert end_run(finished, "FINISHED", "finished")
     # The second trial's process was killed; what its rank 0 had in the spool still arrives.
     monkeypatch.setattr("resnet_dist.tracking.tracker._SERVER_LIMIT_S", 0.1)
     left = SpoolTracker(stopped.run_dir, stopped.run_id, f"sqlite:///{tmp_path}/away.db")
     left.metrics({"val/top1": 31.5}, 40)
     left.close()
-    assert end_trial(stopped.run_dir, uri, "FINISHED", "stopped early at rung 1")
-    assert end_trial(never_opened, uri, "KILLED", "never began")
-    assert end_sweep(sweep, [stopped.run_dir, finished.run_dir, orphan.run_dir, never_opened], "FINISHED")
+    end_trial(stopped.storage, uri, "FINISHED", "stopped early at rung 1")
+    end_sweep(sweep, [stopped.storage, finished.storage, orphan.storage, never_opened], "FINISHED")
 
     found = {run.info.run_name: run for run in client.search_runs([sweep.experiment_id])}
     ends = {name: (run.info.status, run.data.tags.get("ended")) for name, run in found.items()}
@@ -70,7 +69,7 @@ def test_the_end_of_a_sweep_waits_for_a_store_that_is_away(uri: str, tmp_path: P
     store = tmp_path / "store"
     store.rename(tmp_path / "gone")
     (tmp_path / "store").write_text("in the way")
-    assert not end_sweep(sweep, [trial.run_dir], "FAILED", "no disk")
+    end_sweep(sweep, [trial.storage], "FAILED", "no disk")
     (tmp_path / "store").unlink()
     (tmp_path / "gone").rename(store)
     for folder in (trial.run_dir, sweep.run_dir):

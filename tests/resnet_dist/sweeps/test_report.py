@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,9 @@ from resnet_dist.errors import UserError
 from resnet_dist.sweeps.analysis.next_sweep import narrowed, next_space_text, warm_start
 from resnet_dist.sweeps.analysis.ranking import Ranked, Ranking, may_be_level, rank
 from resnet_dist.sweeps.analysis.report import write_report
-from resnet_dist.sweeps.ledger import (
-    Began,
-    DriverStarted,
-    TrialAdded,
-    TrialEnded,
-    TrialOutcome,
-    TrialReported,
-    TrialStarted,
-    open_ledger,
-    read_ledger,
-    replay,
-    trial_name,
-)
+from resnet_dist.sweeps.ledger import Event, TrialOutcome, encode, ledger_file, replay
 from resnet_dist.sweeps.points import planned_points
+from tests.resnet_dist.sweeps.ledgers import RecordedRun, events_of
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "resnet_dist/recipes/digits_resnet20.yaml"
@@ -65,73 +55,31 @@ def top1(rate: float, decay_or_tau: float) -> float:
     return 95 - 8 * abs(math.log10(rate / 0.1)) - 3 * abs(math.log10(decay_or_tau / 2e-3))
 
 
-def began(space: Space) -> Began:
-    return Began(
-        name="played",
-        sweep_hash="hash",
-        space=space.model_dump(mode="json"),
-        base=read_tree(BASE),
-        num_proxy_samples=1442,
-        num_base_samples=1442,
-        data_digest="data",
-        first_points=[],
-        known=[],
-        time_s=0.0,
-    )
-
-
-def ended(trial: str, outcome: TrialOutcome, *, epoch: float, metrics: dict[str, float], time_s: float) -> TrialEnded:
-    return TrialEnded(
-        trial=trial,
-        outcome=outcome,
-        epoch=epoch,
-        step=round(11 * epoch),
-        metrics=metrics,
-        reason=outcome,
-        time_s=time_s,
-        run_id=f"run-{trial}",
-    )
-
-
-def play(folder: Path, space: Space, seeds: int = 1, noise: float = 0.1) -> None:
-    """A ledger as a sweep leaves it: the largest rate diverges, the lower half ends at the rung, the others run on."""
+def played(space: Space, seeds: int = 1, noise: float = 0.1) -> list[Event]:
+    """The largest rate diverges, the lower half ends at the rung, the others run to their end."""
     points = planned_points(space, space.trials or 1_000) or []
     finals = [top1(*point.values()) for point in points]
-    clock = map(float, itertools.count(1))
-    with open_ledger(folder) as ledger:
-        ledger.append(began(space))
-        ledger.append(DriverStarted(time_s=0.0))
-        for number, point in enumerate(points):
-            is_divergent = next(iter(point.values())) >= 0.9
-            last = 6 if finals[number] >= sorted(finals)[len(finals) // 2] else 2
-            for seed in range(1 if is_divergent or last != 6 else seeds):
-                name = trial_name(number, seed)
-                ledger.append(TrialAdded(trial=name, number=number, seed_number=seed, point=point, time_s=next(clock)))
-                ledger.append(TrialStarted(trial=name, time_s=next(clock)))
-                if is_divergent:
-                    ledger.append(ended(name, "diverged", epoch=0.5, metrics={}, time_s=next(clock)))
-                    continue
-                metrics = {}
-                for epoch in range(1, last + 1):
-                    metrics = {"val/top1": finals[number] - 20 / epoch + (noise if seed else 0)}
-                    ledger.append(
-                        TrialReported(
-                            trial=name,
-                            epoch=epoch,
-                            step=11 * epoch,
-                            metrics=metrics,
-                            verdict="go on",
-                            time_s=next(clock),
-                        )
-                    )
-                outcome: TrialOutcome = "finished" if last == 6 else "stopped"
-                ledger.append(ended(name, outcome, epoch=last, metrics=metrics, time_s=next(clock)))
+    runs: list[RecordedRun] = []
+    for number, (point, final) in enumerate(zip(points, finals, strict=True)):
+        if next(iter(point.values())) >= 0.9:
+            runs.append(RecordedRun(number, 0, point, "diverged", []))
+        elif final < sorted(finals)[len(finals) // 2]:
+            runs.append(RecordedRun(number, 0, point, "stopped", [final - 20, final - 10]))
+        else:
+            for seed in range(seeds):
+                scores = [final - 20 / epoch + (noise if seed else 0) for epoch in range(1, 7)]
+                runs.append(RecordedRun(number, seed, point, "finished", scores))
+    return events_of(space, runs, read_tree(BASE))
+
+
+def write(folder: Path, events: Sequence[Event]) -> Path:
+    folder.mkdir(exist_ok=True)
+    ledger_file(folder).write_bytes(b"".join(map(encode, events)))
+    return folder
 
 
 def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: Path) -> None:
-    space = a_space(GRID)
-    play(tmp_path, space)
-    report = write_report(tmp_path)
+    report = write_report(write(tmp_path, played(a_space(GRID))))
     names = {path.name for path in report.folder.iterdir()}
     assert names == {
         *("ranking.md", "ranking.csv", "index.html", "heat_map.png", "learning_curves.png"),
@@ -152,19 +100,15 @@ def test_the_report_has_all_its_parts_and_the_best_recipe_is_a_recipe(tmp_path: 
 
 
 def test_a_sweep_that_has_only_begun_has_a_report_too(tmp_path: Path) -> None:
-    space = a_space(GRID)
-    play(tmp_path, space)
-    lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    events = played(a_space(GRID))
     for count in (2, 3, 4, 5, 9):
-        (tmp_path / "ledger.jsonl").write_bytes(b"".join(lines[:count]))
-        assert write_report(tmp_path).best_recipe is None
+        assert write_report(write(tmp_path, events[:count])).best_recipe is None
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.01, 0), (8.0, 9)])
-def test_differences_inside_the_spread_are_called_noise(tmp_path: Path, noise: float, expected: int) -> None:
+def test_differences_inside_the_spread_are_called_noise(noise: float, expected: int) -> None:
     space = a_space(GRID, seeds=2)
-    play(tmp_path, space, seeds=2, noise=noise)
-    ranking = rank(space, replay(read_ledger(tmp_path)))
+    ranking = rank(space, replay(played(space, seeds=2, noise=noise)))
     assert ranking.noise == pytest.approx(noise / math.sqrt(2))
     assert sum(row.in_noise for row in ranking.rows) == expected
     assert ranking.best is not None
@@ -173,9 +117,8 @@ def test_differences_inside_the_spread_are_called_noise(tmp_path: Path, noise: f
 
 def test_the_next_space_is_finer_and_begins_with_what_is_known(tmp_path: Path) -> None:
     space = a_space(RANGES)
-    play(tmp_path / "sweep", space)
     output = tmp_path / "next.yaml"
-    text, words = next_space_text(tmp_path / "sweep", 0.25, output)
+    text, words = next_space_text(write(tmp_path / "sweep", played(space)), 0.25, output)
     output.write_text(text)
     finer = load_space(output)
     for key in RANGES:
@@ -183,31 +126,28 @@ def test_the_next_space_is_finer_and_begins_with_what_is_known(tmp_path: Path) -
         assert math.log(new.high / new.low) < math.log(old.high / old.low)  # type: ignore[union-attr]
     assert len(words) == 2
     assert read_tree(output.parent / finer.base) == read_tree(BASE)
-    first, known = warm_start(finer, read_tree(BASE), "data", [output.parent / folder for folder in finer.warm_start])
-    assert first
-    assert not known  # sobol has no model to teach
-    tpe = load_space(output, ["search={kind: tpe}"])
-    first, known = warm_start(tpe, read_tree(BASE), "data", [output.parent / folder for folder in tpe.warm_start])
-    assert not first
-    assert known
-    first, known = warm_start(tpe, read_tree(BASE), "other", [output.parent / folder for folder in tpe.warm_start])
-    assert first  # other data: scores do not compare, points do
-    assert not known
+    folders = [output.parent / folder for folder in finer.warm_start]
+    for overrides, data_digest, are_scores_known in (
+        ([], "data", False),  # sobol has no model to teach
+        (["search={kind: tpe}"], "data", True),
+        (["search={kind: tpe}"], "other", False),  # scores do not compare, points do
+    ):
+        first, known = warm_start(load_space(output, overrides), read_tree(BASE), data_digest, folders)
+        assert (bool(first), bool(known)) == (not are_scores_known, are_scores_known)
 
 
 def test_a_model_is_taught_the_mean_over_seeds(tmp_path: Path) -> None:
     space = a_space(RANGES, search={"kind": "tpe"}, seeds=2)
-    play(tmp_path, a_space(RANGES, seeds=2), seeds=2, noise=8.0)
-    best = rank(space, replay(read_ledger(tmp_path))).best
-    _, known = warm_start(space, read_tree(BASE), "data", [tmp_path])
+    events = played(a_space(RANGES, seeds=2), seeds=2, noise=8.0)
+    best = rank(space, replay(events)).best
+    _, known = warm_start(space, read_tree(BASE), "data", [write(tmp_path, events)])
     assert best is not None
     assert best.num_runs == 2
     assert (best.point, pytest.approx(best.score)) in known
 
 
 def test_a_grid_is_narrowed_around_its_best_cell(tmp_path: Path) -> None:
-    play(tmp_path / "sweep", a_space(GRID))
-    text, _ = next_space_text(tmp_path / "sweep", 0.25, tmp_path / "next.yaml")
+    text, _ = next_space_text(write(tmp_path / "sweep", played(a_space(GRID))), 0.25, tmp_path / "next.yaml")
     (tmp_path / "next.yaml").write_text(text)
     grid = load_space(tmp_path / "next.yaml").space
     assert grid["optim.lr"].all_values() == pytest.approx([0.03, 0.0548, 0.1, 0.173, 0.3])  # type: ignore[union-attr]
@@ -228,7 +168,7 @@ def ranked(number: int, point: dict[str, Any], loss: float) -> Ranked:
     )
 
 
-def test_a_value_of_the_old_grid_is_not_written_another_way(tmp_path: Path) -> None:
+def test_a_value_of_the_old_grid_is_not_written_another_way() -> None:
     """0.0949 beside 0.0948683 would be one trial paid twice."""
     grid = [0.03, 0.0948683, 0.3]
     rows = [ranked(number, {"optim.lr": lr}, float(number)) for number, lr in enumerate([0.3, *grid])]
@@ -273,7 +213,7 @@ def test_a_narrowed_grid_holds_the_best_and_nothing_that_a_recipe_may_not_be(
 
 
 def test_too_few_points_to_narrow(tmp_path: Path) -> None:
-    play(tmp_path, a_space(RANGES, trials=2))
+    write(tmp_path, played(a_space(RANGES, trials=2)))
     with pytest.raises(UserError, match="points have reached their end, 4 are needed; run more trials first"):
         next_space_text(tmp_path, 0.25, tmp_path / "next.yaml")
 
@@ -289,41 +229,37 @@ def test_whether_two_points_are_level_is_students_test(scores: list[float], best
     assert may_be_level(scores, best, [[0.0, 1e9]]) == (p_value > 0.05)
 
 
-def ranking_of(folder: Path, *runs: tuple[int, int, TrialOutcome, float]) -> Ranking:
+def ranking_of(*runs: tuple[int, int, TrialOutcome, float]) -> Ranking:
     """`runs`: point, seed, outcome, top-1."""
     space = a_space(RANGES)
-    with open_ledger(folder) as ledger:
-        ledger.append(began(space))
-        for number, seed, outcome, score in runs:
-            name, metrics = trial_name(number, seed), {} if outcome == "diverged" else {"val/top1": score}
-            point = {"optim.lr": 0.1 * (number + 1), "optim.weight_decay": 1e-4}
-            ledger.append(TrialAdded(trial=name, number=number, seed_number=seed, point=point, time_s=0.0))
-            ledger.append(TrialStarted(trial=name, time_s=0.0))
-            ledger.append(ended(name, outcome, epoch=6, metrics=metrics, time_s=1.0))
-    return rank(space, replay(read_ledger(folder)))
+    recorded = [
+        RecordedRun(number, seed, {"optim.lr": 0.1 * (number + 1)}, outcome, [] if outcome == "diverged" else [score])
+        for number, seed, outcome, score in runs
+    ]
+    return rank(space, replay(events_of(space, recorded, {})))
 
 
-def test_a_point_that_diverges_with_some_seeds_counts_with_the_worst(tmp_path: Path) -> None:
+def test_a_point_that_diverges_with_some_seeds_counts_with_the_worst() -> None:
     steady = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
-    ranking = ranking_of(tmp_path, (0, 0, "finished", 95), (0, 1, "diverged", 0), (0, 2, "diverged", 0), *steady)
+    ranking = ranking_of((0, 0, "finished", 95), (0, 1, "diverged", 0), (0, 2, "diverged", 0), *steady)
     assert [(row.number, row.num_runs, row.num_diverged) for row in ranking.rows] == [(1, 3, 0), (0, 3, 2)]
     assert ranking.rows[1].score == pytest.approx(95 / 3)
     assert not ranking.rows[1].in_noise or "inside the noise" in ranking.verdict()
 
 
-def test_there_is_no_verdict_where_nothing_was_compared(tmp_path: Path) -> None:
+def test_there_is_no_verdict_where_nothing_was_compared() -> None:
     alone = [(0, seed, "finished", 95 + seed) for seed in range(2)]
-    assert "no other point reached its end" in ranking_of(tmp_path / "a", *alone, (1, 0, "stopped", 90)).verdict()
+    assert "no other point reached its end" in ranking_of(*alone, (1, 0, "stopped", 90)).verdict()
     equal = [(number, seed, "finished", 95 - number) for number in range(2) for seed in range(2)]
-    assert "noise unknown: the seeds of each point gave the same score" in ranking_of(tmp_path / "b", *equal).verdict()
-    assert ranking_of(tmp_path / "c", (0, 0, "diverged", 0)).verdict() == "no trial reached its end"
+    assert "noise unknown: the seeds of each point gave the same score" in ranking_of(*equal).verdict()
+    assert ranking_of((0, 0, "diverged", 0)).verdict() == "no trial reached its end"
 
 
-def test_a_worse_point_does_not_become_a_rival_by_varying_more(tmp_path: Path) -> None:
+def test_a_worse_point_does_not_become_a_rival_by_varying_more() -> None:
     best = [(0, seed, "finished", 95 + 0.1 * seed) for seed in range(3)]
     second = [(1, seed, "finished", 94 + 0.1 * seed) for seed in range(3)]
     wild = [(2, seed, "finished", 60 + 30 * seed) for seed in range(3)]
-    ranking = ranking_of(tmp_path, *best, *second, *wild)
+    ranking = ranking_of(*best, *second, *wild)
     assert [row.number for row in ranking.rows] == [0, 1, 2]
     assert not any(row.in_noise for row in ranking.rows)
     assert "the first place is more than chance" in ranking.verdict()
@@ -332,6 +268,6 @@ def test_a_worse_point_does_not_become_a_rival_by_varying_more(tmp_path: Path) -
 def test_points_that_vary_much_far_from_the_best_do_not_make_its_rivals_level() -> None:
     best, rival, wild = [0.326, 0.201, 0.451], [0.817, 0.736, 0.898], [1.0, 3.9, 7.0]
     assert not may_be_level(rival, best, [best, rival, wild])
-    assert may_be_level([0.817], best, [best, rival, wild])  # of one run nobody knows
+    assert may_be_level([0.817], best, [best, rival, wild])  # the spread of a single run is unknown
     assert may_be_level([0.397, 0.380, 0.415], best, [best, rival, wild])
     assert not may_be_level([0.817], [0.326], [[0.817], [0.326]])

@@ -1,4 +1,4 @@
-"""What a trial and the driver say to each other, and what the sweep makes of Ray's faults."""
+"""The messages between a trial and the sweep's driver, and what a sweep makes of Ray's faults."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from resnet_dist.sweeps.trial import MESSAGE, TrialActor, TrialEvaluation, Trial
 
 LOW = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 6) was \
 22.70GB used / 23.54GB limit (0.96)"
+EVALUATION = TrialEvaluation(epoch=1, step=10, metrics={})
 SETUP = TrialSetup(profile=cast(Any, None), parent_run_id="parent", is_light=True, environment={})
 
 
@@ -39,11 +40,11 @@ def an_actor(monkeypatch: pytest.MonkeyPatch, train: Any) -> TrialActor:
     return actor
 
 
-def next_said(actor: TrialActor) -> TrialEvaluation | TrialResult:
+def next_message(actor: TrialActor) -> TrialEvaluation | TrialResult:
     while not (result := actor.step()):
         continue
-    said: TrialEvaluation | TrialResult = result[MESSAGE]
-    return said
+    message: TrialEvaluation | TrialResult = result[MESSAGE]
+    return message
 
 
 def test_nothing_is_trained_before_the_verdict_and_nothing_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,12 +60,12 @@ def test_nothing_is_trained_before_the_verdict_and_nothing_after_a_stop(monkeypa
         raise AssertionError("it was stopped")
 
     actor = an_actor(monkeypatch, train)
-    assert next_said(actor) == TrialEvaluation(epoch=1.0, step=10, metrics={"val/top1": 60.0})
+    assert next_message(actor) == TrialEvaluation(epoch=1.0, step=10, metrics={"val/top1": 60.0})
     assert trained == [10]
     actor.receive("go on")
-    assert next_said(actor) == TrialEvaluation(epoch=2.0, step=20, metrics={"val/top1": 70.0})
+    assert next_message(actor) == TrialEvaluation(epoch=2.0, step=20, metrics={"val/top1": 70.0})
     actor.receive("stop")
-    assert next_said(actor) == TrialResult("stopped", epoch=2.0, step=20)
+    assert next_message(actor) == TrialResult("stopped", epoch=2.0, step=20)
     assert actor.step() == {DONE: True}
     assert trained == [10, 20]
 
@@ -77,30 +78,28 @@ def test_a_trial_is_stopped_between_evaluations_and_the_next_one_starts_afresh(m
 
     monkeypatch.setattr(trial_module, "_STEP_S", 0.05)
     actor = an_actor(monkeypatch, train)
-    assert actor.step() == {}
-    actor.receive("wait")
-    assert next_said(actor) == TrialResult("stopped", error="t0000")
-    assert actor.reset_config({"trial": "t0001"})
-    assert actor.step() == {}
-    actor.receive("wait")
-    assert next_said(actor) == TrialResult("stopped", error="t0001")
+    for name in ("t0000", "t0001"):
+        assert actor.step() == {}
+        actor.receive("wait")
+        assert next_message(actor) == TrialResult("stopped", error=name)
+        assert actor.reset_config({"trial": "t0001"})
 
 
 @pytest.mark.parametrize(
-    ("error", "end"),
+    ("error", "result"),
     [
         (UserError("no such data"), TrialResult("mistake", error="no such data")),
         (Fault("the disk is full"), TrialResult("fault", error="the disk is full")),
         (SystemExit(3), TrialResult("fault", error="SystemExit: 3")),
     ],
 )
-def test_whatever_goes_wrong_in_a_trial_comes_back_in_words(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException, end: TrialResult
+def test_whatever_fails_in_a_trial_comes_back_in_words(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, result: TrialResult
 ) -> None:
     def train(config: Any, setup: TrialSetup, observer: TrialObserver) -> TrialResult:
         raise error
 
-    assert next_said(an_actor(monkeypatch, train)) == end
+    assert next_message(an_actor(monkeypatch, train)) == result
 
 
 def test_a_silent_driver_ends_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,40 +108,26 @@ def test_a_silent_driver_ends_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
         TrialObserver().evaluated(10, {})
 
 
-class FakeRunner:
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict, self.ends = verdict, list[TrialResult]()
-
-    def answer(self, trial: str, evaluation: TrialEvaluation | None) -> Verdict:
-        return self.verdict
-
-    def ended(self, trial: str, end: TrialResult) -> None:
-        self.ends.append(end)
-
-
 @pytest.mark.parametrize(
-    ("said", "verdict", "told"),
+    ("message", "verdict", "received"),
     [
-        (TrialEvaluation(epoch=1, step=10, metrics={}), "go on", ["go on"]),
-        (TrialEvaluation(epoch=1, step=10, metrics={}), "stop", ["stop"]),
+        (EVALUATION, "go on", ["go on"]),
+        (EVALUATION, "stop", ["stop"]),
         (None, "go on", []),
         (None, "wait", ["wait"]),
+        (TrialResult("stopped"), "go on", []),
     ],
 )
-def test_the_scheduler_tells_the_trial_and_lets_it_end_itself(
-    said: TrialEvaluation | None, verdict: Verdict, told: list[Verdict]
+def test_the_scheduler_sends_the_verdict_and_lets_the_trial_end_by_itself(
+    message: TrialEvaluation | TrialResult | None, verdict: Verdict, received: list[Verdict]
 ) -> None:
-    heard: list[Verdict] = []
-    actor = SimpleNamespace(receive=SimpleNamespace(remote=heard.append))
+    verdicts, results = list[Verdict](), list[TrialResult]()
+    actor = SimpleNamespace(receive=SimpleNamespace(remote=verdicts.append))
     trial = SimpleNamespace(config={"trial": "t0000"}, temporary_state=SimpleNamespace(ray_actor=actor))
-    runner = FakeRunner(verdict)
-    scheduler = LedgerScheduler(cast(TrialRunner, runner))
-    decision = scheduler.on_trial_result(cast(Any, None), cast(Any, trial), {MESSAGE: said})
-    assert (decision, heard) == (TrialScheduler.CONTINUE, told)
-    end = TrialResult("stopped")
-    decision = scheduler.on_trial_result(cast(Any, None), cast(Any, trial), {MESSAGE: end})
-    assert decision == TrialScheduler.CONTINUE
-    assert (runner.ends, heard) == ([end], told)
+    runner = SimpleNamespace(answer=lambda *_: verdict, ended=lambda _, result: results.append(result))
+    decision = LedgerScheduler(cast(Any, runner)).on_trial_result(cast(Any, None), cast(Any, trial), {MESSAGE: message})
+    assert (decision, verdicts) == (TrialScheduler.CONTINUE, received)
+    assert results == ([message] if isinstance(message, TrialResult) else [])
 
 
 def test_a_sweep_that_is_to_stop_has_its_trials_wait() -> None:
@@ -150,13 +135,12 @@ def test_a_sweep_that_is_to_stop_has_its_trials_wait() -> None:
     sweep = SimpleNamespace(report=lambda *_: next(verdicts), budget_spent=lambda: None)
     stop = StopFlag()
     runner = TrialRunner(cast(Any, None), cast(Any, sweep), cast(Any, None), stop)
-    evaluation = TrialEvaluation(epoch=1, step=10, metrics={})
-    assert [runner.answer("t0000", said) for said in (None, evaluation)] == ["go on", "go on"]
+    assert [runner.answer("t0000", message) for message in (None, EVALUATION)] == ["go on", "go on"]
     stop.number = 2
-    assert [runner.answer("t0000", said) for said in (None, evaluation, evaluation)] == ["wait", "stop", "wait"]
+    assert [runner.answer("t0000", message) for message in (None, EVALUATION, EVALUATION)] == ["wait", "stop", "wait"]
 
 
-def test_a_trial_that_dies_after_it_was_told_to_stop_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_dies_after_its_verdict_to_stop_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     space = Space.model_validate(
         {
             "base": "b",
@@ -167,8 +151,8 @@ def test_a_trial_that_dies_after_it_was_told_to_stop_is_not_started_again(monkey
     )
     sweep = Sweep(space, Ledger(), planned=planned_points(space, 2), total_epochs=lambda point: 2.0, now_s=lambda: 0.0)
     sweep.begin()
-    runner, over = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopFlag()), []
-    monkeypatch.setattr(runner, "_end", lambda trial, outcome, result, reason: over.append((trial, outcome, reason)))
+    runner, ends = TrialRunner(cast(Any, None), sweep, cast(Any, None), StopFlag()), []
+    monkeypatch.setattr(runner, "_end", lambda trial, outcome, result, reason: ends.append((trial, outcome, reason)))
     for top1 in (50.0, 40.0):
         trial = sweep.next_trial()
         assert trial is not None
@@ -176,37 +160,38 @@ def test_a_trial_that_dies_after_it_was_told_to_stop_is_not_started_again(monkey
         verdict = runner.answer(trial.name, TrialEvaluation(epoch=1, step=10, metrics={"val/top1": top1}))
     assert verdict == "stop"
     runner.died("t0001", "its process died")
-    assert over == [("t0001", "stopped", "stopped early at epoch 1")]
+    assert ends == [("t0001", "stopped", "stopped early at epoch 1")]
 
 
-def failed_by(error: Exception) -> list[Exception]:
-    """What Tune's callbacks are told of a task that ended with `error`."""
-    told: list[Exception] = []
-    actor = SimpleNamespace(actor_id=1, _on_error=None)
-    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _, exception: told.append(exception))
+def tunes_error(callback: str, error: Exception) -> Exception:
+    """What Tune makes of an actor whose task, or whose start, ended with `error`."""
+    errors: list[Exception] = []
+    on_error = SimpleNamespace(actor_id=1, _on_error=lambda _, exception: errors.append(exception))
+    task = SimpleNamespace(_tracked_actor=SimpleNamespace(actor_id=1, _on_error=None), _on_error=on_error._on_error)
     manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
-    RayActorManager._actor_task_failed(cast(Any, manager), tracked_actor_task=cast(Any, task), exception=error)
-    return told
+    failed = task if callback == "_actor_task_failed" else on_error
+    getattr(RayActorManager, callback)(cast(Any, manager), cast(Any, failed), exception=error)
+    return errors[0]
 
 
+@pytest.mark.parametrize("callback", ["_actor_task_failed", "_actor_start_failed"])
 @pytest.mark.parametrize("error", [OutOfMemoryError(LOW), NodeDiedError("gone"), ActorDiedError()])
-def test_every_lost_process_is_a_dead_actor_to_tune(error: Exception) -> None:
+def test_every_lost_process_is_a_dead_actor_to_tune(callback: str, error: Exception) -> None:
     with every_lost_actor_is_a_dead_one():
-        (told,) = failed_by(error)
-        at_start: list[Exception] = []
-        actor = SimpleNamespace(actor_id=1, _on_error=lambda _, exception: at_start.append(exception))
-        manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
-        RayActorManager._actor_start_failed(cast(Any, manager), tracked_actor=cast(Any, actor), exception=error)
-    assert isinstance(told, RayActorError)
-    assert isinstance(at_start[0], RayActorError)
-    assert explain(told).is_transient
-    with pytest.raises(RuntimeError, match="unexpected exception"):
-        failed_by(OutOfMemoryError(LOW))  # Tune by itself, outside
+        seen = tunes_error(callback, error)
+    assert isinstance(seen, RayActorError)
+    assert explain(seen).is_transient
+
+
+def test_tune_by_itself_would_end_the_sweep_and_so_would_another_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.__version__", "2.99.0")
+    with every_lost_actor_is_a_dead_one(), pytest.raises(RuntimeError, match="unexpected exception"):
+        tunes_error("_actor_task_failed", OutOfMemoryError(LOW))
 
 
 def test_out_of_memory_keeps_its_words() -> None:
-    told = explain(as_actor_error(OutOfMemoryError(LOW)))
-    assert told.kind == "memory"
-    assert told.sentence.startswith("node 10.0.0.7 ran out of memory (22.7 of 23.5 GB); fewer workers")
+    explained = explain(as_actor_error(OutOfMemoryError(LOW)))
+    assert explained.kind == "memory"
+    assert explained.sentence.startswith("node 10.0.0.7 ran out of memory (22.7 of 23.5 GB); fewer workers")
     task_error = RayTaskError("f", "Traceback", KeyError("x"), "p", 1, "1.2.3.4")
     assert as_actor_error(task_error) is task_error
