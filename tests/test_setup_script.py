@@ -1,4 +1,4 @@
-"""`make setup` on a bare machine: what it installs when it may, and the one line it says when it may not."""
+"""`make setup` on a bare machine: what it installs with the rights to, and the one line it prints without."""
 
 from __future__ import annotations
 

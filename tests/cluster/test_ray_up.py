@@ -58,10 +58,10 @@ def test_head_and_workers_are_what_they_should_be(cloud: str) -> None:
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
-    """Answers as both clouds do; `notice` is set when the node is to go."""
+    """Answers as both clouds do; `notice` is set when the node is to be reclaimed."""
 
     notice = threading.Event()
-    asked = threading.Event()
+    was_polled = threading.Event()
 
     def do_PUT(self) -> None:
         self._answer(200, "token" if "X-aws-ec2-metadata-token-ttl-seconds" in self.headers else "")
@@ -74,7 +74,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
             self._answer(200, "TRUE" if self.notice.is_set() else "FALSE")
         else:
             self._answer(403, "")
-        self.asked.set()
+        self.was_polled.set()
 
     def _answer(self, status: int, text: str) -> None:
         self.send_response(status)
@@ -88,7 +88,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def metadata_server() -> Iterator[str]:
     Metadata.notice.clear()
-    Metadata.asked.clear()
+    Metadata.was_polled.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -97,7 +97,7 @@ def metadata_server() -> Iterator[str]:
 
 @pytest.fixture
 def node(tmp_path: Path, metadata_server: str) -> Iterator[Any]:
-    """Starts the script with a `ray` that says how it was started, and how it ended."""
+    """Starts the script with a `ray` that prints how it was started and how it ended."""
     fake = tmp_path / "ray"
     fake.write_text(
         f"#!{sys.executable}\n"
@@ -140,7 +140,7 @@ def node(tmp_path: Path, metadata_server: str) -> Iterator[Any]:
 def test_a_notice_drains_the_node(node: Any, cloud: str, drain_s: str) -> None:
     process = node(cloud)
     assert process.stdout.readline().split() == ["start", "--block", "--address=h:1", drain_s]
-    assert Metadata.asked.wait(30)
+    assert Metadata.was_polled.wait(30)
     assert process.poll() is None
     Metadata.notice.set()
     out, _ = process.communicate(timeout=30)
@@ -151,7 +151,7 @@ def test_a_notice_drains_the_node(node: Any, cloud: str, drain_s: str) -> None:
 def test_a_signal_to_the_script_is_rays(node: Any) -> None:
     process = node("aws")
     process.stdout.readline()
-    assert Metadata.asked.wait(30)
+    assert Metadata.was_polled.wait(30)
     process.terminate()
     out, _ = process.communicate(timeout=30)
     assert out.splitlines() == ["drained"]

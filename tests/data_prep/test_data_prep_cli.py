@@ -74,7 +74,7 @@ def test_convert_then_verify_then_convert_again(data_prep: Run, convert: Run, tm
 
 
 def test_own_images_from_a_folder_to_two_betons(data_prep: Run, image_tree: Path, tmp_path: Path) -> None:
-    """What is understood is said, and what would end in two equal or two different sets of classes is refused."""
+    """Splits and classes are reported; the same images in both splits, or other classes in one of them, are refused."""
 
     def make(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         source = ("--source", "image-folder", "--input", str(image_tree), "--workers", "0")
@@ -225,7 +225,7 @@ def test_out_of_memory_is_reported_as_such(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_LIMIT_S)
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
-    lost = r"(samples 0\.\.399|bytes [\d.,]+) were lost 4 times"  # a worker may end its reading before it is looked at
+    lost = r"(samples 0\.\.399|bytes [\d.,]+) were lost 4 times"  # a worker may have finished reading when it is killed
     assert re.search(lost + r", last: node \S+ ran out of memory \([\d.]+ of [\d.]+ GB", last)
 
 
@@ -261,7 +261,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 from data_prep.cli import main
 main()
 """
-"""A limit on the size of files stands in for the full disk: the write fails half way."""
+"""A limit on the size of files stands in for the full disk: the write fails halfway."""
 
 
 @pytest.mark.parametrize("moment", ["while encoding", "while writing"])

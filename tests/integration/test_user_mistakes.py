@@ -13,7 +13,7 @@ from resnet_dist.cli import main
 ROOT = Path(__file__).parents[2]
 
 
-def told(cli: Any, *extra: str, **environment: str) -> str:
+def message_of(cli: Any, *extra: str, **environment: str) -> str:
     """The one line of a real process."""
     done = cli.run(cli.train_command(*extra), **environment)
     assert done.returncode == 2, done.stderr
@@ -42,7 +42,7 @@ def told(cli: Any, *extra: str, **environment: str) -> str:
         (["--no-such-flag"], ["no-such-flag"]),
     ],
 )
-def test_told_before_anything_starts(
+def test_a_mistake_is_reported_before_anything_starts(
     cli: Any,
     extra: list[str],
     expected: list[str],
@@ -61,20 +61,20 @@ def test_told_before_anything_starts(
 
 
 def test_a_real_process_says_one_line(cli: Any) -> None:
-    assert "optim.lrr: unknown key" in told(cli, "--set", "optim.lrr=0.1")
+    assert "optim.lrr: unknown key" in message_of(cli, "--set", "optim.lrr=0.1")
 
 
 def test_too_few_cpus_says_what_was_found(cli: Any, head: Any) -> None:
-    err = told(cli, "--profile-set", "cpus_per_worker=6", RAY_ADDRESS=head.address)
+    err = message_of(cli, "--profile-set", "cpus_per_worker=6", RAY_ADDRESS=head.address)
     assert "2 workers of 6 CPUs and 0 GPUs, the cluster holds 1" in err
     assert "8 CPUs" in err
-    assert "2 workers of 1 CPUs and 1 GPUs, the cluster holds 0" in told(
+    assert "2 workers of 1 CPUs and 1 GPUs, the cluster holds 0" in message_of(
         cli, "--profile-set", "gpus_per_worker=1", RAY_ADDRESS=head.address
     )
 
 
 def test_no_cluster_at_the_address(cli: Any) -> None:
-    assert "no Ray cluster at 127.0.0.1:1" in told(cli, RAY_ADDRESS="127.0.0.1:1")
+    assert "no Ray cluster at 127.0.0.1:1" in message_of(cli, RAY_ADDRESS="127.0.0.1:1")
 
 
 def test_a_beton_cut_short_is_noticed(cli: Any, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_beton_cut_short_is_noticed(cli: Any, tmp_path: Path) -> None:
     beton = tmp_path / "data" / "digits" / "train.beton"
     with beton.open("r+b") as file:
         file.truncate(beton.stat().st_size - 1000)
-    assert "its manifest says" in told(cli, "--profile-set", f"data_root={tmp_path / 'data'}")
+    assert "its manifest says" in message_of(cli, "--profile-set", f"data_root={tmp_path / 'data'}")
 
 
 def test_dry_run_starts_nothing(cli: Any) -> None:
