@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ Tree = dict[str, Any]
 KNOWN = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "generatorOptions", "patches"}
 
 
+def copied(tree: Tree) -> Tree:
+    """Without shared parts, which YAML's aliases make: a patch is for one of them."""
+    unshared: Tree = json.loads(json.dumps(tree))
+    return unshared
+
+
 def render(folder: Path) -> list[Tree]:
     tree: Tree = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert tree.keys() <= KNOWN, tree.keys() - KNOWN
     found: list[Tree] = []
     for name in tree["resources"]:
         path = folder / name
-        found += render(path.resolve()) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+        found += render(path.resolve()) if path.is_dir() else list(map(copied, yaml.safe_load_all(path.read_text())))
     for generator in tree.get("configMapGenerator", []):
         assert tree["generatorOptions"] == {"disableNameSuffixHash": True}
         made = {

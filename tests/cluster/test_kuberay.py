@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -59,6 +60,15 @@ def profile_of(folder: str, tmp_path: Path) -> Profile:
     file = tmp_path / "profile.yaml"
     file.write_text(maps[0]["data"]["profile.yaml"])
     return load_profile(file)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_kubectl_renders_the_same(folder: str) -> None:
+    command = ["kubectl", "kustomize", KUBERAY / folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    by_name = lambda tree: (tree["kind"], tree["metadata"]["name"])  # noqa: E731
+    assert sorted(yaml.safe_load_all(done.stdout), key=by_name) == sorted(render(KUBERAY / folder), key=by_name)
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
