@@ -52,6 +52,14 @@ THREE_UNITS = Synthetic(num_samples=2 * UNIT_SAMPLES + 100, min_side=8, max_side
 needs_c = pytest.mark.skipif(not native_library.is_built(), reason="without the C all files are read whole at first")
 
 
+@pytest.fixture(scope="module")
+def three_units(tmp_path_factory: pytest.TempPathFactory, convert_here) -> Path:
+    """The beton of `THREE_UNITS`."""
+    beton = tmp_path_factory.mktemp("three-units") / "a.beton"
+    convert_here(THREE_UNITS, None, beton)
+    return beton
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -72,25 +80,15 @@ def test_a_golden_beton(tmp_path: Path, convert_here) -> None:
     assert outcome.manifest.digest == "blake3_tree:12520fa6ac4a2a79621b2e349a1ed06aa0ac1a7d7fc2c2477326a87970907bf1"
 
 
-def test_a_beton_is_its_images_in_order(tmp_path: Path, convert_here) -> None:
-    output = tmp_path / "a.beton"
-    outcome = convert_here(THREE_UNITS, None, output)
-    reader = BetonReader(output)
+def test_a_beton_is_its_images_in_order(three_units: Path) -> None:
+    reader = BetonReader(three_units)
     assert len(reader) == len(THREE_UNITS)
-    assert outcome.manifest.num_untouched == 0  # PNGs
+    assert reader.manifest.num_untouched == 0  # PNGs
     for i in (0, UNIT_SAMPLES - 1, UNIT_SAMPLES, len(THREE_UNITS) - 1):
         stored = np.asarray(Image.open(io.BytesIO(reader.image_bytes(i))))
         assert np.abs(stored.astype(int) - THREE_UNITS.pixels(i)).mean() < 4
         assert reader.label(i) == i % 10
-    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.samples.bin"]
-
-
-def test_the_same_source_gives_the_same_files_again(tmp_path: Path, convert_here) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        convert_here(THREE_UNITS, None, tmp_path / name / "a.beton")
-    for file in ("a.beton", "a.manifest.json", "a.samples.bin"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert names_in(three_units.parent) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -173,60 +171,46 @@ def test_an_unfinished_part_leaves_nothing(file_output: FileOutput) -> None:
     assert names_in(work_path(file_output.path)) == []
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-class StopAfter(StopFlag):
-    """Stops at the n-th look."""
+class StopAfter(ThisProcess):
+    """Stops after so many units and ranges."""
 
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.looks = looks
+    def __init__(self, num_items: int) -> None:
+        super().__init__(StopFlag())
+        self.num_items = num_items
 
-    def check(self) -> None:
-        self.looks -= 1
-        if self.looks < 0:
-            raise Interrupted(signal.SIGTERM)
-
-
-def convert_until(looks: int, output: Path):
-    stop = StopAfter(looks)
-    return convert(THREE_UNITS, output, stop=stop)
+    def run(self, task, job, items):
+        for item in items:
+            if self.num_items == 0:
+                break
+            yield task(job, item)
+            self.num_items -= 1
+        raise Interrupted(signal.SIGTERM)
 
 
-def test_a_stopped_conversion_resumes_to_the_same_bytes(tmp_path: Path, convert_here) -> None:
-    convert_here(THREE_UNITS, None, tmp_path / "a.beton")
-    expected = (tmp_path / "a.beton").read_bytes()
-    for looks in range(6):  # two looks per unit
-        output = tmp_path / str(looks) / "a.beton"
-        with pytest.raises(Interrupted):
-            convert_until(looks, output)
-        assert not output.exists()
-        assert not manifest_path(output).exists()
-        outcome = convert_here(THREE_UNITS, None, output)
-        assert outcome.num_units_resumed == (looks + 1) // 2
-        assert output.read_bytes() == expected
-        assert names_in(output.parent) == ["a.beton", "a.manifest.json", "a.samples.bin"]
-
-
-def test_a_stop_while_writing_leaves_no_beton_and_resumes(tmp_path: Path, convert_here) -> None:
+@pytest.mark.parametrize(("num_items", "num_units"), [(0, 0), (2, 2), (4, 3)])
+def test_a_stopped_conversion_leaves_no_beton_and_resumes_to_the_same_files(
+    num_items: int, num_units: int, tmp_path: Path, three_units: Path, convert_here
+) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Interrupted):
-        convert_until(7, output)
+        convert(THREE_UNITS, output, workers=StopAfter(num_items))
     assert names_in(tmp_path) == ["a.beton.work"]
-    (target,) = work_path(output).glob("*.unfinished")
-    assert len(list(work_path(output).glob("range-*"))) == 1
-    with target.open("r+b") as file:  # as after a power cut: the note is there, the bytes are not
-        file.truncate(1000)
-    assert convert_here(THREE_UNITS, None, output).num_units_resumed == 3
-    convert_here(THREE_UNITS, None, tmp_path / "b.beton")
-    assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
+    for target in work_path(output).glob("*.unfinished"):
+        assert len(list(work_path(output).glob("range-*"))) == 1
+        os.truncate(target, 1000)  # as after a power cut: the note is there, the bytes are not
+    assert convert_here(THREE_UNITS, None, output).num_units_resumed == num_units
+    assert names_in(tmp_path) == ["a.beton", "a.manifest.json", "a.samples.bin"]
+    for name in names_in(tmp_path):
+        assert (tmp_path / name).read_bytes() == (three_units.parent / name).read_bytes()
 
 
 def test_parts_of_another_plan_or_damaged_ones_are_not_resumed(tmp_path: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
     with pytest.raises(Interrupted):
-        convert_until(4, output)
+        convert(THREE_UNITS, output, workers=StopAfter(2))
     part = work_path(output) / part_name(0)
     part.write_bytes(part.read_bytes()[:-1])
     (work_path(output) / "unit-000002.part.host-1.tmp").write_bytes(b"scrap")
@@ -431,7 +415,7 @@ def convert_tampered(source, output: Path, tamper, input_: Path | None = None, *
     return convert(source, output, input=location, settings=ConvertSettings(**settings), workers=Tampering(tamper))
 
 
-def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, convert_here) -> None:
+def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, three_units: Path, convert_here) -> None:
     output = tmp_path / "a.beton"
 
     def damage(job) -> None:
@@ -443,34 +427,39 @@ def test_a_part_that_changes_under_us_ends_the_conversion(tmp_path: Path, conver
     assert names_in(tmp_path) == ["a.beton.work"]
     assert {"unit-000000.part", "unit-000002.part"} <= set(names_in(work_path(output)))
     assert "unit-000001.part" not in names_in(work_path(output))
-    outcome = convert_here(THREE_UNITS, None, output)
-    assert outcome.num_units_resumed == 2
-    convert_here(THREE_UNITS, None, tmp_path / "b.beton")
-    assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
+    assert convert_here(THREE_UNITS, None, output).num_units_resumed == 2
+    assert output.read_bytes() == three_units.read_bytes()
 
 
 def open_tree(image_tree: Path) -> ImageFolder:
     return ImageFolder.open(str(image_tree), SplitRequest(None, explicit=False))
 
 
-@pytest.mark.parametrize("change", ["other bytes of the same size", "gone"])
+def flip_bit(file: Path, at: int) -> None:
+    """With the same times: only a digest shows it."""
+    status, data = file.stat(), bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (lambda file: flip_bit(file, -20), "decode"),
+        (lambda file: file.unlink(), "decode"),
+        (lambda file: flip_bit(file, 30), "headers"),
+        (lambda file: flip_bit(file, -20), "headers"),
+    ],
+    ids=["a byte", "gone", "a byte of the head", "a byte of the tail"],
+)
 def test_a_source_file_that_changes_before_it_is_written_ends_the_conversion(
-    change: str, image_tree: Path, tmp_path: Path, convert_here
+    change, check: str, image_tree: Path, tmp_path: Path, convert_here
 ) -> None:
-    output = tmp_path / "a.beton"
-    file = image_tree / "dog" / "1.JPEG"
+    output, file = tmp_path / "a.beton", image_tree / "dog" / "1.JPEG"
     good = file.read_bytes()
-
-    def tamper(_: object) -> None:
-        status = file.stat()
-        if change == "gone":
-            file.unlink()
-        else:  # with the same times: only the digest tells
-            file.write_bytes(good[:-20] + bytes([good[-20] ^ 1]) + good[-19:])
-            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-
     with pytest.raises(Fault, match=r"dog/1\.JPEG: changed while .*; run the same command again"):
-        convert_tampered(open_tree(image_tree), output, tamper)
+        convert_tampered(open_tree(image_tree), output, lambda _: change(file), check=check)
     assert names_in(tmp_path) == ["a.beton.work", "tree"]
     file.write_bytes(good)
     assert convert_here("image-folder", str(image_tree), output).manifest.num_samples == 6
@@ -595,23 +584,6 @@ def test_a_file_of_which_only_the_ends_can_be_read_is_listed_by_the_next_run(
     manifest = convert_here(open_tree(image_tree), None, output, max_bad="1", check="headers").manifest
     assert [bad["key"] for bad in manifest.quarantined] == ["dog/1.JPEG"]
     assert manifest.num_samples == 5
-
-
-@pytest.mark.parametrize("at", [30, -20])
-def test_with_the_check_of_headers_a_change_at_a_files_ends_is_noticed(
-    at: int, image_tree: Path, tmp_path: Path
-) -> None:
-    file = image_tree / "dog" / "1.JPEG"
-    good = bytearray(file.read_bytes())
-
-    def tamper(_: object) -> None:
-        status = file.stat()
-        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-    with pytest.raises(Fault, match=r"dog/1\.JPEG: changed while .*; run the same command again"):
-        convert_tampered(open_tree(image_tree), tmp_path / "a.beton", tamper, check="headers")
-    assert names_in(tmp_path) == ["a.beton.work", "tree"]
 
 
 def test_a_signal_sets_the_flag_and_a_second_one_interrupts() -> None:
