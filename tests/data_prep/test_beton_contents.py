@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from data_prep.beton.contents import CONTENT, Overlap, content_of, find_overlap, read_contents
 from data_prep.beton.digest import digest_bytes
 from data_prep.beton.edit import Selection, merge, subset
-from data_prep.beton.manifest import load_manifest, manifest_path, read_manifest
+from data_prep.beton.manifest import load_manifest, read_manifest
 from data_prep.beton.stage import stage
 from data_prep.converter import convert as conversion
 from data_prep.errors import UserError
@@ -64,46 +65,35 @@ def beton(tmp_path: Path, image_tree: Path, convert_here) -> Path:
     return tmp_path / "all.beton"
 
 
-def test_they_follow_samples_into_other_betons(tmp_path: Path, beton: Path) -> None:
+def test_they_follow_samples_into_other_betons_if_all_inputs_have_them(tmp_path: Path, beton: Path) -> None:
     expected = contents(beton)
-    some, both = tmp_path / "some.beton", tmp_path / "both.beton"
+    some, both, fewer = (tmp_path / f"{name}.beton" for name in ("some", "both", "fewer"))
     subset(beton, Selection(indices=(5, 0, 2)), some)
     assert contents(some) == [expected[5], expected[0], expected[2]]
     merge([some, beton], both)
     assert contents(both) == contents(some) + expected
-    staged = stage(both, tmp_path / "cache")
-    assert contents(staged) == contents(both)
-
-
-def test_contents_are_missing_where_one_input_lacks_them(tmp_path: Path, beton: Path) -> None:
-    some, both = tmp_path / "some.beton", tmp_path / "both.beton"
-    subset(beton, Selection(first=2), some)
+    assert contents(stage(both, tmp_path / "cache")) == contents(both)
     some.with_suffix(".samples.bin").unlink()
-    merge([some, beton], both)
-    assert read_manifest(both).samples_digest == ""
-    assert not both.with_suffix(".samples.bin").exists()
-    assert read_contents(both, read_manifest(both)) is None
+    merge([some, beton], fewer)
+    assert read_manifest(fewer).samples_digest == ""
+    assert not fewer.with_suffix(".samples.bin").exists()
+    assert read_contents(fewer, read_manifest(fewer)) is None
     assert stage(some, tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("damage", ["flip", "shorter", "longer", "pipe"])
+@pytest.mark.parametrize("damage", ["flip", "shorter", "longer", "pipe", "another digest in the manifest"])
 def test_contents_that_do_not_match_are_refused(beton: Path, damage: str) -> None:
-    path = beton.with_suffix(".samples.bin")
+    path, manifest = beton.with_suffix(".samples.bin"), load_manifest(beton)
     data = path.read_bytes()
     if damage == "pipe":
         path.unlink()
         os.mkfifo(path)
+    elif damage == "another digest in the manifest":
+        manifest = replace(manifest, samples_digest=digest_bytes(b"other"))
     else:
         path.write_bytes({"flip": b"\0" + data[1:], "shorter": data[:-16], "longer": data + bytes(16)}[damage])
     with pytest.raises(UserError, match=rf"{path}: .*; copy it again, or remove it"):
-        read_contents(beton, load_manifest(beton))
-
-
-def test_a_manifest_that_tells_of_other_contents_is_refused(beton: Path) -> None:
-    path = manifest_path(beton)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"samples_digest": digest_bytes(b"other")}))
-    with pytest.raises(UserError, match="does not have the digest in the manifest"):
-        read_contents(beton, load_manifest(beton))
+        read_contents(beton, manifest)
 
 
 def test_invalid_notes_of_an_earlier_run_are_ignored(

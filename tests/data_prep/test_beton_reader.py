@@ -34,16 +34,6 @@ def test_stored_bytes_and_labels_come_back(beton: Path) -> None:
     assert reader.sizes.tolist() == [len(SOURCE[i].data) for i in range(7)]
 
 
-def test_raw_pixels_come_back(tmp_path: Path, convert_here) -> None:
-    source = Synthetic(num_samples=3, min_side=9, max_side=17, file_format="png")
-    convert_here(source, None, tmp_path / "raw.beton", encode="raw")
-    reader = BetonReader(tmp_path / "raw.beton")
-    for i in range(3):
-        pixels = source.pixels(i)
-        assert reader.mode(i) == layout.MODE_RAW
-        assert np.array_equal(np.frombuffer(reader.image_bytes(i), np.uint8).reshape(pixels.shape), pixels)
-
-
 @pytest.mark.parametrize("index", [-1, 7])
 def test_an_index_outside_is_refused(beton: Path, index: int) -> None:
     reader = BetonReader(beton)

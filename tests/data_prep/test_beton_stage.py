@@ -135,21 +135,24 @@ def test_missing_files_are_named(shared: Path, tmp_path: Path) -> None:
         stage(tmp_path / "train.beton", tmp_path / "cache")
 
 
-def test_the_cache_is_this_users_alone(shared: Path, tmp_path: Path) -> None:
-    place = stage(shared, tmp_path / "a" / "cache").parent
-    assert [stat.S_IMODE(p.stat().st_mode) for p in (place, place.parent)] == [0o700, 0o700]
-    place.chmod(0o755)  # as an earlier version left it
-    stage(shared, tmp_path / "a" / "cache")
-    assert stat.S_IMODE(place.stat().st_mode) == 0o700
-
-
-def test_a_cache_that_others_can_write_to_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_a_cache_open_to_others_is_refused_and_copies_are_this_users_alone(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
     with pytest.raises(UserError, match=r"cache: may be written to by others; choose a folder of your own"):
         stage(shared, tmp_path / "cache")
     (tmp_path / "cache").chmod(0o1777)  # as /tmp: others cannot replace what is ours
-    assert stage(shared, tmp_path / "cache").exists()
+    place = stage(shared, tmp_path / "cache").parent
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    place.chmod(0o755)  # as an earlier version left it
+    stage(shared, tmp_path / "cache")
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert stat.S_IMODE(stage(shared, tmp_path / "new").parent.parent.stat().st_mode) == 0o700
+    shutil.rmtree(place)
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link or a file"):
+        stage(shared, tmp_path / "cache")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -183,16 +186,6 @@ def test_a_link_in_the_cache_is_not_followed(shared: Path, tmp_path: Path, name:
         with pytest.raises(Fault, match="is a symbolic link"):
             stage(shared, tmp_path / "cache")
     assert target.read_text() == "mine"
-
-
-def test_a_link_in_place_of_the_folder_is_refused(shared: Path, tmp_path: Path) -> None:
-    place = module.staged_path(shared, load_manifest(shared), tmp_path / "cache").parent
-    place.parent.mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    place.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link or a file"):
-        stage(shared, tmp_path / "cache")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_digest_that_is_a_path_makes_no_folder(shared: Path, tmp_path: Path) -> None:

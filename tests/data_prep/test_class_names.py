@@ -23,14 +23,9 @@ from data_prep.beton.class_names import difference
         (("café",), ("cafe\u0301",), r"class 0 is 'caf\xe9' in A, 'cafe\u0301' in B"),
         (("dog",), ("dog ",), "class 0 is 'dog' in A, 'dog ' in B"),
         (("x\nwarning: y",), ("z",), r"class 0 is 'x\nwarning: y' in A, 'z' in B"),
+        (("a" * 500,), ("b",), f"class 0 is '{'a' * 59}…' in A, 'b' in B"),
         (("n" * 500 + "1",), ("n" * 500 + "2",), f"class 0 is …'{'n' * 30}1' in A, …'{'n' * 30}2' in B"),
     ],
 )
 def test_the_first_label_that_differs_is_named(first: tuple[str], second: tuple[str], words: str | None) -> None:
     assert difference(first, second, "A", "B") == words
-
-
-def test_a_message_stays_short() -> None:
-    words = difference(("a" * 10**6,), ("b" * 10**6,), "A", "B")
-    assert words is not None
-    assert len(words) < 200

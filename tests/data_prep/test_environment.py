@@ -305,11 +305,10 @@ def test_a_private_folder_is_nobody_elses(tmp_path: Path) -> None:
     assert other is not None
     assert other.stat().st_mode & 0o777 == 0o700
     assert private_folder("/proc") is None
-
-
-def test_why_a_folder_takes_nothing(tmp_path: Path) -> None:
-    assert unusable(str(tmp_path)) == ""
-    assert unusable(str(tmp_path / "none")) == "does not exist"
     (tmp_path / "file").touch()
-    assert unusable(str(tmp_path / "file")) == "is not a folder"
+    assert [unusable(str(tmp_path / name)) for name in ("", "none", "file")] == [
+        "",
+        "does not exist",
+        "is not a folder",
+    ]
     assert unusable("/proc") not in ("", "does not exist")
