@@ -2,7 +2,7 @@
 
     convert(source, output, ...)     make a beton, or resume an interrupted conversion
     open_beton(path)                 labels, sizes and stored bytes, without ffcv
-    verify(path, ...)                is it what its manifest says, and what its source gives?
+    verify(path, ...)                compare a beton with its manifest, and with its source
     subset(...), merge(...)          betons from betons, without encoding again
     stage(source, folder)            a complete local copy of a beton on shared or object storage
 
@@ -14,8 +14,8 @@
 >>> len(beton), beton.manifest.num_classes, report.ok
 (355, 10, True)
 
-`ConvertSettings` says how images are stored, `BadPolicy` what to do about bad ones. Errors: `UserError` (a
-mistake the caller can fix), `Fault` (something broke), both with one readable line. What is not named here is private.
+`ConvertSettings` are the options for storing images, `BadPolicy` those for bad samples. Errors: `UserError` (a mistake
+the caller can fix), `Fault` (something broke), both with one readable line. What is not named here is private.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is named above when it is first used: `import data_prep` brings neither numpy nor Pillow."""
+    """Imports the names above on first use: `import data_prep` alone imports neither numpy nor Pillow."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"data_prep.{module}"), name)

@@ -1,12 +1,12 @@
 """`python -m data_prep.bench IMAGES --work DIR`: conversion against stock ffcv's DatasetWriter and `cp -r`, paired.
 
-All read the same tree and use the same number of processes; each round has another random order; each is timed until
-its bytes are on the disk (ours fsyncs, `sync -f` follows the others), ours with the listing. Imports, the start of Ray
-and of ffcv's process are left out on both sides. Only ratios mean anything elsewhere; on a machine with other work to
-do, only those of CPU times.
+All read the same tree with the same number of processes, in another random order each round, and are timed until their
+bytes are on the disk (ours fsyncs, `sync -f` follows the others). Ours includes the listing. Imports and the start of
+Ray and of ffcv's process are left out. Only ratios carry over to other machines; on a busy machine only those of CPU
+times.
 
-With `--planning`, of as many empty files as ImageNet has: listing, planning, sending the source to a worker, laying out
-a beton with sizes drawn from 20 to 200 kB, and cutting it into ranges.
+`--planning` times listing, planning, sending the source to a worker, laying out a beton with sizes drawn from 20 to
+200 kB, and cutting it into ranges, for as many empty files as ImageNet has.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def time_copy(tree: Path, output: Path) -> Taken:
 
 
 def forget(tree: Path) -> None:
-    """Takes the files' bytes out of the page cache; names and inodes stay there."""
+    """Drops the files' bytes from the page cache; names and inodes stay."""
     os.sync()
     for path in tree.rglob("*"):
         if path.is_file():
@@ -126,7 +126,7 @@ def forget(tree: Path) -> None:
 
 
 def peak_memory(tree: Path, output: Path, *options: str) -> float:
-    """MiB of a conversion in one process of its own, at its peak: the largest of all calls so far."""
+    """Peak memory of a conversion in a process of its own, MiB; the largest of all calls so far."""
     command = [sys.executable, "-m", "data_prep", "convert", "--source", "image-folder", "--input", str(tree)]
     subprocess.run([*command, "--output", str(output), "--workers", "0", *options], check=True, capture_output=True)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -153,7 +153,7 @@ def make_empty_files(root: Path, count: int) -> None:
 
 
 def time_planning(root: Path) -> dict[str, tuple[float, float]]:
-    """Seconds of each step: by the clock, and of CPU."""
+    """Wall and CPU seconds of each step."""
     times = [_now()]
     source = open_source("image-folder", str(root), SplitRequest(None, explicit=False))
     times.append(_now())

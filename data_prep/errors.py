@@ -1,4 +1,4 @@
-"""The ways a command ends early: the user can fix it, something broke, or a signal came."""
+"""Why a command ends early: a mistake of the user's, something that broke, or a signal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ class UserError(Exception):
 
 
 class Fault(Exception):
-    """Something broke that is not the user's mistake. One readable line with the cause and where to look. Exit code
-    1."""
+    """Something broke, without a mistake of the user's. One readable line: the cause and where to look. Exit code 1."""
 
 
 class Interrupted(Exception):
-    """A signal requested the end, and the work ended in an orderly way. The exit code is 128 + its number."""
+    """A signal asked the command to stop, and its work has ended in an orderly way. Exit code 128 + its number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

@@ -201,56 +201,47 @@ _MAGIC = {
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
 }
 _CONVERT = "convert it to JPEG or PNG first"
-_NOT_READ = (
-    (4, rb"ftyp(avif|avis)", "an AVIF picture", _CONVERT),
-    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture", _CONVERT),
-    (4, rb"ftyp(crx )", "a camera's raw file", _CONVERT),
-    (4, rb"ftyp", "a film", "take pictures out of it first"),
-    (0, rb"RIFF....AVI ", "a film", "take pictures out of it first"),
-    (0, rb"\x1aE\xdf\xa3", "a film", "take pictures out of it first"),
-    (0, rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture", _CONVERT),
-    (0, rb"8BPS", "a Photoshop file", _CONVERT),
-    (0, rb"DDS ", "a DDS texture", _CONVERT),
-    (0, rb"%!PS|\xc5\xd0\xd3\xc6|.{0,64}%!PS-Adobe", "a PostScript file", _CONVERT),
-    (0, rb"%PDF", "a PDF file", _CONVERT),
-    (0, rb"\0\0[\x01\x02]\0[^\0]", "an icon", _CONVERT),
-    (0, rb"icns", "an icon", _CONVERT),
-    (0, rb"qoif", "a QOI picture", _CONVERT),
-    (0, rb"\x76\x2f\x31\x01", "an OpenEXR picture", _CONVERT),
-    (0, rb"#\?RADIANCE|#\?RGBE", "a Radiance picture", _CONVERT),
-    (0, rb"P7\s", "a PAM picture", _CONVERT),
-    (0, rb"PF\s", "a PFM picture of 32-bit colours", _CONVERT),
-    (0, rb"SIMPLE  =", "a FITS file", _CONVERT),
-    (0, rb"\x01\xda[\0\x01][\x01\x02]", "an SGI picture", _CONVERT),
-    (0, rb"\x59\xa6\x6a\x95", "a Sun raster", _CONVERT),
-    (0, rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]", "a PCX picture", _CONVERT),
-    (0, rb"/\* XPM \*/", "an XPM picture", _CONVERT),
-    (0, rb"#define \w+_width", "an XBM picture", _CONVERT),
-    (0, rb"gimp xcf", "a GIMP file", _CONVERT),
-    (0, rb"FLIF", "a FLIF picture", _CONVERT),
-    (0, rb"BPG\xfb", "a BPG picture", _CONVERT),
-    (0, rb"II\xbc\x01|WMPHOTO", "a JPEG XR picture", _CONVERT),
-    (0, rb"II\x55\0|IIRO|IIRS|FUJIFILMCCD-RAW", "a camera's raw file", _CONVERT),
-    (0, rb".{128}DICM", "a DICOM file", _CONVERT),
-    (0, rb"AT&TFORM", "a DjVu file", _CONVERT),
-    (0, rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive", "unpack it first"),
-    (0, rb"\x89HDF|CDF[\x01\x02]", "a file of arrays", _CONVERT),
-    (0, rb"\x93NUMPY", "a file of arrays", _CONVERT),
-    (
-        0,
-        rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?)?<svg",
-        "an SVG drawing",
-        _CONVERT,
-    ),
-    (
-        0,
-        rb"(?i)\xef?\xbb?\xbf?\s*(<!doctype html|<html|<head)",
-        "a web page",
-        "the download went wrong: load the file again",
-    ),
-    (0, rb"version https://git-lfs", "a pointer of Git LFS and not the file itself", "fetch it with `git lfs pull`"),
-)
-"""Kinds of files often found among pictures that are not read: offset, pattern, name, and what to do about it."""
+_NOT_READ = {
+    "an AVIF picture": rb".{4}ftyp(avif|avis)",
+    "a HEIC picture": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+    "a camera's raw file": rb".{4}ftypcrx |II\x55\0|IIRO|IIRS|FUJIFILMCCD-RAW",
+    "a film": rb".{4}ftyp|RIFF....AVI |\x1aE\xdf\xa3",
+    "a JPEG XL picture": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "a Photoshop file": rb"8BPS",
+    "a DDS texture": rb"DDS ",
+    "a PostScript file": rb"%!PS|\xc5\xd0\xd3\xc6|.{0,64}%!PS-Adobe",
+    "a PDF file": rb"%PDF",
+    "an icon": rb"\0\0[\x01\x02]\0[^\0]|icns",
+    "a QOI picture": rb"qoif",
+    "an OpenEXR picture": rb"\x76\x2f\x31\x01",
+    "a Radiance picture": rb"#\?RADIANCE|#\?RGBE",
+    "a PAM picture": rb"P7\s",
+    "a PFM picture of 32-bit colours": rb"PF\s",
+    "a FITS file": rb"SIMPLE  =",
+    "an SGI picture": rb"\x01\xda[\0\x01][\x01\x02]",
+    "a Sun raster": rb"\x59\xa6\x6a\x95",
+    "a PCX picture": rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]",
+    "an XPM picture": rb"/\* XPM \*/",
+    "an XBM picture": rb"#define \w+_width",
+    "a GIMP file": rb"gimp xcf",
+    "a FLIF picture": rb"FLIF",
+    "a BPG picture": rb"BPG\xfb",
+    "a JPEG XR picture": rb"II\xbc\x01|WMPHOTO",
+    "a DICOM file": rb".{128}DICM",
+    "a DjVu file": rb"AT&TFORM",
+    "an archive": rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
+    "a file of arrays": rb"\x89HDF|CDF[\x01\x02]|\x93NUMPY",
+    "an SVG drawing": rb"\xef?\xbb?\xbf?\s*(<\?xml[^>]*>\s*(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?)?<svg",
+    "a web page": rb"(?i)\xef?\xbb?\xbf?\s*(<!doctype html|<html|<head)",
+    "a pointer of Git LFS and not the file itself": rb"version https://git-lfs",
+}
+"""Kinds of files often found among pictures that are not read, and how they start."""
+_REMEDIES = {
+    "a film": "take pictures out of it first",
+    "an archive": "unpack it first",
+    "a web page": "the download went wrong: load the file again",
+    "a pointer of Git LFS and not the file itself": "fetch it with `git lfs pull`",
+}
 
 
 def _unknown(data: bytes) -> BadPicture:
@@ -259,9 +250,9 @@ def _unknown(data: bytes) -> BadPicture:
     if not data.strip(b"\0"):
         return BadPicture("holds zeros only")
     start = data[:1024]
-    for at, magic, name, remedy in _NOT_READ:
-        if re.match(magic, start[at:], re.DOTALL):
-            return BadPicture(f"is {name}; {remedy}")
+    for name, magic in _NOT_READ.items():
+        if re.match(magic, start, re.DOTALL):
+            return BadPicture(f"is {name}; {_REMEDIES.get(name, _CONVERT)}")
     if data[-18:] == b"TRUEVISION-XFILE.\0":
         return BadPicture(f"is a TGA picture; {_CONVERT}")
     return BadPicture("is no picture of a format that is read: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000")

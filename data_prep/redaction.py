@@ -1,8 +1,8 @@
-"""Removes secrets: which names of variables and files are secret, and text with the secrets masked.
+"""Masks secrets in text, and recognises names of variables and files that hold secrets.
 
-Whatever leaves a process - a line on the terminal, a log, a parameter, a manifest, a diff, a file that is sent - passes
-`redacted`; what a user writes into files that are logged is refused if `redacted` would change it. Pure, and linear in
-the length of the text.
+Whatever leaves a process (a line on the terminal, a log, a parameter, a manifest, a diff, a file that is sent) passes
+through `redacted`; files that are logged as they are must not contain what it would change. Pure, and linear in the
+length of the text.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SECRET_FILES = (
 """Names of files and folders that hold secrets, in the syntax of .gitignore; lower case matches both cases."""
 
 _WORD = re.compile(r"[A-Z0-9]+(?![a-z])|[A-Z]?[a-z0-9]+")
-# Anywhere in a name, which is compared without its separators.
+# Anywhere in a name, without its separators.
 _SECRET_WITHIN = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|PASSCODE|CREDENTIAL|CONNECTIONSTRING|CONNSTR|SHAREDACCESS|TOKEN(?!IZ|S$)"
 )
-# A whole word of a name; the second list: its last word.
+# A whole word of a name, and its last word.
 _SECRET_WORDS = {"KEY", "APIKEY", "ACCESSKEY", "SECRETKEY", "PRIVATEKEY", "AUTHKEY", "ACCOUNTKEY"}
 _SECRET_LAST = {
     "AUTH", "AUTHORIZATION", "COOKIE", "CRED", "CREDS", "DSN", "JWT", "PASS", "PAT", "PWD", "SAS", "SIG", "SIGNATURE",
@@ -40,9 +40,9 @@ _SECRET_LAST = {
 _SECRET_ENDS = re.compile(r"(^|_)(DATABASE|DB)_UR[LI]$")
 _HARMLESS_KEY = re.compile(r"(CACHE|FOREIGN|GROUP|OBJECT|PARTITION|PRIMARY|PUBLIC|RUN|SHARE|SORT)_KEY")
 _FOLDERS = {"PWD", "OLDPWD"}
-"""Where a shell is and was, though the names end as those of passwords."""
+"""The shell's current and last folder, not passwords."""
 _COUNTS = {"MAX", "MIN", "NUM", "N", "TOTAL", "TOKENS"}
-"""What begins the name of a number of tokens."""
+"""First words in the name of a number of tokens."""
 
 
 def is_secret_name(name: str) -> bool:
@@ -62,17 +62,17 @@ def is_secret_name(name: str) -> bool:
 
 
 def is_secret_file(path: str) -> bool:
-    """Whether the file, or a folder above it, is one of SECRET_FILES by its name."""
+    """Whether the name of the file, or of a folder above it, matches SECRET_FILES."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     return any(fnmatchcase(part.lower(), pattern) for part in parts for pattern in SECRET_FILES)
 
 
 def redacted(text: str) -> str:
-    """`text` with `***` in place of every secret that is recognisable by its form.
+    """`text` with `***` in place of every secret that its form gives away.
 
-    That is: a URL's user info, whatever the password holds; values under secret names (`is_secret_name`) in queries,
-    `name=value`, YAML, JSON, headers and options; private keys; and tokens known by their beginning. Text without
-    secrets is returned unchanged, and so is the output of this function.
+    These are: the user and password of a URL, whatever characters they contain; values of secret names
+    (`is_secret_name`) in queries, `name=value`, YAML, JSON, headers and options; private keys; tokens with a known
+    prefix. Text without secrets is returned unchanged, and so is the output of this function.
     """
     text = _PRIVATE_KEY.sub("[private key ***]", text) if "PRIVATE KEY" in text else text
     return _TOKEN.sub(MASK, _without_named_values(_without_user_info(text)))
@@ -83,7 +83,7 @@ def holds_secret(text: str) -> bool:
 
 
 def redacted_value(name: str, value: str) -> str:
-    """The value of a parameter or tag, which may be secret by its name or by its form."""
+    """The value of a parameter or tag, masked if its name is secret, else redacted."""
     return MASK if is_secret_name(name) else redacted(value)
 
 
@@ -94,7 +94,7 @@ def redacted_values(values: Mapping[str, object]) -> dict[str, str]:
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY[^-\n]{0,16}-----(?:.*?-----END [^-\n]*-----|.*)", re.DOTALL
 )
-# Tokens that show what they are by how they begin.
+# Tokens with a known prefix.
 _TOKEN = re.compile(
     r"""(?<![\w-])(?:
         A(?:KIA|SIA|ROA|IDA)[A-Z0-9]{16}(?!\w)
@@ -119,7 +119,7 @@ _QUOTE_AT_END = re.compile(r"['\"](?:[,;)\]}]|\Z)")
 _HOST = re.compile(r"[\w.\[\]-]+(?::\w+)?(?:[/?#][^'\"]*)?")
 _MAX_QUOTES = 20
 _NAMES_A_CONTAINER = ("abfs", "abfss", "wasb", "wasbs")
-"""Schemes in which no user is before the `@`: abfss://container@account."""
+"""Schemes with a container before the `@`, not a user: abfss://container@account."""
 _LOGIN_ALONE = re.compile(r"(?<![\w.:/@-])([\w.-]{1,64}):[^\s@/'\"]{1,256}@(?=[\w.-]{1,255}:\d{1,5}(?!\w))")
 
 
@@ -131,8 +131,8 @@ def _without_user_info(text: str) -> str:
 
 
 def _run_without_user_info(run: str) -> str:
-    """`run`: without blanks. A password may hold `/ # ? : @` and quotes, which otherwise end a host or a value: so it
-    ends at the last `@`, or the last before a quote that ends a value (`"http://me:pw@host:80","to":"me@x"`).
+    """`run`: text without blanks. A password may contain `/ # ? : @` and quotes, which otherwise end a host or a value.
+    So it ends at the last `@`, or the last one before a quote that ends a value (`"http://me:pw@host:80","to":"me@x"`).
     """
     parts: list[str] = []
     done = at = 0
@@ -152,7 +152,7 @@ def _run_without_user_info(run: str) -> str:
 
 
 def _last_at(run: str, first: int) -> int:
-    """Where the host begins: at the last `@`, or the last one before a quote that ends a value with a host in it."""
+    """The position of the `@` before the host: the last, or the last before a quote that ends a value with a host."""
     for quote in islice(_QUOTE_AT_END.finditer(run, first), _MAX_QUOTES):
         at = run.rindex("@", first, quote.start())
         if _HOST.fullmatch(run, at + 1, quote.start()):
@@ -173,7 +173,7 @@ _WORDS = re.compile(rf"(?:(?:Bearer|Basic|Digest|Token|Negotiate|ApiKey)[ \t]+)?
 _BLOCK = re.compile(r"[|>][+-]?\d?[ \t]*(?:\n[+-]?[ \t]+.*)+")
 _LINE = re.compile(r".+")
 _VERSION = re.compile(r"\d+(?:\.\w+)+(?=[\s,;]|\Z)")
-"""Of a package: google-auth==2.62.2."""
+"""A package's version: google-auth==2.62.2."""
 _NO_VALUE = re.compile(
     r"(?:a|an|and|are|as|be|bool|bytes|cannot|could|disabled|does|enabled|expected|export|false|for|give|has|in|int"
     r"|invalid|is|it|missing|must|needs|no|none|not|null|of|optional|or|refused|required|set|should|str|the|to"
@@ -181,7 +181,7 @@ _NO_VALUE = re.compile(
     r"(?=\s|\Z|[.,:;)`'\"]{1,2}(?:\s|\Z))",
     re.IGNORECASE,
 )
-"""How a sentence continues after a name, and what code has there."""
+"""How a sentence, or code, continues after a name without giving its value."""
 _OPTION = re.compile(
     rf"((?<![\w-])--?([A-Za-z][\w-]{{0,64}})[ \t]{{1,4}})(?!-)(?!{_NO_VALUE.pattern})"
     r"(?:['\"][^'\"\n]{0,512}['\"](?!\w)|\S+)",
@@ -191,13 +191,13 @@ _MAPPING = re.compile(r"[{\[]\s*(?:[{\[]|['\"]?[\w.-]{1,64}['\"]?\s*:)")
 _ONLY_IN_QUERIES = {"KEY"}
 _DOTTED_KEY = re.compile(r"(?:access|account|api|auth|encryption|private|secret|shared)\.key\Z", re.IGNORECASE)
 _ABOUT_IT = {"DIR", "FILE", "MODE", "PATH", "REF", "SECONDS", "TYPE"}
-"""Last words of names that hold not a secret, but its location or kind: RAY_AUTH_TOKEN_PATH."""
+"""Last words of names of a secret's location or kind: RAY_AUTH_TOKEN_PATH."""
 _EXCEPTION = re.compile(r"[a-z](Error|Exception|Warning)\Z")
 _PROSE = {
     "AUTH", "COOKIE", "COOKIES", "CREDENTIALS", "KEYS", "PASS", "PASSWORDS", "PAT", "SAS", "SECRETS", "SIG",
     "SIGNATURE", "TOKEN", "TOKENS",
 }  # fmt: skip
-"""Names that are also words: before a colon within a line of prose they name nothing."""
+"""Names that are also ordinary words: before a colon within a line of prose they are no names."""
 
 
 def _without_named_values(text: str) -> str:
@@ -227,7 +227,7 @@ def _names_a_secret(found: re.Match[str]) -> bool:
 
 
 def _value(text: str, found: re.Match[str]) -> tuple[int, int] | None:
-    """Where the value after a name begins and ends, without quotes; None: there is none, or a sentence continues."""
+    """Start and end of the value after a name, without quotes; None if there is none, or a sentence continues."""
     start = found.end()
     if quoted := _QUOTED.match(text, start):
         num_quotes = len(quoted.group(1))

@@ -1,4 +1,4 @@
-"""JSON that others may have written or damaged: bounded in bytes, depth and numbers, every key once."""
+"""Reads JSON that may be hostile or damaged: limited in bytes, depth and digits, with every key once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
-"""Of containers in containers. Ours have at most 8; what handles them afterwards may be recursive."""
+"""Levels of containers: our files have at most 8, and code that handles them may be recursive."""
 MAX_DIGITS = 20
-"""Of an integer: those of 64 bits."""
+"""Digits of an integer of 64 bits."""
 
 
 def parse(text: str | bytes, *, max_bytes: int, allow_nan: bool = False) -> Any:
-    """The value that `text` holds. ValueError, with a short reason, when it is no such JSON.
+    """The value of a JSON text. ValueError, with a short reason, if it is invalid or beyond the limits.
 
-    `allow_nan`: NaN and infinities too, which Python writes of measured numbers.
+    `allow_nan`: accepts NaN and infinities, which Python's json writes for floats.
     """
     if len(text) > max_bytes:
         raise ValueError(f"has more than {max_bytes:,} bytes")

@@ -21,7 +21,7 @@ class Scan(NamedTuple):
 
 
 def made_kinds(seed: int = 0) -> Mapping[str, bytes]:
-    """By name."""
+    """One sound JPEG of each kind, by name."""
     draw = random.Random(seed)
     gray, three = Scan((0,)), Scan((0, 1, 2))
     by_component = [Scan((0,)), Scan((1,)), Scan((2,))]
@@ -50,7 +50,7 @@ def made_kinds(seed: int = 0) -> Mapping[str, bytes]:
             f"{name}, only DC": _jpeg(draw, factors, in_bands[:1], is_progressive=True),
             f"{name}, a component missing": _jpeg(draw, factors, by_component[:2]),
         }
-    # libjpeg decodes differently where much of the file is left
+    # libjpeg takes another path while much of the file is left
     kinds |= {f"{name}, much behind": kinds[name] + bytes(8192) for name in ("gray", "4:4:4", "4:2:0")}
     runs_over = _jpeg(draw, [(2, 2), (1, 1), (1, 1)], [three], runs_over=True)
     kinds |= {"runs past the last coefficient": runs_over, "the same, much behind": runs_over + bytes(8192)}
@@ -132,7 +132,7 @@ def _coded(
 
 
 def _coded_ac(block: Block, first: int, last: int, runs_over: bool) -> str:
-    """`runs_over`: zeros at the end are coded as a run that is too long, and a value after it."""
+    """`runs_over`: codes the zeros at the end as a run that is too long, followed by a value."""
     bits, run = "", 0
     for value in block[first : last + 1]:
         if value == 0:
@@ -153,7 +153,7 @@ def _mcus(
     sides: tuple[int, int],
     scan: Scan,
 ) -> Iterator[list[tuple[int, Block]]]:
-    """The blocks that are coded together; of one component alone without those that only fill up."""
+    """The blocks that are coded together. A scan of one component leaves out those that are only padding."""
     height, width = sides
     if len(scan.components) == 1:
         (k,) = scan.components
@@ -211,8 +211,7 @@ KINDS = (
 
 
 def mutate(data: bytes, kind: str, draw: random.Random, other: bytes | None = None) -> bytes:
-    """Damages it in that way, at a random position after the first marker. `other`: the file whose end replaces its
-    own."""
+    """Damages a JPEG in that way, at a random position after the first marker. `other`: for `another's end`."""
     damaged = bytearray(data)
     at = draw.randrange(2, len(damaged))
     length = draw.choice((1, 2, 3, 8, 64, 1000))

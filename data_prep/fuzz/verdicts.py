@@ -25,13 +25,13 @@ class JpegVerdict(NamedTuple):
     is_sound: bool
     """libjpeg-turbo reads all of it without a warning."""
     is_kept: bool
-    """Conversion stores it as it is."""
+    """Conversion stores it unchanged."""
     disagreement: str | None
-    """Which two decoders disagree, and about what."""
+    """Which two decoders disagree, and about what; None if all agree."""
 
 
 class Judge:
-    """Caches what takes time to make. `before`: the JPEG that a decoder read last, whose tables it may still have."""
+    """Compares all decoders on a JPEG. `before`: the JPEG that a decoder read last, whose tables it may still have."""
 
     def __init__(self, before: bytes) -> None:
         self._ours, self._libjpegs = NativeKernel(own_huffman=True), NativeKernel(own_huffman=False)
@@ -45,7 +45,7 @@ class Judge:
 
     def _disagreement(self, data: bytes, is_sound: bool, is_kept: bool, draw: np.random.Generator) -> str | None:
         if are_sound([data])[0] and not is_sound:
-            return "the C that checks calls it sound, libjpeg-turbo does not"
+            return "the check in C calls it sound, libjpeg-turbo does not"
         header = read_odd_jpeg_header(data)
         height, width = (1, 1) if header is None else (max(header.height, 1), max(header.width, 1))
         if (why_unfit(data, height, width) is None) != is_kept:
@@ -78,8 +78,7 @@ class Judge:
 
 
 def some_views(height: int, width: int, draw: np.random.Generator) -> Views:
-    """The last two are resized: a part, and the full image; the rest are parts at their size, if there is room for
-    one."""
+    """Parts of the image at their own size, if it is large enough; then a part and the full image, resized."""
     views: list[tuple[int, ...]] = []
     if min(height, width) >= SIZE:
         places = [(0, 0), (height - SIZE, width - SIZE)]
@@ -109,7 +108,7 @@ def is_read_without_a_warning(data: bytes) -> bool:
 
 
 class _KeptDecoder:
-    """As ffcv's: one TurboJPEG handle for all images."""
+    """Decodes all images with one TurboJPEG handle, as ffcv does."""
 
     def __init__(self, before: bytes) -> None:
         self._library: Any = turbojpeg.open_library()
@@ -117,7 +116,7 @@ class _KeptDecoder:
         self._before = before
 
     def decode(self, data: bytes, height: int, width: int) -> Pixels:
-        """Behind `before`."""
+        """Decodes `before`, then `data`."""
         self._decode(self._before, np.empty((1024, 1024, 3), np.uint8))
         return self._decode(data, np.empty((height, width, 3), np.uint8))
 

@@ -1,7 +1,7 @@
 """The project's own C, two shared libraries that ctypes loads: data preparation's, and the loader's decode kernel.
 
-Each is a module of its own beside the packages: a Ray job runs a copy of the sources, without what was built from them,
-and must still find what was installed with the environment. ctypes releases the GIL during a call.
+Each is a top-level module: a Ray job runs a copy of the sources without built files, and must find those that were
+installed with the environment. ctypes releases the GIL during a call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DECODE_INTERFACE = 5  # as in resnet_dist/data/native/kernel.c; grows when argu
 
 @cache
 def _load(module: str) -> ctypes.CDLL | None:
-    """None where it was not built."""
+    """None if it was not built."""
     spec = find_spec(module)
     return ctypes.CDLL(spec.origin) if spec is not None and spec.origin is not None else None
 
@@ -36,7 +36,7 @@ def is_built() -> bool:
 
 @cache
 def library() -> Any:
-    """Data preparation's; None where it was not built, or from other sources than these."""
+    """Data preparation's library; None if it was not built from these sources."""
     library = _load(MODULE)
     if library is None:
         return None
@@ -58,7 +58,7 @@ def library() -> Any:
 
 
 def open_decode_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:
-    """The decode kernel's. UserError where it was not built, saying what it is `needed_for` and what to do
+    """The decode kernel's library. UserError if it was not built, with what it is `needed_for` and what to do
     `otherwise`.
     """
     library = _load(DECODE_MODULE)
@@ -76,7 +76,7 @@ def open_decode_library(needed_for: str, otherwise: str = "") -> ctypes.CDLL:
 
 
 def pointer(array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> ctypes.c_void_p:
-    """To a contiguous array of this dtype and shape; ValueError for any other."""
+    """A pointer to a contiguous array of this dtype and shape; ValueError for any other."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(f"expected a contiguous {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
     return ctypes.c_void_p(array.ctypes.data)
