@@ -112,15 +112,11 @@ def cut_images(
     return FileRange(number, start, stop, (), first_sample + first, pointers[first:end].copy(), sizes[first:end].copy())
 
 
-def write_range(descriptor: int, file_range: FileRange, payload: Payload) -> tuple[str, ...]:
-    """Writes a range at its offset and returns the digests of its chunks. Holds one block and one image in memory."""
-    return write_range_to(lambda block, offset: write_at(descriptor, block, offset), file_range, payload)
+def write_range(write: Callable[[memoryview, int], object], file_range: FileRange, payload: Payload) -> tuple[str, ...]:
+    """Writes a range in blocks and returns the digests of its chunks. Holds one block and one image in memory.
 
-
-def write_range_to(
-    write: Callable[[memoryview, int], None], file_range: FileRange, payload: Payload
-) -> tuple[str, ...]:
-    """As `write_range`, through `write(block, offset in the beton)`, which must not keep the block."""
+    `write(block, offset in the beton)`, such as `partial(write_at, descriptor)`, must not keep the block.
+    """
     digests = RunningDigests()
     for offset, block in _blocks(file_range, payload):
         digests.update(block)
@@ -237,7 +233,7 @@ def write_beton(
         try:
             for number in range(num_ranges(beton)):
                 file_range = cut(beton, number)
-                chunks += write_range(descriptor, file_range, payload)
+                chunks += write_range(partial(write_at, descriptor), file_range, payload)
                 after_range(file_range.stop, beton.total_bytes)
             os.fsync(descriptor)
         finally:

@@ -221,7 +221,7 @@ class ObjectOutput:
             at = offset - file_range.start
             body[at : at + len(data)] = data
 
-        chunks = ranges.write_range_to(write, file_range, payload)
+        chunks = ranges.write_range(write, file_range, payload)
         uploaded = self._call("upload_part", UploadId=target, PartNumber=file_range.number + 1, Body=body)
         return Written(chunks, uploaded["ETag"])
 

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -27,6 +28,7 @@ from data_prep.beton.files import (
     remove_folder,
     rename_durably,
     require_space,
+    write_at,
     write_bytes_atomically,
     write_text_atomically,
 )
@@ -302,7 +304,7 @@ class FileOutput:
     def write_range(self, target: str, file_range: FileRange, payload: Payload) -> Written:
         descriptor = open_regular(Path(target), os.O_RDWR)
         try:
-            written = Written(ranges.write_range(descriptor, file_range, payload))
+            written = Written(ranges.write_range(partial(write_at, descriptor), file_range, payload))
             if machine() != self.driver_machine:  # the driver's final fsync does not cover this machine's page cache
                 os.fsync(descriptor)
             with suppress(OSError):  # a hint: the disk starts writing now, not at the final fsync

@@ -23,7 +23,7 @@ The fast DCT is worst on finely quantised files: means up to 2.1 were seen on re
 at quality 97, 1.1 at 90.
 """
 ENCODING_TOLERANCE = 4.0
-"""Mean grey levels that encoding anew at quality 90 may cost."""
+"""Mean grey levels that encoding again at quality 90 may cost."""
 DRAFT_TOLERANCE = 1.0
 """Mean grey levels that decoding at a fraction of the size may cost."""
 

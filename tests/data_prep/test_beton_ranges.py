@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from data_prep.beton import ranges
 from data_prep.beton.digest import combine, digest_file
+from data_prep.beton.files import write_at
 from data_prep.beton.layout import MODE_RAW, STORED_ROW, BetonLayout, lay_out
 from data_prep.beton.ranges import create_sized, cut, num_ranges, payload_of, read_digests, write_beton, write_range
 from data_prep.beton.reader import BetonReader
@@ -56,7 +58,7 @@ def test_ranges_in_any_order_make_the_file(
     chunks = {}
     for number in order:
         part = cut(beton, number)
-        chunks[number] = write_range(descriptor, part, payload_of(lambda i: stored[i]))
+        chunks[number] = write_range(partial(write_at, descriptor), part, payload_of(lambda i: stored[i]))
         assert chunks[number] == read_digests(descriptor, part)
     os.close(descriptor)
     assert path.read_bytes() == expected_bytes(beton, stored)

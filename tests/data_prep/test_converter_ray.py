@@ -38,7 +38,7 @@ pytestmark = pytest.mark.system
 NUM_SAMPLES = 4 * UNIT_SAMPLES + 7
 SOURCE = Synthetic(num_samples=NUM_SAMPLES, min_side=16, max_side=24, file_format="png")
 MANY = Synthetic(num_samples=6 * UNIT_SAMPLES, min_side=64, max_side=96)
-"""Encoded anew: seconds of work, of which a kill finds some done and some not."""
+"""Encoded again: seconds of work, so that a kill finds some done and some not."""
 COMMAND = [
     *(sys.executable, "-m", "data_prep", "convert", "--source", "synthetic", "--json"),
     *("--input", MANY.description.location, "--encode", "jpeg", "--workers", "2"),
@@ -91,12 +91,16 @@ def expected_many(tmp_path_factory: pytest.TempPathFactory, convert_here) -> str
     return convert_here(MANY, None, output, encode="jpeg").manifest.digest
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("workers", "notes"),
+    [(1, []), (9, ["the Ray cluster has 4 CPUs: until it has more, as many workers, not 9"])],
+)
 def test_any_number_of_workers_makes_the_same_files(
-    workers: int, tmp_path: Path, expected: tuple[bytes, bytes]
+    workers: int, notes: list[str], tmp_path: Path, expected: tuple[bytes, bytes]
 ) -> None:
-    output = tmp_path / "a.beton"
-    run(SOURCE, output, workers)
+    output, progress = tmp_path / "a.beton", Notes()
+    run(SOURCE, output, workers, progress)
+    assert progress.lines == notes
     assert (output.read_bytes(), manifest_path(output).read_bytes()) == expected
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
@@ -156,12 +160,6 @@ def test_as_many_tasks_as_the_cluster_has_cpus_or_the_user_wants() -> None:
     assert [at_a_time(None, "there:1", n) for n in (0, 1, 8)] == [1, 1, 8]
     assert [at_a_time(4, "there:1", n) for n in (0, 8)] == [4, 4]
     assert [at_a_time(2, None, n) for n in (2, 8)] == [2 + TASKS_AHEAD, 2]
-
-
-def test_more_workers_than_cpus_are_noted(tmp_path: Path) -> None:
-    progress = Notes()
-    run(SOURCE, tmp_path / "a.beton", 9, progress)
-    assert progress.lines == ["the Ray cluster has 4 CPUs: until it has more, as many workers, not 9"]
 
 
 def deadly(marker: Path, deaths: int) -> Source:
@@ -308,12 +306,12 @@ def test_a_job_on_a_running_cluster_stops_on_sigterm_and_resumes(
 
 
 def test_a_killed_driver_costs_only_the_units_in_flight(tmp_path: Path, expected_many: str) -> None:
-    """SIGKILL to a driver with a Ray of its own; the rerun takes over what was finished and makes the same bytes."""
+    """SIGKILL to a driver with a local Ray; the next run resumes from what was finished and makes the same bytes."""
     output = tmp_path / "all.beton"
     process = start(output)
     wait_for_a_part(process, output)
     process.kill()
-    assert process.wait(WAIT_LIMIT_S) == -signal.SIGKILL  # its workers may go on for a while, and hold its pipes
+    assert process.wait(WAIT_LIMIT_S) == -signal.SIGKILL  # its workers may live on for a while and hold its pipes
     assert not output.exists()
 
     process = start(output)

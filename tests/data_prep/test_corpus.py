@@ -63,7 +63,7 @@ def corpus(picture: Callable[..., Image.Image], image_file: ImageFile) -> dict[s
 
 
 @pytest.mark.skipif(find_spec(native_library.DECODE_MODULE) is None, reason="the native kernel was not built")
-def test_all_tools_are_of_one_mind(corpus: dict[str, bytes]) -> None:
+def test_all_tools_agree(corpus: dict[str, bytes]) -> None:
     judge = Judge(before=next(iter(made_kinds().values())))
     outcomes = {name: examine(name, data, judge) for name, data in corpus.items()}
     assert {name: outcome.disagreements for name, outcome in outcomes.items() if outcome.disagreements} == {}

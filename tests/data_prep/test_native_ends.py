@@ -55,7 +55,7 @@ def test_headers_of_plain_files_are_read_without_python(plain, ends_in, monkeypa
 
 
 @given(st.data())
-def test_of_any_bytes_c_tells_what_python_tells(plain, ends_in, data: st.DataObject) -> None:
+def test_c_reads_any_bytes_as_python_does(plain, ends_in, data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from(plain)))
     headers = min(len(whole), 700)
     for at in data.draw(st.lists(st.integers(0, headers - 1), max_size=4)):
@@ -76,12 +76,13 @@ def test_python_does_not_search_beyond_the_head(plain, ends_in, monkeypatch: pyt
     long = [data[:2] + b"\xff\xfe\x20\x02" + bytes(0x2000) + data[2:] for data in plain]
     monkeypatch.setattr(jpeg_headers, "read_jpeg_header", None)
     assert jpeg_headers.read_jpeg_headers(ends_in(long)) == [None] * len(long)
-    told = jpeg_headers.read_jpeg_headers(ends_in(long, 4 * HEAD_BYTES))
-    assert told == jpeg_headers.read_jpeg_headers(ends_in(plain))
+    assert jpeg_headers.read_jpeg_headers(ends_in(long, 4 * HEAD_BYTES)) == jpeg_headers.read_jpeg_headers(
+        ends_in(plain)
+    )
 
 
 @needs_c
-def test_c_tells_the_status_that_python_tells(tmp_path: Path) -> None:
+def test_c_returns_the_status_that_python_returns(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "plain").write_bytes(b"12345")
     (tmp_path / "old").write_bytes(b"1")
@@ -107,11 +108,18 @@ def test_c_tells_the_status_that_python_tells(tmp_path: Path) -> None:
         local.stat_files(str(tmp_path), ["x" * 5000])
 
 
-def test_without_the_c_python_tells(plain, ends_in, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_c_python_reads_headers_and_whole_files(
+    plain, ends_in, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = jpeg_headers.read_jpeg_headers(ends_in(plain))
     monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
     monkeypatch.setattr(local, "native_library", lambda: None)
     assert jpeg_headers.read_jpeg_headers(ends_in(plain)) == expected
+    source = tree_of(tmp_path, {"a.jpg": b"abc"})
+    assert source.ends([0]).num_bytes.tolist() == [-1]
+    into = memoryview(bytearray(3))
+    source.read_into([0], into)
+    assert into == b"abc"
 
 
 def tree_of(root: Path, files: dict[str, bytes]) -> ImageFolder:
@@ -163,16 +171,6 @@ def test_changed_files_are_left_out_and_reported_when_read(tmp_path: Path) -> No
     for index in (0, 1, 2, 4):
         with pytest.raises(Fault, match="changed while it was being read"):
             source.read_into([index], into)
-
-
-def test_without_the_c_every_file_is_read_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_headers, "native_library", lambda: None)
-    monkeypatch.setattr(local, "native_library", lambda: None)
-    source = tree_of(tmp_path, {"a.jpg": b"abc"})
-    assert source.ends([0]).num_bytes.tolist() == [-1]
-    into = memoryview(bytearray(3))
-    source.read_into([0], into)
-    assert into == b"abc"
 
 
 @needs_c

@@ -10,7 +10,7 @@
 #include "cpu.h"
 
 enum { SIDE = 8, CHANNELS = 3, ROW_BYTES = SIDE * CHANNELS };
-/* Of values that JPEG's quantization has not changed yet: at qualities from 80 on it adds less than 300. */
+/* For values before quantization, which adds less than 300 at qualities from 80 on. */
 static const float MOST = 7400.0f;
 /* In a column pass a sum is at most 11.1 times the root of the block's energy, in a row pass 22.7 times that of the
  * row's. Colours are mixed of channels with factors of a sum of 1, so one channel has at least the energy of the mixture. */
@@ -89,7 +89,7 @@ static INLINE int block_overflows(const Basis *basis, uint8_t block[SIDE][ROW_BY
     return 0;
 }
 
-/* Of as many rows of a block, for the channel that has most: the number of values times their variance. */
+/* For the channel with the largest result: number of values times variance, over that many rows of a block. */
 static INLINE int32_t energy(const uint16_t *sums, const uint32_t *squares, int rows)
 {
     int32_t most = 0;
@@ -125,7 +125,7 @@ static int has_strong_row(uint8_t block[SIDE][ROW_BYTES])
     return 0;
 }
 
-/* As JPEG encoders fill up blocks at the right and lower edge: with the last px. */
+/* Fills up blocks at the right and lower edge with the last px, as JPEG encoders do. */
 static void take_block(const uint8_t *pixels, int height, int width, int top, int left, uint8_t block[SIDE][ROW_BYTES])
 {
     for (int y = 0; y < SIDE; y++) {

@@ -90,7 +90,7 @@ static int has_tables(const uint8_t *at, unsigned size, const uint8_t *frame, in
     return 1;
 }
 
-/* Of what libjpeg looks at: a known version of JFIF, a known colour transform. */
+/* Whether the version of JFIF and the colour transform are among those that libjpeg knows. */
 static int is_plain_application(int marker, const uint8_t *at, const uint8_t *end)
 {
     if (marker == APP0)
@@ -158,7 +158,7 @@ __attribute__((visibility("default"))) void data_prep_jpeg_headers(const uint8_t
     }
 }
 
-/* Of whole files. */
+/* Headers of whole files. */
 __attribute__((visibility("default"))) void data_prep_whole_jpeg_headers(const uint8_t *const *files, const size_t *sizes,
                                                                          int64_t count, Header *headers)
 {

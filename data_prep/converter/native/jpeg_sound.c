@@ -1,4 +1,4 @@
-/* Is a baseline JPEG sound to its last bit? Follows the Huffman codes and nothing else: no coefficient is kept.
+/* Whether a baseline JPEG is sound to its last bit. Only Huffman codes are followed: no coefficient is kept.
  *
  * The answer goes one way. "Sound" says that libjpeg-turbo decodes the file to its end without a warning; whatever is
  * unusual, damaged or only doubtful is "not sure", and libjpeg-turbo itself is asked. So every rule here may be stricter
@@ -18,7 +18,7 @@
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
 enum {
-    LANES = 2,
+    NUM_STREAMS = 2,
     PADDING = 128,    /* zeros behind the data: more than is read between two looks at its end */
     STEPS_AT_ONCE = 2 /* between two fillings of the window, see `fill` */
 };
@@ -30,7 +30,7 @@ typedef struct State {
     int next_counter;
 } State;
 
-/* How far a file was followed. */
+/* The position in a file. */
 typedef struct {
     uint64_t window; /* the next bits, from the top */
     const uint8_t *next, *end; /* PADDING zeros follow the end */
@@ -41,7 +41,7 @@ typedef struct {
     int states_left;
 } Cursor;
 
-/* One file on its way, and what serves the next ones too. */
+/* One file that is being checked, and memory that is reused for the next ones. */
 typedef struct {
     Cursor cursor;
     uint8_t *clean;     /* the scan's data without stuffing */
@@ -49,20 +49,20 @@ typedef struct {
     LookUp *dc, *ac; /* NUM_TABLES each */
     State ring[2 * MAX_BLOCKS_IN_MCU];
     Scan scan;
-} Lane;
+} Stream;
 
 /* The scan's data up to the end of the image, without the zero that follows each FF. */
-static int take_out_stuffing(const uint8_t *at, const uint8_t *end, Lane *lane)
+static int take_out_stuffing(const uint8_t *at, const uint8_t *end, Stream *stream)
 {
     size_t size = (size_t)(end - at) + PADDING;
-    if (lane->clean_size < size) {
-        free(lane->clean);
-        lane->clean = malloc(size);
-        lane->clean_size = lane->clean ? size : 0;
-        if (!lane->clean)
+    if (stream->clean_size < size) {
+        free(stream->clean);
+        stream->clean = malloc(size);
+        stream->clean_size = stream->clean ? size : 0;
+        if (!stream->clean)
             return 0;
     }
-    uint8_t *clean = lane->clean;
+    uint8_t *clean = stream->clean;
     for (;;) {
         const uint8_t *special = memchr(at, 0xFF, (size_t)(end - at));
         if (!special || special + 1 >= end)
@@ -76,20 +76,20 @@ static int take_out_stuffing(const uint8_t *at, const uint8_t *end, Lane *lane)
         if (special[1] != 0)
             return 0;
     }
-    lane->cursor.end = clean - 1; /* less the FF of the marker */
+    stream->cursor.end = clean - 1; /* less the FF of the marker */
     memset(clean - 1, 0, PADDING);
     return 1;
 }
 
-static int build_look_ups(Lane *lane)
+static int build_look_ups(Stream *stream)
 {
-    const Scan *scan = &lane->scan;
+    const Scan *scan = &stream->scan;
     unsigned built_dc = 0, built_ac = 0;
     for (int k = 0; k < scan->num_components; k++) {
         int dc = scan->dc_of[k], ac = scan->ac_of[k];
-        if (!(built_dc >> dc & 1) && !build_look_up(&lane->dc[dc], &scan->dc[dc], 0))
+        if (!(built_dc >> dc & 1) && !build_look_up(&stream->dc[dc], &scan->dc[dc], 0))
             return 0;
-        if (!(built_ac >> ac & 1) && !build_look_up(&lane->ac[ac], &scan->ac[ac], 1))
+        if (!(built_ac >> ac & 1) && !build_look_up(&stream->ac[ac], &scan->ac[ac], 1))
             return 0;
         built_dc |= 1u << dc;
         built_ac |= 1u << ac;
@@ -98,22 +98,22 @@ static int build_look_ups(Lane *lane)
 }
 
 /* Everything up to the first code. False: not sure. */
-static int begin(Lane *lane, const uint8_t *file, size_t size)
+static int begin(Stream *stream, const uint8_t *file, size_t size)
 {
-    Scan *scan = &lane->scan;
-    if (!read_markers(file, size, scan) || !build_look_ups(lane) || !take_out_stuffing(scan->data, file + size, lane))
+    Scan *scan = &stream->scan;
+    if (!read_markers(file, size, scan) || !build_look_ups(stream) || !take_out_stuffing(scan->data, file + size, stream))
         return 0;
     int num_states = 2 * scan->blocks_in_mcu;
     for (int k = 0; k < num_states; k++) {
         int next = k + 1 < num_states ? k + 1 : 0, component = scan->component_of[next / 2];
-        lane->ring[k].next = &lane->ring[next];
-        lane->ring[k].next_look_up = next % 2 ? &lane->ac[scan->ac_of[component]] : &lane->dc[scan->dc_of[component]];
-        lane->ring[k].next_counter = LIVE + (next % 2 ? AC_COEFFICIENTS : 1);
+        stream->ring[k].next = &stream->ring[next];
+        stream->ring[k].next_look_up = next % 2 ? &stream->ac[scan->ac_of[component]] : &stream->dc[scan->dc_of[component]];
+        stream->ring[k].next_counter = LIVE + (next % 2 ? AC_COEFFICIENTS : 1);
     }
-    const State *last = &lane->ring[num_states - 1];
-    lane->cursor = (Cursor){
-        .next = lane->clean,
-        .end = lane->cursor.end,
+    const State *last = &stream->ring[num_states - 1];
+    stream->cursor = (Cursor){
+        .next = stream->clean,
+        .end = stream->cursor.end,
         .look_up = last->next_look_up,
         .state = last->next,
         .counter = last->next_counter,
@@ -164,7 +164,7 @@ static INLINE int advance_twice(Cursor *at)
     return advance(at) && advance(at) && at->states_left > STEPS_AT_ONCE && at->next <= at->end + 8;
 }
 
-/* Goes on where `advance_twice` stopped: all parts are there, and no whole byte is left over. */
+/* Continues where `advance_twice` stopped: all parts must be there, and no whole byte left over. */
 static int ends_well(Cursor *at)
 {
     while (at->states_left > 0 && at->next <= at->end + 8) {
@@ -183,47 +183,47 @@ typedef struct {
     int count, taken;
 } Queue;
 
-/* Puts the next file that is worth following on the lane, and returns its number; -1 behind the last. Files of a few
+/* Puts the next file that is worth following on the stream, and returns its number; -1 behind the last. Files of a few
  * blocks are followed to their end here. */
-static int take(Queue *queue, Lane *lane)
+static int take(Queue *queue, Stream *stream)
 {
     while (queue->taken < queue->count) {
         int file = queue->taken++;
-        if (!begin(lane, queue->files[file], queue->sizes[file]))
+        if (!begin(stream, queue->files[file], queue->sizes[file]))
             continue;
-        if (lane->cursor.states_left > STEPS_AT_ONCE)
+        if (stream->cursor.states_left > STEPS_AT_ONCE)
             return file;
-        queue->sound[file] = (uint8_t)ends_well(&lane->cursor);
+        queue->sound[file] = (uint8_t)ends_well(&stream->cursor);
     }
     return -1;
 }
 
-static void follow(Queue *queue, Lane lanes[LANES])
+static void follow(Queue *queue, Stream streams[NUM_STREAMS])
 {
-    int file[LANES];
-    for (int k = 0; k < LANES; k++)
-        file[k] = take(queue, &lanes[k]);
+    int file[NUM_STREAMS];
+    for (int k = 0; k < NUM_STREAMS; k++)
+        file[k] = take(queue, &streams[k]);
     while (file[0] >= 0 && file[1] >= 0) {
-        Cursor a = lanes[0].cursor, b = lanes[1].cursor; /* copies, which stay in registers */
-        int goes[LANES] = {1, 1};
+        Cursor a = streams[0].cursor, b = streams[1].cursor; /* copies, which stay in registers */
+        int goes[NUM_STREAMS] = {1, 1};
         while (goes[0] & goes[1]) {
             goes[0] = advance_twice(&a);
             goes[1] = advance_twice(&b);
         }
-        lanes[0].cursor = a, lanes[1].cursor = b;
-        for (int k = 0; k < LANES; k++) {
+        streams[0].cursor = a, streams[1].cursor = b;
+        for (int k = 0; k < NUM_STREAMS; k++) {
             if (goes[k])
                 continue;
-            queue->sound[file[k]] = (uint8_t)ends_well(&lanes[k].cursor);
-            file[k] = take(queue, &lanes[k]);
+            queue->sound[file[k]] = (uint8_t)ends_well(&streams[k].cursor);
+            file[k] = take(queue, &streams[k]);
         }
     }
-    for (int k = 0; k < LANES; k++) {
+    for (int k = 0; k < NUM_STREAMS; k++) {
         if (file[k] < 0)
             continue;
-        while (advance_twice(&lanes[k].cursor))
+        while (advance_twice(&streams[k].cursor))
             ;
-        queue->sound[file[k]] = (uint8_t)ends_well(&lanes[k].cursor);
+        queue->sound[file[k]] = (uint8_t)ends_well(&streams[k].cursor);
     }
 }
 
@@ -231,19 +231,19 @@ static void follow(Queue *queue, Lane lanes[LANES])
 __attribute__((visibility("default"))) void data_prep_jpegs_are_sound(const uint8_t *const *files, const size_t *sizes,
                                                                       int count, uint8_t *sound)
 {
-    Lane *lanes = calloc(LANES, sizeof *lanes);
-    LookUp *look_ups = malloc(2 * LANES * NUM_TABLES * sizeof *look_ups);
+    Stream *streams = calloc(NUM_STREAMS, sizeof *streams);
+    LookUp *look_ups = malloc(2 * NUM_STREAMS * NUM_TABLES * sizeof *look_ups);
     memset(sound, 0, (size_t)count);
-    if (lanes && look_ups) {
-        for (int k = 0; k < LANES; k++) {
-            lanes[k].dc = look_ups + 2 * k * NUM_TABLES;
-            lanes[k].ac = lanes[k].dc + NUM_TABLES;
+    if (streams && look_ups) {
+        for (int k = 0; k < NUM_STREAMS; k++) {
+            streams[k].dc = look_ups + 2 * k * NUM_TABLES;
+            streams[k].ac = streams[k].dc + NUM_TABLES;
         }
         Queue queue = {files, sizes, sound, count, 0};
-        follow(&queue, lanes);
-        for (int k = 0; k < LANES; k++)
-            free(lanes[k].clean);
+        follow(&queue, streams);
+        for (int k = 0; k < NUM_STREAMS; k++)
+            free(streams[k].clean);
     }
-    free(lanes);
+    free(streams);
     free(look_ups);
 }
