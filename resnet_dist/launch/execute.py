@@ -50,7 +50,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
 
     prepared, profile, storage = run.prepared, run.prepared.profile, run.storage
     has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
-    run.started_on([this_machine(profile, num_gpus=int(has_gpu))])
+    run.starts_on([this_machine(profile, num_gpus=int(has_gpu))])
     clear_leftovers(storage, profile.checkpoint.keep, prepared.damaged)
     if prepared.node_cache is not None:
         prepared.node_cache.fill()

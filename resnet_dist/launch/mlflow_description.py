@@ -51,13 +51,16 @@ def run_params(recipe: Recipe, profile: Profile) -> dict[str, str]:
     return flatten(recipe) | {f"profile.{key}": value for key, value in kept.items()}
 
 
-def run_tags(profile: Profile, identity: Identity, code: CodeVersion | None) -> dict[str, str]:
+def run_tags(
+    profile: Profile, identity: Identity, nodes: Sequence[ClusterNode], code: CodeVersion | None
+) -> dict[str, str]:
     """Settings that may differ between two starts of one run, and MLflow's own columns."""
     hardware = {key: value for key, value in flatten(profile).items() if key.partition(".")[0] in HARDWARE_KEYS}
     return {
         "recipe_hash": identity.recipe_hash,
         "data_digest": identity.data_digest,
         **{f"profile.{key}": value for key, value in hardware.items()},
+        "hardware": hardware_summary(nodes),
         "mlflow.user": _user(),
         "mlflow.source.name": "resnet-dist train",
         "mlflow.source.type": "JOB",
@@ -136,7 +139,12 @@ Undelivered = Fault | UserError | OSError
 
 
 def open_mlflow_run(
-    prepared: Prepared, code: CodeVersion | None, *, parent_run_id: str | None = None, tags: Mapping[str, str]
+    prepared: Prepared,
+    nodes: Sequence[ClusterNode],
+    code: CodeVersion | None,
+    *,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
 ) -> RunHandle:
     """Opens the MLflow run that belongs to the run's folder, or continues it; below `parent_run_id`, if that is given.
 
@@ -152,7 +160,7 @@ def open_mlflow_run(
         profile.experiment,
         prepared.name,
         storage,
-        {**run_tags(profile, prepared.identity, code), **tags},
+        {**run_tags(profile, prepared.identity, nodes, code), **tags},
         run_params(recipe, profile),
         parent_run_id=parent_run_id,
         limit_s=10.0 if parent_run_id is None else _TRIAL_OPEN_LIMIT_S,
@@ -160,29 +168,16 @@ def open_mlflow_run(
 
 
 def describe_in_mlflow(
-    handle: RunHandle,
-    prepared: Prepared,
-    nodes: Sequence[ClusterNode],
-    code: CodeVersion | None,
-    log: Log,
-    *,
-    brief: bool = False,
+    handle: RunHandle, prepared: Prepared, nodes: Sequence[ClusterNode], code: CodeVersion | None, log: Log
 ) -> None:
-    """Describes the run on its page in MLflow. None of this can fail a run: a refusal only causes a warning.
-
-    `brief`: say only on which hardware it runs.
-    """
+    """Describes the run on its page in MLflow. None of this can fail a run: a refusal only causes a warning."""
     profile, inputs = prepared.profile, data_inputs(prepared)
+    facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
     made_by: dict[str, PreparationRun] = {}
-    if not brief:
-        with _warn_on_error(log, "the run is not linked to how its data was made"):
-            made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))
-            set_tags(handle, {f"data_prep.{context}": run.run_id for context, run in made_by.items()})
+    with _warn_on_error(log, "the run is not linked to how its data was made"):
+        made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))
+        set_tags(handle, {f"data_prep.{context}": run.run_id for context, run in made_by.items()})
     with _warn_on_error(log, "the run is not described in MLflow"):
-        set_tags(handle, {"hardware": hardware_summary(nodes)})
-        if brief:
-            return
-        facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
         log_details(
             handle,
             description=description(prepared, made_by),

@@ -45,7 +45,7 @@ def ray_group(run: Run, observer: Observer) -> WorkerResult:
     workers is about to leave; in both cases it begins at the newest complete checkpoint.
     """
     profile, failure = run.prepared.profile, run.prepared.profile.failure
-    run.started_on(alive_nodes())
+    run.starts_on(alive_nodes())
     release_request(run.lease.left_request)
     trainers = Trainers(run, observer)
     lost_controllers = preemptions = 0

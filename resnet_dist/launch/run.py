@@ -9,11 +9,11 @@ Every training is such a block: `train`'s, a sweep's trials, a study's. Only lea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_dist.code_version import CodeVersion, read_code_version
+from resnet_dist.code_version import read_code_version
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import HeldLease, held
@@ -26,18 +26,20 @@ from resnet_dist.tracking.mlflow_run import RunEnd
 from resnet_dist.training.context import WorkerResult
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A run that this process drives."""
 
     prepared: Prepared
     lease: HeldLease
-    record: MlflowRecord
     progress: ProgressReporter
     events: EventLog
-    code: CodeVersion | None
-    """None also for brief runs: git takes a moment."""
-    startup: Startup | None = None
+    startup: Startup | None
+    parent_run_id: str | None
+    brief: bool
+    tags: Mapping[str, str]
+    _until_end: ExitStack
+    _record: MlflowRecord | None = None
 
     @classmethod
     @contextmanager
@@ -50,8 +52,7 @@ class Run:
         tags: Mapping[str, str] | None = None,
         startup: Startup | None = None,
     ) -> Iterator[Run]:
-        """Takes the run's lease, and opens its MLflow run or continues it; leaving the block writes the run's end and
-        releases the lease.
+        """Takes the run's lease; leaving the block writes the run's end and releases the lease.
 
         Args:
             prepared: the run's checks, passed.
@@ -60,31 +61,42 @@ class Run:
             tags: more tags for the MLflow run.
             startup: a clock that started with the command; its line goes to the events.
 
-        Raises UserError if another driver has the run, its folder is a sweep's, or none of its checkpoints is complete;
-        Fault if MLflow does not respond. Nothing has been started then.
+        Raises UserError if another driver has the run, its folder is a sweep's, or none of its checkpoints is complete.
         """
-        storage, profile, progress = prepared.storage, prepared.profile, ProgressReporter(prepared.plan)
+        storage, progress = prepared.storage, ProgressReporter(prepared.plan)
         require_no_sweep(storage)
         if prepared.none_complete:
             require_none_written(storage, prepared.damaged)
         for warning in prepared.warnings:
             progress.log(f"warning: {warning}")
-        with held(storage, profile.failure.driver_timeout_s, progress.log) as lease:
-            code = None if brief else read_code_version(Path(__file__).parents[2])
-            handle = open_mlflow_run(prepared, code, parent_run_id=parent_run_id, tags=tags or {})
-            if startup is not None:
-                startup.passed("MLflow")
-            class_names = prepared.val.class_names
-            with MlflowRecord.open(handle, lease, class_names, progress.log, brief=brief) as record:
-                yield cls(prepared, lease, record, progress, EventLog(storage, lease), code, startup)
+        with held(storage, prepared.profile.failure.driver_timeout_s, progress.log) as lease, ExitStack() as until_end:
+            events = EventLog(storage, lease)
+            yield cls(prepared, lease, progress, events, startup, parent_run_id, brief, tags or {}, until_end)
 
-    def started_on(self, nodes: Sequence[ClusterNode]) -> None:
-        """Notes in the run's events and in MLflow where it is executed. MLflow's errors cost a warning only."""
-        in_code = "" if self.record.brief else f", code {self.code.commit[:12] if self.code else 'not in git'}"
+    def starts_on(self, nodes: Sequence[ClusterNode]) -> None:
+        """Opens the MLflow run, or continues it, and describes there what will be trained on `nodes`.
+
+        Whoever executes the run calls it first. Raises Fault if MLflow does not respond: nothing has been started yet.
+        """
+        # Not in `open`: between the two a cluster is connected and found large enough, and a user's mistake that only
+        # this shows (no such cluster, too few CPUs) leaves no failed run in MLflow.
+        code = None if self.brief else read_code_version(Path(__file__).parents[2])
+        handle = open_mlflow_run(self.prepared, nodes, code, parent_run_id=self.parent_run_id, tags=self.tags)
+        class_names = self.prepared.val.class_names
+        self._record = self._until_end.enter_context(
+            MlflowRecord.open(handle, self.lease, class_names, self.log, brief=self.brief)
+        )
+        in_code = "" if self.brief else f", code {code.commit[:12] if code else 'not in git'}"
         self.events.note(f"driver began: {hardware_summary(nodes)}{in_code}")
-        describe_in_mlflow(self.record.handle, self.prepared, nodes, self.code, self.log, brief=self.record.brief)
+        if not self.brief:
+            describe_in_mlflow(handle, self.prepared, nodes, code, self.log)
         if self.startup is not None:
-            self.startup.passed("description")
+            self.startup.passed("MLflow")
+
+    @property
+    def record(self) -> MlflowRecord:
+        assert self._record is not None, "the run has not been executed"
+        return self._record
 
     @property
     def storage(self) -> RunStorage:

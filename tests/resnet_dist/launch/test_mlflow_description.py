@@ -55,18 +55,19 @@ def test_restarts_and_resizes_are_counted_over_all_drivers(tmp_path: Path) -> No
 
 
 def test_parameters_and_tags_hold_recipe_and_profile() -> None:
-    params, tags = run_params(RECIPE, profile()), run_tags(profile(), Identity("r", "d"), None)
+    identity, nodes = Identity("r", "d"), [ClusterNode("a", 2, 0)]
+    params, tags = run_params(RECIPE, profile()), run_tags(profile(), identity, nodes, None)
     assert flatten(RECIPE).items() <= params.items()
     assert params["profile.storage"] == "/s"
     wanted = {f"profile.{key}" for key in flatten(profile())}
     assert wanted == {key for key in {**params, **tags} if key.startswith("profile.")}
     assert tags["recipe_hash"] == "r"
     assert "mlflow.source.git.commit" not in tags
-    assert run_tags(profile(), Identity("r", "d"), CodeVersion("c" * 40, True, ""))["git.dirty"] == "true"
+    assert run_tags(profile(), identity, nodes, CodeVersion("c" * 40, True, ""))["git.dirty"] == "true"
     for hardware in ({"workers": 1}, {"cpus_per_worker": 4}, {"gpus_per_worker": 1}):
         # MLflow never changes a parameter, and a run may resume on other hardware.
         assert run_params(RECIPE, profile(**hardware)) == params
-        assert run_tags(profile(**hardware), Identity("r", "d"), None) != tags
+        assert run_tags(profile(**hardware), identity, nodes, None) != tags
 
 
 def test_hardware_in_words() -> None:

@@ -29,7 +29,7 @@ def run_group(monkeypatch: pytest.MonkeyPatch, *ends: Any, **limits: int) -> tup
         lease=SimpleNamespace(left_request=""),
         events=SimpleNamespace(note=events.append),
         log=events.append,
-        started_on=lambda nodes: None,
+        starts_on=lambda nodes: None,
     )
     result = ray_group(cast(Any, run), Observer())
     return result, events[::2]

@@ -14,6 +14,7 @@ from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
 from resnet_dist.launch.progress import EventLog
@@ -74,9 +75,14 @@ def drive(prepared: Prepared, on: Callable[[Run, Observer], WorkerResult], obser
     return run
 
 
-def ends_with(outcome: Outcome) -> Callable[[Run, Observer], WorkerResult]:
-    """Somewhere to execute where this comes out."""
-    return lambda run, observer: WorkerResult(outcome, step=4)
+def somewhere(ends: Callable[[], WorkerResult]) -> Callable[[Run, Observer], WorkerResult]:
+    """Where a run is executed and ends like this."""
+
+    def on(run: Run, observer: Observer) -> WorkerResult:
+        run.starts_on([ClusterNode("here", cpus=1, gpus=0)])
+        return ends()
+
+    return on
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def ends_with(outcome: Outcome) -> Callable[[Run, Observer], WorkerResult]:
 )
 def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: Outcome, end: RunEnd) -> None:
     checked = prepared()
-    run = drive(checked, ends_with(outcome))
+    run = drive(checked, somewhere(lambda: WorkerResult(outcome, step=4)))
     assert recorded_end(checked.run_dir) == end
     run_id = run.record.handle.run_id
     assert MlflowClient(checked.profile.tracking_uri).get_run(run_id).info.status == end.status
@@ -108,23 +114,23 @@ def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: Ou
 def test_the_end_is_what_went_wrong(prepared: Callable[..., Prepared], error: BaseException, end: RunEnd) -> None:
     checked = prepared()
 
-    def fail(run: Run, observer: Observer) -> WorkerResult:
+    def fail() -> WorkerResult:
         raise error
 
     with pytest.raises(type(error)):
-        drive(checked, fail)
+        drive(checked, somewhere(fail))
     assert recorded_end(checked.run_dir) == end
 
 
 def test_a_driver_that_was_replaced_writes_neither_events_nor_an_end(prepared: Callable[..., Prepared]) -> None:
     checked = prepared()
 
-    def is_replaced(run: Run, observer: Observer) -> WorkerResult:
+    def is_replaced() -> WorkerResult:
         (checked.run_dir / "driver" / "00002.lease").touch()
         return WorkerResult("finished", step=4)
 
     with pytest.raises(Fault, match="has taken over"):
-        drive(checked, is_replaced)
+        drive(checked, somewhere(is_replaced))
     assert recorded_end(checked.run_dir) is None
     assert "after step" not in EventLog(checked.storage).read()
 
