@@ -50,26 +50,16 @@ def model_of_name(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
 
 
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
-    """Reads a search space; the recipe's keys that it names are looked up in the recipe's schema. Raises UserError."""
+    """Reads a search space and checks the recipe keys that it names against the recipe's schema. Raises UserError."""
     return space_from_tree(str(path), read_tree(path), overrides)
 
 
 def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Space:
-    """As `load_space`, from plain data. `where` (the file) begins the message of a UserError."""
+    """Like `load_space`, from plain data. `where` (the file) begins the message of a UserError."""
     tree = dict(given)
     for override in overrides:
         _apply(tree, override)
-    mistakes = _unknown_keys(tree)
-    try:
-        space = Space.model_validate(tree)
-    except ValidationError as error:
-        _require_kind(Space, where, tree)
-        mistakes = _described(Space, error) + mistakes
-    except RecursionError:
-        mistakes = ["is nested too deeply"]
-    if mistakes:
-        raise UserError(f"{where}: {_enumerate(mistakes)}")
-    return space
+    return _validated(Space, where, tree, _unknown_keys(tree))
 
 
 def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
@@ -99,7 +89,7 @@ def recipe_from_tree(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> R
 
 
 def unknown_recipe_key(path: str) -> str | None:
-    """What is wrong with `path` as the name of a recipe key, or None. A key of any kind of schedule is allowed."""
+    """The mistake in `path` as the name of a recipe key, or None. A key of any kind of schedule is allowed."""
     sections: tuple[type[BaseModel], ...] = (Recipe,)
     for depth, key in enumerate(keys := path.split(".")):
         valid = sorted({name for section in sections for name in section.model_fields})
@@ -168,14 +158,19 @@ def _load(schema: type[S], path: Path, overrides: Sequence[str]) -> S:
     return _validated(schema, path, tree)
 
 
-def _validated(schema: type[S], where: Path | str, tree: Any) -> S:
+def _validated(schema: type[S], where: Path | str, tree: Any, more_mistakes: Sequence[str] = ()) -> S:
+    """`more_mistakes`: found by other means in the same tree; reported with the schema's."""
+    mistakes = list(more_mistakes)
     try:
-        return schema.model_validate(tree)
+        model = schema.model_validate(tree)
     except ValidationError as error:
         _require_kind(schema, where, tree)
-        raise UserError(f"{where}: {_enumerate(_described(schema, error))}") from None
+        mistakes = _described(schema, error) + mistakes
     except RecursionError:
-        raise UserError(f"{where}: is nested too deeply") from None
+        mistakes = ["is nested too deeply"]
+    if mistakes:
+        raise UserError(f"{where}: {_enumerate(mistakes)}")
+    return model
 
 
 def _require_kind(schema: type[BaseModel], where: Path | str, tree: Any) -> None:

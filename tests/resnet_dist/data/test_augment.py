@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from resnet_dist.data.augment import (
     trivial_augment_wide_table,
 )
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64, uniform
+from tests.resnet_dist.data.replayed import Replayed
 
 Pixels = NDArray[np.uint8]
 
@@ -177,32 +177,6 @@ def test_an_image_draws_the_same_alone() -> None:
     together = draw_operations(EVERYTHING, 64, keys_of(20))
     for k in range(20):
         assert np.array_equal(draw_operations(EVERYTHING, 64, keys_of(20)[k : k + 1]), together[k : k + 1])
-
-
-class Replayed:
-    """What torchvision's transforms use of torch's random numbers, with given ones in their place."""
-
-    def __init__(self, **numbers: list[Any]) -> None:
-        self._numbers = {name: iter(values) for name, values in numbers.items()}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def randperm(self, _: int) -> Any:
-        return torch.tensor(next(self._numbers["randperm"]))
-
-    def rand(self, _: int) -> torch.Tensor:
-        return torch.tensor([next(self._numbers["rand"])], dtype=torch.float64)
-
-    def empty(self, _: int) -> SimpleNamespace:
-        u = next(self._numbers["uniform"])
-        return SimpleNamespace(uniform_=lambda a, b: torch.as_tensor(a + (b - a) * u, dtype=torch.float64))
-
-    def randint(self, low: int, high: int, size: tuple[int]) -> SimpleNamespace:
-        return SimpleNamespace(item=lambda: low + int((high - low) * next(self._numbers["randint"])))
-
-    def tensor(self, values: Any) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
 
 
 def test_colour_jitter_is_torchvisions(picture: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:

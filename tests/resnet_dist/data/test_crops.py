@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data.crops import center_crop, crop, num_draws, random_resized_crop
 from resnet_dist.data.ffcv_kernel import whole_pixel_boxes
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
+from tests.resnet_dist.data.replayed import Replayed
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 SIDE = st.integers(1, 3000)
@@ -31,27 +31,6 @@ def draws_of(num_samples: int, num: int = 23) -> np.ndarray:
     return uniform(sample_keys(Stream.AUGMENTATION, 21, 3, np.arange(num_samples)), num)
 
 
-class ReplayedTorch:
-    """What torchvision's `get_params` uses of torch, in double precision and with our draws in place of its own."""
-
-    def __init__(self, draws: np.ndarray) -> None:
-        self._tries = iter([u for pair in zip(draws[3:13], draws[13:23], strict=True) for u in pair])
-        self._corners = iter(draws[1:3])
-
-    def tensor(self, values: tuple[float, ...]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    log, exp = staticmethod(torch.log), staticmethod(torch.exp)
-
-    def empty(self, _: int) -> SimpleNamespace:
-        u = next(self._tries)
-        return SimpleNamespace(uniform_=lambda a, b: torch.as_tensor(a + (b - a) * u, dtype=torch.float64))
-
-    def randint(self, low: int, high: int, size: tuple[int]) -> SimpleNamespace:
-        corner = low + int((high - low) * next(self._corners))
-        return SimpleNamespace(item=lambda: corner)
-
-
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (32, 32), (60, 900), (900, 60), (17, 23)])
 def test_random_resized_crop_is_torchvisions(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = draws_of(300)
@@ -59,7 +38,8 @@ def test_random_resized_crop_is_torchvisions(height: int, width: int, monkeypatc
     theirs = []
     image = torch.empty(3, height, width)
     for row in draws:
-        monkeypatch.setattr(torchvision_transforms, "torch", ReplayedTorch(row))
+        tries = [u for pair in zip(row[3:13], row[13:], strict=True) for u in pair]
+        monkeypatch.setattr(torchvision_transforms, "torch", Replayed(uniform=tries, randint=row[1:3]))
         theirs.append(torchvision_transforms.RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)))
     assert ours.tolist() == [list(box) for box in theirs]
 
