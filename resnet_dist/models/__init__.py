@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resnet_dist.models.classifier import BatchNormStatistics, ImageClassifier
-from resnet_dist.models.registry import MODEL_NAMES, Summary, build_model, summarise
+from resnet_dist.models.registry import MODEL_NAMES, build_model
+from resnet_dist.models.summary import Summary, summarise
 
 __all__ = ["MODEL_NAMES", "BatchNormStatistics", "ImageClassifier", "Summary", "build_model", "summarise"]

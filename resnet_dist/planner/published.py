@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resnet_dist.models.registry import summarise
+from resnet_dist.models.summary import summarise
 from resnet_dist.planner.hardware import JITTER, Links, gpu_of_name
 from resnet_dist.planner.step import exchange, expected_maximum, produced, roofline_s, throttled
 

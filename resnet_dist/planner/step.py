@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
 
-from resnet_dist.models.registry import Summary, summarise
+from resnet_dist.models.summary import Summary, summarise
 from resnet_dist.planner.hardware import (
     BACKWARD_SHARE,
     BUCKET_BYTES,

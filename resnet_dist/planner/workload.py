@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from resnet_dist.config.low_rank import numbers_sent
 from resnet_dist.config.recipe import Recipe, train_size
 from resnet_dist.errors import UserError
-from resnet_dist.models.registry import Summary, summarise
+from resnet_dist.models.summary import Summary, summarise
 
 DATASETS = {"imagenet": (1_281_167, 50_000), "cifar10": (50_000, 10_000), "digits": (1_442, 355)}
 """Training and validation images."""

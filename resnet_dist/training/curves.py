@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.config.recipe import Recipe, train_size
-from resnet_dist.models.registry import summarise
+from resnet_dist.models.summary import summarise
 from resnet_dist.training.collectives import Stopwatch, sum_over_workers
 
 SLOW_FACTOR = 1.5

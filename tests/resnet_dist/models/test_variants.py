@@ -15,8 +15,8 @@ from resnet_dist.errors import UserError
 from resnet_dist.models import build_model
 from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, StepNoise, keyed_uniform
 from resnet_dist.models.preactivation import PreactivationBasicBlock
-from resnet_dist.models.registry import LAYERS_PER_BLOCK, POSTACTIVATION, PREACTIVATION, BlockKind, CifarResNet
-from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, NetOptions, ResidualBlock, Shortcut
+from resnet_dist.models.registry import LAYERS_PER_BLOCK, POSTACTIVATION, PREACTIVATION, BlockKind
+from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, CifarResNet, NetOptions, ResidualBlock, Shortcut
 from resnet_dist.training.step import layer_keys
 
 RESNET_D = {"stem": "deep", "pooled_projection": True}

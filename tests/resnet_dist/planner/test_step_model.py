@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from resnet_dist.config.loading import load_recipe
 from resnet_dist.errors import UserError
-from resnet_dist.models.registry import build_model, summarise
+from resnet_dist.models.registry import build_model
+from resnet_dist.models.summary import summarise
 from resnet_dist.planner.hardware import (
     BUCKET_BYTES,
     FIRST_BUCKET_BYTES,
