@@ -95,6 +95,7 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     under another default device): seed it first. Raises UserError on an unknown name and on an option that the net
     does not have.
 
+    >>> import torch
     >>> net = build_model("resnet20", 10, shortcut="B")
     >>> net(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
