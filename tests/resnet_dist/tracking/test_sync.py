@@ -222,22 +222,6 @@ def test_texts_that_cannot_be_stored_do_not_hold_up_the_points(tmp_path):
     assert delivery.num_points == 1
 
 
-def test_a_superseded_writer_sends_nothing_more(tmp_path):
-    server = MemoryServer()
-    old = Spool(tmp_path)
-    old.metrics({"loss": 1.0}, 1)
-    assert old.persist(30)
-    delivery = Delivery(tmp_path, server, lambda: old.durable_bytes)
-    assert delivery.send_all(old.is_newest)
-    new = Spool(tmp_path)
-    old.metrics({"loss": -1.0}, 2)
-    assert old.persist(30)
-    assert not delivery.send_all(old.is_newest)
-    assert server.arrivals == [("loss", 1)]
-    old.close()
-    new.close()
-
-
 # With MLflow itself, on sqlite.
 
 
@@ -245,13 +229,9 @@ def begin(uri: str, run_dir: Path):
     return open_run(uri, "exp", "r", run_dir, {}, {})
 
 
-def track(handle) -> SpoolTracker:
-    return SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri)
-
-
 def test_everything_arrives_once(sqlite_uri, tmp_path, stored_rows, spooled_rows):
     handle = begin(sqlite_uri, tmp_path / "run")
-    tracker = track(handle)
+    tracker = SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri)
     for step in range(1, 1501):
         tracker.metrics({"train/loss": 1.0 / step, "lr": 0.1}, step)
     tracker.metrics({"val/loss": math.nan, "val/top1": 97.5}, 1500)
@@ -271,7 +251,7 @@ def test_everything_arrives_once(sqlite_uri, tmp_path, stored_rows, spooled_rows
 
 def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_rows):
     handle = begin(sqlite_uri, tmp_path / "run")
-    tracker = track(handle)
+    tracker = SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri)
     tracker.metrics({"loss": 1.0, "bad\nname": 2.0}, 1)
     for path in ("../outside.txt", "/abs.txt", "", "a\0b"):
         with pytest.raises(ValueError, match="artifact_path"):
@@ -287,7 +267,7 @@ def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_ro
 def test_a_run_deleted_by_somebody_waits_for_its_return(sqlite_uri, tmp_path, stored_rows, spooled_rows):
     handle = begin(sqlite_uri, tmp_path / "run")
     MlflowClient(sqlite_uri).delete_run(handle.run_id)
-    tracker = track(handle)
+    tracker = SpoolTracker(handle.run_dir, handle.run_id, handle.tracking_uri)
     tracker.metrics({"loss": 1.0}, 1)
     assert not tracker.flush(2)
     tracker.close()
