@@ -216,15 +216,15 @@ def test_an_unreachable_store_is_not_damage(bucket: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("location", "told"),
+    ("location", "why"),
     [
         ("gs://bucket/runs", "gs:// is not supported"),
         ("s3://", "names no bucket"),
         ("s3://key:secret@bucket/runs", "credentials and endpoint come from the environment"),
     ],
 )
-def test_invalid_storage_locations(location: str, told: str) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+def test_invalid_storage_locations(location: str, why: str) -> None:
+    with pytest.raises(UserError, match=why) as caught:
         open_storage(location)
     assert "secret" not in str(caught.value)
 

@@ -73,31 +73,31 @@ def test_a_trained_model_is_restored_as_written(tmp_path: Path, sqlite_uri: str)
 
 
 def test_a_server_that_is_away_at_the_end(server: MlflowServer, tmp_path: Path) -> None:
-    storage, said = FolderStorage(tmp_path / "run"), list[str]()
+    storage, logged = FolderStorage(tmp_path / "run"), list[str]()
     _, handle = trained_run(server.uri, storage)
     server.kill()
     with pytest.raises(Fault) as caught:
-        sync_run(storage, server.uri, said.append)
+        sync_run(storage, server.uri, logged.append)
     words = str(caught.value)
     assert words.startswith("training finished after step 10 at 75.00 % top-1")
     assert words.count("does not respond") == 1
     assert (
         f"`resnet-dist tracking sync {storage.location} --tracking-uri {server.uri}`, or by the same command" in words
     )
-    assert said == []
+    assert logged == []
     end = recorded_end(storage.folder)
     assert end is not None
     assert end.status == "FINISHED"
     server.start()
-    words = sync_run(storage, server.uri, said.append)
+    words = sync_run(storage, server.uri, logged.append)
     assert words.startswith("training finished after step 10 at 75.00 % top-1: run ")
     assert "marked FINISHED" in words
     require_complete(server.uri, handle, storage)
-    assert sync_run(storage, server.uri, said.append) == "no point was waiting; run was marked FINISHED"
+    assert sync_run(storage, server.uri, logged.append) == "no point was waiting; run was marked FINISHED"
 
 
 def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
-    storage, said = FolderStorage(tmp_path / "run"), list[str]()
+    storage, logged = FolderStorage(tmp_path / "run"), list[str]()
     _, handle = trained_run(sqlite_uri, storage)
     with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
         database.execute(
@@ -105,34 +105,34 @@ def test_a_registry_that_refuses(tmp_path: Path, sqlite_uri: str) -> None:
         )
     for _ in range(2):
         with pytest.raises(Fault, match=r"finished after step 10 at 75.00 % top-1.*Model Version creation error"):
-            sync_run(storage, sqlite_uri, said.append)
+            sync_run(storage, sqlite_uri, logged.append)
     run = MlflowClient(sqlite_uri).get_run(handle.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["ended"].startswith("finished; its model is not in MLflow yet: MLflow at ")
     with sqlite3.connect(sqlite_file(sqlite_uri)) as database:
         database.execute("drop trigger t")
-    with held(storage, 3, said.append), pytest.raises(UserError, match="another driver is working on this run"):
-        sync_run(storage, sqlite_uri, said.append)
-    sync_run(storage, sqlite_uri, said.append)
+    with held(storage, 3, logged.append), pytest.raises(UserError, match="another driver is working on this run"):
+        sync_run(storage, sqlite_uri, logged.append)
+    sync_run(storage, sqlite_uri, logged.append)
     require_complete(sqlite_uri, handle, storage)
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.end_time == run.info.end_time
 
 
 def test_sync_reports_a_runs_state(tmp_path: Path, sqlite_uri: str) -> None:
-    storage, said = FolderStorage(tmp_path / "run"), list[str]()
+    storage, logged = FolderStorage(tmp_path / "run"), list[str]()
     handle = open_run(sqlite_uri, "exp", "demo", storage.folder, {}, {})
     tracker = SpoolTracker(storage, handle.run_id, f"sqlite:///{tmp_path}/away.db")
     tracker.metrics({"train/loss": 0.5}, 1)
     tracker.close()
-    with held(storage, 5, said.append):
-        assert "sent 1 points; run in progress (pid " in sync_run(storage, sqlite_uri, said.append)
-    assert sync_run(storage, sqlite_uri, said.append).startswith("no point was waiting; the run has not ended")
+    with held(storage, 5, logged.append):
+        assert "sent 1 points; run in progress (pid " in sync_run(storage, sqlite_uri, logged.append)
+    assert sync_run(storage, sqlite_uri, logged.append).startswith("no point was waiting; the run has not ended")
     record_end(handle, "FAILED", "failed: a node was lost")
-    assert sync_run(storage, sqlite_uri, said.append) == (
+    assert sync_run(storage, sqlite_uri, logged.append) == (
         "no point was waiting; run marked FAILED (failed: a node was lost)"
     )
     assert MlflowClient(sqlite_uri).get_run(handle.run_id).info.status == "FAILED"
-    assert said[0].startswith("reading 0.0 MB of metrics")
+    assert logged[0].startswith("reading 0.0 MB of metrics")
 
 
 def test_a_run_file_of_any_content_is_named(tmp_path: Path, sqlite_uri: str) -> None:

@@ -56,7 +56,7 @@ def test_absolute(uri, expected):
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "why"),
     [
         *((uri, r"sqlite:///folder/mlflow\.db") for uri in ("mlruns", "/tmp/mlruns", "file:mlruns", "databricks", "")),
         *((uri, f"write sqlite:///{uri}$") for uri in ("runs/mlflow.db", "/data/mlflow.sqlite")),
@@ -66,8 +66,8 @@ def test_absolute(uri, expected):
         *((f"sqlite:///{end}", "after the file's name") for end in ("/a/b?c/m.db", "m.db?mode=ro")),
     ],
 )
-def test_a_uri_that_cannot_hold_runs_is_refused_with_what_to_write(uri, told):
-    with pytest.raises(UserError, match=f"tracking_uri: .*{told}"):
+def test_a_uri_that_cannot_hold_runs_is_refused_with_what_to_write(uri, why):
+    with pytest.raises(UserError, match=f"tracking_uri: .*{why}"):
         absolute_tracking_uri(uri, BASE)
 
 
@@ -208,19 +208,19 @@ def write(database: Path, *statements: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "told"),
+    ("revision", "why"),
     [
         ("451aebb31d03", "older MLflow .*make a copy first: cp .*mlflow db upgrade sqlite:///"),
         ("f" * 12, "newer MLflow"),
     ],
 )
-def test_a_database_of_another_mlflow_is_not_touched(revision: str, told: str, sqlite_uri: str, tmp_path: Path) -> None:
+def test_a_database_of_another_mlflow_is_not_touched(revision: str, why: str, sqlite_uri: str, tmp_path: Path) -> None:
     database = sqlite_file(sqlite_uri)
     assert database is not None
     write(database, f"update alembic_version set version_num = '{revision}'")
     before = database.read_bytes()
     for work in (list_runs, prepare_store, lambda uri: open_run(uri, "e", "r", tmp_path / "run", {}, {})):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=why):
             work(sqlite_uri)
     assert database.read_bytes() == before
 
@@ -231,14 +231,14 @@ def test_another_programs_or_a_damaged_database_is_named(tmp_path: Path, sqlite_
     damaged.write_bytes(b"SQLite format 3\0" + b"\1" * 5000)
     text = tmp_path / "notes.txt"
     text.write_text("a text")
-    for path, told in (
+    for path, why in (
         (other, "not MLflow's"),
         (damaged, "damaged"),
         (text, "not a sqlite"),
         (text / "mlflow.db", "cannot be created"),
         (tmp_path, "not a file|folder"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=why):
             prepare_store(f"sqlite:///{path}")
     assert text.read_text() == "a text"
     with pytest.raises(UserError, match="there is no MLflow database"):
@@ -277,8 +277,10 @@ def test_processes_that_meet_a_fresh_database_together_all_get_through(tmp_path)
     assert not list(tmp_path.glob("mlruns*"))
 
 
-def test_files_follow_a_database_that_is_moved(tmp_path: Path) -> None:
+def test_files_follow_a_database_that_is_moved(template_database: Path, tmp_path: Path) -> None:
     first, second, copy = tmp_path / "first", tmp_path / "second", tmp_path / "copy"
+    first.mkdir()
+    shutil.copy(template_database, first / "mlflow.db")
 
     def run(folder: Path, name: str) -> str:
         handle = open_run(f"sqlite:///{folder}/mlflow.db", "exp", name, folder / name, {}, {})
