@@ -8,7 +8,7 @@ from data_prep.beton import layout, manifest
 from data_prep.pixels import LIMITS
 from data_prep.sources import hf_parquet, labels, webdataset
 from data_prep.sources.datasets import cifar, ilsvrc
-from data_prep.sources.files import find, places, table, tar
+from data_prep.sources.files import find, paths, table, tar
 from resnet_dist.config import recipe, yaml_text
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "limits.md"
@@ -54,7 +54,7 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
             ("a stored image", "a page of the beton", "8 MiB by default: `--page-mib`"),
         ],
         "A source": [
-            ("a sample's file", mib(places.MAX_SAMPLE_BYTES), "and any other file that is read at once"),
+            ("a sample's file", mib(paths.MAX_SAMPLE_BYTES), "and any other file that is read at once"),
             ("classes", f"{labels.MAX_CLASSES:,}", "labelled from 0"),
             ("a class name", f"{labels.MAX_NAME_CHARS:,} characters", ""),
             ("a table of labels", mib(table.MAX_TEXT_BYTES), "`--labels`, `--classes`, Kaggle's tables"),

@@ -113,11 +113,11 @@ MAX_DIGITS = 30
 
 def read_indices(path: Path) -> tuple[int, ...]:
     """One index per line. Raises UserError, naming the line, for anything else."""
-    from data_prep.sources.files.find import place_of
+    from data_prep.sources.files.find import storage_path
     from data_prep.sources.files.table import read_lines
 
     indices = []
-    for number, (text,) in read_lines(place_of(str(path))):
+    for number, (text,) in read_lines(storage_path(str(path))):
         if not (text.isascii() and text.isdecimal()) or len(text) > MAX_DIGITS:
             raise UserError(f"{path} line {number}: expected the index of a sample, found {shown(text, 40)}")
         indices.append(int(text))
@@ -129,7 +129,7 @@ def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
 
     A name may contain commas. Raises UserError for a class that the beton does not have.
     """
-    from data_prep.sources.files.find import place_of
+    from data_prep.sources.files.find import storage_path
     from data_prep.sources.files.table import read_lines
 
     manifest = load_manifest(beton)
@@ -142,7 +142,7 @@ def read_classes(options: Sequence[str], beton: Path) -> tuple[str, ...]:
     found: list[str] = []
     for option in options:
         if option.startswith("@") and option not in known:
-            names = [cells[0] for _, cells in read_lines(place_of(option[1:]))]
+            names = [cells[0] for _, cells in read_lines(storage_path(option[1:]))]
         else:
             names = list(_split_at_commas(option, known))
         unknown = sorted(set(names) - known.keys())

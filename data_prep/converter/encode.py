@@ -30,7 +30,7 @@ from data_prep.jpeg.header import (
 )
 from data_prep.native import library as native_library
 from data_prep.pixels import BadPicture, orientation, require_size
-from data_prep.sources.files.places import TAIL_BYTES, Ends
+from data_prep.sources.files.paths import TAIL_BYTES, Ends
 
 ENCODING_VERSION = "3"
 """Raise it whenever a change here or in `data_prep/pixels.py` changes stored bytes. It is in every manifest."""

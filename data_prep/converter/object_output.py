@@ -20,7 +20,7 @@ from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload
 from data_prep.converter.output import BETON, Written
 from data_prep.errors import UserError
-from data_prep.sources.files.places import without_credentials
+from data_prep.sources.files.paths import without_credentials
 from data_prep.sources.files.remote import READ_AHEAD_BYTES, failures
 
 MAX_PARTS = 10_000

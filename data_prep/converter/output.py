@@ -35,7 +35,7 @@ from data_prep.beton.files import (
 from data_prep.beton.manifest import MAX_MANIFEST_BYTES
 from data_prep.beton.ranges import FileRange, Payload, read_digests
 from data_prep.errors import Fault, UserError
-from data_prep.sources.files.places import IS_URL
+from data_prep.sources.files.paths import IS_URL
 
 BETON, MANIFEST = ".beton", ".manifest.json"
 BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"

@@ -23,7 +23,7 @@ from data_prep.converter.plan import BadSampleReport, Job, PartWriter, WorkUnit,
 from data_prep.errors import UserError
 from data_prep.sources.base import Source, UnreadableSample, read_sample
 from data_prep.sources.file_source import FileSource
-from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES
+from data_prep.sources.files.paths import HEAD_BYTES, TAIL_BYTES
 
 BATCH_BYTES = 1 << 20
 """Files that are read before they are encoded together.

@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.sources import SOURCES, SourceOptions, open_source
 from data_prep.sources.base import Source
 from data_prep.sources.file_source import with_classes
-from data_prep.sources.files.find import place_of
+from data_prep.sources.files.find import storage_path
 from data_prep.sources.files.table import read_text
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.labels import GIVEN
@@ -52,7 +52,7 @@ def read_class_list(location: str) -> tuple[str, ...]:
     """
     if location.endswith(BETON):
         location = location.removesuffix(BETON) + MANIFEST
-    place = place_of(location)
+    place = storage_path(location)
     if location.endswith(".json"):
         return Manifest.from_json(read_text(place), place.shown).class_names
     return read_class_names(place)

@@ -17,7 +17,7 @@ from data_prep.pixels import BadPicture
 from data_prep.pixels import read_header as picture_header
 from data_prep.shown import few, shown
 from data_prep.sources.base import Source, UnreadableSample, read_sample
-from data_prep.sources.files.places import MAX_SAMPLE_BYTES
+from data_prep.sources.files.paths import MAX_SAMPLE_BYTES
 from data_prep.sources.labels import are_numbered
 
 NUM_FIRST = 5

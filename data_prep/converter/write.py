@@ -24,7 +24,7 @@ from data_prep.converter.plan import ENDS_IN_SOURCE, IN_SOURCE, UNIT_SAMPLES, Jo
 from data_prep.errors import Fault
 from data_prep.sources.base import digest_of
 from data_prep.sources.file_source import FileSource
-from data_prep.sources.files.places import ends_of
+from data_prep.sources.files.paths import ends_of
 from data_prep.strict_json import parse
 
 NOTE_PREFIX = "range-"

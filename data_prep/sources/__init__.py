@@ -9,7 +9,7 @@ from typing import NamedTuple
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, Source, SourceOptions
-from data_prep.sources.files.places import without_credentials
+from data_prep.sources.files.paths import without_credentials
 from data_prep.sources.labels import CLASS_ORDERS, GIVEN
 from data_prep.sources.splits import ANY_SPLIT, FOLDERS_ARE, SplitRequest
 

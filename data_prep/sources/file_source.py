@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.base import Source, SourceDescription, digest_of
 from data_prep.sources.files.listing import FileRanges, PackedStrings
-from data_prep.sources.files.places import HEAD_BYTES, Ends
+from data_prep.sources.files.paths import HEAD_BYTES, Ends
 from data_prep.sources.imagenet import are_wnids, check_labels, label_map
 
 MAX_NAMED = 3
@@ -40,7 +40,7 @@ class Samples(NamedTuple):
 
     class_names: tuple[str, ...]
     names: Sequence[str]
-    """Of the files, below the folder or archive."""
+    """File names, below the folder or archive."""
     labels: NDArray[np.int64]
     sizes: NDArray[np.int64]
     """In bytes."""
@@ -51,7 +51,7 @@ class FileSource(Source):
 
     Args:
         name: of the source, for the manifest, as are `location` and `split`.
-        stamps: what changes when a file is replaced by another of the same name and size.
+        stamps: values that change when a file is replaced by another of the same name and size.
         num_left_out: files that are not images, by name; `left_out` names the first of them.
 
     Raises:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, Source, SourceDescription, SourceOptions, digest_of
-from data_prep.sources.files.listing import RecordedFile
-from data_prep.sources.files.places import changed
+from data_prep.sources.files.listing import RecordedFile, locate
+from data_prep.sources.files.paths import changed
 from data_prep.sources.imagenet import NUM_VAL, check_labels
 from data_prep.sources.label_file import class_names_in
 from data_prep.sources.labels import Label, exact_label, labels_without_samples, number_classes
@@ -44,11 +44,11 @@ WNID_IN_PATH = r"_(?P<wnid>n\d{8})\.\w+$"
 SPLIT_COLUMN = "split"
 MAX_SPLITS = 100
 TABLE_ROWS = 1 << 16
-"""Of labels and paths, read at a time."""
+"""Rows of labels and paths that are read at a time."""
 FEW_ROWS = 100_000
 """A file may have as many rows whatever its size; more only if it has a byte for each."""
 MAX_LABEL_BYTES, MAX_PATH_BYTES = 1100, 1000
-"""Of a row's label and path, on average."""
+"""Largest average of the labels and of the paths; larger ones are something else."""
 
 
 class Groups(NamedTuple):
@@ -67,7 +67,7 @@ class FileContents:
 
     shown: str
     names: list[str]
-    """Of all columns."""
+    """The names of all columns."""
     columns: Columns
     class_names: tuple[str, ...] | None
     groups: Groups
@@ -80,9 +80,9 @@ class FileContents:
     wnids: NDArray[np.int64] | None
     """[rows]; the number of the wnid in the path, if every row has one."""
     splits: list[str]
-    """The values of a column of splits."""
+    """The distinct values of the column `split`, if there is one."""
     paths: list[str]
-    """Of files with few rows, if there are any: those of the validation set tell which image is which."""
+    """Kept for files with few rows: the paths of the validation set tell which image is which."""
 
 
 class HfParquet(Source):
@@ -94,8 +94,8 @@ class HfParquet(Source):
         class_names = class_names_in(options.labels)
         opened = [read_contents(file, class_names, options) for file in shards.files]
         _require_alike(opened, compares_names=class_names is None)
-        said = sorted({value for file in opened for value in file.splits})
-        refuse_splits_within(said, f"the column {SPLIT_COLUMN}", split, shards.location)
+        splits = sorted({value for file in opened for value in file.splits})
+        refuse_splits_within(splits, f"the column {SPLIT_COLUMN}", split, shards.location)
         return cls(shards, opened, class_names, options.class_order)
 
     def __init__(
@@ -147,14 +147,14 @@ class HfParquet(Source):
         self._reading: tuple[int, RowGroup] | None = None
 
     def key(self, index: int) -> str:
-        group, _ = self._locate(index)
+        group, _ = locate(self._group_ends, index)
         file = int(self._group_files[group])
         first_group = int(np.searchsorted(self._group_files, file))
         first = int(self._group_ends[first_group - 1]) if first_group else 0
         return f"{self._names[file]} row {index - first}"
 
     def read(self, index: int) -> bytes:
-        data = self._read_row(*self._locate(index))
+        data = self._read_row(*locate(self._group_ends, index))
         if data is None:
             raise ValueError("the parquet file has no bytes for it, only a path")
         return data
@@ -162,30 +162,21 @@ class HfParquet(Source):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_checked": set(), "_reading": None}
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """TableRow group, and row within it."""
-        group = int(np.searchsorted(self._group_ends, index, side="right"))
-        return group, index - (int(self._group_ends[group - 1]) if group else 0)
-
     def _read_row(self, group: int, row: int) -> bytes | None:
-        reading, self._reading = self._reading, None  # kept only while there are no errors
+        reading, self._reading = self._reading, None  # after an error the row group is opened again
         if reading is None or reading[0] != group or row < reading[1].first:
             if reading is not None:
                 reading[1].close()
             number = int(self._group_files[group])
-            self._check_unchanged(number)
+            path, status = self._files[number]
+            if number not in self._checked and path.status() != status:
+                raise changed(path.shown)
+            self._checked.add(number)
             is_large = bool(self._group_bytes[group] > LARGE_GROUP_BYTES)
-            place = self._files[number].place
-            reading = group, RowGroup(place, int(self._group_numbers[group]), self._columns, is_large=is_large)
+            reading = group, RowGroup(path, int(self._group_numbers[group]), self._columns, is_large=is_large)
         data = reading[1].image_bytes(row)
         self._reading = reading
         return data
-
-    def _check_unchanged(self, number: int) -> None:
-        place, status = self._files[number]
-        if number not in self._checked and place.status() != status:
-            raise changed(place.shown)
-        self._checked.add(number)
 
 
 def _require_alike(opened: Sequence[FileContents], *, compares_names: bool) -> None:
@@ -205,8 +196,8 @@ def _require_alike(opened: Sequence[FileContents], *, compares_names: bool) -> N
 
 def read_contents(file: RecordedFile, given_names: tuple[str, ...] | None, options: SourceOptions) -> FileContents:
     """UserError when the file is not a parquet file of images and labels, or contradicts itself."""
-    place, where = file.place, file.place.shown
-    with open_parquet(place) as table, telling_damage(place):
+    path, where = file.path, file.path.shown
+    with open_parquet(path) as table, telling_damage(path):
         columns = find_columns(table.schema_arrow, options.image_column, options.label_column, where)
         class_names = _class_names(table.schema_arrow, columns.label, given_names, where)
         groups = _read_groups(table.metadata, columns, file.status.num_bytes, where)
@@ -266,7 +257,7 @@ def _read_groups(metadata: Any, columns: Columns, num_bytes: int, where: str) ->
         raise UserError(
             f"{where}: claims {metadata.num_rows:,} rows, its row groups have {total:,}; copy or download it again"
         )
-    if total > max(FEW_ROWS, num_bytes):
+    if total > max(FEW_ROWS, num_bytes):  # an image has bytes; lists of as many labels would exhaust the memory
         raise UserError(
             f"{where}: claims {total:,} rows in {num_bytes:,} bytes, so no images; it is damaged or hostile"
         )
@@ -293,6 +284,7 @@ def _read_labels(
         if cells.null_count:
             missing = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
             raise UserError(f"{where}: row {row + missing} has no {shown(column)}")
+        # Each distinct value becomes a Python object once, not once a row.
         encoded = cells if isinstance(cells, pa.DictionaryArray) else cells.dictionary_encode()
         found, first, inverse = np.unique(encoded.indices.to_numpy(), return_index=True, return_inverse=True)
         its_codes = np.empty(len(found), dtype=np.int64)
@@ -322,7 +314,7 @@ def _read_paths(
     for batch in table.iter_batches(batch_size=num_rows_at_once, columns=[leaf], use_threads=False):
         cells = batch.column(0).field("path").cast(pa.large_string())
         wnids = pc.struct_field(pc.extract_regex(cells, WNID_IN_PATH), "wnid")
-        if wnids.null_count:
+        if wnids.null_count:  # some paths without a wnid: nothing can be proved
             return None, []
         numbers.append(pc.cast(pc.utf8_slice_codeunits(wnids, 1), pa.int64()).to_numpy())
         paths += cells.to_pylist() if num_rows <= NUM_VAL else []

@@ -8,7 +8,6 @@ reported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -26,10 +25,10 @@ from data_prep.sources.file_source import (
     left_out_notes,
     why_empty,
 )
-from data_prep.sources.files.find import place_of
+from data_prep.sources.files.find import storage_path
 from data_prep.sources.files.listing import FetchAhead, list_each
-from data_prep.sources.files.local import LocalListing, LocalPlace
-from data_prep.sources.files.places import HEAD_BYTES, Ends, FileStatus, ListedFile, Place, empty_ends
+from data_prep.sources.files.local import LocalListing, LocalPath
+from data_prep.sources.files.paths import HEAD_BYTES, Ends, FileStatus, ListedFile, StoragePath, empty_ends
 from data_prep.sources.label_file import LabelTable, label_files, read_label_file
 from data_prep.sources.labels import GIVEN, notes_on_order, order_classes
 from data_prep.sources.splits import (
@@ -46,30 +45,32 @@ from data_prep.sources.splits import (
 )
 
 
+class FolderContents(NamedTuple):
+    class_names: tuple[str, ...]
+    files: list[ListedFile]
+    """The images, in the order of samples."""
+    labels: NDArray[np.int64]
+    num_left_out: int
+    notes: list[str]
+
+
 class FolderFiles(FileSource):
     """Samples that are files below one folder, each recorded with its size and time."""
 
-    def __init__(
-        self,
-        name: str,
-        root: Place,
-        split: str,
-        class_names: tuple[str, ...],
-        files: Sequence[ListedFile],
-        labels: NDArray[np.int64],
-        num_left_out: int,
-    ) -> None:
+    def __init__(self, name: str, root: StoragePath, split: str, contents: FolderContents) -> None:
+        class_names, files, labels, num_left_out, notes = contents
         self._root = root
         self._stamps = np.array([file.stamp for file in files], dtype=np.int64)
         sizes = np.array([file.num_bytes for file in files], dtype=np.int64)
         samples = Samples(class_names, [file.name for file in files], labels, sizes)
         super().__init__(name, root.shown, split, samples, [self._stamps.tobytes()], num_left_out)
+        self.notes = tuple(notes)
 
     def key(self, index: int) -> str:
         return self._names[index]
 
     def read(self, index: int) -> bytes:
-        return self._fetch(index) if isinstance(self._root, LocalPlace) else self._ahead[index]
+        return self._fetch(index) if isinstance(self._root, LocalPath) else self._ahead[index]
 
     def ends(self, indices: Sequence[int], max_head_bytes: int = HEAD_BYTES) -> Ends:
         if self._local is None:
@@ -85,9 +86,9 @@ class FolderFiles(FileSource):
 
     @cached_property
     def _local(self) -> LocalListing | None:
-        if not isinstance(self._root, LocalPlace):
+        if not isinstance(self._root, LocalPath):
             return None
-        return LocalListing(self._root.path, self._names, self.sizes, self._stamps)
+        return LocalListing(self._root.os_path, self._names, self.sizes, self._stamps)
 
     @cached_property
     def _ahead(self) -> FetchAhead:
@@ -100,7 +101,7 @@ class FolderFiles(FileSource):
 class Root(NamedTuple):
     """The folder that contains the class folders, or the images of a flat set."""
 
-    place: Place
+    path: StoragePath
     split: str
     notes: Sequence[str] = ()
 
@@ -110,73 +111,15 @@ class ImageFolder(FolderFiles):
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
         if options.labels is None and (options.file_column or options.label_column):
             raise UserError("--file-column and --label-column are of the table that --labels names; add that")
-        given = place_of(location)
+        given = storage_path(location)
         if given.kind() != "folder":
             raise UserError(f"--input {given.shown}: is not a folder; expected one with a folder for each class")
-        if options.labels is not None:
-            return cls._with_labels(given, split, place_of(options.labels), options)
-        root = _choose_root(given, split, options.folders_are)
-        opened = cls._by_folders(root, options)
-        checks = [*opened.description.label_checks, *_differences(given, root.place, opened.class_names)]
-        opened.description = replace(opened.description, label_checks=checks)
-        return opened
-
-    @classmethod
-    def _by_folders(cls, root: Root, options: SourceOptions) -> Self:
-        where = root.place.shown
-        are_listed = options.class_order == GIVEN
-        folders = root.place.subfolders()
-        _require_folders(root.place, folders)
-        found = list_classes(root.place, folders)
-        if options.folders_are != "classes":
-            refuse_nested([file.name for images in found.images.values() for file in images], where)
-            if not are_listed:
-                refuse_container(folders, where)
-        class_names = order_classes(folders, options.class_order, where)
-        if not are_listed:
-            _require_no_empty(root.place, class_names, found)
-        top = root.place.files(deep=False)
-        beside = sorted(file.name for file in top.files if is_image_name(file.name))
-        notes = [
-            *root.notes,
-            *([f"{count_of(len(beside), 'image')} skipped, in no class folder: {few(beside)}"] if beside else []),
-            *left_out_notes(found.left_out, [*top.hidden, *found.hidden]),
-        ]
-        files, labels = found.in_order(class_names)
-        return cls._of(root, class_names, files, labels, len(found.left_out), notes, options)
-
-    @classmethod
-    def _with_labels(cls, given: Place, split: SplitRequest, label_file: Place, options: SourceOptions) -> Self:
-        listed, hidden = given.files()
-        listed.sort()
-        names = [file.name for file in listed if is_image_name(file.name)]
-        table = read_label_file(label_file, options.file_column, options.label_column, names)
-        root, wanted = _choose_labelled(given, split, table)
-        if root.place != given:
-            prefix = f"{root.place.name}/"
-            listed = [file._replace(name=file.name[len(prefix) :]) for file in listed if file.name.startswith(prefix)]
-        files = [file for file in listed if is_image_name(file.name)]
-        left_out = [file.name for file in listed if not is_image_name(file.name)]
-        if not files:
-            raise UserError(f"{root.place.shown}: holds no images{why_empty(left_out)}")
-        names = [file.name for file in files]
-        folders = (root.place.name, root.place.shown)
-        class_names, labels, chosen = label_files(names, table, options.class_order, split=wanted, folders=folders)
-        notes = [*root.notes, *table.notes, *left_out_notes(left_out, hidden)]
-        return cls._of(root, class_names, [files[number] for number in chosen], labels, len(left_out), notes, options)
-
-    @classmethod
-    def _of(
-        cls,
-        root: Root,
-        class_names: tuple[str, ...],
-        files: Sequence[ListedFile],
-        labels: NDArray[np.int64],
-        num_left_out: int,
-        notes: list[str],
-        options: SourceOptions,
-    ) -> Self:
-        opened = cls("image-folder", root.place, root.split, class_names, files, labels, num_left_out)
+        if options.labels is None:
+            root = _choose_root(given, split, options.folders_are)
+            contents = _list_by_folders(root.path, options)
+        else:
+            root, contents = _list_by_table(given, split, options.labels, options)
+        class_names, labels, notes = contents.class_names, contents.labels, [*root.notes, *contents.notes]
         if options.class_order is None:
             notes += notes_on_order(class_names)
         empty = [class_names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)]
@@ -184,25 +127,91 @@ class ImageFolder(FolderFiles):
             notes.append(f"classes without images: {few(empty)}")
         if len(class_names) == 1:
             notes.append(f"there is only one class, {shown(class_names[0])}: a model has nothing to tell apart")
-        opened.notes = tuple(notes)
+        opened = cls("image-folder", root.path, root.split, contents._replace(notes=notes))
+        if options.labels is None:
+            opened.description.label_checks.extend(_differences(given, root.path, class_names))
         return opened
+
+
+def _list_by_folders(root: StoragePath, options: SourceOptions) -> FolderContents:
+    are_listed = options.class_order == GIVEN
+    folders = root.subfolders()
+    _require_folders(root, folders)
+    found = list_classes(root, folders)
+    if options.folders_are != "classes":
+        refuse_nested(found.names, root.shown)
+        if not are_listed:
+            refuse_container(folders, root.shown)
+    class_names = order_classes(folders, options.class_order, root.shown)
+    if not are_listed:
+        found.require_no_empty(
+            root,
+            "fill or remove it, or give the names of all classes, in order, with --classes FILE (a list, or the beton "
+            "of the training set)",
+        )
+    files, hidden = root.files(deep=False)
+    found.hidden.extend(hidden)
+    contents = found.in_order(class_names)
+    beside = sorted(file.name for file in files if is_image_name(file.name))
+    note = [f"{count_of(len(beside), 'image')} skipped, in no class folder: {few(beside)}"] if beside else []
+    return contents._replace(notes=[*note, *contents.notes])
+
+
+def _list_by_table(
+    given: StoragePath, split: SplitRequest, label_file: str, options: SourceOptions
+) -> tuple[Root, FolderContents]:
+    listed, hidden = given.files()
+    listed.sort()
+    names = [file.name for file in listed if is_image_name(file.name)]
+    table = read_label_file(storage_path(label_file), options.file_column, options.label_column, names)
+    root, wanted = _choose_labelled(given, split, table)
+    if root.path != given:
+        prefix = f"{root.path.name}/"
+        listed = [file._replace(name=file.name[len(prefix) :]) for file in listed if file.name.startswith(prefix)]
+    files = [file for file in listed if is_image_name(file.name)]
+    left_out = [file.name for file in listed if not is_image_name(file.name)]
+    if not files:
+        raise UserError(f"{root.path.shown}: holds no images{why_empty(left_out)}")
+    class_names, labels, chosen = label_files(
+        [file.name for file in files],
+        table,
+        options.class_order,
+        split=wanted,
+        folders=(root.path.name, root.path.shown),
+    )
+    notes = [*table.notes, *left_out_notes(left_out, hidden)]
+    return root, FolderContents(class_names, [files[number] for number in chosen], labels, len(left_out), notes)
 
 
 class ClassFolders(NamedTuple):
     images: dict[str, list[ListedFile]]
-    """Of each folder, by name."""
+    """Folder -> its images, by name."""
     left_out: list[str]
     """Names of the other files."""
     hidden: list[str]
 
-    def in_order(self, class_names: Sequence[str]) -> tuple[list[ListedFile], NDArray[np.int64]]:
-        """The images by class, and their labels."""
+    @property
+    def names(self) -> list[str]:
+        return [file.name for files in self.images.values() for file in files]
+
+    def require_no_empty(self, root: StoragePath, remedy: str) -> None:
+        empty = min((name for name, files in self.images.items() if not files), default=None)
+        if empty is not None:
+            inside = [name.partition("/")[2] for name in self.left_out if name.startswith(f"{empty}/")]
+            raise UserError(
+                f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; {remedy}"
+            )
+
+    def in_order(self, class_names: tuple[str, ...]) -> FolderContents:
+        """Samples by class, and by name within one."""
         counts = [len(self.images[name]) for name in class_names]
         labels = np.repeat(np.arange(len(class_names), dtype=np.int64), counts)
-        return [file for name in class_names for file in self.images[name]], labels
+        files = [file for name in class_names for file in self.images[name]]
+        notes = left_out_notes(self.left_out, self.hidden)
+        return FolderContents(class_names, files, labels, len(self.left_out), notes)
 
 
-def list_classes(root: Place, folders: Sequence[str]) -> ClassFolders:
+def list_classes(root: StoragePath, folders: Sequence[str]) -> ClassFolders:
     found = ClassFolders({}, [], [])
     listings = list_each(lambda folder: root.child(folder).files(f"{folder}/"), folders)
     for folder, (files, hidden) in zip(folders, listings, strict=True):
@@ -213,7 +222,7 @@ def list_classes(root: Place, folders: Sequence[str]) -> ClassFolders:
     return found
 
 
-def _require_folders(root: Place, folders: Sequence[str]) -> None:
+def _require_folders(root: StoragePath, folders: Sequence[str]) -> None:
     if not folders:
         raise UserError(
             f"{root.shown}: holds no class folders; expected {root.name}/<class>/<image files>, or name a file of "
@@ -221,17 +230,7 @@ def _require_folders(root: Place, folders: Sequence[str]) -> None:
         )
 
 
-def _require_no_empty(root: Place, class_names: Sequence[str], found: ClassFolders) -> None:
-    empty = next((name for name in class_names if not found.images[name]), None)
-    if empty is not None:
-        inside = [name.partition("/")[2] for name in found.left_out if name.startswith(f"{empty}/")]
-        raise UserError(
-            f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; fill or remove it, or "
-            "give the names of all classes, in order, with --classes FILE (a list, or the beton of the training set)"
-        )
-
-
-def _differences(given: Place, root: Place, class_names: Sequence[str]) -> list[str]:
+def _differences(given: StoragePath, root: StoragePath, class_names: Sequence[str]) -> list[str]:
     """A note when another split has other class folders, so that its labels mean something else."""
     notes = []
     for name in given.subfolders() if root != given else []:
@@ -242,11 +241,11 @@ def _differences(given: Place, root: Place, class_names: Sequence[str]) -> list[
     return notes
 
 
-def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> Root:
+def _choose_root(given: StoragePath, split: SplitRequest, folders_are: str | None) -> Root:
     """The folder that contains the class folders. UserError when folders may be splits or classes."""
     folders = given.subfolders()
     splits = _split_folders(given, folders, folders_are, split)
-    if not splits and len(folders) == 1 and folders_are is None:  # data/ around train/ and val/
+    if not splits and len(folders) == 1 and folders_are is None:  # one folder around train/ and val/
         inner = given.child(folders[0])
         splits = _split_folders(inner, inner.subfolders(), folders_are, split)
         if splits:
@@ -263,13 +262,12 @@ def _choose_root(given: Place, split: SplitRequest, folders_are: str | None) -> 
     try:
         return Root(given, split_of_whole(split, given.shown, [given.name, given.parent().name]))
     except UserError:
-        if folders_are is None:  # a better reason, if there is one: it may contain splits after all
-            images = list_classes(given, folders).images
-            refuse_nested([file.name for files in images.values() for file in files], given.shown)
+        if folders_are is None:  # its folders may look like splits, which is the better reason
+            refuse_nested(list_classes(given, folders).names, given.shown)
         raise
 
 
-def _refuse_split(given: Place, folders: Sequence[str], asked: str) -> None:
+def _refuse_split(given: StoragePath, folders: Sequence[str], asked: str) -> None:
     """UserError when a split is requested of a folder without splits whose own name does not say that split."""
     called = [folder for folder in folders if folder.lower() == asked.lower()]
     if called:
@@ -284,7 +282,9 @@ def _refuse_split(given: Place, folders: Sequence[str], asked: str) -> None:
         )
 
 
-def _split_folders(given: Place, folders: Sequence[str], folders_are: str | None, split: SplitRequest) -> list[str]:
+def _split_folders(
+    given: StoragePath, folders: Sequence[str], folders_are: str | None, split: SplitRequest
+) -> list[str]:
     """The folders that contain a split, and the one that `--split` names, if it contains folders."""
 
     def has_folders(name: str) -> bool:
@@ -301,7 +301,7 @@ def _split_folders(given: Place, folders: Sequence[str], folders_are: str | None
     return find_splits([Folder(name, bool(splits_in(name)) and has_folders(name)) for name in folders], given.shown)
 
 
-def _choose_labelled(given: Place, split: SplitRequest, table: LabelTable) -> tuple[Root, str | None]:
+def _choose_labelled(given: StoragePath, split: SplitRequest, table: LabelTable) -> tuple[Root, str | None]:
     """The folder that contains the images, and the split as the table calls it; None: all of its lines are meant."""
     if table.splits and split.is_whole:
         return Root(given, WHOLE), None

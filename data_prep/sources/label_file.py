@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.file_source import count_of
-from data_prep.sources.files.find import place_of
-from data_prep.sources.files.places import Place
+from data_prep.sources.files.find import storage_path
+from data_prep.sources.files.paths import StoragePath
 from data_prep.sources.files.table import TableRow, read_lines, read_table
 from data_prep.sources.imagenet import WNID, are_wnids
 from data_prep.sources.labels import GIVEN, MAX_CLASSES, MAX_NAME_CHARS, NUMBER, Label, number_classes, text_label
@@ -73,7 +73,7 @@ class _ColumnNumbers(NamedTuple):
 
 
 def read_label_file(
-    place: Place, file_column: str | None, label_column: str | None, files: Iterable[str]
+    path: StoragePath, file_column: str | None, label_column: str | None, files: Iterable[str]
 ) -> LabelTable:
     """Reads the class, and if there is such a column the split, of every file that a table names.
 
@@ -84,11 +84,11 @@ def read_label_file(
     Raises:
         UserError: a column is missing or ambiguous, a row has no file or no label, or a file has two.
     """
-    rows = read_table(place)
+    rows = read_table(path)
     head = list(islice(rows, NUM_HEAD_ROWS))
     if not head:
-        raise UserError(f"{place.shown}: is empty; expected lines of <file>,<class>")
-    found = _TableHead(head, _known_cells(head, files), place.shown).find(file_column, label_column)
+        raise UserError(f"{path.shown}: is empty; expected lines of <file>,<class>")
+    found = _TableHead(head, _known_cells(head, files), path.shown).find(file_column, label_column)
     classes: dict[str, str] = {}
     splits: dict[str, str] = {}
     first_lines: dict[str, int] = {}
@@ -97,23 +97,23 @@ def read_label_file(
         name, label, split = (_cell(cells, column) for column in found[:3])
         if not name or not label or (found.split is not None and not split):
             missing = "split" if name and label else "class" if name else "file"
-            raise UserError(f"{place.shown}: line {line} should be <file>,<class>: it has no {missing}")
+            raise UserError(f"{path.shown}: line {line} should be <file>,<class>: it has no {missing}")
         name, label = _file_name(name), _without_box(label)
         if len(label) > MAX_NAME_CHARS:
-            raise UserError(f"{place.shown}: line {line}: the class has {len(label):,} characters; expected its name")
+            raise UserError(f"{path.shown}: line {line}: the class has {len(label):,} characters; expected its name")
         first_lines.setdefault(label, line)
         if len(first_lines) > MAX_CLASSES:
-            raise UserError(f"{place.shown}: line {line}: more than {MAX_CLASSES:,} classes; is it the right column?")
+            raise UserError(f"{path.shown}: line {line}: more than {MAX_CLASSES:,} classes; is it the right column?")
         num_repeated += name in classes
         if classes.setdefault(name, label) != label:
             raise UserError(
-                f"{place.shown}: {shown(name)} has two classes, {shown(classes[name])} and {shown(label)}; "
+                f"{path.shown}: {shown(name)} has two classes, {shown(classes[name])} and {shown(label)}; "
                 f"{NOT_SUPPORTED}"
             )
         if found.split is not None and splits.setdefault(name, split) != split:
-            raise UserError(f"{place.shown}: {shown(name)} is in two splits, {shown(splits[name])} and {shown(split)}")
+            raise UserError(f"{path.shown}: {shown(name)} is in two splits, {shown(splits[name])} and {shown(split)}")
     notes = [*found.notes, *([count_of(num_repeated, "duplicate line")] if num_repeated else [])]
-    return LabelTable(place.shown, classes, splits, first_lines, tuple(f"{place.name}: {note}" for note in notes))
+    return LabelTable(path.shown, classes, splits, first_lines, tuple(f"{path.name}: {note}" for note in notes))
 
 
 def label_files(
@@ -130,7 +130,7 @@ def label_files(
     splits, so that labels mean the same in each. UserError unless every image has a class and every line of the split
     an image.
     """
-    keys = [_key_of(name, table.classes, folders) for name in names]
+    keys = [next((key for key in _keys(name, folders) if key in table.classes), None) for name in names]
     _require_all_labelled(names, keys, table)
     chosen = [number for number, key in enumerate(keys) if split is None or table.splits[str(key)] == split]
     wanted = table.classes.keys() if split is None else {key for key, its in table.splits.items() if its == split}
@@ -140,25 +140,25 @@ def label_files(
     return class_names, np.array(labels, dtype=np.int64), chosen
 
 
-def read_class_names(place: Place) -> tuple[str, ...]:
+def read_class_names(path: StoragePath) -> tuple[str, ...]:
     """Class names from a file with one per line, in label order; of `<wnid> <words>`, as in LOC_synset_mapping.txt, the
     wnid. UserError when a name is too long or is there twice."""
-    lines = read_lines(place)
+    lines = read_lines(path)
     names = [cells[0] for _, cells in lines]
     wnids = [name.split()[0] for name in names]
     if are_wnids(wnids):
         names = wnids
     if not names:
-        raise UserError(f"{place.shown}: is empty; expected one class name per line, in label order")
+        raise UserError(f"{path.shown}: is empty; expected one class name per line, in label order")
     if len(names) > MAX_CLASSES:
-        raise UserError(f"{place.shown}: lists {len(names):,} classes; expected at most {MAX_CLASSES:,}")
+        raise UserError(f"{path.shown}: lists {len(names):,} classes; expected at most {MAX_CLASSES:,}")
     first: dict[str, int] = {}
     for (line, _), name in zip(lines, names, strict=True):
         if len(name) > MAX_NAME_CHARS:
-            raise UserError(f"{place.shown}: line {line} has {len(name):,} characters; expected the name of a class")
+            raise UserError(f"{path.shown}: line {line} has {len(name):,} characters; expected the name of a class")
         if first.setdefault(name, line) != line:
             raise UserError(
-                f"{place.shown}: {shown(name)} is in line {first[name]} and in line {line}; expected one class name "
+                f"{path.shown}: {shown(name)} is in line {first[name]} and in line {line}; expected one class name "
                 "per line, each once, in label order"
             )
     return tuple(names)
@@ -166,7 +166,7 @@ def read_class_names(place: Place) -> tuple[str, ...]:
 
 def class_names_in(labels: str | None) -> tuple[str, ...] | None:
     """The class names in the file that `--labels` names, if it is given."""
-    return None if labels is None else read_class_names(place_of(labels))
+    return None if labels is None else read_class_names(storage_path(labels))
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -237,6 +237,7 @@ class _TableHead:
         free = [number for number in range(len(self.columns)) if number != taken]
         hits = {number: sum(self.known.get(_file_name(cell), 0) for cell in self.columns[number]) for number in free}
         titled = [number for number in free if self.low[number] in FILE_TITLES]
+        # Names of images count more than a title: tables have columns called `id` or `name` for other things.
         best = max(free, key=lambda number: (hits[number], number in titled, -number))
         equal = [n for n in free if hits[n] == hits[best] > 0 and (n in titled) == (best in titled)]
         if self.titles and len(self.columns) > 2 and any(self.columns[n] != self.columns[best] for n in equal):
@@ -336,10 +337,6 @@ def _known_cells(head: Sequence[TableRow], files: Iterable[str]) -> dict[str, in
     return found
 
 
-def _key_of(name: str, classes: Mapping[str, str], folders: Sequence[str]) -> str | None:
-    return next((key for key in _keys(name, folders) if key in classes), None)
-
-
 def _require_all_labelled(names: Sequence[str], keys: Sequence[str | None], table: LabelTable) -> None:
     missing = [name for name, key in zip(names, keys, strict=True) if key is None]
     if not missing:
@@ -418,6 +415,7 @@ def _require_from_zero(numbers: Sequence[int], where: str) -> None:
 
 def _whole_numbers(texts: Iterable[str]) -> dict[str, str]:
     """Each text -> itself, but if all are whole numbers, `3.0` (from a table of floats) -> `3`."""
+    # A missing value makes pandas store a column of whole numbers as floats.
     whole = {text: WHOLE.fullmatch(text) for text in texts}
     if not all(match or NUMBER.fullmatch(text) for text, match in whole.items()):
         return {text: text for text in whole}
@@ -444,6 +442,7 @@ def _refuse_several(table: LabelTable) -> None:
             "this is the name of one class, list all classes in a file for --classes"
         )
 
+    # `cat dog` is two labels if both occur alone and most such cells are like that; else it may be a class: hot dog.
     words = [text.split() for text in texts if len(text.split()) > 1]
     parted = [parts for parts in words if set(parts) <= texts]
     for parts, text in ((LISTED.split(text), text) for text in sorted(texts)):
@@ -460,7 +459,7 @@ def _all_numbers(parts: Sequence[str]) -> bool:
 
 
 def _without_box(class_name: str) -> str:
-    """Of `<wnid> <box>`, as in Kaggle's LOC_val_solution.csv, the wnid."""
+    """The wnid of `<wnid> <box>`, as in Kaggle's LOC_val_solution.csv; other names as they are."""
     first, *rest = class_name.split()
     is_boxed = WNID.fullmatch(first) and rest and all(word.isdecimal() or word == first for word in rest)
     return first if is_boxed else class_name

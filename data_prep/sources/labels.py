@@ -14,10 +14,10 @@ from data_prep.errors import UserError
 from data_prep.shown import shown
 
 MAX_CLASSES = 1_000_000
-"""Each label up to the largest has a name in memory and in the manifest: one of ten digits must not take gigabytes."""
+"""Each label up to the largest has a name in memory and in the manifest: a label of ten digits would take gigabytes."""
 MAX_NAME_CHARS = 1_000
 MAX_DIGITS = 20
-"""Of a number that is parsed at all; longer ones exceed every limit here."""
+"""Longer numbers exceed every limit here, so they are not parsed: parsing takes quadratic time."""
 MISSING_WORDS = frozenset({"nan", "<na>", "nat"})
 """What table libraries write for a missing value; `none` and `null` may be class names."""
 OTHER_NUMBER = re.compile(r"[+-]\d+|[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -25,7 +25,7 @@ OTHER_NUMBER = re.compile(r"[+-]\d+|[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", re.ASCII
 
 CLASS_ORDERS = ("text", "number")
 GIVEN = "given"
-"""A class order that users do not name: `--classes` gives the order, so any will do here."""
+"""Not for users: `--classes` gives the order later, so any order will do here."""
 HIDDEN_LABEL = Decimal(-1)
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 """A name that is a number as a whole, perhaps with a sign or a fraction."""
@@ -179,6 +179,7 @@ def order_classes(names: Collection[str], class_order: str | None, where: str) -
             f"{where}: one class is {hidden}, which marks hidden labels: leave these images out, or say --class-order "
             "number to make it a separate class, label 0"
         )
+    # Sorted as text, 10 comes before 2: if most names are numbered, nearly every label would be wrong, and silently.
     if 2 * len(misordered(names)) >= len(names) > 1:
         label = next(i for i, (a, b) in enumerate(zip(by_text, by_number, strict=True)) if a != b)
         raise UserError(

@@ -12,8 +12,8 @@ from typing import Any
 from data_prep.beton.class_names import difference
 from data_prep.errors import Fault, UserError
 from data_prep.shown import one_line, shown
-from data_prep.sources.files.local import LocalPlace
-from data_prep.sources.files.places import MAX_SAMPLE_BYTES, Place, check_sample_size
+from data_prep.sources.files.local import LocalPath
+from data_prep.sources.files.paths import MAX_SAMPLE_BYTES, StoragePath, check_sample_size
 from data_prep.sources.files.tar import HEAD_BYTES, kind_by_head
 from data_prep.sources.labels import MAX_CLASSES
 
@@ -25,7 +25,7 @@ LARGE_GROUP_BYTES = 64 << 20
 BATCH_ROWS = 32
 """More are slower: images of one batch are copied into one piece of memory."""
 BATCH_BYTES = 64 << 20
-"""Of images in one batch, whatever the file claims; pyarrow takes some four times as much to assemble them."""
+"""Limit on the images of a batch, whatever the file claims; pyarrow takes some four times as much to assemble them."""
 STREAM_BYTES = 1 << 20
 PAGE_HEAD = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\0-\x7f])")
 PAGE_HEAD_BYTES = 16
@@ -180,12 +180,12 @@ class RowGroup:
     """The images of one row group, forwards only, a few rows at a time: read at once it takes pyarrow three times its
     size. A large one (`is_large`) is also read from storage in pieces."""
 
-    def __init__(self, place: Place, number: int, columns: Columns, *, is_large: bool) -> None:
+    def __init__(self, path: StoragePath, number: int, columns: Columns, *, is_large: bool) -> None:
         self._stack = ExitStack()
-        table = self._stack.enter_context(open_parquet(place, is_streamed=is_large))
+        table = self._stack.enter_context(open_parquet(path, is_streamed=is_large))
         chunk = table.metadata.row_group(number).column(leaf_numbers(table.metadata)[columns.image_leaf])
         self._batches = table.iter_batches(
-            batch_size=rows_at_once(chunk, in_dictionary=_dictionary_bytes(place, chunk)),
+            batch_size=rows_at_once(chunk, in_dictionary=_dictionary_bytes(path, chunk)),
             row_groups=[number],
             columns=[columns.image_leaf],
             use_threads=False,
@@ -200,6 +200,7 @@ class RowGroup:
         import pyarrow as pa
 
         try:
+            # Batches are read in order and only the last is kept, so memory is bounded by one batch.
             while row >= self.first + len(self._images):
                 self.first += len(self._images)
                 self._images = ()
@@ -227,35 +228,35 @@ class RowGroup:
 
 
 @contextmanager
-def open_parquet(place: Place, *, is_streamed: bool = False) -> Iterator[Any]:
+def open_parquet(path: StoragePath, *, is_streamed: bool = False) -> Iterator[Any]:
     """`is_streamed`: read through a small buffer, not by whole columns."""
     import pyarrow.parquet as pq
 
     options: dict[str, Any] = {"pre_buffer": False, "buffer_size": STREAM_BYTES} if is_streamed else {}
     with ExitStack() as stack:
-        with telling_damage(place):
-            if isinstance(place, LocalPlace):
-                table = pq.ParquetFile(place.path, memory_map=not is_streamed, **options)
+        with telling_damage(path):
+            if isinstance(path, LocalPath):
+                table = pq.ParquetFile(path.os_path, memory_map=not is_streamed, **options)
             else:
-                table = pq.ParquetFile(stack.enter_context(place.open()), **{"pre_buffer": True, **options})
+                table = pq.ParquetFile(stack.enter_context(path.open()), **{"pre_buffer": True, **options})
             stack.enter_context(table)
         yield table
 
 
 @contextmanager
-def telling_damage(place: Place) -> Iterator[None]:
+def telling_damage(path: StoragePath) -> Iterator[None]:
     """Turns whatever pyarrow raises on a damaged file into a UserError of one line."""
     try:
         yield
     except (Fault, UserError):
         raise
     except MemoryError:
-        raise UserError(f"{place.shown}: takes more memory to open than there is; it is damaged or hostile") from None
+        raise UserError(f"{path.shown}: takes more memory to open than there is; it is damaged or hostile") from None
     except Exception as error:  # pyarrow's have no common base, and some are Python's own
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        kind = _other_kind(place) or f"cannot be read as parquet: {shown(one_line(error))}; copy or download it again"
-        raise UserError(f"{place.shown}: {kind}") from None
+        kind = _other_kind(path) or f"cannot be read as parquet: {shown(one_line(error))}; copy or download it again"
+        raise UserError(f"{path.shown}: {kind}") from None
 
 
 def leaf_numbers(metadata: Any) -> dict[str, int]:
@@ -277,12 +278,12 @@ def rows_at_once(chunk: Any, most: int = BATCH_ROWS, in_dictionary: int | None =
     return max(1, min(most, BATCH_BYTES // max(1, largest)))
 
 
-def _dictionary_bytes(place: Place, chunk: Any) -> int | None:
+def _dictionary_bytes(path: StoragePath, chunk: Any) -> int | None:
     """The dictionary's size by the header of its page in a local file, which begins with two fields of Thrift's compact
     protocol: the kind of page and its uncompressed size. None: not known."""
-    if not isinstance(place, LocalPlace) or not chunk.has_dictionary_page:
+    if not isinstance(path, LocalPath) or not chunk.has_dictionary_page:
         return None
-    with place.open() as file:
+    with path.open() as file:
         file.seek(chunk.dictionary_page_offset)
         head = file.read(PAGE_HEAD_BYTES)
     match = PAGE_HEAD.match(head)
@@ -292,9 +293,9 @@ def _dictionary_bytes(place: Place, chunk: Any) -> int | None:
     return sum(digit << 7 * number for number, digit in enumerate(digits)) >> 1
 
 
-def _other_kind(place: Place) -> str | None:
+def _other_kind(path: StoragePath) -> str | None:
     try:
-        with place.open() as file:
+        with path.open() as file:
             head = file.read(HEAD_BYTES)
     except (OSError, ValueError):
         return None

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import few, shown
-from data_prep.sources.files.find import GLOB, find_places, place_of
+from data_prep.sources.files.find import GLOB, find_paths, storage_path
 from data_prep.sources.files.listing import RecordedFile, record
-from data_prep.sources.files.places import IS_URL, NO_FILE, Place, without_credentials
+from data_prep.sources.files.paths import IS_URL, NO_FILE, StoragePath, without_credentials
 from data_prep.sources.files.tar import COMPRESSED_SUFFIXES
 from data_prep.sources.splits import SplitRequest, choose_split, is_split_name, split_of_whole, splits_in
 
@@ -37,12 +37,12 @@ class Shards:
     """The location, without credentials."""
     root: str | None
     """Name of the folder that was given; None for files, globs and patterns, which name what is wanted themselves."""
-    places: tuple[Place, ...]
+    paths: tuple[StoragePath, ...]
     names: tuple[str, ...]
     """Paths below the folder; `<folder>/<file>` where single files are given."""
 
 
-class Chosen(NamedTuple):
+class ChosenShards(NamedTuple):
     split: str
     indices: list[int]
     """Which of the shards."""
@@ -55,7 +55,7 @@ class ShardsOfSplit(NamedTuple):
     split: str
     files: list[RecordedFile]
     names: list[str]
-    """Of the files, in the keys of samples: the file's name alone where that is unique."""
+    """How keys of samples name the files: by the file's name alone where that is unique."""
     notes: list[str]
 
 
@@ -63,22 +63,22 @@ class ShardsOfSplit(NamedTuple):
 class _Name:
     group: str
     """What the shards of one split have in common."""
-    said: str
-    """The same, for people."""
+    readable: str
+    """The same, as messages show it."""
     number: int | None = None
     count: int | None = None
 
     @property
     def words(self) -> list[str]:
         """Words that mean a split, in lower case."""
-        return [word.lower() for word in re.split(r"[\W_]+", self.said) if splits_in(word)]
+        return [word.lower() for word in re.split(r"[\W_]+", self.readable) if splits_in(word)]
 
 
 def shards_of_split(location: str, suffix: str, kind: str, split: SplitRequest) -> ShardsOfSplit:
     """The files of the split that is meant. UserError when there are none, some are missing, or names do not tell."""
     shards = find_shards(location, suffix, kind)
     chosen = choose_shards(shards, split)
-    files = [record(shards.places[index]) for index in chosen.indices]
+    files = [record(shards.paths[index]) for index in chosen.indices]
     return ShardsOfSplit(shards.shown, chosen.split, files, names_in_keys(shards, chosen.indices), chosen.notes)
 
 
@@ -86,25 +86,26 @@ def find_shards(location: str, suffix: str, kind: str) -> Shards:
     """`suffix`: of the files looked for in a folder (`.tar`); `kind`: what they are called. UserError when there are
     none, or some that cannot be read as they are."""
     try:
-        places = find_places(location)
+        paths = find_paths(location)
     except ValueError as error:
         raise UserError(f"--input: {error}") from None
-    is_pattern = len(places) != 1 or GLOB.search(location) is not None
-    where = _show_pattern(location) if is_pattern else places[0].shown
-    if not is_pattern and places[0].kind() == "folder":
-        names = _names_in_folder(places[0], suffix)
-        shards = Shards(where, places[0].name, tuple(map(places[0].child, names)), tuple(names))
+    is_pattern = len(paths) != 1 or GLOB.search(location) is not None
+    pattern = without_credentials(location) if IS_URL.match(location) else storage_path(location).shown
+    where = pattern if is_pattern else paths[0].shown
+    if not is_pattern and paths[0].kind() == "folder":
+        names = _names_in_folder(paths[0], suffix)
+        shards = Shards(where, paths[0].name, tuple(map(paths[0].child, names)), tuple(names))
     else:
-        _require_files(places, where)
-        shards = Shards(where, None, tuple(places), tuple(f"{place.parent().name}/{place.name}" for place in places))
-    if not shards.places:
+        _require_files(paths, where)
+        shards = Shards(where, None, tuple(paths), tuple(f"{path.parent().name}/{path.name}" for path in paths))
+    if not shards.paths:
         raise UserError(
             f"--input {where}: no {kind} there; expected a folder of {kind}, a file, a glob, or a pattern with braces"
         )
     return shards
 
 
-def _names_in_folder(folder: Place, suffix: str) -> list[str]:
+def _names_in_folder(folder: StoragePath, suffix: str) -> list[str]:
     """The shards' names. UserError for one that is not a file, is compressed, or was not downloaded completely."""
     names = []
     for name, _, stamp in sorted(folder.files().files):
@@ -128,23 +129,21 @@ def _names_in_folder(folder: Place, suffix: str) -> list[str]:
     return names
 
 
-def _require_files(places: Sequence[Place], where: str) -> None:
+def _require_files(paths: Sequence[StoragePath], where: str) -> None:
     """UserError unless these are files that exist, each named once."""
-    kinds = [place.kind() for place in places]
-    missing = [place.shown for place, kind in zip(places, kinds, strict=True) if kind is None]
+    kinds = [path.kind() for path in paths]
+    missing = [path.shown for path, kind in zip(paths, kinds, strict=True) if kind is None]
     if missing:
-        raise UserError(f"--input {missing[0]}: does not exist; {len(missing):,} of {len(places):,} files are missing")
-    folder = next((place.shown for place, kind in zip(places, kinds, strict=True) if kind == "folder"), None)
+        raise UserError(f"--input {missing[0]}: does not exist; {len(missing):,} of {len(paths):,} files are missing")
+    folder = next((path.shown for path, kind in zip(paths, kinds, strict=True) if kind == "folder"), None)
     if folder is not None:
-        raise UserError(
-            f"--input {folder}: is a folder, one of {len(places):,} places named; name files, or one folder"
-        )
-    twice = next((name for name, count in Counter(place.shown for place in places).items() if count > 1), None)
+        raise UserError(f"--input {folder}: is a folder, one of {len(paths):,} paths named; name files, or one folder")
+    twice = next((name for name, count in Counter(path.shown for path in paths).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"--input {where}: names {twice} twice, so its samples would be there twice")
 
 
-def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
+def choose_shards(shards: Shards, split: SplitRequest) -> ChosenShards:
     """The split that is meant, and its shards. UserError when names do not tell."""
     where = shards.shown
     named = [_read_name(name, is_below=shards.root is not None) for name in shards.names]
@@ -152,11 +151,12 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
     for index, name in enumerate(named):
         groups.setdefault(name.group, []).append(index)
     by_group = {group: named[indices[0]] for group, indices in groups.items()}
-    without = [group for group, name in by_group.items() if not splits_in(name.said)]
+    without = [group for group, name in by_group.items() if not splits_in(name.readable)]
+    # Every name says its split, or all are counted sets (`labelled-0-of-2`), whose name is then the split's.
     if not without or (len(groups) > 1 and all(name.count is not None for name in by_group.values())):
         available = _short_names(by_group)
-    elif len(without) == len(groups):
-        available = {by_group[without[0]].said: without[0]} if len(groups) == 1 else {}
+    elif len(without) == len(groups):  # no name says a split: all of them are one
+        available = {by_group[without[0]].readable: without[0]} if len(groups) == 1 else {}
         if split.name not in available or not split.explicit:
             return _all_of(shards, named, split)
     else:
@@ -173,16 +173,16 @@ def choose_shards(shards: Shards, split: SplitRequest) -> Chosen:
     if not split.explicit:
         _refuse_numbered_alike(shards, indices[0], [groups[available[other]][0] for other in alike])
     notes = [f"{few(alike)} of {where} not taken, only {shown(chosen)}"] if alike else []
-    return Chosen(chosen, indices, [*notes, *_gaps(shards, indices)])
+    return ChosenShards(chosen, indices, [*notes, *_gaps(shards, indices)])
 
 
-def _all_of(shards: Shards, named: Sequence[_Name], split: SplitRequest) -> Chosen:
+def _all_of(shards: Shards, named: Sequence[_Name], split: SplitRequest) -> ChosenShards:
     """All shards, whose names say no split; the folder around them may."""
     above = [shards.root] if shards.root is not None else sorted({path.split("/")[0] for path in shards.names})
     name = split_of_whole(split, shards.shown, above if len(above) == 1 else ())
     indices = list(range(len(named)))
     _check_set(shards, named, indices)
-    return Chosen(name, indices, _gaps(shards, indices))
+    return ChosenShards(name, indices, _gaps(shards, indices))
 
 
 def refuse_splits_within(values: Iterable[str], kind: str, split: SplitRequest, where: str) -> None:
@@ -219,23 +219,23 @@ def _read_name(path: str, *, is_below: bool) -> _Name:
         number, count = int(counted["number"]), int(counted["count"])
     else:
         text, number, count = NUMBER.sub("#", stem), None, None
-    said = re.sub(r"[-_.\s]*#[-_.\s]*", "-", text).strip("-_. ")
-    if not splits_in(said):
+    readable = re.sub(r"[-_.\s]*#[-_.\s]*", "-", text).strip("-_. ")
+    if not splits_in(readable):  # `train/0000.parquet`: the folder says it
         folders = list(file.parents)[:-1]
         folder = next((f for f in folders if (splits_in if is_below else is_split_name)(f.name)), None)
         if folder is not None:
             return _Name(f"{folder}/", folder.name, number, count)
-    return _Name(text, said, number, count)
+    return _Name(text, readable, number, count)
 
 
 def _short_names(by_group: dict[str, _Name]) -> dict[str, str]:
     """Name of a split -> its group. `in1k-validation` is `validation` unless another one is, too."""
     words = Counter(word for name in by_group.values() for word in set(name.words))
-    said = Counter(name.said for name in by_group.values())
+    counts = Counter(name.readable for name in by_group.values())
     names: dict[str, str] = {}
     for group, name in by_group.items():
         is_clear = len(name.words) == 1 and words[name.words[0]] == 1
-        names[name.words[0] if is_clear else name.said if said[name.said] == 1 else group.strip("/")] = group
+        names[name.words[0] if is_clear else name.readable if counts[name.readable] == 1 else group.strip("/")] = group
     return names
 
 
@@ -273,7 +273,7 @@ def _check_set(shards: Shards, named: Sequence[_Name], indices: Sequence[int]) -
     if not counts:
         return
     found = {number for _, number in by_number}
-    first = 1 if 0 not in found and counts[0] in found else 0
+    first = 1 if 0 not in found and counts[0] in found else 0  # some writers count from 1
     missing = counts[0] - sum(first <= number < first + counts[0] for number in found)
     if missing:
         gap = next(number for number in range(first, first + counts[0]) if number not in found)
@@ -316,10 +316,6 @@ def _gaps(shards: Shards, indices: Sequence[int]) -> list[str]:
     for numbered in by_set.values():
         first, last = min(numbered), max(numbered)
         gap = next((number for number in range(first, last) if number not in numbered), None)
-        if gap is not None and last - first < 2 * len(numbered) + 2:
+        if gap is not None and last - first < 2 * len(numbered) + 2:  # sparser numbers are dates or ids
             return [f"files are numbered, and {gap} is missing after {shown(numbered[gap - 1])}: is the set complete?"]
     return []
-
-
-def _show_pattern(location: str) -> str:
-    return without_credentials(location) if IS_URL.match(location) else place_of(location).shown

@@ -257,7 +257,7 @@ def refuse_nested(names: Collection[str], where: str) -> None:
             f"are the classes, say --input {where}/{shown(top)}; {AS_CLASSES}"
         )
     shared = _shared(inner)
-    if shared is not None:
+    if shared is not None:  # classes rarely contain folders of the same names, splits and versions do
         tops = sorted(top for top, below in inner.items() if shared in below)
         raise UserError(
             f"{where}: {few(tops)} each hold a folder {shown(shared)}, so they may be splits, or versions of the "

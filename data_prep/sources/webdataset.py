@@ -27,7 +27,7 @@ from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 from data_prep.sources.file_source import MAX_NAMED, SUFFIXES, ArchiveSource, Samples, skipped_notes
 from data_prep.sources.files.listing import FileRanges, RecordedFile, list_each
-from data_prep.sources.files.places import RangeReader
+from data_prep.sources.files.paths import RangeReader
 from data_prep.sources.files.tar import TarEntry, walk_tar
 from data_prep.sources.label_file import class_names_in
 from data_prep.sources.labels import (
@@ -83,8 +83,8 @@ class WebDataset(ArchiveSource):
         keys = {sample.key.rpartition("/")[0] for shard in listed for sample in shard.samples}
         folders = {folder for parent in keys for folder in parent.split("/")}
         refuse_splits_within(sorted(folders), "the folders", split, shards.location)
-        said = sorted({value for shard in listed for value in shard.splits})
-        refuse_splits_within(said, "the key split in .json", split, shards.location)
+        splits = sorted({value for shard in listed for value in shard.splits})
+        refuse_splits_within(splits, "the key split in .json", split, shards.location)
         return cls(shards, listed, class_names, options.class_order)
 
     def __init__(
@@ -141,13 +141,13 @@ class _NotUnderstood(ValueError):
 
 def list_shard(shard: RecordedFile, image_extension: str | None, label_column: str | None) -> ListedShard:
     """`image_extension`, `label_column`: as the user named them."""
-    where = shard.place.shown
+    where = shard.path.shown
     samples: list[ShardSample] = []
     keys: set[str] = set()
     num_left_out = 0
     left_out: list[str] = []
     splits: set[str] = set()
-    with closing(shard.place.reader(shard.status)) as reader:
+    with closing(shard.path.reader(shard.status)) as reader:
         members = walk_tar(reader.read_at, 0, shard.status.num_bytes, where)
         for key, group in groupby(_with_extensions(members), key=itemgetter(0)):
             files: dict[str, TarEntry] = {}

@@ -25,8 +25,10 @@ from data_prep.converter.plan import UNIT_SAMPLES
 from data_prep.converter.settings import BadPolicy, ConvertSettings
 from data_prep.sources import open_source
 from data_prep.sources.base import Source
-from data_prep.sources.files.places import HEAD_BYTES, Ends, empty_ends, ends_bytes
+from data_prep.sources.files.paths import HEAD_BYTES, Ends, empty_ends, ends_bytes
 from data_prep.sources.splits import requested_split
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 Picture = Callable[..., Image.Image]
 Encode = Callable[..., bytes]

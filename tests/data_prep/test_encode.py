@@ -27,7 +27,7 @@ from data_prep.converter.settings import ConvertSettings
 from data_prep.errors import UserError
 from data_prep.jpeg.turbojpeg import decode_as_ffcv
 from data_prep.pixels import to_rgb
-from data_prep.sources.files.places import HEAD_BYTES, TAIL_BYTES, empty_ends
+from data_prep.sources.files.paths import HEAD_BYTES, TAIL_BYTES, empty_ends
 
 
 def pixels(data: bytes) -> np.ndarray:

@@ -17,7 +17,7 @@ from data_prep.errors import Fault
 from data_prep.jpeg.header import read_jpeg_header
 from data_prep.sources.base import SourceOptions
 from data_prep.sources.files import local
-from data_prep.sources.files.places import HEAD_BYTES, NO_FILE, TAIL_BYTES, Ends, ends_of
+from data_prep.sources.files.paths import HEAD_BYTES, NO_FILE, TAIL_BYTES, Ends, ends_of
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.splits import SplitRequest
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from opening import OpenAllWithin, TarOf
 
-TarOf = Callable[[dict[str, bytes]], bytes]
-OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
 NUM_MUTANTS = 40
 """Of each container."""
 
@@ -83,22 +81,22 @@ def test_damaged_containers_are_read_right_or_refused(
     tmp_path: Path, tar_of: TarOf, open_all_within: OpenAllWithin
 ) -> None:
     draw = np.random.default_rng(0)
-    cases: list[tuple[str, str, dict[str, str]]] = []
-    num_samples = {"hf-parquet": 12, "cifar10": 2, "webdataset": 6}
-    suffixes = {"hf-parquet": ".parquet", "cifar10": ".tar", "webdataset": ".tar"}
-    wholes = {"hf-parquet": parquet_files(), "cifar10": cifar_files(tar_of), "webdataset": shards(tar_of)}
-    for source, files in wholes.items():
+    containers = {
+        "hf-parquet": (12, parquet_files()),
+        "cifar10": (2, cifar_files(tar_of)),
+        "webdataset": (6, shards(tar_of)),
+    }
+    for source, (num_samples, files) in containers.items():
+        cases: list[tuple[str, str, dict[str, str]]] = []
         for whole in files:
             for number in range(NUM_MUTANTS):
-                path = tmp_path / f"{len(cases)}{suffixes[source]}"
+                path = tmp_path / f"{source}-{len(cases)}{'.parquet' if source == 'hf-parquet' else '.tar'}"
                 path.write_bytes(mutant(draw, whole) if number else whole)
                 cases.append((source, str(path), {}))
-    told = open_all_within(600, cases)
-    for (source, path, _), text in zip(cases, told, strict=True):
-        assert text.startswith(("read ", "refused: ")), (path, text)
-        assert text.isprintable(), (path, text)
-        assert not text.startswith("read ") or f" of {num_samples[source]}" in text, (path, text)
-    for source in wholes:
-        of_source = [text for (name, _, _), text in zip(cases, told, strict=True) if name == source]
-        assert f"read {num_samples[source]} of {num_samples[source]}" in of_source
-        assert sum(text.startswith("refused") for text in of_source) > len(of_source) // 5
+        outcomes = open_all_within(600, cases)
+        for (_, path_, _), outcome in zip(cases, outcomes, strict=True):
+            assert outcome.startswith(("read ", "refused: ")), (path_, outcome)
+            assert outcome.isprintable(), (path_, outcome)
+            assert not outcome.startswith("read ") or f" of {num_samples}" in outcome, (path_, outcome)
+        assert f"read {num_samples} of {num_samples}" in outcomes
+        assert sum(outcome.startswith("refused") for outcome in outcomes) > len(outcomes) // 5

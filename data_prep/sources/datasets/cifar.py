@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, Source, SourceDescription, SourceOptions, digest_of
-from data_prep.sources.files.find import place_of
-from data_prep.sources.files.places import Place, read_small
+from data_prep.sources.files.find import storage_path
+from data_prep.sources.files.listing import locate
+from data_prep.sources.files.paths import StoragePath, read_small
 from data_prep.sources.files.tar import read_members
 from data_prep.sources.splits import SplitRequest, choose_split
 
 SIDE_PX = 32
 PIXEL_BYTES = 3 * SIDE_PX * SIDE_PX
 MAX_FILES_BYTES = 256 << 20
-"""Of the files that a split needs, in total; the real ones have 155 MB."""
+"""Largest total of the files that a split needs; the real ones have 155 MB."""
 MAX_UNPACKED_BYTES = 1 << 30
 
 
@@ -45,7 +46,7 @@ class Version:
     labels_key: str = ""
     """Key of the labels in the pickles; empty: binary files."""
     label_bytes: int = 1
-    """Of a binary record, before its pixels; the last one is the label."""
+    """Label bytes before the pixels of a binary record; the last one is the label."""
 
     def files(self, split: str) -> tuple[str, ...]:
         return self.names, *self.batches[split]
@@ -104,7 +105,7 @@ class Cifar(Source):
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
         expected = f"cifar-{cls.num_classes}-python.tar.gz, or its folder"
-        given = place_of(location)
+        given = storage_path(location)
         name = choose_split(("train", "test"), split, given.shown)
         kind = given.kind()
         if kind is None:  # also a pipe, on which reading would block
@@ -126,22 +127,17 @@ class Cifar(Source):
         return cls(given.shown, name, class_names, batches)
 
     def key(self, index: int) -> str:
-        batch, row = self._locate(index)
+        batch, row = locate(self._batch_ends, index)
         return f"{self._batch_names[batch]} image {row}"
 
     def read(self, index: int) -> bytes:
         from PIL import Image
 
-        batch, row = self._locate(index)
+        batch, row = locate(self._batch_ends, index)
         pixels = self._planes[batch][row].reshape(3, SIDE_PX, SIDE_PX).transpose(1, 2, 0)
         file = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=1)
         return file.getvalue()
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Batch, and row within it."""
-        batch = int(np.searchsorted(self._batch_ends, index, side="right"))
-        return batch, index - (int(self._batch_ends[batch - 1]) if batch else 0)
 
 
 class Cifar10(Cifar):
@@ -153,7 +149,7 @@ class Cifar100(Cifar):
 
 
 def _read_files(
-    given: Place, kind: str, versions: Sequence[Version], split: str, expected: str
+    given: StoragePath, kind: str, versions: Sequence[Version], split: str, expected: str
 ) -> tuple[Version, dict[str, bytes]]:
     """The version, and the files that the split needs."""
     where = given.shown
@@ -193,7 +189,7 @@ def _read_names(version: Version, data: bytes, num_classes: int, where: str) -> 
             names = [name.decode("utf-8") if isinstance(name, bytes) else name for name in listed]
             batch_size = meta.get("num_cases_per_batch")
     except UnicodeDecodeError:
-        raise UserError(f"{where}: its names are no UTF-8; download it again") from None
+        raise UserError(f"{where}: its names are not UTF-8; download it again") from None
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise UserError(f"{where}: names {len(names)} classes, expected {num_classes}, each once")
     return tuple(names), batch_size if type(batch_size) is int and abs(batch_size) < 1 << 63 else None
@@ -335,7 +331,7 @@ def read_cifar_pickle(data: bytes) -> dict[str, Any]:
         _look_through(data)
         loaded = _Unpickler(data).load()
         if not isinstance(loaded, dict):
-            raise ValueError("it holds no dict")
+            raise ValueError("it does not hold a dict")
         by_key = {_text(key): _to_array(value) if isinstance(value, _Array) else value for key, value in loaded.items()}
         if len(by_key) != len(loaded):
             raise ValueError("it holds a key twice")

@@ -23,9 +23,9 @@ from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 from data_prep.sources.file_source import ArchiveSource, Samples, is_image_name, skipped_notes
-from data_prep.sources.files.find import place_of
+from data_prep.sources.files.find import storage_path
 from data_prep.sources.files.listing import FileRanges, RecordedFile, list_each, record
-from data_prep.sources.files.places import Place, read_small
+from data_prep.sources.files.paths import StoragePath, read_small
 from data_prep.sources.files.tar import TarEntry, read_members, walk_tar
 from data_prep.sources.imagenet import VAL_NAME, WNID, label_map
 from data_prep.sources.splits import SplitRequest, choose_split
@@ -38,9 +38,9 @@ GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 MAX_ID_DIGITS = 9
 COMPRESSED, TAG_BYTES, MAT_HEADER_BYTES = 15, 8, 128
-"""Of MATLAB's files, version 5: a type of element, and the sizes of an element's tag and of the file's header."""
+"""MATLAB files, version 5: the type of a compressed element, the sizes of an element's tag and of the file's header."""
 MAX_UNPACKED_BYTES = 64 << 20
-"""Of the devkit; the real one unpacks to some 4 MB."""
+"""Largest devkit; the real one unpacks to some 4 MB."""
 
 
 class Listed(NamedTuple):
@@ -56,10 +56,10 @@ class Listed(NamedTuple):
 class Ilsvrc(ArchiveSource):
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
-        given = place_of(location)
+        given = storage_path(location)
         archive, name = _find_archive(given, split)
         beside = given.child(DEVKIT) if archive is not given else archive.parent().child(DEVKIT)
-        kit = place_of(options.devkit) if options.devkit else beside if beside.kind() == "file" else None
+        kit = storage_path(options.devkit) if options.devkit else beside if beside.kind() == "file" else None
         devkit = read_devkit(kit) if kit else None
         if name == "train":
             return cls._open_train(record(archive), devkit)
@@ -69,7 +69,7 @@ class Ilsvrc(ArchiveSource):
 
     @classmethod
     def _open_train(cls, archive: RecordedFile, devkit: Devkit | None) -> Self:
-        where = archive.place.shown
+        where = archive.path.shown
         members = list(_walk(archive, where))
         tars: dict[str, TarEntry] = {}
         for member in members:
@@ -103,7 +103,7 @@ class Ilsvrc(ArchiveSource):
 
     @classmethod
     def _open_val(cls, archive: RecordedFile, devkit: Devkit) -> Self:
-        where = archive.place.shown
+        where = archive.path.shown
         images: list[Listed] = []
         left_out: list[str] = []
         for member in _walk(archive, where):
@@ -140,7 +140,7 @@ class Ilsvrc(ArchiveSource):
         samples = Samples(class_names, [image.name for image in images], labels, sizes)
         ranges = FileRanges([archive], np.zeros(len(images), dtype=np.int32), offsets, sizes)
         named = [shown(name) for name in sorted(left_out)]
-        opened = cls("ilsvrc", archive.place.shown, split, samples, ranges, len(left_out), named)
+        opened = cls("ilsvrc", archive.path.shown, split, samples, ranges, len(left_out), named)
         opened.description.label_checks.extend(notes)
         opened.notes = tuple(skipped_notes(opened.description))
         return opened
@@ -152,11 +152,11 @@ class Ilsvrc(ArchiveSource):
         return f"{archive}/{wnid}.tar/{name}" if self.description.split == "train" else f"{archive}/{name}"
 
 
-def _find_archive(given: Place, split: SplitRequest) -> tuple[Place, str]:
+def _find_archive(given: StoragePath, split: SplitRequest) -> tuple[StoragePath, str]:
     """The archive of the split that was asked for, and the split's name."""
     if given.kind() == "folder":
         found = {name: given.child(archive) for name, archive in ARCHIVES.items()}
-        available = {name: place for name, place in found.items() if place.kind() == "file"}
+        available = {name: path for name, path in found.items() if path.kind() == "file"}
         if not available:
             raise UserError(f"--input {given.shown}: holds none of {', '.join(ARCHIVES.values())}")
         name = choose_split(sorted(available), split, given.shown)
@@ -186,7 +186,7 @@ def _walk(archive: RecordedFile, where: str, within: TarEntry | None = None) -> 
     """The files of the archive, or of a tar that is a member of it."""
     start = within.offset if within else 0
     stop = start + within.num_bytes if within else archive.status.num_bytes
-    with closing(archive.place.reader(archive.status)) as reader:
+    with closing(archive.path.reader(archive.status)) as reader:
         yield from walk_tar(reader.read_at, start, stop, where)
 
 
@@ -196,44 +196,42 @@ def _walk(archive: RecordedFile, where: str, within: TarEntry | None = None) -> 
 @dataclass(frozen=True)
 class Devkit:
     wnids: tuple[str, ...]
-    """Of the classes that have images, ascending: their positions are the labels."""
+    """The classes that have images, ascending: the position is the label."""
     label_of_id: dict[int, int]
     """ILSVRC2012_ID -> label."""
     val_ids: tuple[int, ...]
     """ILSVRC2012_ID of validation image 1, 2, ..."""
 
 
-def read_devkit(place: Place) -> Devkit:
-    """`place`: ILSVRC2012_devkit_t12.tar.gz, or the folder it unpacks to. UserError when it is not that."""
-    files = _read_files(place)
-    wnid_of_id = _read_meta(files[META], f"{place.shown}: {META}")
+def read_devkit(path: StoragePath) -> Devkit:
+    """`path`: ILSVRC2012_devkit_t12.tar.gz, or the folder it unpacks to. UserError when it is not that."""
+    files = _read_files(path)
+    wnid_of_id = _read_meta(files[META], f"{path.shown}: {META}")
     wnids = tuple(sorted(wnid_of_id.values()))
     label_of = label_map(wnids)
     lines = files[GROUND_TRUTH].split()
     val_ids = tuple(int(line) for line in lines if line.isdigit() and len(line) <= MAX_ID_DIGITS)
     bad = next((number for number in val_ids if number not in wnid_of_id), None)
     if len(val_ids) != len(lines) or not val_ids or bad is not None:
-        raise UserError(
-            f"{place.shown}: {GROUND_TRUTH}: expected one ILSVRC2012_ID a line, found {bad or 'other text'}"
-        )
+        raise UserError(f"{path.shown}: {GROUND_TRUTH}: expected one ILSVRC2012_ID a line, found {bad or 'other text'}")
     return Devkit(wnids, {number: label_of[wnid] for number, wnid in wnid_of_id.items()}, val_ids)
 
 
-def _read_files(place: Place) -> dict[str, bytes]:
-    kind = place.kind()
+def _read_files(path: StoragePath) -> dict[str, bytes]:
+    kind = path.kind()
     if kind is None:
-        raise UserError(f"{place.shown}: does not exist; name the devkit (ILSVRC2012_devkit_t12.tar.gz) with --devkit")
+        raise UserError(f"{path.shown}: does not exist; name the devkit (ILSVRC2012_devkit_t12.tar.gz) with --devkit")
     if kind == "folder":
-        return {name: read_small(place.child(name), MAX_UNPACKED_BYTES, "the devkit") for name in (GROUND_TRUTH, META)}
+        return {name: read_small(path.child(name), MAX_UNPACKED_BYTES, "the devkit") for name in (GROUND_TRUTH, META)}
     limits = {"max_bytes": MAX_UNPACKED_BYTES, "max_unpacked_bytes": MAX_UNPACKED_BYTES}
     try:
-        with place.open() as file:
-            files = read_members(file, (GROUND_TRUTH, META), place.shown, DEVKIT, **limits)
+        with path.open() as file:
+            files = read_members(file, (GROUND_TRUTH, META), path.shown, DEVKIT, **limits)
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{place.shown}: cannot be unpacked: {error}; download it again") from None
+        raise UserError(f"{path.shown}: cannot be unpacked: {error}; download it again") from None
     missing = next((name for name in (GROUND_TRUTH, META) if name not in files), None)
     if missing is not None:
-        raise UserError(f"{place.shown}: holds no {missing}; expected {DEVKIT}")
+        raise UserError(f"{path.shown}: holds no {missing}; expected {DEVKIT}")
     return files
 
 
@@ -243,7 +241,7 @@ def _read_meta(data: bytes, where: str) -> dict[int, str]:
     from scipy.io import loadmat
 
     def column(name: str) -> list[object]:
-        """Of a struct array, or a struct of arrays."""
+        """A field of a struct array, or of a struct of arrays."""
         cells = [np.ravel(cell) for cell in np.ravel(synsets[name])]
         return [value.item() if hasattr(value, "item") else value for cell in cells for value in cell]
 

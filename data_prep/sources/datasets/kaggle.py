@@ -12,9 +12,9 @@ from typing import Self
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
-from data_prep.sources.file_source import is_image_name, left_out_notes, why_empty
-from data_prep.sources.files.find import place_of
-from data_prep.sources.files.places import Place
+from data_prep.sources.file_source import is_image_name
+from data_prep.sources.files.find import storage_path
+from data_prep.sources.files.paths import StoragePath
 from data_prep.sources.files.table import read_lines, read_table
 from data_prep.sources.image_folder import ClassFolders, FolderFiles, list_classes
 from data_prep.sources.imagenet import WNID
@@ -28,7 +28,7 @@ VAL_SOLUTION = "LOC_val_solution.csv"
 class Kaggle(FolderFiles):
     @classmethod
     def open(cls, location: str, split: SplitRequest, options: SourceOptions = NO_OPTIONS) -> Self:
-        given = place_of(location)
+        given = storage_path(location)
         images = given.child(IMAGES)
         if images.kind() != "folder":
             raise UserError(f"--input {given.shown}: holds no {IMAGES}; expected the unpacked Kaggle download")
@@ -46,30 +46,21 @@ class Kaggle(FolderFiles):
             found = _list_train(root, class_names)
         else:
             found = _list_val(root, class_names, given.child(VAL_SOLUTION))
-        files, labels = found.in_order(class_names)
-        opened = cls("kaggle", root, name, class_names, files, labels, len(found.left_out))
-        opened.notes = tuple(left_out_notes(found.left_out, found.hidden))
-        return opened
+        return cls("kaggle", root, name, found.in_order(class_names))
 
 
-def _list_train(root: Place, class_names: tuple[str, ...]) -> ClassFolders:
+def _list_train(root: StoragePath, class_names: tuple[str, ...]) -> ClassFolders:
     folders = set(root.subfolders())
     if folders != set(class_names):
         odd = min(folders ^ set(class_names))
         where = "is not in" if odd in folders else "has no folder but is in"
         raise UserError(f"{root.shown}: {shown(odd)} {where} {SYNSETS}; the download is incomplete, or was changed")
     found = list_classes(root, class_names)
-    empty = next((name for name in class_names if not found.images[name]), None)
-    if empty is not None:
-        inside = [name for name in found.left_out if name.startswith(f"{empty}/")]
-        raise UserError(
-            f"{root.child(empty).shown}: this class folder holds no images{why_empty(inside)}; the download is "
-            "incomplete"
-        )
+    found.require_no_empty(root, "the download is incomplete")
     return found
 
 
-def _list_val(root: Place, class_names: tuple[str, ...], solution: Place) -> ClassFolders:
+def _list_val(root: StoragePath, class_names: tuple[str, ...], solution: StoragePath) -> ClassFolders:
     """By class and then by name, the order of a validation set with class folders."""
     listed, hidden = root.files(deep=False)
     found = ClassFolders({name: [] for name in class_names}, [], hidden)
@@ -92,25 +83,25 @@ def _list_val(root: Place, class_names: tuple[str, ...], solution: Place) -> Cla
     return found
 
 
-def _read_synsets(place: Place) -> tuple[str, ...]:
+def _read_synsets(path: StoragePath) -> tuple[str, ...]:
     """The wnids in label order, which is ascending in the published file."""
-    wnids = [cells[0].split()[0] for _, cells in read_lines(place)]
+    wnids = [cells[0].split()[0] for _, cells in read_lines(path)]
     bad = next((wnid for wnid in wnids if not WNID.fullmatch(wnid)), None)
     if bad is not None or not wnids:
-        raise UserError(f"{place.shown}: expected lines of a wnid and words, found {shown(bad or 'none')}")
+        raise UserError(f"{path.shown}: expected lines of a wnid and words, found {shown(bad or 'none')}")
     if wnids != sorted(set(wnids)):
-        raise UserError(f"{place.shown}: the wnids should ascend, each once: label 0 is the first of them")
+        raise UserError(f"{path.shown}: the wnids should ascend, each once: label 0 is the first of them")
     return tuple(wnids)
 
 
-def _read_solution(place: Place) -> dict[str, str]:
+def _read_solution(path: StoragePath) -> dict[str, str]:
     """Image name without suffix -> wnid, of lines `<ImageId>,<wnid> <box> [<wnid> <box> ...]`."""
     wnids: dict[str, str] = {}
-    for line, cells in islice(read_table(place), 1, None):
+    for line, cells in islice(read_table(path), 1, None):
         words = cells[1].split() if len(cells) > 1 else []
         if not words or not WNID.fullmatch(words[0]):
-            raise UserError(f"{place.shown}: line {line} should be <image>,<wnid> <box>")
+            raise UserError(f"{path.shown}: line {line} should be <image>,<wnid> <box>")
         name = cells[0]
         if wnids.setdefault(name, words[0]) != words[0]:
-            raise UserError(f"{place.shown}: {shown(name)} has two classes, {wnids[name]} and {words[0]}")
+            raise UserError(f"{path.shown}: {shown(name)} has two classes, {wnids[name]} and {words[0]}")
     return wnids

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.files.local import LocalPlace
-from data_prep.sources.files.places import IS_URL, Place, without_credentials
+from data_prep.sources.files.local import LocalPath
+from data_prep.sources.files.paths import IS_URL, StoragePath, without_credentials
 
 GLOB = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -18,38 +18,38 @@ NUMBER_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 MAX_EXPANDED = 1_000_000
 
 
-def place_of(location: str) -> Place:
+def storage_path(location: str) -> StoragePath:
     """`location`: a local path or a URL. UserError when nothing here reads such URLs."""
     if not IS_URL.match(location):
-        return LocalPlace(str(Path(location).expanduser().resolve()))
+        return LocalPath(str(Path(location).expanduser().resolve()))
     if location.startswith("file://"):
-        return LocalPlace(str(Path(location.removeprefix("file://")).resolve()))
-    from data_prep.sources.files.remote import remote_place
+        return LocalPath(str(Path(location.removeprefix("file://")).resolve()))
+    from data_prep.sources.files.remote import remote_path
 
     try:
-        return remote_place(location)
+        return remote_path(location)
     except OSError as error:
         raise UserError(f"{without_credentials(location)}: cannot be read: {error.strerror or error}") from None
 
 
-def find_places(location: str) -> list[Place]:
+def find_paths(location: str) -> list[StoragePath]:
     """The files that a name, a glob or a pattern with braces matches, in order; a folder gives itself.
 
     `{000..127}` counts with leading zeros, `{a,b}` lists; files named by braces may be missing.
     """
-    found: list[Place] = []
+    found: list[StoragePath] = []
     for expanded in expand_braces(location):
         if not GLOB.search(expanded) or (IS_URL.match(expanded) and "*" not in expanded):
-            found.append(place_of(expanded))
+            found.append(storage_path(expanded))
         elif IS_URL.match(expanded) and not expanded.startswith("file://"):
             from data_prep.sources.files.remote import remote_glob
 
             found += remote_glob(expanded)
         elif Path(expanded).expanduser().exists():  # a name that looks like a pattern
-            found.append(place_of(expanded))
+            found.append(storage_path(expanded))
         else:
             pattern = str(Path(expanded.removeprefix("file://")).expanduser())
-            found += [place_of(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  # absolute
+            found += [storage_path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  # absolute
     return found
 
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.files.places import (
+from data_prep.sources.files.paths import (
     HEAD_BYTES,
     MAX_SAMPLE_BYTES,
     Ends,
     FileStatus,
-    Place,
     RangeReader,
+    StoragePath,
     check_sample_size,
     empty_ends,
     ends_bytes,
@@ -52,6 +52,12 @@ class PackedStrings(Sequence[str]):
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
 
 
+def locate(ends: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """Which of several runs of samples an index is in, and where in it. `ends`: the runs' lengths, summed up."""
+    run = int(np.searchsorted(ends, index, side="right"))
+    return run, index - (int(ends[run - 1]) if run else 0)
+
+
 Item = TypeVar("Item")
 Listing = TypeVar("Listing", bound=Sized)
 
@@ -65,6 +71,7 @@ def list_each(list_one: Callable[[Item], Listing], items: Sequence[Item]) -> Ite
     """`list_one` of each item, in order: in threads if the first one was slow, so waits for a disk or a network."""
     started_s = time.monotonic()
     first = list_one(items[0])
+    # Threads help only where a listing waits; see FAST_S.
     is_fast = time.monotonic() - started_s < FAST_S * (1 + len(first))
     with ThreadPoolExecutor(1 if is_fast else NUM_THREADS) as pool:
         yield from chain([first], pool.map(list_one, items[1:]))
@@ -74,13 +81,13 @@ MAX_OPEN = 4
 
 
 class RecordedFile(NamedTuple):
-    place: Place
+    path: StoragePath
     status: FileStatus
     """When it was listed; a file that has changed since is not read."""
 
 
-def record(place: Place) -> RecordedFile:
-    return RecordedFile(place, place.status())
+def record(path: StoragePath) -> RecordedFile:
+    return RecordedFile(path, path.status())
 
 
 class FileRanges:
@@ -103,8 +110,8 @@ class FileRanges:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def file_of(self, index: int) -> Place:
-        return self.files[int(self.file_numbers[index])].place
+    def file_of(self, index: int) -> StoragePath:
+        return self.files[int(self.file_numbers[index])].path
 
     def read(self, index: int) -> bytes:
         size = int(self.sizes[index])
@@ -140,8 +147,8 @@ class FileRanges:
         if reader is None:
             while len(self._readers) >= MAX_OPEN:
                 self._readers.pop(next(iter(self._readers))).close()
-            place, status = self.files[number]
-            reader = self._readers[number] = place.reader(status)
+            path, status = self.files[number]
+            reader = self._readers[number] = path.reader(status)
         return reader
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from data_prep.errors import UserError
 from data_prep.native import library as native_library
 from data_prep.shown import shown
 from data_prep.sources.files.listing import PackedStrings
-from data_prep.sources.files.places import (
+from data_prep.sources.files.paths import (
     MAX_SAMPLE_BYTES,
     NO_FILE,
     TAIL_BYTES,
@@ -38,49 +38,49 @@ _UNKNOWN = -2
 
 
 @dataclass(frozen=True)
-class LocalPlace:
-    path: str
+class LocalPath:
+    os_path: str
     """Absolute."""
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return Path(self.os_path).name
 
     @property
     def shown(self) -> str:
-        return self.path
+        return self.os_path
 
-    def child(self, path: str) -> LocalPlace:
-        return LocalPlace(f"{self.path.rstrip('/')}/{path}")
+    def child(self, path: str) -> LocalPath:
+        return LocalPath(f"{self.os_path.rstrip('/')}/{path}")
 
-    def parent(self) -> LocalPlace:
-        return LocalPlace(str(Path(self.path).parent))
+    def parent(self) -> LocalPath:
+        return LocalPath(str(Path(self.os_path).parent))
 
     def kind(self) -> Literal["file", "folder"] | None:
-        path = Path(self.path)
+        path = Path(self.os_path)
         return "folder" if path.is_dir() else "file" if path.is_file() else None
 
     def subfolders(self) -> list[str]:
-        with os.scandir(self.path) as entries:
+        with os.scandir(self.os_path) as entries:
             return sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
 
     def files(self, prefix: str = "", *, deep: bool = True) -> FolderListing:
-        return _local_files(self.path, prefix, deep)
+        return _local_files(self.os_path, prefix, deep)
 
     def status(self) -> FileStatus:
-        status = Path(self.path).stat()
+        status = Path(self.os_path).stat()
         return FileStatus(status.st_size, status.st_mtime_ns)
 
     def read(self, expected: FileStatus | None = None) -> bytes:
-        with _Descriptor(self.path, expected) as file:
+        with _Descriptor(self.os_path, expected) as file:
             check_sample_size(file.num_bytes)
             return file.read_at(0, file.num_bytes)
 
     def reader(self, expected: FileStatus) -> RangeReader:
-        return _Descriptor(self.path, expected)
+        return _Descriptor(self.os_path, expected)
 
     def open(self) -> BinaryIO:
-        return io.open(self.path, "rb")  # noqa: UP020  # `open` is this method
+        return io.open(self.os_path, "rb")  # noqa: UP020  # `open` is this method
 
 
 class _Descriptor:

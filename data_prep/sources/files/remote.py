@@ -18,13 +18,13 @@ import aiohttp
 import xxhash
 
 from data_prep.errors import UserError
-from data_prep.sources.files.places import (
+from data_prep.sources.files.paths import (
     MAX_SAMPLE_BYTES,
     FileStatus,
     FolderListing,
     ListedFile,
-    Place,
     RangeReader,
+    StoragePath,
     changed,
     check_sample_size,
     without_credentials,
@@ -36,10 +36,10 @@ ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
 PROBE_BYTES = 4096
 SMALL_BYTES = 8 << 20
-"""Over HTTP a file up to this size, or of unknown size, is fetched whole."""
+"""Over HTTP a file up to this size, or of unknown size, is fetched in one request."""
 BUFFER_BYTES = 1 << 20
 FILE_SUFFIXES = (".tar", ".parquet", ".gz", ".tgz", ".zip", ".csv", ".tsv", ".txt", ".json")
-"""Of names that are not folders."""
+"""A name that ends so is not taken for a folder, even if the server sends HTML for it."""
 READ_AHEAD_BYTES = 8 << 20
 """Size of a request when a large file is read in order: 8 MiB take as long as the latency of an object store."""
 MAX_GAP_BYTES = 64 << 10
@@ -51,9 +51,9 @@ TAGS = (
 
 
 MAX_PAGE_BYTES = 64 << 20
-"""Of a page of links, the form in which a server lists a folder."""
+"""Largest page of links, the form in which a server lists a folder."""
 MAX_REFUSAL_BYTES = 64 << 10
-"""Of the text of an error."""
+"""How much of an error response is read."""
 PIECE_BYTES = 256 << 10
 TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=30, sock_read=60)
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
@@ -64,17 +64,17 @@ class NotAsAsked(OSError):
     """A server sends something other than what it was asked for; retrying does not help."""
 
 
-def remote_place(url: str) -> RemotePlace:
-    place = RemotePlace(url, _file_system(url)[1])
-    place.file_system.invalidate_cache()
-    return place
+def remote_path(url: str) -> RemotePath:
+    path = RemotePath(url, _file_system(url)[1])
+    path.file_system.invalidate_cache()
+    return path
 
 
-def remote_glob(pattern: str) -> list[Place]:
+def remote_glob(pattern: str) -> list[StoragePath]:
     with failures(pattern):
         file_system, path = _file_system(pattern)
         file_system.invalidate_cache()
-        return [RemotePlace(pattern, found) for found in sorted(file_system.glob(path))]
+        return [RemotePath(pattern, found) for found in sorted(file_system.glob(path))]
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -87,7 +87,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{without_credentials(url)}: cannot be opened: {without_credentials(str(error))}") from None
 
 
-class RemotePlace:
+class RemotePath:
     def __init__(self, url: str, path: str) -> None:
         self._url = url
         """Names the file system, with what credentials the user put there; never shown."""
@@ -107,11 +107,11 @@ class RemotePlace:
         url = self.file_system.unstrip_protocol(self._path).replace("memory:///", "memory://")
         return without_credentials(url)
 
-    def child(self, path: str) -> RemotePlace:
-        return RemotePlace(self._url, f"{self._path}/{path}")
+    def child(self, path: str) -> RemotePath:
+        return RemotePath(self._url, f"{self._path}/{path}")
 
-    def parent(self) -> RemotePlace:
-        return RemotePlace(self._url, self._path.rpartition("/")[0])
+    def parent(self) -> RemotePath:
+        return RemotePath(self._url, self._path.rpartition("/")[0])
 
     def kind(self) -> Literal["file", "folder"] | None:
         try:
@@ -194,7 +194,7 @@ class RemotePlace:
             try:
                 with failures(self._path):
                     return self.file_system.cat_file(self._path, start=start, end=stop)
-            except (FileNotFoundError, PermissionError, NotAsAsked):
+            except (FileNotFoundError, PermissionError, NotAsAsked):  # the same at every attempt
                 raise
             except OSError:
                 if attempt == ATTEMPTS - 1:
@@ -218,8 +218,8 @@ class RemotePlace:
 class _ReadAhead:
     """Reads pieces of a remote file: in order by large requests, otherwise by requests for just the piece."""
 
-    def __init__(self, place: RemotePlace, num_bytes: int) -> None:
-        self._place = place
+    def __init__(self, file: RemotePath, num_bytes: int) -> None:
+        self._file = file
         self._num_bytes = num_bytes
         self._start = 0
         self._data = b""
@@ -228,11 +228,11 @@ class _ReadAhead:
     def read_at(self, start: int, length: int) -> bytes:
         stop = start + length
         if stop > self._num_bytes:
-            raise OSError(f"{self._place.shown}: ends {stop - self._num_bytes} bytes early")
+            raise OSError(f"{self._file.shown}: ends {stop - self._num_bytes} bytes early")
         if not (self._start <= start and stop <= self._start + len(self._data)):
             in_order = 0 <= start - self._last_stop <= MAX_GAP_BYTES
             far = min(max(stop, start + READ_AHEAD_BYTES), self._num_bytes) if in_order else stop
-            self._start, self._data = start, self._place.read_range(start, far)
+            self._start, self._data = start, self._file.read_range(start, far)
         self._last_stop = stop
         return self._data[start - self._start : stop - self._start]
 
@@ -246,9 +246,9 @@ class _ReadAhead:
 class _Pieces(io.RawIOBase):
     """A remote file as a Python file: one request per read."""
 
-    def __init__(self, place: RemotePlace, num_bytes: int) -> None:
+    def __init__(self, file: RemotePath, num_bytes: int) -> None:
         super().__init__()
-        self._place = place
+        self._file = file
         self._num_bytes = num_bytes
         self._at = 0
 
@@ -266,7 +266,7 @@ class _Pieces(io.RawIOBase):
         stop = min(self._at + len(into), self._num_bytes)
         if stop <= self._at:
             return 0
-        data = self._place.read_range(self._at, stop)
+        data = self._file.read_range(self._at, stop)
         into[: len(data)] = data
         self._at = stop
         return len(data)

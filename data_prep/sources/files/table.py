@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.shown import shown
-from data_prep.sources.files.places import Place, read_small
+from data_prep.sources.files.paths import StoragePath, read_small
 
 MAX_TEXT_BYTES = 256 << 20
 """A line for each of ImageNet's images takes 60 MB."""
@@ -30,47 +30,47 @@ class TableRow(NamedTuple):
     cells: list[str]
 
 
-def read_text(place: Place) -> str:
+def read_text(path: StoragePath) -> str:
     """UTF-8, or UTF-16 with a byte order mark. UserError when it does not exist, is not a file, too large, or not
     text."""
     try:
-        data = read_small(place, MAX_TEXT_BYTES, "a text file")
+        data = read_small(path, MAX_TEXT_BYTES, "a text file")
     except OSError as error:
-        raise UserError(f"{place.shown}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path.shown}: cannot be read: {error.strerror or error}") from None
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{place.shown}: line {line} cannot be read as text ({error.reason}); save the file as UTF-8"
+            f"{path.shown}: line {line} cannot be read as text ({error.reason}); save the file as UTF-8"
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{place.shown}: line {line} holds a NUL character, so it is not text; save the file as UTF-8")
+        raise UserError(f"{path.shown}: line {line} holds a NUL character, so it is not text; save the file as UTF-8")
     if max(text.count("\n"), text.count("\r")) > MAX_LINES:
-        raise UserError(f"{place.shown}: has more than {MAX_LINES:,} lines; expected fewer")
+        raise UserError(f"{path.shown}: has more than {MAX_LINES:,} lines; expected fewer")
     return text
 
 
-def read_lines(place: Place) -> list[TableRow]:
+def read_lines(path: StoragePath) -> list[TableRow]:
     """One cell per line, without surrounding white space; empty lines are skipped."""
-    lines = enumerate(_lines(read_text(place), place.shown), start=1)
+    lines = enumerate(_lines(read_text(path), path.shown), start=1)
     return [TableRow(number, [line.strip()]) for number, line in lines if line.strip()]
 
 
-def read_table(place: Place) -> Iterator[TableRow]:
+def read_table(path: StoragePath) -> Iterator[TableRow]:
     """Rows of cells separated by tabs, commas or semicolons, with or without quotes, or of a word and the rest of its
     line.
 
     Empty lines are skipped, and so are empty cells at a row's end that the first row does not have. UserError, naming
     the line, where quotes do not match or a row has more cells than the first.
     """
-    text = read_text(place)
+    text = read_text(path)
     if text.lstrip()[:1] in ("[", "{"):
-        raise UserError(f"{place.shown}: looks like JSON; expected a table, with commas or tabs between columns")
-    separator = _separator(text, place.shown)
-    rows = _split_at(text, separator, place.shown) if separator else _split_at_blanks(text, place.shown)
+        raise UserError(f"{path.shown}: looks like JSON; expected a table, with commas or tabs between columns")
+    separator = _separator(text, path.shown)
+    rows = _split_at(text, separator, path.shown) if separator else _split_at_blanks(text, path.shown)
     width = 0
     for line, cells in rows:
         if not any(cells):
@@ -80,7 +80,7 @@ def read_table(place: Place) -> Iterator[TableRow]:
         width = width or len(cells)
         if len(cells) > width:
             raise UserError(
-                f"{place.shown}: line {line} has {len(cells)} columns, the first line {width}; put a name that holds "
+                f"{path.shown}: line {line} has {len(cells)} columns, the first line {width}; put a name that holds "
                 f"{'a tab' if separator == chr(9) else shown(separator)} in quotes"
             )
         yield TableRow(line, cells)

@@ -20,11 +20,11 @@ BLOCK_BYTES = 512
 WINDOW_BYTES = 4096
 """Read at once: a header, and often the small files and headers after it."""
 MAX_EXTENSION_BYTES = 1 << 20
-"""Of a long name or a pax header."""
+"""Largest long name or pax header."""
 MAX_NAME_BYTES = 4096
 """The longest path on Linux."""
 MAX_TAIL_BYTES = 64 << 20
-"""Of zeros after the end mark: writers pad to a record, of 10 KiB or, on tapes, some MiB."""
+"""Zeros allowed after the end mark: writers pad to a record, of 10 KiB or, on tapes, some MiB."""
 TAIL_PIECE_BYTES = 64 << 10
 MAX_SIZE_DIGITS = 20
 ADLER_MODULUS = 65521
@@ -55,7 +55,7 @@ ReadAt = Callable[[int, int], bytes]
 class TarEntry(NamedTuple):
     name: str
     offset: int
-    """Of its bytes, from the start of the file."""
+    """Where its bytes begin, from the start of the file."""
     num_bytes: int
 
 
@@ -80,6 +80,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
     long_size: int | None = None
     before: bytes | None = None
     while True:
+        # Blocks of 512 bytes: for each member a header and its padded bytes, at the end two blocks of zeros.
         header = b"" if stop is not None and at + BLOCK_BYTES > stop else window.read(at, BLOCK_BYTES)
         if len(header) < BLOCK_BYTES:
             if at == start:
@@ -105,7 +106,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
             raise UserError(
                 f"{where}: the header after {_shown(before)} is damaged: {error}; is it a tar? download it again"
             ) from None
-        if long_size is not None and kind in REGULAR:
+        if long_size is not None and kind in REGULAR:  # a pax header before it gave the size
             size = long_size
         data_at = at + BLOCK_BYTES
         at = data_at + -(-size // BLOCK_BYTES) * BLOCK_BYTES
@@ -114,6 +115,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
                 f"{where}: is cut short: {_shown(name)} ends {data_at + size - stop:,} bytes after the end; "
                 "copy or download it again"
             )
+        # Extensions are members of their own, before the member that they are about.
         if kind in (GNU_LONG_NAME, PAX, PAX_GLOBAL):
             if size > MAX_EXTENSION_BYTES:
                 raise UserError(
@@ -133,7 +135,7 @@ def walk_tar(read_at: ReadAt, start: int, stop: int | None, where: str) -> Itera
                 ) from None
             continue
         before = name
-        if kind in REGULAR and not (name.endswith(b"/") and not size):
+        if kind in REGULAR and not (name.endswith(b"/") and not size):  # old tars mark folders by the slash only
             yield TarEntry(_safe(name, where), data_at, size)
         elif kind in REFUSED:
             raise UserError(

@@ -1,6 +1,6 @@
-"""The interface between sources and storage: a `Place` is a file or folder, local or behind a URL that fsspec opens.
+"""The interface between sources and storage: `StoragePath`, a file or folder, local or behind a URL that fsspec opens.
 
-`local.py` and `remote.py` implement it, `find.py` picks the one for a location. Nothing that a place shows to people or
+`local.py` and `remote.py` implement it, `find.py` picks the one for a location. Nothing that a path shows to people or
 writes into manifests contains credentials.
 """
 
@@ -62,7 +62,7 @@ class RangeReader(Protocol):
     def close(self) -> None: ...
 
 
-class Place(Protocol):
+class StoragePath(Protocol):
     """Picklable, and cheap to pickle."""
 
     @property
@@ -73,9 +73,9 @@ class Place(Protocol):
         """Absolute, for people and manifests: without credentials."""
         ...
 
-    def child(self, path: str) -> Place: ...
+    def child(self, path: str) -> StoragePath: ...
 
-    def parent(self) -> Place: ...
+    def parent(self) -> StoragePath: ...
 
     def kind(self) -> Literal["file", "folder"] | None:
         """None: it does not exist, or is neither."""
@@ -116,18 +116,18 @@ def changed(shown: str) -> Fault:
     return Fault(f"{shown}: changed while it was being read; run the same command again when nothing writes to it")
 
 
-def read_small(place: Place, max_bytes: int, what: str) -> bytes:
+def read_small(path: StoragePath, max_bytes: int, what: str) -> bytes:
     """A whole file; `what` says what it should be. UserError when it is not a file (reading a pipe would block), or has
     more than `max_bytes`, also if it never ends."""
-    kind = place.kind()
+    kind = path.kind()
     if kind != "file":
         raise UserError(
-            f"{place.shown}: {'is a folder' if kind else 'does not exist, or is not a file'}; expected {what}"
+            f"{path.shown}: {'is a folder' if kind else 'does not exist, or is not a file'}; expected {what}"
         )
-    with place.open() as file:
+    with path.open() as file:
         data = read_up_to(file, max_bytes + 1)
     if len(data) > max_bytes:
-        raise UserError(f"{place.shown}: has more than {max_bytes:,} bytes; expected {what}")
+        raise UserError(f"{path.shown}: has more than {max_bytes:,} bytes; expected {what}")
     return data
 
 
