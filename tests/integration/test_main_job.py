@@ -137,21 +137,6 @@ def decode_with_pillow(beton: Path, arrays: Path) -> None:
     np.savez(arrays, images=np.stack(images), labels=np.array([reader.label(i) for i in range(len(reader))]))
 
 
-@pytest.mark.slow  # test_invariance.py has the same in seconds, without Ray
-def test_one_and_two_workers_give_the_same_losses(cli: Any, head: Any) -> None:
-    losses = []
-    for workers in (1, 2):
-        sets = ("--set", "train.precision=fp64", "--set", "train.max_steps=6")
-        command = cli.train_command(*SHORT, *sets, name=f"w{workers}")
-        command += ["--profile-set", f"workers={workers}", "--profile-set", "log_every_steps=1"]
-        done = cli.run(command, RAY_ADDRESS=head.address)
-        assert done.returncode == 0, done.stderr
-    for rows in points(cli.folder, "train/loss").values():
-        losses.append([value for _, value in rows])
-    assert [len(values) for values in losses] == [6, 6]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
-
-
 def test_sigterm_saves_and_the_same_command_resumes(cli: Any, head: Any) -> None:
     command = cli.train_command(*SHORT, "--set", "train.total_epochs=6", "--profile-set", "log_every_steps=1")
     process = cli.start(command, RAY_ADDRESS=head.address)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch import train as train_module
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.execute import execute, in_process
 from resnet_dist.launch.preflight import Prepared, prepare
@@ -133,6 +137,25 @@ def test_a_driver_that_was_replaced_writes_neither_events_nor_an_end(prepared: C
         drive(checked, somewhere(is_replaced))
     assert recorded_end(checked.run_dir) is None
     assert "after step" not in EventLog(checked.storage).read()
+
+
+def test_train_says_how_an_unfinished_run_came_out(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> WorkerResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return WorkerResult("stopped", step=2)
+
+    checked, ends = prepared(), [lambda: WorkerResult("diverged", step=2, reason="loss nan"), stop]
+    monkeypatch.setattr(train_module, "ray_session", lambda profile: nullcontext())
+    monkeypatch.setattr(train_module, "wait_for_capacity", lambda profile, log: None)
+    monkeypatch.setattr(train_module, "ray_group", lambda run, observer: somewhere(ends.pop(0))(run, observer))
+    diverged, stopped = (train_module.train(checked.recipe, checked.profile, "r") for _ in range(2))
+    assert (diverged.outcome, diverged.reason, diverged.step) == ("diverged", "loss nan", 2)
+    assert (stopped.outcome, stopped.stop_signal, stopped.model_uri) == ("stopped", signal.SIGTERM, "")
+    assert stopped.run_id == diverged.run_id
+    assert recorded_end(checked.run_dir) == RunEnd("KILLED", "stopped after step 2")
+    assert "diverged after step 2: loss nan" in EventLog(checked.storage).read()
 
 
 def test_two_drivers_of_one_run(prepared: Callable[..., Prepared]) -> None:
