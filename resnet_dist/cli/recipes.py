@@ -82,7 +82,7 @@ def schedules(
 
 
 def schedule_curve(path: Path, recipe: Recipe) -> ScheduleCurve:
-    """The rate at 20 points of every epoch. Where a plateau decides, the rate before it is met, and a note."""
+    """The rate at 20 points of every epoch; with a plateau schedule, the rate before the first plateau, and a note."""
     from resnet_dist.config.recipe import train_size
     from resnet_dist.tracking.plots import ScheduleCurve
     from resnet_dist.training.schedule import lr_at

@@ -83,10 +83,10 @@ def submit(
     from resnet_dist.jobs.client import follow, send
     from resnet_dist.jobs.upload import read_upload
 
-    asked = read_command(command, context.args, profile, on, name)
+    job = read_command(command, context.args, profile, on, name)
     upload = read_upload(working_dir)
     submission = plan_submission(
-        asked,
+        job,
         profile,
         on,
         profile_set,

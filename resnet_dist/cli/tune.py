@@ -99,7 +99,7 @@ def narrow(
         typer.Option(min=0.01, max=1.0, help="Share of the points, the best ones, that the new space is drawn around."),
     ] = 0.25,
 ) -> None:
-    """Write a finer search space around a sweep's best points; the next sweep tries those points first.
+    """Write a finer search space around the best points of a sweep, to be warm-started with its results.
 
     Example: resnet-dist tune narrow runs/lr_wd_random --output tune_spaces/lr_wd_2.yaml
     """

@@ -71,7 +71,7 @@ def ray_command(settings: Mapping[str, str], found: str | None, python: Path) ->
 
 @dataclass(frozen=True)
 class Command:
-    """What `submit` was asked to run."""
+    """What `submit` runs as a job."""
 
     name: str
     """train, tune or convert."""
