@@ -70,8 +70,17 @@ class Run:
         for warning in prepared.warnings:
             progress.log(f"warning: {warning}")
         with held(storage, prepared.profile.failure.driver_timeout_s, progress.log) as lease, ExitStack() as until_end:
-            events = EventLog(storage, lease)
-            yield cls(prepared, lease, progress, events, startup, parent_run_id, brief, tags or {}, until_end)
+            yield cls(
+                prepared=prepared,
+                lease=lease,
+                progress=progress,
+                events=EventLog(storage, lease),
+                startup=startup,
+                parent_run_id=parent_run_id,
+                brief=brief,
+                tags=tags or {},
+                _until_end=until_end,
+            )
 
     def starts_on(self, nodes: Sequence[ClusterNode]) -> None:
         """Opens the MLflow run, or continues it, and describes there what will be trained on `nodes`.

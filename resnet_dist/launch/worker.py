@@ -182,19 +182,25 @@ class RayContext:
 
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     """Ray Train's `train_loop_per_worker`. A user's mistake is returned as text, since a restart would not help."""
-    from resnet_dist.training.loop import run_worker  # imports ffcv and numba, which the driver does not need
-
     setup = config["setup"]
     configure_environment(os.environ)  # a node may have its own settings
     os.environ.update(setup.credentials)
-    place = ray.train.get_context()
     try:
-        setup.lease.require_held()
-        if setup.cache is not None:
-            setup.cache.fill()  # before the watchdog starts: a copy has its own, longer limit
-        require_same_data(setup.job)
+        return _train(setup)
     except UserError as error:
-        return _mistaken(setup, error)
+        # To the driver directly: Ray reads only what rank 0 returns, and only when all workers are done.
+        setup.control.report_mistake.remote(str(error))
+        return str(error)
+
+
+def _train(setup: WorkerSetup) -> WorkerResult:
+    from resnet_dist.training.loop import run_worker  # imports ffcv and numba, which the driver does not need
+
+    setup.lease.require_held()
+    if setup.cache is not None:
+        setup.cache.fill()  # before the watchdog starts: a copy has its own, longer limit
+    require_same_data(setup.job)
+    place = ray.train.get_context()
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
     monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
     context = RayContext(setup, monitor, spool)
@@ -205,8 +211,6 @@ def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
         tracker.tags({"workers": str(context.world_size)})
     try:
         return run_worker(setup.job, context, tracker)
-    except UserError as error:
-        return _mistaken(setup, error)
     finally:
         context.close()
         if spool is not None:
@@ -229,12 +233,6 @@ def require_same_data(job: TrainingJob) -> None:
         differ = difference(manifest.class_names, job.identity.class_names, "this node's betons", "the run")
         if differ is not None:
             raise UserError(f"{where} has other class names: {differ}; put the same manifests on all nodes")
-
-
-def _mistaken(setup: WorkerSetup, error: UserError) -> str:
-    """Reports to the driver directly: Ray reads only what rank 0 returns, and only when all workers are done."""
-    setup.control.report_mistake.remote(str(error))
-    return str(error)
 
 
 def _open_spool(setup: WorkerSetup, rank: int, node_rank: int, local_rank: int) -> SpoolTracker | None:
