@@ -57,7 +57,7 @@ class Result:
     images_per_cpu_s: tuple[float, ...]
     """One per round: images per second of CPU time, summed over the peer's threads and processes."""
     images_per_s: tuple[float, ...]
-    """One per round, by the clock, on all threads: whatever else the machine did shows."""
+    """One per round, by the clock, on all threads: includes what else the machine did."""
 
 
 def read_setting(text: str) -> tuple[bool, int]:

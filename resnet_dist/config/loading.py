@@ -63,7 +63,7 @@ def space_from_tree(where: str, given: Mapping[str, Any], overrides: Sequence[st
 
 
 def _unknown_keys(tree: Mapping[str, Any]) -> list[str]:
-    """Mistakes in the names of recipe keys in a space's plain data, whatever else is wrong with it."""
+    """Mistakes in the names of recipe keys in a space's plain data, which may have others."""
     proxy, parameters = tree.get("proxy"), tree.get("space")
     named = [("proxy.", str(key)) for key in proxy] if isinstance(proxy, dict) else []
     for key, parameter in parameters.items() if isinstance(parameters, dict) else ():
@@ -123,7 +123,7 @@ def recipe_of(tree: Any, where: str) -> Recipe:
 
 
 def read_model_name(path: Path) -> str:
-    """The net of a recipe, whatever version of the schema wrote it. Raises UserError."""
+    """The net of a recipe of any version of the schema. Raises UserError."""
     model = read_tree(path).get("model")
     name = model.get("name") if isinstance(model, dict) else None
     if not isinstance(name, str):

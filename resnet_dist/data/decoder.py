@@ -119,7 +119,7 @@ class KeyedDecoder:
 
     Args:
         reader, file: the beton, and its bytes mapped into memory: uint8 [bytes].
-        size: side of the images, px, whatever the transform's.
+        size: side of the images, px, in place of the transform's.
 
     Raises:
         UserError: the settings' decoder, or what the transform needs besides, was not built.

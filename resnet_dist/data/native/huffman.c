@@ -7,7 +7,7 @@
 #include "cpu.h"
 
 /* libjpeg-turbo's, from jpegint.h, which not every distribution installs. The same from version 1.2 to 3.1; a version
- * that nobody has looked at is left alone. */
+ * that was never checked is left alone. */
 #if defined(LIBJPEG_TURBO_VERSION_NUMBER) && LIBJPEG_TURBO_VERSION_NUMBER < 4000000
 enum { VERSION_IS_KNOWN = 1 };
 #else

@@ -10,13 +10,13 @@ typedef struct {
     Work work;
     void *batch;
     int64_t num_items;
-    _Atomic int64_t next; /* the first item that no one has taken */
+    _Atomic int64_t next; /* the next item to take */
 } Job;
 
 struct Pool {
     pthread_mutex_t lock; /* over all that follows, and never held while there is work to do */
     pthread_cond_t begun, ended;
-    Job *job;             /* NULL: no one may begin to help */
+    Job *job;             /* NULL: no helper may begin */
     uint64_t job_number;
     int num_inside;       /* helpers that work on `job`, which lives on its caller's stack */
     int is_closed;
@@ -134,7 +134,7 @@ void resnet_dist_pool_close(Pool *pool)
     pthread_mutex_unlock(&pool->lock);
 }
 
-/* After resnet_dist_pool_close, and when no one calls the pool any more. */
+/* After resnet_dist_pool_close, and after the last call of the pool. */
 void resnet_dist_pool_release(Pool *pool)
 {
     pthread_mutex_lock(&pool->lock);

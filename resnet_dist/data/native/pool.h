@@ -11,7 +11,7 @@ typedef struct Pool Pool;
 
 typedef void (*Work)(void *batch, int64_t item, Scratch *scratch);
 
-/* Does work(batch, item, a scratch that no one else uses) for every item from 0 on, and returns when all are done.
+/* Does work(batch, item, a scratch of its own) for every item from 0 on, and returns when all are done.
  * Batches of several callers come one after the other. */
 void pool_run(Pool *pool, Work work, void *batch, int64_t num_items);
 

@@ -105,7 +105,7 @@ def to_jpeg() -> Callable[..., bytes]:
 
 @pytest.fixture
 def open_loader() -> Iterator[OpenLoader]:
-    """Opens loaders (random resized crop to 48 px unless told otherwise) and closes them after the test."""
+    """Opens loaders (random resized crop to 48 px by default) and closes them after the test."""
     opened: list[BetonLoader] = []
     default = RandomResizedCrop(kind="random_resized_crop", size=48)
 

@@ -82,8 +82,8 @@ def test_batches_are_made_again_and_again(
     tmp_path: Path, photographs: list[Any], write_images: Callable[..., Path], to_jpeg: Callable[..., bytes]
 ) -> None:
     beton = write_images(tmp_path / "train.beton", [to_jpeg(p) for p in photographs[:20]])
-    told = bench_batches(beton, size=48, num_batches=2, rounds=2, peers=["native", "torchvision"])
-    rows = [row.strip("| ").split(" | ") for row in told.splitlines()[4:]]
+    table = bench_batches(beton, size=48, num_batches=2, rounds=2, peers=["native", "torchvision"])
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[4:]]
     assert [name for name, *_ in rows] == ["native", "torchvision"]
     assert rows[0][2] == "1.00"
     assert all(float(row[1]) > 0 for row in rows)

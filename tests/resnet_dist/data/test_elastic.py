@@ -61,7 +61,7 @@ def test_every_world_size_shows_the_same_batches(crop: str, shuffle: str, num_th
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("shuffle", SHUFFLES)
 @pytest.mark.parametrize("crop", CROPS)
-def test_stopped_and_gone_on_at_any_step_with_any_number_of_workers(
+def test_a_run_stops_and_resumes_at_any_step_with_any_number_of_workers(
     crop: str, shuffle: str, number: int, setting
 ) -> None:  # type: ignore[no-untyped-def]
     draw, step, digests = random.Random(f"{crop} {shuffle} {number}"), 0, {}

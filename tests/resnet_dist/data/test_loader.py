@@ -105,7 +105,7 @@ def test_ids_outside_the_beton_are_refused(photo_beton: Path, open_loader: OpenL
 def test_sizes_by_epoch_are_what_a_loader_of_that_size_gives(photo_beton: Path, open_loader: OpenLoader) -> None:
     growing = open_loader(photo_beton, size_at=lambda epoch: 32 + 16 * epoch)
     abandoned = growing.epoch(0, ALL)
-    next(abandoned)  # its thread goes on with 32 px while others decode
+    next(abandoned)  # its thread continues with 32 px while others decode
     for epoch, size in ((1, 48), (2, 64), (0, 32)):
         crop = RandomResizedCrop(kind="random_resized_crop", size=size)
         fixed = open_loader(photo_beton, crop)
@@ -234,7 +234,7 @@ def test_a_broken_jpeg_is_named(
     tmp_path: Path,
     open_loader: OpenLoader,
 ) -> None:
-    """Stock ffcv goes on with the pixels that an earlier image left in the buffer."""
+    """Stock ffcv continues with the pixels that an earlier image left in the buffer."""
     beton = damaged(tmp_path / "bad.beton", photo_beton, 18, damage)
     loader = open_loader(beton, decoder=decoder, num_threads=2)
     batches = []
@@ -257,7 +257,7 @@ def test_an_error_in_an_operation_reaches_the_consumer(
         next(open_loader(photo_beton).epoch(0, ALL))
 
 
-def test_a_thread_that_dies_in_silence_is_noticed(
+def test_a_thread_that_ends_without_an_error_is_noticed(
     photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EpochThread, "run", lambda self: None)
@@ -265,7 +265,7 @@ def test_a_thread_that_dies_in_silence_is_noticed(
         next(open_loader(photo_beton, wait_limit_s=3600).epoch(0, ALL))
 
 
-def test_no_wait_is_for_ever(photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wait_has_a_limit(photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(NativeKernel, "decode", lambda *_: released.wait(1))
     with pytest.raises(Fault, match=r"no batch within 0.1 s"):

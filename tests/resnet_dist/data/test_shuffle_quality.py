@@ -56,7 +56,7 @@ def test_neighbours_from_one_page_are_spread_as_by_chance() -> None:
 
 
 def test_the_table() -> None:
-    told = bench_shuffle(num_samples=4096, samples_per_page=16, num_classes=8, batch_size=32, windows=[16, 64])
-    lines = told.splitlines()
+    table = bench_shuffle(num_samples=4096, samples_per_page=16, num_classes=8, batch_size=32, windows=[16, 64])
+    lines = table.splitlines()
     assert lines[0] == "4,096 samples sorted into 8 classes, 16 on a page (256 pages), batches of 32"
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| full", "| page, window 16", "| page, window 64"]

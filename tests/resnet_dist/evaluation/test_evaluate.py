@@ -18,7 +18,7 @@ def test_a_folder_with_the_run_of_another_evaluation_is_not_written_to(tmp_path:
     require_same_evaluation(FACTS, tmp_path)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "result.json").write_text(json.dumps({**FACTS, "metrics": {"val/top1": 70.0}}))
-    require_same_evaluation({**FACTS, "protocol": "flip"}, tmp_path)  # files alone are written anew
+    require_same_evaluation({**FACTS, "protocol": "flip"}, tmp_path)  # files alone are written again
     run_file(tmp_path).write_text("{}")
     require_same_evaluation(FACTS, tmp_path)
     with pytest.raises(UserError, match=r"holds the MLflow run of another evaluation \(other protocol, size\); name"):
