@@ -6,7 +6,7 @@
  * blocks outside the wanted columns are stepped over without unpacking them.
  *
  * It decodes what libjpeg decodes, to the same coefficients. Where it is not sure of that, with a code that is none or
- * data that end too early, it gives up: libjpeg decodes the image again, and libjpeg alone decides whether it is damaged.
+ * data that end too early, it gives up: libjpeg decodes the image again, and alone decides whether it is damaged.
  */
 #ifndef RESNET_DIST_HUFFMAN_H
 #define RESNET_DIST_HUFFMAN_H
@@ -65,8 +65,8 @@ int huffman_fits(j_decompress_ptr jpeg);
 enum { MCU_BYTES = 4096 }; /* no MCU takes more: 10 blocks of 63 coefficients of 26 bits and one of 27 are 2,082 */
 
 /* Takes over if the JPEG is of the common kind; it may give up later, through error_exit. Call it after
- * jpeg_start_decompress and jpeg_crop_scanline, before the first row, and only where huffman_fits. A Huffman of zeros is
- * a valid start. Columns in px. `clean`: memory for what the source has left and MCU_BYTES. `huffman` and `clean` must
+ * jpeg_start_decompress and jpeg_crop_scanline, before the first row, and only where huffman_fits. A Huffman of zeros
+ * is a valid start. Columns in px. `clean`: memory for what the source has left and MCU_BYTES. `huffman` and `clean` must
  * live as long as `jpeg`, whose client_data the former becomes; the next image may use both. */
 void huffman_take_over(Huffman *huffman, j_decompress_ptr jpeg, uint8_t *clean, JDIMENSION first_column,
                        JDIMENSION num_columns);

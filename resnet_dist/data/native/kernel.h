@@ -36,7 +36,7 @@ typedef struct {
     int64_t own_huffman; /* whether huffman.c may take over */
     uint8_t *images;     /* [num_images][size][size][3], written; undefined where the status is not OK */
     int64_t *statuses;   /* [num_images], written */
-    char *message;       /* [MESSAGE_BYTES] or NULL: libjpeg's about an image that is JPEG_BROKEN, if it is the only one */
+    char *message;       /* [MESSAGE_BYTES] or NULL: libjpeg's, if the only image is JPEG_BROKEN */
 } Batch;
 
 /* Decodes a batch on the pool's threads and this one. */

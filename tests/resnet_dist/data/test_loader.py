@@ -301,19 +301,6 @@ def test_leaving_an_epoch_early_ends_its_thread(photo_beton: Path, open_loader: 
     assert wait_until(lambda: decoding_threads() == before)
 
 
-def test_twenty_epochs_leave_nothing_behind(photo_beton: Path, open_loader: OpenLoader) -> None:
-    def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-    loader = open_loader(photo_beton, num_threads=2)
-    list(loader.epoch(0, ALL))
-    after_one = held()
-    for epoch in range(1, 20):
-        assert len(list(loader.epoch(epoch, ALL))) == 5
-    assert wait_until(lambda: held() <= after_one)
-    assert held()[1] <= after_one[1]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gets_the_batches_that_a_cpu_gets(photo_beton: Path) -> None:

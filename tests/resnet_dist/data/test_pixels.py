@@ -133,14 +133,6 @@ def test_pad_crop_is_exact(decoder: str, tile_beton: Path, tiles: list[Pixels], 
 
 
 @pytest.mark.parametrize("decoder", ["native", "ffcv"])
-def test_an_image_of_the_nets_size_passes_untouched(
-    decoder: str, tile_beton: Path, tiles: list[Pixels], open_loader: OpenLoader
-) -> None:
-    loader = open_loader(tile_beton, CenterCrop(kind="center_crop", size=32, resize=32), decoder=decoder)
-    assert np.array_equal(pixels_of(loader, 0, len(tiles)), np.stack(tiles))
-
-
-@pytest.mark.parametrize("decoder", ["native", "ffcv"])
 def test_a_jpeg_is_decoded_to_rgb(
     decoder: str,
     tmp_path: Path,

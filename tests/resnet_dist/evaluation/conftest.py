@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
+
+from data_prep.cli import app
 
 SIDES = ((90, 120), (120, 90), (90, 120), (100, 100), (64, 200), (90, 120), (130, 70))
 """Height and width; picture k is of class k % 3."""
@@ -34,13 +35,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
         target = folder / "images" / "val" / "abc"[k % 3]
         target.mkdir(parents=True, exist_ok=True)
         image.save(target / f"{k}.jpg", quality=92)
-    command = [str(Path(sys.executable).parent / "data-prep"), "convert", "--source", "image-folder", "--workers", "0"]
     beton = folder / "val.beton"
-    done = subprocess.run(
-        [*command, "--input", str(folder / "images" / "val"), "--output", str(beton)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["convert", "--source", "image-folder", "--workers", "0", "--output", str(beton)]
+    done = CliRunner().invoke(app, [*command, "--input", str(folder / "images" / "val")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return Pictures(beton, tuple(sorted((folder / "images" / "val").glob("*/*.jpg"))))

@@ -102,7 +102,7 @@ def test_every_parameter_gets_a_gradient(shortcut: Shortcut | None, kind: BlockK
     assert [key for key, g in gradients.items() if g is not None and not g.any() and ".se." not in key] == []
 
 
-@pytest.mark.parametrize("order", get_args(ActivationOrder))
+@pytest.mark.parametrize("order", ["original", "pre"])
 def test_skips_over_one_layer_take_the_parameters_of_skips_over_two(order: ActivationOrder) -> None:
     with torch.device("meta"):
         ones, twos = (build_model(name, 10, activation_order=order) for name in ("resnet110_1layer", "resnet110"))
