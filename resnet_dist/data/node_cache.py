@@ -29,7 +29,7 @@ class NodeCache:
         """
         everybody = None
         if dist.is_initialized() and dist.get_world_size() > 1:
-            # A group of its own: the training's collectives time out in minutes, and copying ImageNet may take an hour.
+            # A separate group: the training's collectives time out in minutes, and copying ImageNet may take an hour.
             everybody = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
         for source in self.sources:
             stage(source, self.folder, wait_limit_s=self.timeout_s)

@@ -75,7 +75,7 @@ def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
 def worker_environment(profile: Profile) -> dict[str, dict[str, str]] | None:
     """The profile's variables, and short MLflow requests for workers that talk to a server.
 
-    None where there are neither: Ray then gives workers that are already up.
+    None if there are neither: then Ray can reuse idle worker processes.
     """
     client = client_environment() if profile.tracking_uri.startswith("http") else {}
     merged = {**client, **profile.env}

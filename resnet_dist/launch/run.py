@@ -85,7 +85,7 @@ class Run:
     def starts_on(self, nodes: Sequence[ClusterNode]) -> None:
         """Opens the MLflow run, or continues it, and describes there what will be trained on `nodes`.
 
-        Whoever executes the run calls it first. Raises Fault if MLflow does not respond: nothing has been started yet.
+        Called first by `in_process` and `ray_group`. Raises Fault if MLflow does not respond: nothing has started yet.
         """
         # Not in `open`: between the two a cluster is connected and found large enough, and a user's mistake that only
         # this shows (no such cluster, too few CPUs) leaves no failed run in MLflow.

@@ -75,7 +75,7 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     control = RunControl()
     assert [control.should_stop(rank, 3, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
     leaving.add("node-7")
-    assert not control.should_stop(0, 3, "10.0.0.0", "node-0")  # nobody of this run is there
+    assert not control.should_stop(0, 3, "10.0.0.0", "node-0")  # no worker of this run is on it
     leaving.add("node-2")
     assert control.should_stop(0, 3, "10.0.0.0", "node-0")
     assert poll(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)

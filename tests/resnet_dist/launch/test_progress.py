@@ -13,8 +13,6 @@ from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.progress import Startup, describe
 from resnet_dist.training.schedule import RunPlan
 
-pytestmark = pytest.mark.system
-
 RECIPES = Path(resnet_dist.__file__).parent / "recipes"
 
 
@@ -37,6 +35,7 @@ def test_stages_that_pass_between_two_looks_are_all_there() -> None:
     assert line == "start-up took 2.0 s: workers 2.0, data and model 0.0, first step 0.0"
 
 
+@pytest.mark.system
 def test_a_driver_does_not_import_pytorchs_compiler_to_check_a_recipe() -> None:
     """Seconds of every start, of which the workers alone have a use."""
     program = (
