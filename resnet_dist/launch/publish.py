@@ -69,6 +69,7 @@ class RunResult:
 
 
 def unfinished(run: Run, result: WorkerResult, stop_signal: int | None) -> RunResult:
+    """The result of a run that stopped or diverged."""
     newest = next(iter(newest_first(run.storage.names())), None)
     return RunResult(
         name=run.prepared.name,
