@@ -17,10 +17,13 @@ from data_prep.cli.options import (
     Classes,
     checked,
     echo,
+    facts_of,
     local_path,
     takes_source_options,
 )
+from data_prep.cli.progress import progress_on_stderr
 from data_prep.errors import UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.shown import few, shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
@@ -39,11 +42,9 @@ def merge(
     Example: data-prep merge part1.beton part2.beton --output train.beton
     """
     from data_prep.beton.edit import merge as run_merge
-    from data_prep.cli.progress import progress_on
-    from data_prep.runtime.stop import StopFlag
 
     output, betons = local_path(output), [local_path(beton) for beton in betons]
-    with StopFlag() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on_stderr() as progress:
         manifest = run_merge(betons, output, checked(stop, progress))
     _print_made(output, manifest, as_json)
 
@@ -68,8 +69,6 @@ def subset(
     """
     from data_prep.beton.edit import Selection
     from data_prep.beton.edit import subset as run_subset
-    from data_prep.cli.progress import progress_on
-    from data_prep.runtime.stop import StopFlag
 
     output, beton = local_path(output), local_path(beton)
     selection = Selection(
@@ -78,7 +77,7 @@ def subset(
         first=first,
         indices=None if indices is None else read_indices(indices),
     )
-    with StopFlag() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on_stderr() as progress:
         manifest = run_subset(beton, selection, output, checked(stop, progress))
     _print_made(output, manifest, as_json)
 
@@ -95,16 +94,7 @@ def _print_made(output: Path, manifest: Manifest, as_json: bool) -> None:
     for warning in warnings:
         typer.echo(f"data-prep: warning: {warning}", err=True)
     if as_json:
-        facts = {
-            "ok": True,
-            "path": str(output),
-            "digest": manifest.digest,
-            "num_samples": manifest.num_samples,
-            "num_classes": manifest.num_classes,
-            "beton_bytes": manifest.beton_bytes,
-            "warnings": warnings,
-        }
-        typer.echo(json.dumps(facts))
+        typer.echo(json.dumps({**facts_of(str(output), manifest), "warnings": warnings}))
 
 
 MAX_DIGITS = 30
@@ -185,10 +175,8 @@ def stage(
     Example: data-prep stage s3://bucket/imagenet/train.beton --to /local/cache
     """
     from data_prep.beton.stage import stage as run_stage
-    from data_prep.cli.progress import progress_on
-    from data_prep.runtime.stop import StopFlag
 
-    with StopFlag() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on_stderr() as progress:
         path = run_stage(source, to, wait_limit_s=wait_limit_s, on_copied=checked(stop, progress), check=stop.check)
     typer.echo(str(path))
     if as_json:
@@ -220,14 +208,13 @@ def verify(
 
     Example: data-prep verify data/imagenet/train.beton --decode all
     """
-    from data_prep.cli.progress import progress_on
     from data_prep.converter.verify import verify as run_verification
 
     count = _decode_count(decode)
     beton = local_path(beton)
     if source is None and {input_, split, classes, *asdict(options).values()} != {None}:
         raise UserError("--input and other options of a source: add --source NAME to compare with that source")
-    with progress_on(sys.stderr) as progress:
+    with progress_on_stderr() as progress:
         report = run_verification(
             beton,
             decode=count,

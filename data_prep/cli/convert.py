@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +16,10 @@ from data_prep.cli.options import (
     Input,
     SourceKind,
     echo,
+    facts_of,
     takes_source_options,
 )
+from data_prep.cli.progress import progress_on_stderr
 from data_prep.converter.settings import (
     DEFAULT_MAX_BAD,
     DEFAULT_QUALITY,
@@ -27,6 +28,7 @@ from data_prep.converter.settings import (
     ConvertSettings,
 )
 from data_prep.errors import UserError
+from data_prep.runtime.stop import StopFlag
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
 if TYPE_CHECKING:
@@ -105,13 +107,11 @@ def convert(
 
     Example: data-prep convert --source image-folder --input imagenet --output data/imagenet/train.beton --max-side 500
     """
-    from data_prep.cli.progress import progress_on
     from data_prep.converter.convert import convert as run_conversion
     from data_prep.native import is_built
-    from data_prep.runtime.stop import StopFlag
 
     started_s = time.monotonic()
-    with StopFlag() as stop, progress_on(sys.stderr) as progress:
+    with StopFlag() as stop, progress_on_stderr() as progress:
         outcome = run_conversion(
             source,
             output,
@@ -160,14 +160,9 @@ def _print_outcome(outcome: ConvertReport, exif: str, seconds: float, as_json: b
         typer.echo(f"data-prep: warning: {warning}", err=True)
     if as_json:
         facts = {
-            "ok": True,
-            "path": outcome.path,
-            "digest": manifest.digest,
-            "num_samples": manifest.num_samples,
+            **facts_of(outcome.path, manifest),
             "num_quarantined": len(manifest.quarantined),
-            "num_classes": manifest.num_classes,
             "num_untouched": manifest.num_untouched,
-            "beton_bytes": manifest.beton_bytes,
             "already_done": outcome.already_done,
             "warnings": list(outcome.warnings),
             "num_units_taken_over": outcome.num_units_resumed,

@@ -16,6 +16,7 @@ from data_prep.cli.options import (
     SourceKind,
     takes_source_options,
 )
+from data_prep.cli.progress import progress_on_stderr
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 
@@ -34,13 +35,12 @@ def inspect(
 
     Example: data-prep inspect --source image-folder --input imagenet --split val
     """
-    from data_prep.cli.progress import progress_on
     from data_prep.converter.source import open_named
     from data_prep.converter.survey import survey
     from data_prep.sources.splits import SplitRequest
 
     request = SplitRequest(split, explicit=split is not None)
-    with progress_on(sys.stderr) as progress:
+    with progress_on_stderr() as progress:
         opened = open_named(source, input_, request, options, classes)
         found = survey(opened, headers, on_header=progress.decoded)
     show(found, sys.stdout)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from data_prep.beton.manifest import Manifest
 from data_prep.converter.context import Progress
 from data_prep.errors import UserError
 from data_prep.runtime.stop import StopFlag
@@ -86,6 +87,18 @@ def local_path(path: Path) -> Path:
 def echo(line: str) -> None:
     """Prints a line that may contain untrusted file names."""
     typer.echo(shown(line, None))
+
+
+def facts_of(path: str, manifest: Manifest) -> dict[str, Any]:
+    """How the JSON line about a beton that was written begins."""
+    return {
+        "ok": True,
+        "path": path,
+        "digest": manifest.digest,
+        "num_samples": manifest.num_samples,
+        "num_classes": manifest.num_classes,
+        "beton_bytes": manifest.beton_bytes,
+    }
 
 
 def checked(stop: StopFlag, progress: Progress) -> Callable[[int, int], None]:

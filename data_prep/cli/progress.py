@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,9 @@ PLAIN_INTERVAL_S = 5.0
 
 
 @contextmanager
-def progress_on(stream: TextIO) -> Iterator[Progress]:
-    """The kind of progress that suits `stream`."""
-    if not stream.isatty():
-        yield PlainProgress(stream)
+def progress_on_stderr() -> Iterator[Progress]:
+    if not sys.stderr.isatty():
+        yield PlainProgress(sys.stderr)
         return
     with _LiveProgress() as live:
         yield live

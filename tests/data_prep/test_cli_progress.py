@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import sys
 
 import pytest
 
 from data_prep.cli import progress as module
-from data_prep.cli.progress import PlainProgress, progress_on
+from data_prep.cli.progress import progress_on_stderr
 
 
 class Clock:
@@ -25,10 +25,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
-    stream = io.StringIO()
-    with progress_on(stream) as progress:
-        assert isinstance(progress, PlainProgress)
+def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_on_stderr() as progress:
         progress.encoded(100, 1000, 0, 0, {})  # taken over from an earlier run
         for second in range(1, 10):
             clock.now_s = 100 + second
@@ -43,7 +41,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
         progress.decoded(5, 9)
         clock.now_s = 121
         progress.decoded(6, 9)
-    assert stream.getvalue().splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         # The first unit starts the clock: 400 images in 4 s since.
         "encode: 600/1,000 images, 100 images/s, 2.0 MB/s, 4 s left, 1 bad",
         "encode: 1,000/1,000 images, 100 images/s, 2.0 MB/s, 0 s left, 1 bad, one 72/s; two 28/s",
@@ -54,31 +52,27 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock: Clock) -> None:
     ]
 
 
-def test_a_rewritten_file_is_timed_again(clock: Clock) -> None:
-    stream = io.StringIO()
-    with progress_on(stream) as progress:
+def test_a_rewritten_file_is_timed_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_on_stderr() as progress:
         for step in range(1, 101):
             clock.now_s = 100 + step
             progress.written(step * 64_000_000, None)
         for step in range(1, 12):
             clock.now_s = 200 + 10 * step
             progress.written(step * 64_000_000, 704_000_000)
-    lines = stream.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "write: 320 MB, 64.0 MB/s"
     assert lines[20] == "write: 64/704 MB"
     assert lines[-1] == "write: 704/704 MB, 6.4 MB/s, 0 s left"
 
 
-def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str]) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    with progress_on(Terminal()) as progress:
+def test_a_terminal_gets_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_on_stderr() as progress:
         progress.log("a [note]")
         progress.encoded(5, 10, 100, 0, {})
         progress.written(500_000, None)
-        assert not progress._bars.tasks[1].finished  # of a size that is not known
+        assert not progress._bars.tasks[1].finished  # the size is not known yet
         progress.written(1_000_000, 2_000_000)
         progress.decoded(3, 4)
     shown = capsys.readouterr().err
