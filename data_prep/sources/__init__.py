@@ -90,7 +90,8 @@ def open_source(
         return source_class.open(location or "", split, options)
     except OSError as error:
         where = error.filename or without_credentials(location or name)
-        raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
+        reason = (error.strerror or str(error)).removeprefix(f"{where}: ")  # errors of URLs begin with them
+        raise UserError(f"{where}: cannot be read: {reason}") from None
 
 
 def _check_options(name: str, options: SourceOptions) -> None:

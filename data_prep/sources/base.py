@@ -10,7 +10,7 @@ To add a source:
 3. Test that it gives the same bytes, labels and order as the files themselves, that a pickled copy reads the same, and
    each refusal (`tests/data_prep/test_source_*.py`).
 
-`open` raises `UserError`, in one line that says what is where and how to fix it; `read` raises `OSError` or
+`open` raises `UserError`: one line that names what is wrong, where, and how to fix it. `read` raises `OSError` or
 `ValueError` for a sample that cannot be read, and `Fault` when the source is not what was listed.
 
 Building blocks: `files.find.path_of` (paths and URLs alike), `files.tar.walk_tar`, `files.table` (text and CSV),

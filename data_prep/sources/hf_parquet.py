@@ -334,7 +334,7 @@ def _read_splits(table: Any) -> list[str]:
     found: set[str] = set()
     for batch in table.iter_batches(batch_size=num_rows_at_once, columns=[SPLIT_COLUMN], use_threads=False):
         found |= set(batch.column(0).unique().to_pylist()) - {None}
-        if len(found) > MAX_SPLITS:  # it says something else
+        if len(found) > MAX_SPLITS:  # it names something else
             return []
     return list(found)
 

@@ -142,7 +142,7 @@ def label_files(
 
 def read_class_names(path: StoragePath) -> tuple[str, ...]:
     """Class names from a file with one per line, in label order; of `<wnid> <words>`, as in LOC_synset_mapping.txt, the
-    wnid. UserError when a name is too long or is there twice."""
+    wnid. UserError when a name is too long or occurs twice."""
     lines = read_lines(path)
     names = [cells[0] for _, cells in lines]
     wnids = [name.split()[0] for name in names]
@@ -275,9 +275,9 @@ class _TableHead:
             raise UserError(
                 f"{self.where}: the columns {few([self.names[number] for number in candidates])} hold 0 and 1, or "
                 f"words for them, one for each class: {NOT_SUPPORTED}; write the name of the one class into one "
-                "column, or, if one of these holds the classes, say so with --label-column"
+                "column, or, if one of these has the classes, name it with --label-column"
             )
-        hint = "say which holds the classes with --label-column" if candidates else "none of them holds classes"
+        hint = "say which has the classes with --label-column" if candidates else "none of them has classes"
         raise UserError(f"{self.where}: has the columns {', '.join(map(shown, self.names))}; {hint}")
 
     def _has_row_numbers(self, number: int) -> bool:

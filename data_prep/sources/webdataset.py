@@ -153,11 +153,11 @@ def list_shard(shard: RecordedFile, image_extension: str | None, label_column: s
             files: dict[str, TarEntry] = {}
             for _, extension, member in group:
                 if extension in files:
-                    raise UserError(f"{where}: {shown(member.name)} is there twice; remove the one that is not meant")
+                    raise UserError(f"{where}: {shown(member.name)} occurs twice; remove the wrong one")
                 files[extension] = member
             if key in keys:
                 raise UserError(
-                    f"{where}: the files of the sample {shown(key)} are there twice, or not adjacent; write the shard "
+                    f"{where}: the files of the sample {shown(key)} occur twice, or are not adjacent; write the shard "
                     "with `tar --sort=name`"
                 )
             keys.add(key)

@@ -205,7 +205,7 @@ LABEL = "test_batch: image 1: the label is {}, expected 0..9"
         ("test_batch", {"labels": [0]}, "1 labels and pixels of shape"),
         ("test_batch", {"data": None}, "holds no data and labels"),
         ("test_batch", {"filenames": ["x"]}, "has 2 labels and 1 file names"),
-        ("test_batch", {b"data": planes(2, 2)}, "it holds a key twice"),
+        ("test_batch", {b"data": planes(2, 2)}, "it has a key twice"),
         ("batches.meta", {"label_names": ["x"]}, "names 1 classes, expected 10"),
         ("batches.meta", {"label_names": ["x"] * 10}, "names 10 classes, expected 10, each once"),
         ("batches.meta", {"label_names": [*NAMES_10[:9], None]}, "names 0 classes"),

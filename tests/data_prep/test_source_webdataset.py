@@ -180,9 +180,9 @@ def test_labels_from_json_and_names_from_a_file(tmp_path: Path, tar_of: TarOf) -
         ({"a.jpg": b"1", "b.jpg": b"2", "a.cls": b"1", "b.cls": b"1"}, "a: has neither"),
         (
             {"a.jpg": b"1", "a.cls": b"1", "b.jpg": b"2", "b.cls": b"1", "./a.cls": b"1"},
-            "the files of the sample a are there twice, or not adjacent",
+            "the files of the sample a occur twice, or are not adjacent",
         ),
-        ({"a.jpg": b"1", "a.cls": b"1", "./a.jpg": b"2", "./a.cls": b"0"}, r"0\.tar: a\.jpg is there twice"),
+        ({"a.jpg": b"1", "a.cls": b"1", "./a.jpg": b"2", "./a.cls": b"0"}, r"0\.tar: a\.jpg occurs twice"),
         ({"\x1b[31m.jpg": b"1"}, r"0\.tar: \\x1b\[31m: has neither"),
     ],
 )

@@ -334,7 +334,7 @@ def read_cifar_pickle(data: bytes) -> dict[str, Any]:
             raise ValueError("it does not hold a dict")
         by_key = {_text(key): _to_array(value) if isinstance(value, _Array) else value for key, value in loaded.items()}
         if len(by_key) != len(loaded):
-            raise ValueError("it holds a key twice")
+            raise ValueError("it has a key twice")
         return by_key
     except Exception as error:  # noqa: BLE001  # a damaged pickle makes the reader raise anything
         raise ValueError(f"is not a pickle of plain data: {shown(error)}") from None
@@ -354,9 +354,9 @@ def _text(value: Any) -> str:
 
 def _to_array(array: _Array) -> NDArray[np.uint8]:
     if not isinstance(array.state, tuple) or len(array.state) != 5:
-        raise ValueError("it holds an array without a state")
+        raise ValueError("it has an array without a state")
     _, shape, dtype, is_fortran, data = array.state
     name = _text(dtype.name) if isinstance(dtype, _DType) else None
     if name not in ("u1", "|u1", "uint8") or not isinstance(data, bytes):
-        raise ValueError(f"it holds an array of {name}, expected uint8")
+        raise ValueError(f"it has an array of {name}, expected uint8")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if is_fortran else "C")

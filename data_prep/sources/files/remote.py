@@ -1,4 +1,4 @@
-"""Places behind a URL, through fsspec: `s3://`, `gs://`, `hf://`, `http://`, `memory://`, ... whatever is installed.
+"""Paths behind a URL, through fsspec: `s3://`, `gs://`, `hf://`, `http://`, `memory://`, ... whatever is installed.
 
 Every failure becomes an OSError without credentials in its message; transient ones are retried. HTTP is bounded: a
 server that sends more than was asked for, something else, or nothing for a while, ends a request with one line.

@@ -170,7 +170,7 @@ def read_members(
 ) -> dict[str, bytes]:
     """The wanted files of a small tar, gzipped or not, whatever folder they are in; those that it has.
 
-    UserError when a file is there twice, they are too large, or the archive is damaged; `expected` says what it should
+    UserError when a file occurs twice, they are too large, or the archive is damaged; `expected` says what it should
     be. EOFError, OSError and zlib.error when it cannot be unpacked.
     """
     unpacked = _Unpacked(file, max_unpacked_bytes, where, expected)
@@ -314,7 +314,7 @@ def _shown(name: bytes | None) -> str:
     return "its start" if name is None else shown(os.fsdecode(name))
 
 
-# --- what a file is that is not what its name says --------------------------------------------------------------------
+# --- files that are of another kind than their name says --------------------------------------------------------------
 
 
 def _refuse_other_kind(head: bytes, where: str) -> None:
