@@ -222,7 +222,7 @@ def test_a_server_without_ranges_is_named(
     root, url = server
     (root / "a.tar").write_bytes(wds_tar(tar_of, range(20)))
     monkeypatch.setattr(RangeHandler, "serves_ranges", False)
-    message = r"a\.tar: cannot be read: the server does not send the part of a file.*range requests.*; copy the data to a disk"
+    message = r"a\.tar: cannot be read: the server does not send the part of a file.*range requests.*; copy the data"
     refused(message, "webdataset", f"{url}/a.tar")
 
 
