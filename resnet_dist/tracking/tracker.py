@@ -158,13 +158,14 @@ class Spool(Tracker):
         return max((number for name in names if (number := file_number(name)) is not None), default=(0, 0))
 
     def _write_until_closed(self) -> None:
-        """The thread."""
-        failing = False
-        while not self._closing:
+        """What the first thread does; storage that fails is tried again every second."""
+        failing = closing = False
+        while not closing:
             if failing:
                 self._wait(lambda: self._closing, _RETRY_WRITE_S)
             else:
                 self._wait(self._is_awaited, self._storage.sync_every_s)
+            closing = self._closing  # read before writing: what was logged before `close` is written
             try:
                 self._write()
                 if failing:
@@ -264,7 +265,7 @@ class SpoolTracker(Spool):
         self._wake()
 
     def _send(self) -> None:
-        """The thread. Training continues whatever happens here, and the spool has the events."""
+        """What the second thread does. Training continues whatever happens here, and the spool has the events."""
         try:
             self._send_until_stopped()
         except Exception:  # noqa: BLE001 - see above
