@@ -20,16 +20,11 @@ Transform = RandomResizedCrop | ScaleCrop | PadCrop | CenterCrop
 Sides = NDArray[np.int64]
 Draws = NDArray[np.float64]
 Side = Sides | np.int64 | int
+"""One for each image, or one for all."""
 Boxes = NDArray[np.int64]
 """[N, 4]: top, left, height, width in px of the stored image."""
-VIEW = np.dtype(
-    [
-        *[("box_top", "<i8"), ("box_left", "<i8"), ("box_height", "<i8"), ("box_width", "<i8")],
-        *[("resized_height", "<i8"), ("resized_width", "<i8")],
-        *[("window_top", "<i8"), ("window_left", "<i8")],
-        ("mirrored", "<i8"),
-    ]
-)
+_BOX, _RESIZED = ("box_top", "box_left", "box_height", "box_width"), ("resized_height", "resized_width")
+VIEW = np.dtype([(name, "<i8") for name in (*_BOX, *_RESIZED, "window_top", "window_left", "mirrored")])
 """What is shown of an image, in px (`View` in native/kernel.h): its box is cut out and resized, and of that the window
 of the net's size is shown, mirrored or not. All are whole px, so resizing and then cropping gives what it gives in
 torchvision. Where nothing is resized the window may stick out, and shows zeros there."""

@@ -60,8 +60,7 @@ def eval_images(recipe: Recipe, crop: CenterCrop | None = None) -> ImageSettings
 OK = 0
 """The status of a decoded image; all other values are each kernel's own."""
 
-
-STORED_IMAGE = np.dtype([("offset", "<i8"), ("bytes", "<i8"), ("height", "<i8"), ("width", "<i8"), ("mode", "<i8")])
+STORED_IMAGE = np.dtype([(name, "<i8") for name in ("offset", "bytes", "height", "width", "mode")])
 """Where an image is in the file, its sides in px, and how it is stored (`StoredImage` in native/kernel.h)."""
 StoredImages = NDArray[np.void]
 """`STORED_IMAGE` [N]."""
