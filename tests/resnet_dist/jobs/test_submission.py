@@ -59,8 +59,10 @@ def plan(*words: str, name: str | None = None, code: CodeVersion | None = None, 
     )
 
 
-def test_files_become_relative_and_the_name_is_the_one_train_gives() -> None:
-    words = (str(ROOT / RECIPE), "--set", "model.name=resnet8", "--json")
+@pytest.mark.parametrize("file", [str(ROOT / RECIPE), f"./{RECIPE}"])
+def test_files_become_relative_and_the_name_is_the_one_train_gives(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = (file, "--set", "model.name=resnet8", "--json")
     planned = plan("train", *words)
     name = planned.metadata["resnet-dist-run"]
     assert re.fullmatch(r"digits_resnet20-[0-9a-f]{8}", name)
@@ -77,6 +79,7 @@ def test_a_sweep_is_named_after_its_space_and_its_base_recipe_must_be_sent(tmp_p
         *("python", "-m", "resnet_dist", "tune", SPACE, "--set", "trials=9"),
         *("--on", LAPTOP, "--profile-set", "workers=2", "--name", "digits_smoke"),
     )
+    assert plan("tune", "run", str(ROOT / SPACE)).entrypoint[3:6] == ("tune", "run", SPACE)
     base = tmp_path / "base.yaml"
     base.write_bytes((ROOT / RECIPE).read_bytes())
     with pytest.raises(UserError, match=r"base.yaml: is outside .*; move it there, or give --working-dir"):
