@@ -144,7 +144,8 @@ def read_command(command: str, words: Sequence[str], profile: Profile, on: Path,
         from resnet_dist.cli.tune import run
         from resnet_dist.sweeps.prepare import read_sweep
 
-        options = _parsed(run, "run", [*(words[1:] if words[:1] == ["run"] else words), "--on", str(on)])
+        of_run = words[1:] if words and words[0] == "run" else words
+        options = _parsed(run, "run", [*of_run, "--on", str(on)])
         file: Path = options["space"]
         run_name = name or file.stem
         sweep = read_sweep(file, options["set_"], profile, run_name)
