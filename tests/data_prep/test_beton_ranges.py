@@ -1,4 +1,4 @@
-"""Ranges of a beton: any order, any number of times, any page size, the same file."""
+"""Pages are filled in order; ranges written in any order and any number of times make the same file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,41 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.beton import ranges
 from data_prep.beton.digest import combine, digest_file
 from data_prep.beton.files import write_at
-from data_prep.beton.layout import MODE_RAW, STORED_ROW, BetonLayout, lay_out
+from data_prep.beton.layout import MODE_RAW, STORED_ROW, BetonLayout, lay_out, pack
 from data_prep.beton.ranges import create_sized, cut, num_ranges, payload_of, read_digests, write_beton, write_range
 from data_prep.beton.reader import BetonReader
 from data_prep.errors import Fault
 
 MIB = 1 << 20
+PAGE = 100
+
+
+@given(st.lists(st.integers(1, PAGE), max_size=300))
+def test_pack_fills_pages_greedily_in_order(sizes: list[int]) -> None:
+    offsets, page_starts = pack(np.array(sizes, dtype=np.uint64), PAGE)
+
+    expected = []
+    page, used = -1, PAGE
+    for size in sizes:
+        if used + size > PAGE:
+            page, used = page + 1, 0
+        expected.append((page * PAGE + used, page))
+        used += size
+    assert offsets.tolist() == [offset for offset, _ in expected]
+    pages = [p for _, p in expected]
+    assert page_starts.tolist() == [pages.index(p) for p in range(page + 1)] + [len(sizes)]
+
+
+@pytest.mark.parametrize("size", [0, PAGE + 1])
+def test_pack_refuses_a_size_that_fits_no_page(size: int) -> None:
+    with pytest.raises(ValueError, match=r"1\.\.100 bytes"):
+        pack(np.array([5, size], dtype=np.uint64), PAGE)
 
 
 def images(num: int, max_bytes: int) -> list[bytes]:

@@ -167,20 +167,6 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes_and_writes_nothing_twice(
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.beton", "a.manifest.json", "a.samples.bin"]
 
 
-def test_bytes_that_are_not_in_the_file_any_more_are_written_again(
-    large_tree: Path, tmp_path: Path, expected: bytes
-) -> None:
-    output = tmp_path / "a.beton"
-    with pytest.raises(Interrupted):
-        run(large_tree, output, Watched(7))
-    (target,) = (tmp_path / "a.beton.work").glob("*.unfinished")
-    with target.open("r+b") as file:
-        file.seek(9 * MIB)
-        file.write(b"\0\1\2")
-    run(large_tree, output, Watched())
-    assert output.read_bytes() == expected
-
-
 def with_a_bad_file(tree: Path, root: Path, number: int) -> Path:
     copy = root / "tree"
     for path in sorted(tree.rglob("*.jpg")):
@@ -303,18 +289,6 @@ def test_a_file_that_goes_bad_later_is_left_out_by_the_next_run(
     assert [sample["index"] for sample in manifest.quarantined] == sorted(bad)
     run_without_early_ranges(large_tree, tmp_path / "b.beton", max_bad="2")
     assert output.read_bytes() == (tmp_path / "b.beton").read_bytes()
-
-
-def test_an_unfinished_beton_that_vanishes_leaves_no_beton(large_tree: Path, tmp_path: Path) -> None:
-    class Vanishing(Watched):
-        def run(self, task: Any, job: Any, items: Iterator[Any]) -> Any:
-            yield from super().run(task, job, items)
-            for target in (tmp_path / "a.beton.work").glob("*.unfinished"):
-                target.unlink()
-
-    with pytest.raises(Fault, match=r"a\.beton: cannot be written: No such file or directory"):
-        run(large_tree, tmp_path / "a.beton", Vanishing())
-    assert not (tmp_path / "a.beton").exists()
 
 
 @pytest.mark.parametrize(

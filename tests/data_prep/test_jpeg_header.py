@@ -18,27 +18,21 @@ MINIMAL = b"\xff\xd8" + QUANTIZATION + DC + AC + FRAME + SCAN + b"\x12\x34" + b"
 
 
 @pytest.mark.parametrize(
-    ("options", "frame", "sampling"),
+    ("mode", "options", "frame", "sampling"),
     [
-        ({"subsampling": "4:4:4"}, 0xC0, ((1, 1), (1, 1), (1, 1))),
-        ({"subsampling": "4:2:2"}, 0xC0, ((2, 1), (1, 1), (1, 1))),
-        ({"subsampling": "4:2:0"}, 0xC0, ((2, 2), (1, 1), (1, 1))),
-        ({"progressive": True, "subsampling": "4:4:4"}, 0xC2, ((1, 1), (1, 1), (1, 1))),
+        ("RGB", {"subsampling": "4:4:4"}, 0xC0, ((1, 1), (1, 1), (1, 1))),
+        ("RGB", {"subsampling": "4:2:2"}, 0xC0, ((2, 1), (1, 1), (1, 1))),
+        ("RGB", {"subsampling": "4:2:0"}, 0xC0, ((2, 2), (1, 1), (1, 1))),
+        ("RGB", {"progressive": True, "subsampling": "4:4:4"}, 0xC2, ((1, 1), (1, 1), (1, 1))),
+        ("L", {}, 0xC0, ((1, 1),)),
+        ("CMYK", {"subsampling": "4:4:4"}, 0xC0, ((1, 1),) * 4),
     ],
 )
-def test_headers_of_pillows_files(picture, image_file, options, frame, sampling) -> None:
-    header = read_jpeg_header(image_file(picture(33, 47), **options))
-    assert header == JpegHeader(33, 47, frame, 8, sampling, True, frame == 0xC0, True, True)
-    assert is_read_by_ffcv(header)
-
-
-def test_gray_and_cmyk(picture, image_file) -> None:
-    gray = read_jpeg_header(image_file(picture().convert("L")))
-    cmyk = read_jpeg_header(image_file(picture().convert("CMYK")))
-    assert gray is not None
-    assert cmyk is not None
-    assert (len(gray.sampling), is_read_by_ffcv(gray)) == (1, True)
-    assert (len(cmyk.sampling), is_read_by_ffcv(cmyk)) == (4, False)
+def test_headers_of_pillows_files(picture, image_file, mode, options, frame, sampling) -> None:
+    header = read_jpeg_header(image_file(picture(33, 47).convert(mode), **options))
+    expected = {"height": 33, "width": 47, "frame": frame, "precision": 8, "sampling": sampling}
+    assert header == JpegHeader(**expected, has_end=True, in_one_scan=frame == 0xC0, has_tables=True, is_plain=True)
+    assert is_read_by_ffcv(header) == (mode != "CMYK")
 
 
 def test_an_end_in_a_thumbnail_is_not_the_end(picture, image_file) -> None:
