@@ -38,15 +38,8 @@ def degradation(
     """
     from resnet_dist.studies.trainings import degradation as run
 
-    typer.echo(
-        str(
-            run(
-                load_profile_file(on, profile_set),
-                numbers("--depths", depths, at_least=0),
-                numbers("--seeds", seeds, at_least=0),
-            )
-        )
-    )
+    profile = load_profile_file(on, profile_set)
+    typer.echo(str(run(profile, numbers("--depths", depths, at_least=0), numbers("--seeds", seeds, at_least=0))))
 
 
 @study_app.command()
