@@ -37,7 +37,7 @@ def merge(
     output: Output,
     as_json: AsJson = False,
 ) -> None:
-    """Concatenate betons of the same classes, without encoding anything again.
+    """Concatenate betons of the same classes, without re-encoding.
 
     Example: data-prep merge part1.beton part2.beton --output train.beton
     """
@@ -63,7 +63,7 @@ def subset(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy some samples of a beton to a smaller one, without encoding anything again.
+    """Copy some samples of a beton to a smaller one, without re-encoding.
 
     Example: data-prep subset data/imagenet/train.beton --output tenth.beton --every 10
     """
@@ -192,7 +192,7 @@ def verify(
     decode: Annotated[str, typer.Option(metavar="all|N", help="How many images to decode, spread evenly.")] = ("1000"),
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Also encode as many samples of this source again and compare them."),
+        typer.Option(metavar="NAME", help="Also re-encode as many samples of this source and compare them."),
     ] = None,
     input_: Annotated[
         str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL that the source reads.")

@@ -68,10 +68,11 @@ def convert(
         int | None, typer.Option(help="Shrink larger images until their longer side has this length, px.")
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(help=f"JPEG quality of images that are encoded again.  [default: {DEFAULT_QUALITY}]")
+        int | None, typer.Option(help=f"JPEG quality of re-encoded images.  [default: {DEFAULT_QUALITY}]")
     ] = None,
     subsampling: Annotated[
-        str | None, typer.Option(help="Chroma subsampling of these images: 4:4:4, 4:2:2 or 4:2:0.  [default: 4:4:4]")
+        str | None,
+        typer.Option(help="Chroma subsampling of re-encoded images: 4:4:4, 4:2:2 or 4:2:0.  [default: 4:4:4]"),
     ] = None,
     exif: Annotated[str, typer.Option(help="EXIF orientation: ignore it, as published results do, or apply it.")] = (
         "ignore"

@@ -61,7 +61,7 @@ def bench_batches(
 
 @bench_app.command("opening")
 def bench_opening(
-    samples: Annotated[int, typer.Option(min=1024, help="Number of samples in the made-up beton.")] = 1_281_167,
+    samples: Annotated[int, typer.Option(min=1024, help="Number of samples in the synthetic beton.")] = 1_281_167,
     peers: Peers = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder that keeps the beton for later calls.")
