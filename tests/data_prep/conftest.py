@@ -35,7 +35,6 @@ Encode = Callable[..., bytes]
 TurboFile = Callable[[np.ndarray, str], bytes]
 ConvertHere = Callable[..., ConvertReport]
 EndsIn = Callable[..., Ends]
-OpenAllWithin = Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +185,7 @@ mib, cases = json.load(sys.stdin)
 with open("/proc/self/statm") as statm:
     now = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (mib << 20),) * 2)
-told = []
+outcomes = []
 for source, location, options in cases:
     try:
         split = {"cifar10": "test", "ilsvrc": "val"}.get(source)
@@ -197,20 +196,20 @@ for source, location, options in cases:
                 opened[index]
             except (OSError, ValueError) as error:
                 bad.append(str(error))
-        told.append(f"read {len(opened) - len(bad)} of {len(opened)}{': ' if bad else ''}{'; '.join(bad[:3])}")
+        outcomes.append(f"read {len(opened) - len(bad)} of {len(opened)}{': ' if bad else ''}{'; '.join(bad[:3])}")
         opened = None
     except (Fault, UserError) as error:
-        told.append(f"refused: {error}")
+        outcomes.append(f"refused: {error}")
     except BaseException as error:
-        told.append(f"unexpected {type(error).__name__}: {error}")
-json.dump(told, sys.stdout)
+        outcomes.append(f"unexpected {type(error).__name__}: {error}")
+json.dump(outcomes, sys.stdout)
 """
 
 
 @pytest.fixture(scope="session")
-def open_all_within() -> OpenAllWithin:
+def open_all_within() -> Callable[[int, list[tuple[str, str, dict[str, str]]]], list[str]]:
     """Opens sources and reads all their samples, in a process of its own that may take `mib` MiB more than it has at
-    its start: `open_all_within(200, [("webdataset", "a.tar", {})])`. One line for each says what came of it."""
+    its start: `open_all_within(200, [("webdataset", "a.tar", {})])`. Returns a line for each: what came of it."""
 
     def run(mib: int, cases: list[tuple[str, str, dict[str, str]]]) -> list[str]:
         environment = os.environ | {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
