@@ -14,11 +14,10 @@ from data_prep.beton.manifest import load_manifest, manifest_path
 from data_prep.beton.stage import stage
 from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
-from resnet_dist.config.loading import load_recipe, to_yaml
+from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.profile import Profile, Workers
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.checks import (
-    data_digest,
     known_pictures,
     mixed_pictures,
     other_pictures,
@@ -33,9 +32,7 @@ from resnet_dist.studies.study import study_recipe
 from resnet_dist.sweeps.ledger import open_ledger
 from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
-from resnet_dist.training.context import TrainingJob
 from resnet_dist.training.model import build_classifier
-from resnet_dist.training.schedule import RunPlan
 from resnet_dist.weights.export import export_model
 
 RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml"
@@ -45,16 +42,6 @@ def beton(path: Path, num_samples: int) -> Path:
     source = Synthetic(num_samples=num_samples, min_side=8, max_side=8)
     convert(source, path)
     return path
-
-
-def test_a_node_with_other_betons_is_reported(tmp_path: Path) -> None:
-    train, val = beton(tmp_path / "train.beton", 4), beton(tmp_path / "val.beton", 3)
-    identity = Identity("r", data_digest(load_manifest(train), load_manifest(val)))
-    job = TrainingJob(load_recipe(RECIPE), RunPlan(1, 1, 1, 1, 1, None, 1), identity, train, val, loader_threads=1)
-    require_same_data(job)
-    other = beton(tmp_path / "other.beton", 5)
-    with pytest.raises(UserError, match=r"holds data train=[0-9a-f]{32} val=.*, the run is of train=.*; put the same"):
-        require_same_data(replace(job, train_beton=other))
 
 
 APPLY = {"exif": "apply", "background": [255, 0, 0], "max_side": 500}
@@ -204,12 +191,12 @@ def test_a_run_without_names_resumes_with_a_word(prepared: Callable[[], Prepared
     assert "keeps no class names" in warning
 
 
-def test_every_node_has_the_runs_names(
-    data: Path, prepared: Callable[[], Prepared], recipe: Recipe, profile: Profile
-) -> None:
+def test_every_node_has_the_runs_data_and_names(data: Path, prepared: Callable[[], Prepared]) -> None:
     job = prepared().job()
     require_same_data(job)
     require_same_data(replace(job, identity=replace(job.identity, class_names=())))
+    with pytest.raises(UserError, match=r"holds data train=[0-9a-f]{32} val=.*, the run is of train=.*; put the same"):
+        require_same_data(replace(job, train_beton=data / "val.beton"))
     rename(data / "val.beton", SWAPPED)
     with pytest.raises(UserError, match=r"other class names: class 1 is 'cat' in this node's betons, 'bee' in the run"):
         require_same_data(job)
