@@ -10,8 +10,8 @@ from data_prep.strict_json import parse
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.publish import read_result
 from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
-from resnet_dist.training.checkpoint import Damaged, opened
-from resnet_dist.training.checkpoint_manager import BEST, list_saved
+from resnet_dist.training.checkpoint import Damaged
+from resnet_dist.training.checkpoint_manager import BEST, list_saved, open_checkpoint
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _SMALL_FILES = {
@@ -63,7 +63,7 @@ def verdict(findings: list[Finding]) -> str:
 def _checkpoints(storage: RunStorage) -> Iterator[Finding]:
     for name in list_saved(storage):
         try:
-            with opened(storage, name) as found:
+            with open_checkpoint(storage, name) as found:
                 kind = "best weights" if name.startswith(f"{BEST}/") else "checkpoint"
                 top1 = found.metadata.metrics.get("val/top1")
                 shown = "" if top1 is None else f", top-1 {top1:.2f} %"

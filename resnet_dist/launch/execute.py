@@ -15,7 +15,7 @@ from resnet_dist.launch.lease import FencedStorage
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.checkpoint import prune
+from resnet_dist.training.checkpoint_manager import prune
 from resnet_dist.training.context import LocalContext, Observer, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
@@ -81,8 +81,8 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
 def clear_leftovers(storage: RunStorage, keep: int, damaged: Collection[str]) -> None:
     """Removes what an earlier training left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
 
-    A run resumes from the complete checkpoints themselves (`checkpoint.newest_complete`). Ray's snapshot of them is not
-    written atomically and rejects a run whose folders changed, so no trainer starts from another's snapshot.
+    A run resumes from the complete checkpoints themselves (`newest_complete`). Ray's snapshot of them is not written
+    atomically and rejects a run whose folders changed, so no trainer starts from another's snapshot.
     """
     storage.remove(RAY_SNAPSHOT)
     prune(storage, keep, damaged)

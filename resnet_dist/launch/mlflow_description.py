@@ -36,8 +36,8 @@ from resnet_dist.tracking.mlflow_run import (
 )
 from resnet_dist.tracking.plots import draw_plots
 from resnet_dist.tracking.spool import read_history
-from resnet_dist.training.checkpoint import Identity, read_metadata
-from resnet_dist.training.checkpoint_manager import list_saved
+from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.checkpoint_manager import list_saved, read_metadata
 
 HARDWARE_KEYS = ("workers", "cpus_per_worker", "gpus_per_worker", "local_cpus", "ray_address", "resize_every_s")
 """Keys of a profile that may change each time a run resumes: tags, because MLflow never changes a parameter."""

@@ -37,7 +37,8 @@ from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
 from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
-from resnet_dist.training.checkpoint import METADATA, Identity, newest_complete, newest_first, require_same
+from resnet_dist.training.checkpoint import Identity, require_same
+from resnet_dist.training.checkpoint_manager import newest_complete, newest_first, was_complete
 from resnet_dist.training.context import TrainingJob
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.schedule import RunPlan, plan_run
@@ -159,8 +160,8 @@ def require_no_sweep(storage: RunStorage) -> None:
 
 
 def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
-    """UserError if a checkpoint was once complete although none is now: metadata is written last."""
-    once_complete = [name for name in damaged if storage.read(f"{name}/{METADATA}") is not None]
+    """UserError if a checkpoint was once complete although none is now."""
+    once_complete = [name for name in damaged if was_complete(storage, name)]
     if once_complete:
         raise UserError(
             f"{storage.location}: none of its {len(damaged)} checkpoints is complete (newest: {once_complete[0]}); see "

@@ -33,9 +33,9 @@ from resnet_dist.tracking.models import log_classifier, log_model_metrics
 from resnet_dist.tracking.registry import Registration, Score, register
 from resnet_dist.tracking.spool import read_history
 from resnet_dist.tracking.sync import SyncReport, sync
-from resnet_dist.training.checkpoint import Identity, load_state, newest_complete, newest_first, newest_step
-from resnet_dist.training.checkpoint_manager import open_best
-from resnet_dist.training.context import Outcome, WorkerResult
+from resnet_dist.training.checkpoint import Identity, load_state
+from resnet_dist.training.checkpoint_manager import BEST_METRIC, newest_complete, newest_first, newest_step, open_best
+from resnet_dist.training.context import TrainingOutcome, WorkerResult
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.state import evaluated_weights
 
@@ -61,7 +61,7 @@ class RunResult:
     """Path or URL of the newest one; "" if there is none."""
     step: int
     metrics: Mapping[str, float]
-    outcome: Outcome = "finished"
+    outcome: TrainingOutcome = "finished"
     reason: str = ""
     """How the divergence was noticed, if the run diverged."""
     stop_signal: int | None = None
@@ -95,7 +95,7 @@ def resume_publishing(prepared: Prepared) -> RunResult | None:
     training = read_trained(prepared.storage)
     if training is None or training.step != prepared.plan.last_step or prepared.damaged:
         return None
-    if not training.identity.is_of(prepared.identity):
+    if not training.identity.matches(prepared.identity):
         return None
     profile, log = prepared.profile, ProgressReporter(prepared.plan).log
     return _complete(training, prepared.storage, profile.tracking_uri, log, profile.failure.driver_timeout_s)
@@ -229,7 +229,7 @@ def _publish_models(training: FinishedTraining, record: MlflowRecord) -> RunResu
         last_uri = _log(training, handle, "model", found.directory, training.step, training.metrics)
     best_uri, metrics = last_uri, training.metrics
     with open_best(storage, training.identity) as best:
-        if best is not None and best.metadata.metrics["val/top1"] > metrics["val/top1"]:
+        if best is not None and best.metadata.metrics[BEST_METRIC] > metrics[BEST_METRIC]:
             metrics = best.metadata.metrics
             best_uri = _log(training, handle, "model-best", best.directory, best.metadata.step, metrics)
     if training.register_models:

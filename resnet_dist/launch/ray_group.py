@@ -31,7 +31,7 @@ from resnet_dist.launch.run import Run
 from resnet_dist.launch.worker import WorkerSetup, worker_main
 from resnet_dist.storage.base import RunStorage, is_url, split
 from resnet_dist.tracking.connection import server_credentials
-from resnet_dist.training.checkpoint import damaged_names, newest_step
+from resnet_dist.training.checkpoint_manager import damaged_names, newest_step
 from resnet_dist.training.context import Observer, WorkerResult
 
 _POLL_EVERY_S = 0.5

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn, cast
@@ -30,8 +30,7 @@ from resnet_dist.storage.base import RunStorage
 from resnet_dist.tracking.connection import configure_environment
 from resnet_dist.tracking.system_metrics import NodeMonitor
 from resnet_dist.tracking.tracker import SpoolTracker, Tracker
-from resnet_dist.training.checkpoint import METADATA
-from resnet_dist.training.context import TrainingJob, WorkerResult, WriteCheckpoint
+from resnet_dist.training.context import RunContext, TrainingJob, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
 _STOP_POLL_S = 1.0
@@ -58,7 +57,7 @@ class WorkerSetup:
     """Environment variables with which a worker logs in at the MLflow server."""
 
 
-class RayContext:
+class RayContext(RunContext):
     """Rank, device, checkpoints through `ray.train.report`, stop and progress through the control actor."""
 
     def __init__(self, setup: WorkerSetup, monitor: NodeMonitor | None, spool: SpoolTracker | None) -> None:
@@ -72,6 +71,7 @@ class RayContext:
         )
         self.storage = cast(RunStorage, fenced)
         self.storage_timeout_s = failure.storage_timeout_s
+        self.keep = None  # Ray Train removes old checkpoints itself: see `build_trainer`
         self._setup = setup
         self._monitor = monitor
         self._spool = spool
@@ -82,17 +82,17 @@ class RayContext:
         self._watchdog = Watchdog(failure.progress_timeout_s, stacks_file(self.storage, self.rank), self.storage.upload)
         threading.Thread(target=self._ask_for_stop, name="ask-for-stop", daemon=True).start()
 
-    def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
+    def save_checkpoint(self, name: str, commit: Callable[[], None] | None, metrics: Mapping[str, float]) -> None:
         """Ray's upload thread writes straight into storage; Ray ends a worker only when its uploads are done."""
         # At most two copies of the state in memory; other ranks wait in Ray's barrier, half of its limit at most.
         self._wait_for_upload(self._setup.failure.collective_timeout_s / 2)
         done = threading.Event()
 
         def upload(_: Checkpoint, name_in_storage: str) -> Checkpoint:
-            assert write is not None
+            assert commit is not None
             try:
                 self._persist_points()
-                self.storage.commit(name_in_storage, write, last=METADATA)
+                commit()
             finally:
                 done.set()
             ray_storage = ray.train.get_context().get_storage()
@@ -102,14 +102,14 @@ class RayContext:
 
         ray.train.report(
             {key: float(value) for key, value in metrics.items()},
-            checkpoint=Checkpoint.from_directory(str(self.storage.folder)) if write else None,
+            checkpoint=Checkpoint.from_directory(str(self.storage.folder)) if commit else None,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=upload if write else None,
+            checkpoint_upload_fn=upload if commit else None,
             delete_local_checkpoint_after_upload=False,
         )
         self._saved_at_s = time.monotonic()
-        self._upload = done if write else None
+        self._upload = done if commit else None
 
     def wait_for_checkpoints(self) -> None:
         self._wait_for_upload(self.storage_timeout_s)

@@ -36,7 +36,7 @@ from resnet_dist.tracking.mlflow_run import (
 )
 from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.tracker import SpoolTracker
-from resnet_dist.training.context import Outcome
+from resnet_dist.training.context import TrainingOutcome
 
 _RECIPE = Path(__file__).with_name("digits.yaml")
 REPORT = "report"
@@ -46,7 +46,7 @@ REPORT = "report"
 @dataclass(frozen=True)
 class StudyRun:
     prepared: Prepared
-    outcome: Outcome
+    outcome: TrainingOutcome
     history: History
     """Every number of the run, from its spool."""
 
@@ -95,7 +95,7 @@ class Study:
         return path
 
 
-def outcome_before(prepared: Prepared) -> Outcome | None:
+def outcome_before(prepared: Prepared) -> TrainingOutcome | None:
     """How this training ended under an earlier command; None if it has to be trained, or trained further."""
     end = recorded_end(prepared.run_dir)
     if end is not None and end.status == "FINISHED":

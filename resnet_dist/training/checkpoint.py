@@ -1,4 +1,4 @@
-"""What a complete checkpoint is, and which checkpoints a run's storage has.
+"""One checkpoint: how it is written, what makes it complete, how it is loaded without trusting it.
 
 A folder `epoch=007-step=00012345/` with `state.pt` and, written last, `checkpoint.json`: the digest of the state, and
 the run that it belongs to.
@@ -12,9 +12,8 @@ import os
 import pickletools
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +27,6 @@ from data_prep.shown import one_line
 from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.config.records import MAX_RECORD_BYTES, read_record
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.storage.base import TEMPORARY, RunStorage
 
 METADATA = "checkpoint.json"
 STATE = "state.pt"
@@ -36,15 +34,13 @@ SCHEMA_VERSION = 2
 _ALGORITHM_OF: Mapping[int, Algorithm] = {1: "xxh3_128", SCHEMA_VERSION: ALGORITHM}
 """Digest algorithm by schema version. That of version 1 protects against accidents only."""
 _MAX_COPIES, _MAX_OTHER_BYTES = 12, 64 << 20
-"""Limits of a state: the net, its average, the state of optimizer and reduction, all twice for 16-bit nets."""
+"""Limits of a state's size: the net, its average, the state of optimizer and reduction, all twice for 16-bit nets."""
 _NAME = re.compile(r"epoch=(\d{3,})-step=(\d{8,})", re.ASCII)
 _MAX_CHANGES_SHOWN = 8
 _MAX_PICKLE_BYTES = 16 << 20
 """Most bytes of what the state holds besides the tensors' numbers; ResNet-152 has 0.5 MB."""
 _PICKLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Z][A-Za-z0-9]{0,19}Storage")
 """The classes that a state may contain besides plain values."""
-_OF_THE_MEDIUM = (errno.EIO,)
-"""Errors of bad sectors. All others may be temporary."""
 
 
 class Damaged(Fault):
@@ -61,7 +57,7 @@ class Identity:
     class_names: tuple[str, ...] = ()
     """Class names by label; empty: written before checkpoints kept them."""
 
-    def is_of(self, other: Identity) -> bool:
+    def matches(self, other: Identity) -> bool:
         """Whether both are of the same run. Class names that one side does not know are not compared."""
         same = (self.recipe_hash, self.data_digest) == (other.recipe_hash, other.data_digest)
         known = self.class_names and other.class_names
@@ -109,6 +105,7 @@ def write_checkpoint(directory: Path, *, state: Mapping[str, Any], metadata: Che
             raise
         file.flush()
         os.fsync(file.fileno())
+    # Last, and only when the state is on the disk: metadata that exist say that the checkpoint is complete.
     files = {STATE: f"{ALGORITHM}:{digest.hexdigest()}"}
     with create(directory / METADATA) as file:
         file.write(json.dumps({**asdict(metadata), "files": files}, indent=2, sort_keys=True).encode())
@@ -132,14 +129,14 @@ def verify_checkpoint(directory: Path, where: str = "") -> CheckpointMetadata:
     except Unfit as error:
         raise Damaged(f"{where}: {Path(error.filename).name} {error.strerror}: the checkpoint is damaged") from None
     except OSError as error:
-        if error.errno in _OF_THE_MEDIUM:
+        if error.errno == errno.EIO:  # a bad sector; all other errors may be temporary
             raise Damaged(f"{where}: cannot be read: {error.strerror}: the checkpoint is damaged") from None
         raise Fault(f"{where}: cannot be read: {error.strerror or error}") from None
 
 
 def _verify(directory: Path, where: str) -> CheckpointMetadata:
     try:
-        metadata = _parse(read_small(directory / METADATA, MAX_RECORD_BYTES))
+        metadata = parse_metadata(read_small(directory / METADATA, MAX_RECORD_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise Damaged(f"{where}: has no {METADATA}: the checkpoint is incomplete") from None
     except ValueError as error:
@@ -160,16 +157,7 @@ def _verify(directory: Path, where: str) -> CheckpointMetadata:
     return metadata
 
 
-def read_metadata(storage: RunStorage, name: str) -> CheckpointMetadata | None:
-    """The metadata of the checkpoint `name`, without reading its state; None if there is no valid one."""
-    try:
-        content = storage.read(f"{name}/{METADATA}")
-        return None if content is None else _parse(content)
-    except (ValueError, Unfit):
-        return None
-
-
-def _parse(content: bytes) -> CheckpointMetadata:
+def parse_metadata(content: bytes) -> CheckpointMetadata:
     """ValueError unless it is metadata with the digest of the state and of nothing else."""
     metadata = read_record(CheckpointMetadata, content)
     if metadata.schema_version not in _ALGORITHM_OF:
@@ -212,72 +200,6 @@ def load_state(directory: Path, device: torch.device, net: nn.Module | None = No
 
 def _bytes_of(net: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in net.state_dict().values())
-
-
-@dataclass(frozen=True)
-class Found:
-    """A complete checkpoint."""
-
-    name: str
-    metadata: CheckpointMetadata
-    directory: Path
-    """Folder of its files on this machine, while it is open."""
-    warnings: tuple[str, ...] = ()
-    """A warning for every damaged newer checkpoint."""
-    damaged: tuple[str, ...] = ()
-    """Names of the damaged newer checkpoints."""
-
-
-@contextmanager
-def opened(storage: RunStorage, name: str) -> Iterator[Found]:
-    """The checkpoint `name`, verified. Raises Damaged, and Fault if storage cannot be reached."""
-    with storage.fetched(name) as directory:
-        yield Found(name, verify_checkpoint(directory, f"{storage.location}/{name}"), directory)
-
-
-@contextmanager
-def newest_complete(storage: RunStorage) -> Iterator[Found | None]:
-    """The newest complete checkpoint, or None. Raises Fault if storage cannot be reached."""
-    warnings: dict[str, str] = {}
-    for name in newest_first(storage.names()):
-        with ExitStack() as stack:
-            try:
-                found = stack.enter_context(opened(storage, name))
-            except Damaged as damaged:
-                warnings[name] = str(damaged)
-                continue
-            yield replace(found, warnings=tuple(warnings.values()), damaged=tuple(warnings))
-            return
-    yield None
-
-
-def damaged_names(storage: RunStorage) -> tuple[str, ...]:
-    """The damaged checkpoints newer than the newest complete one. None of them if no checkpoint is complete: the user
-    decides then."""
-    with newest_complete(storage) as found:
-        return found.damaged if found is not None else ()
-
-
-def newest_step(storage: RunStorage) -> int:
-    """The newest step of all checkpoints, by their names; 0 if there are none."""
-    return max((step for name in storage.names() if (step := step_of(name)) is not None), default=0)
-
-
-def newest_first(names: Iterable[str]) -> list[str]:
-    """The checkpoints among `names`, newest first."""
-    steps = [(step, name) for name in names if (step := step_of(name)) is not None]
-    return [name for _, name in sorted(steps, reverse=True)]
-
-
-def prune(storage: RunStorage, keep: int, damaged: Collection[str] = ()) -> None:
-    """Removes all checkpoints but the newest `keep`, those in `damaged`, and what interrupted writes left behind.
-
-    Best weights (`best/`) are not counted and stay.
-    """
-    names = storage.names()
-    unfinished = [name for name in names if name.startswith(".") and name.endswith(TEMPORARY)]
-    for name in [*unfinished, *damaged, *newest_first(set(names).difference(damaged))[keep:]]:
-        storage.remove(name)
 
 
 def require_same(found: CheckpointMetadata, expected: Identity, recipe: Recipe, where: str) -> None:

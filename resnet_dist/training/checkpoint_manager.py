@@ -1,87 +1,100 @@
-"""The checkpoints of a run in training: written in the background, kept, found, restored; and the best weights.
+"""The checkpoints of a run: which are in storage, which is resumed, which are kept; and one worker's manager of them.
 
-`best/epoch=007-step=00012345/` has the net alone: half the size of a checkpoint, written only when an evaluation beats
-all before it. Checkpoints are for resuming and only the newest few are kept, so the best one may not be among them.
+epoch=007-step=00012345/        a checkpoint: to resume from; only the newest few are kept
+best/epoch=004-step=00008000/   the best weights so far: the net alone, half the size of a checkpoint
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_prep.beton.files import Unfit
 from resnet_dist.errors import Fault
-from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.training.checkpoint import (
     METADATA,
     CheckpointMetadata,
     Damaged,
-    Found,
     Identity,
     checkpoint_name,
     load_state,
-    newest_complete,
-    newest_first,
-    opened,
-    read_metadata,
+    parse_metadata,
     require_same,
+    step_of,
+    verify_checkpoint,
     write_checkpoint,
 )
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.context import RunContext, TrainingJob
-from resnet_dist.training.state import TrainState, copied
+from resnet_dist.training.state import TrainState, copy_to_cpu
 
 BEST = "best"
-_METRIC = "val/top1"
+BEST_METRIC = "val/top1"
+"""Larger is better."""
 _MAX_REASON = 200
 _HEARTBEAT_EVERY_S = 1.0
 
 
 class CheckpointManager:
-    """Saves and restores the state of one worker group. Every worker has a manager; all call `save` and `restore`
-    together.
+    """Decides, writes, keeps, finds and restores. Every worker has one; all call `save` and `restore` together.
 
-    The manager decides what is saved and when a write is waited for. The context commits it: in a process on its own at
-    once (`LocalContext`), in a worker group by Ray Train in the background (`launch.worker.RayContext`). Storage is
-    fenced by the run's lease in both, and both keep the newest `checkpoint.keep`.
+    The context says only in which thread a checkpoint is written: the one that trains (`LocalContext`), or Ray Train's
+    upload thread during the next steps (`launch.worker.RayContext`). Storage is fenced by the run's lease in both.
+
+    Args:
+        best_metric: the metric of an evaluation by which the best weights are chosen; larger is better.
     """
 
-    def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState) -> None:
+    def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState, *, best_metric: str = BEST_METRIC) -> None:
         self._job, self._ctx, self._state = job, ctx, state
-        self._best_top1 = -1.0
+        self._best_metric, self._best_value = best_metric, -math.inf
         self._best_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="best-weights")
         self._best_write: Future[bool] | None = None
         self.saved_step = -1
         """The step of the newest checkpoint."""
 
     def save(self, metrics: Mapping[str, float]) -> None:
-        """Saves the state as it is now, unless it is saved already. The write itself happens during the next steps."""
-        state = self._state
+        """Saves the state as it is now, unless it is saved already."""
+        state, ctx = self._state, self._ctx
         if self.saved_step >= state.step:
             return
         if state.gradient_memory is not None:
             state.gradient_memory.gather()
         metadata = self._metadata(metrics)
-        write = None
-        if self._ctx.rank == 0:  # the state is equal on all workers
-            write = partial(write_checkpoint, state=state.snapshot(), metadata=metadata)
-        self._ctx.save_checkpoint(checkpoint_name(metadata.epoch, metadata.step), write, metrics)
+        name, commit = checkpoint_name(metadata.epoch, metadata.step), None
+        if ctx.rank == 0:  # the state is equal on all workers
+            # A snapshot, because the next steps change the state while it is written.
+            commit = partial(self._commit, name, state.snapshot(), metadata)
+        ctx.save_checkpoint(name, commit, metrics)
         self.saved_step = state.step
 
+    def _commit(self, name: str, snapshot: Mapping[str, Any], metadata: CheckpointMetadata) -> None:
+        """Writes a checkpoint, then removes what is no longer kept. A kill leaves all of the new one or none of it."""
+        storage, keep = self._ctx.storage, self._ctx.keep
+        storage.commit(name, partial(write_checkpoint, state=snapshot, metadata=metadata), last=METADATA)
+        if keep is not None:
+            prune(storage, keep)
+
     def save_if_best(self, metrics: Mapping[str, float]) -> None:
-        """Keeps the evaluated net if its `val/top1` is the highest so far. Only rank 0 does anything."""
-        if self._ctx.rank != 0 or metrics[_METRIC] <= self._best_top1:
+        """Keeps the evaluated net if its `best_metric` is the highest so far. Only rank 0 does anything."""
+        if self._ctx.rank != 0 or metrics[self._best_metric] <= self._best_value:
             return
-        self._best_top1 = metrics[_METRIC]
-        net = copied(self._state.evaluated_net.state_dict())
+        self._best_value = metrics[self._best_metric]
+        net, metadata = copy_to_cpu(self._state.evaluated_net.state_dict()), self._metadata(metrics)
         self._wait_for_best()  # at most one copy of the net waits in memory
-        self._best_write = self._best_writer.submit(keep_if_best, self._ctx.storage, net, self._metadata(metrics))
+        self._best_write = self._best_writer.submit(
+            keep_if_best, self._ctx.storage, net, metadata, metric=self._best_metric
+        )
 
     def restore(self) -> Mapping[str, float]:
         """Loads the newest complete checkpoint, if there is one. Returns its metrics, {} if there is none.
@@ -143,34 +156,122 @@ class CheckpointManager:
         )
 
 
-def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata) -> bool:
-    """Keeps the net's state dict if its `val/top1` is higher than that of the kept ones; the first of equals stays. A
-    kill leaves the old best, the new one, or both.
+# Which checkpoints are in storage. Whether one is complete is decided by its own files alone (`verify_checkpoint`): no
+# list of checkpoints is kept beside them that could differ from them after a kill.
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A complete checkpoint."""
+
+    name: str
+    metadata: CheckpointMetadata
+    directory: Path
+    """Folder of its files on this machine, while it is open."""
+    warnings: tuple[str, ...] = ()
+    """A warning for every damaged newer checkpoint."""
+    damaged: tuple[str, ...] = ()
+    """Names of the damaged newer checkpoints."""
+
+
+@contextmanager
+def open_checkpoint(storage: RunStorage, name: str) -> Iterator[StoredCheckpoint]:
+    """The checkpoint `name`, verified. Raises Damaged, and Fault if storage cannot be reached."""
+    with storage.fetched(name) as directory:
+        yield StoredCheckpoint(name, verify_checkpoint(directory, f"{storage.location}/{name}"), directory)
+
+
+@contextmanager
+def newest_complete(storage: RunStorage) -> Iterator[StoredCheckpoint | None]:
+    """The newest complete checkpoint, or None. Raises Fault if storage cannot be reached."""
+    warnings: dict[str, str] = {}
+    for name in newest_first(storage.names()):
+        with ExitStack() as stack:
+            try:
+                found = stack.enter_context(open_checkpoint(storage, name))
+            except Damaged as damaged:
+                warnings[name] = str(damaged)
+                continue
+            yield replace(found, warnings=tuple(warnings.values()), damaged=tuple(warnings))
+            return
+    yield None
+
+
+def damaged_names(storage: RunStorage) -> tuple[str, ...]:
+    """The damaged checkpoints newer than the newest complete one. None of them if no checkpoint is complete: the user
+    decides then."""
+    with newest_complete(storage) as found:
+        return found.damaged if found is not None else ()
+
+
+def was_complete(storage: RunStorage, name: str) -> bool:
+    """Whether a checkpoint was completely written once, damaged or not: its metadata is written last."""
+    return storage.read(f"{name}/{METADATA}") is not None
+
+
+def read_metadata(storage: RunStorage, name: str) -> CheckpointMetadata | None:
+    """The metadata of the checkpoint `name`, without reading its state; None if there is no valid one."""
+    try:
+        content = storage.read(f"{name}/{METADATA}")
+        return None if content is None else parse_metadata(content)
+    except (ValueError, Unfit):
+        return None
+
+
+def newest_step(storage: RunStorage) -> int:
+    """The newest step of all checkpoints, by their names; 0 if there are none."""
+    return max((step for name in storage.names() if (step := step_of(name)) is not None), default=0)
+
+
+def newest_first(names: Iterable[str]) -> list[str]:
+    """The checkpoints among `names`, newest first."""
+    steps = [(step, name) for name in names if (step := step_of(name)) is not None]
+    return [name for _, name in sorted(steps, reverse=True)]
+
+
+def list_saved(storage: RunStorage) -> list[str]:
+    """The names of the run's checkpoints, complete or not, newest first; then of its best weights (`best/...`)."""
+    return [*newest_first(storage.names()), *(f"{BEST}/{name}" for name in newest_first(storage.names(BEST)))]
+
+
+def prune(storage: RunStorage, keep: int, damaged: Collection[str] = ()) -> None:
+    """Removes all checkpoints but the newest `keep`, those in `damaged`, and what interrupted writes left behind.
+
+    Best weights are not counted and stay.
     """
-    kept = [old.metrics[_METRIC] for old in _all_best(storage, metadata.identity).values()]
-    if kept and metadata.metrics[_METRIC] <= max(kept):
+    names = storage.names()
+    unfinished = [name for name in names if name.startswith(".") and name.endswith(TEMPORARY)]
+    for name in [*unfinished, *damaged, *newest_first(set(names).difference(damaged))[keep:]]:
+        storage.remove(name)
+
+
+# The best weights
+
+
+def keep_if_best(
+    storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata, metric: str = BEST_METRIC
+) -> bool:
+    """Keeps the net's state dict if its `metric` is higher than that of the kept ones; the first of equals stays."""
+    kept = [old.metrics[metric] for old in _all_best(storage, metadata.identity, metric).values()]
+    if kept and metadata.metrics[metric] <= max(kept):
         return False
     new = checkpoint_name(metadata.epoch, metadata.step)
     storage.commit(f"{BEST}/{new}", partial(write_checkpoint, state={"net": net}, metadata=metadata), last=METADATA)
+    # A kill here leaves both, and `open_best` takes the better one.
     for other in storage.names(BEST):
         if other != new:
             storage.remove(f"{BEST}/{other}")
     return True
 
 
-def list_saved(storage: RunStorage) -> list[str]:
-    """The names of the run's checkpoints, newest first, then those of its best weights (`best/...`)."""
-    return [*newest_first(storage.names()), *(f"{BEST}/{name}" for name in newest_first(storage.names(BEST)))]
-
-
 @contextmanager
-def open_best(storage: RunStorage, identity: Identity) -> Iterator[Found | None]:
+def open_best(storage: RunStorage, identity: Identity, metric: str = BEST_METRIC) -> Iterator[StoredCheckpoint | None]:
     """The best complete weights of this recipe and these data, or None."""
-    kept = _all_best(storage, identity)
-    for name in sorted(kept, key=lambda name: kept[name].metrics[_METRIC], reverse=True):
+    kept = _all_best(storage, identity, metric)
+    for name in sorted(kept, key=lambda name: kept[name].metrics[metric], reverse=True):
         with ExitStack() as stack:
             try:
-                found = stack.enter_context(opened(storage, name))
+                found = stack.enter_context(open_checkpoint(storage, name))
             except Damaged:
                 continue
             yield found
@@ -178,9 +279,7 @@ def open_best(storage: RunStorage, identity: Identity) -> Iterator[Found | None]
     yield None
 
 
-def _all_best(storage: RunStorage, identity: Identity) -> dict[str, CheckpointMetadata]:
+def _all_best(storage: RunStorage, identity: Identity, metric: str) -> dict[str, CheckpointMetadata]:
     """The metadata of the best weights in storage, without those of another run."""
     found = {f"{BEST}/{name}": read_metadata(storage, f"{BEST}/{name}") for name in newest_first(storage.names(BEST))}
-    return {
-        name: data for name, data in found.items() if data and data.identity.is_of(identity) and _METRIC in data.metrics
-    }
+    return {name: m for name, m in found.items() if m and m.identity.matches(identity) and metric in m.metrics}

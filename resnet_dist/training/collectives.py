@@ -1,8 +1,7 @@
-"""What workers exchange besides gradients: sums, buffers, requests to stop or to save; and the time that it takes."""
+"""Collectives besides the gradient's: a sum, a broadcast of buffers, the vote on stopping and saving."""
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,8 @@ def sum_over_workers(values: Tensor) -> Tensor:
 
     An element that is zero on all workers but one is exact whatever the number of workers: x + 0 = x.
     """
-    if _alone():
-        return values
-    dist.all_reduce(values)
+    if not _alone():
+        dist.all_reduce(values)
     return values
 
 
@@ -40,11 +38,7 @@ class Requests(NamedTuple):
 
 
 class Vote:
-    """All workers stop, or save, after the same step, although they see the request at different times.
-
-    After every step the workers sum a pair of flags and read the sum one step later. By then it has arrived, so no
-    worker waits. It costs 8 bytes a step through the CPU's collective, during the next step's forward pass.
-    """
+    """All workers stop, or save, after the same step, although they see the request at different times."""
 
     def __init__(self) -> None:
         self._sent: tuple[Tensor, dist.Work] | None = None
@@ -56,57 +50,14 @@ class Vote:
         """
         if _alone():
             return Requests(stop, save)
+        # 8 bytes through the CPU's collective. The sum is read one step later: it has arrived by then, during the next
+        # step's forward pass, so no worker waits for it.
         flags = torch.tensor([float(stop), float(save)])
         work = dist.all_reduce(flags, async_op=True)
         assert work is not None
         before, self._sent = self._sent, (flags, work)
         counted = self._sent if wait else before
-        if counted is None:
+        if counted is None:  # the first call
             return Requests(stop=False, save=False)
         counted[1].wait()
         return Requests(*(counted[0] > 0).tolist())
-
-
-class Stopwatch:
-    """Time spent in one kind of work, on the clock of the device that does it.
-
-    `begin` and `end` go around every span; nothing waits for the device before `take_s`. On a GPU the spans are those
-    of its current stream, where work is done later than the host's call returns.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._began_s: float | None = None
-        self._total_s = 0.0
-        self._begun: torch.cuda.Event | None = None
-        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def begin(self) -> None:
-        if self._on_gpu:
-            self._begun = _event()
-        else:
-            self._began_s = time.perf_counter()
-
-    def end(self) -> None:
-        """Does nothing if no span has begun."""
-        if self._begun is not None:
-            self._spans.append((self._begun, _event()))
-            self._begun = None
-        elif self._began_s is not None:
-            self._total_s += time.perf_counter() - self._began_s
-            self._began_s = None
-
-    def take_s(self) -> float:
-        """Seconds in all spans since the last call."""
-        for begun, ended in self._spans:
-            ended.synchronize()
-            self._total_s += begun.elapsed_time(ended) / 1000
-        total_s = self._total_s
-        self._spans, self._total_s = [], 0.0
-        return total_s
-
-
-def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event

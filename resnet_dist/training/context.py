@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.storage.base import RunStorage
-from resnet_dist.training.checkpoint import METADATA, Identity, prune
+from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.schedule import RunPlan
 
-Outcome = Literal["finished", "stopped", "diverged"]
-WriteCheckpoint = Callable[[Path], None]
-"""Writes a checkpoint's files into an empty folder. Called once, possibly in another thread."""
+TrainingOutcome = Literal["finished", "stopped", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -37,61 +35,11 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    outcome: Outcome
+    outcome: TrainingOutcome
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     """How the divergence was noticed, if the run diverged."""
-
-
-class RunContext(Protocol):
-    """One worker's view of its run. `launch.worker.RayContext` is that of a worker in a Ray Train group, `LocalContext`
-    that of a process on its own."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def storage(self) -> RunStorage:
-        """The run's storage, seen by all workers: checkpoints are in it."""
-
-    def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
-        """Commits a checkpoint under `name`. All workers call it; rank 0 passes `write`, the others None.
-
-        May return before the checkpoint is committed. Checkpoints are committed in the order of the calls, each
-        completely or not at all.
-        """
-
-    def wait_for_checkpoints(self) -> None:
-        """Waits until all checkpoints that this worker saved are committed."""
-
-    @property
-    def storage_timeout_s(self) -> float:
-        """Longest time that a write to storage may take."""
-
-    def stop_requested(self) -> bool:
-        """Whether the user asked this run to stop. May differ between workers for a moment. Never blocks."""
-
-    def save_requested(self) -> bool:
-        """Whether a checkpoint is requested now, besides the planned ones. May differ between workers. Never blocks."""
-
-    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows how far the run is. Never raises."""
-
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called after every evaluation; `metrics` has the newest value of each. May wait until it has been judged."""
-
-    def report_straggler(self, rank: int, factor: float) -> None:
-        """Worker `rank` has been `factor` times as slow as the rest for a while. Never blocks, never raises."""
-
-    def heartbeat(self) -> None:
-        """Tells the watchdog that this worker makes progress. Called for every batch."""
 
 
 class Observer:
@@ -104,15 +52,61 @@ class Observer:
         return False
 
 
+class RunContext:
+    """One worker's view of its run: `LocalContext`, or `launch.worker.RayContext` in a Ray Train group.
+
+    The methods never block and never raise, except where they say so. What they do here is right for a worker that
+    trains in a process on its own and that nobody watches.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    storage: RunStorage
+    """The run's storage, seen by all workers: checkpoints are in it."""
+    storage_timeout_s: float
+    """Longest time that a write to storage may take."""
+    keep: int | None
+    """How many checkpoints are kept, the newest ones. None: all, unless the context itself removes some."""
+
+    def save_checkpoint(self, name: str, commit: Callable[[], None] | None, metrics: Mapping[str, float]) -> None:
+        """Calls `commit`, which writes the checkpoint `name`. All workers call it; all but rank 0 pass None.
+
+        Blocks and raises what `commit` raises; or calls it in another thread, in the order of the calls, one at a time.
+        """
+        if commit is not None:
+            commit()
+
+    def wait_for_checkpoints(self) -> None:
+        """Blocks until all checkpoints that this worker saved are written."""
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked this run to stop. May differ between workers for a moment."""
+        return False
+
+    def save_requested(self) -> bool:
+        """Whether a checkpoint is requested now, besides the planned ones. May differ between workers."""
+        return False
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows how far the run is."""
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Called after every evaluation; `metrics` has the newest value of each. Blocks until it has been judged."""
+
+    def report_straggler(self, rank: int, factor: float) -> None:
+        """Worker `rank` has been `factor` times as slow as the rest for a while."""
+
+    def heartbeat(self) -> None:
+        """Tells the watchdog that this worker makes progress. Called for every batch."""
+
+
 @dataclass
-class LocalContext:
+class LocalContext(RunContext):
     """The context of a process on its own, without Ray: small nets, tests, profiling.
 
     Args:
-        storage: where checkpoints go.
-        keep: how many checkpoints to keep, the newest ones. None: all.
-        observer: is told of every evaluation, and may stop the run.
-        storage_timeout_s: longest time that a write to storage may take.
+        observer: is called after every evaluation, and may stop the run.
         on_heartbeat: called for every batch.
     """
 
@@ -125,29 +119,11 @@ class LocalContext:
     on_heartbeat: Callable[[], object] = lambda: None
     storage_timeout_s: float = 300.0
 
-    def save_checkpoint(self, name: str, write: WriteCheckpoint | None, metrics: Mapping[str, float]) -> None:
-        if write is not None:
-            self.storage.commit(name, write, last=METADATA)
-            if self.keep is not None:
-                prune(self.storage, self.keep)
-
-    def wait_for_checkpoints(self) -> None:
-        """Nothing to do: `save_checkpoint` commits before it returns."""
-
     def stop_requested(self) -> bool:
         return self.observer.stop_requested()
 
-    def save_requested(self) -> bool:
-        return False
-
-    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing to do: nobody is shown it."""
-
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         self.observer.evaluated(step, metrics)
-
-    def report_straggler(self, rank: int, factor: float) -> None:
-        """Nothing to do: there are no other workers."""
 
     def heartbeat(self) -> None:
         self.on_heartbeat()

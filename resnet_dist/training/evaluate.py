@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample once, integer counts, a loss that does not depend on the number of workers."""
+"""Exact evaluation: every sample once, with the same bits for any number of workers; averages of batch norm."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """The result of `evaluate`: counts of samples, and the sum of their cross-entropies in nats."""
+
     num_samples: int
     num_top1: int
     num_top5: int
@@ -67,7 +69,7 @@ class Evaluation:
     """[num_classes, num_classes]: samples by true and predicted class, without those that are not finite. None if
     it was not requested."""
     calibration: Calibration | None = None
-    """Confidence against accuracy; None if it was not asked for."""
+    """Confidence against accuracy; None if it was not requested."""
     first_not_finite: int | None = None
     """The first sample with a NaN or infinite logit."""
 
@@ -117,13 +119,11 @@ def evaluate(
         batches: the samples with given ids, in batches of `batch_size`.
         confusion_classes: the number of classes, to get the confusion matrix and the calibration too.
 
-    Every worker gets whole batches [k * batch_size, (k + 1) * batch_size) and fills their rows in a table of (samples,
-    top-1, top-5, loss sum, not finite, position of the first of these, calibration). The rows are summed in batch
-    order, so the sums are the same to the last bit whatever the number of workers.
-
     Raises:
         Fault: the number of samples seen is not `num_samples`.
     """
+    # One row per batch [k * batch_size, (k + 1) * batch_size), filled by exactly one worker and zero on the others. The
+    # sum over the workers is exact, and the sum over the rows is in batch order: the same bits whoever filled them.
     mine = eval_batches(num_samples, batch_size, rank, world_size)
     columns = _COUNTS + (3 * NUM_BINS if confusion_classes else 0)
     table = torch.zeros((-(-num_samples // batch_size), columns), dtype=torch.float64)
@@ -142,11 +142,17 @@ def evaluate(
     total = by_batch.sum(dim=0)
     if int(total[0]) != num_samples:
         raise Fault(f"evaluation saw {int(total[0])} samples of {num_samples}: the loader lost some")
-    confusion = _confusion(pairs, confusion_classes) if confusion_classes else None
-    calibration = calibration_of(total[_COUNTS:]) if confusion_classes else None
-    num_seen, num_top1, num_top5, num_not_finite = (int(total[column]) for column in (0, 1, 2, 4))
     first = next((row * batch_size + int(by_batch[row, 5]) for row in by_batch[:, 4].nonzero()[:, 0].tolist()), None)
-    return Evaluation(num_seen, num_top1, num_top5, float(total[3]), num_not_finite, confusion, calibration, first)
+    return Evaluation(
+        num_samples,
+        num_top1=int(total[1]),
+        num_top5=int(total[2]),
+        loss_sum=float(total[3]),
+        num_not_finite=int(total[4]),
+        first_not_finite=first,
+        confusion=_confusion(pairs, confusion_classes) if confusion_classes else None,
+        calibration=calibration_of(total[_COUNTS:]) if confusion_classes else None,
+    )
 
 
 def _confusion(pairs: list[Tensor], num_classes: int) -> NDArray[np.int64]:
@@ -165,9 +171,9 @@ def sparse_json(confusion: NDArray[np.int64]) -> str:
 
 def _row(logits: Tensor, labels: Tensor) -> Tensor:
     """(samples, top-1 correct, top-5 correct, loss sum, samples not finite, position of the first of these) of one
-    batch, float64.
+    batch, float64 [6]. `logits` [N, C], `labels` [N].
     """
-    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+    logits = logits if logits.dtype == torch.float64 else logits.float()  # under autocast they have 8 or 11 bits
     finite = logits.isfinite().all(dim=1)  # topk ranks NaN first: such a prediction would be right by chance
     ranked = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]) & finite[:, None]
     loss = cross_entropy(logits, labels, reduction="none").double().sum()
@@ -187,11 +193,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def calibration_row(logits: Tensor, labels: Tensor) -> Tensor:
-    """One batch: float64 [3 * NUM_BINS], (samples, sum of confidences, right) of every bin. `logits` [N, C].
-
-    A sample with a NaN or infinite logit is wrong with confidence 0.
-    """
-    finite = logits.isfinite().all(dim=1)
+    """One batch: float64 [3 * NUM_BINS], (samples, sum of confidences, right) of every bin. `logits` [N, C]."""
+    finite = logits.isfinite().all(dim=1)  # all other samples are wrong, with confidence 0
     confidence, predicted = logits.double().where(finite[:, None], 0.0).softmax(dim=1).max(dim=1)
     confidence = confidence.where(finite, 0.0)
     bins = (torch.ceil(confidence * NUM_BINS) - 1).clamp(0, NUM_BINS - 1).long()
@@ -220,39 +223,34 @@ def average_statistics(
 ) -> None:
     """Replaces batch norm's running statistics by plain averages over the micro-batches of `steps`, as He et al. did
     for the models that they released. All workers call it together.
-
-    Dropout and drop-path are off, as they are when the statistics are used. The micro-batches of a step fill a table
-    that is summed over the workers and then in their order: the result does not depend on the number of workers.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta, counters = [norm.momentum for norm in norms], [_counter(norm).clone() for norm in norms]
-    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    counters = [_buffer(norm, "num_batches_tracked").clone() for norm in norms]
+    statistics = [_buffer(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+    model.eval()  # dropout and drop-path are off, as they are when the statistics are used
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # the running statistics are then those of the last micro-batch
-    total, num_rows = torch.zeros(sum(2 * norm.num_features for norm in norms), dtype=torch.float64), 0
+    total, num_rows = torch.zeros(sum(s.numel() for s in statistics), dtype=torch.float64), 0
     for batches in steps:
+        # One row per micro-batch of the step, summed over the workers and then in order, as in `evaluate`
         table = torch.zeros((num_micro_batches, len(total)), dtype=torch.float64)
         for micro_batch, batch in batches.items():
             with precision.autocast(device):
                 model(batch.images)
-            table[micro_batch] = torch.cat([s.double() for norm in norms for s in _statistics(norm)]).cpu()
+            table[micro_batch] = torch.cat([s.double() for s in statistics]).cpu()
         total += sum_over_workers(table).sum(dim=0)
         num_rows += num_micro_batches
-    averages = (total / num_rows).split([norm.num_features for norm in norms for _ in range(2)])
-    for statistic, average in zip([s for norm in norms for s in _statistics(norm)], averages, strict=True):
+    averages = (total / num_rows).split([s.numel() for s in statistics])
+    for statistic, average in zip(statistics, averages, strict=True):
         statistic.copy_(average)
     for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
         norm.momentum = momentum
-        _counter(norm).copy_(counter)
+        _buffer(norm, "num_batches_tracked").copy_(counter)
 
 
-def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
-def _counter(norm: _BatchNorm) -> Tensor:
-    assert norm.num_batches_tracked is not None
-    return norm.num_batches_tracked
+def _buffer(norm: _BatchNorm, name: str) -> Tensor:
+    buffer = getattr(norm, name)
+    assert isinstance(buffer, Tensor)
+    return buffer

@@ -1,4 +1,4 @@
-"""Where a worker's batches come from."""
+"""A worker's batches: the two splits of the data set, opened, and the micro-batches of one epoch."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""The training loop: what one worker does from the first step to the last.
-
-One optimizer step is defined on the global batch, which is cut into micro-batches. The workers share the micro-batches
-of a step; each runs its own one after the other, and their gradients become one gradient (`step.py`, `reduce.py`).
-Everything random is a function of (seed, epoch, sample id) or (seed, step, micro-batch); everything scheduled is a
-function of the step, or part of the state. So training can stop at any step and resume on any number of workers, and
-the result is the same.
-"""
+"""The training loop: what one worker does from the first step to the last. The step itself is in `step.py`."""
 
 from __future__ import annotations
 
@@ -22,16 +15,17 @@ from resnet_dist.data.order import micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
 from resnet_dist.training.checkpoint_manager import CheckpointManager
 from resnet_dist.training.collectives import Requests, Vote, share_buffers
-from resnet_dist.training.context import Outcome, RunContext, TrainingJob, WorkerResult
-from resnet_dist.training.curves import CurvePoint, DeviceUse, MetricAccumulator, Stragglers
+from resnet_dist.training.context import RunContext, TrainingJob, TrainingOutcome, WorkerResult
+from resnet_dist.training.curves import CurvePoint, MetricAccumulator, Stragglers
+from resnet_dist.training.device import DeviceUse
 from resnet_dist.training.evaluate import average_statistics, evaluate, sparse_json
 from resnet_dist.training.feed import Samples, batches_of, open_data, steps_from
 from resnet_dist.training.model import (
     Precision,
-    around,
     build_classifier,
     build_optimizer,
-    compiled,
+    classifier_around,
+    compile_model,
     recompute_blocks,
     set_backends,
 )
@@ -59,26 +53,31 @@ def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerRes
 
 
 class Trainer:
-    """One worker's training: `restore`, then `fit`."""
+    """One worker's training: `restore`, then `fit`.
+
+    Everything random is a function of (seed, epoch, sample id) or (seed, step, micro-batch), everything scheduled a
+    function of the step or part of the state. So training can stop after any step and resume on any number of workers,
+    and the result is the same.
+    """
 
     def __init__(self, job: TrainingJob, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> None:
         recipe, precision = job.recipe, Precision(job.recipe.train.precision)
         self.recipe, self.plan, self.ctx, self.tracker = recipe, job.plan, ctx, tracker
         self.precision = precision
 
-        # Model: at its first step, like all that follows. `restore` brings it to where the run is.
+        # Model. It and all that follows are as before step 0; `restore` brings them to where the run is.
         num_micro_batches, micro_batch_size = recipe.train.num_micro_batches, recipe.train.micro_batch_size
         model = build_classifier(recipe).to(ctx.device, precision.weights)
         average = MovingAverage(model.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
         if job.recompute_activations:
             recompute_blocks(model)  # after the average was copied: a copy would share the changed `forward`
         self.model = model
-        self.evaluated = around(average.net, recipe) if average else model
+        self.evaluated = classifier_around(average.net, recipe) if average else model
 
-        # Step: gradients, optimizer, state
+        # Step: reduction of gradients, optimizer, state
         reduction = build_reduction(
             recipe.train.reduction,
-            compiled(model) if recipe.train.compile else model,
+            compile_model(model) if recipe.train.compile else model,
             rank=ctx.rank,
             world_size=ctx.world_size,
             num_micro_batches=num_micro_batches,
@@ -139,7 +138,7 @@ class Trainer:
         diverged: Divergence | None = None
         requests = Requests(stop=False, save=False)
 
-        # Log. It comes first because it looks at the losses: a diverged state is neither evaluated nor saved.
+        # Log. First, because it checks the losses and the weights: a diverged state is neither evaluated nor saved.
         if plan.point_due(step):
             diverged = self._log()
 
@@ -159,11 +158,11 @@ class Trainer:
             # The request is of the step before, so a checkpoint of that step has answered it already.
             save_requested = requests.save and self.checkpoints.saved_step < step - 1
             if plan.checkpoint_due(step) or save_requested or requests.stop:
-                diverged = self._log()  # no point may be due here, but what is saved must have been looked at
+                diverged = self._log()  # a request comes at any step, but only a checked state is saved
                 if diverged is None:
                     self._save()
 
-        # End, or go back
+        # End, or go back to the last checkpoint and leave out the steps that broke the training
         if diverged is not None:
             if diverged.skips:
                 skipped = state.skipped | diverged.skips
@@ -186,7 +185,7 @@ class Trainer:
             self.accumulator.restart_clock()
             self._steps = steps_from(self.train, self.recipe, self.ctx, *divmod(step, plan.steps_per_epoch))
         with self.accumulator.waiting_for_data():
-            batches = next(self._steps)  # also of a step that is skipped: the loader is one stream
+            batches = next(self._steps)  # a skipped step's too: the loader is one stream
         if step in state.skipped:
             state.step += 1
         else:
@@ -290,19 +289,19 @@ class Trainer:
             self._steps.close()
             self._steps = None
 
-    def _result(self, outcome: Outcome, reason: str = "") -> WorkerResult:
+    def _result(self, outcome: TrainingOutcome, reason: str = "") -> WorkerResult:
         self._close_epoch()
         return WorkerResult(outcome, self.state.step, self.metrics, reason)
 
 
-# What to do when training diverges: which steps may have caused it, and whether to leave them out or to end the run.
+# Divergence: which steps may have caused it, and whether to leave them out or to end the run. Pure decisions.
 
 
 class Divergence(NamedTuple):
     """Losses, weights or an evaluation that are NaN, infinite or too large. The same on all workers."""
 
     reason: str
-    """How it showed, in words."""
+    """How it was noticed, in words."""
     skips: frozenset[int]
     """Steps to leave out from now on. Empty: the run ends."""
     in_evaluation: bool = False
@@ -314,7 +313,7 @@ def training_diverged(
     """Decides after a point of the curves.
 
     Args:
-        diverged_step: first step that shows it by its loss; `next_step` if the losses are fine and the state is not.
+        diverged_step: first step whose loss shows it; `next_step` if the losses are fine and the state is not.
         next_step: steps done.
         skipped: steps that are left out already.
     """
@@ -347,15 +346,15 @@ def suspects(diverged_step: int, skipped: Collection[int], next_step: int) -> se
     """The steps that may have broken the training.
 
     Args:
-        diverged_step: first step that shows it by its loss; `next_step` if only the state after the last step does.
+        diverged_step: first step whose loss shows it; `next_step` if only the state after the last step does.
         skipped: steps that are left out already.
         next_step: steps done.
 
     >>> suspects(5, {3}, next_step=8)
     {5}
     """
-    # A loss is computed before the step's own update. So if the steps before it were skipped already, or if it was not
-    # taken yet, the last step that was taken before it is a suspect too.
+    # A step's loss is computed before its own update, so a bad update shows one step later. If the steps before
+    # `diverged_step` were skipped already, or if it was not taken yet, the last step taken before it is a suspect too.
     before = diverged_step - 1
     while before in skipped:
         before -= 1

@@ -21,11 +21,10 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    """`model` compiled, with the same parameters. Every image size gets its own graph: a graph for all sizes would
-    depend on the size at which the run was resumed.
-    """
-    # Each size takes two graphs, with running statistics and without. Above its limit torch would run uncompiled.
+def compile_model(model: nn.Module) -> nn.Module:
+    """`model` compiled, with the same parameters."""
+    # Every image size gets its own graph: one for all sizes would depend on the size at which the run was resumed. Each
+    # size takes two graphs, with running statistics and without. Above its limit torch would run uncompiled.
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
@@ -35,10 +34,10 @@ def compiled(model: nn.Module) -> nn.Module:
 def build_classifier(recipe: Recipe) -> ImageClassifier:
     """The recipe's network with its first weights, a function of `recipe.seed` alone."""
     torch.manual_seed(recipe.seed)
-    return around(build_model(**recipe.model.build_options()), recipe)
+    return classifier_around(build_model(**recipe.model.build_options()), recipe)
 
 
-def around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
+def classifier_around(net: nn.Module, recipe: Recipe) -> ImageClassifier:
     """The recipe's classifier around `net`, on the net's device and in its number format."""
     classifier = ImageClassifier(
         net, mean=recipe.data.mean, std=recipe.data.std, channels_last=recipe.train.channels_last
@@ -68,17 +67,13 @@ class Precision:
 
 
 def set_backends(train: TrainConfig) -> None:
-    """Fixes what PyTorch's libraries would otherwise choose and results depend on. Call it before any GPU work.
-
-    - Sums on a CPU depend on the number of threads, so the recipe sets it: `cpu_threads`.
-    - TF32 rounds products to 10 bits, and PyTorch lets cuDNN's convolutions use it by default. Here only `precision:
-      tf32` does; fp32 means fp32.
-    - `exact`: kernels whose sums have a fixed order, none chosen by timing. PyTorch has none for a few operations on
-      CUDA (the backward pass of max pooling): it warns and names them. Not run on a GPU.
-    """
-    torch.set_num_threads(train.cpu_threads)
+    """Fixes what PyTorch's libraries would otherwise choose and results depend on. Call it before any GPU work."""
+    torch.set_num_threads(train.cpu_threads)  # sums on a CPU depend on it
+    # TF32 rounds products to 10 bits, and PyTorch lets cuDNN's convolutions use it by default. Here fp32 means fp32.
     torch.backends.cudnn.allow_tf32 = train.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = train.precision == "tf32"
+    # `exact`: kernels whose sums have a fixed order, none chosen by timing. For a few operations PyTorch has none
+    # on CUDA (the backward pass of max pooling): it warns and names them. Not run on a GPU.
     exact = train.reduction == "exact"
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its handle is made
@@ -90,10 +85,9 @@ def set_backends(train: TrainConfig) -> None:
 
 def recompute_blocks(model: nn.Module) -> None:
     """Activation checkpointing (Chen et al. 2016): forward passes keep only the input of each residual block, backward
-    passes compute its inside again. Less memory, about a third more computing.
+    passes compute its inside again. Less memory, about a third more computing, the same bits.
 
-    Changes no bit: masks are keyed, and the second pass leaves batch norm's running statistics alone. Replaces the
-    blocks' `forward`, which a deep copy would share: copy first.
+    Replaces the blocks' `forward`, which a deep copy would share: copy first.
     """
     for block in model.modules():
         if isinstance(block, ResidualBlock):
@@ -110,7 +104,8 @@ def _recompute(block: ResidualBlock) -> None:
             forward,
             x,
             use_reentrant=False,
-            preserve_rng_state=False,
+            preserve_rng_state=False,  # masks of drop-path and dropout come from keys
+            # The second pass must not move batch norm's running statistics again.
             context_fn=lambda: (nullcontext(), statistics.set_aside()),
         )
         return result
@@ -124,13 +119,13 @@ def parameter_groups(
     """Two groups: the weights of convolutions and linear layers, with weight decay; biases and batch norms, without it
     or (`all`) with it.
 
-    Chosen by the type of the module, because names mislead (`downsample.1` is a norm). Parameters are in the order of
-    `model.modules()`, so optimizer states are interchangeable between processes.
+    In the order of `model.modules()`, so optimizer states are interchangeable between processes.
     """
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            # By the type of the module, because names mislead: `downsample.1` is a norm.
             is_weight = name == "weight" and isinstance(module, DECAYED_MODULES)
             (decayed if is_weight else undecayed).append(parameter)
     return [

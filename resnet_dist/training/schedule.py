@@ -20,11 +20,6 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
     return num_samples // global_batch_size
 
 
-def total_steps(steps_per_epoch: int, total_epochs: int) -> int:
-    """Optimizer steps of the whole run, over which the schedule runs."""
-    return steps_per_epoch * total_epochs
-
-
 def lr_at(
     step: int, schedule: ScheduleConfig, *, base_lr: float, steps_per_epoch: int, total_steps: int, num_drops: int = 0
 ) -> float:
@@ -42,8 +37,11 @@ def lr_at(
         cosine    f + (1 - f) * (1 + cos(pi * p)) / 2   (torch's CosineAnnealingLR)
         linear    1 - (1 - f) * p
 
-    the first multiplied by one of the others. p would be 1 at step T, which is never taken: no step has rate 0.
-    Raises UserError if the warm-up leaves no step, ValueError if `step` is outside the run.
+    the first multiplied by one of the others.
+
+    Raises:
+        UserError: the warm-up leaves no step.
+        ValueError: `step` is outside the run.
     """
     if not 0 <= step < total_steps:
         raise ValueError(f"step {step} is outside the run's steps 0 .. {total_steps - 1}")
@@ -53,9 +51,10 @@ def lr_at(
             f"schedule.warmup.epochs ({schedule.warmup.epochs:g}) takes {warmup_steps} of the run's {total_steps} "
             f"steps; make it shorter than train.total_epochs ({total_steps / steps_per_epoch:g})"
         )
+    # 0 until the warm-up ends; it would be 1 at step `total_steps`, so the last step is just before the final factor.
     progress = max(0, step - warmup_steps) / (total_steps - warmup_steps)
     match schedule.kind:
-        case "step":
+        case "step":  # milestones count from step 0, so a longer warm-up does not move them
             num_drops = sum(step >= round(fraction * total_steps) for fraction in schedule.milestone_fractions)
             factor = schedule.gamma**num_drops
         case "plateau":
@@ -81,6 +80,7 @@ class Plateau:
 
     def after(self, error: float, schedule: PlateauSchedule) -> Plateau:
         """After one more evaluation, with this top-1 error in percent. The count starts again after a drop."""
+        # `<` too: with min_improvement 0, an equal error is no new best
         if error <= self.best_error - schedule.min_improvement and error < self.best_error:
             return Plateau(error, 0, self.num_drops)
         waited = self.num_without_best + 1
@@ -91,10 +91,7 @@ class Plateau:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is due when. Functions of the step alone, so a resumed run needs nothing else.
-
-    Steps are counted from 0; `step` below is the number of optimizer steps done.
-    """
+    """What is due when: functions of the number of optimizer steps done, so a resumed run needs nothing else."""
 
     steps_per_epoch: int
     total_steps: int
@@ -127,11 +124,9 @@ class RunPlan:
         return first or step == self.last_step or by_steps or self._every_epochs(step, self.save_every_epochs)
 
     def point_due(self, step: int) -> bool:
-        """Whether a point is added to the training curves after `step`.
-
-        Always at a checkpoint: a state whose losses were not checked is never saved.
-        """
+        """Whether a point is added to the training curves after `step`."""
         by_steps = step % self.log_every_steps == 0
+        # Always at a checkpoint: a point checks the losses, and only a checked state is saved.
         return by_steps or self.at_epoch_end(step) or step == self.last_step or self.checkpoint_due(step)
 
     def _every_epochs(self, step: int, every: int) -> bool:
@@ -141,7 +136,8 @@ class RunPlan:
 def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPlan:
     """Raises UserError if the data set is smaller than one global batch, or the warm-up as long as the run."""
     per_epoch = steps_per_epoch(num_train_samples, recipe.train.global_batch_size)
-    total = total_steps(per_epoch, recipe.train.total_epochs)
+    total = per_epoch * recipe.train.total_epochs
+    # Checks the warm-up, before a worker starts
     lr_at(0, recipe.schedule, base_lr=recipe.optim.lr, steps_per_epoch=per_epoch, total_steps=total)
     return RunPlan(
         steps_per_epoch=per_epoch,
@@ -151,5 +147,5 @@ def plan_run(recipe: Recipe, profile: Profile, num_train_samples: int) -> RunPla
         save_every_epochs=profile.checkpoint.every_epochs,
         save_every_steps=profile.checkpoint.every_steps,
         log_every_steps=profile.log_every_steps,
-        save_first=recipe.train.divergence.action == "skip",
+        save_first=recipe.train.divergence.action == "skip",  # or a divergence in the first steps had no way back
     )

@@ -1,4 +1,4 @@
-"""What a run has to remember: weights, their moving average, optimizer, step. No RNG state and no loader state."""
+"""What a run has to remember: weights, their moving average, optimizer, counters."""
 
 from __future__ import annotations
 
@@ -37,18 +37,23 @@ class MovingAverage:
         """Call it after every optimizer step, with the number of steps done. Does nothing if no update is due."""
         if num_steps % self._every_steps:
             return
-        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
-        mixed = [pair for pair in pairs if pair[0].is_floating_point() and num_steps > self._start_step]
-        for average, current in pairs if not mixed else [p for p in pairs if not p[0].is_floating_point()]:
-            average.copy_(current)
-        if mixed:
-            averages, currents = (list(side) for side in zip(*mixed, strict=True))
-            self._mix(averages, currents, 0)
+        averages, currents = [], []
+        for average, current in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
+            if average.is_floating_point() and num_steps > self._start_step:
+                averages.append(average)
+                currents.append(current)
+            else:  # batch norm's counters; and all of it before the start
+                average.copy_(current)
+        if averages:
+            self._mix(averages, currents, 0)  # all tensors in one call
 
 
 @dataclass
 class TrainState:
-    """The fields are the checkpoint's keys. `net` is the bare network: its keys are torchvision's."""
+    """The fields are the checkpoint's keys. `net` is the bare network: its keys are torchvision's.
+
+    No RNG state and no loader state: what is random or shuffled is a function of the seed and the step.
+    """
 
     net: nn.Module
     optimizer: torch.optim.Optimizer
@@ -75,10 +80,8 @@ class TrainState:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def is_finite(self) -> bool:
-        """Whether weights and batch norm's running statistics are finite. Waits for the device.
-
-        The loss of a step shows neither: it is computed before the step's update, and from the batch's own statistics.
-        """
+        """Whether weights and batch norm's running statistics are finite. Waits for the device."""
+        # A step's loss shows neither: it is computed before the step's update, and from the batch's own statistics.
         weights = get_total_norm([parameter.detach() for parameter in self.parameters])
         buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
         # The largest, not the root of the sum of squares: a variance of 1e20 is bad but finite.
@@ -100,7 +103,7 @@ class TrainState:
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the state dict in CPU memory: another thread may write it while training continues."""
-        return {key: copied(value) for key, value in self.state_dict().items()}
+        return {key: copy_to_cpu(value) for key, value in self.state_dict().items()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.net.load_state_dict(saved["net"])
@@ -123,10 +126,10 @@ def evaluated_weights(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights
 
 
-def copied(value: Any) -> Any:
+def copy_to_cpu(value: Any) -> Any:
     """Tensors in nested dicts and lists, copied to CPU memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list) else value
+        return {key: copy_to_cpu(item) for key, item in value.items()}
+    return [copy_to_cpu(item) for item in value] if isinstance(value, list) else value

@@ -23,10 +23,7 @@ from resnet_dist.training.state import TrainState
 
 
 class TrainStep:
-    """Trains `state` by one global batch a call.
-
-    Everything random in a step is a function of (recipe.seed, step, micro-batch); no generator carries state. So a step
-    gives the same result on any worker, and when it is done again.
+    """Trains `state` by one global batch a call: micro-batches, reduction, update, counters.
 
     Args:
         model: the classifier around `state.net`, in training mode.
@@ -49,23 +46,25 @@ class TrainStep:
         Never waits for the device, and for other workers only in the reduction.
 
         Args:
-            batches: this worker's micro-batches of the step under their numbers, in order.
+            batches: this worker's micro-batches of the step under their numbers, in order; on the device.
             measure_norm: whether `metrics` gets the length of the gradient (before clipping).
         """
         recipe, state, step = self.recipe, self.state, self.state.step
         mixing, last = recipe.data.mixing, max(batches)
 
-        # This worker's micro-batches one after the other: a larger global batch takes more passes, not more memory.
+        # Micro-batches. One after the other: a larger global batch takes more passes, not more memory.
         for micro_batch, batch in batches.items():
+            # Random numbers come from keys, no generator carries state: the same on any worker, and when done again.
             self.noise.set_keys(layer_keys(recipe.seed, step, micro_batch, len(self.noise)))
+            # Images are uint8 [N, H, W, 3], targets [N, C]; the net normalises.
             images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)
             if mixing is not None:
                 images, targets = mix_micro_batch(
                     mixing, images, targets, seed=recipe.seed, step=step, micro_batch=micro_batch
                 )
-            # Only micro-batch 0 moves batch norm's running statistics. Rank 0 always has it and owns them, so they do
-            # not depend on the number of workers; other ranks get them before an evaluation (`share_buffers`). Each
-            # micro-batch is normalised with its own statistics.
+            # Each micro-batch is normalised with its own statistics: normalising over a worker's share would depend on
+            # the number of workers. For the same reason only micro-batch 0 moves the running statistics. Rank 0 always
+            # has it; other ranks get the statistics before an evaluation (`share_buffers`).
             with self.statistics.updating(micro_batch == 0), self.reduction.accumulating(is_last=micro_batch == last):
                 with self.precision.autocast(self.device):
                     logits = self.reduction.forward(images)
@@ -74,11 +73,15 @@ class TrainStep:
                 self.reduction.backward(state.scaler.scale(loss), micro_batch)
             metrics.add(micro_batch, loss, logits, targets, batch.num_replaced)
 
-        # From here on every parameter's `grad` is that of the global batch, the same on all workers; so is the update.
+        # Reduction. After it every parameter's `grad` is that of the global batch, the same on all workers.
         self.reduction.finish()
+
+        # Update. Every worker does it for itself: equal weights and equal gradients give equal weights.
         norm = update_weights(state, lr, clip_grad_norm=recipe.optim.clip_grad_norm, measure_norm=measure_norm)
         if state.average is not None:
             state.average.update(state.net, step + 1)
+
+        # Counters
         metrics.end_step(step, norm)
         state.step = step + 1
 
@@ -97,7 +100,7 @@ def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None
     if norm is not None and clip_grad_norm:
         clip_grads_with_norm_(parameters, clip_grad_norm, norm)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr  # a function of the step, so no scheduler carries state
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
@@ -109,6 +112,7 @@ def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig) -> Tensor
     logits = logits.to(targets.dtype)  # under autocast logits have 8 or 11 bits: too few for sums of 1000 terms
     if not isinstance(train.loss, BinaryCrossEntropy):
         return cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+    # Wightman et al. 2021, "ResNet strikes back", section 3; label smoothing as in Szegedy et al. 2016, section 7
     targets = (1.0 - train.label_smoothing) * targets + train.label_smoothing / targets.shape[1]
     if train.loss.target_threshold is not None:
         targets = (targets > train.loss.target_threshold).to(targets.dtype)

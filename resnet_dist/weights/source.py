@@ -15,7 +15,8 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.storage.base import open_storage, split
 from resnet_dist.tracking.registry import load_weights
-from resnet_dist.training.checkpoint import load_state, newest_complete, opened, step_of
+from resnet_dist.training.checkpoint import load_state, step_of
+from resnet_dist.training.checkpoint_manager import newest_complete, open_checkpoint
 from resnet_dist.training.model import Precision, build_classifier
 from resnet_dist.training.state import evaluated_weights
 
@@ -59,7 +60,7 @@ def _from_checkpoint(location: str) -> TrainedModel:
     if step_of(name) is None:
         checkpoint = newest_complete(open_storage(location))
     elif open_storage(location).names():
-        checkpoint = opened(open_storage(run), name)
+        checkpoint = open_checkpoint(open_storage(run), name)
     else:
         raise UserError(f"{location}: there is no such checkpoint")
     with checkpoint as found:

@@ -257,7 +257,7 @@ def test_damaged_names_make_a_damaged_card(prepared: Callable[[], Prepared], rec
     metadata["identity"]["class_names"] = [1, 2, 3, 4]
     (run / METADATA).write_text(json.dumps(metadata))
     assert prepared().none_complete
-    assert Identity("r", "d", ("a",)).is_of(Identity("r", "d"))
+    assert Identity("r", "d", ("a",)).matches(Identity("r", "d"))
 
 
 def test_a_sweep_resumes_only_with_its_own_names(data: Path, tmp_path: Path, recipe: Recipe, profile: Profile) -> None:

@@ -27,7 +27,7 @@ from resnet_dist.launch.run import Run
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
-from resnet_dist.training.context import Observer, Outcome, WorkerResult
+from resnet_dist.training.context import Observer, TrainingOutcome, WorkerResult
 
 pytestmark = pytest.mark.system
 
@@ -97,7 +97,7 @@ def somewhere(ends: Callable[[], WorkerResult]) -> Callable[[Run, Observer], Wor
         ("diverged", RunEnd("FAILED", "diverged")),
     ],
 )
-def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: Outcome, end: RunEnd) -> None:
+def test_the_end_is_what_came_out(prepared: Callable[..., Prepared], outcome: TrainingOutcome, end: RunEnd) -> None:
     checked = prepared()
     run = drive(checked, somewhere(lambda: WorkerResult(outcome, step=4)))
     assert recorded_end(checked.run_dir) == end

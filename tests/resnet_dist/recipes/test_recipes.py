@@ -16,7 +16,7 @@ from resnet_dist.config.loading import load_recipe
 from resnet_dist.config.recipe import Recipe, train_size
 from resnet_dist.models import build_model
 from resnet_dist.training.model import build_optimizer
-from resnet_dist.training.schedule import lr_at, steps_per_epoch, total_steps
+from resnet_dist.training.schedule import lr_at, steps_per_epoch
 
 FOLDER = Path(resnet_dist.__file__).parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
@@ -47,7 +47,7 @@ VARIANTS = [(path, sets) for path in RECIPES for sets in variants(path)]
 def rates_of(recipe: Recipe) -> Callable[[float], float]:
     """The rate at a time in epochs, while no plateau was met."""
     per_epoch = steps_per_epoch(NUM_TRAIN_SAMPLES[recipe.data.dataset], recipe.train.global_batch_size)
-    total = total_steps(per_epoch, recipe.train.total_epochs)
+    total = per_epoch * recipe.train.total_epochs
 
     def rate(epoch: float) -> float:
         step = min(round(epoch * per_epoch), total - 1)
@@ -130,7 +130,7 @@ def test_steps_of_the_sources() -> None:
     ):
         recipe = load_recipe(FOLDER / f"{name}.yaml", sets)
         per_epoch = steps_per_epoch(NUM_TRAIN_SAMPLES[recipe.data.dataset], recipe.train.global_batch_size)
-        assert total_steps(per_epoch, recipe.train.total_epochs) == steps
+        assert per_epoch * recipe.train.total_epochs == steps
 
 
 def test_110_layers_begin_at_a_tenth_of_the_rate_for_400_steps() -> None:

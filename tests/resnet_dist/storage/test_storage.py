@@ -22,10 +22,9 @@ from resnet_dist.training.checkpoint import (
     Identity,
     checkpoint_name,
     load_state,
-    newest_complete,
     write_checkpoint,
 )
-from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
+from resnet_dist.training.checkpoint_manager import keep_if_best, newest_complete, open_best
 
 pytestmark = pytest.mark.system
 

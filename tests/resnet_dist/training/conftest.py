@@ -1,4 +1,4 @@
-"""Tests of training use the small runs of `worker_process.py`, on one thread: sums depend on the number of threads."""
+"""Tests of training use the small runs of `small_run.py`, on one thread: sums depend on the number of threads."""
 
 from __future__ import annotations
 

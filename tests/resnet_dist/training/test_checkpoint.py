@@ -1,70 +1,90 @@
-"""Checkpoints: complete or detected, of this run or refused, and never more trusted than plain tensors."""
+"""One checkpoint: complete or damaged, of this run or refused, and never more trusted than plain tensors."""
 
 from __future__ import annotations
 
-import copy
 import errno
+import io
+import json
 import os
-import threading
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import small_run as small
 import torch
-import worker_process as small
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_run import IDENTITY
 
-import resnet_dist
-from resnet_dist.config.loading import load_recipe
+from data_prep.beton.digest import digest_bytes
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.preflight import require_none_written
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.tracker import Tracker
-from resnet_dist.training import checkpoint, checkpoint_manager
+from resnet_dist.training import checkpoint
 from resnet_dist.training.checkpoint import (
+    METADATA,
     STATE,
     CheckpointMetadata,
     Damaged,
-    Identity,
     checkpoint_name,
-    damaged_names,
     load_state,
-    newest_complete,
-    newest_first,
-    newest_step,
     require_same,
     step_of,
     verify_checkpoint,
     write_checkpoint,
 )
-from resnet_dist.training.checkpoint_manager import keep_if_best, open_best
-from resnet_dist.training.context import LocalContext, TrainingJob
-from resnet_dist.training.feed import Samples
-from resnet_dist.training.loop import Trainer
-from resnet_dist.training.schedule import RunPlan
-from resnet_dist.training.state import TrainState
+from resnet_dist.training.checkpoint_manager import newest_complete, read_metadata
 
-IDENTITY = Identity("a" * 16, "train=1 val=2")
+CPU = torch.device("cpu")
 
 
-def save(run_dir: Path, step: int) -> Path:
-    directory = run_dir / checkpoint_name(step // 10, step)
-    directory.mkdir(parents=True)
-    metadata = CheckpointMetadata(step // 10, step, IDENTITY, {"seed": 1}, {"val/top1": 97.5}, files={})
-    write_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, metadata=metadata)
-    return directory
+@pytest.fixture
+def newest(tmp_path: Path) -> Path:
+    """The newest of two checkpoints."""
+    small.save(tmp_path, 10)
+    return small.save(tmp_path, 20, top1=97.5, loss=float("nan"))
 
 
-def nothing_complete(run_dir: Path) -> bool:
-    with newest_complete(FolderStorage(run_dir)) as found:
-        return found is None
+def falls_back(newest: Path) -> str:
+    """The warning with which the checkpoint before it is used: one line that names the damaged one."""
+    with newest_complete(FolderStorage(newest.parent)) as found:
+        assert found is not None
+        assert found.name == "epoch=001-step=00000010"
+        (warning,) = found.warnings
+    assert warning.startswith(f"{newest}")
+    assert "\n" not in warning
+    return warning
+
+
+def rewrite(directory: Path, **fields: object) -> None:
+    tree = json.loads((directory / METADATA).read_text()) | fields
+    (directory / METADATA).write_text(json.dumps(tree))
+
+
+def replace_state(directory: Path, data: bytes) -> None:
+    """With the digest that goes with it, as whoever may write there can."""
+    (directory / STATE).write_bytes(data)
+    rewrite(directory, files={STATE: digest_bytes(data)})
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    directory = save(tmp_path, 25)
+    directory = small.save(tmp_path, 25, top1=97.5)
     metadata = verify_checkpoint(directory)
-    assert (metadata.epoch, metadata.step, metadata.identity, metadata.metrics) == (2, 25, IDENTITY, {"val/top1": 97.5})
-    state = load_state(directory, torch.device("cpu"))
+    assert (metadata.epoch, metadata.step, metadata.identity, metadata.metrics) == (2, 25, IDENTITY, {"top1": 97.5})
+    state = load_state(directory, CPU)
     assert state["step"] == 25
     assert torch.equal(state["net"]["w"], torch.arange(3.0))
 
@@ -76,236 +96,252 @@ def test_names() -> None:
     assert [step_of(n) for n in ("epoch=7", "recipe.yaml", "epoch=007-step=00012345.tmp")] == [None] * 3
 
 
-def test_newest_is_by_step_not_by_name(tmp_path: Path) -> None:
-    names = ["epoch=999-step=00000999", "epoch=1000-step=00001000", "mlflow_run.json"]
-    assert newest_first(names) == [names[1], names[0]]
-
-
-def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: Path) -> None:
-    good, bad = save(tmp_path, 10), save(tmp_path, 20)
-    state = bytearray((bad / STATE).read_bytes())
-    state[len(state) // 2] ^= 1
-    (bad / STATE).write_bytes(state)
-    with newest_complete(FolderStorage(tmp_path)) as found:
-        assert found is not None
-        assert found.directory == good
-        (warning,) = found.warnings
-    assert "step=00000020" in warning
-    assert "damaged" in warning
-
-
-@pytest.mark.parametrize("missing", ["checkpoint.json", STATE])
-def test_a_half_copied_checkpoint_is_not_complete(tmp_path: Path, missing: str) -> None:
-    directory = save(tmp_path, 10)
-    (directory / missing).unlink()
-    with pytest.raises(Fault, match=r"incomplete|damaged"):
-        verify_checkpoint(directory)
-    assert nothing_complete(tmp_path)
-
-
-def test_torn_metadata_is_not_complete(tmp_path: Path) -> None:
-    metadata = save(tmp_path, 10) / "checkpoint.json"
-    metadata.write_text(metadata.read_text()[:40])
-    assert nothing_complete(tmp_path)
-
-
-def test_no_run_yet(tmp_path: Path) -> None:
-    assert nothing_complete(tmp_path / "none")
-
-
 def test_another_recipe_or_other_data_are_refused_naming_the_difference() -> None:
-    recipe = load_recipe(Path(resnet_dist.__file__).parent / "recipes/digits_resnet20.yaml")
+    recipe = small.recipe()
     found = CheckpointMetadata(1, 10, IDENTITY, recipe.model_dump(mode="json"), {}, files={})
-    faster = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": 0.02})})
-    require_same(found, Identity("a" * 16, "train=1 val=2"), recipe, "runs/r")
-    with pytest.raises(UserError, match=r"runs/r: .*optim\.lr 0\.1 -> 0\.02 .*aaaa.*bbbb.*new --name"):
-        require_same(found, Identity("b" * 16, "train=1 val=2"), faster, "runs/r")
-    with pytest.raises(UserError, match=r"train=1 val=2.*train=9 val=2"):
-        require_same(found, Identity("a" * 16, "train=9 val=2"), recipe, "runs/r")
-
-
-class _Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("a checkpoint ran code",))
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    torch.save({"net": _Evil()}, tmp_path / STATE)
-    with pytest.raises(Damaged, match=r"refers to '[\w.]+ (safe_)?print'"):
-        load_state(tmp_path, torch.device("cpu"))
-
-
-def test_a_snapshot_is_not_changed_by_training_on() -> None:
-    net = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    state = TrainState(net, optimizer)
-    train_once(state)
-    snapshot = state.snapshot()
-    before = copy.deepcopy(snapshot)
-    train_once(state)
-    torch.testing.assert_close(snapshot, before, rtol=0, atol=0)
-    assert not torch.equal(snapshot["net"]["weight"], net.weight)
-    again = TrainState(torch.nn.Linear(2, 1), torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
-    again.load_state_dict(snapshot)
-    assert again.step == 1
-
-
-def train_once(state: TrainState) -> None:
-    state.optimizer.zero_grad()
-    state.net(torch.ones(1, 2)).sum().backward()
-    state.optimizer.step()
-    state.step += 1
+    require_same(found, IDENTITY, recipe, "runs/r")
+    faster = small.recipe(optim={"lr": 0.02})
+    with pytest.raises(UserError, match=r"runs/r: .*optim\.lr 0\.05 -> 0\.02 .*recipe -> other.*new --name"):
+        require_same(found, replace(IDENTITY, recipe_hash="other"), faster, "runs/r")
+    with pytest.raises(UserError, match=r"trained on data data, data_root now holds other"):
+        require_same(found, replace(IDENTITY, data_digest="other"), recipe, "runs/r")
+    with pytest.raises(UserError, match=r"under other class names: .*the manifests that the run began with"):
+        require_same(found, replace(IDENTITY, class_names=("ant", "wasp")), recipe, "runs/r")
 
 
 def test_a_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's zip writer hides it; /dev/full gives what a full disk gives."""
     monkeypatch.setattr(checkpoint, "create", lambda path: Path("/dev/full").open("wb"))  # noqa: SIM115
+    metadata = CheckpointMetadata(0, 1, IDENTITY, {}, {}, files={})
     with pytest.raises(OSError, match="No space left"):
-        write_checkpoint(
-            tmp_path,
-            state={"net": {"w": torch.zeros(100_000)}},
-            metadata=CheckpointMetadata(0, 1, IDENTITY, {}, {}, files={}),
-        )
+        write_checkpoint(tmp_path, state={"net": {"w": torch.zeros(100_000)}}, metadata=metadata)
 
 
-def test_what_is_newer_than_the_newest_complete_one_is_damaged(tmp_path: Path) -> None:
-    storage = FolderStorage(tmp_path)
-    assert (damaged_names(storage), newest_step(storage)) == ((), 0)
-    for step in (10, 20, 30):
-        save(tmp_path, step)
-    (tmp_path / checkpoint_name(3, 30) / STATE).write_bytes(b"torn")
-    assert (damaged_names(storage), newest_step(storage)) == ((checkpoint_name(3, 30),), 30)
-    for step in (10, 20):
-        (tmp_path / checkpoint_name(step // 10, step) / STATE).write_bytes(b"torn")
-    assert damaged_names(storage) == ()
+# Damage
+
+
+@pytest.mark.parametrize("missing", [METADATA, STATE])
+def test_a_half_copied_checkpoint_is_damaged(newest: Path, missing: str) -> None:
+    (newest / missing).unlink()
+    with pytest.raises(Damaged, match=r"has no checkpoint\.json|state\.pt: is missing"):
+        verify_checkpoint(newest)
+    falls_back(newest)
+
+
+def test_a_flipped_bit_is_damage_in_checkpoints_of_both_schemas(newest: Path) -> None:
+    whole = (newest / STATE).read_bytes()
+    digests = {1: f"xxh3_128:{xxhash.xxh3_128_hexdigest(whole)}", 2: digest_bytes(whole)}
+    for schema_version, digest in digests.items():
+        (newest / STATE).write_bytes(whole)
+        rewrite(newest, schema_version=schema_version, files={STATE: digest})
+        assert verify_checkpoint(newest).step == 20
+        flip_a_bit(newest / STATE)
+        assert f"expected {digest}: the checkpoint is damaged" in falls_back(newest)
 
 
 @pytest.mark.parametrize(("error", "expected"), [(errno.ESTALE, Fault), (errno.EACCES, Fault), (errno.EIO, Damaged)])
-def test_storage_that_does_not_respond_condemns_no_checkpoint(
-    error: int, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_storage_that_does_not_respond_is_no_damage(
+    error: int, expected: type[Exception], newest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = save(tmp_path, 10)
-    monkeypatch.setattr(checkpoint, "read_small", lambda *_: (_ for _ in ()).throw(OSError(error, os.strerror(error))))
-    with pytest.raises(expected, match="cannot be read"):
-        verify_checkpoint(directory)
+    def read(*_: object) -> bytes:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(checkpoint, "read_small", read)
+    with pytest.raises(Fault, match="cannot be read") as raised:
+        verify_checkpoint(newest)
+    assert type(raised.value) is expected
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(tmp_path: Path) -> None:
-    storage = FolderStorage(tmp_path)
-    (tmp_path / checkpoint_name(1, 10)).mkdir()
-    require_none_written(storage, newest_first(storage.names()))  # killed in an upload: its metadata comes last
-    save(tmp_path, 20)
-    (tmp_path / checkpoint_name(2, 20) / STATE).write_bytes(b"torn")
-    with pytest.raises(
-        UserError, match=r"none of its 2 checkpoints is complete \(newest: epoch=002-step=00000020\); see"
-    ):
-        require_none_written(storage, newest_first(storage.names()))
-
-
-# The best weights
-
-
-MINE = Identity("recipe", "data")
-
-
-def metadata_of(step: int, top1: float) -> CheckpointMetadata:
-    return CheckpointMetadata(step // 10, step, MINE, {}, {"val/top1": top1}, files={})
-
-
-def net(value: float) -> dict[str, torch.Tensor]:
-    return {"weight": torch.full((1, 1), float(value))}
-
-
-def is_there(run_dir: Path) -> bool:
-    with open_best(FolderStorage(run_dir), MINE) as found:
-        return found is not None
-
-
-def kept_weight(run_dir: Path) -> float:
-    with open_best(FolderStorage(run_dir), MINE) as found:
-        assert found is not None
-        return float(load_state(found.directory, torch.device("cpu"))["net"]["weight"])
-
-
-def test_only_a_better_one_is_kept(tmp_path: Path) -> None:
-    assert not is_there(tmp_path)
-    for step, top1, is_kept in ((10, 50.0, True), (20, 50.0, False), (30, 40.0, False), (40, 60.0, True)):
-        assert keep_if_best(FolderStorage(tmp_path), net(step), metadata_of(step, top1)) is is_kept
-    assert kept_weight(tmp_path) == 40.0
-    assert [path.name for path in (tmp_path / "best").iterdir()] == ["epoch=004-step=00000040"]
-    with newest_complete(FolderStorage(tmp_path)) as found:
-        assert found is None  # nothing to resume from
-
-
-def test_a_kill_before_the_old_one_is_removed_leaves_a_good_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"files": None}, "files: "),
+        ({"files": {}}, "has the digests of 0 files"),
+        ({"files": {STATE: 5}}, "files.state.pt: "),
+        ({"files": {STATE: "xxh3_128:" + "0" * 32}}, "a digest that does not match schema 2"),
+        ({"files": {STATE: "blake3_tree:" + "0" * 64}}, "a digest that does not match schema 2"),
+        ({"files": {STATE: "blake3:x"}}, "is not a digest"),
+        ({"files": {"../../etc/passwd": "blake3:" + "0" * 64}}, "has the digests of 1 files"),
+        ({"epoch": "1"}, "epoch: "),
+        ({"step": True}, "step: "),
+        ({"step": -20}, "is of epoch 2 and step -20"),
+        ({"step": 21}, "is of step 21"),
+        ({"metrics": {"val/top1": "97"}}, "metrics.val/top1: "),
+        ({"metrics": []}, "metrics: "),
+        ({"recipe": "x"}, "recipe: "),
+        ({"identity": "x"}, "identity: "),
+        ({"identity": {"recipe_hash": 1, "data_digest": "d"}}, "identity.recipe_hash: "),
+        ({"identity": {"recipe_hash": "a", "data_digest": "d", "class_names": "ab"}}, "identity.class_names: "),
+        ({"schema_version": 9}, "is of schema 9, this version reads 1 and 2"),
+        ({"schema_version": "2"}, "schema_version: "),
+    ],
+)
+def test_metadata_with_a_wrong_field_give_way_to_the_one_before(
+    newest: Path, fields: dict[str, object], reason: str
 ) -> None:
-    def kill(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    keep_if_best(FolderStorage(tmp_path), net(1), metadata_of(10, 50.0))
-    with monkeypatch.context() as patch:
-        patch.setattr(FolderStorage, "remove", kill)
-        with pytest.raises(KeyboardInterrupt):
-            keep_if_best(FolderStorage(tmp_path), net(2), metadata_of(20, 60.0))
-    assert kept_weight(tmp_path) in (1.0, 2.0)
-    keep_if_best(FolderStorage(tmp_path), net(3), metadata_of(30, 70.0))
-    assert kept_weight(tmp_path) == 3.0
-    assert len(list((tmp_path / "best").iterdir())) == 1
+    rewrite(newest, **fields)
+    assert reason in falls_back(newest)
 
 
-def test_a_damaged_one_and_anothers_are_not_taken(tmp_path: Path) -> None:
-    keep_if_best(FolderStorage(tmp_path), net(1), metadata_of(10, 50.0))
-    other = replace(metadata_of(20, 1.0), identity=Identity("other", "data"))
-    assert keep_if_best(FolderStorage(tmp_path), net(2), other)
-    assert not is_there(tmp_path)
-    keep_if_best(FolderStorage(tmp_path), net(3), metadata_of(30, 2.0))
-    assert kept_weight(tmp_path) == 3.0
-    (tmp_path / "best" / "epoch=003-step=00000030" / STATE).write_bytes(b"torn")
-    assert not is_there(tmp_path)
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[" * 100_000, '{"a":' * 500, '{"step": 1, "step": 2}', "9" * 5000, "\0", '"' + "x" * (17 << 20)],
+)
+def test_a_checkpoint_with_invalid_metadata_gives_way_to_the_one_before(newest: Path, text: str) -> None:
+    (newest / METADATA).write_text(text)
+    falls_back(newest)
+    assert read_metadata(FolderStorage(newest.parent), newest.name) is None
 
 
-class SlowStorage(FolderStorage):
-    """Commits nothing before `goes_on` is set."""
+@pytest.mark.parametrize("name", [METADATA, STATE])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "device"])
+def test_what_is_no_ordinary_file_is_damage_and_not_waited_for(newest: Path, name: str, kind: str) -> None:
+    path = newest / name
+    elsewhere = path.rename(newest.parent / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(elsewhere if kind == "link" else "/dev/zero")
+    falls_back(newest)
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.goes_on = threading.Event()
 
-    def commit(self, name: str, write: Callable[[Path], None], *, last: str) -> None:
-        assert self.goes_on.wait(30)
-        super().commit(name, write, last=last)
+# Whatever the digest says: whoever writes the one may write the other.
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["epoch", "step", "identity", "recipe", "metrics", "files", "schema_version"]
 
 
-@pytest.mark.parametrize(("storage_timeout_s", "has_heartbeats"), [(20.0, True), (0.0, False)])
-def test_the_watchdog_spares_a_worker_that_waits_for_slow_storage_until_its_limit(
-    storage_timeout_s: float, has_heartbeats: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint_manager, "_HEARTBEAT_EVERY_S", 0.01)
-    storage, num_heartbeats = SlowStorage(tmp_path), 0
+@given(name=st.sampled_from(FIELDS), value=ANYTHING)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_of_a_field_is_read_or_damaged(newest: Path, name: str, value: object) -> None:
+    whole = (newest / METADATA).read_text()
+    rewrite(newest, **{name: value})
+    try:
+        verify_checkpoint(newest)
+    except Damaged as damaged:
+        assert "\n" not in str(damaged)  # noqa: PT017
+    finally:
+        (newest / METADATA).write_text(whole)
 
-    def count() -> None:
-        nonlocal num_heartbeats
-        num_heartbeats += 1
-        if num_heartbeats == 3:
-            storage.goes_on.set()
 
-    if not has_heartbeats:
-        threading.Timer(0.3, storage.goes_on.set).start()
-    plan = RunPlan(
-        steps_per_epoch=4,
-        total_steps=4,
-        last_step=4,
-        eval_every_epochs=1,
-        save_every_epochs=1,
-        save_every_steps=None,
-        log_every_steps=2,
+@given(data=st.data())
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_state_with_other_bytes_is_loaded_or_damaged(newest: Path, data: st.DataObject) -> None:
+    whole = (newest / STATE).read_bytes()
+    start, length = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 8))
+    replace_state(newest, whole[:start] + data.draw(st.binary(max_size=8)) + whole[start + length :])
+    try:
+        verify_checkpoint(newest)
+        load_state(newest, CPU)
+    except Damaged as damaged:
+        assert "\n" not in str(damaged)  # noqa: PT017
+    finally:
+        replace_state(newest, whole)
+
+
+def saved(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def rezipped(data: bytes, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """The archive with entries that `change` made of (name, content)."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target.getvalue()
+
+
+class Calls:
+    """Calls a function with these arguments when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: object) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
+        return self.function, self.arguments
+
+
+def tensor(size: tuple[int, ...], stride: tuple[int, ...]) -> Calls:
+    """A tensor of three numbers whose pickle gives another size."""
+    bare = torch.zeros(3).untyped_storage()
+    storage = torch.storage.TypedStorage(wrap_storage=bare, dtype=torch.float32, _internal=True)
+    return Calls(torch._utils._rebuild_tensor_v2, storage, 0, size, stride, False, OrderedDict())
+
+
+WHOLE = saved({"net": {"w": torch.zeros(3)}})
+BILLION = 1_000_000_000
+LARGE = "holds tensors of 4,000,000,00{} bytes, more than"
+HOSTILE = {
+    "compressed": (
+        rezipped(WHOLE, lambda name, old: old + bytes(50_000_000 * ("/data/" in name)), zipfile.ZIP_DEFLATED),
+        "has compressed entries",
+    ),
+    "code": (saved({"net": Calls(print, "a checkpoint ran code")}), "refers to"),
+    "a byte array": (saved({"net": {}, "x": Calls(bytearray, 4 * BILLION)}), "refers to"),
+    "torch.Tensor": (saved({"net": {}, "x": Calls(torch.Tensor, BILLION)}), "refers to"),
+    "a set": (saved({"net": {}, "x": {1, 2}}), "refers to"),
+    "a large tensor": (saved({"net": {"w": tensor((BILLION,), (1,))}}), LARGE.format(0)),
+    "a repeated one": (saved({"net": {"w": tensor((BILLION,), (0,))}}), "holds a tensor of 4,000,000,000 bytes in 12"),
+    "a strided one": (saved({"net": {"w": tensor((2,), (BILLION,))}}), LARGE.format(4)),
+    "no net": (saved({"step": 1}), "holds no net"),
+    "no dict": (saved([1, 2]), "holds no net"),
+    "no zip": (b"rot", "File is not a zip file"),
+    "not torch's": (pickle.dumps({"net": {}}), "File is not a zip file"),
+    "no pickle": (rezipped(WHOLE, lambda name, old: b"\x80\x02." if name.endswith("data.pkl") else old), ""),
+    "another program before it": (b"#!/bin/sh\n" + WHOLE, "something before them"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_state_gives_way_to_the_one_before(newest: Path, what: str) -> None:
+    data, reason = HOSTILE[what]
+    replace_state(newest, data)
+    assert reason in falls_back(newest)
+    with pytest.raises(Damaged):
+        load_state(newest, CPU)
+
+
+def test_a_state_that_is_far_too_large_for_the_net_is_not_loaded(newest: Path) -> None:
+    with (newest / STATE).open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(Damaged, match=r"has 1,073,741,824 bytes, a state of this net at most 67,1\d\d,\d\d\d"):
+        load_state(newest, CPU, torch.nn.Linear(3, 3))
+
+
+def test_states_that_refer_to_themselves_are_read_once(newest: Path) -> None:
+    state: dict[str, Any] = {"net": {"w": torch.zeros(3)}}
+    state["x"] = state
+    level: list[Any] = []
+    for _ in range(60):
+        level = [level, level]
+    replace_state(newest, saved(state | {"y": level}))
+    assert verify_checkpoint(newest).step == 20
+
+
+def test_hostile_states_take_no_memory(tmp_path: Path) -> None:
+    """In a process that may have 200 MB more than it has with PyTorch in it."""
+    script = (
+        "import resource, sys; from pathlib import Path; import torch\n"
+        "from resnet_dist.training.checkpoint import Damaged, verify_checkpoint\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)\n"
+        "for path in map(Path, sys.argv[1:]):\n"
+        "    try: verify_checkpoint(path)\n"
+        "    except Damaged: print('damaged')\n"
     )
-    job = TrainingJob(small.recipe("fp32", "fast"), plan, MINE, tmp_path, tmp_path, loader_threads=1)
-    train, val = small.Memory(small.NUM_TRAIN, 4, seed=1), small.Memory(small.NUM_VAL, 10, seed=2)
-    ctx = LocalContext(storage, on_heartbeat=count, storage_timeout_s=storage_timeout_s)
-    trainer = Trainer(job, ctx, Tracker(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
-    trainer.checkpoints.save_if_best({"val/top1": 50.0})
-    trainer.checkpoints.wait()
-    assert is_there(tmp_path)
-    assert (num_heartbeats >= 3) is has_heartbeats
+    large = ("compressed", "a byte array", "torch.Tensor", "a large tensor")
+    folders = [small.save(tmp_path / what, 20) for what in large]
+    for folder in folders:
+        replace_state(folder, HOSTILE[folder.parent.name][0])
+    command = [sys.executable, "-c", script, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("damaged\n" * len(folders), 0), done.stderr

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_run as small
 import torch
-import worker_process as small
 from numpy.typing import NDArray
 from torch.nn import BatchNorm2d
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.training.checkpoint import Identity
-from resnet_dist.training.context import LocalContext, TrainingJob
-from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer, suspects
 
 BAD_STEP = 6  # the third step of the second epoch
+PLAN = replace(small.PLAN, log_every_steps=2, save_first=True)
 
 
-class Poisoned(small.Memory):
+class NanInTraining(small.Memory):
     """Gives NaN images in one micro-batch of BAD_STEP."""
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        per_step = small.recipe("fp32", "fast").train.num_micro_batches
+        per_step = small.recipe().train.num_micro_batches
         first = 4 * per_step - len(sample_ids) // self.batch_size
         for number, batch in enumerate(super().epoch(epoch, sample_ids)):
             step = epoch * 4 + (first + number) // per_step
@@ -51,29 +48,28 @@ class NanInValidation(small.Memory):
             yield batch
 
 
-PLAN = replace(small.PLAN, log_every_steps=2, save_first=True)
+def trainer_of(folder: Path, *, nan_in: str = "", **divergence: Any) -> Trainer:
+    """A trainer whose recipe handles divergence as `divergence` says, with NaN in "train", "val" or nowhere."""
+    train = NanInTraining(small.NUM_TRAIN, 4, seed=1) if nan_in == "train" else None
+    val = NanInValidation(small.NUM_VAL, 10, seed=2) if nan_in == "val" else None
+    return small.trainer_of(folder, small.recipe(train={"divergence": divergence}), PLAN, train=train, val=val)
 
 
-def trainer_of(folder: Path, divergence: dict[str, Any], train: Any = None, val: Any = None) -> Trainer:
-    """A trainer whose recipe handles divergence as `divergence` says; its data are good, unless others are given."""
-    folder.mkdir()
-    recipe = small.recipe("fp32", "fast", train={"divergence": divergence})
-    job = TrainingJob(recipe, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
-    train, val = train or small.Memory(small.NUM_TRAIN, 4, seed=1), val or small.Memory(small.NUM_VAL, 10, seed=2)
-    context = LocalContext(FolderStorage(folder))
-    return Trainer(job, context, small.Points(), Samples(train, small.NUM_TRAIN), Samples(val, small.NUM_VAL))
-
-
-def break_gradient(trainer: Trainer, step: int) -> None:
-    """Makes the gradient of step number `step` NaN, but not its loss."""
+def break_step(trainer: Trainer, step: int, breaks: Callable[[], object]) -> None:
+    """Calls `breaks` in step number `step`, after its loss was computed and before the update."""
     finish = trainer.train_step.reduction.finish
 
     def broken() -> None:
         finish()
         if trainer.state.step == step:
-            next(trainer.state.net.parameters()).grad.fill_(math.nan)  # type: ignore[union-attr]
+            breaks()
 
     trainer.train_step.reduction.finish = broken  # type: ignore[method-assign]
+
+
+def break_gradient(trainer: Trainer, step: int) -> None:
+    first = next(trainer.state.net.parameters())
+    break_step(trainer, step, lambda: first.grad.fill_(math.nan))  # type: ignore[union-attr]
 
 
 def is_finite(trainer: Trainer) -> bool:
@@ -81,33 +77,36 @@ def is_finite(trainer: Trainer) -> bool:
 
 
 def losses(trainer: Trainer) -> dict[int, float]:
-    """By step."""
-    points: Any = trainer.tracker
-    return {step: row["train/loss"] for step, row in points.rows if "train/loss" in row}
+    assert isinstance(trainer.tracker, small.Points)
+    return trainer.tracker.losses()
 
 
 def test_stop_ends_the_run_and_saves_nothing_of_it(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path / "run", {}, Poisoned(small.NUM_TRAIN, 4, seed=1))
+    trainer = trainer_of(tmp_path, nan_in="train")
     assert trainer.fit().outcome == "diverged"
     assert trainer.checkpoints.saved_step == 4
     assert math.isnan(losses(trainer)[8])
 
 
-def test_skip_leaves_the_batch_out_and_continues(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path / "run", {"action": "skip"}, Poisoned(small.NUM_TRAIN, 4, seed=1))
+def test_skip_leaves_the_batch_out_and_continues_and_a_resumed_run_remembers(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "run", nan_in="train", action="skip")
     assert trainer.fit().outcome == "finished"
     assert (trainer.state.step, trainer.state.skipped) == (12, {BAD_STEP})
     assert all(math.isfinite(loss) for loss in losses(trainer).values())
     assert is_finite(trainer)
-    clean = trainer_of(tmp_path / "clean", {})
+    clean = trainer_of(tmp_path / "clean")
     clean.fit()
     assert {step for step, loss in losses(trainer).items() if loss == losses(clean)[step]} == {2, 4, 6}
+    # Or a kill would give back the skips that were used up, and change where the run ends.
+    trainer.state.skipped = set()
+    trainer.restore()
+    assert (trainer.state.step, trainer.state.skipped) == (12, {BAD_STEP})
 
 
 @pytest.mark.parametrize("step", [5, 6, 7, 11])
 def test_an_update_that_breaks_the_weights_is_never_saved(tmp_path: Path, step: int) -> None:
     """Also of the step before a checkpoint (7), and of the last (11): a step's loss does not show its own update."""
-    trainer = trainer_of(tmp_path / "run", {})
+    trainer = trainer_of(tmp_path)
     break_gradient(trainer, step)
     assert trainer.fit().outcome == "diverged"
     assert trainer.checkpoints.saved_step == (8 if step == 11 else 4)
@@ -117,7 +116,7 @@ def test_an_update_that_breaks_the_weights_is_never_saved(tmp_path: Path, step: 
 
 @pytest.mark.parametrize("step", [5, 6, 7, 11])
 def test_skip_finds_the_step_whose_update_broke_the_weights(tmp_path: Path, step: int) -> None:
-    trainer = trainer_of(tmp_path / "run", {"action": "skip"})
+    trainer = trainer_of(tmp_path, action="skip")
     break_gradient(trainer, step)
     assert trainer.fit().outcome == "finished"
     assert trainer.state.step == 12
@@ -144,58 +143,38 @@ def test_suspects(diverged_step: int, skipped: set[int], next_step: int, expecte
     assert suspects(diverged_step, skipped, next_step) == expected
 
 
-def test_a_loss_above_the_limit_counts_too(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path / "run", {"max_loss": 1e-3})
+def test_a_loss_above_the_limit_counts_too_and_skipping_has_a_limit(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "stop", max_loss=1e-3)
     assert (trainer.fit().outcome, trainer.state.step) == ("diverged", 2)
-
-
-def test_skipping_has_a_limit(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path / "run", {"action": "skip", "max_loss": 1e-3, "max_skips": 3})
+    trainer = trainer_of(tmp_path / "skip", max_loss=1e-3, action="skip", max_skips=3)
     assert (trainer.fit().outcome, trainer.state.skipped) == ("diverged", {0, 1, 2})
-
-
-def test_a_resumed_run_remembers_skipped_steps(tmp_path: Path) -> None:
-    """Or a kill would give back the skips that were used up, and change where the run ends."""
-    trainer = trainer_of(tmp_path / "run", {"action": "skip"}, Poisoned(small.NUM_TRAIN, 4, seed=1))
-    trainer.fit()
-    trainer.state.skipped = set()
-    trainer.restore()
-    assert (trainer.state.step, trainer.state.skipped) == (12, {BAD_STEP})
 
 
 def test_nan_in_an_evaluation_ends_the_run_with_a_checkpoint_and_says_so(tmp_path: Path) -> None:
     """The state is finite, so it is saved, and a repeated command evaluates it again before it trains a step."""
-    trainer = trainer_of(tmp_path / "run", {}, val=NanInValidation(small.NUM_VAL, 10, seed=2))
+    trainer = trainer_of(tmp_path, nan_in="val")
     result = trainer.fit()
     assert (result.outcome, result.step) == ("diverged", 8)
     assert (trainer.checkpoints.saved_step, trainer.state.evaluated_step) == (8, 4)
     assert result.reason == "the evaluation gave NaN or infinity at step 8 (for 37 of 37 samples)"
-    points: Any = trainer.tracker
-    evaluation = next(row for step, row in points.rows if step == 8 and "val/top1" in row)
+    assert isinstance(trainer.tracker, small.Points)
+    evaluation = next(row for step, row in trainer.tracker.rows if step == 8 and "val/top1" in row)
     assert (evaluation["val/top1"], math.isnan(evaluation["val/loss"])) == (0.0, True)
     assert trainer.fit().outcome == "finished"  # the second evaluation is finite
 
 
 def test_nan_in_an_evaluation_is_skipped_where_the_recipe_says_so(tmp_path: Path) -> None:
-    val = NanInValidation(small.NUM_VAL, 10, seed=2)
-    trainer = trainer_of(tmp_path / "run", {"action": "skip"}, val=val)
+    trainer = trainer_of(tmp_path, nan_in="val", action="skip")
     assert trainer.fit().outcome == "finished"
     assert (trainer.state.step, trainer.state.skipped) == (12, {7})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_batch_norms_statistics_are_looked_at_too(tmp_path: Path, value: float) -> None:
+def test_batch_norms_statistics_are_checked_too(tmp_path: Path, value: float) -> None:
     """They are written in training and read in evaluation: no training loss shows them."""
-    trainer = trainer_of(tmp_path / "run", {})
+    trainer = trainer_of(tmp_path)
     norm = next(module for module in trainer.state.net.modules() if isinstance(module, BatchNorm2d))
-    finish = trainer.train_step.reduction.finish
-
-    def breaking() -> None:
-        finish()
-        if trainer.state.step == 5:
-            norm.running_var.fill_(value)  # type: ignore[union-attr]
-
-    trainer.train_step.reduction.finish = breaking  # type: ignore[method-assign]
+    break_step(trainer, 5, lambda: norm.running_var.fill_(value))  # type: ignore[union-attr]
     result = trainer.fit()
     assert (result.outcome, trainer.checkpoints.saved_step) == ("diverged", 4)
     assert result.reason == "the weights or batch norm's running statistics are not finite after step 6"

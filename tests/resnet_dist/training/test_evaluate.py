@@ -1,22 +1,23 @@
-"""The exact evaluation and its confusion matrix, on one worker: numbers that follow from the definition."""
+"""The exact evaluation, its confusion matrix and batch norm's averages: numbers that follow from the definition."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small_run as small
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resnet_dist.data.batch import Batch
+from resnet_dist.data.order import train_order
 from resnet_dist.errors import Fault
-from resnet_dist.training.evaluate import evaluate, sparse_json
+from resnet_dist.training.evaluate import Evaluation, evaluate, sparse_json
 from resnet_dist.training.model import Precision
-
-CPU = torch.device("cpu")
 
 
 class Lookup(nn.Module):
@@ -30,29 +31,52 @@ class Lookup(nn.Module):
         return self.table[images[:, 0, 0, 0].long()]
 
 
-def batches(ids: NDArray[np.int64], size: int = 3) -> Iterator[Batch]:
-    for start in range(0, len(ids), size):
-        part = torch.from_numpy(ids[start : start + size])
-        yield Batch(part.to(torch.uint8)[:, None, None, None].expand(-1, 1, 1, 3), part % 6, part.numpy())
+def batches(ids: NDArray[np.int64], num_labels: int = 6, num_pixels: int = 256) -> Iterator[Batch]:
+    """Three samples each; sample k has label k mod `num_labels` and pixels k mod `num_pixels`."""
+    for start in range(0, len(ids), 3):
+        part = torch.from_numpy(ids[start : start + 3])
+        images = (part % num_pixels).to(torch.uint8)[:, None, None, None].expand(-1, 1, 1, 3)
+        yield Batch(images, part % num_labels, part.numpy())
+
+
+def counted(ids: NDArray[np.int64]) -> Iterator[Batch]:
+    """With `Lookup(torch.eye(3))`, class k mod 3 is predicted of sample k; its label is k mod 2."""
+    return batches(ids, num_labels=2, num_pixels=3)
+
+
+def evaluated(
+    table: Tensor,
+    batches: Callable[[NDArray[np.int64]], Iterator[Batch]],
+    num_samples: int,
+    *,
+    confusion_classes: int | None = None,
+) -> Evaluation:
+    model = Lookup(table).train()
+    result = evaluate(
+        model,
+        batches,
+        num_samples=num_samples,
+        batch_size=3,
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        precision=Precision("fp64"),
+        confusion_classes=confusion_classes,
+    )
+    assert model.training
+    return result
 
 
 def test_counts_and_loss_are_those_of_the_definition() -> None:
     table = torch.randn(10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(10) % 6
-    model = Lookup(table).train()
-    result = evaluate(
-        model, batches, num_samples=10, batch_size=3, rank=0, world_size=1, device=CPU, precision=Precision("fp64")
-    )
+    result = evaluated(table, batches, 10)
     ranks = (table > table.gather(1, labels[:, None])).sum(dim=1)
-    assert (result.num_samples, result.num_top1, result.num_top5) == (
-        10,
-        int((ranks < 1).sum()),
-        int((ranks < 5).sum()),
-    )
-    expected = float(nn.functional.cross_entropy(table, labels))
-    assert result.metrics()["val/loss"] == pytest.approx(expected, rel=1e-12)
+    counts = (result.num_samples, result.num_top1, result.num_top5)
+    assert counts == (10, int((ranks < 1).sum()), int((ranks < 5).sum()))
+    assert result.metrics()["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(table, labels)), rel=1e-12)
     assert result.metrics()["val/top1_error"] == 100 - result.top1
-    assert model.training
+    assert result.confusion is None
 
 
 def test_lost_samples_are_a_fault() -> None:
@@ -60,78 +84,28 @@ def test_lost_samples_are_a_fault() -> None:
         return (Batch(b.images[:1], b.labels[:1], b.sample_ids[:1]) for b in batches(ids))
 
     with pytest.raises(Fault, match="saw 4 samples of 10"):
-        evaluate(
-            Lookup(torch.eye(10, 6)),
-            short,
-            num_samples=10,
-            batch_size=3,
-            rank=0,
-            world_size=1,
-            device=CPU,
-            precision=Precision("fp32"),
-        )
+        evaluated(torch.eye(10, 6), short, 10)
 
 
-class PredictsPixel(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
-
-
-def counted(ids: NDArray[np.int64]) -> Iterator[Batch]:
-    """Of sample k class k mod 3 is predicted; its label is k mod 2."""
-    for start in range(0, len(ids), 4):
-        part = torch.from_numpy(ids[start : start + 4])
-        images = (part % 3).to(torch.uint8)[:, None, None, None].expand(-1, 1, 1, 3)
-        yield Batch(images, part % 2, part.numpy())
-
-
-@pytest.mark.parametrize("confusion_classes", [None, 3])
-def test_samples_by_true_and_predicted_class(confusion_classes: int | None) -> None:
-    result = evaluate(
-        PredictsPixel(),
-        counted,
-        num_samples=13,
-        batch_size=4,
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        precision=Precision("fp32"),
-        confusion_classes=confusion_classes,
-    )
-    if confusion_classes is None:
-        assert result.confusion is None
-        return
-    wanted = np.zeros((3, 3), dtype=np.int64)
+def test_samples_by_true_and_predicted_class() -> None:
+    result = evaluated(torch.eye(3), counted, 13, confusion_classes=3)
+    expected = np.zeros((3, 3), dtype=np.int64)
     for k in range(13):
-        wanted[k % 2, k % 3] += 1
+        expected[k % 2, k % 3] += 1
     assert result.confusion is not None
-    np.testing.assert_array_equal(result.confusion, wanted)
+    np.testing.assert_array_equal(result.confusion, expected)
     assert result.confusion.trace() == result.num_top1
     sparse = json.loads(sparse_json(result.confusion))
-    assert sparse == {"num_classes": 3, "counts": [[t, a, int(wanted[t, a])] for t in range(2) for a in range(3)]}
+    assert sparse == {"num_classes": 3, "counts": [[t, a, int(expected[t, a])] for t in range(2) for a in range(3)]}
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("confusion_classes", [None, 3])
 def test_a_prediction_that_is_not_finite_is_wrong_and_counted(bad: float, confusion_classes: int | None) -> None:
     """topk and argmax call NaN the largest: class 0 would be right by chance."""
-
-    class BadWhereWhite(PredictsPixel):
-        def forward(self, images: Tensor) -> Tensor:
-            logits = super().forward(images)
-            return logits.index_fill(1, torch.tensor([0]), bad).where(images[:, 0, 0, :1] == 0, logits)
-
-    result = evaluate(
-        BadWhereWhite(),
-        counted,
-        num_samples=12,  # 0, 3, 6, 9 are white
-        batch_size=4,
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        precision=Precision("fp32"),
-        confusion_classes=confusion_classes,
-    )
+    table = torch.eye(3)
+    table[0, 0] = bad  # of samples 0, 3, 6, 9
+    result = evaluated(table, counted, 12, confusion_classes=confusion_classes)
     assert (result.num_samples, result.num_not_finite, result.is_finite) == (12, 4, False)
     assert result.first_not_finite == 0
     assert result.num_top1 == sum(k % 3 == k % 2 for k in range(12) if k % 3)
@@ -139,3 +113,21 @@ def test_a_prediction_that_is_not_finite_is_wrong_and_counted(bad: float, confus
         assert (result.confusion.sum(), result.confusion.trace()) == (8, result.num_top1)
         assert sum(result.calibration.num_samples) == 12
         assert sum(result.calibration.num_right) == result.num_top1
+
+
+def test_batch_norms_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
+    """Of the first norm's input, over two steps of the fourth epoch in micro-batches of 4."""
+    trainer, _ = small.trained(tmp_path, small.recipe("fp64", train={"bn_statistics_steps": 2}))
+    net = trainer.state.net.state_dict()
+    memory = small.Memory(small.NUM_TRAIN, 4, seed=1)
+    ids = train_order(small.NUM_TRAIN, seed=5, epoch=3, global_batch_size=24, micro_batch_size=4, rank=0, world_size=1)
+    means, variances = [], []
+    for batch in memory.epoch(3, ids[:2].reshape(-1)):
+        pixels = ((batch.images.double() - 100) / 60).permute(0, 3, 1, 2)
+        maps = nn.functional.conv2d(pixels, net["conv1.weight"], padding=1)
+        means.append(maps.mean(dim=(0, 2, 3)))
+        variances.append(maps.var(dim=(0, 2, 3)))
+    assert len(means) == 12
+    torch.testing.assert_close(net["bn1.running_mean"], torch.stack(means).mean(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net["bn1.running_var"], torch.stack(variances).mean(0), rtol=1e-9, atol=1e-9)
+    assert int(net["bn1.num_batches_tracked"]) == 12  # of training

@@ -1,4 +1,7 @@
-"""The project's promise on a small scale: the number of workers, and a stop at any step, change no result."""
+"""The project's promise on a small scale: the number of workers, and a stop at any step, change no result.
+
+As a script, all of these runs: test_invariance.py FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from worker_process import NUM_VAL, Leg
+import small_run as small
+from small_run import NUM_VAL
 
 pytestmark = pytest.mark.system
 
-SCRIPT = Path(__file__).with_name("worker_process.py")
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 24, 4, 12
 
 
-class Group(NamedTuple):
+class Workers(NamedTuple):
     """A group of workers, and the step after which it stops."""
 
-    workers: int
+    num: int
     until: int = LAST_STEP
 
 
@@ -30,51 +33,51 @@ class Run(NamedTuple):
 
     recipe: str
     reduction: str
-    groups: tuple[Group, ...]
+    groups: tuple[Workers, ...]
     precision: str = "fp32"
     repetition: int = 0
 
     @property
     def name(self) -> str:
-        groups = "-then-".join(f"{group.workers}to{group.until}" for group in self.groups)
+        groups = "-then-".join(f"{group.num}to{group.until}" for group in self.groups)
         return f"{self.recipe}-{self.precision}-{self.reduction}-{groups}-{self.repetition}".replace(" ", "-")
 
 
-def run(recipe: str, reduction: str, *groups: Group, precision: str = "fp32", repetition: int = 0) -> Run:
+def run(recipe: str, reduction: str, *groups: Workers, precision: str = "fp32", repetition: int = 0) -> Run:
     return Run(recipe, reduction, groups, precision, repetition)
 
 
-ONE = Group(workers=1)
+ONE = Workers(num=1)
 
 # The exact reduction: the same bits as one worker, undisturbed.
 SAME_BITS = [
-    run("plain", "exact", Group(workers=2)),
-    run("plain", "exact", Group(workers=3)),
-    run("plain", "exact", Group(workers=4)),  # six micro-batches: uneven shares
-    run("plain", "exact", Group(workers=1, until=2), Group(workers=3, until=7), Group(workers=2)),
-    run("eight micro-batches", "exact", Group(workers=3)),  # three, three and two
-    run("eight micro-batches", "exact", Group(workers=1, until=3), Group(workers=3, until=6), Group(workers=2)),
-    run("everything", "exact", Group(workers=2, until=6), Group(workers=4)),
+    run("plain", "exact", Workers(num=2)),
+    run("plain", "exact", Workers(num=3)),
+    run("plain", "exact", Workers(num=4)),  # six micro-batches: uneven shares
+    run("plain", "exact", Workers(num=1, until=2), Workers(num=3, until=7), Workers(num=2)),
+    run("eight micro-batches", "exact", Workers(num=3)),  # three, three and two
+    run("eight micro-batches", "exact", Workers(num=1, until=3), Workers(num=3, until=6), Workers(num=2)),
+    run("everything", "exact", Workers(num=2, until=6), Workers(num=4)),
 ]
 # The fast reduction: in float64 the same losses up to rounding.
 SAME_LOSSES = [
-    run("plain", "fast", Group(workers=2), precision="fp64"),
-    run("plain", "fast", Group(workers=3), precision="fp64"),
-    run("plain", "fast", Group(workers=1, until=5), Group(workers=1), precision="fp64"),
-    run("plain", "fast", Group(workers=2, until=6), Group(workers=1), precision="fp64"),
-    run("plain", "fast", Group(workers=1, until=5), Group(workers=3), precision="fp64"),
-    run("powersgd", "fast", Group(workers=2, until=3), Group(workers=4, until=7), precision="fp64"),
+    run("plain", "fast", Workers(num=2), precision="fp64"),
+    run("plain", "fast", Workers(num=3), precision="fp64"),
+    run("plain", "fast", Workers(num=1, until=5), Workers(num=1), precision="fp64"),
+    run("plain", "fast", Workers(num=2, until=6), Workers(num=1), precision="fp64"),
+    run("plain", "fast", Workers(num=1, until=5), Workers(num=3), precision="fp64"),
+    run("powersgd", "fast", Workers(num=2, until=3), Workers(num=4, until=7), precision="fp64"),
 ]
 FAST_64, EXACT_64 = run("plain", "fast", ONE, precision="fp64"), run("plain", "exact", ONE, precision="fp64")
-POWERSGD = run("powersgd", "fast", Group(workers=1, until=7), precision="fp64")
-FAST_32, TWO_32 = run("plain", "fast", ONE), run("plain", "fast", Group(workers=2))
+POWERSGD = run("powersgd", "fast", Workers(num=1, until=7), precision="fp64")
+FAST_32, TWO_32 = run("plain", "fast", ONE), run("plain", "fast", Workers(num=2))
 TWO_32_AGAIN = TWO_32._replace(repetition=1)
-BF16 = [run("bf16 gradients", "fast", Group(workers, until=4), precision="fp64") for workers in (1, 2)]
+BF16 = [run("bf16 gradients", "fast", Workers(num, until=4), precision="fp64") for num in (1, 2)]
 
 
 def undisturbed(other: Run) -> Run:
     """The same by one worker in one go."""
-    return other._replace(groups=(Group(workers=1, until=other.groups[-1].until),))
+    return other._replace(groups=(Workers(num=1, until=other.groups[-1].until),))
 
 
 OTHERS = [FAST_64, EXACT_64, POWERSGD, FAST_32, TWO_32, TWO_32_AGAIN, *BF16]
@@ -82,24 +85,36 @@ ALL = dict.fromkeys([*SAME_BITS, *SAME_LOSSES, *map(undisturbed, [*SAME_BITS, *S
 Results = dict[Run, list[list[dict[str, Any]]]]
 
 
+def train(rank: int, world_size: int, folder: Path, number: int, runs: list[Run]) -> None:
+    """One worker's part of the groups no. `number` of these runs, one after the other."""
+    for r in runs:
+        config = small.recipe(r.precision, r.reduction, **small.RECIPES[r.recipe])
+        run_dir, until_step = folder / r.name, r.groups[number].until
+        run_dir.mkdir(exist_ok=True)
+        _, result = small.trained(run_dir, config, until_step=until_step, rank=rank, world_size=world_size)
+        (run_dir / f"group{number}-rank{rank}.json").write_text(json.dumps(result))
+
+
+def main(folder: Path) -> None:
+    """Trains ALL. One group of processes trains all runs that need as many workers at the same time."""
+    together: dict[tuple[int, int], list[Run]] = defaultdict(list)
+    for r in ALL:
+        for number, group in enumerate(r.groups):
+            together[number, group.num].append(r)
+    for (number, num_workers), runs in sorted(together.items()):
+        store = folder / f"store-{number}-{num_workers}"
+        codes = small.run_group(store, num_workers, train, folder, number, runs)
+        assert not any(codes), f"{num_workers} workers: exit codes {codes}"
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """For every run its groups in order, for every group what each rank saw."""
     folder = tmp_path_factory.mktemp("runs")
-    # One group of processes trains all legs that may run at the same time and have the same number of workers.
-    legs: dict[tuple[int, int], list[Leg]] = defaultdict(list)
-    for r in ALL:
-        for number, group in enumerate(r.groups):
-            leg = Leg(r.name, number, r.recipe, r.precision, r.reduction, group.until)
-            legs[number, group.workers].append(leg)
-    groups = [{"workers": workers, "legs": together} for (_, workers), together in sorted(legs.items())]
-    subprocess.run([sys.executable, str(SCRIPT), str(folder), json.dumps(groups)], check=True, timeout=280)
+    subprocess.run([sys.executable, __file__, str(folder)], check=True, timeout=280)
     return {
         r: [
-            [
-                json.loads((folder / r.name / f"leg{number}-rank{rank}.json").read_text())
-                for rank in range(group.workers)
-            ]
+            [json.loads((folder / r.name / f"group{number}-rank{rank}.json").read_text()) for rank in range(group.num)]
             for number, group in enumerate(r.groups)
         ]
         for r in ALL
@@ -132,7 +147,7 @@ def test_the_fast_reduction_gives_the_same_losses_to_1e9_in_float64(results: Res
     assert len(evaluations(results, r)) == last_step // 4
     for ours, theirs in zip(evaluations(results, r), evaluations(results, alone), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-9)
-    if all(group.workers == 1 for group in r.groups):
+    if all(group.num == 1 for group in r.groups):
         assert losses(results, r) == losses(results, alone)  # a stop alone changes no bit
 
 
@@ -187,3 +202,7 @@ def test_every_validation_sample_is_seen_once(results: Results, r: Run) -> None:
 def test_eight_micro_batches_are_shared_three_three_two(results: Results) -> None:
     (ranks,) = results[SAME_BITS[4]]
     assert [len(rank["train"]) for rank in ranks] == [3 * LAST_STEP, 3 * LAST_STEP, 2 * LAST_STEP]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

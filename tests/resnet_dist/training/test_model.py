@@ -1,47 +1,51 @@
-"""Backends that choose nothing by themselves, and an optimizer that does the arithmetic it says."""
+"""From recipe to model and optimizer: backends that choose nothing, updates by hand, activation checkpointing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import small_run as small
 import torch
 from torch import nn
 
-from resnet_dist.config.recipe import OptimConfig, TrainConfig
+from resnet_dist.config.loading import load_profile
+from resnet_dist.config.recipe import OptimConfig, Recipe
+from resnet_dist.errors import UserError
+from resnet_dist.launch.preflight import require_compatible
 from resnet_dist.models import ImageClassifier, build_model
-from resnet_dist.training.model import build_optimizer, parameter_groups, set_backends
+from resnet_dist.training.loop import Trainer
+from resnet_dist.training.model import (
+    build_classifier,
+    build_optimizer,
+    parameter_groups,
+    recompute_blocks,
+    set_backends,
+)
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def backends_as_before() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
-    torch.set_num_threads(threads)
-
-
-def config(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({"global_batch_size": 8, "micro_batch_size": 4, "total_epochs": 1, **changes})
 
 
 def test_fp32_is_not_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = True
-    set_backends(config())
+    set_backends(small.train_config())
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("reduction", ["fast", "exact"])
-def test_exact_asks_for_deterministic_kernels_and_fast_does_not(reduction: str) -> None:
-    set_backends(config(reduction=reduction))
+def test_threads_are_the_recipes_and_only_exact_asks_for_deterministic_kernels(reduction: str) -> None:
+    set_backends(small.train_config(reduction=reduction, cpu_threads=2))
     assert torch.are_deterministic_algorithms_enabled() == (reduction == "exact")
     assert torch.backends.cudnn.deterministic == (reduction == "exact")
-
-
-def test_threads_are_the_recipes() -> None:
-    set_backends(config(cpu_threads=2))
     assert torch.get_num_threads() == 2
 
 
@@ -68,9 +72,8 @@ def test_weights_of_convolutions_and_linear_layers_decay(
     assert (len(undecayed["params"]), undecayed["weight_decay"]) == (num_undecayed, 0.0)
     assert {id(p) for p in decayed["params"] + undecayed["params"]} == {id(p) for p in net.parameters()}
     assert all(p.ndim in (2, 4) for p in decayed["params"])
-    assert all(p.ndim == 1 for p in undecayed["params"])
-    norms = [p for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
-    assert {id(p) for p in norms} <= {id(p) for p in undecayed["params"]}
+    assert all(p.ndim == 1 for p in undecayed["params"])  # biases and norms
+    assert [group["weight_decay"] for group in parameter_groups(net, 1e-4, "all")] == [1e-4, 1e-4]
 
 
 def test_the_order_does_not_depend_on_the_wrapper_or_the_process() -> None:
@@ -78,17 +81,15 @@ def test_the_order_does_not_depend_on_the_wrapper_or_the_process() -> None:
         name_of = {id(p): name.removeprefix("net.") for name, p in model.named_parameters()}
         return [name_of[id(p)] for group in parameter_groups(model, 0.1) for p in group["params"]]
 
-    net = build_model("resnet20", 10, shortcut="B")
-    wrapped = ImageClassifier(
-        build_model("resnet20", 10, shortcut="B"), mean=(0,) * 3, std=(1,) * 3, channels_last=True
-    )
+    net, other = (build_model("resnet20", 10, shortcut="B") for _ in range(2))
+    wrapped = ImageClassifier(other, mean=(0,) * 3, std=(1,) * 3, channels_last=True)
     assert names(net) == names(wrapped)
     assert names(net)[:3] == ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"]
     assert names(net)[22:25] == ["bn1.weight", "bn1.bias", "layer1.0.bn1.weight"]
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_two_steps_by_hand(nesterov: bool) -> None:
+def test_two_steps_of_sgd_by_hand(nesterov: bool) -> None:
     layer = nn.Linear(3, 2).double()
     config = OptimConfig(name="sgd", lr=0.5, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
     optimizer = build_optimizer(layer, config)
@@ -107,18 +108,6 @@ def test_two_steps_by_hand(nesterov: bool) -> None:
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-12, atol=1e-12)
 
 
-def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(ValueError, match=r"nesterov needs name: sgd and a momentum above 0"):
-        OptimConfig(name="sgd", lr=0.1, momentum=0.0, nesterov=True, weight_decay=0.0)
-    plain = OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0)
-    assert build_optimizer(nn.Linear(2, 2), plain).defaults["momentum"] == 0.0
-
-
-def test_decay_all_reaches_biases_and_norms() -> None:
-    groups = parameter_groups(build_model("resnet20", 10), 1e-4, "all")
-    assert [group["weight_decay"] for group in groups] == [1e-4, 1e-4]
-
-
 def test_a_first_step_of_lamb_by_hand() -> None:
     """Bias correction makes the first Adam update the gradient's sign; the trust ratio gives it the weight's length."""
     torch.manual_seed(0)
@@ -132,6 +121,83 @@ def test_a_first_step_of_lamb_by_hand() -> None:
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_lamb_does_not_know_nesterov() -> None:
-    with pytest.raises(ValueError, match=r"nesterov needs name: sgd"):
-        OptimConfig(name="lamb", lr=0.1, nesterov=True, weight_decay=0.0)
+@pytest.mark.parametrize("options", [{"name": "sgd", "momentum": 0.0}, {"name": "lamb"}])
+def test_nesterov_needs_sgd_and_momentum(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"nesterov needs name: sgd and a momentum above 0"):
+        OptimConfig(lr=0.1, nesterov=True, weight_decay=0.0, **options)
+    OptimConfig(lr=0.1, weight_decay=0.0, **options)
+
+
+# Activation checkpointing and compiled nets
+
+
+def trained(folder: Path, recipe: Recipe, **options: Any) -> Trainer:
+    """Three steps."""
+    plan = replace(small.PLAN, last_step=3, eval_every_epochs=99, save_every_epochs=99, log_every_steps=3)
+    trainer = small.trainer_of(folder, recipe, plan, **options)
+    trainer.fit()
+    return trainer
+
+
+def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:
+    """Drop-path, dropout, running statistics and their moving average included; the average's blocks are its own."""
+    recipe = small.recipe(**small.PARTS)
+    kept = trained(tmp_path / "kept", recipe)
+    recomputed = trained(tmp_path / "recomputed", recipe, recompute_activations=True)
+    assert small.digest(recomputed.state.state_dict()) == small.digest(kept.state.state_dict())
+    assert recomputed.metrics["val/loss"] == kept.metrics["val/loss"]
+
+
+def test_activation_checkpointing_is_refused_for_compiled_nets() -> None:
+    laptop = load_profile(Path("cluster/profiles/laptop.yaml"), ["recompute_activations=true"])
+    with pytest.raises(UserError, match=r"recompute_activations .* train\.compile exclude each other"):
+        require_compatible(small.recipe(train={"compile": True}), laptop)
+    require_compatible(small.recipe(), laptop)
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    """Bytes that autograd holds between the passes."""
+
+    def held(recomputes: bool) -> int:
+        model = build_classifier(small.recipe()).train()
+        if recomputes:
+            recompute_blocks(model)
+        seen: dict[int, int] = {}
+        weights = {p.data_ptr() for p in model.parameters()}
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            if x.data_ptr() not in weights:
+                seen[x.data_ptr()] = x.numel() * x.element_size()
+            return x
+
+        images = torch.zeros((16, 8, 8, 3), dtype=torch.uint8)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model(images).sum()
+        total = sum(seen.values())
+        loss.backward()
+        return total
+
+    assert held(recomputes=True) < held(recomputes=False) / 3
+
+
+def test_a_compiled_net_trains_the_same_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dynamo's graphs run as they are, the numbers are those of the net: what it traces is right, with running
+    statistics and without, under a drop-path key that changes with every micro-batch."""
+    compile_net, graphs = torch.compile, []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_net(model, backend=backend, **options))
+    plain, compiled = (
+        trained(
+            tmp_path / str(compiles),
+            small.recipe("fp64", model={"drop_path": 0.1}, train={"ema": {"decay": 0.5}, "compile": compiles}),
+        )
+        for compiles in (False, True)
+    )
+    assert len(graphs) == 2
+    assert compiled.metrics["val/loss"] == pytest.approx(plain.metrics["val/loss"], abs=1e-9)
+    for key, value in plain.state.net.state_dict().items():
+        torch.testing.assert_close(compiled.state.net.state_dict()[key], value, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Schedules: the field's numbers at key points, torch's schedulers as oracle, and properties of all of them."""
+"""Schedules: the field's numbers at key points, torch's schedulers as oracle, and properties; what is due at a step."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from resnet_dist.config.recipe import (
     Warmup,
 )
 from resnet_dist.errors import UserError
-from resnet_dist.training.schedule import RunPlan, lr_at, steps_per_epoch, total_steps
+from resnet_dist.training.schedule import Plateau, RunPlan, lr_at, steps_per_epoch
 
 
 def curve(schedule: ScheduleConfig, base_lr: float, per_epoch: int, epochs: int) -> list[float]:
-    total = total_steps(per_epoch, epochs)
+    total = per_epoch * epochs
     return [
         lr_at(step, schedule, base_lr=base_lr, steps_per_epoch=per_epoch, total_steps=total) for step in range(total)
     ]
@@ -51,7 +51,6 @@ def test_steps_per_epoch() -> None:
     assert steps_per_epoch(1_281_167, 256) == 5_004
     assert steps_per_epoch(50_000, 128) == 390
     assert steps_per_epoch(128, 128) == 1
-    assert total_steps(5_004, 90) == 450_360
     with pytest.raises(UserError, match=r"global_batch_size \(129\).*128 samples"):
         steps_per_epoch(128, 129)
 
@@ -84,39 +83,22 @@ def test_torchvision_v2() -> None:
     np.testing.assert_allclose(rates, warmup + cosine, rtol=1e-9, atol=1e-12)
 
 
-def test_cosine_to_a_floor_is_torchs() -> None:
-    rates = curve(CosineSchedule(kind="cosine", final_factor=0.1), 0.2, per_epoch=7, epochs=9)
-    expected = torch_curve(lr_scheduler.CosineAnnealingLR, 0.2, 63, T_max=63, eta_min=0.02)
-    np.testing.assert_allclose(rates, expected, rtol=1e-12)
-
-
-def test_steps_are_torchs() -> None:
-    rates = curve(
-        step_schedule(0.5, 0.75), 0.1, per_epoch=13, epochs=3
-    )  # 39 steps: round(19.5) = 20, round(29.25) = 29
+def test_steps_and_a_cosine_to_a_floor_are_torchs() -> None:
+    # 39 steps: milestones at round(19.5) = 20 and round(29.25) = 29
     expected = torch_curve(lr_scheduler.MultiStepLR, 0.1, 39, milestones=[20, 29])
-    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    np.testing.assert_allclose(curve(step_schedule(0.5, 0.75), 0.1, per_epoch=13, epochs=3), expected, rtol=1e-12)
+    cosine = CosineSchedule(kind="cosine", final_factor=0.1)
+    expected = torch_curve(lr_scheduler.CosineAnnealingLR, 0.2, 63, T_max=63, eta_min=0.02)
+    np.testing.assert_allclose(curve(cosine, 0.2, per_epoch=7, epochs=9), expected, rtol=1e-12)
 
 
-def test_warmup_of_a_part_of_an_epoch() -> None:
+def test_warmup_of_a_part_of_an_epoch_and_a_constant_one() -> None:
     rates = curve(step_schedule(0.5, warmup=Warmup(epochs=0.4, start_factor=0.5)), 1.0, per_epoch=10, epochs=2)
     assert rates == pytest.approx([0.5, 0.625, 0.75, 0.875] + [1.0] * 6 + [0.1] * 10)
-
-
-def test_constant_warmup_of_110_layers() -> None:
-    """He et al. 2015, section 4.2: 0.01 for about 400 steps, then 0.1."""
+    # He et al. 2015, section 4.2: 110 layers, 0.01 for about 400 steps, then 0.1
     warmup = Warmup(epochs=400 / 390, start_factor=0.1, shape="constant")
     rates = curve(step_schedule(0.5, 0.75, warmup=warmup), 0.1, per_epoch=390, epochs=164)
     assert rates[:401] == pytest.approx([0.01] * 400 + [0.1])
-
-
-def test_a_plateau_falls_by_its_drops_alone() -> None:
-    schedule = PlateauSchedule(kind="plateau", warmup=Warmup(epochs=1, start_factor=0.5))
-    rates = [
-        lr_at(step, schedule, base_lr=0.1, steps_per_epoch=2, total_steps=8, num_drops=drops)
-        for step, drops in ((0, 0), (1, 0), (2, 0), (7, 0), (7, 2))
-    ]
-    assert rates == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.001])
 
 
 def test_a_warmup_as_long_as_the_run_is_the_users_mistake() -> None:
@@ -147,9 +129,10 @@ step_schedules = st.builds(
 
 
 @given(smooth_schedules, st.floats(1e-3, 10), st.integers(1, 12), st.integers(4, 15))
-def test_smooth_schedules_have_no_jump(schedule: ScheduleConfig, lr: float, per_epoch: int, epochs: int) -> None:
+def test_smooth_schedules_have_no_jump(
+    schedule: CosineSchedule | LinearSchedule, lr: float, per_epoch: int, epochs: int
+) -> None:
     rates = curve(schedule, lr, per_epoch, epochs)
-    assert isinstance(schedule, CosineSchedule | LinearSchedule)
     warmup_steps, slack = round(schedule.warmup.epochs * per_epoch), 1e-9 * lr
     steepest = math.pi / 2 if schedule.kind == "cosine" else 1.0
     largest_fall = lr * steepest * (1 - schedule.final_factor) / (len(rates) - warmup_steps)
@@ -176,6 +159,23 @@ def test_step_schedules_take_the_listed_rates_only(
         assert rates[step] == pytest.approx(lr * schedule.gamma ** len([d for d in drops if d <= step]))
 
 
+def test_a_plateau_counts_evaluations_without_a_new_best_and_falls_by_its_drops_alone() -> None:
+    schedule = PlateauSchedule(kind="plateau", patience=2, min_improvement=0.5, max_drops=2)
+    drops, plateau = [], Plateau()
+    for error in [50.0, 49.6, 49.5, 49.4, 49.2, 48.0, 48.0, 48.0, 48.0, 48.0, 10.0]:
+        plateau = plateau.after(error, schedule)
+        drops.append(plateau.num_drops)
+    #      best  .1   best  .1   .3   best  -    -    -    -  best; max_drops is reached
+    assert drops == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert plateau.best_error == 10.0
+    schedule = PlateauSchedule(kind="plateau", warmup=Warmup(epochs=1, start_factor=0.5))
+    rates = [
+        lr_at(step, schedule, base_lr=0.1, steps_per_epoch=2, total_steps=8, num_drops=drops)
+        for step, drops in ((0, 0), (1, 0), (2, 0), (7, 0), (7, 2))
+    ]
+    assert rates == pytest.approx([0.05, 0.075, 0.1, 0.1, 0.001])
+
+
 def test_needs_no_torch() -> None:
     code = "import sys, resnet_dist.training.schedule; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
@@ -184,56 +184,41 @@ def test_needs_no_torch() -> None:
 # What is due at a step
 
 
-plans = st.builds(
-    RunPlan,
-    steps_per_epoch=st.integers(1, 12),
-    total_steps=st.just(60),
-    last_step=st.integers(1, 60),
-    eval_every_epochs=st.integers(1, 4),
-    save_every_epochs=st.integers(1, 4),
-    save_every_steps=st.none() | st.integers(1, 9),
-    log_every_steps=st.integers(1, 9),
-)
-PLAN = RunPlan(
-    steps_per_epoch=5,
-    total_steps=20,
-    last_step=18,
-    eval_every_epochs=2,
-    save_every_epochs=1,
-    save_every_steps=3,
-    log_every_steps=4,
-)
-
-
 def test_what_is_due_where() -> None:
-    steps = range(PLAN.last_step + 1)
-    assert [s for s in steps if PLAN.evaluation_due(s)] == [10, 18]
-    assert [s for s in steps if PLAN.checkpoint_due(s)] == [3, 5, 6, 9, 10, 12, 15, 18]
-    assert [s for s in steps if s and PLAN.point_due(s)] == [3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18]
-    assert [PLAN.epoch_ends_at(s) for s in (0, 4, 5, 16)] == [5, 5, 10, 18]
+    plan = RunPlan(
+        steps_per_epoch=5,
+        total_steps=20,
+        last_step=18,
+        eval_every_epochs=2,
+        save_every_epochs=1,
+        save_every_steps=3,
+        log_every_steps=4,
+    )
+    steps = range(plan.last_step + 1)
+    assert [s for s in steps if plan.evaluation_due(s)] == [10, 18]
+    assert [s for s in steps if plan.checkpoint_due(s)] == [3, 5, 6, 9, 10, 12, 15, 18]
+    assert [s for s in steps if s and plan.point_due(s)] == [3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18]
+    assert [plan.epoch_ends_at(s) for s in (0, 4, 5, 16)] == [5, 5, 10, 18]
 
 
-@given(plans)
-def test_a_run_always_ends_evaluated_and_saved(plan: RunPlan) -> None:
-    assert plan.evaluation_due(plan.last_step)
-    assert plan.checkpoint_due(plan.last_step)
-    assert plan.point_due(plan.last_step)
-
-
-@given(plans)
-def test_nothing_is_saved_before_its_losses_were_looked_at(plan: RunPlan) -> None:
-    assert all(plan.point_due(step) for step in range(plan.last_step + 1) if plan.checkpoint_due(step))
-
-
-@given(plans)
-def test_nothing_is_due_before_the_first_step(plan: RunPlan) -> None:
+@given(
+    st.builds(
+        RunPlan,
+        steps_per_epoch=st.integers(1, 12),
+        total_steps=st.just(60),
+        last_step=st.integers(1, 60),
+        eval_every_epochs=st.integers(1, 4),
+        save_every_epochs=st.integers(1, 4),
+        save_every_steps=st.none() | st.integers(1, 9),
+        log_every_steps=st.integers(1, 9),
+    )
+)
+def test_every_plan_logs_what_it_saves_and_ends_evaluated_and_saved(plan: RunPlan) -> None:
+    last = plan.last_step
+    assert plan.evaluation_due(last)
+    assert plan.checkpoint_due(last)
     assert not plan.evaluation_due(0)
     assert not plan.checkpoint_due(0)
-
-
-@given(plans)
-def test_every_epoch_ends_with_a_point(plan: RunPlan) -> None:
-    for step in range(plan.last_step):
-        end = plan.epoch_ends_at(step)
-        assert step < end <= plan.last_step
-        assert plan.point_due(end)
+    assert all(plan.point_due(step) for step in range(last + 1) if plan.checkpoint_due(step))
+    assert all(step < plan.epoch_ends_at(step) <= last for step in range(last))
+    assert all(plan.point_due(plan.epoch_ends_at(step)) for step in range(last))

@@ -1,37 +1,31 @@
-"""Small runs with data in memory: their parts, and groups of real workers (gloo) one after the other.
-
-Usage: worker_process.py FOLDER GROUPS, where GROUPS is a JSON list of {"workers": ..., "legs": [...]}, see `Leg`.
-
-Workers are forked: they need not import all of PyTorch one by one. Until then this process must not compute anything,
-since a fork has none of its parent's threads.
-"""
+"""Small runs with data in memory: their recipe, their trainer, and groups of real workers (gloo)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
-import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import Recipe, TrainConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
-from resnet_dist.training.checkpoint import Identity
+from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import Samples
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
 
 NUM_TRAIN, NUM_VAL, SIZE = 100, 37, 8
+IDENTITY = Identity("recipe", "data", ("ant", "bee"))
 PLAN = RunPlan(
     steps_per_epoch=4,
     total_steps=12,
@@ -66,20 +60,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Of six micro-batches a step, if the name does not say otherwise."""
 
 
-class Leg(NamedTuple):
-    """A part of a run: one group of workers trains it and stops after `until_step`."""
-
-    run: str
-    """The folder of the run. A leg resumes what is there."""
-    number: int
-    recipe: str
-    precision: str
-    reduction: str
-    until_step: int
-
-
 class Memory:
-    """A loader over images in memory; notes what it gave out."""
+    """A loader over images in memory; records which samples it gave."""
 
     def __init__(self, num_samples: int, batch_size: int, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -109,8 +91,12 @@ class Points(Tracker):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.rows.append((step, dict(values)))
 
+    def losses(self) -> dict[int, float]:
+        """By step."""
+        return {step: row["train/loss"] for step, row in self.rows if "train/loss" in row}
 
-def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe:
+
+def recipe(precision: str = "fp32", reduction: str = "fast", **sections: dict[str, Any]) -> Recipe:
     """`sections` are added to the recipe's own; a schedule replaces it."""
     tree: dict[str, Any] = {
         "seed": 5,
@@ -133,21 +119,45 @@ def recipe(precision: str, reduction: str, **sections: dict[str, Any]) -> Recipe
     return Recipe.model_validate(tree)
 
 
-def train(folder: Path, rank: int, world_size: int, config: Recipe, until_step: int) -> dict[str, Any]:
-    """One leg of the run in `folder`, in this process."""
-    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size)
-    points = Points()
+def train_config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({"global_batch_size": 8, "micro_batch_size": 4, "total_epochs": 1, **changes})
+
+
+def trainer_of(
+    folder: Path,
+    config: Recipe,
+    plan: RunPlan = PLAN,
+    *,
+    context: LocalContext | None = None,
+    tracker: Tracker | None = None,
+    train: Memory | None = None,
+    val: Memory | None = None,
+    recompute_activations: bool = False,
+) -> Trainer:
+    """One worker's trainer of the run in `folder`, by default the only worker's."""
+    train = train or Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1)
+    val = val or Memory(NUM_VAL, 10, seed=2)
+    job = TrainingJob(
+        config, plan, IDENTITY, folder, folder, loader_threads=1, recompute_activations=recompute_activations
+    )
+    context = context or LocalContext(FolderStorage(folder))
+    return Trainer(job, context, tracker or Points(), Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
+
+
+def trained(
+    folder: Path, config: Recipe, *, until_step: int = 12, rank: int = 0, world_size: int = 1
+) -> tuple[Trainer, dict[str, Any]]:
+    """Trains the run in `folder` from where it is until after `until_step`: the trainer, and what happened as JSON."""
+    context, points = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size), Points()
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
-    job = TrainingJob(config, PLAN, Identity("r", "d"), folder, folder, loader_threads=1)
-    trainer = Trainer(job, ctx, points, Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
+    trainer = trainer_of(folder, config, context=context, tracker=points, train=train, val=val)
     asked_at = until_step if world_size == 1 else until_step - 1  # several workers stop one step after they are asked
-    ctx.stop_requested = lambda: trainer.state.step >= asked_at  # type: ignore[method-assign]
+    context.stop_requested = lambda: trainer.state.step >= asked_at  # type: ignore[method-assign]
     trainer.restore()
-    result = trainer.fit()
+    trainer.fit()
     trainer.checkpoints.wait()
-    return {
-        "outcome": result.outcome,
-        "losses": [row["train/loss"] for _, row in points.rows if "train/loss" in row],
+    return trainer, {
+        "losses": list(points.losses().values()),
         "evaluations": [row for _, row in points.rows if "val/loss" in row],
         "weights": digest(trainer.state.state_dict()),
         "train": train.given,
@@ -159,42 +169,52 @@ def digest(state: Any) -> str:
     """Of all bits of a checkpoint's state."""
     if isinstance(state, torch.Tensor):
         return hashlib.sha256(state.detach().cpu().numpy().tobytes()).hexdigest()
-    if isinstance(state, dict):
+    if isinstance(state, Mapping):
         state = {key: digest(value) for key, value in state.items()}
     elif isinstance(state, list):
         state = [digest(value) for value in state]
     return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
-def worker(folder: Path, store: Path, rank: int, world_size: int, legs: list[Leg]) -> None:
+def save(run_dir: Path, step: int, *, identity: Identity = IDENTITY, **metrics: float) -> Path:
+    """A small checkpoint of ten steps an epoch."""
+    directory = run_dir / checkpoint_name(step // 10, step)
+    directory.mkdir(parents=True)
+    metadata = CheckpointMetadata(step // 10, step, identity, {"seed": 1}, metrics, files={})
+    write_checkpoint(directory, state={"net": {"w": torch.arange(3.0)}, "step": step}, metadata=metadata)
+    return directory
+
+
+def run_group(store: Path, world_size: int, work: Callable[..., None], *args: Any) -> list[int | None]:
+    """Calls work(rank, world_size, *args) in a group of workers. As soon as one is gone, so are the others, as in Ray.
+
+    Returns their exit codes. Workers are forked, so that they need not import all of PyTorch one by one. Until then
+    this process must not compute anything, since a fork has none of its parent's threads.
+    """
+    fork = multiprocessing.get_context("fork")
+    arguments = [(store, rank, world_size, work, args) for rank in range(world_size)]
+    workers = [fork.Process(target=_work, args=each, daemon=True) for each in arguments]
+    for process in workers:
+        process.start()
+    running = {process.sentinel: process for process in workers}
+    while running:
+        ended = [running.pop(sentinel) for sentinel in wait(list(running), timeout=200)]  # type: ignore[call-overload]
+        for process in ended:
+            process.join(30)
+        if not ended or any(process.exitcode != 0 for process in ended):
+            for process in workers:
+                process.kill()
+            break
+    for process in workers:
+        process.join(30)
+    return [process.exitcode for process in workers]
+
+
+def _work(store: Path, rank: int, world_size: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    for leg in legs:
-        place = folder / leg.run
-        place.mkdir(exist_ok=True)
-        config = recipe(leg.precision, leg.reduction, **RECIPES[leg.recipe])
-        result = train(place, rank, world_size, config, leg.until_step)
-        (place / f"leg{leg.number}-rank{rank}.json").write_text(json.dumps(result))
+    work(rank, world_size, *args)
     if world_size > 1:
+        dist.barrier()
         dist.destroy_process_group()
-
-
-def main(folder: Path, groups: list[dict[str, Any]]) -> None:
-    fork = multiprocessing.get_context("fork")
-    for number, group in enumerate(groups):
-        store, world_size, legs = folder / f"store-{number}", group["workers"], [Leg(*leg) for leg in group["legs"]]
-        workers = [
-            fork.Process(target=worker, args=(folder, store, rank, world_size, legs), daemon=True)
-            for rank in range(world_size)
-        ]
-        for process in workers:
-            process.start()
-        for process in workers:
-            process.join(200)
-        if any(process.exitcode != 0 for process in workers):
-            raise SystemExit(f"group {number}: exit codes {[process.exitcode for process in workers]}")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
