@@ -81,7 +81,8 @@ def test_an_entire_folder(corpus: dict[str, bytes], tmp_path: Path) -> None:
             (tmp_path / name.replace(" ", "_")).write_bytes(data)
     command = [sys.executable, "-m", "data_prep.fuzz.corpus", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    # numba's finalizers may print to stderr when the interpreter ends.
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(" 0 disagreements\n")
 
 

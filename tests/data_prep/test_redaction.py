@@ -62,7 +62,7 @@ def test_no_code_of_the_project_counts_as_a_secret() -> None:
 
 
 @given(user=word, password=secret, before=st.text(max_size=20), after=st.text(max_size=20))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_a_password_in_a_url_whatever_it_holds(user: str, password: str, before: str, after: str) -> None:
     text = redacted(f"{before} postgresql+psycopg2://{user}:{password}@host:5432/path {after}")
     assert password not in text
@@ -100,7 +100,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(name=st.sampled_from(NAMES), value=word)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_values_under_secret_names(shape: str, name: str, value: str) -> None:
     text = shape.format(name=name, value=value)
     assert value not in redacted(text)
@@ -185,7 +185,7 @@ def test_every_recipe_profile_and_space_of_the_project_is_unchanged() -> None:
         )
     ).map("".join)
 )
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_redacted_text_is_unchanged_by_redaction(text: str) -> None:
     once = redacted(text)
     assert redacted(once) == once
