@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
 
 from data_prep.beton.reader import BetonReader
+from resnet_dist.cli import app
 
 STEPS_PER_EPOCH = 11  # 1,442 training digits in global batches of 128
 SHORT = ("--set", "model.name=resnet8", "--set", "train.total_epochs=2", "--profile-set", "checkpoint.every_epochs=1")
@@ -20,28 +24,34 @@ SHORT = ("--set", "model.name=resnet8", "--set", "train.total_epochs=2", "--prof
 
 def points(folder: Path, key: str) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of every point of a metric, by MLflow run."""
-    code = (
-        "import json, sys; from mlflow import MlflowClient; c = MlflowClient(sys.argv[1]);"
-        "runs = [r for e in c.search_experiments() for r in c.search_runs([e.experiment_id])];"
-        "print(json.dumps({f'{r.info.run_id} {r.info.status}':"
-        " [(m.step, m.value) for m in c.get_metric_history(r.info.run_id, sys.argv[2])] for r in runs}))"
-    )
-    command = [sys.executable, "-c", code, f"sqlite:///{folder}/mlflow.db", key]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    return {run: [(int(s), float(v)) for s, v in rows] for run, rows in json.loads(out).items()}
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    runs = [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
+    return {
+        f"{run.info.run_id} {run.info.status}": [
+            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)
+        ]
+        for run in runs
+    }
 
 
-def wait_for(what: Path, pattern: str, process: subprocess.Popen[str], limit_s: float = 180.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not list(what.glob(pattern)):
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str], but: Collection[str] = ()) -> None:
+    deadline = time.monotonic() + 180.0
+    while all(path.name in but for path in folder.glob(pattern)):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"no {pattern} in {what}"
+        assert time.monotonic() < deadline, f"no new {pattern} in {folder}"
         time.sleep(0.2)
 
 
 def last_json(out: str) -> Any:
     result: Any = json.loads(out.strip().splitlines()[-1])
     return result
+
+
+def called(*words: str) -> Any:
+    """What a command prints as JSON, called in this process, which has torch and mlflow already."""
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return last_json(done.stdout)
 
 
 def test_train_then_evaluate_checkpoint_and_model(cli: Any, head: Any) -> None:
@@ -53,10 +63,8 @@ def test_train_then_evaluate_checkpoint_and_model(cli: Any, head: Any) -> None:
     beton = cli.data_root / "digits" / "val.beton"
     evaluations = []
     for model in (result["checkpoint"], result["model_uri"], str(cli.folder / "runs" / "run")):
-        command = [sys.executable, "-m", "resnet_dist", "evaluate", model, "--data", str(beton), "--json"]
-        out = cli.run([*command, "--tracking-uri", f"sqlite:///{cli.folder}/mlflow.db"])
-        assert out.returncode == 0, out.stderr
-        evaluations.append(last_json(out.stdout))
+        words = ["evaluate", model, "--data", str(beton), "--json"]
+        evaluations.append(called(*words, "--tracking-uri", f"sqlite:///{cli.folder}/mlflow.db"))
     for evaluation in evaluations:
         assert evaluation["val/top1"] == result["metrics"]["val/top1"]
         assert evaluation["val/loss"] == pytest.approx(result["metrics"]["val/loss"], rel=1e-5)
@@ -93,10 +101,7 @@ def recorded(cli: Any, result: dict[str, Any]) -> None:
     right = sum(number for true, answer, number in confusion["counts"] if true == answer)
     assert 100 * right / sum(number for _, _, number in confusion["counts"]) == result["metrics"]["val/top1"]
 
-    listed = cli.run(
-        [sys.executable, "-m", "resnet_dist", "runs", "--tracking-uri", f"sqlite:///{cli.folder}/mlflow.db", "--json"]
-    )
-    (row,) = last_json(listed.stdout)
+    (row,) = called("runs", "--tracking-uri", f"sqlite:///{cli.folder}/mlflow.db", "--json")
     assert (row["name"], row["status"], row["run_id"]) == ("run", "FINISHED", result["run_id"])
     assert row["metrics"]["train/grad_norm"] > 0
     assert (row["tags"]["workers"], row["tags"]["restarts"]) == ("2", "0")
@@ -137,10 +142,13 @@ def decode_with_pillow(beton: Path, arrays: Path) -> None:
     np.savez(arrays, images=np.stack(images), labels=np.array([reader.label(i) for i in range(len(reader))]))
 
 
-def test_sigterm_saves_and_the_same_command_resumes(cli: Any, head: Any) -> None:
+def test_a_stopped_then_killed_driver_resumes_where_it_was(cli: Any) -> None:
+    """With a Ray of its own, as `make demo` has: SIGTERM saves a checkpoint; SIGKILL takes the driver and all its Ray."""
     command = cli.train_command(*SHORT, "--set", "train.total_epochs=6", "--profile-set", "log_every_steps=1")
-    process = cli.start(command, RAY_ADDRESS=head.address)
-    wait_for(cli.folder / "runs" / "run", "epoch=*", process)
+    run_dir, last_step = cli.folder / "runs" / "run", 6 * STEPS_PER_EPOCH
+
+    process = cli.start(command)
+    wait_for(run_dir, "epoch=*", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
@@ -148,27 +156,17 @@ def test_sigterm_saves_and_the_same_command_resumes(cli: Any, head: Any) -> None
     assert "Traceback" not in err
     ((run, rows),) = points(cli.folder, "train/loss").items()
     assert run.endswith("KILLED")
-    assert 0 < len(rows) < 6 * STEPS_PER_EPOCH
+    assert 0 < len(rows) < last_step
 
-    done = cli.run([*command, "--json"], RAY_ADDRESS=head.address)
-    assert done.returncode == 0, done.stderr
-    assert last_json(done.stdout)["step"] == 6 * STEPS_PER_EPOCH
-    ((run, rows),) = points(cli.folder, "train/loss").items()
-    assert run.endswith("FINISHED")
-    assert [step for step, _ in rows] == list(range(1, 6 * STEPS_PER_EPOCH + 1))
-
-
-def test_a_killed_driver_resumes_where_it_was(cli: Any) -> None:
-    """With a Ray of its own, as `make demo` has: SIGKILL takes the driver and all of its Ray."""
-    command = cli.train_command(*SHORT, "--set", "train.total_epochs=4", "--profile-set", "log_every_steps=1")
+    stopped_at = {path.name for path in run_dir.glob("epoch=*")}
     process = cli.start(command)
-    wait_for(cli.folder / "runs" / "run", "epoch=*", process)
+    wait_for(run_dir, "epoch=*", process, but=stopped_at)
     process.kill()
     process.communicate(timeout=60)
 
     done = cli.run([*command, "--json"])
     assert done.returncode == 0, done.stderr
-    assert last_json(done.stdout)["step"] == 4 * STEPS_PER_EPOCH
+    assert last_json(done.stdout)["step"] == last_step
     ((run, rows),) = points(cli.folder, "train/loss").items()
     assert run.endswith("FINISHED")
-    assert [step for step, _ in rows] == list(range(1, 4 * STEPS_PER_EPOCH + 1))
+    assert [step for step, _ in rows] == list(range(1, last_step + 1))
