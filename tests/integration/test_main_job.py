@@ -142,8 +142,9 @@ def decode_with_pillow(beton: Path, arrays: Path) -> None:
     np.savez(arrays, images=np.stack(images), labels=np.array([reader.label(i) for i in range(len(reader))]))
 
 
+@pytest.mark.timeout(600)  # three starts of Ray
 def test_a_stopped_then_killed_driver_resumes_where_it_was(cli: Any) -> None:
-    """With a Ray of its own, as `make demo` has: SIGTERM saves a checkpoint; SIGKILL takes the driver and all its Ray."""
+    """With a Ray of its own, as `make demo` has: SIGTERM saves a checkpoint, SIGKILL takes the driver and its Ray."""
     command = cli.train_command(*SHORT, "--set", "train.total_epochs=6", "--profile-set", "log_every_steps=1")
     run_dir, last_step = cli.folder / "runs" / "run", 6 * STEPS_PER_EPOCH
 
