@@ -112,6 +112,12 @@ class PictureSettings:
 
 
 SMALLER = "make it smaller first"
+DRAFT_RESERVE = 2
+"""A JPEG may be decoded at 1/2, 1/4 or 1/8 if its sides are still this many times those of the result.
+
+On ImageNet files shrunk to 256 px: 0.07 grey levels (mean, 0.7 at worst) from the full decode, in 0.81 of the time.
+With a reserve of 1 it would be 1.9 (6.8) in 0.42 of the time: too much.
+"""
 
 
 class PictureHeader(NamedTuple):
@@ -671,6 +677,15 @@ def _orientation_entries(block: bytes) -> Iterator[tuple[str, int, int]]:
     for entry in range(start, min(start + count * entry_bytes, len(block) - entry_bytes + 1), entry_bytes):
         if struct.unpack_from(f"{order}H", block, entry)[0] == ORIENTATION_TAG:
             yield order, entry, entry + value_at
+
+
+def shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """Width and height as conversion stores them: the longer side reduced to `max_side` px, in proportion."""
+    longer = max(size)
+    if max_side is None or longer <= max_side:
+        return size
+    width, height = (max(1, round(side * max_side / longer)) for side in size)
+    return width, height
 
 
 def resized_window(picture: Image.Image, resized: tuple[int, int], window: tuple[int, int, int, int]) -> Image.Image:

@@ -34,13 +34,20 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.pixels import BadPicture, PictureSettings, read_header, require_size, resized_window, to_rgb
+from data_prep.pixels import (
+    DRAFT_RESERVE,
+    BadPicture,
+    PictureSettings,
+    read_header,
+    require_size,
+    resized_window,
+    shrunk_size,
+    to_rgb,
+)
 
 COLUMN = "image"
 PROTOCOL = "protocol.json"
 _PIXELS_PER_FORWARD = 64 * 224 * 224
-_DRAFT_RESERVE = 2
-"""As at conversion: a JPEG that is shrunk is decoded at a fraction that leaves this much to the resize filter."""
 _HOW_TO = "give the bytes of a JPEG or PNG file, the same in base64, or RGB grey levels [H, W, 3] from 0 to 255"
 _log = logging.getLogger(__name__)
 
@@ -181,7 +188,7 @@ class ServedClassifier:
         settings = self._protocol.pictures
         width, height = shrunk_size((picture.width, picture.height), self._protocol.max_side)
         if isinstance(picture.data, bytes):
-            image = to_rgb(picture.data, settings, at_least=(width * _DRAFT_RESERVE, height * _DRAFT_RESERVE))
+            image = to_rgb(picture.data, settings, at_least=(width * DRAFT_RESERVE, height * DRAFT_RESERVE))
         else:
             image = Image.fromarray(picture.data)
         if settings.exif == "apply" and picture.orientation >= 5:
@@ -255,15 +262,6 @@ def center_crop(picture: Image.Image, size: int, resize: int) -> NDArray[np.uint
     width, height = (resize * side // shorter for side in picture.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.array(resized_window(picture, (width, height), (left, top, size, size)))
-
-
-def shrunk_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """As conversion does: the longer side to `max_side` px when it is longer, the other in proportion."""
-    longer = max(size)
-    if max_side is None or longer <= max_side:
-        return size
-    width, height = (max(1, round(side * max_side / longer)) for side in size)
-    return width, height
 
 
 def _rows(model_input: Any) -> list[Any]:

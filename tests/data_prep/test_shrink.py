@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from data_prep import native as native_library
 from data_prep.converter import picture as shrinking
-from data_prep.converter.picture import _shrunk_size, shrink
+from data_prep.converter.picture import shrink
+from data_prep.pixels import shrunk_size
 
 pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
 
@@ -29,7 +30,7 @@ CONTENTS = {
 @example(1, 1, 1, "noise")
 def test_the_bytes_are_pillows(height: int, width: int, max_side: int, content: str) -> None:
     pixels = CONTENTS[content](np.random.default_rng(height * 401 + width), (height, width, 3))
-    size = _shrunk_size((width, height), max_side)
+    size = shrunk_size((width, height), max_side)
     wanted = pixels if size == (width, height) else shrinking._with_pillow(pixels, size)
     assert np.array_equal(shrink(pixels, size), wanted)
 
@@ -38,7 +39,7 @@ def test_the_bytes_are_pillows(height: int, width: int, max_side: int, content: 
 @pytest.mark.parametrize("max_side", [500, 256, 60])
 def test_the_bytes_are_pillows_at_the_sizes_of_photographs(shape: tuple[int, int], max_side: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    size = _shrunk_size(shape[::-1], max_side)
+    size = shrunk_size(shape[::-1], max_side)
     assert np.array_equal(shrink(pixels, size), shrinking._with_pillow(pixels, size))
 
 
