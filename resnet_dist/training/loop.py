@@ -246,28 +246,28 @@ class Trainer:
             precision=self.precision,
             confusion_classes=recipe.model.num_classes if is_last else None,
         )
-        metrics = evaluation.metrics()
-        self.tracker.metrics(metrics, state.step)
-        self.metrics.update(metrics)
-        diverged = None
-        if evaluation.is_finite:
-            state.evaluated_step = state.step  # before a checkpoint is saved: a resumed run does not evaluate again
-            if recipe.schedule.kind == "plateau":
-                state.plateau = state.plateau.after(evaluation.top1_error, recipe.schedule)
-            if evaluation.confusion is not None:
-                self.tracker.text(CONFUSION, sparse_json(evaluation.confusion))
-            with self.accumulator.saving():
-                self.checkpoints.save_if_best(self.metrics)
-        else:
-            diverged = evaluation_diverged(
+        if not evaluation.is_finite:
+            # Not reported, because it is done again: after the steps that caused it were left out, or when the run is
+            # resumed. The spool and a sweep's ledger keep the first evaluation of a step.
+            return evaluation_diverged(
                 recipe.train.divergence,
                 state.step,
                 state.skipped,
                 num_not_finite=evaluation.num_not_finite,
                 num_samples=evaluation.num_samples,
             )
+        metrics = evaluation.metrics()
+        self.tracker.metrics(metrics, state.step)
+        self.metrics.update(metrics)
+        state.evaluated_step = state.step  # before a checkpoint is saved: a resumed run does not evaluate again
+        if recipe.schedule.kind == "plateau":
+            state.plateau = state.plateau.after(evaluation.top1_error, recipe.schedule)
+        if evaluation.confusion is not None:
+            self.tracker.text(CONFUSION, sparse_json(evaluation.confusion))
+        with self.accumulator.saving():
+            self.checkpoints.save_if_best(self.metrics)
         ctx.evaluated(state.step, self.metrics)
-        return diverged
+        return None
 
     def _save(self) -> None:
         with self.accumulator.saving():

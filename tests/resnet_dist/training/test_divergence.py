@@ -81,6 +81,14 @@ def losses(trainer: Trainer) -> dict[int, float]:
     return trainer.tracker.losses()
 
 
+def evaluations(trainer: Trainer) -> dict[int, float]:
+    """Step -> loss of every evaluation that the tracker got, each step once."""
+    assert isinstance(trainer.tracker, small.Points)
+    rows = [(step, row["val/loss"]) for step, row in trainer.tracker.rows if "val/loss" in row]
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
+
+
 def test_stop_ends_the_run_and_saves_nothing_of_it(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, nan_in="train")
     assert trainer.fit().outcome == "diverged"
@@ -157,9 +165,7 @@ def test_nan_in_an_evaluation_ends_the_run_with_a_checkpoint_and_says_so(tmp_pat
     assert (result.outcome, result.step) == ("diverged", 8)
     assert (trainer.checkpoints.saved_step, trainer.state.evaluated_step) == (8, 4)
     assert result.reason == "the evaluation gave NaN or infinity at step 8 (for 37 of 37 samples)"
-    assert isinstance(trainer.tracker, small.Points)
-    evaluation = next(row for step, row in trainer.tracker.rows if step == 8 and "val/top1" in row)
-    assert (evaluation["val/top1"], math.isnan(evaluation["val/loss"])) == (0.0, True)
+    assert list(evaluations(trainer)) == [4]
     assert trainer.fit().outcome == "finished"  # the second evaluation is finite
 
 
@@ -167,6 +173,22 @@ def test_nan_in_an_evaluation_is_skipped_where_the_recipe_says_so(tmp_path: Path
     trainer = trainer_of(tmp_path, nan_in="val", action="skip")
     assert trainer.fit().outcome == "finished"
     assert (trainer.state.step, trainer.state.skipped) == (12, {7})
+
+
+@pytest.mark.parametrize("action", ["skip", "stop"])
+def test_an_evaluation_that_is_done_again_is_reported_once(tmp_path: Path, action: str) -> None:
+    """The spool and the ledger keep the first value of a step, so nothing of the repeated one may come before it."""
+    trainer = trainer_of(tmp_path, nan_in="val", action=action)
+    observed: list[tuple[int, float]] = []
+    trainer.ctx.evaluated = lambda step, metrics: observed.append(  # type: ignore[method-assign]
+        (step, metrics["val/loss"])
+    )
+    if action == "stop":
+        assert trainer.fit().outcome == "diverged"
+    assert trainer.fit().outcome == "finished"
+    assert [step for step, _ in observed] == list(evaluations(trainer)) == [4, 8, 12]
+    assert all(math.isfinite(loss) for loss in evaluations(trainer).values())
+    assert [loss for _, loss in observed] == list(evaluations(trainer).values())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
