@@ -185,6 +185,25 @@ def test_dry_runs_of_submit_print_the_job(command: str, capsys: pytest.CaptureFi
     assert "ray job submit --address http://" in capsys.readouterr().out
 
 
+def folders_of(package: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", package], cwd=ROOT, check=True, capture_output=True, text=True)
+    files = (Path(file).relative_to(package) for file in listed.stdout.splitlines())
+    return {file.parts[0] for file in files if len(file.parts) > 1} - {"native", "results"}
+
+
+@pytest.mark.parametrize("package", ["data_prep", "resnet_dist"])
+def test_the_readme_tree_names_every_folder_of_a_package(package: str) -> None:
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    section = re.search(rf"^    {package}/ .*\n((?:      .*\n)*)", tree, re.MULTILINE)
+    assert section
+    assert set(re.findall(r"^      (\w+)/ ", section[1], re.MULTILINE)) == folders_of(package)
+
+
+def test_the_package_readme_names_every_folder() -> None:
+    table = (ROOT / "resnet_dist" / "README.md").read_text().partition("## Folders")[2]
+    assert set(re.findall(r"^\| `(\w+)/` ", table, re.MULTILINE)) == folders_of("resnet_dist")
+
+
 NAMED_FILE = re.compile(r"`([\w.-]+(?:/[\w.*-]+)*\.(?:py|md|sh))`")
 
 

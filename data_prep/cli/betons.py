@@ -161,7 +161,7 @@ def _split_at_commas(option: str, known: Collection[str]) -> Iterator[str]:
 
 def stage(
     source: Annotated[str, typer.Argument(metavar="FILE.beton|URL", show_default=False)],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder on a disk of this machine.", show_default=False)],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder on a disk of this machine.", show_default=False)],
     wait_limit_s: Annotated[
         float, typer.Option(help="Seconds to wait while another process copies the same beton.")
     ] = 7200.0,
@@ -192,7 +192,7 @@ def verify(
     decode: Annotated[str, typer.Option(metavar="all|N", help="How many images to decode, spread evenly.")] = ("1000"),
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Also re-encode as many samples of this source and compare them."),
+        typer.Option(metavar="NAME", help="Also re-encode the same number of samples from this source and compare."),
     ] = None,
     input_: Annotated[
         str | None, typer.Option("--input", metavar="PATH", help="Folder, file, glob or URL that the source reads.")

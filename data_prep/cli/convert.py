@@ -94,7 +94,7 @@ def convert(
         str, typer.Option(help="Bad samples: fail (list them all, write nothing) or quarantine (leave them out).")
     ] = "fail",
     max_bad: Annotated[
-        str | None, typer.Option(help=f"quarantine: at most so many samples, N or N%.  [default: {DEFAULT_MAX_BAD}]")
+        str | None, typer.Option(help=f"quarantine: leave out at most N samples, or N%.  [default: {DEFAULT_MAX_BAD}]")
     ] = None,
     page_mib: Annotated[
         int, typer.Option(help="Size of the beton's pages, MiB; the largest image must fit in one.")

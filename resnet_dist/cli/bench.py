@@ -12,7 +12,9 @@ from resnet_dist.cli.options import ProfileFile, ProfileSets
 Peers = Annotated[list[str] | None, typer.Option("--peer", help="One of the table's rows; repeatable.  [default: all]")]
 Jpegs = Annotated[Path, typer.Argument(metavar="FILE.beton", help="A beton of JPEGs, of the size that you train on.")]
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure parts of this system beside their peers, in turns.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Benchmark parts of this system against alternatives, in alternating passes."
+)
 
 
 @bench_app.command("loader")

@@ -33,16 +33,15 @@ def evaluate(
     protocol: Annotated[
         ProtocolName,
         typer.Option(
-            help="1-crop: the centre; flip: and its mirror image; 10-crop: corners and centre, each also mirrored; "
-            "multi-scale: whole images at --scales, also mirrored, by the model made fully convolutional."
+            help="1-crop: the centre; flip: the centre and its mirror image; 10-crop: corners and centre, "
+            "each also mirrored; multi-scale: whole images at --scales, also mirrored, by the model made fully "
+            "convolutional."
         ),
     ] = ProtocolName.ONE_CROP,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the crops, px.  [default: the recipe's]")] = None,
     resize: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Shorter side before cropping, px.  [default: as large beside --size as in the recipe]"
-        ),
+        typer.Option(min=1, help="Shorter side before cropping, px.  [default: in the recipe's proportion to --size]"),
     ] = None,
     scales: Annotated[
         str, typer.Option(metavar="N,N,...", help="Shorter sides of the images for multi-scale, px.")

@@ -145,7 +145,7 @@ def plan(
     profile_set: ProfileSets = [],
     as_json: AsJson = False,
 ) -> None:
-    """Predict speed, bottleneck, faults, hours and cost of a recipe on hardware that you need not have.
+    """Predict speed, bottleneck, faults, hours and cost of a recipe on hardware that you do not have.
 
     Example: resnet-dist plan resnet_dist/recipes/resnet152_90ep.yaml --gpu h100 --gpus 8 --price 3
     """

@@ -52,7 +52,7 @@ def submit(
     working_dir: Annotated[
         Path,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Folder to upload: code, recipes, profiles.  [default: the current one]",
             show_default=False,
         ),

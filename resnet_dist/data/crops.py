@@ -1,6 +1,6 @@
 """Which part of a stored image is shown, and whether it is mirrored: a pure function of keyed draws.
 
-Whole batches in numpy: 0.1 to 0.2 ms for 64 images, against 64 x 2 ms of decoding.
+Whole batches in numpy: with the draws 1 to 3 µs an image, where decoding takes 1.5 to 2 ms.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The decode kernel around libffcv, stock ffcv's decoder, for `data.decoder: ffcv`.
 
-libffcv decodes with libjpeg-turbo's fast integer DCT and resizes with OpenCV's INTER_AREA: on photographs 1 to 1.5
-grey levels from Pillow on average. It supports whole pixels only, and no window of a resized image: a view becomes the
-box that shows the same to half a px. What libjpeg-turbo warns about (a premature end, junk between markers) counts as
+libffcv decodes with libjpeg-turbo's fast integer DCT and resizes with OpenCV's INTER_AREA (how far its pixels are from
+Pillow's: README.md). It supports whole pixels only, and no window of a resized image: a view becomes the box that shows
+the same to half a px. What libjpeg-turbo warns about (a premature end, junk between markers) counts as
 broken.
 """
 

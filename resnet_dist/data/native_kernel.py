@@ -62,7 +62,7 @@ class NativeKernel:
 
     def __init__(self, num_threads: int = 1, own_huffman: bool | None = None) -> None:
         library = open_decode_library(
-            "data.decoder is native", ", or set data.decoder: ffcv, whose pixels differ by a grey level or two"
+            "data.decoder is native", ", or set data.decoder: ffcv, whose pixels differ slightly"
         )
         self._function = library.resnet_dist_decode
         self._function.restype = None

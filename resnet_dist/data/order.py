@@ -1,4 +1,4 @@
-"""Which samples make up which step, and which worker runs them: pure functions of the recipe and the rank.
+"""Which samples make up which step, and which worker runs them: pure functions of recipe, rank and the beton's pages.
 
 A step's global batch is cut into micro-batches without regard to the number of workers, so every worker count trains on
 the same micro-batches. Resuming is slicing: `start_step` cuts off what has been done.

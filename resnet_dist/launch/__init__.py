@@ -1,3 +1,3 @@
-"""Everything that knows Ray: connecting to a cluster, checking it, driving a run on it."""
+"""Everything that knows Ray Train: connecting to a cluster, checking it, driving a run on it."""
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ class Prepared:
     storage: RunStorage
     warnings: tuple[str, ...]
     damaged: tuple[str, ...] = ()
-    """The names of checkpoints newer than the newest complete one."""
+    """The names of damaged checkpoints: those newer than the newest complete one."""
     none_complete: bool = False
-    """The checkpoints, if there are any: these are all."""
+    """Whether there are checkpoints, none of them complete."""
     data_warnings: tuple[str, ...] = ()
     """The `warnings` that are about the data."""
 

@@ -29,7 +29,10 @@ _SYNC_LIMIT_S = 600.0
 
 @dataclass
 class MlflowRecord:
-    """Data that MLflow does not accept stay in storage for `resnet-dist tracking sync`, and one warning says so."""
+    """A run's MLflow run, held by its driver: sends what the workers left in the spool, and records the end.
+
+    Data that MLflow does not accept stay in storage for `resnet-dist tracking sync`, and one warning says so.
+    """
 
     handle: RunHandle
     lease: HeldLease

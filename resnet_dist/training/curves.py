@@ -17,9 +17,9 @@ from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.device import DeviceTimer
 
 SLOW_FACTOR = 1.5
-"""A worker that is more than this many times as busy as the median of the others is slow,"""
+"""A worker is slow if it is busy for more than this many times the median of the others."""
 SLOW_POINTS = 3
-"""and a straggler if it is slow at this many points in a row."""
+"""A worker is a straggler if it is slow at this many points in a row."""
 
 
 class CurvePoint(NamedTuple):
