@@ -36,7 +36,7 @@ from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
-from resnet_dist.storage.base import SWEEP_LEDGER, RunStorage, beside, open_storage
+from resnet_dist.storage.base import RUN_RESULT, SWEEP_LEDGER, RunStorage, beside, open_storage
 from resnet_dist.training.checkpoint import Identity, require_same
 from resnet_dist.training.checkpoint_manager import newest_complete, newest_first, was_complete
 from resnet_dist.training.context import TrainingJob
@@ -64,9 +64,9 @@ class Prepared:
     storage: RunStorage
     warnings: tuple[str, ...]
     damaged: tuple[str, ...] = ()
-    """The names of damaged checkpoints: those newer than the newest complete one."""
-    none_complete: bool = False
-    """Whether there are checkpoints, none of them complete."""
+    """The names of damaged checkpoints: those newer than the newest complete one, or all if none is complete."""
+    lost: tuple[str, ...] = ()
+    """Those of `damaged` that were complete once, if none is complete now."""
     data_warnings: tuple[str, ...] = ()
     """The `warnings` that are about the data."""
 
@@ -113,6 +113,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     storage = open_storage(beside(profile.storage, name))
     storage.require_writable()
     identity = Identity(recipe_hash(recipe), data_digest(train, val), train.class_names)
+    lost: tuple[str, ...] = ()
     with newest_complete(storage) as found:
         if found is not None:
             require_same(found.metadata, identity, recipe, storage.location)
@@ -122,7 +123,11 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
                 warnings.append(f"{storage.location}/{found.name}: {NO_CLASS_NAMES}")
         else:
             damaged = tuple(newest_first(storage.names()))
-            warnings = [f"{storage.location}/{name}: was never completely written; ignored" for name in damaged]
+            lost = tuple(name for name in damaged if was_complete(storage, name))
+            states = {
+                name: "is damaged" if name in lost else "was never completely written; ignored" for name in damaged
+            }
+            warnings = [f"{storage.location}/{name}: {state}" for name, state in states.items()]
     of_data = (
         shared,
         empty_classes(train, train_source),
@@ -148,24 +153,23 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
         storage=storage,
         warnings=(*warnings, *data_warnings),
         damaged=damaged,
-        none_complete=found is None and bool(damaged),
+        lost=lost,
         data_warnings=tuple(data_warnings),
     )
 
 
-def require_no_sweep(storage: RunStorage) -> None:
-    """UserError for a sweep's folder: a run in it would write into the sweep's MLflow run."""
-    if storage.read(SWEEP_LEDGER) is not None:
-        raise UserError(f"{storage.location}: is a sweep's folder; give another --name")
+def require_trainable(prepared: Prepared) -> None:
+    """UserError for a sweep's folder, and for a run whose checkpoints are all damaged.
 
-
-def require_none_written(storage: RunStorage, damaged: Sequence[str]) -> None:
-    """UserError if a checkpoint was once complete although none is now."""
-    once_complete = [name for name in damaged if was_complete(storage, name)]
-    if once_complete:
+    Not in `prepare`: a sweep checks its own folder with that, and a run that is complete needs no checkpoint.
+    """
+    where = prepared.storage.location
+    if prepared.storage.read(SWEEP_LEDGER) is not None:  # a run in it would write into the sweep's MLflow run
+        raise UserError(f"{where}: is a sweep's folder; give another --name")
+    if prepared.lost:  # to begin again would hide that a training was lost
         raise UserError(
-            f"{storage.location}: none of its {len(damaged)} checkpoints is complete (newest: {once_complete[0]}); see "
-            f"`resnet-dist doctor {storage.location}`, restore one from a copy, or use another --name to start over"
+            f"{where}: none of its {len(prepared.damaged)} checkpoints is complete (newest: {prepared.lost[0]}); see "
+            f"`resnet-dist doctor {where}`, restore one from a copy, or use another --name to start over"
         )
 
 
@@ -222,6 +226,8 @@ def require_fitting_data(recipe: Recipe, manifest: Manifest, beton: Path | str) 
 def describe_run(recipe: Recipe, profile: Profile, name: str) -> str:
     """Describes what `train` would do with these arguments. Raises UserError as `train` would."""
     prepared = prepare(recipe, profile, name)
+    if prepared.storage.read(RUN_RESULT) is None:  # `train` only shows the result of a complete run
+        require_trainable(prepared)
     if (nodes := nodes_to_come(profile)) is not None:
         require_capacity(nodes, profile, os.environ)
     run = _run(recipe, profile, name, prepared)

@@ -25,7 +25,7 @@ from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import ProgressReporter
 from resnet_dist.launch.record import UNPUBLISHED, MlflowRecord
 from resnet_dist.launch.run import Run
-from resnet_dist.storage.base import RunStorage, write_json
+from resnet_dist.storage.base import RUN_RESULT, RunStorage, write_json
 from resnet_dist.tracking.connection import ServerUnavailable
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import RunEnd, RunHandle, recorded_end, recorded_run, require_run
@@ -39,8 +39,6 @@ from resnet_dist.training.context import TrainingOutcome, WorkerResult
 from resnet_dist.training.model import build_classifier
 from resnet_dist.training.state import evaluated_weights
 
-_RESULT = "result.json"
-"""Written last of all into the run's folder; its presence means that the run is complete."""
 _TRAINED = "trained.json"
 """Written when the training is over. With the checkpoint this is all that publishing needs, so any command on any
 machine that sees the storage can publish, without Ray and the data."""
@@ -104,20 +102,20 @@ def resume_publishing(prepared: Prepared) -> RunResult | None:
 def read_result(storage: RunStorage) -> RunResult | None:
     """The result that the run's end wrote, with the current paths of the run's files: its folder may have been
     moved."""
-    content = storage.read(_RESULT)
+    content = storage.read(RUN_RESULT)
     if content is None:
         return None
     try:
         result = read_record(RunResult, content)
     except ValueError as error:
-        raise Fault(f"{storage.location}/{_RESULT}: is damaged ({error}); delete it and run again") from None
+        raise Fault(f"{storage.location}/{RUN_RESULT}: is damaged ({error}); delete it and run again") from None
     checkpoint = f"{storage.location}/{result.checkpoint.rpartition('/')[2]}"
     return replace(result, run_dir=storage.location, checkpoint=checkpoint)
 
 
 def write_result(storage: RunStorage, result: RunResult) -> None:
-    write_json(storage.folder / _RESULT, asdict(result))
-    storage.upload(storage.folder / _RESULT)
+    write_json(storage.folder / RUN_RESULT, asdict(result))
+    storage.upload(storage.folder / RUN_RESULT)
 
 
 @dataclass(frozen=True)

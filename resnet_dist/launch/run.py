@@ -18,7 +18,7 @@ from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import HeldLease, held
 from resnet_dist.launch.mlflow_description import describe_in_mlflow, hardware_summary, open_mlflow_run
-from resnet_dist.launch.preflight import Prepared, require_no_sweep, require_none_written
+from resnet_dist.launch.preflight import Prepared, require_trainable
 from resnet_dist.launch.progress import EventLog, ProgressReporter, Startup
 from resnet_dist.launch.record import MlflowRecord
 from resnet_dist.storage.base import RunStorage
@@ -64,9 +64,7 @@ class Run:
         Raises UserError if another driver has the run, its folder is a sweep's, or none of its checkpoints is complete.
         """
         storage, progress = prepared.storage, ProgressReporter(prepared.plan)
-        require_no_sweep(storage)
-        if prepared.none_complete:
-            require_none_written(storage, prepared.damaged)
+        require_trainable(prepared)
         for warning in prepared.warnings:
             progress.log(f"warning: {warning}")
         with held(storage, prepared.profile.failure.driver_timeout_s, progress.log) as lease, ExitStack() as until_end:

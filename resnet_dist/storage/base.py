@@ -24,6 +24,8 @@ MAX_SMALL_BYTES = 256 << 20
 _MAX_JSON_BYTES = 64 << 20
 SWEEP_LEDGER = "ledger.jsonl"
 """The file by which a sweep's folder is told from a run's."""
+RUN_RESULT = "result.json"
+"""Written last of all into a run's folder; its presence means that the run is complete."""
 
 
 class RunStorage(Protocol):

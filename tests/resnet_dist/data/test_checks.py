@@ -256,7 +256,7 @@ def test_damaged_names_make_a_damaged_card(prepared: Callable[[], Prepared], rec
     metadata: dict[str, Any] = json.loads((run / METADATA).read_text())
     metadata["identity"]["class_names"] = [1, 2, 3, 4]
     (run / METADATA).write_text(json.dumps(metadata))
-    assert prepared().none_complete
+    assert prepared().lost == (run.name,)
     assert Identity("r", "d", ("a",)).matches(Identity("r", "d"))
 
 

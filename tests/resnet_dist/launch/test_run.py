@@ -20,13 +20,14 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch import train as train_module
 from resnet_dist.launch.cluster import ClusterNode
 from resnet_dist.launch.execute import execute, in_process
-from resnet_dist.launch.preflight import Prepared, prepare
+from resnet_dist.launch.preflight import Prepared, describe_run, prepare
 from resnet_dist.launch.progress import EventLog
 from resnet_dist.launch.publish import RunResult, read_result, write_result
 from resnet_dist.launch.run import Run
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
+from resnet_dist.training.checkpoint import METADATA, checkpoint_name
 from resnet_dist.training.context import Observer, TrainingOutcome, WorkerResult
 
 pytestmark = pytest.mark.system
@@ -168,8 +169,33 @@ def test_no_run_is_trained_in_a_sweeps_folder(prepared: Callable[..., Prepared])
     checked = prepared()
     checked.run_dir.mkdir(parents=True)
     (checked.run_dir / "ledger.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="is a sweep's folder; give another --name"), Run.open(checked):
+    refuses(checked, "is a sweep's folder; give another --name")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(
+    prepared: Callable[..., Prepared],
+) -> None:
+    run_dir, (killed, torn) = prepared().run_dir, (checkpoint_name(1, 2), checkpoint_name(2, 4))
+    (run_dir / killed).mkdir(parents=True)  # killed in an upload: its metadata comes last
+    checked = prepared()
+    assert checked.warnings == (f"{run_dir}/{killed}: was never completely written; ignored",)
+    with Run.open(checked):
+        describe_run(checked.recipe, checked.profile, "r")
+    (run_dir / torn).mkdir()
+    (run_dir / torn / METADATA).write_text("torn")
+    checked = prepared()
+    assert checked.warnings[0] == f"{run_dir}/{torn}: is damaged"
+    refuses(checked, rf"none of its 2 checkpoints is complete \(newest: {torn}\); see")
+    (run_dir / "result.json").write_text("{}")  # a complete run needs no checkpoint
+    assert f"warning: {run_dir}/{torn}: is damaged" in describe_run(checked.recipe, checked.profile, "r")
+
+
+def refuses(checked: Prepared, why: str) -> None:
+    """The run and its dry run are refused alike."""
+    with pytest.raises(UserError, match=why), Run.open(checked):
         pass
+    with pytest.raises(UserError, match=why):
+        describe_run(checked.recipe, checked.profile, checked.name)
 
 
 class StopsAt(Observer):

@@ -13,8 +13,7 @@ import small_run as small
 import torch
 from small_run import IDENTITY
 
-from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.preflight import require_none_written
+from resnet_dist.errors import Fault
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.training import checkpoint_manager
 from resnet_dist.training.checkpoint import METADATA, STATE, CheckpointMetadata, checkpoint_name, load_state
@@ -66,18 +65,6 @@ def test_the_newest_are_kept_without_damaged_ones_and_leftovers(tmp_path: Path) 
         "best/epoch=001-step=00000010",
     ]
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(tmp_path: Path) -> None:
-    storage = FolderStorage(tmp_path)
-    (tmp_path / checkpoint_name(1, 10)).mkdir()
-    require_none_written(storage, newest_first(storage.names()))  # killed in an upload: its metadata comes last
-    small.save(tmp_path, 20)
-    tear(tmp_path, 20)
-    with pytest.raises(
-        UserError, match=r"none of its 2 checkpoints is complete \(newest: epoch=002-step=00000020\); see"
-    ):
-        require_none_written(storage, newest_first(storage.names()))
 
 
 def test_a_state_of_another_net_is_refused_in_one_line(tmp_path: Path) -> None:
