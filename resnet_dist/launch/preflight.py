@@ -91,6 +91,7 @@ class Prepared:
             pictures=picture_settings(self.train),
             loader_threads=self.profile.cpus_per_worker,
             recompute_activations=self.profile.recompute_activations,
+            save_every_s=60 * minutes if (minutes := self.profile.checkpoint.every_minutes) else None,
         )
 
 

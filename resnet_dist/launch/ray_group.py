@@ -192,7 +192,6 @@ def _worker_setup(run: Run, control: Any) -> WorkerSetup:
         tracking_uri=profile.tracking_uri,
         control=control,
         failure=profile.failure,
-        save_every_s=60 * profile.checkpoint.every_minutes if profile.checkpoint.every_minutes else None,
         lease=run.lease.token,
         cache=prepared.node_cache,
         credentials=server_credentials(os.environ),

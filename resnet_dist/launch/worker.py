@@ -47,8 +47,6 @@ class WorkerSetup:
     control: Any
     """Handle of the `RunControl` actor."""
     failure: FailureConfig
-    save_every_s: float | None
-    """Checkpoints by the clock, besides those of the plan."""
     lease: Lease
     """The lease of these workers' driver."""
     cache: NodeCache | None = None
@@ -77,7 +75,6 @@ class RayContext(RunContext):
         self._spool = spool
         self._stop_requested = False
         self._done = threading.Event()
-        self._saved_at_s = time.monotonic()
         self._upload: threading.Event | None = None
         self._watchdog = Watchdog(failure.progress_timeout_s, stacks_file(self.storage, self.rank), self.storage.upload)
         threading.Thread(target=self._ask_for_stop, name="ask-for-stop", daemon=True).start()
@@ -108,7 +105,6 @@ class RayContext(RunContext):
             checkpoint_upload_fn=upload if commit else None,
             delete_local_checkpoint_after_upload=False,
         )
-        self._saved_at_s = time.monotonic()
         self._upload = done if commit else None
 
     def wait_for_checkpoints(self) -> None:
@@ -116,11 +112,6 @@ class RayContext(RunContext):
 
     def stop_requested(self) -> bool:
         return self._stop_requested
-
-    def save_requested(self) -> bool:
-        """Whether a checkpoint is due by the clock."""
-        every_s = self._setup.save_every_s
-        return every_s is not None and time.monotonic() - self._saved_at_s >= every_s
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:

@@ -60,6 +60,7 @@ class CheckpointManager:
         self._best_metric, self._best_value = best_metric, -math.inf
         self._best_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="best-weights")
         self._best_write: Future[bool] | None = None
+        self._saved_at_s = time.monotonic()
         self.saved_step = -1
         """The step of the newest checkpoint."""
 
@@ -76,7 +77,15 @@ class CheckpointManager:
             # A snapshot, because the next steps change the state while it is written.
             commit = partial(self._commit, name, state.snapshot(), metadata)
         ctx.save_checkpoint(name, commit, metrics)
-        self.saved_step = state.step
+        self.saved_step, self._saved_at_s = state.step, time.monotonic()
+
+    def due_by_clock(self) -> bool:
+        """Whether the last checkpoint is `TrainingJob.save_every_s` old, by rank 0's clock; False on other ranks.
+
+        Only a wish until the vote: all workers must save after the same step.
+        """
+        every_s = self._job.save_every_s
+        return self._ctx.rank == 0 and every_s is not None and time.monotonic() - self._saved_at_s >= every_s
 
     def _commit(self, name: str, snapshot: Mapping[str, Any], metadata: CheckpointMetadata) -> None:
         """Writes a checkpoint, then removes what is no longer kept. A kill leaves all of the new one or none of it."""

@@ -31,6 +31,8 @@ class TrainingJob:
     """How the pictures of the train beton were converted to pixels."""
     recompute_activations: bool = False
     """Activation checkpointing: less memory, more computing, the same numbers."""
+    save_every_s: float | None = None
+    """A checkpoint is also written when the last one is this old."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,6 @@ class RunContext:
 
     def stop_requested(self) -> bool:
         """Whether the user asked this run to stop. May differ between workers for a moment."""
-        return False
-
-    def save_requested(self) -> bool:
-        """Whether a checkpoint is requested now, besides the planned ones. May differ between workers."""
         return False
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:

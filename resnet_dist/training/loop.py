@@ -151,7 +151,9 @@ class Trainer:
         if diverged is None:
             # After an evaluation, wait for the other workers: a sweep judges its trials by evaluations, and a stopped
             # trial should not train one more step. Otherwise the answer is that of the step before, without a wait.
-            requests = self.vote.cast(stop=self.ctx.stop_requested(), save=self.ctx.save_requested(), wait=evaluates)
+            requests = self.vote.cast(
+                stop=self.ctx.stop_requested(), save=self.checkpoints.due_by_clock(), wait=evaluates
+            )
 
         # Save
         if diverged is None:

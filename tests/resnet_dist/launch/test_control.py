@@ -135,7 +135,6 @@ def test_the_dashboard_shows_no_password_of_the_workers() -> None:
         tracking_uri="http://ann:pass-2@mlflow:5000",
         control=None,
         failure=FailureConfig(),
-        save_every_s=None,
         lease=cast(Any, "lease"),
         credentials=credentials,
     )

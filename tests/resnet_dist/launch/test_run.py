@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from data_prep.converter.convert import convert
 from data_prep.sources.datasets.builtin import Synthetic
-from resnet_dist.config.profile import Profile, Workers
+from resnet_dist.config.profile import CheckpointConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch import train as train_module
 from resnet_dist.launch.cluster import ClusterNode
@@ -27,7 +27,7 @@ from resnet_dist.launch.run import Run
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
-from resnet_dist.training.checkpoint import METADATA, checkpoint_name
+from resnet_dist.training.checkpoint import METADATA, checkpoint_name, step_of
 from resnet_dist.training.context import Observer, TrainingOutcome, WorkerResult
 
 pytestmark = pytest.mark.system
@@ -70,7 +70,7 @@ def prepared(data_root: Path, tracking_uri: str, tmp_path: Path) -> Callable[...
         storage=str(tmp_path / "runs"),
         tracking_uri=tracking_uri,
     )
-    return lambda name="r": prepare(recipe, profile, name)
+    return lambda name="r", **changes: prepare(recipe, profile.model_copy(update=changes), name)
 
 
 def drive(prepared: Prepared, on: Callable[[Run, Observer], WorkerResult], observer: Observer | None = None) -> Run:
@@ -225,6 +225,13 @@ def test_a_run_that_its_observer_stopped_resumes_to_the_same_weights(prepared: C
     assert train("parts", never).status == "FINISHED"
     torch.testing.assert_close(weights("parts"), weights("whole"), rtol=0, atol=0)
     assert len(list(prepared("parts").run_dir.glob("epoch=*"))) <= prepared("parts").profile.checkpoint.keep
+
+
+def test_checkpoints_by_the_clock_are_written_in_process_too(prepared: Callable[..., Prepared]) -> None:
+    often = prepared(checkpoint=CheckpointConfig(every_epochs=99, every_minutes=1e-9, keep=99))
+    drive(often, in_process)
+    # Not after every step: a request of the step before a checkpoint counts as answered.
+    assert [step_of(path.name) for path in sorted(often.run_dir.glob("epoch=*"))] == [1, 3, 5, 6]
 
 
 def test_a_result_round_trips_and_a_damaged_one_says_how_to_repair_it(tmp_path: Path) -> None:

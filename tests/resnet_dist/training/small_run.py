@@ -133,12 +133,20 @@ def trainer_of(
     train: Memory | None = None,
     val: Memory | None = None,
     recompute_activations: bool = False,
+    save_every_s: float | None = None,
 ) -> Trainer:
     """One worker's trainer of the run in `folder`, by default the only worker's."""
     train = train or Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1)
     val = val or Memory(NUM_VAL, 10, seed=2)
     job = TrainingJob(
-        config, plan, IDENTITY, folder, folder, loader_threads=1, recompute_activations=recompute_activations
+        config,
+        plan,
+        IDENTITY,
+        folder,
+        folder,
+        loader_threads=1,
+        recompute_activations=recompute_activations,
+        save_every_s=save_every_s,
     )
     context = context or LocalContext(FolderStorage(folder))
     return Trainer(job, context, tracker or Points(), Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))

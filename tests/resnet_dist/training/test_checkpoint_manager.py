@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_run as small
@@ -82,6 +83,22 @@ def test_a_run_keeps_its_newest_checkpoints(tmp_path: Path, keep: int | None, sa
 
 
 # The best weights
+
+
+def test_a_checkpoint_is_written_when_rank_0s_last_one_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without Ray: the clock is the manager's. Step 9 is 4 s after step 5, step 10 is 5 s after it."""
+    now_s = [0.0]
+    monkeypatch.setattr(checkpoint_manager, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    plan = replace(small.PLAN, save_every_epochs=99)
+    trainer = small.trainer_of(tmp_path, small.recipe(), plan, save_every_s=5)
+    while trainer.advance() is None:
+        now_s[0] = float(trainer.state.step)
+    assert newest_first(trainer.ctx.storage.names()) == [checkpoint_name(step // 4, step) for step in (12, 10, 5)]
+    assert not trainer.checkpoints.due_by_clock()
+    now_s[0] += 5
+    assert trainer.checkpoints.due_by_clock()
+    trainer.ctx.rank = 1
+    assert not trainer.checkpoints.due_by_clock()
 
 
 def keep_net(run_dir: Path, step: int, top1: float, recipe_hash: str = "recipe") -> bool:
