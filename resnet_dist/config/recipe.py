@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from resnet_dist.config.base import Section, without_recorded_defaults
+from resnet_dist.errors import UserError
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -337,6 +338,16 @@ def train_size(data: DataConfig, epoch: int, total_epochs: int) -> int:
         return end_size
     size = ramp.start_size + (epoch - first) / (last - first) * (end_size - ramp.start_size)
     return round(size / ramp.multiple) * ramp.multiple
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
+    """Whole global batches in one epoch; the incomplete last one is dropped. UserError if there is not even one."""
+    if num_samples < global_batch_size:
+        raise UserError(
+            f"train.global_batch_size ({global_batch_size}) is larger than the training set ({num_samples} samples): "
+            f"an epoch would have no step; lower it to {num_samples} or below"
+        )
+    return num_samples // global_batch_size
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.config.recipe import steps_per_epoch
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
-from resnet_dist.errors import UserError
 
 
 def micro_batch_share(num_micro_batches: int, rank: int, world_size: int) -> range:
@@ -116,12 +116,7 @@ def train_order(
     if global_batch_size % micro_batch_size:
         raise ValueError(f"global batch {global_batch_size} is not a multiple of micro-batch {micro_batch_size}")
     num_micro_batches = global_batch_size // micro_batch_size
-    num_steps = num_samples // global_batch_size
-    if num_steps == 0:
-        raise UserError(
-            f"the training data has {num_samples} samples, fewer than one global batch of {global_batch_size}: "
-            "lower train.global_batch_size"
-        )
+    num_steps = steps_per_epoch(num_samples, global_batch_size)
     if not 0 <= start_step <= num_steps:
         raise ValueError(f"start_step {start_step} is outside the epoch's {num_steps} steps")
     share = micro_batch_share(num_micro_batches, rank, world_size)

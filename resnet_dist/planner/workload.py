@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from resnet_dist.config.low_rank import numbers_sent
-from resnet_dist.config.recipe import Recipe, train_size
+from resnet_dist.config.recipe import Recipe, steps_per_epoch, train_size
 from resnet_dist.errors import UserError
 from resnet_dist.models.summary import Summary, summarise
 
@@ -66,15 +66,10 @@ def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Worklo
         )
     train_images, val_images = found
     train = recipe.train
-    steps_per_epoch = train_images // train.global_batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"train.global_batch_size {train.global_batch_size}: more than the {train_images} training images; "
-            "set a smaller one"
-        )
-    steps = steps_per_epoch * train.total_epochs
+    per_epoch = steps_per_epoch(train_images, train.global_batch_size)
+    steps = per_epoch * train.total_epochs
     steps = min(steps, train.max_steps or steps)
-    phases = _phases(recipe, steps, steps_per_epoch)
+    phases = _phases(recipe, steps, per_epoch)
     net = phases[-1].net
     return Workload(
         net=net,
@@ -93,11 +88,11 @@ def workload_of(recipe: Recipe, images: tuple[int, int] | None = None) -> Worklo
     )
 
 
-def _phases(recipe: Recipe, steps: int, steps_per_epoch: int) -> tuple[Phase, ...]:
+def _phases(recipe: Recipe, steps: int, per_epoch: int) -> tuple[Phase, ...]:
     sizes: Counter[int] = Counter()
-    for first in range(0, steps, steps_per_epoch):
-        size = train_size(recipe.data, first // steps_per_epoch, recipe.train.total_epochs)
-        sizes[size] += min(steps_per_epoch, steps - first)
+    for first in range(0, steps, per_epoch):
+        size = train_size(recipe.data, first // per_epoch, recipe.train.total_epochs)
+        sizes[size] += min(per_epoch, steps - first)
     options = recipe.model.build_options()
     name = options.pop("name")
     return tuple(Phase(px, sizes[px] / steps, summarise(name, side=px, **options)) for px in sorted(sizes))

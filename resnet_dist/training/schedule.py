@@ -6,18 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from resnet_dist.config.profile import Profile
-from resnet_dist.config.recipe import PlateauSchedule, Recipe, ScheduleConfig
+from resnet_dist.config.recipe import PlateauSchedule, Recipe, ScheduleConfig, steps_per_epoch
 from resnet_dist.errors import UserError
-
-
-def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Whole global batches in one epoch; the incomplete last one is dropped. UserError if there is not even one."""
-    if num_samples < global_batch_size:
-        raise UserError(
-            f"train.global_batch_size ({global_batch_size}) is larger than the training set ({num_samples} samples): "
-            f"an epoch would have no step; lower it to {num_samples} or below"
-        )
-    return num_samples // global_batch_size
 
 
 def lr_at(

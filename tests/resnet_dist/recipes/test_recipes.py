@@ -13,10 +13,10 @@ import torch
 
 import resnet_dist
 from resnet_dist.config.loading import load_recipe
-from resnet_dist.config.recipe import Recipe, train_size
+from resnet_dist.config.recipe import Recipe, steps_per_epoch, train_size
 from resnet_dist.models import build_model
 from resnet_dist.training.model import build_optimizer
-from resnet_dist.training.schedule import lr_at, steps_per_epoch
+from resnet_dist.training.schedule import lr_at
 
 FOLDER = Path(resnet_dist.__file__).parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))

@@ -20,9 +20,10 @@ from resnet_dist.config.recipe import (
     ScheduleConfig,
     StepSchedule,
     Warmup,
+    steps_per_epoch,
 )
 from resnet_dist.errors import UserError
-from resnet_dist.training.schedule import Plateau, RunPlan, lr_at, steps_per_epoch
+from resnet_dist.training.schedule import Plateau, RunPlan, lr_at
 
 
 def curve(schedule: ScheduleConfig, base_lr: float, per_epoch: int, epochs: int) -> list[float]:
