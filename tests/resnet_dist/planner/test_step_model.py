@@ -155,7 +155,7 @@ def test_low_rank_factors_are_two_messages_after_the_backward_pass() -> None:
     model = build_model("resnet152", 1000)
     reduction = PowerSgdReduction(model, rank=0, world_size=2, num_micro_batches=1)
     sent: list[int] = []
-    reduction._summed = lambda tensors: sent.append(sum(4 * t.numel() for t in tensors)) or tensors  # type: ignore[func-returns-value, assignment, method-assign]
+    reduction._sum_over_workers = lambda tensors: sent.append(sum(4 * t.numel() for t in tensors)) or tensors  # type: ignore[func-returns-value, assignment, method-assign]
     reduction.finish()
     assert work.messages_bytes == tuple(sent)
     assert sum(sent) < 4 * work.net.parameters / 50
