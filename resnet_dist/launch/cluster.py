@@ -143,13 +143,18 @@ def require_capacity(
     fit = workers_that_fit(fitting, profile.cpus_per_worker, profile.gpus_per_worker)
     if fit >= profile.workers.min:
         return
-    found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in fitting) or "no nodes"
+    found = listed(fitting)
     if wanted:
         found += f" with {', '.join(f'{key}={value}' for key, value in wanted)}, of {len(nodes)} in all"
     raise UserError(
         f"the profile asks for {profile.workers} workers of {profile.cpus_per_worker} CPUs and "
         f"{profile.gpus_per_worker} GPUs, the cluster holds {fit} ({found}); {remedy(fitting, profile, environment)}"
     )
+
+
+def listed(nodes: Sequence[ClusterNode]) -> str:
+    """What each node offers, in words."""
+    return ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
 
 
 def remedy(nodes: Sequence[ClusterNode], profile: Profile, environment: Mapping[str, str]) -> str:

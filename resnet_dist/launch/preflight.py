@@ -101,7 +101,7 @@ def prepare(recipe: Recipe, profile: Profile, name: str) -> Prepared:
     require_micro_batch_each(recipe, profile)
     require_compatible(recipe, profile)
     require_buildable(recipe)
-    folder = f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}"
+    folder = beside(profile.data_root, recipe.data.dataset)
     train_source, val_source = f"{folder}/train.beton", f"{folder}/val.beton"
     try:
         train, val = manifest_of(train_source), manifest_of(val_source)

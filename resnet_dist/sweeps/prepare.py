@@ -16,7 +16,7 @@ from resnet_dist.config.recipe import Recipe, recipe_changes
 from resnet_dist.config.run_name import require_run_name
 from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
-from resnet_dist.launch.cluster import ClusterNode, no_gpus, require_capacity, worker_bundles, worker_capacity
+from resnet_dist.launch.cluster import ClusterNode, listed, no_gpus, require_capacity, worker_bundles, worker_capacity
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
 from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
 from resnet_dist.sweeps.analysis.next_sweep import warm_start
@@ -148,7 +148,7 @@ def _num_base_samples(base: Mapping[str, Any], profile: Profile) -> int | None:
     """Images of the base recipe's own data set, if it is here; a proxy may train on a subset."""
     recipe = recipe_from_tree(base, {})
     try:
-        return manifest_of(f"{profile.data_root.rstrip('/')}/{recipe.data.dataset}/train.beton").num_samples
+        return manifest_of(beside(profile.data_root, f"{recipe.data.dataset}/train.beton")).num_samples
     except UserError:
         return None
 
@@ -267,19 +267,16 @@ def trial_bundles(space: Space, trial_profile: Profile, num_trials: int) -> list
     return [{name: amount for name, amount in bundle.items() if amount} for _ in range(at_once)]
 
 
-def require_trial_fits(
-    space: Space, trial_profile: Profile, nodes: Sequence[ClusterNode], environment: Mapping[str, str] = os.environ
-) -> None:
+def require_trial_fits(space: Space, trial_profile: Profile, nodes: Sequence[ClusterNode]) -> None:
     """Raises UserError, with what was found, if not even one trial fits."""
     resources = space.resources
     if resources.path == "train":
-        require_capacity(nodes, trial_profile, environment)
+        require_capacity(nodes, trial_profile)
     elif trials_at_once(space, trial_profile, nodes) == 0:
-        found = ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
         way_out = "lower resources.cpus or resources.gpus, or add nodes"
         if resources.gpus and not any(node.gpus for node in nodes):
-            way_out = f"{no_gpus(environment)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
+            way_out = f"{no_gpus(os.environ)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
         raise UserError(
-            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {found}; "
+            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {listed(nodes)}; "
             f"{way_out}"
         )
