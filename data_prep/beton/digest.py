@@ -131,8 +131,8 @@ def digest_file(path: Path, algorithm: Algorithm = ALGORITHM) -> FileDigest:
     return combine(chunks, algorithm)
 
 
-def digest_stream(file: BinaryIO, algorithm: Algorithm = ALGORITHM) -> str:
-    """`blake3:<hex>` of the rest of a file: what `b3sum` prints."""
+def digest_stream(file: BinaryIO, algorithm: Algorithm) -> str:
+    """`algorithm:<hex>` of the rest of a file; BLAKE3's is what `b3sum` prints."""
     state = digest_state(algorithm)
     while block := file.read(_BLOCK_BYTES):
         state.update(block)

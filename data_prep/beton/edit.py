@@ -206,7 +206,7 @@ def copy_samples(
     output: Path,
     *,
     source: Mapping[str, Any],
-    on_written: Callable[[int, int], None] = lambda *_: None,
+    on_written: Callable[[int, int], None],
 ) -> Manifest:
     """Writes `output` and its manifest. `source`: the manifest's field of that name.
 

@@ -137,8 +137,8 @@ def written_atomically(path: Path, *, durable: bool = True) -> Iterator[BinaryIO
         temporary.unlink(missing_ok=True)
 
 
-def write_text_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    write_bytes_atomically(path, text.encode("utf-8", errors="backslashreplace"), durable=durable)
+def write_text_atomically(path: Path, text: str) -> None:
+    write_bytes_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_bytes_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:

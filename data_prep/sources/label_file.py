@@ -121,8 +121,8 @@ def label_files(
     table: LabelTable,
     class_order: str | None,
     *,
-    split: str | None = None,
-    folders: Sequence[str] = (),
+    split: str | None,
+    folders: Sequence[str],
 ) -> tuple[tuple[str, ...], NDArray[np.int64], list[int]]:
     """Class names by label, the label of each image in the split, and the indices in `names` of these images.
 

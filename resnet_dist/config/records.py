@@ -13,12 +13,12 @@ T = TypeVar("T")
 MAX_RECORD_BYTES = 16 << 20
 
 
-def read_record(kind: type[T], text: bytes | str, *, max_bytes: int = MAX_RECORD_BYTES) -> T:
+def read_record(kind: type[T], text: bytes | str) -> T:
     """A `kind` from its JSON. ValueError, with a short reason, if a field is missing or has another type.
 
     NaN is allowed: a measurement may be NaN. Fields of later versions are ignored.
     """
-    parse(text, max_bytes=max_bytes, allow_nan=True)  # nesting, too many digits, keys that occur twice
+    parse(text, max_bytes=MAX_RECORD_BYTES, allow_nan=True)  # nesting, too many digits, keys that occur twice
     try:
         record: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:

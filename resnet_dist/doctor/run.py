@@ -9,11 +9,10 @@ from typing import Literal
 from data_prep.strict_json import parse
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.publish import read_result
-from resnet_dist.storage.base import MAX_SMALL_BYTES, TEMPORARY, RunStorage
+from resnet_dist.storage.base import MAX_SMALL_BYTES, RAY_SNAPSHOT, TEMPORARY, RunStorage
 from resnet_dist.training.checkpoint import Damaged
 from resnet_dist.training.checkpoint_manager import BEST, list_saved, open_checkpoint
 
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _SMALL_FILES = {
     "mlflow_run.json": "which MLflow run this is",
     "trained.json": "the training is over",

@@ -13,13 +13,11 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.cluster import this_machine
 from resnet_dist.launch.lease import FencedStorage
 from resnet_dist.launch.run import Run
-from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.base import RAY_SNAPSHOT, RunStorage
 from resnet_dist.tracking.tracker import SpoolTracker
 from resnet_dist.training.checkpoint_manager import prune
 from resnet_dist.training.context import LocalContext, Observer, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
-
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def execute(run: Run, *, on: Callable[[Run, Observer], WorkerResult], observer: Observer | None = None) -> WorkerResult:

@@ -24,6 +24,8 @@ MAX_SMALL_BYTES = 256 << 20
 _MAX_JSON_BYTES = 64 << 20
 SWEEP_LEDGER = "ledger.jsonl"
 """The file by which a sweep's folder is told from a run's."""
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's own list of a run's checkpoints, which no run resumes from."""
 RUN_RESULT = "result.json"
 """Written last of all into a run's folder; its presence means that the run is complete."""
 

@@ -116,7 +116,7 @@ def draw_errors(curves: Sequence[ErrorCurves], path: Path, *, max_error: float |
     plain = [curve for curve in curves if curve.is_plain]
     others = [curve for curve in curves if not curve.is_plain]
     groups = [(title, group) for title, group in (("plain", plain), ("ResNet", others)) if group]
-    figure, row = _panels(len(groups), "error (%)")
+    figure, row = _panels(len(groups))
     colours = _colours(curves)
     for axes, (title, group) in zip(row, groups, strict=True):
         for curve in group:
@@ -139,7 +139,7 @@ def draw_errors(curves: Sequence[ErrorCurves], path: Path, *, max_error: float |
 
 def draw_depths(curves: Sequence[ErrorCurves], path: Path) -> Path:
     """Training error on the left, validation error on the right: figure 1 of He et al. 2015."""
-    figure, (left, right) = _panels(2, "error (%)")
+    figure, (left, right) = _panels(2)
     colours = _colours(curves)
     for curve in curves:
         left.plot(*_columns(curve.train), color=colours[curve.label], linewidth=1.6, label=curve.label)
@@ -173,12 +173,12 @@ def draw_lines(
     return save(figure, path)
 
 
-def _panels(count: int, y_label: str) -> tuple[Figure, list[Axes]]:
-    """Plots over steps side by side, on the same axes."""
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Plots of errors over steps side by side, on the same axes."""
     figure = new_figure((1.2 + 4.6 * count, 4.2))
     row: list[Axes] = list(figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0])
     for axes in row:
-        style(axes, "step", y_label if axes is row[0] else "")
+        style(axes, "step", "error (%)" if axes is row[0] else "")
     return figure, row
 
 

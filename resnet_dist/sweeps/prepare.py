@@ -277,6 +277,6 @@ def require_trial_fits(space: Space, trial_profile: Profile, nodes: Sequence[Clu
         if resources.gpus and not any(node.gpus for node in nodes):
             way_out = f"{no_gpus(os.environ)}set resources.gpus to 0 to train on CPUs, or add nodes with GPUs"
         raise UserError(
-            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has {listed(nodes)}; "
-            f"{way_out}"
+            f"a trial asks for {resources.cpus} CPUs and {resources.gpus:g} GPUs on one node, the cluster has "
+            f"{listed(nodes)}; {way_out}"
         )

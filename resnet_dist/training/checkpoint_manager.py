@@ -50,14 +50,11 @@ class CheckpointManager:
 
     The context says only in which thread a checkpoint is written: the one that trains (`LocalContext`), or Ray Train's
     upload thread during the next steps (`launch.worker.RayContext`). Storage is fenced by the run's lease in both.
-
-    Args:
-        best_metric: the metric of an evaluation by which the best weights are chosen; larger is better.
     """
 
-    def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState, *, best_metric: str = BEST_METRIC) -> None:
+    def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState) -> None:
         self._job, self._ctx, self._state = job, ctx, state
-        self._best_metric, self._best_value = best_metric, -math.inf
+        self._best_value = -math.inf
         self._best_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="best-weights")
         self._best_write: Future[bool] | None = None
         self._saved_at_s = time.monotonic()
@@ -95,15 +92,13 @@ class CheckpointManager:
             prune(storage, keep)
 
     def save_if_best(self, metrics: Mapping[str, float]) -> None:
-        """Keeps the evaluated net if its `best_metric` is the highest so far. Only rank 0 does anything."""
-        if self._ctx.rank != 0 or metrics[self._best_metric] <= self._best_value:
+        """Keeps the evaluated net if its `BEST_METRIC` is the highest so far. Only rank 0 does anything."""
+        if self._ctx.rank != 0 or metrics[BEST_METRIC] <= self._best_value:
             return
-        self._best_value = metrics[self._best_metric]
+        self._best_value = metrics[BEST_METRIC]
         net, metadata = copy_to_cpu(self._state.evaluated_net.state_dict()), self._metadata(metrics)
         self._wait_for_best()  # at most one copy of the net waits in memory
-        self._best_write = self._best_writer.submit(
-            keep_if_best, self._ctx.storage, net, metadata, metric=self._best_metric
-        )
+        self._best_write = self._best_writer.submit(keep_if_best, self._ctx.storage, net, metadata)
 
     def restore(self) -> Mapping[str, float]:
         """Loads the newest complete checkpoint, if there is one. Returns its metrics, {} if there is none.
@@ -257,12 +252,11 @@ def prune(storage: RunStorage, keep: int, damaged: Collection[str] = ()) -> None
 # The best weights
 
 
-def keep_if_best(
-    storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata, metric: str = BEST_METRIC
-) -> bool:
-    """Keeps the net's state dict if its `metric` is higher than that of the kept ones; the first of equals stays."""
-    kept = [old.metrics[metric] for old in _all_best(storage, metadata.identity, metric).values()]
-    if kept and metadata.metrics[metric] <= max(kept):
+def keep_if_best(storage: RunStorage, net: Mapping[str, Any], metadata: CheckpointMetadata) -> bool:
+    """Keeps the net's state dict if its `BEST_METRIC` is higher than that of the kept ones; the first of equals
+    stays."""
+    kept = [old.metrics[BEST_METRIC] for old in _all_best(storage, metadata.identity).values()]
+    if kept and metadata.metrics[BEST_METRIC] <= max(kept):
         return False
     new = checkpoint_name(metadata.epoch, metadata.step)
     storage.commit(f"{BEST}/{new}", partial(write_checkpoint, state={"net": net}, metadata=metadata), last=METADATA)
@@ -274,10 +268,10 @@ def keep_if_best(
 
 
 @contextmanager
-def open_best(storage: RunStorage, identity: Identity, metric: str = BEST_METRIC) -> Iterator[StoredCheckpoint | None]:
+def open_best(storage: RunStorage, identity: Identity) -> Iterator[StoredCheckpoint | None]:
     """The best complete weights of this recipe and these data, or None."""
-    kept = _all_best(storage, identity, metric)
-    for name in sorted(kept, key=lambda name: kept[name].metrics[metric], reverse=True):
+    kept = _all_best(storage, identity)
+    for name in sorted(kept, key=lambda name: kept[name].metrics[BEST_METRIC], reverse=True):
         with ExitStack() as stack:
             try:
                 found = stack.enter_context(open_checkpoint(storage, name))
@@ -288,7 +282,7 @@ def open_best(storage: RunStorage, identity: Identity, metric: str = BEST_METRIC
     yield None
 
 
-def _all_best(storage: RunStorage, identity: Identity, metric: str) -> dict[str, CheckpointMetadata]:
+def _all_best(storage: RunStorage, identity: Identity) -> dict[str, CheckpointMetadata]:
     """The metadata of the best weights in storage, without those of another run."""
     found = {f"{BEST}/{name}": read_metadata(storage, f"{BEST}/{name}") for name in newest_first(storage.names(BEST))}
-    return {name: m for name, m in found.items() if m and m.identity.matches(identity) and metric in m.metrics}
+    return {name: m for name, m in found.items() if m and m.identity.matches(identity) and BEST_METRIC in m.metrics}

@@ -55,7 +55,7 @@ def build_reduction(
     rank: int,
     world_size: int,
     num_micro_batches: int,
-    compression: Compression = "none",
+    compression: Compression,
 ) -> Reduction:
     if kind == "exact":
         return ExactReduction(model, rank, world_size, num_micro_batches)
@@ -77,9 +77,7 @@ class FastReduction:
     Equal across worker counts up to float rounding.
     """
 
-    def __init__(
-        self, model: nn.Module, world_size: int, num_micro_batches: int, compression: Compression = "none"
-    ) -> None:
+    def __init__(self, model: nn.Module, world_size: int, num_micro_batches: int, compression: Compression) -> None:
         self._compression = compression
         self._ddp = (
             DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

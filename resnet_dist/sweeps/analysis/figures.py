@@ -120,10 +120,10 @@ def parallel_coordinates(space: Space, rows: Sequence[Ranked], path: Path) -> Pa
     return _saved(axes, path)
 
 
-def bars(shares: Mapping[str, float], label: str, path: Path) -> Path | None:
+def importance_bars(shares: Mapping[str, float], path: Path) -> Path | None:
     if not shares:
         return None
-    axes = _axes((6.4, 0.6 + 0.5 * len(shares)), label, "")
+    axes = _axes((6.4, 0.6 + 0.5 * len(shares)), "share of the differences explained (fANOVA)", "")
     axes.barh(list(shares)[::-1], list(shares.values())[::-1], color="tab:blue")
     return _saved(axes, path)
 

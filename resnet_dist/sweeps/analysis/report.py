@@ -18,7 +18,13 @@ from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.loading import to_yaml
 from resnet_dist.config.space import LogUniform, Space
 from resnet_dist.errors import UserError
-from resnet_dist.sweeps.analysis.figures import bars, best_so_far, heat_map, learning_curves, parallel_coordinates
+from resnet_dist.sweeps.analysis.figures import (
+    best_so_far,
+    heat_map,
+    importance_bars,
+    learning_curves,
+    parallel_coordinates,
+)
 from resnet_dist.sweeps.analysis.ranking import Ranking, rank
 from resnet_dist.sweeps.ledger import SweepState, read_ledger, replay, summary
 from resnet_dist.sweeps.points import Builder, coordinates_of, describe
@@ -72,7 +78,7 @@ def _draw(
         heat_map(space, ranking.rows, recipes, steps_per_epoch, folder / "heat_map.png"),
         learning_curves(space, state.trials.values(), rungs, folder / "learning_curves.png"),
         parallel_coordinates(space, done, folder / "parallel_coordinates.png"),
-        bars(shares, "share of the differences explained (fANOVA)", folder / "importance.png"),
+        importance_bars(shares, folder / "importance.png"),
         best_so_far(*_progress(space, state), space.metric, folder / "best_so_far.png"),
     ]
     return [path for path in drawn if path is not None]
