@@ -80,7 +80,7 @@ def local_path(path: Path) -> Path:
     """An absolute path. Raises UserError for a URL, which Path has turned into `s3:/bucket/...`."""
     scheme, slash, _ = str(path).partition(":/")
     if slash and scheme.isalnum() and not path.exists():
-        raise UserError(f"{path}: a URL; `data-prep stage URL --to DIR` copies a beton to this machine first")
+        raise UserError(f"{path}: a URL; `data-prep stage URL --to FOLDER` copies a beton to this machine first")
     return path.expanduser().absolute()
 
 

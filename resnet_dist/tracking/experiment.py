@@ -1,4 +1,4 @@
-"""An MLflow experiment: found or created, its runs as rows, and the ready view of them in MLflow's pages."""
+"""An MLflow experiment: found or created, its runs as rows, and a saved view of them in MLflow's pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COMPARED_TAGS = ("data_digest", "hardware", "workers", "restarts", "resizes", "
 
 
 def viewed_experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
-    """Id of the experiment, found or created, with the ready view."""
+    """Id of the experiment, found or created, with the saved view."""
     experiment = find_or_create_experiment(client, name, tracking_uri)
     for key, value in view_tags(experiment.experiment_id, time.time_ns() // 1_000_000).items():
         if key not in experiment.tags:  # keeps what a person wrote there
