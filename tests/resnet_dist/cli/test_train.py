@@ -8,7 +8,7 @@ import pytest
 
 from resnet_dist.cli import main
 from resnet_dist.launch.publish import RunResult
-from resnet_dist.training.context import Outcome
+from resnet_dist.training.context import TrainingOutcome
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
     ],
 )
 def test_how_a_run_came_out(
-    outcome: Outcome, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    outcome: TrainingOutcome, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = RunResult(
         name="r",
