@@ -46,10 +46,20 @@ _HEARTBEAT_EVERY_S = 1.0
 
 
 class CheckpointManager:
-    """Decides, writes, keeps, finds and restores. Every worker has one; all call `save` and `restore` together.
+    """Writes, finds and restores checkpoints. Every worker has one; all call `save` and `restore` together.
 
-    The context says only in which thread a checkpoint is written: the one that trains (`LocalContext`), or Ray Train's
-    upload thread during the next steps (`launch.worker.RayContext`). Storage is fenced by the run's lease in both.
+    When to save is decided in `loop.Trainer`: by the plan (`RunPlan.checkpoint_due`), by rank 0's clock
+    (`due_by_clock`), and before a stop. The context decides in which thread a checkpoint is written: the one that
+    trains (`LocalContext`), or Ray Train's upload thread during the next steps (`launch.worker.RayContext`). Storage is
+    fenced by the run's lease in both.
+
+    Who removes which checkpoints, and when:
+
+        launch.execute.clear_leftovers   before workers start: damaged ones, and all but the newest `keep`
+        _commit, by prune                without Ray, after each checkpoint: all but the newest `keep`
+        Ray Train, by num_to_keep        with Ray, after each checkpoint: all but the newest `keep` of this trainer
+        keep_if_best                     after better weights were written: the best ones before
+        sweeps.runner                    after a trial: all but the newest of a finished one, all of any other
     """
 
     def __init__(self, job: TrainingJob, ctx: RunContext, state: TrainState) -> None:
@@ -79,7 +89,7 @@ class CheckpointManager:
     def due_by_clock(self) -> bool:
         """Whether the last checkpoint is `TrainingJob.save_every_s` old, by rank 0's clock; False on other ranks.
 
-        Only a wish until the vote: all workers must save after the same step.
+        A request for the vote, because all workers must save after the same step.
         """
         every_s = self._job.save_every_s
         return self._ctx.rank == 0 and every_s is not None and time.monotonic() - self._saved_at_s >= every_s

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
-from resnet_dist.config.recipe import DivergenceConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
@@ -18,6 +16,7 @@ from resnet_dist.training.collectives import Requests, Vote, share_buffers
 from resnet_dist.training.context import RunContext, TrainingJob, TrainingOutcome, WorkerResult
 from resnet_dist.training.curves import CurvePoint, MetricAccumulator, Stragglers
 from resnet_dist.training.device import DeviceUse
+from resnet_dist.training.divergence import Divergence, evaluation_diverged, training_diverged
 from resnet_dist.training.evaluate import average_statistics, evaluate, sparse_json
 from resnet_dist.training.feed import Samples, batches_of, open_data, steps_from
 from resnet_dist.training.model import (
@@ -65,32 +64,34 @@ class Trainer:
         self.recipe, self.plan, self.ctx, self.tracker = recipe, job.plan, ctx, tracker
         self.precision = precision
 
-        # Model. It and all that follows are as before step 0; `restore` brings them to where the run is.
+        # Classifier. It and all that follows are as before step 0; `restore` brings them to where the run is.
         num_micro_batches, micro_batch_size = recipe.train.num_micro_batches, recipe.train.micro_batch_size
-        model = build_classifier(recipe).to(ctx.device, precision.weights)
-        average = MovingAverage(model.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
+        classifier = build_classifier(recipe).to(ctx.device, precision.weights)
+        average = (
+            MovingAverage(classifier.net, recipe.train.ema, job.plan.steps_per_epoch) if recipe.train.ema else None
+        )
         if job.recompute_activations:
-            recompute_blocks(model)  # after the average was copied: a copy would share the changed `forward`
-        self.model = model
-        self.evaluated = classifier_around(average.net, recipe) if average else model
+            recompute_blocks(classifier)  # after the average was copied: a copy would share the changed `forward`
+        self.classifier = classifier
+        self.evaluated = classifier_around(average.net, recipe) if average else classifier
 
         # Step: reduction of gradients, optimizer, state
         reduction = build_reduction(
             recipe.train.reduction,
-            compile_model(model) if recipe.train.compile else model,
+            compile_model(classifier) if recipe.train.compile else classifier,
             rank=ctx.rank,
             world_size=ctx.world_size,
             num_micro_batches=num_micro_batches,
             compression=recipe.train.gradient_compression,
         )
         self.state = TrainState(
-            model.net,
-            build_optimizer(model, recipe.optim),
+            classifier.net,
+            build_optimizer(classifier, recipe.optim),
             average=average,
             scaler=precision.scaler(ctx.device),
             gradient_memory=reduction if isinstance(reduction, PowerSgdReduction) else None,
         )
-        self.train_step = TrainStep(recipe, self.state, model, reduction, ctx.device)
+        self.train_step = TrainStep(recipe, self.state, classifier, reduction, ctx.device)
 
         # Checkpoints and requests
         self.checkpoints = CheckpointManager(job, ctx, self.state)
@@ -133,57 +134,64 @@ class Trainer:
         What is due comes before the next step. So a run that is resumed at any step does what is missing, and the last
         step needs no special case.
         """
-        state, plan, step = self.state, self.plan, self.state.step
-        evaluates = plan.evaluation_due(step) and state.evaluated_step < step
-        diverged: Divergence | None = None
-        requests = Requests(stop=False, save=False)
+        due = self._do_what_is_due()
+        if isinstance(due, Divergence):
+            return self._go_back_or_end(due)
+        if self.state.step >= self.plan.last_step:
+            return self._result("finished")
+        if due.stop:
+            return self._result("stopped")
+        self._train_one_step()
+        return None
 
-        # Log. First, because it checks the losses and the weights: a diverged state is neither evaluated nor saved.
-        if plan.point_due(step):
-            diverged = self._log()
+    def _do_what_is_due(self) -> Requests | Divergence:
+        """A point of the curves, an evaluation, the vote, a checkpoint: what is due of it, in this order.
+
+        Returns what was requested, or at once that training diverged: such a state is neither evaluated nor saved.
+        """
+        plan, step = self.plan, self.state.step
+        evaluates = plan.evaluation_due(step) and self.state.evaluated_step < step
+
+        # Log. First, because it checks the losses and the weights.
+        if plan.point_due(step) and (diverged := self._log()):
+            return diverged
 
         # Evaluate
-        if diverged is None and evaluates:
-            diverged = self._evaluate()
+        if evaluates and (diverged := self._evaluate()):
+            return diverged
 
         # Vote: the one place where requests to stop and to save are read. Signals reach the workers at different
         # moments, and if one of them stopped a step before the others, the others would hang in a collective.
-        if diverged is None:
-            # After an evaluation, wait for the other workers: a sweep judges its trials by evaluations, and a stopped
-            # trial should not train one more step. Otherwise the answer is that of the step before, without a wait.
-            requests = self.vote.cast(
-                stop=self.ctx.stop_requested(), save=self.checkpoints.due_by_clock(), wait=evaluates
-            )
+        # After an evaluation, wait for the other workers: a sweep judges its trials by evaluations, and a stopped
+        # trial should not train one more step. Otherwise the answer is that of the step before, without a wait.
+        requests = self.vote.cast(stop=self.ctx.stop_requested(), save=self.checkpoints.due_by_clock(), wait=evaluates)
 
-        # Save
-        if diverged is None:
-            # The request is of the step before, so a checkpoint of that step has answered it already.
-            save_requested = requests.save and self.checkpoints.saved_step < step - 1
-            if plan.checkpoint_due(step) or save_requested or requests.stop:
-                diverged = self._log()  # a request comes at any step, but only a checked state is saved
-                if diverged is None:
-                    self._save()
+        # Save. The request is of the step before, so a checkpoint of that step has answered it already.
+        save_requested = requests.save and self.checkpoints.saved_step < step - 1
+        if plan.checkpoint_due(step) or save_requested or requests.stop:
+            # A request comes at any step, but only a checked state is saved.
+            if diverged := self._log():
+                return diverged
+            self._save()
+        return requests
 
-        # End, or go back to the last checkpoint and leave out the steps that broke the training
-        if diverged is not None:
-            if diverged.skips:
-                skipped = state.skipped | diverged.skips
-                self._close_epoch()
-                self.restore()
-                state.skipped = skipped  # after `restore`, which brings back the checkpoint's own
-                return None
-            # The training itself was fine. Resumed, the run evaluates again before it trains a step.
-            if diverged.in_evaluation and state.is_finite():
-                self._save()
-            return self._result("diverged", diverged.reason)
-        if step >= plan.last_step:
-            return self._result("finished")
-        if requests.stop:
-            return self._result("stopped")
+    def _go_back_or_end(self, diverged: Divergence) -> WorkerResult | None:
+        """Goes back to the last checkpoint, to leave out the steps that broke the training; or ends the run."""
+        if diverged.skips:
+            skipped = self.state.skipped | diverged.skips
+            self._close_epoch()
+            self.restore()
+            self.state.skipped = skipped  # after `restore`, which brings back the checkpoint's own
+            return None
+        # The training itself was fine. Resumed, the run evaluates again before it trains a step.
+        if diverged.in_evaluation and self.state.is_finite():
+            self._save()
+        return self._result("diverged", diverged.reason)
 
-        # Step
+    def _train_one_step(self) -> None:
+        state, plan, step = self.state, self.plan, self.state.step
         if self._steps is None:
-            self.model.train()  # the evaluation left it in eval mode
+            self.classifier.train()  # the evaluation left it in eval mode
             self.accumulator.restart_clock()
             self._steps = steps_from(self.train, self.recipe, self.ctx, *divmod(step, plan.steps_per_epoch))
         with self.accumulator.waiting_for_data():
@@ -195,7 +203,6 @@ class Trainer:
             self.train_step(batches, self.learning_rate(step), self.accumulator, measure_norm=plan.point_due(step + 1))
         if state.step == plan.epoch_ends_at(step):
             self._close_epoch()
-        return None
 
     def _log(self) -> Divergence | None:
         """Adds a point to the curves for the steps since the last one, if there are any."""
@@ -294,73 +301,3 @@ class Trainer:
     def _result(self, outcome: TrainingOutcome, reason: str = "") -> WorkerResult:
         self._close_epoch()
         return WorkerResult(outcome, self.state.step, self.metrics, reason)
-
-
-# Divergence: which steps may have caused it, and whether to leave them out or to end the run. Pure decisions.
-
-
-class Divergence(NamedTuple):
-    """Losses, weights or an evaluation that are NaN, infinite or too large. The same on all workers."""
-
-    reason: str
-    """How it was noticed, in words."""
-    skips: frozenset[int]
-    """Steps to leave out from now on. Empty: the run ends."""
-    in_evaluation: bool = False
-
-
-def training_diverged(
-    policy: DivergenceConfig, diverged_step: int, next_step: int, skipped: Collection[int]
-) -> Divergence:
-    """Decides after a point of the curves.
-
-    Args:
-        diverged_step: first step whose loss shows it; `next_step` if the losses are fine and the state is not.
-        next_step: steps done.
-        skipped: steps that are left out already.
-    """
-    if diverged_step == next_step:
-        reason = f"the weights or batch norm's running statistics are not finite after step {next_step}"
-    else:
-        limit = "" if policy.max_loss is None else f" or above train.divergence.max_loss ({policy.max_loss:g})"
-        reason = f"the training loss is not finite{limit} at step {diverged_step + 1}"
-    return Divergence(reason, steps_to_skip(policy, diverged_step, next_step, skipped))
-
-
-def evaluation_diverged(
-    policy: DivergenceConfig, step: int, skipped: Collection[int], *, num_not_finite: int, num_samples: int
-) -> Divergence:
-    """Decides after an evaluation at `step` that gave NaN or infinity for `num_not_finite` samples."""
-    reason = f"the evaluation gave NaN or infinity at step {step} (for {num_not_finite} of {num_samples} samples)"
-    return Divergence(reason, steps_to_skip(policy, step, step, skipped), in_evaluation=True)
-
-
-def steps_to_skip(
-    policy: DivergenceConfig, diverged_step: int, next_step: int, skipped: Collection[int]
-) -> frozenset[int]:
-    """The steps to leave out where the recipe says so; empty where the run ends instead."""
-    if policy.action == "stop" or len(skipped) >= policy.max_skips:
-        return frozenset()
-    return frozenset(suspects(diverged_step, skipped, next_step) - set(skipped))
-
-
-def suspects(diverged_step: int, skipped: Collection[int], next_step: int) -> set[int]:
-    """The steps that may have broken the training.
-
-    Args:
-        diverged_step: first step whose loss shows it; `next_step` if only the state after the last step does.
-        skipped: steps that are left out already.
-        next_step: steps done.
-
-    >>> suspects(5, {3}, next_step=8)
-    {5}
-    """
-    # A step's loss is computed before its own update, so a bad update shows one step later. If the steps before
-    # `diverged_step` were skipped already, or if it was not taken yet, the last step taken before it is a suspect too.
-    before = diverged_step - 1
-    while before in skipped:
-        before -= 1
-    found = {diverged_step} if diverged_step < next_step else set()
-    if not found or before < diverged_step - 1:
-        found |= {before} - {-1}
-    return found

@@ -26,17 +26,17 @@ class TrainStep:
     """Trains `state` by one global batch a call: micro-batches, reduction, update, counters.
 
     Args:
-        model: the classifier around `state.net`, in training mode.
-        reduction: over `model`, or over its compiled form.
+        classifier: the one around `state.net`, in training mode.
+        reduction: over `classifier`, or over its compiled form.
     """
 
     def __init__(
-        self, recipe: Recipe, state: TrainState, model: nn.Module, reduction: Reduction, device: torch.device
+        self, recipe: Recipe, state: TrainState, classifier: nn.Module, reduction: Reduction, device: torch.device
     ) -> None:
         self.recipe, self.state, self.reduction, self.device = recipe, state, reduction, device
         self.precision = Precision(recipe.train.precision)
-        self.noise = StepNoise(model)
-        self.statistics = BatchNormStatistics(model)
+        self.noise = StepNoise(classifier)
+        self.statistics = BatchNormStatistics(classifier)
 
     def __call__(
         self, batches: Mapping[int, Batch], lr: float, metrics: MetricAccumulator, *, measure_norm: bool

@@ -76,7 +76,7 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
     context = LocalContext(FolderStorage(tmp_path))
     with ExitStack() as stack:
         trainer = Trainer(job, context, Tracker(), *open_data(job, context.device, stack))
-        trainer.model.train()
+        trainer.classifier.train()
         net = trainer.state.net
         weight = net.conv1.weight if recipe.model.stem == "conv7" else next(net.parameters())
         seen, sizes = [weight.detach().clone()], []
@@ -93,4 +93,4 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
     assert not torch.equal(seen[1], seen[2])  # also where the first rate is 0
     assert sizes == [32, 64] if recipe.data.progressive_size else sizes == [recipe.data.train.size] * 2
     if trainer.state.average is not None:
-        assert trainer.evaluated is not trainer.model
+        assert trainer.evaluated is not trainer.classifier

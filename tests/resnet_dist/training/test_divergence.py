@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch.nn import BatchNorm2d
 
 from resnet_dist.data.batch import Batch
-from resnet_dist.training.loop import Trainer, suspects
+from resnet_dist.training.divergence import suspects
+from resnet_dist.training.loop import Trainer
 
 BAD_STEP = 6  # the third step of the second epoch
 PLAN = replace(small.PLAN, log_every_steps=2, save_first=True)
