@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -62,7 +61,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
         heartbeat=watchdog.heartbeat,  # a checkpoint is committed in the thread that trains
     )
     context = LocalContext(
-        cast(RunStorage, fenced),
+        fenced,
         device=torch.device("cuda" if has_gpu else "cpu"),
         keep=profile.checkpoint.keep,
         observer=observer,

@@ -13,10 +13,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.beton.files import make_folder, write_text_atomically
 from resnet_dist.config.records import read_record
@@ -250,8 +249,8 @@ def _name(number: int, suffix: str) -> str:
 
 @dataclass(frozen=True)
 class FencedStorage:
-    """A run's storage as its workers write to it: `commit` retries while storage is full or unreachable, and refuses
-    workers whose driver was replaced. Everything else is `inner`'s.
+    """A run's storage as its workers write to it. `commit` and `remove` refuse workers whose driver was replaced, and
+    `commit` retries while storage is full or unreachable. Everything else is `inner`'s.
     """
 
     inner: RunStorage
@@ -263,9 +262,6 @@ class FencedStorage:
     """Called with the reason why a checkpoint will never be written: a restart of the workers would not help."""
     heartbeat: Callable[[], object] = lambda: None
     """Called before every new try: waiting for storage is no hang."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "inner"), name)
 
     def commit(self, name: str, write: Callable[[Path], None], last: str) -> None:
         """Raises Fault after the limit, or if another driver has the run."""
@@ -301,3 +297,48 @@ class FencedStorage:
         except UserError as error:  # it existed when the worker began: perhaps it is being mounted again
             raise OSError(str(error)) from None
         self.inner.commit(name, write, last)
+
+    def remove(self, name: str) -> None:
+        """Raises Fault if another driver has the run; if storage does not respond, the run counts as ours."""
+        with suppress(OSError, UserError):
+            self.lease.require_held()
+        self.inner.remove(name)
+
+    # Not fenced: what reads, and the small files that a worker writes, whose names no other worker uses. One by one
+    # instead of by `__getattr__`, so that a new method of `RunStorage` is a type error until it is decided here.
+
+    @property
+    def location(self) -> str:
+        return self.inner.location
+
+    @property
+    def folder(self) -> Path:
+        return self.inner.folder
+
+    @property
+    def sync_every_s(self) -> float:
+        return self.inner.sync_every_s
+
+    def names(self, group: str = "") -> list[str]:
+        return self.inner.names(group)
+
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        return self.inner.fetched(name)
+
+    def read(self, name: str) -> bytes | None:
+        return self.inner.read(name)
+
+    def pull(self) -> None:
+        self.inner.pull()
+
+    def require_writable(self) -> None:
+        self.inner.require_writable()
+
+    def upload(self, path: Path) -> None:
+        self.inner.upload(path)
+
+    def create_exclusive(self, path: Path) -> bool:
+        return self.inner.create_exclusive(path)
+
+    def extended(self, path: Path, num_bytes: int) -> None:
+        self.inner.extended(path, num_bytes)

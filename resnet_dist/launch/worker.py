@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import ray
 import ray.train
@@ -64,10 +64,9 @@ class RayContext(RunContext):
         self.world_size: int = context.get_world_size()
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         failure, control = setup.failure, setup.control
-        fenced = FencedStorage(
+        self.storage = FencedStorage(
             setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
         )
-        self.storage = cast(RunStorage, fenced)
         self.storage_timeout_s = failure.storage_timeout_s
         self.keep = None  # Ray Train removes old checkpoints itself: see `build_trainer`
         self._setup = setup

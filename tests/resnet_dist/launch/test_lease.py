@@ -19,6 +19,7 @@ import pytest
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch import lease as lease_module
 from resnet_dist.launch.lease import FencedStorage, Holder, Lease, take, this_process
+from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.spool import spool_folder
 from resnet_dist.tracking.tracker import Spool
@@ -195,6 +196,32 @@ def commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Exception]], Commi
         return seen
 
     return commit
+
+
+FENCED = {"commit", "remove"}
+READS = {"location", "folder", "sync_every_s", "names", "fetched", "read", "pull", "require_writable"}
+WRITES_ITS_OWN_FILES = {"upload", "create_exclusive", "extended"}
+"""Stacks and spools: their names hold the rank or the lease, so nothing of another driver is overwritten."""
+
+
+def test_whatever_changes_the_checkpoints_of_a_run_is_fenced(tmp_path: Path) -> None:
+    public = {name for name in vars(RunStorage) if not name.startswith("_")}
+    assert public == FENCED | READS | WRITES_ITS_OWN_FILES
+    storage = FolderStorage(tmp_path)
+    driver_file(tmp_path, 1, {})
+    fenced = FencedStorage(storage, Lease(storage, 1), 10, print)
+
+    def write(folder: Path) -> None:
+        (folder / "f").touch()
+
+    for name in ("a", "b"):
+        fenced.commit(name, write, "f")
+    fenced.remove("a")
+    driver_file(tmp_path, 2, {})
+    for change in (lambda: fenced.commit("c", write, "f"), lambda: fenced.remove("b")):
+        with pytest.raises(Fault, match="has taken over"):
+            change()
+    assert sorted(storage.names()) == ["b", "driver"]
 
 
 def full(times: int) -> list[Exception]:
