@@ -57,16 +57,15 @@ def crop(transform: Transform, heights: Sides, widths: Sides, draws: Draws) -> V
     size = transform.size
     match transform:
         case RandomResizedCrop():
-            box = random_resized_crop(heights, widths, transform.scale, transform.ratio, draws).T
-            views = make_views(box, resized=(size, size), window=(0, 0))
+            views = random_resized_crop(heights, widths, size, transform.scale, transform.ratio, draws)
         case ScaleCrop():
             views = scale_crop(heights, widths, size, transform.shorter_side, draws)
         case PadCrop():
-            window = [below(np.int64(2 * transform.pad + 1), draws[:, side]) - transform.pad for side in (_TOP, _LEFT)]
-            views = make_views((0, 0, size, size), resized=(size, size), window=window)
+            views = pad_crop(size, transform.pad, draws)
         case CenterCrop():
-            return center_crop(heights, widths, size, transform.resize)
-    views["mirrored"] = draws[:, _FLIP] < (0.5 if transform.flip else 0.0)
+            views = center_crop(heights, widths, size, transform.resize)
+    if not isinstance(transform, CenterCrop):
+        views["mirrored"] = draws[:, _FLIP] < (0.5 if transform.flip else 0.0)
     return views
 
 
@@ -81,8 +80,8 @@ def make_views(box: Iterable[Side], resized: Iterable[Side], window: Iterable[Si
 
 
 def random_resized_crop(
-    heights: Sides, widths: Sides, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
-) -> Boxes:
+    heights: Sides, widths: Sides, size: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> Views:
     """torchvision's `RandomResizedCrop.get_params` on our draws: ten tries, then the largest allowed central crop."""
     height, width = heights[:, None], widths[:, None]
     area = (height * width) * between(*scale, draws[:, _AREA])
@@ -93,7 +92,8 @@ def random_resized_crop(
     sample, first = np.arange(len(heights)), np.argmax(fits, axis=1)
     h, w = crop_heights[sample, first], crop_widths[sample, first]
     drawn = np.stack([below(heights - h + 1, draws[:, _TOP]), below(widths - w + 1, draws[:, _LEFT]), h, w], axis=1)
-    return np.where(fits.any(axis=1, keepdims=True), drawn, _largest_central_crop(heights, widths, ratio))
+    box = np.where(fits.any(axis=1, keepdims=True), drawn, _largest_central_crop(heights, widths, ratio))
+    return make_views(box.T, resized=(size, size), window=(0, 0))
 
 
 def scale_crop(heights: Sides, widths: Sides, size: int, shorter_side: tuple[int, int], draws: Draws) -> Views:
@@ -102,6 +102,12 @@ def scale_crop(heights: Sides, widths: Sides, size: int, shorter_side: tuple[int
     resized = _resized_sides(heights, widths, low + below(np.int64(high - low + 1), draws[:, _SHORTER_SIDE]))
     window = [below(side - size + 1, draws[:, column]) for side, column in zip(resized, (_TOP, _LEFT), strict=True)]
     return make_views((0, 0, heights, widths), resized, window)
+
+
+def pad_crop(size: int, pad: int, draws: Draws) -> Views:
+    """A random `size` x `size` of an image of that size, with `pad` px of black around it."""
+    window = [below(np.int64(2 * pad + 1), draws[:, side]) - pad for side in (_TOP, _LEFT)]
+    return make_views((0, 0, size, size), resized=(size, size), window=window)
 
 
 def center_crop(heights: Sides, widths: Sides, size: int, resize: int) -> Views:

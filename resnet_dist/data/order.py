@@ -6,8 +6,6 @@ the same micro-batches. Resuming is slicing: `start_step` cuts off what has been
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,13 +30,20 @@ def epoch_permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
-class PageShuffle(NamedTuple):
-    """A shuffle for betons that are larger than memory: at any time it needs only a few pages of the file."""
+class PageShuffle:
+    """A shuffle for betons that are larger than memory: at any time it needs only a few pages of the file.
 
-    page_of_sample: NDArray[np.int64]
-    """Page of each sample: [num_samples]."""
-    window_pages: int
-    """Pages whose samples are mixed at any time; a page is finished once this many others have been begun."""
+    Args:
+        page_of_sample: page of each sample, [num_samples].
+        window_pages: pages whose samples are mixed at any time; a page is finished once this many others have been
+            begun.
+    """
+
+    def __init__(self, page_of_sample: NDArray[np.int64], window_pages: int) -> None:
+        # Here, as the same in every epoch: it sorts the pages of all samples.
+        self.page_ids, self.index_of_page = np.unique(page_of_sample, return_inverse=True)
+        """The pages that have samples, ascending; and for each sample the index of its page among them."""
+        self.window_pages = min(window_pages, len(self.page_ids))
 
 
 def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -50,15 +55,13 @@ def page_permutation(shuffle: PageShuffle, seed: int, epoch: int) -> NDArray[np.
     closes are read twice). Two neighbours come from one page once in `window_pages`; with a window of all pages, this
     is a full shuffle.
     """
-    page_ids, place_in_pages = np.unique(shuffle.page_of_sample, return_inverse=True)
-    num_pages, window = len(page_ids), min(shuffle.window_pages, len(page_ids))
+    num_pages, num_samples = len(shuffle.page_ids), len(shuffle.index_of_page)
     place = np.empty(num_pages, np.uint64)
-    place[np.argsort(sample_keys(Stream.PAGES, seed, epoch, page_ids), kind="stable")] = np.arange(num_pages)
+    place[np.argsort(sample_keys(Stream.PAGES, seed, epoch, shuffle.page_ids), kind="stable")] = np.arange(num_pages)
     # In units of 2**-32 pages: integers, equal on every machine.
-    distances = (sample_keys(Stream.ORDER, seed, epoch, np.arange(len(place_in_pages))) >> np.uint64(32)) * np.uint64(
-        window
-    )
-    ends = ((place[place_in_pages] << np.uint64(32)) + distances) % np.uint64(max(num_pages, 1) << 32)
+    draws = sample_keys(Stream.ORDER, seed, epoch, np.arange(num_samples)) >> np.uint64(32)
+    distances = draws * np.uint64(shuffle.window_pages)
+    ends = ((place[shuffle.index_of_page] << np.uint64(32)) + distances) % np.uint64(max(num_pages, 1) << 32)
     return np.argsort(ends, kind="stable").astype(np.int64, copy=False)
 
 

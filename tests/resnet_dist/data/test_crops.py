@@ -14,7 +14,7 @@ from torchvision.transforms import functional
 from torchvision.transforms.functional import _compute_resized_output_size
 
 from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
-from resnet_dist.data.crops import center_crop, crop, num_draws, random_resized_crop
+from resnet_dist.data.crops import Views, center_crop, crop, num_draws, random_resized_crop
 from resnet_dist.data.ffcv_kernel import whole_pixel_boxes
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 from tests.resnet_dist.data.replayed import Replayed
@@ -31,10 +31,14 @@ def draws_of(num_samples: int, num: int = 23) -> np.ndarray:
     return uniform(sample_keys(Stream.AUGMENTATION, 21, 3, np.arange(num_samples)), num)
 
 
+def boxes_of(views: Views) -> np.ndarray:
+    return np.stack([views[name] for name in ("box_top", "box_left", "box_height", "box_width")], axis=1)
+
+
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (32, 32), (60, 900), (900, 60), (17, 23)])
 def test_random_resized_crop_is_torchvisions(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = draws_of(300)
-    ours = random_resized_crop(np.full(300, height), np.full(300, width), SCALE, RATIO, draws)
+    ours = boxes_of(random_resized_crop(np.full(300, height), np.full(300, width), 224, SCALE, RATIO, draws))
     theirs = []
     image = torch.empty(3, height, width)
     for row in draws:
@@ -45,17 +49,17 @@ def test_random_resized_crop_is_torchvisions(height: int, width: int, monkeypatc
 
 
 def test_an_image_too_long_for_any_try_is_cropped_in_the_middle() -> None:
-    boxes = random_resized_crop(sides(10, 400), sides(400, 10), (0.9, 1.0), RATIO, draws_of(2))
+    boxes = boxes_of(random_resized_crop(sides(10, 400), sides(400, 10), 224, (0.9, 1.0), RATIO, draws_of(2)))
     assert boxes.tolist() == [[0, 193, 10, 13], [193, 0, 13, 10]]
 
 
 @given(SIDE, SIDE, st.floats(0.01, 1.0), st.floats(0.3, 1.0), st.integers(0, 2**32 - 1))
 def test_a_crop_is_inside_the_image(height: int, width: int, least_area: float, flattest: float, seed: int) -> None:
     draws = uniform(sample_keys(Stream.AUGMENTATION, seed, 0, range(8)), 23)
-    boxes = random_resized_crop(
-        np.full(8, height), np.full(8, width), (least_area, 1.0), (flattest, 1 / flattest), draws
+    views = random_resized_crop(
+        np.full(8, height), np.full(8, width), 224, (least_area, 1.0), (flattest, 1 / flattest), draws
     )
-    top, left, h, w = boxes.T
+    top, left, h, w = boxes_of(views).T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (h >= 1).all()
