@@ -35,7 +35,7 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-class Samples(NamedTuple):
+class FileListing(NamedTuple):
     """The samples of a split, in order."""
 
     class_names: tuple[str, ...]
@@ -65,12 +65,12 @@ class FileSource(Source):
         name: str,
         location: str,
         split: str,
-        samples: Samples,
+        listing: FileListing,
         stamps: Iterable[bytes | int],
         num_left_out: int,
         left_out: Sequence[str] = (),
     ) -> None:
-        self.class_names, names, self.labels, self.sizes = samples
+        self.class_names, names, self.labels, self.sizes = listing
         self._names = PackedStrings(names)
         wnids = label_map(self.class_names) if are_wnids(self.class_names) else {}
         # The same for the same files in a folder and in an archive.
@@ -107,14 +107,14 @@ class ArchiveSource(FileSource):
         name: str,
         location: str,
         split: str,
-        samples: Samples,
+        listing: FileListing,
         ranges: FileRanges,
         num_left_out: int,
         left_out: Sequence[str],
     ) -> None:
         self._ranges = ranges
         stamps = [value for file in ranges.files for value in file.status]
-        super().__init__(name, location, split, samples, stamps, num_left_out, left_out)
+        super().__init__(name, location, split, listing, stamps, num_left_out, left_out)
 
     def read(self, index: int) -> bytes:
         return self._ranges.read(index)

@@ -18,8 +18,8 @@ from data_prep.errors import UserError
 from data_prep.shown import few, shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
 from data_prep.sources.file_source import (
+    FileListing,
     FileSource,
-    Samples,
     count_of,
     is_image_name,
     left_out_notes,
@@ -62,8 +62,8 @@ class FolderFiles(FileSource):
         self._root = root
         self._stamps = np.array([file.stamp for file in files], dtype=np.int64)
         sizes = np.array([file.num_bytes for file in files], dtype=np.int64)
-        samples = Samples(class_names, [file.name for file in files], labels, sizes)
-        super().__init__(name, root.shown, split, samples, [self._stamps.tobytes()], num_left_out)
+        listing = FileListing(class_names, [file.name for file in files], labels, sizes)
+        super().__init__(name, root.shown, split, listing, [self._stamps.tobytes()], num_left_out)
         self.notes = tuple(notes)
 
     def key(self, index: int) -> str:

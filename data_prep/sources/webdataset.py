@@ -25,7 +25,7 @@ import numpy as np
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
-from data_prep.sources.file_source import MAX_NAMED, SUFFIXES, ArchiveSource, Samples, skipped_notes
+from data_prep.sources.file_source import MAX_NAMED, SUFFIXES, ArchiveSource, FileListing, skipped_notes
 from data_prep.sources.files.listing import FileRanges, RecordedFile, list_each
 from data_prep.sources.files.paths import RangeReader
 from data_prep.sources.files.tar import TarEntry, walk_tar
@@ -110,7 +110,7 @@ class WebDataset(ArchiveSource):
             "webdataset",
             location,
             split,
-            Samples(class_names, [sample.key for sample in samples], labels, sizes),
+            FileListing(class_names, [sample.key for sample in samples], labels, sizes),
             FileRanges(files, numbers, offsets, sizes),
             sum(shard.num_left_out for shard in listed),
             [f"{shard}/{name}" for shard, its in zip(shard_names, listed, strict=True) for name in its.left_out],

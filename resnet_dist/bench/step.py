@@ -33,7 +33,7 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Spool
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
 from resnet_dist.training.context import LocalContext, TrainingJob
-from resnet_dist.training.feed import Samples
+from resnet_dist.training.feed import OpenSplit
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import build_classifier, build_optimizer
 from resnet_dist.training.schedule import RunPlan
@@ -245,8 +245,8 @@ def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact
     )
     job = TrainingJob(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
     ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=settings.world_size)
-    samples = Samples(InMemory(batch), num_samples)
-    return Trainer(job, ctx, Spool(folder / "spool"), samples, samples)
+    split = OpenSplit(InMemory(batch), num_samples)
+    return Trainer(job, ctx, Spool(folder / "spool"), split, split)
 
 
 def _advance(trainer: Trainer, steps: int) -> None:

@@ -37,7 +37,7 @@ class WorkerStatus:
     evaluations: tuple[tuple[int, Mapping[str, float]], ...] = ()
     """Step and metrics of each evaluation that the driver has not seen yet, in order."""
     has_workers: bool = False
-    """Whether a worker group has started since the newest trainer started."""
+    """Whether a worker group has started since the newest Ray trainer started."""
     given_up: str | None = None
     """Why the run must end, if a worker has found that no restart would help."""
     mistake: str | None = None
@@ -52,24 +52,24 @@ class RunControl:
     def __init__(self) -> None:
         self._stop = False
         self._status = WorkerStatus()
-        self._trainer = 0
+        self._ray_trainer = 0
         self._nodes: dict[int, tuple[str, str]] = {}
         """Rank -> address and id of its node."""
         self._asked_ray_s = 0.0
         self._leaving: frozenset[str] = frozenset()
 
-    def poll(self, trainer: int, *, stop: bool, evaluated_step: int = 0) -> WorkerStatus:
+    def poll(self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0) -> WorkerStatus:
         """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
 
         Args:
-            trainer: number of the driver's trainer. When a new one starts, no worker of the last one is left.
+            ray_trainer: number of the driver's Ray trainer. When a new one starts, no worker of the last one is left.
             evaluated_step: the newest evaluation that the driver has seen. It and those before are forgotten.
         """
         # Only what the driver confirms is forgotten: an answer may not have reached it.
         evaluations = tuple(item for item in self._status.evaluations if item[0] > evaluated_step)
         self._status = replace(self._status, evaluations=evaluations)
-        if trainer != self._trainer:
-            self._trainer, self._stop = trainer, False
+        if ray_trainer != self._ray_trainer:
+            self._ray_trainer, self._stop = ray_trainer, False
             self._nodes.clear()
             self._status = replace(self._status, has_workers=False)
         self._stop |= stop

@@ -79,7 +79,7 @@ def clear_leftovers(storage: RunStorage, keep: int, damaged: Collection[str]) ->
     """Removes what an earlier training left: Ray's snapshot, `damaged` checkpoints, others beyond the newest `keep`.
 
     A run resumes from the complete checkpoints themselves (`newest_complete`). Ray's snapshot of them is not written
-    atomically and rejects a run whose folders changed, so no trainer starts from another's snapshot.
+    atomically and rejects a run whose folders changed, so no Ray trainer starts from another's snapshot.
     """
     storage.remove(RAY_SNAPSHOT)
     prune(storage, keep, damaged)

@@ -40,7 +40,7 @@ class Holder:
     beat: int = 0
     released: bool = False
     request: str = ""
-    """What its trainer requested from Ray (`Reservation.request`): the successor of a dead driver cancels it."""
+    """What its Ray trainer requested from Ray (`Reservation.request`): the successor of a dead driver cancels it."""
     namespace: str = ""
     """The pid namespace in which its pid is valid."""
 

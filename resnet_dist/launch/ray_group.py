@@ -41,23 +41,24 @@ _ANSWER_LIMIT_S = 5.0
 def ray_group(run: Run, observer: Observer) -> WorkerResult:
     """Trains on the cluster that this process is connected to; for `execute`.
 
-    Ray Train restarts lost workers itself. A new trainer is needed when its controller died, and when a node of its
+    Ray Train restarts lost workers itself. A new Ray trainer is needed when its controller died, and when a node of its
     workers is about to leave; in both cases it begins at the newest complete checkpoint.
     """
     profile, failure = run.prepared.profile, run.prepared.profile.failure
     run.starts_on(alive_nodes())
     release_request(run.lease.left_request)
-    trainers = Trainers(run, observer)
+    ray_trainers = RayTrainers(run, observer)
     lost_controllers = preemptions = 0
     while True:
-        ended = trainers.run_once()
+        ended = ray_trainers.run_once()
         match ended:
             case WorkerResult():
                 return ended
             case ControllerLost():
                 lost_controllers += 1
                 if lost_controllers > failure.max_controller_failures:
-                    raise Fault(f"{ended.why} (failure no. {lost_controllers}: failure.max_controller_failures)")
+                    limit = f"failure.max_controller_failures allows {failure.max_controller_failures}"
+                    raise Fault(f"{ended.why} ({lost_controllers} times; {limit})")
             case Preempted():
                 preemptions += 1
                 if failure.max_preemptions is not None and preemptions > failure.max_preemptions:
@@ -89,7 +90,7 @@ class Preempted:
         return f"a node leaves: the workers saved a checkpoint after step {self.step} and start elsewhere"
 
 
-class Trainers:
+class RayTrainers:
     """Runs one Ray Train trainer after another for the same run, and passes on what their workers report."""
 
     def __init__(self, run: Run, observer: Observer) -> None:
@@ -98,7 +99,8 @@ class Trainers:
         self._setup = _worker_setup(run, self._control)
         if self._setup.cache is not None:
             gigabytes = (run.prepared.train.beton_bytes + run.prepared.val.beton_bytes) / 1e9
-            run.log(f"each node copies what it lacks of {gigabytes:.1f} GB to {self._setup.cache.folder} first")
+            folder = self._setup.cache.folder
+            run.log(f"each node first copies what it does not have yet of {gigabytes:.1f} GB to {folder}")
         self._number = 0
         self._reservation = NO_RESERVATION
         self._evaluated_step = 0
@@ -115,12 +117,12 @@ class Trainers:
             damaged = damaged_names(run.storage) if self._number else run.prepared.damaged
         clear_leftovers(run.storage, profile.checkpoint.keep, damaged)
         self._number += 1
-        trainer = FitThread(build_trainer(profile, run.storage, self._setup))
+        ray_trainer = FitThread(build_ray_trainer(profile, run.storage, self._setup))
         with run.progress.live():
-            self._watch(trainer)
-        if trainer.is_running():
+            self._watch(ray_trainer)
+        if ray_trainer.is_running():
             return self._stopped()
-        ended = trainer.result(run.storage)
+        ended = ray_trainer.result(run.storage)
         if isinstance(ended, ControllerLost):
             release(self._reservation)
             return ended
@@ -132,18 +134,18 @@ class Trainers:
         """The result of a stop while there are no workers."""
         return WorkerResult("stopped", newest_step(self._run.storage), self._metrics)
 
-    def _watch(self, trainer: FitThread) -> None:
-        """Returns when the trainer has ended, or should stop and has no workers yet.
+    def _watch(self, ray_trainer: FitThread) -> None:
+        """Returns when the Ray trainer has ended, or should stop and has no workers yet.
 
         Raises UserError or Fault once it cannot succeed: a worker found so, the workers do not stop in time, the
         cluster's head does not respond, another driver has the run.
         """
         run, failure = self._run, self._run.prepared.profile.failure
         head = HeadWatch(failure.head_timeout_s)
-        self._poll(stop=False)  # a new number cancels the stop of the trainer before
+        self._poll(stop=False)  # a new number cancels the stop of the Ray trainer before
         stop_by_s: float | None = None
         has_workers = False
-        while trainer.is_running(_POLL_EVERY_S):
+        while ray_trainer.is_running(_POLL_EVERY_S):
             if stop_by_s is None and self._observer.stop_requested():
                 stop_by_s = time.monotonic() + failure.stop_grace_s
                 run.log("stopping: the workers save a checkpoint first (again to stop at once)")
@@ -201,15 +203,15 @@ def _worker_setup(run: Run, control: Any) -> WorkerSetup:
 class FitThread:
     """`TorchTrainer.fit()` in a separate thread, so that the main thread can handle signals and show progress."""
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, ray_trainer: TorchTrainer) -> None:
         self._result: ray.train.Result | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train-fit", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(ray_trainer,), name="ray-train-fit", daemon=True)
         self._thread.start()
 
-    def _run(self, trainer: TorchTrainer) -> None:
+    def _run(self, ray_trainer: TorchTrainer) -> None:
         try:
-            self._result = trainer.fit()
+            self._result = ray_trainer.fit()
         except BaseException as error:  # noqa: BLE001 - handed to the main thread
             self._error = error
 
@@ -248,7 +250,7 @@ class WorkersLost(UserCallback):
         self._control.warn.remote(f"a worker failed: {_of_ranks(worker_exceptions)}")
 
 
-def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
+def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
     failure, workers = profile.failure, profile.workers
     folder, name, file_system = ray_storage(storage.location)
     use_gpu = profile.gpus_per_worker > 0
@@ -279,7 +281,7 @@ def build_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> 
                 controller_failure_limit=max(1, math.ceil(failure.wait_for_resources_s / start_timeout_s(failure)) - 1),
             ),
             # Ray Train prunes what it was given to report: pruned by us, its own list would name folders that are gone.
-            # `clear_leftovers` prunes what earlier trainers left, of which this one knows nothing.
+            # `clear_leftovers` prunes what earlier Ray trainers left, of which this one knows nothing.
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=profile.checkpoint.keep),
             callbacks=[WorkersLost(setup.control)],
             worker_runtime_env=worker_environment(profile),

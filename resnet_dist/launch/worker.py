@@ -68,7 +68,7 @@ class RayContext(RunContext):
             setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
         )
         self.storage_timeout_s = failure.storage_timeout_s
-        self.keep = None  # Ray Train removes old checkpoints itself: see `build_trainer`
+        self.keep = None  # Ray Train removes old checkpoints itself: see `build_ray_trainer`
         self._setup = setup
         self._monitor = monitor
         self._spool = spool

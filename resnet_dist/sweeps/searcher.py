@@ -31,10 +31,10 @@ class OptunaSearcher:
         self._proposed: tuple[Point, optuna.Trial] | None = None
         self._num_events = 0
 
-    def suggest(self, events: Sequence[Event], attempt: int = 0) -> Point:
+    def suggest(self, events: Sequence[Event], num_refused: int = 0) -> Point:
         """See `sweep.Searcher`."""
         self._read(events)
-        return self._propose(attempt)
+        return self._propose(num_refused)
 
     def _read(self, events: Sequence[Event]) -> None:
         for event in events[self._num_events :]:
@@ -54,8 +54,8 @@ class OptunaSearcher:
         """Optuna's trial at a point that was added, whoever proposed it."""
         if self._proposed is None and point not in self._space.first_points:
             # A killed driver proposed it. It is drawn again, because CMA-ES keeps its state with the points it draws.
-            for attempt in range(PROPOSALS):
-                if self._propose(attempt) == point:
+            for num_refused in range(PROPOSALS):
+                if self._propose(num_refused) == point:
                     break
         if self._proposed is not None and self._proposed[0] == point:
             trial = self._proposed[1]
@@ -67,10 +67,10 @@ class OptunaSearcher:
         suggest(self._space, trial)
         return trial
 
-    def _propose(self, attempt: int) -> Point:
+    def _propose(self, num_refused: int) -> Point:
         self._refuse()
         search = self._space.search
-        seed = getattr(search, "seed", 0) + 1_000_003 * len(self._trials) + 10_007 * attempt
+        seed = getattr(search, "seed", 0) + 1_000_003 * len(self._trials) + 10_007 * num_refused
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.sampler = _sampler(self._space, seed % 2**31)

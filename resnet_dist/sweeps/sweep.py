@@ -42,10 +42,10 @@ _DRAWS = 500
 class Searcher(Protocol):
     """Proposes points one by one, as `searcher.OptunaSearcher` does."""
 
-    def suggest(self, events: Sequence[Event], attempt: int = 0) -> Point:
-        """The next point to try: a function of the ledger's events and `attempt` alone.
+    def suggest(self, events: Sequence[Event], num_refused: int = 0) -> Point:
+        """The next point to try: a function of the ledger's events and `num_refused` alone.
 
-        `attempt` counts the proposals that were refused because their point had been tried.
+        `num_refused` is the number of proposals before this one, all refused because their point had been tried.
         """
 
 
@@ -206,7 +206,7 @@ class Sweep:
         searcher, events = self._searcher, self._ledger.events
         return chain(
             (dict(point) for point in self.space.first_points),
-            (searcher.suggest(events, attempt) for attempt in range(PROPOSALS)),
+            (searcher.suggest(events, num_refused) for num_refused in range(PROPOSALS)),
             (random_point(self.space, num_tried, index) for index in range(_DRAWS)),
         )
 

@@ -25,8 +25,8 @@ class Loader(Protocol):
         """Batches of a fixed size, in the order of `sample_ids`, augmented as in `epoch`."""
 
 
-class Samples(NamedTuple):
-    """One split of a data set."""
+class OpenSplit(NamedTuple):
+    """One split of a data set, opened."""
 
     loader: Loader
     num_samples: int
@@ -34,7 +34,7 @@ class Samples(NamedTuple):
     """How samples are shuffled if not across the whole data set."""
 
 
-def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple[Samples, Samples]:
+def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple[OpenSplit, OpenSplit]:
     """Opens the train and the val beton; `stack` closes their loaders."""
     recipe = job.recipe
     by_pages = recipe.data.shuffle == "page"
@@ -56,11 +56,11 @@ def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple
     )
     stack.enter_context(closing(val))
     shuffle = PageShuffle(train.page_of_sample, recipe.data.shuffle_window_pages) if by_pages else None
-    return Samples(train, train.num_samples, shuffle), Samples(val, val.num_samples)
+    return OpenSplit(train, train.num_samples, shuffle), OpenSplit(val, val.num_samples)
 
 
 def steps_from(
-    samples: Samples, recipe: Recipe, ctx: RunContext, epoch: int, first_step: int
+    split: OpenSplit, recipe: Recipe, ctx: RunContext, epoch: int, first_step: int
 ) -> Generator[dict[int, Batch], None, None]:
     """This worker's micro-batches under their numbers, step by step, from `first_step` of `epoch` to the epoch's end.
 
@@ -68,7 +68,7 @@ def steps_from(
     """
     train = recipe.train
     order = train_order(
-        samples.num_samples,
+        split.num_samples,
         seed=recipe.seed,
         epoch=epoch,
         global_batch_size=train.global_batch_size,
@@ -76,19 +76,19 @@ def steps_from(
         rank=ctx.rank,
         world_size=ctx.world_size,
         start_step=first_step,
-        page_shuffle=samples.page_shuffle,
+        page_shuffle=split.page_shuffle,
         repeats=recipe.data.augmentation_repeats,
     )
     micro_batches = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
-    with closing(batches_of(samples, ctx, epoch, order.reshape(-1))) as batches:
+    with closing(batches_of(split, ctx, epoch, order.reshape(-1))) as batches:
         # zip advances the range first, so it never takes a batch of the next step.
         while local := dict(zip(micro_batches, batches, strict=False)):
             yield local
 
 
-def batches_of(samples: Samples, ctx: RunContext, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+def batches_of(split: OpenSplit, ctx: RunContext, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
     """The batches of the samples `ids`, with a heartbeat for each."""
-    with closing(samples.loader.epoch(epoch, ids)) as batches:
+    with closing(split.loader.epoch(epoch, ids)) as batches:
         for batch in batches:
             ctx.heartbeat()
             yield batch

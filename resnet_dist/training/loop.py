@@ -18,7 +18,7 @@ from resnet_dist.training.curves import CurvePoint, MetricAccumulator, Straggler
 from resnet_dist.training.device import DeviceUse
 from resnet_dist.training.divergence import Divergence, evaluation_diverged, training_diverged
 from resnet_dist.training.evaluate import average_statistics, evaluate, sparse_json
-from resnet_dist.training.feed import Samples, batches_of, open_data, steps_from
+from resnet_dist.training.feed import OpenSplit, batches_of, open_data, steps_from
 from resnet_dist.training.model import (
     Precision,
     build_classifier,
@@ -59,7 +59,7 @@ class Trainer:
     and the result is the same.
     """
 
-    def __init__(self, job: TrainingJob, ctx: RunContext, tracker: Tracker, train: Samples, val: Samples) -> None:
+    def __init__(self, job: TrainingJob, ctx: RunContext, tracker: Tracker, train: OpenSplit, val: OpenSplit) -> None:
         recipe, precision = job.recipe, Precision(job.recipe.train.precision)
         self.recipe, self.plan, self.ctx, self.tracker = recipe, job.plan, ctx, tracker
         self.precision = precision

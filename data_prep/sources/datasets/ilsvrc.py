@@ -22,7 +22,7 @@ import numpy as np
 from data_prep.errors import UserError
 from data_prep.shown import shown
 from data_prep.sources.base import NO_OPTIONS, SourceOptions
-from data_prep.sources.file_source import ArchiveSource, Samples, is_image_name, skipped_notes
+from data_prep.sources.file_source import ArchiveSource, FileListing, is_image_name, skipped_notes
 from data_prep.sources.files.find import storage_path
 from data_prep.sources.files.listing import FileRanges, RecordedFile, list_each, record
 from data_prep.sources.files.paths import StoragePath, read_small
@@ -137,10 +137,10 @@ class Ilsvrc(ArchiveSource):
             np.array(column, dtype=np.int64)
             for column in ([i.label for i in images], [i.num_bytes for i in images], [i.offset for i in images])
         )
-        samples = Samples(class_names, [image.name for image in images], labels, sizes)
+        listing = FileListing(class_names, [image.name for image in images], labels, sizes)
         ranges = FileRanges([archive], np.zeros(len(images), dtype=np.int32), offsets, sizes)
         named = [shown(name) for name in sorted(left_out)]
-        opened = cls("ilsvrc", archive.path.shown, split, samples, ranges, len(left_out), named)
+        opened = cls("ilsvrc", archive.path.shown, split, listing, ranges, len(left_out), named)
         opened.description.label_checks.extend(notes)
         opened.notes = tuple(skipped_notes(opened.description))
         return opened

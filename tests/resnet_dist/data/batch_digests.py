@@ -23,7 +23,7 @@ from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.mixing import mix_micro_batch
 from resnet_dist.data.order import PageShuffle
-from resnet_dist.training.feed import Samples, steps_from
+from resnet_dist.training.feed import OpenSplit, steps_from
 
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
 """Four micro-batches of three; 40 samples make three steps an epoch, and four are left over."""
@@ -82,12 +82,12 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
     recipe: Any = SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1))
     ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, heartbeat=lambda: None)
-    samples = Samples(loader, num_samples, pages)
+    split = OpenSplit(loader, num_samples, pages)
     mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
     found = {}
     step = leg.first_step
     while step < leg.end_step:
-        with closing(steps_from(samples, recipe, ctx, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
+        with closing(steps_from(split, recipe, ctx, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
             for local in steps:
                 for number, batch in local.items():
                     targets = one_hot(batch.labels, 10).float()

@@ -17,8 +17,8 @@ from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.tracking.connection import server_credentials
 
 
-def poll(control: RunControl, trainer: int = 0, *, stop: bool = False, evaluated_step: int = 0) -> WorkerStatus:
-    return control.poll(trainer, stop=stop, evaluated_step=evaluated_step)
+def poll(control: RunControl, ray_trainer: int = 0, *, stop: bool = False, evaluated_step: int = 0) -> WorkerStatus:
+    return control.poll(ray_trainer, stop=stop, evaluated_step=evaluated_step)
 
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
@@ -56,15 +56,15 @@ def test_no_evaluation_is_lost_between_two_polls() -> None:
     assert poll(control, evaluated_step=40).evaluations == ()
 
 
-def test_a_request_to_stop_holds_for_one_trainer() -> None:
+def test_a_request_to_stop_holds_for_one_ray_trainer() -> None:
     control = RunControl()
-    poll(control, trainer=1)
+    poll(control, ray_trainer=1)
     assert not control.should_stop(0, 1, "10.0.0.1", "node-a")
-    poll(control, trainer=1, stop=True)
+    poll(control, ray_trainer=1, stop=True)
     assert control.should_stop(0, 1, "10.0.0.1", "node-a")
-    poll(control, trainer=1)
+    poll(control, ray_trainer=1)
     assert control.should_stop(0, 1, "10.0.0.1", "node-a")
-    assert not poll(control, trainer=2).has_workers
+    assert not poll(control, ray_trainer=2).has_workers
     assert not control.should_stop(0, 1, "10.0.0.1", "node-a")
 
 
@@ -79,7 +79,7 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     leaving.add("node-2")
     assert control.should_stop(0, 3, "10.0.0.0", "node-0")
     assert poll(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
-    poll(control, trainer=2)  # the next group, on the nodes that stay
+    poll(control, ray_trainer=2)  # the next group, on the nodes that stay
     assert [control.should_stop(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 
 
@@ -120,7 +120,7 @@ def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeyp
     monkeypatch.setattr(control_module, "leaving_nodes", frozenset)
     control = RunControl()
     control.should_stop(0, 1, "10.0.0.1", "n")
-    assert poll(control, trainer=0).has_workers
+    assert poll(control, ray_trainer=0).has_workers
 
 
 def test_the_dashboard_shows_no_password_of_the_workers() -> None:

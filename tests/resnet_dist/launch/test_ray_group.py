@@ -18,9 +18,9 @@ DONE = WorkerResult("finished", step=10)
 
 
 def run_group(monkeypatch: pytest.MonkeyPatch, *ends: Any, **limits: int) -> tuple[WorkerResult, list[str]]:
-    """The result and the events of a run whose trainers end like this, one after another."""
+    """The result and the events of a run whose Ray trainers end like this, one after another."""
     events, left = list[str](), iter(ends)
-    monkeypatch.setattr(module, "Trainers", lambda run, observer: SimpleNamespace(run_once=lambda: next(left)))
+    monkeypatch.setattr(module, "RayTrainers", lambda run, observer: SimpleNamespace(run_once=lambda: next(left)))
     for name in ("alive_nodes", "release_request", "wait_for_remaining_capacity"):
         monkeypatch.setattr(module, name, lambda *_: None)
     profile = SimpleNamespace(failure=FailureConfig(**limits))
@@ -35,7 +35,7 @@ def run_group(monkeypatch: pytest.MonkeyPatch, *ends: Any, **limits: int) -> tup
     return result, events[::2]
 
 
-def test_another_trainer_follows_a_lost_controller_and_a_node_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_ray_trainer_follows_a_lost_controller_and_a_node_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_group(monkeypatch, LOST, LEFT, LEFT, DONE) == (
         DONE,
         [
@@ -48,5 +48,5 @@ def test_another_trainer_follows_a_lost_controller_and_a_node_that_leaves(monkey
 def test_a_run_ends_when_a_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Fault, match=r"nodes left the run 2 times \(failure.max_preemptions\)"):
         run_group(monkeypatch, LEFT, LEFT, DONE, max_preemptions=1)
-    with pytest.raises(Fault, match=r"controller died: killed \(failure no. 2: failure.max_controller_failures\)"):
+    with pytest.raises(Fault, match=r"controller died: killed \(2 times; failure.max_controller_failures allows 1\)"):
         run_group(monkeypatch, LOST, LOST, DONE, max_controller_failures=1)

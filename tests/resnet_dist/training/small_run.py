@@ -20,7 +20,7 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.context import LocalContext, TrainingJob
-from resnet_dist.training.feed import Samples
+from resnet_dist.training.feed import OpenSplit
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
 
@@ -149,7 +149,7 @@ def trainer_of(
         save_every_s=save_every_s,
     )
     context = context or LocalContext(FolderStorage(folder))
-    return Trainer(job, context, tracker or Points(), Samples(train, NUM_TRAIN), Samples(val, NUM_VAL))
+    return Trainer(job, context, tracker or Points(), OpenSplit(train, NUM_TRAIN), OpenSplit(val, NUM_VAL))
 
 
 def trained(
