@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from resnet_dist.training.checkpoint import STATE, Damaged, load_state
+from resnet_dist.training.checkpoint import STATE, load_state, require_plain
 
 pytestmark = pytest.mark.system
 
@@ -160,7 +161,9 @@ class Harm:
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     torch.save({"net": Harm(marker)}, tmp_path / STATE)
-    with pytest.raises(Damaged):
+    with (tmp_path / STATE).open("rb") as file, pytest.raises(ValueError, match="refers to"):
+        require_plain(file)
+    with pytest.raises(UnpicklingError):
         load_state(tmp_path, torch.device("cpu"))
     assert not marker.exists()
 

@@ -120,6 +120,8 @@ class CheckpointManager:
         ctx, job, metrics = self._ctx, self._job, {}
         ctx.wait_for_checkpoints()
         sum_over_workers(torch.zeros(1))  # a barrier: nobody looks before all have written
+        # Every worker verifies the whole checkpoint, not rank 0 for all: it loads what it has read itself, from another
+        # disk, or over another connection, than the others.
         with newest_complete(ctx.storage) as found:
             if found is not None:
                 require_same(found.metadata, job.identity, job.recipe, ctx.storage.location)

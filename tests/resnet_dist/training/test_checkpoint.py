@@ -306,8 +306,6 @@ def test_a_hostile_state_gives_way_to_the_one_before(newest: Path, what: str) ->
     data, reason = HOSTILE[what]
     replace_state(newest, data)
     assert reason in falls_back(newest)
-    with pytest.raises(Damaged):
-        load_state(newest, CPU)
 
 
 def test_a_state_that_is_far_too_large_for_the_net_is_not_loaded(newest: Path) -> None:
