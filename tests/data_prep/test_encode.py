@@ -28,6 +28,7 @@ from data_prep.errors import UserError
 from data_prep.jpeg.turbojpeg import decode_as_ffcv
 from data_prep.pixels import to_rgb
 from data_prep.sources.files.paths import HEAD_BYTES, TAIL_BYTES, empty_ends
+from tests.data_prep.bare_jpegs import in_scans, progressive
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -292,36 +293,6 @@ def test_images_that_would_not_fit_in_memory_are_refused(image_file) -> None:
         for kind in ("original", "jpeg", "raw"):
             with pytest.raises(BadSample, match="is 8000 x 8000 px, more than 36,000,000 px in all; use --max-side"):
                 encode(jpeg, ConvertSettings(encode=kind))
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-
-def packed_zeros(num_bits: int) -> bytes:
-    return bytes(num_bits // 8) + (bytes([(1 << -num_bits % 8) - 1]) if num_bits % 8 else b"")
-
-
-ONES = segment(0xDB, b"\0" + b"\x01" * 64)
-SHORT_DC, SHORT_AC = (segment(0xC4, kind + b"\x01" + bytes(15) + b"\x00") for kind in (b"\x00", b"\x10"))
-"""Tables of one code of one bit: no difference, and nothing but zeros."""
-
-
-def progressive(side: int, num_scans: int) -> bytes:
-    """A gray square whose file is tiny, with `num_scans` scans of which all but the first say nothing."""
-    data = packed_zeros((-(-side // 8)) ** 2)
-    frame = segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
-    dc, ac = (segment(0xDA, b"\x01\x01\x00" + selection) for selection in (b"\x00\x00\x00", b"\x01\x3f\x00"))
-    rest = (SHORT_AC + ac + data) * (num_scans - 1)
-    return b"\xff\xd8" + ONES + frame + SHORT_DC + dc + data + rest + b"\xff\xd9"
-
-
-def in_scans(height: int, width: int) -> bytes:
-    """A baseline file with a scan for each component, of which a decoder holds all coefficients."""
-    frame = segment(0xC0, struct.pack(">BHHB", 8, height, width, 3) + b"\x01\x11\0\x02\x11\0\x03\x11\0")
-    data = packed_zeros(2 * -(-width // 8) * -(-height // 8))
-    scans = b"".join(segment(0xDA, bytes([1, component, 0, 0, 63, 0])) + data for component in (1, 2, 3))
-    return b"\xff\xd8" + ONES + frame + SHORT_DC + SHORT_AC + scans + b"\xff\xd9"
 
 
 @pytest.mark.parametrize("check_kind", ["decode", "headers"])

@@ -27,6 +27,7 @@ from data_prep.pixels import (
     resized_window,
     to_rgb,
 )
+from tests.data_prep.bare_jpegs import in_scans
 
 ON_BLUE = PictureSettings(background=(0, 0, 255))
 TURN = PictureSettings(exif="apply")
@@ -427,26 +428,12 @@ def test_the_limits_are_checked_on_the_header_of_every_format(file_format: str) 
             read_header(data)
 
 
-def multiscan(width: int, height: int, scans: int = 3) -> bytes:
-    """A baseline JPEG of gray nothing with a scan for each component, then some again."""
-
-    def segment(marker: int, body: bytes) -> bytes:
-        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
-
-    frame = struct.pack(">BHHB", 8, height, width, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
-    tables = b"".join(segment(0xC4, bytes([kind << 4, 1, *[0] * 15, 0])) for kind in (0, 1))
-    blocks = -(-width // 8) * -(-height // 8)
-    scan = bytes(blocks // 4 + 1)
-    body = b"".join(segment(0xDA, bytes([1, k % 3 + 1, 0, 0, 63, 0])) + scan for k in range(scans))
-    return b"\xff\xd8" + segment(0xDB, bytes([0, *[16] * 64])) + segment(0xC0, frame) + tables + body + b"\xff\xd9"
-
-
 def test_a_jpeg_of_many_scans_is_refused() -> None:
-    assert to_rgb(multiscan(64, 64)).size == (64, 64)
+    assert to_rgb(in_scans(64, 64)).size == (64, 64)
     with pytest.raises(BadPicture, match="501 scans"):
-        to_rgb(multiscan(64, 64, 501))
+        to_rgb(in_scans(64, 64, 501))
     with pytest.raises(BadPicture, match="scans"):
-        to_rgb(multiscan(5_000, 5_000, 90))
+        to_rgb(in_scans(5_000, 5_000, 90))
 
 
 def test_a_tiff_whose_tile_is_larger_than_its_picture_is_refused() -> None:
@@ -476,7 +463,7 @@ SEEDS = [
     file_of(scene(), "WEBP"),
     file_of(scene().quantize(16), "GIF"),
     file_of(scene(), "TIFF", compression="jpeg"),
-    multiscan(16, 16),
+    in_scans(16, 16),
 ]
 
 

@@ -34,6 +34,7 @@ from resnet_dist.sweeps.prepare import prepare_sweep
 from resnet_dist.training.checkpoint import METADATA, CheckpointMetadata, Identity, checkpoint_name, write_checkpoint
 from resnet_dist.training.model import build_classifier
 from resnet_dist.weights.export import export_model
+from tests.resnet_dist.tiny_data import write_tiny_digits
 
 RECIPE = Path(__file__).parents[3] / "resnet_dist/recipes/digits_resnet20.yaml"
 
@@ -101,14 +102,10 @@ def rename(beton: Path, names: Sequence[str], **fields: object) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data set of four classes under tmp_path/digits."""
-    for name, num_samples in (("train", 16), ("val", 8)):
-        source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8, split=name)
-        beton = tmp_path / "digits" / f"{name}.beton"
-        beton.parent.mkdir(exist_ok=True)
-        convert(source, beton)
+    folder = write_tiny_digits(tmp_path)
     for name in ("train", "val"):  # when both are there: convert compares the classes of splits
-        rename(tmp_path / "digits" / f"{name}.beton", ANIMALS)
-    return tmp_path / "digits"
+        rename(folder / f"{name}.beton", ANIMALS)
+    return folder
 
 
 @pytest.fixture

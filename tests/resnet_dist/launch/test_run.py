@@ -13,8 +13,6 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from data_prep.converter.convert import convert
-from data_prep.sources.datasets.builtin import Synthetic
 from resnet_dist.config.profile import CheckpointConfig, Profile, Workers
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch import train as train_module
@@ -29,6 +27,7 @@ from resnet_dist.studies.study import study_recipe
 from resnet_dist.tracking.mlflow_run import RunEnd, recorded_end
 from resnet_dist.training.checkpoint import METADATA, checkpoint_name, step_of
 from resnet_dist.training.context import Observer, TrainingOutcome, WorkerResult
+from tests.resnet_dist.tiny_data import write_tiny_digits
 
 pytestmark = pytest.mark.system
 
@@ -37,13 +36,7 @@ EPOCHS, STEPS_PER_EPOCH = 3, 2
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of four classes as `digits`."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "digits").mkdir()
-    for name, num_samples in (("train", 16), ("val", 8)):
-        source = Synthetic(num_samples=num_samples, num_classes=4, min_side=8, max_side=8, split=name)
-        convert(source, root / "digits" / f"{name}.beton")
-    return root
+    return write_tiny_digits(tmp_path_factory.mktemp("data")).parent
 
 
 @pytest.fixture(scope="module")
