@@ -284,6 +284,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}  # which may be a module too
     return found
 
 
@@ -325,6 +326,19 @@ def test_formats_of_images_know_no_data_set() -> None:
     sources, data_sets = ("data_prep.sources",), ("data_prep.sources.datasets",)
     formats = {name: path for name, path in modules().items() if within(name, sources) and not within(name, data_sets)}
     assert [name for name, path in formats.items() if any(within(i, data_sets) for i in imports(path))] == []
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    names = modules()
+    arrows = {
+        name: {i for i in imports(path) if i in names and i != name and not i == name.partition(".")[0]}
+        for name, path in names.items()
+    }
+    while leaves := [name for name, needed in arrows.items() if not needed]:
+        for leaf in leaves:
+            del arrows[leaf]
+        arrows = {name: needed.difference(leaves) for name, needed in arrows.items()}
+    assert sorted(arrows) == [], "these import each other, or import some that do"
 
 
 def test_code_in_a_model_needs_no_other_module() -> None:

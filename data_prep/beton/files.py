@@ -21,6 +21,9 @@ from data_prep.errors import Fault, UserError
 _PRIVATE = 0o700
 _PIECE_BYTES = 1 << 20
 
+BETON = ".beton"
+"""The suffix of a beton's name."""
+
 
 class Unfit(OSError):
     """The name belongs to something that is not read or written: a link, a pipe, a device, too large a file."""
@@ -98,7 +101,7 @@ def read_location(location: str | Path, max_bytes: int) -> bytes:
 
 def beside(beton: str | Path, end: str) -> str:
     """`data/train.beton`, `.manifest.json` -> `data/train.manifest.json`; URLs likewise."""
-    return str(beton).removesuffix(".beton") + end
+    return str(beton).removesuffix(BETON) + end
 
 
 def create(path: Path) -> BinaryIO:

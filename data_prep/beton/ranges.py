@@ -57,6 +57,18 @@ def payload_of(stored: Callable[[int], bytes | memoryview]) -> Payload:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A range that is in the unfinished beton."""
+
+    chunks: tuple[str, ...]
+    """Digests of its chunks."""
+    receipt: str = ""
+    """The store's ETag, if it gives one."""
+    contents: bytes = b""
+    """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty if there is none."""
+
+
+@dataclass(frozen=True)
 class FileRange:
     """Everything needed to write the bytes start..stop-1, except the images."""
 

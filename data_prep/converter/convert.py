@@ -20,18 +20,10 @@ from numpy.typing import NDArray
 from data_prep.beton.contents import CONTENT, CONTENTS, shared_samples
 from data_prep.beton.digest import combine, digest_bytes
 from data_prep.beton.layout import lay_out
-from data_prep.beton.manifest import Manifest, class_names_problem, describe_beton, require_size
+from data_prep.beton.manifest import MANIFEST, Manifest, class_names_problem, describe_beton, require_size
 from data_prep.converter.context import Pool, Progress, ThisProcess
 from data_prep.converter.encode import encoder_versions
-from data_prep.converter.output import (
-    BAD_SAMPLES,
-    MANIFEST,
-    QUARANTINE,
-    Output,
-    cannot_be_written,
-    open_output,
-    read_work_file,
-)
+from data_prep.converter.output import BAD_SAMPLES, QUARANTINE, Output, cannot_be_written, open_output, read_work_file
 from data_prep.converter.plan import (
     ENDS_IN_SOURCE,
     PART_PREFIX,

@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any, BinaryIO
 
 from data_prep.beton import ranges
+from data_prep.beton.files import BETON
 from data_prep.beton.manifest import MAX_MANIFEST_BYTES
-from data_prep.beton.ranges import FileRange, Payload
-from data_prep.converter.output import BETON, Written
+from data_prep.beton.ranges import FileRange, Payload, Written
 from data_prep.errors import UserError
 from data_prep.sources.files.paths import without_credentials
 from data_prep.sources.files.remote import READ_AHEAD_BYTES, failures

@@ -19,6 +19,7 @@ from typing import BinaryIO, Protocol
 
 from data_prep.beton import ranges
 from data_prep.beton.files import (
+    BETON,
     create,
     free_bytes,
     lacking_bytes,
@@ -33,25 +34,12 @@ from data_prep.beton.files import (
     write_text_atomically,
 )
 from data_prep.beton.manifest import MAX_MANIFEST_BYTES
-from data_prep.beton.ranges import FileRange, Payload, read_digests
+from data_prep.beton.ranges import FileRange, Payload, Written, read_digests
 from data_prep.errors import Fault, UserError
 from data_prep.sources.files.paths import IS_URL
 
-BETON, MANIFEST = ".beton", ".manifest.json"
 BAD_SAMPLES, QUARANTINE = ".bad-samples.tsv", ".quarantine.tsv"
-"""Suffixes of the final names. The tables list the samples that prevented the beton, or that are not in it."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A range that is in the unfinished beton."""
-
-    chunks: tuple[str, ...]
-    """Digests of its chunks."""
-    receipt: str = ""
-    """The store's ETag, if it gives one."""
-    contents: bytes = b""
-    """`beton.contents.CONTENT` of each sample whose file was first read with this range; empty if there is none."""
+"""Suffixes beside BETON and MANIFEST. The tables list the samples that prevented the beton, or that are not in it."""
 
 
 class WorkReader(Protocol):

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 
 from data_prep.beton.class_names import difference
-from data_prep.beton.manifest import Manifest
-from data_prep.converter.output import BETON, MANIFEST, Output, open_output
+from data_prep.beton.files import BETON
+from data_prep.beton.manifest import MANIFEST, Manifest
+from data_prep.converter.output import Output, open_output
 from data_prep.errors import UserError
 from data_prep.sources import SOURCES, SourceOptions, open_source
 from data_prep.sources.base import Source

@@ -13,7 +13,7 @@ from data_prep.jpeg.check import are_sound, why_unfit
 from data_prep.jpeg.header import is_read_by_ffcv, read_jpeg_header, read_odd_jpeg_header
 from resnet_dist.data.augment import OPERATION
 from resnet_dist.data.crops import VIEW, Views
-from resnet_dist.data.decoder import OK, STORED_IMAGE
+from resnet_dist.data.kernel import OK, STORED_IMAGE
 from resnet_dist.data.native_kernel import NativeKernel
 
 SIZE = 24

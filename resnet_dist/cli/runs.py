@@ -139,7 +139,7 @@ def sync(
     Example: resnet-dist tracking sync runs/demo --tracking-uri http://mlflow:5000
     """
     from resnet_dist.launch.publish import sync_run
-    from resnet_dist.storage.base import open_storage
+    from resnet_dist.storage.locations import open_storage
 
     typer.echo(sync_run(open_storage(run), require_tracking_uri(tracking_uri), lambda line: typer.echo(line, err=True)))
 
@@ -175,7 +175,7 @@ def doctor(
 
 def _examine_run(run: str, *, repairs: bool) -> None:
     from resnet_dist.doctor.run import examine, repair, verdict
-    from resnet_dist.storage.base import open_storage
+    from resnet_dist.storage.locations import open_storage
 
     storage = open_storage(run)
     findings = examine(storage)

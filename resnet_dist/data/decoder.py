@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from shlex import quote
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from data_prep.beton.reader import BetonReader
 from data_prep.native import open_decode_library
 from resnet_dist.config.recipe import CenterCrop, OnBadSample, Recipe, train_size
-from resnet_dist.data.augment import Operations, draw_operations
+from resnet_dist.data.augment import draw_operations
 from resnet_dist.data.crops import Transform, Views, crop, num_draws
+from resnet_dist.data.kernel import OK, STORED_IMAGE, Kernel, StoredImages
 from resnet_dist.data.keyed_random import Stream, sample_keys, uniform
 from resnet_dist.data.order import replacement_ids
 from resnet_dist.errors import Fault
@@ -55,46 +56,6 @@ def train_images(recipe: Recipe) -> ImageSettings:
 def eval_images(recipe: Recipe, crop: CenterCrop | None = None) -> ImageSettings:
     """The images that the recipe evaluates on: every sample counts, and none is augmented. `crop` replaces its own."""
     return ImageSettings(crop or recipe.data.eval, recipe.data.decoder)
-
-
-OK = 0
-"""The status of a decoded image; all other values are each kernel's own."""
-
-STORED_IMAGE = np.dtype([(name, "<i8") for name in ("offset", "bytes", "height", "width", "mode")])
-"""Where an image is in the file, its sides in px, and how it is stored (`StoredImage` in native/kernel.h)."""
-StoredImages = NDArray[np.void]
-"""`STORED_IMAGE` [N]."""
-
-
-class Kernel(Protocol):
-    """Decodes, crops, resizes, flips and augments the images of a batch on its own threads, without the GIL.
-
-    It knows nothing of seeds or epochs. `native_kernel.NativeKernel` and `ffcv_kernel.FfcvKernel` are the two.
-    """
-
-    def decode(
-        self,
-        file: NDArray[np.uint8],
-        stored: StoredImages,
-        views: Views,
-        operations: Operations,
-        images: NDArray[np.uint8],
-    ) -> NDArray[np.int64]:
-        """Returns the statuses [N]. Calls from several threads run one after the other.
-
-        Args:
-            file: uint8 [bytes of the beton].
-            stored: [N], where the images are in it.
-            views: [N], what is shown of each.
-            operations: [N, K], applied to what is shown.
-            images: uint8 [N, size, size, 3], RGB, written. Undefined for an image whose status is not OK.
-        """
-
-    def explain(self, file: NDArray[np.uint8], stored: StoredImages, views: Views, size: int, status: int) -> str:
-        """Why the single image given, shown as `size` x `size` px, ended with `status`."""
-
-    def close(self) -> None:
-        """Ends the threads, each after its current image; does not wait for them."""
 
 
 def open_kernel(decoder: Decoder, num_threads: int, max_image_bytes: int) -> Kernel:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.data.augment import Operations, apply_operations
 from resnet_dist.data.crops import Boxes, Sides, Views
-from resnet_dist.data.decoder import StoredImages
+from resnet_dist.data.kernel import StoredImages
 
 _intra_op_threads = torch.get_num_threads()
 from ffcv.libffcv import ctypes_imdecode, ctypes_resize, lib  # noqa: E402

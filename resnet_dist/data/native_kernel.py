@@ -20,7 +20,7 @@ from data_prep.native import open_decode_library, pointer
 from resnet_dist.config.recipe import MAX_SIZE
 from resnet_dist.data.augment import OPERATION, Operations
 from resnet_dist.data.crops import VIEW, Views
-from resnet_dist.data.decoder import STORED_IMAGE, StoredImages
+from resnet_dist.data.kernel import STORED_IMAGE, StoredImages
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 200  # as in jpeg_region.h

@@ -34,7 +34,8 @@ from resnet_dist.launch.cluster import (
     worker_capacity,
     worker_environment,
 )
-from resnet_dist.storage.base import RunStorage, beside, open_storage
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.locations import beside, open_storage
 from resnet_dist.tracking.connection import require_server
 
 _NODE_LIMIT_S = 120.0

@@ -36,7 +36,8 @@ from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, alive_nodes, cluster_of, ray_session, require_capacity, this_machine
-from resnet_dist.storage.base import RUN_RESULT, SWEEP_LEDGER, RunStorage, beside, open_storage
+from resnet_dist.storage.base import RUN_RESULT, SWEEP_LEDGER, RunStorage
+from resnet_dist.storage.locations import beside, open_storage
 from resnet_dist.training.checkpoint import Identity, require_same
 from resnet_dist.training.checkpoint_manager import newest_complete, newest_first, was_complete
 from resnet_dist.training.context import TrainingJob

@@ -29,7 +29,8 @@ from resnet_dist.launch.execute import clear_leftovers
 from resnet_dist.launch.ray_internals import NO_RESERVATION, release, release_request
 from resnet_dist.launch.run import Run
 from resnet_dist.launch.worker import WorkerSetup, worker_main
-from resnet_dist.storage.base import RunStorage, is_url, split
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.locations import is_url, split
 from resnet_dist.tracking.connection import server_credentials
 from resnet_dist.training.checkpoint_manager import damaged_names, newest_step
 from resnet_dist.training.context import Observer, WorkerResult

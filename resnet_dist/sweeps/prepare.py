@@ -18,7 +18,8 @@ from resnet_dist.config.space import Space, sweep_hash
 from resnet_dist.errors import UserError
 from resnet_dist.launch.cluster import ClusterNode, listed, no_gpus, require_capacity, worker_bundles, worker_capacity
 from resnet_dist.launch.preflight import manifest_of, prepare, require_micro_batch_each
-from resnet_dist.storage.base import RunStorage, beside, is_url, open_storage
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.locations import beside, is_url, open_storage
 from resnet_dist.sweeps.analysis.next_sweep import warm_start
 from resnet_dist.sweeps.ledger import Began, Event, ledger_file, read_ledger
 from resnet_dist.sweeps.points import Builder, Point, planned_points, random_point, require_buildable, require_proxy

@@ -13,7 +13,7 @@ from resnet_dist.config.recipe import Recipe, recipe_hash
 from resnet_dist.data.checks import known_pictures
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.models.classifier import ImageClassifier
-from resnet_dist.storage.base import open_storage, split
+from resnet_dist.storage.locations import open_storage, split
 from resnet_dist.tracking.registry import load_weights
 from resnet_dist.training.checkpoint import load_state, step_of
 from resnet_dist.training.checkpoint_manager import newest_complete, open_checkpoint

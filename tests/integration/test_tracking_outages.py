@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from resnet_dist.bench.mlflow_server import MlflowServer
-from resnet_dist.storage.base import open_storage
+from resnet_dist.storage.locations import open_storage
 from resnet_dist.tracking.spool import Metrics, read_events, spool_folders
 
 PASSWORD = "correct-horse-battery"  # of a server that lives as long as the test

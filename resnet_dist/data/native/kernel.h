@@ -7,7 +7,7 @@
 #include "augment.h"
 #include "pool.h"
 
-/* Where an image is in the file: `STORED_IMAGE` in decoder.py. */
+/* Where an image is in the file: `STORED_IMAGE` in kernel.py. */
 typedef struct {
     int64_t offset, bytes;
     int64_t height, width; /* px */

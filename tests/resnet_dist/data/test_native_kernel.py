@@ -25,7 +25,8 @@ from resnet_dist.config.recipe import DataConfig
 from resnet_dist.data import native_kernel
 from resnet_dist.data.augment import OPERATION
 from resnet_dist.data.crops import VIEW
-from resnet_dist.data.decoder import STORED_IMAGE, open_kernel
+from resnet_dist.data.decoder import open_kernel
+from resnet_dist.data.kernel import STORED_IMAGE
 from resnet_dist.data.native_kernel import NativeKernel, Status
 from resnet_dist.errors import UserError
 

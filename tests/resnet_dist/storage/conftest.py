@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from resnet_dist.storage.base import RunStorage, open_storage
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.locations import open_storage
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import torch
 from resnet_dist.doctor.run import examine, repair, verdict
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.launch.lease import take
-from resnet_dist.storage.base import RunStorage, open_storage, split
+from resnet_dist.storage.base import RunStorage
+from resnet_dist.storage.locations import open_storage, split
 from resnet_dist.tracking.spool import read_history, spool_folder
 from resnet_dist.tracking.tracker import Spool
 from resnet_dist.training.checkpoint import (
