@@ -8,7 +8,7 @@ To add a source:
    `file_source.py`, and `datasets/kaggle.py` as an example of its use.
 2. Add its name to `SOURCES` in `__init__.py`: where it is, what `--input` it needs, which `SourceOptions` it takes.
 3. Test that it gives the same bytes, labels and order as the files themselves, that a pickled copy reads the same, and
-   each refusal (`tests/data_prep/test_source_*.py`).
+   each refusal (`tests/data_prep/sources/test_*.py`).
 
 `open` raises `UserError`: one line that names what is wrong, where, and how to fix it. `read` raises `OSError` or
 `ValueError` for a sample that cannot be read, and `Fault` when the source is not what was listed.

@@ -28,8 +28,6 @@ from data_prep.sources.base import Source
 from data_prep.sources.files.paths import HEAD_BYTES, Ends, empty_ends, ends_bytes
 from data_prep.sources.splits import requested_split
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 Picture = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 TurboFile = Callable[[np.ndarray, str], bytes]

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from opening import OpenAllWithin, data_of, named, opened, refused
 
 from data_prep.errors import Fault
 from data_prep.sources.base import Source
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import OpenAllWithin, data_of, named, opened, refused
 
 CATS = ["cat", "dog"]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from opening import OpenAllWithin, keys_of, named, opened, refused, refuses
 
 from data_prep.errors import UserError
 from data_prep.sources.base import Source
 from data_prep.sources.files.local import LocalPath
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.splits import ANY_SPLIT, SplitRequest
+from tests.data_prep.sources.opening import OpenAllWithin, keys_of, named, opened, refused, refuses
 
 NUM_IMAGES = 12
 Open = Callable[..., Source]

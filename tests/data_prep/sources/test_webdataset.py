@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from opening import TarOf, data_of, named, opened, refused
 
 from data_prep.errors import UserError
 from data_prep.sources.base import Source
@@ -21,6 +20,7 @@ from data_prep.sources.files.find import expand_braces
 from data_prep.sources.files.local import LocalPath
 from data_prep.sources.files.paths import HEAD_BYTES, TAIL_BYTES, FileStatus
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import TarOf, data_of, named, opened, refused
 
 
 def sample(number: int) -> dict[str, bytes]:

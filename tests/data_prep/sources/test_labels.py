@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from opening import opened, refused, refuses
 
 from data_prep.errors import UserError
 from data_prep.sources.imagenet import check_labels, label_map
@@ -22,6 +21,7 @@ from data_prep.sources.labels import (
     number_classes,
     order_classes,
 )
+from tests.data_prep.sources.opening import opened, refused, refuses
 
 # --- what a label is --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from opening import OpenAllWithin, TarOf
+
+from tests.data_prep.sources.opening import OpenAllWithin, TarOf
 
 NUM_MUTANTS = 40
 """Of each container."""

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from opening import named, refused, refuses
 
 from data_prep.sources.shards import Shards, choose_shards, find_shards, names_in_keys
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import named, refused, refuses
 
 HASHES = ("-a67ea39dba1f0f10", "-0123456789abcdef")
 TRAIN = SplitRequest("train")

@@ -9,10 +9,10 @@ import tarfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opening import TarOf, refuses
 
 from data_prep.errors import UserError
 from data_prep.sources.files.tar import TarEntry, walk_tar
+from tests.data_prep.sources.opening import TarOf, refuses
 
 
 def walk(data: bytes, *, stream: bool = False) -> list[TarEntry]:

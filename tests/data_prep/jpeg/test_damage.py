@@ -230,7 +230,7 @@ def test_the_first_scan_tells_whether_all_is_held(kinds: dict[str, bytes]) -> No
 
 
 def test_the_loaders_c_has_the_limits_of_python() -> None:
-    native = Path(__file__).parents[2] / "resnet_dist" / "data" / "native" / "jpeg_region.c"
+    native = Path(__file__).parents[3] / "resnet_dist" / "data" / "native" / "jpeg_region.c"
     source = native.read_text(encoding="utf-8")
     assert f"MAX_COEFFICIENT_BYTES = {LIMITS.coefficient_bytes >> 20} << 20;" in source
     assert f"MAX_SCAN_PIXELS = {LIMITS.scan_pixels};" in source

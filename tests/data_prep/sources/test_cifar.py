@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opening import OpenAllWithin, TarOf, data_of, named, opened, refused
 from PIL import Image
 
 from data_prep.sources.base import Source
 from data_prep.sources.datasets.cifar import read_cifar_pickle
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import OpenAllWithin, TarOf, data_of, named, opened, refused
 
 NAMES_10 = [f"class {label}" for label in range(10)]
 NAMES_100 = [f"fine {label}" for label in range(100)]

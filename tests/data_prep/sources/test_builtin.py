@@ -7,12 +7,12 @@ import pickle
 
 import numpy as np
 import pytest
-from opening import keys_of, named, opened, refused
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from data_prep.sources import SOURCES
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import keys_of, named, opened, refused
 
 # --- names ------------------------------------------------------------------------------------------------------------
 

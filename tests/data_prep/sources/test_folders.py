@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opening import keys_of, named, opened, refuses
 
 from data_prep.cli.inspect import show
 from data_prep.converter.survey import survey
 from data_prep.sources.base import Source
 from data_prep.sources.files.listing import PackedStrings
 from data_prep.sources.splits import ANY_SPLIT, SplitRequest
+from tests.data_prep.sources.opening import keys_of, named, opened, refuses
 
 Tree = Callable[..., Path]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from opening import OpenAllWithin, TarOf, data_of, named, opened, refused
 from scipy.io import savemat
 
 from data_prep.errors import Fault
 from data_prep.sources.base import Source
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import OpenAllWithin, TarOf, data_of, named, opened, refused
 
 WNIDS = ("n01000001", "n02000002", "n03000003")
 ID_OF = {"n03000003": 1, "n01000001": 2, "n02000002": 3}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from opening import named, refuses
 
 from data_prep.sources.splits import (
     SplitRequest,
@@ -15,6 +14,7 @@ from data_prep.sources.splits import (
     split_of_whole,
     splits_in,
 )
+from tests.data_prep.sources.opening import named, refuses
 
 TRAIN = (
     "train Training TRAIN train_set train-set TrainSet trainset train2017 trn trains train_images 1_train "

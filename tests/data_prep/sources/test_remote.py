@@ -19,13 +19,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from opening import TarOf, data_of, opened, refused, refuses
 
 from data_prep.errors import Fault
 from data_prep.sources.files.paths import without_credentials
 from data_prep.sources.files.remote import READ_AHEAD_BYTES, RemotePath, remote_path
 from data_prep.sources.label_file import read_class_names
 from data_prep.sources.splits import SplitRequest
+from tests.data_prep.sources.opening import TarOf, data_of, opened, refused, refuses
 
 REMOTE = "data_prep.sources.files.remote"
 
