@@ -47,7 +47,7 @@ test-slow: setup  ## The long tests too.
 	$(BIN)/python -m pytest
 
 test-corpora: setup  ## Compare how all tools read the files of a folder: make test-corpora FOLDER=images
-	$(BIN)/python -m data_prep.fuzz.corpus $(FOLDER)
+	$(BIN)/python -m resnet_dist.fuzz.corpus $(FOLDER)
 
 ROUNDS ?= 20
 chaos: setup  ## Runs on Ray nodes as network namespaces, a fault in each round (root, Linux): make chaos ROUNDS=20

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from data_prep import native as native_library
-from data_prep.fuzz.corpus import ENCODINGS, PAGE_BYTES, FileResult, as_table, examine
-from data_prep.fuzz.jpegs import made_kinds
-from data_prep.fuzz.verdicts import Judge
+from resnet_dist.fuzz.corpus import ENCODINGS, PAGE_BYTES, FileResult, as_table, examine
+from resnet_dist.fuzz.jpegs import made_kinds
+from resnet_dist.fuzz.verdicts import Judge
 
 ImageFile = Callable[..., bytes]
 
@@ -79,7 +79,7 @@ def test_an_entire_folder(corpus: dict[str, bytes], tmp_path: Path) -> None:
     for name, data in corpus.items():
         if "damaged" not in name:
             (tmp_path / name.replace(" ", "_")).write_bytes(data)
-    command = [sys.executable, "-m", "data_prep.fuzz.corpus", str(tmp_path)]
+    command = [sys.executable, "-m", "resnet_dist.fuzz.corpus", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     # numba's finalizers may print to stderr when the interpreter ends.
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""`python -m data_prep.fuzz.ffcv_pixels` distinguishes right pixels from wrong ones."""
+"""`python -m resnet_dist.fuzz.ffcv_pixels` distinguishes right pixels from wrong ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.fuzz.ffcv_pixels import as_table, pillow_pixels
 from data_prep.pixels import PictureSettings
+from resnet_dist.fuzz.ffcv_pixels import as_table, pillow_pixels
 
 
 def test_pillow_pixels_are_the_files(picture, image_file) -> None:
@@ -46,7 +46,7 @@ def _compare(beton: Path, tree: Path) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "data_prep.fuzz.ffcv_pixels",
+        "resnet_dist.fuzz.ffcv_pixels",
         str(beton),
         "--source",
         "image-folder",

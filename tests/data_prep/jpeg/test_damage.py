@@ -19,12 +19,12 @@ from data_prep import native as native_library
 from data_prep.converter.encode import encode
 from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
-from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
-from data_prep.fuzz.verdicts import Judge
 from data_prep.jpeg.check import why_unfit
 from data_prep.jpeg.header import coefficient_bytes, is_read_by_ffcv, plain, read_jpeg_header
 from data_prep.jpeg.turbojpeg import DamagedJpeg, UnreadableJpeg, check, decode_rgb, encode_rgb
 from data_prep.pixels import LIMITS
+from resnet_dist.fuzz.jpegs import KINDS, made_kinds, mutate
+from resnet_dist.fuzz.verdicts import Judge
 
 USUAL = ("gray", "4:4:4", "4:2:2", "4:4:0", "4:2:0", "4:1:1", "runs past", "the same")
 

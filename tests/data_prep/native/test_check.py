@@ -17,9 +17,9 @@ from data_prep.converter import encode as encoding
 from data_prep.converter.encode import encode_all
 from data_prep.converter.picture import BadSample
 from data_prep.converter.settings import ConvertSettings
-from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
-from data_prep.fuzz.verdicts import is_read_without_a_warning
 from data_prep.jpeg.check import are_sound
+from resnet_dist.fuzz.jpegs import KINDS, made_kinds, mutate
+from resnet_dist.fuzz.verdicts import is_read_without_a_warning
 
 pytestmark = pytest.mark.skipif(not native_library.is_built(), reason="the C was not built")
 

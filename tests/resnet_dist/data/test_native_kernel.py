@@ -19,7 +19,6 @@ from PIL import Image
 
 import data_prep
 from data_prep import native
-from data_prep.fuzz.jpegs import made_kinds
 from data_prep.jpeg.header import read_jpeg_header
 from resnet_dist.config.recipe import DataConfig
 from resnet_dist.data import native_kernel
@@ -29,6 +28,7 @@ from resnet_dist.data.decoder import open_kernel
 from resnet_dist.data.kernel import STORED_IMAGE
 from resnet_dist.data.native_kernel import NativeKernel, Status
 from resnet_dist.errors import UserError
+from resnet_dist.fuzz.jpegs import made_kinds
 
 Pixels = NDArray[np.uint8]
 ToJpeg = Callable[..., bytes]

@@ -1,4 +1,4 @@
-"""`python -m data_prep.fuzz FOLDER --seconds N`: damaged copies of the JPEGs in a folder, and of synthetic ones.
+"""`python -m resnet_dist.fuzz FOLDER --seconds N`: damaged copies of the JPEGs in a folder, and of synthetic ones.
 
 For each it compares the verdicts and pixels of the check in C, libjpeg-turbo, `verify` and training's decoders, under
 several crops. Exit code 1 when any two disagree; such files are kept in `--save`.
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.fuzz.jpegs import KINDS, made_kinds, mutate
-from data_prep.fuzz.verdicts import Judge
+from resnet_dist.fuzz.jpegs import KINDS, made_kinds, mutate
+from resnet_dist.fuzz.verdicts import Judge
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m resnet_dist.fuzz", description=__doc__)
     parser.add_argument("folder", type=Path, help="of JPEGs, at any depth")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""`python -m data_prep.fuzz.ffcv_pixels BETON --source NAME --input PATH`: the stock ffcv `Loader`, and Pillow.
+"""`python -m resnet_dist.fuzz.ffcv_pixels BETON --source NAME --input PATH`: the stock ffcv `Loader`, and Pillow.
 
 The beton is read by ffcv's own reader, `Loader` and decoding, with the fast, inexact DCT of its libjpeg-turbo; only the
 buffer is ours, so that images may differ in size. Each is compared with what Pillow decodes from the source's own file
@@ -123,7 +123,7 @@ def as_table(found: dict[str, list[tuple[float, int]]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.fuzz.ffcv_pixels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m resnet_dist.fuzz.ffcv_pixels", description=__doc__)
     parser.add_argument("beton", type=Path)
     parser.add_argument("--source", required=True)
     parser.add_argument("--input", required=True)

@@ -1,4 +1,4 @@
-"""`python -m data_prep.fuzz.corpus FOLDER`: do all tools agree about the files in a folder, of whatever kind?
+"""`python -m resnet_dist.fuzz.corpus FOLDER`: do all tools agree about the files in a folder, of whatever kind?
 
 Each file is converted in every way, inspected, read by the picture reader, verified, and decoded by training's
 decoders, in processes of limited memory; then the entire folder is converted, verified, and read by the stock ffcv
@@ -28,11 +28,11 @@ from data_prep.beton.reader import BetonReader
 from data_prep.converter.encode import Encoded, encode
 from data_prep.converter.picture import MAX_OFF, BadSample
 from data_prep.converter.settings import ConvertSettings, Encoding
-from data_prep.fuzz.jpegs import made_kinds
-from data_prep.fuzz.verdicts import Judge
 from data_prep.jpeg import turbojpeg
 from data_prep.jpeg.check import why_unfit
 from data_prep.pixels import BadPicture, PictureSettings, picture_format, read_header, to_rgb
+from resnet_dist.fuzz.jpegs import made_kinds
+from resnet_dist.fuzz.verdicts import Judge
 
 ENCODINGS: tuple[Encoding, ...] = tuple(kind for kind in get_args(Encoding) if kind != "mixed")
 PAGE_BYTES = 256 << 20
@@ -147,7 +147,7 @@ def examine_all(paths: Sequence[str], memory_mib: int) -> Iterator[FileResult]:
 
 
 def _in_a_child(paths: Sequence[str], memory_mib: int) -> Iterator[FileResult]:
-    command = [sys.executable, "-m", "data_prep.fuzz.corpus", "--child", "--memory-mib", str(memory_mib)]
+    command = [sys.executable, "-m", "resnet_dist.fuzz.corpus", "--child", "--memory-mib", str(memory_mib)]
     try:
         done = subprocess.run(
             command,
@@ -218,7 +218,7 @@ def _run(arguments: Sequence[str], memory_mib: int) -> str | None:
 
 def _by_ffcv(beton: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Images that the stock loader shows wrongly, and how. `files`: the source file of each sample."""
-    from data_prep.fuzz.ffcv_pixels import read_with_ffcv
+    from resnet_dist.fuzz.ffcv_pixels import read_with_ffcv
 
     reader = BetonReader(beton)
     small = np.flatnonzero(reader.heights.astype(np.int64) * reader.widths <= 4_000_000)  # buffers fit the largest
@@ -255,7 +255,7 @@ def as_table(outcomes: Iterable[FileResult]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.fuzz.corpus", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m resnet_dist.fuzz.corpus", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="of files of any kind, at any depth")
     parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help="of address space for each process")
     parser.add_argument("--each-alone", action="store_true", help="leave out the conversions of the entire folder")
