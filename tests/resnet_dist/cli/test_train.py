@@ -39,6 +39,7 @@ def test_how_a_run_came_out(
     )
     monkeypatch.setattr("resnet_dist.launch.train.train", lambda *_: result)
     recipe, profile = ROOT / "resnet_dist/recipes/digits_resnet20.yaml", ROOT / "cluster/profiles/laptop.yaml"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # of other tests; a warning would come first
     monkeypatch.setattr("sys.argv", ["resnet-dist", "train", str(recipe), "--on", str(profile)])
     with pytest.raises(SystemExit) as ended:
         main()
