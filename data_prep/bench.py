@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.beton.files import BETON
 from data_prep.beton.layout import DEFAULT_PAGE_BYTES, STORED_ROW, lay_out
 from data_prep.beton.ranges import cut, num_ranges
 from data_prep.converter.context import Pool, Progress, ThisProcess
@@ -231,7 +232,7 @@ def run(arguments: argparse.Namespace) -> None:
     def ours(settings: Mapping[str, object], num_workers: int = workers) -> Callable[[Path], Taken]:
         values = {"quality": QUALITY, "subsampling": "4:2:0", **settings}
         chosen = ConvertSettings(**values)  # type: ignore[arg-type]
-        return lambda output: time_ours(tree, output.with_suffix(".beton"), pools[num_workers], chosen)
+        return lambda output: time_ours(tree, output.with_suffix(BETON), pools[num_workers], chosen)
 
     contestants: dict[str, Callable[[Path], Taken]] = {
         "cp -r": lambda output: time_copy(tree, output),

@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.beton.digest import digest_bytes
-from data_prep.beton.files import beside, read_location
+from data_prep.beton.files import BETON, beside, read_location
 from data_prep.beton.manifest import Manifest, find_manifest
 from data_prep.errors import UserError
 
@@ -92,7 +92,7 @@ def _reversed(contents: NDArray[np.void], chosen: NDArray[np.bool_]) -> Iterable
 def shared_samples(beton: str, manifest: Manifest) -> list[str]:
     """A line for each split beside `beton`, a path or a URL, that shares samples with it, as far as is known."""
     folder, separator, name = beton.rpartition("/")
-    mine = name.removesuffix(".beton")
+    mine = name.removesuffix(BETON)
     if mine not in SPLITS:
         return []
     manifests: dict[str, Manifest | None] = {mine: manifest}

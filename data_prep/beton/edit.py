@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_prep.beton.class_names import difference
 from data_prep.beton.contents import CONTENT, CONTENTS, read_contents
 from data_prep.beton.digest import CHUNK_BYTES, chunk_digest, digest_bytes
-from data_prep.beton.files import require_space, temporary_beside, write_bytes_atomically
+from data_prep.beton.files import BETON, require_space, temporary_beside, write_bytes_atomically
 from data_prep.beton.layout import STORED_ROW, lay_out
 from data_prep.beton.manifest import Manifest, describe_beton, manifest_path, write_manifest
 from data_prep.beton.ranges import payload_of, write_beton
@@ -213,7 +213,7 @@ def copy_samples(
     UserError when the output exists or nothing is chosen, Fault when the disk is full or an input is damaged.
     `on_written(bytes, in all)` may raise to stop.
     """
-    if output.suffix != ".beton":
+    if output.suffix != BETON:
         raise UserError(f"--output {output}: expected a name that ends in .beton")
     for path in (output, manifest_path(output), output.with_suffix(CONTENTS)):
         if path.exists():

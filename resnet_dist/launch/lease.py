@@ -72,7 +72,7 @@ class HeldLease:
     def __init__(self, lease: Lease, timeout_s: float, left_request: str = "") -> None:
         self.token = lease
         self.left_request = left_request
-        """The resource request of the previous driver, if it died without releasing it."""
+        """The resource request that the previous driver left, if it died before it could release it."""
         self.lost: Fault | None = None
         """Set once another driver has the run."""
         self._me = this_process()

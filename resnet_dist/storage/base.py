@@ -23,7 +23,7 @@ MAX_SMALL_BYTES = 256 << 20
 """Limit for a small file."""
 _MAX_JSON_BYTES = 64 << 20
 SWEEP_LEDGER = "ledger.jsonl"
-"""The file by which a sweep's folder is told from a run's."""
+"""The file that distinguishes a sweep's folder from a run's."""
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's own list of a run's checkpoints, which no run resumes from."""
 RUN_RESULT = "result.json"

@@ -261,7 +261,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 from data_prep.cli import main
 main()
 """
-"""A limit on the size of files stands in for the full disk: the write fails halfway."""
+"""A limit on the size of files acts as the full disk: the write fails halfway."""
 
 
 @pytest.mark.parametrize("moment", ["while encoding", "while writing"])
