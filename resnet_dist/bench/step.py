@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,9 +36,10 @@ from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_
 from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import OpenSplit
 from resnet_dist.training.loop import Trainer
-from resnet_dist.training.model import build_classifier, build_optimizer
+from resnet_dist.training.model import Precision, build_classifier, build_optimizer, compile_model
 from resnet_dist.training.schedule import RunPlan
 
+_CPU = torch.device("cpu")
 _NAMES = {
     "bare": "bare PyTorch DDP loop",
     "fast": "this project, reduction: fast",
@@ -159,80 +161,140 @@ class Settings(NamedTuple):
 
 
 class InMemory:
-    """Every batch is the same: the loader is measured elsewhere (`bench loader`)."""
+    """Gives the same micro-batches in every step, on their device: the loader is measured elsewhere (`bench loader`).
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    `batches`: a worker's in a step, in order.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
 
     def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        for _ in range(0, len(sample_ids), len(self._batch.labels)):
-            yield self._batch
+        yield from islice(cycle(self._batches), len(sample_ids) // len(self._batches[0].labels))
 
 
-def recipe(settings: Settings, reduction: Literal["fast", "exact"]) -> Recipe:
-    crop = {"kind": "pad_crop", "size": settings.image_size}
-    return Recipe.model_validate(
-        {
-            "seed": 0,
-            "model": {"name": settings.model, "num_classes": 1000 if settings.image_size > 64 else 10},
-            "data": {
-                "dataset": "memory",
-                "train": crop,
-                "eval": {"kind": "center_crop", "size": settings.image_size, "resize": settings.image_size},
-                "mean": [100, 100, 100],
-                "std": [60, 60, 60],
-            },
-            "train": {
-                "global_batch_size": settings.global_batch_size,
-                "micro_batch_size": settings.micro_batch_size,
-                "total_epochs": settings.rounds + 1,
-                "reduction": reduction,
-            },
-            "optim": {"name": "sgd", "lr": 0.01, "weight_decay": 1e-4},
-            "schedule": {"kind": "cosine"},
-            "eval": {"batch_size": 64},
-        }
+def random_batches(settings: Settings, device: torch.device = _CPU, seed: int = 0) -> list[Batch]:
+    """A worker's micro-batches of one step: noise with random labels, on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    number, side = settings.micro_batch_size, settings.image_size
+    images = torch.randint(
+        0, 256, (settings.micro_batches, number, side, side, 3), dtype=torch.uint8, generator=generator
     )
+    labels = torch.randint(0, 10, (settings.micro_batches, number), generator=generator)
+    return [Batch(*pair, np.arange(number)) for pair in zip(images.to(device), labels.to(device), strict=True)]
 
 
-def bare_loop(settings: Settings, batch: Batch) -> Callable[[], None]:
-    """The loop that one would write by hand: DDP, a schedule, and the loss printed every ten steps. Only the last
-    micro-batch's backward pass synchronises gradients. Returns a function that runs one block of steps."""
-    config = recipe(settings, "fast")
-    model = build_classifier(config)
-    optimizer = build_optimizer(model, config.optim)
-    total = settings.steps * (settings.rounds + 1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    ddp: nn.Module = model
+def recipe(settings: Settings, **sections: Mapping[str, Any]) -> Recipe:
+    """`sections` are added to the recipe's own."""
+    side = settings.image_size
+    tree: dict[str, dict[str, Any]] = {
+        "model": {"name": settings.model, "num_classes": 1000 if side > 64 else 10},
+        "data": {
+            "dataset": "memory",
+            "train": {"kind": "pad_crop", "size": side},
+            "eval": {"kind": "center_crop", "size": side, "resize": side},
+            "mean": [100, 100, 100],
+            "std": [60, 60, 60],
+        },
+        "train": {
+            "global_batch_size": settings.global_batch_size,
+            "micro_batch_size": settings.micro_batch_size,
+            "total_epochs": settings.rounds + 1,
+        },
+        "optim": {"name": "sgd", "lr": 0.01, "weight_decay": 1e-4},
+        "schedule": {"kind": "cosine"},
+        "eval": {"batch_size": 64},
+    }
+    merged = {name: section | dict(sections.get(name, {})) for name, section in tree.items()}
+    return Recipe.model_validate({"seed": 0, **merged})
+
+
+def bare_loop(
+    config: Recipe, settings: Settings, batches: Sequence[Batch], *, graph: bool = False
+) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The loop that one would write by hand: DDP, a schedule, and the loss read every ten steps. Only the last
+    micro-batch's backward pass synchronises gradients. On the batches' device.
+
+    Args:
+        graph: a step's forward and backward passes are one CUDA graph.
+
+    Returns the model, and a function that runs one block of steps and returns the last micro-batch's loss.
+    """
+    device, precision = batches[0].images.device, Precision(config.train.precision)
+    model = build_classifier(config).to(device, precision.weights)
+    optimizer, scaler = build_optimizer(model, config.optim), precision.scaler(device)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps * (settings.rounds + 1))
+    ddp: nn.Module = compile_model(model) if config.train.compile else model
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if settings.world_size > 1:
-        ddp = parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp = parallel = DistributedDataParallel(ddp, broadcast_buffers=False, gradient_as_bucket_view=True)
         no_sync = parallel.no_sync
     ddp.train()
 
-    def backward() -> torch.Tensor:
-        loss = cross_entropy(ddp(batch.images), batch.labels) / settings.micro_batches
-        loss.backward()
-        return loss
+    def backward(batch: Batch) -> Tensor:
+        with precision.autocast(device):
+            loss = cross_entropy(ddp(batch.images).to(precision.weights), batch.labels) / len(batches)
+        scaler.scale(loss).backward()
+        return loss.detach()
 
-    def block() -> None:
+    def gradients() -> Tensor:
+        for batch in batches[:-1]:
+            with no_sync():
+                backward(batch)
+        return backward(batches[-1])
+
+    do_gradients = captured(gradients, model) if graph else gradients
+
+    def block() -> Tensor:
         for step in range(settings.steps):
-            optimizer.zero_grad()
-            for _ in range(settings.micro_batches - 1):
-                with no_sync():
-                    backward()
-            loss = backward()
-            optimizer.step()
+            optimizer.zero_grad(set_to_none=not graph)  # a graph adds to the same memory in every replay
+            loss = do_gradients()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
             if (step + 1) % 10 == 0:
                 loss.item()
+        return loss
 
-    return block
+    return model, block
 
 
-def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact"], rank: int, folder: Path) -> Trainer:
-    """Everything in a run except Ray and the loader: metrics, divergence checks, spool, stop votes."""
-    num_samples = settings.steps * settings.global_batch_size
+def captured(gradients: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tensor]:
+    """`gradients` as one CUDA graph: three calls on a side stream to warm up, as PyTorch's notes on CUDA graphs have
+    it, then the capture."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            gradients()
+    torch.cuda.current_stream().wait_stream(side)
+    model.zero_grad(set_to_none=False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = gradients()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def our_loop(
+    config: Recipe,
+    settings: Settings,
+    batches: Sequence[Batch],
+    folder: Path,
+    *,
+    rank: int = 0,
+    save_every_steps: int | None = None,
+    **job: Any,
+) -> Trainer:
+    """Everything in a run except Ray and the loader: metrics, divergence checks, spool, stop votes. On the batches'
+    device. An epoch is one block of steps.
+
+    `job`: further fields of the `TrainingJob`.
+    """
     total = settings.steps * (settings.rounds + 1)
     plan = RunPlan(
         steps_per_epoch=settings.steps,
@@ -240,33 +302,31 @@ def our_loop(settings: Settings, batch: Batch, reduction: Literal["fast", "exact
         last_step=total,
         eval_every_epochs=10**6,
         save_every_epochs=10**6,
-        save_every_steps=None,
+        save_every_steps=save_every_steps,
         log_every_steps=10,
     )
-    job = TrainingJob(recipe(settings, reduction), plan, Identity("r", "d"), folder, folder, loader_threads=1)
-    ctx = LocalContext(FolderStorage(folder), rank=rank, world_size=settings.world_size)
-    split = OpenSplit(InMemory(batch), num_samples)
-    return Trainer(job, ctx, Spool(folder / "spool"), split, split)
+    training = TrainingJob(config, plan, Identity("r", "d"), folder, folder, loader_threads=1, **job)
+    device = batches[0].images.device
+    ctx = LocalContext(FolderStorage(folder), device, rank=rank, world_size=settings.world_size)
+    split = OpenSplit(InMemory(batches), settings.steps * settings.global_batch_size)
+    return Trainer(training, ctx, Spool(folder / "spool"), split, split)
 
 
-def _advance(trainer: Trainer, steps: int) -> None:
+def advance(trainer: Trainer, steps: int) -> None:
     for _ in range(steps):
         trainer.advance()
 
 
 def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
     """Seconds a step of every round, by arm."""
-    generator = torch.Generator().manual_seed(rank)
-    shape = (settings.micro_batch_size, settings.image_size, settings.image_size, 3)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (settings.micro_batch_size,), generator=generator)
-    batch = Batch(images, labels, np.arange(settings.micro_batch_size))
-    blocks: dict[str, Callable[[], Any]] = {"bare": bare_loop(settings, batch)}
+    batches = random_batches(settings, seed=rank)
+    blocks: dict[str, Callable[[], Any]] = {"bare": bare_loop(recipe(settings), settings, batches)[1]}
     with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder:
         for reduction in REDUCTIONS:
             (Path(folder) / reduction).mkdir()
-            trainer = our_loop(settings, batch, reduction, rank, Path(folder) / reduction)
-            blocks[reduction] = partial(_advance, trainer, settings.steps)
+            config = recipe(settings, train={"reduction": reduction})
+            trainer = our_loop(config, settings, batches, Path(folder) / reduction, rank=rank)
+            blocks[reduction] = partial(advance, trainer, settings.steps)
         times: dict[str, list[float]] = {arm: [] for arm in ARMS}
         for number in range(settings.rounds + 1):
             for arm in rotated(ARMS, number):
