@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ class Batch:
     """Samples that are shown: [N], indices in the beton."""
     num_replaced: int = 0
     """How many of them replace samples that cannot be decoded."""
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """int64 [n], on the loader's device: what else the step needs for this batch (`BetonLoader.epoch`)."""
+    micro_batches: range = range(1)
+    """The micro-batches of the step that are merged in this batch, of N / len(micro_batches) images each. The loader
+    does not know of them: `training.feed` sets it."""
 
 
 ReceiveBatch = Callable[[], Batch]
@@ -44,46 +49,53 @@ class HostBuffers:
 
     def send(self, batch: Batch) -> ReceiveBatch:
         """Sends a batch on the host, its images in what `take` returned last, to the device. Does not wait for it."""
-        sent = replace(batch, images=batch.images.to(self._device), labels=batch.labels.to(self._device))
+        images, labels, numbers = (t.to(self._device) for t in (batch.images, batch.labels, batch.numbers))
+        sent = replace(batch, images=images, labels=labels, numbers=numbers)
         return lambda: sent
 
 
 class CudaBuffers:
-    """Two pinned buffers: one is decoded into while the other is copied from, on a separate CUDA stream.
+    """Two pairs of pinned buffers: one is written to while the other is copied from, on a separate CUDA stream.
 
     The scheme of PyTorch's "CUDA semantics" notes, section "Use pinned memory buffers". Never run: there was no GPU.
     """
 
     def __init__(self, size: int, device: torch.device, batch_size: int) -> None:
         shape = (batch_size, size, size, 3)
-        self._buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._copied = [torch.cuda.Event(blocking=True) for _ in self._buffers]
+        self._images = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        # Labels and numbers in one buffer, which is one copy. It grows: only batches tell how many numbers they have.
+        self._integers = [torch.empty(batch_size, dtype=torch.int64, pin_memory=True) for _ in range(2)]
+        self._copied = [torch.cuda.Event(blocking=True) for _ in range(2)]
         self._stream = torch.cuda.Stream(device)
         self._device = device
         self._current = 0
 
     def take(self, num_images: int) -> Tensor:
-        """As `HostBuffers.take`; waits until the buffer's last copy has ended."""
-        self._current = (self._current + 1) % len(self._buffers)
+        """As `HostBuffers.take`; waits until the last copies from these buffers have ended."""
+        self._current = 1 - self._current
         self._copied[self._current].synchronize()  # returns at once if it was never recorded
-        return self._buffers[self._current][:num_images]
+        return self._images[self._current][:num_images]
 
     def send(self, batch: Batch) -> ReceiveBatch:
         """As `HostBuffers.send`."""
+        counts = [len(batch.labels), len(batch.numbers)]
         with torch.cuda.stream(self._stream):  # sets this thread's device too
-            sent = replace(
-                batch,
-                images=batch.images.to(self._device, non_blocking=True),
-                labels=batch.labels.pin_memory().to(self._device, non_blocking=True),
-            )
+            if len(self._integers[self._current]) < sum(counts):
+                self._integers[self._current] = torch.empty(sum(counts), dtype=torch.int64, pin_memory=True)
+            packed = self._integers[self._current][: sum(counts)]  # free since `take`
+            torch.cat([batch.labels, batch.numbers], out=packed)
+            images = batch.images.to(self._device, non_blocking=True)
+            integers = packed.to(self._device, non_blocking=True)
             self._copied[self._current].record(self._stream)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
+        labels, numbers = integers.split(counts)
+        sent = replace(batch, images=images, labels=labels, numbers=numbers)
 
         def receive() -> Batch:
             reader = torch.cuda.current_stream(self._device)
             reader.wait_event(arrived)  # the reader's stream waits, its thread does not
-            for tensor in (sent.images, sent.labels):
+            for tensor in (images, integers):
                 tensor.record_stream(reader)  # so that the memory is not used again before the reader is done
             return sent
 
@@ -91,5 +103,10 @@ class CudaBuffers:
 
 
 def batch_buffers(size: int, device: torch.device, batch_size: int) -> HostBuffers | CudaBuffers:
-    """Buffers for one epoch, used by the one thread that decodes. `size`: height and width of the images, px."""
+    """Buffers for one epoch, used by the one thread that decodes.
+
+    Args:
+        size: height and width of the images, px.
+        batch_size: of the largest batch.
+    """
     return CudaBuffers(size, device, batch_size) if device.type == "cuda" else HostBuffers(size, device)

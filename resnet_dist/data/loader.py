@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from queue import Empty, Full, Queue
 from shlex import quote
@@ -24,6 +25,9 @@ from resnet_dist.data.decoder import ImageSettings, KeyedDecoder
 from resnet_dist.data.order import sample_of
 from resnet_dist.errors import Fault, UserError
 
+Numbers = Callable[[int], NDArray[np.int64]]
+"""From the index of a batch in its epoch to what `Batch.numbers` holds: int64, any length."""
+
 _CPU = torch.device("cpu")
 
 
@@ -37,7 +41,7 @@ class BetonLoader:
         beton: with its manifest beside it; UserError when they do not belong together, or do not suit the transform.
         settings: `decoder.train_images(recipe)` or `decoder.eval_images(recipe)`. UserError when its decoder was not
             built.
-        batch_size: samples of a batch; the last of an epoch may be short.
+        batch_size: samples of a batch, where `epoch` is not given other sizes.
         num_threads: threads that decode, besides one that prepares batches.
         device: where the batches' tensors are.
         reads_ahead: whether pages of the file are asked for before they are due, which pays where samples come in the
@@ -72,14 +76,24 @@ class BetonLoader:
         self._decoders: dict[int, KeyedDecoder] = {}
         self._decoder_at(0)  # raises now if it cannot be opened
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of `batch_size` in the order of `sample_ids` [any length]; the last may be short.
+    def epoch(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        *,
+        sizes: Sequence[int] | None = None,
+        numbers: Numbers | None = None,
+    ) -> Generator[Batch, None, None]:
+        """Batches in the order of `sample_ids` [any length]; the last may be short.
 
         Args:
             sample_ids: as `order.train_order` gives them. Each copy of a sample is augmented by draws of its own.
+            sizes: samples of each batch, from the first again after the last. None: all of `batch_size`.
+            numbers: gives the k-th of these batches (from 0) its `Batch.numbers`. It is called on the loader's thread.
 
         Raises:
             Fault: a sample cannot be decoded, or a batch does not come in time.
+            Whatever `numbers` raises.
 
         Whatever ends the iteration, also leaving it early, ends its thread.
         """
@@ -88,38 +102,58 @@ class BetonLoader:
         num_ids = self.num_samples * self._settings.num_copies
         if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < num_ids:
             raise ValueError(f"sample_ids {sample_ids.min()}..{sample_ids.max()} of {num_ids} samples")
-        return self._batches(epoch, sample_ids.astype(np.int64))
+        if sizes is None:
+            sizes = [self._batch_size]
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes must be positive, got {list(sizes)}")
+        return self._batches(epoch, sample_ids.astype(np.int64), sizes, numbers or (lambda _: np.empty(0, np.int64)))
 
     def close(self) -> None:
         """Ends the decoding threads, without waiting."""
         for decoder in self._decoders.values():
             decoder.close()
 
-    def _batches(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+    def _batches(
+        self, epoch: int, sample_ids: NDArray[np.int64], sizes: Sequence[int], numbers: Numbers
+    ) -> Generator[Batch, None, None]:
         """On the consumer's thread."""
         decoder = self._decoder_at(epoch)
         # Made on this thread, where CUDA's current device is the worker's; in a new thread it would be device 0.
-        buffers = batch_buffers(decoder.size, self._device, self._batch_size)
-        decoded = self._decoded(decoder, buffers, epoch, sample_ids)
+        buffers = batch_buffers(decoder.size, self._device, max(sizes))
+        decoded = self._decoded(decoder, buffers, epoch, sample_ids, sizes, numbers)
         with closing(EpochThread(str(self._reader.path), decoded, self._wait_limit_s)) as thread:
             while (receive := thread.next_batch()) is not None:
                 yield receive()
 
     def _decoded(
-        self, decoder: KeyedDecoder, buffers: HostBuffers | CudaBuffers, epoch: int, sample_ids: NDArray[np.int64]
+        self,
+        decoder: KeyedDecoder,
+        buffers: HostBuffers | CudaBuffers,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        sizes: Sequence[int],
+        numbers: Numbers,
     ) -> Generator[ReceiveBatch, None, None]:
         """On the epoch's thread: the epoch's batches, on their way to the device."""
         samples = sample_of(sample_ids, self.num_samples)
         page_ids = self.page_of_sample[samples] if self._reads_ahead else samples[:0]
         with closing(ReadAhead(self._reader, page_ids)) as hints:
-            for start in range(0, len(samples), self._batch_size):
-                hints.ask_for(start + _BATCHES_READ_AHEAD * self._batch_size)
-                batch = slice(start, start + self._batch_size)
+            for k, (start, end) in enumerate(pairwise(accumulate(cycle(sizes), initial=0))):
+                if start >= len(samples):
+                    return
+                hints.ask_for(end + _SAMPLES_READ_AHEAD)
+                batch = slice(start, end)
                 images = buffers.take(len(samples[batch]))
                 shown = decoder.decode(epoch, samples[batch], sample_ids[batch], images.numpy())
-                labels = torch.from_numpy(self._reader.labels[shown])
-                num_replaced = int((shown != samples[batch]).sum())
-                yield buffers.send(Batch(images, labels, shown, num_replaced))
+                yield buffers.send(
+                    Batch(
+                        images,
+                        torch.from_numpy(self._reader.labels[shown]),
+                        shown,
+                        num_replaced=int((shown != samples[batch]).sum()),
+                        numbers=torch.tensor(numbers(k)),  # a copy: it belongs to the consumer
+                    )
+                )
 
     def _decoder_at(self, epoch: int) -> KeyedDecoder:
         """One for each size: a thread that is still ending another epoch has its own."""
@@ -130,8 +164,8 @@ class BetonLoader:
         return self._decoders[size]
 
 
-_BATCHES_READ_AHEAD = 16
-"""Samples of 16 batches of 64 are in about 13 pages of 8 MiB: a second of reading for a disk of 100 MB/s."""
+_SAMPLES_READ_AHEAD = 1024
+"""They are in about 13 pages of 8 MiB: a second of reading for a disk of 100 MB/s."""
 _BATCHES_AHEAD = 3
 _POLL_S = 0.5
 """Time until a waiting side notices that the other is gone."""

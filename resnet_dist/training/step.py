@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from resnet_dist.config.recipe import BinaryCrossEntropy, Recipe, TrainConfig
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
-from resnet_dist.data.mixing import mix_micro_batch
+from resnet_dist.data.mixing import mix, mix_numbers
 from resnet_dist.models.classifier import BatchNormStatistics
 from resnet_dist.models.keyed_noise import StepNoise
 from resnet_dist.training.curves import MetricAccumulator
@@ -59,9 +59,9 @@ class TrainStep:
             # Images are uint8 [N, H, W, 3], targets [N, C]; the net normalises.
             images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)
             if mixing is not None:
-                images, targets = mix_micro_batch(
-                    mixing, images, targets, seed=recipe.seed, step=step, micro_batch=micro_batch
-                )
+                drawn = range(micro_batch, micro_batch + 1)
+                numbers = mix_numbers(mixing, recipe.seed, step, drawn, len(images), images.shape[1])
+                images, targets = mix(torch.from_numpy(numbers).to(self.device), images, targets, 1)
             # Each micro-batch is normalised with its own statistics: normalising over a worker's share would depend on
             # the number of workers. For the same reason only micro-batch 0 moves the running statistics. Rank 0 always
             # has it; other ranks get the statistics before an evaluation (`share_buffers`).

@@ -1,6 +1,6 @@
 """Digests of every micro-batch of a run: `python batch_digests.py JSON`, as a separate process.
 
-Batches are taken as in training (`steps_from`, `mix_micro_batch`), with every augmentation, mixup and CutMix.
+Batches are taken as in training (`steps_from`, `mix`), with every augmentation, mixup and CutMix.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter
 from torch.nn.functional import one_hot
 
 from resnet_dist.config.recipe import Mixing, TrainTransform
 from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
-from resnet_dist.data.mixing import mix_micro_batch
+from resnet_dist.data.mixing import mix, mix_numbers
 from resnet_dist.data.order import PageShuffle
 from resnet_dist.training.feed import OpenSplit, steps_from
 
@@ -91,7 +92,8 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
             for local in steps:
                 for number, batch in local.items():
                     targets = one_hot(batch.labels, 10).float()
-                    mixed = mix_micro_batch(mixing, batch.images, targets, seed=SEED, step=step, micro_batch=number)
+                    drawn = mix_numbers(mixing, SEED, step, range(number, number + 1), len(targets), 32)
+                    mixed = mix(torch.from_numpy(drawn), batch.images, targets, 1)
                     held = b"".join([*(t.numpy().tobytes() for t in mixed), batch.sample_ids.tobytes()])
                     found[f"{step}/{number}"] = hashlib.sha256(held).hexdigest()
                 step += 1

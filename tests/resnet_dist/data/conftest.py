@@ -117,10 +117,18 @@ def open_loader() -> Iterator[OpenLoader]:
         num_threads: int = 1,
         seed: int = 7,
         wait_limit_s: float = 60.0,
+        reads_ahead: bool = False,
         **settings: Any,
     ) -> BetonLoader:
         images = ImageSettings(transform, seed=seed, **settings)
-        loader = BetonLoader(beton, images, batch_size=batch_size, num_threads=num_threads, wait_limit_s=wait_limit_s)
+        loader = BetonLoader(
+            beton,
+            images,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            reads_ahead=reads_ahead,
+            wait_limit_s=wait_limit_s,
+        )
         opened.append(loader)
         return loader
 

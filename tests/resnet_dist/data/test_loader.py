@@ -93,6 +93,42 @@ def test_a_batch_is_not_written_to_later(photo_beton: Path, open_loader: OpenLoa
     assert all(torch.equal(batch.images, images) for batch, images in zip(kept, seen, strict=True))
 
 
+@pytest.mark.parametrize("sizes", [[5], [8, 3], [1, 2, 3, 4], [40], [64]])
+def test_sizes_repeat_and_change_no_pixel(sizes: list[int], photo_beton: Path, open_loader: OpenLoader) -> None:
+    reference = pixels_by_id(list(open_loader(photo_beton).epoch(1, ALL)))
+    loader = open_loader(photo_beton, batch_size=2, reads_ahead=True)
+    batches = list(loader.epoch(1, ALL, sizes=sizes))
+    assert pixels_by_id(batches) == reference
+    assert np.concatenate([b.sample_ids for b in batches]).tolist() == ALL.tolist()
+    lengths, expected = [len(b.labels) for b in batches], [sizes[k % len(sizes)] for k in range(len(batches))]
+    assert lengths[:-1] == expected[:-1]
+    assert 0 < lengths[-1] <= expected[-1]
+
+
+def test_sizes_must_be_positive(photo_beton: Path, open_loader: OpenLoader) -> None:
+    for sizes in ([], [3, 0]):
+        with pytest.raises(ValueError, match="sizes must be positive"):
+            open_loader(photo_beton).epoch(0, ALL, sizes=sizes)
+
+
+def test_numbers_travel_with_their_batch(photo_beton: Path, open_loader: OpenLoader) -> None:
+    """They are made on the loader's thread, from 0 in every epoch, and belong to the batch."""
+    threads, reused = set(), np.zeros(2, np.int64)
+
+    def numbers(k: int) -> NDArray[np.int64]:
+        threads.add(threading.current_thread())
+        reused[:] = k, -(2**63) + k
+        return reused[: k % 3]
+
+    loader = open_loader(photo_beton)
+    for _ in range(2):
+        found = [b.numbers for b in loader.epoch(0, ALL, sizes=[8, 3], numbers=numbers)]
+        assert [t.tolist() for t in found] == [[k, -(2**63) + k][: k % 3] for k in range(7)]
+        assert {t.dtype for t in found} == {torch.int64}
+    assert all(isinstance(thread, EpochThread) for thread in threads)
+    assert [b.numbers.tolist() for b in loader.epoch(0, ALL[:8])] == [[]]
+
+
 def test_ids_outside_the_beton_are_refused(photo_beton: Path, open_loader: OpenLoader) -> None:
     loader = open_loader(photo_beton)
     for ids in ([0, 40], [-1]):
@@ -257,6 +293,13 @@ def test_an_error_in_an_operation_reaches_the_consumer(
         next(open_loader(photo_beton).epoch(0, ALL))
 
 
+def test_an_error_in_numbers_reaches_the_consumer(photo_beton: Path, open_loader: OpenLoader) -> None:
+    batches = open_loader(photo_beton).epoch(0, ALL, numbers=lambda k: np.array([1 // (2 - k)]))
+    assert [next(batches).numbers.tolist() for _ in range(2)] == [[0], [1]]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+
+
 def test_a_thread_that_ends_without_an_error_is_noticed(
     photo_beton: Path, open_loader: OpenLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,9 +352,10 @@ def test_a_gpu_gets_the_batches_that_a_cpu_gets(photo_beton: Path) -> None:
     for device in ("cpu", "cuda"):
         settings = ImageSettings(RandomResizedCrop(kind="random_resized_crop", size=48), seed=7)
         loader = BetonLoader(photo_beton, settings, batch_size=3, num_threads=2, device=torch.device(device))
-        kept = [(b.images, b.images.float().sum(), b.labels) for b in loader.epoch(0, ALL)]
-        assert all(images.device.type == labels.device.type == device for images, _, labels in kept)
-        shown.append([(images.cpu(), total.cpu(), labels.cpu()) for images, total, labels in kept])
+        batches = list(loader.epoch(0, np.tile(ALL, 3), sizes=[3, 8, 1], numbers=lambda k: np.arange(k, k + k % 7)))
+        kept = [(b.images, b.images.float().sum(), b.labels, b.numbers) for b in batches]
+        assert {tensor.device.type for tensors in kept for tensor in tensors} == {device}
+        shown.append([[tensor.cpu() for tensor in tensors] for tensors in kept])
         loader.close()
     for ours, theirs in zip(*shown, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
