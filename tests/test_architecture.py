@@ -263,8 +263,11 @@ WALLS = {
         "resnet_dist.models",
         "resnet_dist.storage",
         "resnet_dist.training",
+        "resnet_dist.evaluation",
+        "resnet_dist.weights",
         "resnet_dist.sweeps.ledger",
         "data_prep.beton",
+        "data_prep.native",
     ),
 }
 

@@ -31,7 +31,7 @@ from resnet_dist.config.recipe import Recipe
 from resnet_dist.data.batch import Batch
 from resnet_dist.models.registry import build_model
 from resnet_dist.storage.folder import FolderStorage
-from resnet_dist.tracking.tracker import Spool
+from resnet_dist.tracking.tracker import Spool, Tracker
 from resnet_dist.training.checkpoint import CheckpointMetadata, Identity, write_checkpoint
 from resnet_dist.training.context import LocalContext, TrainingJob
 from resnet_dist.training.feed import OpenSplit
@@ -287,13 +287,14 @@ def our_loop(
     folder: Path,
     *,
     rank: int = 0,
-    save_every_steps: int | None = None,
+    tracker: Tracker | None = None,
+    log_every_steps: int = 10,
     **job: Any,
 ) -> Trainer:
     """Everything in a run except Ray and the loader: metrics, divergence checks, spool, stop votes. On the batches'
     device. An epoch is one block of steps.
 
-    `job`: further fields of the `TrainingJob`.
+    `tracker`: a spool in the folder by default; `job`: further fields of the `TrainingJob`.
     """
     total = settings.steps * (settings.rounds + 1)
     plan = RunPlan(
@@ -302,14 +303,14 @@ def our_loop(
         last_step=total,
         eval_every_epochs=10**6,
         save_every_epochs=10**6,
-        save_every_steps=save_every_steps,
-        log_every_steps=10,
+        save_every_steps=None,
+        log_every_steps=log_every_steps,
     )
     training = TrainingJob(config, plan, Identity("r", "d"), folder, folder, loader_threads=1, **job)
     device = batches[0].images.device
     ctx = LocalContext(FolderStorage(folder), device, rank=rank, world_size=settings.world_size)
     split = OpenSplit(InMemory(batches), settings.steps * settings.global_batch_size)
-    return Trainer(training, ctx, Spool(folder / "spool"), split, split)
+    return Trainer(training, ctx, tracker or Spool(folder / "spool"), split, split)
 
 
 def advance(trainer: Trainer, steps: int) -> None:

@@ -206,3 +206,30 @@ def bench_step(
     from resnet_dist.bench.step import bench_step as measure
 
     typer.echo(measure(Settings(model, image_size, micro_batch_size, workers, steps, rounds, micro_batches)))
+
+
+@bench_app.command("gpu")
+def bench_gpu(
+    checks: Annotated[
+        list[str] | None, typer.Option("--check", help="Run only this check; repeatable.  [default: all]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="STEM", help="Write the table to STEM.md and all measurements to STEM.json too."),
+    ] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Run the checks that mean something on a CPU there, with tiny nets.")
+    ] = False,
+) -> None:
+    """Prove on one GPU that the GPU side of this project is right, and measure how fast it is.
+
+    Checks run one after the other, each in a process of its own and for a minute at most, all within ten minutes. Exit
+    code 1 if one fails. `python -m resnet_dist.bench.gpu` is the same program for machines without Ray and MLflow.
+
+    Example: resnet-dist bench gpu --output gpu_h100
+    """
+    from resnet_dist.bench.gpu.__main__ import main
+
+    named = [argument for check in checks or () for argument in ("--check", check)]
+    written = ["--output", str(output)] if output is not None else []
+    raise typer.Exit(main([*named, *written, *(["--cpu"] if cpu else [])]))

@@ -1,0 +1,184 @@
+"""Checks of the machine: driver, architecture, libraries; snapshots and the GPU's counters."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import time
+from importlib.util import find_spec
+from statistics import median
+from typing import Any
+
+import torch
+
+from data_prep.native import open_decode_library
+from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.step import Settings, recipe
+from resnet_dist.errors import UserError
+from resnet_dist.training.device import peak_flops
+from resnet_dist.training.model import build_classifier, build_optimizer
+from resnet_dist.training.state import TrainState
+
+_OLDEST_DRIVER = {13: 580, 12: 525, 11: 450}
+"""Major version of the driver that CUDA's major version needs (CUDA release notes, minor version compatibility)."""
+_MOST_SNAPSHOT_S, _MOST_POLL_S = 0.5, 0.020
+
+
+def driver_version() -> str | None:
+    """As `nvidia-smi` has it, from NVML; None if there is no driver."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    text = ctypes.create_string_buffer(96)
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, 96):
+        return None
+    return text.value.decode(errors="replace")
+
+
+def why_no_gpu() -> str:
+    """Why `torch.cuda.is_available()` says no."""
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+    driver = driver_version()
+    if driver is None:
+        return "there is no NVIDIA driver that answers (libnvidia-ml.so.1)"
+    if reason := driver_too_old(driver, torch.version.cuda):
+        return reason
+    return f"PyTorch finds no GPU under the driver {driver}: CUDA_VISIBLE_DEVICES may hide it"
+
+
+def driver_too_old(driver: str, cuda: str) -> str | None:
+    """None if the driver is new enough for a PyTorch that was built for this version of CUDA."""
+    needed = _OLDEST_DRIVER.get(int(cuda.split(".")[0]), 580)
+    if int(driver.split(".")[0]) >= needed:
+        return None
+    return f"the driver {driver} is too old for PyTorch with CUDA {cuda}, which needs {needed} or newer"
+
+
+def has_kernels_for(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Whether a PyTorch built for these architectures (`sm_90`, `compute_90`, ...) runs on this GPU: binaries run on
+    the same major version and at least that minor one, PTX (`compute_`) on everything newer."""
+    for name in built_for:
+        kind, _, digits = name.partition("_")
+        number = digits.rstrip("af")  # sm_90a: for that architecture alone
+        version = int(number[:-1]), int(number[-1])
+        if kind == "compute" and capability >= version:
+            return True
+        if (
+            kind == "sm"
+            and (capability == version if number != digits else capability[0] == version[0])
+            and (capability >= version)
+        ):
+            return True
+    return False
+
+
+def environment(device: torch.device, small: bool) -> Result:
+    """Versions and the device; on a GPU, that the driver is new enough and PyTorch has kernels for it."""
+    missing = [name for name in ("timm", "torchvision", "psutil", "pynvml") if find_spec(name) is None]
+    measured: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cpu": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": _kernel_problem() or "built",
+        "missing": missing,
+    }
+    line = f"{measured['cores']} cores, decode kernel {measured['kernel']}"
+    if missing:
+        line += f", without {', '.join(missing)}"
+    if device.type == "cpu":
+        return Result(measured, None, line)
+    properties, driver, cuda = torch.cuda.get_device_properties(device), driver_version(), torch.version.cuda
+    capability, built_for = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    peak = peak_flops(properties.name, "bf16")
+    measured |= {
+        "device": properties.name,
+        "memory_gb": properties.total_memory / 1e9,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": list(capability),
+        "built_for": built_for,
+        "driver": driver,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": list(torch.cuda.nccl.version()) if torch.distributed.is_nccl_available() else None,
+        "peak_bf16_flops": peak,
+    }
+    old = "NVML tells no driver version" if driver is None else driver_too_old(driver, str(cuda))
+    arch = has_kernels_for(capability, built_for)
+    line = (
+        f"driver {driver} for CUDA {cuda}, sm_{capability[0]}{capability[1]} "
+        f"{'in' if arch else 'NOT IN'} {' '.join(built_for)}, cuDNN {measured['cudnn']}, "
+        f"peak {'unknown' if peak is None else f'{peak / 1e12:.0f} TFLOP/s bf16'}, {line}"
+    )
+    return Result(measured, arch and (driver is None or old is None), f"{old}; {line}" if old else line)
+
+
+def _kernel_problem() -> str | None:
+    try:
+        open_decode_library("the loader")
+    except (UserError, OSError) as error:
+        return f"not usable ({error})"
+    return None
+
+
+def snapshot(device: torch.device, small: bool) -> Result:
+    """Seconds for a copy of the state of ResNet-152 and SGD in the host's memory, and for one poll of the GPU's
+    counters."""
+    config = recipe(Settings("resnet8" if small else "resnet152", 32 if small else 224, 1, 1, 1, 1))
+    model = build_classifier(config).to(device)
+    state = TrainState(model.net, build_optimizer(model, config.optim))
+    for parameter in state.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    times = []
+    for _ in range(4):
+        synchronize(device)
+        began_s = time.perf_counter()
+        copy = state.snapshot()
+        times.append(time.perf_counter() - began_s)
+    num_bytes = sum(t.numel() * t.element_size() for t in _tensors(copy))
+    first_s, again_s = times[0], median(times[1:])
+    measured = {"first_s": first_s, "again_s": again_s, "bytes": num_bytes, "gb_per_s": num_bytes / again_s / 1e9}
+    line = f"{num_bytes / 1e6:.0f} MB in {first_s:.3f} s the first time, then {again_s:.3f} s "
+    line += f"({measured['gb_per_s']:.1f} GB/s)"
+    if device.type == "cpu":
+        return Result(measured, None, line)
+    passed = max(first_s, again_s) < _MOST_SNAPSHOT_S
+    try:
+        poll_s = measured["poll_s"] = _poll_s()
+    except Skipped as reason:
+        return Result(measured, passed, f"{line}; limit {_MOST_SNAPSHOT_S} s; no poll: {reason}")
+    line += f"; a poll of the counters {1e3 * poll_s:.1f} ms; limits {_MOST_SNAPSHOT_S} s, {1e3 * _MOST_POLL_S:.0f} ms"
+    return Result(measured, passed and poll_s < _MOST_POLL_S, line)
+
+
+def _poll_s() -> float:
+    try:
+        from resnet_dist.tracking.system_metrics import NodeGpus
+    except ImportError as error:
+        raise Skipped(f"{error.name} is not installed") from None
+    gpus = NodeGpus()
+    if not gpus.values():
+        raise Skipped("NVML tells nothing")
+    times = []
+    for _ in range(10):
+        began_s = time.perf_counter()
+        gpus.values()
+        times.append(time.perf_counter() - began_s)
+    return median(times)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [tensor for item in items for tensor in _tensors(item)]

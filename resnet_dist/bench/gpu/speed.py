@@ -1,0 +1,277 @@
+"""Checks of speed: the step beside a bare loop of the same kind, and its parts."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from resnet_dist.bench.gpu.machine import synchronize
+from resnet_dist.bench.gpu.profiled import layout_kernels
+from resnet_dist.bench.gpu.result import Result
+from resnet_dist.bench.gpu.steps import described
+from resnet_dist.bench.gpu.synthetic import Points, in_memory_run
+from resnet_dist.bench.step import (
+    Settings,
+    advance,
+    bare_loop,
+    host_s_per_layer,
+    random_batches,
+    recipe,
+)
+from resnet_dist.models import build_model
+from resnet_dist.training.model import build_classifier, build_optimizer, set_backends
+
+_LEAST_OF_BARE = 0.90
+_MOST_COMPILED = 1e-3
+_DEADLINE_S = 45.0
+"""A table that has taken so long gets no further cell: the check's process has 60 s."""
+
+
+# Compiled steps
+
+
+def compile(device: torch.device, small: bool) -> Result:
+    """Graphs and seconds of a compiled step, and its losses against the uncompiled step's."""
+    settings = Settings("resnet8" if small else "resnet18", 8 if small else 224, 2 if small else 64, 1, 4, 1, 2)
+    with TemporaryDirectory() as cache, environment_variable("TORCHINDUCTOR_CACHE_DIR", cache), compiler(small):
+        plain, _, _ = first_steps(settings, device, compiled=False)
+        losses, first_s, kernels = first_steps(settings, device, compiled=True)
+    graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    difference = max(abs(a - b) / abs(b) for a, b in zip(losses, plain, strict=True))
+    measured = {"graphs": graphs, "graph_breaks": dict(counters["graph_break"]), "first_step_s": first_s}
+    measured |= {"losses": losses, "losses_uncompiled": plain, "difference": difference, "layout_kernels": kernels}
+    line = (
+        f"{settings.model}: {graphs} graphs (limit 2), {breaks} graph breaks, first step {first_s:.1f} s, losses "
+        f"within {difference:.1e} of the uncompiled step's (limit {_MOST_COMPILED:.0e})"
+    )
+    if kernels is not None:
+        line += f", kernels that change the layout: {described(kernels)}"
+    return Result(measured, graphs <= 2 and difference <= _MOST_COMPILED and not kernels, line)
+
+
+def first_steps(
+    settings: Settings, device: torch.device, *, compiled: bool
+) -> tuple[list[float], float, dict[str, int] | None]:
+    """The losses, the seconds of the first step, and the kernels that change the layout in one more."""
+    points = Points()
+    torch._dynamo.reset()
+    counters.clear()
+    config = recipe(settings, train={"compile": compiled})
+    with in_memory_run(config, settings, device, tracker=points, log_every_steps=1) as trainer:
+        first_s = next(iter(seconds_of(partial(advance, trainer, 1), device, 1)))
+        advance(trainer, settings.steps - 1)
+        seen = compiled and device.type == "cuda"
+        kernels = layout_kernels(lambda: advance(trainer, 1)) if seen else None
+    return points.of("train/loss"), first_s, kernels
+
+
+@contextmanager
+def compiler(small: bool) -> Iterator[None]:
+    """For tests, one that finds the same graphs but generates no code for them, which takes minutes on a CPU."""
+    generating = torch.compile
+    if small:
+        torch.compile = partial(generating, backend="aot_eager")
+    try:
+        yield
+    finally:
+        torch.compile = generating
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# Images per second
+
+
+class Arm(NamedTuple):
+    """One way to train a step of the same number of images."""
+
+    name: str
+    bare: bool = False
+    graph: bool = False
+    benchmark: bool = True
+    """cuDNN chooses its algorithms by timing them."""
+    job: dict[str, Any] = {}  # noqa: RUF012 - never written
+
+
+def speed_eager(device: torch.device, small: bool) -> Result:
+    arms = [Arm("bare", bare=True), Arm("ours")]
+    if device.type == "cuda":
+        arms.append(Arm("ours, no cudnn.benchmark", benchmark=False))
+    return compared(device, small, "bf16", arms)
+
+
+def speed_fp16(device: torch.device, small: bool) -> Result:
+    return compared(device, small, "fp16", [Arm("bare", bare=True), Arm("ours")])
+
+
+def speed_compiled(device: torch.device, small: bool) -> Result:
+    return compared(device, small, "bf16", [Arm("bare", bare=True), Arm("ours")], "resnet18", compile=True)
+
+
+def compared(
+    device: torch.device, small: bool, precision: str, arms: Sequence[Arm], model: str = "resnet152", **train: Any
+) -> Result:
+    """Images per second of steps of 256 images, in micro-batches of several sizes; our fastest against the bare loop's
+    fastest."""
+    model, side, images = ("resnet8", 16, 8) if small else (model, 224, 256)
+    sizes = [images] if small else [256, 32, 128, 64]
+    cells: dict[str, dict[int, float | str]] = {arm.name: {} for arm in arms}
+    deadline_s = time.monotonic() + _DEADLINE_S
+    for size in sizes:
+        for arm in arms:
+            settings = Settings(model, side, size, 1, steps=2 if small else 8, rounds=4, micro_batches=images // size)
+            if time.monotonic() > deadline_s:
+                cells[arm.name][size] = "no time"
+            else:
+                cells[arm.name][size] = speed_or_reason(partial(speed, device, settings, arm, precision, train))
+    best = {arm.name: max((v for v in cells[arm.name].values() if isinstance(v, float)), default=0.0) for arm in arms}
+    bare, ours = best["bare"], max(value for name, value in best.items() if name != "bare")
+    if not bare or not ours:
+        return Result({"images_per_s": cells}, None, f"nothing to compare: {rows_of(cells)}")
+    line = f"{model} {precision}, images/s: {rows_of(cells)}; our best is {ours / bare:.1%} of the bare loop's best"
+    if device.type == "cpu":
+        return Result({"images_per_s": cells}, None, line)
+    return Result({"images_per_s": cells}, ours >= _LEAST_OF_BARE * bare, f"{line} (limit {_LEAST_OF_BARE:.0%})")
+
+
+def rows_of(cells: dict[str, dict[int, float | str]]) -> str:
+    return "; ".join(
+        f"{name} " + " ".join(f"{size}: {v:.0f}" if isinstance(v, float) else f"{size}: {v}" for size, v in row.items())
+        for name, row in cells.items()
+    )
+
+
+def speed_or_reason(measure: Callable[[], float]) -> float | str:
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        return "memory"
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def speed(device: torch.device, settings: Settings, arm: Arm, precision: str, train: dict[str, Any]) -> float:
+    """Images per second: the median of three blocks of steps after the first."""
+    config = recipe(settings, train={"precision": precision, **train})
+    set_backends(config.train)
+    with ExitStack() as stack:
+        if arm.bare:
+            block: Callable[[], Any] = bare_loop(config, settings, random_batches(settings, device), graph=arm.graph)[1]
+        else:
+            trainer = stack.enter_context(in_memory_run(config, settings, device, **arm.job))
+            block = partial(advance, trainer, settings.steps)
+        torch.backends.cudnn.benchmark = arm.benchmark
+        times = list(seconds_of(block, device, 4))
+    return settings.steps * settings.global_batch_size / median(times[1:])
+
+
+def seconds_of(block: Callable[[], Any], device: torch.device, repeats: int) -> Iterable[float]:
+    for _ in range(repeats):
+        synchronize(device)
+        began_s = time.perf_counter()
+        block()
+        synchronize(device)
+        yield time.perf_counter() - began_s
+
+
+# Parts of a step
+
+
+def host_share(device: torch.device, small: bool) -> Result:
+    """The host's time to start a step, from images so small that the device always waits for the host; against the
+    time of a step of 32 images."""
+    if device.type == "cpu":
+        layer_us = 1e6 * host_s_per_layer(1)
+        return Result({"layer_us": layer_us}, None, f"{layer_us:.0f} us of CPU time for one layer's part of a step")
+    model, side = ("resnet20", 32) if small else ("resnet152", 224)
+    tiny, real = (Settings(model, *size, 1, steps=10, rounds=3) for size in ((32, 2), (side, 32)))
+    host_s, step_s = (s.global_batch_size / speed(device, s, Arm("ours"), "bf16", {}) for s in (tiny, real))
+    layers = sum(not list(module.children()) for module in build_model(model, 10).modules())
+    measured = {"host_s": host_s, "step_s": step_s, "layers": layers, "layer_us": 1e6 * host_s / layers}
+    line = (
+        f"{model}: the host starts a step in {1e3 * host_s:.1f} ms ({measured['layer_us']:.1f} us for each of {layers} "
+        f"layers); a step of 32 images takes {1e3 * step_s:.1f} ms"
+    )
+    return Result(measured, None, line)
+
+
+def optimizers(device: torch.device, small: bool) -> Result:
+    """Milliseconds of an update of all weights, by optimizer and by the gradients' layout."""
+    config = recipe(Settings("resnet20" if small else "resnet152", 32 if small else 224, 1, 1, 1, 1))
+    model = build_classifier(config).to(device)
+    nhwc = [torch.randn_like(p) for p in model.parameters()]
+    nchw = [gradient.contiguous() for gradient in nhwc]
+
+    def sgd(**kernel: bool) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-4, **kernel)
+
+    arms: dict[str, tuple[Callable[[], torch.optim.Optimizer], Sequence[torch.Tensor]]] = {
+        "ours": (lambda: build_optimizer(model, config.optim), nhwc),
+        "ours, NCHW gradients": (lambda: build_optimizer(model, config.optim), nchw),
+        "SGD foreach": (lambda: sgd(foreach=True), nhwc),
+        "SGD fused": (lambda: sgd(fused=True), nhwc),
+        "LAMB": (lambda: build_optimizer(model, config.optim.model_copy(update={"name": "lamb"})), nhwc),
+    }
+    found: dict[str, float | str] = {}
+    for name, (build, gradients) in arms.items():
+        try:
+            optimizer = build()
+        except ModuleNotFoundError as error:
+            found[name] = f"{error.name} is not installed"
+            continue
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone(memory_format=torch.preserve_format)
+        times = list(seconds_of(optimizer.step, device, 3 if small else 10))
+        found[name] = 1e3 * median(times[2:])
+    shown = ", ".join(f"{name} {ms:.2f}" if isinstance(ms, float) else f"{name}: {ms}" for name, ms in found.items())
+    return Result({"ms": found}, None, f"an update of {config.model.name}, ms: {shown}")
+
+
+def batch_norm(device: torch.device, small: bool) -> Result:
+    """Milliseconds of batch norm and ReLU, forward and backward, by number format, as is and compiled."""
+    shape = (4, 8, 8, 8) if small else (128, 256, 56, 56)
+    found: dict[str, float | str] = {}
+    for name, dtype, compiled in (
+        ("bf16", torch.bfloat16, False),
+        ("fp16", torch.float16, False),
+        ("fp32", torch.float32, False),
+        *([] if small else [("bf16 compiled", torch.bfloat16, True)]),
+    ):
+        layer: nn.Module = nn.Sequential(nn.BatchNorm2d(shape[1]), nn.ReLU(inplace=True)).to(device)
+        x = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+        gradient = torch.randn_like(x)
+        run: Any = torch.compile(layer, dynamic=False) if compiled else layer
+
+        def both(run: Any = run, x: torch.Tensor = x, gradient: torch.Tensor = gradient) -> None:
+            run(x).backward(gradient)
+
+        try:
+            found[name] = 1e3 * median(list(seconds_of(both, device, 3 if small else 12))[2:])
+        except Exception as error:  # noqa: BLE001 - the compiler raises anything; the others stand
+            found[name] = f"{type(error).__name__}"
+    shown = ", ".join(f"{name} {ms:.2f}" if isinstance(ms, float) else f"{name}: {ms}" for name, ms in found.items())
+    return Result({"ms": found, "shape": shape}, None, f"batch norm and ReLU of {list(shape)}, ms: {shown}")

@@ -1,0 +1,222 @@
+"""Checks of the training step: no waits, one layout, the right numbers, the same bits again and after a restart."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.bench.gpu.machine import synchronize
+from resnet_dist.bench.gpu.profiled import layout_kernels
+from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.gpu.synthetic import Points, first_difference, in_memory_run
+from resnet_dist.bench.step import Settings, advance, bare_loop, our_loop, random_batches, recipe
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.training.loop import Trainer
+from resnet_dist.training.model import set_backends
+
+_CPU = torch.device("cpu")
+_MOST_FP64, _MOST_FP32 = 1e-10, 1e-3
+
+
+# Waits
+
+
+def host_syncs(device: torch.device, small: bool) -> Result:
+    """Operations that make the host wait for the device, in 20 steps between two points of the curves."""
+    if device.type == "cpu":
+        raise Skipped("a CPU has nothing to wait for")
+    recipes: dict[str, dict[str, dict[str, Any]]] = {
+        "plain": {"train": {"precision": "bf16"}},
+        "mix": {"train": {"precision": "bf16"}, "data": {"mixing": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}}},
+        "fp16": {"train": {"precision": "fp16"}},
+    }
+    model, side = ("resnet20", 32) if small else ("resnet50", 128)
+    settings = Settings(model, side, 16, 1, steps=64, rounds=1, micro_batches=2)
+    found = {}
+    for name, sections in recipes.items():
+        config = recipe(settings, **sections)
+        with in_memory_run(config, settings, device, log_every_steps=10**6) as trainer:
+            advance(trainer, 10)
+            synchronize(device)
+            found[name] = syncs_of(trainer, 20)
+    line = "; ".join(f"{name}: {described(counts)}" for name, counts in found.items())
+    return Result({"syncs": found}, not any(found.values()), f"host waits in 20 steps: {line}")
+
+
+def syncs_of(trainer: Trainer, steps: int) -> dict[str, int]:
+    """By `file:line`, as PyTorch reports them; unlike its mode "error", "warn" finds all of them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            advance(trainer, steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchronizing" in str(w.message)]
+    return dict(Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in waits))
+
+
+def described(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{where} ({count}x)" for where, count in counts.items()) or "none"
+
+
+# Layout
+
+
+def layout(device: torch.device, small: bool) -> Result:
+    """Which outputs and gradients are not NHWC; on a GPU, kernels that change the layout."""
+    model, side = ("resnet8", 16) if small else ("resnet50", 224)
+    settings = Settings(model, side, 8, 1, steps=4, rounds=1)
+    wrong: Counter[str] = Counter()
+    outputs = 0
+
+    def see(module: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal outputs
+        if output.dim() == 4:
+            outputs += 1
+            if not output.is_contiguous(memory_format=torch.channels_last):
+                wrong[type(module).__name__] += 1
+
+    with in_memory_run(recipe(settings, train={"precision": "bf16"}), settings, device) as trainer:
+        leaves = [module for module in trainer.classifier.net.modules() if not list(module.children())]
+        hooks = [module.register_forward_hook(see) for module in leaves]
+        advance(trainer, 1)
+        for hook in hooks:
+            hook.remove()
+        kernels = None if device.type == "cpu" else layout_kernels(lambda: advance(trainer, 1))
+    measured = {"outputs": outputs, "not_nhwc": dict(wrong), "layout_kernels": kernels}
+    line = f"{outputs} outputs, {sum(wrong.values())} not NHWC{f' ({described(wrong)})' if wrong else ''}"
+    if kernels is not None:
+        line += f"; kernels that change the layout in a step: {described(kernels)}"
+    return Result(measured, outputs > 0 and not wrong and not kernels, line)
+
+
+# Numbers
+
+
+def numbers(device: torch.device, small: bool) -> Result:
+    """Two steps in float64 on the device against the bare loop's on the CPU; 20 losses in float32 against float64's."""
+    side = 16 if small else 64
+    settings = Settings("resnet8" if small else "resnet50", side, 4 if small else 8, 1, 2, 1, micro_batches=2)
+    exact = recipe(settings, train={"precision": "fp64"}, optim={"lr": 0.1})
+    set_backends(exact.train)
+    model, block = bare_loop(exact, settings, random_batches(settings))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    block()
+    with in_memory_run(exact, settings, device) as trainer:
+        advance(trainer, settings.steps)
+    ours = dict(trainer.classifier.named_parameters())
+    difference = max(
+        float((ours[name].detach().cpu() - theirs.detach()).norm() / (theirs.detach() - before[name]).norm())
+        for name, theirs in model.named_parameters()
+    )
+    settings = settings._replace(model="resnet8" if small else "resnet18", steps=20)
+    losses = {}
+    for precision, where in (("fp64", _CPU), ("fp32", device)):
+        config, points = recipe(settings, train={"precision": precision}), Points()
+        with in_memory_run(config, settings, where, tracker=points, log_every_steps=1) as trainer:
+            advance(trainer, settings.steps + 1)
+        losses[precision] = points.of("train/loss")[: settings.steps]
+    drift = max(abs(a - b) / b for a, b in zip(losses["fp32"], losses["fp64"], strict=True))
+    measured = {"fp64": difference, "fp32": drift, "losses": losses}
+    line = (
+        f"fp64 update of {exact.model.name} against a bare loop on the CPU: {difference:.1e} (limit {_MOST_FP64:.0e}); "
+        f"20 fp32 losses against the CPU's in fp64: {drift:.1e} (limit {_MOST_FP32:.0e})"
+    )
+    return Result(measured, difference <= _MOST_FP64 and drift <= _MOST_FP32, line)
+
+
+# Bits
+
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "resnet20": {},
+    "resnet20 drop-path": {"drop_path": 0.2, "dropout": 0.2},
+    "resnet20 gate": {"gate": "exclusive"},
+    "resnet164": {},
+    "resnet20 pre": {"activation_order": "pre"},
+    "plain20": {},
+    "resnet18": {},
+    "resnet50": {},
+    "resnet50 pre": {"activation_order": "pre"},
+    "resnet50 rs": {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25, "drop_path": 0.1},
+    "resnet50 blur": {"blur_pool": True},
+    "vgg16": {},
+    "googlenet": {},
+}
+_SMALL_FAMILIES = ("resnet20 drop-path", "resnet18")
+
+
+def exact(device: torch.device, small: bool) -> Result:
+    """Three steps of every family of nets with `reduction: exact`, twice."""
+    found: dict[str, str] = {}
+    for family, options in _FAMILIES.items():
+        if small and family not in _SMALL_FAMILIES:
+            continue
+        name = family.split()[0]
+        side = 32 if name.endswith(("20", "164")) and name != "plain164" else 64
+        settings = Settings(name, side, 2 if small else 4, 1, steps=3, rounds=1, micro_batches=2)
+        try:
+            config = exact_recipe(settings, model=options)
+            first, again = (trained_states(config, settings, device, [3])[0] for _ in range(2))
+        except ModuleNotFoundError as error:
+            found[family] = f"skipped: {error.name} is not installed"
+            continue
+        except RuntimeError as error:  # names an operation without a deterministic kernel
+            found[family] = f"FAIL: {str(error).splitlines()[0]}"
+            continue
+        differing = first_difference(first, again)
+        found[family] = "equal" if differing is None else f"FAIL: differs in {differing}"
+    bad = {family: text for family, text in found.items() if text.startswith("FAIL")}
+    left_out = [text for text in found.values() if text.startswith("skipped")]
+    line = f"two runs of {len(found) - len(left_out)} nets: "
+    line += "; ".join(f"{family}: {text}" for family, text in bad.items()) or "equal bits"
+    return Result({"families": found}, not bad, line + (f"; {len(left_out)} nets {left_out[0]}" if left_out else ""))
+
+
+def resume(device: torch.device, small: bool) -> Result:
+    """Ten steps against five, a checkpoint, a new trainer that restores it and five more; with `reduction: exact`."""
+    model = "resnet8" if small else "resnet50"
+    settings = Settings(model, 16 if small else 64, 4, 1, steps=10, rounds=1, micro_batches=2)
+    found: dict[str, str] = {}
+    for name, optim in {"sgd": {}, "lamb": {"name": "lamb"}}.items():
+        config = exact_recipe(settings, optim=optim, train={"ema": {"decay": 0.9}})
+        try:
+            through = trained_states(config, settings, device, [10])[0]
+            resumed = trained_states(config, settings, device, [5, 10])[1]
+        except ModuleNotFoundError as error:
+            found[name] = f"skipped: {error.name} is not installed"
+            continue
+        differing = first_difference(through, resumed)
+        found[name] = "equal bits" if differing is None else f"FAIL: differs in {differing}"
+    line = "10 steps against 5, a checkpoint and 5: " + "; ".join(f"{k}: {text}" for k, text in found.items())
+    return Result(found, not any(text.startswith("FAIL") for text in found.values()), line)
+
+
+def exact_recipe(settings: Settings, **sections: Mapping[str, Any]) -> Recipe:
+    sections = {**sections, "train": {"reduction": "exact", **sections.get("train", {})}}
+    config = recipe(settings, **sections)
+    set_backends(config.train)
+    return config
+
+
+def trained_states(
+    config: Recipe, settings: Settings, device: torch.device, stops: Sequence[int], **job: Any
+) -> list[dict[str, Any]]:
+    """The state after each of the steps `stops`, each with a trainer of its own that restores the checkpoint before."""
+    batches, states = random_batches(settings, device), []
+    with TemporaryDirectory() as folder:
+        for stop in stops:
+            trainer = our_loop(config, settings, batches, Path(folder), tracker=Points(), **job)
+            trainer.restore()
+            advance(trainer, stop - trainer.state.step)
+            if stop != stops[-1]:
+                trainer.checkpoints.save({})
+            states.append(trainer.state.snapshot())
+    return states

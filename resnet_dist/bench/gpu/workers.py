@@ -1,0 +1,45 @@
+"""Checks of what workers send each other, in a process group of one: NCCL and gloo as a run on a cluster has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+
+from resnet_dist.bench.gpu.result import Result, Skipped
+
+
+@contextmanager
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """The process group of a worker, as `launch.ray_group` asks for it."""
+    if device.type == "cuda":
+        if not dist.is_nccl_available():
+            raise Skipped("this PyTorch has no NCCL")
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with TemporaryDirectory() as folder:
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def agreement(device: torch.device, small: bool) -> Result:
+    """On one group: a sum of CPU tensors without a wait, as for votes, and a broadcast from the device, as for batch
+    norm's statistics."""
+    with group_of_one(device):
+        began_s = time.perf_counter()
+        flags, statistics = torch.tensor([1.0, 0.0]), torch.arange(4.0, device=device)
+        vote = dist.all_reduce(flags, async_op=True)
+        dist.broadcast(statistics, src=0)
+        assert vote is not None
+        vote.wait()
+        arrived = flags.tolist() == [1.0, 0.0] and statistics.tolist() == [0.0, 1.0, 2.0, 3.0]
+        seconds = time.perf_counter() - began_s
+    line = f"a vote on the CPU and a broadcast on {device.type} in one group: {'both arrived' if arrived else 'LOST'}"
+    return Result({"seconds": seconds}, arrived, f"{line}, {seconds:.2f} s with the connection's start")

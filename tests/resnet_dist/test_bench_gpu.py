@@ -1,0 +1,220 @@
+"""`bench gpu`: all of it with tiny nets on a CPU, checks that hang or crash, and the checks on a GPU."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_dist.bench.gpu import runner
+from resnet_dist.bench.gpu.__main__ import main
+from resnet_dist.bench.gpu.machine import driver_too_old, has_kernels_for
+from resnet_dist.bench.gpu.profiled import hidden_share, merged
+from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here
+
+CHECK = Check("2", "loader", "data")
+
+
+# On a CPU
+
+
+def test_every_check_that_means_something_on_a_cpu_passes_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--cpu", "--in-process", "--output", str(tmp_path / "reports" / "cpu")]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "reports" / "cpu.json").read_text())
+    status = {check["name"]: check["status"] for check in report["checks"]}
+    assert list(status) == [check.name for check in CHECKS if check.on_cpu]
+    assert set(status.values()) <= {"pass", "measured"}
+    # A line for each as it ends, and the table that the file has
+    assert all(f" {name} " in printed.partition("\n\n")[0] for name in status)
+    assert (tmp_path / "reports" / "cpu.md").read_text() in printed
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BANNED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+BANNED = set(sys.argv.pop(1).split(","))
+sys.meta_path.insert(0, Blocked())
+from resnet_dist.bench.gpu.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.system
+def test_it_needs_no_more_than_torch_and_four_small_packages() -> None:
+    banned = "ray,mlflow,ffcv,numba,typer,rich,click,blake3,xxhash,timm,torchvision,pyarrow,psutil,pynvml"
+    checks = [argument for name in ("loader", "resume", "full-loop") for argument in ("--check", name)]
+    command = [sys.executable, "-c", BLOCKED, f"{banned},requests,matplotlib,optuna", "--cpu", "--in-process", *checks]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "blake3 and xxhash are not installed" in ran.stdout
+    assert "lamb: skipped: timm is not installed" in ran.stdout
+
+
+def test_without_a_gpu_it_says_why_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("resnet-dist bench gpu: ")
+    assert "--cpu" in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_check_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cpu", "--check", "speeed"]) == 2
+    assert "speeed: there is no such check; there are environment, loader," in capsys.readouterr().err
+
+
+# Checks that end badly
+
+
+def apart(code: str, *, limit_s: float = 20.0) -> Outcome:
+    """A check's process that runs `code`; `sys.argv[1]` is the file for its outcome."""
+    return run_apart(CHECK, [sys.executable, "-c", f"import os, sys, time\n{code}"], limit_s)
+
+
+def test_a_check_reports_through_a_file_whatever_it_prints() -> None:
+    expected = Outcome("2", "loader", "pass", "equal bits", 0.1, {"batches": 3})
+    told = f"print('noise'); open(sys.argv[1], 'w').write({json.dumps(expected.__dict__)!r})"
+    assert apart(told) == expected
+
+
+def test_a_check_that_hangs_is_ended_and_its_line_says_where() -> None:
+    hang = "import faulthandler; faulthandler.dump_traceback_later(0.5, exit=True)\ndef wait(): time.sleep(60)\nwait()"
+    began_s = time.monotonic()
+    outcome = apart(hang, limit_s=0.5)
+    assert time.monotonic() - began_s < 9
+    assert (outcome.status, outcome.line) == ("FAIL", "limit: not done after 0 s; it was in wait (<string>:3)")
+
+
+def test_a_check_that_does_not_end_itself_is_killed_with_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_KILL_LIMIT_S", 0.5)
+    child = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    outcome = apart(child, limit_s=1.0)
+    assert outcome.line == "limit: not done after 1 s; and it did not end then"
+    pid = int(outcome.measured["log"])
+    deadline_s = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("os.kill(os.getpid(), 11)", "its process was killed by SIGSEGV; its last line: none"),
+        (
+            "print('out of memory', file=sys.stderr); os._exit(3)",
+            "its process ended with exit code 3; its last line: out of memory",
+        ),
+    ],
+)
+def test_a_check_that_crashes_fails_with_its_last_line(code: str, line: str) -> None:
+    outcome = apart(code)
+    assert (outcome.status, outcome.line) == ("FAIL", line)
+
+
+def test_what_a_check_raises_is_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(outcome: Result | Exception) -> Check:
+        def run(device: object, small: bool) -> Result:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr("resnet_dist.bench.gpu.data.loader", run)
+        return CHECK
+
+    results = {
+        "pass": Result({}, True, "fine"),
+        "FAIL": Result({}, False, "bad"),
+        "measured": Result({}, None, "3 ms"),
+        "skipped": Skipped("needs timm"),
+    }
+    for status, result in results.items():
+        assert run_here(check(result), None, True).status == status
+    broken = run_here(check(ValueError("two\nlines")), None, True)
+    assert (broken.status, broken.line) == ("FAIL", "ValueError: two lines")
+    assert "Traceback" in broken.measured["traceback"]
+
+
+def test_checks_after_the_total_limit_are_skipped_with_the_reason() -> None:
+    outcomes = run_all(
+        CHECKS[:2],
+        lambda check, limit_s: Outcome(check.number, check.name, "pass", f"{limit_s}", 0.0),
+        lambda outcome: time.sleep(0.6),
+        total_limit_s=1.5,
+    )
+    assert [outcome.status for outcome in outcomes] == ["pass", "skipped"]
+    assert "no time" in outcomes[1].line
+
+
+@pytest.mark.system
+def test_a_stopped_bench_prints_what_it_has(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "resnet_dist.bench.gpu", "--cpu", "--output", str(tmp_path / "cpu")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+        assert process.wait(60) == 1
+    assert " environment " in lines[1]
+    assert "Stopped before the end: 0 passed, 0 failed, 1 measured without a threshold, 0 skipped" in rest
+    assert len(json.loads((tmp_path / "cpu.json").read_text())["checks"]) == 1
+
+
+# Decisions
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((9, 0), ["sm_80", "sm_90"], True),
+        ((8, 6), ["sm_80"], True),  # binaries run on later minor versions
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((9, 0), ["sm_80"], False),
+        ((12, 1), ["sm_90", "compute_120"], True),  # PTX is compiled for what is newer
+        ((9, 1), ["sm_90a"], False),  # for 9.0 alone
+    ],
+)
+def test_a_gpu_runs_what_was_built_for_it(capability: tuple[int, int], built_for: list[str], runs: bool) -> None:
+    assert has_kernels_for(capability, built_for) == runs
+
+
+def test_a_driver_that_is_too_old_is_named_with_the_one_needed() -> None:
+    assert driver_too_old("580.65.06", "13.0") is None
+    assert driver_too_old("550.90.07", "13.0") == (
+        "the driver 550.90.07 is too old for PyTorch with CUDA 13.0, which needs 580 or newer"
+    )
+
+
+def test_the_hidden_part_of_copies() -> None:
+    assert merged([(5, 22), (30, 31), (21, 25)]) == [(5, 25), (30, 31)]
+    assert hidden_share([(0, 10), (20, 30)], [(5, 22), (21, 25)]) == 0.5
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
+def test_a_check_on_a_gpu(check: Check) -> None:
+    """In small; `resnet-dist bench gpu` runs them in full."""
+    outcome = run_here(check, torch.device("cuda", 0), True)
+    assert outcome.status != "FAIL", f"{outcome.line}\n{outcome.measured.get('traceback', '')}"
