@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from resnet_dist.errors import UserError
 from resnet_dist.models.keyed_noise import replace_dropout
@@ -124,7 +125,29 @@ def _build_baseline(name: str, num_classes: int) -> nn.Module:
         net = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True)
     else:
         net = getattr(torchvision.models, name)(num_classes=num_classes)
+        net.avgpool = AdaptiveAvgPool2d(7)
     return replace_dropout(net)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """torch's backward pass adds with atomics on CUDA, in any order. Where deterministic algorithms are requested, this
+    layer takes the mean of one window after the other. The output is `side` x `side`."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__(side)
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda or not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        return window_means(x, self.side)
+
+
+def window_means(x: Tensor, side: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, side, side], over the windows of adaptive average pooling."""
+    rows, columns = ([slice(i * size // side, -(-(i + 1) * size // side)) for i in range(side)] for size in x.shape[2:])
+    means = [torch.stack([x[:, :, row, column].mean((2, 3)) for column in columns], dim=-1) for row in rows]
+    return torch.stack(means, dim=-2)
 
 
 def _check_options(name: str, layout: Layout, options: NetOptions) -> None:

@@ -184,12 +184,16 @@ def _row(logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    """cuDNN chooses its kernels by shape meanwhile: chosen by their times, they and the bits would depend on the
+    worker."""
+    was_training, was_timing = model.training, torch.backends.cudnn.benchmark
     model.eval()
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         model.train(was_training)
+        torch.backends.cudnn.benchmark = was_timing
 
 
 def calibration_row(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from resnet_dist.training.model import (
     build_optimizer,
     classifier_around,
     compile_model,
+    name_nondeterministic_operation,
     recompute_blocks,
     set_backends,
 )
@@ -42,7 +43,7 @@ def run_worker(job: TrainingJob, ctx: RunContext, tracker: Tracker) -> WorkerRes
         Fault: bad data, a damaged checkpoint, a loader that failed.
     """
     set_backends(job.recipe.train)
-    with ExitStack() as stack:
+    with ExitStack() as stack, name_nondeterministic_operation():
         trainer = Trainer(job, ctx, tracker, *open_data(job, ctx.device, stack))
         trainer.restore()
         ctx.progress(trainer.state.step, {})

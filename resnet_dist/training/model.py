@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from resnet_dist.config.recipe import OptimConfig, Recipe, TrainConfig
+from resnet_dist.errors import Fault
 from resnet_dist.models import build_model
 from resnet_dist.models.classifier import BatchNormStatistics, ImageClassifier
 from resnet_dist.models.resnet import ResidualBlock
@@ -72,15 +75,32 @@ def set_backends(train: TrainConfig) -> None:
     # TF32 rounds products to 10 bits, and PyTorch lets cuDNN's convolutions use it by default. Here fp32 means fp32.
     torch.backends.cudnn.allow_tf32 = train.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = train.precision == "tf32"
-    # `exact`: kernels whose sums have a fixed order, none chosen by timing. For a few operations PyTorch has none
-    # on CUDA (the backward pass of max pooling): it warns and names them. Not run on a GPU.
     exact = train.reduction == "exact"
     if exact:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its handle is made
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = exact
-    torch.use_deterministic_algorithms(exact, warn_only=True)
+        # Kernels whose sums have a fixed order. An operation that has none raises (`name_nondeterministic_operation`);
+        # the nets of the registry have no such operation.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read at the first matrix product on a GPU
+    torch.use_deterministic_algorithms(exact)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass over memory
+    torch.backends.cudnn.deterministic = exact
+    # `fast`: cuDNN times its convolution algorithms once for each shape: some seconds for each image size. All launches
+    # of a size have the same few shapes, and a progressive size takes few values.
+    torch.backends.cudnn.benchmark = not exact
+
+
+@contextmanager
+def name_nondeterministic_operation() -> Iterator[None]:
+    """Turns torch's error about an operation without a deterministic kernel into a Fault."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"(\S+) does not have a deterministic implementation", str(error))
+        if found is None:
+            raise
+        raise Fault(
+            f"train.reduction: exact promises the same bits in every run, and torch has no deterministic kernel for "
+            f"{found[1]} on this device; take a net or a loss without that operation, or train.reduction: fast"
+        ) from error
 
 
 def recompute_blocks(model: nn.Module) -> None:

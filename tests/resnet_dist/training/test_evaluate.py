@@ -79,6 +79,19 @@ def test_counts_and_loss_are_those_of_the_definition() -> None:
     assert result.confusion is None
 
 
+def test_kernels_are_not_chosen_by_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    timed: list[bool] = []
+
+    def watched(ids: NDArray[np.int64]) -> Iterator[Batch]:
+        timed.append(torch.backends.cudnn.benchmark)
+        yield from batches(ids)
+
+    evaluated(torch.eye(6), watched, num_samples=6)
+    assert timed == [False]
+    assert torch.backends.cudnn.benchmark
+
+
 def test_lost_samples_are_a_fault() -> None:
     def short(ids: NDArray[np.int64]) -> Iterator[Batch]:
         return (Batch(b.images[:1], b.labels[:1], b.sample_ids[:1]) for b in batches(ids))

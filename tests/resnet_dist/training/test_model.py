@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ def backends_as_before() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.benchmark = False
 
 
 def test_fp32_is_not_tf32() -> None:
@@ -42,10 +44,17 @@ def test_fp32_is_not_tf32() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["fast", "exact"])
-def test_threads_are_the_recipes_and_only_exact_asks_for_deterministic_kernels(reduction: str) -> None:
+def test_exact_asks_for_deterministic_kernels_and_fast_for_the_fastest(
+    reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # with which torch refuses matrix products on a GPU
     set_backends(small.train_config(reduction=reduction, cpu_threads=2))
-    assert torch.are_deterministic_algorithms_enabled() == (reduction == "exact")
-    assert torch.backends.cudnn.deterministic == (reduction == "exact")
+    exact = reduction == "exact"
+    assert torch.are_deterministic_algorithms_enabled() == exact
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.backends.cudnn.deterministic == exact
+    assert torch.backends.cudnn.benchmark != exact
+    assert (os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8") == exact
     assert torch.get_num_threads() == 2
 
 
