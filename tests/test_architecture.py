@@ -22,6 +22,7 @@ FENCES = {
         "resnet_dist.launch",
         "resnet_dist.jobs.client",
         "resnet_dist.doctor.cluster",
+        "resnet_dist.bench.control",
         "resnet_dist.sweeps.ray_tune",
         "resnet_dist.sweeps.trial",
     ),
@@ -266,8 +267,10 @@ WALLS = {
         "resnet_dist.evaluation",
         "resnet_dist.weights",
         "resnet_dist.sweeps.ledger",
+        "resnet_dist.launch.control",
         "data_prep.beton",
         "data_prep.native",
+        "data_prep.runtime.ray_connection",
     ),
 }
 

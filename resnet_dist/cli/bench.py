@@ -139,6 +139,23 @@ def bench_tracking(
     typer.echo(measure(num_steps=steps, rounds=rounds, folder=folder))
 
 
+@bench_app.command("control")
+def bench_control(
+    workers: Annotated[int, typer.Option(min=1, help="Workers that ask the control actor.")] = 1024,
+    every: Annotated[
+        float | None, typer.Option(min=0.1, help="How often each of them asks, s.  [default: as training does]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long to measure.")] = 20.0,
+) -> None:
+    """Measure what many workers cost the actor between them and the driver, and how soon Ctrl-C gets through.
+
+    Example: resnet-dist bench control --workers 1024 --every 1
+    """
+    from resnet_dist.bench.control import bench_control as measure
+
+    typer.echo(measure(workers, every_s=every, seconds=seconds))
+
+
 @bench_app.command("sweep")
 def bench_sweep(
     space: Annotated[

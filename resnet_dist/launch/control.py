@@ -1,13 +1,16 @@
 """How a request to stop gets from a signal to the workers, and how their progress comes back.
 
-A signal sets the driver's stop flag; twice a second the driver passes it to the `RunControl` actor; every worker asks
-the actor once a second; the workers vote after every step (`training.loop`).
+A signal sets the driver's stop flag; twice a second the driver passes it to the `RunControl` actor; the workers ask the
+actor (`ask_every_s`) and vote after every step (`training.loop`).
+
+What the actor does and holds is bounded, however many workers there are: it gets at most `_MOST_ASKS_PER_S` calls a
+second, keeps one address for each worker, and forgets what the driver has seen.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +20,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from resnet_dist.launch.ray_internals import NO_RESERVATION, Reservation, leaving_nodes
 
 _LOOK_EVERY_S = 1.0
+_MOST_ASKS_PER_S = 100
+"""Of all workers together; a call takes 0.5 ms of CPU time on the driver's node (`resnet-dist bench control`)."""
+_MOST_NAMED = 4
+
+
+def ask_every_s(world_size: int) -> float:
+    """How often each worker asks whether to stop: once a second, less often with more than a hundred workers.
+
+    The workers ask in turns, so some worker still hears of a stop within a second. One is enough: they vote.
+    """
+    return max(1.0, world_size / _MOST_ASKS_PER_S)
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class WorkerStatus:
     """The step from which the newest worker group resumed, once that is known."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """All warnings so far, in order."""
+    """Those that the driver has not seen yet, in order."""
     evaluations: tuple[tuple[int, Mapping[str, float]], ...] = ()
     """Step and metrics of each evaluation that the driver has not seen yet, in order."""
     has_workers: bool = False
@@ -56,18 +70,23 @@ class RunControl:
         self._nodes: dict[int, tuple[str, str]] = {}
         """Rank -> address and id of its node."""
         self._asked_ray_s = 0.0
-        self._leaving: frozenset[str] = frozenset()
 
-    def poll(self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0) -> WorkerStatus:
+    def poll(
+        self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0, warned: Sequence[str] = ()
+    ) -> WorkerStatus:
         """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
 
         Args:
             ray_trainer: number of the driver's Ray trainer. When a new one starts, no worker of the last one is left.
             evaluated_step: the newest evaluation that the driver has seen. It and those before are forgotten.
+            warned: the warnings of the last status that the driver has seen. They are forgotten.
         """
         # Only what the driver confirms is forgotten: an answer may not have reached it.
         evaluations = tuple(item for item in self._status.evaluations if item[0] > evaluated_step)
-        self._status = replace(self._status, evaluations=evaluations)
+        warnings = self._status.warnings
+        if warnings[: len(warned)] == tuple(warned):  # not if this actor restarted since
+            warnings = warnings[len(warned) :]
+        self._status = replace(self._status, evaluations=evaluations, warnings=warnings)
         if ray_trainer != self._ray_trainer:
             self._ray_trainer, self._stop = ray_trainer, False
             self._nodes.clear()
@@ -75,24 +94,25 @@ class RunControl:
         self._stop |= stop
         return self._status
 
-    def should_stop(self, rank: int, world_size: int, address: str, node_id: str) -> bool:
-        """Every worker calls it once a second: passes where it runs, and gets whether to stop.
+    def should_stop(self, rank: int, address: str, node_id: str) -> bool:
+        """Every worker calls it every `ask_every_s`: passes where it runs, and gets whether to stop.
 
         Workers stop when the driver asks for it, and when a node that one of them runs on is about to leave.
         """
-        self._nodes = {r: node for r, node in self._nodes.items() if r < world_size} | {rank: (address, node_id)}
+        self._nodes[rank] = (address, node_id)
         self._status = replace(self._status, has_workers=True)
-        if time.monotonic() - self._asked_ray_s >= _LOOK_EVERY_S:
+        if not self._stop and time.monotonic() - self._asked_ray_s >= _LOOK_EVERY_S:
             self._asked_ray_s = time.monotonic()
-            self._leaving = leaving_nodes()
-        leaving = sorted({address for address, node in self._nodes.values() if node in self._leaving})
-        if leaving and not self._stop:
-            self._stop = True
-            self.warn(f"node {', '.join(leaving)} is about to leave: the workers save and resume without it")
+            announced = leaving_nodes()
+            leaving = sorted({address for address, node in self._nodes.values() if node in announced})
+            if leaving:
+                self._stop = True
+                self.warn(f"node {_few(leaving)} is about to leave: the workers save and resume without it")
         return self._stop
 
     def workers_started(self, world_size: int, reservation: Reservation) -> None:
         """Rank 0 of a new worker group reports its start."""
+        self._nodes.clear()  # of the group before, which may have run elsewhere
         attempt = self._status.attempt + 1
         self._status = replace(
             self._status,
@@ -117,12 +137,16 @@ class RunControl:
         self.progressed(step, metrics)
         self._status = replace(self._status, evaluations=(*self._status.evaluations, (step, metrics)))
 
-    def report_straggler(self, rank: int, factor: float) -> None:
-        """Rank 0 reports a worker that slows the others down."""
-        address, _ = self._nodes.get(rank, ("unknown", ""))
+    def report_stragglers(self, slow: Mapping[int, float]) -> None:
+        """Rank 0 reports workers that slow the others down, and how many times as slow they are."""
+        slowest_first = sorted(slow, key=lambda rank: -slow[rank])
+        named = []
+        for rank in slowest_first:
+            address, _ = self._nodes.get(rank, ("unknown", ""))
+            named.append(f"rank {rank} on node {address} ({slow[rank]:.1f} times as slow)")
         self.warn(
-            f"rank {rank} on node {address} has been {factor:.1f} times as slow as the others "
-            f"for a while; see worker/{rank}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
+            f"slower than the other workers for a while: {_few(named)}; "
+            f"see worker/{slowest_first[0]}/step_s, data_wait_s and all_reduce_wait_s in MLflow"
         )
 
     def warn(self, warning: str) -> None:
@@ -138,6 +162,12 @@ class RunControl:
         if self._status.attempt > 1 or self._status.resumed_step is not None:
             return
         self._status = replace(self._status, mistake=self._status.mistake or what)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are: a line must not grow with the cluster."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def start_control() -> Any:

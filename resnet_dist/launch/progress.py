@@ -68,11 +68,11 @@ class ProgressReporter:
         self._console.print(redacted(line), markup=False)
 
     def show(self, status: WorkerStatus) -> None:
-        """Call it often; it prints what is new."""
+        """Call it once with each status; it prints what is new."""
         if status.attempt > self._last.attempt:
             again = "" if status.attempt == 1 else f" (attempt {status.attempt}: the workers were restarted)"
             self.log(f"{status.world_size} workers are up{again}")
-        for warning in status.warnings[len(self._last.warnings) :]:
+        for warning in status.warnings:
             self.log(f"warning: {warning}")
         if self._bar is not None:
             self._bar.update(self._task, completed=status.step, description=describe(status, self._plan))
@@ -95,7 +95,6 @@ class EventLog:
         self.path = storage.folder / "events.log"
         self._attempt = 0
         self._step = 0
-        self._num_warnings = 0
         self._unwritten: list[str] = []
 
     def note(self, event: str) -> None:
@@ -113,18 +112,17 @@ class EventLog:
             return  # a full disk or an unreachable store must not end a run here; written with the next event
 
     def observe(self, status: WorkerStatus) -> None:
-        """Call it often; it records every worker group that began, and every warning."""
+        """Call it once with each status; it records every worker group that began, and every warning."""
         if status.attempt < self._attempt:  # the actor was killed, and counts from zero
-            self._attempt = self._num_warnings = 0
+            self._attempt = 0
         if status.attempt > self._attempt and status.resumed_step is not None:
             before = f" (last seen at step {self._step})" if self._attempt else ""
             self.note(f"workers up: {status.world_size}, from step {status.resumed_step}{before}")
             self._attempt = status.attempt
         if status.resumed_step is not None:
             self._step = status.step
-        for warning in status.warnings[self._num_warnings :]:
+        for warning in status.warnings:
             self.note(f"warning: {warning}")
-        self._num_warnings = max(self._num_warnings, len(status.warnings))
 
     def read(self) -> str:
         """The newest megabyte of it."""

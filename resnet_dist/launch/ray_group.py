@@ -105,6 +105,8 @@ class RayTrainers:
         self._number = 0
         self._reservation = NO_RESERVATION
         self._evaluated_step = 0
+        self._warned: tuple[str, ...] = ()
+        """The warnings of the last status."""
         self._metrics: Mapping[str, float] = {}
         """The last ones of the newest worker group that ended in order."""
 
@@ -167,11 +169,14 @@ class RayTrainers:
         """
         try:
             status: WorkerStatus = ray.get(
-                self._control.poll.remote(self._number, stop=stop, evaluated_step=self._evaluated_step),
+                self._control.poll.remote(
+                    self._number, stop=stop, evaluated_step=self._evaluated_step, warned=self._warned
+                ),
                 timeout=_ANSWER_LIMIT_S,
             )
         except RayError:
             return False  # for example while it restarts
+        self._warned = status.warnings
         if status.mistake is not None:
             raise UserError(status.mistake)
         if status.given_up is not None:

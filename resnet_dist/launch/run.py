@@ -114,7 +114,7 @@ class Run:
         self.progress.log(line)
 
     def observe(self, status: WorkerStatus) -> None:
-        """Shows the workers' progress, and records what is new. Call it often."""
+        """Shows the workers' progress, and records what is new. Call it once with each status."""
         self.progress.show(status)
         self.events.observe(status)
         if self.startup is not None and (line := self.startup.observe(status)) is not None:

@@ -23,6 +23,7 @@ from resnet_dist.config.profile import FailureConfig
 from resnet_dist.data.checks import data_digest
 from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.launch.control import ask_every_s
 from resnet_dist.launch.execute import stacks_file
 from resnet_dist.launch.lease import FencedStorage, Lease
 from resnet_dist.launch.ray_internals import current_reservation
@@ -33,7 +34,7 @@ from resnet_dist.tracking.tracker import SpoolTracker, Tracker
 from resnet_dist.training.context import RunContext, TrainingJob, WorkerResult
 from resnet_dist.training.watchdog import Watchdog
 
-_STOP_POLL_S = 1.0
+_UPLOAD_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ class RayContext(RunContext):
         if self._monitor is not None:
             self._monitor.observe(step)
 
-    def report_straggler(self, rank: int, factor: float) -> None:
+    def report_stragglers(self, slow: Mapping[int, float]) -> None:
         if self.rank == 0:
-            self._setup.control.report_straggler.remote(rank, factor)
+            self._setup.control.report_stragglers.remote(dict(slow))
 
     def heartbeat(self) -> None:
         self._watchdog.heartbeat()
@@ -145,7 +146,7 @@ class RayContext(RunContext):
         if self._upload is None:
             return
         deadline = time.monotonic() + limit_s
-        while not self._upload.wait(_STOP_POLL_S):
+        while not self._upload.wait(_UPLOAD_POLL_S):
             self.heartbeat()
             if time.monotonic() > deadline:
                 self._give_up(f"{self.storage.location} has not accepted the last checkpoint for {limit_s:g} s")
@@ -157,9 +158,13 @@ class RayContext(RunContext):
         raise Fault(reason)
 
     def _ask_for_stop(self) -> None:
-        """Once a second, in a thread: a response may take long, and the training loop must not wait for it."""
-        me = (self.rank, self.world_size, ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
-        while not self._done.wait(_STOP_POLL_S):
+        """In a thread: a response may take long, and the training loop must not wait for it."""
+        # With every call: an actor that was killed restarts empty.
+        me = (self.rank, ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+        every_s = ask_every_s(self.world_size)
+        wait_s = every_s * (self.rank + 1) / self.world_size  # the workers ask in turns
+        while not self._done.wait(wait_s):
+            wait_s = every_s
             try:
                 if ray.get(self._setup.control.should_stop.remote(*me), timeout=5.0):
                     self._stop_requested = True

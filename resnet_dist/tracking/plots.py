@@ -169,7 +169,8 @@ def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: 
 class StepShares(NamedTuple):
     """One worker's seconds per step, means over the run."""
 
-    rank: int
+    worker: str
+    """Its rank, or `median` of many workers."""
     computing_s: float
     data_wait_s: float
     others_wait_s: float
@@ -180,14 +181,18 @@ class StepShares(NamedTuple):
 
 
 def step_shares(points: Points) -> list[StepShares]:
-    """By rank, each over the time in which it was part of the run."""
+    """By rank, each over the time in which it was part of the run and had curves of its own; the median of many workers
+    is last."""
+    keys = {str(rank): f"worker/{rank}/{{}}" for rank in _ranks(points)}
+    if "workers/step_s/median" in points:
+        keys["median"] = "workers/{}/median"
     found = []
-    for rank in _ranks(points):
+    for worker, key in keys.items():
         step_s, data_wait_s, others_wait_s = (
-            mean(value for _, value in points[f"worker/{rank}/{name}"])
+            mean(value for _, value in points[key.format(name)])
             for name in ("step_s", "data_wait_s", "all_reduce_wait_s")
         )
-        found.append(StepShares(rank, max(0.0, step_s - data_wait_s - others_wait_s), data_wait_s, others_wait_s))
+        found.append(StepShares(worker, max(0.0, step_s - data_wait_s - others_wait_s), data_wait_s, others_wait_s))
     return found
 
 
@@ -197,18 +202,22 @@ def slowest(points: Points) -> int:
 
 
 def draw_ranks(points: Points, path: Path) -> Path | None:
-    """Left: images per second that each worker would do alone; right: what its steps consist of. None without ranks."""
-    ranks = _ranks(points)
-    if not ranks:
+    """Left: images per second that each worker would do alone; right: what its steps consist of. None without workers.
+
+    Of many workers: the least, the median and the greatest, and those that have curves of their own.
+    """
+    shares_of = step_shares(points)
+    if not shares_of:
         return None
     figure = new_figure((9.6, 4.0))
     speed, shares = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_speeds(style(speed, "step", "images per second, each worker alone"), points, ranks)
-    _draw_shares(style(shares, "milliseconds per step, mean", "rank"), step_shares(points))
+    _draw_speeds(style(speed, "step", "images per second, each worker alone"), points)
+    _draw_shares(style(shares, "milliseconds per step, mean", "rank"), shares_of)
     return save(figure, path)
 
 
-def _draw_speeds(axes: Axes, points: Points, ranks: Sequence[int]) -> None:
+def _draw_speeds(axes: Axes, points: Points) -> None:
+    ranks = _ranks(points)
     named = ranks if len(ranks) <= _MAX_NAMED_RANKS else [slowest(points)]
     for rank in ranks:
         steps, values = finite(points[f"worker/{rank}/images_per_s"])
@@ -217,6 +226,10 @@ def _draw_speeds(axes: Axes, points: Points, ranks: Sequence[int]) -> None:
             axes.plot(steps, values, linewidth=1.2, label=label, zorder=3)
         else:
             axes.plot(steps, values, linewidth=0.6, color="0.7")
+    for quantile, line in (("max", ":"), ("median", "-"), ("min", ":")):
+        if of_all := points.get(f"workers/images_per_s/{quantile}"):
+            label = f"{quantile} of all workers"
+            axes.plot(*finite(of_all), linewidth=1.2, linestyle=line, color="0.4", label=label)
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower right", fontsize="small")
 
@@ -235,7 +248,7 @@ def _draw_shares(axes: Axes, shares: Sequence[StepShares]) -> None:
         widths_ms = [1000 * width for width in widths]
         axes.barh(rows, widths_ms, left=left, color=color, label=label)
         left = [a + b for a, b in zip(left, widths_ms, strict=True)]
-    axes.set_yticks(rows, [str(share.rank) for share in shares], fontsize="small")
+    axes.set_yticks(rows, [share.worker for share in shares], fontsize="small")
     axes.set_ylim(max(len(shares), 4) - 0.5, -0.5)  # downwards; a single worker does not fill the plot
     axes.grid(visible=False, axis="y")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize="x-small", frameon=False)

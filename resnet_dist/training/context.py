@@ -92,8 +92,8 @@ class RunContext:
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Called after every evaluation; `metrics` has the newest value of each. Blocks until it has been judged."""
 
-    def report_straggler(self, rank: int, factor: float) -> None:
-        """Worker `rank` has been `factor` times as slow as the rest for a while."""
+    def report_stragglers(self, slow: Mapping[int, float]) -> None:
+        """Rank -> how many times as slow as the rest this worker has been for a while."""
 
     def heartbeat(self) -> None:
         """Tells the watchdog that this worker makes progress. Called for every batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ SLOW_FACTOR = 1.5
 """A worker is slow if it is busy for more than this many times the median of the others."""
 SLOW_POINTS = 3
 """A worker is a straggler if it is slow at this many points in a row."""
+MAX_OWN_CURVES = 16
+"""So many workers have curves of their own."""
 
 
 class CurvePoint(NamedTuple):
@@ -176,14 +179,14 @@ class RankTimes(NamedTuple):
     def busy_s(self) -> float:
         return self.step_s - self.all_reduce_wait_s
 
-    def metrics(self, rank: int, images_per_step: int) -> dict[str, float]:
+    def metrics(self, images_per_step: int) -> dict[str, float]:
         """`images_per_s`: the speed of this worker if it never waited for other workers."""
-        values = {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
-        return {f"worker/{rank}/{name}": value for name, value in values.items()}
+        return {**self._asdict(), **({"images_per_s": images_per_step / self.busy_s} if self.busy_s > 0 else {})}
 
 
 def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
-    """For each worker: how long it is busy with one of its micro-batches, relative to the median of the others.
+    """For each worker: how long it is busy with one of its micro-batches, relative to the median of the others. Sorts
+    once, for there may be thousands.
 
     Args:
         shares: micro-batches a step, by worker. They may differ by one; a worker with one more is not slow.
@@ -193,12 +196,21 @@ def slowness(times: Sequence[RankTimes], shares: Sequence[int]) -> list[float]:
     busy_s = [t.busy_s / share for t, share in zip(times, shares, strict=True)]
     if len(busy_s) == 1:
         return [1.0]
-    others_s = [median(busy_s[:rank] + busy_s[rank + 1 :]) for rank in range(len(busy_s))]
-    return [mine / others if others > 0 else 1.0 for mine, others in zip(busy_s, others_s, strict=True)]
+    ascending_s = sorted(busy_s)
+    found = []
+    for mine_s in busy_s:
+        own = bisect_left(ascending_s, mine_s)  # all but this one are the others, and the median is in their middle
+        low_s, high_s = (ascending_s[k + (k >= own)] for k in (len(busy_s) // 2 - 1, (len(busy_s) - 1) // 2))
+        others_s = (low_s + high_s) / 2
+        found.append(mine_s / others_s if others_s > 0 else 1.0)
+    return found
 
 
 class Stragglers:
     """Finds workers that stay slow. Each is reported once, and again only if it was fast in between.
+
+    Each worker has its own curves, as long as there are few. Of more than MAX_OWN_CURVES workers, the curves are those
+    of the least, the median and the greatest value, and of the workers that have been reported (the first ones).
 
     Args:
         shares: as in `slowness`.
@@ -210,14 +222,23 @@ class Stragglers:
         self._micro_batch_size = micro_batch_size
         self._last: deque[list[float]] = deque(maxlen=SLOW_POINTS)
         self._reported: set[int] = set()
+        self._own_curves = list(range(len(shares))) if len(shares) <= MAX_OWN_CURVES else []
+        """The ranks that have curves of their own."""
 
     def metrics(self, times: Sequence[RankTimes]) -> dict[str, float]:
-        """All workers' own curves."""
-        return {
-            key: value
-            for rank, (mine, share) in enumerate(zip(times, self._shares, strict=False))
-            for key, value in mine.metrics(rank, share * self._micro_batch_size).items()
-        }
+        """The workers' curves; call it after `newly_slow` of the same point."""
+        by_rank = [
+            mine.metrics(share * self._micro_batch_size) for mine, share in zip(times, self._shares, strict=True)
+        ]
+        curves = {f"worker/{rank}/{name}": v for rank in self._own_curves for name, v in by_rank[rank].items()}
+        if len(by_rank) <= MAX_OWN_CURVES:
+            return curves
+        for name in sorted(set().union(*by_rank)):
+            values = [worker[name] for worker in by_rank if name in worker]
+            for quantile, of in (("min", min), ("median", median), ("max", max)):
+                curves[f"workers/{name}/{quantile}"] = of(values)
+        slowest = max(range(len(times)), key=self._last[-1].__getitem__)
+        return curves | {"workers/slowest/rank": slowest, "workers/slowest/slowness": self._last[-1][slowest]}
 
     def newly_slow(self, times: Sequence[RankTimes]) -> dict[int, float]:
         """The workers whose slowness has been above SLOW_FACTOR at the last SLOW_POINTS points, with the least value
@@ -227,4 +248,6 @@ class Stragglers:
         slow = {rank: value for rank, value in enumerate(least) if value > SLOW_FACTOR}
         new = {rank: value for rank, value in slow.items() if rank not in self._reported}
         self._reported = set(slow)
+        slowest_first = sorted(new.keys() - self._own_curves, key=lambda rank: -new[rank])
+        self._own_curves += slowest_first[: MAX_OWN_CURVES - len(self._own_curves)]
         return new

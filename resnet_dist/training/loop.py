@@ -223,11 +223,12 @@ class Trainer:
     def _report(self, point: CurvePoint) -> None:
         step = self.state.step
         use = self.device_use.metrics(point.metrics["speed/images_per_s"], self.plan.epoch_of(step - 1))
+        newly_slow = self.stragglers.newly_slow(point.ranks)
         self.tracker.metrics({**point.metrics, **use, **self.stragglers.metrics(point.ranks)}, step)
         self.ctx.progress(step, point.metrics)
         self.metrics.update(point.metrics)
-        for rank, factor in self.stragglers.newly_slow(point.ranks).items():
-            self.ctx.report_straggler(rank, factor)
+        if newly_slow:
+            self.ctx.report_stragglers(newly_slow)
 
     def _evaluate(self) -> Divergence | None:
         """Evaluates the net; if logits or loss are not finite, the evaluation counts as not done."""

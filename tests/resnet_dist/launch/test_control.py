@@ -11,14 +11,14 @@ import pytest
 
 from resnet_dist.config.profile import FailureConfig
 from resnet_dist.launch import control as control_module
-from resnet_dist.launch.control import RunControl, WorkerStatus
+from resnet_dist.launch.control import RunControl, WorkerStatus, ask_every_s
 from resnet_dist.launch.ray_internals import Reservation
 from resnet_dist.launch.worker import WorkerSetup
 from resnet_dist.tracking.connection import server_credentials
 
 
-def poll(control: RunControl, ray_trainer: int = 0, *, stop: bool = False, evaluated_step: int = 0) -> WorkerStatus:
-    return control.poll(ray_trainer, stop=stop, evaluated_step=evaluated_step)
+def poll(control: RunControl, ray_trainer: int = 0, *, stop: bool = False, **seen: Any) -> WorkerStatus:
+    return control.poll(ray_trainer, stop=stop, **seen)
 
 
 def test_status_counts_attempts_and_keeps_the_newest_numbers() -> None:
@@ -56,16 +56,54 @@ def test_no_evaluation_is_lost_between_two_polls() -> None:
     assert poll(control, evaluated_step=40).evaluations == ()
 
 
+def test_a_warning_is_told_until_the_driver_has_seen_it_and_then_forgotten() -> None:
+    control = RunControl()
+    assert poll(control).warnings == ()
+    control.warn("a")
+    seen = poll(control).warnings
+    control.warn("b")
+    assert poll(control, warned=()).warnings == ("a", "b")  # an answer that did not arrive
+    assert poll(control, warned=seen).warnings == ("b",)
+    assert poll(control, warned=seen).warnings == ("b",)
+    assert poll(control, warned=("b",)).warnings == ()
+    restarted = RunControl()
+    restarted.warn("c")
+    assert poll(restarted, warned=("b",)).warnings == ("c",)
+
+
+def test_a_thousand_slow_workers_are_one_line() -> None:
+    control = RunControl()
+    for rank in range(8):
+        control.should_stop(rank, f"10.0.0.{rank}", f"node-{rank}")
+    control.report_stragglers({3: 2.04})
+    control.report_stragglers({rank: 2.0 + rank / 1000 for rank in range(1000)})
+    one, many = poll(control).warnings
+    assert one == (
+        "slower than the other workers for a while: rank 3 on node 10.0.0.3 (2.0 times as slow); "
+        "see worker/3/step_s, data_wait_s and all_reduce_wait_s in MLflow"
+    )
+    assert "rank 999 on node unknown (3.0 times as slow)" in many
+    assert " and 996 more; see worker/999/step_s" in many
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 100, 101, 1024, 10_000])
+def test_the_actor_is_asked_every_second_and_a_hundred_times_a_second_at_most(world_size: int) -> None:
+    every_s = ask_every_s(world_size)
+    assert every_s >= 1.0
+    assert every_s / world_size <= 1.0  # from one worker's call to the next one's
+    assert world_size / every_s <= 100.0
+
+
 def test_a_request_to_stop_holds_for_one_ray_trainer() -> None:
     control = RunControl()
     poll(control, ray_trainer=1)
-    assert not control.should_stop(0, 1, "10.0.0.1", "node-a")
+    assert not control.should_stop(0, "10.0.0.1", "node-a")
     poll(control, ray_trainer=1, stop=True)
-    assert control.should_stop(0, 1, "10.0.0.1", "node-a")
+    assert control.should_stop(0, "10.0.0.1", "node-a")
     poll(control, ray_trainer=1)
-    assert control.should_stop(0, 1, "10.0.0.1", "node-a")
+    assert control.should_stop(0, "10.0.0.1", "node-a")
     assert not poll(control, ray_trainer=2).has_workers
-    assert not control.should_stop(0, 1, "10.0.0.1", "node-a")
+    assert not control.should_stop(0, "10.0.0.1", "node-a")
 
 
 def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +111,14 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     monkeypatch.setattr("resnet_dist.launch.control.leaving_nodes", lambda: leaving)
     monkeypatch.setattr("resnet_dist.launch.control._LOOK_EVERY_S", 0.0)
     control = RunControl()
-    assert [control.should_stop(rank, 3, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
+    assert [control.should_stop(rank, f"10.0.0.{rank}", f"node-{rank}") for rank in range(3)] == [False] * 3
     leaving.add("node-7")
-    assert not control.should_stop(0, 3, "10.0.0.0", "node-0")  # no worker of this run is on it
+    assert not control.should_stop(0, "10.0.0.0", "node-0")  # no worker of this run is on it
     leaving.add("node-2")
-    assert control.should_stop(0, 3, "10.0.0.0", "node-0")
+    assert control.should_stop(0, "10.0.0.0", "node-0")
     assert poll(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
     poll(control, ray_trainer=2)  # the next group, on the nodes that stay
-    assert [control.should_stop(rank, 2, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
+    assert [control.should_stop(rank, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 
 
 def test_the_second_signal_says_so_and_ends_a_process_that_does_not_end() -> None:
@@ -119,7 +157,7 @@ def test_a_mistake_of_a_node_ends_a_run_before_its_first_step_only() -> None:
 def test_that_there_are_workers_is_known_again_when_the_actor_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "leaving_nodes", frozenset)
     control = RunControl()
-    control.should_stop(0, 1, "10.0.0.1", "n")
+    control.should_stop(0, "10.0.0.1", "n")
     assert poll(control, ray_trainer=0).has_workers
 
 

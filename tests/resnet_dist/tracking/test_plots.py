@@ -13,6 +13,7 @@ from PIL import Image
 from resnet_dist.tracking.plots import StepShares, draw_plots, draw_ranks, error_limit, slowest, step_shares
 from resnet_dist.tracking.spool import History, read_history
 from resnet_dist.tracking.tracker import CONFUSION
+from resnet_dist.training.curves import SLOW_POINTS, RankTimes, Stragglers
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -36,7 +37,7 @@ def test_the_end_of_training_fills_the_plot(last: list[float], limit: float) -> 
 
 def test_a_steps_time_is_split_by_use() -> None:
     shares = step_shares(points_of((1.0, 0.25, 0.25), (1.0, 0.5, 0.0)))
-    assert shares == [StepShares(0, 0.5, 0.25, 0.25), StepShares(1, 0.5, 0.5, 0.0)]
+    assert shares == [StepShares("0", 0.5, 0.25, 0.25), StepShares("1", 0.5, 0.5, 0.0)]
     assert [share.busy_s for share in shares] == [0.75, 1.0]
 
 
@@ -48,7 +49,7 @@ def test_the_slowest_is_who_would_do_least_alone() -> None:
 
 
 def test_tenth_rank_comes_after_the_second() -> None:
-    assert [share.rank for share in step_shares(points_of(*[(1.0, 0.0, 0.0)] * 12))] == list(range(12))
+    assert [share.worker for share in step_shares(points_of(*[(1.0, 0.0, 0.0)] * 12))] == [str(k) for k in range(12)]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 4, 60])
@@ -57,6 +58,20 @@ def test_any_number_of_workers_is_drawn(tmp_path: Path, num_ranks: int) -> None:
     assert path is not None
     with Image.open(path) as picture:
         assert picture.width > 900
+
+
+def test_of_many_workers_the_median_and_the_stragglers_are_drawn(tmp_path: Path) -> None:
+    stragglers = Stragglers([1] * 100, 10)
+    busy_s = [2.0 if rank == 70 else 1.0 for rank in range(100)]
+    points: Points = {}
+    for step in range(SLOW_POINTS):
+        times = [RankTimes(2.0, 0.25, 2.0 - mine) for mine in busy_s]
+        stragglers.newly_slow(times)
+        for key, value in stragglers.metrics(times).items():
+            points.setdefault(key, []).append((step, value))
+    assert step_shares(points) == [StepShares("70", 1.75, 0.25, 0.0), StepShares("median", 0.75, 0.25, 1.0)]
+    assert draw_ranks(points, tmp_path / "ranks.png") == tmp_path / "ranks.png"
+    assert draw_ranks({k: v for k, v in points.items() if "worker/" not in k}, tmp_path / "no_straggler.png")
 
 
 @pytest.mark.parametrize(

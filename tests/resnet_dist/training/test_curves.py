@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.training.curves import SLOW_FACTOR, SLOW_POINTS, MetricAccumulator, RankTimes, Stragglers, slowness
+from resnet_dist.training.curves import (
+    MAX_OWN_CURVES,
+    SLOW_FACTOR,
+    SLOW_POINTS,
+    MetricAccumulator,
+    RankTimes,
+    Stragglers,
+    slowness,
+)
 from resnet_dist.training.device import DeviceTimer
 
 
@@ -92,6 +101,13 @@ def test_slowness(times: list[RankTimes], shares: list[int], expected: list[floa
     assert slowness(times, shares) == pytest.approx(expected)
 
 
+@given(st.lists(st.sampled_from([0.1, 1.0, 2.0, 3.5]) | st.floats(0.001, 100.0), min_size=2, max_size=40))
+def test_slowness_is_relative_to_the_median_of_the_others(busy_s: list[float]) -> None:
+    times = [RankTimes(mine, 0.0, 0.0) for mine in busy_s]
+    others = [median(busy_s[:rank] + busy_s[rank + 1 :]) for rank in range(len(busy_s))]
+    assert slowness(times, [1] * len(busy_s)) == [mine / other for mine, other in zip(busy_s, others, strict=True)]
+
+
 @given(st.lists(st.floats(0.001, 100.0), min_size=2, max_size=16), st.floats(0.01, 100.0))
 def test_slowness_is_a_ratio(busy_s: list[float], factor: float) -> None:
     """In other units the same; and as fast as all others is never slow."""
@@ -127,3 +143,27 @@ def test_speed_of_each_worker_alone() -> None:
         "worker/0/images_per_s": 8.0,
     }
     assert "worker/0/images_per_s" not in Stragglers([1], 4).metrics([RankTimes(0.0, 0.0, 0.0)])
+
+
+def test_a_thousand_workers_have_as_many_curves_as_sixteen_and_a_straggler_its_own() -> None:
+    names = {"step_s", "data_wait_s", "all_reduce_wait_s", "images_per_s"}
+    few = Stragglers([1] * MAX_OWN_CURVES, 4).metrics(times_of(*[1.0] * MAX_OWN_CURVES))
+    assert few.keys() == {f"worker/{rank}/{name}" for rank in range(MAX_OWN_CURVES) for name in names}
+
+    busy_s = [1.0 + rank / 10_000 for rank in range(1024)]
+    busy_s[700], busy_s[40] = 4.0, 2.0
+    stragglers = Stragglers([1] * 1024, 4)
+    of_all = {f"workers/{name}/{q}" for name in names for q in ("min", "median", "max")}
+    of_all |= {"workers/slowest/rank", "workers/slowest/slowness"}
+    for newly_slow in ({}, {}, {40, 700}, {}):
+        assert stragglers.newly_slow(times_of(*busy_s)).keys() == set(newly_slow)
+        metrics = stragglers.metrics(times_of(*busy_s))
+        assert metrics.keys() >= of_all
+        assert metrics["workers/slowest/rank"] == 700
+        assert metrics["workers/slowest/slowness"] == pytest.approx(4.0 / median(busy_s), rel=1e-3)
+        assert metrics["workers/images_per_s/min"] == 1.0
+        assert metrics["workers/images_per_s/max"] == 4.0
+    assert metrics.keys() - of_all == {f"worker/{rank}/{name}" for rank in (40, 700) for name in names}
+    for _ in range(SLOW_POINTS):  # a third of all workers: only some get curves
+        stragglers.newly_slow(times_of(*[1.0 + (rank % 3 == 0) for rank in range(1024)]))
+    assert len(stragglers.metrics(times_of(*busy_s)).keys() - of_all) == MAX_OWN_CURVES * len(names)
