@@ -135,6 +135,8 @@ class RayContext(RunContext):
     def close(self) -> None:
         self._done.set()
         self._watchdog.close()
+        if self._monitor is not None:
+            self._monitor.close()
 
     def _persist_points(self) -> None:
         """Makes the metrics before a checkpoint durable first: a run that resumes from it does not log them again."""
@@ -197,7 +199,8 @@ def _train(setup: WorkerSetup) -> WorkerResult:
     require_same_data(setup.job)
     place = ray.train.get_context()
     spool = _open_spool(setup, place.get_world_rank(), place.get_node_rank(), place.get_local_rank())
-    monitor = NodeMonitor(spool, place.get_node_rank()) if spool else None
+    num_nodes = -(-place.get_world_size() // place.get_local_world_size())  # exact if all have as many workers
+    monitor = NodeMonitor(spool, place.get_node_rank(), num_nodes=num_nodes) if spool else None
     context = RayContext(setup, monitor, spool)
     tracker = Tracker()
     if spool is not None and context.rank == 0:

@@ -1,10 +1,11 @@
-"""Use of the machine during training, measured now and then by one worker of each node and logged like a curve.
+"""Use of the machine during training, measured at intervals by one worker of each node and logged like a curve.
 
 Not MLflow's own monitor, which stops for good at its first failed request.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,47 +17,88 @@ import pynvml
 from resnet_dist.tracking.tracker import Tracker
 
 _MB = 1e6
-_FIRST_AFTER_S = 1.0  # so that a short run has a point too
+MANY_NODES = 16
+"""On more nodes than this, each logs less, and less often."""
 
 
 class NodeMonitor:
-    """Call `observe` with every point of the training curves; it measures at most every `every_s` seconds.
+    """Measures this node in a thread of its own. `observe` and `close` never wait: an NVML that hangs holds up neither
+    training nor the end of the process.
 
     Keys are MLflow's: `system/node-<i>/cpu_utilization_percentage` and so on, `<i>` counting the run's nodes. Rates are
-    means since the last point. Costs under a millisecond per point on a CPU; never raises.
+    means since the last point.
+
+    Args:
+        tracker: gets the points, from the thread.
+        num_nodes: of the run. The nodes together log as many points a second as MANY_NODES do, and on more nodes a
+            point has only the least and the greatest value of the node's GPUs.
+        every_s: time between two points of each of a few nodes.
+        gpus: makes the reader of the GPUs, in the thread.
     """
 
     def __init__(
-        self, tracker: Tracker, node: int, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self,
+        tracker: Tracker,
+        node: int,
+        *,
+        num_nodes: int = 1,
+        every_s: float = 10.0,
+        first_after_s: float = 1.0,
+        gpus: Callable[[], NodeGpus] | None = None,
     ) -> None:
         self._tracker = tracker
         self._prefix = f"system/node-{node}/"
-        self._every_s = every_s
-        self._clock = clock
-        self._last_s = clock()
-        self._last = _counters()
-        self._due_s = _FIRST_AFTER_S
-        self._gpus = NodeGpus()
-        psutil.cpu_percent()  # the first call only starts the count
+        self._has_many_nodes = num_nodes > MANY_NODES
+        self._every_s = every_s * max(1.0, num_nodes / MANY_NODES)
+        self._first_after_s = first_after_s  # soon, so that a short run has a point too
+        self._open_gpus = gpus or NodeGpus
+        self._step: int | None = None
+        self._closing = threading.Event()
+        self._logging = threading.Lock()
+        threading.Thread(target=self._measure_until_closed, name="node-monitor", daemon=True).start()
 
     def observe(self, step: int) -> None:
-        now_s = self._clock()
-        elapsed_s = now_s - self._last_s
-        if elapsed_s < self._due_s:
-            return
-        self._due_s = self._every_s
-        counters = _counters()
-        rates = {key: (value - self._last.get(key, value)) / elapsed_s for key, value in counters.items()}
-        memory = psutil.virtual_memory()
-        values = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
-            "system_memory_usage_megabytes": memory.used / _MB,
-            "system_memory_usage_percentage": memory.percent,
-            **rates,
-            **self._gpus.values(),
-        }
-        self._last_s, self._last = now_s, counters
-        self._tracker.metrics({self._prefix + key: value for key, value in values.items()}, step)
+        """The next point is at this step."""
+        self._step = step
+
+    def close(self) -> None:
+        """After this, the tracker gets no more points."""
+        self._closing.set()
+        with self._logging:  # held only while a point is put in memory
+            pass
+
+    def _measure_until_closed(self) -> None:
+        gpus = self._open_gpus()
+        psutil.cpu_percent()  # the first call only starts the count
+        last_s, last, logged_step = time.monotonic(), _counters(), None
+        wait_s = self._first_after_s
+        while not self._closing.wait(wait_s):
+            step = self._step
+            if step == logged_step:  # a metric has one point a step
+                continue
+            assert step is not None
+            now_s, counters, memory = time.monotonic(), _counters(), psutil.virtual_memory()
+            of_gpus = gpus.values()
+            values = {
+                "cpu_utilization_percentage": psutil.cpu_percent(),
+                "system_memory_usage_megabytes": memory.used / _MB,
+                "system_memory_usage_percentage": memory.percent,
+                **{key: (value - last.get(key, value)) / (now_s - last_s) for key, value in counters.items()},
+                **(extremes(of_gpus) if self._has_many_nodes else of_gpus),
+            }
+            with self._logging:
+                if self._closing.is_set():
+                    return
+                self._tracker.metrics({self._prefix + key: value for key, value in values.items()}, step)
+            last_s, last, logged_step, wait_s = now_s, counters, step, self._every_s
+
+
+def extremes(of_gpus: Mapping[str, float]) -> dict[str, float]:
+    """`gpu_0_power_usage_watts`, `gpu_1_power_usage_watts` ... -> `gpu_min_power_usage_watts`, `gpu_max_...`."""
+    by_name: dict[str, list[float]] = {}
+    for key, value in of_gpus.items():
+        by_name.setdefault(key.split("_", 2)[2], []).append(value)
+    return {f"gpu_{of.__name__}_{name}": of(values) for name, values in by_name.items() for of in (min, max)}
 
 
 def process_began_s() -> float:

@@ -3,7 +3,17 @@ typedef struct { unsigned long long total, free, used; } memory_t;
 typedef struct { unsigned int gpu, memory; } use_t;
 static char gpus[2];
 
-int nvmlInitWithFlags(unsigned int flags) { return 0; }
+/* Compiled with -DHANGING_<function>, that function never returns. */
+#include <unistd.h>
+#ifndef HANGING_nvmlInitWithFlags
+#define HANGING_nvmlInitWithFlags 0
+#endif
+#ifndef HANGING_nvmlDeviceGetUtilizationRates
+#define HANGING_nvmlDeviceGetUtilizationRates 0
+#endif
+static void hang_if(int hangs) { while (hangs) sleep(1000); }
+
+int nvmlInitWithFlags(unsigned int flags) { hang_if(HANGING_nvmlInitWithFlags); return 0; }
 int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int k, void **device) { *device = gpus + k; return k < 2 ? 0 : 2; }
 const char *nvmlErrorString(int code) { return "not supported"; }
@@ -16,6 +26,7 @@ int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
 }
 
 int nvmlDeviceGetUtilizationRates(void *device, use_t *use) {
+    hang_if(HANGING_nvmlDeviceGetUtilizationRates);
     use->gpu = (char *)device == gpus ? 97 : 3;
     use->memory = 55;
     return 0;
