@@ -156,6 +156,24 @@ def bench_control(
     typer.echo(measure(workers, every_s=every, seconds=seconds))
 
 
+@bench_app.command("spools")
+def bench_spools(
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the run.")] = 1024,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes they are on.")] = 128,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long the nodes have been measured.")] = 60.0,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for the measured run.  [default: a temporary one]")
+    ] = None,
+) -> None:
+    """Measure what many workers and nodes write to a run's spools, and how long sending it to MLflow takes.
+
+    Example: resnet-dist bench spools --workers 1024 --nodes 128
+    """
+    from resnet_dist.bench.spools import bench_spools as measure
+
+    typer.echo(measure(workers, nodes, minutes=minutes, folder=folder))
+
+
 @bench_app.command("sweep")
 def bench_sweep(
     space: Annotated[

@@ -328,8 +328,8 @@ class FencedStorage:
     def read(self, name: str) -> bytes | None:
         return self.inner.read(name)
 
-    def pull(self) -> None:
-        self.inner.pull()
+    def pull(self, group: str = "") -> None:
+        self.inner.pull(group)
 
     def require_writable(self) -> None:
         self.inner.require_writable()

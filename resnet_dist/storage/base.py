@@ -48,8 +48,9 @@ class RunStorage(Protocol):
     def sync_every_s(self) -> float:
         """How often to call `extended` for a file that grows: a lost machine loses at most this much."""
 
-    def pull(self) -> None:
-        """Makes `folder`, and brings it up to date with storage. Not while this process writes in it."""
+    def pull(self, group: str = "") -> None:
+        """Makes `folder`, and brings it, or only its folder `group`, up to date with storage. Not while this process
+        writes in it."""
 
     def upload(self, path: Path) -> None:
         """Copies a small file that was written in `folder` to storage, completely or not at all."""

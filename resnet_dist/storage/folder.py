@@ -35,7 +35,7 @@ class FolderStorage:
     def sync_every_s(self) -> float:
         return 1.0
 
-    def pull(self) -> None:
+    def pull(self, group: str = "") -> None:
         """All machines see the same folder."""
         self._make_storage()
         make_folder(self._folder)

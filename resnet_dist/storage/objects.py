@@ -61,9 +61,9 @@ class ObjectStorage:
     def _fs(self) -> Any:
         return connect()
 
-    def pull(self) -> None:
+    def pull(self, group: str = "") -> None:
         with self._failures("reading"):
-            names = [key.removeprefix(self._root + "/") for key in self._find("")]
+            names = [key.removeprefix(self._root + "/") for key in self._find(group)]
             small = [name for name in names if not name.startswith(_LARGE) and _is_plain(name)]
             contents = self._fs.cat([f"{self._root}/{name}" for name in small]) if small else {}
         growing: dict[Path, bytearray] = {}

@@ -13,8 +13,9 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -36,6 +37,8 @@ REJECTED_NAME = "rejected.jsonl"
 MAX_POINTS = 900
 """Of one request; MLflow takes 1000."""
 _ATTEMPTS = 5
+_MAX_FAILED_SPOOLS = 3
+"""Then it is the server, and the others are not tried."""
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 5.0
 _LOG_EVERY_S = 5.0
@@ -113,12 +116,22 @@ class Delivery:
     """Sends the events of one spool to the server. No thread, no waiting; after a failure, call `send_all` again."""
 
     def __init__(
-        self, folder: Path, transport: MlflowTransport, limit: Callable[[], int] = lambda: sys.maxsize
+        self,
+        folder: Path,
+        transport: MlflowTransport,
+        limit: Callable[[], int] = lambda: sys.maxsize,
+        known_steps: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        """Reads nothing yet, and asks no server. `limit`: as in `follow`."""
+        """Reads nothing yet, and asks no server.
+
+        Args:
+            limit: as in `follow`.
+            known_steps: newest step of each key that the server has. None: asks it.
+        """
         self._folder = folder
         self._transport = transport
         self._limit = limit
+        self._known_steps = known_steps or transport.newest_steps
         self._events: Iterator[Event | BadLine | None] | None = None
         self._points: list[MetricPoint] = []
         self._latest: dict[tuple[str, str], str] = {}
@@ -157,7 +170,7 @@ class Delivery:
     def _next_points(self) -> list[MetricPoint]:
         """Reads on until there are points for a request, or no more."""
         if self._events is None:
-            self._events = follow(self._folder, self._transport.newest_steps(), self._limit)
+            self._events = follow(self._folder, self._known_steps(), self._limit)
         try:
             while len(self._points) < MAX_POINTS and (event := next(self._events, None)) is not None:
                 if isinstance(event, Metrics):
@@ -246,11 +259,18 @@ def sync(
     mine = [folder for folder in folders if folder.name == handle.run_id]
     num_bytes = sum(path.stat().st_size for folder in mine for path, _ in spool_files(folder))
     log(f"reading {num_bytes / 1e6:,.1f} MB of metrics and sending what MLflow does not have")
-    deliveries = [Delivery(folder, MlflowTransport(tracking_uri, handle.run_id)) for folder in mine]
+    # Asked once for all spools: there is one for each node, the answer names every key of the run, and no two spools
+    # have a key in common.
+    transport = MlflowTransport(tracking_uri, handle.run_id)
+    known_steps = cache(transport.newest_steps)
+    deliveries = [Delivery(folder, transport, known_steps=known_steps) for folder in mine]
+    doing = f"sending {storage.location} to MLflow at {redacted(tracking_uri)}"
     faults: list[Fault] = []
     for folder, delivery in zip(mine, deliveries, strict=True):
+        if len(faults) == _MAX_FAILED_SPOOLS:
+            break
         try:
-            _deliver(delivery, deadline_s, f"sending {storage.location} to MLflow at {redacted(tracking_uri)}", log)
+            _deliver(delivery, deadline_s, doing, log, attempts=1 if faults else _ATTEMPTS)
         except Fault as fault:  # a spool that MLflow refuses must not hold up the rest
             faults.append(fault)
         finally:
@@ -271,10 +291,9 @@ def sync(
     )
 
 
-def _deliver(delivery: Delivery, deadline_s: float, doing: str, log: Callable[[str], object]) -> None:
-    """Sends all, and says every few seconds how much. Raises Fault after `_ATTEMPTS` failures in a row or at the
-    deadline.
-    """
+def _deliver(delivery: Delivery, deadline_s: float, doing: str, log: Callable[[str], object], *, attempts: int) -> None:
+    """Sends all, and says every few seconds how much. Raises Fault after `attempts` failures in a row, or at the
+    deadline."""
     num_failures = 0
     while time.monotonic() < deadline_s:
         before, until_s = delivery.num_points, min(deadline_s, time.monotonic() + _LOG_EVERY_S)
@@ -284,7 +303,7 @@ def _deliver(delivery: Delivery, deadline_s: float, doing: str, log: Callable[[s
             log(f"{delivery.num_points:,} points sent so far")
         except Unavailable as error:
             num_failures = num_failures + 1 if delivery.num_points == before else 1
-            if num_failures == _ATTEMPTS:
+            if num_failures == attempts:
                 raise Fault(
                     f"{doing} failed: {error}; the rest stays in storage: run the same command again"
                 ) from error

@@ -49,7 +49,7 @@ class NodeMonitor:
         self._tracker = tracker
         self._prefix = f"system/node-{node}/"
         self._has_many_nodes = num_nodes > MANY_NODES
-        self._every_s = every_s * max(1.0, num_nodes / MANY_NODES)
+        self._every_s = every_s * times_less_often(num_nodes)
         self._first_after_s = first_after_s  # soon, so that a short run has a point too
         self._open_gpus = gpus or NodeGpus
         self._step: int | None = None
@@ -91,6 +91,11 @@ class NodeMonitor:
                     return
                 self._tracker.metrics({self._prefix + key: value for key, value in values.items()}, step)
             last_s, last, logged_step, wait_s = now_s, counters, step, self._every_s
+
+
+def times_less_often(num_nodes: int) -> float:
+    """Keeps the points that all nodes log in a second at those of MANY_NODES."""
+    return max(1.0, num_nodes / MANY_NODES)
 
 
 def extremes(of_gpus: Mapping[str, float]) -> dict[str, float]:

@@ -81,10 +81,11 @@ class Spool(Tracker):
         """
         self._folder = folder
         self._storage = storage or FolderStorage(folder)
+        self._group = str(folder.relative_to(self._storage.folder))
         folder.mkdir(parents=True, exist_ok=True)
         # Create first, then measure: lines that an older writer appends after its successor exists do not count.
         self.path = self._create_file(lease)
-        self._storage.pull()
+        self._storage.pull(self._group)  # only this: each of a thousand nodes opens a spool of its own
         kept = {path.stem: path.stat().st_size if size is None else size for path, size in spool_files(folder)}
         self._changed = threading.Condition()
         self._lines = [encode(Opened(_now_ms(), socket.gethostname(), os.getpid(), kept))]
@@ -154,7 +155,7 @@ class Spool(Tracker):
 
     def _newest_number(self) -> tuple[int, int]:
         """Of all files in storage, including those of other machines."""
-        names = self._storage.names(str(self._folder.relative_to(self._storage.folder)))
+        names = self._storage.names(self._group)
         return max((number for name in names if (number := file_number(name)) is not None), default=(0, 0))
 
     def _write_until_closed(self) -> None:

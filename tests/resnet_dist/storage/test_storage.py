@@ -135,6 +135,13 @@ def test_a_small_file_reaches_other_machines(storage: RunStorage, location: str)
     assert other.read("stacks/rank0.txt") == b"stack"
     other.pull()
     assert (other.folder / "stacks" / "rank0.txt").read_text() == "stack"
+    another = open_storage(location)
+    another.pull("tracking")
+    assert another.folder.is_dir()
+    if another.folder != storage.folder:  # an object store: only what was asked for
+        assert not (another.folder / "stacks").exists()
+        another.pull("stacks")
+        assert (another.folder / "stacks" / "rank0.txt").read_text() == "stack"
 
 
 def test_one_process_alone_gets_a_name(storage: RunStorage, location: str) -> None:
