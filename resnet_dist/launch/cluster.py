@@ -25,6 +25,7 @@ NAMESPACE = "resnet-dist"
 _COUNT_AGAIN_S = 30.0
 _LOOK_EVERY_S = 1.0
 _CONNECT_LIMIT_S = 3.0
+_MOST_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,20 @@ def require_capacity(
     )
 
 
+def by_kind(nodes: Sequence[ClusterNode]) -> dict[str, list[ClusterNode]]:
+    """What a node offers, in words -> the nodes that offer it, the largest group first."""
+    kinds: dict[str, list[ClusterNode]] = {}
+    for node in nodes:
+        accelerator = node.labels.get("ray.io/accelerator-type")
+        offer = f"{node.cpus:g} CPUs {node.gpus:g} GPUs" + (f" ({accelerator})" if accelerator else "")
+        kinds.setdefault(offer, []).append(node)
+    return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
+
+
 def listed(nodes: Sequence[ClusterNode]) -> str:
-    """What each node offers, in words."""
+    """What each node offers, in words; of more than a few, how many offer what."""
+    if len(nodes) > _MOST_LISTED:
+        return ", ".join(f"{len(alike)} x {offer}" for offer, alike in by_kind(nodes).items())
     return ", ".join(f"{node.address}: {node.cpus:g} CPUs {node.gpus:g} GPUs" for node in nodes) or "no nodes"
 
 

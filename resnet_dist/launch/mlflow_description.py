@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from data_prep.beton.files import write_text_atomically
@@ -17,7 +16,7 @@ from resnet_dist.config.loading import flatten, to_yaml
 from resnet_dist.config.profile import Profile
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.launch.cluster import ClusterNode
+from resnet_dist.launch.cluster import ClusterNode, by_kind
 from resnet_dist.launch.preflight import Prepared
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.storage.base import RunStorage
@@ -71,6 +70,18 @@ def run_tags(
 def hardware_summary(nodes: Sequence[ClusterNode]) -> str:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def node_facts(nodes: Sequence[ClusterNode]) -> dict[str, dict[str, object]]:
+    """By what the nodes offer: how many there are, the labels that all of them have, and their addresses."""
+    return {
+        offer: {
+            "nodes": len(alike),
+            "labels": dict(sorted(set.intersection(*(set(node.labels.items()) for node in alike)))),
+            "addresses": [node.address for node in alike],
+        }
+        for offer, alike in by_kind(nodes).items()
+    }
 
 
 def data_inputs(prepared: Prepared) -> list[DataInput]:
@@ -172,7 +183,7 @@ def describe_in_mlflow(
 ) -> None:
     """Describes the run on its page in MLflow. None of this can fail a run: a refusal only causes a warning."""
     profile, inputs = prepared.profile, data_inputs(prepared)
-    facts = {"libraries": library_versions(), "nodes": [asdict(node) for node in nodes]}
+    facts = {"libraries": library_versions(), "nodes": node_facts(nodes)}
     made_by: dict[str, PreparationRun] = {}
     with _warn_on_error(log, "the run is not linked to how its data was made"):
         made_by = links(inputs, find_preparations(profile.tracking_uri, {data.digest for data in inputs}))

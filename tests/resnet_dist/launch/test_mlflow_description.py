@@ -15,10 +15,10 @@ from resnet_dist.code_version import CodeVersion
 from resnet_dist.config.loading import flatten, load_recipe
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault
-from resnet_dist.launch.cluster import ClusterNode
+from resnet_dist.launch.cluster import ClusterNode, listed
 from resnet_dist.launch.control import WorkerStatus
 from resnet_dist.launch.lease import held
-from resnet_dist.launch.mlflow_description import hardware_summary, run_params, run_tags
+from resnet_dist.launch.mlflow_description import hardware_summary, node_facts, run_params, run_tags
 from resnet_dist.launch.progress import EventLog, count_events
 from resnet_dist.launch.record import MlflowRecord
 from resnet_dist.storage.folder import FolderStorage
@@ -73,6 +73,22 @@ def test_parameters_and_tags_hold_recipe_and_profile() -> None:
 def test_hardware_in_words() -> None:
     assert hardware_summary([ClusterNode("a", 2, 0)]) == "1 node, 2 CPUs, 0 GPUs"
     assert hardware_summary([ClusterNode("a", 64, 8), ClusterNode("b", 64, 8)]) == "2 nodes, 128 CPUs, 16 GPUs"
+
+
+def test_nodes_are_described_by_kind() -> None:
+    label = {"ray.io/accelerator-type": "H100"}
+    large = [ClusterNode(f"10.0.0.{k}", 192, 8, {**label, "ray.io/node-id": str(k)}) for k in range(128)]
+    nodes = [ClusterNode("10.0.1.1", 8, 0), *large]
+    assert listed(nodes) == "128 x 192 CPUs 8 GPUs (H100), 1 x 8 CPUs 0 GPUs"
+    assert listed(nodes[:2]) == "10.0.1.1: 8 CPUs 0 GPUs, 10.0.0.0: 192 CPUs 8 GPUs"
+    facts = node_facts(nodes)
+    assert list(facts) == ["192 CPUs 8 GPUs (H100)", "8 CPUs 0 GPUs"]
+    assert facts["192 CPUs 8 GPUs (H100)"] == {
+        "nodes": 128,
+        "labels": label,
+        "addresses": [node.address for node in large],
+    }
+    assert node_facts([]) == {}
 
 
 IDENTITY = Identity("recipe", "data")

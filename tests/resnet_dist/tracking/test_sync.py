@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,15 @@ from resnet_dist.errors import Fault, UserError
 from resnet_dist.tracking.connection import sqlite_file
 from resnet_dist.tracking.mlflow_run import open_run, recorded_end, recorded_run, run_file
 from resnet_dist.tracking.spool import History, read_history, spool_folder, spool_folders
-from resnet_dist.tracking.sync import MAX_POINTS, REJECTED_NAME, Delivery, Rejected, Unavailable, sync
+from resnet_dist.tracking.sync import (
+    MAX_POINTS,
+    REJECTED_NAME,
+    Delivery,
+    MlflowTransport,
+    Rejected,
+    Unavailable,
+    sync,
+)
 from resnet_dist.tracking.tracker import CONFUSION, Spool, SpoolTracker
 
 VERSION_1 = Path(__file__).parent / "version_1" / "run"
@@ -247,6 +255,32 @@ def test_everything_arrives_once(sqlite_uri, tmp_path, stored_rows, spooled_rows
     assert run.data.tags["storage"] == "https://***@minio:9000"
     (text,) = tmp_path.rglob("recipe.yaml")
     assert text.read_text() == "seed: 1\nuri: http://***@mlflow\n"
+
+
+def test_of_a_hundred_spools_the_server_is_asked_once_and_given_up_soon(sqlite_uri, tmp_path, stored_rows, monkeypatch):
+    handle = begin(sqlite_uri, tmp_path / "run")
+    for node in range(100):
+        with closing(Spool(spool_folder(handle.run_dir, handle.run_id, f"node-{node}" if node else ""))) as spool:
+            spool.metrics({f"system/node-{node}/cpu": 1.0}, 1)
+    asked, ask = [], MlflowTransport.newest_steps
+    is_away = True
+
+    def newest_steps(transport: MlflowTransport) -> dict[str, int]:
+        asked.append(1)
+        if is_away:
+            raise Unavailable("connection refused")
+        return ask(transport)
+
+    monkeypatch.setattr(MlflowTransport, "newest_steps", newest_steps)
+    monkeypatch.setattr("resnet_dist.tracking.sync.backoff_s", lambda num_failures: 0.0)
+    with pytest.raises(Fault, match="connection refused"):
+        sync(handle.run_dir, handle.tracking_uri)
+    assert len(asked) == 5 + 1 + 1
+    is_away = False
+    asked.clear()
+    assert sync(handle.run_dir, handle.tracking_uri).num_points == 100
+    assert len(asked) == 1
+    assert len(stored_rows(sqlite_file(sqlite_uri), handle.run_id)) == 100
 
 
 def test_a_name_that_mlflow_refuses_is_set_aside(sqlite_uri, tmp_path, stored_rows):
