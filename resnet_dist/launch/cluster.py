@@ -26,6 +26,7 @@ _COUNT_AGAIN_S = 30.0
 _LOOK_EVERY_S = 1.0
 _CONNECT_LIMIT_S = 3.0
 _MOST_LISTED = 4
+_MOST_CHECKS_PER_S = 500
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def start_timeout_s(failure: FailureConfig) -> float:
 def ray_settings(profile: Profile, *, local: bool) -> dict[str, str]:
     """Environment variables that Ray Train reads in the driver."""
     settings = {
-        # A checkpoint report waits for the controller's next look: 2 s by default, expensive for short epochs.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # A checkpoint report waits for the controller's next look: 2 s by default, expensive for short epochs. It is a
+        # call to every worker, so a thousand workers have Ray's 2 s.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": f"{max(0.5, profile.workers.max / _MOST_CHECKS_PER_S):g}",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(profile.failure.collective_timeout_s),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_timeout_s(profile.failure)),
         # A stopped process cannot end itself: Ray, which gets no more heartbeats, ends it within the same time.

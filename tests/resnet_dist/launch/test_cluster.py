@@ -14,6 +14,7 @@ from resnet_dist.launch.cluster import (
     ClusterNode,
     cluster_of,
     ray_session,
+    ray_settings,
     require_capacity,
     worker_capacity,
     worker_environment,
@@ -30,6 +31,12 @@ def test_a_worker_fits_on_one_node() -> None:
     assert workers_that_fit(nodes, 3, 0) == 3
     assert workers_that_fit(nodes, 1, 1) == 4
     assert workers_that_fit([], 1, 0) == 0
+
+
+@pytest.mark.parametrize(("most", "seconds"), [(4, "0.5"), (250, "0.5"), (1000, "2")])
+def test_the_controller_makes_five_hundred_health_checks_a_second_at_most(most: int, seconds: str) -> None:
+    profile = PROFILE.model_copy(update={"workers": Workers(min=1, max=most)})
+    assert ray_settings(profile, local=False)["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == seconds
 
 
 def test_capacity_names_what_was_found() -> None:
