@@ -42,7 +42,8 @@ from resnet_dist.training.schedule import RunPlan
 _CPU = torch.device("cpu")
 _NAMES = {
     "bare": "bare PyTorch DDP loop",
-    "fast": "this project, reduction: fast",
+    "fast": "this project, reduction: fast, one micro-batch a launch",
+    "merged": "this project, reduction: fast, all micro-batches in one launch",
     "exact": "this project, reduction: exact",
 }
 
@@ -72,7 +73,7 @@ def table(settings: Settings, times: Mapping[str, Sequence[float]]) -> str:
         f"{settings.steps} steps"
     )
     rows = []
-    for arm in ARMS:
+    for arm in settings.arms:
         to_bare = ratios(times[arm], times["bare"])
         quarter = len(to_bare) // 4
         spread = f" ({to_bare[quarter]:.3f} to {to_bare[-1 - quarter]:.3f})" if arm != "bare" else ""
@@ -139,9 +140,12 @@ def checkpoint_write(folder: Path, rounds: int) -> tuple[int, float]:
 
 # One worker of the step benchmark: the bare loop and ours in turns, in one process group
 
-REDUCTIONS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")
-ARMS = ("bare", *REDUCTIONS)
-"""A plain DDP loop; this project's, with `train.reduction: fast` and with `exact`."""
+OURS: dict[str, tuple[Literal["fast", "exact"], int]] = {
+    "fast": ("fast", 1),
+    "merged": ("fast", 10**6),
+    "exact": ("exact", 1),
+}
+"""`train.reduction`, and how many micro-batches are in a launch at most."""
 
 
 class Settings(NamedTuple):
@@ -154,6 +158,11 @@ class Settings(NamedTuple):
     rounds: int
     micro_batches: int = 1
     """A worker's, in each step."""
+
+    @property
+    def arms(self) -> list[str]:
+        """A plain DDP loop, and this project's in several forms."""
+        return ["bare", *(name for name in OURS if name != "merged" or self.micro_batches > 1)]
 
     @property
     def global_batch_size(self) -> int:
@@ -169,8 +178,25 @@ class InMemory:
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        yield from islice(cycle(self._batches), len(sample_ids) // len(self._batches[0].labels))
+    def epoch(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        *,
+        sizes: Sequence[int] | None = None,
+        numbers: Callable[[int], NDArray[np.int64]] | None = None,
+    ) -> Generator[Batch, None, None]:
+        """`sizes` that are whole micro-batches."""
+        micro_batch_size = len(self._batches[0].labels)
+        batches, given = cycle(self._batches), 0
+        for index, size in enumerate(cycle(sizes or [micro_batch_size])):
+            if given >= len(sample_ids):
+                return
+            given += size
+            merged = list(islice(batches, size // micro_batch_size))
+            images, labels = torch.cat([b.images for b in merged]), torch.cat([b.labels for b in merged])
+            drawn = torch.from_numpy(numbers(index) if numbers else np.zeros(0, np.int64)).to(images.device)
+            yield Batch(images, labels, np.arange(size), numbers=drawn)
 
 
 def random_batches(settings: Settings, device: torch.device = _CPU, seed: int = 0) -> list[Batch]:
@@ -323,14 +349,17 @@ def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
     batches = random_batches(settings, seed=rank)
     blocks: dict[str, Callable[[], Any]] = {"bare": bare_loop(recipe(settings), settings, batches)[1]}
     with tempfile.TemporaryDirectory(prefix="resnet-dist-bench-") as folder:
-        for reduction in REDUCTIONS:
-            (Path(folder) / reduction).mkdir()
+        for arm in settings.arms[1:]:
+            reduction, merged = OURS[arm]
+            (Path(folder) / arm).mkdir()
             config = recipe(settings, train={"reduction": reduction})
-            trainer = our_loop(config, settings, batches, Path(folder) / reduction, rank=rank)
-            blocks[reduction] = partial(advance, trainer, settings.steps)
-        times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+            trainer = our_loop(
+                config, settings, batches, Path(folder) / arm, rank=rank, micro_batches_per_launch=merged
+            )
+            blocks[arm] = partial(advance, trainer, settings.steps)
+        times: dict[str, list[float]] = {arm: [] for arm in settings.arms}
         for number in range(settings.rounds + 1):
-            for arm in rotated(ARMS, number):
+            for arm in rotated(settings.arms, number):
                 if settings.world_size > 1:
                     dist.barrier()
                 began_s = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -166,6 +166,13 @@ class Profile(Section):
     recompute_activations: bool = False
     """Activation checkpointing: the backward pass computes what is inside residual blocks again. Less memory on the
     GPU, about a third more computing, the same results. Not with a recipe's `train.compile`."""
+    micro_batches_per_launch: Literal["auto"] | PositiveInt = "auto"
+    """How many of a worker's micro-batches go through the net together, at most: fewer and larger kernels, more memory,
+    the same results up to rounding. Each micro-batch is normalised on its own all the same. auto: as many as are fast
+    and fit the memory. Always 1 with a recipe's `train.reduction: exact`."""
+    cuda_graphs: bool = True
+    """Capture what a GPU does for a launch once, and replay it: the GPU need not wait for Python. The same results. Not
+    with `train.reduction: exact` or PowerSGD."""
     log_every_steps: PositiveInt = 10
     """Steps between two points of the training curves."""
     checkpoint: CheckpointConfig = CheckpointConfig()

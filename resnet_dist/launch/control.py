@@ -46,8 +46,8 @@ class WorkerStatus:
     resumed_step: int | None = None
     """The step from which the newest worker group resumed, once that is known."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    """Those that the driver has not seen yet, in order."""
+    lines: tuple[str, ...] = ()
+    """What the workers tell the user, and the driver has not seen yet, in order."""
     evaluations: tuple[tuple[int, Mapping[str, float]], ...] = ()
     """Step and metrics of each evaluation that the driver has not seen yet, in order."""
     has_workers: bool = False
@@ -72,21 +72,21 @@ class RunControl:
         self._asked_ray_s = 0.0
 
     def poll(
-        self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0, warned: Sequence[str] = ()
+        self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0, seen: Sequence[str] = ()
     ) -> WorkerStatus:
         """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
 
         Args:
             ray_trainer: number of the driver's Ray trainer. When a new one starts, no worker of the last one is left.
             evaluated_step: the newest evaluation that the driver has seen. It and those before are forgotten.
-            warned: the warnings of the last status that the driver has seen. They are forgotten.
+            seen: the lines of the last status that the driver has seen. They are forgotten.
         """
         # Only what the driver confirms is forgotten: an answer may not have reached it.
         evaluations = tuple(item for item in self._status.evaluations if item[0] > evaluated_step)
-        warnings = self._status.warnings
-        if warnings[: len(warned)] == tuple(warned):  # not if this actor restarted since
-            warnings = warnings[len(warned) :]
-        self._status = replace(self._status, evaluations=evaluations, warnings=warnings)
+        lines = self._status.lines
+        if lines[: len(seen)] == tuple(seen):  # not if this actor restarted since
+            lines = lines[len(seen) :]
+        self._status = replace(self._status, evaluations=evaluations, lines=lines)
         if ray_trainer != self._ray_trainer:
             self._ray_trainer, self._stop = ray_trainer, False
             self._nodes.clear()
@@ -150,7 +150,10 @@ class RunControl:
         )
 
     def warn(self, warning: str) -> None:
-        self._status = replace(self._status, warnings=(*self._status.warnings, warning))
+        self.log(f"warning: {warning}")
+
+    def log(self, line: str) -> None:
+        self._status = replace(self._status, lines=(*self._status.lines, line))
 
     def give_up(self, reason: str) -> None:
         """A worker found that no restart would help."""

@@ -66,6 +66,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
         keep=profile.checkpoint.keep,
         observer=observer,
         on_heartbeat=watchdog.heartbeat,
+        on_line=run.log,
         storage_timeout_s=profile.failure.storage_timeout_s,
     )
     try:

@@ -92,6 +92,8 @@ class Prepared:
             pictures=picture_settings(self.train),
             loader_threads=self.profile.cpus_per_worker,
             recompute_activations=self.profile.recompute_activations,
+            micro_batches_per_launch=None if (most := self.profile.micro_batches_per_launch) == "auto" else most,
+            cuda_graphs=self.profile.cuda_graphs,
             save_every_s=60 * minutes if (minutes := self.profile.checkpoint.every_minutes) else None,
         )
 

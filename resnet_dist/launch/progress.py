@@ -72,8 +72,8 @@ class ProgressReporter:
         if status.attempt > self._last.attempt:
             again = "" if status.attempt == 1 else f" (attempt {status.attempt}: the workers were restarted)"
             self.log(f"{status.world_size} workers are up{again}")
-        for warning in status.warnings:
-            self.log(f"warning: {warning}")
+        for line in status.lines:
+            self.log(line)
         if self._bar is not None:
             self._bar.update(self._task, completed=status.step, description=describe(status, self._plan))
         elif status.step != self._last.step and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
@@ -112,7 +112,7 @@ class EventLog:
             return  # a full disk or an unreachable store must not end a run here; written with the next event
 
     def observe(self, status: WorkerStatus) -> None:
-        """Call it once with each status; it records every worker group that began, and every warning."""
+        """Call it once with each status; it records every worker group that began, and every line of its workers."""
         if status.attempt < self._attempt:  # the actor was killed, and counts from zero
             self._attempt = 0
         if status.attempt > self._attempt and status.resumed_step is not None:
@@ -121,8 +121,8 @@ class EventLog:
             self._attempt = status.attempt
         if status.resumed_step is not None:
             self._step = status.step
-        for warning in status.warnings:
-            self.note(f"warning: {warning}")
+        for line in status.lines:
+            self.note(line)
 
     def read(self) -> str:
         """The newest megabyte of it."""

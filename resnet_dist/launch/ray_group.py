@@ -105,7 +105,7 @@ class RayTrainers:
         self._number = 0
         self._reservation = NO_RESERVATION
         self._evaluated_step = 0
-        self._warned: tuple[str, ...] = ()
+        self._seen_lines: tuple[str, ...] = ()
         """The warnings of the last status."""
         self._metrics: Mapping[str, float] = {}
         """The last ones of the newest worker group that ended in order."""
@@ -170,13 +170,13 @@ class RayTrainers:
         try:
             status: WorkerStatus = ray.get(
                 self._control.poll.remote(
-                    self._number, stop=stop, evaluated_step=self._evaluated_step, warned=self._warned
+                    self._number, stop=stop, evaluated_step=self._evaluated_step, seen=self._seen_lines
                 ),
                 timeout=_ANSWER_LIMIT_S,
             )
         except RayError:
             return False  # for example while it restarts
-        self._warned = status.warnings
+        self._seen_lines = status.lines
         if status.mistake is not None:
             raise UserError(status.mistake)
         if status.given_up is not None:

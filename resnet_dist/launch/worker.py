@@ -113,6 +113,10 @@ class RayContext(RunContext):
     def stop_requested(self) -> bool:
         return self._stop_requested
 
+    def log(self, line: str) -> None:
+        if self.rank == 0:
+            self._setup.control.log.remote(line)
+
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
             self._setup.control.progressed.remote(step, dict(metrics))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from resnet_dist.models.classifier import BatchNormStatistics, ImageClassifier
+from resnet_dist.models.batch_norm import BatchNormStatistics
+from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.registry import MODEL_NAMES, build_model
 from resnet_dist.models.summary import Summary, summarise
 

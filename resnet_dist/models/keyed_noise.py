@@ -1,13 +1,11 @@
 """Dropout and drop-path without a random generator: every mask is a pure function of one key per layer.
 
-A key is a hash of (seed, step, micro-batch, layer), and `StepNoise` sets it before the forward pass. So masks do not
+A key is a hash of (seed, step, micro-batch, layer), and `LaunchNoise` sets it before the forward pass. So masks do not
 depend on the number of workers, restarts, the device, or activation checkpointing, which repeats a forward pass.
 Integer arithmetic only: the same bits on CPU and GPU.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +15,13 @@ _FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
 
 
-def keyed_uniform(key: Tensor, num_draws: int) -> Tensor:
-    """Draws 0 .. num_draws-1 of a 0-d int64 key: float64 [num_draws] in [0, 1), on the key's device.
+def keyed_uniform(keys: Tensor, num_draws: int) -> Tensor:
+    """Draws 0 .. num_draws-1 of each int64 key [...]: float64 [..., num_draws] in [0, 1), on the keys' device.
 
     The outputs of splitmix64 seeded with the key, as `data.keyed_random.uniform` gives them. torch's int64 wraps as
     uint64 does; only its right shift differs.
     """
-    z = key + (torch.arange(num_draws, device=key.device) + 1) * _GOLDEN_GAMMA
+    z = keys.unsqueeze(-1) + (torch.arange(num_draws, device=keys.device) + 1) * _GOLDEN_GAMMA
     z = (z ^ _shift(z, 30)) * _FIRST_FACTOR
     z = (z ^ _shift(z, 27)) * _SECOND_FACTOR
     return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
@@ -35,21 +33,23 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 class KeyedModule(nn.Module):
-    """A layer with a random mask. `key` is a buffer, so that a compiled or exported graph sees it change."""
+    """A layer with random masks. `keys` is a buffer, so that a compiled or captured graph sees it change."""
 
-    key: Tensor
+    keys: Tensor
+    """int64 [k], one for each of the k micro-batches that the layer's input consists of."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("keys", torch.zeros(1, dtype=torch.int64), persistent=False)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
 
     def mask(self, x: Tensor, num_draws: int) -> Tensor:
-        """0 with probability `rate`, else 1 / (1 - rate): [num_draws], of x's type."""
-        return ((keyed_uniform(self.key, num_draws) >= self.rate) / (1.0 - self.rate)).to(x.dtype)
+        """0 with probability `rate`, else 1 / (1 - rate): [num_draws], of x's type; a k-th of it from each key."""
+        draws = keyed_uniform(self.keys, num_draws // len(self.keys)).flatten()
+        return ((draws >= self.rate) / (1.0 - self.rate)).to(x.dtype)
 
 
 class DropPath(KeyedModule):
@@ -70,19 +70,29 @@ class KeyedDropout(KeyedModule):
         return x * self.mask(x, x.numel()).view(x.shape)
 
 
-class StepNoise:
+class LaunchNoise:
     """The keyed layers of a model, in the order of `model.modules()`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [module for module in model.modules() if isinstance(module, KeyedModule)]
+        self._held: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        """By number of micro-batches k: int64 [layers, k], always the same memory, and each layer's view of it."""
 
     def __len__(self) -> int:
         return len(self._layers)
 
-    def set_keys(self, keys: Sequence[int]) -> None:
-        """Layer i gets keys[i], a signed 64-bit number."""
-        for layer, key in zip(self._layers, keys, strict=True):
-            layer.key.fill_(key)
+    def set_keys(self, keys: Tensor) -> None:
+        """int64 [layers, k]: layer i gets keys[i] for a batch of k micro-batches. One copy for all layers."""
+        if not self._layers:
+            return
+        num_micro_batches = keys.shape[1]
+        if num_micro_batches not in self._held:
+            held = torch.empty_like(keys, device=self._layers[0].keys.device)
+            self._held[num_micro_batches] = held, list(held)
+        held, views = self._held[num_micro_batches]
+        held.copy_(keys)
+        for layer, own in zip(self._layers, views, strict=True):
+            layer.keys = own
 
 
 def replace_dropout(net: nn.Module) -> nn.Module:

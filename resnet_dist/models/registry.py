@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.errors import UserError
+from resnet_dist.models.batch_norm import replace_batch_norm
 from resnet_dist.models.keyed_noise import replace_dropout
 from resnet_dist.models.preactivation import PreactivationBasicBlock, PreactivationBottleneck, PreactivationSingleBlock
 from resnet_dist.models.resnet import (
@@ -111,7 +112,7 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     _check_options(name, layout, chosen)
     blocks = PREACTIVATION if chosen.activation_order == "pre" else POSTACTIVATION
     resolved = replace(chosen, shortcut=chosen.shortcut or layout.shortcut)
-    return layout.family(blocks[layout.block], layout.num_blocks, num_classes, resolved)
+    return replace_batch_norm(layout.family(blocks[layout.block], layout.num_blocks, num_classes, resolved))
 
 
 def _build_baseline(name: str, num_classes: int) -> nn.Module:
@@ -126,7 +127,7 @@ def _build_baseline(name: str, num_classes: int) -> nn.Module:
     else:
         net = getattr(torchvision.models, name)(num_classes=num_classes)
         net.avgpool = AdaptiveAvgPool2d(7)
-    return replace_dropout(net)
+    return replace_batch_norm(replace_dropout(net))
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):

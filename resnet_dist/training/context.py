@@ -31,6 +31,11 @@ class TrainingJob:
     """How the pictures of the train beton were converted to pixels."""
     recompute_activations: bool = False
     """Activation checkpointing: less memory, more computing, the same numbers."""
+    micro_batches_per_launch: int | None = None
+    """How many micro-batches go through the net together, at most; None: chosen by the worker. The same numbers up to
+    rounding."""
+    cuda_graphs: bool = True
+    """Whether a launch on a GPU is captured and replayed; the same numbers."""
     save_every_s: float | None = None
     """A checkpoint is also written when the last one is this old."""
 
@@ -86,6 +91,9 @@ class RunContext:
         """Whether the user asked this run to stop. May differ between workers for a moment."""
         return False
 
+    def log(self, line: str) -> None:
+        """One line for the user."""
+
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows how far the run is."""
 
@@ -106,6 +114,7 @@ class LocalContext(RunContext):
     Args:
         observer: is called after every evaluation, and may stop the run.
         on_heartbeat: called for every batch.
+        on_line: takes one line for the user.
     """
 
     storage: RunStorage
@@ -115,6 +124,7 @@ class LocalContext(RunContext):
     keep: int | None = None
     observer: Observer = field(default_factory=Observer)
     on_heartbeat: Callable[[], object] = lambda: None
+    on_line: Callable[[str], object] = lambda _: None
     storage_timeout_s: float = 300.0
 
     def stop_requested(self) -> bool:
@@ -125,3 +135,6 @@ class LocalContext(RunContext):
 
     def heartbeat(self) -> None:
         self.on_heartbeat()
+
+    def log(self, line: str) -> None:
+        self.on_line(line)

@@ -65,27 +65,24 @@ class MetricAccumulator:
         self.steps: list[int] = []
         """The steps done since the last point."""
         self._slots: list[tuple[int, int]] = []
-        """`_rows[k]` belongs to micro-batch `_slots[k][1]` of step `steps[_slots[k][0]]`."""
+        """Row k of all `_rows` belongs to micro-batch `_slots[k][1]` of step `steps[_slots[k][0]]`."""
         self._rows: list[Tensor] = []
-        """Of each micro-batch (mean loss, number of wrong predictions), float64, on the device."""
+        """As given to `add`."""
         self._num_replaced = 0
         self._grad_norm: Tensor | None = None
         """Gradient norm of the last step, if it was measured; equal on all workers."""
         self.data_wait_s = self.checkpoint_wait_s = 0.0
         self.restart_clock()
 
-    def add(self, micro_batch: int, loss: Tensor, logits: Tensor, targets: Tensor, num_replaced: int = 0) -> None:
-        """Adds one micro-batch of the current step.
+    def add(self, micro_batches: range, rows: Tensor, num_replaced: int = 0) -> None:
+        """Adds one launch of the current step.
 
         Args:
-            loss: its mean loss, a scalar.
-            logits: [N, C].
-            targets: [N, C]; a prediction is right if it is the class with the largest share.
+            rows: float64 [micro-batches, 2], on the device: the mean loss and the number of wrong predictions of each.
             num_replaced: how many of its samples replace undecodable ones.
         """
-        wrong = (logits.detach().argmax(dim=1) != targets.argmax(dim=1)).sum()
-        self._slots.append((len(self.steps), micro_batch))
-        self._rows.append(torch.stack([loss.detach().double(), wrong.double()]))
+        self._slots += [(len(self.steps), micro_batch) for micro_batch in micro_batches]
+        self._rows.append(rows)
         self._num_replaced += num_replaced
 
     def end_step(self, step: int, grad_norm: Tensor | None = None) -> None:
@@ -118,7 +115,7 @@ class MetricAccumulator:
         losses = torch.zeros((len(self.steps) * self._num_micro_batches, 2), dtype=torch.float64)
         if self._rows:
             index = [step * self._num_micro_batches + micro_batch for step, micro_batch in self._slots]
-            losses[index] = torch.stack(self._rows).cpu()
+            losses[index] = torch.cat(self._rows).cpu()
         elapsed_s = time.perf_counter() - self._began_s  # read after `.cpu()`: the device has done the last step
         times = torch.zeros((self._world_size, 4), dtype=torch.float64)
         times[self._rank] = torch.tensor(

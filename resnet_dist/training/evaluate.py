@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import eval_batches
 from resnet_dist.errors import Fault
+from resnet_dist.models.batch_norm import BatchNormStatistics
 from resnet_dist.training.collectives import sum_over_workers
 from resnet_dist.training.model import Precision
 
@@ -219,7 +220,7 @@ def calibration_of(total: Tensor) -> Calibration:
 @torch.no_grad()
 def average_statistics(
     model: nn.Module,
-    steps: Iterable[Mapping[int, Batch]],
+    steps: Iterable[Sequence[Batch]],
     *,
     num_micro_batches: int,
     device: torch.device,
@@ -230,8 +231,8 @@ def average_statistics(
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counters = [_buffer(norm, "num_batches_tracked").clone() for norm in norms]
     statistics = [_buffer(norm, name) for norm in norms for name in ("running_mean", "running_var")]
+    BatchNormStatistics(model)  # these passes do not count
     model.eval()  # dropout and drop-path are off, as they are when the statistics are used
     for norm in norms:
         norm.train()
@@ -240,7 +241,8 @@ def average_statistics(
     for batches in steps:
         # One row per micro-batch of the step, summed over the workers and then in order, as in `evaluate`
         table = torch.zeros((num_micro_batches, len(total)), dtype=torch.float64)
-        for micro_batch, batch in batches.items():
+        for batch in batches:
+            (micro_batch,) = batch.micro_batches
             with precision.autocast(device):
                 model(batch.images)
             table[micro_batch] = torch.cat([s.double() for s in statistics]).cpu()
@@ -249,9 +251,8 @@ def average_statistics(
     averages = (total / num_rows).split([s.numel() for s in statistics])
     for statistic, average in zip(statistics, averages, strict=True):
         statistic.copy_(average)
-    for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        _buffer(norm, "num_batches_tracked").copy_(counter)
 
 
 def _buffer(norm: _BatchNorm, name: str) -> Tensor:

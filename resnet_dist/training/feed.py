@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnet_dist.config.recipe import Recipe
+from resnet_dist.config.recipe import Recipe, steps_per_epoch, train_size
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.decoder import eval_images, train_images
 from resnet_dist.data.loader import BetonLoader
 from resnet_dist.data.order import PageShuffle, micro_batch_share, train_order
 from resnet_dist.training.context import RunContext, TrainingJob
+from resnet_dist.training.launches import launch_numbers
 
 
 class Loader(Protocol):
     """What training needs of `data.loader.BetonLoader`."""
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of a fixed size, in the order of `sample_ids`, augmented as in `epoch`."""
+    def epoch(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        *,
+        sizes: Sequence[int] | None = None,
+        numbers: Callable[[int], NDArray[np.int64]] | None = None,
+    ) -> Generator[Batch, None, None]:
+        """Batches in the order of `sample_ids`, augmented as in `epoch`: of the loader's own size, or of `sizes`, over
+        and over. `numbers(i)` goes with batch i."""
 
 
 class OpenSplit(NamedTuple):
@@ -60,11 +70,22 @@ def open_data(job: TrainingJob, device: torch.device, stack: ExitStack) -> tuple
 
 
 def steps_from(
-    split: OpenSplit, recipe: Recipe, ctx: RunContext, epoch: int, first_step: int
-) -> Generator[dict[int, Batch], None, None]:
-    """This worker's micro-batches under their numbers, step by step, from `first_step` of `epoch` to the epoch's end.
+    split: OpenSplit,
+    recipe: Recipe,
+    ctx: RunContext,
+    epoch: int,
+    first_step: int,
+    *,
+    launches: Sequence[range] | None = None,
+    num_layers: int = 0,
+) -> Generator[list[Batch], None, None]:
+    """This worker's micro-batches, step by step, from `first_step` of `epoch` to the epoch's end.
 
     Nothing before `first_step` is decoded. Close the generator to end the loader's work on the epoch.
+
+    Args:
+        launches: which micro-batches are in one batch, as `TrainStep.prepare` gives them. None: each on its own.
+        num_layers: random layers of the net, for which each batch brings keys.
     """
     train = recipe.train
     order = train_order(
@@ -79,16 +100,33 @@ def steps_from(
         page_shuffle=split.page_shuffle,
         repeats=recipe.data.augmentation_repeats,
     )
-    micro_batches = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
-    with closing(batches_of(split, ctx, epoch, order.reshape(-1))) as batches:
-        # zip advances the range first, so it never takes a batch of the next step.
-        while local := dict(zip(micro_batches, batches, strict=False)):
+    share = micro_batch_share(train.num_micro_batches, ctx.rank, ctx.world_size)
+    launches = launches or [share[i : i + 1] for i in range(len(share))]
+    sizes = [len(launch) * train.micro_batch_size for launch in launches]
+    image_px = train_size(recipe.data, epoch, train.total_epochs)
+    step = epoch * steps_per_epoch(split.num_samples, train.global_batch_size) + first_step
+
+    def numbers(index: int) -> NDArray[np.int64]:
+        steps, launch = divmod(index, len(launches))
+        return launch_numbers(recipe, step + steps, launches[launch], num_layers=num_layers, image_px=image_px)
+
+    with closing(batches_of(split, ctx, epoch, order.reshape(-1), sizes=sizes, numbers=numbers)) as batches:
+        # zip advances the launches first, so it never takes a batch of the next step.
+        while local := [replace(batch, micro_batches=mine) for mine, batch in zip(launches, batches, strict=False)]:
             yield local
 
 
-def batches_of(split: OpenSplit, ctx: RunContext, epoch: int, ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+def batches_of(
+    split: OpenSplit,
+    ctx: RunContext,
+    epoch: int,
+    ids: NDArray[np.int64],
+    *,
+    sizes: Sequence[int] | None = None,
+    numbers: Callable[[int], NDArray[np.int64]] | None = None,
+) -> Generator[Batch, None, None]:
     """The batches of the samples `ids`, with a heartbeat for each."""
-    with closing(split.loader.epoch(epoch, ids)) as batches:
+    with closing(split.loader.epoch(epoch, ids, sizes=sizes, numbers=numbers)) as batches:
         for batch in batches:
             ctx.heartbeat()
             yield batch

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 
+from resnet_dist.config.recipe import train_size
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.tracking.tracker import CONFUSION, Tracker
@@ -92,7 +93,18 @@ class Trainer:
             scaler=precision.scaler(ctx.device),
             gradient_memory=reduction if isinstance(reduction, PowerSgdReduction) else None,
         )
-        self.train_step = TrainStep(recipe, self.state, classifier, reduction, ctx.device)
+        self.train_step = TrainStep(
+            recipe,
+            self.state,
+            classifier,
+            reduction,
+            ctx.device,
+            rank=ctx.rank,
+            world_size=ctx.world_size,
+            micro_batches_per_launch=job.micro_batches_per_launch,
+            cuda_graphs=job.cuda_graphs,
+            log=ctx.log,
+        )
 
         # Checkpoints and requests
         self.checkpoints = CheckpointManager(job, ctx, self.state)
@@ -116,7 +128,7 @@ class Trainer:
 
         # Data
         self.train, self.val = train, val
-        self._steps: Generator[dict[int, Batch], None, None] | None = None
+        self._steps: Generator[list[Batch], None, None] | None = None
         """The rest of the epoch's steps, while an epoch is open."""
 
     def restore(self) -> None:
@@ -193,8 +205,19 @@ class Trainer:
         state, plan, step = self.state, self.plan, self.state.step
         if self._steps is None:
             self.classifier.train()  # the evaluation left it in eval mode
+            epoch, first_step = divmod(step, plan.steps_per_epoch)
+            image_px = train_size(self.recipe.data, epoch, self.recipe.train.total_epochs)
+            launches = self.train_step.prepare(image_px, self.ctx.heartbeat)
+            self._steps = steps_from(
+                self.train,
+                self.recipe,
+                self.ctx,
+                epoch,
+                first_step,
+                launches=launches,
+                num_layers=len(self.train_step.noise),
+            )
             self.accumulator.restart_clock()
-            self._steps = steps_from(self.train, self.recipe, self.ctx, *divmod(step, plan.steps_per_epoch))
         with self.accumulator.waiting_for_data():
             batches = next(self._steps)  # a skipped step's too: the loader is one stream
         if step in state.skipped:

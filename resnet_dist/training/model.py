@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from resnet_dist.config.recipe import OptimConfig, Recipe, TrainConfig
 from resnet_dist.errors import Fault
 from resnet_dist.models import build_model
-from resnet_dist.models.classifier import BatchNormStatistics, ImageClassifier
+from resnet_dist.models.batch_norm import BatchNormStatistics
+from resnet_dist.models.classifier import ImageClassifier
 from resnet_dist.models.resnet import ResidualBlock
 
 _RECOMPILE_LIMIT = 64
@@ -26,8 +27,8 @@ DECAYED_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 def compile_model(model: nn.Module) -> nn.Module:
     """`model` compiled, with the same parameters."""
-    # Every image size gets its own graph: one for all sizes would depend on the size at which the run was resumed. Each
-    # size takes two graphs, with running statistics and without. Above its limit torch would run uncompiled.
+    # Every image size gets its own graph: one for all sizes would depend on the size at which the run was resumed. So
+    # does every number of merged micro-batches, two at most. Above its limit torch would run uncompiled.
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     result: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]

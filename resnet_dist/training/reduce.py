@@ -1,29 +1,30 @@
 """How the gradients of one step's micro-batches become one gradient, the same on every worker.
 
-The loss of a step is the mean over its M micro-batches. Three reductions: `fast` (DDP, optionally compressed), `exact`
-(the same bits for any number of workers), `powersgd` (low-rank factors).
+The loss of a step is the mean over its M micro-batches. Three reductions: `fast` (all-reduce, optionally compressed),
+`exact` (the same bits for any number of workers), `powersgd` (low-rank factors).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.config.low_rank import RANK, matrix, sent_as_factors
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.training.device import DeviceTimer
 
 Compression = Literal["none", "bf16", "fp16", "powersgd"]
-"""powersgd is not one of DDP's hooks, but a separate reduction."""
+"""powersgd is a reduction of its own."""
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+_BUCKET_BYTES = 25 << 20
+"""As DistributedDataParallel's: an all-reduce of less is slower a byte, and of more starts later."""
 _CHUNK_NUMBERS = 1 << 22
 """How many numbers of the gradient are exchanged at a time: limits the memory of `exact` beyond its sums."""
 
@@ -31,21 +32,24 @@ T = TypeVar("T")
 
 
 class Reduction(Protocol):
-    """Per step: `forward` and `backward` of each of this worker's micro-batches, in order, then `finish`."""
+    """Per step: `start_launch`, `forward` and `backward` of each of this worker's launches, in order, then `finish`."""
 
     forward: nn.Module
     """The module to call for a forward pass."""
     wait: DeviceTimer
     """Runs while a worker that has its own gradients waits for those of the rest."""
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        """Goes around the forward and backward pass of a micro-batch; `is_last` of this worker's in the step."""
+    def start_launch(self, *, is_last: bool) -> None:
+        """Before a launch's forward pass; `is_last` of this worker's in the step."""
 
-    def backward(self, loss: Tensor, micro_batch: int) -> None:
-        """Backward pass of one micro-batch's mean loss, a scalar."""
+    def backward(self, losses: Tensor, micro_batches: range) -> None:
+        """Backward pass of a launch. `losses` [k]: the mean loss of each of its micro-batches."""
 
     def finish(self) -> None:
-        """After the last micro-batch: every parameter's `grad` is the step's gradient, on all workers."""
+        """After the last launch: every parameter's `grad` is the step's gradient, on all workers."""
+
+    def clear(self) -> None:
+        """After the update: the next step's gradients start from zero."""
 
 
 def build_reduction(
@@ -68,55 +72,161 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-# fast: DDP
+def drop_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+# fast: all-reduce in buckets
+
+
+class Bucket:
+    """Gradients of consecutive parameters in one flat tensor, of which every `grad` is a view.
+
+    The memory stays the same for the whole training: backward passes add to it, also those of a CUDA graph, and it is
+    sent as it is.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        first = parameters[0]
+        self.flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+        offset = 0
+        for parameter in parameters:
+            # In the parameter's own memory order, so that the update reads both alike
+            parameter.grad = self.flat.as_strided(parameter.shape, parameter.stride(), offset)
+            offset += parameter.numel()
+        self.num_missing = 0
+        """Gradients that this launch's backward pass has not given yet."""
+        self.captured: torch.cuda.Event | None = None
+        """In a CUDA graph: recorded by the graph when all gradients are there."""
+        self.sent: Tensor | None = None
+        self.work: dist.Work | None = None
+
+
+def buckets_of(parameters: Sequence[nn.Parameter], max_bytes: int) -> list[Bucket]:
+    """The last parameters first, as backward passes come to them."""
+    groups: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in reversed(parameters):
+        num_bytes = parameter.numel() * parameter.element_size()
+        if num_bytes > room or not groups or groups[-1][0].dtype != parameter.dtype:
+            groups.append([])
+            room = max_bytes
+        groups[-1].append(parameter)
+        room -= num_bytes
+    return [Bucket(group) for group in groups]
 
 
 class FastReduction:
-    """DDP's bucketed all-reduce, overlapped with the last local micro-batch's backward pass.
+    """One all-reduce a bucket, which starts during the last launch's backward pass, as soon as the bucket is complete.
 
-    Equal across worker counts up to float rounding.
+    What torch's DistributedDataParallel does, but in memory that a CUDA graph can write to, and without its copies from
+    gradients to buckets. Equal across worker counts up to float rounding.
     """
 
-    def __init__(self, model: nn.Module, world_size: int, num_micro_batches: int, compression: Compression) -> None:
-        self._compression = compression
-        self._ddp = (
-            DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if world_size > 1
-            else None
-        )
-        self.forward: nn.Module = self._ddp or model
-        # DDP averages over the W workers. With each micro-batch's loss scaled by W / M, the sum over all micro-batches
-        # divided by W is the mean over M, also where the workers' shares differ in size.
-        self._scale = world_size / num_micro_batches
-        self._syncs = False
-        first = next(model.parameters())
-        self.wait = DeviceTimer(first.device)
-        if self._ddp is not None:
-            if compression != "none":
-                # Each worker's part of the gradient is rounded, divided by W and summed in that format.
-                self._ddp.register_comm_hook(None, _HOOKS[compression])
-            # The gradient of the first layer comes last; after it, backward only waits for the all-reduce.
-            first.register_post_accumulate_grad_hook(lambda _: self.wait.begin() if self._syncs else None)
+    def __init__(
+        self, model: nn.Module, world_size: int, num_micro_batches: int, compression: Literal["none", "bf16", "fp16"]
+    ) -> None:
+        self.forward = model
+        self._world_size, self._scale = world_size, 1.0 / num_micro_batches
+        self._format = _FORMATS.get(compression)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self._device = parameters[0].device
+        self.wait = DeviceTimer(self._device)
+        # A single worker on a CPU needs no flat memory, and adding to it would cost a pass over the gradients.
+        is_flat = world_size > 1 or self._format is not None or self._device.type == "cuda"
+        self._buckets = buckets_of(parameters, _BUCKET_BYTES) if is_flat else []
+        for bucket in self._buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(partial(self._arrived, bucket))
+        self._is_last = False
+        self._unsent: deque[Bucket] = deque()
+        """In order: all workers send the buckets in the same order."""
+        self._stream: torch.cuda.Stream | None = None
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        self._syncs = is_last
-        return nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
+    def start_launch(self, *, is_last: bool) -> None:
+        self._is_last = is_last
+        self._unsent = deque(self._buckets)
+        for bucket in self._buckets:
+            bucket.num_missing = len(bucket.parameters)
 
-    def backward(self, loss: Tensor, micro_batch: int) -> None:
-        (loss * self._scale).backward()
-        self.wait.end()
+    def backward(self, losses: Tensor, micro_batches: range) -> None:
+        (losses.sum() * self._scale).backward()
+
+    def _arrived(self, bucket: Bucket, _: Tensor) -> None:
+        """Autograd has added to one gradient of the bucket."""
+        bucket.num_missing -= 1
+        if bucket.num_missing:
+            return
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if bucket.captured is not None:
+                bucket.captured.record()
+        elif self._is_last:
+            while self._unsent and not self._unsent[0].num_missing:
+                self._send(self._unsent.popleft())
+
+    def _send(self, bucket: Bucket) -> None:
+        # Each worker's part of the gradient is rounded to the format and summed in it.
+        bucket.sent = bucket.flat if self._format is None else bucket.flat.to(self._format)
+        bucket.work = dist.all_reduce(bucket.sent, async_op=True) if self._world_size > 1 else None
 
     def finish(self) -> None:
-        # With several workers DDP has reduced the gradients in `backward`.
-        if self._ddp is None:
-            round_gradients(self.forward.parameters(), self._compression)
+        # Replaying a CUDA graph calls no hook: what it has computed is sent here, each bucket as soon as the graph has
+        # recorded its event, while the graph still runs.
+        for bucket in self._unsent:
+            with self._after(bucket):
+                self._send(bucket)
+        self._unsent.clear()
+        self.wait.begin()
+        for bucket in self._buckets:
+            if bucket.work is not None:
+                bucket.work.wait()
+            if bucket.sent is not None and bucket.sent is not bucket.flat:
+                bucket.flat.copy_(bucket.sent)
+            bucket.sent = bucket.work = None
+        self.wait.end()
 
+    def clear(self) -> None:
+        for bucket in self._buckets:
+            bucket.flat.zero_()
+        if not self._buckets:
+            drop_gradients(self.forward)
 
-def round_gradients(parameters: Iterable[nn.Parameter], compression: Compression) -> None:
-    """What compression does to a single worker: nothing is sent, but the gradients are rounded as for several."""
-    for parameter in parameters if compression != "none" else ():
-        if parameter.grad is not None:
-            parameter.grad.copy_(parameter.grad.to(_FORMATS[compression]))
+    # With CUDA graphs
+
+    def start_graphs(self) -> None:
+        """From now on, graphs that are captured record when each bucket is complete. Call it before a capture."""
+        if self._stream is not None or self._device.type != "cuda":
+            return
+        self._stream = torch.cuda.Stream(self._device)
+        for bucket in self._buckets:
+            bucket.captured = torch.cuda.Event(external=True)  # a node of the graph that others outside can wait for
+
+    def end_graphs(self) -> None:
+        """Graphs record nothing: buckets are sent when the whole graph has run."""
+        self._stream = None
+
+    def is_recorded_in_time(self, replay: Callable[[], object]) -> bool:
+        """Whether a wait for a bucket's event, begun while the graph runs, ends after the bucket is complete."""
+        assert self._stream is not None
+        self.clear()
+        replay()
+        seen = []
+        for bucket in self._buckets:
+            with self._after(bucket):
+                seen.append(bucket.flat.clone())
+        torch.cuda.synchronize(self._device)
+        complete = all(torch.equal(a, bucket.flat) for a, bucket in zip(seen, self._buckets, strict=True))
+        self.clear()
+        return complete
+
+    def _after(self, bucket: Bucket) -> AbstractContextManager[object]:
+        """Within the context: what is enqueued runs as soon as the last graph has completed the bucket."""
+        if self._stream is None or bucket.captured is None:
+            return nullcontext()
+        self._stream.wait_event(bucket.captured)
+        return torch.cuda.stream(self._stream)
 
 
 # exact: sums in one order
@@ -199,15 +309,19 @@ class ExactReduction:
         ]
         self._sums = SubtreeSums[Tensor](num_micro_batches, torch.add)
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+    def start_launch(self, *, is_last: bool) -> None:
+        return
 
-    def backward(self, loss: Tensor, micro_batch: int) -> None:
-        loss.backward()
+    def backward(self, losses: Tensor, micro_batches: range) -> None:
+        (micro_batch,) = micro_batches  # their gradients are needed one by one
+        losses.sum().backward()
         gradient = torch.cat([gradient_of(p).reshape(-1) for p in self._parameters])
-        for parameter in self._parameters:
-            parameter.grad = None  # or the next backward pass would add to it, in the order of the micro-batches
+        drop_gradients(self.forward)  # or the next backward pass would add to it, in the order of the micro-batches
         self._sums.add(micro_batch, gradient)
+
+    def clear(self) -> None:
+        drop_gradients(self.forward)
+        self._sums.sums.clear()
 
     def finish(self) -> None:
         mine = torch.stack([value for _, value in self._sums.sums])  # [subtrees, all parameters]
@@ -275,11 +389,14 @@ class PowerSgdReduction:
             self._queries.append(query.to(first.device))
             self._residuals.append(torch.zeros((len(group), rows, columns), dtype=first.dtype, device=first.device))
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+    def start_launch(self, *, is_last: bool) -> None:
+        return
 
-    def backward(self, loss: Tensor, micro_batch: int) -> None:
-        (loss * self._scale).backward()
+    def backward(self, losses: Tensor, micro_batches: range) -> None:
+        (losses.sum() * self._scale).backward()
+
+    def clear(self) -> None:
+        drop_gradients(self.forward)
 
     @torch.no_grad()
     def finish(self) -> None:

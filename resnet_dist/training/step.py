@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,13 +14,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from resnet_dist.config.recipe import BinaryCrossEntropy, Recipe, TrainConfig
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
-from resnet_dist.data.mixing import mix, mix_numbers
-from resnet_dist.models.classifier import BatchNormStatistics
-from resnet_dist.models.keyed_noise import StepNoise
+from resnet_dist.data.mixing import mix
+from resnet_dist.data.order import micro_batch_share
+from resnet_dist.models.batch_norm import BatchNormStatistics
+from resnet_dist.models.keyed_noise import LaunchNoise
 from resnet_dist.training.curves import MetricAccumulator
+from resnet_dist.training.launches import Launches, cut, launch_numbers, merged_on_cpu
 from resnet_dist.training.model import Precision
-from resnet_dist.training.reduce import Reduction
+from resnet_dist.training.reduce import FastReduction, Reduction
 from resnet_dist.training.state import TrainState
 
 
@@ -28,56 +31,71 @@ class TrainStep:
     Args:
         classifier: the one around `state.net`, in training mode.
         reduction: over `classifier`, or over its compiled form.
+        world_size: the number of workers.
+        micro_batches_per_launch: how many of this worker's micro-batches go through the net together, at most; None:
+            chosen at the first step.
+        cuda_graphs: whether launches on a GPU are captured.
+        log: takes one line for the user.
     """
 
     def __init__(
-        self, recipe: Recipe, state: TrainState, classifier: nn.Module, reduction: Reduction, device: torch.device
+        self,
+        recipe: Recipe,
+        state: TrainState,
+        classifier: nn.Module,
+        reduction: Reduction,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batches_per_launch: int | None = None,
+        cuda_graphs: bool = True,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.recipe, self.state, self.reduction, self.device = recipe, state, reduction, device
+        self.rank, self.world_size = rank, world_size
         self.precision = Precision(recipe.train.precision)
-        self.noise = StepNoise(classifier)
+        self.noise = LaunchNoise(classifier)
         self.statistics = BatchNormStatistics(classifier)
+        # The exact reduction needs the gradients of the micro-batches one by one.
+        self.most_merged = 1 if recipe.train.reduction == "exact" else micro_batches_per_launch
+        uses_graphs = cuda_graphs and device.type == "cuda" and isinstance(reduction, FastReduction)
+        self.launches = Launches(self.forward_backward, reduction, self.statistics, uses_graphs=uses_graphs, log=log)
 
-    def __call__(
-        self, batches: Mapping[int, Batch], lr: float, metrics: MetricAccumulator, *, measure_norm: bool
-    ) -> None:
+    def __call__(self, batches: Sequence[Batch], lr: float, metrics: MetricAccumulator, *, measure_norm: bool) -> None:
         """Does step number `state.step` with learning rate `lr`. All workers call it together.
 
         Never waits for the device, and for other workers only in the reduction.
 
         Args:
-            batches: this worker's micro-batches of the step under their numbers, in order; on the device.
+            batches: this worker's micro-batches of the step, in order, as `prepare` cut them; on the device.
             measure_norm: whether `metrics` gets the length of the gradient (before clipping).
         """
         recipe, state, step = self.recipe, self.state, self.state.step
-        mixing, last = recipe.data.mixing, max(batches)
+        has_first = batches[0].micro_batches[0] == 0
 
-        # Micro-batches. One after the other: a larger global batch takes more passes, not more memory.
-        for micro_batch, batch in batches.items():
-            # Random numbers come from keys, no generator carries state: the same on any worker, and when done again.
-            self.noise.set_keys(layer_keys(recipe.seed, step, micro_batch, len(self.noise)))
-            # Images are uint8 [N, H, W, 3], targets [N, C]; the net normalises.
-            images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)
-            if mixing is not None:
-                drawn = range(micro_batch, micro_batch + 1)
-                numbers = mix_numbers(mixing, recipe.seed, step, drawn, len(images), images.shape[1])
-                images, targets = mix(torch.from_numpy(numbers).to(self.device), images, targets, 1)
-            # Each micro-batch is normalised with its own statistics: normalising over a worker's share would depend on
-            # the number of workers. For the same reason only micro-batch 0 moves the running statistics. Rank 0 always
-            # has it; other ranks get the statistics before an evaluation (`share_buffers`).
-            with self.statistics.updating(micro_batch == 0), self.reduction.accumulating(is_last=micro_batch == last):
-                with self.precision.autocast(self.device):
-                    logits = self.reduction.forward(images)
-                    loss = training_loss(logits, targets, recipe.train)
-                # fp16 loses small gradients: the loss is scaled up here, and the gradient down again in the update.
-                self.reduction.backward(state.scaler.scale(loss), micro_batch)
-            metrics.add(micro_batch, loss, logits, targets, batch.num_replaced)
+        # Launches: forward and backward of some micro-batches together. One launch after the other: a larger global
+        # batch takes more of them, not more memory.
+        if not has_first:
+            self.statistics.keep()
+        for number, batch in enumerate(batches):
+            self.reduction.start_launch(is_last=number == len(batches) - 1)
+            metrics.add(batch.micro_batches, self.launches(batch), batch.num_replaced)
+            # Only micro-batch 0 moves batch norm's running statistics: then they do not depend on the number of
+            # workers. Rank 0 always has it; other ranks get them before an evaluation (`share_buffers`).
+            if has_first and number == 0:
+                self.statistics.count()
+                if len(batches) > 1:
+                    self.statistics.keep()
+        if not has_first or len(batches) > 1:
+            self.statistics.restore()
 
         # Reduction. After it every parameter's `grad` is that of the global batch, the same on all workers.
         self.reduction.finish()
 
         # Update. Every worker does it for itself: equal weights and equal gradients give equal weights.
         norm = update_weights(state, lr, clip_grad_norm=recipe.optim.clip_grad_norm, measure_norm=measure_norm)
+        self.reduction.clear()
         if state.average is not None:
             state.average.update(state.net, step + 1)
 
@@ -85,9 +103,78 @@ class TrainStep:
         metrics.end_step(step, norm)
         state.step = step + 1
 
+    def forward_backward(self, batch: Batch) -> Tensor:
+        """One launch: adds to the gradients. Returns float64 [k, 2]: mean loss and number of wrong predictions of each
+        of its k micro-batches.
+
+        Never waits for the device, and reads nothing but the batch and the state: so it can be captured.
+        """
+        recipe, k = self.recipe, len(batch.micro_batches)
+        # Random numbers come from keys, no generator carries state: the same on any worker, and when done again.
+        keys, mixing = batch.numbers[: len(self.noise) * k], batch.numbers[len(self.noise) * k :]
+        self.noise.set_keys(keys.view(len(self.noise), k))
+        # Images are uint8 [k * N, H, W, 3], targets [k * N, C]; the net normalises.
+        images, targets = batch.images, one_hot(batch.labels, recipe.model.num_classes).to(self.precision.weights)
+        if recipe.data.mixing is not None:
+            images, targets = mix(mixing, images, targets, k)
+        # Each micro-batch is normalised with its own statistics: normalising over a launch, or over a worker's share,
+        # would make the result depend on the hardware.
+        with self.statistics.in_groups(k):
+            with self.precision.autocast(self.device):
+                logits = self.reduction.forward(images)
+                pairs = zip(logits.chunk(k), targets.chunk(k), strict=True)
+                losses = torch.stack([training_loss(mine, wanted, recipe.train) for mine, wanted in pairs])
+            # fp16 loses small gradients: the loss is scaled up here, and the gradient down again in the update.
+            self.reduction.backward(self.state.scaler.scale(losses), batch.micro_batches)
+        wrong = (logits.detach().argmax(dim=1) != targets.argmax(dim=1)).view(k, -1).sum(dim=1)
+        return torch.stack([losses.detach().double(), wrong.double()], dim=1)
+
+    def prepare(self, image_px: int, heartbeat: Callable[[], None] = lambda: None) -> list[range]:
+        """Before the first step with images of this size: chooses how this worker's micro-batches are merged, and
+        compiles or captures the launches.
+
+        Returns the micro-batches of each launch, in order. Raises Fault if the GPU's memory is too small.
+        """
+        train = self.recipe.train
+        share = micro_batch_share(train.num_micro_batches, self.rank, self.world_size)
+        if self.most_merged is None:
+            self.most_merged = self._choose_merge(len(share))
+        # What is compiled takes minutes. All workers compile the launches of all, in the same time, and none has to
+        # wait long for the others in the first collective.
+        ranks = range(self.world_size) if train.compile else [self.rank]
+        shares = [micro_batch_share(train.num_micro_batches, rank, self.world_size) for rank in ranks]
+        if train.compile or self.device.type == "cuda":
+            for k in sorted({len(launch) for each in shares for launch in cut(each, self.most_merged)}):
+                batch = self.rehearsal_batch(k, image_px)
+                if not self.launches.is_rehearsed(batch):
+                    self.launches.rehearse(batch)
+                    heartbeat()
+        return cut(share, self.most_merged)
+
+    def _choose_merge(self, num_micro_batches: int) -> int:
+        # At the run's largest images, which need the most memory
+        train, image_px = self.recipe.train, self.recipe.data.train.size
+        if self.device.type == "cuda":
+            batch_of = partial(self.rehearsal_batch, image_px=image_px)
+            return self.launches.best_merge(batch_of, num_micro_batches, compiled=train.compile)
+        return merged_on_cpu(train.micro_batch_size, image_px, num_micro_batches, precision=train.precision)
+
+    def rehearsal_batch(self, k: int, image_px: int) -> Batch:
+        """A batch of k micro-batches with arbitrary images, on the device."""
+        num_images, micro_batches = k * self.recipe.train.micro_batch_size, range(k)
+        shape = (num_images, image_px, image_px, 3)
+        numbers = launch_numbers(self.recipe, 0, micro_batches, num_layers=len(self.noise), image_px=image_px)
+        return Batch(
+            torch.arange(math.prod(shape), device=self.device).remainder(251).to(torch.uint8).view(shape),
+            torch.zeros(num_images, dtype=torch.int64, device=self.device),
+            np.zeros(num_images, np.int64),
+            numbers=torch.from_numpy(numbers).to(self.device),
+            micro_batches=micro_batches,
+        )
+
 
 def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None, measure_norm: bool) -> Tensor | None:
-    """One optimizer step with the gradients in `grad`, which are gone afterwards.
+    """One optimizer step with the gradients in `grad`.
 
     Returns the gradient's length before clipping if `measure_norm`: a scalar on the net's device.
     """
@@ -103,7 +190,6 @@ def update_weights(state: TrainState, lr: float, *, clip_grad_norm: float | None
         group["lr"] = lr  # a function of the step, so no scheduler carries state
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    state.optimizer.zero_grad()
     return norm if measure_norm else None
 
 
@@ -117,10 +203,3 @@ def training_loss(logits: Tensor, targets: Tensor, train: TrainConfig) -> Tensor
     if train.loss.target_threshold is not None:
         targets = (targets > train.loss.target_threshold).to(targets.dtype)
     return binary_cross_entropy_with_logits(logits, targets)
-
-
-def layer_keys(seed: int, step: int, micro_batch: int, num_layers: int) -> list[int]:
-    """The keys of the random layers (drop-path, dropout) for one micro-batch: a signed 64-bit number each."""
-    key = sample_keys(Stream.LAYER_NOISE, seed, step, [micro_batch])
-    keys: list[int] = splitmix64(key, np.arange(num_layers, dtype=np.uint64)).view(np.int64).tolist()
-    return keys

@@ -58,17 +58,17 @@ def test_no_evaluation_is_lost_between_two_polls() -> None:
 
 def test_a_warning_is_told_until_the_driver_has_seen_it_and_then_forgotten() -> None:
     control = RunControl()
-    assert poll(control).warnings == ()
+    assert poll(control).lines == ()
     control.warn("a")
-    seen = poll(control).warnings
+    seen = poll(control).lines
     control.warn("b")
-    assert poll(control, warned=()).warnings == ("a", "b")  # an answer that did not arrive
-    assert poll(control, warned=seen).warnings == ("b",)
-    assert poll(control, warned=seen).warnings == ("b",)
-    assert poll(control, warned=("b",)).warnings == ()
+    assert poll(control, seen=()).lines == ("warning: a", "warning: b")  # an answer that did not arrive
+    assert poll(control, seen=seen).lines == ("warning: b",)
+    assert poll(control, seen=seen).lines == ("warning: b",)
+    assert poll(control, seen=("warning: b",)).lines == ()
     restarted = RunControl()
     restarted.warn("c")
-    assert poll(restarted, warned=("b",)).warnings == ("c",)
+    assert poll(restarted, seen=("warning: b",)).lines == ("warning: c",)
 
 
 def test_a_thousand_slow_workers_are_one_line() -> None:
@@ -77,7 +77,7 @@ def test_a_thousand_slow_workers_are_one_line() -> None:
         control.should_stop(rank, f"10.0.0.{rank}", f"node-{rank}")
     control.report_stragglers({3: 2.04})
     control.report_stragglers({rank: 2.0 + rank / 1000 for rank in range(1000)})
-    one, many = poll(control).warnings
+    one, many = poll(control).lines
     assert one == (
         "slower than the other workers for a while: rank 3 on node 10.0.0.3 (2.0 times as slow); "
         "see worker/3/step_s, data_wait_s and all_reduce_wait_s in MLflow"
@@ -116,7 +116,7 @@ def test_workers_stop_when_a_node_of_theirs_is_about_to_leave(monkeypatch: pytes
     assert not control.should_stop(0, "10.0.0.0", "node-0")  # no worker of this run is on it
     leaving.add("node-2")
     assert control.should_stop(0, "10.0.0.0", "node-0")
-    assert poll(control).warnings == ("node 10.0.0.2 is about to leave: the workers save and resume without it",)
+    assert poll(control).lines == ("warning: node 10.0.0.2 is about to leave: the workers save and resume without it",)
     poll(control, ray_trainer=2)  # the next group, on the nodes that stay
     assert [control.should_stop(rank, f"10.0.0.{rank}", f"node-{rank}") for rank in range(2)] == [False] * 2
 

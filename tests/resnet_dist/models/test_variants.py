@@ -13,11 +13,11 @@ from torch import nn
 from resnet_dist.data.keyed_random import uniform
 from resnet_dist.errors import UserError
 from resnet_dist.models import build_model
-from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, StepNoise, keyed_uniform
+from resnet_dist.models.keyed_noise import DropPath, KeyedDropout, LaunchNoise, keyed_uniform
 from resnet_dist.models.preactivation import PreactivationBasicBlock
 from resnet_dist.models.registry import LAYERS_PER_BLOCK, POSTACTIVATION, PREACTIVATION, BlockKind
 from resnet_dist.models.resnet import ActivationOrder, BlurredConv2d, CifarResNet, NetOptions, ResidualBlock, Shortcut
-from resnet_dist.training.step import layer_keys
+from resnet_dist.training.launches import layer_keys
 
 RESNET_D = {"stem": "deep", "pooled_projection": True}
 RESNET_RS = {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25}
@@ -143,12 +143,13 @@ def test_torchs_draws_are_the_loaders_draws() -> None:
 
 def test_drop_path_is_a_function_of_seed_step_micro_batch_and_layer() -> None:
     net = build_model("resnet20", 10, drop_path=0.5).train()
-    noise, images = StepNoise(net), torch.randn(16, 3, 8, 8)
+    noise, images = LaunchNoise(net), torch.randn(16, 3, 8, 8)
     assert [m.rate for m in net.modules() if isinstance(m, DropPath)] == [0.5 * i / 8 for i in range(9)]
     before = torch.get_rng_state()
 
     def logits(seed: int, step: int, micro_batch: int) -> torch.Tensor:
-        noise.set_keys(layer_keys(seed, step, micro_batch, len(noise)))
+        micro_batches = range(micro_batch, micro_batch + 1)
+        noise.set_keys(torch.from_numpy(layer_keys(seed, step, micro_batches, len(noise))))
         return net(images)
 
     first = logits(0, 7, 1)
@@ -156,12 +157,25 @@ def test_drop_path_is_a_function_of_seed_step_micro_batch_and_layer() -> None:
     for other in ((1, 7, 1), (0, 8, 1), (0, 7, 2)):
         assert not torch.equal(logits(*other), first)
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(set(layer_keys(0, 7, 1, 9))) == 9
+    keys = layer_keys(0, 7, range(1, 4), 9)
+    assert len(set(keys.flatten().tolist())) == 27
+    assert keys[:, 1:2].tolist() == layer_keys(0, 7, range(2, 3), 9).tolist()
+
+
+def test_merged_micro_batches_have_the_masks_that_each_has_alone() -> None:
+    keys, x = torch.from_numpy(layer_keys(0, 3, range(2, 5), 2)), torch.randn(12, 4, 3, 3)
+    net = nn.Sequential(DropPath(0.5), KeyedDropout(0.3)).train()
+    noise = LaunchNoise(net)
+    noise.set_keys(keys)
+    together = net(x)
+    for number, (part, expected) in enumerate(zip(x.chunk(3), together.chunk(3), strict=True)):
+        noise.set_keys(keys[:, number : number + 1])
+        assert torch.equal(net(part), expected)
 
 
 def test_masks_have_the_rate_and_keep_the_mean() -> None:
     drop = KeyedDropout(0.3).train()
-    drop.key.fill_(5)
+    drop.keys.fill_(5)
     out = drop(torch.ones(100, 1000))
     assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert (out == 0).double().mean().item() == pytest.approx(0.3, abs=0.007)  # 5 sigma
@@ -177,7 +191,7 @@ def test_torchvisions_dropout_is_keyed_too() -> None:
         nets = [build_model(name, 10) for name in ("vgg16", "googlenet")]
     for net, num_layers in zip(nets, (2, 1), strict=True):
         assert not [m for m in net.modules() if isinstance(m, nn.Dropout)]
-        assert len(StepNoise(net)) == num_layers
+        assert len(LaunchNoise(net)) == num_layers
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import cycle
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,27 @@ class Memory:
         self.batch_size = batch_size
         self.given: list[list[int]] = []
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        for start in range(0, len(sample_ids), self.batch_size):
-            ids = sample_ids[start : start + self.batch_size]
-            self.given.append(ids.tolist())
+    def epoch(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        *,
+        sizes: Sequence[int] | None = None,
+        numbers: Callable[[int], NDArray[np.int64]] | None = None,
+    ) -> Generator[Batch, None, None]:
+        start = 0
+        for index, size in enumerate(cycle(sizes or [self.batch_size])):
+            ids = sample_ids[start : start + size]
+            if not len(ids):
+                return
+            start += size
+            self.given += [ids[i : i + self.batch_size].tolist() for i in range(0, len(ids), self.batch_size)]
             shown, copies = ids % len(self.labels), ids // len(self.labels)
             images = np.stack(
                 [np.roll(self.images[i], epoch + copy, axis=0) for i, copy in zip(shown, copies, strict=True)]
             )
-            yield Batch(torch.from_numpy(images), torch.from_numpy(self.labels[shown]), shown)
+            drawn = torch.from_numpy(numbers(index) if numbers else np.zeros(0, np.int64))
+            yield Batch(torch.from_numpy(images), torch.from_numpy(self.labels[shown]), shown, numbers=drawn)
 
 
 class Points(Tracker):
@@ -133,6 +146,7 @@ def trainer_of(
     train: Memory | None = None,
     val: Memory | None = None,
     recompute_activations: bool = False,
+    micro_batches_per_launch: int | None = None,
     save_every_s: float | None = None,
 ) -> Trainer:
     """One worker's trainer of the run in `folder`, by default the only worker's."""
@@ -146,6 +160,7 @@ def trainer_of(
         folder,
         loader_threads=1,
         recompute_activations=recompute_activations,
+        micro_batches_per_launch=micro_batches_per_launch,
         save_every_s=save_every_s,
     )
     context = context or LocalContext(FolderStorage(folder))
@@ -153,12 +168,26 @@ def trainer_of(
 
 
 def trained(
-    folder: Path, config: Recipe, *, until_step: int = 12, rank: int = 0, world_size: int = 1
+    folder: Path,
+    config: Recipe,
+    *,
+    until_step: int = 12,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batches_per_launch: int | None = None,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Trains the run in `folder` from where it is until after `until_step`: the trainer, and what happened as JSON."""
     context, points = LocalContext(FolderStorage(folder), rank=rank, world_size=world_size), Points()
     train, val = Memory(NUM_TRAIN, config.train.micro_batch_size, seed=1), Memory(NUM_VAL, 10, seed=2)
-    trainer = trainer_of(folder, config, context=context, tracker=points, train=train, val=val)
+    trainer = trainer_of(
+        folder,
+        config,
+        context=context,
+        tracker=points,
+        train=train,
+        val=val,
+        micro_batches_per_launch=micro_batches_per_launch,
+    )
     asked_at = until_step if world_size == 1 else until_step - 1  # several workers stop one step after they are asked
     context.stop_requested = lambda: trainer.state.step >= asked_at  # type: ignore[method-assign]
     trainer.restore()

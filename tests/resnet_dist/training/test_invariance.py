@@ -36,11 +36,14 @@ class Run(NamedTuple):
     groups: tuple[Workers, ...]
     precision: str = "fp32"
     repetition: int = 0
+    merged: int | None = None
+    """Micro-batches in a launch, at most; None: chosen by rule."""
 
     @property
     def name(self) -> str:
         groups = "-then-".join(f"{group.num}to{group.until}" for group in self.groups)
-        return f"{self.recipe}-{self.precision}-{self.reduction}-{groups}-{self.repetition}".replace(" ", "-")
+        merged = f"-merged{self.merged}" if self.merged else ""
+        return f"{self.recipe}-{self.precision}-{self.reduction}-{groups}-{self.repetition}{merged}".replace(" ", "-")
 
 
 def run(recipe: str, reduction: str, *groups: Workers, precision: str = "fp32", repetition: int = 0) -> Run:
@@ -67,6 +70,12 @@ SAME_LOSSES = [
     run("plain", "fast", Workers(num=2, until=6), Workers(num=1), precision="fp64"),
     run("plain", "fast", Workers(num=1, until=5), Workers(num=3), precision="fp64"),
     run("powersgd", "fast", Workers(num=2, until=3), Workers(num=4, until=7), precision="fp64"),
+    # Merged micro-batches: all six in one launch; three workers in launches of two; shares of three, three and two
+    run("plain", "fast", ONE, precision="fp64")._replace(merged=6),
+    run("everything", "fast", ONE, precision="fp64")._replace(merged=4),  # two launches of three
+    run("everything", "fast", Workers(num=2, until=6), Workers(num=3), precision="fp64")._replace(merged=2),
+    run("eight micro-batches", "fast", Workers(num=3), precision="fp64")._replace(merged=2),
+    run("powersgd", "fast", Workers(num=2, until=7), precision="fp64")._replace(merged=3),
 ]
 FAST_64, EXACT_64 = run("plain", "fast", ONE, precision="fp64"), run("plain", "exact", ONE, precision="fp64")
 POWERSGD = run("powersgd", "fast", Workers(num=1, until=7), precision="fp64")
@@ -77,7 +86,7 @@ BF16 = [run("bf16 gradients", "fast", Workers(num, until=4), precision="fp64") f
 
 def undisturbed(other: Run) -> Run:
     """The same by one worker in one go."""
-    return other._replace(groups=(Workers(num=1, until=other.groups[-1].until),))
+    return other._replace(groups=(Workers(num=1, until=other.groups[-1].until),), merged=None)
 
 
 OTHERS = [FAST_64, EXACT_64, POWERSGD, FAST_32, TWO_32, TWO_32_AGAIN, *BF16]
@@ -91,7 +100,14 @@ def train(rank: int, world_size: int, folder: Path, number: int, runs: list[Run]
         config = small.recipe(r.precision, r.reduction, **small.RECIPES[r.recipe])
         run_dir, until_step = folder / r.name, r.groups[number].until
         run_dir.mkdir(exist_ok=True)
-        _, result = small.trained(run_dir, config, until_step=until_step, rank=rank, world_size=world_size)
+        _, result = small.trained(
+            run_dir,
+            config,
+            until_step=until_step,
+            rank=rank,
+            world_size=world_size,
+            micro_batches_per_launch=r.merged,
+        )
         (run_dir / f"group{number}-rank{rank}.json").write_text(json.dumps(result))
 
 
@@ -147,7 +163,7 @@ def test_the_fast_reduction_gives_the_same_losses_to_1e9_in_float64(results: Res
     assert len(evaluations(results, r)) == last_step // 4
     for ours, theirs in zip(evaluations(results, r), evaluations(results, alone), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-9)
-    if all(group.num == 1 for group in r.groups):
+    if all(group.num == 1 for group in r.groups) and r.merged is None:
         assert losses(results, r) == losses(results, alone)  # a stop alone changes no bit
 
 

@@ -79,7 +79,6 @@ def test_a_gradient_is_clipped_to_a_length_over_all_parameters(limit: float | No
     assert float(norm) == 7.0  # before clipping
     for parameter, was, gradient in zip(layer.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(parameter.detach(), was - 0.5 * factor * gradient, rtol=1e-6, atol=1e-6)
-        assert parameter.grad is None
 
 
 def test_the_length_is_measured_only_where_it_is_asked_for() -> None:
@@ -92,6 +91,7 @@ def test_fp16_leaves_out_a_gradient_that_overflows_and_lowers_the_scale() -> Non
     layer = nn.Linear(2, 1)
     before, state = layer.weight.detach().clone(), state_of(layer, "fp16")
     for factor in (math.inf, 0.5):
+        layer.zero_grad()
         state.scaler.scale(factor * layer.weight.sum()).backward()
         norm = update_weights(state, 0.25, clip_grad_norm=None, measure_norm=True)
     assert norm is not None

@@ -1,0 +1,251 @@
+"""How a worker's micro-batches are cut into launches; rehearsing launches; CUDA graphs of them.
+
+A launch is one forward and backward pass of k merged micro-batches. Merging changes results by rounding only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet_dist.config.recipe import Recipe
+from resnet_dist.data.batch import Batch
+from resnet_dist.data.keyed_random import Stream, sample_keys, splitmix64
+from resnet_dist.data.mixing import mix_numbers
+from resnet_dist.errors import Fault
+from resnet_dist.models.batch_norm import BatchNormStatistics
+from resnet_dist.training.reduce import FastReduction, Reduction
+
+CPU_PIXELS = 128 * 64**2
+"""Pixels of a launch on a CPU, at most: more do not fit its caches, and larger launches were slower there."""
+CPU_MICRO_BATCH = 32
+"""Micro-batches of this many images, or more, are not merged on a CPU: `resnet-dist bench step` shows no gain."""
+GPU_IMAGES = 512
+"""Images of a launch on a GPU, at most: with more, ResNets gain nothing."""
+_MEMORY_SHARE = 0.8
+"""Of the GPU's free memory: the rest is for the optimizer's state, evaluation and fragments."""
+_WARM_UP_LAUNCHES, _TIMED_LAUNCHES = 3, 5
+
+
+def cut(share: range, most: int) -> list[range]:
+    """A worker's micro-batches, in launches of at most `most`, as equal as possible.
+
+    >>> cut(range(4, 9), 2)
+    [range(4, 6), range(6, 8), range(8, 9)]
+    """
+    size = -(-len(share) // -(-len(share) // most))
+    return [share[start : start + size] for start in range(0, len(share), size)]
+
+
+def merged_on_cpu(micro_batch_size: int, image_px: int, num_micro_batches: int, *, precision: str) -> int:
+    """How many of a worker's micro-batches are merged on a CPU: by rule, so that it is the same after a restart."""
+    if micro_batch_size >= CPU_MICRO_BATCH or precision == "fp64":
+        return 1
+    return max(1, min(num_micro_batches, CPU_PIXELS // (micro_batch_size * image_px**2)))
+
+
+def merged_on_gpu(micro_batch_size: int, num_micro_batches: int, *, launch_bytes: int, free_bytes: int) -> int:
+    """How many of a worker's micro-batches are merged on a GPU, as far as its memory goes.
+
+    Args:
+        launch_bytes: memory that a launch of one micro-batch takes while it runs.
+        free_bytes: memory that launches may take.
+    """
+    fits = free_bytes // max(1, launch_bytes)
+    return max(1, min(num_micro_batches, GPU_IMAGES // micro_batch_size, fits))
+
+
+def launch_numbers(
+    recipe: Recipe, step: int, micro_batches: range, *, num_layers: int, image_px: int
+) -> NDArray[np.int64]:
+    """What is drawn for a launch, in the form in which it travels to the device: the random layers' keys
+    [num_layers, k], then what `data.mixing.mix` takes. A function of (seed, step, micro-batch) alone.
+    """
+    keys = layer_keys(recipe.seed, step, micro_batches, num_layers).reshape(-1)
+    if recipe.data.mixing is None:
+        return keys
+    size = recipe.train.micro_batch_size
+    return np.concatenate([keys, mix_numbers(recipe.data.mixing, recipe.seed, step, micro_batches, size, image_px)])
+
+
+def layer_keys(seed: int, step: int, micro_batches: range, num_layers: int) -> NDArray[np.int64]:
+    """The keys of the random layers (drop-path, dropout): [num_layers, micro-batches]."""
+    keys = sample_keys(Stream.LAYER_NOISE, seed, step, list(micro_batches))
+    layers = np.arange(num_layers, dtype=np.uint64)
+    return np.stack([splitmix64(key, layers) for key in keys[:, None]], axis=1).view(np.int64)
+
+
+class Launches:
+    """Runs launches: `forward_backward` itself, or a CUDA graph of it.
+
+    A graph is one call from the host instead of some thousand, so a GPU need not wait for Python. It reads and writes
+    the same memory every time: inputs are copied into its own batch, gradients are added to the reduction's buckets.
+
+    Args:
+        forward_backward: takes a batch of k micro-batches, adds to the gradients, returns [k, 2].
+        uses_graphs: whether to capture graphs. Only with a `FastReduction` on a GPU.
+        log: takes one line for the user.
+    """
+
+    def __init__(
+        self,
+        forward_backward: Callable[[Batch], Tensor],
+        reduction: Reduction,
+        statistics: BatchNormStatistics,
+        *,
+        uses_graphs: bool,
+        log: Callable[[str], None],
+        captures: Callable[[Callable[[], Tensor]], Graph] | None = None,
+    ) -> None:
+        self._forward_backward, self._reduction, self._statistics = forward_backward, reduction, statistics
+        self._log = log
+        self._captures: Callable[[Callable[[], Tensor]], Graph] | None = None
+        if uses_graphs:
+            self._captures = captures or partial(capture, pool=torch.cuda.graph_pool_handle())
+        self._rehearsed: dict[torch.Size, tuple[Batch, Graph] | None] = {}
+        """By the shape of the images: the batch that a graph reads, and the graph."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """float64 [k, 2]: mean loss and number of wrong predictions of each micro-batch."""
+        rehearsed = self._rehearsed.get(batch.images.shape)
+        if rehearsed is None:
+            return self._forward_backward(batch)
+        inputs, graph = rehearsed
+        for own, given in (
+            (inputs.images, batch.images),
+            (inputs.labels, batch.labels),
+            (inputs.numbers, batch.numbers),
+        ):
+            own.copy_(given)
+        return graph.replay().clone()
+
+    def is_rehearsed(self, batch: Batch) -> bool:
+        return batch.images.shape in self._rehearsed
+
+    def rehearse(self, batch: Batch) -> None:
+        """Runs a launch of this shape, whose results are thrown away: what is compiled, tuned or captured for it is
+        ready afterwards. No collective is called, so no other worker waits meanwhile.
+
+        Raises Fault if the GPU's memory is too small.
+        """
+        try:
+            self._rehearse(batch)
+        except torch.OutOfMemoryError:
+            k, (num_images, image_px) = len(batch.micro_batches), batch.images.shape[:2]
+            raise Fault(
+                f"{num_images} images of {image_px} px (micro-batches: {k}) do not fit the memory of the GPU; "
+                + "in the profile, "
+                + (f"set micro_batches_per_launch below {k}, or " if k > 1 else "set ")
+                + "recompute_activations: true"
+            ) from None
+
+    def _rehearse(self, batch: Batch) -> None:
+        self._statistics.keep()
+        self._reduction.start_launch(is_last=False)
+        run = partial(self._forward_backward, batch)
+        warm_up(run, batch.images.device)
+        self._rehearsed[batch.images.shape] = self._captured(batch, run) if self._captures else None
+        self._reduction.clear()
+        self._statistics.restore()
+
+    def _captured(self, batch: Batch, run: Callable[[], Tensor]) -> tuple[Batch, Graph] | None:
+        assert self._captures is not None
+        assert isinstance(self._reduction, FastReduction)
+        self._reduction.start_graphs()
+        try:
+            graph = self._captures(run)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError) as error:  # TypeError: this PyTorch has no external events
+            self._captures = None
+            self._reduction.end_graphs()
+            reason = " ".join(str(error).split())[:300]
+            self._log(f"CUDA graphs are left aside, which costs speed but changes no result: {reason}")
+            return None
+        if not self._reduction.is_recorded_in_time(graph.replay):
+            self._reduction.end_graphs()
+            self._log("gradients are sent after each CUDA graph instead of during it: its events come too early")
+        return batch, graph
+
+    def best_merge(self, batch_of: Callable[[int], Batch], num_micro_batches: int, *, compiled: bool) -> int:
+        """How many micro-batches to merge on this GPU: one, or as many as its memory takes, whichever is faster.
+
+        Args:
+            batch_of: a batch of that many micro-batches.
+            num_micro_batches: this worker's share of a step.
+            compiled: then the larger one without a measurement, since every size is compiled for minutes.
+        """
+        single = batch_of(1)
+        device, micro_batch_size = single.images.device, len(single.images)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self.rehearse(single)
+        launch_bytes = torch.cuda.max_memory_allocated(device) - before
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free_bytes = int(_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+        most = merged_on_gpu(micro_batch_size, num_micro_batches, launch_bytes=launch_bytes, free_bytes=free_bytes)
+        if most == 1 or compiled:
+            return most
+        speeds = {k: k * micro_batch_size / self._launch_s(batch_of(k)) for k in (1, most)}
+        best = max(speeds, key=lambda k: speeds[k])
+        measured = ", ".join(f"{k}: {speed:,.0f} images/s" for k, speed in speeds.items())
+        self._log(f"{best} of a worker's {num_micro_batches} micro-batches are merged into one launch ({measured})")
+        return best
+
+    def _launch_s(self, batch: Batch) -> float:
+        """Seconds that a launch takes. Changes nothing else."""
+        self.rehearse(batch)
+        self._statistics.keep()
+        torch.cuda.synchronize()
+        began_s = time.perf_counter()
+        for _ in range(_TIMED_LAUNCHES):
+            self._reduction.start_launch(is_last=False)
+            self(batch)
+        torch.cuda.synchronize()
+        launch_s = (time.perf_counter() - began_s) / _TIMED_LAUNCHES
+        self._reduction.clear()
+        self._statistics.restore()
+        return launch_s
+
+
+# CUDA graphs, as in PyTorch's "CUDA semantics" notes, section "Whole-network capture". Not run: there was no GPU.
+
+
+class Graph(NamedTuple):
+    cuda: torch.cuda.CUDAGraph
+    output: Tensor
+
+    def replay(self) -> Tensor:
+        """The next replay overwrites what this one returns."""
+        self.cuda.replay()
+        return self.output
+
+
+def capture(run: Callable[[], Tensor], pool: Any) -> Graph:
+    """A graph of what `run` does on the current device, in memory that all graphs of `pool` share."""
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: the loader's thread and NCCL's may use the GPU meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        output = run()
+    return Graph(graph, output)
+
+
+def warm_up(run: Callable[[], object], device: torch.device) -> None:
+    """Runs it as often as what is compiled or tuned at first use needs; on a GPU in a stream of its own, since a graph
+    must find nothing from the stream in which it is captured later."""
+    if device.type != "cuda":
+        run()
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP_LAUNCHES):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
