@@ -205,18 +205,7 @@ class Trainer:
         state, plan, step = self.state, self.plan, self.state.step
         if self._steps is None:
             self.classifier.train()  # the evaluation left it in eval mode
-            epoch, first_step = divmod(step, plan.steps_per_epoch)
-            image_px = train_size(self.recipe.data, epoch, self.recipe.train.total_epochs)
-            launches = self.train_step.prepare(image_px, self.ctx.heartbeat)
-            self._steps = steps_from(
-                self.train,
-                self.recipe,
-                self.ctx,
-                epoch,
-                first_step,
-                launches=launches,
-                num_layers=len(self.train_step.noise),
-            )
+            self._steps = self.steps_from(*divmod(step, plan.steps_per_epoch))
             self.accumulator.restart_clock()
         with self.accumulator.waiting_for_data():
             batches = next(self._steps)  # a skipped step's too: the loader is one stream
@@ -227,6 +216,15 @@ class Trainer:
             self.train_step(batches, self.learning_rate(step), self.accumulator, measure_norm=plan.point_due(step + 1))
         if state.step == plan.epoch_ends_at(step):
             self._close_epoch()
+
+    def steps_from(self, epoch: int, first_step: int) -> Generator[list[Batch], None, None]:
+        """This worker's batches, step by step, from `first_step` of `epoch` to the epoch's end."""
+        image_px = train_size(self.recipe.data, epoch, self.recipe.train.total_epochs)
+        launches = self.train_step.prepare(image_px, self.ctx.heartbeat)
+        num_layers = len(self.train_step.noise)
+        return steps_from(
+            self.train, self.recipe, self.ctx, epoch, first_step, launches=launches, num_layers=num_layers
+        )
 
     def _log(self) -> Divergence | None:
         """Adds a point to the curves for the steps since the last one, if there are any."""

@@ -126,8 +126,15 @@ class FastReduction:
     """
 
     def __init__(
-        self, model: nn.Module, world_size: int, num_micro_batches: int, compression: Literal["none", "bf16", "fp16"]
+        self,
+        model: nn.Module,
+        world_size: int,
+        num_micro_batches: int,
+        compression: Literal["none", "bf16", "fp16"],
+        *,
+        in_buckets: bool | None = None,
     ) -> None:
+        """`in_buckets`: whether gradients are in flat memory. None: where that is needed or pays."""
         self.forward = model
         self._world_size, self._scale = world_size, 1.0 / num_micro_batches
         self._format = _FORMATS.get(compression)
@@ -135,8 +142,9 @@ class FastReduction:
         self._device = parameters[0].device
         self.wait = DeviceTimer(self._device)
         # A single worker on a CPU needs no flat memory, and adding to it would cost a pass over the gradients.
-        is_flat = world_size > 1 or self._format is not None or self._device.type == "cuda"
-        self._buckets = buckets_of(parameters, _BUCKET_BYTES) if is_flat else []
+        if in_buckets is None:
+            in_buckets = world_size > 1 or self._format is not None or self._device.type == "cuda"
+        self._buckets = buckets_of(parameters, _BUCKET_BYTES) if in_buckets else []
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, bucket))
@@ -209,7 +217,8 @@ class FastReduction:
 
     def is_recorded_in_time(self, replay: Callable[[], object]) -> bool:
         """Whether a wait for a bucket's event, begun while the graph runs, ends after the bucket is complete."""
-        assert self._stream is not None
+        if self._stream is None:
+            return True
         self.clear()
         replay()
         seen = []

@@ -15,16 +15,16 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 from torch.nn.functional import one_hot
 
 from resnet_dist.config.recipe import Mixing, TrainTransform
 from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader
-from resnet_dist.data.mixing import mix, mix_numbers
-from resnet_dist.data.order import PageShuffle
+from resnet_dist.data.mixing import mix
+from resnet_dist.data.order import PageShuffle, micro_batch_share
 from resnet_dist.training.feed import OpenSplit, steps_from
+from resnet_dist.training.launches import cut
 
 GLOBAL_BATCH, MICRO_BATCH, LAST_STEP = 12, 3, 6
 """Four micro-batches of three; 40 samples make three steps an epoch, and four are left over."""
@@ -80,22 +80,29 @@ def rank_digests(setting: Setting, leg: Leg, rank: int) -> dict[str, str]:
     loader = open_loader(setting.beton, setting.transform, setting.decoder, leg.num_threads)
     num_samples = len(loader.page_of_sample)
     pages = PageShuffle(np.arange(num_samples) // 5, 3) if setting.shuffle == "page" else None
-    train = SimpleNamespace(global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4)
-    recipe: Any = SimpleNamespace(seed=SEED, train=train, data=SimpleNamespace(augmentation_repeats=1))
+    train = SimpleNamespace(
+        global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, num_micro_batches=4, total_epochs=9
+    )
+    mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
+    size = SimpleNamespace(size=32)
+    data = SimpleNamespace(augmentation_repeats=1, mixing=mixing, progressive_size=None, train=size)
+    recipe: Any = SimpleNamespace(seed=SEED, train=train, data=data)
     ctx: Any = SimpleNamespace(rank=rank, world_size=leg.world_size, heartbeat=lambda: None)
     split = OpenSplit(loader, num_samples, pages)
-    mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0)
+    launches = cut(micro_batch_share(4, rank, leg.world_size), leg.num_threads)  # merged or not: the same pixels
     found = {}
     step = leg.first_step
     while step < leg.end_step:
-        with closing(steps_from(split, recipe, ctx, *divmod(step, num_samples // GLOBAL_BATCH))) as steps:
-            for local in steps:
-                for number, batch in local.items():
-                    targets = one_hot(batch.labels, 10).float()
-                    drawn = mix_numbers(mixing, SEED, step, range(number, number + 1), len(targets), 32)
-                    mixed = mix(torch.from_numpy(drawn), batch.images, targets, 1)
-                    held = b"".join([*(t.numpy().tobytes() for t in mixed), batch.sample_ids.tobytes()])
-                    found[f"{step}/{number}"] = hashlib.sha256(held).hexdigest()
+        epoch, first_step = divmod(step, num_samples // GLOBAL_BATCH)
+        with closing(steps_from(split, recipe, ctx, epoch, first_step, launches=launches)) as steps:
+            for batches in steps:
+                for batch in batches:
+                    k, targets = len(batch.micro_batches), one_hot(batch.labels, 10).float()
+                    mixed = mix(batch.numbers, batch.images, targets, k)
+                    parts = zip(*(t.chunk(k) for t in mixed), np.split(batch.sample_ids, k), strict=True)
+                    for number, (images, shares, ids) in zip(batch.micro_batches, parts, strict=True):
+                        held = b"".join([images.numpy().tobytes(), shares.numpy().tobytes(), ids.tobytes()])
+                        found[f"{step}/{number}"] = hashlib.sha256(held).hexdigest()
                 step += 1
                 if step == leg.end_step:
                     break

@@ -94,7 +94,9 @@ def test_only_micro_batch_0_counts(net: nn.Module) -> None:
         twin(micro_batches[0])
         of_twin.count()
     assert bits(dict(net.named_buffers())) == bits(dict(twin.named_buffers()))
-    assert [int(norm.num_batches_tracked) for norm in net.modules() if isinstance(norm, BatchNorm2d)] == [4] * 21  # one before
+    assert [int(norm.num_batches_tracked) for norm in net.modules() if isinstance(norm, BatchNorm2d)] == [
+        4
+    ] * 21  # one before
 
 
 def test_what_is_set_aside_comes_back_even_after_an_error(net: nn.Module) -> None:

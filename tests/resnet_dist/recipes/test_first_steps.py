@@ -17,7 +17,7 @@ from resnet_dist.storage.folder import FolderStorage
 from resnet_dist.tracking.tracker import Tracker
 from resnet_dist.training.checkpoint import Identity
 from resnet_dist.training.context import LocalContext, TrainingJob
-from resnet_dist.training.feed import open_data, steps_from
+from resnet_dist.training.feed import open_data
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.schedule import RunPlan
 from tests.resnet_dist.data.conftest import jpeg, photograph, write
@@ -82,9 +82,9 @@ def test_first_steps(path: Path, betons: dict[str, Path], tmp_path: Path) -> Non
         seen, sizes = [weight.detach().clone()], []
         for epoch in (0, epochs - 1):
             trainer.state.step = epoch
-            (batches,) = steps_from(trainer.train, recipe, context, epoch, 0)
+            (batches,) = trainer.steps_from(epoch, 0)
             sizes.append(batches[0].images.shape[1])
-            assert sorted(batches) == [0, 1]
+            assert [number for batch in batches for number in batch.micro_batches] == [0, 1]
             trainer.train_step(batches, trainer.learning_rate(epoch), trainer.accumulator, measure_norm=False)
             seen.append(weight.detach().clone())
         point = trainer.accumulator.take(0.1, next_step=epochs)

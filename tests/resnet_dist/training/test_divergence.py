@@ -26,13 +26,17 @@ PLAN = replace(small.PLAN, log_every_steps=2, save_first=True)
 class NanInTraining(small.Memory):
     """Gives NaN images in one micro-batch of BAD_STEP."""
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        per_step = small.recipe().train.num_micro_batches
-        first = 4 * per_step - len(sample_ids) // self.batch_size
-        for number, batch in enumerate(super().epoch(epoch, sample_ids)):
-            step = epoch * 4 + (first + number) // per_step
-            if step == BAD_STEP and (first + number) % per_step == 1:
-                batch.images = torch.full(batch.images.shape, math.nan)
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64], **options: Any) -> Generator[Batch, None, None]:
+        size = small.recipe().train.global_batch_size
+        start = 4 * size - len(sample_ids)
+        for batch in super().epoch(epoch, sample_ids, **options):
+            images = batch.images.float()
+            for place in range(len(images)):
+                step, image = divmod(4 * size * epoch + start + place, size)
+                if step == BAD_STEP and image // self.batch_size == 1:
+                    images[place] = math.nan
+                    batch.images = images
+            start += len(images)
             yield batch
 
 
@@ -41,9 +45,9 @@ class NanInValidation(small.Memory):
 
     num_epochs = 0
 
-    def epoch(self, epoch: int, sample_ids: NDArray[np.int64]) -> Generator[Batch, None, None]:
+    def epoch(self, epoch: int, sample_ids: NDArray[np.int64], **options: Any) -> Generator[Batch, None, None]:
         self.num_epochs += 1
-        for batch in super().epoch(epoch, sample_ids):
+        for batch in super().epoch(epoch, sample_ids, **options):
             if self.num_epochs == 2:
                 batch.images = torch.full(batch.images.shape, math.nan)
             yield batch

@@ -14,11 +14,12 @@ from torch import nn
 from resnet_dist.config.low_rank import RANK
 from resnet_dist.data.order import micro_batch_share
 from resnet_dist.training.reduce import (
+    FastReduction,
     PowerSgdReduction,
     Subtree,
     SubtreeSums,
+    buckets_of,
     halves,
-    round_gradients,
     subtrees,
     tree_sum,
 )
@@ -58,12 +59,31 @@ def test_every_split_does_the_same_additions(num_micro_batches: int, data: st.Da
 @pytest.mark.parametrize(("compression", "digits"), [("bf16", 8), ("fp16", 11)])
 def test_one_worker_rounds_as_many_do(compression: Any, digits: int) -> None:
     layer = nn.Linear(5, 3)
-    layer.weight.grad = torch.randn(3, 5)
-    exact = layer.weight.grad.clone()
-    round_gradients(layer.parameters(), compression)
-    mantissa, _ = torch.frexp(layer.weight.grad)
+    reduction = FastReduction(layer, 1, num_micro_batches=1, compression=compression)
+    exact, inputs = torch.randn(3, 5), torch.eye(5)
+    reduction.start_launch(is_last=True)
+    reduction.backward((reduction.forward(inputs) * exact.T).sum().view(1), range(1))
+    reduction.finish()
+    gradient = layer.weight.grad
+    assert gradient is not None
+    mantissa, _ = torch.frexp(gradient)
     assert torch.equal(mantissa * 2**digits, (mantissa * 2**digits).round())
-    torch.testing.assert_close(layer.weight.grad, exact, rtol=2.0**-digits, atol=0)
+    torch.testing.assert_close(gradient, exact, rtol=2.0**-digits, atol=0)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(4, 160))
+def test_buckets_hold_every_gradient_once_in_the_parameters_memory_order(sizes: list[int], max_bytes: int) -> None:
+    parameters = [nn.Parameter(torch.randn(size, 3, 2, 2)) for size in sizes]
+    parameters[0].data = parameters[0].data.contiguous(memory_format=torch.channels_last)
+    buckets = buckets_of(parameters, max_bytes)
+    assert [p for bucket in buckets for p in bucket.parameters] == parameters[::-1]
+    for bucket in buckets:
+        assert len(bucket.parameters) == 1 or bucket.flat.nbytes <= max_bytes
+        bucket.flat.copy_(torch.cat([p.detach().as_strided((p.numel(),), (1,)) for p in bucket.parameters]))
+    for parameter in parameters:
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, parameter)
+        assert parameter.grad.stride() == parameter.stride()
 
 
 @pytest.mark.parametrize(
