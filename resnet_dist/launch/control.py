@@ -71,9 +71,7 @@ class RunControl:
         """Rank -> address and id of its node."""
         self._asked_ray_s = 0.0
 
-    def poll(
-        self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0, seen: Sequence[str] = ()
-    ) -> WorkerStatus:
+    def poll(self, ray_trainer: int, *, stop: bool, evaluated_step: int = 0, seen: Sequence[str] = ()) -> WorkerStatus:
         """The driver calls it twice a second: passes whether the workers should stop, and gets the status.
 
         Args:

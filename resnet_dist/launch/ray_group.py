@@ -106,7 +106,7 @@ class RayTrainers:
         self._reservation = NO_RESERVATION
         self._evaluated_step = 0
         self._seen_lines: tuple[str, ...] = ()
-        """The warnings of the last status."""
+        """The lines of the last status."""
         self._metrics: Mapping[str, float] = {}
         """The last ones of the newest worker group that ended in order."""
 
