@@ -79,7 +79,7 @@ def test_a_thousand_slow_workers_are_one_line() -> None:
     control.report_stragglers({rank: 2.0 + rank / 1000 for rank in range(1000)})
     one, many = poll(control).lines
     assert one == (
-        "slower than the other workers for a while: rank 3 on node 10.0.0.3 (2.0 times as slow); "
+        "warning: slower than the other workers for a while: rank 3 on node 10.0.0.3 (2.0 times as slow); "
         "see worker/3/step_s, data_wait_s and all_reduce_wait_s in MLflow"
     )
     assert "rank 999 on node unknown (3.0 times as slow)" in many
