@@ -186,7 +186,8 @@ class FastReduction:
             with self._after(bucket):
                 self._send(bucket)
         self._unsent.clear()
-        self.wait.begin()
+        if self._world_size > 1:
+            self.wait.begin()
         for bucket in self._buckets:
             if bucket.work is not None:
                 bucket.work.wait()
