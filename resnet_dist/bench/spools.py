@@ -16,7 +16,7 @@ from resnet_dist.bench.paired import markdown
 from resnet_dist.tracking.connection import client_environment
 from resnet_dist.tracking.mlflow_run import open_run
 from resnet_dist.tracking.spool import Metrics, Opened, encode, spool_folder
-from resnet_dist.tracking.sync import sync
+from resnet_dist.tracking.sync import MlflowTransport, sync
 from resnet_dist.tracking.system_metrics import MANY_NODES, extremes, times_less_often
 from resnet_dist.training.curves import RankTimes, Stragglers
 
@@ -49,13 +49,18 @@ def bench_spools(num_workers: int, num_nodes: int, *, minutes: float, folder: Pa
         try:
             server.start()
             handle = open_run(server.uri, "bench", "bench", Path(temporary) / "run", {}, {})
-            point_s, num_curves, rank_bytes = _write_workers(handle.run_dir, handle.run_id, num_workers)
-            node_curves, node_bytes = _write_nodes(
+            point_s, num_curves, rank_bytes = write_workers(handle.run_dir, handle.run_id, num_workers)
+            node_curves, node_bytes = write_nodes(
                 handle.run_dir, handle.run_id, num_nodes, -(-num_workers // num_nodes), minutes
             )
             sent_s, num_points = _sync(handle.run_dir, server.uri)
             nothing_s, none = _sync(handle.run_dir, server.uri)
             assert none == 0
+            transport = MlflowTransport(server.uri, handle.run_id)
+            began_s = time.monotonic()
+            known_steps = transport.newest_steps()
+            asking_s = time.monotonic() - began_s
+            assert len(known_steps) == num_curves + node_curves
         finally:
             server.kill()
     rows = {
@@ -67,11 +72,12 @@ def bench_spools(num_workers: int, num_nodes: int, *, minutes: float, folder: Pa
         "points sent": f"{num_points:,}",
         "sync, s": f"{sent_s:.1f}",
         "sync with nothing to send, s": f"{nothing_s:.1f}",
+        "of it, asking the server what it has, s": f"{asking_s:.2f}",
     }
     return markdown(["workers", "nodes", *rows], [[f"{num_workers:,}", f"{num_nodes:,}", *rows.values()]])
 
 
-def _write_workers(run_dir: Path, run_id: str, num_workers: int) -> tuple[float, int, int]:
+def write_workers(run_dir: Path, run_id: str, num_workers: int) -> tuple[float, int, int]:
     """Rank 0's spool: the workers' curves at `_POINTS` points. Returns seconds a point, curves, bytes a point."""
     draws = random.Random(0)
     stragglers = Stragglers([1] * num_workers, 32)
@@ -90,7 +96,7 @@ def _write_workers(run_dir: Path, run_id: str, num_workers: int) -> tuple[float,
     return median(took_s), len(keys), num_bytes // _POINTS
 
 
-def _write_nodes(run_dir: Path, run_id: str, num_nodes: int, gpus_per_node: int, minutes: float) -> tuple[int, int]:
+def write_nodes(run_dir: Path, run_id: str, num_nodes: int, gpus_per_node: int, minutes: float) -> tuple[int, int]:
     """The other nodes' spools. Returns the number of curves, and of bytes."""
     draws = random.Random(1)
     num_points = max(1, round(60 * minutes / (_NODE_EVERY_S * times_less_often(num_nodes))))
