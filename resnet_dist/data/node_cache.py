@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from data_prep.beton.stage import stage
+from data_prep.shown import one_line
 from resnet_dist.errors import Fault
 
 
@@ -27,16 +28,17 @@ class NodeCache:
         Workers on the same node share the copy: the first one copies, the others wait for it. Raises Fault if the
         source is damaged, the disk full or the limit passed; UserError if there is no source.
         """
-        everybody = None
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            # A separate group: the training's collectives time out in minutes, and copying ImageNet may take an hour.
-            everybody = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
         for source in self.sources:
             stage(source, self.folder, wait_limit_s=self.timeout_s)
-        if everybody is None:
+        if not dist.is_initialized() or dist.get_world_size() == 1:
             return
+        # Through the store of the group, of which rank 0 has the server: the training's collectives time out in
+        # minutes, and copying ImageNet may take an hour.
+        assert dist.group.WORLD is not None
+        store = dist.group.WORLD.get_group_store()
         try:
-            dist.barrier(everybody)  # type: ignore[arg-type]  # new_group's stub allows for ranks outside
+            if store.add("node-cache/filled", 1) == dist.get_world_size():
+                store.set("node-cache/all-filled", "")
+            store.wait(["node-cache/all-filled"], timedelta(seconds=self.timeout_s))
         except RuntimeError as error:
-            raise Fault(f"another node did not copy its data into {self.folder}: {error}") from None
-        dist.destroy_process_group(everybody)
+            raise Fault(f"another node did not copy its data into {self.folder}: {one_line(error)}") from None

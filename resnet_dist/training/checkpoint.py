@@ -180,18 +180,23 @@ def load_state(directory: Path, device: torch.device, net: nn.Module | None = No
     """
     path = directory / STATE
     with open_state(path) as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        largest = None if net is None else _MAX_COPIES * _bytes_of(net) + _MAX_OTHER_BYTES
-        if largest is not None and num_bytes > largest:
-            raise Damaged(f"{path}: has {num_bytes:,} bytes, a state of this net at most {largest:,}")
-        try:
-            loaded: dict[str, Any] = torch.load(
-                file, map_location=device, weights_only=True
-            )  # runs no code of the file
-        except RuntimeError as error:  # also what a GPU raises: only the archive's own errors are damage
-            if "PytorchStreamReader" not in str(error):
-                raise
-            raise Damaged(f"{path}: {one_line(error)}: the checkpoint is damaged") from None
+        return read_state(file, str(path), device, net)
+
+
+def read_state(file: BinaryIO, where: str, device: torch.device, net: nn.Module | None) -> dict[str, Any]:
+    """As `load_state`, from an open file."""
+    file.seek(0, os.SEEK_END)
+    num_bytes = file.tell()
+    largest = None if net is None else _MAX_COPIES * _bytes_of(net) + _MAX_OTHER_BYTES
+    if largest is not None and num_bytes > largest:
+        raise Damaged(f"{where}: has {num_bytes:,} bytes, a state of this net at most {largest:,}")
+    file.seek(0)
+    try:
+        loaded: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)  # runs no code of the file
+    except RuntimeError as error:  # also what a GPU raises: only the archive's own errors are damage
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise Damaged(f"{where}: {one_line(error)}: the checkpoint is damaged") from None
     return loaded
 
 

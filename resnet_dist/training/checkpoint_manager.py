@@ -7,6 +7,7 @@ best/epoch=004-step=00008000/   the best weights so far: the net alone, half the
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,27 +15,30 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from data_prep.beton.digest import digest_stream, parse_digest
 from data_prep.beton.files import Unfit
-from resnet_dist.errors import Fault
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.storage.base import TEMPORARY, RunStorage
 from resnet_dist.training.checkpoint import (
     METADATA,
+    STATE,
     CheckpointMetadata,
     Damaged,
     Identity,
     checkpoint_name,
-    load_state,
+    open_state,
     parse_metadata,
+    read_state,
     require_same,
     step_of,
     verify_checkpoint,
     write_checkpoint,
 )
-from resnet_dist.training.collectives import sum_over_workers
+from resnet_dist.training.collectives import broadcast_file, broadcast_object, sum_over_workers
 from resnet_dist.training.context import RunContext, TrainingJob
 from resnet_dist.training.state import TrainState, copy_to_cpu
 
@@ -115,33 +119,77 @@ class CheckpointManager:
 
         Raises:
             UserError: the checkpoint is of another recipe or of other data.
-            Fault: storage cannot be reached, or the workers found different checkpoints.
+            Fault: storage cannot be reached, is not shared by all workers, or a worker received other bytes.
         """
-        ctx, job, metrics = self._ctx, self._job, {}
+        ctx, state = self._ctx, self._state
         ctx.wait_for_checkpoints()
         sum_over_workers(torch.zeros(1))  # a barrier: nobody looks before all have written
-        # Every worker verifies the whole checkpoint, not rank 0 for all: it loads what it has read itself, from another
-        # disk, or over another connection, than the others.
-        with newest_complete(ctx.storage) as found:
-            if found is not None:
-                require_same(found.metadata, job.identity, job.recipe, ctx.storage.location)
-                saved = load_state(found.directory, ctx.device, self._state.net)
-                try:
-                    self._state.load_state_dict(saved)
-                except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                    why = " ".join(f"{type(error).__name__}: {error}".split())
-                    raise Fault(
-                        f"{ctx.storage.location}/{found.name}: its state is not one of this run ({why[:_MAX_REASON]}); "
-                        "remove that checkpoint"
-                    ) from None
-                metrics = dict(found.metadata.metrics)
-                self.saved_step = self._state.step
-        step = self._state.step
-        if int(sum_over_workers(torch.tensor([step]))) != step * ctx.world_size:
+        with self._newest_of_rank_0() as found:
+            if found is None:
+                return {}
+            name, metadata, file = found
+            where = f"{ctx.storage.location}/{name}"
+            saved = read_state(file, f"{where}/{STATE}", ctx.device, state.net)
+        try:
+            state.load_state_dict(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
             raise Fault(
-                f"worker {ctx.rank} found step {step} in storage, others another step: is storage shared by all nodes?"
-            )
-        return metrics
+                f"{where}: its state is not one of this run ({why[:_MAX_REASON]}); remove that checkpoint"
+            ) from None
+        self.saved_step = state.step
+        return dict(metadata.metrics)
+
+    @contextmanager
+    def _newest_of_rank_0(self) -> Iterator[tuple[str, CheckpointMetadata, BinaryIO] | None]:
+        """Name, metadata and state of the newest complete checkpoint.
+
+        Rank 0 alone reads it, and sends it to the others: 1,000 workers that read it would load storage with as many
+        copies. Every worker verifies what it received, so it loads what was once written or nothing. What one of them
+        finds wrong is raised by all, so that none waits for the others.
+        """
+        ctx = self._ctx
+        with ExitStack() as stack:
+            file, opened, problem = None, None, None
+            if ctx.rank == 0:
+                try:
+                    if found := stack.enter_context(newest_complete(ctx.storage)):
+                        require_same(found.metadata, self._job.identity, self._job.recipe, ctx.storage.location)
+                        file = stack.enter_context(open_state(found.directory / STATE))
+                        opened = (found.name, found.metadata, os.fstat(file.fileno()).st_size)
+                except (UserError, Fault) as error:
+                    problem = error
+            opened, problem = broadcast_object((opened, problem))
+            if problem is not None:
+                raise problem
+            newest = self._of_all_workers(newest_step(ctx.storage))
+            for rank, step in enumerate(newest):
+                if step != newest[0]:
+                    raise Fault(
+                        f"{ctx.storage.location}: rank {rank} sees step {step} as the newest there, rank 0 step "
+                        f"{newest[0]}: is storage shared by all nodes?"
+                    )
+            if opened is None:
+                yield None
+                return
+            name, metadata, num_bytes = opened
+            if ctx.world_size > 1:
+                file = broadcast_file(file, num_bytes)
+                expected = metadata.files[STATE]
+                differs = digest_stream(file, parse_digest(expected).algorithm) != expected
+                if any(damaged := self._of_all_workers(differs)):
+                    raise Fault(
+                        f"{ctx.storage.location}/{name}: rank {damaged.index(1)} did not receive what rank 0 verified: "
+                        "check the memory and the network of its node"
+                    )
+            assert file is not None
+            yield name, metadata, file
+
+    def _of_all_workers(self, value: int) -> list[int]:
+        """Every rank's `value`."""
+        values = torch.zeros(self._ctx.world_size, dtype=torch.int64)
+        values[self._ctx.rank] = value
+        return sum_over_workers(values).tolist()
 
     def wait(self) -> None:
         """Waits until everything is written."""
