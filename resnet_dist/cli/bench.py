@@ -196,6 +196,23 @@ def bench_sweep(
     typer.echo(measure(space, on, profile_set, {"light": light_trials, "train": train_trials}, rounds))
 
 
+@bench_app.command("scale")
+def bench_scale(
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option("--workers", min=2, help="Size of a group; repeatable.  [default: 2, 8, 16, 32, 64, 128]"),
+    ] = None,
+) -> None:
+    """Measure what a group of workers costs each of them as it grows, over gloo, and what follows for 1,000.
+
+    Example: resnet-dist bench scale --workers 8 --workers 32
+    """
+    from resnet_dist.bench.scale import SIZES
+    from resnet_dist.bench.scale import bench_scale as measure
+
+    typer.echo(measure(sizes or SIZES))
+
+
 @bench_app.command("plan")
 def bench_plan() -> None:
     """Compare what `resnet-dist plan` predicts with published runs.
