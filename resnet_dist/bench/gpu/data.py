@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from resnet_dist.bench.gpu.machine import synchronize
-from resnet_dist.bench.gpu.profiled import gpu_work, hidden_share, merged, total
+from resnet_dist.bench.gpu.profiled import gpu_work, hidden_share, merged, start_profiler, total
 from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.gpu.synthetic import Points, beton_job, beton_recipe, local_context, write_synthetic_beton
 from resnet_dist.bench.step import advance
@@ -32,7 +32,7 @@ def num_threads() -> int:
 
 
 def loader(device: torch.device, small: bool) -> Result:
-    """A slow consumer's batches on the device against a quick one's on the CPU, with other threads."""
+    """The batches that a slow consumer gets on the device, against those of a quick one on the CPU."""
     size, batch_size, num_batches = (32, 4, 8) if small else (224, 64, 44)
     settings = ImageSettings(RandomResizedCrop(kind="random_resized_crop", size=size), seed=7)
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -60,7 +60,7 @@ def loader(device: torch.device, small: bool) -> Result:
             if not all(torch.equal(theirs, ours.cpu()) for theirs, ours in pairs):
                 differing.append(number)
     measured = {"batches": num_batches, "batch_size": batch_size, "differing": differing, "seconds": seconds}
-    line = f"{num_batches} batches of {batch_size} on {device.type} against a CPU loader of one thread: "
+    line = f"{num_batches} batches of {batch_size} on {device.type} with a slow consumer, against a quick one's on the CPU: "
     return Result(measured, not differing, line + (f"batches {differing} differ" if differing else "equal bits"))
 
 
@@ -69,6 +69,7 @@ def copies(device: torch.device, small: bool) -> Result:
     model, size, batch_size, steps = ("resnet18", 64, 16, 6) if small else ("resnet152", 224, 128, 15)
     config = beton_recipe(model, size, batch_size, train={"precision": "bf16"})
     set_backends(config.train)
+    start_profiler()
     with TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         write_synthetic_beton(folder / "train.beton", 2 * steps * batch_size, size * 3 // 2)

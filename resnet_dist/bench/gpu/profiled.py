@@ -23,6 +23,12 @@ class GpuWork(NamedTuple):
     """Between memories, for example `Memcpy HtoD (Pinned -> Device)`."""
 
 
+def start_profiler() -> None:
+    """Call it before a CUDA graph is captured: the profiler knows a graph's kernels only if it has been used before."""
+    with profile(activities=[ProfilerActivity.CUDA]):
+        torch.cuda.synchronize()
+
+
 def gpu_work(run: Callable[[], object]) -> GpuWork:
     """What `run` does on the GPU. Raises Skipped if the profiler sees no kernel."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
+
+TIME_S = 45.0
+"""A check with several parts begins none later than this; its process has a minute."""
 
 
 class Result(NamedTuple):
@@ -16,3 +20,13 @@ class Result(NamedTuple):
 
 class Skipped(Exception):
     """A check cannot run here: its text says why."""
+
+
+class Clock:
+    """Time of one check."""
+
+    def __init__(self) -> None:
+        self._end_s = time.monotonic() + TIME_S
+
+    def is_up(self) -> bool:
+        return time.monotonic() > self._end_s

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -143,7 +143,8 @@ def run_apart(check: Check, command: Sequence[str], limit_s: float) -> Outcome:
             finally:
                 kill_session(process)
         if result.exists():
-            return Outcome(**json.loads(result.read_text(encoding="utf-8")))
+            outcome = Outcome(**json.loads(result.read_text(encoding="utf-8")))
+            return replace(outcome, seconds=time.perf_counter() - began_s)  # with the start of Python and CUDA
         text = log.read_text(encoding="utf-8", errors="replace")
         hung = where_it_hung(text)
         if code is None or hung is not None:

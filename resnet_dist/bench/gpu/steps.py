@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from resnet_dist.bench.gpu.machine import synchronize
 from resnet_dist.bench.gpu.profiled import layout_kernels
-from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.gpu.result import Clock, Result, Skipped
 from resnet_dist.bench.gpu.synthetic import Points, first_difference, in_memory_run
 from resnet_dist.bench.step import Settings, advance, bare_loop, our_loop, random_batches, recipe
 from resnet_dist.config.recipe import Recipe
+from resnet_dist.errors import Fault, UserError
 from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import set_backends
 
@@ -150,26 +151,33 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "vgg16": {},
     "googlenet": {},
 }
+CIFAR_NETS = ("resnet20", "resnet164", "plain20")
 _SMALL_FAMILIES = ("resnet20 drop-path", "resnet18")
 
 
 def exact(device: torch.device, small: bool) -> Result:
     """Three steps of every family of nets with `reduction: exact`, twice."""
     found: dict[str, str] = {}
+    clock = Clock()
     for family, options in _FAMILIES.items():
         if small and family not in _SMALL_FAMILIES:
             continue
         name = family.split()[0]
-        side = 32 if name.endswith(("20", "164")) and name != "plain164" else 64
+        side = 32 if name in CIFAR_NETS else 64
         settings = Settings(name, side, 2 if small else 4, 1, steps=3, rounds=1, micro_batches=2)
         try:
+            if clock.is_up():
+                raise Skipped("no time")
             config = exact_recipe(settings, model=options)
             first, again = (trained_states(config, settings, device, [3])[0] for _ in range(2))
+        except Skipped as reason:
+            found[family] = f"skipped: {reason}"
+            continue
         except ModuleNotFoundError as error:
             found[family] = f"skipped: {error.name} is not installed"
             continue
-        except RuntimeError as error:  # names an operation without a deterministic kernel
-            found[family] = f"FAIL: {str(error).splitlines()[0]}"
+        except (RuntimeError, UserError, Fault) as error:  # names an operation without a deterministic kernel
+            found[family] = f"FAIL: {error}"
             continue
         differing = first_difference(first, again)
         found[family] = "equal" if differing is None else f"FAIL: differs in {differing}"
@@ -177,7 +185,7 @@ def exact(device: torch.device, small: bool) -> Result:
     left_out = [text for text in found.values() if text.startswith("skipped")]
     line = f"two runs of {len(found) - len(left_out)} nets: "
     line += "; ".join(f"{family}: {text}" for family, text in bad.items()) or "equal bits"
-    return Result({"families": found}, not bad, line + (f"; {len(left_out)} nets {left_out[0]}" if left_out else ""))
+    return Result({"nets": found}, not bad, line + (f"; {len(left_out)} nets {left_out[0]}" if left_out else ""))
 
 
 def resume(device: torch.device, small: bool) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ def group_of_one(device: torch.device) -> Iterator[None]:
         if not dist.is_nccl_available():
             raise Skipped("this PyTorch has no NCCL")
         torch.cuda.set_device(device)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # or it looks up the machine's name, which may not be known
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with TemporaryDirectory() as folder:
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
