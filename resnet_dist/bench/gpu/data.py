@@ -60,7 +60,7 @@ def loader(device: torch.device, small: bool) -> Result:
             if not all(torch.equal(theirs, ours.cpu()) for theirs, ours in pairs):
                 differing.append(number)
     measured = {"batches": num_batches, "batch_size": batch_size, "differing": differing, "seconds": seconds}
-    line = f"{num_batches} batches of {batch_size} on {device.type} with a slow consumer, against a quick one's on the CPU: "
+    line = f"{num_batches} batches of {batch_size}, a slow consumer on {device.type} against a quick one on the CPU: "
     return Result(measured, not differing, line + (f"batches {differing} differ" if differing else "equal bits"))
 
 
