@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here
 
 CHECK = Check("2", "loader", "data")
+
+
+@pytest.fixture(autouse=True)
+def backends() -> Iterator[None]:
+    """Checks set PyTorch's backends for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 # On a CPU

@@ -56,8 +56,9 @@ def loader(device: torch.device, small: bool) -> Result:
         seconds = time.perf_counter() - began_s
         differing = []
         for number, (expected, found) in enumerate(zip(cpu.epoch(0, ids), kept, strict=True)):
+            on_device = all(tensor.device.type == device.type for tensor in found)
             pairs = zip((expected.images, expected.images, expected.labels), found, strict=True)
-            if not all(torch.equal(theirs, ours.cpu()) for theirs, ours in pairs):
+            if not on_device or not all(torch.equal(theirs, ours.cpu()) for theirs, ours in pairs):
                 differing.append(number)
     measured = {"batches": num_batches, "batch_size": batch_size, "differing": differing, "seconds": seconds}
     line = f"{num_batches} batches of {batch_size}, a slow consumer on {device.type} against a quick one on the CPU: "

@@ -1,4 +1,4 @@
-"""The eighteen checks, how each runs in a process of its own, and the report. Imports neither torch nor the checks."""
+"""The checks, how each runs in a process of its own, and the report. Imports neither torch nor the checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT_S = 60.0
 """Of one check."""
 TOTAL_LIMIT_S = 600.0
 _KILL_LIMIT_S = 10.0
-_MAX_LINE, _MAX_LOG = 400, 8000
+_MAX_LINE, _MAX_LOG = 600, 8000
 Status = Literal["pass", "FAIL", "measured", "skipped"]
 
 
@@ -54,17 +54,21 @@ CHECKS = (
     Check("6", "numbers", "steps"),
     Check("7", "exact", "steps"),
     Check("8", "resume", "steps"),
+    Check("9", "reduction", "workers"),
     Check("10", "agreement", "workers"),
     Check("11", "compile", "speed"),
     Check("12a", "speed-eager", "speed"),
-    Check("12b", "speed-fp16", "speed", on_cpu=False),
-    Check("12c", "speed-compiled", "speed", on_cpu=False),
+    Check("12b", "speed-graphs", "speed", on_cpu=False),
+    Check("12c", "speed-fp16", "speed", on_cpu=False),
+    Check("12d", "speed-compiled", "speed", on_cpu=False),
     Check("13", "host-share", "speed"),
     Check("14", "optimizers", "speed"),
     Check("15", "batch-norm", "speed"),
     Check("16", "full-loop", "runs"),
     Check("17", "snapshot", "machine"),
     Check("18", "other-paths", "runs"),
+    Check("19", "merged", "steps"),
+    Check("20", "graphs", "steps", on_cpu=False),
 )
 
 

@@ -25,6 +25,7 @@ from resnet_dist.bench.gpu.synthetic import (
 from resnet_dist.bench.step import Settings, advance, bare_loop, random_batches, recipe
 from resnet_dist.evaluation.evaluate import EvaluationJob, open_protocol
 from resnet_dist.evaluation.protocols import Protocol, make_fully_convolutional
+from resnet_dist.training.device import peak_flops
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.evaluate import evaluate as evaluate_samples
 from resnet_dist.training.loop import run_worker
@@ -52,8 +53,9 @@ def full_loop(device: torch.device, small: bool) -> Result:
     # Without the first point, which has the warm-up. The loader's start is in the first point of the second epoch.
     speeds = points.of("speed/images_per_s")[1:]
     mfu, waits = points.of("speed/mfu"), points.of("speed/data_wait_share")[1:]
+    memory = points.of("gpu/memory_peak_megabytes")
     settings = Settings(model, size, batch_size, 1, steps=4 if small else 10, rounds=4)
-    _, block = bare_loop(config, settings, random_batches(settings, device))
+    _, block = bare_loop(config, settings, random_batches(settings, device), graph=device.type == "cuda")
     bare = settings.steps * batch_size / median(list(seconds_of(block, device, 4))[1:])
     ours = median(speeds)
     measured = {
@@ -64,6 +66,7 @@ def full_loop(device: torch.device, small: bool) -> Result:
         "bare_images_per_s": bare,
         "mfu": mfu,
         "data_wait_share": waits,
+        "memory_peak_mb": memory,
         "checkpoints": saved,
     }
     line = (
@@ -73,8 +76,11 @@ def full_loop(device: torch.device, small: bool) -> Result:
     sound = result.outcome == "finished" and result.step == 2 * steps and len(saved) == 2
     if device.type == "cpu":
         return Result(measured, sound, line)
-    line += f"; MFU {f'{median(mfu):.1%}' if mfu else 'unknown'}; limit {_MOST_OVERHEAD:.0%} over the bare loop"
-    return Result(measured, sound and all(0 < m < 1 for m in mfu) and bare / ours - 1 <= _MOST_OVERHEAD, line)
+    line += f"; MFU {f'{median(mfu):.1%}' if mfu else 'unknown'}, peak memory {max(memory):.0f} MB"
+    known = peak_flops(torch.cuda.get_device_name(device), "bf16") is not None
+    sound = sound and min(memory) > 0 and bool(mfu) == known and all(0 < m < 1 for m in mfu)
+    line += f" (limit {_MOST_OVERHEAD:.0%} over the bare loop)"
+    return Result(measured, sound and bare / ours - 1 <= _MOST_OVERHEAD, line)
 
 
 def other_paths(device: torch.device, small: bool) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
@@ -20,7 +20,7 @@ from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.machine import synchronize
 from resnet_dist.bench.gpu.profiled import layout_kernels
 from resnet_dist.bench.gpu.result import Clock, Result
-from resnet_dist.bench.gpu.steps import described
+from resnet_dist.bench.gpu.steps import EAGER, described
 from resnet_dist.bench.gpu.synthetic import Points, in_memory_run
 from resnet_dist.bench.step import (
     Settings,
@@ -56,8 +56,8 @@ def compile(device: torch.device, small: bool) -> Result:
     measured = {"graphs": graphs, "graph_breaks": dict(counters["graph_break"]), "first_step_s": first_s}
     measured |= {"losses": losses, "losses_uncompiled": plain, "difference": difference, "layout_kernels": kernels}
     line = (
-        f"{settings.model}: {graphs} graphs (limit 2), {breaks} graph breaks, first step {first_s:.1f} s, losses "
-        f"within {difference:.1e} of the uncompiled step's (limit {_MOST_COMPILED:.0e})"
+        f"{settings.model}: graphs {graphs} (limit 2), breaks {breaks}, first step {first_s:.1f} s, losses within "
+        f"{difference:.1e} of the uncompiled step's (limit {_MOST_COMPILED:.0e})"
     )
     if kernels is not None:
         line += f", kernels that change the layout: {described(kernels)}"
@@ -109,29 +109,56 @@ def environment_variable(name: str, value: str) -> Iterator[None]:
 
 
 class Arm(NamedTuple):
-    """One way to train a step of the same number of images."""
+    """One way to train steps of 256 images."""
 
     name: str
+    sizes: tuple[int, ...]
+    """Micro-batches that it is measured with."""
     bare: bool = False
     graph: bool = False
+    """Of the bare loop; ours has its graphs by default."""
     benchmark: bool = True
     """cuDNN chooses its algorithms by timing them."""
     job: dict[str, Any] = {}  # noqa: RUF012 - never written
 
 
+_ONE_BY_ONE, _ALL = {"micro_batches_per_launch": 1}, {"micro_batches_per_launch": 10**6}
+_SIZES = (256, 32, 128, 64)
+"""The order in which they are measured, as far as the time goes."""
+
+
 def speed_eager(device: torch.device, small: bool) -> Result:
-    arms = [Arm("bare", bare=True), Arm("ours")]
-    if device.type == "cuda":
-        arms.append(Arm("ours, no cudnn.benchmark", benchmark=False))
+    arms = [
+        Arm("bare", (256, 32), bare=True),
+        Arm("one by one", _SIZES, job={**EAGER, **_ONE_BY_ONE}),
+        Arm("merged", (32, 128), job={**EAGER, **_ALL}),
+        Arm("no cudnn.benchmark", (256,), benchmark=False, job={**EAGER, **_ONE_BY_ONE}),
+    ]
+    return compared(device, small, "bf16", arms[:2] if small else arms)
+
+
+def speed_graphs(device: torch.device, small: bool) -> Result:
+    arms = [
+        Arm("bare", (256, 32), bare=True, graph=True),
+        Arm("one by one", _SIZES, job=_ONE_BY_ONE),
+        Arm("merged", (32, 64, 128), job=_ALL),
+    ]
     return compared(device, small, "bf16", arms)
 
 
 def speed_fp16(device: torch.device, small: bool) -> Result:
-    return compared(device, small, "fp16", [Arm("bare", bare=True), Arm("ours")])
+    arms = [
+        Arm("bare", (256, 32), bare=True, graph=True),
+        Arm("one by one", _SIZES, job=_ONE_BY_ONE),
+        Arm("merged", (32, 128), job=_ALL),
+    ]
+    return compared(device, small, "fp16", arms)
 
 
 def speed_compiled(device: torch.device, small: bool) -> Result:
-    return compared(device, small, "bf16", [Arm("bare", bare=True), Arm("ours")], "resnet18", compile=True)
+    """Of a smaller net, which compiles within a check's minute."""
+    arms = [Arm("bare", (256,), bare=True), Arm("merged", (256, 32), job=_ALL)]
+    return compared(device, small, "bf16", arms, "resnet18", compile=True)
 
 
 def compared(
@@ -139,31 +166,36 @@ def compared(
 ) -> Result:
     """Images per second of steps of 256 images, in micro-batches of several sizes; our fastest against the bare loop's
     fastest."""
-    model, side, images = ("resnet8", 16, 8) if small else (model, 224, 256)
-    sizes = [images] if small else [256, 32, 128, 64]
+    model, side, images, steps = ("resnet8", 16, 256, 1) if small else (model, 224, 256, 4)
     cells: dict[str, dict[int, float | str]] = {arm.name: {} for arm in arms}
+    notes: list[str] = []
     clock = Clock()
-    for size in sizes:
-        for arm in arms:
-            settings = Settings(model, side, size, 1, steps=2 if small else 8, rounds=4, micro_batches=images // size)
+    for size in _SIZES[:1] if small else _SIZES:
+        for arm in (arm for arm in arms if size in arm.sizes):
             if clock.is_up():
                 cells[arm.name][size] = "no time"
-            else:
-                cells[arm.name][size] = speed_or_reason(partial(speed, device, settings, arm, precision, train))
+                continue
+            settings = Settings(model, side, size, 1, steps, rounds=3, micro_batches=images // size)
+            cells[arm.name][size] = speed_or_reason(partial(speed, device, settings, arm, precision, train, notes))
     best = {arm.name: max((v for v in cells[arm.name].values() if isinstance(v, float)), default=0.0) for arm in arms}
     bare, ours = best["bare"], max(value for name, value in best.items() if name != "bare")
+    measured = {"images_per_s": cells, "notes": notes}
     if not bare or not ours:
-        return Result({"images_per_s": cells}, None, f"nothing to compare: {rows_of(cells)}")
-    line = f"{model} {precision}, images/s: {rows_of(cells)}; our best is {ours / bare:.1%} of the bare loop's best"
+        return Result(measured, None, f"nothing to compare: {rows_of(cells)}")
+    line = f"{model} {precision}, images/s (micro-batch): {rows_of(cells)}; our best is {ours / bare:.1%} of bare"
+    if left_aside := [note for note in notes if "left aside" in note]:
+        line += f"; {left_aside[0]}"
     if device.type == "cpu":
-        return Result({"images_per_s": cells}, None, line)
-    return Result({"images_per_s": cells}, ours >= _LEAST_OF_BARE * bare, f"{line} (limit {_LEAST_OF_BARE:.0%})")
+        return Result(measured, None, line)
+    return Result(measured, ours >= _LEAST_OF_BARE * bare, f"{line} (limit {_LEAST_OF_BARE:.0%})")
 
 
-def rows_of(cells: dict[str, dict[int, float | str]]) -> str:
+def rows_of(cells: Mapping[str, Mapping[int, float | str]]) -> str:
     return "; ".join(
-        f"{name} " + " ".join(f"{size}: {v:.0f}" if isinstance(v, float) else f"{size}: {v}" for size, v in row.items())
+        f"{name} "
+        + ", ".join(f"{v:.0f} ({size})" if isinstance(v, float) else f"{v} ({size})" for size, v in row.items())
         for name, row in cells.items()
+        if row
     )
 
 
@@ -178,18 +210,20 @@ def speed_or_reason(measure: Callable[[], float]) -> float | str:
             torch.cuda.empty_cache()
 
 
-def speed(device: torch.device, settings: Settings, arm: Arm, precision: str, train: dict[str, Any]) -> float:
-    """Images per second: the median of three blocks of steps after the first."""
+def speed(
+    device: torch.device, settings: Settings, arm: Arm, precision: str, train: dict[str, Any], notes: list[str]
+) -> float:
+    """Images per second: the median of the blocks of steps after the first."""
     config = recipe(settings, train={"precision": precision, **train})
     set_backends(config.train)
     with ExitStack() as stack:
         if arm.bare:
             block: Callable[[], Any] = bare_loop(config, settings, random_batches(settings, device), graph=arm.graph)[1]
         else:
-            trainer = stack.enter_context(in_memory_run(config, settings, device, **arm.job))
+            trainer = stack.enter_context(in_memory_run(config, settings, device, on_line=notes.append, **arm.job))
             block = partial(advance, trainer, settings.steps)
         torch.backends.cudnn.benchmark = arm.benchmark
-        times = list(seconds_of(block, device, 4))
+        times = list(seconds_of(block, device, settings.rounds))
     return settings.steps * settings.global_batch_size / median(times[1:])
 
 
@@ -212,15 +246,20 @@ def host_share(device: torch.device, small: bool) -> Result:
         layer_us = 1e6 * host_s_per_layer(1)
         return Result({"layer_us": layer_us}, None, f"{layer_us:.0f} us of CPU time for one layer's part of a step")
     model, side = ("resnet20", 32) if small else ("resnet152", 224)
-    tiny, real = (Settings(model, *size, 1, steps=10, rounds=3) for size in ((32, 2), (side, 32)))
-    host_s, step_s = (s.global_batch_size / speed(device, s, Arm("ours"), "bf16", {}) for s in (tiny, real))
     layers = sum(not list(module.children()) for module in build_model(model, 10).modules())
-    measured = {"host_s": host_s, "step_s": step_s, "layers": layers, "layer_us": 1e6 * host_s / layers}
-    line = (
-        f"{model}: the host starts a step in {1e3 * host_s:.1f} ms ({measured['layer_us']:.1f} us for each of {layers} "
-        f"layers); a step of 32 images takes {1e3 * step_s:.1f} ms"
+    notes: list[str] = []
+    measured: dict[str, Any] = {"layers": layers, "notes": notes}
+    for name, job in {"eager": EAGER, "graph": {}}.items():
+        for what, px, images in (("host_s", 32, 2), ("step_s", side, 32)):
+            settings = Settings(model, px, images, 1, steps=10, rounds=4)
+            measured[f"{name}_{what}"] = images / speed(device, settings, Arm(name, (), job=job), "bf16", {}, notes)
+    measured["layer_us"] = 1e6 * measured["eager_host_s"] / layers
+    line = "; ".join(
+        f"{name} starts in {1e3 * measured[f'{name}_host_s']:.1f} ms, with 32 images of {side} px it takes "
+        f"{1e3 * measured[f'{name}_step_s']:.1f} ms"
+        for name in ("eager", "graph")
     )
-    return Result(measured, None, line)
+    return Result(measured, None, f"a step of {model}: {line}; {measured['layer_us']:.1f} us for each eager layer")
 
 
 def optimizers(device: torch.device, small: bool) -> Result:

@@ -23,6 +23,7 @@ from resnet_dist.training.loop import Trainer
 from resnet_dist.training.model import set_backends
 
 _CPU = torch.device("cpu")
+EAGER: dict[str, Any] = {"cuda_graphs": False}
 _MOST_FP64, _MOST_FP32 = 1e-10, 1e-3
 
 
@@ -85,7 +86,7 @@ def layout(device: torch.device, small: bool) -> Result:
             if not output.is_contiguous(memory_format=torch.channels_last):
                 wrong[type(module).__name__] += 1
 
-    with in_memory_run(recipe(settings, train={"precision": "bf16"}), settings, device) as trainer:
+    with in_memory_run(recipe(settings, train={"precision": "bf16"}), settings, device, **EAGER) as trainer:
         leaves = [module for module in trainer.classifier.net.modules() if not list(module.children())]
         hooks = [module.register_forward_hook(see) for module in leaves]
         advance(trainer, 1)
@@ -111,13 +112,9 @@ def numbers(device: torch.device, small: bool) -> Result:
     model, block = bare_loop(exact, settings, random_batches(settings))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     block()
-    with in_memory_run(exact, settings, device) as trainer:
-        advance(trainer, settings.steps)
-    ours = dict(trainer.classifier.named_parameters())
-    difference = max(
-        float((ours[name].detach().cpu() - theirs.detach()).norm() / (theirs.detach() - before[name]).norm())
-        for name, theirs in model.named_parameters()
-    )
+    theirs = {name: value.detach() - before[name] for name, value in model.named_parameters()}
+    ours = {f"net.{name}": value for name, value in updates(exact, settings, device).items()}
+    off = difference(ours, theirs)
     settings = settings._replace(model="resnet8" if small else "resnet18", steps=20)
     losses = {}
     for precision, where in (("fp64", _CPU), ("fp32", device)):
@@ -126,12 +123,12 @@ def numbers(device: torch.device, small: bool) -> Result:
             advance(trainer, settings.steps + 1)
         losses[precision] = points.of("train/loss")[: settings.steps]
     drift = max(abs(a - b) / b for a, b in zip(losses["fp32"], losses["fp64"], strict=True))
-    measured = {"fp64": difference, "fp32": drift, "losses": losses}
+    measured = {"fp64": off, "fp32": drift, "losses": losses}
     line = (
-        f"fp64 update of {exact.model.name} against a bare loop on the CPU: {difference:.1e} (limit {_MOST_FP64:.0e}); "
+        f"fp64 update of {exact.model.name} against a bare loop on the CPU: {off:.1e} (limit {_MOST_FP64:.0e}); "
         f"20 fp32 losses against the CPU's in fp64: {drift:.1e} (limit {_MOST_FP32:.0e})"
     )
-    return Result(measured, difference <= _MOST_FP64 and drift <= _MOST_FP32, line)
+    return Result(measured, off <= _MOST_FP64 and drift <= _MOST_FP32, line)
 
 
 # Bits
@@ -228,3 +225,104 @@ def trained_states(
                 trainer.checkpoints.save({})
             states.append(trainer.state.snapshot())
     return states
+
+
+# Launches
+
+
+_WAYS: dict[str, dict[str, Any]] = {
+    "merged": {**EAGER, "micro_batches_per_launch": 4},
+    "graph": {"cuda_graphs": True, "micro_batches_per_launch": 1},
+    "merged graph": {"cuda_graphs": True, "micro_batches_per_launch": 4},
+}
+
+
+def merged(device: torch.device, small: bool) -> Result:
+    """Two steps of four micro-batches in float64: merged into one launch, and as CUDA graphs, against one by one."""
+    nets: dict[str, dict[str, Any]] = {
+        "resnet20": {"drop_path": 0.2, "dropout": 0.2},
+        "resnet18": {},
+        "resnet50": {"stem": "deep_strided", "pooled_projection": True, "se_ratio": 0.25, "drop_path": 0.1},
+    }
+    if small:
+        nets = {"resnet8": nets["resnet20"]}
+    found: dict[str, float] = {}
+    notes: list[str] = []
+    for name, options in nets.items():
+        side = 16 if small else 64
+        settings = Settings(name, side, 4, 1, steps=2, rounds=1, micro_batches=4)
+        config = recipe(
+            settings,
+            model=options,
+            train={"precision": "fp64"},
+            data={"mixing": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}},
+            optim={"lr": 0.1},
+        )
+        apart = updates(config, settings, device, **EAGER, micro_batches_per_launch=1)
+        for way, job in _WAYS.items():
+            if job["cuda_graphs"] and device.type == "cpu":
+                continue
+            together = updates(config, settings, device, on_line=notes.append, **job)
+            found[f"{name}, {way}"] = difference(together, apart)
+    left_aside = [note for note in notes if "left aside" in note]
+    worst = max(found, key=lambda key: found[key])
+    line = (
+        f"fp64 updates within {found[worst]:.1e} of those of one launch each (worst: {worst}; limit {_MOST_FP64:.0e})"
+    )
+    if left_aside:
+        line += f"; {left_aside[0]}"
+    return Result({"differences": found, "notes": notes}, found[worst] <= _MOST_FP64 and not left_aside, line)
+
+
+def updates(config: Recipe, settings: Settings, device: torch.device, **options: Any) -> dict[str, Tensor]:
+    """By how much `settings.steps` steps change each parameter, and batch norm's running statistics after them."""
+    with in_memory_run(config, settings, device, **options) as trainer:
+        net = trainer.classifier.net
+        before = {name: value.detach().cpu().clone() for name, value in net.named_parameters()}
+        advance(trainer, settings.steps)
+        after = {name: value.detach().cpu() for name, value in net.state_dict().items() if value.is_floating_point()}
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+
+def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The largest, over the tensors, of the length of the difference relative to the length of `theirs`."""
+    return max(float((ours[name] - value).norm() / value.norm().clamp_min(1e-30)) for name, value in theirs.items())
+
+
+def graphs(device: torch.device, small: bool) -> Result:
+    """Losses with CUDA graphs against without; and with a net that cannot be captured, which must be left aside."""
+    if device.type == "cpu":
+        raise Skipped("a CPU has no graphs")
+    model, side = ("resnet20", 32) if small else ("resnet50", 96)
+    settings = Settings(model, side, 8, 1, steps=20, rounds=1, micro_batches=2)
+    config = recipe(settings, train={"precision": "fp32"}, data={"mixing": {"mixup_alpha": 0.2}})
+
+    def wait(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        output[0, 0].item()  # waits for the device, which no capture allows
+
+    losses: dict[str, list[float]] = {}
+    notes: dict[str, list[str]] = {}
+    for way in ("eager", "graph", "fallback"):
+        points, notes[way] = Points(), []
+        options = EAGER if way == "eager" else {}
+        with in_memory_run(
+            config, settings, device, tracker=points, log_every_steps=1, on_line=notes[way].append, **options
+        ) as trainer:
+            if way == "fallback":
+                trainer.classifier.net.register_forward_hook(wait)
+            advance(trainer, settings.steps + 1)
+        losses[way] = points.of("train/loss")
+    drift = {
+        way: max(abs(a - b) / b for a, b in zip(losses[way], losses["eager"], strict=True))
+        for way in ("graph", "fallback")
+    }
+    captured = not any("left aside" in note for note in notes["graph"])
+    fell_back = any("left aside" in note for note in notes["fallback"])
+    line = (
+        f"20 losses with graphs within {drift['graph']:.1e} of those without (limit {_MOST_FP32:.0e}); a net that "
+        f"cannot be captured: {'left aside' if fell_back else 'NOT NOTICED'}, losses within {drift['fallback']:.1e}"
+    )
+    if not captured:
+        line = f"no graph was captured: {notes['graph']}; {line}"
+    passed = captured and fell_back and max(drift.values()) <= _MOST_FP32
+    return Result({"losses": losses, "drift": drift, "notes": notes}, passed, line)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
 
 from resnet_dist.bench.gpu.result import Result, Skipped
+from resnet_dist.bench.gpu.steps import difference, updates
+from resnet_dist.bench.step import Settings, recipe
+
+_MOST_DIFFERENCE = 1e-10
 
 
 @contextmanager
@@ -45,3 +49,33 @@ def agreement(device: torch.device, small: bool) -> Result:
         seconds = time.perf_counter() - began_s
     line = f"a vote on the CPU and a broadcast on {device.type} in one group: {'both arrived' if arrived else 'LOST'}"
     return Result({"seconds": seconds}, arrived, f"{line}, {seconds:.2f} s with the connection's start")
+
+
+def reduction(device: torch.device, small: bool) -> Result:
+    """Steps of the first of two workers, whose gradients go through the group, against one worker's own. In a group of
+    one process the sum over the workers is the first worker's part, and twice the learning rate makes up for its half.
+    """
+    model, side = ("resnet8", 16) if small else ("resnet50", 64)
+    found: dict[str, float] = {}
+    notes: list[str] = []
+    for compression in ("none", "bf16", "powersgd"):
+        for graphs in (False, True) if device.type == "cuda" and compression != "powersgd" else (False,):
+            changes = []
+            for world_size in (1, 2):
+                settings = Settings(model, side, 4, world_size, steps=3, rounds=1, micro_batches=2)
+                config = recipe(
+                    settings,
+                    train={"precision": "fp64", "gradient_compression": compression},
+                    optim={"lr": 0.05 * world_size, "weight_decay": 0.0},
+                )
+                with group_of_one(device) if world_size > 1 else nullcontext():
+                    changes.append(updates(config, settings, device, on_line=notes.append, cuda_graphs=graphs))
+            found[f"{compression}{', graph' if graphs else ''}"] = difference(changes[1], changes[0])
+    worst = max(found, key=lambda key: found[key])
+    line = "; ".join(f"{name} {value:.1e}" for name, value in found.items())
+    return Result(
+        {"differences": found, "notes": notes},
+        found[worst] <= _MOST_DIFFERENCE,
+        f"fp64 update through the group against one worker's: {line} (limit {_MOST_DIFFERENCE:.0e})"
+        + "".join(f"; {note}" for note in dict.fromkeys(notes)),
+    )

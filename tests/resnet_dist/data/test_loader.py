@@ -28,7 +28,6 @@ from resnet_dist.config.recipe import CenterCrop, PadCrop, RandomResizedCrop
 from resnet_dist.data import decoder as decoder_module
 from resnet_dist.data import ffcv_kernel
 from resnet_dist.data.batch import Batch
-from resnet_dist.data.decoder import ImageSettings
 from resnet_dist.data.loader import BetonLoader, EpochThread
 from resnet_dist.data.native_kernel import NativeKernel
 from resnet_dist.data.order import replacement_ids
@@ -342,23 +341,6 @@ def test_leaving_an_epoch_early_ends_its_thread(photo_beton: Path, open_loader: 
     assert not any(isinstance(t, EpochThread) for t in threading.enumerate())
     loader.close()
     assert wait_until(lambda: decoding_threads() == before)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_gets_the_batches_that_a_cpu_gets(photo_beton: Path) -> None:
-    """Kept while the pinned buffers are used again, and read on the current stream without further waiting."""
-    shown = []
-    for device in ("cpu", "cuda"):
-        settings = ImageSettings(RandomResizedCrop(kind="random_resized_crop", size=48), seed=7)
-        loader = BetonLoader(photo_beton, settings, batch_size=3, num_threads=2, device=torch.device(device))
-        batches = list(loader.epoch(0, np.tile(ALL, 3), sizes=[3, 8, 1], numbers=lambda k: np.arange(k, k + k % 7)))
-        kept = [(b.images, b.images.float().sum(), b.labels, b.numbers) for b in batches]
-        assert {tensor.device.type for tensors in kept for tensor in tensors} == {device}
-        shown.append([[tensor.cpu() for tensor in tensors] for tensors in kept])
-        loader.close()
-    for ours, theirs in zip(*shown, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 # Bad samples that are skipped, and files that are not the manifest's

@@ -18,17 +18,6 @@ def test_a_cpu_has_none() -> None:
     assert DeviceUse(load_recipe(RECIPE), torch.device("cpu"), 2).metrics(100.0, 0) == {}
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_has_memory_and_utilisation() -> None:
-    recipe, device = load_recipe(RECIPE), torch.device("cuda")
-    use = DeviceUse(recipe, device, 1)
-    torch.empty(50_000_000, dtype=torch.uint8, device=device)
-    values = use.metrics(100.0, 0)
-    assert values["gpu/memory_peak_megabytes"] >= 50.0
-    assert ("speed/mfu" in values) == (peak_flops(torch.cuda.get_device_name(), recipe.train.precision) is not None)
-
-
 @pytest.mark.parametrize(
     ("name", "precision", "tera"),
     [
