@@ -195,7 +195,9 @@ class InMemory:
             given += size
             merged = list(islice(batches, size // micro_batch_size))
             images, labels = torch.cat([b.images for b in merged]), torch.cat([b.labels for b in merged])
-            drawn = torch.from_numpy(numbers(index) if numbers else np.zeros(0, np.int64)).to(images.device)
+            drawn = torch.from_numpy(numbers(index) if numbers else np.zeros(0, np.int64))
+            if images.is_cuda:  # from pinned memory the host need not wait for the copy
+                drawn = drawn.pin_memory().to(images.device, non_blocking=True)
             yield Batch(images, labels, np.arange(size), numbers=drawn)
 
 
@@ -315,12 +317,16 @@ def our_loop(
     rank: int = 0,
     tracker: Tracker | None = None,
     log_every_steps: int = 10,
+    on_line: Callable[[str], object] = lambda _: None,
     **job: Any,
 ) -> Trainer:
     """Everything in a run except Ray and the loader: metrics, divergence checks, spool, stop votes. On the batches'
     device. An epoch is one block of steps.
 
-    `tracker`: a spool in the folder by default; `job`: further fields of the `TrainingJob`.
+    Args:
+        tracker: a spool in the folder by default.
+        on_line: takes one line for the user.
+        job: further fields of the `TrainingJob`.
     """
     total = settings.steps * (settings.rounds + 1)
     plan = RunPlan(
@@ -334,7 +340,7 @@ def our_loop(
     )
     training = TrainingJob(config, plan, Identity("r", "d"), folder, folder, loader_threads=1, **job)
     device = batches[0].images.device
-    ctx = LocalContext(FolderStorage(folder), device, rank=rank, world_size=settings.world_size)
+    ctx = LocalContext(FolderStorage(folder), device, rank=rank, world_size=settings.world_size, on_line=on_line)
     split = OpenSplit(InMemory(batches), settings.steps * settings.global_batch_size)
     return Trainer(training, ctx, tracker or Spool(folder / "spool"), split, split)
 

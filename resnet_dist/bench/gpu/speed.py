@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from resnet_dist.bench.gpu import runner
@@ -32,6 +32,7 @@ from resnet_dist.bench.step import (
 )
 from resnet_dist.errors import Fault
 from resnet_dist.models import build_model
+from resnet_dist.models.batch_norm import BatchNorm2d
 from resnet_dist.training.model import build_classifier, build_optimizer, set_backends
 
 _LEAST_OF_BARE = 0.90
@@ -191,12 +192,12 @@ def compared(
 
 
 def rows_of(cells: Mapping[str, Mapping[int, float | str]]) -> str:
-    return "; ".join(
-        f"{name} "
-        + ", ".join(f"{v:.0f} ({size})" if isinstance(v, float) else f"{v} ({size})" for size, v in row.items())
+    """`bare 1500 (256), 900 (32); merged ...`"""
+    rows = {
+        name: ", ".join(f"{v if isinstance(v, str) else round(v)} ({size})" for size, v in row.items())
         for name, row in cells.items()
-        if row
-    )
+    }
+    return "; ".join(f"{name} {row}" for name, row in rows.items() if row)
 
 
 def speed_or_reason(measure: Callable[[], float]) -> float | str:
@@ -295,26 +296,32 @@ def optimizers(device: torch.device, small: bool) -> Result:
 
 
 def batch_norm(device: torch.device, small: bool) -> Result:
-    """Milliseconds of batch norm and ReLU, forward and backward, by number format, as is and compiled."""
-    shape = (4, 8, 8, 8) if small else (128, 256, 56, 56)
+    """Milliseconds of batch norm and ReLU, forward and backward: by number format, in groups, compiled."""
+    shape = (8, 8, 8, 8) if small else (128, 256, 56, 56)
     found: dict[str, float | str] = {}
-    for name, dtype, compiled in (
-        ("bf16", torch.bfloat16, False),
-        ("fp16", torch.float16, False),
-        ("fp32", torch.float32, False),
-        *([] if small else [("bf16 compiled", torch.bfloat16, True)]),
+    for dtype, groups, compiled in (
+        (torch.bfloat16, 1, False),
+        (torch.bfloat16, 4, False),
+        (torch.float16, 1, False),
+        (torch.float16, 4, False),
+        (torch.float32, 1, False),
+        *([] if small else [(torch.bfloat16, 1, True), (torch.bfloat16, 4, True)]),
     ):
-        layer: nn.Module = nn.Sequential(nn.BatchNorm2d(shape[1]), nn.ReLU(inplace=True)).to(device)
+        norm = BatchNorm2d(shape[1])
+        norm.num_groups = groups
+        layer: Any = nn.Sequential(norm, nn.ReLU(inplace=True)).to(device)
+        layer = torch.compile(layer, dynamic=False) if compiled else layer
         x = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-        gradient = torch.randn_like(x)
-        run: Any = torch.compile(layer, dynamic=False) if compiled else layer
-
-        def both(run: Any = run, x: torch.Tensor = x, gradient: torch.Tensor = gradient) -> None:
-            run(x).backward(gradient)
-
+        name = f"{str(dtype).removeprefix('torch.')}{f' in {groups} groups' if groups > 1 else ''}"
+        name += " compiled" if compiled else ""
+        run = partial(_forward_backward, layer, x, torch.randn_like(x))
         try:
-            found[name] = 1e3 * median(list(seconds_of(both, device, 3 if small else 12))[2:])
-        except Exception as error:  # noqa: BLE001 - the compiler raises anything; the others stand
-            found[name] = f"{type(error).__name__}"
+            found[name] = 1e3 * median(list(seconds_of(run, device, 3 if small else 12))[2:])
+        except Exception as error:  # noqa: BLE001 - a compiler raises anything; the others are measured
+            found[name] = runner.one_line(f"{type(error).__name__}: {error}")[:80]
     shown = ", ".join(f"{name} {ms:.2f}" if isinstance(ms, float) else f"{name}: {ms}" for name, ms in found.items())
     return Result({"ms": found, "shape": shape}, None, f"batch norm and ReLU of {list(shape)}, ms: {shown}")
+
+
+def _forward_backward(layer: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> None:
+    layer(x).backward(gradient)

@@ -266,9 +266,7 @@ def merged(device: torch.device, small: bool) -> Result:
             found[f"{name}, {way}"] = difference(together, apart)
     left_aside = [note for note in notes if "left aside" in note]
     worst = max(found, key=lambda key: found[key])
-    line = (
-        f"fp64 updates within {found[worst]:.1e} of those of one launch each (worst: {worst}; limit {_MOST_FP64:.0e})"
-    )
+    line = f"fp64 updates within {found[worst]:.1e} of those one by one (worst: {worst}; limit {_MOST_FP64:.0e})"
     if left_aside:
         line += f"; {left_aside[0]}"
     return Result({"differences": found, "notes": notes}, found[worst] <= _MOST_FP64 and not left_aside, line)
