@@ -40,7 +40,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             return self._fused(x)
         mean, var = self.running_mean, self.running_var
         groups = []
-        for group in x.chunk(self.num_groups):
+        # Without a chunk of one, whose gradient would be a copy
+        for group in x.chunk(self.num_groups) if self.num_groups > 1 else [x]:
             groups.append(batch_norm(group, mean, var, self.weight, self.bias, True, self.momentum or 0.0, self.eps))
             mean = var = None
         return groups[0] if len(groups) == 1 else torch.cat(groups)

@@ -167,9 +167,8 @@ class FastReduction:
         bucket.num_missing -= 1
         if bucket.num_missing:
             return
-        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            if bucket.captured is not None:
-                bucket.captured.record()
+        if bucket.captured is not None and torch.cuda.is_current_stream_capturing():
+            bucket.captured.record()
         elif self._is_last:
             while self._unsent and not self._unsent[0].num_missing:
                 self._send(self._unsent.popleft())

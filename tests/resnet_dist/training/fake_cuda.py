@@ -21,6 +21,7 @@ VIEWS = {
     *("squeeze", "split", "split_with_sizes", "alias", "detach", "unbind", "unfold", "diagonal", "_reshape_alias"),
 }
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+QUERIES = {"device", "_record_function_enter_new", "_record_function_exit"}
 SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "masked_select", "item"}
 """Operations that wait for the device; a copy to the host is added in `Operations`."""
 
@@ -39,7 +40,7 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in SYNCS or (name in ("_to_copy", "copy_") and self._to_host(args, result)):
             self.syncs[name] += 1
-        elif name not in VIEWS | ALLOCATIONS:
+        elif name not in VIEWS | ALLOCATIONS | QUERIES:
             self.launches[name] += 1
         return result
 

@@ -113,7 +113,7 @@ def operations_of_a_step(
         with Operations() as operations:
             with chosen.autocast(device):
                 loss = training_loss(reduction.forward(images), targets, recipe.train)
-            reduction.backward(state.scaler.scale(loss), micro_batch=0)
+            reduction.backward(state.scaler.scale(loss).view(1), range(1))
             reduction.finish()
             if update:
                 update_weights(state, 0.1, clip_grad_norm=1.0, measure_norm=True)
