@@ -1,9 +1,12 @@
-"""Fixtures for tests of several packages: a separate environment, and an object store on loopback."""
+"""Fixtures for tests of several packages: a separate environment, an object store on loopback, a node with GPUs."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -63,3 +66,15 @@ def object_store() -> Iterator[Any]:
         yield boto3.client("s3")
         forget()
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for LD_LIBRARY_PATH: processes that start with it see NVIDIA's GPUs, as `fake_nvml.c` has them."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+    folder, source = tmp_path_factory.mktemp("nvml"), Path(__file__).with_name("resnet_dist") / "gpus" / "fake_nvml.c"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(source)], check=True, timeout=60
+    )
+    return folder

@@ -63,6 +63,7 @@ FENCES = {
         "resnet_dist.tracking.served_classifier",
         "resnet_dist.launch",
         "resnet_dist.doctor.cluster",
+        "resnet_dist.gpus.device",
         "resnet_dist.bench",
     ),
     "matplotlib": (
@@ -73,7 +74,7 @@ FENCES = {
     "onnxruntime": ("resnet_dist.weights.export",),
     "onnxscript": ("resnet_dist.weights.export",),
     "psutil": ("resnet_dist.tracking.system_metrics",),
-    "pynvml": ("resnet_dist.tracking.system_metrics",),
+    "pynvml": ("resnet_dist.gpus.nvml",),
 }
 
 # A part of the house, and the parts whose modules it may import besides its own.
@@ -120,6 +121,7 @@ WALLS = {
     ),
     "resnet_dist.errors": ("data_prep.errors",),
     "resnet_dist.code_version": (),
+    "resnet_dist.gpus": ("resnet_dist.errors",),
     "resnet_dist.config": ("resnet_dist.errors",),
     "resnet_dist.models": ("resnet_dist.errors",),
     "resnet_dist.data": (
@@ -143,6 +145,7 @@ WALLS = {
     "resnet_dist.storage": ("resnet_dist.errors", "data_prep.beton.files"),
     "resnet_dist.tracking": (
         "resnet_dist.errors",
+        "resnet_dist.gpus",
         "resnet_dist.storage",
         "data_prep.pixels",
         "data_prep.beton.files",
@@ -151,6 +154,7 @@ WALLS = {
     ),
     "resnet_dist.training": (
         "resnet_dist.errors",
+        "resnet_dist.gpus",
         "resnet_dist.config",
         "resnet_dist.models",
         "resnet_dist.data",
@@ -160,6 +164,7 @@ WALLS = {
     ),
     "resnet_dist.launch": (
         "resnet_dist.errors",
+        "resnet_dist.gpus",
         "resnet_dist.code_version",
         "resnet_dist.config",
         "resnet_dist.data",
@@ -180,6 +185,7 @@ WALLS = {
     ),
     "resnet_dist.doctor": (
         "resnet_dist.errors",
+        "resnet_dist.gpus",
         "resnet_dist.config.profile",
         "resnet_dist.storage",
         "resnet_dist.tracking.connection",
@@ -229,6 +235,7 @@ WALLS = {
     },
     "resnet_dist.evaluation": (
         "resnet_dist.errors",
+        "resnet_dist.gpus",
         "resnet_dist.config",
         "resnet_dist.models",
         "resnet_dist.data",
@@ -258,6 +265,7 @@ WALLS = {
     "resnet_dist.planner": ("resnet_dist.errors", "resnet_dist.config", "resnet_dist.models"),
     "resnet_dist.bench": (
         "resnet_dist.errors",
+        "resnet_dist.gpus",
         "resnet_dist.config",
         "resnet_dist.data",
         "resnet_dist.tracking",

@@ -55,9 +55,11 @@ def evaluate(
         typer.Option(help="Record it as a run of this MLflow experiment; needs --output and --tracking-uri."),
     ] = None,
     tracking_uri: TrackingUri = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine; where there are GPUs, one GPU each.")
-    ] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    gpus_per_worker: Annotated[
+        int,
+        typer.Option(min=0, max=1, help="1: process k computes on GPU k; 0: all compute on the CPU."),
+    ] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Loader and compute threads of each process.")] = 1,
     ignore_class_names: Annotated[
         bool,
@@ -89,6 +91,7 @@ def evaluate(
         tracking_uri=uri,
         num_threads=threads,
         num_workers=workers,
+        gpus_per_worker=gpus_per_worker,
         ignore_class_names=ignore_class_names,
     )
     for warning in evaluated.warnings:

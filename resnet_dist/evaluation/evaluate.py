@@ -52,6 +52,8 @@ from resnet_dist.evaluation.protocols import (
 )
 from resnet_dist.evaluation.report import as_csv, as_json, class_lines, draw_calibration, draw_classes
 from resnet_dist.evaluation.views import ViewBatch, ViewLoader
+from resnet_dist.gpus.device import device_of
+from resnet_dist.gpus.nvml import gpu_handles
 from resnet_dist.tracking.datasets import DataInput
 from resnet_dist.tracking.mlflow_run import end_run, end_status, log_details, log_folder, open_run, run_file
 from resnet_dist.tracking.plots import draw_confusion
@@ -125,6 +127,7 @@ class EvaluationJob:
     protocol: Protocol
     beton: Path
     num_threads: int
+    gpus_per_worker: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def evaluate(
     tracking_uri: str | None = None,
     num_threads: int = 1,
     num_workers: int = 1,
+    gpus_per_worker: int = 0,
     ignore_class_names: bool = False,
 ) -> Evaluated:
     """Evaluates a model, or the average of several, on every sample of a beton once.
@@ -163,9 +167,11 @@ def evaluate(
         data: a beton with its manifest.
         num_threads: decoding threads of each worker.
         num_workers: processes. Neither the counts nor the loss depend on it.
+        gpus_per_worker: 1: worker k computes on GPU k. A GPU's sums may differ from the CPU's in the last bits.
         ignore_class_names: class k of the data is class k of every model, whatever their names.
 
-    Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit.
+    Raises UserError if there is no such model, the beton is missing or of other classes, or the protocol does not fit;
+    Fault if a GPU cannot be used.
     """
     beton = Path(data)
     manifest = load_manifest(beton)
@@ -186,7 +192,9 @@ def evaluate(
         protocol.views(trained.recipe.data.eval)
         if protocol.fully_convolutional:
             make_fully_convolutional(trained.classifier, trained.recipe.data.train.size, trained.name)
-    job = EvaluationJob(models, protocol, beton, num_threads)
+    if gpus_per_worker == 0 and (num_gpus := len(gpu_handles())):
+        warnings.append(f"this machine has {num_gpus} GPUs, which are not used without gpus_per_worker (1)")
+    job = EvaluationJob(models, protocol, beton, num_threads, gpus_per_worker)
     result, seconds = on_local_workers(partial(_evaluate_share, job), num_workers)
     shown = list(dict.fromkeys(warning for warning in warnings if warning is not None))
     if result.num_not_finite:
@@ -199,9 +207,7 @@ def evaluate(
 
 def _evaluate_share(job: EvaluationJob, rank: int, world_size: int) -> tuple[Evaluation, float]:
     """One worker's part; the result, and the seconds of the slowest worker, are the same on all."""
-    device = (
-        torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    device = device_of(job.gpus_per_worker, rank)
     first = job.models[0].recipe
     set_backends(first.train)
     torch.set_num_threads(job.num_threads)

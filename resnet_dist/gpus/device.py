@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from resnet_dist.errors import Fault
-from resnet_dist.gpus.nvml import NodeGpus, read_node_gpus
+from resnet_dist.errors import Fault, UserError
+from resnet_dist.gpus.nvml import InstalledGpus, read_gpus
 
 MIN_DRIVERS = {11: 450, 12: 525, 13: 580}
 """CUDA's major version -> the oldest driver branch that runs it (NVIDIA's "CUDA Compatibility", minor version
@@ -30,16 +30,21 @@ def this_build() -> TorchBuild:
     return TorchBuild(torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()))
 
 
-def device_of(gpus_per_worker: int) -> torch.device:
-    """The device of a worker on its own, from the profile alone and not from what happens to be visible.
+def device_of(gpus_per_worker: int, index: int = 0) -> torch.device:
+    """The device of a worker, from what the profile says and not from what happens to be visible.
 
-    Raises Fault if the profile asks for a GPU and this process cannot use one.
+    Args:
+        index: of the GPU, among those that this process sees.
+
+    Raises Fault if the worker is to have a GPU and this process cannot use it; UserError if there are too few.
     """
     if not gpus_per_worker:
         return torch.device("cpu")
     if problem := gpu_problem():
         raise Fault(f"gpus_per_worker is {gpus_per_worker}, but {problem}")
-    return torch.device("cuda", 0)
+    if index >= (found := torch.cuda.device_count()):
+        raise UserError(f"worker {index} has no GPU: this process sees {found}; set fewer workers")
+    return torch.device("cuda", index)
 
 
 def collective_backend(gpus_per_worker: int) -> str:
@@ -63,7 +68,7 @@ def gpu_problem() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return why_no_gpu(build, read_node_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), str(error))
+        return why_no_gpu(build, read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), str(error))
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         if problem := architecture_problem(name, capability, build):
@@ -74,7 +79,7 @@ def gpu_problem() -> str:
 # --- pure -------------------------------------------------------------------------------------------------------------
 
 
-def why_no_gpu(build: TorchBuild, node: NodeGpus, visible: str | None, error: str) -> str:
+def why_no_gpu(build: TorchBuild, node: InstalledGpus, visible: str | None, error: str) -> str:
     """Why PyTorch sees no GPU.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which transports NCCL chose, read from its own log: between nodes RDMA or only TCP, within one peer to peer or not."""
+"""Which transports NCCL chose, from its own log: RDMA or only TCP between nodes, peer to peer or not within one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def log_settings(environment: Mapping[str, str]) -> dict[str, str]:
     if any(key in environment for key in ("NCCL_DEBUG", "NCCL_DEBUG_FILE", "NCCL_DEBUG_SUBSYS")):
         return {}
     folder = tempfile.mkdtemp(prefix=_LOG_FOLDER)
-    # INIT has the channels, NET the adapters. NCCL writes warnings to the file too; PyTorch's exceptions repeat the last.
+    # INIT has the channels, NET the adapters. Warnings go to the file too; PyTorch's exceptions repeat the last one.
     return {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET", "NCCL_DEBUG_FILE": f"{folder}/nccl.log"}
 
 
@@ -89,13 +89,13 @@ def _local(path: str) -> str:
     return "SHM" if "shared memory" in path else path.partition("/")[0]
 
 
-def describe(found: Transports, num_nodes: int) -> str:
+def describe(found: Transports, *, between_nodes: bool) -> str:
     """One line for the user; "" if the log says nothing."""
     parts = []
     if found.local:
         via_host = " (through the host's memory: the GPUs have no direct path)" if "SHM" in found.local else ""
         parts.append(f"{' and '.join(found.local)} within a node{via_host}")
-    if num_nodes > 1 and found.network:
+    if between_nodes and found.network:
         adapters = f" ({', '.join(found.adapters)})" if found.adapters else ""
         direct = " with GPUDirect RDMA" if found.has_gpu_direct else ""
         parts.append(f"{'TCP sockets' if found.is_tcp else found.network}{adapters}{direct} between nodes")

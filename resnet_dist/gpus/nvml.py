@@ -51,7 +51,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class NodeGpus:
+class InstalledGpus:
     driver: str | None = None
     """Version of the kernel's driver, `580.65.06`; None without one."""
     gpus: tuple[Gpu, ...] = ()
@@ -63,11 +63,11 @@ class NodeGpus:
         return sum(gpu.num_devices for gpu in self.gpus)
 
 
-def read_node_gpus() -> NodeGpus:
+def read_gpus() -> InstalledGpus:
     """Takes some milliseconds for each GPU."""
     handles = gpu_handles()
     num_lost = (told("nvmlDeviceGetCount") or 0) - len(handles)
-    return NodeGpus(told("nvmlSystemGetDriverVersion"), tuple(map(_read_gpu, handles)), num_lost)
+    return InstalledGpus(told("nvmlSystemGetDriverVersion"), tuple(map(_read_gpu, handles)), num_lost)
 
 
 def gpu_handles() -> Sequence[Any]:

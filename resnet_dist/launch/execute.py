@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import torch
-
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.gpus.device import device_of
 from resnet_dist.launch.cluster import this_machine
 from resnet_dist.launch.lease import FencedStorage
 from resnet_dist.launch.run import Run
@@ -46,8 +45,8 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     from resnet_dist.training.loop import run_worker  # brings ffcv and numba
 
     prepared, profile, storage = run.prepared, run.prepared.profile, run.storage
-    has_gpu = profile.gpus_per_worker > 0 and torch.cuda.is_available()
-    run.starts_on([this_machine(profile, num_gpus=int(has_gpu))])
+    device = device_of(profile.gpus_per_worker)
+    run.starts_on([this_machine(profile, num_gpus=profile.gpus_per_worker)])
     clear_leftovers(storage, profile.checkpoint.keep, prepared.damaged)
     if prepared.node_cache is not None:
         prepared.node_cache.fill()
@@ -62,7 +61,7 @@ def in_process(run: Run, observer: Observer) -> WorkerResult:
     )
     context = LocalContext(
         fenced,
-        device=torch.device("cuda" if has_gpu else "cpu"),
+        device=device,
         keep=profile.checkpoint.keep,
         observer=observer,
         on_heartbeat=watchdog.heartbeat,

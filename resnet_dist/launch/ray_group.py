@@ -23,12 +23,13 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.runtime.ray_errors import explain, first_death, is_lost_process
 from resnet_dist.config.profile import Profile
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.gpus.device import collective_backend
 from resnet_dist.launch.cluster import HeadWatch, alive_nodes, start_timeout_s, worker_capacity, worker_environment
 from resnet_dist.launch.control import WorkerStatus, start_control
 from resnet_dist.launch.execute import clear_leftovers
 from resnet_dist.launch.ray_internals import NO_RESERVATION, release, release_request
 from resnet_dist.launch.run import Run
-from resnet_dist.launch.worker import WorkerSetup, worker_main
+from resnet_dist.launch.worker import WorkerSetup, prepare_worker, worker_main
 from resnet_dist.storage.base import RunStorage
 from resnet_dist.storage.locations import is_url, split
 from resnet_dist.tracking.connection import server_credentials
@@ -201,6 +202,7 @@ def _worker_setup(run: Run, control: Any) -> WorkerSetup:
         control=control,
         failure=profile.failure,
         lease=run.lease.token,
+        gpus_per_worker=profile.gpus_per_worker,
         cache=prepared.node_cache,
         credentials=server_credentials(os.environ),
     )
@@ -234,6 +236,8 @@ class FitThread:
             if is_lost_process(self._error):
                 why = explain(self._error).sentence
                 return ControllerLost(f"Ray Train's controller, a process beside the driver, died: {why}")
+            if isinstance(self._error, ControllerError) and isinstance(self._error.controller_failure, Fault):
+                raise self._error.controller_failure from None
             if isinstance(self._error, ControllerError) and isinstance(self._error.controller_failure, OSError):
                 reason = explain(self._error.controller_failure).sentence
                 return ControllerLost(f"Ray Train's controller could not write its bookkeeping: {reason}")
@@ -256,6 +260,28 @@ class WorkersLost(UserCallback):
         self._control.warn.remote(f"a worker failed: {_of_ranks(worker_exceptions)}")
 
 
+@dataclass
+class CheckedTorchConfig(TorchConfig):
+    """Ray Train's, but every worker's GPU is checked first: NCCL's error names neither the node nor the reason."""
+
+    gpus_per_worker: int = 0
+
+    @property
+    def backend_cls(self) -> type:
+        return _CheckedBackend
+
+
+_TorchBackend: Any = TorchConfig().backend_cls
+
+
+class _CheckedBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: CheckedTorchConfig) -> None:
+        answers = worker_group.execute(prepare_worker, backend_config.gpus_per_worker)
+        if problems := list(dict.fromkeys(filter(None, answers))):  # GPUs of one node mostly have the same
+            raise Fault("; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if problems[3:] else ""))
+        super().on_start(worker_group, backend_config)
+
+
 def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup) -> TorchTrainer:
     failure, workers = profile.failure, profile.workers
     folder, name, file_system = ray_storage(storage.location)
@@ -266,9 +292,10 @@ def build_ray_trainer(profile: Profile, storage: RunStorage, setup: WorkerSetup)
     return TorchTrainer(
         worker_main,
         train_loop_config={"setup": setup},
-        # Counts and the stop flag travel between CPUs without waiting for the GPU's queue.
-        torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(failure.collective_timeout_s)
+        torch_config=CheckedTorchConfig(
+            backend=collective_backend(profile.gpus_per_worker),
+            timeout_s=math.ceil(failure.collective_timeout_s),
+            gpus_per_worker=profile.gpus_per_worker,
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.min, workers.max) if workers.elastic else workers.min,

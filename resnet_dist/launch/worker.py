@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from typing import Any, NoReturn
 
 import ray
 import ray.train
-import torch
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import Checkpoint, CheckpointUploadMode
 
@@ -23,6 +23,8 @@ from resnet_dist.config.profile import FailureConfig
 from resnet_dist.data.checks import data_digest
 from resnet_dist.data.node_cache import NodeCache
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.gpus import nccl
+from resnet_dist.gpus.device import device_of, gpu_problem, hide_gpus
 from resnet_dist.launch.control import ask_every_s
 from resnet_dist.launch.execute import stacks_file
 from resnet_dist.launch.lease import FencedStorage, Lease
@@ -50,6 +52,7 @@ class WorkerSetup:
     failure: FailureConfig
     lease: Lease
     """The lease of these workers' driver."""
+    gpus_per_worker: int = 0
     cache: NodeCache | None = None
     """What each node copies to its own disk before the first step."""
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -63,7 +66,10 @@ class RayContext(RunContext):
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
-        self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+        # Ray Train chooses among the GPUs, but would also give the first one to a worker that asked for none.
+        self.device = ray.train.torch.get_device() if setup.gpus_per_worker else device_of(0)
+        self._reports_transports = self.rank == 0 and self.world_size > 1 and setup.gpus_per_worker > 0
+        self._has_other_nodes = context.get_local_world_size() < self.world_size
         failure, control = setup.failure, setup.control
         self.storage = FencedStorage(
             setup.storage, setup.lease, failure.storage_timeout_s, control.warn.remote, control.give_up.remote
@@ -120,6 +126,9 @@ class RayContext(RunContext):
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
             self._setup.control.progressed.remote(step, dict(metrics))
+        if metrics and self._reports_transports:  # with the first point of the curves NCCL has connected
+            self._reports_transports = False
+            self._report_transports()
         if self._monitor is not None:
             self._monitor.observe(step)
 
@@ -141,6 +150,12 @@ class RayContext(RunContext):
         self._watchdog.close()
         if self._monitor is not None:
             self._monitor.close()
+
+    def _report_transports(self) -> None:
+        found = nccl.parse_log(nccl.read_log(os.environ))
+        if line := nccl.describe(found, between_nodes=self._has_other_nodes):
+            control = self._setup.control
+            (control.warn if self._has_other_nodes and found.is_tcp else control.log).remote(line)
 
     def _persist_points(self) -> None:
         """Makes the metrics before a checkpoint durable first: a run that resumes from it does not log them again."""
@@ -181,6 +196,21 @@ class RayContext(RunContext):
                 continue  # a stall: a worker that stopped asking would miss the next Ctrl-C
 
 
+def prepare_worker(gpus_per_worker: int) -> str:
+    """Runs in every worker before its process group is made. Returns why the worker cannot compute where the profile
+    wants it to, in one line; "" if it can.
+    """
+    if not gpus_per_worker:
+        hide_gpus()
+        return ""
+    if ray.train.get_context().get_world_rank() == 0:
+        os.environ.update(nccl.log_settings(os.environ))
+    else:
+        os.environ.setdefault("NCCL_DEBUG", "WARN")
+    problem = gpu_problem()
+    return problem and f"node {ray.util.get_node_ip_address()}: {problem}"
+
+
 def worker_main(config: Mapping[str, WorkerSetup]) -> WorkerResult | str:
     """Ray Train's `train_loop_per_worker`. A user's mistake is returned as text, since a restart would not help."""
     setup = config["setup"]
@@ -213,6 +243,10 @@ def _train(setup: WorkerSetup) -> WorkerResult:
         tracker.tags({"workers": str(context.world_size)})
     try:
         return run_worker(setup.job, context, tracker)
+    except BaseException:
+        for warning in nccl.warnings_in(nccl.read_log(os.environ)):
+            print(f"NCCL WARN {warning}", file=sys.stderr)  # to the run's log, where NCCL itself would write it
+        raise
     finally:
         context.close()
         if spool is not None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 import psutil
-import pynvml
 
+from resnet_dist.gpus.nvml import gpu_handles, told
 from resnet_dist.tracking.tracker import Tracker
 
 _MB = 1e6
@@ -136,36 +135,24 @@ class NodeGpus:
     """
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
-        with suppress(pynvml.NVMLError):  # no driver, no GPU
-            pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(k) for k in range(pynvml.nvmlDeviceGetCount())]
+        self._handles = gpu_handles()
 
     def values(self) -> dict[str, float]:
         """Now, or over the last second where NVML does so; a GPU may not report everything (MIG, power of a laptop)."""
         found: dict[str, float] = {}
         for index, handle in enumerate(self._handles):
-            for read in _READERS:
-                with suppress(pynvml.NVMLError):
-                    found |= {f"gpu_{index}_{key}": value for key, value in read(handle).items()}
+            found |= {f"gpu_{index}_{key}": value for key, value in _gpu_use(handle).items()}
         return found
 
 
-def _memory(handle: Any) -> Mapping[str, float]:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return {
-        "memory_usage_megabytes": memory.used / _MB,
-        "memory_usage_percentage": 100.0 * memory.used / memory.total,
-    }
-
-
-def _utilisation(handle: Any) -> Mapping[str, float]:
-    return {"utilization_percentage": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)}
-
-
-def _power(handle: Any) -> Mapping[str, float]:
-    watts, limit = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    return {"power_usage_watts": watts, "power_usage_percentage": 100.0 * watts / limit}
-
-
-_READERS: tuple[Callable[[Any], Mapping[str, float]], ...] = (_memory, _utilisation, _power)
+def _gpu_use(handle: Any) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if memory := told("nvmlDeviceGetMemoryInfo", handle):
+        found["memory_usage_megabytes"] = memory.used / _MB
+        found["memory_usage_percentage"] = 100.0 * memory.used / memory.total
+    if rates := told("nvmlDeviceGetUtilizationRates", handle):
+        found["utilization_percentage"] = float(rates.gpu)
+    power_mw, limit_mw = told("nvmlDeviceGetPowerUsage", handle), told("nvmlDeviceGetEnforcedPowerLimit", handle)
+    if power_mw is not None and limit_mw:
+        found |= {"power_usage_watts": power_mw / 1000, "power_usage_percentage": 100.0 * power_mw / limit_mw}
+    return found

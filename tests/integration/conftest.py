@@ -91,21 +91,26 @@ class Head:
     """Of `ray start`; its node's processes descend from it."""
 
     @contextmanager
-    def another_node(self, ip: str | None = None) -> Iterator[None]:
-        """One more node with one CPU, as long as this lasts. `ip`: an own address; without one, Ray Train counts the
-        head and this node as one.
+    def another_node(
+        self, ip: str | None = None, *, num_cpus: int = 1, num_gpus: int = 0, **environment: str
+    ) -> Iterator[None]:
+        """One more node, as long as this lasts. `ip`: an own address; without one, Ray Train counts the head and this
+        node as one. `environment`: of its processes.
         """
-        with ray_process([f"--address={self.address}", "--num-cpus=1", *([f"--node-ip-address={ip}"] if ip else [])]):
+        options = [f"--address={self.address}", f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
+        with ray_process([*options, *([f"--node-ip-address={ip}"] if ip else [])], **environment):
             yield
 
 
 @contextmanager
-def ray_process(options: list[str], log: Path = Path(os.devnull)) -> Iterator[subprocess.Popen[bytes]]:
+def ray_process(
+    options: list[str], log: Path = Path(os.devnull), **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """`ray start --block` with these options, ended with its whole process group."""
     command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, env={**os.environ, **QUIET}, stdout=output, stderr=output, start_new_session=True
+            command, env={**os.environ, **QUIET, **environment}, stdout=output, stderr=output, start_new_session=True
         )
     try:
         yield process

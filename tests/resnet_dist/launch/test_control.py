@@ -56,7 +56,7 @@ def test_no_evaluation_is_lost_between_two_polls() -> None:
     assert poll(control, evaluated_step=40).evaluations == ()
 
 
-def test_a_warning_is_told_until_the_driver_has_seen_it_and_then_forgotten() -> None:
+def test_a_line_is_reported_until_the_driver_has_seen_it_and_then_forgotten() -> None:
     control = RunControl()
     assert poll(control).lines == ()
     control.warn("a")
