@@ -192,6 +192,7 @@ WALLS = {
         "resnet_dist.training.checkpoint",
         "resnet_dist.training.checkpoint_manager",
         "resnet_dist.launch.cluster",
+        "resnet_dist.planner.hardware",
         "resnet_dist.code_version",
         "resnet_dist.launch.publish",
         "data_prep.beton.files",

@@ -159,7 +159,7 @@ def doctor(
     """Examine a run's storage, or a cluster before a run.
 
     RUN: what is complete, what is damaged, and where the run would resume. --on PROFILE: versions, clocks, disks,
-    shared paths, ports and network speed.
+    shared paths, ports and network speed; with GPUs also the driver, their health and the speed between them.
 
     Example: resnet-dist doctor runs/demo
 
@@ -187,7 +187,8 @@ def _examine_run(run: str, *, repairs: bool) -> None:
 
 
 def _examine_cluster(on: Path, profile_sets: list[str]) -> None:
-    from resnet_dist.doctor.cluster import Check, examine_cluster
+    from resnet_dist.doctor.cluster import examine_cluster
+    from resnet_dist.doctor.verdicts import Check
 
     def show(check: Check) -> None:
         typer.echo(f"{check.state:<9} {check.where:<16} {check.what}")

@@ -1,4 +1,6 @@
-"""`resnet-dist doctor --on PROFILE`: is the cluster fit for a run? Examines every node, and times their network."""
+"""`resnet-dist doctor --on PROFILE`: is the cluster fit for a run? Examines every node, and times all-reduces between
+their GPUs and between nodes; `verdicts.py` says what the answers mean.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,11 @@ import secrets
 import shutil
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
@@ -25,7 +26,21 @@ from data_prep.beton.files import write_text_atomically
 from data_prep.runtime.ray_errors import explain
 from resnet_dist.code_version import library_versions
 from resnet_dist.config.profile import Profile
+from resnet_dist.doctor.verdicts import (
+    Answer,
+    Check,
+    NodeFacts,
+    Speed,
+    check_local_speed,
+    check_network_speed,
+    check_node,
+    check_speed,
+    compare_nodes,
+)
 from resnet_dist.errors import Fault, UserError
+from resnet_dist.gpus import nccl
+from resnet_dist.gpus.device import gpu_problem, this_build
+from resnet_dist.gpus.nvml import read_gpus
 from resnet_dist.launch.cluster import (
     ClusterNode,
     alive_nodes,
@@ -41,55 +56,14 @@ from resnet_dist.tracking.connection import require_server
 _NODE_LIMIT_S = 120.0
 """For a node to start a process and to answer; torch's import from a slow disk takes most of it."""
 _SPEED_LIMIT_S = 60.0
-_CLOCK_LIMIT_S = 5.0
-_LOW_BYTES = {"/dev/shm": 1 << 30, "/tmp": 5 << 30}
-_LOW_STORAGE_BYTES = 10 << 30
-_GRADIENT_BYTES = 4 * 60_192_808
-"""ResNet-152's, in float32."""
 _PROBE_FILE = "from-the-driver"
-_PROBE_NUMBERS = 1 << 22
-"""16 MB in float32."""
+_PROBE_NUMBERS = {"gloo": 1 << 22, "nccl": 1 << 26}
+"""In float32: 16 MB, and 268 MB, with which NVLink reaches its full speed."""
 _WARM_UP, _REPEATS = 2, 5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the output."""
-
-    where: str
-    """A node's address, or `cluster`."""
-    state: Literal["ok", "warning", "bad"]
-    what: str
+_NAME_THE_NETWORK = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
 
 
 # --- on a node --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """One node, as a process on it sees it. `data`, `storage`, `tracking`: what is wrong with them, or ""."""
-
-    address: str
-    versions: Mapping[str, str]
-    code: str
-    """Digest of this project's Python files there."""
-    cpu: str
-    gpus: int
-    """What PyTorch sees, which may differ from Ray's count."""
-    free_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Folder -> free space where it is or would be."""
-    data: str = ""
-    storage: str = ""
-    tracking: str = ""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """All-reduces over all nodes, one process each: seconds for 4 bytes, and for `num_bytes`."""
-
-    small_s: float
-    large_s: float
-    num_bytes: int
 
 
 class Examiner:
@@ -111,11 +85,14 @@ class Examiner:
             versions=library_versions(),
             code=code_digest(Path(__file__).parents[2]),
             cpu=_cpu(),
-            gpus=torch.cuda.device_count(),
             free_bytes={folder: _free_bytes(Path(folder)) for folder in folders if folder},
             data=_data_problem(self._profile.data_root),
             storage=self._storage_problem(),
             tracking=_tracking_problem(self._profile.tracking_uri),
+            gpus=read_gpus(),
+            gpu_problem=gpu_problem() if self._profile.gpus_per_worker else "",
+            build=this_build(),
+            rdma_gbit_s=rdma_gbit_s(Path("/sys/class/infiniband")),
         )
 
     def clock(self) -> float:
@@ -127,8 +104,9 @@ class Examiner:
             return int(listener.getsockname()[1])
 
     def all_reduce_speed(self, rank: int, world_size: int, address: str, port: int, backend: str) -> Speed:
-        """All nodes call it together; rank 0 listens at `address`. Raises RuntimeError."""
+        """All processes call it together; rank 0 listens at `address`. Raises RuntimeError."""
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        os.environ.update(nccl.log_settings(os.environ))  # nothing, once they are set
         dist.init_process_group(
             backend,
             init_method=f"tcp://{address}:{port}",
@@ -138,8 +116,10 @@ class Examiner:
         )
         try:
             device = torch.device("cuda" if backend == "nccl" else "cpu")
-            small, large = torch.zeros(1, device=device), torch.zeros(_PROBE_NUMBERS, device=device)
-            return Speed(_all_reduce_s(small), _all_reduce_s(large), large.numel() * large.element_size())
+            small, large = torch.zeros(1, device=device), torch.zeros(_PROBE_NUMBERS[backend], device=device)
+            small_s, large_s = _all_reduce_s(small), _all_reduce_s(large)
+            transports = nccl.parse_log(nccl.read_log(os.environ))
+            return Speed(world_size, small_s, large_s, large.numel() * large.element_size(), transports)
         finally:
             dist.destroy_process_group()
 
@@ -178,6 +158,19 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def rdma_gbit_s(folder: Path) -> dict[str, float]:
+    """RDMA adapter -> line rate of its active ports, from a folder like /sys/class/infiniband."""
+    rates: dict[str, float] = {}
+    for port in sorted(folder.glob("*/ports/*")):
+        try:
+            if "ACTIVE" in (port / "state").read_text():  # "4: ACTIVE"
+                adapter, rate = port.parts[-3], (port / "rate").read_text()  # "400 Gb/sec (4X NDR)"
+                rates[adapter] = rates.get(adapter, 0.0) + float(rate.split()[0])
+        except (OSError, ValueError, IndexError):
+            continue
+    return rates
+
+
 def _data_problem(data_root: str) -> str:
     if "://" in data_root:
         return ""  # `data-prep stage` reads it, and has its own checks
@@ -209,19 +202,6 @@ def _all_reduce_s(values: torch.Tensor) -> float:
 
 
 # --- in the driver ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A node's facts, or why there are none."""
-
-    node: ClusterNode
-    facts: NodeFacts | None = None
-    clock_ahead_s: float = 0.0
-    """How much its clock is ahead of the driver's."""
-    clock_error_s: float = 0.0
-    """Half of the round trip of the question: the difference is known to this only."""
-    problem: str = ""
 
 
 def examine_cluster(profile: Profile, report: Callable[[Check], None]) -> bool:
@@ -260,10 +240,53 @@ def _checks(profile: Profile, storage: RunStorage, token: str) -> Iterator[Check
     for answer in answers:
         yield from check_node(answer, profile, has_written=f"from-{answer.node.address}" in written)
     yield from compare_nodes([answer.facts for answer in answers if answer.facts])
-    responding = [answer.node for answer in answers if answer.facts]
+    responding = [answer for answer in answers if answer.facts]
     if len(responding) > 1:
-        for backend in ["gloo", *(["nccl"] if profile.gpus_per_worker else [])]:
-            yield _speed([examiners[node.node_id] for node in responding], responding, backend)
+        measured = _measure([examiners[answer.node.node_id] for answer in responding], responding[0].node, "gloo")
+        if isinstance(measured, str):
+            yield Check("cluster", "bad", f"gloo: the nodes cannot talk ({measured}); {_NAME_THE_NETWORK}")
+        else:
+            yield Check("cluster", *check_speed(measured, f"gloo over {len(responding)} nodes"))
+    if profile.gpus_per_worker:
+        usable = [answer for answer in responding if answer.facts and not answer.facts.gpu_problem]
+        yield from _measure_gpus(usable, examiners, profile, storage, token)
+
+
+def _measure_gpus(
+    answers: Sequence[Answer], examiners: Mapping[str, Any], profile: Profile, storage: RunStorage, token: str
+) -> Iterator[Check]:
+    """NCCL within each node, then between all of them, with one process on every GPU that is free."""
+    peers = {
+        answer.node.node_id: [_examiner(answer.node, profile, storage, token) for _ in range(int(answer.node.gpus) - 1)]
+        for answer in answers
+    }
+    pings = {peer.clock.remote(): peer for group in peers.values() for peer in group}
+    ready, busy = ray.wait(list(pings), num_returns=len(pings), timeout=_NODE_LIMIT_S) if pings else ([], [])
+    for ping in busy:
+        ray.kill(pings[ping])
+    if busy:
+        yield Check("cluster", "warning", f"{len(busy)} GPUs are taken by others and are left out of the measurement")
+    up = {pings[ping] for ping in ready}
+    groups = {
+        answer.node.node_id: [examiners[answer.node.node_id], *(p for p in peers[answer.node.node_id] if p in up)]
+        for answer in answers
+    }
+    for answer in answers:
+        group = groups[answer.node.node_id]
+        if len(group) > 1 and answer.facts:
+            measured = _measure(group, answer.node, "nccl")
+            if isinstance(measured, str):
+                yield Check(answer.node.address, "bad", f"NCCL: the node's GPUs cannot talk ({measured})")
+                continue
+            for state, what in check_local_speed(measured, answer.facts.gpus.gpus):
+                yield Check(answer.node.address, state, what)
+    if len(answers) > 1:
+        measured = _measure([process for group in groups.values() for process in group], answers[0].node, "nccl")
+        if isinstance(measured, str):
+            yield Check("cluster", "bad", f"NCCL: the nodes cannot talk ({measured}); {_NAME_THE_NETWORK}")
+            return
+        for state, what in check_network_speed(measured, [answer.facts for answer in answers if answer.facts]):
+            yield Check("cluster", state, what)
 
 
 def _examiner(node: ClusterNode, profile: Profile, storage: RunStorage, token: str) -> Any:
@@ -289,16 +312,17 @@ def _answer(node: ClusterNode, examiner: Any, facts: Any) -> Answer:
     return Answer(node, known, there_s - (before_s + after_s) / 2, (after_s - before_s) / 2)
 
 
-def _speed(examiners: Sequence[Any], nodes: Sequence[ClusterNode], backend: str) -> Check:
+def _measure(processes: Sequence[Any], first: ClusterNode, backend: str) -> Speed | str:
+    """The slowest process's all-reduce, with the first one's transports; or why there is none. `first`: its node."""
     try:
-        port = ray.get(examiners[0].free_port.remote(), timeout=_NODE_LIMIT_S)
-        meeting = (len(nodes), nodes[0].address, port, backend)
-        calls = [examiner.all_reduce_speed.remote(rank, *meeting) for rank, examiner in enumerate(examiners)]
+        port = ray.get(processes[0].free_port.remote(), timeout=_NODE_LIMIT_S)
+        meeting = (len(processes), first.address, port, backend)
+        calls = [process.all_reduce_speed.remote(rank, *meeting) for rank, process in enumerate(processes)]
         speeds: list[Speed] = ray.get(calls, timeout=2 * _SPEED_LIMIT_S)
     except RayError as error:
-        fix = "name the network in the profile's env: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; open its ports"
-        return Check("cluster", "bad", f"{backend}: the nodes cannot talk ({explain(error).sentence}); {fix}")
-    return describe_speed(max(speeds, key=lambda speed: speed.large_s), backend, len(nodes))
+        return explain(error).sentence
+    slowest = max(speeds, key=lambda speed: speed.large_s)
+    return replace(slowest, transports=speeds[0].transports)
 
 
 def _write(storage: RunStorage, name: str, text: str) -> None:
@@ -316,61 +340,3 @@ def _clear(storage: RunStorage) -> None:
             storage.folder.rmdir()
     except (OSError, Fault):
         return  # a node still writes, or storage is away: a folder whose name begins with a dot stays
-
-
-# --- what the answers mean; pure --------------------------------------------------------------------------------------
-
-
-def check_node(answer: Answer, profile: Profile, *, has_written: bool) -> Iterator[Check]:
-    """What one node's answer means for a run with `profile`."""
-    where, facts = answer.node.address, answer.facts
-    if facts is None:
-        yield Check(where, "bad", answer.problem)
-        return
-    shown = f"clock {answer.clock_ahead_s:+.1f} s from the driver's (known to {answer.clock_error_s:.1f} s)"
-    if abs(answer.clock_ahead_s) - answer.clock_error_s > _CLOCK_LIMIT_S:
-        yield Check(where, "warning", f"{shown}: logs and TLS will disagree; run an NTP client there")
-    else:
-        yield Check(where, "ok", shown)
-    for folder, free in facts.free_bytes.items():
-        low = free < _LOW_BYTES.get(folder, _LOW_STORAGE_BYTES)
-        yield Check(where, "warning" if low else "ok", f"{folder}: {free / 1e9:.1f} GB free{', little' if low else ''}")
-    yield Check(where, "bad" if facts.data else "ok", facts.data or f"data_root {profile.data_root} can be read")
-    problem = facts.storage or ("" if has_written else "what this node wrote did not arrive")
-    text = f"storage {profile.storage}: {problem}" if problem else f"storage {profile.storage} is shared"
-    yield Check(where, "bad" if problem else "ok", text)
-    yield Check(where, "bad" if facts.tracking else "ok", facts.tracking or "MLflow can be reached")
-    if profile.gpus_per_worker and facts.gpus < answer.node.gpus:
-        yield Check(where, "bad", f"PyTorch sees {facts.gpus} GPUs, Ray {answer.node.gpus:g}: driver or PyTorch build?")
-
-
-def compare_nodes(facts: Sequence[NodeFacts]) -> Iterator[Check]:
-    """Where nodes differ that have to be the same."""
-    if not facts:
-        return
-    libraries = sorted({library for f in facts for library in f.versions})
-    compared = {library: [f.versions.get(library, "none") for f in facts] for library in libraries}
-    compared["this project's code"] = [f.code for f in facts]
-    compared["processor"] = [f.cpu for f in facts]
-    for kind, values in compared.items():
-        usual, number = Counter(values).most_common(1)[0]
-        if number == len(facts):
-            continue
-        others = ", ".join(f"{f.address}: {value}" for f, value in zip(facts, values, strict=True) if value != usual)
-        if kind == "processor":
-            others += "; bit-identical results are promised on equal processors only"
-        yield Check("cluster", "warning" if kind == "processor" else "bad", f"{kind}: {usual}, but {others}")
-    versions = ", ".join(f"{library} {facts[0].versions.get(library)}" for library in ("python", "torch", "ray"))
-    yield Check("cluster", "ok", f"compared versions ({versions}, ...), code and processors of {len(facts)} nodes")
-
-
-def describe_speed(speed: Speed, backend: str, num_nodes: int) -> Check:
-    """What a step's all-reduce will take, if its time grows with the bytes."""
-    bandwidth = speed.num_bytes * 2 * (num_nodes - 1) / num_nodes / speed.large_s
-    step_s = speed.small_s + (speed.large_s - speed.small_s) * _GRADIENT_BYTES / speed.num_bytes
-    return Check(
-        "cluster",
-        "ok",
-        f"{backend} over {num_nodes} nodes: {bandwidth / 1e6:.0f} MB/s a node, {1e3 * speed.small_s:.2f} ms for 4 B; "
-        f"ResNet-152's gradients would take {step_s:.2f} s a step",
-    )

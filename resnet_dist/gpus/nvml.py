@@ -30,7 +30,7 @@ class Gpu:
     """Compute capability: (9, 0) for an H100."""
     num_devices: int = 1
     """How many devices processes can be given: the GPU itself, or its MIG slices."""
-    num_nvlinks: int = 0
+    num_nvlinks: int | None = None
     """Active ones."""
     pcie_generation: int | None = None
     """The highest of GPU and slot together. The current one says little: an idle GPU slows its link down."""
@@ -94,12 +94,13 @@ def _read_gpu(handle: Any) -> Gpu:
     remapped = of_gpu("RemappedRows")  # since Ampere: how many of correctable and other errors, pending, failed
     retired = of_gpu("RetiredPagesPendingStatus")  # before Ampere
     pending = [flag for flag in (remapped[2] if remapped else None, retired) if flag is not None]
+    nvlinks = [active for link in range(_MAX_NVLINKS) if (active := of_gpu("NvLinkState", link)) is not None]
     slowed_by = of_gpu("CurrentClocksThrottleReasons") or 0
     return Gpu(
         name=of_gpu("Name") or "unknown GPU",
         capability=of_gpu("CudaComputeCapability"),
         num_devices=_num_devices(handle),
-        num_nvlinks=sum(bool(of_gpu("NvLinkState", link)) for link in range(_MAX_NVLINKS)),
+        num_nvlinks=sum(nvlinks) if nvlinks else None,
         pcie_generation=of_gpu("MaxPcieLinkGeneration"),
         pcie_width=of_gpu("CurrPcieLinkWidth"),
         max_pcie_width=of_gpu("MaxPcieLinkWidth"),
