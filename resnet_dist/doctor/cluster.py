@@ -40,7 +40,7 @@ from resnet_dist.doctor.verdicts import (
 from resnet_dist.errors import Fault, UserError
 from resnet_dist.gpus import nccl
 from resnet_dist.gpus.device import gpu_problem, this_build
-from resnet_dist.gpus.nvml import read_gpus
+from resnet_dist.gpus.nvml import InstalledGpus, read_gpus
 from resnet_dist.launch.cluster import (
     ClusterNode,
     alive_nodes,
@@ -89,7 +89,7 @@ class Examiner:
             data=_data_problem(self._profile.data_root),
             storage=self._storage_problem(),
             tracking=_tracking_problem(self._profile.tracking_uri),
-            gpus=read_gpus(),
+            gpus=read_gpus() if self._profile.gpus_per_worker else InstalledGpus(),
             gpu_problem=gpu_problem() if self._profile.gpus_per_worker else "",
             build=this_build(),
             rdma_gbit_s=rdma_gbit_s(Path("/sys/class/infiniband")),

@@ -55,7 +55,7 @@ class NodeFacts:
     storage: str = ""
     tracking: str = ""
     gpus: InstalledGpus = field(default_factory=InstalledGpus)
-    """All of the node, though the process was given one."""
+    """All of the node, though the process was given one; none for a profile without GPUs."""
     gpu_problem: str = ""
     """Why PyTorch cannot compute on that one."""
     build: TorchBuild = field(default_factory=this_build)
