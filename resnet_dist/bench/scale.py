@@ -39,6 +39,7 @@ _EXCHANGES = ("vote", "sum", "barrier", "store")
 def bench_scale(sizes: Sequence[int]) -> str:
     """A table for groups of these sizes, and what follows for 1,000 workers."""
     sizes = sorted(set(sizes))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a warning for each name that nobody knows
     with Subject("the groups", "resnet_dist.bench.scale", *map(str, sizes)) as groups:
         found = {(kind, size): groups.answer() for size in sizes for kind in KINDS}
     head = ["connections", "workers", "start, s", "start, CPU ms a worker", "of rank 0", "open files a worker"]

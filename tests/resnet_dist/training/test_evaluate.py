@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from resnet_dist.data.batch import Batch
 from resnet_dist.data.order import train_order
 from resnet_dist.errors import Fault
+from resnet_dist.training import evaluate as evaluate_module
 from resnet_dist.training.evaluate import Evaluation, evaluate, sparse_json
 from resnet_dist.training.model import Precision
 
@@ -128,8 +129,11 @@ def test_a_prediction_that_is_not_finite_is_wrong_and_counted(bad: float, confus
         assert sum(result.calibration.num_right) == result.num_top1
 
 
-def test_batch_norms_statistics_after_training_are_plain_averages(tmp_path: Path) -> None:
+def test_batch_norms_statistics_after_training_are_plain_averages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the first norm's input, over two steps of the fourth epoch in micro-batches of 4."""
+    monkeypatch.setattr(evaluate_module, "_MAX_TABLE_NUMBERS", 6 * 5)  # five columns of 32 or more at a time
     trainer, _ = small.trained(tmp_path, small.recipe("fp64", train={"bn_statistics_steps": 2}))
     net = trainer.state.net.state_dict()
     memory = small.Memory(small.NUM_TRAIN, 4, seed=1)
