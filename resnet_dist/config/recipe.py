@@ -406,7 +406,7 @@ class TrainConfig(Section):
     no weight but counts as a step. tf32: fp32 whose products GPUs may round to 10 bits. fp64: everything in double
     precision, for tests of equality."""
     reduction: Literal["fast", "exact"] = "fast"
-    """fast: DDP's bucketed all-reduce; equal across worker counts up to float rounding. exact: micro-batches' gradients
+    """fast: an all-reduce in buckets; equal across worker counts up to float rounding. exact: micro-batches' gradients
     summed in one fixed order, deterministic kernels: the same bits for any worker count on one kind of hardware."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
     """Format of the gradients that workers exchange; needs `reduction: fast`. bf16 (more range), fp16 (more digits):

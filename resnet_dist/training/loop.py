@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from functools import partial
@@ -128,6 +129,7 @@ class Trainer:
 
         # Data
         self.train, self.val = train, val
+        self._launches: list[range] = []
         self._steps: Generator[list[Batch], None, None] | None = None
         """The rest of the epoch's steps, while an epoch is open."""
 
@@ -221,6 +223,9 @@ class Trainer:
         """This worker's batches, step by step, from `first_step` of `epoch` to the epoch's end."""
         image_px = train_size(self.recipe.data, epoch, self.recipe.train.total_epochs)
         launches = self.train_step.prepare(image_px, self.ctx.heartbeat)
+        if self._launches != launches:
+            self._launches = launches
+            self.tracker.tags({"micro_batches_by_launch": "+".join(str(len(launch)) for launch in launches)})
         num_layers = len(self.train_step.noise)
         return steps_from(
             self.train, self.recipe, self.ctx, epoch, first_step, launches=launches, num_layers=num_layers

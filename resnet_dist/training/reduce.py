@@ -371,7 +371,8 @@ class PowerSgdReduction:
     Q [inputs x kernel, rank]: one step of power iteration from the Q of the previous step. The error of that
     approximation is added to the next step's gradient.
 
-    torch's own hook keeps its memory by DDP bucket, loses it with the process, and does nothing with one worker.
+    torch's own hook for DistributedDataParallel keeps its memory by bucket, loses it with the process, and does nothing
+    with one worker.
     """
 
     def __init__(self, model: nn.Module, rank: int, world_size: int, num_micro_batches: int) -> None:
