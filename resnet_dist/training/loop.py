@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from functools import partial
