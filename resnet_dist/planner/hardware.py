@@ -92,7 +92,7 @@ class Gpu:
     source: str = ""
 
 
-GPUS = {
+GPUS = {  # v100 and p100 for published figures: the locked PyTorch has no code for them (sm_75 and newer)
     "v100": Gpu(
         32, 900, 125, 15.7, 1200, 367, 130, source="NVIDIA DeepLearningExamples, ConvNets, ResNet-50, DGX-1 16 GB"
     ),

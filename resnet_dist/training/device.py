@@ -18,6 +18,7 @@ _PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 # format). A more specific name comes first: "NVIDIA H100 PCIe" before "NVIDIA H100 80GB HBM3". Data sheets that list
 # figures with sparsity are halved; GeForce with FP32 accumulation, which is half of the FP16 figure on the box.
 PEAKS: tuple[tuple[str, float, float | None, float, float | None], ...] = (
+    # V100 (sm_70) needs a PyTorch built for it: the wheel of requirements.lock begins with sm_75.
     ("v100 pcie", 14.0, None, 112, None),  # NVIDIA V100 datasheet, 2020
     ("v100", 15.7, None, 125, None),  # NVIDIA V100 datasheet, 2020 (SXM2)
     ("t4", 8.1, None, 65, None),  # NVIDIA T4 datasheet, 2019

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from resnet_dist.gpus.device import MIN_DRIVERS
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "cluster/Dockerfile"
 
@@ -29,3 +31,19 @@ def test_it_copies_what_is_there_and_may_be_seen() -> None:
 
 def test_it_ends_as_a_user_without_rights() -> None:
     assert re.findall(r"^USER (\S+)$", DOCKERFILE.read_text(), re.MULTILINE) == ["10001"]
+
+
+def test_drivers_that_are_named_fit_the_locks_cuda() -> None:
+    cuda = re.search(r"^nvidia-cudnn-cu(\d+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert cuda is not None
+    floor = MIN_DRIVERS[int(cuda[1])]
+    files = [path for path in (ROOT / "cluster").rglob("*") if path.suffix in (".md", ".yaml") or path == DOCKERFILE]
+    texts = {path: path.read_text() for path in [*files, ROOT / "docs/3_bring_up_a_cluster.md"]}
+    named = {path: {int(branch) for branch in re.findall(r"\bR(\d{3})\b", text)} for path, text in texts.items()}
+    assert set().union(*named.values()) == {floor}
+    images = [line for text in texts.values() for line in re.findall(r"images/family/(\S+)", text)]
+    assert images
+    for image in images:
+        driver = re.search(r"nvidia-(\d{3})$", image)
+        assert driver is not None, image
+        assert int(driver[1]) >= floor
