@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-TIME_S = 45.0
+TIME_S = 30.0
 """A check with several parts begins none later than this; its process has a minute."""
 
 

@@ -51,7 +51,9 @@ CHECKS = (
     Check("3", "copies", "data", on_cpu=False),
     Check("4", "host-syncs", "steps", on_cpu=False),
     Check("5", "layout", "steps"),
-    Check("6", "numbers", "steps"),
+    Check("6a", "numbers", "steps"),
+    Check("6b", "merged", "steps"),
+    Check("6c", "graphs", "steps", on_cpu=False),
     Check("7", "exact", "steps"),
     Check("8", "resume", "steps"),
     Check("9", "reduction", "workers"),
@@ -67,8 +69,6 @@ CHECKS = (
     Check("16", "full-loop", "runs"),
     Check("17", "snapshot", "machine"),
     Check("18", "other-paths", "runs"),
-    Check("19", "merged", "steps"),
-    Check("20", "graphs", "steps", on_cpu=False),
 )
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.machine import synchronize
@@ -44,6 +43,8 @@ _MOST_COMPILED = 1e-3
 
 def compile(device: torch.device, small: bool) -> Result:
     """Graphs and seconds of a compiled step, and its losses against the uncompiled step's."""
+    from torch._dynamo.utils import counters  # takes seconds, and no other check needs it
+
     settings = Settings("resnet8" if small else "resnet18", 8 if small else 224, 2 if small else 64, 1, 4, 1, 2)
     with (
         TemporaryDirectory(ignore_cleanup_errors=True) as cache,
@@ -51,6 +52,8 @@ def compile(device: torch.device, small: bool) -> Result:
         compiler(small),
     ):
         plain, _, _ = first_steps(settings, device, compiled=False)
+        torch._dynamo.reset()
+        counters.clear()
         losses, first_s, kernels = first_steps(settings, device, compiled=True)
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     difference = max(abs(a - b) / abs(b) for a, b in zip(losses, plain, strict=True))
@@ -70,8 +73,6 @@ def first_steps(
 ) -> tuple[list[float], float, dict[str, int] | None]:
     """The losses, the seconds of the first step, and the kernels that change the layout in one more."""
     points = Points()
-    torch._dynamo.reset()
-    counters.clear()
     config = recipe(settings, train={"compile": compiled})
     with in_memory_run(config, settings, device, tracker=points, log_every_steps=1) as trainer:
         first_s = next(iter(seconds_of(partial(advance, trainer, 1), device, 1)))

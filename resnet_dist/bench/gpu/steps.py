@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,11 +16,19 @@ from torch import Tensor, nn
 from resnet_dist.bench.gpu.machine import synchronize
 from resnet_dist.bench.gpu.profiled import layout_kernels
 from resnet_dist.bench.gpu.result import Clock, Result, Skipped
-from resnet_dist.bench.gpu.synthetic import Points, first_difference, in_memory_run
+from resnet_dist.bench.gpu.synthetic import (
+    Points,
+    beton_job,
+    beton_recipe,
+    first_difference,
+    in_memory_run,
+    local_context,
+    write_synthetic_beton,
+)
 from resnet_dist.bench.step import Settings, advance, bare_loop, our_loop, random_batches, recipe
 from resnet_dist.config.recipe import Recipe
 from resnet_dist.errors import Fault, UserError
-from resnet_dist.training.loop import Trainer
+from resnet_dist.training.loop import Trainer, run_worker
 from resnet_dist.training.model import set_backends
 
 _CPU = torch.device("cpu")
@@ -116,13 +125,11 @@ def numbers(device: torch.device, small: bool) -> Result:
     ours = {f"net.{name}": value for name, value in updates(exact, settings, device).items()}
     off = difference(ours, theirs)
     settings = settings._replace(model="resnet8" if small else "resnet18", steps=20)
-    losses = {}
-    for precision, where in (("fp64", _CPU), ("fp32", device)):
-        config, points = recipe(settings, train={"precision": precision}), Points()
-        with in_memory_run(config, settings, where, tracker=points, log_every_steps=1) as trainer:
-            advance(trainer, settings.steps + 1)
-        losses[precision] = points.of("train/loss")[: settings.steps]
-    drift = max(abs(a - b) / b for a, b in zip(losses["fp32"], losses["fp64"], strict=True))
+    losses = {
+        precision: losses_of(recipe(settings, train={"precision": precision}), settings, where)[0]
+        for precision, where in (("fp64", _CPU), ("fp32", device))
+    }
+    drift = relative(losses["fp32"], losses["fp64"])
     measured = {"fp64": off, "fp32": drift, "losses": losses}
     line = (
         f"fp64 update of {exact.model.name} against a bare loop on the CPU: {off:.1e} (limit {_MOST_FP64:.0e}); "
@@ -288,39 +295,68 @@ def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> floa
 
 
 def graphs(device: torch.device, small: bool) -> Result:
-    """Losses with CUDA graphs against without; and with a net that cannot be captured, which must be left aside."""
+    """Losses with CUDA graphs against without, also with images that grow, and with a net that cannot be captured."""
     if device.type == "cpu":
         raise Skipped("a CPU has no graphs")
     model, side = ("resnet20", 32) if small else ("resnet50", 96)
     settings = Settings(model, side, 8, 1, steps=20, rounds=1, micro_batches=2)
     config = recipe(settings, train={"precision": "fp32"}, data={"mixing": {"mixup_alpha": 0.2}})
+    drift, notes = {}, {}
+    eager, _ = losses_of(config, settings, device, **EAGER)
+    for way, captures in {"graph": True, "fallback": False}.items():
+        losses, notes[way] = losses_of(config, settings, device, captures=captures)
+        drift[way] = relative(losses, eager)
+    grown, notes["growing"] = growing_losses(device, small, cuda_graphs=True)
+    drift["growing"] = relative(grown, growing_losses(device, small, cuda_graphs=False)[0])
+    captured = not any("left aside" in note for way in ("graph", "growing") for note in notes[way])
+    fell_back = any("left aside" in note for note in notes["fallback"])
+    line = (
+        f"losses with graphs within {drift['graph']:.1e} of those without, with growing images {drift['growing']:.1e}; "
+        f"graphs of a net that cannot be captured {'are left aside' if fell_back else 'ARE NOT LEFT ASIDE'}, "
+        f"{drift['fallback']:.1e} (limit {_MOST_FP32:.0e})"
+    )
+    if not captured:
+        line = f"no graph was captured: {next(iter(notes['graph'] + notes['growing']))}; {line}"
+    passed = captured and fell_back and max(drift.values()) <= _MOST_FP32
+    return Result({"drift": drift, "notes": notes}, passed, line)
+
+
+def losses_of(
+    config: Recipe, settings: Settings, device: torch.device, *, captures: bool = True, **options: Any
+) -> tuple[list[float], list[str]]:
+    """The losses of `settings.steps` steps, and what the user was told."""
 
     def wait(module: nn.Module, inputs: Any, output: Tensor) -> None:
         output[0, 0].item()  # waits for the device, which no capture allows
 
-    losses: dict[str, list[float]] = {}
-    notes: dict[str, list[str]] = {}
-    for way in ("eager", "graph", "fallback"):
-        points, notes[way] = Points(), []
-        options = EAGER if way == "eager" else {}
-        with in_memory_run(
-            config, settings, device, tracker=points, log_every_steps=1, on_line=notes[way].append, **options
-        ) as trainer:
-            if way == "fallback":
-                trainer.classifier.net.register_forward_hook(wait)
-            advance(trainer, settings.steps + 1)
-        losses[way] = points.of("train/loss")
-    drift = {
-        way: max(abs(a - b) / b for a, b in zip(losses[way], losses["eager"], strict=True))
-        for way in ("graph", "fallback")
-    }
-    captured = not any("left aside" in note for note in notes["graph"])
-    fell_back = any("left aside" in note for note in notes["fallback"])
-    line = (
-        f"20 losses with graphs within {drift['graph']:.1e} of those without (limit {_MOST_FP32:.0e}); a net that "
-        f"cannot be captured: {'left aside' if fell_back else 'NOT NOTICED'}, losses within {drift['fallback']:.1e}"
-    )
-    if not captured:
-        line = f"no graph was captured: {notes['graph']}; {line}"
-    passed = captured and fell_back and max(drift.values()) <= _MOST_FP32
-    return Result({"losses": losses, "drift": drift, "notes": notes}, passed, line)
+    points: Points = Points()
+    notes: list[str] = []
+    with in_memory_run(
+        config, settings, device, tracker=points, log_every_steps=1, on_line=notes.append, **options
+    ) as trainer:
+        if not captures:
+            trainer.classifier.net.register_forward_hook(wait)
+        advance(trainer, settings.steps + 1)
+    return points.of("train/loss"), notes
+
+
+def growing_losses(device: torch.device, small: bool, **job: Any) -> tuple[list[float], list[str]]:
+    """The losses of two epochs on a beton with images of another size in each, and what the user was told."""
+    size, batch_size, steps = (32, 4, 3) if small else (96, 16, 8)
+    progressive = {"progressive_size": {"start_size": size // 2, "ramp": [0.0, 0.5], "multiple": 16}}
+    config = beton_recipe("resnet18", size, batch_size, micro_batches=2, data=progressive)
+    points: Points = Points()
+    notes: list[str] = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_synthetic_beton(folder / "train.beton", 2 * steps * batch_size, size * 3 // 2)
+        write_synthetic_beton(folder / "val.beton", batch_size, size * 3 // 2)
+        planned = beton_job(config, folder, steps_per_epoch=steps, log_every_steps=1, threads=2)
+        ctx = replace(local_context(folder, device), on_line=notes.append)
+        run_worker(replace(planned, **job), ctx, points)
+    return points.of("train/loss"), notes
+
+
+def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest difference, relative to `theirs`."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
