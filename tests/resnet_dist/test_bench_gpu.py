@@ -16,7 +16,6 @@ import torch
 
 from resnet_dist.bench.gpu import runner
 from resnet_dist.bench.gpu.__main__ import main
-from resnet_dist.bench.gpu.machine import driver_too_old, has_kernels_for
 from resnet_dist.bench.gpu.profiled import hidden_share, merged
 from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.gpu.runner import CHECKS, Check, Outcome, run_all, run_apart, run_here
@@ -187,31 +186,6 @@ def test_a_stopped_bench_prints_what_it_has(tmp_path: Path) -> None:
     assert " environment " in lines[1]
     assert "Stopped before the end: 0 passed, 0 failed, 1 measured without a threshold, 0 skipped" in rest
     assert len(json.loads((tmp_path / "cpu.json").read_text())["checks"]) == 1
-
-
-# Decisions
-
-
-@pytest.mark.parametrize(
-    ("capability", "built_for", "runs"),
-    [
-        ((9, 0), ["sm_80", "sm_90"], True),
-        ((8, 6), ["sm_80"], True),  # binaries run on later minor versions
-        ((7, 0), ["sm_75", "sm_80"], False),
-        ((9, 0), ["sm_80"], False),
-        ((12, 1), ["sm_90", "compute_120"], True),  # PTX is compiled for what is newer
-        ((9, 1), ["sm_90a"], False),  # for 9.0 alone
-    ],
-)
-def test_a_gpu_runs_what_was_built_for_it(capability: tuple[int, int], built_for: list[str], runs: bool) -> None:
-    assert has_kernels_for(capability, built_for) == runs
-
-
-def test_a_driver_that_is_too_old_is_named_with_the_one_needed() -> None:
-    assert driver_too_old("580.65.06", "13.0") is None
-    assert driver_too_old("550.90.07", "13.0") == (
-        "the driver 550.90.07 is too old for PyTorch with CUDA 13.0, which needs 580 or newer"
-    )
 
 
 def test_the_hidden_part_of_copies() -> None:

@@ -17,17 +17,17 @@ from data_prep.native import open_decode_library
 from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.step import Settings, recipe
 from resnet_dist.errors import UserError
+from resnet_dist.gpus.device import architecture_problem, driver_problem, gpu_problem, this_build
+from resnet_dist.gpus.nvml import read_gpus
 from resnet_dist.training.device import peak_flops
 from resnet_dist.training.model import build_classifier, build_optimizer
 from resnet_dist.training.state import TrainState
 
-_OLDEST_DRIVER = {13: 580, 12: 525, 11: 450}
-"""Major version of the driver that CUDA's major version needs (CUDA release notes, minor version compatibility)."""
 _MOST_SNAPSHOT_S, _MOST_POLL_S = 0.5, 0.020
 
 
 def driver_version() -> str | None:
-    """As `nvidia-smi` has it, from NVML; None if there is no driver."""
+    """As `nvidia-smi` has it; None if there is no driver. Needs no nvidia-ml-py."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -40,40 +40,10 @@ def driver_version() -> str | None:
 
 def why_no_gpu() -> str:
     """Why `torch.cuda.is_available()` says no."""
-    if torch.version.cuda is None:
-        return f"this PyTorch ({torch.__version__}) is built without CUDA"
-    driver = driver_version()
+    driver = None if read_gpus().driver else driver_version()
     if driver is None:
-        return "there is no NVIDIA driver that answers (libnvidia-ml.so.1)"
-    if reason := driver_too_old(driver, torch.version.cuda):
-        return reason
-    return f"PyTorch finds no GPU under the driver {driver}: CUDA_VISIBLE_DEVICES may hide it"
-
-
-def driver_too_old(driver: str, cuda: str) -> str | None:
-    """None if the driver is new enough for a PyTorch that was built for this version of CUDA."""
-    needed = _OLDEST_DRIVER.get(int(cuda.split(".")[0]), 580)
-    if int(driver.split(".")[0]) >= needed:
-        return None
-    return f"the driver {driver} is too old for PyTorch with CUDA {cuda}, which needs {needed} or newer"
-
-
-def has_kernels_for(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a PyTorch built for these architectures (`sm_90`, `compute_90`, ...) runs on this GPU: binaries run on
-    the same major version and at least that minor one, PTX (`compute_`) on everything newer."""
-    for name in built_for:
-        kind, _, digits = name.partition("_")
-        number = digits.rstrip("af")  # sm_90a: for that architecture alone
-        version = int(number[:-1]), int(number[-1])
-        if kind == "compute" and capability >= version:
-            return True
-        if (
-            kind == "sm"
-            and (capability == version if number != digits else capability[0] == version[0])
-            and (capability >= version)
-        ):
-            return True
-    return False
+        return gpu_problem()
+    return driver_problem(driver, this_build()) or f"PyTorch finds no GPU under the driver {driver}: is it hidden?"
 
 
 def environment(device: torch.device, small: bool) -> Result:
@@ -93,28 +63,34 @@ def environment(device: torch.device, small: bool) -> Result:
         line += f", without {', '.join(missing)}"
     if device.type == "cpu":
         return Result(measured, None, line)
-    properties, driver, cuda = torch.cuda.get_device_properties(device), driver_version(), torch.version.cuda
-    capability, built_for = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    properties, driver, build = torch.cuda.get_device_properties(device), driver_version(), this_build()
+    capability = torch.cuda.get_device_capability(device)
     peak = peak_flops(properties.name, "bf16")
     measured |= {
         "device": properties.name,
         "memory_gb": properties.total_memory / 1e9,
         "multiprocessors": properties.multi_processor_count,
         "capability": list(capability),
-        "built_for": built_for,
+        "built_for": build.architectures,
         "driver": driver,
         "cudnn": torch.backends.cudnn.version(),
         "nccl": list(torch.cuda.nccl.version()) if torch.distributed.is_nccl_available() else None,
         "peak_bf16_flops": peak,
     }
-    old = "NVML tells no driver version" if driver is None else driver_too_old(driver, str(cuda))
-    arch = has_kernels_for(capability, built_for)
-    line = (
-        f"driver {driver} for CUDA {cuda}, sm_{capability[0]}{capability[1]} "
-        f"{'in' if arch else 'NOT IN'} {' '.join(built_for)}, cuDNN {measured['cudnn']}, "
-        f"peak {'unknown' if peak is None else f'{peak / 1e12:.0f} TFLOP/s bf16'}, {line}"
+    problems = [
+        driver_problem(driver, build) if driver else "",
+        architecture_problem(properties.name, capability, build),
+    ]
+    line = "; ".join(
+        [
+            *filter(None, problems),
+            f"driver {driver or 'not known'}, CUDA {build.cuda} for {' '.join(build.architectures)}, "
+            f"sm_{capability[0]}{capability[1]}, cuDNN {measured['cudnn']}",
+            f"peak {'not known' if peak is None else f'{peak / 1e12:.0f} TFLOP/s'} in bf16",
+            line,
+        ]
     )
-    return Result(measured, arch and (driver is None or old is None), f"{old}; {line}" if old else line)
+    return Result(measured, not any(problems), line)
 
 
 def _kernel_problem() -> str | None:

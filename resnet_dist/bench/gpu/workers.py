@@ -14,19 +14,20 @@ import torch.distributed as dist
 from resnet_dist.bench.gpu.result import Result, Skipped
 from resnet_dist.bench.gpu.steps import difference, updates
 from resnet_dist.bench.step import Settings, recipe
+from resnet_dist.gpus.device import collective_backend
 
 _MOST_DIFFERENCE = 1e-10
 
 
 @contextmanager
 def group_of_one(device: torch.device) -> Iterator[None]:
-    """The process group of a worker, as `launch.ray_group` asks for it."""
+    """The process group of a worker, with the backends of a run."""
     if device.type == "cuda":
         if not dist.is_nccl_available():
             raise Skipped("this PyTorch has no NCCL")
         torch.cuda.set_device(device)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # or it looks up the machine's name, which may not be known
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = collective_backend(1 if device.type == "cuda" else 0)
     with TemporaryDirectory() as folder:
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
