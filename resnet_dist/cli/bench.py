@@ -247,7 +247,7 @@ def bench_step(
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Images in a micro-batch.")] = 64,
     micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of each worker per step.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes, of one thread each.")] = 2,
-    steps: Annotated[int, typer.Option(min=10, help="Steps in a block.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in a block.")] = 20,
     rounds: Annotated[int, typer.Option(min=4, help="Blocks of each loop, in turns.")] = 20,
 ) -> None:
     """Compare our training step with a bare PyTorch DDP loop on CPUs, and measure what `train.reduction: exact` costs.

@@ -129,6 +129,12 @@ class Launches:
     def is_rehearsed(self, batch: Batch) -> bool:
         return batch.images.shape in self._rehearsed
 
+    def forget(self) -> None:
+        """Frees the graphs, before images get another size."""
+        if self._captures is not None and self._rehearsed:
+            torch.cuda.synchronize()
+        self._rehearsed.clear()
+
     def rehearse(self, batch: Batch) -> None:
         """Runs a launch of this shape, whose results are thrown away: what is compiled, tuned or captured for it is
         ready afterwards. No collective is called, so no other worker waits meanwhile.
@@ -150,10 +156,12 @@ class Launches:
         self._statistics.keep()
         self._reduction.start_launch(is_last=False)
         run = partial(self._forward_backward, batch)
-        warm_up(run, batch.images.device)
-        self._rehearsed[batch.images.shape] = self._captured(batch, run) if self._captures else None
-        self._reduction.clear()
-        self._statistics.restore()
+        try:
+            warm_up(run, batch.images.device)
+            self._rehearsed[batch.images.shape] = self._captured(batch, run) if self._captures else None
+        finally:
+            self._reduction.clear()
+            self._statistics.restore()
 
     def _captured(self, batch: Batch, run: Callable[[], Tensor]) -> tuple[Batch, Graph] | None:
         assert self._captures is not None
@@ -193,15 +201,22 @@ class Launches:
         most = merged_on_gpu(micro_batch_size, num_micro_batches, launch_bytes=launch_bytes, free_bytes=free_bytes)
         if most == 1 or compiled:
             return most
-        speeds = {k: k * micro_batch_size / self._launch_s(batch_of(k)) for k in (1, most)}
+        speeds = {1: micro_batch_size / self._launch_s(single)}
+        while most > 1 and len(speeds) == 1:
+            merged = batch_of(most)
+            try:
+                self._rehearse(merged)
+                speeds[most] = most * micro_batch_size / self._launch_s(merged)
+            except torch.OutOfMemoryError:  # the estimate was too high: a merged launch may use other kernels
+                most //= 2
         best = max(speeds, key=lambda k: speeds[k])
         measured = ", ".join(f"{k}: {speed:,.0f} images/s" for k, speed in speeds.items())
-        self._log(f"{best} of a worker's {num_micro_batches} micro-batches are merged into one launch ({measured})")
+        self._log(f"micro-batches in a launch: {best} of a worker's {num_micro_batches} ({measured})")
+        self.forget()
         return best
 
     def _launch_s(self, batch: Batch) -> float:
-        """Seconds that a launch takes. Changes nothing else."""
-        self.rehearse(batch)
+        """Seconds that a rehearsed launch takes. Changes nothing else."""
         self._statistics.keep()
         torch.cuda.synchronize()
         began_s = time.perf_counter()

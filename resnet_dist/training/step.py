@@ -59,6 +59,7 @@ class TrainStep:
         self.statistics = BatchNormStatistics(classifier)
         # The exact reduction needs the gradients of the micro-batches one by one.
         self.most_merged = 1 if recipe.train.reduction == "exact" else micro_batches_per_launch
+        self._prepared_px = 0
         uses_graphs = cuda_graphs and device.type == "cuda" and isinstance(reduction, FastReduction)
         self.launches = Launches(self.forward_backward, reduction, self.statistics, uses_graphs=uses_graphs, log=log)
 
@@ -144,6 +145,9 @@ class TrainStep:
         ranks = range(self.world_size) if train.compile else [self.rank]
         shares = [micro_batch_share(train.num_micro_batches, rank, self.world_size) for rank in ranks]
         if train.compile or self.device.type == "cuda":
+            if image_px != self._prepared_px:
+                self.launches.forget()
+                self._prepared_px = image_px
             for k in sorted({len(launch) for each in shares for launch in cut(each, self.most_merged)}):
                 batch = self.rehearsal_batch(k, image_px)
                 if not self.launches.is_rehearsed(batch):

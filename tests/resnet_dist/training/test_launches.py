@@ -170,3 +170,29 @@ def test_a_launch_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
     launches = Launches(too_large, step.reduction, step.statistics, uses_graphs=False, log=print)
     with pytest.raises(Exception, match=r"8 images of 8 px .* set micro_batches_per_launch below 2, or recompute_act"):
         launches.rehearse(step.rehearsal_batch(2, small.SIZE))
+
+
+@pytest.mark.parametrize(("fits", "expected"), [(6, 6), (3, 3), (1, 1)])
+def test_on_a_gpu_the_merge_that_is_faster_and_fits_is_taken(
+    fits: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that makes launches equally long, and an estimate of the memory that is too high."""
+    step, lines = small.trainer_of(tmp_path, small.recipe()).train_step, list[str]()
+    for name, value in {"memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 10}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 1000))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seconds = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
+
+    def forward_backward(batch: Batch) -> Tensor:
+        if len(batch.micro_batches) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step.forward_backward(batch)
+
+    launches = Launches(forward_backward, step.reduction, step.statistics, uses_graphs=False, log=lines.append)
+    before = small.digest(step.state.state_dict())
+    assert launches.best_merge(lambda k: step.rehearsal_batch(k, small.SIZE), 6, compiled=False) == expected
+    assert lines[0].startswith(f"micro-batches in a launch: {expected} of a worker's 6 (1: 20 images/s")
+    assert small.digest(step.state.state_dict()) == before
